@@ -1,0 +1,194 @@
+"""The program's settings: frozen dataclasses, one slice per component, checked when made.
+
+`cli.py` makes a `Config` and `mount.py` hands each component its slice. Nothing below
+reads an option or an environment variable of ours anywhere else.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from mountpoint.errors import MountError
+
+MIB = 1 << 20
+
+#: General purpose buckets: 3 to 63 of these characters.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+#: Upper case and "_" are for old buckets in us-east-1 and for other stores.
+BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
+#: us-east-1, us-gov-west-1, cn-north-1, us-iso-east-1, ap-southeast-7, eusc-de-east-1
+REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketConfig:
+    """Which bucket, where, and how to address it.
+
+    `name` is a bucket name, an access point alias or an ARN. `prefix` is "" or ends in "/".
+    `region` is None when it has to be found.
+    """
+
+    name: str
+    prefix: bytes = b""
+    region: str | None = None
+    endpoint_url: str | None = None
+    force_path_style: bool = False
+    dual_stack: bool = False
+    transfer_acceleration: bool = False
+    requester_pays: bool = False
+
+    def __post_init__(self) -> None:
+        if not (BUCKET_NAME.fullmatch(self.name) or ARN.fullmatch(self.name)):
+            raise MountError(
+                f"'{self.name}' is not a bucket name, access point alias or ARN",
+                "a bucket name has 3 to 63 lower-case letters, digits, '.' and '-'",
+            )
+        if self.prefix and (not self.prefix.endswith(b"/") or self.prefix.startswith(b"/")):
+            shown = self.prefix.decode("utf-8", "replace")
+            fixed = shown.strip("/") + "/"
+            raise MountError(
+                f"prefix '{shown}' must end, and must not begin, with '/'",
+                f"use --prefix {fixed}" if fixed != "/" else "leave --prefix out",
+            )
+        if self.region is not None and not REGION.fullmatch(self.region):
+            # Other stores have regions of any name ("garage", "auto").
+            if self.endpoint_url is None or not re.fullmatch(r"[\w.-]{1,64}", self.region):
+                raise MountError(f"'{self.region}' is not a region name", "for example: --region us-east-1")
+        if self.endpoint_url is not None and not re.fullmatch(
+            r"https?://[^\s/?#@]+/?", self.endpoint_url
+        ):
+            raise MountError(
+                f"'{self.endpoint_url}' is not an endpoint URL",
+                "for example: --endpoint-url https://s3.example.com",
+            )
+        if self.transfer_acceleration and self.force_path_style:
+            raise MountError(
+                "--transfer-acceleration and --force-path-style exclude each other",
+                "acceleration works with virtual-host addresses only: leave one of them out",
+            )
+        if self.transfer_acceleration and self.endpoint_url:
+            raise MountError(
+                "--transfer-acceleration and --endpoint-url exclude each other",
+                "acceleration has an endpoint of its own: leave one of them out",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsConfig:
+    """Who signs the requests; nobody with `no_sign_request`."""
+
+    profile: str | None = None
+    no_sign_request: bool = False
+
+    def __post_init__(self) -> None:
+        if self.profile is not None and self.no_sign_request:
+            raise MountError(
+                "--profile and --no-sign-request exclude each other",
+                "unsigned requests need no credentials: leave one of them out",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """How to talk to S3.
+
+    `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
+    request; `total_timeout_s` bounds a request with all its retries.
+    """
+
+    throughput_gbps: float = 10.0
+    part_size_bytes: int = 8 * MIB
+    ca_bundle: str | None = None
+    connect_timeout_ms: int = 5_000
+    try_timeout_s: float = 10.0
+    total_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
+            raise MountError(
+                f"the CA bundle '{self.ca_bundle}' is not a file",
+                "--ca-bundle and AWS_CA_BUNDLE take a file of PEM certificates",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig:
+    """How objects are read.
+
+    `part_size_bytes` is the largest single GET, `memory_bytes` the budget of all buffers,
+    `stall_s` how long a GET may be silent before it is issued again (`reading.stream` adds
+    time for its size), `timeout_s` how long a read may take with all retries.
+    """
+
+    part_size_bytes: int = 8 * MIB
+    memory_bytes: int = 256 * MIB
+    stall_s: float = 5.0
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystemConfig:
+    """What files and directories look like. `ttl_s` bounds how old an attribute may be."""
+
+    uid: int
+    gid: int
+    dir_mode: int = 0o755
+    file_mode: int = 0o644
+    ttl_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """How the kernel mounts it."""
+
+    directory: str
+    read_only: bool = False
+    auto_unmount: bool = False
+    allow_root: bool = False
+    allow_other: bool = False
+    max_threads: int = 16
+
+    def __post_init__(self) -> None:
+        if self.allow_root and self.allow_other:
+            raise MountError(
+                "--allow-root and --allow-other exclude each other",
+                "--allow-other includes root: leave --allow-root out",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Where log lines go and which ones.
+
+    `filter` is the text of MOUNTPOINT_LOG, or None. `directory` None means syslog, or
+    stderr in the foreground.
+    """
+
+    directory: str | None = None
+    foreground: bool = False
+    debug: bool = False
+    debug_crt: bool = False
+    no_log: bool = False
+    filter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.no_log and (self.directory or self.debug or self.debug_crt):
+            raise MountError(
+                "--no-log excludes --log-directory, --debug and --debug-crt",
+                "leave --no-log out to get a log",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything."""
+
+    bucket: BucketConfig
+    mount: MountConfig
+    filesystem: FileSystemConfig
+    credentials: CredentialsConfig = field(default_factory=CredentialsConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    foreground: bool = False

@@ -1,0 +1,200 @@
+"""All domain errors, and the one table from error to errno and log level.
+
+Two families:
+
+* `MountError`: mounting cannot go on. It carries what happened, why, and what to do; the
+  command line prints it and exits with 1.
+* `OperationError`: one file system operation cannot be done. Semantics raise it anywhere
+  below `operations.py`; the single wrapper there looks it up in `OUTCOMES`, logs one line
+  and answers the errno. `S3Error` and its kin are the operation errors that S3 causes.
+
+A subclass without a row of its own takes its nearest ancestor's.
+"""
+
+import errno
+import logging
+from typing import NamedTuple
+
+
+class MountError(Exception):
+    """Mounting cannot go on.
+
+    `what` says what is wrong and why, in one line; `hint` says what to do.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.hint}" if self.hint else self.what
+
+
+class OperationError(Exception):
+    """One file system operation cannot be done. `hint` names what would allow it."""
+
+    hint = ""
+
+    def __init__(self, reason: str = "", hint: str = "") -> None:
+        super().__init__(reason)
+        if hint:
+            self.hint = hint
+
+
+class NoSuchEntry(OperationError):
+    """No object and no common prefix has this name."""
+
+
+class NameTooLong(OperationError):
+    """A name longer than 255 bytes, which Linux cannot have."""
+
+
+class NotADirectory(OperationError):
+    """A directory operation on a file."""
+
+
+class IsADirectory(OperationError):
+    """A file operation on a directory."""
+
+
+class ReadOnly(OperationError):
+    """The operation would change the bucket."""
+
+
+class NotSupported(OperationError):
+    """S3 has nothing that corresponds to the operation."""
+
+
+class BadHandle(OperationError):
+    """A file or directory handle that is not open."""
+
+
+class StaleInode(OperationError):
+    """The inode's object version is no longer the newest: the kernel has to look again."""
+
+
+class ObjectArchived(OperationError):
+    """The object is in an archive storage class and has not been restored."""
+
+    hint = "restore it first: aws s3api restore-object"
+
+
+class Interrupted(OperationError):
+    """The mount is going away; nothing waits any longer."""
+
+
+class S3Error(OperationError):
+    """S3 refused a request or did not answer it.
+
+    `code` is S3's own error code ("NoSuchKey"), `status` the HTTP status (0: no answer),
+    `request_id` what AWS support asks for. `retryable` is a property of the class: whether
+    the same request may succeed a moment later.
+    """
+
+    retryable = False
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        code: str = "",
+        status: int = 0,
+        request_id: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(reason, hint)
+        self.code = code
+        self.status = status
+        self.request_id = request_id
+
+
+class NotFound(S3Error):
+    """404: no such key."""
+
+
+class BucketNotFound(S3Error):
+    """404 with the code NoSuchBucket."""
+
+
+class AccessDenied(S3Error):
+    """403: the credentials do not allow the request, or are wrong."""
+
+
+class CredentialsUnavailable(AccessDenied):
+    """There are no credentials to sign with, or they have expired."""
+
+
+class PreconditionFailed(S3Error):
+    """412: the object is no longer the version that If-Match asked for."""
+
+
+class WrongRegion(S3Error):
+    """The bucket is in another region: `region`, or "" where the answer did not say it."""
+
+    def __init__(self, reason: str = "", *, region: str = "", **details: str | int) -> None:
+        super().__init__(reason, **details)  # type: ignore[arg-type]
+        self.region = region
+
+
+class Throttled(S3Error):
+    """503 SlowDown, 429: S3 asks for fewer requests."""
+
+    retryable = True
+
+
+class ServerFault(S3Error):
+    """Any other 5xx."""
+
+    retryable = True
+
+
+class TransportFault(S3Error):
+    """No answer at all: name resolution, connection, TLS, or cut in the middle."""
+
+    retryable = True
+
+
+class Stalled(TransportFault):
+    """One try took longer than its deadline and was cancelled."""
+
+
+class BadAnswer(S3Error):
+    """An answer that makes no sense: wrong length, malformed XML, missing headers."""
+
+    retryable = True
+
+
+class Outcome(NamedTuple):
+    errno: int
+    level: int
+
+
+#: The one table. ENOENT, ESTALE and EROFS are everyday answers to ordinary programs and are
+#: logged at debug and info level; what an operator should see is a warning.
+OUTCOMES: dict[type[Exception], Outcome] = {
+    NoSuchEntry: Outcome(errno.ENOENT, logging.DEBUG),
+    NameTooLong: Outcome(errno.ENAMETOOLONG, logging.DEBUG),
+    NotADirectory: Outcome(errno.ENOTDIR, logging.DEBUG),
+    IsADirectory: Outcome(errno.EISDIR, logging.DEBUG),
+    ReadOnly: Outcome(errno.EROFS, logging.INFO),
+    NotSupported: Outcome(errno.ENOTSUP, logging.DEBUG),
+    BadHandle: Outcome(errno.EBADF, logging.WARNING),
+    StaleInode: Outcome(errno.ESTALE, logging.DEBUG),
+    ObjectArchived: Outcome(errno.EACCES, logging.WARNING),
+    Interrupted: Outcome(errno.EIO, logging.INFO),
+    NotFound: Outcome(errno.ENOENT, logging.WARNING),
+    BucketNotFound: Outcome(errno.ENOENT, logging.WARNING),
+    AccessDenied: Outcome(errno.EACCES, logging.WARNING),
+    PreconditionFailed: Outcome(errno.ESTALE, logging.WARNING),
+    S3Error: Outcome(errno.EIO, logging.WARNING),
+    Exception: Outcome(errno.EIO, logging.ERROR),
+}
+
+
+def outcome(error: Exception) -> Outcome:
+    """Return the errno and log level of `error`: the row of its nearest ancestor."""
+    for ancestor in type(error).__mro__:
+        if ancestor in OUTCOMES:
+            return OUTCOMES[ancestor]
+    raise AssertionError("unreachable: Exception has a row")

@@ -1,0 +1,1 @@
+"""Reading one object: which ranges to fetch, fetching them, handing them out."""
