@@ -1,0 +1,369 @@
+"""Bytes from the client to the kernel: parts, waiting for them, replies without a copy.
+
+The client delivers the body of one ranged GET into one `Part` (from its own threads, with
+the GIL). A `PartMap` keeps a stream's parts in order. A read whose bytes are there gets a
+memoryview of exactly the memory that the client delivered, and llfuse replies from it with
+the GIL released. Only a read that spans parts is put together, in an `Assembly` whose
+memory comes from a small pool and returns there once the reply is out.
+
+The GIL guards everything here but a part's `state` and `described`, which waiters look at
+without it; the part's own mutex guards those.
+
+What this module does not know: which ranges to fetch (`mountpoint.window`), when to give
+up (`mountpoint.reading.stream`), how a request is made (`mountpoint.s3`).
+"""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from mountpoint.errors import BadAnswer, Interrupted, PreconditionFailed
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_destroy(pthread_mutex_t*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
+    int pthread_cond_destroy(pthread_cond_t*)
+    int pthread_cond_broadcast(pthread_cond_t*)
+    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, timespec*)
+    int pthread_condattr_init(pthread_condattr_t*)
+    int pthread_condattr_destroy(pthread_condattr_t*)
+    int pthread_condattr_setclock(pthread_condattr_t*, int)
+
+cdef enum:
+    PENDING = 0
+    READY = 1
+    FAILED = 2
+
+# Longest single wait: nobody may sleep without bound, whatever a caller asks for.
+cdef double MAX_WAIT_S = 3600.0
+
+
+cdef double now_s() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+@cython.final
+cdef class Part:
+    """One ranged GET: the range [start, stop) of an object, arriving.
+
+    It is the `BodySink` of its request. Bytes that do not follow each other, too many, too
+    few, or of another version than `etag` make it fail; a reader never sees them.
+    """
+
+    def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False):
+        cdef pthread_condattr_t attributes
+        if not 0 <= start < stop:
+            raise ValueError(f"not a range: [{start}, {stop})")
+        self.start = start
+        self.stop = stop
+        self.etag = etag
+        self.ahead = ahead
+        self.issued_at_s = now_s()
+        pthread_mutex_init(&self.mutex, NULL)
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(&self.changed, &attributes)
+        pthread_condattr_destroy(&attributes)
+
+    def __dealloc__(self):
+        pthread_cond_destroy(&self.changed)
+        pthread_mutex_destroy(&self.mutex)
+
+    # --- the client's side (BodySink) ---
+
+    def on_headers(self, info):
+        """Take the object's description; another version than asked for ends the part."""
+        if self.state != PENDING:
+            return
+        self.info = info
+        if info.etag != self.etag:
+            self.fail(PreconditionFailed("the object was replaced while it was being read"))
+        else:
+            self._set(PENDING, True)
+
+    def on_body(self, bytes chunk not None, long long offset, **_):
+        """Take the next bytes. What comes after the end is dropped."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(chunk)
+        if self.state != PENDING:
+            return
+        if offset != self.start + self.received or offset + size > self.stop:
+            self.fail(BadAnswer(
+                f"bytes {offset}-{offset + size} where {self.start + self.received}"
+                f"-{self.stop} were expected"
+            ))
+            return
+        self.received += size
+        if self.data is None:
+            self.data = chunk
+        else:
+            if self.chunks is None:
+                self.chunks = [self.data]
+            self.chunks.append(chunk)
+
+    def finish(self, error):
+        """Take the end of the answer. An answer that is too short is an error."""
+        # Client, request, callback and part hold each other: without this every body stays.
+        self.transfer = None
+        self.finished = True
+        if self.state != PENDING:
+            return
+        if error is not None:
+            self.fail(error)
+            return
+        if self.received != self.stop - self.start:
+            self.fail(BadAnswer(
+                f"{self.received} bytes instead of {self.stop - self.start}"
+            ))
+            return
+        if self.chunks is not None:
+            self.data = b"".join(self.chunks)
+            self.chunks = None
+        self._set(READY, True)
+
+    # --- the reader's side ---
+
+    def attach(self, transfer):
+        """Remember the request, to cancel it: it may have ended already."""
+        if self.finished:
+            return
+        self.transfer = transfer
+        if self.state == FAILED:
+            transfer.cancel()
+
+    def fail(self, error):
+        """End the part with `error` unless it has ended, and wake everyone."""
+        if self.state != PENDING:
+            return
+        self.error = error
+        self.data = None
+        self.chunks = None
+        self._set(FAILED, True)
+
+    def cancel(self, error=None):
+        """Stop the request if it is still under way."""
+        transfer = self.transfer
+        self.transfer = None
+        self.fail(error if error is not None else Interrupted("cancelled"))
+        if transfer is not None:
+            transfer.cancel()
+
+    def wait(self, double timeout_s):
+        """Wait until the part has ended; True if it has. Releases the GIL."""
+        return self._wait(False, timeout_s)
+
+    def wait_for_headers(self, double timeout_s):
+        """Wait until the headers are there or the part has ended; True if so."""
+        return self._wait(True, timeout_s)
+
+    @property
+    def ready(self):
+        return self.state == READY
+
+    @property
+    def failed(self):
+        return self.state == FAILED
+
+    def age_s(self):
+        """Seconds since the request was made."""
+        return now_s() - self.issued_at_s
+
+    cdef void _set(self, int state, bint described) noexcept:
+        pthread_mutex_lock(&self.mutex)
+        self.state = state
+        self.described = described
+        pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef bint _wait(self, bint for_headers, double timeout_s) noexcept:
+        cdef timespec until
+        cdef double until_s = now_s() + min(max(timeout_s, 0.0), MAX_WAIT_S)
+        cdef bint done
+        until.tv_sec = <long>until_s
+        until.tv_nsec = <long>((until_s - until.tv_sec) * 1e9)
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+            while True:
+                done = self.described if for_headers else self.state != PENDING
+                # Any error of timedwait ends the wait: a timeout is the only one there is.
+                if done or pthread_cond_timedwait(&self.changed, &self.mutex, &until) != 0:
+                    break
+            done = self.described if for_headers else self.state != PENDING
+            pthread_mutex_unlock(&self.mutex)
+        return done
+
+    cdef object _view(self, long long offset, long long stop):
+        return memoryview(self.data)[offset - self.start:stop - self.start]
+
+
+@cython.final
+cdef class PartMap:
+    """A stream's parts by position. They never overlap."""
+
+    def __cinit__(self):
+        self.parts = []
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __iter__(self):
+        return iter(list(self.parts))
+
+    def ready(self, long long offset, long long stop):
+        """Return a view of [offset, stop) if one part has it all, and a reader knows it.
+
+        None otherwise: also on the first read from a part that was fetched ahead, so that
+        the caller plans once per part and not once per read.
+        """
+        cdef Part part
+        for part in self.parts:
+            if part.start <= offset < part.stop:
+                if part.state == READY and part.touched and stop <= part.stop:
+                    return part._view(offset, stop)
+                return None
+            if part.start > offset:
+                return None
+        return None
+
+    def covering(self, long long start, long long stop):
+        """Return the parts that overlap [start, stop), in order."""
+        cdef Part part
+        return [part for part in self.parts if part.start < stop and start < part.stop]
+
+    def gaps(self, long long start, long long stop):
+        """Return the half-open ranges within [start, stop) that no part covers."""
+        cdef Part part
+        cdef list found = []
+        for part in self.parts:
+            if part.stop <= start:
+                continue
+            if part.start >= stop:
+                break
+            if part.start > start:
+                found.append((start, part.start))
+            start = part.stop
+        if start < stop:
+            found.append((start, stop))
+        return found
+
+    def insert(self, Part part not None):
+        """Add a part. Overlapping another one is a ValueError."""
+        cdef Part other
+        cdef Py_ssize_t index = 0
+        for other in self.parts:
+            if other.start < part.stop and part.start < other.stop:
+                raise ValueError(
+                    f"[{part.start}, {part.stop}) overlaps [{other.start}, {other.stop})"
+                )
+            if other.start < part.start:
+                index += 1
+        self.parts.insert(index, part)
+
+    def remove(self, Part part not None):
+        """Forget this very part; False if it was not there (any longer)."""
+        cdef Py_ssize_t index
+        for index in range(len(self.parts)):
+            if self.parts[index] is part:
+                del self.parts[index]
+                return True
+        return False
+
+    def clear(self):
+        """Forget all parts and return them."""
+        parts = self.parts
+        self.parts = []
+        return parts
+
+
+def touch(Part part not None):
+    """Note that a reader has been at this part; True the first time."""
+    cdef bint first = not part.touched
+    part.touched = True
+    return first
+
+
+def slice_of(list parts not None, long long offset, long long stop):
+    """Return [offset, stop) out of ready parts that cover it: a view, or an `Assembly`."""
+    cdef Part part
+    cdef Assembly assembly
+    cdef long long position = offset
+    cdef long long upto
+    for part in parts:
+        if part.state != READY or not part.start <= position < part.stop:
+            raise ValueError(f"no ready part at {position}")
+        position = min(stop, part.stop)
+        if position == stop:
+            break
+    if position != stop:
+        raise ValueError(f"no ready part at {position}")
+    part = parts[0]
+    if stop <= part.stop:
+        return part._view(offset, stop)
+    assembly = Assembly(stop - offset)
+    position = offset
+    for part in parts:
+        upto = min(stop, part.stop)
+        memcpy(
+            assembly.memory + (position - offset),
+            PyBytes_AS_STRING(part.data) + (position - part.start),
+            upto - position,
+        )
+        position = upto
+        if position == stop:
+            break
+    return assembly
+
+
+# Memory of finished assemblies, for the next ones: at most POOL_SIZE pieces of PIECE bytes,
+# the largest read that the kernel sends. Fresh memory of this size is a page fault per 4 KiB.
+cdef enum:
+    PIECE = 1 << 20
+    POOL_SIZE = 8
+
+cdef void* pool[POOL_SIZE]
+cdef int pooled = 0
+
+
+@cython.final
+cdef class Assembly:
+    """A read-only buffer put together from several parts."""
+
+    def __cinit__(self, Py_ssize_t size):
+        global pooled
+        if size <= 0:
+            raise ValueError("an assembly is not empty")
+        self.size = size
+        if size <= PIECE and pooled > 0:
+            pooled -= 1
+            self.memory = <char*>pool[pooled]
+            self.capacity = PIECE
+            return
+        self.capacity = PIECE if size <= PIECE else size
+        self.memory = <char*>PyMem_RawMalloc(self.capacity)
+        if self.memory == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        global pooled
+        if self.memory == NULL:
+            return
+        if self.capacity == PIECE and pooled < POOL_SIZE:
+            pool[pooled] = self.memory
+            pooled += 1
+        else:
+            PyMem_RawFree(self.memory)
+
+    def __len__(self):
+        return self.size
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.memory, self.size, True, flags)

@@ -1,0 +1,100 @@
+"""Deadlines and retries: how long anyone waits for S3.
+
+Nothing in this program waits for S3 without a bound, and every wait ends when the mount
+goes away. One request is one try (the client's own retries are off, because its stall
+detection takes 30 seconds a try and cannot be set); who waits for the answer drives the
+retries, so there is no timer thread and no retry that nobody wants any more.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from mountpoint.errors import Interrupted, S3Error, Stalled
+
+T = TypeVar("T")
+
+#: The first retry comes at once: mostly it is a pooled connection that the server closed.
+#: Then waits double from FIRST_PAUSE_S, with full jitter as AWS recommends for SlowDown.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+
+
+def pause_s(attempt: int, jitter: float) -> float:
+    """Return the seconds to wait before try number `attempt` (the first is 0). Pure.
+
+    `jitter` is a random number in [0, 1).
+    """
+    if attempt < 2:
+        return 0.0
+    longest = min(FIRST_PAUSE_S * 2.0 ** min(attempt - 2, 10), LONGEST_PAUSE_S)
+    return longest * (0.5 + jitter / 2)
+
+
+class Patience:
+    """How long to wait, in one try and in total; shared by all that wait.
+
+    `stopping` is set when the mount goes away: from then on nobody waits.
+    """
+
+    def __init__(self, *, try_s: float, total_s: float, stopping: threading.Event) -> None:
+        self.try_s = try_s
+        self.total_s = total_s
+        self.stopping = stopping
+
+    def begin(self) -> "Tries":
+        """Start waiting for one thing."""
+        return Tries(self)
+
+    def ask(self, *starts: Callable[[], "Future[T]"]) -> list[T | S3Error]:
+        """Make the requests at the same time, each with its retries; wait for all.
+
+        Return each one's answer, or the error that it ended with and that no retry helps.
+        Raises Interrupted when the mount goes away.
+        """
+        futures = [start() for start in starts]
+        return [self._answer(start, future) for start, future in zip(starts, futures, strict=True)]
+
+    def _answer(self, start: Callable[[], "Future[T]"], future: "Future[T]") -> T | S3Error:
+        tries = self.begin()
+        while True:
+            try:
+                return future.result(timeout=min(self.try_s, max(tries.left_s(), 0.0)))
+            except TimeoutError:
+                future.cancel()
+                error: S3Error = Stalled(f"no answer within {self.try_s:.0f} s")
+            except S3Error as failure:
+                error = failure
+            if not error.retryable or not tries.again():
+                return error
+            future = start()
+
+
+class Tries:
+    """The tries of one request: how many there were, and when to give up."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._attempt = 0
+        self._until_s = time.monotonic() + patience.total_s
+
+    def left_s(self) -> float:
+        """Seconds until the total runs out."""
+        return self._until_s - time.monotonic()
+
+    def again(self) -> bool:
+        """Pause before the next try; False when there is no time for one.
+
+        Raises Interrupted when the mount goes away.
+        """
+        self._attempt += 1
+        wait_s = pause_s(self._attempt, random.random())
+        if wait_s >= self.left_s():
+            return False
+        if self._patience.stopping.wait(wait_s):
+            raise Interrupted("the mount is going away")
+        return True

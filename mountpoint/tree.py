@@ -1,0 +1,127 @@
+"""Keys and names: what is a file, what is a directory, what shadows what. Pure.
+
+A bucket is a flat set of keys. As a tree, `/` splits a key into names; every common prefix
+is a directory. Two rules make it a file system:
+
+* A key that would need a name Linux cannot have is not shown and cannot be reached: an
+  empty segment (`a//b`), `.` and `..`, a NUL, more than 255 bytes. A key that ends in `/`
+  is a directory marker: it makes its directory exist and is nothing itself.
+* A directory shadows a file of the same name (the objects `a` and `a/b`: `a` is a directory).
+
+Names and keys are bytes. A directory's *prefix* is "" for the root of the bucket, else it
+ends in `/`.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mountpoint.s3.client import ListPage, ObjectInfo
+
+#: NAME_MAX, linux/limits.h
+MAX_NAME_BYTES = 255
+
+
+class Entry(NamedTuple):
+    """A child of a directory: a file with its object, or a directory (`info` is None)."""
+
+    name: bytes
+    info: ObjectInfo | None
+
+    @property
+    def is_directory(self) -> bool:
+        return self.info is None
+
+
+def is_name(segment: bytes) -> bool:
+    """Whether Linux can have a file of this name."""
+    return (
+        0 < len(segment) <= MAX_NAME_BYTES
+        and segment not in (b".", b"..")
+        and b"\0" not in segment
+        and b"/" not in segment
+    )
+
+
+def decide(name: bytes, head: ObjectInfo | None, below: ListPage) -> Entry | None:
+    """Return what `name` is, from the object of that key and a listing of `key/`."""
+    if below.objects or below.prefixes:
+        return Entry(name, None)
+    return None if head is None else Entry(name, head)
+
+
+class DirectoryMerge:
+    """Turn the pages of one directory's listing into its entries, each name once.
+
+    Feed the pages in order; each call returns the entries that are now certain, in S3's
+    order. A file is certain once the listing has passed `name/`: the prefix that would
+    shadow it comes later, by as many keys as lie between (`a`, `a-1`, `a-2`, …, `a/`).
+    Until then the file and what follows it are held back.
+
+    Other stores list in other orders. Then a shadowing prefix may come too late to take the
+    file back; no name is ever given out twice.
+    """
+
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
+        self._held: list[Entry] = []
+        self._seen: set[bytes] = set()  # names given out or held
+        self.unnameable = 0  #: keys left out because Linux cannot have their names
+
+    def feed(self, page: ListPage) -> list[Entry]:
+        """Take the next page; return the entries that are certain."""
+        fresh = self._directories(page) + self._files(page)
+        fresh.sort(key=_key)
+        self._held += [entry for _, entry in fresh]
+        cut = len(self._held)
+        if page.next_token is not None:
+            last_keys = [info.key for info in page.objects[-1:]] + page.prefixes[-1:]
+            cut = self._certain(max(last_keys, default=b""))
+        certain, self._held = self._held[:cut], self._held[cut:]
+        return certain
+
+    def _directories(self, page: ListPage) -> list[tuple[bytes, Entry]]:
+        fresh = []
+        for prefix in page.prefixes:
+            name = self._name(prefix, prefix[len(self._prefix) : -1])
+            if name in self._seen:
+                held = len(self._held)
+                self._held = [entry for entry in self._held if entry.name != name]
+                if len(self._held) == held:
+                    continue  # given out already
+            if name:
+                self._seen.add(name)
+                fresh.append((prefix, Entry(name, None)))
+        return fresh
+
+    def _files(self, page: ListPage) -> list[tuple[bytes, Entry]]:
+        fresh = []
+        for info in page.objects:
+            name = self._name(info.key, info.key[len(self._prefix) :])
+            if name and name not in self._seen:
+                self._seen.add(name)
+                fresh.append((info.key, Entry(name, info)))
+        return fresh
+
+    def _name(self, key: bytes, name: bytes) -> bytes:
+        """Return `name`, or b"" if it is none."""
+        if is_name(name):
+            return name
+        self.unnameable += key != self._prefix  # the directory's own marker is no child
+        return b""
+
+    def _certain(self, passed: bytes) -> int:
+        """Return how many of the held entries no later page can shadow."""
+        for index, entry in enumerate(self._held):
+            if entry.info is not None and entry.info.key + b"/" > passed:
+                return index
+        return len(self._held)
+
+
+def _key(item: tuple[bytes, Entry]) -> bytes:
+    return item[0]
+
+
+def entries_of(prefix: bytes, pages: Iterable[ListPage]) -> list[Entry]:
+    """Return all entries of a whole listing."""
+    merge = DirectoryMerge(prefix)
+    return [entry for page in pages for entry in merge.feed(page)]
