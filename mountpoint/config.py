@@ -19,6 +19,19 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
 #: us-east-1, us-gov-west-1, cn-north-1, us-iso-east-1, ap-southeast-7, eusc-de-east-1
 REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
+OTHER_REGION = re.compile(r"[\w.-]{1,64}")
+
+#: (uid_t) -1 means "unchanged" to chown(2), so it is nobody's number.
+MAX_ID = (1 << 32) - 2
+
+
+def check_range(option: str, value: float, low: float, high: float, unit: str = "") -> None:
+    """Raise MountError unless `low <= value <= high` (NaN never is)."""
+    if not low <= value <= high:
+        unit = f" {unit}" if unit else ""
+        raise MountError(
+            f"{option} {value:.15g} is out of range", f"it must be {low:.15g} to {high:.15g}{unit}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +64,12 @@ class BucketConfig:
                 f"prefix '{shown}' must end, and must not begin, with '/'",
                 f"use --prefix {fixed}" if fixed != "/" else "leave --prefix out",
             )
-        if self.region is not None and not REGION.fullmatch(self.region):
-            # Other stores have regions of any name ("garage", "auto").
-            if self.endpoint_url is None or not re.fullmatch(r"[\w.-]{1,64}", self.region):
-                raise MountError(f"'{self.region}' is not a region name", "for example: --region us-east-1")
+        # Other stores have regions of any name ("garage", "auto").
+        region = REGION if self.endpoint_url is None else OTHER_REGION
+        if self.region is not None and not region.fullmatch(self.region):
+            raise MountError(
+                f"'{self.region}' is not a region name", "for example: --region us-east-1"
+            )
         if self.endpoint_url is not None and not re.fullmatch(
             r"https?://[^\s/?#@]+/?", self.endpoint_url
         ):
@@ -105,6 +120,8 @@ class ClientConfig:
     total_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        # The reference starts at 1; a slow line is worth telling about, too.
+        check_range("--maximum-throughput-gbps", self.throughput_gbps, 0.01, 10_000, "Gbps")
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
             raise MountError(
                 f"the CA bundle '{self.ca_bundle}' is not a file",
@@ -137,6 +154,16 @@ class FileSystemConfig:
     file_mode: int = 0o644
     ttl_s: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_range("--uid", self.uid, 0, MAX_ID)
+        check_range("--gid", self.gid, 0, MAX_ID)
+        for option, mode in (("--dir-mode", self.dir_mode), ("--file-mode", self.file_mode)):
+            if not 0 <= mode <= 0o777:
+                raise MountError(
+                    f"{option} {mode:04o} is out of range",
+                    "it must be 0000 to 0777: permissions of user, group and others only",
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
@@ -150,6 +177,7 @@ class MountConfig:
     max_threads: int = 16
 
     def __post_init__(self) -> None:
+        check_range("--max-threads", self.max_threads, 1, 1024)
         if self.allow_root and self.allow_other:
             raise MountError(
                 "--allow-root and --allow-other exclude each other",
