@@ -1,0 +1,312 @@
+"""Pure: what goes over the wire, in both directions. Requests to targets and headers;
+listing pages and headers to dataclasses. Errors are `refusal`'s part.
+
+No I/O, no clock, no retries. Who calls compares continuation tokens, checks that a range
+was answered as asked (`content_range`), and decides whether to try again.
+
+A server is not trusted: numbers, dates and ETags are checked, and one bad entry of a listing
+is left out where the page as a whole makes sense.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
+
+from mountpoint.errors import BadAnswer
+from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.s3.refusal import Headers, error_from_response, printable
+from mountpoint.s3.safexml import read_xml
+
+__all__ = [
+    "Headers",
+    "content_range",
+    "error_from_response",
+    "list_headers",
+    "list_target",
+    "object_info",
+    "object_target",
+    "parse_list",
+    "range_header",
+]
+
+#: A page of 1,000 keys of 1,024 bytes, each byte as "%XX", is 3.3 MB.
+LIST_BODY_MAX_BYTES = 16 << 20
+#: `off_t`.
+SIZE_MAX_BYTES = (1 << 63) - 1
+#: The last whole second whose nanoseconds fit in 63 bits (the year 2262).
+_MTIME_MAX_S = SIZE_MAX_BYTES // 1_000_000_000
+
+
+# --- Requests ---
+
+
+def object_target(base_path: str, key: bytes) -> str:
+    """Return the request path of an object.
+
+    Every byte is percent-encoded but unreserved ones and "/", as signatures want it
+    (https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html, UriEncode).
+    "//", "." and ".." are ordinary parts of a key and stay.
+    """
+    return f"{base_path}/{quote_from_bytes(key, safe='/')}"
+
+
+def list_target(
+    base_path: str,
+    prefix: bytes,
+    *,
+    delimiter: bytes = b"/",
+    token: str | None,
+    max_keys: int,
+) -> str:
+    """Return path and query of a ListObjectsV2 request.
+
+    Without `encoding-type=url` one key with a control character, which XML 1.0 cannot carry,
+    makes the page unreadable.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+    """
+    query = f"list-type=2&encoding-type=url&max-keys={max_keys}"
+    if delimiter:
+        query += f"&delimiter={quote_from_bytes(delimiter, safe='')}"
+    if prefix:
+        query += f"&prefix={quote_from_bytes(prefix, safe='')}"
+    if token is not None:
+        query += f"&continuation-token={quote(token, safe='', errors='surrogatepass')}"
+    return f"{base_path or '/'}?{query}"
+
+
+def list_headers() -> Headers:
+    """Return the headers that make S3 say in a listing which archived objects are restored.
+
+    Optional: other stores may not know them.
+    """
+    return [("x-amz-optional-object-attributes", "RestoreStatus")]
+
+
+def range_header(start: int, stop: int) -> str:
+    """Return the Range header's value for the half-open [start, stop), which is not empty."""
+    if not 0 <= start < stop:
+        raise ValueError(f"not a range: [{start}, {stop})")
+    return f"bytes={start}-{stop - 1}"
+
+
+# --- Listings ---
+
+Fields = dict[str, str]
+
+
+def parse_list(body: bytes, prefix: bytes) -> ListPage:
+    """Return the page that the body of a ListObjectsV2 answer describes.
+
+    An entry that makes no sense is left out and counted. Raise BadAnswer when the whole page
+    makes none: not a listing, malformed, too large, or truncated without a token to go on.
+    """
+    page: Fields = {}
+    contents: list[Fields] = []
+    common: list[Fields] = []
+    entry: Fields = {}
+
+    def on_end(depth: int, name: str, texts: list[str]) -> None:
+        nonlocal entry
+        if depth >= 2:  # RestoreStatus has children of its own; no other name occurs twice
+            entry[name] = "".join(texts)
+        elif depth == 1:
+            if name == "Contents":
+                contents.append(entry)
+                entry = {}
+            elif name == "CommonPrefixes":
+                common.append(entry)
+                entry = {}
+            else:
+                page[name] = "".join(texts)
+
+    root = read_xml(body, LIST_BODY_MAX_BYTES, on_end)
+    if root != "ListBucketResult":
+        raise BadAnswer(f"the answer to a listing is <{printable(root, 40)}>: is this S3?")
+
+    truncated = page.get("IsTruncated", "false").strip().lower()
+    if truncated not in ("true", "false"):
+        raise BadAnswer("a listing that is neither truncated nor whole")
+    next_token = page.get("NextContinuationToken") if truncated == "true" else None
+    if truncated == "true" and not next_token:
+        raise BadAnswer("a truncated listing without a continuation token")
+
+    decode = _url_decoded if page.get("EncodingType") == "url" else _verbatim
+    objects: dict[bytes, ObjectInfo] = {}
+    for fields in contents:
+        info = _listed_object(fields, prefix, decode)
+        if info is not None:
+            objects.setdefault(info.key, info)
+    prefixes: dict[bytes, None] = {}
+    for fields in common:
+        name = decode(fields.get("Prefix", ""))
+        if name.startswith(prefix) and name.endswith(b"/") and len(name) > len(prefix):
+            prefixes.setdefault(name)
+    return ListPage(
+        objects=list(objects.values()),
+        prefixes=list(prefixes),
+        next_token=next_token,
+        skipped=len(contents) + len(common) - len(objects) - len(prefixes),
+    )
+
+
+def _verbatim(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _url_decoded(text: str) -> bytes:
+    """Undo S3's own form of URL encoding, where "+" is a space and a plus sign is "%2B"."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    if b"+" in encoded:
+        encoded = encoded.replace(b"+", b" ")
+    return unquote_to_bytes(encoded) if b"%" in encoded else encoded
+
+
+def _listed_object(
+    fields: Fields, prefix: bytes, decode: Callable[[str], bytes]
+) -> ObjectInfo | None:
+    """Return one entry of a listing, or None if it makes no sense.
+
+    The ETag may be missing ("" then): stores leave it out for what they are still writing.
+    """
+    key = decode(fields.get("Key", ""))
+    size_bytes = _size(fields.get("Size", ""))
+    mtime_ns = _iso_date_ns(fields.get("LastModified", ""))
+    etag = fields.get("ETag", "")
+    if not key or not key.startswith(prefix) or size_bytes is None or mtime_ns is None:
+        return None
+    if not _is_header_text(etag):
+        return None
+    return ObjectInfo(
+        key=key,
+        size_bytes=size_bytes,
+        mtime_ns=mtime_ns,
+        etag=etag,
+        storage_class=fields.get("StorageClass") or "STANDARD",
+        restored=fields.get("IsRestoreInProgress") == "false" and "RestoreExpiryDate" in fields,
+    )
+
+
+def _size(text: str) -> int | None:
+    """Return a decimal number of bytes, or None. `int` alone takes "1_0", " 1" and "١"."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        return None
+    size_bytes = int(text)
+    return size_bytes if size_bytes <= SIZE_MAX_BYTES else None
+
+
+def _is_header_text(text: str) -> bool:
+    """Whether an ETag can go back as If-Match: no control characters, nothing to smuggle."""
+    return text.isascii() and text.isprintable()
+
+
+# --- Dates ---
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+
+
+def _iso_date_ns(text: str) -> int | None:
+    """Return the nanoseconds since 1970 of an ISO 8601 date, in whole seconds; None if bad.
+
+    HEAD and GET tell whole seconds only, and one object must not have two mtimes: `tar` and
+    `rsync` take that for a change. A date before 1970 is 0: stores written in Go send the
+    year 1 for "unknown".
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        # Not `timestamp()`: a float rounds.
+        return _in_range_ns((moment - _EPOCH) // _SECOND)
+    except (ValueError, OverflowError):
+        return None
+
+
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+#: https://www.rfc-editor.org/rfc/rfc9110#name-date-time-formats (IMF-fixdate)
+_HTTP_DATE = re.compile(
+    rf"[A-Z][a-z]{{2}}, (\d\d) ({'|'.join(_MONTHS)}) (\d{{4}}) (\d\d):(\d\d):(\d\d) GMT", re.ASCII
+)
+
+
+def _http_date_ns(text: str) -> int:
+    """Return the nanoseconds since 1970 of an HTTP date; 0 if bad: the object is still there."""
+    match = _HTTP_DATE.fullmatch(text)
+    if match is None:
+        return 0
+    day, month, year, hour, minute, second = match.groups()
+    try:
+        moment = datetime(
+            int(year),
+            _MONTHS.index(month) + 1,
+            int(day),
+            int(hour),
+            int(minute),
+            int(second),
+            tzinfo=UTC,
+        )
+    except ValueError:
+        return 0
+    return _in_range_ns((moment - _EPOCH) // _SECOND) or 0
+
+
+def _in_range_ns(seconds: int) -> int | None:
+    return max(seconds, 0) * 1_000_000_000 if seconds <= _MTIME_MAX_S else None
+
+
+# --- Headers ---
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    """Return a header's value by its lower-case name; BadAnswer if it has two."""
+    values = {value.strip() for key, value in headers if key.lower() == name}
+    if len(values) > 1:
+        raise BadAnswer(f"two different {name} headers")
+    return values.pop() if values else None
+
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
+
+
+def content_range(headers: Headers) -> tuple[int, int, int] | None:
+    """Return (start, stop, total) of a Content-Range, half-open; None where there is none.
+
+    Raise BadAnswer when it makes no sense, or does not tell the total.
+    """
+    value = _header(headers, "content-range")
+    if value is None:
+        return None
+    match = _CONTENT_RANGE.fullmatch(value)
+    if match is not None:
+        first, last, total = map(int, match.groups())
+        if first <= last < total <= SIZE_MAX_BYTES:
+            return first, last + 1, total
+    raise BadAnswer(f"the Content-Range '{printable(value, 80)}' makes no sense")
+
+
+def object_info(key: bytes, status: int, headers: Headers) -> ObjectInfo:
+    """Return what the headers of a HEAD or GET answer say of the whole object.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+    Raise BadAnswer when size or ETag are missing or make no sense.
+    """
+    if status == 206:
+        bounds = content_range(headers)
+        size_bytes = bounds[2] if bounds is not None else None
+    else:
+        size_bytes = _size(_header(headers, "content-length") or "")
+    if size_bytes is None:
+        raise BadAnswer("an object without a sensible length", status=status)
+    etag = _header(headers, "etag")
+    if not etag or not _is_header_text(etag):
+        raise BadAnswer("an object without a sensible ETag", status=status)
+    restore = _header(headers, "x-amz-restore") or ""
+    return ObjectInfo(
+        key=key,
+        size_bytes=size_bytes,
+        mtime_ns=_http_date_ns(_header(headers, "last-modified") or ""),
+        etag=etag,
+        storage_class=_header(headers, "x-amz-storage-class") or "STANDARD",
+        restored='ongoing-request="false"' in restore and "expiry-date=" in restore,
+    )
