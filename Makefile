@@ -1,0 +1,93 @@
+# The commands of this project; CI runs exactly these (.ci/run).
+#
+# Everything they make is in .venv/ and .state/, beside the extension's .c and .so. The set-up is
+# kept in stamp files inside .venv, so that removing .venv is all it takes to start afresh, and a
+# set-up with nothing to do takes a fraction of a second.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+# Rules install into one .venv: one after another, whatever -j says.
+.NOTPARALLEL:
+
+# The interpreter to build with; empty: the first of the usual names that is 3.11 or newer.
+PYTHON ?=
+# Arguments for pytest: make test ARGS='tests/test_tree.py -x'.
+ARGS ?=
+# KEEP=1 leaves the demo mounted.
+KEEP ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTENSION_SOURCES := setup.py $(wildcard mountpoint/*.pyx mountpoint/*.pxd)
+
+# A checkout that was moved, or whose interpreter is gone, has a .venv that does not work: its
+# scripts name absolute paths. The stamp holds the path it was made for; a mismatch makes it anew.
+ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(VENV)/.stamp-venv 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV)/.stamp-venv
+endif
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: setup
+setup: system-packages $(VENV)/.stamp-extension ## Install what is missing, make .venv, build
+
+# Probes each time (a tenth of a second): a stamp would not notice a package that was removed.
+.PHONY: system-packages
+system-packages:
+	@tools/install-system-packages '$(PYTHON)'
+
+$(VENV)/.stamp-venv: | system-packages
+	@python=$$(tools/find-python '$(PYTHON)'); \
+	echo "Making $(VENV) with $$python ($$($$python --version))"; \
+	rm -rf $(VENV); $$python -m venv $(VENV); \
+	printf '%s\n' '$(CURDIR)' > $@
+
+# No build isolation: isolated builds (llfuse's and ours) would each download a setuptools and a
+# Cython of their own, of whatever version is newest that day. Here they are built by the two
+# that constraints.txt locks, which therefore come first.
+$(VENV)/.stamp-packages: $(VENV)/.stamp-venv constraints.txt pyproject.toml
+	@echo "Installing the locked packages and building (about a minute the first time)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools Cython
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# The editable install has built the extension in place; a change of its sources rebuilds only it.
+$(VENV)/.stamp-extension: $(VENV)/.stamp-packages $(EXTENSION_SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Mount a bucket of real files and compare all; KEEP=1 leaves it mounted
+	@$(BIN)/python -m tools.demo run $(if $(filter-out 0 no,$(KEEP)),--keep)
+
+.PHONY: demo-stop
+demo-stop: ## Unmount and remove what `make demo KEEP=1` left
+	@$(BIN)/python -m tools.demo stop
+
+.PHONY: test
+test: lint ## Lint, types, and all tests, those on a real mount too
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup ## Let ruff correct what it can, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The demo first: a folder that is mounted or served from cannot be removed.
+.PHONY: clean
+clean: ## Remove everything that these commands made
+	@if [ -e .state/demo ] && [ -x $(BIN)/python ]; then $(BIN)/python -m tools.demo stop; fi
+	rm -rf $(VENV) .state build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f mountpoint/*.so $(patsubst %.pyx,%.c,$(wildcard mountpoint/*.pyx))
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
