@@ -161,16 +161,17 @@ def _other_region(fields: dict[str, str], headers: Headers) -> str:
     return ""
 
 
-#: An ARN, which says who may not do what and holds no secret; or an access key id; or 32
-#: characters and more of Base64, URL-safe Base64 or hexadecimal digits.
-_SECRET = re.compile(
-    r"(\barn:[a-z-]+:\S+)|\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|[A-Za-z0-9+/=_%-]{32,}"
-)
+#: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html (unique ids)
+_ACCESS_KEY_ID = re.compile(r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}")
+#: An ARN, which says who may not do what; or 32 characters and more of Base64, URL-safe
+#: Base64 or hexadecimal digits.
+_ARN_OR_SECRET = re.compile(r"(\barn:[a-z-]+:[\w:/.@*-]+)|[A-Za-z0-9+/=_%-]{32,}")
 
 
 def masked(text: str) -> str:
     """Return `text` with whatever looks like a key, a token or a signature masked."""
-    return _SECRET.sub(lambda match: match.group(1) or _mask(match.group()), text)
+    text = _ACCESS_KEY_ID.sub("***", text)
+    return _ARN_OR_SECRET.sub(lambda match: match.group(1) or _mask(match.group()), text)
 
 
 def _mask(text: str) -> str:
