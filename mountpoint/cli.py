@@ -1,0 +1,376 @@
+"""The command line: options to `Config`, then mount.
+
+The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
+and doc/CONFIGURATION.md); `--read-timeout` is ours.
+
+* There is one table of options, click's. `-o` items (`fstab`) become long options in front
+  of the others and are parsed with them, so that both ways know the same names.
+* Exit codes: 0 mounted in the background, or unmounted in the foreground; 1 for everything
+  that says "Error:" alone, which is every MountError, values out of range and contradictions
+  among them; 2 for what click refuses, with "Usage:" (an unknown option, a missing argument,
+  a word where a number belongs), as the reference's parser does.
+* Nothing heavy is imported here: `--help` and wrong options answer at once, and what starts
+  threads is imported after the fork (`daemon`).
+
+It does not look at the directory, the bucket or the credentials: `mount` does.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from mountpoint import __version__, daemon, logs
+from mountpoint.config import (
+    MIB,
+    BucketConfig,
+    ClientConfig,
+    Config,
+    CredentialsConfig,
+    FileSystemConfig,
+    LogConfig,
+    MountConfig,
+    ReadConfig,
+    check_range,
+)
+from mountpoint.errors import MountError
+from mountpoint.fstab import long_options
+from mountpoint.log_render import printable
+
+#: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET). 5 GiB is the largest
+#: part S3 takes: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MIN_PART_BYTES = 64 << 10
+MAX_PART_BYTES = 5 << 30
+#: Reads split larger parts: a quarter of the default memory budget, so that a part ahead and
+#: a second reader still fit.
+MAX_READ_PART_BYTES = 64 * MIB
+
+EPILOG = """\
+In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashes, with commas
+between, and 'ro'; a comma, backslash or double quote inside a value has a backslash before it:
+
+\b
+  my-bucket /mnt/data fuse.mount-s3 _netdev,ro,allow-other,prefix=a/ 0 0
+
+Examples:
+
+\b
+  mount-s3 my-bucket /mnt/data
+  mount-s3 --read-only --region eu-west-1 s3://my-bucket/logs/ ~/logs
+
+Unmount with: umount DIRECTORY, or fusermount -u DIRECTORY.
+
+Environment: AWS_CA_BUNDLE as --ca-bundle. MOUNTPOINT_LOG overrides --debug and --debug-crt:
+LEVEL or TARGET=LEVEL with commas between, such as 'debug,awscrt=warn'.
+"""
+
+
+class TopicOption(click.Option):
+    """An option that the help shows under a topic, and, given a label, under that alone."""
+
+    def __init__(self, *args: Any, topic: str, label: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.topic = topic
+        self.label = label
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return what the help shows on the left and on the right."""
+        record = super().get_help_record(ctx)
+        return (self.label, record[1]) if record and self.label else record
+
+
+class MountCommand(click.Command):
+    """A command with `-o`, help by topic, and MountErrors as click's errors."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `args` with the items of every `-o` in front, where others override them."""
+        if args:
+            given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            with _click_errors():
+                args = [*long_options(given.get("fstab_options", ()), self._long_names()), *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _click_errors():
+            return super().invoke(ctx)
+
+    def _long_names(self) -> list[str]:
+        names = (name for option in self.params for name in option.opts)
+        return [name[2:] for name in names if name.startswith("--")]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the arguments, then the options topic by topic, in the table's order."""
+        with formatter.section("Arguments"):
+            formatter.write_dl(
+                [
+                    ("BUCKET", "Bucket name, access point alias or ARN, or s3://BUCKET/PREFIX/."),
+                    ("DIRECTORY", "Existing directory to mount it at."),
+                ]
+            )
+        topics: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None and isinstance(option, click.Option):
+                topics.setdefault(getattr(option, "topic", "Options"), []).append(record)
+        for topic, records in topics.items():
+            with formatter.section(topic):
+                formatter.write_dl(records, col_max=30)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the paragraphs after the options, without click's indentation."""
+        formatter.write_paragraph()
+        formatter.write_text(EPILOG)
+
+
+@contextlib.contextmanager
+def _click_errors() -> Iterator[None]:
+    try:
+        yield
+    except MountError as error:
+        raise click.ClickException(printable_lines(str(error))) from None
+
+
+def printable_lines(text: str) -> str:
+    """Return `text` fit for a terminal, its line ends kept."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def octal(text: str) -> int:
+    """Return the number that `text` is in octal digits, as in chmod(1)."""
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is not an octal number such as 0755.") from None
+
+
+def _option(topic: str, *names: str, **attributes: Any) -> Callable[[Any], Any]:
+    return click.option(*names, cls=TopicOption, topic=topic, **attributes)
+
+
+BUCKET = "Bucket options"
+CREDENTIALS = "AWS credentials options"
+MOUNT = "Mount options"
+CLIENT = "Client options"
+LOGGING = "Logging options"
+
+
+@click.command(
+    cls=MountCommand,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    options_metavar="[OPTIONS]",
+)
+@click.argument("bucket", metavar="BUCKET")
+@click.argument("directory", metavar="DIRECTORY")
+@_option(BUCKET, "--prefix", metavar="PREFIX", help="Mount this part only; ends in '/'.")
+@_option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: found]")
+@_option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
+@_option(BUCKET, "--force-path-style", is_flag=True, help="Bucket in the path, not in the host.")
+@_option(BUCKET, "--dual-stack", is_flag=True, help="Use endpoints with IPv6 and IPv4.")
+@_option(BUCKET, "--transfer-acceleration", is_flag=True, help="Use S3 Transfer Acceleration.")
+@_option(BUCKET, "--requester-pays", is_flag=True, help="Pay for requests to others' buckets.")
+@_option(CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign: no credentials.")
+@_option(CREDENTIALS, "--profile", metavar="PROFILE", help="Profile of the credential files.")
+@_option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
+@_option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
+@_option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
+@_option(MOUNT, "--allow-other", is_flag=True, help="Let all users access it, also root.")
+@_option(MOUNT, "--uid", type=int, metavar="UID", help="Owner of the files.  [default: you]")
+@_option(MOUNT, "--gid", type=int, metavar="GID", help="Group of the files.  [default: yours]")
+@_option(
+    MOUNT,
+    "--dir-mode",
+    type=octal,
+    metavar="MODE",
+    help="Directory permissions.  [default: 0755]",
+)
+@_option(
+    MOUNT, "--file-mode", type=octal, metavar="MODE", help="File permissions.  [default: 0644]"
+)
+@_option(
+    MOUNT,
+    "-o",
+    "fstab_options",
+    multiple=True,
+    expose_value=False,
+    metavar="ITEMS",
+    help="Options as in /etc/fstab (see below).",
+)
+@_option(MOUNT, "-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@_option(
+    CLIENT,
+    "--maximum-throughput-gbps",
+    "--throughput-target-gbps",
+    "throughput_gbps",
+    label="--maximum-throughput-gbps N",
+    type=float,
+    default=10.0,
+    metavar="N",
+    help="Throughput to aim at, in Gbit/s.  [default: 10]",
+)
+@_option(
+    CLIENT,
+    "--max-threads",
+    type=int,
+    default=16,
+    metavar="N",
+    show_default=True,
+    help="Threads that serve the kernel.",
+)
+@_option(
+    CLIENT,
+    "--part-size",
+    type=int,
+    default=8 * MIB,
+    metavar="SIZE",
+    show_default=True,
+    help="Bytes per request, 65536 or more.",
+)
+@_option(
+    CLIENT,
+    "--read-timeout",
+    type=float,
+    default=60.0,
+    metavar="SECONDS",
+    help="Longest wait for S3, then EIO.  [default: 60]",
+)
+@_option(CLIENT, "--ca-bundle", metavar="FILE", help="Certificates to trust, PEM.")
+@_option(
+    LOGGING,
+    "-l",
+    "--log-directory",
+    metavar="DIRECTORY",
+    help="Log to a new file there.  [default: syslog]",
+)
+@_option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
+@_option(LOGGING, "--debug-crt", is_flag=True, help="Log what the AWS Common Runtime does.")
+@_option(LOGGING, "--no-log", is_flag=True, help="Log nothing.")
+@click.version_option(__version__, prog_name="mount-s3", message="%(prog)s %(version)s")
+def main(**options: Any) -> None:
+    """Mount the S3 bucket BUCKET at DIRECTORY, as a file system."""
+    config = make_config(**options)
+    done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
+    log_hint = logs.where(config.log)
+    if not config.foreground:
+        daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
+        click.echo(done)
+        return
+    try:
+        code = _mount(config, lambda: click.echo(done))
+    except (MountError, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        raise daemon.unexpected(error, log_hint) from None
+    click.get_current_context().exit(code)
+
+
+def _mount(config: Config, on_ready: Callable[[], None]) -> int:
+    """Set up logging, mount, and serve until unmounted."""
+    logs.configure(config.log)
+    try:
+        from mountpoint import mount
+    except ImportError as error:
+        raise MountError(
+            f"cannot load a library: {error}",
+            "libfuse 2.9 is in the package 'fuse' or 'libfuse2'; others come with mount-s3",
+        ) from error
+    return mount.run(config, on_ready)
+
+
+def make_config(bucket: str, directory: str, **options: Any) -> Config:
+    """Return the checked configuration for the options as click hands them over.
+
+    Paths become absolute. Raises MountError for values out of range and contradictions.
+    """
+    name, prefix = split_bucket(bucket, options["prefix"])
+    part_size, timeout = options["part_size"], options["read_timeout"]
+    check_range("--part-size", part_size, MIN_PART_BYTES, MAX_PART_BYTES, "bytes")
+    check_range("--read-timeout", timeout, 1, 86_400, "seconds")
+    ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
+    uid, gid = options["uid"], options["gid"]
+    return Config(
+        bucket=BucketConfig(
+            name=name,
+            prefix=os.fsencode(prefix),
+            **_same(
+                options,
+                "region",
+                "endpoint_url",
+                "force_path_style",
+                "dual_stack",
+                "transfer_acceleration",
+                "requester_pays",
+            ),
+        ),
+        credentials=CredentialsConfig(**_same(options, "profile", "no_sign_request")),
+        mount=MountConfig(
+            directory=_absolute(directory),
+            **_same(
+                options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
+            ),
+        ),
+        filesystem=FileSystemConfig(
+            uid=os.getuid() if uid is None else uid,
+            gid=os.getgid() if gid is None else gid,
+            **_given(options, "dir_mode", "file_mode"),
+        ),
+        client=ClientConfig(
+            throughput_gbps=options["throughput_gbps"],
+            part_size_bytes=part_size,
+            ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
+            total_timeout_s=timeout,
+        ),
+        read=ReadConfig(part_size_bytes=min(part_size, MAX_READ_PART_BYTES), timeout_s=timeout),
+        log=LogConfig(
+            directory=options["log_directory"] and _absolute(options["log_directory"]),
+            filter=os.environ.get("MOUNTPOINT_LOG") or None,
+            **_same(options, "foreground", "debug", "debug_crt", "no_log"),
+        ),
+        foreground=options["foreground"],
+    )
+
+
+def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:
+    """Return the bucket's name and the prefix, from a name or an s3:// URI and `--prefix`."""
+    if not bucket.startswith("s3://"):
+        return bucket, prefix or ""
+    name, _, uri_prefix = bucket.removeprefix("s3://").partition("/")
+    if name.startswith("arn:"):
+        raise MountError(
+            f"'{bucket}': an ARN cannot stand in an s3:// URI",
+            "give the ARN alone, and --prefix for a part of it",
+        )
+    if uri_prefix and prefix:
+        raise MountError(
+            f"'{bucket}' and --prefix {prefix} exclude each other",
+            "give the prefix in the URI or with --prefix",
+        )
+    return name, uri_prefix or prefix or ""
+
+
+def describe(bucket: BucketConfig) -> str:
+    """Return what is mounted, in words."""
+    name = f"bucket {bucket.name}"
+    if not bucket.prefix:
+        return name
+    return f"prefix {printable(bucket.prefix.decode('utf-8', 'surrogateescape'))} of {name}"
+
+
+def _same(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names}
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if options[name] is not None}
+
+
+def _absolute(path: str) -> str:
+    """Return `path` from the root, as the kernel sees it: ".." after a symlink is real."""
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:  # only for a relative path
+        raise MountError(
+            "the current directory does not exist any more", "give absolute paths"
+        ) from None

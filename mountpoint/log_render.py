@@ -1,0 +1,164 @@
+r"""What a log line looks like, and what is taken out of it. Pure.
+
+In files and syslog a line is `timestamp=... level=... logger=... event="..."` and then the
+event's own fields in their order. A value with a space, a quote or anything escaped is in
+double quotes. Escaped are backslash, double quote, control characters, what moves the
+cursor or turns the direction of text, and bytes that are not UTF-8: `\n`, `\x1b`, `\u202e`.
+So an event is always one line, and a key cannot forge another.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+
+REDACTED = "[redacted]"
+
+#: C0 and C1 controls, line and paragraph separators, bidirectional controls (Unicode TR 9),
+#: byte order mark, and surrogates (which are undecodable bytes: PEP 383).
+_CONTROL = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
+_UNPRINTABLE = re.compile(f"[{_CONTROL}]")
+_UNSAFE = re.compile(rf'[{_CONTROL}\\"]')
+_PLAIN = re.compile(r"[^\s=\"\\]+")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\\": "\\\\", '"': r"\""}
+
+_FIRST = ("timestamp", "level", "logger", "event", "exception")
+
+_COLOURS = {"debug": 90, "info": 32, "warning": 33, "error": 31, "critical": 35}
+
+
+def printable(text: str) -> str:
+    """Return `text` without anything that could do more than be printed."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def field_line(event: Mapping[str, object]) -> str:
+    """Return the event as one line for machines and people."""
+    words = [f"timestamp={_utc(event)}", *_pairs(event, ("level", "logger", "event"))]
+    words += _pairs(event, _others(event))
+    words += _pairs(event, ("exception",))
+    return " ".join(words)
+
+
+def console_line(event: Mapping[str, object], colours: bool) -> str:
+    """Return the event for a person at a terminal; a traceback follows, indented."""
+    level = str(event["level"])
+    clock = time.strftime("%H:%M:%S", time.localtime(_seconds(event)))
+    shown = f"{level.upper():8}"
+    if colours:
+        shown = f"\x1b[{_COLOURS.get(level, 0)}m{shown}\x1b[0m"
+    head = f"{clock} {shown} {event.get('logger', '')}: {printable(_text(event.get('event')))}"
+    lines = [" ".join([head, *_pairs(event, _others(event))])]
+    if exception := event.get("exception"):
+        lines += [f"    {printable(line)}" for line in str(exception).split("\n")]
+    return "\n".join(lines)
+
+
+def _pairs(event: Mapping[str, object], names: Iterator[str] | tuple[str, ...]) -> list[str]:
+    return [f"{name}={_quoted(event[name])}" for name in names if name in event]
+
+
+def _others(event: Mapping[str, object]) -> Iterator[str]:
+    """Name the event's own fields, without those that say nothing."""
+    for name, value in event.items():
+        if name not in _FIRST and name != "exc_info" and value is not None and value != "":
+            yield name
+
+
+def _quoted(value: object) -> str:
+    text = _text(value)
+    if _PLAIN.fullmatch(text) and not _UNSAFE.search(text):
+        return text
+    return f'"{_UNSAFE.sub(_escape, text)}"'
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return str(value)
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found.group()
+    code = ord(character)
+    if character in _SHORT:
+        return _SHORT[character]
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _seconds(event: Mapping[str, object]) -> float:
+    seconds = event.get("timestamp")
+    return seconds if isinstance(seconds, float) else 0.0
+
+
+def _utc(event: Mapping[str, object]) -> str:
+    seconds = _seconds(event)
+    micros = int(seconds % 1 * 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06}Z"
+
+
+# Redaction
+
+#: Fields that hold a secret, in headers, query strings, environment, credential files, JSON
+#: and XML answers of STS, SSO, IMDS and S3: names without their separators.
+_SECRET_NAMES = (
+    r"x[-_]amz[-_]security[-_]token",
+    r"x[-_]amz[-_]s3session[-_]token",
+    r"x[-_]amz[-_]sso[-_]bearer[-_]token",
+    r"x[-_]aws[-_]ec2[-_]metadata[-_]token",
+    r"x[-_]amz[-_]server[-_]side[-_]encryption[-_]customer[-_]key",
+    r"proxy-authorization",
+    r"authorization(?:[-_]?token)?",
+    r"signature(?:provided)?",
+    r"credential",
+    r"secret[-_]?(?:access)?[-_]?key",
+    r"client[-_]?secret",
+    r"(?:session|security|access|refresh|id|identity|bearer)[-_]?token",
+    r"password",
+)
+
+#: name, what separates it from its value (": ", "=", ">", "': b'", "', '"), an authorization
+#: scheme, the value. Quotes may have been escaped by the time a line is finished.
+_NAMED = re.compile(
+    rf"""
+    ( (?:{"|".join(_SECRET_NAMES)})
+      (?: \\*["']? \s* [:=>] \s* | \\*["'] \s* , \s* )
+      (?: b? \\*["'] )?
+      (?: (?:AWS4[\w-]* | AWS | Bearer | Basic) \s+ )? )
+    (?! \[redacted\] )
+    [^\s"'\\<>&,;)}}\]]+
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+#: Long-term and temporary access key ids, and bare session tokens by how they all begin.
+#: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
+_KNOWN = re.compile(
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{12,124}\b|\b(?:IQoJ|FwoG|FQoG|AgoJ)[A-Za-z0-9+/=_%-]{40,}"
+)
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+
+
+class Redactor:
+    """Takes credentials out of a finished line: by name, by form, and those it was told."""
+
+    def __init__(self, secrets: list[str]) -> None:
+        # A secret of a few letters (test servers have them) would tear holes into every line.
+        words = {form for secret in secrets if len(secret) >= 8 for form in _forms(secret)}
+        longest_first = sorted(words, key=len, reverse=True)
+        self._told = re.compile("|".join(map(re.escape, longest_first))) if words else None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Redactor":
+        """Return one that also knows the secrets of the environment by heart."""
+        return cls([environ[name] for name in _SECRET_VARIABLES if name in environ])
+
+    def __call__(self, line: str) -> str:
+        """Return `line` without credentials."""
+        if self._told is not None:
+            line = self._told.sub(REDACTED, line)
+        return _KNOWN.sub(REDACTED, _NAMED.sub(rf"\1{REDACTED}", line))
+
+
+def _forms(secret: str) -> tuple[str, str]:
+    return secret, _UNSAFE.sub(_escape, secret)
