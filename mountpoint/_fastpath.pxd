@@ -25,7 +25,7 @@ cdef class Part:
     cdef list chunks                    # what has come so far, if in several pieces
     cdef long long received             # bytes
     cdef bint finished                  # no callback comes any more
-    cdef bint touched                   # a reader has been here
+    cdef readonly bint touched          # a reader has been here
     # Guarded by mutex, because waiters look at them without the GIL:
     cdef int state                      # PENDING, READY or FAILED
     cdef bint described                 # headers are there, or the part has ended

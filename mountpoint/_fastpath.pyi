@@ -10,6 +10,7 @@ class Part:
     etag: str
     issued_at_s: float
     ahead: bool
+    touched: bool
     error: Exception | None
     info: ObjectInfo | None
     def __init__(self, start: int, stop: int, etag: str, *, ahead: bool = False) -> None: ...

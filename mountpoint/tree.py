@@ -67,6 +67,11 @@ class DirectoryMerge:
         self._seen: set[bytes] = set()  # names given out or held
         self.unnameable = 0  #: keys left out because Linux cannot have their names
 
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back."""
+        return bool(self._held)
+
     def feed(self, page: ListPage) -> list[Entry]:
         """Take the next page; return the entries that are certain."""
         fresh = self._directories(page) + self._files(page)

@@ -81,6 +81,17 @@ class Window:
         part = min(max(run.ahead // 4, FIRST_AHEAD_BYTES), self._part)
         return Plan(offset, max(stop, run.fetched), part)
 
+    def fetched_head(self, stop: int) -> None:
+        """Note that [0, stop) has been fetched for a reader who has not come yet."""
+        self._runs.append(_Run(0, 0, min(stop, self._size), 0))
+
+    def keeps(self, start: int, stop: int) -> bool:
+        """Whether a sequential reader may still come to [start, stop)."""
+        return any(
+            run.cursor - JITTER_BYTES < stop and start < run.fetched + JITTER_BYTES
+            for run in self._runs
+        )
+
     def slow_down(self) -> None:
         """Halve parts and read-ahead: a request has taken too long for its size."""
         self._part = max(self._part // 2, 32 * PAGE_BYTES)

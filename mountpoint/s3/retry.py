@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from mountpoint.errors import Interrupted, S3Error, Stalled
 
@@ -38,40 +38,54 @@ def pause_s(attempt: int, jitter: float) -> float:
 class Patience:
     """How long to wait, in one try and in total; shared by all that wait.
 
-    `stopping` is set when the mount goes away: from then on nobody waits.
+    `stopping` is set when the mount goes away: from then on nobody waits. `most_tries` is
+    for mounting, where a wrong endpoint should be said quickly.
     """
 
-    def __init__(self, *, try_s: float, total_s: float, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        *,
+        try_s: float,
+        total_s: float,
+        stopping: threading.Event,
+        most_tries: int | None = None,
+    ) -> None:
         self.try_s = try_s
         self.total_s = total_s
+        self.most_tries = most_tries
         self.stopping = stopping
 
     def begin(self) -> "Tries":
         """Start waiting for one thing."""
         return Tries(self)
 
-    def ask(self, *starts: Callable[[], "Future[T]"]) -> list[T | S3Error]:
-        """Make the requests at the same time, each with its retries; wait for all.
+    def ask(self, start: Callable[[], "Future[T]"]) -> "Question[T]":
+        """Make a request now; its answer is waited for later."""
+        return Question(self, start)
 
-        Return each one's answer, or the error that it ended with and that no retry helps.
-        Raises Interrupted when the mount goes away.
-        """
-        futures = [start() for start in starts]
-        return [self._answer(start, future) for start, future in zip(starts, futures, strict=True)]
 
-    def _answer(self, start: Callable[[], "Future[T]"], future: "Future[T]") -> T | S3Error:
-        tries = self.begin()
+class Question(Generic[T]):
+    """One metadata request under way, with its retries."""
+
+    def __init__(self, patience: Patience, start: Callable[[], "Future[T]"]) -> None:
+        self._patience = patience
+        self._start = start
+        self._future = start()
+
+    def answer(self) -> T:
+        """Wait for the answer. Raises the S3Error that no retry helped, or Interrupted."""
+        tries = self._patience.begin()
         while True:
             try:
-                return future.result(timeout=min(self.try_s, max(tries.left_s(), 0.0)))
+                return self._future.result(min(self._patience.try_s, max(tries.left_s(), 0.0)))
             except TimeoutError:
-                future.cancel()
-                error: S3Error = Stalled(f"no answer within {self.try_s:.0f} s")
+                self._future.cancel()
+                error: S3Error = Stalled(f"no answer within {self._patience.try_s:.0f} s")
             except S3Error as failure:
                 error = failure
             if not error.retryable or not tries.again():
-                return error
-            future = start()
+                raise error
+            self._future = self._start()
 
 
 class Tries:
@@ -93,7 +107,7 @@ class Tries:
         """
         self._attempt += 1
         wait_s = pause_s(self._attempt, random.random())
-        if wait_s >= self.left_s():
+        if self._attempt == self._patience.most_tries or wait_s >= self.left_s():
             return False
         if self._patience.stopping.wait(wait_s):
             raise Interrupted("the mount is going away")

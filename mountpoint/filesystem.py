@@ -1,0 +1,310 @@
+"""What S3 looks like as a file system: one short method per operation.
+
+Types of this program in and out, domain errors raised; `operations.py` translates for
+llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, in short
+(docs/semantics.md has it whole):
+
+* `open` asks S3, in the request that fetches the first bytes. When the object is no longer
+  the inode's version, StaleInode makes the kernel look the name up again.
+* An open file is one version of the object to the end.
+* An attribute or a name may be `ttl_s` old. The kernel is told what is left of that, so that
+  its cache and ours do not add up.
+"""
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+from mountpoint import tree
+from mountpoint.budget import Budget
+from mountpoint.config import FileSystemConfig, ReadConfig
+from mountpoint.errors import (
+    IsADirectory,
+    NameTooLong,
+    NoSuchEntry,
+    NotADirectory,
+    NotFound,
+    ObjectArchived,
+    PreconditionFailed,
+    ReadOnly,
+    StaleInode,
+)
+from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
+from mountpoint.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.listings import Listings
+from mountpoint.reading.stream import Bytes, ReadStream
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import Entry
+
+#: Must be restored before they can be read.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+#: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
+ENTRIES_PER_READ = 128
+
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_CREAT
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat(2) shows. `ttl_s` is how long the kernel may believe it."""
+
+    inode: InodeNumber
+    mode: int
+    links: int
+    size_bytes: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One line of readdir. `next_position` is where the line after it is read."""
+
+    name: bytes
+    inode: InodeNumber
+    mode: int
+    next_position: int
+
+
+class FileSystem:
+    """The bucket, from `prefix` down, as a tree of read-only files."""
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        *,
+        prefix: bytes,
+        config: FileSystemConfig,
+        read_config: ReadConfig,
+        budget: Budget,
+        patience: Patience,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._config = config
+        self._read_config = read_config
+        self._budget = budget
+        self._patience = patience
+        # constants
+        self._mounted_at_ns = time.time_ns()
+        # mutable, each with a lock of its own
+        self._inodes = InodeTable(prefix)
+        self._listings = Listings(config.ttl_s)
+        self._files: HandleTable[ReadHandle] = HandleTable()
+        self._directories: HandleTable[DirectoryHandle] = HandleTable()
+
+    # --- names and attributes ---
+
+    def lookup(self, parent: InodeNumber, name: bytes) -> Attributes:
+        """Return the attributes of a child, and count a lookup of its inode."""
+        directory = self._directory(parent)
+        if len(name) > tree.MAX_NAME_BYTES:
+            raise NameTooLong(f"{len(name)} bytes; a name has {tree.MAX_NAME_BYTES} at most")
+        entry, fresh_until_s = self._find(directory.key, name)
+        inode = self._inodes.looked_up(directory, entry, fresh_until_s)
+        return self._attributes(inode, inode.fresh_until_s - time.monotonic())
+
+    def getattr(self, number: InodeNumber) -> Attributes:
+        """Return the attributes of an inode; asks S3 when they are too old."""
+        inode = self._inodes.get(number)
+        # An open file is its version to the end, and a directory has nothing that changes.
+        if inode.is_directory or inode.opens:
+            return self._attributes(inode, self._config.ttl_s)
+        left_s = inode.fresh_until_s - time.monotonic()
+        if left_s > 0:
+            return self._attributes(inode, left_s)
+        entry, fresh_until_s = self._find(inode.directory, inode.name)
+        if not inode.is_version(entry):
+            raise StaleInode("the object was replaced")
+        inode.info = entry.info
+        inode.fresh_until_s = fresh_until_s
+        return self._attributes(inode, fresh_until_s - time.monotonic())
+
+    def forget(self, number: InodeNumber, lookups: int) -> None:
+        """Uncount lookups."""
+        self._inodes.forget(number, lookups)
+
+    def access(self, number: InodeNumber, mask: int, uid: int, gid: int) -> bool:
+        """Whether the user may do `mask` (R_OK, W_OK, X_OK). Raises ReadOnly for W_OK.
+
+        The kernel checks by itself with the option default_permissions.
+        """
+        attributes = self.getattr(number)
+        if mask & os.W_OK:
+            raise ReadOnly("the file system is read-only")
+        if uid == 0:
+            executable = attributes.mode & 0o111 or stat.S_ISDIR(attributes.mode)
+            return bool(executable) or not mask & os.X_OK
+        shift = 6 if uid == attributes.uid else 3 if gid == attributes.gid else 0
+        return mask & (attributes.mode >> shift) == mask
+
+    # --- directories ---
+
+    def opendir(self, number: InodeNumber) -> HandleNumber:
+        """Open a directory. Its listing is made when it is read."""
+        inode = self._directory(number)
+        handle = DirectoryHandle(inode, self._client, self._patience, self._listings)
+        self._inodes.opened(inode)
+        return self._directories.add(handle)
+
+    def readdir(self, number: HandleNumber, position: int) -> list[DirectoryEntry]:
+        """Return some entries from `position` on; none at the end."""
+        handle = self._directories.get(number)
+        inode = handle.inode
+        dots = [(b".", inode.number), (b"..", inode.parent)]
+        lines = [
+            DirectoryEntry(name, number, stat.S_IFDIR, index + 1)
+            for index, (name, number) in enumerate(dots)
+            if index >= position
+        ]
+        start = max(position - len(dots), 0)
+        for index, entry in enumerate(handle.read(start, ENTRIES_PER_READ), start + len(dots)):
+            mode = stat.S_IFDIR if entry.is_directory else stat.S_IFREG
+            number_ = self._inodes.number_of(inode, entry)
+            lines.append(DirectoryEntry(entry.name, number_, mode, index + 1))
+        return lines
+
+    def releasedir(self, number: HandleNumber) -> None:
+        """Close a directory."""
+        self._inodes.released(self._directories.remove(number).inode)
+
+    # --- files ---
+
+    def open(self, number: InodeNumber, flags: int) -> HandleNumber:
+        """Open a file for reading, if the inode's version is still the newest."""
+        inode = self._inodes.get(number)
+        if inode.info is None:
+            raise IsADirectory()
+        if flags & WRITE_FLAGS:
+            raise ReadOnly("the file system is read-only")
+        self._inodes.opened(inode)  # so that it stays while S3 is asked
+        try:
+            handle = ReadHandle(inode, self._open_stream(inode, inode.info))
+        except (PreconditionFailed, NotFound, StaleInode) as error:
+            self._listings.discard(inode.directory, inode.name)
+            inode.fresh_until_s = 0.0
+            self._inodes.released(inode)
+            if isinstance(error, NotFound):
+                raise NoSuchEntry("the object was deleted") from None
+            raise StaleInode("the object was replaced") from None
+        except BaseException:
+            self._inodes.released(inode)
+            raise
+        return self._files.add(handle)
+
+    def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
+        """Return the bytes [offset, offset + size), fewer only at the end of the file."""
+        return self._files.get(number).read(offset, size)
+
+    def release(self, number: HandleNumber) -> None:
+        """Close a file."""
+        handle = self._files.remove(number)
+        handle.close()
+        self._inodes.released(handle.inode)
+
+    # --- for log lines ---
+
+    def path_of(self, number: InodeNumber, name: bytes = b"") -> str:
+        """Return the path below the mount of an inode, or of a name in it."""
+        try:
+            key = self._inodes.get(number).key + name
+        except StaleInode:
+            return f"<inode {number}>"
+        return self._shown(key)
+
+    def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
+        """Return the path below the mount of an open file or directory."""
+        table: HandleTable[ReadHandle] | HandleTable[DirectoryHandle]
+        table = self._directories if directory else self._files
+        try:
+            return self._shown(table.get(number).inode.key)
+        except Exception:
+            return f"<handle {number}>"
+
+    def _shown(self, key: bytes) -> str:
+        return "/" + key[len(self._inodes.root.key) :].decode("utf-8", "backslashreplace")
+
+    # --- inside ---
+
+    def _directory(self, number: InodeNumber) -> Inode:
+        inode = self._inodes.get(number)
+        if not inode.is_directory:
+            raise NotADirectory()
+        return inode
+
+    def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
+        """Return what a name is, and until when that may be believed."""
+        known = self._listings.find(directory, name)
+        # A store that lists no ETags has to be asked for them.
+        if known is not None and (known[0].info is None or known[0].info.etag):
+            return known
+        if not tree.is_name(name):
+            raise NoSuchEntry()
+        asked_at_s = time.monotonic()
+        key = directory + name
+        heading = self._patience.ask(lambda: self._client.head(key))
+        listing = self._patience.ask(lambda: self._client.list(key + b"/", max_keys=1))
+        below = listing.answer()
+        head: ObjectInfo | None = None
+        if not below.objects and not below.prefixes:
+            try:
+                head = heading.answer()
+            except NotFound:
+                head = None
+        entry = tree.decide(name, head, below)
+        if entry is None:
+            raise NoSuchEntry()
+        return entry, asked_at_s + self._config.ttl_s
+
+    def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
+        """Return a stream of the inode's version, if it is the newest one."""
+        archived = info.storage_class in ARCHIVE_CLASSES
+        stream = None
+        if info.size_bytes > 0:
+            stream = ReadStream(
+                self._client,
+                info,
+                config=self._read_config,
+                budget=self._budget,
+                patience=self._patience,
+            )
+        if stream is not None and not archived and not inode.paged:
+            try:
+                inode.info = stream.open()
+            except BaseException:
+                stream.close()
+                raise
+        else:
+            # No byte is needed now: there is none, or the kernel has pages of it.
+            newest = self._patience.ask(lambda: self._client.head(info.key)).answer()
+            if not inode.is_version(Entry(inode.name, newest)):
+                raise StaleInode()
+            if archived and not newest.restored:
+                raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
+            inode.info = newest
+        inode.paged = True
+        return stream
+
+    def _attributes(self, inode: Inode, ttl_s: float) -> Attributes:
+        if inode.info is None:
+            kind, links = stat.S_IFDIR | self._config.dir_mode, 2
+            size_bytes, mtime_ns = 0, self._mounted_at_ns
+        else:
+            kind, links = stat.S_IFREG | self._config.file_mode, 1
+            size_bytes, mtime_ns = inode.info.size_bytes, inode.info.mtime_ns
+        return Attributes(
+            inode=inode.number,
+            mode=kind,
+            links=links,
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+            uid=self._config.uid,
+            gid=self._config.gid,
+            ttl_s=min(max(ttl_s, 0.0), self._config.ttl_s),
+        )

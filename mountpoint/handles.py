@@ -1,0 +1,154 @@
+"""Open files and directories: one class each, and the table that numbers them."""
+
+import itertools
+import threading
+import time
+from typing import Generic, NewType, Protocol, TypeVar
+
+from mountpoint.errors import BadAnswer, BadHandle
+from mountpoint.inodes import Inode
+from mountpoint.listings import Listings
+from mountpoint.reading.stream import Bytes, ReadStream
+from mountpoint.s3.client import ListPage, ObjectClient
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import DirectoryMerge, Entry
+
+HandleNumber = NewType("HandleNumber", int)
+
+
+class Handle(Protocol):
+    """What the table needs to know of a handle."""
+
+    @property
+    def inode(self) -> Inode: ...
+
+
+H = TypeVar("H", bound=Handle)
+
+
+class HandleTable(Generic[H]):
+    """Handles by number. Thread-safe: every operation is one step of the interpreter."""
+
+    def __init__(self) -> None:
+        self._handles: dict[HandleNumber, H] = {}
+        self._numbers = itertools.count(1)
+
+    def add(self, handle: H) -> HandleNumber:
+        """Number a handle."""
+        number = HandleNumber(next(self._numbers))
+        self._handles[number] = handle
+        return number
+
+    def get(self, number: HandleNumber) -> H:
+        """Return a handle. Raises BadHandle."""
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise BadHandle(f"handle {number} is not open") from None
+
+    def remove(self, number: HandleNumber) -> H:
+        """Forget and return a handle. Raises BadHandle."""
+        try:
+            return self._handles.pop(number)
+        except KeyError:
+            raise BadHandle(f"handle {number} is not open") from None
+
+
+class ReadHandle:
+    """A file open for reading. `stream` is None for an empty object."""
+
+    def __init__(self, inode: Inode, stream: ReadStream | None) -> None:
+        self.inode = inode
+        self._stream = stream
+
+    def read(self, offset: int, size: int) -> Bytes:
+        """Return the bytes [offset, offset + size), fewer only at the end of the file."""
+        return b"" if self._stream is None else self._stream.read(offset, size)
+
+    def close(self) -> None:
+        """Cancel what is in flight."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+class DirectoryHandle:
+    """An open directory: its listing, page by page as it is read.
+
+    A listing begins with the first read, after the directory was opened, and anew with each
+    read from the beginning (rewinddir). Positions in it stay valid until then.
+
+    `_lock` guards the listing; it is not held while a page is asked for. Should two threads
+    ask for the same page, the second answer is thrown away.
+    """
+
+    def __init__(
+        self, inode: Inode, client: ObjectClient, patience: Patience, listings: Listings
+    ) -> None:
+        # dependencies
+        self.inode = inode
+        self._client = client
+        self._patience = patience
+        self._listings = listings
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._listing = _Listing(inode.key)
+
+    def read(self, position: int, count: int) -> list[Entry]:
+        """Return the entries from `position` on: `count` of them, or up to a page's end.
+
+        Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing
+        that goes in circles.
+        """
+        with self._lock:
+            if position == 0 and self._listing.begun:
+                self._listing = _Listing(self.inode.key)
+            listing = self._listing
+        while len(listing.entries) <= position and not listing.complete:
+            self._read_page(listing)
+        return listing.entries[position : position + count]
+
+    @property
+    def unnameable(self) -> int:
+        """Keys of this directory that Linux cannot name."""
+        return self._listing.merge.unnameable
+
+    def _read_page(self, listing: "_Listing") -> None:
+        asked_at_s = time.monotonic()
+        token = listing.token
+        page = self._patience.ask(lambda: self._client.list(self.inode.key, token=token)).answer()
+        with self._lock:
+            if listing.complete or listing.token != token:
+                return  # another thread has been here
+            held_since_s = listing.held_since_s
+            certain = listing.add(page, asked_at_s)
+        self._listings.add(self.inode.key, certain, min(held_since_s, asked_at_s))
+
+
+class _Listing:
+    """A directory's entries so far."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self.merge = DirectoryMerge(prefix)
+        self.entries: list[Entry] = []
+        self.token: str | None = None  # of the next page
+        self.begun = False
+        self.complete = False
+        self.held_since_s = float("inf")  # age of the oldest entry that is not certain yet
+        self._tokens: set[str] = set()
+
+    def add(self, page: ListPage, asked_at_s: float) -> list[Entry]:
+        """Take the next page; return what became certain."""
+        if page.next_token is not None and page.next_token in self._tokens:
+            raise BadAnswer("the listing goes in circles: a continuation token came twice")
+        certain = self.merge.feed(page)
+        self.entries += certain
+        self.begun = True
+        self.token = page.next_token
+        self.complete = page.next_token is None
+        if page.next_token is not None:
+            self._tokens.add(page.next_token)
+        if not self.merge.holds:
+            self.held_since_s = float("inf")
+        else:
+            self.held_since_s = min(self.held_since_s, asked_at_s)
+        return certain

@@ -1,0 +1,218 @@
+"""The composition root: check, connect, build everything, mount, serve, unmount.
+
+Runs in the process that serves the mount, after the fork. The order matters: whatever can
+be checked without S3 comes first, S3 is asked before anything is mounted, and from the
+mount on every way out goes through the unmount.
+"""
+
+import os
+import shutil
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable
+
+import llfuse
+import structlog
+
+from mountpoint import logs
+from mountpoint.budget import Budget
+from mountpoint.config import Config, MountConfig
+from mountpoint.errors import MountError
+from mountpoint.filesystem import FileSystem
+from mountpoint.operations import Operations
+from mountpoint.s3.connect import connect
+from mountpoint.s3.crt import CrtClient, enable_crt_log
+from mountpoint.s3.retry import Patience
+from mountpoint.signals import SignalWatcher
+
+log = structlog.get_logger(__name__)
+
+#: What mount(8) shows: `mountpoint-s3 on /mnt type fuse.mount-s3`.
+NAME = "mountpoint-s3"
+SUBTYPE = "mount-s3"
+
+
+def run(config: Config, on_ready: Callable[[], None]) -> int:
+    """Mount and serve until unmounted or told to end; return the exit code.
+
+    `on_ready` is called once the mount serves requests. Raises MountError, with nothing
+    mounted, when that cannot come to be.
+    """
+    logs.configure(config.log)
+    check_directory(config.mount.directory)
+    check_fuse(config.mount)
+    watcher = SignalWatcher()
+    stopping = threading.Event()
+    crt_level = logs.crt_log_level(config.log)
+    if crt_level is not None:
+        enable_crt_log(crt_level)
+    client = connect(config.bucket, config.credentials, config.client, os.environ, stopping)
+    try:
+        return _serve(config, client, stopping, watcher, on_ready)
+    finally:
+        stopping.set()
+        client.close()
+
+
+def _serve(
+    config: Config,
+    client: CrtClient,
+    stopping: threading.Event,
+    watcher: SignalWatcher,
+    on_ready: Callable[[], None],
+) -> int:
+    def interrupt() -> None:
+        stopping.set()
+        client.interrupt()
+
+    failure: list[Exception] = []
+
+    def ready() -> None:
+        watcher.serving()
+        try:
+            on_ready()
+        except Exception as error:
+            failure.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    filesystem = FileSystem(
+        client,
+        prefix=config.bucket.prefix,
+        config=config.filesystem,
+        read_config=config.read,
+        budget=Budget(config.read.memory_bytes),
+        patience=Patience(
+            try_s=config.client.try_timeout_s,
+            total_s=config.read.timeout_s,
+            stopping=stopping,
+        ),
+    )
+    directory = config.mount.directory
+    watcher.mounting(directory, interrupt)
+    try:
+        llfuse.init(Operations(filesystem, ready), directory, mount_options(config.mount))
+    except RuntimeError as error:
+        raise MountError(
+            f"'{directory}' could not be mounted: {error}",
+            "the lines above, from the FUSE library, say why",
+        ) from error
+    log.info("mounted", bucket=config.bucket.name, directory=directory)
+    try:
+        llfuse.main(workers=config.mount.max_threads)
+    finally:
+        watcher.ended()
+        interrupt()
+        llfuse.close(unmount=True)
+        log.info("unmounted", directory=directory)
+    if failure:
+        raise failure[0]
+    return 0
+
+
+def mount_options(config: MountConfig) -> set[str]:
+    """Return the options for the FUSE library.
+
+    default_permissions lets the kernel check modes, as the reference does; nonempty allows
+    a directory with files in it, as mount(8) does. This version only reads: it is always ro.
+    """
+    options = {
+        f"fsname={NAME}",
+        f"subtype={SUBTYPE}",
+        "default_permissions",
+        "nonempty",
+        "nosuid",
+        "nodev",
+        "noatime",
+        "ro",
+    }
+    if config.auto_unmount:
+        options.add("auto_unmount")
+    if config.allow_other:
+        options.add("allow_other")
+    if config.allow_root:
+        options.add("allow_root")
+    return options
+
+
+def check_directory(directory: str) -> None:
+    """Raise MountError unless something can be mounted on `directory`."""
+    if directory in _mount_points():
+        dead = ""
+        try:
+            os.stat(directory)
+        except OSError as error:
+            dead = f" that no longer answers ({error.strerror})"
+        raise MountError(
+            f"'{directory}' is already a mount point{dead}",
+            f"unmount it first (umount {directory}), or choose another directory",
+        )
+    try:
+        mode = os.stat(directory).st_mode
+    except FileNotFoundError:
+        raise MountError(
+            f"the directory '{directory}' does not exist", f"make it first: mkdir -p {directory}"
+        ) from None
+    except OSError as error:
+        raise MountError(
+            f"'{directory}' cannot be used: {error.strerror}",
+            "choose a directory that you can enter",
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise MountError(f"'{directory}' is not a directory", "choose an existing directory")
+
+
+def check_fuse(config: MountConfig) -> None:
+    """Raise MountError unless FUSE can be used as `config` says."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except FileNotFoundError:
+        raise MountError(
+            "there is no /dev/fuse",
+            "load the kernel module (modprobe fuse); in a container add --device /dev/fuse "
+            "--cap-add SYS_ADMIN",
+        ) from None
+    except OSError as error:
+        raise MountError(
+            f"/dev/fuse cannot be opened: {error.strerror}",
+            "run as root, or get access to the device; in a container add --device /dev/fuse "
+            "--cap-add SYS_ADMIN",
+        ) from None
+    if os.geteuid() == 0 and not config.auto_unmount:
+        return
+    if shutil.which("fusermount") is None:
+        raise MountError(
+            "fusermount is missing: only root can mount without it, and --auto-unmount needs it",
+            "install it: apt install fuse, or dnf install fuse",
+        )
+    if (config.allow_other or config.allow_root) and not _users_may_allow_other():
+        raise MountError(
+            "--allow-other and --allow-root are for root, unless /etc/fuse.conf allows them",
+            "put a line 'user_allow_other' into /etc/fuse.conf, or leave the option out",
+        )
+
+
+def _users_may_allow_other() -> bool:
+    if os.geteuid() == 0:
+        return True
+    try:
+        with open("/etc/fuse.conf", encoding="utf-8", errors="replace") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
+
+
+def _mount_points() -> set[str]:
+    """Return all mount points that this process sees (proc_pid_mountinfo(5))."""
+    with open(
+        "/proc/self/mountinfo", encoding=sys.getfilesystemencoding(), errors="surrogateescape"
+    ) as file:
+        fields = [line.split()[4] for line in file]
+    return {_unescaped(field) for field in fields}
+
+
+def _unescaped(field: str) -> str:
+    for code in ("040", "011", "012", "134"):  # space, tab, newline, backslash
+        field = field.replace("\\" + code, chr(int(code, 8)))
+    return field

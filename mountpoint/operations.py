@@ -1,0 +1,262 @@
+"""The FUSE adapter: llfuse's types in, `FileSystem`'s methods, llfuse's types out.
+
+No semantics live here. One wrapper serves all operations: it releases llfuse's global lock
+(everything below is ordinary threaded Python), and turns whatever is raised into an errno
+and one log line. Any exception but `FUSEError` would end llfuse's main loop, so nothing
+else leaves the wrapper.
+"""
+
+import errno
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import llfuse
+import structlog
+
+from mountpoint.errors import OperationError, ReadOnly, S3Error, outcome
+from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
+from mountpoint.handles import HandleNumber
+from mountpoint.inodes import InodeNumber
+from mountpoint.reading.stream import Bytes
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: struct statvfs, as the reference shows a bucket: no end of room, so that programs that
+#: check for free space go on. Blocks of 4 KiB; 2^50 of them are 4 EiB.
+BLOCK_BYTES = 4096
+BLOCKS = 1 << 50
+
+
+def operation(
+    subject: str,
+) -> Callable[
+    [Callable[Concatenate["Operations", P], R]], Callable[Concatenate["Operations", P], R]
+]:
+    """Make a method an operation. `subject` says what its first arguments name:
+
+    "inode", "child" (inode and name), "file" or "directory" (a handle), "mount".
+    """
+
+    def decorate(
+        method: Callable[Concatenate["Operations", P], R],
+    ) -> Callable[Concatenate["Operations", P], R]:
+        @functools.wraps(method)
+        def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+            with llfuse.lock_released:
+                try:
+                    return method(self, *args, **kwargs)
+                except Exception as error:
+                    self._fail(method.__name__, subject, args, error)
+
+        return wrapper
+
+    return decorate
+
+
+class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
+    """What llfuse calls, for one `FileSystem`.
+
+    `on_ready` is called when the kernel has said hello: from then on the mount serves.
+    """
+
+    def __init__(self, filesystem: FileSystem, on_ready: Callable[[], None]) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self._on_ready = on_ready
+
+    @operation("mount")
+    def init(self) -> None:
+        """Say that requests are being served."""
+        self._on_ready()
+
+    @operation("child")
+    def lookup(self, parent: InodeNumber, name: bytes, ctx: Any) -> Any:
+        """See FileSystem."""
+        return _entry_attributes(self._fs.lookup(parent, name))
+
+    @operation("inode")
+    def getattr(self, inode: InodeNumber, ctx: Any) -> Any:
+        """See FileSystem."""
+        return _entry_attributes(self._fs.getattr(inode))
+
+    @operation("mount")
+    def forget(self, inode_list: list[tuple[InodeNumber, int]]) -> None:
+        """See FileSystem."""
+        for inode, lookups in inode_list:
+            self._fs.forget(inode, lookups)
+
+    @operation("inode")
+    def access(self, inode: InodeNumber, mode: int, ctx: Any) -> bool:
+        """See FileSystem."""
+        return self._fs.access(inode, mode, ctx.uid, ctx.gid)
+
+    @operation("inode")
+    def opendir(self, inode: InodeNumber, ctx: Any) -> HandleNumber:
+        """See FileSystem."""
+        return self._fs.opendir(inode)
+
+    @operation("directory")
+    def readdir(self, fh: HandleNumber, off: int) -> list[tuple[bytes, Any, int]]:
+        """See FileSystem. A list, because llfuse iterates under its lock."""
+        return [
+            (entry.name, _listed_attributes(entry), entry.next_position)
+            for entry in self._fs.readdir(fh, off)
+        ]
+
+    @operation("directory")
+    def releasedir(self, fh: HandleNumber) -> None:
+        """See FileSystem."""
+        self._fs.releasedir(fh)
+
+    @operation("inode")
+    def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
+        """See FileSystem."""
+        return self._fs.open(inode, flags)
+
+    @operation("file")
+    def read(self, fh: HandleNumber, off: int, size: int) -> Bytes:
+        """See FileSystem. llfuse replies from the buffer's own memory."""
+        return self._fs.read(fh, off, size)
+
+    @operation("file")
+    def release(self, fh: HandleNumber) -> None:
+        """See FileSystem."""
+        self._fs.release(fh)
+
+    @operation("mount")
+    def statfs(self, ctx: Any) -> Any:
+        """Return a file system without end."""
+        stats = llfuse.StatvfsData()
+        stats.f_bsize = stats.f_frsize = BLOCK_BYTES
+        stats.f_blocks = stats.f_bfree = stats.f_bavail = BLOCKS
+        stats.f_files = stats.f_ffree = stats.f_favail = BLOCKS
+        return stats
+
+    # What would change something. Extended attributes, flush and fsync are left to llfuse's
+    # defaults: ENOSYS, after which the kernel answers by itself and asks no more.
+
+    @operation("child")
+    def create(self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("child")
+    def mkdir(self, parent: InodeNumber, name: bytes, mode: int, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("child")
+    def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("child")
+    def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("inode")
+    def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("child")
+    def unlink(self, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("child")
+    def rmdir(self, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("child")
+    def rename(
+        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
+    ) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("inode")
+    def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("inode")
+    def setxattr(self, inode: InodeNumber, name: bytes, value: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("inode")
+    def removexattr(self, inode: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    @operation("file")
+    def write(self, fh: HandleNumber, off: int, buf: bytes) -> NoReturn:
+        """Refuse."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise ReadOnly("this version mounts read-only")
+
+    def _fail(
+        self, operation: str, subject: str, args: tuple[Any, ...], error: Exception
+    ) -> NoReturn:
+        """Log one line and raise the FUSEError that `error` means."""
+        number, level = outcome(error)
+        details: dict[str, Any] = {
+            "operation": operation,
+            "path": self._path(subject, args),
+            "errno": errno.errorcode[number],
+        }
+        if isinstance(error, OperationError):
+            details["reason"] = str(error) or type(error).__name__
+            if isinstance(error, S3Error):
+                details |= {"s3_code": error.code, "s3_status": error.status}
+                details["request_id"] = error.request_id
+            if error.hint:
+                details["hint"] = error.hint
+            details = {key: value for key, value in details.items() if value not in ("", 0)}
+            log.log(level, "operation failed", **details)
+        else:
+            log.log(level, "operation failed: a bug", exc_info=error, **details)
+        raise llfuse.FUSEError(number) from None
+
+    def _path(self, subject: str, args: tuple[Any, ...]) -> str:
+        if subject == "child":
+            return self._fs.path_of(args[0], args[1])
+        if subject == "inode":
+            return self._fs.path_of(args[0])
+        if subject in ("file", "directory"):
+            return self._fs.path_of_handle(args[0], directory=subject == "directory")
+        return "/"
+
+
+def _entry_attributes(attributes: Attributes) -> Any:
+    entry = llfuse.EntryAttributes()
+    entry.st_ino = attributes.inode
+    entry.st_mode = attributes.mode
+    entry.st_nlink = attributes.links
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_size = attributes.size_bytes
+    entry.st_blocks = -(-attributes.size_bytes // 512)
+    entry.st_blksize = BLOCK_BYTES
+    entry.st_atime_ns = attributes.mtime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.mtime_ns
+    entry.entry_timeout = attributes.ttl_s
+    entry.attr_timeout = attributes.ttl_s
+    return entry
+
+
+def _listed_attributes(entry: DirectoryEntry) -> Any:
+    attributes = llfuse.EntryAttributes()
+    attributes.st_ino = entry.inode
+    attributes.st_mode = entry.mode
+    return attributes

@@ -1,0 +1,74 @@
+"""SIGTERM, SIGINT and SIGHUP end the mount, also while everything waits for S3.
+
+llfuse's own handlers only set a flag; its main loop then joins its workers, which may be in
+a wait of up to a minute. So these signals are blocked in every thread, from before the
+first one starts, and one thread takes them with sigwait: it first ends all waits, then lets
+llfuse's handler run (on itself), and nudges the main loop until it has ended.
+
+Before there is a mount the process just ends: there is nothing to clean up.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+#: How often the main loop is nudged. A nudge is lost when it comes between the loop's look
+#: at its flag and its next system call.
+NUDGE_S = 0.05
+
+
+class SignalWatcher:
+    """Takes the ending signals. Make it in the main thread, before any other thread."""
+
+    def __init__(self) -> None:
+        # mutable
+        self._interrupt: Callable[[], None] | None = None
+        self._directory = ""
+        self._serving = threading.Event()
+        self._ended = threading.Event()
+        # constants
+        self._main = threading.get_ident()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        # llfuse puts back what was here before it, and a nudge may come late.
+        signal.signal(signal.SIGUSR1, _nothing)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def mounting(self, directory: str, interrupt: Callable[[], None]) -> None:
+        """From now on a signal has to unmount: it calls `interrupt` and ends the loop."""
+        self._directory = directory
+        self._interrupt = interrupt
+
+    def serving(self) -> None:
+        """The main loop has begun: llfuse's handlers are in place."""
+        self._serving.set()
+
+    def ended(self) -> None:
+        """The main loop has ended."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        number = signal.sigwait(ENDING)
+        if self._interrupt is None:
+            os._exit(128 + number)
+        log.info("ending the mount", signal=signal.Signals(number).name)
+        self._serving.wait()
+        self._interrupt()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        signal.pthread_kill(threading.get_ident(), number)
+        while not self._ended.wait(NUDGE_S):
+            signal.pthread_kill(self._main, signal.SIGUSR1)
+            # Any request wakes a worker that waits for one and has missed its own nudge.
+            with contextlib.suppress(OSError):
+                os.statvfs(self._directory)
+
+
+def _nothing(*_: object) -> None:
+    pass
