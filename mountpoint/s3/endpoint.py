@@ -1,0 +1,290 @@
+"""Where the bucket is: which region, which host, which path, signed how.
+
+S3's own rule set (`endpoint-rule-set-1`, shipped with botocore) decides; this module asks it
+and explains its refusals. It does not know what the bucket itself would answer: who calls
+begins with `configured_region`, or us-east-1 where that is None, and resolves again once S3
+has named the bucket's region.
+
+botocore costs 0.3 seconds to import, so every import of it is inside a function: mistakes in
+plain options are reported at once.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from mountpoint.config import REGION, BucketConfig, CredentialsConfig
+from mountpoint.errors import MountError
+
+if TYPE_CHECKING:
+    from botocore.session import Session
+
+SigningAlgorithm = Literal["v4", "v4a", "v4-s3express"]
+RegionSource = Literal[
+    "option", "ARN", "environment", "profile", "instance metadata", "bucket", "default"
+]
+
+#: In the order of preference. Outposts offer both of the first two: v4a is asymmetric, ten
+#: times the work for each request, and needed only where no single region is named.
+_ALGORITHMS: dict[str, SigningAlgorithm] = {
+    "sigv4": "v4",
+    "sigv4-s3express": "v4-s3express",
+    "sigv4a": "v4a",
+}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+#: For each of two requests to the metadata service, which is one hop away and answers in
+#: milliseconds, or is not there. botocore takes whole seconds only.
+_METADATA_TIMEOUT_S = 1
+#: Region names of other stores ("garage", "auto"), as in `BucketConfig`.
+_ANY_REGION = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where requests go. `host` has the port unless it is the scheme's own.
+
+    `base_path` is "" (the bucket is in the host name) or "/bucket". `region` is the one to
+    sign for, "*" for multi-region access points.
+    """
+
+    scheme: str
+    host: str
+    base_path: str
+    region: str
+    signing_name: str
+    signing_algorithm: SigningAlgorithm
+
+
+class RegionChoice(NamedTuple):
+    """A region, and who named it."""
+
+    region: str
+    source: RegionSource
+
+
+def believable_region(text: str | None) -> str | None:
+    """Return `text` if it has the form of an AWS region, else None: servers say anything."""
+    return text if text is not None and REGION.fullmatch(text) else None
+
+
+def use_fips(environ: Mapping[str, str]) -> bool:
+    """Return whether FIPS endpoints are asked for.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-endpoints.html
+    A value that is neither true nor false is an error: FIPS silently off is worse.
+    """
+    text = environ.get("AWS_USE_FIPS_ENDPOINT", "")
+    if text.lower() not in ("", "true", "false"):
+        raise MountError(
+            f"AWS_USE_FIPS_ENDPOINT is {text!r}, neither 'true' nor 'false'",
+            "set it to true, or unset it",
+        )
+    return text.lower() == "true"
+
+
+# --- Region ---
+
+
+def configured_region(
+    bucket: BucketConfig, credentials_config: CredentialsConfig, environ: Mapping[str, str]
+) -> RegionChoice | None:
+    """Return the region that options and surroundings name, or None.
+
+    In this order: `--region`, the ARN, AWS_REGION, AWS_DEFAULT_REGION, the profile, and the
+    instance metadata unless an endpoint is given or AWS_EC2_METADATA_DISABLED is true; that
+    last step waits for at most two seconds. Profile files are those of the process.
+    """
+    if bucket.region is not None:
+        return RegionChoice(bucket.region, "option")
+    if (region := _region_of_arn(bucket.name)) is not None:
+        return RegionChoice(region, "ARN")
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if region := environ.get(variable, ""):
+            return RegionChoice(_checked(bucket, region, variable), "environment")
+
+    from botocore.exceptions import BotoCoreError
+
+    session = _session(credentials_config)
+    if region := session.get_scoped_config().get("region"):
+        where = f"the region of profile '{session.profile or 'default'}'"
+        return RegionChoice(_checked(bucket, str(region), where), "profile")
+    if bucket.endpoint_url is None:
+        try:
+            region = _metadata_region(session, environ)
+        except (BotoCoreError, ValueError):  # a guess only: the bucket will be asked
+            region = None
+        if region is not None:
+            return RegionChoice(region, "instance metadata")
+    return None
+
+
+def _region_of_arn(name: str) -> str | None:
+    if not name.startswith("arn:"):
+        return None
+    return believable_region(name.split(":")[3])
+
+
+def _checked(bucket: BucketConfig, region: str, where: str) -> str:
+    form = REGION if bucket.endpoint_url is None else _ANY_REGION
+    if not form.fullmatch(region):
+        raise MountError(
+            f"{region!r} ({where}) is not a region name", "correct it, or give --region"
+        )
+    return region
+
+
+def _session(credentials_config: CredentialsConfig) -> "Session":
+    """Return a botocore session whose files can be read and whose profile exists."""
+    from botocore.exceptions import BotoCoreError, ProfileNotFound
+    from botocore.session import Session
+
+    session = Session(profile=credentials_config.profile)
+    try:
+        session.get_scoped_config()
+    except ProfileNotFound:
+        raise unknown_profile(session) from None
+    except BotoCoreError as error:
+        raise MountError(f"the AWS configuration cannot be read: {error}", "correct it") from None
+    return session
+
+
+def unknown_profile(session: "Session") -> MountError:
+    """Return the error for a session whose profile does not exist; it names those that do."""
+    known = ", ".join(session.available_profiles)
+    return MountError(
+        f"there is no profile '{session.profile}' in the AWS configuration",
+        f"known profiles: {known}" if known else "create it with: aws configure --profile NAME",
+    )
+
+
+def _metadata_region(session: "Session", environ: Mapping[str, str]) -> str | None:
+    """Ask the EC2 instance metadata service.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html
+    botocore takes the availability zone without its last letter; a local zone
+    ("us-west-2-lax-1a") needs its beginning.
+    """
+    from botocore.utils import IMDSRegionProvider
+
+    session.set_config_variable("metadata_service_timeout", _METADATA_TIMEOUT_S)
+    session.set_config_variable("metadata_service_num_attempts", 1)
+    text = IMDSRegionProvider(session, dict(environ)).provide()
+    match = re.match(rf"({REGION.pattern})(?![0-9a-z])", text or "")
+    return match.group(1) if match else None
+
+
+# --- Endpoint ---
+
+
+@cache
+def _rules() -> Any:
+    from botocore.endpoint_provider import EndpointProvider
+    from botocore.loaders import Loader
+
+    loader = Loader()
+    return EndpointProvider(
+        loader.load_service_model("s3", "endpoint-rule-set-1"), loader.load_data("partitions")
+    )
+
+
+def resolve(bucket: BucketConfig, region: str, *, use_fips: bool) -> Endpoint:
+    """Return where `bucket` is reached when it is in `region`.
+
+    Raise MountError, naming the option to change, for what S3 does not offer.
+    """
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        answer = _rules().resolve_endpoint(
+            Bucket=bucket.name,
+            Region=region,
+            UseFIPS=use_fips,
+            UseDualStack=bucket.dual_stack,
+            Accelerate=bucket.transfer_acceleration,
+            ForcePathStyle=bucket.force_path_style or _has_no_subdomains(bucket),
+            # us-east-1 is a region like any other, not the old global endpoint.
+            UseGlobalEndpoint=False,
+            # An ARN says where its access point is, so any --region may go with it.
+            UseArnRegion=True,
+            DisableMultiRegionAccessPoints=False,
+            **({} if bucket.endpoint_url is None else {"Endpoint": bucket.endpoint_url}),
+        )
+    except BotoCoreError as error:
+        raise _refused(bucket, region, str(error)) from None
+    url = urlsplit(answer.url)
+    schemes = {scheme["name"]: scheme for scheme in answer.properties["authSchemes"]}
+    name = next(name for name in _ALGORITHMS if name in schemes)
+    signing = schemes[name]
+    return Endpoint(
+        scheme=url.scheme,
+        host=_host(url.scheme, url.netloc, url.port),
+        base_path=url.path.rstrip("/"),
+        region=signing.get("signingRegion") or ",".join(signing["signingRegionSet"]),
+        signing_name=signing["signingName"],
+        signing_algorithm=_ALGORITHMS[name],
+    )
+
+
+def _host(scheme: str, netloc: str, port: int | None) -> str:
+    if port is not None and port == _DEFAULT_PORTS.get(scheme):
+        return netloc.removesuffix(f":{port}")
+    return netloc
+
+
+def _has_no_subdomains(bucket: BucketConfig) -> bool:
+    """Whether the endpoint's host cannot have the bucket's name in front.
+
+    The rule set knows that of IP addresses; "localhost" and the names of containers
+    ("minio") have no subdomains either, as name resolution goes.
+    """
+    if bucket.endpoint_url is None or bucket.name.startswith("arn:"):
+        return False
+    host = urlsplit(bucket.endpoint_url).hostname or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host.rstrip(".")
+    return True
+
+
+#: A word in the rule set's message, and what to do about it. The first that is in the
+#: message and whose option was given counts.
+_HINTS: list[tuple[str, str, str]] = [
+    ("accelerate", "transfer_acceleration", "leave --transfer-acceleration out"),
+    ("path-style", "force_path_style", "leave --force-path-style out"),
+    ("dual-stack", "dual_stack", "leave --dual-stack out"),
+    ("fips", "", "unset AWS_USE_FIPS_ENDPOINT"),
+    ("partition", "region", "leave --region out: the ARN names its region"),
+    (
+        "partition",
+        "",
+        "the ARN belongs to another AWS partition than the region: give --region",
+    ),
+    (
+        "arn",
+        "",
+        "an access point's ARN has the form arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME;"
+        " a bucket is given by its name alone",
+    ),
+    ("s3express", "", "a directory bucket's name has the form NAME--ZONE--x-s3"),
+    ("custom endpoint", "endpoint_url", "correct --endpoint-url"),
+    ("region", "", "correct --region"),
+]
+
+
+def _refused(bucket: BucketConfig, region: str, message: str) -> MountError:
+    lower = message.lower()
+    hint = next(
+        (
+            hint
+            for word, option, hint in _HINTS
+            if word in lower and (not option or getattr(bucket, option))
+        ),
+        "check the bucket's name",
+    )
+    first_line = (message.strip() or "no endpoint").splitlines()[0].rstrip(".")
+    return MountError(f"S3 has no endpoint for '{bucket.name}' in {region}: {first_line}", hint)

@@ -1,0 +1,404 @@
+"""Endpoints for every kind of bucket and option, and where a region comes from."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mountpoint.config import BucketConfig, CredentialsConfig
+from mountpoint.errors import MountError
+from mountpoint.s3.endpoint import (
+    Endpoint,
+    RegionChoice,
+    believable_region,
+    configured_region,
+    resolve,
+    use_fips,
+)
+
+ACCESS_POINT = "arn:aws:s3:us-west-2:123456789012:accesspoint/myap"
+MULTI_REGION = "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap"
+OUTPOST = "arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1234567890123456/accesspoint/ap"
+OBJECT_LAMBDA = "arn:aws:s3-object-lambda:us-west-2:123456789012:accesspoint/mine"
+CHINA = "arn:aws-cn:s3:cn-north-1:123456789012:accesspoint/myap"
+DIRECTORY = "bkt--usw2-az1--x-s3"
+AWS = "amazonaws.com"
+
+
+def where(
+    name: str, region: str = "us-east-1", fips: bool = False, /, **options: object
+) -> Endpoint:
+    return resolve(BucketConfig(name, **options), region, use_fips=fips)  # type: ignore[arg-type]
+
+
+# --- AWS ---
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "base_path", "region"),
+    [
+        (lambda: where("bkt"), f"bkt.s3.us-east-1.{AWS}", "", "us-east-1"),
+        (lambda: where("bkt", "eu-west-1"), f"bkt.s3.eu-west-1.{AWS}", "", "eu-west-1"),
+        (lambda: where("b.with.dots"), f"s3.us-east-1.{AWS}", "/b.with.dots", "us-east-1"),
+        (lambda: where("Upper_case"), f"s3.us-east-1.{AWS}", "/Upper_case", "us-east-1"),
+        (lambda: where("bkt", force_path_style=True), f"s3.us-east-1.{AWS}", "/bkt", "us-east-1"),
+        (lambda: where("bkt", "cn-north-1"), f"bkt.s3.cn-north-1.{AWS}.cn", "", "cn-north-1"),
+        (lambda: where("bkt", "us-gov-west-1"), f"bkt.s3.us-gov-west-1.{AWS}", "", "us-gov-west-1"),
+        (
+            lambda: where("bkt", "us-gov-west-1", True),
+            f"bkt.s3-fips.us-gov-west-1.{AWS}",
+            "",
+            "us-gov-west-1",
+        ),
+        (
+            lambda: where("bkt", dual_stack=True),
+            f"bkt.s3.dualstack.us-east-1.{AWS}",
+            "",
+            "us-east-1",
+        ),
+        (
+            lambda: where("bkt", "us-east-2", True, dual_stack=True),
+            f"bkt.s3-fips.dualstack.us-east-2.{AWS}",
+            "",
+            "us-east-2",
+        ),
+        (
+            lambda: where("bkt", "eu-west-1", transfer_acceleration=True),
+            f"bkt.s3-accelerate.{AWS}",
+            "",
+            "eu-west-1",
+        ),
+        (
+            lambda: where("bkt", transfer_acceleration=True, dual_stack=True),
+            f"bkt.s3-accelerate.dualstack.{AWS}",
+            "",
+            "us-east-1",
+        ),
+        (
+            lambda: where("myap-metadata123-s3alias"),
+            f"myap-metadata123-s3alias.s3.us-east-1.{AWS}",
+            "",
+            "us-east-1",
+        ),
+        (
+            lambda: where(ACCESS_POINT),
+            f"myap-123456789012.s3-accesspoint.us-west-2.{AWS}",
+            "",
+            "us-west-2",
+        ),
+        (
+            lambda: where(CHINA, "cn-north-1"),
+            f"myap-123456789012.s3-accesspoint.cn-north-1.{AWS}.cn",
+            "",
+            "cn-north-1",
+        ),
+    ],
+)
+def test_plain_endpoints(
+    endpoint: Callable[[], Endpoint], host: str, base_path: str, region: str
+) -> None:
+    """Names, aliases, ARNs and options give AWS's documented host, path and signing region."""
+    assert endpoint() == Endpoint("https", host, base_path, region, "s3", "v4")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "region", "name", "algorithm"),
+    [
+        (lambda: where(MULTI_REGION), f"mfzwi23gnjvgw.mrap.accesspoint.s3-global.{AWS}", "*", "s3",
+         "v4a"),
+        (lambda: where(OUTPOST), f"ap-123456789012.op-1234567890123456.s3-outposts.us-west-2.{AWS}",
+         "us-west-2", "s3-outposts", "v4"),
+        (lambda: where(OBJECT_LAMBDA), f"mine-123456789012.s3-object-lambda.us-west-2.{AWS}",
+         "us-west-2", "s3-object-lambda", "v4"),
+        (lambda: where(DIRECTORY, "us-west-2"), f"{DIRECTORY}.s3express-usw2-az1.us-west-2.{AWS}",
+         "us-west-2", "s3express", "v4-s3express"),
+        (lambda: where(DIRECTORY, "us-west-2", True),
+         f"{DIRECTORY}.s3express-fips-usw2-az1.us-west-2.{AWS}", "us-west-2", "s3express",
+         "v4-s3express"),
+    ],
+)  # fmt: skip
+def test_other_ways_of_signing(
+    endpoint: Callable[[], Endpoint], host: str, region: str, name: str, algorithm: str
+) -> None:
+    """Multi-region access points, Outposts, Object Lambda and directory buckets sign apart."""
+    assert endpoint() == Endpoint("https", host, "", region, name, algorithm)  # type: ignore[arg-type]
+
+
+# --- Other stores ---
+
+
+@pytest.mark.parametrize(
+    ("url", "path_style", "host", "base_path"),
+    [
+        ("http://127.0.0.1:8333", False, "127.0.0.1:8333", "/bkt"),
+        ("http://[::1]:9000", False, "[::1]:9000", "/bkt"),
+        ("http://localhost:9000/", False, "localhost:9000", "/bkt"),
+        ("http://minio:9000", False, "minio:9000", "/bkt"),
+        ("https://s3.example.com", False, "bkt.s3.example.com", ""),
+        ("https://s3.example.com/", False, "bkt.s3.example.com", ""),
+        ("https://s3.example.com:443", False, "bkt.s3.example.com", ""),
+        ("http://s3.example.com:443", False, "bkt.s3.example.com:443", ""),
+        ("https://s3.example.com:9000", True, "s3.example.com:9000", "/bkt"),
+    ],
+)
+def test_custom_endpoints(url: str, path_style: bool, host: str, base_path: str) -> None:
+    """A name with dots gets the bucket in front; IP addresses and short names get a path."""
+    endpoint = where("bkt", endpoint_url=url, force_path_style=path_style)
+    scheme = url.partition(":")[0]
+    assert endpoint == Endpoint(scheme, host, base_path, "us-east-1", "s3", "v4")
+
+
+def test_custom_endpoint_with_its_own_region() -> None:
+    """Another store's region name is signed as it is."""
+    endpoint = where("bkt", "garage", endpoint_url="https://s3.example.com")
+    assert endpoint.region == "garage"
+
+
+def test_custom_endpoint_of_an_access_point() -> None:
+    """An access point behind a private endpoint keeps its own host name and region."""
+    endpoint = where(ACCESS_POINT, endpoint_url="https://vpce-1.example.com")
+    assert endpoint.host == "myap-123456789012.vpce-1.example.com"
+    assert endpoint.region == "us-west-2"
+
+
+# --- What S3 refuses ---
+
+
+@pytest.mark.parametrize(
+    ("name", "region", "fips", "options", "hint"),
+    [
+        ("a.b", "us-east-1", False, {"transfer_acceleration": True}, "--transfer-acceleration"),
+        ("bkt", "us-east-1", True, {"transfer_acceleration": True}, "--transfer-acceleration"),
+        ("bkt", "cn-north-1", False, {"transfer_acceleration": True}, "--transfer-acceleration"),
+        (DIRECTORY, "us-west-2", False, {"transfer_acceleration": True}, "acceleration"),
+        (ACCESS_POINT, "us-west-2", False, {"force_path_style": True}, "--force-path-style"),
+        (MULTI_REGION, "us-west-2", False, {"dual_stack": True}, "--dual-stack"),
+        (MULTI_REGION, "us-west-2", True, {}, "AWS_USE_FIPS_ENDPOINT"),
+        ("bkt", "cn-north-1", True, {}, "AWS_USE_FIPS_ENDPOINT"),
+        (CHINA, "us-east-1", False, {"region": "us-east-1"}, "leave --region out"),
+        (CHINA, "us-east-1", False, {}, "give --region"),
+        ("arn:aws:s3:::bucket", "us-east-1", False, {}, "accesspoint/NAME"),
+        ("arn:aws:s3:us-west-2:123456789012:bucket/b", "us-west-2", False, {}, "name alone"),
+        ("bkt", "us-east-1", True, {"endpoint_url": "https://x.example"}, "FIPS"),
+        ("bkt", "us-east-1", False, {"endpoint_url": "https://x.example", "dual_stack": True},
+         "--dual-stack"),
+        ("b--x-s3", "us-east-1", False, {}, "NAME--ZONE--x-s3"),
+    ],
+)  # fmt: skip
+def test_refusals(
+    name: str, region: str, fips: bool, options: dict[str, object], hint: str
+) -> None:
+    """What S3 does not offer is one line of why and one that names the option to change."""
+    with pytest.raises(MountError) as caught:
+        where(name, region, fips, **options)
+    assert name in caught.value.what
+    assert hint in caught.value.hint
+    assert "\n" not in caught.value.what
+
+
+# --- Small functions ---
+
+
+@pytest.mark.parametrize(
+    ("text", "believed"),
+    [
+        ("us-east-1", True),
+        ("us-gov-west-1", True),
+        ("ap-southeast-7", True),
+        ("eusc-de-east-1", True),
+        ("us-east-1\n", False),
+        ("us-east-1.evil.example", False),
+        ("evil/", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_believable_region(text: str | None, believed: bool) -> None:
+    """Only what has a region's form is taken from a server."""
+    assert believable_region(text) == (text if believed else None)
+
+
+def test_use_fips() -> None:
+    """AWS_USE_FIPS_ENDPOINT is true or false; anything else is an error, not a silent false."""
+    assert use_fips({}) is False
+    assert use_fips({"AWS_USE_FIPS_ENDPOINT": ""}) is False
+    assert use_fips({"AWS_USE_FIPS_ENDPOINT": "false"}) is False
+    assert use_fips({"AWS_USE_FIPS_ENDPOINT": "True"}) is True
+    with pytest.raises(MountError, match="AWS_USE_FIPS_ENDPOINT"):
+        use_fips({"AWS_USE_FIPS_ENDPOINT": "yes"})
+
+
+def test_botocore_is_imported_late() -> None:
+    """Importing the module, and answering from options, costs nothing of botocore."""
+    code = (
+        "import sys; from mountpoint.config import *; from mountpoint.s3 import endpoint;"
+        "endpoint.configured_region(BucketConfig('bkt', region='us-east-1'),"
+        " CredentialsConfig(), {}); sys.exit('botocore' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- Where the region comes from ---
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave nothing of the machine's own AWS settings; no metadata service."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    return tmp_path
+
+
+NO_METADATA = {"AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def found(
+    environ: dict[str, str] | None = None,
+    *,
+    name: str = "bkt",
+    profile: str | None = None,
+    **options: object,
+) -> RegionChoice | None:
+    bucket = BucketConfig(name, **options)  # type: ignore[arg-type]
+    return configured_region(bucket, CredentialsConfig(profile), {**NO_METADATA, **(environ or {})})
+
+
+def test_region_order(home: Path) -> None:
+    """Option before ARN before AWS_REGION before AWS_DEFAULT_REGION before profile."""
+    (home / "config").write_text("[default]\nregion = eu-west-3\n")
+    both = {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}
+    assert found(both, name=ACCESS_POINT, region="eu-central-1") == ("eu-central-1", "option")
+    assert found(both, name=ACCESS_POINT) == ("us-west-2", "ARN")
+    assert found(both, name=MULTI_REGION) == ("eu-west-1", "environment")
+    assert found(both) == ("eu-west-1", "environment")
+    assert found({**both, "AWS_REGION": ""}) == ("eu-west-2", "environment")
+    assert found() == ("eu-west-3", "profile")
+
+
+def test_region_of_a_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--profile and AWS_PROFILE choose the profile whose region counts."""
+    (home / "config").write_text(
+        "[default]\nregion = eu-west-3\n[profile work]\nregion = cn-north-1\n[profile bare]\n"
+    )
+    assert found(profile="work") == ("cn-north-1", "profile")
+    assert found(profile="bare") is None
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert found() == ("cn-north-1", "profile")
+
+
+@pytest.mark.usefixtures("home")
+def test_no_region_anywhere() -> None:
+    """Nothing configured is None: the bucket will be asked."""
+    assert found() is None
+
+
+def test_unknown_profile(home: Path) -> None:
+    """An unknown profile is an error that names the known ones."""
+    (home / "config").write_text("[default]\n[profile work]\n")
+    (home / "credentials").write_text("[home]\naws_access_key_id = a\n")
+    with pytest.raises(MountError, match="no profile 'wrk'") as caught:
+        found(profile="wrk")
+    assert all(name in caught.value.hint for name in ("default", "work", "home"))
+
+
+def test_unreadable_configuration(home: Path) -> None:
+    """A configuration file that cannot be parsed is named."""
+    (home / "config").write_text("this is no configuration\n")
+    with pytest.raises(MountError) as caught:
+        found()
+    assert str(home / "config") in caught.value.what
+
+
+def test_senseless_region(home: Path) -> None:
+    """A region that is no region says where it came from; another store's may be any name."""
+    with pytest.raises(MountError, match="AWS_REGION"):
+        found({"AWS_REGION": "us east"})
+    (home / "config").write_text("[default]\nregion = garage\n")
+    with pytest.raises(MountError, match="profile 'default'"):
+        found()
+    assert found(endpoint_url="https://s3.example.com") == ("garage", "profile")
+
+
+# --- Instance metadata ---
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """The instance metadata service, version 2."""
+
+    zone = "eu-west-1b"
+    requests: list[str]
+
+    def do_PUT(self) -> None:
+        self._answer("token")
+
+    def do_GET(self) -> None:
+        known = self.headers["x-aws-ec2-metadata-token"] == "token"
+        self._answer(self.zone if known and "availability-zone" in self.path else "", known)
+
+    def _answer(self, text: str, known: bool = True) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metadata(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
+    handler = type("Handler", (Metadata,), {"requests": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("zone", "region"),
+    [
+        ("eu-west-1b", "eu-west-1"),
+        ("us-gov-west-1a", "us-gov-west-1"),
+        ("us-west-2-lax-1a", "us-west-2"),
+        ("us-east-1-wl1-bos-wlz-1", "us-east-1"),
+        ("<html>", None),
+        ("", None),
+    ],
+)
+def test_region_of_the_instance(metadata: type[Metadata], zone: str, region: str | None) -> None:
+    """The instance's zone names the region, also of a local zone; nonsense names none."""
+    metadata.zone = zone
+    choice = configured_region(BucketConfig("bkt"), CredentialsConfig(), {})
+    assert choice == (None if region is None else (region, "instance metadata"))
+
+
+def test_metadata_is_not_asked(metadata: type[Metadata]) -> None:
+    """Disabled metadata, a custom endpoint or a known region cause no request."""
+    url = "http://127.0.0.1:1"
+    signer = CredentialsConfig()
+    assert configured_region(BucketConfig("bkt"), signer, NO_METADATA) is None
+    assert configured_region(BucketConfig("bkt", endpoint_url=url), signer, {}) is None
+    assert configured_region(BucketConfig("bkt"), signer, {"AWS_REGION": "us-east-2"}) is not None
+    assert metadata.requests == []
+
+
+@pytest.mark.usefixtures("home")
+def test_metadata_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listening, or an endpoint that is no URL, is no region and no error."""
+    for url in ("http://127.0.0.1:1", "not a url"):
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        assert configured_region(BucketConfig("bkt"), CredentialsConfig(), {}) is None
