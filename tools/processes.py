@@ -64,7 +64,7 @@ def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) 
     def ended() -> bool:
         if process is not None:
             return process.poll() is not None
-        return not Path(f"/proc/{pid}").exists()
+        return start_ticks(pid) is None
 
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -77,3 +77,18 @@ def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) 
                     os.killpg(pid, signal.SIGKILL)
                 return
             time.sleep(POLL_INTERVAL_S)
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process was started, in clock ticks since boot, or None if it has ended.
+
+    Number and start together name one process: numbers are used again.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The second field, the name, may hold spaces and parentheses: see proc_pid_stat(5).
+    fields = stat.rpartition(")")[2].split()
+    # A container whose first process collects no exit codes keeps ended ones as zombies.
+    return None if fields[0] == "Z" else int(fields[19])

@@ -32,7 +32,7 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from tools.processes import Ports, end_process_group
+from tools.processes import Ports, end_process_group, start_ticks
 
 REGION = "us-east-1"
 
@@ -68,6 +68,7 @@ class _Server:
         self.region = REGION
         self._given_folder = folder
         self._folder = Path()
+        self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- life ------------------------------------------------------------------------------
@@ -105,13 +106,13 @@ class _Server:
         if self._given_folder is None and self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def leave_running(self) -> int:
-        """Let the server outlive this process; returns its process id, now the caller's to end."""
+    def leave_running(self) -> dict[str, Any]:
+        """Let the server outlive this process; returns what `end_left_running` needs to end it."""
         if self._process is None:
             raise ServerError(f"{self.name} is not running")
         atexit.unregister(self.stop)
         pid, self._process = self._process.pid, None
-        return pid
+        return {"pid": pid, "start_ticks": start_ticks(pid), "ports": self._ports}
 
     def __enter__(self) -> Self:
         return self.start()
@@ -178,9 +179,6 @@ class _Server:
     def _prepare(self) -> None:
         """Make the bucket, if the command line has not."""
 
-    def _clean_up(self) -> None:
-        """Remove what the server leaves outside its folder."""
-
     # -- process ---------------------------------------------------------------------------
 
     def _launch(self) -> None:
@@ -234,7 +232,21 @@ class _Server:
         process, self._process = self._process, None
         if process is not None:
             end_process_group(process.pid, process)
-            self._clean_up()
+            _remove_sockets(self._ports)
+
+
+def end_left_running(note: dict[str, Any]) -> None:
+    """End a server by what `leave_running` returned; one that has already ended is no error."""
+    if start_ticks(note["pid"]) == note["start_ticks"]:
+        end_process_group(note["pid"])
+    _remove_sockets(note["ports"])
+
+
+def _remove_sockets(ports: list[int]) -> None:
+    # SeaweedFS has unix sockets in /tmp, named by port; some stay even after a clean stop.
+    for port in ports:
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink(missing_ok=True)
 
 
 def _executable(name: str, package: str) -> str:
@@ -259,10 +271,6 @@ class SeaweedFS(_Server):
     # free disk space, and a small disk has room for two buckets. Volumes are not preallocated.
     _VOLUME_SIZE_MB = 256
     _VOLUMES = 400
-
-    def __init__(self, bucket: str = "test-bucket", folder: Path | None = None) -> None:
-        super().__init__(bucket, folder)
-        self._ports: list[int] = []
 
     def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
         data = self._folder / "data"
@@ -298,12 +306,6 @@ class SeaweedFS(_Server):
         command += [f"-{option}={value}" for option, value in options.items()]
         return s3, command, self.environment
 
-    def _clean_up(self) -> None:
-        # Its unix sockets are in /tmp, named by port; some stay behind even after a clean stop.
-        for port in self._ports:
-            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                path.unlink(missing_ok=True)
-
 
 class Ministack(_Server):
     """Ministack, an AWS emulator, with S3 only: any key is kept as it is. Everything in memory."""
@@ -312,6 +314,7 @@ class Ministack(_Server):
 
     def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
         port = ports.one()
+        self._ports = [port]
         environment = {
             **self.environment,
             "BIND_HOST": "127.0.0.1",

@@ -1,0 +1,141 @@
+"""Mount and unmount with the installed `mount-s3`, and see that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tools.processes import POLL_INTERVAL_S
+
+MOUNT_TIMEOUT_S = 60.0
+UNMOUNT_TIMEOUT_S = 15.0
+LOG_TAIL_LINES = 25
+
+
+class MountError(RuntimeError):
+    """Mounting or unmounting failed; the message says why."""
+
+
+def mount(
+    bucket: str,
+    directory: Path,
+    options: list[str],
+    environment: dict[str, str],
+    log_directory: Path,
+) -> list[str]:
+    """Mount a bucket in the background, as a user would; returns the command that was run.
+
+    `environment` holds the credentials, and is all that the mount knows of AWS.
+    """
+    program = Path(sys.executable).with_name("mount-s3")
+    if not program.exists():
+        raise MountError(f"{program} does not exist: run make setup")
+    command = [
+        str(program),
+        bucket,
+        str(directory),
+        *options,
+        "--log-directory",
+        str(log_directory),
+    ]
+    # What the user of this machine has set up for AWS is not for a server on loopback.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    settings = {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }
+    log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    output = log_directory / "mount-s3.output"
+    # A file, not a pipe: the child that stays in the background may keep it open.
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env=inherited | settings | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait(MOUNT_TIMEOUT_S)
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise MountError(f"mount-s3 did not return within {MOUNT_TIMEOUT_S:.0f} s") from error
+        raise
+    if code != 0:
+        text = output.read_text(errors="replace").strip()
+        raise MountError(f"mount-s3 ended with exit code {code}: {text or '(no output)'}")
+    if not is_mounted(directory):
+        raise MountError(f"mount-s3 returned 0, but nothing is mounted at {directory}")
+    return command
+
+
+def unmount(directory: Path) -> None:
+    """Unmount and wait until mount-s3 has ended. Leaves nothing mounted and no process behind,
+    by force if need be, and then raises MountError: it should not have been needed."""
+    problem = ""
+    deadline = time.monotonic() + UNMOUNT_TIMEOUT_S
+    while is_mounted(directory) and not problem:
+        result = subprocess.run(
+            ["fusermount", "-u", str(directory)], capture_output=True, text=True, check=False
+        )
+        if result.returncode != 0 and time.monotonic() > deadline:
+            # In use, or hanging: detach it; whoever has files open there keeps them.
+            problem = f"cannot unmount: {result.stderr.strip()}"
+            subprocess.run(["fusermount", "-uz", str(directory)], check=False)
+        elif result.returncode != 0:
+            time.sleep(POLL_INTERVAL_S)
+    deadline = time.monotonic() + UNMOUNT_TIMEOUT_S
+    while pids := _mount_processes(directory):
+        if time.monotonic() > deadline:
+            problem = problem or "mount-s3 did not end after it was unmounted"
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(POLL_INTERVAL_S)
+    if problem:
+        raise MountError(problem)
+
+
+def is_mounted(directory: Path) -> bool:
+    """Tell whether something is mounted there, also if it no longer answers."""
+    # The kernel's table, because os.path.ismount takes a dead mount for none.
+    escaped = str(directory)
+    for character in "\\ \t\n":
+        escaped = escaped.replace(character, f"\\{ord(character):03o}")
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return any(line.split(" ")[4] == escaped for line in mounts)
+
+
+def log_tail(log_directory: Path) -> str:
+    """Return the last lines of each log that mount-s3 wrote, under its name."""
+    tails = []
+    for path in sorted(log_directory.glob("*")):
+        lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        if lines:
+            tails.append("\n".join([f"--- {path.name}", *lines]))
+    return "\n".join(tails) or "(mount-s3 logged nothing)"
+
+
+def _mount_processes(directory: Path) -> list[int]:
+    """Return the processes whose command line names this directory as mount-s3's."""
+    wanted = os.fsencode(directory)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        # Processes come and go, and those of others may not be looked at.
+        with contextlib.suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            if wanted in arguments and any(a.endswith(b"/mount-s3") for a in arguments[:2]):
+                found.append(int(path.parent.name))
+    return found
