@@ -5,10 +5,10 @@ It knows positions and nothing else: no clock, no memory budget, no S3. The stre
 
 A handle may be read by several sequential readers at once (threads, merged runs, the
 kernel's own read-ahead that comes concurrently and out of order), so the policy follows
-several *runs*. A read belongs to the run whose neighbourhood it falls into; the run then
-moves on and its read-ahead doubles, from 1 MiB up to `ahead_bytes`. A read that belongs to
-no run is fetched exactly, in whole pages, and starts a run of its own with no read-ahead:
-random readers stay at that. A run may never read ahead more than it has read so far, so
+several *runs*. A read that belongs to no run is fetched exactly, in whole pages, and starts
+a run of its own with no read-ahead: random readers stay at that. A second read that follows
+it makes the run sequential; from then on it holds every read in its neighbourhood, and with
+each its read-ahead doubles, from 1 MiB up to `ahead_bytes`. A run may never read ahead more than it has read so far, so
 that a short one costs little, but for the run from the start of the object.
 """
 
@@ -52,6 +52,8 @@ class _Run:
     ahead: int  # how far beyond the cursor to fetch
 
     def holds(self, offset: int) -> bool:
+        if self.ahead == 0:  # one read so far: the second has to follow it
+            return self.cursor - PAGE_BYTES <= offset <= self.cursor
         return self.cursor - JITTER_BYTES <= offset <= self.fetched + JITTER_BYTES
 
 
