@@ -1,0 +1,72 @@
+"""What all tests share: the S3 servers.
+
+Servers start once per run, when the first test asks for one. `MOUNT_S3_TEST_ENDPOINT` and
+`MOUNT_S3_TEST_BUCKET` (with credentials in the usual variables) name a running server to use
+in place of the embedded SeaweedFS.
+"""
+
+import faulthandler
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import boto3
+import botocore.config
+import pytest
+
+from tools.servers import Ministack, SeaweedFS
+
+faulthandler.enable()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A running S3 server, as a test sees it."""
+
+    endpoint_url: str
+    bucket: str
+    environment: dict[str, str] = field(repr=False)
+
+    def client(self) -> Any:
+        """Return a boto3 client with the store's credentials."""
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self.environment.get("AWS_REGION", "us-east-1"),
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
+        )
+
+    def put(self, key: str, body: bytes = b"") -> str:
+        """Put an object; return its ETag."""
+        return str(self.client().put_object(Bucket=self.bucket, Key=key, Body=body)["ETag"])
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self.client().delete_object(Bucket=self.bucket, Key=key)
+
+
+def _store(server: SeaweedFS | Ministack) -> Store:
+    return Store(server.endpoint_url, server.bucket, server.environment)
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """The server that checks what S3 checks: signatures, clock, conditions."""
+    endpoint = os.environ.get("MOUNT_S3_TEST_ENDPOINT")
+    if endpoint:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
+        keys = {name: os.environ[name] for name in names if name in os.environ}
+        yield Store(endpoint, os.environ["MOUNT_S3_TEST_BUCKET"], keys)
+        return
+    with SeaweedFS() as server:
+        yield _store(server)
+
+
+@pytest.fixture(scope="session")
+def flat_store() -> Iterator[Store]:
+    """The server with S3's flat key space and order: for odd keys."""
+    with Ministack() as server:
+        yield _store(server)

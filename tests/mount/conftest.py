@@ -1,0 +1,34 @@
+"""A machine without FUSE gets the reason: the tests fail in CI and are skipped elsewhere."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.mount.mounting import Mount, mounted
+from tools.fuse_check import why_no_fuse
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fuse() -> None:
+    reason = why_no_fuse()
+    if reason is None:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"FUSE cannot be used here: {reason}", pytrace=False)
+    pytest.skip(f"FUSE cannot be used here: {reason}")
+
+
+@pytest.fixture(scope="module")
+def mount(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """The store's bucket, mounted with default options for all tests of a module."""
+    with mounted(store, tmp_path_factory.mktemp("module"), "--debug") as it:
+        yield it
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to mount in."""
+    return tmp_path

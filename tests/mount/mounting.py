@@ -1,0 +1,121 @@
+"""Run the installed `mount-s3` as a user would."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.conftest import Store
+from tools import mounting
+
+PROGRAM = Path(sys.executable).with_name("mount-s3")
+TIMEOUT_S = 45.0
+
+
+def environment(extra: dict[str, str]) -> dict[str, str]:
+    """Return ours without what it says of AWS, with `extra`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    # The folder of the program: mount(8) finds it by PATH.
+    kept["PATH"] = f"{PROGRAM.parent}:{kept['PATH']}"
+    nothing = {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    return kept | nothing | extra
+
+
+def run(
+    *arguments: str | Path, env: dict[str, str], timeout_s: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Run mount-s3 to its end; in the background that is when the mount is ready."""
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def store_options(store: Store, *, endpoint_url: str | None = None) -> list[str]:
+    """Return the options that lead to the store."""
+    url = endpoint_url or store.endpoint_url
+    return ["--endpoint-url", url, "--region", "us-east-1", "--force-path-style"]
+
+
+class Mount:
+    """A bucket mounted in the background at `path`, with its log at hand."""
+
+    def __init__(self, path: Path, log_directory: Path) -> None:
+        self.path = path
+        self._logs = log_directory
+
+    @property
+    def pid(self) -> int:
+        """The process that serves the mount."""
+        (pid,) = mounting._mount_processes(self.path)
+        return pid
+
+    @property
+    def log(self) -> str:
+        """Everything that it has logged."""
+        return "".join(file.read_text() for file in sorted(self._logs.glob("*.log")))
+
+    def is_mounted(self) -> bool:
+        """Whether the kernel has it mounted, alive or dead."""
+        return mounting.is_mounted(self.path)
+
+    def has_ended(self) -> bool:
+        """Whether its process is gone."""
+        return not mounting._mount_processes(self.path)
+
+
+@contextlib.contextmanager
+def mounted(
+    store: Store,
+    folder: Path,
+    *options: str,
+    bucket: str | None = None,
+    endpoint_url: str | None = None,
+) -> Iterator[Mount]:
+    """Mount the store's bucket in `folder`; unmount whatever happens."""
+    path, logs = folder / "mnt", folder / "log"
+    path.mkdir(exist_ok=True)
+    where = store_options(store, endpoint_url=endpoint_url)
+    result = run(
+        bucket or store.bucket, path, *where, "--log-directory", logs, *options,
+        env=store.environment,
+    )
+    try:
+        assert result.returncode == 0, result.stderr
+        yield Mount(path, logs)
+    finally:
+        clean_up(path)
+
+
+def clean_up(path: Path) -> None:
+    """Leave nothing mounted at `path`, and no process of it."""
+    for pid in mounting._mount_processes(path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not mounting._mount_processes(path))
+    for pid in mounting._mount_processes(path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if mounting.is_mounted(path):
+        subprocess.run(["fusermount", "-uz", path], check=False)
+
+
+def eventually(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+    """Wait until the condition holds; AssertionError if it does not."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.02)
