@@ -119,11 +119,11 @@ _SECRET_NAMES = (
 )
 
 #: name, what separates it from its value (": ", "=", ">", "': b'", "', '"), an authorization
-#: scheme, the value. Quotes may have been escaped by the time a line is finished.
+#: scheme, the value. Quotes and line ends may be escaped by the time a line is finished.
 _NAMED = re.compile(
     rf"""
     ( (?:{"|".join(_SECRET_NAMES)})
-      (?: \\*["']? \s* [:=>] \s* | \\*["'] \s* , \s* )
+      (?: \\*["']? \s* [:=>] (?: \s | \\+[nrt] )* | \\*["'] \s* , \s* )
       (?: b? \\*["'] )?
       (?: (?:AWS4[\w-]* | AWS | Bearer | Basic) \s+ )? )
     (?! \[redacted\] )
