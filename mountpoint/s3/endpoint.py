@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from mountpoint.config import REGION, BucketConfig, CredentialsConfig
 from mountpoint.errors import MountError
+from mountpoint.s3.profile import open_session
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -108,7 +109,7 @@ def configured_region(
 
     from botocore.exceptions import BotoCoreError
 
-    session = _session(credentials_config)
+    session = open_session(credentials_config.profile)
     if region := session.get_scoped_config().get("region"):
         where = f"the region of profile '{session.profile or 'default'}'"
         return RegionChoice(_checked(bucket, str(region), where), "profile")
@@ -135,30 +136,6 @@ def _checked(bucket: BucketConfig, region: str, where: str) -> str:
             f"{region!r} ({where}) is not a region name", "correct it, or give --region"
         )
     return region
-
-
-def _session(credentials_config: CredentialsConfig) -> "Session":
-    """Return a botocore session whose files can be read and whose profile exists."""
-    from botocore.exceptions import BotoCoreError, ProfileNotFound
-    from botocore.session import Session
-
-    session = Session(profile=credentials_config.profile)
-    try:
-        session.get_scoped_config()
-    except ProfileNotFound:
-        raise unknown_profile(session) from None
-    except BotoCoreError as error:
-        raise MountError(f"the AWS configuration cannot be read: {error}", "correct it") from None
-    return session
-
-
-def unknown_profile(session: "Session") -> MountError:
-    """Return the error for a session whose profile does not exist; it names those that do."""
-    known = ", ".join(session.available_profiles)
-    return MountError(
-        f"there is no profile '{session.profile}' in the AWS configuration",
-        f"known profiles: {known}" if known else "create it with: aws configure --profile NAME",
-    )
 
 
 def _metadata_region(session: "Session", environ: Mapping[str, str]) -> str | None:

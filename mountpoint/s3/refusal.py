@@ -95,8 +95,8 @@ def error_from_response(
 ) -> S3Error:
     """Return the error that an answer with a status of 300 or more means.
 
-    `what` names the request ("ListObjectsV2"). A redirect is never more than the name of a
-    region: nobody follows it.
+    `what` names the request ("ListObjectsV2"), or is "". A redirect is never more than the
+    name of a region: nobody follows it.
     """
     headers = headers or []
     fields = _error_fields(body or b"")
@@ -107,10 +107,12 @@ def error_from_response(
         "status": status,
         "request_id": _request_id(fields, headers),
     }
-    reason = f"{what}: {code or f'HTTP status {status}'}"
+    reason = code or f"HTTP status {status}"
     message = printable(masked(fields.get("Message", "")), _MESSAGE_MAX_CHARS)
     if message:
         reason += f": {message}"
+    if what:
+        reason = f"{what}: {reason}"
 
     region = _other_region(fields, headers)
     silent = status in _REDIRECTS or (status == 400 and not code and region)
