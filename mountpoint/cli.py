@@ -5,10 +5,10 @@ and doc/CONFIGURATION.md); `--read-timeout` is ours.
 
 * There is one table of options, click's. `-o` items (`fstab`) become long options in front
   of the others and are parsed with them, so that both ways know the same names.
-* Exit codes: 0 mounted in the background, or unmounted in the foreground; 1 for everything
-  that says "Error:" alone, which is every MountError, values out of range and contradictions
-  among them; 2 for what click refuses, with "Usage:" (an unknown option, a missing argument,
-  a word where a number belongs), as the reference's parser does.
+* Exit codes: 0 mounted in the background, or unmounted in the foreground; 1 for every
+  MountError, values out of range and contradictions among them; 2 for what click refuses by
+  itself (an unknown option, a missing argument, a word where a number belongs), as the
+  reference's parser does.
 * Nothing heavy is imported here: `--help` and wrong options answer at once, and what starts
   threads is imported after the fork (`daemon`).
 

@@ -1,0 +1,456 @@
+"""The command line: every option's way into the configuration, and every refusal."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mountpoint
+from mountpoint import cli, daemon, logs
+from mountpoint.config import (
+    MIB,
+    BucketConfig,
+    ClientConfig,
+    Config,
+    CredentialsConfig,
+    FileSystemConfig,
+    LogConfig,
+    MountConfig,
+    ReadConfig,
+)
+from mountpoint.errors import MountError
+from mountpoint.fstab import split_items
+
+
+class Mounted:
+    """Stands for the process that would mount: it only remembers the configuration."""
+
+    def __init__(self) -> None:
+        self.config: Config | None = None
+
+    def mount(self, config: Config, on_ready: Callable[[], None]) -> int:
+        """Take the place of `cli._mount`."""
+        self.config = config
+        on_ready()
+        return 0
+
+
+@pytest.fixture
+def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
+    """Keep the command from forking and mounting; no variable of ours is set."""
+    stand_in = Mounted()
+
+    def in_background(work: Callable[[Callable[[], None]], int], log_hint: str) -> None:
+        work(lambda: None)
+
+    monkeypatch.setattr(cli, "_mount", stand_in.mount)
+    monkeypatch.setattr(daemon, "run_in_background", in_background)
+    for name in ("AWS_CA_BUNDLE", "MOUNTPOINT_LOG"):
+        monkeypatch.delenv(name, raising=False)
+    return stand_in
+
+
+def run(*arguments: str) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(cli.main, list(arguments), prog_name="mount-s3")
+
+
+def config_of(mounted: Mounted, *options: str) -> Config:
+    """Return the configuration that the options make for "bucket" at /mnt."""
+    result = run("bucket", "/mnt", *options)
+    assert result.exit_code == 0, result.output
+    assert mounted.config is not None
+    return mounted.config
+
+
+def refusal(*arguments: str, code: int = 1) -> str:
+    """Return what the command says when it refuses the arguments, as one line."""
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    if code == 1:
+        assert result.stderr.startswith("Error: ")
+        assert len(result.stderr.splitlines()) <= 2
+    return result.stderr.replace("\n", " ")
+
+
+def test_defaults_are_the_references(mounted: Mounted) -> None:
+    """Bucket and directory alone give the reference's defaults and the user's own ids."""
+    assert config_of(mounted) == Config(
+        bucket=BucketConfig("bucket"),
+        mount=MountConfig("/mnt", max_threads=16),
+        filesystem=FileSystemConfig(os.getuid(), os.getgid(), 0o755, 0o644),
+        credentials=CredentialsConfig(),
+        client=ClientConfig(throughput_gbps=10, part_size_bytes=8 * MIB, total_timeout_s=60),
+        read=ReadConfig(part_size_bytes=8 * MIB, timeout_s=60),
+        log=LogConfig(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "value"),
+    [
+        (["--prefix", "a/é/"], "bucket.prefix", "a/é/".encode()),
+        (["--region", "eu-west-1"], "bucket.region", "eu-west-1"),
+        (["--endpoint-url", "http://[::1]:9000"], "bucket.endpoint_url", "http://[::1]:9000"),
+        (["--force-path-style"], "bucket.force_path_style", True),
+        (["--dual-stack"], "bucket.dual_stack", True),
+        (["--transfer-acceleration"], "bucket.transfer_acceleration", True),
+        (["--requester-pays"], "bucket.requester_pays", True),
+        (["--no-sign-request"], "credentials.no_sign_request", True),
+        (["--profile", "me"], "credentials.profile", "me"),
+        (["--read-only"], "mount.read_only", True),
+        (["--auto-unmount"], "mount.auto_unmount", True),
+        (["--allow-root"], "mount.allow_root", True),
+        (["--allow-other"], "mount.allow_other", True),
+        (["--max-threads", "1"], "mount.max_threads", 1),
+        (["--uid", "0"], "filesystem.uid", 0),
+        (["--gid", "4294967294"], "filesystem.gid", 4294967294),
+        (["--dir-mode", "700"], "filesystem.dir_mode", 0o700),
+        (["--file-mode", "0000"], "filesystem.file_mode", 0),
+        (["--maximum-throughput-gbps", "100"], "client.throughput_gbps", 100),
+        (["--throughput-target-gbps", "2.5"], "client.throughput_gbps", 2.5),
+        (["--part-size", "65536"], "client.part_size_bytes", 65536),
+        (["--part-size", "65536"], "read.part_size_bytes", 65536),
+        (["--part-size", str(5 << 30)], "client.part_size_bytes", 5 << 30),
+        (["--part-size", str(5 << 30)], "read.part_size_bytes", 64 * MIB),
+        (["--read-timeout", "7"], "read.timeout_s", 7),
+        (["--read-timeout", "7"], "client.total_timeout_s", 7),
+        (["-l", "/var/log/s3"], "log.directory", "/var/log/s3"),
+        (["-d"], "log.debug", True),
+        (["--debug-crt"], "log.debug_crt", True),
+        (["--no-log"], "log.no_log", True),
+        (["-f"], "log.foreground", True),
+        (["--foreground"], "foreground", True),
+        (["-o", "ro"], "mount.read_only", True),
+        (["-o", "allow_other,max-threads=3"], "mount.allow_other", True),
+        (["-o", "allow-root"], "mount.allow_root", True),
+        (["-o", r"rw,prefix=a\,b\\\"/"], "bucket.prefix", b'a,b\\"/'),
+        (["-o", "uid=7,gid=8", "-o", "debug,_netdev"], "log.debug", True),
+        (["-o", "uid=7", "--uid", "8"], "filesystem.uid", 8),
+        (["--region=us-east-1", "-oro"], "mount.read_only", True),
+        (["--prefix", "-o/"], "bucket.prefix", b"-o/"),
+        (["-o", ""], "mount.read_only", False),
+    ],
+)
+def test_each_option_reaches_its_place(
+    mounted: Mounted, options: list[str], place: str, value: Any
+) -> None:
+    """An option, on its own or in -o, sets its one field."""
+    found: Any = config_of(mounted, *options)
+    for name in place.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("bucket", "name", "prefix"),
+    [
+        ("my.old_Bucket", "my.old_Bucket", b""),
+        ("s3://bucket", "bucket", b""),
+        ("s3://bucket/", "bucket", b""),
+        ("s3://bucket/a b/c%20/", "bucket", b"a b/c%20/"),
+        (
+            "arn:aws:s3:us-west-2:123456789012:accesspoint/my-ap",
+            "arn:aws:s3:us-west-2:123456789012:accesspoint/my-ap",
+            b"",
+        ),
+    ],
+)
+def test_bucket_forms(mounted: Mounted, bucket: str, name: str, prefix: bytes) -> None:
+    """A bucket is a name, an ARN, or an s3:// URI whose path is the prefix, taken literally."""
+    assert run(bucket, "/mnt").exit_code == 0
+    assert mounted.config is not None
+    assert (mounted.config.bucket.name, mounted.config.bucket.prefix) == (name, prefix)
+
+
+def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
+    """What the shell passes as bytes arrives as these bytes."""
+    config = config_of(mounted, "--prefix", os.fsdecode(b"\xff/"))
+    assert config.bucket.prefix == b"\xff/"
+    assert cli.describe(config.bucket) == r"prefix \xff/ of bucket bucket"
+
+
+@pytest.mark.parametrize("mode", [(), ("-f",)])
+@pytest.mark.parametrize(
+    ("bucket", "said"),
+    [
+        ("bucket", "bucket bucket is mounted at /mnt\n"),
+        ("s3://bucket/a/", "prefix a/ of bucket bucket is mounted at /mnt\n"),
+    ],
+)
+def test_says_what_is_mounted(
+    mounted: Mounted, bucket: str, said: str, mode: tuple[str, ...]
+) -> None:
+    """One line on stdout, once, in the background and in the foreground."""
+    result = run(bucket, "/mnt", *mode)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
+
+
+def test_paths_become_absolute(
+    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths are resolved before the process leaves its directory, links included."""
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "real" / "ca.pem").touch()
+    (tmp_path / "link").symlink_to("real/sub")
+    monkeypatch.chdir(tmp_path)
+    result = run("bucket", "link/..", "--log-directory", "l", "--ca-bundle", "real/ca.pem")
+    assert result.exit_code == 0, result.output
+    assert mounted.config is not None
+    assert mounted.config.mount.directory == str(tmp_path / "real")
+    assert mounted.config.log.directory == str(tmp_path / "l")
+    assert mounted.config.client.ca_bundle == str(tmp_path / "real" / "ca.pem")
+    assert result.stdout == f"bucket bucket is mounted at {tmp_path}/real\n"
+
+
+def test_directory_that_was_removed_under_us(
+    mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path in a directory that is gone is refused with the reason."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "current directory does not exist" in refusal("bucket", "mnt")
+
+
+def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS_CA_BUNDLE counts unless --ca-bundle is given; MOUNTPOINT_LOG becomes the filter."""
+    for name in ("one.pem", "two.pem"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "one.pem"))
+    monkeypatch.setenv("MOUNTPOINT_LOG", "debug")
+    config = config_of(mounted)
+    assert config.client.ca_bundle == str(tmp_path / "one.pem")
+    assert config.log.filter == "debug"
+    config = config_of(mounted, "--ca-bundle", str(tmp_path / "two.pem"))
+    assert config.client.ca_bundle == str(tmp_path / "two.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "three.pem"))
+    assert "AWS_CA_BUNDLE" in refusal("bucket", "/mnt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["b!", "/mnt"], "'b!' is not a bucket name"),
+        (["bucket/", "/mnt"], "'bucket/' is not a bucket name"),
+        (["s3://", "/mnt"], "'' is not a bucket name"),
+        (["s3://arn:aws:s3:::bucket/a/", "/mnt"], "an ARN cannot stand in an s3:// URI"),
+        (["s3://bucket/a/", "/mnt", "--prefix", "b/"], "exclude each other"),
+        (["s3://bucket/a/", "/mnt", "-o", "prefix=b/"], "exclude each other"),
+        (["s3://bucket/a", "/mnt"], "use --prefix a/"),
+        (["bucket", "/mnt", "--prefix", "a"], "use --prefix a/"),
+        (["bucket", "/mnt", "--region", "Frankfurt"], "'Frankfurt' is not a region name"),
+        (["bucket", "/mnt", "--endpoint-url", "s3.example.com"], "not an endpoint URL"),
+        (["bucket", "/mnt", "--allow-root", "--allow-other"], "exclude each other"),
+        (["bucket", "/mnt", "--allow-root", "-o", "allow_other"], "exclude each other"),
+        (["bucket", "/mnt", "--no-sign-request", "--profile", "me"], "exclude each other"),
+        (["bucket", "/mnt", "--no-log", "-d"], "--no-log excludes"),
+        (["bucket", "/mnt", "--no-log", "-l", "/tmp"], "--no-log excludes"),
+        (["bucket", "/mnt", "--transfer-acceleration", "--force-path-style"], "exclude each"),
+        (["bucket", "/mnt", "--file-mode", "1777"], "--file-mode 1777 is out of range"),
+        (["bucket", "/mnt", "--dir-mode", "-1"], "--dir-mode"),
+        (["bucket", "/mnt", "--uid", "-1"], "--uid -1 is out of range"),
+        (["bucket", "/mnt", "--gid", "4294967295"], "--gid 4294967295 is out of range"),
+        (["bucket", "/mnt", "--max-threads", "0"], "it must be 1 to 1024"),
+        (["bucket", "/mnt", "--maximum-throughput-gbps", "0"], "out of range"),
+        (["bucket", "/mnt", "--maximum-throughput-gbps", "nan"], "out of range"),
+        (["bucket", "/mnt", "--part-size", "65535"], "it must be 65536 to 5368709120 bytes"),
+        (["bucket", "/mnt", "--read-timeout", "0.5"], "it must be 1 to 86400 seconds"),
+        (["bucket", "/mnt", "--read-timeout", "inf"], "out of range"),
+        (["bucket", "/mnt", "-o", "ro,rw"], "-o ro and -o rw exclude each other"),
+        (["bucket", "/mnt", "-o", "rw", "-o", "ro"], "-o ro and -o rw exclude each other"),
+        (["bucket", "/mnt", "-o", "read-only"], "use 'ro'"),
+        (["bucket", "/mnt", "-o", "read_only"], "use 'ro'"),
+        (["bucket", "/mnt", "-o", "foreground"], "runs in the background"),
+        (["bucket", "/mnt", "-o", "--uid=2"], "use -o uid=2"),
+        (["bucket", "/mnt", "-o", "-f"], "no dashes"),
+        (["bucket", "/mnt", "-o", "allow_othr"], "did you mean 'allow-other'?"),
+        (["bucket", "/mnt", "-o", "noexec"], "unknown option 'noexec'"),
+        (["bucket", "/mnt", "-o", "o=x"], "unknown option 'o'"),
+        (["bucket", "/mnt", "-o", "help"], "--help"),
+        (["bucket", "/mnt", "-o", "ends\\"], "a backslash at the end"),
+        (["bucket", "/mnt", "-o", "a\\b"], "a backslash before 'b'"),
+        (["bucket", "/mnt", "-o", 'a="b"'], "a double quote without a backslash"),
+    ],
+)
+def test_refused_with_exit_1(mounted: Mounted, arguments: list[str], words: str) -> None:
+    """A value out of range or a contradiction gives at most two lines, exit 1, and no mount."""
+    assert words in refusal(*arguments)
+    assert mounted.config is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing argument 'BUCKET'"),
+        (["bucket"], "Missing argument 'DIRECTORY'"),
+        (["bucket", "/mnt", "more"], "unexpected extra argument"),
+        (["bucket", "/mnt", "--typo"], "--typo"),
+        (["bucket", "/mnt", "--uid", "root"], "'root' is not a valid integer"),
+        (["bucket", "/mnt", "-o", "uid=root"], "'root' is not a valid integer"),
+        (["bucket", "/mnt", "-o", "debug=1"], "--debug"),
+        (["bucket", "/mnt", "--dir-mode", "rwx"], "'rwx' is not an octal number"),
+        (["bucket", "/mnt", "--file-mode", "0888"], "'0888' is not an octal number"),
+    ],
+)
+def test_usage_errors_exit_2(mounted: Mounted, arguments: list[str], words: str) -> None:
+    """What click itself refuses is said by click, with exit 2."""
+    assert words in refusal(*arguments, code=2)
+    assert mounted.config is None
+
+
+def test_line_of_mount_fuse(mounted: Mounted) -> None:
+    """What mount(8) makes of an /etc/fstab line, with what mount.fuse and systemd add."""
+    words = (
+        "rw,auto,noauto,user,nouser,users,_netdev,nofail,nodev,nosuid,defaults,dev,suid,exec,"
+        "x-systemd.automount,x-gvfs-show,allow_other,region=eu-west-1"
+    )
+    config = config_of(mounted, "-o", words)
+    assert config == Config(
+        bucket=BucketConfig("bucket", region="eu-west-1"),
+        mount=MountConfig("/mnt", allow_other=True),
+        filesystem=FileSystemConfig(os.getuid(), os.getgid()),
+    )
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_split_items_reverses_escaping(items: list[str]) -> None:
+    """Any items, escaped and joined with commas, come apart again."""
+    escaped = [
+        "".join(f"\\{character}" if character in ',\\"' else character for character in item)
+        for item in items
+    ]
+    assert split_items(",".join(escaped)) == items
+
+
+@given(st.text(alphabet='a,\\"=', max_size=12))
+def test_split_items_refuses_or_loses_nothing(text: str) -> None:
+    """A text is refused exactly when a quote is bare or a backslash escapes nothing."""
+    pairs = text
+    for index in range(len(text)):  # left to right: "\\\\," is a backslash, then a comma
+        if pairs[index : index + 1] == "\\" and pairs[index + 1 : index + 2] in (",", "\\", '"'):
+            pairs = pairs[:index] + "xx" + pairs[index + 2 :]
+    bad = "\\" in pairs or '"' in pairs
+    try:
+        items = split_items(text)
+    except MountError:
+        assert bad
+    else:
+        assert not bad
+        assert len(items) == pairs.count(",") + 1
+        assert sum(map(len, items)) == len(text) - len(items) + 1 - pairs.count("xx")
+
+
+def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option stands once under its topic, in 80 columns, with fstab and examples."""
+    monkeypatch.setenv("COLUMNS", "200")
+    said = run("--help").stdout
+    assert said == run("-h").stdout
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 80
+    topics = [line for line in lines if re.fullmatch(r"[A-Z][A-Za-z ]+:", line)]
+    assert topics == [
+        "Arguments:",
+        "Bucket options:",
+        "AWS credentials options:",
+        "Mount options:",
+        "Client options:",
+        "Logging options:",
+        "Options:",
+        "Examples:",
+    ]
+    for option in cli.main.params:
+        if option.name not in ("bucket", "directory"):
+            name = max(option.opts, key=len) if option.name != "throughput_gbps" else option.opts[0]
+            listed = [line for line in lines if f"{name} " in line + " " and line[:3] == "  -"]
+            assert len(listed) == 1, name
+    assert "my-bucket /mnt/data fuse.mount-s3 _netdev,ro" in said
+
+
+def test_version() -> None:
+    """--version prints the program and its version, and nothing else."""
+    assert run("--version").stdout == f"mount-s3 {mountpoint.__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The command line loads neither the CRT nor FUSE nor botocore."""
+    program = (
+        "import sys; from mountpoint import cli;"
+        "print([name for name in ('awscrt', 'llfuse', 'botocore') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("mode", [(), ("--foreground",)])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            MountError("no such bucket\x1b[2J", "check it"),
+            r"Error: no such bucket\x1b[2J\ncheck it",
+        ),
+        (ValueError("bad"), "Error: unexpected error: ValueError: bad (test_cli.py:"),
+    ],
+)
+def test_errors_of_the_mount(
+    mounted: Mounted,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: tuple[str, ...],
+    error: Exception,
+    said: str,
+) -> None:
+    """What the mount raises, foreseen or not, is told in two lines with exit 1."""
+
+    def fail(config: Config, on_ready: Callable[[], None]) -> int:
+        raise error
+
+    def in_background(work: Callable[[Callable[[], None]], int], log_hint: str) -> None:
+        try:
+            work(lambda: None)
+        except ValueError as error:
+            raise daemon.unexpected(error, log_hint) from None
+
+    monkeypatch.setattr(cli, "_mount", fail)
+    monkeypatch.setattr(daemon, "run_in_background", in_background)
+    result = run("bucket", "/mnt", *mode)
+    assert result.exit_code == 1
+    assert result.stderr.replace("\n", r"\n").startswith(said)
+    assert "Traceback" not in result.output
+
+
+def test_exit_status_of_the_foreground_is_the_mounts(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the foreground the command ends with what the mount returns."""
+    monkeypatch.setattr(cli, "_mount", lambda config, on_ready: 3)
+    assert run("bucket", "/mnt", "-f").exit_code == 3
+
+
+def test_bad_log_filter_reaches_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the real background process comes out of the command, with exit 1."""
+    monkeypatch.setenv("MOUNTPOINT_LOG", "debgu")
+    program = "from mountpoint.cli import main; main(prog_name='mount-s3')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bucket", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: MOUNTPOINT_LOG: cannot understand 'debgu'\n")
+    assert logs.where(LogConfig()) not in done.stderr
