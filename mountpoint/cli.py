@@ -267,8 +267,7 @@ def main(**options: Any) -> None:
 
 
 def _mount(config: Config, on_ready: Callable[[], None]) -> int:
-    """Set up logging, mount, and serve until unmounted."""
-    logs.configure(config.log)
+    """Mount and serve until unmounted. Loads what starts threads: not before the fork."""
     try:
         from mountpoint import mount
     except ImportError as error:

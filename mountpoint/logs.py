@@ -1,6 +1,6 @@
 """Logging: where lines go, which ones, what they look like, and what never appears in them.
 
-`configure` is called once, in the process that mounts, after the fork. Everywhere else:
+`configure` is called once, by `mount.run`, in the process that mounts. Everywhere else:
 `log = structlog.get_logger(__name__)`, then `log.warning("read failed", path=..., errno=...)`.
 
 * **Where**: in the foreground stderr; in the background syslog, or nothing where nobody
