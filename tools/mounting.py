@@ -52,7 +52,7 @@ def mount(
         "NO_PROXY": "127.0.0.1",
     }
     log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    output = log_directory / "mount-s3.output"
+    output = log_directory.with_name("mount-s3.output")
     # A file, not a pipe: the child that stays in the background may keep it open.
     with output.open("wb") as out:
         process = subprocess.Popen(
