@@ -54,6 +54,8 @@ between, and 'ro'; a comma, backslash or double quote inside a value has a backs
 \b
   my-bucket /mnt/data fuse.mount-s3 _netdev,ro,allow-other,prefix=a/ 0 0
 
+mount(8) finds mount-s3 in /usr/local/bin and /usr/bin only; installed elsewhere, link it there.
+
 Examples:
 
 \b
