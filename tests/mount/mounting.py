@@ -43,6 +43,18 @@ def run(
     )
 
 
+def processes(directory: Path | str) -> list[int]:
+    """Return the mount-s3 processes whose command line names this directory."""
+    wanted = os.fsencode(directory)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # processes come and go
+            arguments = path.read_bytes().split(b"\0")
+            if wanted in arguments and any(a.endswith(b"mount-s3") for a in arguments[:2]):
+                found.append(int(path.parent.name))
+    return found
+
+
 def store_options(store: Store, *, endpoint_url: str | None = None) -> list[str]:
     """Return the options that lead to the store."""
     url = endpoint_url or store.endpoint_url
@@ -59,7 +71,7 @@ class Mount:
     @property
     def pid(self) -> int:
         """The process that serves the mount."""
-        (pid,) = mounting._mount_processes(self.path)
+        (pid,) = processes(self.path)
         return pid
 
     @property
@@ -73,7 +85,7 @@ class Mount:
 
     def has_ended(self) -> bool:
         """Whether its process is gone."""
-        return not mounting._mount_processes(self.path)
+        return not processes(self.path)
 
 
 @contextlib.contextmanager
@@ -89,7 +101,12 @@ def mounted(
     path.mkdir(exist_ok=True)
     where = store_options(store, endpoint_url=endpoint_url)
     result = run(
-        bucket or store.bucket, path, *where, "--log-directory", logs, *options,
+        bucket or store.bucket,
+        path,
+        *where,
+        "--log-directory",
+        logs,
+        *options,
         env=store.environment,
     )
     try:
@@ -101,12 +118,12 @@ def mounted(
 
 def clean_up(path: Path) -> None:
     """Leave nothing mounted at `path`, and no process of it."""
-    for pid in mounting._mount_processes(path):
+    for pid in processes(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not mounting._mount_processes(path))
-    for pid in mounting._mount_processes(path):
+        eventually(lambda: not processes(path))
+    for pid in processes(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if mounting.is_mounted(path):

@@ -50,7 +50,20 @@ def test_whole_file(mount: Mount, files: dict[int, bytes], size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_boundaries(mount: Mount, files: dict[int, bytes], size: int) -> None:
     """Reads at, around and across every boundary give the right bytes, also past the end."""
-    edges = {0, 1, 4095, 4096, 1 << 20, PART - 1, PART, PART + 1, 2 * PART, size - 1, size, size + 1}
+    edges = {
+        0,
+        1,
+        4095,
+        4096,
+        1 << 20,
+        PART - 1,
+        PART,
+        PART + 1,
+        2 * PART,
+        size - 1,
+        size,
+        size + 1,
+    }
     with open(path_of(mount, size), "rb", buffering=0) as file:
         for offset in sorted(edge for edge in edges if 0 <= edge <= size + 1):
             for length in (1, 2, 4096, 65537):

@@ -1,0 +1,240 @@
+"""From start to end: background, foreground, signals, unmounting, fstab, what is left."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.mount.mounting import (
+    PROGRAM,
+    clean_up,
+    environment,
+    eventually,
+    mounted,
+    processes,
+    run,
+    store_options,
+)
+from tools.mounting import is_mounted
+
+pytestmark = pytest.mark.mount
+
+#: Ways to end a mount, given its process and its directory.
+ENDINGS: dict[str, Callable[[int, Path], object]] = {
+    "SIGTERM": lambda pid, path: os.kill(pid, signal.SIGTERM),
+    "SIGINT": lambda pid, path: os.kill(pid, signal.SIGINT),
+    "SIGHUP": lambda pid, path: os.kill(pid, signal.SIGHUP),
+    "umount": lambda pid, path: subprocess.run(["umount", path], check=True),
+    "fusermount": lambda pid, path: subprocess.run(["fusermount", "-u", path], check=True),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_background(store: Store, folder: Path, ending: str) -> None:
+    """The parent returns once files can be read; each ending leaves neither mount nor process."""
+    store.put("life/file", b"alive")
+    with mounted(store, folder) as mount:
+        assert (mount.path / "life" / "file").read_bytes() == b"alive"
+        ENDINGS[ending](mount.pid, mount.path)
+        eventually(mount.has_ended)
+        assert not mount.is_mounted()
+        assert list(mount.path.iterdir()) == []
+        assert mount.log == "", "an orderly end is nothing to warn about"
+
+
+def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
+    """The one line on standard output names bucket and directory."""
+    path = folder / "mnt"
+    path.mkdir()
+    try:
+        result = run(store.bucket, path, *store_options(store), env=store.environment)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"bucket {store.bucket} is mounted at {path}\n"
+    finally:
+        clean_up(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_foreground(store: Store, folder: Path, ending: str) -> None:
+    """In the foreground the program runs until it is ended, and then returns 0."""
+    store.put("life/file", b"alive")
+    path = folder / "mnt"
+    path.mkdir()
+    program = subprocess.Popen(
+        [PROGRAM, store.bucket, path, "--foreground", *store_options(store)],
+        env=environment(store.environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        eventually(lambda: is_mounted(path))
+        assert (path / "life" / "file").read_bytes() == b"alive"
+        ENDINGS[ending](program.pid, path)
+        output, _ = program.communicate(timeout=20)
+        assert program.returncode == 0, output
+        assert not is_mounted(path)
+    finally:
+        program.kill()
+        program.wait()
+        clean_up(path)
+
+
+def test_relative_directory(store: Store, folder: Path) -> None:
+    """A relative directory is the caller's, although the daemon leaves for /."""
+    path = folder / "here"
+    path.mkdir()
+    try:
+        result = subprocess.run(
+            [PROGRAM, store.bucket, "here", *store_options(store)],
+            cwd=folder,
+            env=environment(store.environment),
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert is_mounted(path)
+        (pid,) = processes("here")
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        subprocess.run(["umount", path], check=True)
+        eventually(lambda: not processes("here"))
+    finally:
+        clean_up(path)
+
+
+def test_unmount_while_reading(store: Store, folder: Path) -> None:
+    """A plain unmount of a mount in use is refused; a signal ends it under its readers."""
+    store.put("life/large", os.urandom(64 << 20))
+    with mounted(store, folder) as mount:
+        stop, errors = threading.Event(), []
+
+        def read() -> None:
+            try:
+                with open(mount.path / "life" / "large", "rb", buffering=0) as file:
+                    while not stop.is_set():
+                        file.seek(0)
+                        while file.read(1 << 20):
+                            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            except OSError as error:
+                errors.append(error)
+
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        time.sleep(0.5)
+        busy = subprocess.run(["umount", mount.path], capture_output=True, text=True, check=False)
+        assert busy.returncode != 0
+        assert "busy" in busy.stderr
+        os.kill(mount.pid, signal.SIGTERM)
+        eventually(mount.has_ended)
+        stop.set()
+        for reader in readers:
+            reader.join(timeout=20)
+            assert not reader.is_alive()
+        assert not mount.is_mounted()
+
+
+def test_killed(store: Store, folder: Path) -> None:
+    """After SIGKILL the next mount says what is in the way and how to clear it."""
+    with mounted(store, folder) as mount:
+        os.kill(mount.pid, signal.SIGKILL)
+        eventually(mount.has_ended)
+        with pytest.raises(OSError, match="not connected"):
+            list(mount.path.iterdir())
+        result = run(store.bucket, mount.path, *store_options(store), env=store.environment)
+        assert result.returncode == 1
+        assert "no longer answers" in result.stderr
+        assert "umount" in result.stderr
+        subprocess.run(["umount", mount.path], check=True)
+
+
+def test_auto_unmount(store: Store, folder: Path) -> None:
+    """With --auto-unmount not even SIGKILL leaves a mount."""
+    with mounted(store, folder, "--auto-unmount") as mount:
+        os.kill(mount.pid, signal.SIGKILL)
+        eventually(lambda: not mount.is_mounted())
+
+
+def test_flags(store: Store, folder: Path) -> None:
+    """The mount is nosuid,nodev and checks permissions; --allow-other shows."""
+    with mounted(store, folder, "--allow-other") as mount:
+        (line,) = [
+            line
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if str(mount.path) in line
+        ]
+    name, _, kind, options = line.split()[:4]
+    assert (name, kind) == ("mountpoint-s3", "fuse.mount-s3")
+    wanted = {"ro", "nosuid", "nodev", "default_permissions", "allow_other"}
+    assert wanted <= set(options.split(","))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mount(8) with a file of its own is for root")
+def test_fstab(store: Store, folder: Path) -> None:
+    """A line in fstab with the type fuse.mount-s3 is mounted by mount(8)."""
+    if shutil.which("mount.fuse") is None:
+        pytest.skip("mount.fuse, of the fuse package, is not installed")
+    store.put("life/fstab/file", b"by mount")
+    path, fstab, programs = folder / "mnt", folder / "fstab", folder / "bin"
+    path.mkdir()
+    programs.mkdir()
+    (programs / "mount-s3").symlink_to(PROGRAM)
+    options = f"_netdev,nofail,endpoint-url={store.endpoint_url},region=us-east-1"
+    options += ",force-path-style,prefix=life/fstab/,uid=7,x-systemd.automount"
+    fstab.write_text(f"{store.bucket} {path} fuse.mount-s3 {options} 0 0\n")
+    # mount(8) looks for programs in the system's folders only. In a mount namespace of its
+    # own, one of them is ours.
+    script = f"""
+        set -e
+        mount --bind {programs} /usr/local/sbin
+        mount --fstab {fstab} {path}
+        cat {path}/file
+        stat -c ' %u' {path}/file
+        umount {path}
+    """
+    try:
+        result = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script],
+            env=environment(store.environment),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.split("\n")[-2] == "by mount 7"
+        eventually(lambda: not processes(path))
+    finally:
+        clean_up(path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_other_users(store: Store) -> None:
+    """Another user sees nothing without --allow-other, and obeys the modes with it."""
+    store.put("life/file", b"alive")
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+    def cat(path: Path) -> subprocess.CompletedProcess[str]:
+        command = [*as_nobody, "cat", str(path / "life" / "file")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory(prefix="mount-s3-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with mounted(store, folder) as mount:
+            assert "Permission denied" in cat(mount.path).stderr
+        with mounted(store, folder, "--allow-other") as mount:
+            assert cat(mount.path).stdout == "alive"
+        with mounted(store, folder, "--allow-other", "--file-mode", "0600") as mount:
+            assert "Permission denied" in cat(mount.path).stderr
