@@ -206,13 +206,15 @@ def _nothing_found(session: "Session") -> MountError:
 def _explain(error: Exception, profile: str | None) -> MountError:
     """Return what an error of the credential chain means to the user.
 
-    Messages of botocore hold no secrets, but a credential_process may print anything.
+    Messages of botocore hold no secrets, but a credential_process may print anything. An
+    OSError's names a file, which masking would take for a token.
     """
     from botocore import exceptions as boto
 
     if isinstance(error, MountError):
         return error
-    message = printable(masked(str(error)), _MESSAGE_MAX_CHARS) or type(error).__name__
+    text = str(error) if isinstance(error, OSError) else masked(str(error))
+    message = printable(text, _MESSAGE_MAX_CHARS) or type(error).__name__
     of_profile = f" --profile {profile}" if profile else ""
     where = f"profile '{profile or 'default'}'"
     if isinstance(error, boto.SSOError | boto.TokenRetrievalError | boto.NoAuthTokenError):

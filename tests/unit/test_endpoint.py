@@ -1,11 +1,8 @@
 """Endpoints for every kind of bucket and option, and where a region comes from."""
 
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from mountpoint.s3.endpoint import (
     resolve,
     use_fips,
 )
+from tests.unit.aws_fakes import Service, isolate, serving
 
 ACCESS_POINT = "arn:aws:s3:us-west-2:123456789012:accesspoint/myap"
 MULTI_REGION = "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap"
@@ -248,14 +246,7 @@ def test_botocore_is_imported_late() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Leave nothing of the machine's own AWS settings; no metadata service."""
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    return tmp_path
+    return isolate(tmp_path, monkeypatch)
 
 
 NO_METADATA = {"AWS_EC2_METADATA_DISABLED": "true"}
@@ -331,41 +322,24 @@ def test_senseless_region(home: Path) -> None:
 # --- Instance metadata ---
 
 
-class Metadata(BaseHTTPRequestHandler):
+class Metadata(Service):
     """The instance metadata service, version 2."""
 
     zone = "eu-west-1b"
-    requests: list[str]
 
-    def do_PUT(self) -> None:
-        self._answer("token")
-
-    def do_GET(self) -> None:
-        known = self.headers["x-aws-ec2-metadata-token"] == "token"
-        self._answer(self.zone if known and "availability-zone" in self.path else "", known)
-
-    def _answer(self, text: str, known: bool = True) -> None:
-        self.requests.append(f"{self.command} {self.path}")
-        self.send_response(200 if known else 401)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.command == "PUT":
+            return 200, "token"
+        if self.headers["x-aws-ec2-metadata-token"] != "token":
+            return 401, ""
+        return (200, self.zone) if "availability-zone" in self.path else (404, "")
 
 
 @pytest.fixture
 def metadata(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
-    handler = type("Handler", (Metadata,), {"requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serving(Metadata) as (url, service):
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
-        yield handler
-        server.shutdown()
-        thread.join()
+        yield service
 
 
 @pytest.mark.parametrize(

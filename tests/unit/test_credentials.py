@@ -1,0 +1,556 @@
+"""Every provider of the chain, renewal ahead of time, and what a user reads when it fails."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha1
+from pathlib import Path
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from mountpoint.config import CredentialsConfig
+from mountpoint.errors import CredentialsUnavailable, MountError
+from mountpoint.s3 import credentials as module
+from mountpoint.s3.credentials import Credentials
+from tests.unit.aws_fakes import Service, isolate, serving
+
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+TOKEN = "FwoGZXIvYXdzEBYaDOSFODNN7EXAMPLETOKEN0123456789"
+
+
+def in_seconds(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    isolate(tmp_path, monkeypatch)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return tmp_path
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """What this module logs."""
+    capture = LogCapture()
+    monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[capture]))
+    return capture.entries  # type: ignore[return-value]
+
+
+Start = Callable[..., Credentials]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Make Credentials that look every 50 ms, and close them."""
+    made: list[Credentials] = []
+
+    def make(profile: str | None = None, interval_s: float = 0.05) -> Credentials:
+        config = CredentialsConfig(profile)
+        made.append(Credentials(config, interval_s=interval_s, resolve_again_after_s=0))
+        return made[-1]
+
+    yield make
+    for credentials in made:
+        credentials.close()
+
+
+def refused(start: Start, profile: str | None = None) -> MountError:
+    """Return the error of credentials that cannot be had, which shows no secret."""
+    with pytest.raises(MountError) as caught:
+        start(profile)
+    assert "\n" not in caught.value.what
+    assert caught.value.hint
+    assert SECRET not in str(caught.value)
+    return caught.value
+
+
+# --- Environment and files ---
+
+
+def test_environment(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of the environment; the session token is None unless there is one."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert start().current() == ("AKIDENV", SECRET, None)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    assert start().current() == ("AKIDENV", SECRET, TOKEN)
+
+
+def test_nothing_secret_is_shown(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the object nor the keys show a secret when printed."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    credentials = start()
+    shown = f"{credentials!r} {credentials} {credentials.current()!r} {credentials.current()}"
+    assert "env" in shown
+    assert not any(secret in shown for secret in ("AKIDENV", SECRET, TOKEN))
+
+
+def test_environment_incomplete(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An access key without its secret is an error that names what is missing."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    assert "AWS_SECRET_ACCESS_KEY" in refused(start).what
+
+
+def test_environment_expired(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys whose AWS_CREDENTIAL_EXPIRATION is past are refused at the start."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", in_seconds(-60))
+    assert refused(start).what == "the credentials have expired"
+
+
+def test_shared_files(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default profile, --profile and AWS_PROFILE; --profile wins over keys in the environment."""
+    (home / "credentials").write_text(
+        "[default]\naws_access_key_id = AKIDDEF\naws_secret_access_key = d\n"
+    )
+    (home / "config").write_text(
+        "[profile work]\naws_access_key_id = AKIDWORK\naws_secret_access_key = w\n"
+        "aws_session_token = t\n"
+    )
+    assert start().current() == ("AKIDDEF", "d", None)
+    assert start("work").current() == ("AKIDWORK", "w", "t")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert start().current() == ("AKIDWORK", "w", "t")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "e")
+    assert start().current() == ("AKIDENV", "e", None)
+    assert start("work").current() == ("AKIDWORK", "w", "t")
+
+
+def test_profile_unknown(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown profile, named by option or environment, lists the known ones."""
+    (home / "credentials").write_text("[default]\n[home]\n")
+    (home / "config").write_text("[profile work]\n")
+    error = refused(start, "wrk")
+    assert "'wrk'" in error.what
+    assert all(name in error.hint for name in ("default", "home", "work"))
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert "'other'" in refused(start).what
+
+
+def test_file_malformed(start: Start, home: Path) -> None:
+    """A file that cannot be parsed is named."""
+    (home / "credentials").write_text(f"aws_secret_access_key = {SECRET}\n")
+    assert str(home / "credentials") in refused(start).what
+
+
+def test_nothing_found(start: Start, home: Path) -> None:
+    """No credentials anywhere: where was looked, what to do, and that none may be needed."""
+    error = refused(start)
+    for place in ("AWS_ACCESS_KEY_ID", "'default'", str(home / "credentials"), "metadata"):
+        assert place in error.what
+    assert "--no-sign-request" in error.hint
+    (home / "config").write_text("[profile bare]\n")
+    error = refused(start, "bare")
+    assert "'bare'" in error.what
+    assert "AWS_ACCESS_KEY_ID" not in error.what
+
+
+def test_file_rewritten_by_a_tool(start: Start, home: Path) -> None:
+    """Keys without an end are read again when S3 says they have expired, not before."""
+    file = home / "credentials"
+    keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
+    file.write_text(keys.format("AKIDOLD"))
+    credentials = start()
+    file.write_text(keys.format("AKIDNEW"))
+    time.sleep(0.2)
+    assert credentials.current().access_key_id == "AKIDOLD"
+    credentials.refresh_now()
+    until(lambda: credentials.current().access_key_id == "AKIDNEW")
+
+
+def test_file_lost(start: Start, home: Path, lines: list[dict[str, object]]) -> None:
+    """When the chain has nothing any longer, the keys that were there stay in use."""
+    file = home / "credentials"
+    file.write_text("[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n")
+    credentials = start()
+    file.unlink()
+    credentials.refresh_now()
+    until(lambda: bool(lines))
+    assert "no AWS credentials" in str(lines[0]["reason"])
+    assert credentials.current().access_key_id == "AKIDOLD"
+
+
+# --- credential_process ---
+
+
+@pytest.fixture
+def process(home: Path) -> Path:
+    """A profile whose credential_process prints the file `keys`; fails if there is none."""
+    script = home / "print keys"
+    script.write_text(f'#!/bin/sh\ncat "{home}/keys" || {{ echo "bad {SECRET}" >&2; exit 3; }}\n')
+    script.chmod(0o755)
+    (home / "config").write_text(f"[default]\ncredential_process = '{script}'\n")
+    return home / "keys"
+
+
+def printed(access_key: str, ends_s: float | None = None) -> str:
+    keys = {"Version": 1, "AccessKeyId": access_key, "SecretAccessKey": SECRET}
+    return json.dumps(keys | ({} if ends_s is None else {"Expiration": in_seconds(ends_s)}))
+
+
+def test_process(start: Start, process: Path) -> None:
+    """What the command prints are the keys."""
+    process.write_text(printed("AKIDPROC"))
+    assert start().current() == ("AKIDPROC", SECRET, None)
+
+
+def test_process_fails(start: Start, process: Path) -> None:
+    """Its own message is shown, without what looks like a secret."""
+    error = refused(start)
+    assert "credential_process of profile 'default' failed" in error.what
+    assert "bad ***" in error.what
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"Version": 9}', '{"Version": 1}'])
+def test_process_prints_nonsense(start: Start, process: Path, text: str) -> None:
+    """Output that is no credentials is an error, not a crash."""
+    process.write_text(text)
+    assert "default" in refused(start).what
+
+
+def test_process_missing(start: Start, home: Path) -> None:
+    """A command that does not exist is named."""
+    (home / "config").write_text("[default]\ncredential_process = /no/such/command\n")
+    assert "/no/such/command" in refused(start).what
+
+
+def test_expiry_and_recovery(start: Start, process: Path, lines: list[dict[str, object]]) -> None:
+    """Keys go on while they are valid, then CredentialsUnavailable says why; new ones heal it.
+
+    One warning is logged for all the failures in between, and no secret.
+    """
+    process.write_text(printed("AKIDONE", ends_s=1.5))
+    credentials = start()
+    process.unlink()
+    until(lambda: bool(lines))
+    assert credentials.current().access_key_id == "AKIDONE"
+
+    def expired() -> bool:
+        try:
+            credentials.current()
+        except CredentialsUnavailable:
+            return True
+        return False
+
+    until(expired)
+    with pytest.raises(CredentialsUnavailable, match="expired and could not be renewed") as caught:
+        credentials.current()
+    assert "credential_process" in str(caught.value)
+    assert caught.value.hint == "run its command by hand"
+
+    process.write_text(printed("AKIDTWO", ends_s=3600))
+    until(lambda: not expired())
+    assert credentials.current().access_key_id == "AKIDTWO"
+    assert [line["log_level"] for line in lines] == ["warning", "debug"]
+    assert SECRET not in repr(lines) + str(caught.value)
+
+
+def test_end_without_newer_keys(
+    start: Start, monkeypatch: pytest.MonkeyPatch, lines: list[dict[str, object]]
+) -> None:
+    """Keys about to end that the provider gives again and again are worth a warning."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", in_seconds(100))
+    credentials = start()
+    until(lambda: bool(lines))
+    assert lines[0]["log_level"] == "warning"
+    assert credentials.current().access_key_id == "AKIDENV"
+
+
+def test_botocore_does_not_log_the_failure(
+    start: Start, process: Path, caplog: pytest.LogCaptureFixture, lines: list[dict[str, object]]
+) -> None:
+    """botocore's own warning has a traceback with the command's output: it is kept quiet."""
+    caplog.set_level(logging.DEBUG)
+    process.write_text(printed("AKIDONE", ends_s=300))
+    start()
+    process.unlink()
+    until(lambda: bool(lines))
+    assert SECRET not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+# --- Container and instance ---
+
+
+class Keys(Service):
+    """A container's credential service: other keys at each request, for five minutes.
+
+    `up` decides whether it answers at all, `gate` when.
+    """
+
+    up = True
+    gate: threading.Event | None = None
+    entered = threading.Event()
+
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.gate is not None:
+            self.entered.set()
+            assert self.gate.wait(20)
+        if not self.up or self.headers["Authorization"] != "token":
+            return 400, json.dumps({"message": f"no {SECRET}"})
+        return 200, json.dumps(
+            {
+                "AccessKeyId": f"AKID{len(self.requests)}",
+                "SecretAccessKey": SECRET,
+                "Token": TOKEN,
+                "Expiration": in_seconds(300),
+            }
+        )
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Keys]]:
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+    with serving(Keys) as (url, service):
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/keys")
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token")
+        yield service
+
+
+def test_container(start: Start, container: type[Keys]) -> None:
+    """A container's keys are taken, and others once those are near their end."""
+    credentials = start()
+    first = credentials.current()
+    assert (first.secret_access_key, first.session_token) == (SECRET, TOKEN)
+    until(lambda: credentials.current() != first)
+    assert set(container.requests) == {"GET /keys"}
+
+
+def test_container_fails(
+    start: Start, container: type[Keys], lines: list[dict[str, object]]
+) -> None:
+    """A service that stops answering costs one warning and nothing else while keys are valid."""
+    credentials = start()
+    container.up = False
+    until(lambda: any(line["log_level"] == "warning" for line in lines))
+    kept = credentials.current()
+    asked = len(container.requests)
+    until(lambda: len(container.requests) > asked + 3)
+    assert credentials.current() == kept
+    assert sum(line["log_level"] == "warning" for line in lines) == 1
+    assert not any(secret in repr(lines) for secret in (SECRET, TOKEN, kept.access_key_id))
+
+
+def test_container_refuses(start: Start, container: type[Keys]) -> None:
+    """A service that refuses from the beginning is an error at the start."""
+    container.up = False
+    assert "could not be obtained" in refused(start).what
+
+
+def test_current_never_waits(start: Start, container: type[Keys]) -> None:
+    """While a renewal hangs, the keys that are there are answered."""
+    credentials = start(interval_s=3600)
+    before = credentials.current()
+    container.gate, container.entered = threading.Event(), threading.Event()
+    credentials.refresh_now()
+    assert container.entered.wait(20)
+    assert credentials.current() == before
+    container.gate.set()
+    until(lambda: credentials.current() != before)
+
+
+def test_requests_that_fail_together(start: Start, container: type[Keys]) -> None:
+    """Many calls of refresh_now while one renewal is under way are one more, not many."""
+    credentials = start(interval_s=3600)
+    container.gate, container.entered = threading.Event(), threading.Event()
+    before = len(container.requests)
+    credentials.refresh_now()
+    assert container.entered.wait(20)
+    for _ in range(50):
+        credentials.refresh_now()
+    old = credentials.current()
+    container.gate.set()
+    until(lambda: credentials.current() != old)
+    credentials.close()
+    assert len(container.requests) <= before + 4  # two of each pass through the chain
+
+
+class Instance(Service):
+    """The instance metadata service, version 2, with one role."""
+
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.command == "PUT":
+            return 200, "token"
+        if self.headers["x-aws-ec2-metadata-token"] != "token":
+            return 401, ""
+        if self.path.endswith("/security-credentials/"):
+            return 200, "a-role"
+        keys = {
+            "Code": "Success",
+            "AccessKeyId": "AKIDROLE",
+            "SecretAccessKey": SECRET,
+            "Token": TOKEN,
+            "Expiration": in_seconds(3600),
+        }
+        return 200, json.dumps(keys)
+
+
+def test_instance_role(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The role of an EC2 instance is the last resort, unless that service is turned off."""
+    with serving(Instance) as (url, service):
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        refused(start)
+        assert service.requests == []
+        monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
+        assert start().current() == ("AKIDROLE", SECRET, TOKEN)
+        assert service.requests[0] == "PUT /latest/api/token"
+
+
+# --- STS and SSO ---
+
+
+class Sts(Service):
+    """The Security Token Service: knows one web identity token and one access key."""
+
+    def answer(self, body: str) -> tuple[int, str]:
+        known = "WebIdentityToken=good" in body or "AKIDSOURCE" in self.headers.get(
+            "Authorization", ""
+        )
+        if not known:
+            return 403, (
+                "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>"
+                "<Message>Not authorized to perform sts:AssumeRole</Message></Error>"
+                "<RequestId>r</RequestId></ErrorResponse>"
+            )
+        action = "AssumeRoleWithWebIdentity" if "WebIdentity" in body else "AssumeRole"
+        return 200, (
+            f"<{action}Response><{action}Result><Credentials><AccessKeyId>AKIDSTS</AccessKeyId>"
+            f"<SecretAccessKey>{SECRET}</SecretAccessKey><SessionToken>{TOKEN}</SessionToken>"
+            f"<Expiration>{in_seconds(3600)}</Expiration></Credentials></{action}Result>"
+            f"</{action}Response>"
+        )
+
+
+@pytest.fixture
+def sts(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sts]]:
+    with serving(Sts) as (url, service):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        monkeypatch.setenv("AWS_REGION", "eu-west-1")
+        yield service  # type: ignore[misc]
+
+
+def test_web_identity(
+    start: Start, sts: type[Sts], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token file and a role, as in Kubernetes, with AWS_REGION as the only region."""
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/r")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(home / "token"))
+    assert str(home / "token") in refused(start).what
+    (home / "token").write_text("wrong")
+    assert "sts:AssumeRole" in refused(start).what
+    (home / "token").write_text("good")
+    assert start().current() == ("AKIDSTS", SECRET, TOKEN)
+
+
+def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
+    """A profile with a role and a source profile; a role that may not be taken says so."""
+    profile = "[profile {0}]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = {1}\n"
+    (home / "config").write_text(profile.format("good", "a") + profile.format("bad", "b"))
+    (home / "credentials").write_text(
+        "[a]\naws_access_key_id = AKIDSOURCE\naws_secret_access_key = s\n"
+        "[b]\naws_access_key_id = AKIDOTHER\naws_secret_access_key = s\n"
+    )
+    assert start("good").current() == ("AKIDSTS", SECRET, TOKEN)
+    error = refused(start, "bad")
+    assert "profile 'bad'" in error.what
+    assert "sts:AssumeRole" in error.what
+
+
+SSO_PROFILES = """
+[profile old]
+sso_start_url = https://example.awsapps.com/start
+sso_region = us-east-1
+sso_account_id = 123456789012
+sso_role_name = reader
+[profile new]
+sso_session = corp
+sso_account_id = 123456789012
+sso_role_name = reader
+[sso-session corp]
+sso_start_url = https://example.awsapps.com/start
+sso_region = us-east-1
+sso_registration_scopes = sso:account:access
+"""
+
+
+@pytest.mark.parametrize("profile", ["old", "new"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_sso_expired(home: Path, profile: str, cached: bool) -> None:
+    """A session that is expired or missing tells how to log in, without asking the network.
+
+    In a process of its own, because botocore looks for the cache when it is imported.
+    """
+    (home / "config").write_text(SSO_PROFILES)
+    cache = home / ".aws" / "sso" / "cache"
+    cache.mkdir(parents=True)
+    if cached:
+        for name in ("https://example.awsapps.com/start", "corp"):
+            token = {
+                "startUrl": "https://example.awsapps.com/start",
+                "region": "us-east-1",
+                "accessToken": SECRET,
+                "expiresAt": in_seconds(-60),
+            }
+            digest = sha1(name.encode(), usedforsecurity=False).hexdigest()
+            (cache / f"{digest}.json").write_text(json.dumps(token))
+    code = (
+        "from mountpoint.config import CredentialsConfig\n"
+        "from mountpoint.errors import MountError\n"
+        "from mountpoint.s3.credentials import Credentials\n"
+        f"try: Credentials(CredentialsConfig({profile!r}))\n"
+        "except MountError as error: print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "has expired or was never started" in run.stdout
+    assert f"aws sso login --profile {profile}" in run.stdout
+    assert SECRET not in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+
+
+# --- Life and death ---
+
+
+def test_close_stops_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread is left behind, and what is asked after the end does no harm."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    before = threading.active_count()
+    credentials = Credentials(CredentialsConfig())
+    assert threading.active_count() == before + 1
+    credentials.close()
+    assert threading.active_count() == before
+    credentials.refresh_now()
+    credentials.close()
+    assert credentials.current().access_key_id == "AKIDENV"
+
+
+def test_no_thread_after_a_refusal(start: Start) -> None:
+    """Credentials that cannot be had leave no thread behind."""
+    before = threading.active_count()
+    refused(start)
+    assert threading.active_count() == before
