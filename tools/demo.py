@@ -3,9 +3,10 @@
     python -m tools.demo run [--keep]
     python -m tools.demo stop
 
-Everything is in .state/demo: the server's data, the mount directory, the logs, and for a demo
-that was kept a note of what to stop. Whatever way a run ends, also by Ctrl-C, it unmounts, ends
-the server and removes the folder; only `--keep` leaves them.
+Everything is in .state/demo: the server's data, the mount directory, the logs, and a note of
+which process the server is. Whatever way a run ends, also by Ctrl-C, it unmounts, ends the server
+and removes the folder; only `--keep` leaves them. What a run that was killed has left is removed
+by `stop` and by the next run.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from tools.demo_files import LARGE_KEY, LARGE_SIZE_BYTES, TREE_PREFIX, OverdueEr
 from tools.fuse_check import why_no_fuse
 from tools.mounting import MountError
 from tools.progress import progress
-from tools.servers import SeaweedFS, ServerError, end_left_running
+from tools.servers import SeaweedFS, ServerError, end_noted
 
 FOLDER = Path(__file__).resolve().parent.parent / ".state" / "demo"
 MOUNT = FOLDER / "mount"
 LOGS = FOLDER / "log"
 SERVER = FOLDER / "server"
-NOTE = FOLDER / "kept.json"
+NOTE = FOLDER / "server.json"
 
 BUCKET = "demo-bucket"
 # The large object and the library, and a margin: 1.2 GiB are used.
@@ -70,6 +71,7 @@ def run(keep: bool) -> None:
         started = time.monotonic()
         files = demo_files.standard_library()
         with SeaweedFS(BUCKET, SERVER) as server:
+            NOTE.write_text(json.dumps(server.note()))
             say("Server", f"SeaweedFS on {server.endpoint_url}, bucket {BUCKET}")
             sha256 = fill(server, files)
             with mounted(server):
@@ -170,8 +172,8 @@ def say(what: str, text: str) -> None:
 
 
 def leave(server: SeaweedFS) -> None:
-    """Note what is running, for `stop`, and say how to look around."""
-    NOTE.write_text(json.dumps(server.leave_running()))
+    """Let the server go on, and say how to look around and how to stop."""
+    server.leave_running()
     keys = " ".join(f"{name}={value}" for name, value in server.environment.items())
     folder = os.path.relpath(MOUNT)
     print(
@@ -197,7 +199,7 @@ def stop() -> bool:
         mounting.unmount(MOUNT)
     finally:
         if NOTE.exists():
-            end_left_running(json.loads(NOTE.read_text()))
+            end_noted(json.loads(NOTE.read_text()))
         remove_folder()
     return True
 

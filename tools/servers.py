@@ -106,13 +106,17 @@ class _Server:
         if self._given_folder is None and self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def leave_running(self) -> dict[str, Any]:
-        """Let the server outlive this process; returns what `end_left_running` needs to end it."""
-        if self._process is None:
-            raise ServerError(f"{self.name} is not running")
-        atexit.unregister(self.stop)
-        pid, self._process = self._process.pid, None
+    def note(self) -> dict[str, Any]:
+        """Return what `end_noted` needs to end the server when this process no longer can."""
+        pid = self.pid_if_running
+        if pid is None:
+            raise ServerError(f"{self.name} is not running. Its log:\n{self.log_tail()}")
         return {"pid": pid, "start_ticks": start_ticks(pid), "ports": self._ports}
+
+    def leave_running(self) -> None:
+        """Let the server outlive this process; from now on its `note` is what ends it."""
+        atexit.unregister(self.stop)
+        self._process = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -235,8 +239,8 @@ class _Server:
             _remove_sockets(self._ports)
 
 
-def end_left_running(note: dict[str, Any]) -> None:
-    """End a server by what `leave_running` returned; one that has already ended is no error."""
+def end_noted(note: dict[str, Any]) -> None:
+    """End a server by its note; one that has already ended is no error."""
     if start_ticks(note["pid"]) == note["start_ticks"]:
         end_process_group(note["pid"])
     _remove_sockets(note["ports"])
