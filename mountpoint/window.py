@@ -8,8 +8,9 @@ kernel's own read-ahead that comes concurrently and out of order), so the policy
 several *runs*. A read that belongs to no run is fetched exactly, in whole pages, and starts
 a run of its own with no read-ahead: random readers stay at that. A second read that follows
 it makes the run sequential; from then on it holds every read in its neighbourhood, and with
-each its read-ahead doubles, from 1 MiB up to `ahead_bytes`. A run may never read ahead more than it has read so far, so
-that a short one costs little, but for the run from the start of the object.
+each its read-ahead doubles, from 1 MiB up to `ahead_bytes`. A run may never read ahead more
+than it has read so far, so that a short one costs little, but for the run from the start of
+the object.
 """
 
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Window:
 
     def slow_down(self) -> None:
         """Halve parts and read-ahead: a request has taken too long for its size."""
-        self._part = max(self._part // 2, 32 * PAGE_BYTES)
+        self._part = min(self._part, max(self._part // 2, 32 * PAGE_BYTES))
         self._ahead = max(self._ahead // 2, self._part)
         for run in self._runs:
             run.ahead = min(run.ahead, self._ahead)
