@@ -41,11 +41,12 @@ class Budget:
                     return False
                 if crowded and lease.held_bytes + delta > share:
                     return False
-            before, lease.held_bytes = lease.held_bytes, lease.held_bytes + delta
-            if lease.held_bytes < 0:
-                raise ValueError(f"{-lease.held_bytes} bytes given back that were not taken")
+            before, after = lease.held_bytes, lease.held_bytes + delta
+            if after < 0:
+                raise ValueError(f"{-after} bytes given back that were not taken")
+            lease.held_bytes = after
             self._held_bytes += delta
-            self._holders += (lease.held_bytes > 0) - (before > 0)
+            self._holders += (after > 0) - (before > 0)
             return True
 
 
