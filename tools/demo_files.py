@@ -177,7 +177,7 @@ def in_parallel(
         for future in as_completed(futures, timeout=timeout_s):
             yield future.result()
     except TimeoutError as error:
-        raise OverdueError(f"the mount hangs: a step was not done after {timeout_s:.0f} s") from error
+        raise OverdueError(f"the mount hangs: not done after {timeout_s:.0f} s") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -96,7 +96,7 @@ def unmount(directory: Path) -> None:
         elif result.returncode != 0:
             time.sleep(POLL_INTERVAL_S)
     deadline = time.monotonic() + UNMOUNT_TIMEOUT_S
-    while pids := _mount_processes(directory):
+    while pids := mount_processes(directory):
         if time.monotonic() > deadline:
             problem = problem or "mount-s3 did not end after it was unmounted"
             for pid in pids:
@@ -128,7 +128,7 @@ def log_tail(log_directory: Path) -> str:
     return "\n".join(tails) or "(mount-s3 logged nothing)"
 
 
-def _mount_processes(directory: Path) -> list[int]:
+def mount_processes(directory: Path) -> list[int]:
     """Return the processes whose command line names this directory as mount-s3's."""
     wanted = os.fsencode(directory)
     found = []
