@@ -111,7 +111,7 @@ cdef class Part:
             self.chunks.append(chunk)
 
     def finish(self, error):
-        """Take the end of the answer. An answer that is too short is an error."""
+        """Take the end of the answer. One without headers, or too short, is an error."""
         # Client, request, callback and part hold each other: without this every body stays.
         self.transfer = None
         self.finished = True
@@ -125,8 +125,14 @@ cdef class Part:
                 f"{self.received} bytes instead of {self.stop - self.start}"
             ))
             return
+        if self.info is None:
+            self.fail(BadAnswer("bytes without headers: nobody said of which version"))
+            return
         if self.chunks is not None:
-            self.data = b"".join(self.chunks)
+            data = b"".join(self.chunks)
+            if self.state != PENDING:  # joining much lets other threads run
+                return
+            self.data = data
             self.chunks = None
         self._set(READY, True)
 

@@ -1,0 +1,605 @@
+"""Parts, their map and replies: any order, several threads, no copy, nothing kept alive."""
+
+import ctypes
+import gc
+import itertools
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
+from mountpoint.errors import BadAnswer, Interrupted, PreconditionFailed, Stalled, TransportFault
+from mountpoint.s3.client import ObjectInfo
+
+ETAG = '"e"'
+INFO = ObjectInfo(b"k", 1 << 20, 0, ETAG)
+#: Protection against a hang, not a measure of speed.
+SAFE_S = 30.0
+
+
+class FakeTransfer:
+    """A request that counts its cancellations."""
+
+    def __init__(self, part: Part | None = None) -> None:
+        self.part = part
+        self.cancelled = 0
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+        if self.part is not None:
+            self.part.finish(TransportFault("cancelled"))
+
+
+def deliver(part: Part, data: bytes, chunk_bytes: int = 1 << 30) -> None:
+    """Deliver the whole object `data`'s bytes of this part, as a client does."""
+    part.on_headers(INFO)
+    for position in range(part.start, part.stop, chunk_bytes):
+        part.on_body(data[position : min(position + chunk_bytes, part.stop)], position)
+    part.finish(None)
+
+
+def ready_part(start: int, stop: int, data: bytes) -> Part:
+    part = Part(start, stop, ETAG)
+    deliver(part, data)
+    assert part.ready
+    return part
+
+
+def address(buffer: Any) -> int:
+    """Return where a buffer's first byte is."""
+    view = _PyBuffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(view), 0)
+    try:
+        return int(view.buf)
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+
+
+class _PyBuffer(ctypes.Structure):
+    """Py_buffer (cpython/object.h)."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def run_all(*works: Callable[[], None]) -> None:
+    """Run each in a thread of its own, and raise what one of them raised."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SAFE_S)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, int]], list[int]]:
+    """Draw an object, its cut into parts, and chunk sizes."""
+    data = draw(st.binary(min_size=1, max_size=400))
+    cuts = sorted(draw(st.sets(st.integers(1, max(len(data) - 1, 1)), max_size=6)))
+    edges = [0, *(cut for cut in cuts if cut < len(data)), len(data)]
+    chunks = draw(st.lists(st.integers(1, 60), min_size=len(edges), max_size=len(edges)))
+    return data, list(itertools.pairwise(edges)), chunks
+
+
+@settings(deadline=None)
+@given(layouts(), st.randoms(use_true_random=False), st.data())
+def test_any_order(
+    layout: tuple[bytes, list[tuple[int, int]], list[int]], random_: Any, data: st.DataObject
+) -> None:
+    """Parts that arrive in any order and in any pieces give the right bytes to any read."""
+    content, ranges, chunks = layout
+    parts = PartMap()
+    order = list(zip(ranges, chunks, strict=False))
+    random_.shuffle(order)
+    for (start, stop), _ in order:
+        parts.insert(Part(start, stop, ETAG))
+    assert [(part.start, part.stop) for part in parts] == ranges
+    for (start, stop), chunk_bytes in order:
+        (part,) = parts.covering(start, stop)
+        assert not part.ready
+        deliver(part, content, chunk_bytes)
+        assert part.ready
+        assert not part.failed
+    for _ in range(5):
+        offset = data.draw(st.integers(0, len(content) - 1))
+        stop = data.draw(st.integers(offset + 1, len(content)))
+        answer = slice_of(parts.covering(offset, stop), offset, stop)
+        assert bytes(answer) == content[offset:stop]
+        assert len(answer) == stop - offset
+
+
+@settings(deadline=None, max_examples=40)
+@given(layouts(), st.randoms(use_true_random=False), st.integers(1, 4))
+def test_readers_and_clients_in_threads(
+    layout: tuple[bytes, list[tuple[int, int]], list[int]], random_: Any, readers: int
+) -> None:
+    """Readers that wait while other threads deliver get the right bytes."""
+    content, ranges, chunks = layout
+    parts = [Part(start, stop, ETAG) for start, stop in ranges]
+    order = list(zip(parts, chunks, strict=False))
+    random_.shuffle(order)
+    reads = []
+    for _ in range(readers):
+        offset = random_.randrange(len(content))
+        reads.append((offset, random_.randint(offset + 1, len(content))))
+
+    def read(offset: int, stop: int) -> None:
+        mine = [part for part in parts if part.start < stop and offset < part.stop]
+        assert all(part.wait(SAFE_S) for part in mine)
+        assert bytes(slice_of(mine, offset, stop)) == content[offset:stop]
+
+    def clients() -> None:
+        for part, chunk_bytes in order:
+            deliver(part, content, chunk_bytes)
+
+    run_all(*((lambda read_=each: read(*read_)) for each in reads), clients)
+
+
+# --- Bodies that are wrong ---
+
+
+def wrong_bodies() -> Iterator[tuple[str, list[tuple[bytes, int]]]]:
+    yield "too short", [(b"0123", 10)]
+    yield "nothing", []
+    yield "too long", [(b"0123456789A", 10)]
+    yield "too long in pieces", [(b"0123456789", 10), (b"A", 20)]
+    yield "begins too late", [(b"12345678", 11)]
+    yield "begins too early", [(b"x0123456789", 9)]
+    yield "a gap", [(b"0123", 10), (b"56789", 15)]
+    yield "twice", [(b"0123", 10), (b"0123", 10)]
+
+
+@pytest.mark.parametrize(
+    "pieces", [pieces for _, pieces in wrong_bodies()], ids=[name for name, _ in wrong_bodies()]
+)
+def test_wrong_body(pieces: list[tuple[bytes, int]]) -> None:
+    """A body that is not exactly the range fails, and no byte of it can be read."""
+    part = Part(10, 20, ETAG)
+    part.on_headers(INFO)
+    for chunk, offset in pieces:
+        part.on_body(chunk, offset)
+    part.finish(None)
+    assert part.failed
+    assert isinstance(part.error, BadAnswer)
+    with pytest.raises(ValueError, match="no ready part"):
+        slice_of([part], 10, 20)
+
+
+def test_wrong_version() -> None:
+    """Headers of another ETag end the part: its bytes would be a mixture."""
+    part = Part(0, 4, ETAG)
+    part.on_headers(ObjectInfo(b"k", 4, 0, '"other"'))
+    assert part.failed
+    part.on_body(b"data", 0)
+    part.finish(None)
+    assert isinstance(part.error, PreconditionFailed)
+    assert not part.ready
+
+
+def test_bytes_without_headers() -> None:
+    """A body whose version nobody said is no answer."""
+    part = Part(0, 4, ETAG)
+    part.on_body(b"data", 0)
+    part.finish(None)
+    assert isinstance(part.error, BadAnswer)
+    assert not part.ready
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (1, 1), (2, 1)])
+def test_no_range(start: int, stop: int) -> None:
+    """An empty or negative range is an error of the program."""
+    with pytest.raises(ValueError, match="not a range"):
+        Part(start, stop, ETAG)
+
+
+# --- The end comes once ---
+
+
+def test_the_first_end_counts() -> None:
+    """Whatever comes after the end changes nothing."""
+    ready = ready_part(0, 4, b"data")
+    ready.fail(Stalled("late"))
+    ready.cancel(Stalled("late"))
+    ready.finish(TransportFault("late"))
+    assert ready.ready
+    assert ready.error is None
+    failed = Part(0, 4, ETAG)
+    error = TransportFault("first")
+    failed.finish(error)
+    failed.cancel(Stalled("second"))
+    deliver(failed, b"data")
+    assert failed.error is error
+    assert not failed.ready
+
+
+def test_the_end_comes_once_while_a_large_body_is_joined() -> None:
+    """A cancel during the joining of pieces (which lets other threads run) wins."""
+    size = 32 << 20
+    part = Part(0, size, ETAG)
+    finishing = threading.Event()
+
+    class Watched(FakeTransfer):
+        def __del__(self) -> None:
+            finishing.set()
+
+    part.attach(Watched())
+    part.on_headers(INFO)
+    piece = bytes(size // 4)
+    for offset in range(0, size, len(piece)):
+        part.on_body(piece, offset)
+
+    def give_up() -> None:
+        assert finishing.wait(SAFE_S)
+        part.cancel(Stalled("given up"))
+
+    run_all(give_up, lambda: part.finish(None))
+    assert part.ready != part.failed
+    assert part.failed == (part.error is not None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.permutations(["finish", "fail", "cancel", "body", "wait", "wait"]), st.booleans())
+def test_races_end_once(order: list[str], good: bool) -> None:
+    """finish, fail and cancel at once from several threads: one of them decides."""
+    part = Part(0, 4, ETAG)
+    part.attach(FakeTransfer(part))
+    part.on_headers(INFO)
+    start = threading.Barrier(len(order))
+    ends: list[tuple[bool, Exception | None]] = []
+
+    def work(what: str) -> None:
+        start.wait()
+        match what:
+            case "finish":
+                part.finish(None if good else TransportFault("cut"))
+            case "fail":
+                part.fail(BadAnswer("nonsense"))
+            case "cancel":
+                part.cancel()
+            case "body":
+                part.on_body(b"data", 0)
+            case "wait":
+                assert part.wait(SAFE_S)
+        ends.append((part.ready, part.error))
+
+    run_all(*((lambda each=each: work(each)) for each in order))
+    assert part.ready != part.failed
+    seen = {end for end in ends if end[0] or end[1] is not None}
+    assert seen == {(part.ready, part.error)}, "all who saw an end saw the same"
+
+
+# --- Waiting ---
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 0.001])
+def test_a_wait_ends_without_an_answer(timeout_s: float) -> None:
+    """A wait returns False after its time, and the part goes on."""
+    part = Part(0, 4, ETAG)
+    assert not part.wait(timeout_s)
+    assert not part.wait_for_headers(timeout_s)
+    deliver(part, b"data")
+    assert part.wait(timeout_s)
+    assert part.wait_for_headers(timeout_s)
+    assert part.age_s() >= 0.0
+
+
+@pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
+def test_everyone_wakes(end: str) -> None:
+    """All threads that wait for a part wake at its end, whatever that is."""
+    part = Part(0, 4, ETAG)
+    about_to_wait = threading.Barrier(9)
+    woken = []
+
+    def wait(*, headers: bool) -> None:
+        about_to_wait.wait()
+        woken.append(part.wait_for_headers(SAFE_S) if headers else part.wait(SAFE_S))
+
+    def finish() -> None:
+        about_to_wait.wait()
+        assert not part.wait(0.01)  # let them fall asleep
+        match end:
+            case "finish":
+                deliver(part, b"data")
+            case "fail":
+                part.fail(BadAnswer("nonsense"))
+            case _:
+                part.cancel()
+
+    run_all(
+        *((lambda headers=bool(index % 2): wait(headers=headers)) for index in range(8)), finish
+    )
+    assert woken == [True] * 8
+
+
+def test_headers_wake_only_those_who_wait_for_them() -> None:
+    """The headers are there before the body is: `info` is known, the part goes on."""
+    part = Part(0, 4, ETAG)
+    run_all(lambda: part.on_headers(INFO), lambda: _check(part.wait_for_headers(SAFE_S)))
+    assert part.info is INFO
+    assert not part.wait(0.0)
+    assert not part.ready
+    assert not part.failed
+
+
+def _check(value: bool) -> None:
+    assert value
+
+
+# --- The request ---
+
+
+def test_cancel_stops_the_request() -> None:
+    """Cancelling a part that is under way cancels its request, once."""
+    part = Part(0, 4, ETAG)
+    transfer = FakeTransfer(part)
+    part.attach(transfer)
+    part.cancel()
+    part.cancel()
+    assert transfer.cancelled == 1
+    assert isinstance(part.error, Interrupted)
+
+
+def test_attach_after_failure_cancels() -> None:
+    """A part that failed before its request was known still stops it."""
+    part = Part(0, 4, ETAG)
+    part.cancel(Stalled("given up"))
+    transfer = FakeTransfer(part)
+    part.attach(transfer)
+    assert transfer.cancelled == 1
+
+
+def test_nothing_is_kept_after_the_end() -> None:
+    """After the end the part holds no request, although the request holds the part."""
+    for finish_first in (False, True):
+        part = Part(0, 4, ETAG)
+        transfer = FakeTransfer(part)
+        gone = weakref.ref(transfer)
+        gc.disable()  # reference counts alone have to do it
+        try:
+            if finish_first:
+                deliver(part, b"data")
+                part.attach(transfer)
+            else:
+                part.attach(transfer)
+                deliver(part, b"data")
+            del transfer
+            assert gone() is None
+        finally:
+            gc.enable()
+        assert part.ready
+
+
+def test_a_failed_part_holds_no_body() -> None:
+    """What came of a body goes when its part fails, and with the part when it is ready."""
+    chunk = bytes(100)
+    before = sys.getrefcount(chunk)
+    failed = Part(0, 200, ETAG)
+    failed.on_headers(INFO)
+    failed.on_body(chunk, 0)
+    failed.on_body(chunk, 100)
+    assert sys.getrefcount(chunk) > before
+    failed.fail(BadAnswer("nonsense"))
+    assert sys.getrefcount(chunk) == before
+    ready = Part(0, 100, ETAG)
+    ready.on_headers(INFO)
+    ready.on_body(chunk, 0)
+    ready.finish(None)
+    assert sys.getrefcount(chunk) == before + 1
+    del ready
+    assert sys.getrefcount(chunk) == before
+
+
+# --- The map, against brute force ---
+
+RANGES = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1]))
+
+
+@settings(deadline=None)
+@given(st.lists(RANGES, max_size=20), st.lists(RANGES, max_size=10), st.data())
+def test_map_against_brute_force(
+    ranges: list[tuple[int, int]], questions: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """insert, covering, gaps and remove agree with a list of single bytes."""
+    parts = PartMap()
+    owner: dict[int, Part] = {}  # of every byte
+    for start, stop in ranges:
+        part = Part(start, stop, ETAG)
+        if any(byte in owner for byte in range(start, stop)):
+            with pytest.raises(ValueError, match="overlaps"):
+                parts.insert(part)
+        else:
+            parts.insert(part)
+            owner |= dict.fromkeys(range(start, stop), part)
+    kept = list(dict.fromkeys(owner[byte] for byte in sorted(owner)))
+    if kept:
+        victim = data.draw(st.sampled_from(kept))
+        assert parts.remove(victim)
+        assert not parts.remove(victim)
+        kept.remove(victim)
+        owner = {byte: part for byte, part in owner.items() if part is not victim}
+    assert list(parts) == kept
+    assert len(parts) == len(kept)
+    for start, stop in questions:
+        here = [owner[byte] for byte in range(start, stop) if byte in owner]
+        assert parts.covering(start, stop) == list(dict.fromkeys(here))
+        missing = {byte for byte in range(start, stop) if byte not in owner}
+        gaps = parts.gaps(start, stop)
+        assert {byte for low, high in gaps for byte in range(low, high)} == missing
+        assert all(low < high for low, high in gaps)
+        edges = [edge for gap in gaps for edge in gap]
+        assert edges == sorted(set(edges)), "in order, and never two that touch"
+    assert parts.gaps(5, 5) == []
+    assert parts.clear() == kept
+    assert len(parts) == 0
+
+
+def test_ready_answers_from_one_known_part() -> None:
+    """`ready` answers only from a part that is there, has it all, and that a reader knows."""
+    data = bytes(range(100))
+    parts = PartMap()
+    first, second = Part(0, 50, ETAG), Part(50, 100, ETAG)
+    parts.insert(second)
+    parts.insert(first)
+    assert parts.ready(0, 10) is None
+    deliver(first, data)
+    assert parts.ready(0, 10) is None, "nobody has planned for it yet"
+    assert touch(first)
+    assert not touch(first)
+    answer = parts.ready(3, 50)
+    assert answer is not None
+    assert bytes(answer) == data[3:50]
+    assert parts.ready(49, 51) is None, "spans two"
+    touch(second)
+    assert parts.ready(50, 60) is None, "has not come"
+    assert parts.ready(100, 101) is None
+    parts.remove(first)
+    assert parts.ready(3, 10) is None
+
+
+def test_a_view_outlives_its_part() -> None:
+    """A reply on its way keeps its bytes alive when the part is dropped."""
+    parts = PartMap()
+    part = ready_part(0, 8, b"01234567")
+    touch(part)
+    parts.insert(part)
+    view = parts.ready(2, 6)
+    parts.clear()
+    del part
+    gc.collect()
+    assert view is not None
+    assert bytes(view) == b"2345"
+
+
+# --- No copy ---
+
+
+def test_a_view_is_the_memory_that_was_delivered() -> None:
+    """A read within one part is answered from the client's own bytes object."""
+    chunk = bytes(range(256))
+    part = Part(1000, 1256, ETAG)
+    part.on_headers(INFO)
+    part.on_body(chunk, 1000)
+    part.finish(None)
+    touch(part)
+    parts = PartMap()
+    parts.insert(part)
+    for answer in (slice_of([part], 1010, 1200), parts.ready(1010, 1200)):
+        assert isinstance(answer, memoryview)
+        assert answer.obj is chunk
+        assert answer.readonly
+        assert address(answer) == address(chunk) + 10
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_slice_of_needs_ready_parts_that_cover(data: st.DataObject) -> None:
+    """A hole, a part that has not come, or the wrong order is never answered with bytes."""
+    content = bytes(range(30))
+    parts = [ready_part(start, start + 10, content) for start in (0, 10, 20)]
+    offset = data.draw(st.integers(0, 29))
+    stop = data.draw(st.integers(offset + 1, 30))
+    wrong = data.draw(st.sampled_from(["hole", "pending", "failed"]))
+    index = data.draw(st.integers(offset // 10, (stop - 1) // 10))
+    if wrong == "hole":
+        del parts[index]
+    else:
+        parts[index] = Part(index * 10, index * 10 + 10, ETAG)
+        if wrong == "failed":
+            parts[index].fail(BadAnswer("nonsense"))
+    covering = [part for part in parts if part.start < stop and offset < part.stop]
+    with pytest.raises(ValueError, match="no ready part"):
+        slice_of(covering, offset, stop)
+
+
+# --- Assemblies ---
+
+
+def assemble(data: bytes) -> Assembly:
+    """Return `data` put together from two parts."""
+    half = len(data) // 2
+    answer = slice_of([ready_part(0, half, data), ready_part(half, len(data), data)], 0, len(data))
+    assert isinstance(answer, Assembly)
+    return answer
+
+
+def test_an_assembly_is_read_only() -> None:
+    """Nobody can change a reply, and its buffer has exactly the bytes asked for."""
+    assembly = assemble(b"0123456789")
+    view = memoryview(assembly)
+    assert view.readonly
+    assert (len(assembly), len(view)) == (10, 10)
+    with pytest.raises(TypeError, match="read-only"):
+        view[0] = 1
+    with pytest.raises(TypeError, match="not writable"):
+        ctypes.c_char.from_buffer(assembly)
+    with pytest.raises(ValueError, match="not empty"):
+        Assembly(0)
+
+
+@pytest.mark.parametrize("size", [2, 4096, 128 * 1024, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_assemblies_of_any_size(size: int) -> None:
+    """Assemblies below, at and above the pool's piece have the right bytes."""
+    data = bytes(index * 7 % 251 for index in range(size))
+    for _ in range(3):
+        assert bytes(assemble(data)) == data
+
+
+def test_memory_returns_to_the_pool() -> None:
+    """The memory of a finished assembly is that of the next one."""
+    first = assemble(b"a" * 1000)
+    where = address(first)
+    del first
+    second = assemble(b"b" * 5000)
+    assert address(second) == where
+    assert bytes(second) == b"b" * 5000
+
+
+def test_memory_in_use_is_never_reused() -> None:
+    """While a buffer export lives, also without its assembly, nobody else gets the memory."""
+    views = [memoryview(assemble(bytes([index]) * 3000)) for index in range(40)]
+    gc.collect()
+    assert len({address(view) for view in views}) == 40
+    others = [assemble(b"\xff" * 3000) for _ in range(20)]
+    assert {address(other) for other in others}.isdisjoint(address(view) for view in views)
+    for index, view in enumerate(views):
+        assert bytes(view) == bytes([index]) * 3000
+
+
+def test_the_pool_in_threads() -> None:
+    """Threads that make and drop assemblies at once never share memory."""
+
+    def work(mark: int) -> None:
+        for size in range(2, 200):
+            data = bytes([mark]) * (size * 300)
+            views = [memoryview(assemble(data)), memoryview(assemble(data))]
+            assert all(bytes(view) == data for view in views)
+
+    run_all(*((lambda mark=mark: work(mark)) for mark in range(6)))
