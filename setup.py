@@ -5,7 +5,7 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=cythonize(
-        [Extension("mountpoint._fastpath", ["mountpoint/_fastpath.pyx"], extra_compile_args=["-O2"])],
+        [Extension("mountpoint._fastpath", ["mountpoint/_fastpath.pyx"])],
         compiler_directives={"language_level": "3"},
     )
 )

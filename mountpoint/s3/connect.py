@@ -6,8 +6,11 @@ Only the name is taken from the answer, and only if it looks like a region's: re
 never followed, so credentials go nowhere that the endpoint rules do not name.
 """
 
+import contextlib
+import socket
+import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import structlog
 
@@ -17,6 +20,7 @@ from mountpoint.errors import (
     BadAnswer,
     BucketNotFound,
     CredentialsUnavailable,
+    Interrupted,
     MountError,
     NotFound,
     S3Error,
@@ -25,7 +29,7 @@ from mountpoint.errors import (
 )
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import RegionChoice, configured_region, resolve, use_fips
+from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve, use_fips
 from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)
@@ -35,8 +39,10 @@ DEFAULT_REGION = "us-east-1"
 #: Mounting says within 30 seconds that an endpoint does not answer, and at once that it
 #: refuses: three tries do for a connection that is refused, one of 10 s for one that hangs.
 TRY_S = 10.0
-TOTAL_S = 25.0
+TOTAL_S = 20.0
 MOST_TRIES = 3
+TLS_PROBE_AFTER_S = 1.0
+TLS_PROBE_S = 5.0
 
 
 def connect(
@@ -60,10 +66,12 @@ def connect(
             endpoint, credentials, client_config, requester_pays=bucket.requester_pays
         )
         try:
-            patience.ask(lambda: client.list(bucket.prefix, max_keys=1)).answer()
+            with _watching_tls(client, endpoint, client_config.ca_bundle):
+                patience.ask(lambda: client.list(bucket.prefix, max_keys=1)).answer()
         except BaseException as error:
             client.close()
-            if isinstance(error, S3Error) and not isinstance(error, WrongRegion):
+            elsewhere = isinstance(error, WrongRegion) and error.region != endpoint.region
+            if isinstance(error, S3Error) and not elsewhere:
                 raise _mount_error(bucket, endpoint.host, error) from error
             raise
         return client
@@ -79,6 +87,58 @@ def connect(
             f"bucket '{bucket.name}' names {region}, and there another region ({wrong})",
             "give the bucket's region with --region",
         ) from wrong
+
+
+@contextlib.contextmanager
+def _watching_tls(client: CrtClient, endpoint: Endpoint, ca_bundle: str | None) -> Iterator[None]:
+    """Interrupt the client, and raise the reason, when it waits for a handshake that failed."""
+    found: list[TransportFault] = []
+
+    def look() -> None:
+        problem = _tls_problem(endpoint.host, ca_bundle)
+        if problem is not None:
+            found.append(problem)
+            client.interrupt()
+
+    probe = threading.Timer(TLS_PROBE_AFTER_S, look)
+    probe.daemon = True
+    if endpoint.scheme == "https":
+        probe.start()
+    try:
+        yield
+    except (Interrupted, TransportFault) as error:
+        if found:
+            raise found[0] from error
+        raise
+    finally:
+        probe.cancel()
+
+
+def _tls_problem(host: str, ca_bundle: str | None) -> TransportFault | None:
+    """Return what is wrong with TLS at `host`, if that is the problem.
+
+    Asked when the CRT gets no answer: its TLS library keeps a failed handshake to itself for
+    up to 30 seconds, and then does not say which certificate it did not like.
+    https://aws.github.io/s2n-tls/usage-guide/ch03-error-handling.html (blinding)
+    """
+    name, _, port = host.partition(":")
+    context = ssl.create_default_context(cafile=ca_bundle)
+    try:
+        with (
+            socket.create_connection((name, int(port or 443)), timeout=TLS_PROBE_S) as connection,
+            context.wrap_socket(connection, server_hostname=name),
+        ):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return TransportFault(
+            f"its TLS certificate is not trusted: {error.verify_message}",
+            hint="--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust",
+        )
+    except ssl.SSLError as error:
+        reason = error.reason or "the handshake failed"
+        return TransportFault(f"TLS: {reason}", hint="is it https? check --endpoint-url")
+    except OSError:
+        return None
 
 
 def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion) -> str:

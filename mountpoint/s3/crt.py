@@ -12,6 +12,7 @@ Must be made after the fork: the CRT's threads do not survive one.
 """
 
 import logging
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -79,6 +80,15 @@ CRT_LEVELS = (
     (0, awscrt.io.LogLevel.Trace),
 )
 
+#: Refusals that the CRT would retry, had it been allowed to. Of these it keeps neither headers
+#: nor body, only a name of its own: so the log cannot have their request ids.
+CRT_REFUSALS = {
+    "AWS_ERROR_S3_SLOW_DOWN": (503, "SlowDown"),
+    "AWS_ERROR_S3_INTERNAL_ERROR": (500, "InternalError"),
+    "AWS_ERROR_S3_REQUEST_TIMEOUT": (400, "RequestTimeout"),
+    "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
+}
+
 ALGORITHMS = {
     "v4": AwsSigningAlgorithm.V4,
     "v4a": AwsSigningAlgorithm.V4_ASYMMETRIC,
@@ -104,12 +114,14 @@ class CrtClient:
         # dependencies
         self._endpoint = endpoint
         self._credentials = credentials
+        # Before the CRT's own objects: an exception that passes them on its way is lost.
+        tls_options = _tls_options(config.ca_bundle)
         loops = EventLoopGroup(1)
         self._client = S3Client(
             bootstrap=ClientBootstrap(loops, DefaultHostResolver(loops)),
             region=endpoint.region,
             tls_mode=_tls_mode(endpoint),
-            tls_connection_options=_tls_options(config.ca_bundle),
+            tls_connection_options=tls_options,
             signing_config=_signing_config(endpoint, credentials),
             part_size=config.part_size_bytes,
             throughput_target_gbps=config.throughput_gbps,
@@ -235,6 +247,11 @@ class CrtClient:
                 self._credentials.refresh_now()
             return refusal
         name = getattr(error, "name", type(error).__name__)
+        if name in CRT_REFUSALS:
+            status, code = CRT_REFUSALS[name]
+            return wire.error_from_response(
+                status, None, f"<Error><Code>{code}</Code></Error>".encode(), what=""
+            )
         if "CREDENTIALS" in name:
             return self._credentials_error()
         hint = ""
@@ -389,11 +406,13 @@ def _tls_mode(endpoint: Endpoint) -> S3RequestTlsMode:
 def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
     if ca_bundle is None:
         return None
-    options = TlsContextOptions()
     try:
+        # The CRT takes a file without certificates, and fails later without a reason.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_bundle)
+        options = TlsContextOptions()
         options.override_default_trust_store_from_path(None, ca_bundle)
         return ClientTlsContext(options).new_connection_options()
-    except (AwsCrtError, OSError, ValueError) as error:
+    except (AwsCrtError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise MountError(
             f"the CA bundle '{ca_bundle}' cannot be used: {error}",
             "--ca-bundle and AWS_CA_BUNDLE take a file of PEM certificates",

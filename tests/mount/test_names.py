@@ -151,8 +151,8 @@ def test_prefix(flat_store: Store, folder: Path, how: str) -> None:
     for key in ("part/a", "part/b/c", "part", "partial", "elsewhere"):
         flat_store.put(key, key.encode())
     options = {
-        "option": dict(bucket=flat_store.bucket),
-        "uri": dict(bucket=f"s3://{flat_store.bucket}/part/"),
+        "option": {"bucket": flat_store.bucket},
+        "uri": {"bucket": f"s3://{flat_store.bucket}/part/"},
     }[how]
     arguments = ["--prefix", "part/"] if how == "option" else []
     with mounted(flat_store, folder, *arguments, **options) as mount:

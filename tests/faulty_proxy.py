@@ -1,0 +1,206 @@
+"""An HTTP proxy in front of a real S3 server that does what a real server cannot be told to.
+
+`with FaultyProxy(store.endpoint_url) as proxy:` and then `proxy.faults.append(fault)`: a fault
+sees each request and may answer in the server's place, or damage the server's answer. With no
+faults it passes everything on, the Host header too, so that signatures stay right. With `tls`
+it speaks TLS to its clients.
+
+Known to it is only what HTTP needs: one request, one answer, Content-Length.
+"""
+
+import http.client
+import http.server
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+
+@dataclass
+class Exchange:
+    """A request, and the answer that will be sent; a fault changes the answer.
+
+    `cut_at` closes the connection after so many bytes of the body, `delay_s` waits before
+    the headers and `stall_at` before that byte of the body, until the proxy ends.
+    """
+
+    method: str
+    target: str
+    request_headers: dict[str, str]
+    status: int = 0
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    cut_at: int | None = None
+    stall_at: int | None = None
+    delay_s: float = 0.0
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is a GET of an object."""
+        return self.method == "GET" and "list-type=2" not in self.target
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a ListObjectsV2."""
+        return self.method == "GET" and "list-type=2" in self.target
+
+    def refuse(self, status: int, code: str) -> None:
+        """Answer with an S3 error."""
+        self.status = status
+        self.body = f"<Error><Code>{code}</Code><Message>a fault</Message></Error>".encode()
+        self.headers = [
+            ("Content-Type", "application/xml"),
+            ("Content-Length", str(len(self.body))),
+            ("x-amz-request-id", "FAULT0000000001"),
+        ]
+        if self.method == "HEAD":
+            self.body = b""
+
+
+Fault = Callable[[Exchange], None]
+
+
+class FaultyProxy:
+    """The proxy. Its faults see each exchange after the server has answered it."""
+
+    def __init__(self, upstream_url: str, tls: ssl.SSLContext | None = None) -> None:
+        self._upstream = urlsplit(upstream_url)
+        self.faults: list[Fault] = []
+        self.seen: list[tuple[str, str]] = []  # method and target of every request
+        self._stopping = threading.Event()
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                proxy._serve(self)
+
+            do_HEAD = do_GET  # noqa: N815 (the name is http.server's)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, *_: object) -> None:
+                pass  # the client went away: that is what clients of faulty servers do
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            # The handshake belongs into the connection's own thread, at its first read.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()))
+        self.seen.append((exchange.method, exchange.target))
+        self._ask_upstream(exchange)
+        for fault in list(self.faults):
+            fault(exchange)
+        self._stopping.wait(exchange.delay_s)
+        handler.send_response_only(exchange.status)
+        for name, value in exchange.headers:
+            handler.send_header(name, value)
+        handler.end_headers()
+        body = memoryview(exchange.body)
+        if exchange.stall_at is not None:
+            handler.wfile.write(body[: exchange.stall_at])
+            handler.wfile.flush()
+            self._stopping.wait()
+            handler.close_connection = True
+        elif exchange.cut_at is not None:
+            handler.wfile.write(body[: exchange.cut_at])
+            handler.wfile.flush()
+            handler.close_connection = True
+        else:
+            handler.wfile.write(body)
+
+    def _ask_upstream(self, exchange: Exchange) -> None:
+        assert self._upstream.hostname is not None
+        connection = http.client.HTTPConnection(
+            self._upstream.hostname, self._upstream.port, timeout=30
+        )
+        try:
+            connection.putrequest(
+                exchange.method, exchange.target, skip_host=True, skip_accept_encoding=True
+            )
+            for name, value in exchange.request_headers.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            answer = connection.getresponse()
+            exchange.status = answer.status
+            exchange.headers = [
+                (name, value)
+                for name, value in answer.getheaders()
+                if name.lower() not in ("connection", "transfer-encoding")
+            ]
+            exchange.body = answer.read()
+            if not any(name.lower() == "content-length" for name, _ in exchange.headers):
+                exchange.headers.append(("Content-Length", str(len(exchange.body))))
+        finally:
+            connection.close()
+
+
+def times(count: int, fault: Fault) -> Fault:
+    """Return `fault`, but only for the first `count` exchanges that it is asked about."""
+    lock = threading.Lock()
+    left = count
+
+    def limited(exchange: Exchange) -> None:
+        nonlocal left
+        with lock:
+            if left <= 0:
+                return
+            left -= 1
+        fault(exchange)
+
+    return limited
+
+
+def on_data(fault: Fault) -> Fault:
+    """Return `fault`, but only for GETs of objects."""
+
+    def filtered(exchange: Exchange) -> None:
+        if exchange.is_data:
+            fault(exchange)
+
+    return filtered
+
+
+def on_lists(fault: Fault) -> Fault:
+    """Return `fault`, but only for listings."""
+
+    def filtered(exchange: Exchange) -> None:
+        if exchange.is_list:
+            fault(exchange)
+
+    return filtered
+
+
+def refuse(status: int, code: str) -> Fault:
+    """Return the fault of answering with an S3 error."""
+    return lambda exchange: exchange.refuse(status, code)

@@ -1,0 +1,341 @@
+"""What is wrong is said in one or two lines, with exit code 1, and nothing is mounted."""
+
+import contextlib
+import http.server
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, FaultyProxy, refuse
+from tests.mount.mounting import (
+    PROGRAM,
+    clean_up,
+    environment,
+    mounted,
+    processes,
+    run,
+    store_options,
+)
+from tools.mounting import is_mounted
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def path(folder: Path) -> Iterator[Path]:
+    """An empty directory to mount on; the test leaves nothing there."""
+    path = folder / "mnt"
+    path.mkdir()
+    yield path
+    assert not is_mounted(path)
+    assert not processes(path)
+    clean_up(path)
+
+
+def refused(*arguments: str | Path, env: dict[str, str], says: list[str]) -> str:
+    """Run mount-s3; check that it ends with 1 and one or two lines that say all of `says`."""
+    result = run(*arguments, env=env)
+    assert result.returncode == 1, result
+    assert result.stdout == ""
+    assert 1 <= len(result.stderr.splitlines()) <= 2, result.stderr
+    assert result.stderr.startswith("Error: ")
+    for words in says:
+        assert words in result.stderr, result.stderr
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        assert not env.get(name) or env[name] not in result.stderr
+    return result.stderr
+
+
+def test_directory_missing(store: Store, folder: Path) -> None:
+    """A directory that does not exist is named, with the command that makes it."""
+    path = folder / "missing"
+    arguments = [store.bucket, path, *store_options(store)]
+    refused(*arguments, env=store.environment, says=[str(path), "does not exist", "mkdir"])
+
+
+def test_not_a_directory(store: Store, folder: Path) -> None:
+    """A file is no directory."""
+    path = folder / "file"
+    path.write_text("x")
+    arguments = [store.bucket, path, *store_options(store)]
+    refused(*arguments, env=store.environment, says=[str(path), "not a directory"])
+
+
+def test_bucket_missing(store: Store, path: Path) -> None:
+    """A bucket that does not exist is named."""
+    arguments = ["no-such-bucket-here", path, *store_options(store)]
+    refused(*arguments, env=store.environment, says=["no-such-bucket-here", "does not exist"])
+
+
+def test_wrong_secret(store: Store, path: Path) -> None:
+    """A wrong secret is refused by the server, and said without showing it."""
+    env = store.environment | {"AWS_SECRET_ACCESS_KEY": "wrong" * 8}
+    arguments = [store.bucket, path, *store_options(store)]
+    refused(*arguments, env=env, says=[store.bucket, "denied", "SignatureDoesNotMatch"])
+
+
+def test_unknown_key(store: Store, path: Path) -> None:
+    """An access key that nobody has is refused."""
+    env = store.environment | {"AWS_ACCESS_KEY_ID": "AKIANOBODYHASTHISKEY"}
+    arguments = [store.bucket, path, *store_options(store)]
+    refused(*arguments, env=env, says=["denied", "InvalidAccessKeyId"])
+
+
+def test_unsigned_is_refused(store: Store, path: Path) -> None:
+    """--no-sign-request on a private bucket is denied."""
+    arguments = [store.bucket, path, "--no-sign-request", *store_options(store)]
+    refused(*arguments, env=store.environment, says=["denied"])
+
+
+def test_no_credentials(store: Store, path: Path) -> None:
+    """No credentials anywhere: what was looked at, and what to do."""
+    arguments = [store.bucket, path, *store_options(store)]
+    refused(*arguments, env={}, says=["credentials", "--no-sign-request"])
+
+
+def test_expired_credentials(store: Store, path: Path) -> None:
+    """Credentials that S3 calls expired are to be renewed."""
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(refuse(400, "ExpiredToken"))
+        arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
+        refused(*arguments, env=store.environment, says=["credentials", "ExpiredToken"])
+
+
+def test_clock(store: Store, path: Path) -> None:
+    """A wrong clock is called a wrong clock."""
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(refuse(403, "RequestTimeTooSkewed"))
+        arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
+        refused(*arguments, env=store.environment, says=["clock"])
+
+
+def test_unknown_profile(store: Store, path: Path, folder: Path) -> None:
+    """An unknown profile is named, and those that there are."""
+    config = folder / "config"
+    config.write_text("[profile known]\nregion = us-east-1\n")
+    env = {"AWS_CONFIG_FILE": str(config)}
+    arguments = [store.bucket, path, "--profile", "unknown", *store_options(store)]
+    refused(*arguments, env=env, says=["unknown", "known"])
+
+
+def elsewhere(exchange: Exchange) -> None:
+    """Answer as S3 does when the request came to the wrong region."""
+    exchange.refuse(301, "PermanentRedirect")
+    exchange.headers += [
+        ("x-amz-bucket-region", "eu-west-3"),
+        ("Location", "http://192.0.2.1/steal-the-signature"),
+    ]
+
+
+def test_wrong_region(store: Store, path: Path) -> None:
+    """--region that is not the bucket's: the right one is said, and not used by itself."""
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(elsewhere)
+        arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
+        refused(*arguments, env=store.environment, says=["eu-west-3", "us-east-1", "--region"])
+        assert len(proxy.seen) == 1
+
+
+def test_region_from_the_bucket(store: Store, folder: Path) -> None:
+    """A region that was only a guess gives way to the one that the bucket names.
+
+    Credentials go to the same endpoint, never where Location points.
+    """
+    regions = []
+
+    def once(exchange: Exchange) -> None:
+        regions.append(exchange.request_headers["Authorization"].split("/")[2])
+        if regions[-1] == "us-west-2":
+            elsewhere(exchange)
+
+    path = folder / "mnt"
+    path.mkdir()
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(once)
+        where = ["--endpoint-url", proxy.url, "--force-path-style"]
+        env = store.environment | {"AWS_REGION": "us-west-2"}
+        try:
+            result = run(store.bucket, path, *where, env=env)
+            assert result.returncode == 0, result.stderr
+            assert regions[:2] == ["us-west-2", "eu-west-3"]
+            assert is_mounted(path)
+        finally:
+            clean_up(path)
+
+
+def test_region_that_is_none(store: Store, path: Path) -> None:
+    """What a server names as a region is believed only if it looks like one."""
+
+    def strange(exchange: Exchange) -> None:
+        exchange.refuse(301, "PermanentRedirect")
+        exchange.headers.append(("x-amz-bucket-region", "evil.example.com/"))
+
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(strange)
+        where = ["--endpoint-url", proxy.url, "--force-path-style"]
+        said = refused(store.bucket, path, *where, env=store.environment, says=["--region"])
+        assert "evil" not in said
+
+
+def test_endpoint_refuses_connections(store: Store, path: Path) -> None:
+    """Nobody listens at the endpoint."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        refused(*arguments, env=store.environment, says=["no answer", url[7:], "--endpoint-url"])
+
+
+def test_endpoint_unknown(store: Store, path: Path) -> None:
+    """The endpoint's name does not resolve."""
+    url = "http://no-such-host.invalid"
+    arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+    refused(*arguments, env=store.environment, says=["no answer", "no-such-host.invalid"])
+
+
+def test_endpoint_is_silent(store: Store, path: Path) -> None:
+    """An endpoint that accepts and never answers is given up within 30 seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        result = run(*arguments, env=store.environment, timeout_s=30)
+    assert result.returncode == 1
+    assert "no answer" in result.stderr
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        body = b"<html><body>It works!</body></html>"
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_endpoint_is_not_s3(store: Store, path: Path, status: int) -> None:
+    """A web server is not taken for S3."""
+    handler = type("Page", (_Page,), {"status": status})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        refused(*arguments, env=store.environment, says=["like S3", "--endpoint-url"])
+        server.shutdown()
+
+
+def test_plain_http_where_tls_is_asked(store: Store, path: Path) -> None:
+    """https to a server without TLS fails, and is never tried without."""
+    url = store.endpoint_url.replace("http:", "https:")
+    arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+    refused(*arguments, env=store.environment, says=["no answer", url[8:]])
+
+
+OPTIONS = {
+    "prefix": (["--prefix", "no-slash"], ["no-slash", "--prefix no-slash/"]),
+    "prefix of URI": (["--prefix", "a/", "uri"], ["--prefix"]),
+    "region": (["--region", "Mars"], ["Mars", "region"]),
+    "endpoint": (["--endpoint-url", "s3.example.com"], ["s3.example.com", "https://"]),
+    "file mode": (["--file-mode", "1777"], ["1777"]),
+    "threads": (["--max-threads", "0"], ["--max-threads"]),
+    "part size": (["--part-size", "17"], ["--part-size"]),
+    "throughput": (["--maximum-throughput-gbps", "0"], ["--maximum-throughput-gbps"]),
+    "CA bundle": (["--ca-bundle", "/no/such/file"], ["/no/such/file", "--ca-bundle"]),
+    "root and other": (["--allow-root", "--allow-other"], ["--allow-root", "--allow-other"]),
+    "unsigned profile": (["--profile", "p", "--no-sign-request"], ["--profile"]),
+    "no log": (["--no-log", "--debug"], ["--no-log", "--debug"]),
+    "acceleration": (["--transfer-acceleration", "--force-path-style"], ["--force-path-style"]),
+    "fstab": (["-o", "ro,rw"], ["ro", "rw"]),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(path: Path, name: str) -> None:
+    """Values out of range and contradictions are said before anything is asked of S3."""
+    options, says = OPTIONS[name]
+    bucket = "s3://bucket/part/" if "uri" in options else "bucket"
+    refused(bucket, path, *[o for o in options if o != "uri"], env={}, says=says)
+
+
+def test_bucket_name(path: Path) -> None:
+    """What cannot be a bucket's name is not asked for."""
+    refused("not a bucket", path, env={}, says=["not a bucket", "bucket name"])
+
+
+def test_log_directory(store: Store, path: Path, folder: Path) -> None:
+    """A log directory that cannot be made is said."""
+    (folder / "file").write_text("x")
+    where = [*store_options(store), "--log-directory", folder / "file" / "log"]
+    refused(store.bucket, path, *where, env=store.environment, says=["log"])
+
+
+def in_namespace(script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in a mount namespace of its own."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script],
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has mount namespaces")
+def test_no_device(store: Store, path: Path) -> None:
+    """A machine without /dev/fuse is told how to get it."""
+    where = " ".join(store_options(store))
+    result = in_namespace(
+        f"""
+        mount -t tmpfs none /dev
+        mknod /dev/null c 1 3; mknod /dev/urandom c 1 9; mknod /dev/random c 1 8
+        exec {PROGRAM} {store.bucket} {path} {where}
+        """,
+        store.environment,
+    )
+    assert result.returncode == 1
+    assert "there is no /dev/fuse" in result.stderr
+    assert "modprobe fuse" in result.stderr
+
+
+def test_no_fusermount(store: Store, path: Path, folder: Path) -> None:
+    """--auto-unmount without fusermount says what to install."""
+    (folder / "empty").mkdir()
+    env = environment(store.environment) | {"PATH": str(folder / "empty")}
+    result = subprocess.run(
+        [PROGRAM, store.bucket, path, "--auto-unmount", *store_options(store)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "fusermount is missing" in result.stderr
+    assert "apt install fuse" in result.stderr
+
+
+def test_secrets_stay_secret(store: Store, folder: Path) -> None:
+    """No secret is in the log at any level, nor in the command line of the daemon."""
+    env = store.environment | {"AWS_SESSION_TOKEN": ""}
+    with mounted(store, folder, "--debug", "--debug-crt") as mount:
+        with contextlib.suppress(OSError):
+            list(mount.path.iterdir())
+        log = mount.log
+        command_line = Path(f"/proc/{mount.pid}/cmdline").read_bytes().decode()
+    assert "awscrt" in log, "the CRT's log is missing: the test proves nothing"
+    for secret in (env["AWS_SECRET_ACCESS_KEY"], "Signature=" + "0"):
+        assert secret not in log
+        assert secret not in command_line
+    assert log.count("Signature=") == log.count("Signature=[redacted]") + log.count("Signature=***")

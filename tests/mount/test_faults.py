@@ -1,0 +1,269 @@
+"""What a bad network and a bad server do to a real mount: right bytes or an error, never less."""
+
+import concurrent.futures
+import errno
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse, times
+from tests.mount.mounting import Mount, eventually, mounted
+
+pytestmark = pytest.mark.mount
+
+SIZE = 20 << 20
+BODY = random.Random(3).randbytes(SIZE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _objects(store: Store) -> None:
+    store.put("faults/file", BODY)
+    store.put("faults/other", b"other")
+    store.put("faults/small/file", b"small")
+
+
+@pytest.fixture
+def proxy(store: Store) -> Iterator[FaultyProxy]:
+    """A proxy in front of the store."""
+    with FaultyProxy(store.endpoint_url) as it:
+        yield it
+
+
+@pytest.fixture
+def mount(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
+    """The store, through the proxy, with a short --read-timeout."""
+    with mounted(
+        store, folder, "--read-timeout", "8", "--prefix", "faults/", endpoint_url=proxy.url
+    ) as it:
+        yield it
+
+
+def fails_with(path: Path) -> int | None:
+    """Read the file; return the errno it failed with."""
+    try:
+        path.read_bytes()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def one_line(mount: Mount, *parts: str) -> None:
+    """Check that a line of the log has all of `parts`."""
+    lines = mount.log.splitlines()
+    assert any(all(part in line for part in parts) for line in lines), "\n".join(lines)
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
+def test_retried(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
+    """Answers that a retry helps against are retried, until the bytes are right."""
+    proxy.faults.append(times(3, on_data(refuse(status, code))))
+    assert (mount.path / "file").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
+def test_retries_end(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
+    """A server that only fails is EIO after --read-timeout, never ENOENT; then all is well."""
+    (mount.path / "file").stat()
+    proxy.faults.append(refuse(status, code))
+    assert fails_with(mount.path / "file") == errno.EIO
+    time.sleep(1.1)  # past what is known of the name
+    assert fails_with(mount.path / "other") == errno.EIO
+    one_line(
+        mount, "operation=open", "path=/file", "errno=EIO", f"s3_code={code}", "--read-timeout"
+    )
+    proxy.faults.clear()
+    assert (mount.path / "file").read_bytes() == BODY
+
+
+def test_denied(mount: Mount, proxy: FaultyProxy) -> None:
+    """403 is EACCES, with one line that says which request it was."""
+    (mount.path / "file").stat()
+    proxy.faults.append(on_data(refuse(403, "AccessDenied")))
+    assert fails_with(mount.path / "file") == errno.EACCES
+    one_line(mount, "operation=open", "path=/file", "errno=EACCES", "AccessDenied", "FAULT00")
+
+
+def test_listing_denied(mount: Mount, proxy: FaultyProxy) -> None:
+    """A directory that may not be listed is EACCES, not empty."""
+    proxy.faults.append(on_lists(refuse(403, "AccessDenied")))
+    with pytest.raises(PermissionError):
+        os.listdir(mount.path)
+
+
+def test_bodies_cut_in_the_middle(mount: Mount, proxy: FaultyProxy) -> None:
+    """A body that ends too early is fetched again, and never given out short."""
+
+    def cut(exchange: Exchange) -> None:
+        exchange.cut_at = len(exchange.body) // 2
+
+    proxy.faults.append(times(4, on_data(cut)))
+    assert (mount.path / "file").read_bytes() == BODY
+
+
+def test_always_cut(mount: Mount, proxy: FaultyProxy) -> None:
+    """Bodies that always end too early are EIO in the end."""
+
+    def cut(exchange: Exchange) -> None:
+        exchange.cut_at = len(exchange.body) - 1
+
+    proxy.faults.append(on_data(cut))
+    assert fails_with(mount.path / "file") == errno.EIO
+
+
+def test_wrong_bodies(mount: Mount, proxy: FaultyProxy) -> None:
+    """Ranges other than asked for, and lengths that do not fit, are not believed."""
+
+    def shorter(exchange: Exchange) -> None:
+        exchange.body = exchange.body[:-100]
+        exchange.headers = [
+            (name, str(len(exchange.body)) if name.lower() == "content-length" else value)
+            for name, value in exchange.headers
+        ]
+
+    def shifted(exchange: Exchange) -> None:
+        exchange.headers = [
+            (name, re.sub(r"bytes \d+-(\d+)", r"bytes 7-\1", value))
+            for name, value in exchange.headers
+        ]
+
+    proxy.faults += [times(2, on_data(shorter)), times(2, on_data(shifted))]
+    assert (mount.path / "file").read_bytes() == BODY
+
+
+def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
+    """A server that ignores If-Match is found out by the ETag: ESTALE, and no byte of it."""
+    count = 0
+
+    def other_etag(exchange: Exchange) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:  # the first is the one of open
+            exchange.headers = [
+                (name, '"another"' if name.lower() == "etag" else value)
+                for name, value in exchange.headers
+            ]
+
+    proxy.faults.append(on_data(other_etag))
+    with open(mount.path / "file", "rb", buffering=0) as file:
+        with pytest.raises(OSError, match="Stale file handle"):
+            os.pread(file.fileno(), 1 << 20, 10 << 20)
+        proxy.faults.clear()
+        assert os.pread(file.fileno(), 100, 15 << 20) == BODY[15 << 20 :][:100]
+
+
+def test_silence_is_not_waited_for(mount: Mount, proxy: FaultyProxy) -> None:
+    """A GET that delivers nothing is issued again, and the bytes come."""
+
+    def silent(exchange: Exchange) -> None:
+        exchange.stall_at = 1000
+
+    proxy.faults.append(times(1, on_data(silent)))
+    assert (mount.path / "other").read_bytes() == b"other"
+    proxy.faults.append(times(1, on_data(silent)))
+    assert (mount.path / "small" / "file").read_bytes() == b"small"
+
+
+def test_silence_without_end(mount: Mount, proxy: FaultyProxy) -> None:
+    """A server that stays silent is EIO after --read-timeout, and the mount lives on."""
+
+    def silent(exchange: Exchange) -> None:
+        exchange.stall_at = 0
+
+    (mount.path / "file").stat()
+    proxy.faults.append(on_data(silent))
+    assert fails_with(mount.path / "file") == errno.EIO
+    one_line(mount, "path=/file", "errno=EIO", "--read-timeout")
+    proxy.faults.clear()
+    assert (mount.path / "file").read_bytes() == BODY
+
+
+def test_unmount_during_silence(mount: Mount, proxy: FaultyProxy) -> None:
+    """SIGTERM ends a mount at once while readers wait for a silent server."""
+
+    def silent(exchange: Exchange) -> None:
+        exchange.stall_at = 0
+
+    (mount.path / "file").stat()
+    proxy.faults.append(silent)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(fails_with, mount.path / "file") for _ in range(3)]
+        readers.append(pool.submit(fails_with, mount.path / "small" / "file"))
+        eventually(lambda: sum(method == "GET" for method, _ in proxy.seen) > 3)
+        started = threading.Event()
+        threading.Timer(0.3, started.set).start()
+        started.wait()
+        os.kill(mount.pid, signal.SIGTERM)
+        # Less than --read-timeout: nobody waits for that any longer.
+        eventually(mount.has_ended, within_s=6)
+        assert all(reader.result(timeout=10) is not None for reader in readers)
+    assert not mount.is_mounted()
+
+
+def test_hostile_listings(mount: Mount, proxy: FaultyProxy) -> None:
+    """A listing that is no listing is EIO, at once after the retries, and the mount lives on."""
+    bodies = [
+        b"<html>hello</html>",
+        b"<!DOCTYPE r [<!ENTITY a 'b'>]><ListBucketResult>&a;</ListBucketResult>",
+        b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+        b"<ListBucketResult><Contents>",
+        b"",
+    ]
+    for body in bodies:
+
+        def replace(exchange: Exchange, body: bytes = body) -> None:
+            exchange.body = body
+            exchange.headers = [("Content-Length", str(len(body)))]
+
+        proxy.faults[:] = [on_lists(replace)]
+        with pytest.raises(OSError, match="Input/output error"):
+            os.listdir(mount.path)
+        proxy.faults.clear()
+        assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
+
+
+def test_token_that_repeats(mount: Mount, proxy: FaultyProxy) -> None:
+    """A listing that goes in circles is EIO, not a hang."""
+
+    def circle(exchange: Exchange) -> None:
+        exchange.body = re.sub(
+            rb"<IsTruncated>false</IsTruncated>",
+            b"<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>",
+            re.sub(rb"<NextContinuationToken>.*</NextContinuationToken>", b"", exchange.body),
+        )
+        exchange.headers = [("Content-Length", str(len(exchange.body)))]
+
+    proxy.faults.append(on_lists(circle))
+    with pytest.raises(OSError, match="Input/output error"):
+        os.listdir(mount.path)
+
+
+def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProxy) -> None:
+    """With some answers refused and some bodies cut, all bytes are right and nothing fails."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    source, lock = random.Random(seed), threading.Lock()
+
+    def sometimes(exchange: Exchange) -> None:
+        with lock:
+            dice = source.random()
+        if dice < 0.05:
+            exchange.refuse(503, "SlowDown")
+        elif dice < 0.10 and exchange.is_data:
+            exchange.cut_at = len(exchange.body) // 3
+
+    with mounted(store, folder, "--prefix", "faults/", endpoint_url=proxy.url) as mount:
+        proxy.faults.append(sometimes)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            bodies = list(pool.map(lambda _: (mount.path / "file").read_bytes(), range(4)))
+        assert all(body == BODY for body in bodies)
+        for _ in range(30):
+            assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
+            assert (mount.path / "small" / "file").read_bytes() == b"small"
