@@ -91,9 +91,11 @@ class ReadStream:
                 self._lease.take(stop)
                 part = self._issue(0, stop, ahead=True)
             part.wait_for_headers(self._time_for(part, tries))
+            if part.info is None or part.failed:
+                self._replace_failed(part, tries)
+            # Also when it came just as it was being given up.
             if part.info is not None and not part.failed:
                 return part.info
-            self._replace_failed(part, tries)
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
@@ -138,7 +140,7 @@ class ReadStream:
             raise BadHandle("the file has been closed")
         if plan:
             todo = self._window.plan(offset, stop - offset)
-            self._drop_behind()
+            self._drop_behind(offset, stop)
         else:
             todo = Plan(offset, stop, self._config.part_size_bytes)
         for start, end in self._parts.gaps(min(todo.start, offset), max(todo.stop, stop)):
@@ -205,11 +207,13 @@ class ReadStream:
             error.hint = error.hint or "all retries failed; --read-timeout sets how long they go on"
         raise error
 
-    def _drop_behind(self) -> None:
-        """Let go of what no sequential reader is near to any more (lock held)."""
+    def _drop_behind(self, offset: int, stop: int) -> None:
+        """Let go of what no reader is near to any more; [offset, stop) is read now (lock held)."""
+        wanted = self._parts.covering(offset, stop)
         passed = [part for part in self._parts if not self._window.keeps(part.start, part.stop)]
-        # Somebody may be waiting for a part that has been touched and has not come yet.
-        passed = [part for part in passed if part.ready or not part.touched]
+        passed = [part for part in passed if part not in wanted]
+        # Somebody may be waiting for a part that has been touched and has not ended yet.
+        passed = [part for part in passed if part.ready or part.failed or not part.touched]
         self._drop(passed)
         for part in passed:
             part.cancel()
