@@ -1,0 +1,626 @@
+"""Read streams on a fake client: bytes, requests, faults, deadlines, memory."""
+
+import errno
+import functools
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint.budget import Budget, Lease
+from mountpoint.config import ReadConfig
+from mountpoint.errors import (
+    AccessDenied,
+    BadAnswer,
+    BadHandle,
+    Interrupted,
+    NotFound,
+    PreconditionFailed,
+    S3Error,
+    ServerFault,
+    Stalled,
+    Throttled,
+    TransportFault,
+    outcome,
+)
+from mountpoint.reading.stream import HEAD_BYTES, WHOLE_BYTES, ReadStream
+from mountpoint.s3 import retry
+from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.retry import Patience, Tries
+from mountpoint.window import MAX_RUNS
+from tests.unit.fake_client import FakeClient, Fault, Request
+
+KIB = 1024
+MIB = 1 << 20
+PAGE = 4096
+KEY = b"k"
+#: Protection against a hang, not a measure of speed.
+SAFE_S = 60.0
+
+
+@functools.cache
+def content(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_pauses() -> Iterator[None]:
+    """Let retries follow each other quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
+        patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
+        yield
+
+
+class WatchedBudget(Budget):
+    """A budget that remembers the most that was held."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.most_bytes = 0
+
+    def _change(self, lease: Lease, delta: int, *, limited: bool) -> bool:
+        done = super()._change(lease, delta, limited=limited)
+        self.most_bytes = max(self.most_bytes, self.held_bytes)
+        return done
+
+
+class Reading:
+    """A fake client with one object, and a stream of it."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        part_bytes: int = 64 * KIB,
+        memory_bytes: int = 256 * MIB,
+        stall_s: float = SAFE_S,
+        total_s: float = SAFE_S,
+        stream_class: type[ReadStream] = ReadStream,
+        **client: Any,
+    ) -> None:
+        self.data = content(size)
+        self.client = FakeClient({KEY: self.data}, **client)
+        self.budget = WatchedBudget(memory_bytes)
+        self.stopping = threading.Event()
+        self.patience = Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
+        self.stream = stream_class(
+            self.client,
+            self.client.info(KEY),
+            config=ReadConfig(part_bytes, memory_bytes, stall_s, total_s),
+            budget=self.budget,
+            patience=self.patience,
+        )
+
+    def __enter__(self) -> "Reading":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        etag = self.client.requests[0].if_match if self.client.requests else ""
+        self.client.close()
+        assert etag is not None
+        for request in self.client.requests:
+            assert request.kind == "get"
+            assert request.if_match == etag, "every GET names the version"
+
+    def check(self, offset: int, size: int) -> None:
+        """Read, and compare."""
+        assert bytes(self.stream.read(offset, size)) == self.data[offset : offset + size]
+
+    def quiet(self) -> None:
+        """Wait until nothing is under way."""
+        until_s = time.monotonic() + SAFE_S
+        while self.client.under_way():
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+
+    def asked(self, count: int) -> None:
+        """Wait until so many requests have been made."""
+        until_s = time.monotonic() + SAFE_S
+        while self.client.count() < count:
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+
+
+class Background:
+    """A call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.result: object = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def end(self) -> object:
+        """Wait for it; return its result or its exception."""
+        self._thread.join(SAFE_S)
+        assert not self._thread.is_alive(), "it hangs"
+        return self.result
+
+    def _run(self) -> None:
+        try:
+            self.result = self._call()
+        except Exception as error:
+            self.result = error
+
+
+def once_per_range(seed: int) -> Callable[[Request], Fault | None]:
+    """Return a script that lets a third of the ranges fail, each the first time."""
+    random_ = random.Random(seed)
+    seen: set[tuple[int, int]] = set()
+    faults = [
+        Fault(error=Throttled("SlowDown")),
+        Fault(error=ServerFault("500")),
+        Fault(error=TransportFault("reset"), cut=100),
+        Fault(cut=1000),
+        Fault(extra=b"x"),
+        Fault(shift=1),
+        Fault(no_headers=True),
+    ]
+
+    def script(request: Request) -> Fault | None:
+        if (request.start, request.stop) in seen or random_.random() > 1 / 3:
+            return None
+        seen.add((request.start, request.stop))
+        return random_.choice(faults)
+
+    return script
+
+
+# --- Bytes ---
+
+SIZE = 3 * MIB + 12_345
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, SIZE - 1) | st.just(-1),  # -1: go on where the last read ended
+            st.sampled_from([1, 100, 4096, 5000, 128 * KIB, 300_000, MIB]),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 5),
+    st.sampled_from([16 * KIB, 64 * KIB, 100_000, 8 * MIB]),
+    st.sampled_from([1, 200_000, MIB, 256 * MIB]),
+    st.sampled_from([None, 1000, 30_000]),
+    st.booleans(),
+    st.none() | st.integers(0, 1000),
+)
+def test_any_reads(
+    reads: list[tuple[int, int]],
+    threads: int,
+    part_bytes: int,
+    memory_bytes: int,
+    chunk_bytes: int | None,
+    opened: bool,
+    fault_seed: int | None,
+) -> None:
+    """Any reads from any number of threads give the right bytes, within the memory budget."""
+    with Reading(
+        SIZE, part_bytes=part_bytes, memory_bytes=memory_bytes, chunk_bytes=chunk_bytes
+    ) as reading:
+        if fault_seed is not None:
+            reading.client.script = once_per_range(fault_seed)
+        if opened:
+            reading.stream.open()
+
+        def work(which: int) -> None:
+            position = 0
+            for offset, size in reads[which::threads]:
+                offset = position % SIZE if offset < 0 else offset
+                reading.check(offset, size)
+                position = offset + size
+
+        workers = [Background(functools.partial(work, which)) for which in range(threads)]
+        for worker in workers:
+            result = worker.end()
+            if isinstance(result, Exception):
+                raise result
+        # One read per thread, with its first page, and the head that open fetched.
+        allowed = memory_bytes + threads * (MIB + PAGE) + (HEAD_BYTES if opened else 0)
+        assert reading.budget.most_bytes <= allowed
+        reading.stream.close()
+        assert reading.budget.held_bytes == 0
+        assert reading.client.under_way() == 0
+
+
+@pytest.mark.parametrize("offset", [0, 1, 99, 100, 101, 10**15])
+def test_the_end_of_the_object(offset: int) -> None:
+    """Reads are cut at the end of the object, and empty beyond it, without a request."""
+    with Reading(100) as reading:
+        reading.check(offset, 50)
+        assert reading.client.count() == (1 if offset < 100 else 0)
+
+
+# --- Requests ---
+
+
+@pytest.mark.parametrize("read_size", [4096, 5000, 128 * KIB, 1_000_000, MIB])
+@pytest.mark.parametrize("part_bytes", [64 * KIB, 100_000, MIB, 8 * MIB])
+@pytest.mark.parametrize("memory_bytes", [1, 300_000, 256 * MIB])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_sequential_read_fetches_each_byte_once(
+    read_size: int, part_bytes: int, memory_bytes: int, opened: bool
+) -> None:
+    """Reading from start to end asks for every byte exactly once, with any memory."""
+    with Reading(SIZE, part_bytes=part_bytes, memory_bytes=memory_bytes) as reading:
+        if opened:
+            reading.stream.open()
+        for offset in range(0, SIZE, read_size):
+            reading.check(offset, read_size)
+        assert tiled(reading.client.ranges()) == (0, SIZE)
+        assert reading.client.delivered_bytes == SIZE
+
+
+def tiled(ranges: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return what ranges cover that neither overlap nor leave a gap."""
+    ranges = sorted(ranges)
+    for (_, stop), (start, _) in itertools.pairwise(ranges):
+        assert start == stop
+    return ranges[0][0], ranges[-1][1]
+
+
+def test_a_sequential_read_from_the_middle() -> None:
+    """A run that begins in the middle fetches from its page on, each byte once."""
+    with Reading(SIZE) as reading:
+        for offset in range(1_000_000, SIZE, 100_000):
+            reading.check(offset, 100_000)
+        assert tiled(reading.client.ranges()) == (1_000_000 // PAGE * PAGE, SIZE)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32), st.sampled_from([1, 4096, 10_000, 128 * KIB]))
+def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
+    """Each random read is one GET of exactly its pages."""
+    total = 32 * MIB
+    with Reading(total, part_bytes=8 * MIB) as reading:
+        slots = random.Random(seed).sample(range(1, total // MIB - 1), 25)
+        expected = []
+        for slot in slots:
+            offset = slot * MIB + seed % 300_000
+            reading.check(offset, size)
+            stop = -(-(offset + size) // PAGE) * PAGE
+            expected.append((offset // PAGE * PAGE, stop))
+        assert reading.client.ranges() == expected
+
+
+@pytest.mark.parametrize("size", [1, 4096, 128 * KIB, WHOLE_BYTES])
+def test_a_small_file_is_one_request(size: int) -> None:
+    """Open and reading all of a small file take one GET together."""
+    with Reading(size) as reading:
+        assert reading.stream.open() == reading.client.info(KEY)
+        for offset in range(0, size, 50_000):
+            reading.check(offset, 50_000)
+        assert reading.client.ranges() == [(0, size)]
+
+
+def test_open_of_a_large_file_fetches_its_head() -> None:
+    """Open fetches 128 KiB, which the first reads use; read-ahead begins with the first one."""
+    with Reading(SIZE) as reading:
+        reading.stream.open()
+        assert reading.client.ranges() == [(0, HEAD_BYTES)]
+        reading.check(0, 4096)
+        assert (0, HEAD_BYTES) in reading.client.ranges()
+        assert len(reading.client.ranges()) > 1
+        assert tiled(reading.client.ranges())[0] == 0
+
+
+def test_the_head_is_used_by_the_largest_read() -> None:
+    """A first read of 1 MiB, as the kernel sends it, does not throw away what open fetched."""
+    with Reading(SIZE, part_bytes=8 * MIB) as reading:
+        reading.stream.open()
+        reading.quiet()
+        reading.check(0, MIB)
+        assert tiled(reading.client.ranges())[0] == 0
+        assert reading.client.cancelled == 0
+
+
+def test_reading_again_is_from_memory() -> None:
+    """What was just read and is still near the reader costs no second request."""
+    with Reading(SIZE) as reading:
+        for offset in range(0, 512 * KIB, 128 * KIB):
+            reading.check(offset, 128 * KIB)
+        count = reading.client.count()
+        reading.quiet()
+        reading.check(400 * KIB, 50 * KIB)
+        reading.check(200 * KIB, 150 * KIB)
+        assert reading.client.count() == count
+
+
+def test_many_waiters_of_one_part_share_a_request() -> None:
+    """Threads that want the same bytes at once cause one GET."""
+    with Reading(SIZE, stepped=True, part_bytes=8 * MIB) as reading:
+        readers = [Background(lambda: reading.check(MIB, 4096)) for _ in range(6)]
+        reading.asked(1)
+        time.sleep(0.02)  # time for wrong requests to appear
+        assert reading.client.step(10) == 1
+        assert [reader.end() for reader in readers] == [None] * 6
+        assert reading.client.count() == 1
+
+
+def test_memory_is_bounded_by_the_window() -> None:
+    """A long sequential read holds its read-ahead and a little behind it, not the object."""
+    with Reading(16 * MIB, part_bytes=64 * KIB) as reading:
+        for offset in range(0, 16 * MIB, 128 * KIB):
+            reading.check(offset, 128 * KIB)
+        # Eight parts ahead; behind: 512 KiB of jitter and a part that overlaps its edge.
+        assert reading.budget.most_bytes <= (8 + 2) * 64 * KIB + 512 * KIB + 128 * KIB + HEAD_BYTES
+
+
+# --- Faults ---
+
+FAULTS = {
+    "throttled": Fault(error=Throttled("SlowDown", status=503)),
+    "server fault": Fault(error=ServerFault("InternalError", status=500)),
+    "no connection": Fault(error=TransportFault("refused")),
+    "cut, said so": Fault(error=TransportFault("reset"), cut=1000),
+    "cut, not said": Fault(cut=1000),
+    "cut to nothing": Fault(cut=0),
+    "too long": Fault(extra=b"more"),
+    "wrong place": Fault(shift=4096),
+    "no headers": Fault(no_headers=True),
+    "another range": Fault(error=BadAnswer("asked for bytes 0-10, was sent 5-15")),
+}
+STALLS = {
+    "silence": Fault(silent=True),
+    "headers only": Fault(cut=0, hang=True),
+    "half of it": Fault(cut=1000, hang=True),
+    "all but the end": Fault(hang=True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_failed_request_is_made_again(fault: Fault, opened: bool, times: int) -> None:
+    """Whatever goes wrong with a GET, a retry brings the right bytes."""
+    with Reading(50_000) as reading:
+        reading.client.inject("get", *[fault] * times)
+        if opened:
+            assert reading.stream.open() == reading.client.info(KEY)
+        reading.check(0, 50_000)
+        assert reading.client.ranges() == [(0, 50_000)] * (times + 1)
+        reading.stream.close()
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("fault", STALLS.values(), ids=STALLS)
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_stalled_request_is_cancelled_and_made_again(fault: Fault, opened: bool) -> None:
+    """A GET that goes silent is cancelled after its time, and another one brings the bytes."""
+    with Reading(50_000, stall_s=0.05) as reading:
+        reading.client.inject("get", fault)
+        if opened:
+            assert reading.stream.open() == reading.client.info(KEY)
+        reading.check(0, 50_000)
+        assert reading.client.ranges() == [(0, 50_000)] * 2
+        assert reading.client.cancelled == 1
+        assert reading.client.under_way() == 0
+
+
+def test_a_stall_slows_the_reader_down() -> None:
+    """After a stall, parts are half as large: less to wait for."""
+    with Reading(16 * MIB, part_bytes=MIB, stall_s=0.05) as reading:
+        reading.check(0, 64 * KIB)
+        reading.quiet()
+        before = len(reading.client.ranges())
+        reading.client.inject("get", *[Fault(silent=True)])
+        offset = 0
+        while reading.client.cancelled == 0:
+            reading.check(offset, 128 * KIB)
+            offset += 128 * KIB
+        after = len(reading.client.ranges())
+        for position in range(offset, 16 * MIB, 128 * KIB):
+            reading.check(position, 128 * KIB)
+        sizes = {stop - start for start, stop in reading.client.ranges()}
+        assert max(sizes) == MIB
+        later = {stop - start for start, stop in reading.client.ranges()[after + 8 :]}
+        assert before < after
+        assert max(later) <= MIB // 2
+
+
+@pytest.mark.parametrize("fault", [*FAULTS.values(), STALLS["silence"]], ids=[*FAULTS, "silence"])
+@pytest.mark.parametrize("opened", [False, True])
+def test_failing_forever_is_eio(fault: Fault, opened: bool) -> None:
+    """When no retry helps, the read ends with EIO once its total time is used up."""
+    with Reading(50_000, stall_s=0.03, total_s=0.3) as reading:
+        reading.client.script = lambda request: fault
+        call = reading.stream.open if opened else functools.partial(reading.stream.read, 0, 50_000)
+        error = Background(call).end()
+        assert isinstance(error, S3Error)
+        assert outcome(error).errno == errno.EIO
+        assert "--read-timeout" in error.hint
+        assert reading.client.count() > 1
+        assert reading.client.under_way() == 0
+
+
+def test_silence_is_a_stall() -> None:
+    """No answer at all is said as such: how long, and how many bytes did not come."""
+    with Reading(50_000, stall_s=0.01, total_s=0.2) as reading:
+        reading.client.script = lambda request: Fault(silent=True)
+        with pytest.raises(Stalled, match=r"4096 bytes did not come in \d+\.\d s"):
+            reading.stream.read(4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda client: client.put(KEY, b"another version" * 100_000), PreconditionFailed),
+        (lambda client: client.delete(KEY), NotFound),
+        (lambda client: client.inject("get", Fault(error=AccessDenied("no"))), AccessDenied),
+        (lambda client: client.inject("get", Fault(etag='"other"')), PreconditionFailed),
+    ],
+    ids=["replaced", "deleted", "forbidden", "If-Match ignored"],
+)
+@pytest.mark.parametrize("opened", [False, True])
+def test_what_no_retry_helps(
+    change: Callable[[FakeClient], object], kind: type[S3Error], opened: bool
+) -> None:
+    """A replaced, deleted or forbidden object is said at once, without a second request."""
+    with Reading(50_000) as reading:
+        change(reading.client)
+        call = reading.stream.open if opened else functools.partial(reading.stream.read, 0, 100)
+        with pytest.raises(kind):
+            call()
+        assert reading.client.count() == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 30), st.sampled_from([4096, 100_000, MIB]))
+def test_never_a_mixture(change_at: int, read_size: int) -> None:
+    """An object replaced while it is read gives old bytes or an error, never new ones."""
+    with Reading(SIZE) as reading:
+        made = 0
+
+        def script(request: Request) -> None:
+            nonlocal made
+            made += 1
+            if made == change_at:
+                reading.client.put(KEY, bytes(SIZE))
+
+        reading.client.script = script
+        for offset in range(0, SIZE, read_size):
+            try:
+                reading.check(offset, read_size)
+            except PreconditionFailed:
+                break
+
+
+def test_a_failed_read_ahead_costs_nothing_until_wanted() -> None:
+    """A part that was fetched ahead and failed is asked for again when a reader comes to it."""
+    with Reading(SIZE) as reading:
+        failing = range(256 * KIB, 320 * KIB)
+        failed: list[Request] = []
+
+        def script(request: Request) -> Fault | None:
+            if request.start in failing and not failed:
+                failed.append(request)
+                return Fault(error=ServerFault("500"))
+            return None
+
+        reading.client.script = script
+        reading.check(0, 64 * KIB)
+        reading.quiet()
+        (request,) = failed
+        starts = [start for start, _ in reading.client.ranges()]
+        assert starts.count(request.start) == 1
+        reading.check(request.start, 1000)
+        starts = [start for start, _ in reading.client.ranges()]
+        assert starts.count(request.start) == 2
+
+
+def test_what_came_while_it_was_given_up_is_used() -> None:
+    """A head that arrives just as its time is up is used, not asked for again."""
+
+    class Late(ReadStream):
+        def _replace_failed(self, part: Any, tries: Tries) -> None:
+            assert reading.client.step() == 1
+            super()._replace_failed(part, tries)
+
+    with Reading(50_000, stepped=True, stall_s=0.01, stream_class=Late) as reading:
+        assert reading.stream.open() == reading.client.info(KEY)
+        reading.check(0, 50_000)
+        assert reading.client.count() == 1
+
+
+def test_failed_parts_give_their_memory_back() -> None:
+    """What was wanted and failed beside another failure is not held until close."""
+    with Reading(64 * MIB) as reading:
+        reading.check(0, 64 * KIB)
+        reading.quiet()
+        position = max(stop for _, stop in reading.client.ranges())
+        reading.client.script = lambda request: Fault(
+            error=AccessDenied("no") if request.start == position else ServerFault("500")
+        )
+        with pytest.raises(AccessDenied):
+            reading.stream.read(position, 192 * KIB)
+        reading.quiet()
+        reading.client.script = None
+        for index in range(MAX_RUNS + 1):
+            reading.check((index + 10) * MIB, 4096)
+        assert reading.budget.held_bytes == 0
+
+
+# --- The end ---
+
+
+def test_interrupt_ends_all_waits() -> None:
+    """When the mount goes away every reader gets Interrupted, whatever it waits for."""
+    with Reading(64 * MIB, stepped=True) as reading:
+        readers = [
+            Background(functools.partial(reading.stream.read, index * 8 * MIB, 4096))
+            for index in range(1, 5)
+        ]
+        readers.append(Background(reading.stream.open))
+        reading.asked(5)
+        reading.stopping.set()
+        reading.client.interrupt()
+        assert [type(reader.end()) for reader in readers] == [Interrupted] * 5
+        with pytest.raises(Interrupted):
+            reading.stream.read(40 * MIB, 4096)
+
+
+def test_interrupt_ends_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a reader that pauses before its next try is woken."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 2 * SAFE_S)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 2 * SAFE_S)
+    with Reading(50_000, total_s=100 * SAFE_S) as reading:
+        reading.client.script = lambda request: Fault(error=ServerFault("500"))
+        reader = Background(lambda: reading.stream.read(0, 100))
+        reading.asked(2)  # the second try comes at once, the third after the pause
+        reading.stopping.set()
+        assert isinstance(reader.end(), Interrupted)
+
+
+def test_close_cancels_and_gives_back() -> None:
+    """Close cancels what is in flight, wakes its readers and gives all memory back."""
+    with Reading(SIZE, stepped=True) as reading:
+        reader = Background(lambda: reading.stream.read(0, 64 * KIB))
+        reading.asked(9)
+        assert reading.budget.held_bytes > 64 * KIB
+        reading.stream.close()
+        assert isinstance(reader.end(), Interrupted)
+        assert reading.budget.held_bytes == 0
+        assert reading.client.under_way() == 0
+        assert reading.client.cancelled == 9
+        with pytest.raises(BadHandle):
+            reading.stream.read(0, 100)
+        reading.stream.close()  # twice does no harm
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 40), st.integers(0, 1000))
+def test_close_at_any_time(after: int, fault_seed: int) -> None:
+    """Close amid reads, answers and retries leaves nothing behind."""
+    with Reading(SIZE, part_bytes=32 * KIB, memory_bytes=500_000) as reading:
+        reading.client.script = once_per_range(fault_seed)
+
+        def read_all() -> None:
+            for offset in range(0, SIZE, 50_000):
+                reading.check(offset, 50_000)
+
+        readers = [Background(read_all) for _ in range(3)]
+        reading.asked(after)
+        reading.stream.close()
+        for reader in readers:
+            assert isinstance(reader.end(), Interrupted | BadHandle | None)
+        assert reading.budget.held_bytes == 0
+        assert reading.client.under_way() == 0
+
+
+def test_an_info_is_that_of_the_answer() -> None:
+    """Open returns what S3 says now: a copy of equal content has its own time."""
+    with Reading(100) as reading:
+        newer = reading.client.put(KEY, reading.data, mtime_ns=5)
+        assert reading.stream.open() == newer
+        assert isinstance(newer, ObjectInfo)
