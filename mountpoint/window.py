@@ -73,15 +73,15 @@ class Window:
         run = self._run_at(offset)
         if run is None:
             return self._begin(offset, stop)
-        self._runs.remove(run)
-        self._runs.append(run)
+        swept = run.cursor
         if stop > run.cursor:
             run.cursor = stop
             read = self._ahead if run.start == 0 else stop - run.start
             run.ahead = min(max(2 * run.ahead, FIRST_AHEAD_BYTES), read, self._ahead)
-        run.fetched = min(max(run.fetched, run.cursor + run.ahead), self._size)
+        self._absorb(run, swept)
         # A quarter of the window per part keeps four requests or more in flight.
         part = min(max(run.ahead // 4, FIRST_AHEAD_BYTES), self._part)
+        run.fetched = self._extended(run, part)
         return Plan(offset, max(stop, run.fetched), part)
 
     def fetched_head(self, stop: int) -> None:
@@ -109,6 +109,30 @@ class Window:
         for run in self._runs:
             assert 0 <= run.start <= run.cursor <= run.fetched <= self._size, run
             assert 0 <= run.ahead <= self._ahead, run
+
+    def _extended(self, run: _Run, part: int) -> int:
+        """Return how far to fetch: by whole steps, or up to the end of the object.
+
+        Fetching exactly up to cursor + ahead at each plan would leave ever smaller pieces
+        (4 GiB took 2,760 requests instead of 519). A step is a part, or half of the window
+        while that is less, so that at least half of the window is always there.
+        """
+        fetched = max(run.fetched, run.cursor)
+        wanted = run.cursor + run.ahead
+        if wanted >= self._size:
+            return self._size
+        step = min(part, max(run.ahead // 2, PAGE_BYTES))
+        return fetched + max(wanted - fetched, 0) // step * step
+
+    def _absorb(self, run: _Run, swept: int) -> None:
+        """Forget runs that this one has passed: they were its own reads, out of order."""
+        self._runs = [
+            other
+            for other in self._runs
+            if other is not run
+            and not swept - JITTER_BYTES <= other.cursor <= run.cursor + JITTER_BYTES
+        ]
+        self._runs.append(run)  # the most recently used is last
 
     def _run_at(self, offset: int) -> _Run | None:
         near = [run for run in self._runs if run.holds(offset)]

@@ -133,11 +133,19 @@ def test_random_reads_fetch_what_was_asked(seed: int, largest: int) -> None:
 def test_from_the_start_it_ramps_up() -> None:
     """A reader from the start gets 1 MiB of read-ahead, doubled with each plan to the limit."""
     reader = Reader(1 << 30)
-    ahead = []
-    for index in range(10):
+    for index, window in enumerate([1, 2, 4, 8, 16, 32, 64, 64, 64, 64]):
         plan = reader.read(index * 128 * KIB, 128 * KIB)
-        ahead.append((plan.stop - (index + 1) * 128 * KIB) // MIB)
-    assert ahead == [1, 2, 4, 8, 16, 32, 64, 64, 64, 64]
+        assert window * MIB // 2 <= plan.stop - (index + 1) * 128 * KIB <= window * MIB
+
+
+def test_fetched_by_whole_parts() -> None:
+    """At the limit each plan adds whole parts or nothing, wherever in a part the reader is."""
+    reader = Reader(8 << 30)
+    plan = Plan(0, 0, 0)
+    for index in range(2000):
+        before, plan = plan.stop, reader.read(index * 128 * KIB, 128 * KIB)
+        if index > 10:
+            assert (plan.stop - before) % PART_BYTES == 0
 
 
 def test_parts_grow_with_the_window() -> None:
@@ -152,7 +160,7 @@ def test_the_head_belongs_to_the_reader_from_the_start() -> None:
     reader = Reader(1 << 30)
     reader.window.fetched_head(128 * KIB)
     assert reader.read(0, 128 * KIB).stop == 128 * KIB + MIB
-    assert reader.read(128 * KIB, 128 * KIB).stop == 256 * KIB + 2 * MIB
+    assert reader.read(128 * KIB, 128 * KIB).stop == 128 * KIB + 2 * MIB
 
 
 @settings(deadline=None)
@@ -169,7 +177,7 @@ def test_a_run_reads_no_more_ahead_than_it_has_read(begin: int, sizes: list[int]
         read = position - first_start
         assert ahead < PAGE_BYTES or (index > 0 and ahead <= min(read, AHEAD_BYTES))
         if position > first_stop:
-            assert ahead >= min(read, FIRST_AHEAD_BYTES)
+            assert ahead >= min(read, FIRST_AHEAD_BYTES) // 2 - PAGE_BYTES
 
 
 def test_a_long_run_in_the_middle_reaches_the_limit() -> None:
@@ -178,7 +186,7 @@ def test_a_long_run_in_the_middle_reaches_the_limit() -> None:
     begin = 5 << 30
     for position in range(begin, begin + 200 * MIB, MIB):
         plan = reader.read(position, MIB)
-    assert plan.stop - (position + MIB) == AHEAD_BYTES
+    assert AHEAD_BYTES - PART_BYTES < plan.stop - (position + MIB) <= AHEAD_BYTES
 
 
 @settings(deadline=None)
@@ -212,7 +220,7 @@ def test_interleaved_readers_all_stay_sequential(readers: int, seed: int, read_s
         done[which] += read_size
         if done[which] > read_size:  # from its second read on
             ahead = plan.stop - (base + done[which])
-            assert ahead >= min(done[which], FIRST_AHEAD_BYTES)
+            assert ahead >= min(done[which], FIRST_AHEAD_BYTES) // 2 - PAGE_BYTES
     covered = [stop - start for start, stop in reader.fetched]
     assert sum(covered) == reader.fetched_bytes
     allowed = sum(2 * read + PAGE_BYTES for read in done[1:])
@@ -234,7 +242,8 @@ def test_jitter_does_not_reset(seed: int, begin: int) -> None:
     for index in order:
         plan = reader.read(begin + index * read_size, read_size)
         furthest = max(furthest, begin + (index + 1) * read_size)
-        assert plan.stop - furthest >= min(furthest - begin, FIRST_AHEAD_BYTES)
+        window = min(furthest - begin, FIRST_AHEAD_BYTES)
+        assert plan.stop - furthest >= window // 2 - PAGE_BYTES
         assert reader.window.keeps(furthest - JITTER_BYTES, furthest)
     assert not reader.gaps(begin, furthest)
     fetched = sorted(reader.fetched)
@@ -262,7 +271,7 @@ def test_slow_down(reads_before: int, times: int, part_bytes: int) -> None:
         assert plan.stop - position <= max(allowed_ahead, PAGE_BYTES)
         if index > 0 or reads_before > 0:
             assert plan.part_bytes <= allowed_part
-    assert plan.stop - position == allowed_ahead
+    assert plan.stop - position >= allowed_ahead // 2 - PAGE_BYTES
 
 
 def test_keeps_what_a_reader_may_come_to() -> None:
