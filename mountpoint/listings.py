@@ -10,6 +10,7 @@ It knows nothing of what is not listed: only S3 can say that a name does not exi
 
 import threading
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,8 +44,9 @@ class Listings:
         """Note what a page said. `asked_at_s` is the clock when it was asked for."""
         page = _Page(directory, asked_at_s, {entry.name: entry for entry in entries})
         with self._lock:
-            self._pages.append(page)
-            self._of.setdefault(directory, []).append(page)
+            # Pages may come in another order than they were asked for.
+            insort(self._pages, page, key=_asked_at_s)
+            insort(self._of.setdefault(directory, []), page, key=_asked_at_s)
             self._names += len(page.entries)
             self._drop_old()
 
@@ -77,3 +79,7 @@ class Listings:
             pages.remove(page)
             if not pages:
                 del self._of[page.directory]
+
+
+def _asked_at_s(page: _Page) -> float:
+    return page.asked_at_s

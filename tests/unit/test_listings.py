@@ -1,0 +1,187 @@
+"""Recently listed entries: how long they are good, which one counts, how many there are."""
+
+import threading
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint import listings as module
+from mountpoint.listings import Listings
+from mountpoint.s3.client import ObjectInfo
+from mountpoint.tree import Entry
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def entry(name: bytes, version: int = 0) -> Entry:
+    return Entry(name, ObjectInfo(b"d/" + name, version, version, f'"{version}"'))
+
+
+def names(*list_: bytes) -> list[Entry]:
+    return [entry(name) for name in list_]
+
+
+def test_good_for_a_lookup_until_the_page_is_old() -> None:
+    """An entry is found, with its end, until its page was asked for ttl seconds ago."""
+    clock = Clock()
+    listings = Listings(1.0, clock)
+    listings.add(b"d/", names(b"a", b"b"), asked_at_s=99.5)
+    assert listings.find(b"d/", b"a") == (entry(b"a"), 100.5)
+    clock.now_s = 100.49
+    assert listings.find(b"d/", b"b") == (entry(b"b"), 100.5)
+    clock.now_s = 100.5
+    assert listings.find(b"d/", b"b") is None
+    assert len(listings) == 0
+
+
+def test_what_is_not_listed_is_not_known() -> None:
+    """Nothing is said of other names, of other directories, or of names above and below."""
+    listings = Listings(1.0, Clock())
+    listings.add(b"d/", names(b"a"), 100.0)
+    assert listings.find(b"d/", b"b") is None
+    assert listings.find(b"", b"a") is None
+    assert listings.find(b"", b"d") is None
+    assert listings.find(b"d/a/", b"a") is None
+
+
+def test_no_ttl_remembers_nothing() -> None:
+    """With a ttl of 0 every lookup asks S3."""
+    listings = Listings(0.0, Clock())
+    listings.add(b"d/", names(b"a"), 100.0)
+    assert listings.find(b"d/", b"a") is None
+    assert len(listings) == 0
+
+
+def test_the_newest_page_counts() -> None:
+    """Of two listings of a directory the later one answers, whichever came in last."""
+    listings = Listings(1.0, Clock())
+    listings.add(b"d/", [entry(b"a", 2)], 99.9)
+    listings.add(b"d/", [entry(b"a", 1)], 99.5)
+    assert listings.find(b"d/", b"a") == (entry(b"a", 2), pytest.approx(100.9))
+
+
+def test_an_old_page_that_comes_late_is_not_used_too_long() -> None:
+    """A page that was asked for early and came in late ends by when it was asked for."""
+    clock = Clock()
+    listings = Listings(1.0, clock)
+    listings.add(b"d/", names(b"a"), 100.0)
+    listings.add(b"d/", names(b"b"), 99.1)
+    clock.now_s = 100.2
+    assert listings.find(b"d/", b"a") is not None
+    assert listings.find(b"d/", b"b") is None
+
+
+def test_discard() -> None:
+    """A name that has turned out to be something else is forgotten, in every page."""
+    listings = Listings(1.0, Clock())
+    listings.add(b"d/", names(b"a", b"b"), 99.5)
+    listings.add(b"d/", names(b"a"), 99.6)
+    listings.discard(b"d/", b"a")
+    listings.discard(b"e/", b"a")
+    assert listings.find(b"d/", b"a") is None
+    assert listings.find(b"d/", b"b") is not None
+    assert len(listings) == 1
+
+
+def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the oldest pages go first."""
+    monkeypatch.setattr(module, "MAX_NAMES", 10)
+    listings = Listings(1000.0, Clock())
+    for page in range(5):
+        listings.add(b"d/", names(*(b"%d-%d" % (page, index) for index in range(4))), 99.0 + page)
+        assert len(listings) <= 10
+    assert listings.find(b"d/", b"2-0") is None
+    assert listings.find(b"d/", b"3-0") is not None
+    assert listings.find(b"d/", b"4-3") is not None
+
+
+class Page(NamedTuple):
+    directory: bytes
+    asked_at_s: float
+    entries: dict[bytes, Entry]
+
+
+TTL_S = 10
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("add"),
+            st.sampled_from([b"", b"d/"]),
+            st.integers(0, TTL_S),  # asked so long ago
+            st.sets(st.sampled_from([b"a", b"b", b"c"])),
+        ),
+        st.tuples(st.just("discard"), st.sampled_from([b"", b"d/"]), st.sampled_from([b"a", b"b"])),
+        st.tuples(st.just("pass"), st.integers(1, TTL_S)),
+    ),
+    max_size=25,
+)
+
+
+@settings(deadline=None)
+@given(STEPS)
+def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
+    """find is what looking through all pages that are young enough gives, newest first."""
+    clock = Clock()
+    listings = Listings(TTL_S, clock)
+    pages: list[Page] = []
+    for version, step in enumerate(steps):
+        match step:
+            case ("add", bytes() as directory, int() as ago, set() as found):
+                entries = [entry(name, version) for name in sorted(found)]
+                listings.add(directory, entries, clock.now_s - ago)
+                pages.append(Page(directory, clock.now_s - ago, {e.name: e for e in entries}))
+            case ("discard", bytes() as directory, bytes() as name):
+                listings.discard(directory, name)
+                for page in pages:
+                    if page.directory == directory:
+                        page.entries.pop(name, None)
+            case ("pass", int() as seconds):
+                clock.now_s += seconds
+        pages = [page for page in pages if page.asked_at_s > clock.now_s - TTL_S]
+        for directory in (b"", b"d/"):
+            for name in (b"a", b"b", b"c"):
+                expected = None
+                newest = -1.0
+                for page in pages:
+                    here = page.directory == directory and name in page.entries
+                    if here and page.asked_at_s >= newest:
+                        newest = page.asked_at_s
+                        expected = (page.entries[name], newest + TTL_S)
+                assert listings.find(directory, name) == expected
+        assert len(listings) == sum(len(page.entries) for page in pages)
+
+
+def test_threads() -> None:
+    """Threads that add, find and discard at once leave a count that is right."""
+    clock = Clock()
+    listings = Listings(1.0, clock)
+    start = threading.Barrier(4)
+
+    def work(mark: int) -> None:
+        start.wait()
+        for index in range(500):
+            directory = b"%d/" % (index % 3)
+            listings.add(directory, names(b"%d" % mark, b"x"), 99.5 + index / 2000)
+            found = listings.find(directory, b"%d" % mark)
+            assert found is not None
+            listings.discard(directory, b"x")
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(listings) == 4 * 500
+    clock.now_s = 200.0
+    assert listings.find(b"0/", b"1") is None
+    assert len(listings) == 0
