@@ -1,0 +1,219 @@
+"""Deadlines and retries: pauses, tries, totals, and the end of the mount."""
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint.errors import (
+    AccessDenied,
+    Interrupted,
+    NotFound,
+    S3Error,
+    ServerFault,
+    Stalled,
+    Throttled,
+)
+from mountpoint.s3 import retry
+from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience, pause_s
+
+
+class Clock:
+    """Time that passes only when somebody waits; also the event that says the end."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.waits: list[float] = []
+        self.ends_at_s = math.inf
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waits.append(timeout_s)
+        self.now_s = min(self.now_s + timeout_s, max(self.now_s, self.ends_at_s))
+        return self.now_s >= self.ends_at_s
+
+
+class Asked:
+    """Requests that are answered as they are made: an exception, a value, or never (None)."""
+
+    def __init__(self, clock: Clock, *answers: object, took_s: float = 0.0) -> None:
+        self.futures: list[Future[object]] = []
+        self.timeouts: list[float] = []
+        self._answers = list(answers)
+        self._clock = clock
+        self._took_s = took_s
+
+    def __call__(self) -> "Future[object]":
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        clock, took_s, timeouts = self._clock, self._took_s, self.timeouts
+
+        class Answer(Future[object]):
+            def result(self, timeout: float | None = None) -> object:
+                assert timeout is not None, "every wait has a bound"
+                timeouts.append(timeout)
+                clock.now_s += timeout if answer is None else took_s
+                return super().result(0)
+
+        future = Answer()
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        elif answer is not None:
+            future.set_result(answer)
+        self.futures.append(future)
+        return future
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    monkeypatch.setattr(retry, "random", SimpleNamespace(random=lambda: 0.0))
+    return clock
+
+
+def patience(clock: Clock, *, most_tries: int | None = None, total_s: float = 60.0) -> Patience:
+    return Patience(try_s=10.0, total_s=total_s, stopping=clock, most_tries=most_tries)  # type: ignore[arg-type]
+
+
+def failing(call: Callable[[], object]) -> Exception:
+    """Return what a call raises."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # any; the test looks at it
+        call()
+    return caught.value
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_pauses(attempt: int, jitter: float) -> None:
+    """Two tries at once, then pauses that double up to a bound, at least half of each."""
+    pause = pause_s(attempt, jitter)
+    if attempt < 2:
+        assert pause == 0.0
+    else:
+        longest = min(FIRST_PAUSE_S * 2.0 ** min(attempt - 2, 60), LONGEST_PAUSE_S)
+        assert longest / 2 <= pause <= longest
+        assert pause_s(attempt, 0.0) <= pause
+
+
+def test_an_answer_is_one_request(clock: Clock) -> None:
+    """When all is well there is one request, made when asked and not when waited for."""
+    asked = Asked(clock, "answer")
+    question = patience(clock).ask(asked)
+    assert len(asked.futures) == 1
+    assert question.answer() == "answer"
+    assert len(asked.futures) == 1
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5])
+def test_retryable_errors_are_retried(clock: Clock, failures: int) -> None:
+    """Throttling and server faults are tried again, the first time at once."""
+    errors = [ServerFault("500") if index % 2 else Throttled("503") for index in range(failures)]
+    asked = Asked(clock, *errors, "answer")
+    assert patience(clock).ask(asked).answer() == "answer"
+    assert len(asked.futures) == failures + 1
+    assert clock.waits == [pause_s(attempt, 0.0) for attempt in range(1, failures + 1)]
+    assert clock.waits[0] == 0.0
+
+
+@pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no"), S3Error("no")])
+def test_refusals_are_not_retried(clock: Clock, error: S3Error) -> None:
+    """What S3 means is said at once."""
+    asked = Asked(clock, error, "answer")
+    assert failing(patience(clock).ask(asked).answer) is error
+    assert len(asked.futures) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), Interrupted("end")])
+def test_what_is_not_s3s_goes_through(clock: Clock, error: Exception) -> None:
+    """A bug, or the end of the mount, is no reason to ask again."""
+    asked = Asked(clock, error, "answer")
+    assert failing(patience(clock).ask(asked).answer) is error
+    assert len(asked.futures) == 1
+
+
+def test_a_silent_try_is_cancelled(clock: Clock) -> None:
+    """A try without an answer is cancelled after its time, and another one is made."""
+    asked = Asked(clock, None, "answer")
+    assert patience(clock).ask(asked).answer() == "answer"
+    assert asked.timeouts == [10.0, 10.0]
+    assert [future.cancelled() for future in asked.futures] == [True, False]
+
+
+def test_silence_ends_at_the_total(clock: Clock) -> None:
+    """Without any answer the wait ends with Stalled, exactly when its total is used up."""
+    asked = Asked(clock, None)
+    error = failing(patience(clock, total_s=35.0).ask(asked).answer)
+    assert isinstance(error, Stalled)
+    assert clock.now_s == pytest.approx(1035.0)
+    assert len(asked.futures) == 4
+    assert all(future.cancelled() for future in asked.futures)
+
+
+@settings(deadline=None)
+@given(st.floats(0.1, 200.0), st.floats(0.0, 15.0), st.booleans())
+def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool) -> None:
+    """However long the tries take, nobody waits beyond the total and one last answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock()
+        patch.setattr(retry, "time", clock)
+        asked = Asked(clock, None if silent else ServerFault("500"), took_s=took_s)
+        error = failing(patience(clock, total_s=total_s).ask(asked).answer)
+        assert isinstance(error, Stalled if silent else ServerFault)
+        assert clock.now_s - 1000.0 <= total_s + (0.0 if silent else took_s) + 1e-6
+        assert all(timeout >= 0.0 for timeout in asked.timeouts)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_most_tries(clock: Clock, most: int) -> None:
+    """A bound on the number of tries holds, whatever time is left."""
+    asked = Asked(clock, ServerFault("500"))
+    assert isinstance(failing(patience(clock, most_tries=most).ask(asked).answer), ServerFault)
+    assert len(asked.futures) == most
+
+
+def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
+    """When the mount goes away during a pause, Interrupted is raised and nothing asked."""
+    clock.ends_at_s = 1000.12
+    asked = Asked(clock, ServerFault("500"))
+    assert isinstance(failing(patience(clock).ask(asked).answer), Interrupted)
+    assert clock.now_s == pytest.approx(1000.12)
+    assert len(asked.futures) == 3
+
+
+def test_after_the_end_nobody_tries_again(clock: Clock) -> None:
+    """Once the mount is going away the first failure ends it."""
+    clock.ends_at_s = 0.0
+    asked = Asked(clock, ServerFault("500"))
+    assert isinstance(failing(patience(clock).ask(asked).answer), Interrupted)
+    assert len(asked.futures) == 1
+
+
+def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting the event wakes a thread that pauses."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 1000.0)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 1000.0)
+    stopping = threading.Event()
+    tries = Patience(try_s=1.0, total_s=10_000.0, stopping=stopping).begin()
+    assert tries.again()
+    results: list[Exception] = []
+
+    def pause() -> None:
+        try:
+            tries.again()
+        except Interrupted as error:
+            results.append(error)
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    stopping.set()
+    thread.join(60.0)
+    assert not thread.is_alive()
+    assert len(results) == 1
