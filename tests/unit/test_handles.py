@@ -1,0 +1,314 @@
+"""Handles: their numbers, and directories read page by page."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint import handles
+from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, ServerFault
+from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
+from mountpoint.inodes import ROOT, Inode, InodeTable
+from mountpoint.listings import Listings
+from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import Entry
+from tests.unit.fake_client import FakeClient, Fault, Request
+from tests.unit.tree_model import tree_of
+
+#: Protection against a hang, not a measure of speed.
+SAFE_S = 60.0
+
+
+class Opened:
+    """A fake client, and a handle on the directory `prefix` of it."""
+
+    def __init__(self, client: FakeClient, prefix: bytes = b"", ttl_s: float = SAFE_S) -> None:
+        self.client = client
+        self.listings = Listings(ttl_s)
+        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+        self.inode = Inode(ROOT, ROOT, b"", prefix, None)
+        self.handle = DirectoryHandle(self.inode, client, patience, self.listings)
+
+    def read_all(self, count: int = 128, position: int = 0) -> list[Entry]:
+        """Read from a position to the end, as the kernel does."""
+        entries: list[Entry] = []
+        while some := self.handle.read(position, count):
+            entries += some
+            position += len(some)
+        return entries
+
+
+def names(entries: list[Entry]) -> list[bytes]:
+    return [entry.name for entry in entries]
+
+
+def wait_for_requests(client: FakeClient, count: int) -> None:
+    until_s = time.monotonic() + SAFE_S
+    while client.count() < count:
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def client() -> Iterator[FakeClient]:
+    with FakeClient() as client:
+        yield client
+
+
+# --- The table ---
+
+
+def test_numbers_are_never_used_again() -> None:
+    """Every handle has a number of its own, also after others were closed."""
+    table: HandleTable[ReadHandle] = HandleTable()
+    inode = InodeTable(b"").root
+    seen = set()
+    for _ in range(5):
+        handle = ReadHandle(inode, None)
+        number = table.add(handle)
+        assert number not in seen
+        seen.add(number)
+        assert table.get(number) is handle
+        assert table.remove(number) is handle
+
+
+@pytest.mark.parametrize("number", [0, 2, -1])
+def test_a_handle_that_is_not_open(number: int) -> None:
+    """Numbers that nobody has, or has no longer, are BadHandle."""
+    table: HandleTable[ReadHandle] = HandleTable()
+    first = table.add(ReadHandle(InodeTable(b"").root, None))
+    table.remove(first)
+    for wrong in (HandleNumber(number), first):
+        with pytest.raises(BadHandle):
+            table.get(wrong)
+        with pytest.raises(BadHandle):
+            table.remove(wrong)
+
+
+def test_an_empty_file() -> None:
+    """An empty object has no stream, and nothing to read."""
+    handle = ReadHandle(InodeTable(b"").root, None)
+    assert handle.read(0, 100) == b""
+    handle.close()
+
+
+# --- Directories ---
+
+KEYS = st.lists(
+    st.sampled_from([b"a", b"b", b"a-1", b"a.", b"c", b"", b"..", b"\xff"]), min_size=1, max_size=3
+).map(b"/".join).filter(bool)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.frozensets(KEYS, max_size=20), st.integers(1, 5), st.integers(1, 7))
+def test_reading_to_the_end(keys: frozenset[bytes], page_size: int, count: int) -> None:
+    """Reads of any size over pages of any size give every name once, and ask for no page twice."""
+    with FakeClient(dict.fromkeys(keys, b""), page_size=page_size) as client:
+        opened = Opened(client)
+        entries = opened.read_all(count)
+        tree = tree_of(keys)
+        assert sorted(names(entries)) == sorted(tree)
+        assert all(entry.is_directory == isinstance(tree[entry.name], dict) for entry in entries)
+        tokens = [request.token for request in client.requests]
+        assert len(set(tokens)) == len(tokens)
+        for position in range(1, len(entries) + 1):
+            assert opened.handle.read(position, 2) == entries[position : position + 2]
+        assert len(client.requests) == len(tokens), "positions need no request"
+
+
+def test_three_thousand_names() -> None:
+    """A directory of three pages costs three requests, and is listed as it is read."""
+    keys = [b"big/%04d" % index for index in range(3000)]
+    with FakeClient(dict.fromkeys(keys, b"x")) as client:
+        opened = Opened(client, b"big/")
+        assert client.count() == 0, "nothing is asked before the first read"
+        first = opened.handle.read(0, 128)
+        assert len(first) == 128
+        assert client.count() == 1
+        rest = opened.read_all(128, 128)
+        assert [b"big/" + name for name in names(first + rest)] == keys
+        assert client.count() == 3
+        assert len(opened.listings) == 3000
+        assert opened.listings.find(b"big/", b"2999") is not None
+
+
+def test_rewinding_lists_anew(client: FakeClient) -> None:
+    """Reading from the beginning again shows what has changed since; positions begin anew."""
+    client.put(b"a", b"")
+    opened = Opened(client)
+    assert names(opened.read_all()) == [b"a"]
+    client.put(b"b", b"")
+    assert opened.handle.read(1, 10) == [], "the end stays the end"
+    assert names(opened.read_all()) == [b"a", b"b"]
+    client.delete(b"a")
+    assert names(opened.read_all()) == [b"b"]
+
+
+def test_positions_stay_while_the_directory_changes() -> None:
+    """Names that come or go before the position neither hide nor repeat the others."""
+    with FakeClient({b"%02d" % index: b"" for index in range(10)}, page_size=4) as client:
+        opened = Opened(client)
+        entries = opened.handle.read(0, 4)
+        client.delete(b"01")
+        client.put(b"00a", b"")
+        entries += opened.read_all(3, position=len(entries))
+        assert names(entries) == [b"%02d" % index for index in range(10)]
+
+
+def test_an_empty_directory(client: FakeClient) -> None:
+    """A directory of nothing, or of its own marker, has no entries."""
+    assert Opened(client).read_all() == []
+    client.put(b"d/", b"")
+    assert Opened(client, b"d/").read_all() == []
+
+
+def test_what_cannot_be_named_is_counted(client: FakeClient) -> None:
+    """Keys that Linux cannot name are left out and counted."""
+    for key in (b"a", b"..", b"//b", b"x\0y", b"n" * 256):
+        client.put(key, b"")
+    opened = Opened(client)
+    assert names(opened.read_all()) == [b"a"]
+    assert opened.handle.unnameable == 4
+
+
+class Circle(FakeClient):
+    """A store whose listing has no end."""
+
+    tokens: tuple[str, ...] = ()
+
+    def list(
+        self, prefix: bytes, *, token: str | None = None, max_keys: int = 1000
+    ) -> "Future[ListPage]":
+        """Answer with one name, and a token as if there were more."""
+        super().list(prefix).result(SAFE_S)
+        count = self.count("list")
+        info = ObjectInfo(b"%d" % count, 0, 0, '"e"')
+        answer: Future[ListPage] = Future()
+        answer.set_result(ListPage([info], [], self.tokens[(count - 1) % len(self.tokens)]))
+        return answer
+
+
+@pytest.mark.parametrize("tokens", [("one",), ("one", "two", "one"), ("", "")])
+def test_a_token_that_repeats(tokens: tuple[str, ...]) -> None:
+    """A listing that goes in circles is an error, not an endless directory."""
+    client = Circle()
+    client.tokens = tokens
+    with client:
+        opened = Opened(client)
+        with pytest.raises(BadAnswer, match="goes in circles"):
+            opened.read_all()
+        assert client.count() <= 3
+
+
+def test_a_failed_page_can_be_asked_again(client: FakeClient) -> None:
+    """After an error the same position can be read again, and nothing is lost or doubled."""
+    for index in range(10):
+        client.put(b"%d" % index, b"")
+    client.page_size = 3
+    opened = Opened(client)
+    entries = opened.handle.read(0, 2)  # the third is held back
+    client.inject("list", Fault(error=AccessDenied("no")))
+    with pytest.raises(AccessDenied):
+        opened.handle.read(2, 3)
+    entries += opened.read_all(3, 2)
+    assert names(entries) == [b"%d" % index for index in range(10)]
+
+
+def test_a_page_is_retried(client: FakeClient) -> None:
+    """A page that fails once is asked for again, and the reader does not notice."""
+    client.put(b"a", b"")
+    client.inject("list", Fault(error=ServerFault("500")))
+    assert names(Opened(client).read_all()) == [b"a"]
+    assert client.count() == 2
+
+
+def test_readers_in_threads() -> None:
+    """Threads that read the same handle at once all see every name, once and in order."""
+    keys = {b"%03d" % index: b"" for index in range(200)}
+    with FakeClient(keys, page_size=7, threads=8) as client:
+        opened = Opened(client)
+        opened.handle.read(0, 1)  # later reads from 0 would list anew
+        found: dict[int, list[Entry]] = {}
+
+        def work(which: int) -> None:
+            found[which] = opened.read_all(count=which + 1, position=1)
+
+        threads = [threading.Thread(target=work, args=(which,)) for which in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SAFE_S)
+        for which in range(8):
+            assert names(found[which]) == sorted(keys)[1:]
+
+
+def test_a_late_answer_to_the_same_page_is_thrown_away() -> None:
+    """Two threads that ask for one page do not put its names in twice."""
+    with FakeClient({b"a": b"", b"b": b""}, stepped=True) as client:
+        opened = Opened(client)
+        results: list[list[Entry]] = []
+
+        def read() -> None:
+            results.append(opened.handle.read(1, 10))
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_for_requests(client, 2)
+        client.step(2)
+        for thread in threads:
+            thread.join(SAFE_S)
+        assert [names(result) for result in results] == [[b"b"], [b"b"]]
+        assert opened.handle.read(2, 10) == []
+
+
+def test_interrupt_ends_a_listing() -> None:
+    """A reader that waits for a page is woken when the mount goes away."""
+    with FakeClient({b"a": b""}, stepped=True) as client:
+        opened = Opened(client)
+        caught: list[Exception] = []
+
+        def read() -> None:
+            try:
+                opened.handle.read(0, 10)
+            except Interrupted as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        wait_for_requests(client, 1)
+        client.interrupt()
+        thread.join(SAFE_S)
+        assert len(caught) == 1
+
+
+def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file held back for a possible shadow is known for a lookup from its own page's time."""
+    clock = [1000.0]
+    monkeypatch.setattr(handles, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    keys = dict.fromkeys([b"a", b"a-1", b"b", b"c"], b"")
+    with FakeClient(keys, page_size=1) as client:
+        opened = Opened(client)
+        opened.listings = Listings(50.0, lambda: clock[0])
+        opened.handle._listings = opened.listings
+
+        def script(request: Request) -> None:
+            clock[0] += 1.0  # every page takes a second
+
+        client.script = script
+        opened.read_all()
+        ages = {}
+        for name in (b"a", b"a-1", b"b", b"c"):
+            found = opened.listings.find(b"", name)
+            assert found is not None
+            ages[name] = found[1] - 50.0
+        # Pages are asked for at 1000, 1001, 1002 and 1003; nobody is younger than its page.
+        pages = {b"a": 1000.0, b"a-1": 1001.0, b"b": 1002.0, b"c": 1003.0}
+        assert all(ages[name] <= pages[name] for name in pages)
+        assert ages[b"a"] == 1000.0

@@ -1,0 +1,243 @@
+"""The inode table: one number per version, kept as long as kernel or handles hold it."""
+
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
+
+from mountpoint.errors import StaleInode
+from mountpoint.inodes import ROOT, Inode, InodeNumber, InodeTable
+from mountpoint.s3.client import ObjectInfo
+from mountpoint.tree import Entry
+
+
+def file(name: bytes, version: int = 1, size: int = 1, mtime_ns: int = 0) -> Entry:
+    return Entry(name, ObjectInfo(b"p/" + name, size, mtime_ns, f'"{version}"'))
+
+
+def directory(name: bytes) -> Entry:
+    return Entry(name, None)
+
+
+def test_the_root() -> None:
+    """The root is number 1, its own parent, the prefix, and never forgotten."""
+    table = InodeTable(b"p/")
+    root = table.get(ROOT)
+    assert (root.number, root.parent, root.key, root.is_directory) == (1, 1, b"p/", True)
+    table.forget(ROOT, 1000)
+    assert table.get(ROOT) is root
+    table.check()
+
+
+def test_keys() -> None:
+    """An inode's key is that of its object, or the prefix of its directory."""
+    table = InodeTable(b"p/")
+    below = table.looked_up(table.root, directory(b"d"), 0.0)
+    inode = table.looked_up(below, file(b"f"), 0.0)
+    assert (below.key, below.directory, below.name) == (b"p/d/", b"p/", b"d")
+    assert (inode.key, inode.directory, inode.name) == (b"p/d/f", b"p/d/", b"f")
+    assert inode.parent == below.number
+
+
+def test_same_version_same_number() -> None:
+    """Looking a name up again gives the same inode while the version is the same."""
+    table = InodeTable(b"")
+    first = table.looked_up(table.root, file(b"a"), 1.0)
+    again = table.looked_up(table.root, file(b"a", mtime_ns=7), 2.0)
+    assert again is first
+    assert first.lookups == 2
+    assert first.fresh_until_s == 2.0
+    assert first.info is not None
+    assert first.info.mtime_ns == 7, "a copy of equal content has its own time"
+
+
+def test_freshness_never_goes_back() -> None:
+    """An older answer that comes late does not shorten what a newer one promised."""
+    table = InodeTable(b"")
+    inode = table.looked_up(table.root, file(b"a"), 5.0)
+    assert table.looked_up(table.root, file(b"a"), 3.0) is inode
+    assert inode.fresh_until_s == 5.0
+
+
+@pytest.mark.parametrize(
+    "other", [file(b"a", 2), file(b"a", 1, size=2), directory(b"a")], ids=["etag", "size", "kind"]
+)
+def test_another_version_is_another_inode(other: Entry) -> None:
+    """Another ETag, size or kind is a new number; the old one lives on while it is held."""
+    table = InodeTable(b"")
+    old = table.looked_up(table.root, file(b"a"), 0.0)
+    new = table.looked_up(table.root, other, 0.0)
+    assert new.number != old.number
+    assert table.get(old.number) is old
+    assert table.number_of(table.root, other) == new.number
+    assert table.number_of(table.root, file(b"a")) != old.number, "no longer current"
+    table.forget(old.number, 1)
+    with pytest.raises(StaleInode):
+        table.get(old.number)
+    assert table.get(new.number) is new
+    assert table.number_of(table.root, other) == new.number
+    table.check()
+
+
+def test_numbers_of_listed_names() -> None:
+    """A listed name has the number that its lookup gave, else one that nothing else has."""
+    table = InodeTable(b"")
+    inode = table.looked_up(table.root, file(b"a"), 0.0)
+    assert table.number_of(table.root, file(b"a")) == inode.number
+    others = {table.number_of(table.root, file(b"b")) for _ in range(3)}
+    others |= {table.number_of(table.root, file(b"a", 2))}
+    assert len(others) == 4
+    assert inode.number not in others
+    assert len(table) == 2, "listing holds nothing"
+    new = table.looked_up(table.root, file(b"b"), 0.0)
+    assert new.number not in others
+
+
+def test_names_in_different_directories() -> None:
+    """The same name in two directories is two inodes."""
+    table = InodeTable(b"")
+    one = table.looked_up(table.root, directory(b"d"), 0.0)
+    two = table.looked_up(table.root, directory(b"e"), 0.0)
+    first = table.looked_up(one, file(b"a"), 0.0)
+    second = table.looked_up(two, file(b"a"), 0.0)
+    assert first.number != second.number
+    table.forget(first.number, 1)
+    assert table.number_of(two, file(b"a")) == second.number
+
+
+def test_forget_counts() -> None:
+    """An inode goes when the kernel has forgotten all its lookups, not before."""
+    table = InodeTable(b"")
+    for _ in range(3):
+        inode = table.looked_up(table.root, file(b"a"), 0.0)
+    table.forget(inode.number, 2)
+    assert table.get(inode.number) is inode
+    table.forget(inode.number, 1)
+    with pytest.raises(StaleInode):
+        table.get(inode.number)
+    assert len(table) == 1
+    table.forget(inode.number, 1)  # of what is not there: nothing happens
+    table.check()
+
+
+def test_an_open_handle_holds_its_inode() -> None:
+    """An inode that is open stays after it was forgotten, until its last handle closes."""
+    table = InodeTable(b"")
+    inode = table.looked_up(table.root, file(b"a"), 0.0)
+    table.opened(inode)
+    table.opened(inode)
+    table.forget(inode.number, 1)
+    assert table.get(inode.number) is inode
+    assert table.looked_up(table.root, file(b"a"), 0.0) is inode
+    table.forget(inode.number, 1)
+    table.released(inode)
+    assert table.get(inode.number) is inode
+    table.released(inode)
+    with pytest.raises(StaleInode):
+        table.get(inode.number)
+    table.check()
+
+
+class Kernel(RuleBasedStateMachine):
+    """What a kernel does with a table, and what it must still know afterwards."""
+
+    inodes = Bundle("inodes")
+    handles = Bundle("handles")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = InodeTable(b"p/")
+        self.held: dict[InodeNumber, tuple[Entry, int]] = {}  # entry, lookups + opens
+        self.numbers: dict[tuple[bytes, str | None], set[InodeNumber]] = {}
+
+    @rule(
+        target=inodes,
+        name=st.sampled_from([b"a", b"b"]),
+        version=st.integers(0, 2),
+        fresh=st.floats(0, 10),
+    )
+    def lookup(self, name: bytes, version: int, fresh: float) -> Inode:
+        entry = directory(name) if version == 0 else file(name, version)
+        shown = self.table.number_of(self.table.root, entry)
+        inode = self.table.looked_up(self.table.root, entry, fresh)
+        known = self.held.get(inode.number)
+        assert known is None or known[0] == entry, "a number never changes what it names"
+        assert (shown == inode.number) == (known is not None)
+        self.held[inode.number] = (entry, 1 if known is None else known[1] + 1)
+        return inode
+
+    @rule(inode=consumes(inodes))
+    def forget(self, inode: Inode) -> None:
+        self.table.forget(inode.number, 1)
+        self._drop(inode.number)
+
+    @rule(target=handles, inode=inodes)
+    def open(self, inode: Inode) -> Inode:
+        self.table.opened(inode)
+        entry, count = self.held[inode.number]
+        self.held[inode.number] = (entry, count + 1)
+        return inode
+
+    @rule(inode=consumes(handles))
+    def release(self, inode: Inode) -> None:
+        self.table.released(inode)
+        self._drop(inode.number)
+
+    @rule(target=inodes, inode=consumes(inodes))
+    def forget_and_look_again(self, inode: Inode) -> object:
+        entry, _ = self.held[inode.number]
+        self.forget(inode)
+        again = self.table.looked_up(self.table.root, entry, 0.0)
+        entry_count = self.held.get(again.number, (entry, 0))[1]
+        self.held[again.number] = (entry, entry_count + 1)
+        return multiple(again)
+
+    @invariant()
+    def holds_what_is_held(self) -> None:
+        self.table.check()
+        assert len(self.table) == 1 + len(self.held)
+        for number, (entry, count) in self.held.items():
+            inode = self.table.get(number)
+            assert inode.is_version(entry)
+            assert inode.lookups + inode.opens == count
+
+    def _drop(self, number: InodeNumber) -> None:
+        entry, count = self.held.pop(number)
+        if count > 1:
+            self.held[number] = (entry, count - 1)
+
+
+TestKernel = Kernel.TestCase
+TestKernel.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)
+
+
+def test_threads() -> None:
+    """Lookups and forgets of the same names from several threads lose nothing."""
+    table = InodeTable(b"")
+    start = threading.Barrier(6)
+
+    def work(seed: int) -> None:
+        start.wait()
+        for index in range(2000):
+            inode = table.looked_up(table.root, file(b"%d" % (index % 3), seed % 2), 0.0)
+            table.opened(inode)
+            table.number_of(table.root, file(b"0"))
+            table.released(inode)
+            table.forget(inode.number, 1)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    table.check()
+    assert len(table) == 1
