@@ -79,6 +79,10 @@ lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: bench
+bench: setup ## Measure how fast a mount is (bench/README.md)
+	@$(BIN)/python -m bench.run $(ARGS)
+
 .PHONY: format
 format: setup ## Let ruff correct what it can, and format
 	$(BIN)/ruff check --fix .

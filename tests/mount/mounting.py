@@ -43,18 +43,6 @@ def run(
     )
 
 
-def processes(directory: Path | str) -> list[int]:
-    """Return the mount-s3 processes whose command line names this directory."""
-    wanted = os.fsencode(directory)
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # processes come and go
-            arguments = path.read_bytes().split(b"\0")
-            if wanted in arguments and any(a.endswith(b"mount-s3") for a in arguments[:2]):
-                found.append(int(path.parent.name))
-    return found
-
-
 def store_options(store: Store, *, endpoint_url: str | None = None) -> list[str]:
     """Return the options that lead to the store."""
     url = endpoint_url or store.endpoint_url
@@ -71,7 +59,7 @@ class Mount:
     @property
     def pid(self) -> int:
         """The process that serves the mount."""
-        (pid,) = processes(self.path)
+        (pid,) = mounting.mount_processes(self.path)
         return pid
 
     @property
@@ -85,7 +73,7 @@ class Mount:
 
     def has_ended(self) -> bool:
         """Whether its process is gone."""
-        return not processes(self.path)
+        return not mounting.mount_processes(self.path)
 
 
 @contextlib.contextmanager
@@ -118,12 +106,12 @@ def mounted(
 
 def clean_up(path: Path) -> None:
     """Leave nothing mounted at `path`, and no process of it."""
-    for pid in processes(path):
+    for pid in mounting.mount_processes(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     with contextlib.suppress(AssertionError):
-        eventually(lambda: not processes(path))
-    for pid in processes(path):
+        eventually(lambda: not mounting.mount_processes(path))
+    for pid in mounting.mount_processes(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if mounting.is_mounted(path):

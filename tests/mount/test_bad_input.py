@@ -18,11 +18,10 @@ from tests.mount.mounting import (
     clean_up,
     environment,
     mounted,
-    processes,
     run,
     store_options,
 )
-from tools.mounting import is_mounted
+from tools.mounting import is_mounted, mount_processes
 
 pytestmark = pytest.mark.mount
 
@@ -34,7 +33,7 @@ def path(folder: Path) -> Iterator[Path]:
     path.mkdir()
     yield path
     assert not is_mounted(path)
-    assert not processes(path)
+    assert not mount_processes(path)
     clean_up(path)
 
 

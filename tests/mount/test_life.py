@@ -19,11 +19,10 @@ from tests.mount.mounting import (
     environment,
     eventually,
     mounted,
-    processes,
     run,
     store_options,
 )
-from tools.mounting import is_mounted
+from tools.mounting import is_mounted, mount_processes
 
 pytestmark = pytest.mark.mount
 
@@ -104,10 +103,10 @@ def test_relative_directory(store: Store, folder: Path) -> None:
         )
         assert result.returncode == 0, result.stderr
         assert is_mounted(path)
-        (pid,) = processes("here")
+        (pid,) = mount_processes(Path("here"))
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         subprocess.run(["umount", path], check=True)
-        eventually(lambda: not processes("here"))
+        eventually(lambda: not mount_processes(Path("here")))
     finally:
         clean_up(path)
 
@@ -213,7 +212,7 @@ def test_fstab(store: Store, folder: Path) -> None:
         )
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.split("\n")[-2] == "by mount 7"
-        eventually(lambda: not processes(path))
+        eventually(lambda: not mount_processes(path))
     finally:
         clean_up(path)
 
