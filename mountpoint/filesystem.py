@@ -154,8 +154,10 @@ class FileSystem:
         return self._directories.add(handle)
 
     def readdir(self, number: HandleNumber, position: int) -> list[DirectoryEntry]:
-        """Return some entries from `position` on; none at the end."""
+        """Return some entries from `position` on; 0 begins a new listing. None at the end."""
         handle = self._directories.get(number)
+        if position == 0:
+            handle.rewind()
         inode = handle.inode
         dots = [(b".", inode.number), (b"..", inode.parent)]
         lines = [

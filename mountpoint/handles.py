@@ -74,8 +74,8 @@ class ReadHandle:
 class DirectoryHandle:
     """An open directory: its listing, page by page as it is read.
 
-    A listing begins with the first read, after the directory was opened, and anew with each
-    read from the beginning (rewinddir). Positions in it stay valid until then.
+    A listing begins with the first read, after the directory was opened, and anew with the
+    first read after `rewind`. Positions in it stay valid until then.
 
     `_lock` guards the listing; it is not held while a page is asked for. Should two threads
     ask for the same page, the second answer is thrown away.
@@ -93,6 +93,12 @@ class DirectoryHandle:
         self._lock = threading.Lock()
         self._listing = _Listing(inode.key)
 
+    def rewind(self) -> None:
+        """Forget the listing, if it has begun: the next read makes a new one."""
+        with self._lock:
+            if self._listing.begun:
+                self._listing = _Listing(self.inode.key)
+
     def read(self, position: int, count: int) -> list[Entry]:
         """Return the entries from `position` on: `count` of them, or up to a page's end.
 
@@ -100,8 +106,6 @@ class DirectoryHandle:
         that goes in circles.
         """
         with self._lock:
-            if position == 0 and self._listing.begun:
-                self._listing = _Listing(self.inode.key)
             listing = self._listing
         while len(listing.entries) <= position and not listing.complete:
             self._read_page(listing)

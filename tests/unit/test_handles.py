@@ -36,7 +36,9 @@ class Opened:
         self.handle = DirectoryHandle(self.inode, client, patience, self.listings)
 
     def read_all(self, count: int = 128, position: int = 0) -> list[Entry]:
-        """Read from a position to the end, as the kernel does."""
+        """Read from a position to the end; from the beginning it is a new listing."""
+        if position == 0:
+            self.handle.rewind()
         entries: list[Entry] = []
         while some := self.handle.read(position, count):
             entries += some
@@ -139,11 +141,12 @@ def test_three_thousand_names() -> None:
 
 
 def test_rewinding_lists_anew(client: FakeClient) -> None:
-    """Reading from the beginning again shows what has changed since; positions begin anew."""
+    """After rewinding, reading shows what has changed since; until then it does not."""
     client.put(b"a", b"")
     opened = Opened(client)
     assert names(opened.read_all()) == [b"a"]
     client.put(b"b", b"")
+    assert names(opened.handle.read(0, 10)) == [b"a"]
     assert opened.handle.read(1, 10) == [], "the end stays the end"
     assert names(opened.read_all()) == [b"a", b"b"]
     client.delete(b"a")
@@ -233,11 +236,14 @@ def test_readers_in_threads() -> None:
     keys = {b"%03d" % index: b"" for index in range(200)}
     with FakeClient(keys, page_size=7, threads=8) as client:
         opened = Opened(client)
-        opened.handle.read(0, 1)  # later reads from 0 would list anew
         found: dict[int, list[Entry]] = {}
 
         def work(which: int) -> None:
-            found[which] = opened.read_all(count=which + 1, position=1)
+            position = 0
+            found[which] = []
+            while some := opened.handle.read(position, which + 1):
+                found[which] += some
+                position += len(some)
 
         threads = [threading.Thread(target=work, args=(which,)) for which in range(8)]
         for thread in threads:
@@ -245,7 +251,7 @@ def test_readers_in_threads() -> None:
         for thread in threads:
             thread.join(SAFE_S)
         for which in range(8):
-            assert names(found[which]) == sorted(keys)[1:]
+            assert names(found[which]) == sorted(keys)
 
 
 def test_a_late_answer_to_the_same_page_is_thrown_away() -> None:
