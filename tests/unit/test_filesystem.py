@@ -1,0 +1,611 @@
+"""The bucket as a file system: names, versions, freshness, archives, without a mount."""
+
+import os
+import stat
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint.errors import (
+    AccessDenied,
+    BadHandle,
+    IsADirectory,
+    NameTooLong,
+    NoSuchEntry,
+    NotADirectory,
+    ObjectArchived,
+    PreconditionFailed,
+    ReadOnly,
+    ServerFault,
+    StaleInode,
+)
+from mountpoint.handles import HandleNumber
+from mountpoint.inodes import ROOT, InodeNumber
+from mountpoint.s3.client import ListPage
+from tests.unit.fake_client import MTIME_NS, FakeClient, Fault
+from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, mounted
+from tests.unit.tree_model import Tree, tree_of
+
+MIB = 1 << 20
+
+
+# --- Names ---
+
+
+def test_a_file() -> None:
+    """A file has its object's size and time, the configured mode and owner, one link."""
+    with mounted({b"a": b"12345"}, file_mode=0o640) as world:
+        found = world.look(b"a")
+        assert found.mode == stat.S_IFREG | 0o640
+        assert (found.links, found.size_bytes, found.mtime_ns) == (1, 5, MTIME_NS)
+        assert (found.uid, found.gid, found.ttl_s) == (UID, GID, 1.0)
+        assert sorted(each.kind for each in world.client.requests) == ["head", "list"]
+        (listing,) = (each for each in world.client.requests if each.kind == "list")
+        assert (listing.key, listing.max_keys) == (b"a/", 1)
+
+
+@pytest.mark.parametrize("key", [b"d/a", b"d/", b"d//", b"d/..", b"d/e/f"])
+def test_a_directory(key: bytes) -> None:
+    """Every common prefix is a directory, also one of a marker or of unnameable keys alone."""
+    with mounted({key: b"1"}, dir_mode=0o711) as world:
+        found = world.look(b"d")
+        assert found.mode == stat.S_IFDIR | 0o711
+        assert (found.links, found.size_bytes, found.mtime_ns) == (2, 0, MOUNTED_AT_NS)
+        assert (found.uid, found.gid) == (UID, GID)
+
+
+def test_a_directory_shadows_a_file() -> None:
+    """Of the objects `a` and `a/b`, the first is not to be seen: `a` is a directory."""
+    with mounted({b"a": b"file", b"a/b": b"1"}) as world:
+        assert stat.S_ISDIR(world.look(b"a").mode)
+        assert [line.mode for line in world.lines(ROOT)[2:]] == [stat.S_IFDIR]
+        world.client.delete(b"a/b")
+        world.pass_s(1.0)
+        assert stat.S_ISREG(world.look(b"a").mode)
+
+
+@pytest.mark.parametrize("name", [b"b", b"aa", b"a ", b"A"])
+def test_no_such_name(name: bytes) -> None:
+    """What neither an object nor a prefix has as its name does not exist."""
+    with mounted({b"a": b"1", b"ab/c": b"2"}) as world, pytest.raises(NoSuchEntry):
+        world.fs.lookup(ROOT, name)
+
+
+@pytest.mark.parametrize("name", [b".", b"..", b"", b"x\0y", b"a/b"])
+def test_what_is_no_name(name: bytes) -> None:
+    """A name that Linux cannot have is never looked for, whatever the bucket holds."""
+    with mounted({b"./a": b"", b"../a": b"", b"x\0y": b"", b"a/b": b"", b"/a": b""}) as world:
+        with pytest.raises(NoSuchEntry):
+            world.fs.lookup(ROOT, name)
+        assert world.client.count() == 0
+
+
+def test_long_names() -> None:
+    """A name of 255 bytes works; a longer one is said to be too long, without a request."""
+    with mounted({b"n" * 255: b"1", b"n" * 256: b"2"}) as world:
+        assert world.look(b"n" * 255).size_bytes == 1
+        count = world.client.count()
+        with pytest.raises(NameTooLong, match="256 bytes"):
+            world.fs.lookup(ROOT, b"n" * 256)
+        assert world.client.count() == count
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", "ü 😀".encode(), b"a\nb", b"-", b" ", b"%2F", b"\\"])
+def test_odd_names(name: bytes) -> None:
+    """Names are bytes: any of them can be listed, looked up and read."""
+    with mounted({b"d/" + name: b"content"}) as world:
+        directory = world.look(b"d")
+        assert world.names(directory.inode) == [name]
+        world.pass_s(2.0)
+        assert world.read_file(world.look(b"d/" + name).inode) == b"content"
+
+
+def test_below_a_file() -> None:
+    """A file is no directory: nothing is looked up or listed in it."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        with pytest.raises(NotADirectory):
+            world.fs.lookup(number, b"b")
+        with pytest.raises(NotADirectory):
+            world.fs.opendir(number)
+
+
+def test_a_mounted_prefix() -> None:
+    """With a prefix, its directory is the root, and nothing outside can be reached."""
+    objects = {b"p/a": b"1", b"p/d/b": b"22", b"p": b"x", b"pa": b"x", b"q/c": b"x"}
+    with mounted(objects, prefix=b"p/") as world:
+        assert world.names() == [b"a", b"d"]
+        assert world.read_file(world.look(b"d/b").inode) == b"22"
+        with pytest.raises(NoSuchEntry):
+            world.look(b"q")
+        assert world.fs.path_of(ROOT) == "/"
+        assert world.fs.path_of(world.look(b"d/b").inode) == "/d/b"
+
+
+KEYS = st.lists(
+    st.sampled_from([b"a", b"b", b"a-1", b"a.", b"", b".", b"..", b"\xff", b"n" * 256]),
+    min_size=1,
+    max_size=4,
+).map(b"/".join).filter(bool)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.frozensets(KEYS, max_size=12), st.integers(1, 4), st.booleans())
+def test_any_keys(keys: frozenset[bytes], page_size: int, fresh: bool) -> None:
+    """Listing, looking up and reading from the root down gives exactly the model's tree."""
+    with mounted({key: b"<%b>" % key for key in keys}, page_size=page_size) as world:
+
+        def walk(number: InodeNumber) -> Tree:
+            tree: Tree = {}
+            for line in world.lines(number)[2:]:
+                assert line.name not in tree
+                if not fresh:
+                    world.pass_s(2.0)
+                child = world.fs.lookup(number, line.name)
+                assert stat.S_IFMT(child.mode) == line.mode
+                if stat.S_ISDIR(child.mode):
+                    tree[line.name] = walk(child.inode)
+                else:
+                    tree[line.name] = world.read_file(child.inode)[1:-1]
+            return tree
+
+        assert walk(ROOT) == tree_of(keys)
+
+
+# --- Freshness ---
+
+
+def test_a_listed_name_costs_no_request() -> None:
+    """Within the ttl a lookup is answered by the page that named it; after that S3 is asked."""
+    with mounted({b"a": b"1", b"d/b": b"2"}) as world:
+        world.names()
+        assert world.client.count() == 1
+        world.pass_s(0.75)
+        for name in (b"a", b"d"):
+            assert world.look(name).ttl_s == pytest.approx(0.25)
+        assert world.client.count() == 1
+        world.pass_s(0.25)
+        assert world.look(b"a").ttl_s == 1.0
+        assert world.client.count() == 3
+
+
+def test_an_attribute_is_never_older_than_the_ttl() -> None:
+    """What the kernel may go on believing and what we did before add up to the ttl at most."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        for passed_s in (0.0, 0.3, 0.6):
+            world.clock.now_s = 1000.0 + passed_s
+            assert world.fs.getattr(number).ttl_s == pytest.approx(1.0 - passed_s)
+        assert world.client.count() == 2
+        world.clock.now_s = 1001.0
+        assert world.fs.getattr(number).ttl_s == 1.0
+        assert world.client.count() == 4
+
+
+def test_no_staleness_allowed() -> None:
+    """With a ttl of 0 every lookup and every getattr asks S3, and the kernel keeps nothing."""
+    with mounted({b"a": b"1"}, ttl_s=0.0) as world:
+        world.names()
+        found = world.look(b"a")
+        assert found.ttl_s == 0.0
+        count = world.client.count()
+        assert world.fs.getattr(found.inode).ttl_s == 0.0
+        assert world.client.count() == count + 2
+
+
+def test_a_new_object_is_visible_at_once() -> None:
+    """A name that did not exist a moment ago is found: absence is not remembered."""
+    with mounted({b"a": b"1"}) as world:
+        world.names()
+        with pytest.raises(NoSuchEntry):
+            world.look(b"b")
+        world.client.put(b"b", b"new")
+        assert world.look(b"b").size_bytes == 3
+        assert world.names() == [b"a", b"b"]
+
+
+def test_getattr_revalidates() -> None:
+    """After the ttl a file's attributes are asked for: same version, same inode, new time."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        world.client.put(b"a", b"1", mtime_ns=MTIME_NS + 5)
+        assert world.fs.getattr(number).mtime_ns == MTIME_NS
+        world.pass_s(1.0)
+        assert world.fs.getattr(number).mtime_ns == MTIME_NS + 5
+
+
+def test_getattr_of_another_version() -> None:
+    """After the ttl a replaced object is ESTALE for its old inode, a deleted one ENOENT."""
+    with mounted({b"a": b"1", b"b": b"1", b"c": b"1"}) as world:
+        numbers = [world.look(name).inode for name in (b"a", b"b", b"c")]
+        world.client.put(b"a", b"2")
+        world.client.delete(b"b")
+        world.client.put(b"c/d", b"now a directory")
+        world.pass_s(1.0)
+        for number, kind in zip(numbers, (StaleInode, NoSuchEntry, StaleInode), strict=True):
+            with pytest.raises(kind):
+                world.fs.getattr(number)
+
+
+def test_directories_have_nothing_that_changes() -> None:
+    """A directory's attributes are never asked for again."""
+    with mounted({b"d/a": b"1"}) as world:
+        found = world.look(b"d")
+        count = world.client.count()
+        world.pass_s(100.0)
+        assert replace(world.fs.getattr(found.inode), ttl_s=0.0) == replace(found, ttl_s=0.0)
+        assert world.client.count() == count
+
+
+class NoETags(FakeClient):
+    """A store that lists no ETags."""
+
+    def list(
+        self, prefix: bytes, *, token: str | None = None, max_keys: int = 1000
+    ) -> "Future[ListPage]":
+        page = super().list(prefix, token=token, max_keys=max_keys).result(60.0)
+        answer: Future[ListPage] = Future()
+        answer.set_result(replace(page, objects=[replace(o, etag="") for o in page.objects]))
+        return answer
+
+
+def test_a_store_that_lists_no_etags() -> None:
+    """What a listing does not say of a version is asked for."""
+    with mounted({b"a": b"1"}, client_class=NoETags) as world:
+        assert world.names() == [b"a"]
+        assert world.read_file(world.look(b"a").inode) == b"1"
+        assert world.client.count("head") == 1
+
+
+# --- Versions ---
+
+
+def test_same_version_same_number() -> None:
+    """An object that has not changed has the same inode number in every lookup."""
+    with mounted({b"a": b"1"}) as world:
+        first = world.look(b"a").inode
+        world.pass_s(5.0)
+        assert world.look(b"a").inode == first
+        world.names()
+        assert world.look(b"a").inode == first
+        world.client.put(b"a", b"1", mtime_ns=1)  # the same content again
+        world.pass_s(5.0)
+        assert world.look(b"a").inode == first
+        world.client.put(b"a", b"2")
+        world.pass_s(5.0)
+        assert world.look(b"a").inode != first
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("old", [b"", b"old", b"o" * 300_000])
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("new", [b"", b"new", b"n" * 300_000])
+def test_open_of_a_changed_object(listed: bool, old: bytes, read_before: bool, new: bytes) -> None:
+    """Open of a replaced object is ESTALE; the lookup that follows gives the new version."""
+    with mounted({b"a": old}) as world:
+        if listed:
+            world.names()
+        number = world.look(b"a").inode
+        if read_before:
+            assert world.read_file(number) == old
+        world.client.put(b"a", new)
+        if old == new:
+            assert world.read_file(number) == old
+            return
+        with pytest.raises(StaleInode):
+            world.fs.open(number, os.O_RDONLY)
+        again = world.look(b"a")  # without waiting for the ttl
+        assert again.inode != number
+        assert again.size_bytes == len(new)
+        assert world.read_file(again.inode) == new
+        with pytest.raises(StaleInode):
+            world.fs.open(number, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("content", [b"", b"1"])
+def test_open_of_a_deleted_object(listed: bool, content: bytes) -> None:
+    """Open of a deleted object is ENOENT, and so is the lookup that follows."""
+    with mounted({b"a": content}) as world:
+        if listed:
+            world.names()
+        number = world.look(b"a").inode
+        world.client.delete(b"a")
+        with pytest.raises(NoSuchEntry):
+            world.fs.open(number, os.O_RDONLY)
+        with pytest.raises(NoSuchEntry):
+            world.look(b"a")
+        world.client.put(b"a", content)
+        assert world.look(b"a").size_bytes == len(content)
+
+
+def test_an_open_file_is_one_version() -> None:
+    """A replaced object's open handle keeps its attributes, and never reads the new bytes."""
+    with mounted({b"a": b"1" * 16 * MIB}) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_RDONLY)
+        old = replace(world.fs.getattr(number), ttl_s=0.0)
+        assert bytes(world.fs.read(handle, 0, 10)) == b"1" * 10
+        world.client.put(b"a", b"2" * 3 * MIB, mtime_ns=1)
+        world.pass_s(10.0)
+        count = world.client.count()
+        assert replace(world.fs.getattr(number), ttl_s=0.0) == old
+        assert world.client.count() == count
+        assert world.look(b"a").inode != number
+        assert bytes(world.fs.read(handle, 10, 10)) == b"1" * 10
+        with pytest.raises(PreconditionFailed):
+            world.fs.read(handle, 12 * MIB, 10)
+        world.fs.release(handle)
+        assert world.budget.held_bytes == 0
+
+
+def test_a_small_file_is_one_request_more() -> None:
+    """Open and read of a small file make one GET; opening it again asks only if it changed."""
+    with mounted({b"a": b"content"}) as world:
+        world.names()
+        number = world.look(b"a").inode
+        assert world.read_file(number) == b"content"
+        assert [each.kind for each in world.client.requests] == ["list", "get"]
+        handle = world.fs.open(number, os.O_RDONLY)
+        assert [each.kind for each in world.client.requests] == ["list", "get", "head"]
+        assert bytes(world.fs.read(handle, 2, 3)) == b"nte"
+        world.fs.release(handle)
+
+
+def test_an_empty_file() -> None:
+    """An empty object is opened by a HEAD, and read without a request."""
+    with mounted({b"a": b""}) as world:
+        number = world.look(b"a").inode
+        before = world.client.count()
+        assert world.read_file(number) == b""
+        assert [each.kind for each in world.client.requests[before:]] == ["head"]
+
+
+# --- Archives ---
+
+
+@pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
+@pytest.mark.parametrize("content", [b"cold", b"c" * 2 * MIB])
+def test_archived(storage_class: str, content: bytes) -> None:
+    """An archived object is listed, and cannot be opened until it has been restored."""
+    with mounted() as world:
+        world.client.put(b"a", content, storage_class=storage_class)
+        world.names()
+        number = world.look(b"a").inode
+        with pytest.raises(ObjectArchived, match=storage_class):
+            world.fs.open(number, os.O_RDONLY)
+        assert world.client.count("get") == 0
+        world.client.put(b"a", content, storage_class=storage_class, restored=True)
+        assert world.read_file(number) == content
+        assert world.look(b"a").inode == number
+        world.client.put(b"a", content, storage_class=storage_class, restored=False)
+        with pytest.raises(ObjectArchived):
+            world.fs.open(number, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("storage_class", ["GLACIER_IR", "STANDARD_IA", "EXPRESS_ONEZONE"])
+def test_other_storage_classes(storage_class: str) -> None:
+    """Other storage classes are read like any object, without a question more."""
+    with mounted() as world:
+        world.client.put(b"a", b"warm", storage_class=storage_class)
+        assert world.read_file(world.look(b"a").inode) == b"warm"
+        assert world.client.count("get") == 1
+
+
+# --- Refusals and failures ---
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_RDONLY | os.O_CREAT],
+)
+def test_open_for_writing(flags: int) -> None:
+    """Whatever would change a file is refused, without a request."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        count = world.client.count()
+        with pytest.raises(ReadOnly):
+            world.fs.open(number, flags)
+        assert world.client.count() == count
+
+
+def test_open_of_a_directory() -> None:
+    """A directory is not opened as a file."""
+    with mounted({b"d/a": b"1"}) as world:
+        number = world.look(b"d").inode
+        with pytest.raises(IsADirectory):
+            world.fs.open(number, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("kind", ["head", "list"])
+def test_a_failed_lookup_is_not_an_absent_name(kind: str) -> None:
+    """A lookup that S3 refuses says so; it never says that the name does not exist."""
+    with mounted({b"a": b"1"}) as world:
+        world.client.inject(kind, Fault(error=AccessDenied("no")))
+        with pytest.raises(AccessDenied):
+            world.look(b"a")
+        world.client.inject(kind, Fault(error=ServerFault("500")))
+        assert world.look(b"a").size_bytes == 1, "this one is retried"
+
+
+def test_a_failed_open_leaves_nothing() -> None:
+    """An open that fails holds neither the inode nor memory."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        world.client.inject("get", Fault(error=AccessDenied("no")))
+        with pytest.raises(AccessDenied):
+            world.fs.open(number, os.O_RDONLY)
+        assert world.budget.held_bytes == 0
+        world.fs.forget(number, 1)
+        with pytest.raises(StaleInode):
+            world.fs.getattr(number)
+
+
+def test_closed_handles() -> None:
+    """What is not open cannot be read or closed, and a file's number is no directory's."""
+    with mounted({b"a": b"1"}) as world:
+        handle = world.fs.open(world.look(b"a").inode, os.O_RDONLY)
+        world.fs.release(handle)
+        directory = world.fs.opendir(ROOT)
+        world.fs.releasedir(directory)
+        for call in (
+            lambda: world.fs.read(handle, 0, 1),
+            lambda: world.fs.release(handle),
+            lambda: world.fs.readdir(directory, 0),
+            lambda: world.fs.releasedir(directory),
+            lambda: world.fs.readdir(HandleNumber(99), 0),
+        ):
+            with pytest.raises(BadHandle):
+                call()
+
+
+# --- Inodes ---
+
+
+def test_forget() -> None:
+    """A forgotten inode is gone; looked up again it has a number that is its own."""
+    with mounted({b"a": b"1", b"d/b": b"2"}) as world:
+        first, directory = world.look(b"a").inode, world.look(b"d").inode
+        world.look(b"a")
+        world.fs.forget(first, 1)
+        assert world.fs.getattr(first).inode == first
+        world.fs.forget(first, 1)
+        world.fs.forget(directory, 1)
+        for number in (first, directory):
+            with pytest.raises(StaleInode):
+                world.fs.getattr(number)
+        with pytest.raises(StaleInode):
+            world.fs.lookup(directory, b"b")
+        assert world.read_file(world.look(b"a").inode) == b"1"
+        world.fs._inodes.check()
+
+
+def test_an_open_file_outlives_its_lookups() -> None:
+    """A forgotten inode that is open can be read until it is closed."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_RDONLY)
+        world.fs.forget(number, 1)
+        assert bytes(world.fs.read(handle, 0, 10)) == b"1"
+        world.fs.release(handle)
+        with pytest.raises(StaleInode):
+            world.fs.getattr(number)
+
+
+# --- Directories ---
+
+
+def test_readdir() -> None:
+    """A directory begins with itself and its parent; kinds and numbers agree with lookups."""
+    with mounted({b"d/a": b"1", b"d/e/f": b"2", b"d/z": b"3"}) as world:
+        number = world.look(b"d").inode
+        known = {name: world.look(b"d/" + name).inode for name in (b"a", b"e")}
+        lines = world.lines(number)
+        assert [line.name for line in lines] == [b".", b"..", b"a", b"e", b"z"]
+        assert [line.inode for line in lines[:2]] == [number, ROOT]
+        assert {line.name: line.inode for line in lines if line.name in known} == known
+        kinds = [stat.S_ISDIR(line.mode) for line in lines]
+        assert kinds == [True, True, False, True, False]
+        assert [line.next_position for line in lines] == [1, 2, 3, 4, 5]
+        assert len({line.inode for line in lines}) == 5
+        root = world.lines(ROOT)
+        assert [line.inode for line in root[:2]] == [ROOT, ROOT]
+
+
+def test_a_replaced_file_is_listed_with_another_number() -> None:
+    """The number that a listing shows is never that of another version."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        assert world.lines(ROOT)[2].inode == number
+        world.client.put(b"a", b"2")
+        assert world.lines(ROOT)[2].inode != number
+
+
+def test_every_position_can_be_gone_on_from() -> None:
+    """Reading on from any position gives what follows it, from the same listing."""
+    keys = [b"%03d" % index for index in range(300)]
+    with mounted(dict.fromkeys(keys, b"")) as world:
+        handle = world.fs.opendir(ROOT)
+        expected = [b".", b"..", *keys]
+        assert [line.name for line in world.fs.readdir(handle, 0)] == expected[:130]
+        world.client.put(b"000a", b"")
+        count = world.client.count()
+        for position in (1, 2, 3, 129, 130, 131, 299, 301):
+            lines = world.fs.readdir(handle, position)
+            assert [line.name for line in lines] == expected[position : position + len(lines)]
+            assert lines[0].next_position == position + 1
+        assert world.fs.readdir(handle, 302) == []
+        assert world.fs.readdir(handle, 1000) == []
+        assert world.client.count() == count
+        world.fs.releasedir(handle)
+
+
+def test_rewinding_lists_anew() -> None:
+    """Reading from the beginning again shows what has come since."""
+    with mounted({b"a": b""}) as world:
+        handle = world.fs.opendir(ROOT)
+        assert [line.name for line in world.fs.readdir(handle, 0)] == [b".", b"..", b"a"]
+        world.client.put(b"b", b"")
+        assert world.fs.readdir(handle, 3) == []
+        assert [line.name for line in world.fs.readdir(handle, 0)] == [b".", b"..", b"a", b"b"]
+        world.fs.releasedir(handle)
+
+
+def test_three_thousand_files() -> None:
+    """`ls -l` of 3,000 files costs three requests: the listing."""
+    with mounted({b"d/%04d" % index: b"%d" % index for index in range(3000)}) as world:
+        number = world.look(b"d").inode
+        before = world.client.count()
+        names = world.names(number)
+        assert len(set(names)) == len(names) == 3000
+        for name in names:
+            assert world.fs.lookup(number, name).size_bytes == len(b"%d" % int(name))
+        assert world.client.count() == before + 3
+
+
+# --- access, paths ---
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "mask", "file", "directory"),
+    [
+        (UID, 1, os.R_OK, True, True),
+        (UID, 1, os.X_OK, False, True),
+        (UID, 1, os.R_OK | os.X_OK, False, True),
+        (1, GID, os.R_OK, True, True),
+        (1, GID, os.X_OK, False, True),
+        (1, 1, os.R_OK, False, False),
+        (1, 1, os.X_OK, False, True),
+        (0, 0, os.R_OK, True, True),
+        (0, 0, os.X_OK, False, True),
+        (1, 1, os.F_OK, True, True),
+    ],
+)
+def test_access(uid: int, gid: int, mask: int, file: bool, directory: bool) -> None:
+    """access goes by mode and owner; root may do all but execute what nobody can."""
+    with mounted({b"a": b"", b"d/b": b""}, file_mode=0o640, dir_mode=0o751) as world:
+        assert world.fs.access(world.look(b"a").inode, mask, uid, gid) is file
+        assert world.fs.access(world.look(b"d").inode, mask, uid, gid) is directory
+
+
+@pytest.mark.parametrize("uid", [0, UID])
+def test_access_for_writing(uid: int) -> None:
+    """Nobody may write."""
+    with mounted({b"a": b""}) as world, pytest.raises(ReadOnly):
+        world.fs.access(world.look(b"a").inode, os.W_OK, uid, GID)
+
+
+def test_paths_for_log_lines() -> None:
+    """A path can be printed whatever bytes it has, also of what is not there any more."""
+    with mounted({b"d/\xff": b"", b"d/\n": b""}) as world:
+        number = world.look(b"d").inode
+        assert world.fs.path_of(number) == "/d/"
+        assert world.fs.path_of(number, b"\xff") == "/d/\\xff"
+        assert world.fs.path_of(InodeNumber(99), b"x") == "<inode 99>"
+        assert world.fs.path_of_handle(HandleNumber(99)) == "<handle 99>"
+        handle = world.fs.opendir(number)
+        assert world.fs.path_of_handle(handle, directory=True) == "/d/"
+        world.fs.releasedir(handle)
