@@ -215,10 +215,11 @@ class FileSystem:
     def path_of(self, number: InodeNumber, name: bytes = b"") -> str:
         """Return the path below the mount of an inode, or of a name in it."""
         try:
-            key = self._inodes.get(number).key + name
+            inode = self._inodes.get(number)
         except StaleInode:
             return f"<inode {number}>"
-        return self._shown(key)
+        slash = b"" if inode.is_directory or not name else b"/"
+        return self._shown(inode.key + slash + name)
 
     def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
         """Return the path below the mount of an open file or directory."""

@@ -19,6 +19,7 @@ from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
 from mountpoint.reading.stream import Bytes
+from mountpoint.tree import MAX_NAME_BYTES
 
 log = structlog.get_logger(__name__)
 
@@ -134,6 +135,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         stats.f_bsize = stats.f_frsize = BLOCK_BYTES
         stats.f_blocks = stats.f_bfree = stats.f_bavail = BLOCKS
         stats.f_files = stats.f_ffree = stats.f_favail = BLOCKS
+        stats.f_namemax = MAX_NAME_BYTES
         return stats
 
     # What would change something. Extended attributes, flush and fsync are left to llfuse's
