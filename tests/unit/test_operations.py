@@ -1,0 +1,545 @@
+"""The FUSE adapter: every errno, one log line per failure, and nothing that ends the mount."""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from types import SimpleNamespace
+from typing import Any
+
+import llfuse
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from mountpoint import errors, operations
+from mountpoint.inodes import ROOT, InodeNumber
+from mountpoint.operations import Operations
+from tests.unit.fake_client import MTIME_NS, REQUEST_ID, Fault
+from tests.unit.mounted import GID, UID, Mounted, mounted
+
+Line = MutableMapping[str, Any]
+CTX = SimpleNamespace(uid=UID, gid=GID, pid=1, umask=0o022)
+LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error"}
+DETAILS = {"code": "SlowDown", "status": 503, "request_id": REQUEST_ID}
+
+
+@pytest.fixture(autouse=True)
+def _logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Log as structlog does by default, whatever other tests have configured."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    monkeypatch.setattr(operations, "log", structlog.get_logger())
+    yield
+    structlog.configure(**before)
+
+
+class Adapter:
+    """The operations of a mounted file system, called as llfuse calls them."""
+
+    def __init__(self, world: Mounted) -> None:
+        self.world = world
+        self.ready = 0
+        self.operations = Operations(world.fs, self._on_ready)
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        """Call an operation with llfuse's lock held."""
+        with llfuse.lock:
+            return getattr(self.operations, name)(*args)
+
+    def fails(self, name: str, *args: Any) -> tuple[str, Line]:
+        """Return the errno and the one log line of an operation that fails."""
+        with capture_logs() as lines, pytest.raises(llfuse.FUSEError) as caught:
+            self(name, *args)
+        (line,) = lines
+        assert line["operation"] == name
+        code = errno.errorcode[caught.value.errno]
+        assert line["errno"] == code
+        return code, line
+
+    def look(self, name: bytes, parent: int = ROOT) -> Any:
+        """Look a name up."""
+        return self("lookup", parent, name, CTX)
+
+    def _on_ready(self) -> None:
+        self.ready += 1
+
+
+@pytest.fixture
+def adapter() -> Iterator[Adapter]:
+    with mounted({b"a": b"content", b"d/b": b"1", b"e": b""}) as world:
+        yield Adapter(world)
+
+
+#: Every operation that can fail, with arguments; and the FileSystem method that it calls.
+CALLS: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "lookup": ("lookup", (ROOT, b"a", CTX), "/a"),
+    "getattr": ("getattr", (ROOT, CTX), "/"),
+    "forget": ("forget", ([(InodeNumber(2), 1)],), "/"),
+    "access": ("access", (ROOT, os.R_OK, CTX), "/"),
+    "opendir": ("opendir", (ROOT, CTX), "/"),
+    "readdir": ("readdir", (7, 0), "<handle 7>"),
+    "releasedir": ("releasedir", (7,), "<handle 7>"),
+    "open": ("open", (ROOT, os.O_RDONLY, CTX), "/"),
+    "read": ("read", (7, 0, 10), "<handle 7>"),
+    "release": ("release", (7,), "<handle 7>"),
+}
+
+#: Every operation that would change something, with arguments and the path of its log line.
+CHANGES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "create": ((ROOT, b"new", 0o644, os.O_WRONLY, CTX), "/new"),
+    "mkdir": ((ROOT, b"new", 0o755, CTX), "/new"),
+    "mknod": ((ROOT, b"new", stat.S_IFREG, 0, CTX), "/new"),
+    "symlink": ((ROOT, b"new", b"a", CTX), "/new"),
+    "link": ((ROOT, ROOT, b"new", CTX), "/"),
+    "unlink": ((ROOT, b"a", CTX), "/a"),
+    "rmdir": ((ROOT, b"d", CTX), "/d"),
+    "rename": ((ROOT, b"a", ROOT, b"new", CTX), "/a"),
+    "setattr": ((ROOT, None, None, None, CTX), "/"),
+    "setxattr": ((ROOT, b"user.x", b"1", CTX), "/"),
+    "removexattr": ((ROOT, b"user.x", CTX), "/"),
+    "write": ((7, 0, b"data"), "<handle 7>"),
+}
+
+#: Left to llfuse, which answers ENOSYS, or called by nobody but llfuse itself.
+LEFT_OUT = {"flush", "fsync", "fsyncdir", "getxattr", "listxattr", "readlink"}
+LEFT_OUT |= {"destroy", "stacktrace"}
+
+
+def test_nothing_is_forgotten() -> None:
+    """Every operation that llfuse has is answered, refused, or left out on purpose."""
+    all_ = {name for name in dir(llfuse.Operations) if not name.startswith("_")}
+    assert all_ == CALLS.keys() | CHANGES.keys() | LEFT_OUT | {"init", "statfs"}
+    for name in all_ - LEFT_OUT:
+        assert name in vars(Operations), name
+    for name in LEFT_OUT:
+        assert name not in vars(Operations), name
+
+
+# --- The table of errors ---
+
+
+def make(kind: type[Exception]) -> Exception:
+    """Return an error of a class with a row in the table."""
+    return kind("why", **DETAILS) if issubclass(kind, errors.S3Error) else kind("why")
+
+
+@pytest.mark.parametrize("kind", errors.OUTCOMES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", CALLS)
+def test_every_errno_of_every_operation(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], name: str
+) -> None:
+    """Each error gives its errno and one line of its level, from whichever operation."""
+    method, args, path = CALLS[name]
+
+    def fail(*_: object, **__: object) -> None:
+        raise make(kind)
+
+    monkeypatch.setattr(adapter.world.fs, method, fail)
+    code, line = adapter.fails(name, *args)
+    expected = errors.OUTCOMES[kind]
+    assert code == errno.errorcode[expected.errno]
+    assert line["log_level"] == LEVELS[expected.level]
+    assert line["path"] == path
+    if issubclass(kind, errors.OperationError):
+        assert line["event"] == "operation failed"
+        assert line["reason"] == "why"
+        assert "exc_info" not in line
+    if issubclass(kind, errors.S3Error):
+        assert line["s3_code"] == "SlowDown"
+        assert line["s3_status"] == 503
+        assert line["request_id"] == REQUEST_ID
+
+
+SUBCLASSES = [
+    (errors.Throttled, "EIO"),
+    (errors.ServerFault, "EIO"),
+    (errors.TransportFault, "EIO"),
+    (errors.Stalled, "EIO"),
+    (errors.BadAnswer, "EIO"),
+    (errors.WrongRegion, "EIO"),
+    (errors.CredentialsUnavailable, "EACCES"),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), SUBCLASSES)
+def test_errors_without_a_row(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], code: str
+) -> None:
+    """An error without a row of its own has that of its nearest ancestor."""
+    assert kind not in errors.OUTCOMES
+
+    def fail(*_: object) -> None:
+        raise make(kind)
+
+    monkeypatch.setattr(adapter.world.fs, "lookup", fail)
+    assert adapter.fails("lookup", ROOT, b"a", CTX)[0] == code
+
+
+def test_every_error_is_in_a_table() -> None:
+    """No error class is without a test of its errno here."""
+
+    def below(kind: type[Exception]) -> set[type[Exception]]:
+        return {kind}.union(*(below(each) for each in kind.__subclasses__()))
+
+    tested = errors.OUTCOMES.keys() | {kind for kind, _ in SUBCLASSES}
+    ours = {kind for kind in below(errors.OperationError) if kind.__module__ == errors.__name__}
+    assert ours - tested == {errors.OperationError}, "which is never raised itself"
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [RuntimeError("x"), KeyError("x"), OSError(5, "x"), MemoryError(), ValueError(), EOFError()],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_bug_is_eio_and_the_mount_goes_on(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch, name: str, bug: Exception
+) -> None:
+    """A bug in any operation is EIO, is logged with its traceback, and harms no other one."""
+    method, args, _ = CALLS[name]
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object, **__: object) -> None:
+            raise bug
+
+        patch.setattr(adapter.world.fs, method, fail)
+        code, line = adapter.fails(name, *args)
+    assert code == "EIO"
+    assert line["log_level"] == "error"
+    assert line["exc_info"] is bug
+    assert adapter.look(b"a").st_size == 7
+
+
+def test_a_line_names_only_what_is_known(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line has no empty fields; it has the hint when there is one, and always a reason."""
+
+    def fail(*_: object) -> None:
+        raise errors.AccessDenied(code="AccessDenied", hint="ask the bucket's owner")
+
+    monkeypatch.setattr(adapter.world.fs, "lookup", fail)
+    _, line = adapter.fails("lookup", ROOT, b"a", CTX)
+    assert dict(line) == {
+        "event": "operation failed",
+        "log_level": "warning",
+        "operation": "lookup",
+        "path": "/a",
+        "errno": "EACCES",
+        "reason": "AccessDenied",
+        "s3_code": "AccessDenied",
+        "hint": "ask the bucket's owner",
+    }
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_are_refused(adapter: Adapter, name: str) -> None:
+    """Whatever would change something answers EROFS, without a request."""
+    args, path = CHANGES[name]
+    code, line = adapter.fails(name, *args)
+    assert code == "EROFS"
+    assert (line["path"], line["log_level"]) == (path, "info")
+    assert adapter.world.client.count() == 0
+
+
+@pytest.mark.parametrize("name", [*CALLS, "statfs", "init"])
+def test_the_lock_is_released(adapter: Adapter, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Below the adapter llfuse's lock is free, so one operation's wait blocks no other."""
+    method, args, _ = CALLS.get(name, (name, (CTX,) if name == "statfs" else (), ""))
+    free = []
+
+    def look(*_: object, **__: object) -> Any:
+        free.append(llfuse.lock.acquire(60))
+        llfuse.lock.release()
+        raise errors.NoSuchEntry
+
+    if name == "init":
+        monkeypatch.setattr(adapter.operations, "_on_ready", look)
+    elif name == "statfs":
+        monkeypatch.setattr(llfuse, "StatvfsData", look)
+    else:
+        monkeypatch.setattr(adapter.world.fs, method, look)
+    assert adapter.fails(name, *args)[0] == "ENOENT"
+    assert free == [True]
+    with llfuse.lock:  # and it was taken again, and is free again now
+        pass
+
+
+# --- Where the errors come from ---
+
+
+def always(adapter: Adapter, error: Exception) -> None:
+    adapter.world.client.script = lambda request: Fault(error=error)
+
+
+Failure = Callable[[Adapter], tuple[str, Line]]
+
+
+def absent(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("lookup", ROOT, b"absent", CTX)
+
+
+def too_long(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("lookup", ROOT, b"n" * 256, CTX)
+
+
+def lookup_in_a_file(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("lookup", adapter.look(b"a").st_ino, b"b", CTX)
+
+
+def opendir_of_a_file(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("opendir", adapter.look(b"a").st_ino, CTX)
+
+
+def open_of_a_directory(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("open", adapter.look(b"d").st_ino, os.O_RDONLY, CTX)
+
+
+def open_for_writing(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("open", adapter.look(b"a").st_ino, os.O_RDWR, CTX)
+
+
+def access_for_writing(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("access", adapter.look(b"a").st_ino, os.W_OK, CTX)
+
+
+def no_such_handle(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("read", 99, 0, 10)
+
+
+def no_such_inode(adapter: Adapter) -> tuple[str, Line]:
+    return adapter.fails("getattr", 99, CTX)
+
+
+def replaced(adapter: Adapter) -> tuple[str, Line]:
+    number = adapter.look(b"a").st_ino
+    adapter.world.client.put(b"a", b"new content")
+    return adapter.fails("open", number, os.O_RDONLY, CTX)
+
+
+def replaced_while_open(adapter: Adapter) -> tuple[str, Line]:
+    adapter.world.client.put(b"a", bytes(16 << 20))
+    handle = adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
+    adapter.world.client.put(b"a", b"new content")
+    return adapter.fails("read", handle, 12 << 20, 10)
+
+
+def deleted(adapter: Adapter) -> tuple[str, Line]:
+    number = adapter.look(b"a").st_ino
+    adapter.world.client.delete(b"a")
+    return adapter.fails("open", number, os.O_RDONLY, CTX)
+
+
+def deleted_while_open(adapter: Adapter) -> tuple[str, Line]:
+    adapter.world.client.put(b"a", bytes(16 << 20))
+    handle = adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
+    adapter.world.client.delete(b"a")
+    return adapter.fails("read", handle, 12 << 20, 10)
+
+
+def archived(adapter: Adapter) -> tuple[str, Line]:
+    adapter.world.client.put(b"a", b"cold", storage_class="GLACIER")
+    return adapter.fails("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
+
+
+def forbidden(adapter: Adapter) -> tuple[str, Line]:
+    always(adapter, errors.AccessDenied("no", code="AccessDenied", request_id=REQUEST_ID))
+    return adapter.fails("lookup", ROOT, b"a", CTX)
+
+
+def no_bucket(adapter: Adapter) -> tuple[str, Line]:
+    always(adapter, errors.BucketNotFound("no", code="NoSuchBucket", request_id=REQUEST_ID))
+    handle = adapter("opendir", ROOT, CTX)
+    return adapter.fails("readdir", handle, 0)
+
+
+def broken_listing(adapter: Adapter) -> tuple[str, Line]:
+    adapter.world.client.inject("list", Fault(error=errors.S3Error("odd", code="InvalidArgument")))
+    handle = adapter("opendir", ROOT, CTX)
+    return adapter.fails("readdir", handle, 0)
+
+
+def going_away(adapter: Adapter) -> tuple[str, Line]:
+    adapter.world.stopping.set()
+    adapter.world.client.interrupt()
+    return adapter.fails("lookup", ROOT, b"a", CTX)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "path", "more"),
+    [
+        (absent, "ENOENT", "/absent", {"log_level": "debug"}),
+        (too_long, "ENAMETOOLONG", "/" + "n" * 256, {}),
+        (lookup_in_a_file, "ENOTDIR", "/a/b", {}),
+        (opendir_of_a_file, "ENOTDIR", "/a", {}),
+        (open_of_a_directory, "EISDIR", "/d/", {}),
+        (open_for_writing, "EROFS", "/a", {"log_level": "info"}),
+        (access_for_writing, "EROFS", "/a", {"log_level": "info"}),
+        (no_such_handle, "EBADF", "<handle 99>", {}),
+        (no_such_inode, "ESTALE", "<inode 99>", {}),
+        (replaced, "ESTALE", "/a", {"log_level": "debug"}),
+        (replaced_while_open, "ESTALE", "/a",
+         {"s3_code": "PreconditionFailed", "s3_status": 412, "request_id": REQUEST_ID}),
+        (deleted, "ENOENT", "/a", {"log_level": "debug"}),
+        (deleted_while_open, "ENOENT", "/a",
+         {"s3_code": "NoSuchKey", "s3_status": 404, "request_id": REQUEST_ID}),
+        (archived, "EACCES", "/a", {"hint": "restore it first: aws s3api restore-object"}),
+        (forbidden, "EACCES", "/a", {"s3_code": "AccessDenied", "request_id": REQUEST_ID}),
+        (no_bucket, "ENOENT", "/", {"s3_code": "NoSuchBucket", "log_level": "warning"}),
+        (broken_listing, "EIO", "/", {"s3_code": "InvalidArgument", "log_level": "warning"}),
+        (going_away, "EIO", "/a", {"log_level": "info"}),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)  # fmt: skip
+def test_failures(
+    adapter: Adapter, failure: Failure, code: str, path: str, more: dict[str, Any]
+) -> None:
+    """Each thing that can go wrong has its errno, and one line that says where and why."""
+    answered, line = failure(adapter)
+    assert answered == code
+    assert line["path"] == path
+    assert more.items() <= line.items()
+
+
+@pytest.mark.parametrize("error", [errors.ServerFault, errors.Throttled, errors.TransportFault])
+@pytest.mark.parametrize("where", ["lookup", "open", "read", "readdir"])
+def test_when_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
+    """Throttling and server faults are retried, and then EIO with S3's code, never ENOENT."""
+    with mounted({b"a": b"1" * (16 << 20)}, total_s=0.15) as world:
+        adapter = Adapter(world)
+        number = adapter.look(b"a").st_ino
+        if where == "read":
+            handle = adapter("open", number, os.O_RDONLY, CTX)
+        directory = adapter("opendir", ROOT, CTX)
+        always(adapter, error("no", **DETAILS))
+        before = world.client.count()
+        match where:
+            case "lookup":
+                code, line = adapter.fails("lookup", ROOT, b"a", CTX)
+            case "open":
+                code, line = adapter.fails("open", number, os.O_RDONLY, CTX)
+            case "read":
+                code, line = adapter.fails("read", handle, 12 << 20, 10)
+            case _:
+                code, line = adapter.fails("readdir", directory, 0)
+        assert code == "EIO"
+        assert (line["s3_code"], line["request_id"]) == ("SlowDown", REQUEST_ID)
+        assert world.client.count() > before + 1
+
+
+# --- What is answered when all is well ---
+
+
+def test_attributes(adapter: Adapter) -> None:
+    """stat(2) sees size, blocks of 512 bytes, times, mode, owner, links; and for how long."""
+    entry = adapter.look(b"a")
+    assert (entry.st_size, entry.st_blocks, entry.st_blksize) == (7, 1, 4096)
+    assert entry.st_mode == stat.S_IFREG | 0o644
+    assert (entry.st_uid, entry.st_gid, entry.st_nlink) == (UID, GID, 1)
+    assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == MTIME_NS
+    assert (entry.attr_timeout, entry.entry_timeout) == (1.0, 1.0)
+    again = adapter("getattr", entry.st_ino, CTX)
+    assert (again.st_ino, again.st_size) == (entry.st_ino, 7)
+    directory = adapter.look(b"d")
+    assert (directory.st_mode, directory.st_nlink) == (stat.S_IFDIR | 0o755, 2)
+    assert adapter.look(b"e").st_blocks == 0
+    adapter.world.client.put(b"f", bytes(513))
+    assert adapter.look(b"f").st_blocks == 2
+
+
+def test_a_file_is_read(adapter: Adapter) -> None:
+    """Open, read and release give the bytes, as a buffer."""
+    handle = adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
+    assert bytes(memoryview(adapter("read", handle, 0, 100))) == b"content"
+    assert bytes(memoryview(adapter("read", handle, 3, 2))) == b"te"
+    assert bytes(memoryview(adapter("read", handle, 7, 2))) == b""
+    adapter("release", handle)
+    assert adapter.fails("read", handle, 0, 1)[0] == "EBADF"
+    assert adapter.world.budget.held_bytes == 0
+
+
+def test_a_directory_is_read(adapter: Adapter) -> None:
+    """readdir gives names, numbers with kinds, and where to go on."""
+    handle = adapter("opendir", ROOT, CTX)
+    known = adapter.look(b"a").st_ino
+    lines = adapter("readdir", handle, 0)
+    assert isinstance(lines, list), "llfuse iterates over it with its lock held"
+    assert [(name, after) for name, _, after in lines] == [
+        (b".", 1), (b"..", 2), (b"a", 3), (b"d", 4), (b"e", 5),
+    ]  # fmt: skip
+    assert lines[2][1].st_ino == known
+    assert [stat.S_ISDIR(entry.st_mode) for _, entry, _ in lines] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert adapter("readdir", handle, 5) == []
+    adapter("releasedir", handle)
+    assert adapter.fails("readdir", handle, 0)[0] == "EBADF"
+
+
+def test_access(adapter: Adapter) -> None:
+    """access answers as llfuse wants it: True or False."""
+    number = adapter.look(b"a").st_ino
+    assert adapter("access", number, os.R_OK, CTX) is True
+    assert adapter("access", number, os.X_OK, CTX) is False
+
+
+def test_statfs(adapter: Adapter) -> None:
+    """A bucket has no end of room and of files; a name has 255 bytes."""
+    stats = adapter("statfs", CTX)
+    assert stats.f_bsize * stats.f_bfree > 1 << 60
+    assert stats.f_bfree == stats.f_bavail == stats.f_blocks
+    assert stats.f_ffree == stats.f_files > 1 << 40
+    assert stats.f_namemax == 255
+    assert adapter.world.client.count() == 0
+
+
+def test_forget(adapter: Adapter) -> None:
+    """The kernel forgets several inodes at once; one that is unknown does no harm."""
+    first, second = adapter.look(b"a").st_ino, adapter.look(b"e").st_ino
+    adapter("forget", [(first, 1), (12345, 3), (second, 1), (ROOT, 1)])
+    for number in (first, second):
+        assert adapter.fails("getattr", number, CTX)[0] == "ESTALE"
+    assert adapter("getattr", ROOT, CTX).st_ino == ROOT
+
+
+def test_init(adapter: Adapter) -> None:
+    """When the kernel has said hello, it is said that the mount serves."""
+    adapter("init")
+    assert adapter.ready == 1
+
+
+def test_operations_in_threads(adapter: Adapter) -> None:
+    """While one operation waits for S3, others are served."""
+    waiting = threading.Event()
+    go_on = threading.Event()
+    number = adapter.look(b"a").st_ino
+
+    def script(request: Any) -> None:
+        if request.kind == "list" and not waiting.is_set():
+            waiting.set()
+            assert go_on.wait(60)
+
+    adapter.world.client.script = script
+    handle = adapter("opendir", ROOT, CTX)
+    found: list[Any] = []
+    slow = threading.Thread(target=lambda: found.append(adapter("readdir", handle, 0)))
+    slow.start()
+    assert waiting.wait(60)
+    opened = adapter("open", number, os.O_RDONLY, CTX)
+    assert bytes(adapter("read", opened, 0, 10)) == b"content"
+    assert found == []
+    go_on.set()
+    slow.join(60)
+    assert len(found[0]) == 5
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31m", "ü".encode()])
+def test_odd_names_in_log_lines(adapter: Adapter, name: bytes) -> None:
+    """Whatever bytes a name has, its failure is one line with a path that can be printed."""
+    code, line = adapter.fails("lookup", ROOT, name, CTX)
+    assert code == "ENOENT"
+    assert line["path"] == "/" + name.decode("utf-8", "backslashreplace")
