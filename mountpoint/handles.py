@@ -5,6 +5,8 @@ import threading
 import time
 from typing import Generic, NewType, Protocol, TypeVar
 
+import structlog
+
 from mountpoint.errors import BadAnswer, BadHandle
 from mountpoint.inodes import Inode
 from mountpoint.listings import Listings
@@ -12,6 +14,8 @@ from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import ListPage, ObjectClient
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import DirectoryMerge, Entry
+
+log = structlog.get_logger(__name__)
 
 HandleNumber = NewType("HandleNumber", int)
 
@@ -111,11 +115,6 @@ class DirectoryHandle:
             self._read_page(listing)
         return listing.entries[position : position + count]
 
-    @property
-    def unnameable(self) -> int:
-        """Keys of this directory that Linux cannot name."""
-        return self._listing.merge.unnameable
-
     def _read_page(self, listing: "_Listing") -> None:
         asked_at_s = time.monotonic()
         token = listing.token
@@ -126,6 +125,16 @@ class DirectoryHandle:
             held_since_s = listing.held_since_s
             certain = listing.add(page, asked_at_s)
         self._listings.add(self.inode.key, certain, min(held_since_s, asked_at_s))
+        prefix = self.inode.key.decode("utf-8", "backslashreplace")
+        if page.skipped:
+            log.warning(
+                "entries of a listing made no sense and were left out",
+                prefix=prefix,
+                count=page.skipped,
+            )
+        hidden = listing.merge.unnameable
+        if page.next_token is None and hidden:
+            log.debug("keys that cannot be names are not shown", prefix=prefix, count=hidden)
 
 
 class _Listing:

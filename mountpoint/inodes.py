@@ -5,10 +5,12 @@ many lookups as it made. Every *version* of an object (its ETag) has an inode nu
 own, because the kernel keeps the pages of a number across opens: so cached pages are never
 those of another version. Directories have one number each.
 
-`current` maps a name to the inode of its newest known version; an older version lives on
-under its number while the kernel or an open handle holds it.
+A number is a digest of key and version. So a listing shows the number that a lookup will
+give, and a file has the same number in every mount, without anything being remembered. Two
+live inodes never share a number: the second takes the next free one.
 """
 
+import hashlib
 import threading
 from dataclasses import dataclass
 from typing import NewType
@@ -71,8 +73,6 @@ class InodeTable:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._inodes: dict[InodeNumber, Inode] = {ROOT: self.root}
-        self._current: dict[tuple[InodeNumber, bytes], Inode] = {}
-        self._last = int(ROOT)
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -87,24 +87,20 @@ class InodeTable:
     def looked_up(self, parent: Inode, entry: Entry, fresh_until_s: float) -> Inode:
         """Return the inode of `entry`, counting one lookup; a new version is a new inode."""
         with self._lock:
-            inode = self._current.get((parent.number, entry.name))
-            if inode is None or not inode.is_version(entry):
-                inode = self._add(parent, entry)
+            number = self._number(parent, entry)
+            inode = self._inodes.get(number)
+            if inode is None:
+                inode = Inode(number, parent.number, entry.name, _key(parent, entry), entry.info)
+                self._inodes[number] = inode
             inode.info = entry.info  # same version; a copy of equal content has a new mtime
             inode.fresh_until_s = max(fresh_until_s, inode.fresh_until_s)
             inode.lookups += 1
             return inode
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
-        """Return the number to show for `entry` in a directory, without a lookup.
-
-        That is its inode's if the kernel knows it, else one that nothing has.
-        """
+        """Return the number that a lookup of `entry` would give, without counting one."""
         with self._lock:
-            inode = self._current.get((parent.number, entry.name))
-            if inode is not None and inode.is_version(entry):
-                return inode.number
-            return self._next()
+            return self._number(parent, entry)
 
     def opened(self, inode: Inode) -> None:
         """Count an open handle."""
@@ -130,26 +126,31 @@ class InodeTable:
         """Raise AssertionError if an invariant is broken."""
         with self._lock:
             for number, inode in self._inodes.items():
-                assert inode.number == number <= self._last
+                assert inode.number == number
                 assert inode.lookups > 0 or inode.opens > 0, inode
-            for (parent, name), inode in self._current.items():
-                assert self._inodes[inode.number] is inode
-                assert (inode.parent, inode.name) == (parent, name)
 
-    def _add(self, parent: Inode, entry: Entry) -> Inode:
-        key = parent.key + entry.name + (b"/" if entry.info is None else b"")
-        inode = Inode(self._next(), parent.number, entry.name, key, entry.info)
-        self._inodes[inode.number] = inode
-        self._current[parent.number, entry.name] = inode
-        return inode
+    def _number(self, parent: Inode, entry: Entry) -> InodeNumber:
+        """Return the number of the entry's inode, or a free one for it (lock held)."""
+        key = _key(parent, entry)
+        number = digest(key, entry.info)
+        while True:
+            inode = self._inodes.get(InodeNumber(number))
+            if inode is None or (inode.key == key and inode.is_version(entry)):
+                return InodeNumber(number)
+            number += 1
 
     def _drop_unheld(self, inode: Inode) -> None:
-        if inode.lookups > 0 or inode.opens > 0:
-            return
-        self._inodes.pop(inode.number, None)
-        if self._current.get((inode.parent, inode.name)) is inode:
-            del self._current[inode.parent, inode.name]
+        if inode.lookups <= 0 and inode.opens <= 0:
+            self._inodes.pop(inode.number, None)
 
-    def _next(self) -> InodeNumber:
-        self._last += 1
-        return InodeNumber(self._last)
+
+def digest(key: bytes, info: ObjectInfo | None) -> int:
+    """Return a number of 62 bits, above the root's, for a key and a version. Pure."""
+    version = b"" if info is None else f"{info.etag}\n{info.size_bytes}".encode()
+    # A NUL ends the key: none that can be reached has one.
+    value = hashlib.blake2b(key + b"\0" + version, digest_size=8).digest()
+    return (int.from_bytes(value, "little") >> 2) + 2
+
+
+def _key(parent: Inode, entry: Entry) -> bytes:
+    return parent.key + entry.name + (b"/" if entry.info is None else b"")

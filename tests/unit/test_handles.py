@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from mountpoint import handles
 from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, ServerFault
@@ -177,7 +178,6 @@ def test_what_cannot_be_named_is_counted(client: FakeClient) -> None:
         client.put(key, b"")
     opened = Opened(client)
     assert names(opened.read_all()) == [b"a"]
-    assert opened.handle.unnameable == 4
 
 
 class Circle(FakeClient):
@@ -318,3 +318,14 @@ def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyP
         pages = {b"a": 1000.0, b"a-1": 1001.0, b"b": 1002.0, b"c": 1003.0}
         assert all(ages[name] <= pages[name] for name in pages)
         assert ages[b"a"] == 1000.0
+
+
+def test_what_is_left_out_is_logged(client: FakeClient) -> None:
+    """Entries without sense are a warning, keys that cannot be names a debug line, each counted."""
+    infos = [ObjectInfo(key, 1, 0, '"1"') for key in (b"a", b"n" * 256)]
+    answer: Future[ListPage] = Future()
+    answer.set_result(ListPage(infos, [b"/"], None, skipped=3))
+    client.list = lambda *_, **__: answer  # type: ignore[method-assign]
+    with capture_logs() as lines:
+        assert names(Opened(client).read_all()) == [b"a"]
+    assert [(line["log_level"], line["count"]) for line in lines] == [("warning", 3), ("debug", 2)]
