@@ -357,6 +357,18 @@ def test_memory_is_bounded_by_the_window() -> None:
         assert reading.budget.most_bytes <= (8 + 2) * 64 * KIB + 512 * KIB + 128 * KIB + HEAD_BYTES
 
 
+def test_without_memory_nothing_is_read_ahead() -> None:
+    """With no memory left a read fetches what it was asked for, and holds nothing after it."""
+    with Reading(SIZE, part_bytes=8 * MIB, memory_bytes=1) as reading:
+        for offset in range(0, 40 * PAGE, PAGE):
+            reading.check(offset, PAGE)
+            assert reading.budget.held_bytes == 0
+        assert reading.client.ranges() == [
+            (offset, offset + PAGE) for offset in range(0, 40 * PAGE, PAGE)
+        ]
+        assert reading.budget.most_bytes == PAGE
+
+
 # --- Faults ---
 
 FAULTS = {

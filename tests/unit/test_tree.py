@@ -105,6 +105,15 @@ def test_what_cannot_be_named_is_counted(keys: frozenset[bytes], page_size: int)
     assert merge.unnameable == len(left_out)
 
 
+def test_a_marker_is_not_counted() -> None:
+    """The key that is a directory's own prefix is neither a child nor left out."""
+    objects = objects_of(frozenset({b"d/", b"d/a", b"d//", b"d/.."}))
+    merge = DirectoryMerge(b"d/")
+    (page,) = pages_of(objects, b"d/", 10)
+    assert [entry.name for entry in merge.feed(page)] == [b"a"]
+    assert merge.unnameable == 2
+
+
 @settings(deadline=None)
 @given(KEY_SETS, st.integers(0, 2**32), st.integers(1, 5), st.booleans())
 def test_odd_order_makes_no_doubles(
