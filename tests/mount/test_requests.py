@@ -1,0 +1,175 @@
+"""What a real mount asks of S3: signed by whom, with which headers, how often."""
+
+import itertools
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, FaultyProxy
+from tests.mount.mounting import Mount, mounted
+
+pytestmark = pytest.mark.mount
+
+SIZE = 40 << 20
+
+
+@pytest.fixture
+def proxy(store: Store) -> Iterator[FaultyProxy]:
+    """A proxy that sees every request."""
+    with FaultyProxy(store.endpoint_url) as it:
+        yield it
+
+
+@pytest.fixture
+def exchanges(proxy: FaultyProxy) -> list[Exchange]:
+    """The exchanges that the proxy has seen."""
+    seen: list[Exchange] = []
+    proxy.faults.append(seen.append)
+    return seen
+
+
+def header(exchange: Exchange, name: str) -> str | None:
+    """Return a request's header."""
+    found = {key.lower(): value for key, value in exchange.request_headers.items()}
+    return found.get(name.lower())
+
+
+def nobody(store: Store, extra: dict[str, str]) -> Store:
+    """Return the store without the credentials that the environment would give."""
+    return Store(store.endpoint_url, store.bucket, extra)
+
+
+def test_every_request_is_signed(
+    store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
+) -> None:
+    """Each request carries a signature by the right key, and our name."""
+    store.put("requests/file", b"x" * 5000)
+    with mounted(store, folder, endpoint_url=proxy.url) as mount:
+        assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
+        os.listdir(mount.path)
+    assert {exchange.method for exchange in exchanges} == {"GET", "HEAD"}
+    for exchange in exchanges:
+        authorization = header(exchange, "Authorization") or ""
+        assert store.environment["AWS_ACCESS_KEY_ID"] in authorization
+        assert "mount-s3/" in (header(exchange, "User-Agent") or "")
+        assert header(exchange, "x-amz-request-payer") is None
+
+
+def test_requester_pays(
+    store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
+) -> None:
+    """With --requester-pays each request says who pays."""
+    store.put("requests/file", b"x" * 5000)
+    with mounted(store, folder, "--requester-pays", endpoint_url=proxy.url) as mount:
+        assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
+    assert exchanges
+    assert all(header(exchange, "x-amz-request-payer") == "requester" for exchange in exchanges)
+
+
+def test_unsigned(flat_store: Store, folder: Path) -> None:
+    """--no-sign-request signs nothing and looks for no credentials."""
+    flat_store.put("open/file", b"for all")
+    with FaultyProxy(flat_store.endpoint_url) as proxy:
+        seen: list[Exchange] = []
+        proxy.faults.append(seen.append)
+        without = nobody(flat_store, {})
+        with mounted(without, folder, "--no-sign-request", endpoint_url=proxy.url) as mount:
+            assert (mount.path / "open" / "file").read_bytes() == b"for all"
+    assert seen
+    assert all(header(exchange, "Authorization") is None for exchange in seen)
+
+
+@pytest.mark.parametrize("how", ["--profile", "AWS_PROFILE", "default"])
+def test_shared_files(store: Store, folder: Path, how: str) -> None:
+    """Credentials come from the shared files, by option, variable or default profile."""
+    name = "default" if how == "default" else "work"
+    file = folder / "credentials"
+    file.write_text(
+        f"[{name}]\naws_access_key_id = {store.environment['AWS_ACCESS_KEY_ID']}\n"
+        f"aws_secret_access_key = {store.environment['AWS_SECRET_ACCESS_KEY']}\n"
+    )
+    environment = {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    if how == "AWS_PROFILE":
+        environment["AWS_PROFILE"] = "work"
+    options = ["--profile", "work"] if how == "--profile" else []
+    store.put("requests/file", b"by profile")
+    with mounted(nobody(store, environment), folder, *options) as mount:
+        assert (mount.path / "requests" / "file").read_bytes() == b"by profile"
+
+
+def test_credential_process(store: Store, folder: Path) -> None:
+    """Credentials come from a program that the profile names."""
+    program = folder / "program"
+    program.write_text(
+        f"#!{sys.executable}\nimport json\n"
+        "print(json.dumps({'Version': 1,"
+        f" 'AccessKeyId': '{store.environment['AWS_ACCESS_KEY_ID']}',"
+        f" 'SecretAccessKey': '{store.environment['AWS_SECRET_ACCESS_KEY']}'}}))\n"
+    )
+    program.chmod(0o700)
+    config = folder / "config"
+    config.write_text(f"[profile made]\ncredential_process = {program}\n")
+    store.put("requests/file", b"by process")
+    environment = {"AWS_CONFIG_FILE": str(config)}
+    with mounted(nobody(store, environment), folder, "--profile", "made") as mount:
+        assert (mount.path / "requests" / "file").read_bytes() == b"by process"
+
+
+def test_every_range_names_its_version(
+    store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
+) -> None:
+    """Each GET of an object has If-Match; read once in order, each byte is fetched once."""
+    body = random.Random(4).randbytes(SIZE)
+    etag = store.put("requests/large", body)
+    with mounted(store, folder, endpoint_url=proxy.url) as mount:
+        assert (mount.path / "requests" / "large").read_bytes() == body
+    gets = [exchange for exchange in exchanges if exchange.is_data]
+    assert all(header(exchange, "If-Match") == etag for exchange in gets)
+    ranges = sorted(
+        tuple(int(edge) for edge in (header(get, "Range") or "").removeprefix("bytes=").split("-"))
+        for get in gets
+    )
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == SIZE - 1
+    for (_, last), (first, _) in itertools.pairwise(ranges):
+        assert first == last + 1
+
+
+def counts(exchanges: list[Exchange]) -> tuple[int, int, int]:
+    """Return the numbers of HEADs, LISTs and GETs, and begin to count anew."""
+    heads = sum(exchange.method == "HEAD" for exchange in exchanges)
+    lists = sum(exchange.is_list for exchange in exchanges)
+    gets = sum(exchange.is_data for exchange in exchanges)
+    exchanges.clear()
+    return heads, lists, gets
+
+
+def test_how_often(
+    store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
+) -> None:
+    """Listed files cost no lookup, a small file one GET, an unchanged file one HEAD."""
+    for number in range(20):
+        store.put(f"requests/often/{number:02}", b"small")
+
+    def read_all(mount: Mount) -> None:
+        with os.scandir(mount.path) as entries:
+            for entry in entries:
+                entry.stat()
+                assert Path(entry.path).read_bytes() == b"small"
+
+    with mounted(store, folder, "--prefix", "requests/often/", endpoint_url=proxy.url) as mount:
+        counts(exchanges)
+        read_all(mount)
+        assert counts(exchanges) == (0, 1, 20)
+        time.sleep(1.1)
+        read_all(mount)
+        assert counts(exchanges) == (20, 1, 0)
+        time.sleep(1.1)
+        (mount.path / "07").stat()
+        assert counts(exchanges) == (1, 1, 0)
