@@ -15,8 +15,8 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from typing import TypeVar
 
 import awscrt.io
 import awscrt.logging
@@ -41,7 +41,6 @@ from awscrt.io import (
 )
 from awscrt.s3 import (
     S3Client,
-    S3Request,
     S3RequestTlsMode,
     S3RequestType,
     S3ResponseError,
@@ -52,7 +51,6 @@ from awscrt.s3 import (
 from mountpoint import __version__
 from mountpoint.config import ClientConfig
 from mountpoint.errors import (
-    BadAnswer,
     CredentialsUnavailable,
     Interrupted,
     MountError,
@@ -63,13 +61,9 @@ from mountpoint.s3 import wire
 from mountpoint.s3.client import BodySink, ListPage, ObjectInfo, Transfer
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.exchange import Download, Exchange, Headers, Inquiry
 
 T = TypeVar("T")
-Headers = list[tuple[str, str]]
-
-#: The largest answer to a metadata request that is accepted: a LIST page of 1,000 keys of
-#: 1,024 bytes, each byte percent-encoded, with room for the other fields.
-MAX_METADATA_BYTES = 16 << 20
 
 #: The CRT's levels, by the standard library's that include them.
 CRT_LEVELS = (
@@ -138,7 +132,7 @@ class CrtClient:
             self._headers.append(("x-amz-request-payer", "requester"))
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._under_way: set[_Exchange] = set()
+        self._under_way: set[Exchange] = set()
         self._interrupted = False
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
@@ -169,7 +163,7 @@ class CrtClient:
         extra: Headers = [("Range", wire.range_header(start, stop))]
         if if_match is not None:
             extra.append(("If-Match", if_match))
-        download = _Download(self, key, start, stop, sink)
+        download = Download(self, key, start, stop, sink)
         self._send(download, S3RequestType.GET_OBJECT, "GetObject", "GET", target, extra)
         return download
 
@@ -193,13 +187,13 @@ class CrtClient:
         target: str,
         parse: Callable[[int, Headers, bytes], T],
     ) -> "Future[T]":
-        inquiry = _Inquiry(self, operation, parse)
+        inquiry = Inquiry(self, operation, parse)
         self._send(inquiry, S3RequestType.DEFAULT, operation, method, target, [])
         return inquiry.future
 
     def _send(
         self,
-        exchange: "_Exchange",
+        exchange: Exchange,
         request_type: S3RequestType,
         operation: str,
         method: str,
@@ -223,10 +217,10 @@ class CrtClient:
             )
         except AwsCrtError as error:
             exchange.end(TransportFault(f"{operation} could not be sent: {error}"))
-        if exchange.ended:
-            exchange.request = None  # see _Exchange
+        if exchange.ended:  # the answer was faster: see Exchange
+            exchange.request = None
 
-    def first_end(self, exchange: "_Exchange") -> bool:
+    def first_end(self, exchange: Exchange) -> bool:
         """Note the end of an exchange; True the first time."""
         with self._lock:
             if exchange not in self._under_way:
@@ -266,130 +260,6 @@ class CrtClient:
         except CredentialsUnavailable as error:
             return error
         return CredentialsUnavailable("there are no credentials to sign with")
-
-
-class _Exchange:
-    """One request and its answer.
-
-    Request, callbacks and exchange hold each other; `request` is cleared at the end, or
-    every body that ever came would stay in memory.
-    """
-
-    def __init__(self, client: CrtClient) -> None:
-        self.client = client
-        self.request: S3Request | None = None
-        self.ended = False
-        self.status = 0
-        self.headers: Headers = []
-
-    def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
-        """Take the answer's first part."""
-        self.status = status_code
-        self.headers = headers
-
-    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        """Take bytes."""
-        raise NotImplementedError
-
-    def on_done(
-        self,
-        error: BaseException | None = None,
-        error_headers: Headers | None = None,
-        error_body: bytes | None = None,
-        status_code: int | None = None,
-        **_: Any,
-    ) -> None:
-        """Take the end."""
-        self.request = None
-        failure = None
-        if error is not None:
-            failure = self.client.error_of(error, status_code, error_headers, error_body)
-        self.end(failure)
-
-    def end(self, error: Exception | None) -> None:
-        """Deliver the outcome, once."""
-        if self.client.first_end(self):
-            self.deliver(error)
-
-    def deliver(self, error: Exception | None) -> None:
-        """Hand the outcome to who asked."""
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """Stop the request, if it is under way."""
-        request = self.request
-        if request is not None:
-            request.cancel()
-
-
-class _Inquiry(_Exchange, Generic[T]):
-    """A metadata request: the whole answer is parsed into a future."""
-
-    def __init__(
-        self,
-        client: CrtClient,
-        operation: str,
-        parse: Callable[[int, Headers, bytes], T],
-    ) -> None:
-        super().__init__(client)
-        self.operation = operation
-        self.parse = parse
-        self.chunks: list[bytes] = []
-        self.size = 0
-        self.future: Future[T] = Future()
-        self.future.add_done_callback(self._on_future)
-
-    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        self.size += len(chunk)
-        if self.size > MAX_METADATA_BYTES:
-            raise BadAnswer(f"the answer to {self.operation} is over {MAX_METADATA_BYTES} bytes")
-        self.chunks.append(chunk)
-
-    def deliver(self, error: Exception | None) -> None:
-        try:
-            if error is not None:
-                self.future.set_exception(error)
-            else:
-                self.future.set_result(self.parse(self.status, self.headers, b"".join(self.chunks)))
-        except S3Error as failure:
-            self.future.set_exception(failure)
-        except InvalidStateError:
-            pass  # cancelled: nobody waits any more
-
-    def _on_future(self, future: "Future[T]") -> None:
-        if future.cancelled():
-            self.cancel()
-
-
-class _Download(_Exchange):
-    """A ranged GET: bytes go to the sink as they come."""
-
-    def __init__(
-        self, client: CrtClient, key: bytes, start: int, stop: int, sink: BodySink
-    ) -> None:
-        super().__init__(client)
-        self.key = key
-        self.start = start
-        self.stop = stop
-        self.sink = sink
-
-    def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
-        super().on_headers(status_code, headers)
-        if status_code not in (200, 206):
-            return  # the CRT reports it with the body, as an error
-        info = wire.object_info(self.key, status_code, headers)
-        whole = (0, info.size_bytes, info.size_bytes)
-        answered = wire.content_range(headers) if status_code == 206 else whole
-        if answered is None or answered[:2] != (self.start, self.stop):
-            raise BadAnswer(f"asked for bytes {self.start}-{self.stop}, was sent {answered}")
-        self.sink.on_headers(info)
-
-    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        if not self.ended:
-            self.sink.on_body(chunk, offset)
-
-    def deliver(self, error: Exception | None) -> None:
-        self.sink.finish(error)
 
 
 def enable_crt_log(level: int) -> None:

@@ -1,0 +1,161 @@
+"""One request to S3 and its answer: from the client's callbacks to who asked.
+
+Callbacks come on the client's threads, in the order headers, body, done. An exchange ends once:
+by its answer, or because the mount goes away, whichever is first.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Generic, Protocol, TypeVar
+
+from mountpoint.errors import BadAnswer, S3Error
+from mountpoint.s3 import wire
+from mountpoint.s3.client import BodySink, Transfer
+
+T = TypeVar("T")
+Headers = list[tuple[str, str]]
+
+#: The largest answer to a metadata request that is accepted: a LIST page of 1,000 keys of
+#: 1,024 bytes, each byte percent-encoded, with room for the other fields.
+MAX_METADATA_BYTES = 16 << 20
+
+
+class Owner(Protocol):
+    """What an exchange needs of its client."""
+
+    def first_end(self, exchange: "Exchange") -> bool:
+        """Note the end of an exchange; True the first time."""
+
+    def error_of(
+        self, error: BaseException, status: int | None, headers: Headers | None, body: bytes | None
+    ) -> S3Error:
+        """Return what the error of a request means."""
+
+
+class Exchange(ABC):
+    """One request and its answer.
+
+    Request, callbacks and exchange hold each other; `request` is cleared at the end, or
+    every body that ever came would stay in memory.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.request: Transfer | None = None
+        self.ended = False
+        self.status = 0
+        self.headers: Headers = []
+
+    def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
+        """Take the answer's first part."""
+        self.status = status_code
+        self.headers = headers
+
+    @abstractmethod
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Take the next bytes."""
+
+    def on_done(
+        self,
+        error: BaseException | None = None,
+        error_headers: Headers | None = None,
+        error_body: bytes | None = None,
+        status_code: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Take the end."""
+        self.request = None
+        failure = None
+        if error is not None:
+            failure = self.owner.error_of(error, status_code, error_headers, error_body)
+        self.end(failure)
+
+    def end(self, error: Exception | None) -> None:
+        """Deliver the outcome, once."""
+        if self.owner.first_end(self):
+            self.deliver(error)
+
+    @abstractmethod
+    def deliver(self, error: Exception | None) -> None:
+        """Hand the outcome to who asked."""
+
+    def cancel(self) -> None:
+        """Stop the request, if it is under way."""
+        request = self.request
+        if request is not None:
+            request.cancel()
+
+
+class Inquiry(Exchange, Generic[T]):
+    """A metadata request: the whole answer is parsed into a future."""
+
+    def __init__(
+        self, owner: Owner, operation: str, parse: Callable[[int, Headers, bytes], T]
+    ) -> None:
+        super().__init__(owner)
+        self._operation = operation
+        self._parse = parse
+        self._chunks: list[bytes] = []
+        self._size_bytes = 0
+        self.future: Future[T] = Future()
+        self.future.add_done_callback(self._on_future)
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Keep the bytes. Raises BadAnswer when there are too many."""
+        self._size_bytes += len(chunk)
+        if self._size_bytes > MAX_METADATA_BYTES:
+            raise BadAnswer(f"the answer to {self._operation} is over {MAX_METADATA_BYTES} bytes")
+        self._chunks.append(chunk)
+
+    def deliver(self, error: Exception | None) -> None:
+        """Parse the answer into the future, which nobody may wait for any more."""
+        answer = None
+        if error is None:
+            try:
+                answer = self._parse(self.status, self.headers, b"".join(self._chunks))
+            except Exception as failure:
+                error = failure
+        try:
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(answer)  # type: ignore[arg-type]  # parsed: a T
+        except InvalidStateError:
+            pass  # cancelled
+
+    def _on_future(self, future: "Future[T]") -> None:
+        if future.cancelled():
+            self.cancel()
+
+
+class Download(Exchange):
+    """A ranged GET: bytes go to the sink as they come."""
+
+    def __init__(self, owner: Owner, key: bytes, start: int, stop: int, sink: BodySink) -> None:
+        super().__init__(owner)
+        self._key = key
+        self._start = start
+        self._stop = stop
+        self._sink = sink
+
+    def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
+        """Check that the answer is to what was asked. Raises BadAnswer."""
+        super().on_headers(status_code, headers)
+        if status_code not in (200, 206):
+            return  # it comes again with the body, as an error
+        info = wire.object_info(self._key, status_code, headers)
+        whole = (0, info.size_bytes, info.size_bytes)
+        answered = wire.content_range(headers) if status_code == 206 else whole
+        if answered is None or answered[:2] != (self._start, self._stop):
+            raise BadAnswer(f"asked for bytes {self._start}-{self._stop}, was sent {answered}")
+        self._sink.on_headers(info)
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Pass bytes on."""
+        if not self.ended:
+            self._sink.on_body(chunk, offset)
+
+    def deliver(self, error: Exception | None) -> None:
+        """Pass the end on."""
+        self._sink.finish(error)
