@@ -29,12 +29,13 @@ from mountpoint.errors import (
     PreconditionFailed,
     ReadOnly,
     StaleInode,
+    Stalled,
 )
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.listings import Listings
 from mountpoint.reading.stream import Bytes, ReadStream
-from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 
@@ -251,11 +252,12 @@ class FileSystem:
             raise NoSuchEntry()
         asked_at_s = time.monotonic()
         key = directory + name
+        if len(key) > tree.MAX_KEY_BYTES:
+            raise NoSuchEntry("no key is that long")
         heading = self._patience.ask(lambda: self._client.head(key))
-        listing = self._patience.ask(lambda: self._client.list(key + b"/", max_keys=1))
-        below = listing.answer()
+        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/")
         head: ObjectInfo | None = None
-        if not below.objects and not below.prefixes:
+        if not below:
             try:
                 head = heading.answer()
             except NotFound:
@@ -264,6 +266,22 @@ class FileSystem:
         if entry is None:
             raise NoSuchEntry()
         return entry, asked_at_s + self._config.ttl_s
+
+    def _any_below(self, prefix: bytes) -> bool:
+        """Whether any key begins with `prefix`."""
+        tries = self._patience.begin()
+        page = self._first_below(prefix, None)
+        # S3 may send empty pages before the one that matters.
+        while not (page.objects or page.prefixes or page.next_token is None):
+            if tries.left_s() <= 0:
+                raise Stalled("the listing has only empty pages")
+            page = self._first_below(prefix, page.next_token)
+        return bool(page.objects or page.prefixes)
+
+    def _first_below(self, prefix: bytes, token: str | None) -> ListPage:
+        return self._patience.ask(
+            lambda: self._client.list(prefix, token=token, max_keys=1)
+        ).answer()
 
     def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
         """Return a stream of the inode's version, if it is the newest one."""

@@ -7,7 +7,7 @@ from typing import Generic, NewType, Protocol, TypeVar
 
 import structlog
 
-from mountpoint.errors import BadAnswer, BadHandle
+from mountpoint.errors import BadAnswer, BadHandle, Stalled
 from mountpoint.inodes import Inode
 from mountpoint.listings import Listings
 from mountpoint.reading.stream import Bytes, ReadStream
@@ -107,11 +107,14 @@ class DirectoryHandle:
         """Return the entries from `position` on: `count` of them, or up to a page's end.
 
         Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing
-        that goes in circles.
+        that goes in circles, Stalled for one that goes on for too long without an entry.
         """
         with self._lock:
             listing = self._listing
+        tries = self._patience.begin()
         while len(listing.entries) <= position and not listing.complete:
+            if tries.left_s() <= 0:
+                raise Stalled("the listing goes on without an entry")
             self._read_page(listing)
         return listing.entries[position : position + count]
 

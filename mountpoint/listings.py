@@ -39,6 +39,7 @@ class Listings:
         self._pages: deque[_Page] = deque()  # oldest first
         self._of: dict[bytes, list[_Page]] = {}  # oldest first
         self._names = 0
+        self._discarded_at_s: dict[tuple[bytes, bytes], float] = {}  # oldest first
 
     def add(self, directory: bytes, entries: list[Entry], asked_at_s: float) -> None:
         """Note what a page said. `asked_at_s` is the clock when it was asked for."""
@@ -54,17 +55,22 @@ class Listings:
         """Return the entry and until when (on the clock) it may be used, or None."""
         with self._lock:
             self._drop_old()
+            discarded_at_s = self._discarded_at_s.get((directory, name), 0.0)
             for page in reversed(self._of.get(directory, ())):
                 entry = page.entries.get(name)
-                if entry is not None:
+                if entry is not None and page.asked_at_s > discarded_at_s:
                     return entry, page.asked_at_s + self._ttl_s
         return None
 
     def discard(self, directory: bytes, name: bytes) -> None:
-        """Forget a name: it has turned out to be something else."""
+        """Forget a name, which has turned out to be something else.
+
+        Pages that were asked for before count no more for it, also those still on their way.
+        """
         with self._lock:
-            for page in self._of.get(directory, ()):
-                self._names -= page.entries.pop(name, None) is not None
+            self._discarded_at_s.pop((directory, name), None)
+            self._discarded_at_s[directory, name] = self._clock()
+            self._drop_old()
 
     def __len__(self) -> int:
         """Return the number of names remembered."""
@@ -79,6 +85,11 @@ class Listings:
             pages.remove(page)
             if not pages:
                 del self._of[page.directory]
+        while self._discarded_at_s:
+            name, discarded_at_s = next(iter(self._discarded_at_s.items()))
+            if discarded_at_s > oldest:
+                break
+            del self._discarded_at_s[name]
 
 
 def _asked_at_s(page: _Page) -> float:

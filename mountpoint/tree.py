@@ -20,6 +20,9 @@ from mountpoint.s3.client import ListPage, ObjectInfo
 #: NAME_MAX, linux/limits.h
 MAX_NAME_BYTES = 255
 
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+MAX_KEY_BYTES = 1024
+
 
 class Entry(NamedTuple):
     """A child of a directory: a file with its object, or a directory (`info` is None)."""
@@ -42,9 +45,9 @@ def is_name(segment: bytes) -> bool:
     )
 
 
-def decide(name: bytes, head: ObjectInfo | None, below: ListPage) -> Entry | None:
-    """Return what `name` is, from the object of that key and a listing of `key/`."""
-    if below.objects or below.prefixes:
+def decide(name: bytes, head: ObjectInfo | None, below: bool) -> Entry | None:
+    """Return what `name` is: its object, if there is one, and whether any key is below `key/`."""
+    if below:
         return Entry(name, None)
     return None if head is None else Entry(name, head)
 

@@ -4,6 +4,7 @@ import os
 import stat
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from mountpoint.errors import (
     ReadOnly,
     ServerFault,
     StaleInode,
+    Stalled,
 )
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT, InodeNumber
@@ -609,3 +611,48 @@ def test_paths_for_log_lines() -> None:
         handle = world.fs.opendir(number)
         assert world.fs.path_of_handle(handle, directory=True) == "/d/"
         world.fs.releasedir(handle)
+
+
+def test_a_key_as_long_as_keys_can_be() -> None:
+    """Keys have 1,024 bytes at most: a longer path is not there, and nobody is asked."""
+    folders = b"/".join([b"d" * 255] * 4)  # 1,023 bytes
+    deepest = folders[:-1]  # 1,022 bytes: with a slash and a name it is 1,024
+    with mounted({deepest + b"/f": b"x", folders[:-255] + b"n" * 254: b"y"}) as world:
+        parent = world.look(deepest).inode
+        assert world.fs.lookup(parent, b"f").size_bytes == 1
+        asked = world.client.count()
+        with pytest.raises(NoSuchEntry):
+            world.fs.lookup(parent, b"ff")
+        assert world.client.count() == asked
+
+
+class EmptyPages(FakeClient):
+    """A store that sends some empty pages before the one that matters, or nothing else."""
+
+    endless = False
+
+    def list(self, prefix: bytes, **options: Any) -> "Future[ListPage]":
+        token = options.get("token") or "0"
+        if token.isdigit() and (self.endless or int(token) < 3):
+            answer: Future[ListPage] = Future()
+            answer.set_result(ListPage([], [], str(int(token) + 1)))
+            return answer
+        return super().list(prefix, **options | {"token": None})
+
+
+def test_empty_pages() -> None:
+    """Empty pages before the first entry do not hide a directory, from lookup and readdir."""
+    with mounted({b"d/f": b"x"}, client_class=EmptyPages) as world:
+        assert world.names() == [b"d"]
+        world.pass_s(2)
+        assert stat.S_ISDIR(world.look(b"d").mode)
+
+
+def test_empty_pages_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of empty pages without end is given up, not followed for ever."""
+    monkeypatch.setattr(EmptyPages, "endless", True)
+    with mounted({b"d/f": b"x"}, client_class=EmptyPages, total_s=0.2) as world:
+        with pytest.raises(Stalled):
+            world.names()
+        with pytest.raises(Stalled):
+            world.look(b"d")

@@ -85,15 +85,22 @@ def test_an_old_page_that_comes_late_is_not_used_too_long() -> None:
 
 
 def test_discard() -> None:
-    """A name that has turned out to be something else is forgotten, in every page."""
-    listings = Listings(1.0, Clock())
+    """A name that has turned out to be something else is forgotten, in every older page.
+
+    Older is a page that was asked for before, also when it comes later.
+    """
+    clock = Clock()
+    listings = Listings(1.0, clock)
     listings.add(b"d/", names(b"a", b"b"), 99.5)
     listings.add(b"d/", names(b"a"), 99.6)
     listings.discard(b"d/", b"a")
     listings.discard(b"e/", b"a")
     assert listings.find(b"d/", b"a") is None
     assert listings.find(b"d/", b"b") is not None
-    assert len(listings) == 1
+    listings.add(b"d/", names(b"a"), 99.9)
+    assert listings.find(b"d/", b"a") is None
+    listings.add(b"d/", names(b"a"), 100.1)
+    assert listings.find(b"d/", b"a") is not None
 
 
 def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +144,7 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
     clock = Clock()
     listings = Listings(TTL_S, clock)
     pages: list[Page] = []
+    discarded: dict[tuple[bytes, bytes], float] = {}
     for version, step in enumerate(steps):
         match step:
             case ("add", bytes() as directory, int() as ago, set() as found):
@@ -145,9 +153,7 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
                 pages.append(Page(directory, clock.now_s - ago, {e.name: e for e in entries}))
             case ("discard", bytes() as directory, bytes() as name):
                 listings.discard(directory, name)
-                for page in pages:
-                    if page.directory == directory:
-                        page.entries.pop(name, None)
+                discarded[directory, name] = clock.now_s
             case ("pass", int() as seconds):
                 clock.now_s += seconds
         pages = [page for page in pages if page.asked_at_s > clock.now_s - TTL_S]
@@ -157,6 +163,7 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
                 newest = -1.0
                 for page in pages:
                     here = page.directory == directory and name in page.entries
+                    here = here and page.asked_at_s > discarded.get((directory, name), 0.0)
                     if here and page.asked_at_s >= newest:
                         newest = page.asked_at_s
                         expected = (page.entries[name], newest + TTL_S)
@@ -184,7 +191,7 @@ def test_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(listings) == 4 * 500
+    assert len(listings) == 4 * 500 * 2
     clock.now_s = 200.0
     assert listings.find(b"0/", b"1") is None
     assert len(listings) == 0

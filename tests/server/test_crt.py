@@ -1,0 +1,204 @@
+"""The CRT client against real servers: signatures, life of requests, memory."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials as BotocoreCredentials
+
+from mountpoint._fastpath import Part
+from mountpoint.config import ClientConfig, CredentialsConfig
+from mountpoint.errors import Interrupted, NotFound, S3Error
+from mountpoint.s3.credentials import Credentials
+from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.endpoint import Endpoint
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, FaultyProxy, on_data
+
+pytestmark = pytest.mark.server
+
+#: Protection against a hang, not a measure of speed.
+SAFE_S = 30.0
+
+ODD_KEYS = [
+    b"plain",
+    b"with space and+plus",
+    b"per%cent%20",
+    b"//leading//and/double",
+    b"dots/./../x",
+    b"query?a=b&c=d#fragment",
+    "ünïcödé/日本語".encode(),
+    b"control\x01\x7f",
+    b"tilde~-_.parens()*'!",
+    b"trailing/",
+    b"not-utf8\xff\xfe",
+]
+
+
+@pytest.fixture
+def seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A client, through a proxy, and the exchanges that it makes."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    exchanges: list[Exchange] = []
+    credentials = Credentials(CredentialsConfig())
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(exchanges.append)
+        host = urlsplit(proxy.url).netloc
+        endpoint = Endpoint("http", host, f"/{store.bucket}", "us-east-1", "s3", "v4")
+        client = CrtClient(endpoint, credentials, ClientConfig())
+        yield SimpleNamespace(client=client, exchanges=exchanges, proxy=proxy)
+        client.close()
+    credentials.close()
+
+
+def outcome(future: "Future[Any]") -> object:
+    try:
+        return future.result(SAFE_S)
+    except S3Error as error:
+        return error
+
+
+def get(client: CrtClient, key: bytes, start: int, stop: int) -> Part:
+    """Get a range of any version."""
+    part = Part(start, stop, "")
+    part.attach(client.get(key, start, stop, part, if_match=None))
+    return part
+
+
+def check_signature(exchange: Exchange, url: str, secret: str) -> None:
+    """Check that botocore gives the very same request the same signature."""
+    given = {name.lower(): value for name, value in exchange.request_headers.items()}
+    fields = dict(
+        field.strip().split("=", 1)
+        for field in given["authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(",")
+    )
+    key_id, _, region, service, _ = fields["Credential"].split("/")
+    headers = {name: given[name] for name in fields["SignedHeaders"].split(";")}
+    request = AWSRequest(method=exchange.method, url=url + exchange.target, headers=headers)
+    request.context["timestamp"] = given["x-amz-date"]
+    auth = S3SigV4Auth(BotocoreCredentials(key_id, secret), service, region)
+    canonical = auth.canonical_request(request)
+    signature = auth.signature(auth.string_to_sign(request, canonical), request)
+    assert signature == fields["Signature"], canonical
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_signatures(seen: SimpleNamespace, store: Store, key: bytes) -> None:
+    """Whatever the key, requests are signed as botocore signs them: by the path as it is sent."""
+    outcome(seen.client.head(key))
+    outcome(seen.client.list(key, token="token with +/=&", max_keys=7))
+    get(seen.client, key, 0, 10).wait(SAFE_S)
+    assert [exchange.method for exchange in seen.exchanges] == ["HEAD", "GET", "GET"]
+    for exchange in seen.exchanges:
+        secret = store.environment["AWS_SECRET_ACCESS_KEY"]
+        check_signature(exchange, seen.proxy.url, secret)
+
+
+def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:
+    """A finished request, its callbacks and its body go at once, without the cycle collector."""
+    store.put("crt/body", b"x" * 100_000)
+    gc.collect()
+    gc.disable()
+    try:
+        ends = []
+        for _ in range(20):
+            part = get(seen.client, b"crt/body", 0, 100_000)
+            assert part.wait(SAFE_S)
+            sink = Sink()
+            ends.append(weakref.ref(sink))
+            seen.client.get(b"crt/body", 0, 100_000, sink, if_match=None)
+            assert sink.ended.wait(SAFE_S)
+            del sink
+        # The CRT lets go of its callbacks on a thread of its own, a moment after the end.
+        gone = threading.Event()
+        for _ in range(int(SAFE_S / 0.01)):
+            if not any(reference() for reference in ends):
+                break
+            gone.wait(0.01)
+        assert [reference() for reference in ends] == [None] * 20
+    finally:
+        gc.enable()
+
+
+class Sink:
+    """Counts what it is given."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.ends: list[Exception | None] = []
+        self.ended = threading.Event()
+
+    def on_headers(self, info: object) -> None:
+        """Take headers."""
+
+    def on_body(self, chunk: bytes, offset: int) -> None:
+        """Count bytes."""
+        self.received += len(chunk)
+
+    def finish(self, error: Exception | None) -> None:
+        """Take the end."""
+        self.ends.append(error)
+        self.ended.set()
+
+
+def test_cancel(seen: SimpleNamespace, store: Store) -> None:
+    """A cancelled GET ends once, with an error."""
+
+    def silent(exchange: Exchange) -> None:
+        exchange.stall_at = 5
+
+    store.put("crt/cancel", b"x" * 1000)
+    seen.proxy.faults.append(on_data(silent))
+    sink = Sink()
+    transfer = seen.client.get(b"crt/cancel", 0, 1000, sink, if_match=None)
+    transfer.cancel()
+    assert sink.ended.wait(SAFE_S)
+    transfer.cancel()
+    assert len(sink.ends) == 1
+    assert sink.ends[0] is not None
+
+
+def test_interrupt(seen: SimpleNamespace, store: Store) -> None:
+    """Interrupting ends what is under way, and whatever is asked later, with Interrupted."""
+
+    def silent(exchange: Exchange) -> None:
+        exchange.delay_s = SAFE_S
+
+    store.put("crt/interrupt", b"x" * 1000)
+    seen.proxy.faults.append(silent)
+    sink = Sink()
+    seen.client.get(b"crt/interrupt", 0, 1000, sink, if_match=None)
+    future = seen.client.head(b"crt/interrupt")
+    seen.client.interrupt()
+    assert sink.ended.wait(SAFE_S)
+    assert isinstance(sink.ends[0], Interrupted)
+    assert isinstance(future.exception(SAFE_S), Interrupted)
+    later = Sink()
+    seen.client.get(b"crt/interrupt", 0, 1000, later, if_match=None)
+    assert isinstance(later.ends[0], Interrupted)
+    assert isinstance(seen.client.list(b"").exception(SAFE_S), Interrupted)
+
+
+def test_cancelled_future(seen: SimpleNamespace) -> None:
+    """A metadata request whose future is cancelled does no harm when its answer comes."""
+    future = seen.client.head(b"crt/nothing")
+    future.cancel()
+    assert isinstance(outcome(seen.client.head(b"crt/nothing")), NotFound)
+
+
+def test_error_details(seen: SimpleNamespace) -> None:
+    """A refusal carries S3's code and status, and the request's id."""
+    part = get(seen.client, b"crt/nothing", 0, 10)
+    assert part.wait(SAFE_S)
+    assert isinstance(part.error, NotFound)
+    assert (part.error.code, part.error.status) == ("NoSuchKey", 404)
+    assert part.error.request_id
