@@ -255,7 +255,7 @@ def main(**options: Any) -> None:
     config = make_config(**options)
     done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
     log_hint = logs.where(config.log)
-    if not config.foreground:
+    if not config.log.foreground:
         daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
         return
@@ -321,7 +321,6 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             throughput_gbps=options["throughput_gbps"],
             part_size_bytes=part_size,
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
-            total_timeout_s=timeout,
         ),
         read=ReadConfig(part_size_bytes=min(part_size, MAX_READ_PART_BYTES), timeout_s=timeout),
         log=LogConfig(
@@ -329,7 +328,6 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             filter=os.environ.get("MOUNTPOINT_LOG") or None,
             **_same(options, "foreground", "debug", "debug_crt", "no_log"),
         ),
-        foreground=options["foreground"],
     )
 
 

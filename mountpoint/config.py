@@ -109,7 +109,7 @@ class ClientConfig:
     """How to talk to S3.
 
     `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
-    request; `total_timeout_s` bounds a request with all its retries.
+    request, each without retries.
     """
 
     throughput_gbps: float = 10.0
@@ -117,7 +117,6 @@ class ClientConfig:
     ca_bundle: str | None = None
     connect_timeout_ms: int = 5_000
     try_timeout_s: float = 10.0
-    total_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         # The reference starts at 1; a slow line is worth telling about, too.
@@ -135,7 +134,8 @@ class ReadConfig:
 
     `part_size_bytes` is the largest single GET, `memory_bytes` the budget of all buffers,
     `stall_s` how long a GET may be silent before it is issued again (`reading.stream` adds
-    time for its size), `timeout_s` how long a read may take with all retries.
+    time for its size), `timeout_s` how long a read, or any other operation that waits for
+    S3, may take with all retries.
     """
 
     part_size_bytes: int = 8 * MIB
@@ -189,7 +189,7 @@ class MountConfig:
 class LogConfig:
     """Where log lines go and which ones.
 
-    `filter` is the text of MOUNTPOINT_LOG, or None. `directory` None means syslog, or
+    `foreground` is also whether the program stays there. `filter` is the text of MOUNTPOINT_LOG, or None. `directory` None means syslog, or
     stderr in the foreground.
     """
 
@@ -219,4 +219,3 @@ class Config:
     client: ClientConfig = field(default_factory=ClientConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    foreground: bool = False
