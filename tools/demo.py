@@ -60,7 +60,6 @@ def run(keep: bool) -> None:
     if stop():
         say("Stopped", "what an earlier demo had left")
     FOLDER.mkdir(parents=True)
-    kept = False
     try:
         free = shutil.disk_usage(FOLDER).free
         if free < DISK_NEEDED_BYTES:
@@ -81,12 +80,14 @@ def run(keep: bool) -> None:
                 say("Identical", f"all {len(files) + 1} files; {seconds:.0f} s in all")
                 if keep:
                     leave(server)
-                    kept = True
                     return
                 mounting.unmount(MOUNT)
-    finally:
-        if not kept:
+    except BaseException:
+        # Whatever hinders the removal, the error that came before it is the one to tell.
+        with contextlib.suppress(DemoError, OSError):
             remove_folder()
+        raise
+    remove_folder()
     say("Unmounted", "and stopped the server; nothing is left behind")
 
 
