@@ -189,8 +189,8 @@ class MountConfig:
 class LogConfig:
     """Where log lines go and which ones.
 
-    `foreground` is also whether the program stays there. `filter` is the text of MOUNTPOINT_LOG, or None. `directory` None means syslog, or
-    stderr in the foreground.
+    `directory` None means syslog, or stderr in the foreground; `foreground` is also whether
+    the program stays there. `filter` is the text of MOUNTPOINT_LOG, or None.
     """
 
     directory: str | None = None
