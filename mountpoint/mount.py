@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import stat
-import sys
 import threading
 from collections.abc import Callable
 
@@ -90,7 +89,7 @@ def _serve(
         ),
     )
     directory = config.mount.directory
-    watcher.mounting(directory, interrupt)
+    watcher.mounting(interrupt)
     try:
         llfuse.init(Operations(filesystem, ready), directory, mount_options(config.mount))
     except RuntimeError as error:
@@ -205,14 +204,12 @@ def _users_may_allow_other() -> bool:
 
 def _mount_points() -> set[str]:
     """Return all mount points that this process sees (proc_pid_mountinfo(5))."""
-    with open(
-        "/proc/self/mountinfo", encoding=sys.getfilesystemencoding(), errors="surrogateescape"
-    ) as file:
-        fields = [line.split()[4] for line in file]
-    return {_unescaped(field) for field in fields}
+    # Bytes: of what str takes for a space or the end of a line, only four are escaped there.
+    with open("/proc/self/mountinfo", "rb") as file:
+        return {_unescaped(line.split(b" ")[4]) for line in file}
 
 
-def _unescaped(field: str) -> str:
-    for code in ("040", "011", "012", "134"):  # space, tab, newline, backslash
-        field = field.replace("\\" + code, chr(int(code, 8)))
-    return field
+def _unescaped(field: bytes) -> str:
+    for code in (b"040", b"011", b"012", b"134"):  # space, tab, newline, backslash
+        field = field.replace(b"\\" + code, bytes([int(code, 8)]))
+    return os.fsdecode(field)

@@ -111,11 +111,11 @@ def unmount(directory: Path) -> None:
 def is_mounted(directory: Path) -> bool:
     """Tell whether something is mounted there, also if it no longer answers."""
     # The kernel's table, because os.path.ismount takes a dead mount for none.
-    escaped = str(directory)
-    for character in "\\ \t\n":
-        escaped = escaped.replace(character, f"\\{ord(character):03o}")
-    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return any(line.split(" ")[4] == escaped for line in mounts)
+    escaped = os.fsencode(directory)
+    for character in b"\\ \t\n":
+        escaped = escaped.replace(bytes([character]), b"\\%03o" % character)
+    mounts = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+    return any(line.split(b" ")[4:5] == [escaped] for line in mounts)
 
 
 def log_tail(log_directory: Path) -> str:

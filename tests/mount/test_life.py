@@ -112,6 +112,26 @@ def test_relative_directory(store: Store, folder: Path) -> None:
         clean_up(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["a b,c", "back\\slash\\040", "tab\tline\n", "return\r", "no-break\u00a0", "raw\udcff"]
+)
+def test_odd_directory(store: Store, folder: Path, name: str) -> None:
+    """Any directory can be mounted on, is known to be a mount point, and is freed again."""
+    path = folder / name
+    path.mkdir()
+    try:
+        for expected in (0, 1):
+            result = run(store.bucket, path, *store_options(store), env=store.environment)
+            assert result.returncode == expected, result.stderr
+        assert "is already a mount point" in result.stderr
+        (pid,) = mount_processes(path)
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not mount_processes(path))
+        assert not is_mounted(path)
+    finally:
+        clean_up(path)
+
+
 def test_unmount_while_reading(store: Store, folder: Path) -> None:
     """A plain unmount of a mount in use is refused; a signal ends it under its readers."""
     store.put("life/large", os.urandom(64 << 20))
