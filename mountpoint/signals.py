@@ -3,12 +3,16 @@
 llfuse's own handlers only set a flag; its main loop then joins its workers, which may be in
 a wait of up to a minute. So these signals are blocked in every thread, from before the
 first one starts, and one thread takes them with sigwait: it first ends all waits, then lets
-llfuse's handler run (on itself), and nudges the main loop until it has ended.
+llfuse's handler run (on itself), and nudges llfuse's threads until the main loop has ended.
+
+This process must never wait on its own mount, least of all here: a worker that reads a
+request after the flag is set drops it without an answer, and whoever made the request then
+waits where not even SIGKILL helps.
 
 Before there is a mount the process just ends: there is nothing to clean up.
 """
 
-import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -20,9 +24,12 @@ log = structlog.get_logger(__name__)
 
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
-#: How often the main loop is nudged. A nudge is lost when it comes between the loop's look
-#: at its flag and its next system call.
+#: How often llfuse's threads are nudged. A nudge is lost when it comes between a thread's look
+#: at the flag and its next system call.
 NUDGE_S = 0.05
+
+#: The threads that llfuse starts for requests are named so.
+WORKERS = "fuse-worker-"
 
 
 class SignalWatcher:
@@ -31,7 +38,6 @@ class SignalWatcher:
     def __init__(self) -> None:
         # mutable
         self._interrupt: Callable[[], None] | None = None
-        self._directory = ""
         self._serving = threading.Event()
         self._ended = threading.Event()
         # constants
@@ -41,9 +47,8 @@ class SignalWatcher:
         signal.signal(signal.SIGUSR1, _nothing)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
-    def mounting(self, directory: str, interrupt: Callable[[], None]) -> None:
+    def mounting(self, interrupt: Callable[[], None]) -> None:
         """From now on a signal has to unmount: it calls `interrupt` and ends the loop."""
-        self._directory = directory
         self._interrupt = interrupt
 
     def serving(self) -> None:
@@ -65,9 +70,18 @@ class SignalWatcher:
         signal.pthread_kill(threading.get_ident(), number)
         while not self._ended.wait(NUDGE_S):
             signal.pthread_kill(self._main, signal.SIGUSR1)
-            # Any request wakes a worker that waits for one and has missed its own nudge.
-            with contextlib.suppress(OSError):
-                os.statvfs(self._directory)
+            for thread in threading.enumerate():
+                if thread.name.startswith(WORKERS) and thread.native_id is not None:
+                    _nudge(thread.native_id)
+
+
+def _nudge(native_id: int) -> None:
+    """Send SIGUSR1 to a thread of this process that may have ended.
+
+    By its number, because pthread_kill(3) of a thread that was joined is undefined. glibc has
+    tgkill(2) since 2.30.
+    """
+    ctypes.CDLL(None).tgkill(os.getpid(), native_id, signal.SIGUSR1)
 
 
 def _nothing(*_: object) -> None:
