@@ -169,7 +169,10 @@ def test_how_often(
         assert counts(exchanges) == (0, 1, 20)
         time.sleep(1.1)
         read_all(mount)
-        assert counts(exchanges) == (20, 1, 0)
+        heads, lists, gets = counts(exchanges)
+        assert (heads, lists) == (20, 1)
+        # The kernel may have given up some pages meanwhile, but hardly all.
+        assert gets < 20
         time.sleep(1.1)
         (mount.path / "07").stat()
         assert counts(exchanges) == (1, 1, 0)
