@@ -157,7 +157,10 @@ def _termination_raises() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ending = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        ending.append(signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in ending}
     try:
         yield
     finally:
@@ -217,6 +220,9 @@ def _child(work: Callable[[Callable[[], None]], int], writer: int, log_hint: str
     code = 1
     try:
         os.setsid()
+        for number in (signal.SIGINT, signal.SIGHUP):
+            # What is ignored is about a terminal, which this process leaves.
+            signal.signal(number, signal.SIG_DFL)
         _close_inherited()
         _replace(0)
         code = work(status.ready)

@@ -9,7 +9,8 @@ This process must never wait on its own mount, least of all here: a worker that 
 request after the flag is set drops it without an answer, and whoever made the request then
 waits where not even SIGKILL helps.
 
-Before there is a mount the process just ends: there is nothing to clean up.
+Before there is a mount the process just ends: there is nothing to clean up. A SIGHUP or SIGINT
+that the caller has us ignore (nohup, a script's `&`) stays ignored.
 """
 
 import ctypes
@@ -42,6 +43,10 @@ class SignalWatcher:
         self._ended = threading.Event()
         # constants
         self._main = threading.get_ident()
+        # A blocked signal waits to be taken even when it is ignored (sigwait(3)); and llfuse
+        # will not leave it ignored.
+        ignored = {each for each in ENDING if signal.getsignal(each) == signal.SIG_IGN}
+        self._taken = ENDING - ignored | {signal.SIGTERM}
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         # llfuse puts back what was here before it, and a nudge may come late.
         signal.signal(signal.SIGUSR1, _nothing)
@@ -60,7 +65,7 @@ class SignalWatcher:
         self._ended.set()
 
     def _watch(self) -> None:
-        number = signal.sigwait(ENDING)
+        number = signal.sigwait(self._taken)
         if self._interrupt is None:
             os._exit(128 + number)
         log.info("ending the mount", signal=signal.Signals(number).name)

@@ -74,25 +74,51 @@ def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
         clean_up(path)
 
 
+def foreground(store: Store, path: Path, signals: str) -> "subprocess.Popen[str]":
+    """Run the program in the foreground, with signals as env(1) sets them."""
+    options = ["--foreground", "--debug", *store_options(store)]
+    return subprocess.Popen(
+        ["env", signals, PROGRAM, store.bucket, path, *options],
+        env=environment(store.environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_foreground(store: Store, folder: Path, ending: str) -> None:
     """In the foreground the program runs until it is ended, and then returns 0."""
     store.put("life/file", b"alive")
     path = folder / "mnt"
     path.mkdir()
-    program = subprocess.Popen(
-        [PROGRAM, store.bucket, path, "--foreground", *store_options(store)],
-        env=environment(store.environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    program = foreground(store, path, "--default-signal=HUP,INT")
     try:
         eventually(lambda: is_mounted(path))
         assert (path / "life" / "file").read_bytes() == b"alive"
         ENDINGS[ending](program.pid, path)
         output, _ = program.communicate(timeout=20)
         assert program.returncode == 0, output
+        assert not is_mounted(path)
+    finally:
+        program.kill()
+        program.wait()
+        clean_up(path)
+
+
+def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
+    """`nohup mount-s3 --foreground` outlives its terminal, and still ends by SIGTERM."""
+    path = folder / "mnt"
+    path.mkdir()
+    program = foreground(store, path, "--ignore-signal=HUP,INT")
+    try:
+        eventually(lambda: is_mounted(path))
+        program.send_signal(signal.SIGHUP)
+        program.send_signal(signal.SIGINT)
+        program.send_signal(signal.SIGTERM)
+        output, _ = program.communicate(timeout=20)
+        assert program.returncode == 0, output
+        assert "ending the mount signal=SIGTERM" in output
         assert not is_mounted(path)
     finally:
         program.kill()

@@ -15,6 +15,9 @@ import os, sys, signal, time
 from mountpoint.daemon import run_in_background
 from mountpoint.errors import MountError
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever runs the tests ignores
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def start(work, **options):
     try:
         run_in_background(work, **options)
