@@ -23,7 +23,7 @@ from mountpoint.config import ReadConfig
 from mountpoint.errors import BadHandle, S3Error, Stalled
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
-from mountpoint.window import MIB, Plan, Window
+from mountpoint.window import MIB, PAGE_BYTES, Plan, Window
 
 Bytes = bytes | memoryview | Assembly
 
@@ -35,6 +35,8 @@ PARTS_AHEAD = 8
 WHOLE_BYTES = MIB
 #: Of a larger one the head: one kernel read.
 HEAD_BYTES = 128 * 1024
+#: When there is no memory to fetch ahead: a program may open files by the thousand.
+LEAST_BYTES = PAGE_BYTES
 
 #: The slowest link that is not taken for a stall. The client delivers a part's bytes only
 #: when all of them are there, so silence has to be allowed for as long as they may take.
@@ -83,12 +85,14 @@ class ReadStream:
         when the version is no longer the newest, NotFound when the object is gone. The
         object must not be empty.
         """
-        stop = self._size if self._size <= WHOLE_BYTES else HEAD_BYTES
         tries = self._patience.begin()
+        stop = self._size if self._size <= WHOLE_BYTES else HEAD_BYTES
+        if not self._lease.try_take(stop):
+            stop = min(self._size, LEAST_BYTES)
+            self._lease.take(stop)
         self._window.fetched_head(stop)
         while True:
             with self._lock:
-                self._lease.take(stop)
                 part = self._issue(0, stop, ahead=True)
             part.wait_for_headers(self._time_for(part, tries))
             if part.info is None or part.failed:
@@ -96,6 +100,7 @@ class ReadStream:
             # Also when it came just as it was being given up.
             if part.info is not None and not part.failed:
                 return part.info
+            self._lease.take(stop)
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
@@ -141,6 +146,8 @@ class ReadStream:
         if plan:
             todo = self._window.plan(offset, stop - offset)
             self._drop_behind(offset, stop)
+            # What failed before this read came is no answer to it.
+            self._drop([part for part in self._parts.covering(offset, stop) if part.failed])
         else:
             todo = Plan(offset, stop, self._config.part_size_bytes)
         for start, end in self._parts.gaps(min(todo.start, offset), max(todo.stop, stop)):

@@ -369,6 +369,25 @@ def test_without_memory_nothing_is_read_ahead() -> None:
         assert reading.budget.most_bytes == PAGE
 
 
+def test_open_files_that_nobody_reads_stay_within_the_memory() -> None:
+    """Where there is no memory left, open fetches one page; the bytes are there all the same."""
+    with Reading(WHOLE_BYTES, memory_bytes=WHOLE_BYTES) as reading:
+        other = ReadStream(
+            reading.client,
+            reading.client.info(KEY),
+            config=ReadConfig(),
+            budget=reading.budget,
+            patience=reading.patience,
+        )
+        reading.stream.open()
+        other.open()
+        assert reading.client.ranges() == [(0, WHOLE_BYTES), (0, PAGE)]
+        assert reading.budget.held_bytes == WHOLE_BYTES + PAGE
+        assert bytes(other.read(0, 100_000)) == reading.data[:100_000]
+        other.close()
+        assert reading.budget.held_bytes == WHOLE_BYTES
+
+
 # --- Faults ---
 
 FAULTS = {
@@ -529,6 +548,19 @@ def test_a_failed_read_ahead_costs_nothing_until_wanted() -> None:
         reading.check(request.start, 1000)
         starts = [start for start, _ in reading.client.ranges()]
         assert starts.count(request.start) == 2
+
+
+def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
+    """A refusal of what was fetched ahead (keys that had expired) does not outlast its cause."""
+    with Reading(SIZE) as reading:
+        reading.client.script = lambda request: (
+            Fault(error=AccessDenied("expired")) if request.start >= 64 * KIB else None
+        )
+        reading.check(0, 64 * KIB)
+        reading.quiet()
+        reading.client.script = None
+        for offset in range(64 * KIB, 512 * KIB, 64 * KIB):
+            reading.check(offset, 64 * KIB)
 
 
 def test_what_came_while_it_was_given_up_is_used() -> None:
