@@ -84,8 +84,7 @@ def effective_filter(config: LogConfig) -> Filter:
 def crt_log_level(config: LogConfig) -> int | None:
     """Return the level at which the CRT has to log, or None when it need not.
 
-    A level of `logging`, or `TRACE` (5). `awscrt.logging.init_logging` takes `logging.DEBUG`
-    as the CRT's trace: set the finer step with `awscrt.io.set_log_level`.
+    A level of `logging`, or `TRACE` (5).
     """
     level = effective_filter(config).most_verbose("awscrt")
     return level if level < OFF else None

@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 import awscrt.io
-import awscrt.logging
 from awscrt.auth import (
     AwsCredentials,
     AwsCredentialsProvider,
@@ -57,7 +56,7 @@ from mountpoint.errors import (
     S3Error,
     TransportFault,
 )
-from mountpoint.s3 import wire
+from mountpoint.s3 import crt_log, wire
 from mountpoint.s3.client import BodySink, ListPage, ObjectInfo, Transfer
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.endpoint import Endpoint
@@ -264,9 +263,8 @@ class CrtClient:
 
 def enable_crt_log(level: int) -> None:
     """Send the CRT's own log to the standard library's loggers `awscrt.*`, once a process."""
-    awscrt.logging.init_logging(logging.DEBUG)
-    # init_logging takes DEBUG as the CRT's trace, which is ten times as much.
-    awscrt.io.set_log_level(next(name for least, name in CRT_LEVELS if level >= least))
+    crt_level = next(name for least, name in CRT_LEVELS if level >= least)
+    crt_log.relay(lambda path: awscrt.io.init_logging(crt_level, path))
 
 
 def _tls_mode(endpoint: Endpoint) -> S3RequestTlsMode:

@@ -35,6 +35,7 @@ LAYERS = (
     "mountpoint.s3.credentials",
     "mountpoint.s3.retry",
     "mountpoint.s3.exchange",
+    "mountpoint.s3.crt_log",
     "mountpoint.s3.crt",
     "mountpoint.s3.connect",
     "mountpoint._fastpath",

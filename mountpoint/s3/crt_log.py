@@ -1,0 +1,52 @@
+"""The CRT's own log: from lines of text to the standard library's loggers `awscrt.*`.
+
+awscrt can also call Python for each line (`awscrt.logging`), but the CRT logs while it holds
+locks of its own. Who logs then waits for the GIL, and who holds the GIL and makes a request
+waits for that lock: a deadlock for good, in a moment where eight programs read at once (awscrt
+0.38). So the CRT writes to a pipe, which it does from a thread that nothing waits for, and a
+thread of ours reads it.
+"""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+
+LEVELS = {
+    "FATAL": logging.CRITICAL,
+    "ERROR": logging.ERROR,
+    "WARN": logging.WARNING,
+    "INFO": logging.INFO,
+    "DEBUG": logging.DEBUG,
+    "TRACE": logging.DEBUG,
+}
+#: [LEVEL] [time] [thread] [subject] - text
+HEAD = re.compile(r"\[([A-Z]+)\] \[[^]]*\] \[[^]]*\] \[([^]]*)\] - ")
+
+
+def relay(start: Callable[[str], None]) -> None:
+    """Have `start` begin logging to the path it is called with, and log what is written there."""
+    reader, writer = os.pipe()
+    try:
+        start(f"/proc/self/fd/{writer}")
+    finally:
+        os.close(writer)  # the path has been opened
+    threading.Thread(target=_log_pipe, args=(reader,), name="awscrt-log", daemon=True).start()
+
+
+def _log_pipe(reader: int) -> None:
+    with open(reader, encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
+        log_lines(lines)
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """Log each line. One without a head (a request, say) goes on with the message before it."""
+    logger, level = logging.getLogger("awscrt"), logging.DEBUG
+    for line in lines:
+        head = HEAD.match(line)
+        if head is not None:
+            logger = logging.getLogger(f"awscrt.{head.group(2)}")
+            level = LEVELS.get(head.group(1), logging.DEBUG)
+            line = line[head.end() :]
+        logger.log(level, "%s", line.rstrip("\n"))

@@ -1,0 +1,79 @@
+"""The CRT's log: from its lines to our loggers."""
+
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mountpoint.s3 import crt_log
+
+LINES = [
+    "began before us\n",
+    "[INFO] [2026-11-22T17:33:31Z] [00007febb9c6cb80] [S3Client] - id=0x1: made - [so] to speak\n",
+    "[TRACE] [2026-11-22T17:33:31Z] [00007febb9c6cb80] [AuthSigning] - canonical request GET\n",
+    "host:127.0.0.1\n",
+    "\n",
+    "[FATAL] [2026-11-22T17:33:31Z] [00007febb9c6cb80] [dns] - gone\n",
+]
+
+
+@pytest.fixture(autouse=True)
+def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="awscrt")
+
+
+def test_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Each line has its subject's logger and its level; one without a head has the last one's."""
+    crt_log.log_lines(LINES)
+    assert caplog.record_tuples == [
+        ("awscrt", logging.DEBUG, "began before us"),
+        ("awscrt.S3Client", logging.INFO, "id=0x1: made - [so] to speak"),
+        ("awscrt.AuthSigning", logging.DEBUG, "canonical request GET"),
+        ("awscrt.AuthSigning", logging.DEBUG, "host:127.0.0.1"),
+        ("awscrt.AuthSigning", logging.DEBUG, ""),
+        ("awscrt.dns", logging.CRITICAL, "gone"),
+    ]
+
+
+def test_relay(caplog: pytest.LogCaptureFixture) -> None:
+    """What is written to the path is logged, whatever it is; the thread ends with the writer."""
+
+    def start(path: str) -> None:
+        Path(path).write_bytes(b"[WARN] [] [] [dns] - \xff 100 %s\nmore\n")
+
+    crt_log.relay(start)
+    for thread in threading.enumerate():
+        if thread.name == "awscrt-log":
+            thread.join(60)
+    assert caplog.record_tuples == [
+        ("awscrt.dns", logging.WARNING, "\\xff 100 %s"),
+        ("awscrt.dns", logging.WARNING, "more"),
+    ]
+
+
+def test_who_makes_a_request_never_waits_for_the_log() -> None:
+    """The CRT logs under locks of its own: to wait there for Python would be a deadlock."""
+    program = """
+import logging, os, threading
+from awscrt.io import EventLoopGroup
+from mountpoint.s3.crt import enable_crt_log
+
+made, logged = threading.Event(), threading.Event()
+
+class Waiting(logging.Handler):
+    def emit(self, record):
+        if not made.wait(20):
+            os._exit(1)
+        logged.set()
+
+logging.getLogger("awscrt").addHandler(Waiting())
+logging.getLogger("awscrt").setLevel(logging.DEBUG)
+enable_crt_log(logging.DEBUG)
+EventLoopGroup(1)
+made.set()
+os._exit(0 if logged.wait(20) else 2)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
