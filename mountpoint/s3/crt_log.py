@@ -4,9 +4,12 @@ awscrt can also call Python for each line (`awscrt.logging`), but the CRT logs w
 locks of its own. Who logs then waits for the GIL, and who holds the GIL and makes a request
 waits for that lock: a deadlock for good, in a moment where eight programs read at once (awscrt
 0.38). So the CRT writes to a pipe, which it does from a thread that nothing waits for, and a
-thread of ours reads it.
+thread of ours reads it. Another one flushes: the CRT writes with stdio, which keeps the last
+4 KiB to itself. When the process ends, what was logged in its last moment may be missing.
 """
 
+import ctypes
+import functools
 import logging
 import os
 import re
@@ -21,6 +24,7 @@ LEVELS = {
     "DEBUG": logging.DEBUG,
     "TRACE": logging.DEBUG,
 }
+FLUSH_S = 0.2
 #: [LEVEL] [time] [thread] [subject] - text
 HEAD = re.compile(r"\[([A-Z]+)\] \[[^]]*\] \[[^]]*\] \[([^]]*)\] - ")
 
@@ -32,12 +36,24 @@ def relay(start: Callable[[str], None]) -> None:
         start(f"/proc/self/fd/{writer}")
     finally:
         os.close(writer)  # the path has been opened
-    threading.Thread(target=_log_pipe, args=(reader,), name="awscrt-log", daemon=True).start()
+    ended = threading.Event()
+    read = functools.partial(_log_pipe, reader, ended)
+    flush = functools.partial(_flush, ended)
+    for work, name in ((read, "awscrt-log"), (flush, "awscrt-flush")):
+        threading.Thread(target=work, name=name, daemon=True).start()
 
 
-def _log_pipe(reader: int) -> None:
+def _log_pipe(reader: int, ended: threading.Event) -> None:
     with open(reader, encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
         log_lines(lines)
+    ended.set()
+
+
+def _flush(ended: threading.Event) -> None:
+    """Flush stdio, in a thread that may wait: a full pipe holds the stream's lock."""
+    libc = ctypes.CDLL(None)
+    while not ended.wait(FLUSH_S):
+        libc.fflush(None)
 
 
 def log_lines(lines: Iterable[str]) -> None:
