@@ -37,7 +37,7 @@ def path(folder: Path) -> Iterator[Path]:
     clean_up(path)
 
 
-def refused(*arguments: str | Path, env: dict[str, str], says: list[str]) -> str:
+def check_refused(*arguments: str | Path, env: dict[str, str], says: list[str]) -> str:
     """Run mount-s3; check that it ends with 1 and one or two lines that say all of `says`."""
     result = run(*arguments, env=env)
     assert result.returncode == 1, result
@@ -55,7 +55,7 @@ def test_directory_missing(store: Store, folder: Path) -> None:
     """A directory that does not exist is named, with the command that makes it."""
     path = folder / "missing"
     arguments = [store.bucket, path, *store_options(store)]
-    refused(*arguments, env=store.environment, says=[str(path), "does not exist", "mkdir"])
+    check_refused(*arguments, env=store.environment, says=[str(path), "does not exist", "mkdir"])
 
 
 def test_not_a_directory(store: Store, folder: Path) -> None:
@@ -63,39 +63,39 @@ def test_not_a_directory(store: Store, folder: Path) -> None:
     path = folder / "file"
     path.write_text("x")
     arguments = [store.bucket, path, *store_options(store)]
-    refused(*arguments, env=store.environment, says=[str(path), "not a directory"])
+    check_refused(*arguments, env=store.environment, says=[str(path), "not a directory"])
 
 
 def test_bucket_missing(store: Store, path: Path) -> None:
     """A bucket that does not exist is named."""
     arguments = ["no-such-bucket-here", path, *store_options(store)]
-    refused(*arguments, env=store.environment, says=["no-such-bucket-here", "does not exist"])
+    check_refused(*arguments, env=store.environment, says=["no-such-bucket-here", "does not exist"])
 
 
 def test_wrong_secret(store: Store, path: Path) -> None:
     """A wrong secret is refused by the server, and said without showing it."""
     env = store.environment | {"AWS_SECRET_ACCESS_KEY": "wrong" * 8}
     arguments = [store.bucket, path, *store_options(store)]
-    refused(*arguments, env=env, says=[store.bucket, "denied", "SignatureDoesNotMatch"])
+    check_refused(*arguments, env=env, says=[store.bucket, "denied", "SignatureDoesNotMatch"])
 
 
 def test_unknown_key(store: Store, path: Path) -> None:
     """An access key that nobody has is refused."""
     env = store.environment | {"AWS_ACCESS_KEY_ID": "AKIANOBODYHASTHISKEY"}
     arguments = [store.bucket, path, *store_options(store)]
-    refused(*arguments, env=env, says=["denied", "InvalidAccessKeyId"])
+    check_refused(*arguments, env=env, says=["denied", "InvalidAccessKeyId"])
 
 
 def test_unsigned_is_refused(store: Store, path: Path) -> None:
     """--no-sign-request on a private bucket is denied."""
     arguments = [store.bucket, path, "--no-sign-request", *store_options(store)]
-    refused(*arguments, env=store.environment, says=["denied"])
+    check_refused(*arguments, env=store.environment, says=["denied"])
 
 
 def test_no_credentials(store: Store, path: Path) -> None:
     """No credentials anywhere: what was looked at, and what to do."""
     arguments = [store.bucket, path, *store_options(store)]
-    refused(*arguments, env={}, says=["credentials", "--no-sign-request"])
+    check_refused(*arguments, env={}, says=["credentials", "--no-sign-request"])
 
 
 def test_expired_credentials(store: Store, path: Path) -> None:
@@ -103,7 +103,7 @@ def test_expired_credentials(store: Store, path: Path) -> None:
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(refuse(400, "ExpiredToken"))
         arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
-        refused(*arguments, env=store.environment, says=["credentials", "ExpiredToken"])
+        check_refused(*arguments, env=store.environment, says=["credentials", "ExpiredToken"])
 
 
 def test_clock(store: Store, path: Path) -> None:
@@ -111,7 +111,7 @@ def test_clock(store: Store, path: Path) -> None:
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(refuse(403, "RequestTimeTooSkewed"))
         arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
-        refused(*arguments, env=store.environment, says=["clock"])
+        check_refused(*arguments, env=store.environment, says=["clock"])
 
 
 def test_unknown_profile(store: Store, path: Path, folder: Path) -> None:
@@ -120,7 +120,7 @@ def test_unknown_profile(store: Store, path: Path, folder: Path) -> None:
     config.write_text("[profile known]\nregion = us-east-1\n")
     env = {"AWS_CONFIG_FILE": str(config)}
     arguments = [store.bucket, path, "--profile", "unknown", *store_options(store)]
-    refused(*arguments, env=env, says=["unknown", "known"])
+    check_refused(*arguments, env=env, says=["unknown", "known"])
 
 
 def elsewhere(exchange: Exchange) -> None:
@@ -137,7 +137,9 @@ def test_wrong_region(store: Store, path: Path) -> None:
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(elsewhere)
         arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
-        refused(*arguments, env=store.environment, says=["eu-west-3", "us-east-1", "--region"])
+        check_refused(
+            *arguments, env=store.environment, says=["eu-west-3", "us-east-1", "--region"]
+        )
         assert len(proxy.seen) == 1
 
 
@@ -178,7 +180,7 @@ def test_region_that_is_none(store: Store, path: Path) -> None:
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(strange)
         where = ["--endpoint-url", proxy.url, "--force-path-style"]
-        said = refused(store.bucket, path, *where, env=store.environment, says=["--region"])
+        said = check_refused(store.bucket, path, *where, env=store.environment, says=["--region"])
         assert "evil" not in said
 
 
@@ -188,14 +190,16 @@ def test_endpoint_refuses_connections(store: Store, path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
-        refused(*arguments, env=store.environment, says=["no answer", url[7:], "--endpoint-url"])
+        check_refused(
+            *arguments, env=store.environment, says=["no answer", url[7:], "--endpoint-url"]
+        )
 
 
 def test_endpoint_unknown(store: Store, path: Path) -> None:
     """The endpoint's name does not resolve."""
     url = "http://no-such-host.invalid"
     arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
-    refused(*arguments, env=store.environment, says=["no answer", "no-such-host.invalid"])
+    check_refused(*arguments, env=store.environment, says=["no answer", "no-such-host.invalid"])
 
 
 def test_endpoint_is_silent(store: Store, path: Path) -> None:
@@ -230,7 +234,7 @@ def test_endpoint_is_not_s3(store: Store, path: Path, status: int) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
-        refused(*arguments, env=store.environment, says=["like S3", "--endpoint-url"])
+        check_refused(*arguments, env=store.environment, says=["like S3", "--endpoint-url"])
         server.shutdown()
 
 
@@ -238,7 +242,7 @@ def test_plain_http_where_tls_is_asked(store: Store, path: Path) -> None:
     """https to a server without TLS fails, and is never tried without."""
     url = store.endpoint_url.replace("http:", "https:")
     arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
-    refused(*arguments, env=store.environment, says=["no answer", url[8:]])
+    check_refused(*arguments, env=store.environment, says=["no answer", url[8:]])
 
 
 OPTIONS = {
@@ -264,19 +268,19 @@ def test_options(path: Path, name: str) -> None:
     """Values out of range and contradictions are said before anything is asked of S3."""
     options, says = OPTIONS[name]
     bucket = "s3://bucket/part/" if "uri" in options else "bucket"
-    refused(bucket, path, *[o for o in options if o != "uri"], env={}, says=says)
+    check_refused(bucket, path, *[o for o in options if o != "uri"], env={}, says=says)
 
 
 def test_bucket_name(path: Path) -> None:
     """What cannot be a bucket's name is not asked for."""
-    refused("not a bucket", path, env={}, says=["not a bucket", "bucket name"])
+    check_refused("not a bucket", path, env={}, says=["not a bucket", "bucket name"])
 
 
 def test_log_directory(store: Store, path: Path, folder: Path) -> None:
     """A log directory that cannot be made is said."""
     (folder / "file").write_text("x")
     where = [*store_options(store), "--log-directory", folder / "file" / "log"]
-    refused(store.bucket, path, *where, env=store.environment, says=["log"])
+    check_refused(store.bucket, path, *where, env=store.environment, says=["log"])
 
 
 def in_namespace(script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
