@@ -73,6 +73,10 @@ CRT_LEVELS = (
     (0, awscrt.io.LogLevel.Trace),
 )
 
+#: The CRT refuses to start with parts that it has no memory for (over 128 MiB at 0.01 Gbps, over
+#: 1 GiB at 10). It cuts larger requests into parts; ours are no larger than this.
+MAX_CRT_PART_BYTES = 64 << 20
+
 #: Refusals that the CRT would retry, had it been allowed to. Of these it keeps neither headers
 #: nor body, only a name of its own: so the log cannot have their request ids.
 CRT_REFUSALS = {
@@ -116,7 +120,7 @@ class CrtClient:
             tls_mode=_tls_mode(endpoint),
             tls_connection_options=tls_options,
             signing_config=_signing_config(endpoint, credentials),
-            part_size=config.part_size_bytes,
+            part_size=min(config.part_size_bytes, MAX_CRT_PART_BYTES),
             throughput_target_gbps=config.throughput_gbps,
             enable_s3express=endpoint.signing_algorithm == "v4-s3express",
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),

@@ -202,3 +202,11 @@ def test_error_details(seen: SimpleNamespace) -> None:
     assert isinstance(part.error, NotFound)
     assert (part.error.code, part.error.status) == ("NoSuchKey", 404)
     assert part.error.request_id
+
+
+@pytest.mark.parametrize("throughput_gbps", [0.01, 10.0, 10_000.0])
+@pytest.mark.parametrize("part_bytes", [64 << 10, 5 << 30])
+def test_any_part_size(throughput_gbps: float, part_bytes: int) -> None:
+    """Whatever --part-size and --maximum-throughput-gbps allow, there is a client."""
+    endpoint = Endpoint("http", "127.0.0.1:9", "/b", "us-east-1", "s3", "v4")
+    CrtClient(endpoint, None, ClientConfig(throughput_gbps, part_bytes)).close()
