@@ -70,11 +70,12 @@ class Question(Generic[T]):
     def __init__(self, patience: Patience, start: Callable[[], "Future[T]"]) -> None:
         self._patience = patience
         self._start = start
+        self._tries = patience.begin()  # now: who asks twice at once waits for no longer
         self._future = start()
 
     def answer(self) -> T:
         """Wait for the answer. Raises the S3Error that no retry helped, or Interrupted."""
-        tries = self._patience.begin()
+        tries = self._tries
         while True:
             try:
                 return self._future.result(min(self._patience.try_s, max(tries.left_s(), 0.0)))

@@ -112,6 +112,14 @@ def test_an_answer_is_one_request(clock: Clock) -> None:
     assert clock.waits == []
 
 
+def test_the_total_begins_with_the_question(clock: Clock) -> None:
+    """Who waits for another answer first (LIST, then HEAD) has waited for this one as well."""
+    question = patience(clock).ask(Asked(clock, None))
+    began_s, clock.now_s = clock.now_s, clock.now_s + 45.0
+    assert isinstance(failing(question.answer), Stalled)
+    assert clock.now_s <= began_s + 60.0
+
+
 @pytest.mark.parametrize("failures", [1, 2, 5])
 def test_retryable_errors_are_retried(clock: Clock, failures: int) -> None:
     """Throttling and server faults are tried again, the first time at once."""
