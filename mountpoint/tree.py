@@ -12,7 +12,6 @@ Names and keys are bytes. A directory's *prefix* is "" for the root of the bucke
 ends in `/`.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -127,9 +126,3 @@ class DirectoryMerge:
 
 def _key(item: tuple[bytes, Entry]) -> bytes:
     return item[0]
-
-
-def entries_of(prefix: bytes, pages: Iterable[ListPage]) -> list[Entry]:
-    """Return all entries of a whole listing."""
-    merge = DirectoryMerge(prefix)
-    return [entry for page in pages for entry in merge.feed(page)]

@@ -22,7 +22,6 @@ __all__ = [
     "Headers",
     "content_range",
     "error_from_response",
-    "list_headers",
     "list_target",
     "object_info",
     "object_target",
@@ -73,14 +72,6 @@ def list_target(
     if token is not None:
         query += f"&continuation-token={quote(token, safe='', errors='surrogatepass')}"
     return f"{base_path or '/'}?{query}"
-
-
-def list_headers() -> Headers:
-    """Return the headers that make S3 say in a listing which archived objects are restored.
-
-    Optional: other stores may not know them.
-    """
-    return [("x-amz-optional-object-attributes", "RestoreStatus")]
 
 
 def range_header(start: int, stop: int) -> str:

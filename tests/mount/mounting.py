@@ -118,6 +118,15 @@ def clean_up(path: Path) -> None:
         subprocess.run(["fusermount", "-uz", path], check=False)
 
 
+def errno_of(action: Callable[[], object]) -> int | None:
+    """Return the errno with which an action fails, or None."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno
+    return None
+
+
 def eventually(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
     """Wait until the condition holds; AssertionError if it does not."""
     deadline = time.monotonic() + within_s

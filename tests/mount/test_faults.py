@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse, times
-from tests.mount.mounting import Mount, eventually, mounted
+from tests.mount.mounting import Mount, errno_of, eventually, mounted
 
 pytestmark = pytest.mark.mount
 
@@ -48,11 +48,7 @@ def mount(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
 
 def fails_with(path: Path) -> int | None:
     """Read the file; return the errno it failed with."""
-    try:
-        path.read_bytes()
-    except OSError as error:
-        return error.errno
-    return None
+    return errno_of(path.read_bytes)
 
 
 def one_line(mount: Mount, *parts: str) -> None:

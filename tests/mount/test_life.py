@@ -1,5 +1,6 @@
 """From start to end: background, foreground, signals, unmounting, fstab, what is left."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.mount.mounting import (
     PROGRAM,
     clean_up,
     environment,
+    errno_of,
     eventually,
     mounted,
     run,
@@ -74,45 +76,48 @@ def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
         clean_up(path)
 
 
-def foreground(store: Store, path: Path, signals: str) -> "subprocess.Popen[str]":
-    """Run the program in the foreground, with signals as env(1) sets them."""
+@contextlib.contextmanager
+def foreground(
+    store: Store, folder: Path, signals: str
+) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
+    """Run the program in the foreground, with signals as env(1) sets them, until it is mounted.
+
+    Yields it and the directory; afterwards it is gone.
+    """
+    path = folder / "mnt"
+    path.mkdir()
     options = ["--foreground", "--debug", *store_options(store)]
-    return subprocess.Popen(
+    program = subprocess.Popen(
         ["env", signals, PROGRAM, store.bucket, path, *options],
         env=environment(store.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_foreground(store: Store, folder: Path, ending: str) -> None:
-    """In the foreground the program runs until it is ended, and then returns 0."""
-    store.put("life/file", b"alive")
-    path = folder / "mnt"
-    path.mkdir()
-    program = foreground(store, path, "--default-signal=HUP,INT")
     try:
         eventually(lambda: is_mounted(path))
-        assert (path / "life" / "file").read_bytes() == b"alive"
-        ENDINGS[ending](program.pid, path)
-        output, _ = program.communicate(timeout=20)
-        assert program.returncode == 0, output
-        assert not is_mounted(path)
+        yield program, path
     finally:
         program.kill()
         program.wait()
         clean_up(path)
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_foreground(store: Store, folder: Path, ending: str) -> None:
+    """In the foreground the program runs until it is ended, and then returns 0."""
+    store.put("life/file", b"alive")
+    with foreground(store, folder, "--default-signal=HUP,INT") as (program, path):
+        assert (path / "life" / "file").read_bytes() == b"alive"
+        ENDINGS[ending](program.pid, path)
+        output, _ = program.communicate(timeout=20)
+        assert program.returncode == 0, output
+        assert not is_mounted(path)
+
+
 def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
     """`nohup mount-s3 --foreground` outlives its terminal, and still ends by SIGTERM."""
-    path = folder / "mnt"
-    path.mkdir()
-    program = foreground(store, path, "--ignore-signal=HUP,INT")
-    try:
-        eventually(lambda: is_mounted(path))
+    with foreground(store, folder, "--ignore-signal=HUP,INT") as (program, path):
         program.send_signal(signal.SIGHUP)
         program.send_signal(signal.SIGINT)
         program.send_signal(signal.SIGTERM)
@@ -120,10 +125,6 @@ def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
         assert program.returncode == 0, output
         assert "ending the mount signal=SIGTERM" in output
         assert not is_mounted(path)
-    finally:
-        program.kill()
-        program.wait()
-        clean_up(path)
 
 
 def test_relative_directory(store: Store, folder: Path) -> None:
@@ -208,7 +209,7 @@ def test_killed(store: Store, folder: Path) -> None:
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
         # The kernel closes what the process held a moment after it is gone.
-        eventually(lambda: stat_errno(mount.path) == errno.ENOTCONN)
+        eventually(lambda: errno_of(mount.path.stat) == errno.ENOTCONN)
         result = run(store.bucket, mount.path, *store_options(store), env=store.environment)
         assert result.returncode == 1
         assert "no longer answers" in result.stderr
@@ -216,20 +217,12 @@ def test_killed(store: Store, folder: Path) -> None:
         subprocess.run(["umount", mount.path], check=True)
 
 
-def stat_errno(path: Path) -> int | None:
-    """Return the errno of stat(2), or None."""
-    try:
-        path.stat()
-    except OSError as error:
-        return error.errno
-    return None
-
-
 def test_auto_unmount(store: Store, folder: Path) -> None:
     """With --auto-unmount not even SIGKILL leaves a mount."""
     with mounted(store, folder, "--auto-unmount") as mount:
         os.kill(mount.pid, signal.SIGKILL)
         eventually(lambda: not mount.is_mounted())
+        assert list(mount.path.iterdir()) == []
 
 
 def test_flags(store: Store, folder: Path) -> None:

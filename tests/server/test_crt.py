@@ -209,4 +209,6 @@ def test_error_details(seen: SimpleNamespace) -> None:
 def test_any_part_size(throughput_gbps: float, part_bytes: int) -> None:
     """Whatever --part-size and --maximum-throughput-gbps allow, there is a client."""
     endpoint = Endpoint("http", "127.0.0.1:9", "/b", "us-east-1", "s3", "v4")
-    CrtClient(endpoint, None, ClientConfig(throughput_gbps, part_bytes)).close()
+    client = CrtClient(endpoint, None, ClientConfig(throughput_gbps, part_bytes))
+    client.close()
+    assert isinstance(client.head(b"k").exception(SAFE_S), Interrupted)

@@ -1,13 +1,14 @@
 """Keys and names, against a model of nested dictionaries and listings as S3 makes them."""
 
 import random
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import DirectoryMerge, Entry, decide, entries_of, is_name
+from mountpoint.tree import DirectoryMerge, Entry, decide, is_name
 from tests.unit.fake_client import list_page
 from tests.unit.tree_model import Tree, directories, linux_can_name, tree_of
 
@@ -21,6 +22,12 @@ SEGMENTS = st.sampled_from(ODD_SEGMENTS) | st.binary(min_size=1, max_size=2)
 KEYS = st.lists(SEGMENTS, min_size=1, max_size=4).map(b"/".join).filter(bool)
 KEY_SETS = st.frozensets(KEYS, max_size=25)
 Objects = dict[bytes, ObjectInfo]
+
+
+def entries_of(prefix: bytes, pages: Iterable[ListPage]) -> list[Entry]:
+    """Return all entries of a whole listing."""
+    merge = DirectoryMerge(prefix)
+    return [entry for page in pages for entry in merge.feed(page)]
 
 
 def objects_of(keys: frozenset[bytes]) -> Objects:
