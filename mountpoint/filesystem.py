@@ -20,6 +20,7 @@ from mountpoint import tree
 from mountpoint.budget import Budget
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.errors import (
+    BadHandle,
     IsADirectory,
     NameTooLong,
     NoSuchEntry,
@@ -228,7 +229,7 @@ class FileSystem:
         table = self._directories if directory else self._files
         try:
             return self._shown(table.get(number).inode.key)
-        except Exception:
+        except BadHandle:
             return f"<handle {number}>"
 
     def _shown(self, key: bytes) -> str:

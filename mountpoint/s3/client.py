@@ -92,4 +92,4 @@ class ObjectClient(Protocol):
         """Fail everything under way, and everything that is asked later, with Interrupted."""
 
     def close(self) -> None:
-        """Interrupt, and release connections and threads."""
+        """Interrupt. Connections and threads go when nothing refers to the client any more."""
