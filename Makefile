@@ -93,5 +93,5 @@ format: setup ## Let ruff correct what it can, and format
 clean: ## Remove everything that these commands made
 	@if [ -e .state/demo ] && [ -x $(BIN)/python ]; then $(BIN)/python -m tools.demo stop; fi
 	rm -rf $(VENV) .state build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f mountpoint/*.so $(patsubst %.pyx,%.c,$(wildcard mountpoint/*.pyx))
+	rm -f mountpoint/*.so $(patsubst %.pyx,%.c,$(wildcard mountpoint/*.pyx)) mountpoint/*.h
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

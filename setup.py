@@ -5,7 +5,10 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=cythonize(
-        [Extension("mountpoint._fastpath", ["mountpoint/_fastpath.pyx"])],
+        [
+            Extension(f"mountpoint.{name}", [f"mountpoint/{name}.pyx"])
+            for name in ("_channel", "_fastpath")
+        ],
         compiler_directives={"language_level": "3"},
     )
 )

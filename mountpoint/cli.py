@@ -223,6 +223,13 @@ LOGGING = "Logging options"
 )
 @_option(
     CLIENT,
+    "--no-channel",
+    is_flag=True,
+    hidden=True,
+    help="Negotiate with the kernel only what the FUSE library does.",
+)
+@_option(
+    CLIENT,
     "--part-size",
     type=int,
     default=8 * MIB,
@@ -311,6 +318,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             **_same(
                 options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
             ),
+            channel=not options["no_channel"],
         ),
         filesystem=FileSystemConfig(
             uid=os.getuid() if uid is None else uid,

@@ -167,7 +167,7 @@ class FileSystemConfig:
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """How the kernel mounts it."""
+    """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB."""
 
     directory: str
     read_only: bool = False
@@ -175,6 +175,7 @@ class MountConfig:
     allow_root: bool = False
     allow_other: bool = False
     max_threads: int = 16
+    channel: bool = True
 
     def __post_init__(self) -> None:
         check_range("--max-threads", self.max_threads, 1, 1024)

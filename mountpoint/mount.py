@@ -12,14 +12,14 @@ import stat
 import threading
 from collections.abc import Callable
 
-import llfuse
 import structlog
 
-from mountpoint import logs
+from mountpoint import fuse, kernel, logs
 from mountpoint.budget import Budget
 from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
+from mountpoint.fuse import llfuse
 from mountpoint.operations import Operations
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
@@ -89,9 +89,14 @@ def _serve(
         ),
     )
     directory = config.mount.directory
+
+    def tune() -> None:
+        tune_kernel(directory)
+
+    fuse.widen(config.mount.channel)
     watcher.mounting(interrupt)
     try:
-        llfuse.init(Operations(filesystem, ready), directory, mount_options(config.mount))
+        llfuse.init(Operations(filesystem, ready, tune), directory, mount_options(config.mount))
     except RuntimeError as error:
         raise MountError(
             f"'{directory}' could not be mounted: {error}",
@@ -108,6 +113,15 @@ def _serve(
     if failure:
         raise failure[0]
     return 0
+
+
+def tune_kernel(directory: str) -> None:
+    """Let the kernel read ahead as far as is good, and log what it reads at a time."""
+    log.debug("the kernel reads", at_most_kib=1024 if fuse.is_wide() else 128)
+    try:
+        kernel.raise_read_ahead(directory)
+    except OSError as error:
+        log.debug("read-ahead stays as it is: buffered reads may be slower", reason=str(error))
 
 
 def mount_options(config: MountConfig) -> set[str]:
@@ -137,7 +151,7 @@ def mount_options(config: MountConfig) -> set[str]:
 
 def check_directory(directory: str) -> None:
     """Raise MountError unless something can be mounted on `directory`."""
-    if directory in _mount_points():
+    if directory in kernel.mount_points():
         dead = ""
         try:
             os.stat(directory)
@@ -200,16 +214,3 @@ def _users_may_allow_other() -> bool:
             return any(line.strip() == "user_allow_other" for line in file)
     except OSError:
         return False
-
-
-def _mount_points() -> set[str]:
-    """Return all mount points that this process sees (proc_pid_mountinfo(5))."""
-    # Bytes: of what str takes for a space or the end of a line, only four are escaped there.
-    with open("/proc/self/mountinfo", "rb") as file:
-        return {_unescaped(line.split(b" ")[4]) for line in file}
-
-
-def _unescaped(field: bytes) -> str:
-    for code in (b"040", b"011", b"012", b"134"):  # space, tab, newline, backslash
-        field = field.replace(b"\\" + code, bytes([int(code, 8)]))
-    return os.fsdecode(field)

@@ -44,7 +44,10 @@ LAYERS = (
     "mountpoint.inodes",
     "mountpoint.handles",
     "mountpoint.filesystem",
+    "mountpoint._channel",
+    "mountpoint.fuse",
     "mountpoint.operations",
+    "mountpoint.kernel",
     "mountpoint.log_filter",
     "mountpoint.log_render",
     "mountpoint.logs",
@@ -59,7 +62,7 @@ LAYERS = (
 #: is tested below.
 PLACES = {
     "awscrt": {"mountpoint.s3.crt"},
-    "llfuse": {"mountpoint.operations", "mountpoint.mount"},
+    "llfuse": {"mountpoint.fuse"},
     "botocore": {
         "mountpoint.s3.endpoint",
         "mountpoint.s3.credentials",

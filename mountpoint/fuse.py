@@ -1,0 +1,31 @@
+"""llfuse, over a wider channel to the kernel where that works. The only importer of llfuse.
+
+`_channel` has to be loaded before llfuse and with global symbols, so that llfuse finds our
+`fuse_session_receive_buf` and not libfuse's (see there).
+"""
+
+import os
+import sys
+
+_flags = sys.getdlopenflags()
+sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
+try:
+    from mountpoint import _channel
+finally:
+    sys.setdlopenflags(_flags)
+
+import llfuse  # noqa: E402  # after _channel
+
+__all__ = ["is_wide", "llfuse", "widen"]
+
+_found = _channel.resolve(llfuse.__file__)
+
+
+def widen(wanted: bool) -> None:
+    """Say, before mounting, whether to negotiate what libfuse cannot."""
+    _channel.want(wanted and _found)
+
+
+def is_wide() -> bool:
+    """Whether the kernel has agreed to it: reads of 1 MiB, more of them in the background."""
+    return _channel.negotiated()
