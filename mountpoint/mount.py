@@ -20,6 +20,7 @@ from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
 from mountpoint.fuse import llfuse
+from mountpoint.metrics import Counters
 from mountpoint.operations import Operations
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
@@ -42,14 +43,17 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     logs.configure(config.log)
     check_directory(config.mount.directory)
     check_fuse(config.mount)
-    watcher = SignalWatcher()
+    counters = Counters()
+    watcher = SignalWatcher(counters.log)
     stopping = threading.Event()
     crt_level = logs.crt_log_level(config.log)
     if crt_level is not None:
         enable_crt_log(crt_level)
-    client = connect(config.bucket, config.credentials, config.client, os.environ, stopping)
+    client = connect(
+        config.bucket, config.credentials, config.client, os.environ, stopping, counters
+    )
     try:
-        return _serve(config, client, stopping, watcher, on_ready)
+        return _serve(config, client, stopping, counters, watcher, on_ready)
     finally:
         stopping.set()
         client.close()
@@ -59,6 +63,7 @@ def _serve(
     config: Config,
     client: CrtClient,
     stopping: threading.Event,
+    counters: Counters,
     watcher: SignalWatcher,
     on_ready: Callable[[], None],
 ) -> int:
@@ -86,6 +91,7 @@ def _serve(
             try_s=config.client.try_timeout_s,
             total_s=config.read.timeout_s,
             stopping=stopping,
+            counters=counters,
         ),
     )
     directory = config.mount.directory
@@ -109,6 +115,7 @@ def _serve(
         watcher.ended()
         interrupt()
         llfuse.close(unmount=True)
+        counters.log()
         log.info("unmounted", directory=directory)
     if failure:
         raise failure[0]

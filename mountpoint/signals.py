@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP end the mount, also while everything waits for S3.
+"""SIGTERM, SIGINT and SIGHUP end the mount, also while everything waits for S3; SIGUSR2 asks.
 
 llfuse's own handlers only set a flag; its main loop then joins its workers, which may be in
 a wait of up to a minute. So these signals are blocked in every thread, from before the
@@ -11,6 +11,9 @@ waits where not even SIGKILL helps.
 
 Before there is a mount the process just ends: there is nothing to clean up. A SIGHUP or SIGINT
 that the caller has us ignore (nohup, a script's `&`) stays ignored.
+
+SIGUSR2, at any time, has the same thread report, and changes nothing. (SIGUSR1, which dd takes
+for this, is llfuse's, to nudge with.)
 """
 
 import ctypes
@@ -24,6 +27,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+ASKING = signal.SIGUSR2
 
 #: How often llfuse's threads are nudged. A nudge is lost when it comes between a thread's look
 #: at the flag and its next system call.
@@ -34,9 +38,14 @@ WORKERS = "fuse-worker-"
 
 
 class SignalWatcher:
-    """Takes the ending signals. Make it in the main thread, before any other thread."""
+    """Takes the signals. Make it in the main thread, before any other thread.
 
-    def __init__(self) -> None:
+    `report` is called for each SIGUSR2 until the mount ends.
+    """
+
+    def __init__(self, report: Callable[[], None]) -> None:
+        # dependencies
+        self._report = report
         # mutable
         self._interrupt: Callable[[], None] | None = None
         self._serving = threading.Event()
@@ -46,8 +55,8 @@ class SignalWatcher:
         # A blocked signal waits to be taken even when it is ignored (sigwait(3)); and llfuse
         # will not leave it ignored.
         ignored = {each for each in ENDING if signal.getsignal(each) == signal.SIG_IGN}
-        self._taken = ENDING - ignored | {signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        self._taken = ENDING - ignored | {signal.SIGTERM, ASKING}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING | {ASKING})
         # llfuse puts back what was here before it, and a nudge may come late.
         signal.signal(signal.SIGUSR1, _nothing)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -65,7 +74,8 @@ class SignalWatcher:
         self._ended.set()
 
     def _watch(self) -> None:
-        number = signal.sigwait(self._taken)
+        while (number := signal.sigwait(self._taken)) == ASKING:
+            self._report()
         if self._interrupt is None:
             os._exit(128 + number)
         log.info("ending the mount", signal=signal.Signals(number).name)

@@ -14,7 +14,11 @@ from tools.processes import POLL_INTERVAL_S
 
 MOUNT_TIMEOUT_S = 60.0
 UNMOUNT_TIMEOUT_S = 15.0
+COUNTERS_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 25
+
+#: What MOUNTPOINT_LOG has to say, at least, for `counters` to get an answer.
+COUNTERS_FILTER = "mountpoint.metrics=info"
 
 
 class MountError(RuntimeError):
@@ -126,6 +130,30 @@ def log_tail(log_directory: Path) -> str:
         if lines:
             tails.append("\n".join([f"--- {path.name}", *lines]))
     return "\n".join(tails) or "(mount-s3 logged nothing)"
+
+
+def counters(pid: int, log_directory: Path) -> dict[str, int]:
+    """Ask a mount for its counters: one signal, and the log line that it writes.
+
+    Its log must have lines at info level (COUNTERS_FILTER).
+    """
+    before = len(logged_counters(log_directory))
+    os.kill(pid, signal.SIGUSR2)
+    deadline = time.monotonic() + COUNTERS_TIMEOUT_S
+    while len(lines := logged_counters(log_directory)) == before:
+        if time.monotonic() > deadline:
+            raise MountError(f"mount-s3 wrote no counters into {log_directory}")
+        time.sleep(POLL_INTERVAL_S)
+    return lines[-1]
+
+
+def logged_counters(log_directory: Path) -> list[dict[str, int]]:
+    """Return the counters of each line that a mount has logged of them."""
+    text = "".join(path.read_text(errors="replace") for path in sorted(log_directory.glob("*.log")))
+    # Each line is one write, but it may be under way: the last piece has no end yet.
+    lines = [line.split() for line in text.split("\n")[:-1] if " event=counters " in line]
+    found = [(word.partition("=") for word in words) for words in lines]
+    return [{name: int(value) for name, _, value in each if value.isdigit()} for each in found]
 
 
 def mount_processes(directory: Path) -> list[int]:

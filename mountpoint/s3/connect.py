@@ -27,6 +27,7 @@ from mountpoint.errors import (
     TransportFault,
     WrongRegion,
 )
+from mountpoint.metrics import Counters
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve, use_fips
@@ -51,19 +52,30 @@ def connect(
     client_config: ClientConfig,
     environ: Mapping[str, str],
     stopping: threading.Event,
+    counters: Counters,
 ) -> CrtClient:
     """Return a client that has listed the bucket once. Raises MountError."""
     credentials = None if credentials_config.no_sign_request else Credentials(credentials_config)
     choice = configured_region(bucket, credentials_config, environ)
     choice = choice or RegionChoice(DEFAULT_REGION, "default")
-    patience = Patience(try_s=TRY_S, total_s=TOTAL_S, stopping=stopping, most_tries=MOST_TRIES)
+    patience = Patience(
+        try_s=TRY_S,
+        total_s=TOTAL_S,
+        stopping=stopping,
+        most_tries=MOST_TRIES,
+        counters=counters,
+    )
     fips = use_fips(environ)
 
     def attempt(region: str) -> CrtClient:
         endpoint = resolve(bucket, region, use_fips=fips)
         log.debug("endpoint", host=endpoint.host, path=endpoint.base_path, region=endpoint.region)
         client = CrtClient(
-            endpoint, credentials, client_config, requester_pays=bucket.requester_pays
+            endpoint,
+            credentials,
+            client_config,
+            counters=counters,
+            requester_pays=bucket.requester_pays,
         )
         try:
             with _watching_tls(client, endpoint, client_config.ca_bundle):

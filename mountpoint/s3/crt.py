@@ -56,6 +56,7 @@ from mountpoint.errors import (
     S3Error,
     TransportFault,
 )
+from mountpoint.metrics import CounterName, Counters
 from mountpoint.s3 import crt_log, wire
 from mountpoint.s3.client import BodySink, ListPage, ObjectInfo, Transfer
 from mountpoint.s3.credentials import Credentials
@@ -86,6 +87,13 @@ CRT_REFUSALS = {
     "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
 }
 
+#: Which counter an operation is counted by.
+REQUESTS: dict[str, CounterName] = {
+    "GetObject": "gets",
+    "HeadObject": "heads",
+    "ListObjectsV2": "lists",
+}
+
 ALGORITHMS = {
     "v4": AwsSigningAlgorithm.V4,
     "v4a": AwsSigningAlgorithm.V4_ASYMMETRIC,
@@ -106,9 +114,11 @@ class CrtClient:
         credentials: Credentials | None,
         config: ClientConfig,
         *,
+        counters: Counters,
         requester_pays: bool = False,
     ) -> None:
         # dependencies
+        self.counters = counters
         self._endpoint = endpoint
         self._credentials = credentials
         # Before the CRT's own objects: an exception that passes them on its way is lost.
@@ -209,6 +219,7 @@ class CrtClient:
         if interrupted:
             exchange.end(Interrupted("the mount is going away"))
             return
+        self.counters.add(REQUESTS[operation])  # before its answer can be there
         try:
             exchange.request = self._client.make_request(
                 type=request_type,

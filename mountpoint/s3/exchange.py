@@ -10,6 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 
 from mountpoint.errors import BadAnswer, S3Error
+from mountpoint.metrics import Counters
 from mountpoint.s3 import wire
 from mountpoint.s3.client import BodySink, Transfer
 
@@ -23,6 +24,8 @@ MAX_METADATA_BYTES = 16 << 20
 
 class Owner(Protocol):
     """What an exchange needs of its client."""
+
+    counters: Counters
 
     def first_end(self, exchange: "Exchange") -> bool:
         """Note the end of an exchange; True the first time."""
@@ -153,6 +156,7 @@ class Download(Exchange):
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Pass bytes on."""
+        self.owner.counters.add("bytes_fetched", len(chunk))
         if not self.ended:
             self._sink.on_body(chunk, offset)
 

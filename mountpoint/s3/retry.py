@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from mountpoint.errors import Interrupted, S3Error, Stalled
+from mountpoint.metrics import Counters
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ class Patience:
     """How long to wait, in one try and in total; shared by all that wait.
 
     `stopping` is set when the mount goes away: from then on nobody waits. `most_tries` is
-    for mounting, where a wrong endpoint should be said quickly.
+    for mounting, where a wrong endpoint should be said quickly. `counters` None: nobody
+    asks how many retries there were.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class Patience:
         total_s: float,
         stopping: threading.Event,
         most_tries: int | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self.try_s = try_s
         self.total_s = total_s
         self.most_tries = most_tries
         self.stopping = stopping
+        self.counters = counters or Counters()
 
     def begin(self) -> "Tries":
         """Start waiting for one thing."""
@@ -112,4 +116,5 @@ class Tries:
             return False
         if self._patience.stopping.wait(wait_s):
             raise Interrupted("the mount is going away")
+        self._patience.counters.add("retries")
         return True

@@ -67,6 +67,10 @@ class Mount:
         """Everything that it has logged."""
         return "".join(file.read_text() for file in sorted(self._logs.glob("*.log")))
 
+    def counters(self) -> dict[str, int]:
+        """What it has counted so far; it must log at info level."""
+        return mounting.counters(self.pid, self._logs)
+
     def is_mounted(self) -> bool:
         """Whether the kernel has it mounted, alive or dead."""
         return mounting.is_mounted(self.path)

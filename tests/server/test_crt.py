@@ -17,6 +17,7 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
 from mountpoint.errors import Interrupted, NotFound, S3Error
+from mountpoint.metrics import Counters
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint
@@ -54,7 +55,7 @@ def seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamesp
         proxy.faults.append(exchanges.append)
         host = urlsplit(proxy.url).netloc
         endpoint = Endpoint("http", host, f"/{store.bucket}", "us-east-1", "s3", "v4")
-        client = CrtClient(endpoint, credentials, ClientConfig())
+        client = CrtClient(endpoint, credentials, ClientConfig(), counters=Counters())
         yield SimpleNamespace(client=client, exchanges=exchanges, proxy=proxy)
         client.close()
     credentials.close()
@@ -209,6 +210,8 @@ def test_error_details(seen: SimpleNamespace) -> None:
 def test_any_part_size(throughput_gbps: float, part_bytes: int) -> None:
     """Whatever --part-size and --maximum-throughput-gbps allow, there is a client."""
     endpoint = Endpoint("http", "127.0.0.1:9", "/b", "us-east-1", "s3", "v4")
-    client = CrtClient(endpoint, None, ClientConfig(throughput_gbps, part_bytes))
+    client = CrtClient(
+        endpoint, None, ClientConfig(throughput_gbps, part_bytes), counters=Counters()
+    )
     client.close()
     assert isinstance(client.head(b"k").exception(SAFE_S), Interrupted)

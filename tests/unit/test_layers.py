@@ -23,6 +23,7 @@ LAYERS = (
     "mountpoint.reading",
     "mountpoint.errors",
     "mountpoint.config",
+    "mountpoint.metrics",
     "mountpoint.s3.client",
     "mountpoint.tree",
     "mountpoint.window",
