@@ -83,6 +83,16 @@ lint: setup ## ruff (rules and format) and mypy
 bench: setup ## Measure how fast a mount is (bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
 
+# Of its own, because matplotlib and what it needs are larger than all the rest.
+$(VENV)/.stamp-chart: $(VENV)/.stamp-packages
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[bench]'
+	@touch $@
+
+.PHONY: bench-chart
+bench-chart: setup $(VENV)/.stamp-chart ## Compare runs: ARGS='one.json two.json -o chart.svg'
+	@$(BIN)/python -m bench.chart $(ARGS)
+
 .PHONY: format
 format: setup ## Let ruff correct what it can, and format
 	$(BIN)/ruff check --fix .

@@ -2,9 +2,8 @@
 
 Starts SeaweedFS on loopback (or takes `--endpoint-url` and `--bucket`, with credentials in the
 usual variables), fills the bucket, mounts it as a user would, and runs each workload several
-times with cold caches. Prints medians: throughput or operations per second, CPU seconds of the
-mounting process per GB or per operation, and its memory. `--json FILE` writes them, with the
-commit and the machine.
+times with cold caches. Prints a table of medians; `--json FILE` writes them, with the commit and
+the machine, for `bench.chart`.
 
 On one machine server, kernel and mount share the processors, so only ratios within one run say
 anything. Cold caches need root (/proc/sys/vm/drop_caches); without, it says so.
@@ -13,240 +12,182 @@ anything. Cold caches need root (/proc/sys/vm/drop_caches); without, it says so.
 import argparse
 import contextlib
 import json
-import mmap
 import os
 import platform
-import random
-import statistics
+import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import boto3
 import botocore.config
 
+from bench import measure, objects
+from bench.measure import Process, Result, Run
+from bench.programs import programs
+from bench.reading import Work
+from bench.workloads import Workload, workloads
 from tools import mounting
 from tools.fuse_check import why_no_fuse
 from tools.servers import SeaweedFS
 
-LARGE_BYTES = 1 << 30
-CHUNK_BYTES = 64 << 20
-SMALL_FILES = 500
-SMALL_BYTES = 100 << 10
-TREE_FOLDERS = 50
-TREE_FILES = 20
-RANDOM_READS = 1000
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+WORKLOADS = {workload.name: workload for workload in [*workloads(), *programs()]}
+
+#: The server's files are in memory where there is room: its disk is not what is measured, and
+#: dropping the caches would send it there.
+MEMORY_FOLDER = Path("/dev/shm")
+SPARE_BYTES = 2 << 30
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one workload did, in medians. `unit` says what `amount` counts: bytes or operations."""
+class Bench:
+    """A mount that is measured."""
 
-    name: str
-    unit: str
-    amount: int
-    seconds: float
-    cpu_seconds: float
-    rss_bytes: int
+    def __init__(self, folder: Path, log_directory: Path) -> None:
+        (self._pid,) = mounting.mount_processes(folder)
+        self._folder = folder
+        self._logs = log_directory
+        self._process = Process(self._pid)
 
-    def line(self) -> str:
-        """Return one line of the table."""
-        if self.unit == "bytes":
-            rate = f"{self.amount / self.seconds / 1e6:8.0f} MB/s"
-            cpu = f"{self.cpu_seconds / (self.amount / 1e9):6.2f} CPU-s/GB"
-        else:
-            rate = f"{self.amount / self.seconds:8.0f} /s  "
-            cpu = f"{self.cpu_seconds / self.amount * 1e3:6.2f} CPU-ms each"
-        return f"{self.name:16} {rate}  {cpu:20}  {self.rss_bytes >> 20:5} MiB"
+    def measure(self, workload: Workload, runs: int) -> Result:
+        """Run a workload `runs` times, each with cold caches unless it is warm."""
+        found: list[Run] = []
+        alone: list[float] = []
+        for _ in range(runs):
+            if workload.alone is not None:
+                measure.drop_caches()
+                start_s = time.perf_counter()
+                work = workload.alone(self._folder)
+                alone.append(work.read_bytes / (time.perf_counter() - start_s))
+            if not workload.warm:
+                measure.drop_caches()
+            found.append(self._run(workload))
+        return measure.result(workload.name, workload.unit, found, alone)
 
-
-# -- workloads: each gets the folder and returns unit and amount -------------------------------
-
-
-def sequential(folder: Path, *, direct: bool) -> tuple[str, int]:
-    """Read the large file from start to end in 1 MiB reads."""
-    buffer = mmap.mmap(-1, 1 << 20)
-    fd = os.open(folder / "large", os.O_RDONLY | (os.O_DIRECT if direct else 0))
-    total = 0
-    while count := os.readv(fd, [buffer]):
-        total += count
-    os.close(fd)
-    return "bytes", total
-
-
-def random_reads(folder: Path, size: int) -> tuple[str, int]:
-    """Read `size` bytes at random places, one after another, past the page cache."""
-    source, buffer = random.Random(1), mmap.mmap(-1, size)
-    fd = os.open(folder / "large", os.O_RDONLY | os.O_DIRECT)
-    for _ in range(RANDOM_READS):
-        os.preadv(fd, [buffer], source.randrange(LARGE_BYTES // size) * size)
-    os.close(fd)
-    return "operations", RANDOM_READS
-
-
-def small_files(folder: Path, threads: int) -> tuple[str, int]:
-    """List the folder of small files and read each of them."""
-    paths = sorted((folder / "small").iterdir())
-    with ThreadPoolExecutor(threads) as pool:
-        total = sum(len(body) for body in pool.map(Path.read_bytes, paths))
-    assert total == SMALL_FILES * SMALL_BYTES
-    return "operations", len(paths)
-
-
-def walk(folder: Path) -> tuple[str, int]:
-    """Walk the tree and stat every file."""
-    count = 0
-    for base, _, names in os.walk(folder / "tree"):
-        for name in names:
-            os.stat(os.path.join(base, name))
-            count += 1
-    assert count == TREE_FOLDERS * TREE_FILES
-    return "operations", count
-
-
-WORKLOADS: dict[str, Callable[[Path], tuple[str, int]]] = {
-    "sequential": lambda folder: sequential(folder, direct=False),
-    "again": lambda folder: sequential(folder, direct=False),
-    "direct": lambda folder: sequential(folder, direct=True),
-    "random 4 KiB": lambda folder: random_reads(folder, 4096),
-    "random 128 KiB": lambda folder: random_reads(folder, 128 << 10),
-    "small files": lambda folder: small_files(folder, 1),
-    "small, 16 at once": lambda folder: small_files(folder, 16),
-    "walk and stat": walk,
-}
-WARM = {"again"}
-
-
-# -- measuring -----------------------------------------------------------------------------------
-
-
-def measure(name: str, folder: Path, pid: int, runs: int) -> Result:
-    """Run one workload `runs` times; return the medians."""
-    seconds, cpu = [], []
-    unit, amount = "", 0
-    for _ in range(runs):
-        if name not in WARM:
-            drop_caches()
-        cpu_before, before = cpu_seconds(pid), time.perf_counter()
-        unit, amount = WORKLOADS[name](folder)
-        seconds.append(time.perf_counter() - before)
-        cpu.append(cpu_seconds(pid) - cpu_before)
-    return Result(
-        name, unit, amount, statistics.median(seconds), statistics.median(cpu), rss_bytes(pid)
-    )
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def rss_bytes(pid: int) -> int:
-    """Return the memory that a process has now."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith("VmRSS:")]
-    return int(line.split()[1]) << 10
-
-
-def drop_caches() -> None:
-    """Make the kernel forget cached pages and names, where that is allowed."""
-    with contextlib.suppress(PermissionError):
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-# -- the bucket ----------------------------------------------------------------------------------
-
-
-def fill(client: Any, bucket: str) -> None:
-    """Put the objects that the workloads read; the large one in parts."""
-    upload = client.create_multipart_upload(Bucket=bucket, Key="large")["UploadId"]
-    parts = []
-    for number in range(1, LARGE_BYTES // CHUNK_BYTES + 1):
-        body = random.Random(number).randbytes(CHUNK_BYTES)
-        part = client.upload_part(
-            Bucket=bucket, Key="large", UploadId=upload, PartNumber=number, Body=body
+    def _run(self, workload: Workload) -> Run:
+        process = self._process
+        process.reset_peak()
+        counted = mounting.counters(self._pid, self._logs)
+        cpu_s, start_s = process.cpu_seconds(), time.perf_counter()
+        work: Work = workload.run(self._folder)
+        seconds = time.perf_counter() - start_s
+        cpu_s = process.cpu_seconds() - cpu_s
+        now = mounting.counters(self._pid, self._logs)
+        return Run(
+            work=work,
+            seconds=seconds,
+            cpu_seconds=cpu_s,
+            counters={name: value - counted[name] for name, value in now.items()},
+            rss_bytes=process.rss_bytes(),
+            peak_rss_bytes=process.peak_rss_bytes(),
         )
-        parts.append({"PartNumber": number, "ETag": part["ETag"]})
-    client.complete_multipart_upload(
-        Bucket=bucket, Key="large", UploadId=upload, MultipartUpload={"Parts": parts}
-    )
-    body = random.Random(0).randbytes(SMALL_BYTES)
-    bodies = {f"small/{number:04}": body for number in range(SMALL_FILES)}
-    bodies |= {
-        f"tree/{folder}/{number}": b"x" * 100
-        for folder in range(TREE_FOLDERS)
-        for number in range(TREE_FILES)
-    }
-
-    def put(item: tuple[str, bytes]) -> None:
-        client.put_object(Bucket=bucket, Key=item[0], Body=item[1])
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(put, bodies.items()))
 
 
 @contextlib.contextmanager
 def store(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield endpoint, bucket and environment of a server whose bucket is filled."""
+    connections = objects.UPLOAD_THREADS
     if arguments.endpoint_url is None:
-        with SeaweedFS() as server:
-            fill(server.client(max_pool_connections=8), server.bucket)
+        needed = sum(objects.SIZES.values()) + SPARE_BYTES
+        roomy = MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > needed
+        with (
+            tempfile.TemporaryDirectory(
+                prefix="mount-s3-bench-", dir=MEMORY_FOLDER if roomy else None
+            ) as name,
+            SeaweedFS(folder=Path(name) / "server") as server,
+        ):
+            objects.fill(server.client(max_pool_connections=connections), server.bucket)
             yield server.endpoint_url, server.bucket, server.environment
         return
-    config = botocore.config.Config(s3={"addressing_style": "path"}, max_pool_connections=8)
-    fill(boto3.client("s3", endpoint_url=arguments.endpoint_url, config=config), arguments.bucket)
+    config = botocore.config.Config(
+        s3={"addressing_style": "path"}, max_pool_connections=connections
+    )
+    client = boto3.client("s3", endpoint_url=arguments.endpoint_url, config=config)
+    if not arguments.filled:
+        objects.fill(client, arguments.bucket)
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     yield arguments.endpoint_url, arguments.bucket, keys
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
-    parser.add_argument("--endpoint-url")
-    parser.add_argument("--bucket", default="test-bucket")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if (problem := why_no_fuse()) is not None:
-        parser.error(f"this machine cannot mount: {problem}")
-    if os.geteuid() != 0:
-        print("Not root: caches stay warm, and cold figures are too good.")
-    results = []
+@contextlib.contextmanager
+def mounted(arguments: argparse.Namespace) -> Iterator[Bench]:
+    """Yield a mount of a filled bucket."""
     with (
         tempfile.TemporaryDirectory(prefix="mount-s3-bench-") as name,
         store(arguments) as (url, bucket, environment),
     ):
-        folder = Path(name) / "mnt"
+        folder, logs = Path(name) / "mnt", Path(name) / "log"
         folder.mkdir()
         options = ["--endpoint-url", url, "--region", "us-east-1", "--force-path-style"]
-        mounting.mount(bucket, folder, options, environment, Path(name) / "log")
+        environment = {**environment, "MOUNTPOINT_LOG": mounting.COUNTERS_FILTER}
+        mounting.mount(bucket, folder, options, environment, logs)
         try:
-            (pid,) = mounting.mount_processes(folder)
-            for workload in arguments.workloads or WORKLOADS:
-                results.append(measure(workload, folder, pid, arguments.runs))
-                print(results[-1].line(), flush=True)
+            yield Bench(folder, logs)
         finally:
             mounting.unmount(folder)
+
+
+def about() -> dict[str, str]:
+    """Return what the figures are of."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def arguments_of(command_line: list[str]) -> argparse.Namespace:
+    """Parse the command line; ends the program where it makes no sense."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="all, unless named")
+    parser.add_argument("--list", action="store_true", help="say which workloads there are")
+    parser.add_argument("--endpoint-url", help="a server that runs, instead of one of our own")
+    parser.add_argument("--bucket", default="test-bucket", help="its bucket, which is filled")
+    parser.add_argument("--filled", action="store_true", help="the bucket has been filled before")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args(command_line)
+    if arguments.list:
+        for workload in WORKLOADS.values():
+            print(f"{workload.name:18} {workload.about}")
+        parser.exit()
+    for name in arguments.workloads:
+        if name not in WORKLOADS:
+            parser.error(f"there is no workload '{name}'; --list says which there are")
+    if (problem := why_no_fuse()) is not None:
+        parser.error(f"this machine cannot mount: {problem}")
+    return arguments
+
+
+def main() -> int:
+    """Run the benchmark."""
+    arguments = arguments_of(sys.argv[1:])
+    if os.geteuid() != 0:
+        print("Not root: caches stay warm, and cold figures are too good.")
+    results = []
+    failed = False
+    with mounted(arguments) as bench:
+        print("\n".join(measure.header()), flush=True)
+        for name in arguments.workloads or WORKLOADS:
+            try:
+                results.append(bench.measure(WORKLOADS[name], arguments.runs))
+            except (OSError, objects.WrongBytes) as error:
+                failed = True
+                print(f"{name}: failed: {error}", flush=True)
+            else:
+                print(results[-1].line(), flush=True)
     if arguments.json:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        )
-        about = {
-            "commit": commit.stdout.strip(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-            "python": platform.python_version(),
-            "results": [asdict(result) for result in results],
-        }
-        arguments.json.write_text(json.dumps(about, indent=2) + "\n")
+        report = {**about(), "results": [asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,6 +19,8 @@ LOG_TAIL_LINES = 25
 
 #: What MOUNTPOINT_LOG has to say, at least, for `counters` to get an answer.
 COUNTERS_FILTER = "mountpoint.metrics=info"
+#: How the line begins, after its time.
+COUNTERS_LINE = ["level=info", "logger=mountpoint.metrics", "event=counters"]
 
 
 class MountError(RuntimeError):
@@ -151,9 +153,10 @@ def logged_counters(log_directory: Path) -> list[dict[str, int]]:
     """Return the counters of each line that a mount has logged of them."""
     text = "".join(path.read_text(errors="replace") for path in sorted(log_directory.glob("*.log")))
     # Each line is one write, but it may be under way: the last piece has no end yet.
-    lines = [line.split() for line in text.split("\n")[:-1] if " event=counters " in line]
-    found = [(word.partition("=") for word in words) for words in lines]
-    return [{name: int(value) for name, _, value in each if value.isdigit()} for each in found]
+    lines = [line.split() for line in text.split("\n")[:-1]]
+    values = [words[4:] for words in lines if words[1:4] == COUNTERS_LINE]
+    pairs = [(word.partition("=") for word in words) for words in values]
+    return [{name: int(value) for name, _, value in each} for each in pairs]
 
 
 def mount_processes(directory: Path) -> list[int]:

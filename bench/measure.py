@@ -1,0 +1,196 @@
+"""From what a process and a workload did to the lines of the table.
+
+CPU and memory are the mounting process's, from /proc (proc_pid_stat(5), proc_pid_status(5));
+requests and bytes are the mount's own counters.
+"""
+
+import contextlib
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.reading import Work
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+#: The columns of the table, and how wide they are on a terminal.
+COLUMNS = {
+    "workload": 17,
+    "rate": 10,
+    "p50, p99": 17,
+    "CPU": 12,
+    "GET, HEAD, LIST": 15,
+    "fetched": 7,
+    "of alone": 8,
+    "memory, peak": 12,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one workload. `counters` are what the mount counted during it."""
+
+    work: Work
+    seconds: float
+    cpu_seconds: float
+    counters: dict[str, int]
+    rss_bytes: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one workload did, in medians of its runs; latencies are those of all runs together.
+
+    `unit` says what `rate_per_s` counts: bytes or operations. `cpu_seconds` is for all of it.
+    `of_alone` is the rate as a part of that of one stream alone.
+    """
+
+    name: str
+    unit: str
+    runs: int
+    read_bytes: int
+    operations: int
+    seconds: float
+    rate_per_s: float
+    cpu_seconds: float
+    p50_ms: float | None
+    p99_ms: float | None
+    gets: int
+    heads: int
+    lists: int
+    bytes_fetched: int
+    of_alone: float | None
+    rss_bytes: int
+    peak_rss_bytes: int
+
+    def cpu_each(self) -> float:
+        """Return CPU seconds per GB, or per operation."""
+        amount = self.read_bytes / 1e9 if self.unit == "bytes" else self.operations
+        return self.cpu_seconds / amount
+
+    def rate(self) -> str:
+        """Return the rate with its unit."""
+        if self.unit == "bytes":
+            return f"{self.rate_per_s / 1e6:.0f} MB/s"
+        return f"{self.rate_per_s:.0f} /s"
+
+    def fetched(self) -> float | None:
+        """Return bytes fetched by bytes read; None where nothing was read."""
+        return self.bytes_fetched / self.read_bytes if self.read_bytes else None
+
+    def line(self) -> str:
+        """Return one line of the table, which is Markdown."""
+        cpu = f"{self.cpu_each():.2f} s/GB"
+        if self.unit == "operations":
+            cpu = f"{self.cpu_each() * 1e3:.2f} ms each"
+        latency = "-" if self.p50_ms is None else f"{self.p50_ms:.2f}, {self.p99_ms:.2f} ms"
+        cells = [
+            self.name,
+            self.rate(),
+            latency,
+            cpu,
+            f"{self.gets}, {self.heads}, {self.lists}",
+            _times(self.fetched()),
+            _times(self.of_alone),
+            f"{self.rss_bytes >> 20}, {self.peak_rss_bytes >> 20} MiB",
+        ]
+        return table_line(cells)
+
+
+def result(name: str, unit: str, runs: Sequence[Run], alone: Sequence[float]) -> Result:
+    """Sum up the runs of a workload; `alone` are the bytes per second of one stream. Pure."""
+    latencies_ms = sorted(each * 1e3 for run in runs for each in run.work.latencies_s)
+    amounts = [run.work.read_bytes if unit == "bytes" else run.work.operations for run in runs]
+    rates = [amount / run.seconds for amount, run in zip(amounts, runs, strict=True)]
+    rate = statistics.median(rates)
+
+    def counted(counter: str) -> int:
+        return round(statistics.median(run.counters[counter] for run in runs))
+
+    return Result(
+        name=name,
+        unit=unit,
+        runs=len(runs),
+        read_bytes=runs[0].work.read_bytes,
+        operations=runs[0].work.operations,
+        seconds=statistics.median(run.seconds for run in runs),
+        rate_per_s=rate,
+        cpu_seconds=statistics.median(run.cpu_seconds for run in runs),
+        p50_ms=percentile(latencies_ms, 0.50),
+        p99_ms=percentile(latencies_ms, 0.99),
+        gets=counted("gets"),
+        heads=counted("heads"),
+        lists=counted("lists"),
+        bytes_fetched=counted("bytes_fetched"),
+        of_alone=rate / statistics.median(alone) if alone else None,
+        rss_bytes=round(statistics.median(run.rss_bytes for run in runs)),
+        peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
+    )
+
+
+def percentile(ordered: Sequence[float], part: float) -> float | None:
+    """Return the value that `part` of the ordered values do not exceed; None of nothing. Pure."""
+    return ordered[min(int(len(ordered) * part), len(ordered) - 1)] if ordered else None
+
+
+def header() -> list[str]:
+    """Return the lines above the table. Pure."""
+    return [table_line(list(COLUMNS)), table_line(["-" * width for width in COLUMNS.values()])]
+
+
+def table_line(cells: Sequence[str]) -> str:
+    """Return one line of a Markdown table whose columns stand in line. Pure."""
+    padded = [f"{cell:{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"×{value:.2f}" if value < 100 else f"×{value:.0f}"
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def cpu_seconds(stat: str) -> float:
+    """Return the CPU time in the text of /proc/PID/stat. Pure."""
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def memory_bytes(status: str, name: str) -> int:
+    """Return a size, such as VmRSS or VmHWM, in the text of /proc/PID/status. Pure."""
+    (line,) = [line for line in status.splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) << 10
+
+
+class Process:
+    """The mounting process, looked at from outside."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that it has used."""
+        return cpu_seconds((self._folder / "stat").read_text())
+
+    def rss_bytes(self) -> int:
+        """Return the memory that it has now."""
+        return memory_bytes((self._folder / "status").read_text(), "VmRSS")
+
+    def peak_rss_bytes(self) -> int:
+        """Return the most memory that it had since `reset_peak`."""
+        return memory_bytes((self._folder / "status").read_text(), "VmHWM")
+
+    def reset_peak(self) -> None:
+        """Begin to look for the peak anew, where that is allowed (proc_pid_clear_refs(5))."""
+        with contextlib.suppress(OSError):
+            (self._folder / "clear_refs").write_text("5")
+
+
+def drop_caches() -> None:
+    """Make the kernel forget cached pages and names, where that is allowed."""
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("3")
