@@ -15,11 +15,12 @@ import structlog
 log = structlog.get_logger(__name__)
 
 CounterName = Literal[
-    # Requests that were sent, retries and the mount's first LIST included.
+    # Requests that were made, retries and the mount's first LIST included.
     "gets",
     "heads",
     "lists",
-    # Of the bodies of GETs, as they come; what a cancelled request left on the way is not seen.
+    # Of the bodies of GETs, as they come: of a cancelled request nothing, because the CRT hands
+    # on whole parts only.
     "bytes_fetched",
     # Requests made again, because the first try failed or was too late.
     "retries",
