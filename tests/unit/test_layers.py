@@ -35,6 +35,7 @@ LAYERS = (
     "mountpoint.s3.endpoint",
     "mountpoint.s3.credentials",
     "mountpoint.s3.retry",
+    "mountpoint.s3.checksum",
     "mountpoint.s3.exchange",
     "mountpoint.s3.crt_log",
     "mountpoint.s3.crt",
@@ -62,7 +63,7 @@ LAYERS = (
 #: Who may import what. structlog is everybody's for `get_logger`; that only `logs` sets it up
 #: is tested below.
 PLACES = {
-    "awscrt": {"mountpoint.s3.crt"},
+    "awscrt": {"mountpoint.s3.crt", "mountpoint.s3.checksum"},
     "llfuse": {"mountpoint.fuse"},
     "botocore": {
         "mountpoint.s3.endpoint",
@@ -79,6 +80,7 @@ PURE = (
     "mountpoint.tree",
     "mountpoint.window",
     "mountpoint.s3.wire",
+    "mountpoint.s3.checksum",
     "mountpoint.fstab",
     "mountpoint.log_filter",
 )
