@@ -1,7 +1,7 @@
 """The command line: options to `Config`, then mount.
 
 The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
-and doc/CONFIGURATION.md); `--read-timeout` is ours.
+and doc/CONFIGURATION.md); `--read-timeout`, `--read-checksums` and `--ca-bundle` are ours.
 
 * There is one table of options, click's. `-o` items (`fstab`) become long options in front
   of the others and are parsed with them, so that both ways know the same names.
@@ -245,6 +245,15 @@ LOGGING = "Logging options"
     metavar="SECONDS",
     help="Longest wait for S3, then EIO.  [default: 60]",
 )
+@_option(
+    CLIENT,
+    "--read-checksums",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    metavar="on|off",
+    show_default=True,
+    help="Compare what is read with S3's checksums.",
+)
 @_option(CLIENT, "--ca-bundle", metavar="FILE", help="Certificates to trust, PEM.")
 @_option(
     LOGGING,
@@ -329,6 +338,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             throughput_gbps=options["throughput_gbps"],
             part_size_bytes=part_size,
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
+            verify_checksums=options["read_checksums"] == "on",
         ),
         read=ReadConfig(part_size_bytes=min(part_size, MAX_READ_PART_BYTES), timeout_s=timeout),
         log=LogConfig(

@@ -109,7 +109,8 @@ class ClientConfig:
     """How to talk to S3.
 
     `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
-    request, each without retries.
+    request, each without retries. With `verify_checksums` bodies are compared with the
+    checksums that S3 has (`s3.checksum`).
     """
 
     throughput_gbps: float = 10.0
@@ -117,6 +118,7 @@ class ClientConfig:
     ca_bundle: str | None = None
     connect_timeout_ms: int = 5_000
     try_timeout_s: float = 10.0
+    verify_checksums: bool = True
 
     def __post_init__(self) -> None:
         # The reference starts at 1; a slow line is worth telling about, too.

@@ -159,6 +159,12 @@ class Stalled(TransportFault):
     """One try took longer than its deadline and was cancelled."""
 
 
+class ChecksumMismatch(TransportFault):
+    """A body that is not what its checksum says: changed on the way."""
+
+    hint = "--read-checksums off reads without comparing"
+
+
 class BadAnswer(S3Error):
     """An answer that makes no sense: wrong length, malformed XML, missing headers."""
 

@@ -165,6 +165,13 @@ class FaultyProxy:
             connection.close()
 
 
+def flip_bit(exchange: Exchange) -> None:
+    """Change one bit of the body, in its middle, as a bad memory or network card does."""
+    middle = len(exchange.body) // 2
+    flipped = bytes([exchange.body[middle] ^ 16])
+    exchange.body = exchange.body[:middle] + flipped + exchange.body[middle + 1 :]
+
+
 def times(count: int, fault: Fault) -> Fault:
     """Return `fault`, but only for the first `count` exchanges that it is asked about."""
     lock = threading.Lock()

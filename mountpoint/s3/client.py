@@ -81,11 +81,20 @@ class ObjectClient(Protocol):
         """ListObjectsV2 with the delimiter "/"."""
 
     def get(
-        self, key: bytes, start: int, stop: int, sink: BodySink, *, if_match: str | None
+        self,
+        key: bytes,
+        start: int,
+        stop: int,
+        sink: BodySink,
+        *,
+        if_match: str | None,
+        whole: bool = False,
     ) -> Transfer:
         """GetObject of the half-open byte range [start, stop), which must not be empty.
 
         With `if_match` (an ETag) any other version of the object is PreconditionFailed.
+        `whole` says that the range is all of that version: then more stores send a checksum.
+        A body that does not match its checksum is ChecksumMismatch.
         """
 
     def interrupt(self) -> None:

@@ -1,8 +1,9 @@
-"""`ObjectClient` over the AWS Common Runtime. The only module that imports awscrt.
+"""`ObjectClient` over the AWS Common Runtime. Beside it only `checksum` imports awscrt.
 
 How it works: one `S3Client` for one endpoint, one event loop thread (more were slower on
 two cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a
-single ranged request; HEAD and LIST are DEFAULT requests. Callbacks come on CRT threads
+single ranged request; a GET without a range, HEAD and LIST are DEFAULT requests, which it
+sends as they are. Callbacks come on CRT threads
 with the GIL. The CRT's retries are off: who waits decides (`s3.retry`).
 
 The CRT finds a server by the Host header of the request and reuses connections by host
@@ -93,6 +94,8 @@ REQUESTS: dict[str, CounterName] = {
     "HeadObject": "heads",
     "ListObjectsV2": "lists",
 }
+#: Without it S3 sends no checksums.
+CHECKSUM_MODE = ("x-amz-checksum-mode", "ENABLED")
 
 ALGORITHMS = {
     "v4": AwsSigningAlgorithm.V4,
@@ -104,8 +107,8 @@ ALGORITHMS = {
 class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
-    `credentials` None means unsigned requests. Raises MountError for a CA bundle that
-    holds no certificates.
+    `credentials` None means unsigned requests. Raises MountError for a CA bundle that holds no
+    certificates.
     """
 
     def __init__(
@@ -124,19 +127,22 @@ class CrtClient:
         # Before the CRT's own objects: an exception that passes them on its way is lost.
         tls_options = _tls_options(config.ca_bundle)
         loops = EventLoopGroup(1)
+        part_bytes = min(config.part_size_bytes, MAX_CRT_PART_BYTES)
         self._client = S3Client(
             bootstrap=ClientBootstrap(loops, DefaultHostResolver(loops)),
             region=endpoint.region,
             tls_mode=_tls_mode(endpoint),
             tls_connection_options=tls_options,
             signing_config=_signing_config(endpoint, credentials),
-            part_size=min(config.part_size_bytes, MAX_CRT_PART_BYTES),
+            part_size=part_bytes,
             throughput_target_gbps=config.throughput_gbps,
             enable_s3express=endpoint.signing_algorithm == "v4-s3express",
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=config.connect_timeout_ms,
         )
         # constants
+        self._part_bytes = part_bytes
+        self._verify_checksums = config.verify_checksums
         self._headers: Headers = [
             ("Host", endpoint.host),
             ("User-Agent", f"mount-s3/{__version__}"),
@@ -169,15 +175,32 @@ class CrtClient:
         return self._ask("GET", "ListObjectsV2", target, parse)
 
     def get(
-        self, key: bytes, start: int, stop: int, sink: BodySink, *, if_match: str | None
+        self,
+        key: bytes,
+        start: int,
+        stop: int,
+        sink: BodySink,
+        *,
+        if_match: str | None,
+        whole: bool = False,
     ) -> Transfer:
         """See ObjectClient."""
         target = wire.object_target(self._endpoint.base_path, key)
-        extra: Headers = [("Range", wire.range_header(start, stop))]
+        verify = self._verify_checksums
+        if verify and whole and if_match is not None:
+            # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, not even
+            # with all of it. If-Match keeps out what may have become huge meanwhile.
+            request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
+        else:
+            request_type = S3RequestType.GET_OBJECT
+            extra = [("Range", wire.range_header(start, stop))]
+            # What is larger the CRT cuts, and then shows the headers of the first piece.
+            if verify and stop - start <= self._part_bytes:
+                extra.append(CHECKSUM_MODE)
         if if_match is not None:
             extra.append(("If-Match", if_match))
-        download = Download(self, key, start, stop, sink)
-        self._send(download, S3RequestType.GET_OBJECT, "GetObject", "GET", target, extra)
+        download = Download(self, key, start, stop, sink, verify=verify)
+        self._send(download, request_type, "GetObject", "GET", target, extra)
         return download
 
     def interrupt(self) -> None:

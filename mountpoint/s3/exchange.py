@@ -9,10 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 
-from mountpoint.errors import BadAnswer, S3Error
+from mountpoint.errors import BadAnswer, ChecksumMismatch, S3Error
 from mountpoint.metrics import Counters
-from mountpoint.s3 import wire
+from mountpoint.s3 import checksum, wire
+from mountpoint.s3.checksum import Verification
 from mountpoint.s3.client import BodySink, Transfer
+from mountpoint.s3.refusal import request_id
 
 T = TypeVar("T")
 Headers = list[tuple[str, str]]
@@ -133,14 +135,22 @@ class Inquiry(Exchange, Generic[T]):
 
 
 class Download(Exchange):
-    """A ranged GET: bytes go to the sink as they come."""
+    """A ranged GET: bytes go to the sink as they come.
 
-    def __init__(self, owner: Owner, key: bytes, start: int, stop: int, sink: BodySink) -> None:
+    With `verify` they are compared with the answer's checksum, where it has one, before the
+    sink is told that all is there.
+    """
+
+    def __init__(
+        self, owner: Owner, key: bytes, start: int, stop: int, sink: BodySink, *, verify: bool
+    ) -> None:
         super().__init__(owner)
         self._key = key
         self._start = start
         self._stop = stop
         self._sink = sink
+        self._verify = verify
+        self._verification: Verification | None = None
 
     def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
         """Check that the answer is to what was asked. Raises BadAnswer."""
@@ -152,14 +162,34 @@ class Download(Exchange):
         answered = wire.content_range(headers) if status_code == 206 else whole
         if answered is None or answered[:2] != (self._start, self._stop):
             raise BadAnswer(f"asked for bytes {self._start}-{self._stop}, was sent {answered}")
+        if self._verify:
+            promise = checksum.expected(headers, info, self._start, self._stop)
+            self._verification = promise and Verification(promise)
         self._sink.on_headers(info)
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Pass bytes on."""
         self.owner.counters.add("bytes_fetched", len(chunk))
         if not self.ended:
+            if self._verification is not None:
+                self._verification.update(chunk)
             self._sink.on_body(chunk, offset)
 
     def deliver(self, error: Exception | None) -> None:
         """Pass the end on."""
+        if error is None and self._verify:
+            error = self._mismatch()
         self._sink.finish(error)
+
+    def _mismatch(self) -> ChecksumMismatch | None:
+        """Return what is wrong with the body, and count what is known of it."""
+        verification = self._verification
+        if verification is not None and not verification.matches():
+            return ChecksumMismatch(
+                f"the body does not match its {verification.name} checksum",
+                status=self.status,
+                request_id=request_id(self.headers),
+            )
+        absent = verification is None
+        self.owner.counters.add("checksums_absent" if absent else "checksums_verified")
+        return None

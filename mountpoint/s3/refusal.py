@@ -105,7 +105,7 @@ def error_from_response(
     details: dict[str, str | int] = {
         "code": code,
         "status": status,
-        "request_id": _request_id(fields, headers),
+        "request_id": request_id(headers, fields.get("RequestId", "")),
     }
     reason = code or f"HTTP status {status}"
     message = printable(masked(fields.get("Message", "")), _MESSAGE_MAX_CHARS)
@@ -143,8 +143,9 @@ def _first_header(headers: Headers, name: str) -> str:
     return next((value.strip() for key, value in headers if key.lower() == name), "")
 
 
-def _request_id(fields: dict[str, str], headers: Headers) -> str:
-    for text in (fields.get("RequestId", "").strip(), _first_header(headers, "x-amz-request-id")):
+def request_id(headers: Headers, in_body: str = "") -> str:
+    """Return the id of the request that the answer names, or ""."""
+    for text in (in_body.strip(), _first_header(headers, "x-amz-request-id")):
         if _REQUEST_ID.fullmatch(text):
             return text
     return ""

@@ -208,10 +208,18 @@ class FakeClient:
         return self._ask(Request("list", prefix, token=token, max_keys=max_keys), answer)
 
     def get(
-        self, key: bytes, start: int, stop: int, sink: BodySink, *, if_match: str | None
+        self,
+        key: bytes,
+        start: int,
+        stop: int,
+        sink: BodySink,
+        *,
+        if_match: str | None,
+        whole: bool = False,
     ) -> "_Download":
         """See ObjectClient."""
         assert 0 <= start < stop
+        assert not whole or start == 0
         download = _Download(self, Request("get", key, start, stop, if_match), sink)
         self._begin(download)
         return download

@@ -161,6 +161,7 @@ SUBCLASSES = [
     (errors.ServerFault, "EIO"),
     (errors.TransportFault, "EIO"),
     (errors.Stalled, "EIO"),
+    (errors.ChecksumMismatch, "EIO"),
     (errors.BadAnswer, "EIO"),
     (errors.WrongRegion, "EIO"),
     (errors.CredentialsUnavailable, "EACCES"),
