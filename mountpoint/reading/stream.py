@@ -10,6 +10,10 @@ failed, or has been silent for too long; then it replaces the part by a new requ
 waits again, until the total is used up. So a part that was fetched ahead and failed costs
 nothing until somebody wants it, and there is no thread that has to notice.
 
+A range whose bytes did not match their checksum is fetched again as it was, not only what a
+reader needs of it: S3 has checksums for whole objects and for parts as they were uploaded, and
+other bytes of the same place would come without one.
+
 Parts behind the reader go when the next plan is made, and what was fetched exactly for a
 random read goes as soon as that read is answered: the kernel's page cache keeps it.
 """
@@ -20,7 +24,7 @@ from typing import NoReturn
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
 from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
-from mountpoint.errors import BadHandle, S3Error, Stalled
+from mountpoint.errors import BadHandle, ChecksumMismatch, S3Error, Stalled
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
 from mountpoint.window import MIB, PAGE_BYTES, Plan, Window
@@ -75,6 +79,8 @@ class ReadStream:
             ahead_bytes=PARTS_AHEAD * config.part_size_bytes,
         )
         self._closed = False
+        # The ranges that have once come with another checksum than they have.
+        self._mismatched: set[tuple[int, int]] = set()
         # mutable, guarded by the GIL
         self._parts = PartMap()
 
@@ -150,12 +156,25 @@ class ReadStream:
             self._drop([part for part in self._parts.covering(offset, stop) if part.failed])
         else:
             todo = Plan(offset, stop, self._config.part_size_bytes)
-        for start, end in self._parts.gaps(min(todo.start, offset), max(todo.stop, stop)):
+        first, last = min(todo.start, offset), max(todo.stop, stop)
+        self._issue_mismatched(first, last)
+        for start, end in self._parts.gaps(first, last):
             self._issue_range(start, end, todo.part_bytes, wanted=stop)
         parts = self._parts.covering(offset, stop)
         for part in parts:
             touch(part)
         return parts
+
+    def _issue_mismatched(self, first: int, last: int) -> None:
+        """Issue again, as they were, the mismatched ranges that [first, last) touches (lock held).
+
+        Not as memory allows: in smaller pieces nothing could be compared.
+        """
+        for start, stop in self._mismatched:
+            touches = start < last and first < stop
+            if touches and self._parts.gaps(start, stop) == [(start, stop)]:
+                self._lease.take(stop - start)
+                self._issue(start, stop, ahead=True)
 
     def _issue_range(self, start: int, end: int, part_bytes: int, *, wanted: int) -> None:
         """Issue [start, end) in parts; beyond `wanted` only as memory allows (lock held)."""
@@ -177,7 +196,9 @@ class ReadStream:
         """Send one ranged GET whose memory has been taken (lock held)."""
         part = Part(start, stop, self._etag, ahead=ahead)
         self._parts.insert(part)
-        part.attach(self._client.get(self._key, start, stop, part, if_match=self._etag))
+        whole = (start, stop) == (0, self._size)
+        transfer = self._client.get(self._key, start, stop, part, if_match=self._etag, whole=whole)
+        part.attach(transfer)
         return part
 
     def _wait(self, parts: list[Part], tries: Tries) -> Part | None:
@@ -229,3 +250,5 @@ class ReadStream:
         for part in parts:
             if self._parts.remove(part):
                 self._lease.give(part.stop - part.start)
+            if isinstance(part.error, ChecksumMismatch):
+                self._mismatched.add((part.start, part.stop))

@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from mountpoint.errors import (
     AccessDenied,
     BadAnswer,
     BadHandle,
+    ChecksumMismatch,
     Interrupted,
     NotFound,
     PreconditionFailed,
@@ -400,6 +402,7 @@ FAULTS = {
     "too long": Fault(extra=b"more"),
     "wrong place": Fault(shift=4096),
     "no headers": Fault(no_headers=True),
+    "changed on the way": Fault(error=ChecksumMismatch("crc32"), cut=50_000),
     "another range": Fault(error=BadAnswer("asked for bytes 0-10, was sent 5-15")),
 }
 STALLS = {
@@ -470,7 +473,8 @@ def test_failing_forever_is_eio(fault: Fault, opened: bool) -> None:
         error = Background(call).end()
         assert isinstance(error, S3Error)
         assert outcome(error).errno == errno.EIO
-        assert "--read-timeout" in error.hint
+        told = "--read-checksums" if isinstance(error, ChecksumMismatch) else "--read-timeout"
+        assert told in error.hint
         assert reading.client.count() > 1
         assert reading.client.under_way() == 0
 
@@ -575,6 +579,69 @@ def test_what_came_while_it_was_given_up_is_used() -> None:
         assert reading.stream.open() == reading.client.info(KEY)
         reading.check(0, 50_000)
         assert reading.client.count() == 1
+
+
+@pytest.mark.parametrize("size", [1, 50_000, WHOLE_BYTES, SIZE])
+@pytest.mark.parametrize("step", [PAGE, 128 * KIB])
+@pytest.mark.parametrize("memory_bytes", [2 * MIB, 256 * MIB])
+def test_a_mismatched_range_is_fetched_again_as_it_was(
+    size: int, step: int, memory_bytes: int
+) -> None:
+    """Bytes that did not match come again in one piece: smaller ones have no checksum."""
+    mismatched: Counter[tuple[int, int]] = Counter()
+
+    def script(request: Request) -> Fault | None:
+        place = (request.start, request.stop)
+        mismatched[place] += 1
+        if mismatched[place] > 2:
+            return None
+        return Fault(error=ChecksumMismatch("crc32"), cut=place[1] - place[0])
+
+    with Reading(size, memory_bytes=memory_bytes) as reading:
+        reading.client.script = script
+        reading.stream.open()
+        for offset in range(0, size, step):
+            reading.check(offset, step)
+        reading.quiet()
+        assert set(mismatched.values()) == {3}
+        places = sorted(mismatched)
+        assert all(one[1] <= next_[0] for one, next_ in itertools.pairwise(places))
+        reading.stream.close()
+        assert reading.budget.held_bytes == 0
+
+
+def test_a_mismatch_ahead_of_the_reader() -> None:
+    """A read from the middle of what did not match, or a plan that runs into it, asks for all."""
+    with Reading(SIZE, memory_bytes=MIB) as reading:
+        bad = (2 * MIB, 2 * MIB + 64 * KIB)
+        reading.stream.open()
+        reading.client.inject("get", Fault(error=ChecksumMismatch("crc32")))
+        with reading.stream._lock:
+            reading.stream._lease.take(bad[1] - bad[0])
+            reading.stream._issue(*bad, ahead=True)
+        reading.quiet()
+        reading.check(bad[0] + 5 * PAGE, PAGE)
+        for offset in range(MIB, 3 * MIB, 128 * KIB):
+            reading.check(offset, 128 * KIB)
+        overlapping = [
+            each for each in reading.client.ranges() if each[0] < bad[1] and bad[0] < each[1]
+        ]
+        assert overlapping[:2] == [bad, bad]
+
+
+def test_changed_on_the_way_forever_is_eio() -> None:
+    """Bytes that never match are EIO in the end, with the option that would let them pass."""
+    fault = Fault(error=ChecksumMismatch("the body does not match its crc32 checksum"))
+    with Reading(SIZE, total_s=0.2) as reading:
+        reading.stream.open()
+        reading.client.script = lambda request: fault
+        with pytest.raises(ChecksumMismatch, match="checksum") as caught:
+            reading.stream.read(MIB, PAGE)
+        assert outcome(caught.value).errno == errno.EIO
+        assert "--read-checksums" in caught.value.hint
+        assert len(set(reading.client.ranges())) == 2
+        reading.client.script = None
+        reading.check(MIB, PAGE)
 
 
 def test_failed_parts_give_their_memory_back() -> None:
