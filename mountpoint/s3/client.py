@@ -66,7 +66,13 @@ class Transfer(Protocol):
 
 
 class ObjectClient(Protocol):
-    """The requests that the file system makes. Errors are `S3Error`s, in future or sink."""
+    """The requests that the file system makes. Errors are `S3Error`s, in future or sink.
+
+    `lists_in_order` says whether keys are listed in the order of their bytes, so that a page
+    also tells which keys do not exist.
+    """
+
+    lists_in_order: bool
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """HeadObject. NotFound when there is no such key."""
@@ -76,9 +82,13 @@ class ObjectClient(Protocol):
         prefix: bytes,
         *,
         token: str | None = None,
+        start_after: bytes | None = None,
         max_keys: int = 1000,
     ) -> "Future[ListPage]":
-        """ListObjectsV2 with the delimiter "/"."""
+        """ListObjectsV2 with the delimiter "/".
+
+        It goes on from a `token`, or begins with the first key after `start_after`; never both.
+        """
 
     def get(
         self,

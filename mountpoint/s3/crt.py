@@ -143,6 +143,9 @@ class CrtClient:
         # constants
         self._part_bytes = part_bytes
         self._verify_checksums = config.verify_checksums
+        # Directory buckets list in no order, and know no start-after:
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+        self.lists_in_order = endpoint.signing_algorithm != "v4-s3express"
         self._headers: Headers = [
             ("Host", endpoint.host),
             ("User-Agent", f"mount-s3/{__version__}"),
@@ -164,10 +167,21 @@ class CrtClient:
         return self._ask("HEAD", "HeadObject", target, parse)
 
     def list(
-        self, prefix: bytes, *, token: str | None = None, max_keys: int = 1000
+        self,
+        prefix: bytes,
+        *,
+        token: str | None = None,
+        start_after: bytes | None = None,
+        max_keys: int = 1000,
     ) -> "Future[ListPage]":
         """See ObjectClient."""
-        target = wire.list_target(self._endpoint.base_path, prefix, token=token, max_keys=max_keys)
+        target = wire.list_target(
+            self._endpoint.base_path,
+            prefix,
+            token=token,
+            start_after=start_after,
+            max_keys=max_keys,
+        )
 
         def parse(status: int, headers: Headers, body: bytes) -> ListPage:
             return wire.parse_list(body, prefix)
@@ -185,6 +199,7 @@ class CrtClient:
         whole: bool = False,
     ) -> Transfer:
         """See ObjectClient."""
+        self.counters.add("bytes_asked", stop - start)
         target = wire.object_target(self._endpoint.base_path, key)
         verify = self._verify_checksums
         if verify and whole and if_match is not None:

@@ -56,9 +56,12 @@ def list_target(
     *,
     delimiter: bytes = b"/",
     token: str | None,
+    start_after: bytes | None = None,
     max_keys: int,
 ) -> str:
     """Return path and query of a ListObjectsV2 request.
+
+    A token says by itself where to go on, so `start_after` is for a first page only.
 
     Without `encoding-type=url` one key with a control character, which XML 1.0 cannot carry,
     makes the page unreadable.
@@ -71,6 +74,8 @@ def list_target(
         query += f"&prefix={quote_from_bytes(prefix, safe='')}"
     if token is not None:
         query += f"&continuation-token={quote(token, safe='', errors='surrogatepass')}"
+    elif start_after:
+        query += f"&start-after={quote_from_bytes(start_after, safe='')}"
     return f"{base_path or '/'}?{query}"
 
 

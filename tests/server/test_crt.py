@@ -97,8 +97,9 @@ def test_signatures(seen: SimpleNamespace, store: Store, key: bytes) -> None:
     """Whatever the key, requests are signed as botocore signs them: by the path as it is sent."""
     outcome(seen.client.head(key))
     outcome(seen.client.list(key, token="token with +/=&", max_keys=7))
+    outcome(seen.client.list(b"", start_after=key))
     get(seen.client, key, 0, 10).wait(SAFE_S)
-    assert [exchange.method for exchange in seen.exchanges] == ["HEAD", "GET", "GET"]
+    assert [exchange.method for exchange in seen.exchanges] == ["HEAD", "GET", "GET", "GET"]
     for exchange in seen.exchanges:
         secret = store.environment["AWS_SECRET_ACCESS_KEY"]
         check_signature(exchange, seen.proxy.url, secret)

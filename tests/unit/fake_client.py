@@ -40,6 +40,7 @@ class Request:
     stop: int = 0
     if_match: str | None = None
     token: str | None = None
+    start_after: bytes | None = None
     max_keys: int = 0
 
 
@@ -64,13 +65,20 @@ def etag_of(data: bytes) -> str:
 
 
 def list_page(
-    objects: Mapping[bytes, ObjectInfo], prefix: bytes, token: str | None, max_keys: int
+    objects: Mapping[bytes, ObjectInfo],
+    prefix: bytes,
+    token: str | None,
+    max_keys: int,
+    start_after: bytes | None = None,
 ) -> ListPage:
     """Return one page as S3 lists it with the delimiter "/": bytewise, prefixes rolled up."""
+    assert token is None or start_after is None
     after = None if token is None else bytes.fromhex(token.removeprefix("after-"))
     page = ListPage([], [])
     last = None
     for key in sorted(key for key in objects if key.startswith(prefix)):
+        if start_after is not None and key <= start_after:
+            continue
         head, slash, _ = key[len(prefix) :].partition(b"/")
         item = prefix + head + slash
         if item == last or (after is not None and item <= after):
@@ -88,6 +96,8 @@ def list_page(
 
 class FakeClient:
     """An `ObjectClient`. Make it in a `with`, so that its threads end."""
+
+    lists_in_order = True
 
     def __init__(
         self,
@@ -193,9 +203,15 @@ class FakeClient:
         return self._ask(Request("head", key), answer)
 
     def list(
-        self, prefix: bytes, *, token: str | None = None, max_keys: int = 1000
+        self,
+        prefix: bytes,
+        *,
+        token: str | None = None,
+        start_after: bytes | None = None,
+        max_keys: int = 1000,
     ) -> "Future[ListPage]":
         """See ObjectClient."""
+        request = Request("list", prefix, token=token, start_after=start_after, max_keys=max_keys)
 
         def answer() -> ListPage:
             with self._lock:
@@ -203,9 +219,14 @@ class FakeClient:
                 objects = {
                     key: replace(info, restored=False) for key, (info, _) in self._objects.items()
                 }
-            return list_page(objects, prefix, token, min(max_keys, self.page_size))
+            return self.page(objects, request)
 
-        return self._ask(Request("list", prefix, token=token, max_keys=max_keys), answer)
+        return self._ask(request, answer)
+
+    def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
+        """Answer a listing as S3 does; a class below may be another store."""
+        max_keys = min(request.max_keys, self.page_size)
+        return list_page(objects, request.key, request.token, max_keys, request.start_after)
 
     def get(
         self,

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -26,8 +27,8 @@ from mountpoint.errors import (
 )
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.s3.client import ListPage
-from tests.unit.fake_client import MTIME_NS, FakeClient, Fault
+from mountpoint.s3.client import ListPage, ObjectInfo
+from tests.unit.fake_client import MTIME_NS, FakeClient, Fault, Request
 from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, mounted
 from tests.unit.tree_model import Tree, tree_of
 
@@ -245,13 +246,9 @@ def test_directories_have_nothing_that_changes() -> None:
 class NoETags(FakeClient):
     """A store that lists no ETags."""
 
-    def list(
-        self, prefix: bytes, *, token: str | None = None, max_keys: int = 1000
-    ) -> "Future[ListPage]":
-        page = super().list(prefix, token=token, max_keys=max_keys).result(60.0)
-        answer: Future[ListPage] = Future()
-        answer.set_result(replace(page, objects=[replace(o, etag="") for o in page.objects]))
-        return answer
+    def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
+        page = super().page(objects, request)
+        return replace(page, objects=[replace(each, etag="") for each in page.objects])
 
 
 def test_a_store_that_lists_no_etags() -> None:

@@ -83,12 +83,13 @@ def test_object_target_does_not_normalize(key: bytes, target: str) -> None:
     assert wire.object_target("", key) == target
 
 
-@given(st.binary(), st.none() | st.text(), st.integers(1, 1000))
-def test_list_target_keeps_prefix_and_token(
-    prefix: bytes, token: str | None, max_keys: int
+@given(st.binary(), st.none() | st.text(), st.none() | st.binary(), st.integers(1, 1000))
+def test_list_target_keeps_prefix_and_place(
+    prefix: bytes, token: str | None, start_after: bytes | None, max_keys: int
 ) -> None:
-    """Prefix and token of any content come back from the query; the encoding is always asked."""
-    url = urlsplit("http://host" + wire.list_target("", prefix, token=token, max_keys=max_keys))
+    """Prefix, token or start of any content come back from the query, never token and start."""
+    target = wire.list_target("", prefix, token=token, start_after=start_after, max_keys=max_keys)
+    url = urlsplit("http://host" + target)
     query = parse_qs(url.query, encoding="latin-1", strict_parsing=True, keep_blank_values=True)
     assert url.path == "/"
     assert query.pop("list-type") == ["2"]
@@ -99,6 +100,8 @@ def test_list_target_keeps_prefix_and_token(
     if token is not None:
         sent = query.pop("continuation-token")[0].encode("latin-1")
         assert sent == token.encode("utf-8", "surrogatepass")
+    else:
+        assert query.pop("start-after", [""])[0].encode("latin-1") == (start_after or b"")
     assert not query
 
 
