@@ -55,26 +55,45 @@ class Patience:
     ) -> None:
         self.try_s = try_s
         self.total_s = total_s
+        self.once_s = min(try_s, total_s / 2)
         self.most_tries = most_tries
         self.stopping = stopping
         self.counters = counters or Counters()
 
-    def begin(self) -> "Tries":
-        """Start waiting for one thing."""
-        return Tries(self)
+    def begin(self, within: "Tries | None" = None) -> "Tries":
+        """Start waiting for one thing; as a part of `within`, for no longer than that."""
+        tries = Tries(self)
+        if within is not None:
+            tries.until_s = within.until_s
+        return tries
 
-    def ask(self, start: Callable[[], "Future[T]"]) -> "Question[T]":
+    def ask(self, start: Callable[[], "Future[T]"], within: "Tries | None" = None) -> "Question[T]":
         """Make a request now; its answer is waited for later."""
-        return Question(self, start)
+        return Question(self, start, self.begin(within))
+
+    def once(self, start: Callable[[], "Future[T]"]) -> T:
+        """Make a request and wait for its answer, in a single try.
+
+        For what can be done in another way: half of the total is left for that. Raises the
+        S3Error, Stalled after `once_s`, or Interrupted.
+        """
+        future = start()
+        try:
+            return future.result(self.once_s)
+        except TimeoutError:
+            future.cancel()
+            raise Stalled(f"no answer within {self.once_s:.0f} s") from None
 
 
 class Question(Generic[T]):
     """One metadata request under way, with its retries."""
 
-    def __init__(self, patience: Patience, start: Callable[[], "Future[T]"]) -> None:
+    def __init__(
+        self, patience: Patience, start: Callable[[], "Future[T]"], tries: "Tries"
+    ) -> None:
         self._patience = patience
         self._start = start
-        self._tries = patience.begin()  # now: who asks twice at once waits for no longer
+        self._tries = tries  # begun before: who asks twice at once waits for no longer
         self._future = start()
 
     def answer(self) -> T:
@@ -99,11 +118,11 @@ class Tries:
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._attempt = 0
-        self._until_s = time.monotonic() + patience.total_s
+        self.until_s = time.monotonic() + patience.total_s
 
     def left_s(self) -> float:
         """Seconds until the total runs out."""
-        return self._until_s - time.monotonic()
+        return self.until_s - time.monotonic()
 
     def again(self) -> bool:
         """Pause before the next try; False when there is no time for one.

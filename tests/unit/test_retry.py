@@ -165,6 +165,31 @@ def test_silence_ends_at_the_total(clock: Clock) -> None:
     assert all(future.cancelled() for future in asked.futures)
 
 
+def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
+    """What is asked as a part of something waits no longer than that, however late it is asked."""
+    whole = patience(clock, total_s=35.0).begin()
+    clock.now_s += 20.0
+    error = failing(patience(clock, total_s=35.0).ask(Asked(clock, None), whole).answer)
+    assert isinstance(error, Stalled)
+    assert clock.now_s == pytest.approx(1035.0)
+
+
+@pytest.mark.parametrize(("total_s", "once_s"), [(60.0, 10.0), (8.0, 4.0)])
+def test_a_single_try(clock: Clock, total_s: float, once_s: float) -> None:
+    """What another way can stand in for is tried once, for half of the total at most."""
+    asked = Asked(clock, "answer")
+    assert patience(clock, total_s=total_s).once(asked) == "answer"
+    asked = Asked(clock, ServerFault("500"))
+    with pytest.raises(ServerFault):
+        patience(clock, total_s=total_s).once(asked)
+    assert len(asked.futures) == 1
+    asked = Asked(clock, None)
+    with pytest.raises(Stalled):
+        patience(clock, total_s=total_s).once(asked)
+    assert asked.timeouts == [once_s]
+    assert [future.cancelled() for future in asked.futures] == [True]
+
+
 @settings(deadline=None)
 @given(st.floats(0.1, 200.0), st.floats(0.0, 15.0), st.booleans())
 def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool) -> None:
