@@ -94,6 +94,36 @@ def list_page(
     return page
 
 
+def path_page(
+    objects: Mapping[bytes, ObjectInfo],
+    prefix: bytes,
+    token: str | None,
+    max_keys: int,
+    start_after: bytes | None = None,
+) -> ListPage:
+    """Return one page as a store lists it that keeps folders: by name, files before folders."""
+    assert token is None or start_after is None
+    items = {
+        (head, slash)
+        for key in objects
+        if key.startswith(prefix)
+        for head, slash, _ in [key[len(prefix) :].partition(b"/")]
+    }
+    after = (b"", b"")
+    if start_after is not None:
+        after = (start_after[len(prefix) :], b"/")
+    elif token is not None:
+        name, _, kind = token.partition(".")
+        after = (bytes.fromhex(name), kind.encode())
+    rest = sorted(item for item in items if item > after)
+    shown = rest[:max_keys]
+    return ListPage(
+        [objects[prefix + name] for name, slash in shown if not slash],
+        [prefix + name + slash for name, slash in shown if slash],
+        None if shown == rest else f"{shown[-1][0].hex()}.{shown[-1][1].decode()}",
+    )
+
+
 class FakeClient:
     """An `ObjectClient`. Make it in a `with`, so that its threads end."""
 

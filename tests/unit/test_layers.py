@@ -26,6 +26,7 @@ LAYERS = (
     "mountpoint.metrics",
     "mountpoint.s3.client",
     "mountpoint.tree",
+    "mountpoint.pages",
     "mountpoint.window",
     "mountpoint.budget",
     "mountpoint.s3.safexml",
@@ -43,6 +44,7 @@ LAYERS = (
     "mountpoint._fastpath",
     "mountpoint.reading.stream",
     "mountpoint.listings",
+    "mountpoint.siblings",
     "mountpoint.inodes",
     "mountpoint.handles",
     "mountpoint.filesystem",
@@ -78,6 +80,7 @@ EVERYWHERE = {"structlog"}
 #: Pure modules decide from values alone: no locks, clocks, environment or I/O.
 PURE = (
     "mountpoint.tree",
+    "mountpoint.pages",
     "mountpoint.window",
     "mountpoint.s3.wire",
     "mountpoint.s3.checksum",
