@@ -37,7 +37,8 @@ from mountpoint.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.listings import Listings
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import Patience, Tries
+from mountpoint.siblings import Siblings
 from mountpoint.tree import Entry
 
 #: Must be restored before they can be read.
@@ -98,6 +99,7 @@ class FileSystem:
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix)
         self._listings = Listings(config.ttl_s)
+        self._siblings = Siblings(client, patience, self._listings, config.ttl_s)
         self._files: HandleTable[ReadHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
 
@@ -188,8 +190,10 @@ class FileSystem:
         if flags & WRITE_FLAGS:
             raise ReadOnly("the file system is read-only")
         self._inodes.opened(inode)  # so that it stays while S3 is asked
+        asked_at_s = time.monotonic()
         try:
             handle = ReadHandle(inode, self._open_stream(inode, inode.info))
+            self._listings.see(inode.directory, asked_at_s)
         except (PreconditionFailed, NotFound, StaleInode) as error:
             self._listings.discard(inode.directory, inode.name)
             inode.fresh_until_s = 0.0
@@ -245,18 +249,18 @@ class FileSystem:
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
         """Return what a name is, and until when that may be believed."""
-        known = self._listings.find(directory, name)
-        # A store that lists no ETags has to be asked for them.
-        if known is not None and (known[0].info is None or known[0].info.etag):
-            return known
         if not tree.is_name(name):
             raise NoSuchEntry()
+        if len(directory) + len(name) > tree.MAX_KEY_BYTES:
+            raise NoSuchEntry("no key is that long")
+        tries = self._patience.begin()
+        return self._siblings.find(directory, name) or self._find_alone(directory, name, tries)
+
+    def _find_alone(self, directory: bytes, name: bytes, tries: Tries) -> tuple[Entry, float]:
         asked_at_s = time.monotonic()
         key = directory + name
-        if len(key) > tree.MAX_KEY_BYTES:
-            raise NoSuchEntry("no key is that long")
-        heading = self._patience.ask(lambda: self._client.head(key))
-        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/")
+        heading = self._patience.ask(lambda: self._client.head(key), tries)
+        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", tries)
         head: ObjectInfo | None = None
         if not below:
             try:
@@ -268,20 +272,19 @@ class FileSystem:
             raise NoSuchEntry()
         return entry, asked_at_s + self._config.ttl_s
 
-    def _any_below(self, prefix: bytes) -> bool:
+    def _any_below(self, prefix: bytes, tries: Tries) -> bool:
         """Whether any key begins with `prefix`."""
-        tries = self._patience.begin()
-        page = self._first_below(prefix, None)
+        page = self._first_below(prefix, None, tries)
         # S3 may send empty pages before the one that matters.
         while not (page.objects or page.prefixes or page.next_token is None):
             if tries.left_s() <= 0:
                 raise Stalled("the listing has only empty pages")
-            page = self._first_below(prefix, page.next_token)
+            page = self._first_below(prefix, page.next_token, tries)
         return bool(page.objects or page.prefixes)
 
-    def _first_below(self, prefix: bytes, token: str | None) -> ListPage:
+    def _first_below(self, prefix: bytes, token: str | None, tries: Tries) -> ListPage:
         return self._patience.ask(
-            lambda: self._client.list(prefix, token=token, max_keys=1)
+            lambda: self._client.list(prefix, token=token, max_keys=1), tries
         ).answer()
 
     def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:

@@ -10,6 +10,7 @@ import structlog
 from mountpoint.errors import BadAnswer, BadHandle, Stalled
 from mountpoint.inodes import Inode
 from mountpoint.listings import Listings
+from mountpoint.pages import Span, reach_of
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import ListPage, ObjectClient
 from mountpoint.s3.retry import Patience
@@ -125,9 +126,13 @@ class DirectoryHandle:
         with self._lock:
             if listing.complete or listing.token != token:
                 return  # another thread has been here
-            held_since_s = listing.held_since_s
+            held, held_since_s = listing.merge.holds, listing.held_since_s
             certain = listing.add(page, asked_at_s)
-        self._listings.add(self.inode.key, certain, min(held_since_s, asked_at_s))
+            span = listing.span
+        # What an earlier page had named comes first, and is as old as that page.
+        if held:
+            self._listings.add(self.inode.key, certain[:held], held_since_s)
+        self._listings.add(self.inode.key, certain[held:], asked_at_s, span)
         prefix = self.inode.key.decode("utf-8", "backslashreplace")
         if page.skipped:
             log.warning(
@@ -149,22 +154,27 @@ class _Listing:
         self.token: str | None = None  # of the next page
         self.begun = False
         self.complete = False
-        self.held_since_s = float("inf")  # age of the oldest entry that is not certain yet
+        self.held_since_s = 0.0  # age of the oldest entry that is not certain yet
+        self.span: Span | None = None  # of the last page
+        self._prefix = prefix
+        self._reach = b""  # of the pages so far
         self._tokens: set[str] = set()
 
     def add(self, page: ListPage, asked_at_s: float) -> list[Entry]:
         """Take the next page; return what became certain."""
         if page.next_token is not None and page.next_token in self._tokens:
             raise BadAnswer("the listing goes in circles: a continuation token came twice")
+        held = self.merge.holds
         certain = self.merge.feed(page)
+        if len(certain) >= held:  # what is held back now is of this page
+            self.held_since_s = asked_at_s
+        reach = reach_of(self._prefix, self._reach, page)
+        self.span = None if reach is None else Span(self._reach, reach, asked_at_s)
+        self._reach = reach or self._reach
         self.entries += certain
         self.begun = True
         self.token = page.next_token
         self.complete = page.next_token is None
         if page.next_token is not None:
             self._tokens.add(page.next_token)
-        if not self.merge.holds:
-            self.held_since_s = float("inf")
-        else:
-            self.held_since_s = min(self.held_since_s, asked_at_s)
         return certain

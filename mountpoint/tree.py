@@ -33,6 +33,11 @@ class Entry(NamedTuple):
     def is_directory(self) -> bool:
         return self.info is None
 
+    @property
+    def has_version(self) -> bool:
+        """Whether it says all that a lookup has to know: some stores list no ETags."""
+        return self.info is None or self.info.etag != ""
+
 
 def is_name(segment: bytes) -> bool:
     """Whether Linux can have a file of this name."""
@@ -70,9 +75,9 @@ class DirectoryMerge:
         self.unnameable = 0  #: keys left out because Linux cannot have their names
 
     @property
-    def holds(self) -> bool:
-        """Whether anything is held back."""
-        return bool(self._held)
+    def holds(self) -> int:
+        """How many entries are held back."""
+        return len(self._held)
 
     def feed(self, page: ListPage) -> list[Entry]:
         """Take the next page; return the entries that are certain."""

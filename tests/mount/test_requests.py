@@ -175,4 +175,41 @@ def test_how_often(
         assert gets < 20
         time.sleep(1.1)
         (mount.path / "07").stat()
-        assert counts(exchanges) == (1, 1, 0)
+        assert counts(exchanges) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("which", ["store", "flat_store"])
+def test_siblings(which: str, folder: Path, request: pytest.FixtureRequest) -> None:
+    """A second after a listing all its files are looked up by one request, in any order.
+
+    A file that comes then is seen at once, one that has gone is not.
+    """
+    server: Store = request.getfixturevalue(which)
+    for number in range(60):
+        server.put(f"requests/siblings/d/{number:02}", b"x" * number)
+    with FaultyProxy(server.endpoint_url) as proxy:
+        seen: list[Exchange] = []
+        proxy.faults.append(seen.append)
+        options = ("--prefix", "requests/siblings/")
+        with mounted(server, folder, *options, endpoint_url=proxy.url) as mount:
+            directory = mount.path / "d"
+            for order in (range(60), range(59, -1, -1), [7, 50, 3, 22]):
+                assert len(os.listdir(directory)) == 60
+                time.sleep(1.1)
+                directory.stat()
+                counts(seen)
+                for number in order:
+                    assert (directory / f"{number:02}").stat().st_size == number
+                heads, lists, gets = counts(seen)
+                # A slow machine needs more than a second for all this: then another page, and
+                # the directory itself.
+                assert heads <= 2
+                assert 1 <= lists <= 5
+                assert gets == 0
+            assert not (directory / "new").exists()
+            server.put("requests/siblings/d/new", b"new")
+            assert (directory / "new").read_bytes() == b"new"
+            server.delete("requests/siblings/d/07")
+            time.sleep(1.1)
+            assert not (directory / "07").exists()
+            assert (directory / "08").stat().st_size == 8

@@ -1,10 +1,12 @@
 """The CRT client against real servers: signatures, life of requests, memory."""
 
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,9 +20,12 @@ from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
 from mountpoint.errors import Interrupted, NotFound, S3Error
 from mountpoint.metrics import Counters
+from mountpoint.pages import Span, just_before, reach_of
+from mountpoint.s3.client import ListPage
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint
+from mountpoint.tree import DirectoryMerge
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data
 
@@ -47,17 +52,24 @@ ODD_KEYS = [
 @pytest.fixture
 def seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A client, through a proxy, and the exchanges that it makes."""
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
     exchanges: list[Exchange] = []
-    credentials = Credentials(CredentialsConfig())
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(exchanges.append)
-        host = urlsplit(proxy.url).netloc
-        endpoint = Endpoint("http", host, f"/{store.bucket}", "us-east-1", "s3", "v4")
-        client = CrtClient(endpoint, credentials, ClientConfig(), counters=Counters())
-        yield SimpleNamespace(client=client, exchanges=exchanges, proxy=proxy)
-        client.close()
+        with connected(store, proxy.url, monkeypatch) as client:
+            yield SimpleNamespace(client=client, exchanges=exchanges, proxy=proxy)
+
+
+@contextmanager
+def connected(store: Store, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CrtClient]:
+    """Make a client for the store, which is reached at `url`."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    credentials = Credentials(CredentialsConfig())
+    host = urlsplit(url).netloc
+    endpoint = Endpoint("http", host, f"/{store.bucket}", "us-east-1", "s3", "v4")
+    client = CrtClient(endpoint, credentials, ClientConfig(), counters=Counters())
+    yield client
+    client.close()
     credentials.close()
 
 
@@ -103,6 +115,38 @@ def test_signatures(seen: SimpleNamespace, store: Store, key: bytes) -> None:
     for exchange in seen.exchanges:
         secret = store.environment["AWS_SECRET_ACCESS_KEY"]
         check_signature(exchange, seen.proxy.url, secret)
+
+
+#: Names around "/"; those that end in it are directories, which have files.
+SIBLINGS = [b"a", b"a!", b"a-", b"a-1/", b"a.", b"a0", b"b/", b"b-1", b"b-2/", b"c", "ü".encode()]
+
+
+@pytest.mark.parametrize("which", ["store", "flat_store"])
+def test_what_a_page_tells_is_true(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a page begins: a name that it tells of is in it, or does not exist."""
+    server: Store = request.getfixturevalue(which)
+    for name in SIBLINGS:
+        server.put(f"siblings/{name.decode()}{'file' if name.endswith(b'/') else ''}", b"x")
+    exists = {name.rstrip(b"/"): name.endswith(b"/") for name in SIBLINGS}
+    names = sorted({b"a-2", b"b!", b"z", *exists, *(just_before(name) for name in exists)})
+    told = 0
+    with connected(server, server.endpoint_url, monkeypatch) as client:
+        for after, size in itertools.product([b"", *names], [1, 3, 5, 1000]):
+            start_after = b"siblings/" + after if after else None
+            listing = client.list(b"siblings/", start_after=start_after, max_keys=size)
+            page = listing.result(SAFE_S)
+            reach = reach_of(b"siblings/", after, page)
+            if reach is None:
+                continue
+            entries = DirectoryMerge(b"siblings/").feed(ListPage(page.objects, page.prefixes))
+            named = {entry.name: entry.is_directory for entry in entries}
+            for name in names:
+                if Span(after, reach, 0.0).tells_of(name):
+                    assert named.get(name) == exists.get(name), (after, size, name)
+                    told += 1
+    assert told > 200
 
 
 def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mountpoint import filesystem, handles
+from mountpoint import filesystem, handles, siblings
 from mountpoint.budget import Budget
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
@@ -95,6 +95,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
         patch.setattr(handles, "time", clock)
+        patch.setattr(siblings, "time", clock)
         patch.setattr(
             filesystem, "Listings", functools.partial(Listings, clock=lambda: clock.now_s)
         )

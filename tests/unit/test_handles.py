@@ -16,6 +16,7 @@ from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, S
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import ROOT, Inode, InodeTable
 from mountpoint.listings import Listings
+from mountpoint.pages import END
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
@@ -139,6 +140,19 @@ def test_three_thousand_names() -> None:
         assert client.count() == 3
         assert len(opened.listings) == 3000
         assert opened.listings.find(b"big/", b"2999") is not None
+
+
+def test_where_pages_began_is_noted() -> None:
+    """Each page of a listing leaves a span, which adjoins that of the page before."""
+    with FakeClient(
+        dict.fromkeys([b"%02d" % index for index in range(10)], b""), page_size=4
+    ) as it:
+        opened = Opened(it)
+        opened.read_all()
+        for name, after, reach in ((b"00", b"", b"03"), (b"04", b"03", b"07"), (b"08", b"07", END)):
+            span = opened.listings.span_of(b"", name)
+            assert span is not None
+            assert (span.after, span.reach) == (after, reach)
 
 
 def test_rewinding_lists_anew(client: FakeClient) -> None:
@@ -313,6 +327,8 @@ def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyP
         pages = {b"a": 1000.0, b"a-1": 1001.0, b"b": 1002.0, b"c": 1003.0}
         assert all(ages[name] <= pages[name] for name in pages)
         assert ages[b"a"] == 1000.0
+        # What was held back makes nothing else older.
+        assert (ages[b"b"], ages[b"c"]) == (1002.0, 1003.0)
 
 
 def test_what_is_left_out_is_logged(client: FakeClient) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mountpoint import listings as module
 from mountpoint.listings import Listings
+from mountpoint.pages import Span
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.tree import Entry
 
@@ -50,8 +51,70 @@ def test_what_is_not_listed_is_not_known() -> None:
     listings.add(b"d/", names(b"a"), 100.0)
     assert listings.find(b"d/", b"b") is None
     assert listings.find(b"", b"a") is None
-    assert listings.find(b"", b"d") is None
     assert listings.find(b"d/a/", b"a") is None
+
+
+def test_what_lists_something_exists() -> None:
+    """A page with names shows that its directory exists, and all above it, while it counts."""
+    clock = Clock()
+    listings = Listings(1.0, clock)
+    listings.add(b"d/e/f/", names(b"a"), 99.5)
+    listings.add(b"g/", [], 99.5)
+    for directory, name in ((b"d/e/", b"f"), (b"d/", b"e"), (b"", b"d")):
+        assert listings.find(directory, name) == (Entry(name, None), 100.5)
+    for directory, name in ((b"", b"e"), (b"", b"g"), (b"e/", b"f")):
+        assert listings.find(directory, name) is None
+    listings.see(b"d/", 99.9)
+    listings.see(b"d/", 99.2)
+    assert listings.find(b"", b"d") == (Entry(b"d", None), 100.9)
+    clock.now_s = 100.6
+    assert listings.find(b"d/", b"e") is None
+    assert listings.find(b"", b"d") == (Entry(b"d", None), 100.9)
+    clock.now_s = 100.9
+    assert listings.find(b"", b"d") is None
+    listings.see(b"x/", 100.9)
+    assert list(listings._seen_at_s) == [b"x/"]
+
+
+def test_what_has_no_version_is_not_kept() -> None:
+    """A store that lists no ETags has to be asked for each file; its directories are known."""
+    listings = Listings(1.0, Clock())
+    file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
+    listings.add(b"d/", [file, Entry(b"b", None)], 100.0)
+    assert listings.find(b"d/", b"a") is None
+    assert listings.find(b"d/", b"b") == (Entry(b"b", None), 101.0)
+
+
+def test_spans_outlive_their_pages() -> None:
+    """Where a page began and how far it told is known long after its names are not."""
+    clock = Clock()
+    listings = Listings(1.0, clock)
+    span = Span(b"", b"b", 100.0)
+    listings.add(b"d/", names(b"a", b"b"), 100.0, span)
+    clock.now_s = 5000.0
+    assert listings.find(b"d/", b"a") is None
+    assert listings.span_of(b"d/", b"a") == span
+    assert listings.span_of(b"d/", b"c") is None
+    assert listings.span_of(b"", b"a") is None
+
+
+def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the directories go that were not used for longest."""
+    monkeypatch.setattr(module, "MAX_SPANS", 10)
+    listings = Listings(1.0, Clock())
+
+    def add(directory: bytes, count: int) -> None:
+        for index in range(count):
+            listings.add(directory, [], 100.0, Span(b"%02d" % index, b"%02d" % (index + 1), 100.0))
+
+    add(b"a/", 4)
+    add(b"b/", 4)
+    assert listings.span_of(b"a/", b"04") is not None
+    add(b"c/", 4)
+    kept = [listings.span_of(name, b"04") is not None for name in (b"a/", b"b/", b"c/")]
+    assert kept == [True, False, True]
+    add(b"huge/", 25)
+    assert listings._span_count == sum(map(len, listings._spans.values())) <= 10
 
 
 def test_no_ttl_remembers_nothing() -> None:

@@ -1,0 +1,173 @@
+"""Lookups that are answered together: one LIST says what a thousand siblings are.
+
+A lookup alone is a HEAD and a LIST. Programs look up neighbours: `ls -l`, a directory read
+file by file, sixteen threads on one folder. Within the ttl the page that named a file
+answers (`listings`). Past it the same page is asked for again, by one thread, and all
+lookups of names in it wait for that one answer; so n names cost one LIST per 1,000 names
+and ttl, whoever asks in which order. Where nothing was listed, a page begins at the name
+that is looked up. `pages.Account` says when that is worth it; one such page at a time is
+asked for, because nobody knows how far it will tell.
+
+What exists may be as old as the ttl, so everyone takes it from the answer. What does *not*
+exist must be known from a request that was sent after the lookup began, or a new object
+would not be visible at once: only who sent the request takes that from the answer. The
+others, and everyone whose name the answer does not tell of, look up alone.
+
+A page is asked for in one try, since there is another way. It knows nothing of versions that
+`open` found to be others: `listings` does.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import replace
+
+import structlog
+
+from mountpoint.errors import NoSuchEntry, S3Error
+from mountpoint.listings import Listings
+from mountpoint.pages import Account, Span, just_before, reach_of
+from mountpoint.s3.client import ListPage, ObjectClient
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import DirectoryMerge, Entry
+
+log = structlog.get_logger(__name__)
+
+#: About 4 MB. Directories in which nothing was looked up for longest are forgotten first.
+MAX_ACCOUNTS = 10_000
+
+
+class _Flight:
+    """A page that has been asked for.
+
+    `explores` says that nobody knows how far it will tell. `landed` is set when `listings`
+    has what it says.
+    """
+
+    def __init__(self, directory: bytes, after: bytes, *, explores: bool) -> None:
+        self.directory = directory
+        self.after = after
+        self.explores = explores
+        self.landed = threading.Event()
+
+
+class Siblings:
+    """Lookups by pages of the directory's listing. Thread-safe; no lock is held while waiting."""
+
+    def __init__(
+        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._listings = listings
+        # constants
+        self._ttl_s = ttl_s
+        self._enabled = client.lists_in_order and ttl_s > 0
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._accounts: OrderedDict[bytes, Account] = OrderedDict()  # last used last
+        self._flights: dict[tuple[bytes, bytes], _Flight] = {}  # by directory and `after`
+        self._exploring: set[bytes] = set()  # directories with a flight to where nobody was
+
+    def find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
+        """Return what a name is and until when that may be believed, or None: ask for it alone.
+
+        Raises NoSuchEntry when S3 has just said so, Interrupted.
+        """
+        known = self._listings.find(directory, name)
+        if known is None and self._enabled:
+            flight, leads = self._board(directory, name)
+            if flight is None:
+                return None
+            if leads:
+                return self._lead(flight, name)
+            flight.landed.wait(self._patience.once_s)
+            known = self._listings.find(directory, name)
+        if known is not None:
+            self._answered(directory)
+        return known
+
+    def _board(self, directory: bytes, name: bytes) -> tuple[_Flight | None, bool]:
+        """Return the flight that will tell of `name`, and whether the caller has to make it."""
+        with self._lock:
+            now_s = time.monotonic()
+            span = self._listings.span_of(directory, name)
+            if span is not None and not span.tells_of(name):
+                return None, False
+            after = just_before(name) if span is None else span.after
+            flight = self._flights.get((directory, after))
+            if flight is not None:
+                return flight, False
+            if span is None and directory in self._exploring:
+                return None, False
+            flight = _Flight(directory, after, explores=span is None)
+            if span is not None and span.asked_at_s > now_s - self._ttl_s:
+                flight.landed.set()  # a moment ago, or it is not in there
+                return flight, False
+            if not self._account(directory).buys_page(now_s, known=span is not None):
+                return None, False
+            self._flights[directory, after] = flight
+            if flight.explores:
+                self._exploring.add(directory)
+            return flight, True
+
+    def _lead(self, flight: _Flight, name: bytes) -> tuple[Entry, float] | None:
+        """Ask for a page, and answer one's own lookup from it."""
+        asked_at_s = time.monotonic()
+        try:
+            page = self._ask(flight)
+            reach = None if page is None else reach_of(flight.directory, flight.after, page)
+            if page is None or reach is None:
+                self._failed(flight.directory)
+                return None
+            span = Span(flight.after, reach, asked_at_s)
+            # All of them: those that this page is not certain of are left out by their names.
+            merged = DirectoryMerge(flight.directory).feed(replace(page, next_token=None))
+            entries = [each for each in merged if each.is_directory or span.tells_of(each.name)]
+            self._listings.add(flight.directory, entries, asked_at_s, span)
+        finally:
+            self._land(flight)
+        for entry in entries:
+            if entry.name == name:
+                return (entry, asked_at_s + self._ttl_s) if entry.has_version else None
+        if span.tells_of(name):
+            raise NoSuchEntry()
+        return None
+
+    def _ask(self, flight: _Flight) -> ListPage | None:
+        start_after = flight.directory + flight.after if flight.after else None
+        try:
+            return self._patience.once(
+                lambda: self._client.list(flight.directory, start_after=start_after)
+            )
+        except S3Error as error:
+            prefix = flight.directory.decode("utf-8", "backslashreplace")
+            log.debug("siblings could not be listed", prefix=prefix, reason=str(error))
+            return None
+
+    def _land(self, flight: _Flight) -> None:
+        with self._lock:
+            del self._flights[flight.directory, flight.after]
+            if flight.explores:
+                self._exploring.remove(flight.directory)
+        flight.landed.set()
+
+    def _answered(self, directory: bytes) -> None:
+        with self._lock:
+            account = self._accounts.get(directory)
+            if account is not None:
+                account.answered(time.monotonic())
+
+    def _failed(self, directory: bytes) -> None:
+        with self._lock:
+            self._account(directory).pause()
+
+    def _account(self, directory: bytes) -> Account:
+        account = self._accounts.get(directory)
+        if account is None:
+            account = self._accounts[directory] = Account(self._ttl_s)
+            if len(self._accounts) > MAX_ACCOUNTS:
+                self._accounts.popitem(last=False)
+        self._accounts.move_to_end(directory)
+        return account

@@ -1,0 +1,526 @@
+"""Lookups answered together: how many requests, what is never answered so, and by whom."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mountpoint import siblings
+from mountpoint.errors import (
+    AccessDenied,
+    Interrupted,
+    NoSuchEntry,
+    OperationError,
+    ServerFault,
+    StaleInode,
+    Throttled,
+)
+from mountpoint.filesystem import Attributes
+from mountpoint.inodes import ROOT
+from mountpoint.pages import LOOKUPS_ALONE
+from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.tree import is_name
+from tests.unit.fake_client import FakeClient, Fault, Request, list_page, path_page
+from tests.unit.mounted import SAFE_S, Mounted, mounted
+from tests.unit.tree_model import tree_of
+
+
+def names(count: int) -> list[bytes]:
+    return [b"f%04d" % index for index in range(count)]
+
+
+def files(count: int) -> dict[bytes, bytes]:
+    return dict.fromkeys(names(count), b"x")
+
+
+def asked(world: Mounted) -> tuple[int, int, int]:
+    """Return how many pages, lone LISTs and HEADs there were, and count anew."""
+    lists = [request for request in world.client.requests if request.kind == "list"]
+    lone = sum(request.max_keys == 1 for request in lists)
+    heads = world.client.count("head")
+    world.client.requests.clear()
+    return len(lists) - lone, lone, heads
+
+
+def exists(world: Mounted, name: bytes) -> bool:
+    try:
+        world.fs.lookup(ROOT, name)
+    except NoSuchEntry:
+        return False
+    return True
+
+
+# --- How many requests ---
+
+
+def test_one_after_another() -> None:
+    """1,000 listed names, 22 ms each: a page a second, and nothing else."""
+    with mounted(files(1000)) as world:
+        assert world.names() == names(1000)
+        assert asked(world) == (1, 0, 0)
+        for name in names(1000):
+            world.look(name)
+            world.pass_s(0.022)
+        # A page answers 46 lookups: the last one 45 * 0.022 s after it was asked for.
+        assert asked(world) == (999 // 46, 0, 0)
+
+
+def test_one_after_another_where_nothing_was_listed() -> None:
+    """Two lookups alone, and then the same: a page a second, from the name that is looked up on."""
+    with mounted(files(1000)) as world:
+        for name in names(1000):
+            world.look(name)
+            world.pass_s(0.022)
+        assert asked(world) == (997 // 46 + 1, 2, 2)
+
+
+def test_on_and_on() -> None:
+    """Where a page ends the next one begins: a page per 1,000 names, and its last name alone."""
+    with mounted(files(3000)) as world:
+        for name in names(3000):
+            world.look(name)
+        first = world.client.requests[4].start_after, world.client.requests[5].key
+        assert first == (b"f0001~", b"f1001")
+        assert asked(world) == (3, 4, 4)
+
+
+@pytest.mark.parametrize("count", [1000, 2000, 2500])
+def test_in_any_order(count: int) -> None:
+    """Names of a listed directory in any order: each of its pages once a second.
+
+    The last name of a page is asked for alone: a directory of its name may begin the next one.
+    """
+    with mounted(files(count)) as world:
+        world.names()
+        pages = -(-count // 1000)
+        assert asked(world) == (pages, 0, 0)
+        for second in range(3):
+            world.pass_s(1.0)
+            order = names(count)
+            random.Random(second).shuffle(order)
+            for name in order:
+                world.look(name)
+            assert asked(world) == (pages, pages - 1, pages - 1)
+
+
+def test_getattr_too() -> None:
+    """Attributes that are too old are asked for in the same way."""
+    with mounted(files(500)) as world:
+        numbers = [line.inode for line in world.lines(ROOT)[2:]]
+        for name in names(500):
+            world.look(name)
+        asked(world)
+        world.pass_s(1.0)
+        for number in numbers:
+            assert world.fs.getattr(number).ttl_s == 1.0
+        assert asked(world) == (1, 0, 0)
+
+
+def test_at_random_where_pages_are_many() -> None:
+    """Where a page seldom answers a second lookup, most lookups are made alone."""
+    with mounted(files(3000), page_size=10) as world:
+        chance = random.Random(1)
+        for _ in range(200):
+            world.look(chance.choice(names(3000)))
+            world.pass_s(0.05)
+        pages, lone, heads = asked(world)
+        assert lone == heads > 160
+        assert pages < 20
+
+
+def test_names_of_a_directory_that_grows_and_shrinks() -> None:
+    """Pages still adjoin after names have come and gone: none is asked for twice a second."""
+    with mounted(files(2000), page_size=500) as world:
+        world.names()
+        for index in range(0, 2000, 20):
+            world.client.put(b"f%04d+" % index, b"new")
+        for index in range(1000, 1100):
+            world.client.delete(b"f%04d" % index)
+        world.pass_s(1.0)
+        for name in sorted(world.client._objects):
+            world.look(name)
+        asked(world)
+        world.pass_s(1.0)
+        for name in sorted(world.client._objects):
+            world.look(name)
+        pages, lone, _ = asked(world)
+        assert (pages, lone) == (4, 3)
+
+
+def test_reading_shows_that_the_directory_exists() -> None:
+    """While files in a directory are opened, the directory itself need not be looked up."""
+    with mounted({b"d/e/%03d" % index: b"x" for index in range(200)}) as world:
+        number = world.look(b"d/e").inode
+        assert asked(world) == (0, 2, 2)
+        for index in range(200):
+            world.look(b"d/e")
+            world.read_file(world.fs.lookup(number, b"%03d" % index).inode)
+            world.pass_s(0.05)
+        assert asked(world) == (197 // 20 + 1, 4, 4)
+
+
+# --- Single flight ---
+
+
+class World:
+    """A stepped world whose lookups run in threads."""
+
+    def __init__(self, world: Mounted, waiting: threading.Semaphore) -> None:
+        self.world = world
+        self.waiting = waiting  # released once by each thread that waits for another's page
+        self.results: dict[bytes, Attributes | OperationError] = {}
+        self.threads: list[threading.Thread] = []
+
+    def start(self, name: bytes) -> None:
+        """Look a name up in a thread."""
+
+        def look() -> None:
+            try:
+                self.results[name] = self.world.fs.lookup(ROOT, name)
+            except OperationError as error:
+                self.results[name] = error
+
+        self.threads.append(threading.Thread(target=look))
+        self.threads[-1].start()
+
+    def answer(self, count: int) -> None:
+        """Wait for so many requests under way, and answer them."""
+        until_s = time.monotonic() + SAFE_S
+        while self.world.client.under_way() < count:
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+        assert self.world.client.step(count) == count
+
+    def end(self) -> None:
+        """Wait for all lookups."""
+        for thread in self.threads:
+            thread.join(SAFE_S)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def stepped(objects: Mapping[bytes, bytes], **options: Any) -> Iterator[World]:
+    """Make a world whose root directory has been listed, more than a second ago."""
+    waiting = threading.Semaphore(0)
+
+    class Landing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.release()
+            return super().wait(timeout)
+
+    with mounted(objects, stepped=True, **options) as world, pytest.MonkeyPatch.context() as patch:
+        listing = threading.Thread(target=world.names)
+        listing.start()
+        while listing.is_alive():
+            world.client.step()
+            time.sleep(0.001)
+        world.client.requests.clear()
+        world.pass_s(1.0)
+        original = siblings._Flight.__init__
+
+        def init(self: siblings._Flight, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            self.landed = Landing()
+
+        patch.setattr(siblings._Flight, "__init__", init)
+        yield World(world, waiting)
+
+
+def test_threads_share_a_flight() -> None:
+    """Sixteen threads with any names of 2,000 make two requests, and wait for those."""
+    with stepped(files(2000)) as world:
+        for index in range(16):
+            world.start(b"f%04d" % (index * 125 + 7))
+        for _ in range(14):
+            world.waiting.acquire()
+        world.answer(2)
+        world.end()
+        assert len(world.results) == 16
+        assert all(isinstance(found, Attributes) for found in world.results.values())
+        assert asked(world.world) == (2, 0, 0)
+
+
+def test_who_waits_does_not_believe_in_absence() -> None:
+    """A name that the answer lacks may have come after it was asked for: ask for it alone."""
+    with stepped(files(10)) as world:
+        world.start(b"f0001")
+        world.answer(0)
+        while not world.world.client.under_way():
+            time.sleep(0.001)
+        world.start(b"new")
+        world.waiting.acquire()
+        world.answer(1)  # without it
+        world.world.client.put(b"new", b"12345")
+        world.answer(2)
+        world.end()
+        found = world.results[b"new"]
+        assert isinstance(found, Attributes)
+        assert found.size_bytes == 5
+        assert asked(world.world) == (1, 1, 1)
+
+
+def test_who_asks_believes_in_absence() -> None:
+    """Whose own request finds nothing of the name is told so, by that one request."""
+    with stepped(files(10)) as world:
+        world.start(b"new")
+        world.answer(1)
+        world.end()
+        assert isinstance(world.results[b"new"], NoSuchEntry)
+        assert asked(world.world) == (1, 0, 0)
+
+
+def test_the_end_of_the_mount_ends_all_waits() -> None:
+    """Who asked and who waits along are woken when the mount goes away."""
+    with stepped(files(10)) as world:
+        world.start(b"f0001")
+        while not world.world.client.under_way():
+            time.sleep(0.001)
+        world.start(b"f0002")
+        world.waiting.acquire()
+        world.world.client.interrupt()
+        world.end()
+        assert all(isinstance(error, Interrupted) for error in world.results.values())
+
+
+def test_an_answer_that_comes_late() -> None:
+    """An answer that is too old when it comes serves who asked; the others ask anew, alone."""
+    with stepped(files(10)) as world:
+        world.start(b"f0001")
+        while not world.world.client.under_way():
+            time.sleep(0.001)
+        world.start(b"f0002")
+        world.waiting.acquire()
+        world.world.pass_s(1.5)
+        world.answer(1)
+        world.answer(2)
+        world.end()
+        assert isinstance(world.results[b"f0001"], Attributes)
+        assert world.results[b"f0001"].ttl_s == 0.0
+        assert isinstance(world.results[b"f0002"], Attributes)
+        assert asked(world.world) == (1, 1, 1)
+
+
+# --- What changes meanwhile ---
+
+
+def test_a_new_object_is_visible_at_once() -> None:
+    """However often a name was missing, it is found as soon as it is there."""
+    with mounted(files(50)) as world:
+        world.names()
+        for round_ in range(40):
+            world.pass_s(random.Random(round_).choice([0.0, 0.3, 1.0]))
+            name = b"new%02d" % round_
+            assert not exists(world, name)
+            world.client.put(name, b"x")
+            assert exists(world, name)
+            assert exists(world, name)
+
+
+def test_deleted_and_replaced() -> None:
+    """After a second, what is gone is ENOENT, and what is another version is another inode."""
+    with mounted(files(5)) as world:
+        numbers = {line.name: line.inode for line in world.lines(ROOT)[2:]}
+        for name in names(5):
+            world.look(name)
+        world.client.delete(b"f0001")
+        world.client.put(b"f0002", b"another")
+        world.client.put(b"f0003/below", b"x")
+        world.pass_s(1.0)
+        asked(world)
+        with pytest.raises(StaleInode):
+            world.fs.getattr(numbers[b"f0002"])
+        assert world.look(b"f0002").size_bytes == 7
+        assert world.look(b"f0003").mode & 0o170000 == 0o040000
+        assert world.look(b"f0004").inode == numbers[b"f0004"]
+        assert asked(world) == (1, 0, 0)
+        assert not exists(world, b"f0001")
+        world.pass_s(1.0)
+        assert not exists(world, b"f0001")
+        assert asked(world) == (1, 1, 1)
+
+
+def test_a_version_that_open_refused_is_not_found_again() -> None:
+    """A page that was asked for before open found another version says no more of that name."""
+    with mounted(files(5)) as world:
+        world.names()
+        world.pass_s(1.0)
+        number = world.look(b"f0001").inode
+        world.look(b"f0002")
+        world.client.put(b"f0001", b"another")
+        with pytest.raises(StaleInode):
+            world.fs.open(number, 0)
+        assert world.look(b"f0001").size_bytes == 7
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3, 1000])
+def test_names_around_the_slash(page_size: int) -> None:
+    """Names that sort before and after "/" are what they are, wherever a page ends."""
+    keys = [b"a", b"a!", b"a-/x", b"a.", b"a/b", b"a0", b"b"]
+    with mounted(dict.fromkeys(keys, b"x"), page_size=page_size) as world:
+        world.names()
+        for _ in range(4):
+            world.pass_s(1.0)
+            for name in (b"a", b"a!", b"a-", b"a.", b"a0", b"b"):
+                is_directory = world.look(name).mode & 0o040000 != 0
+                assert is_directory == (name in (b"a", b"a-")), name
+            for name in (b"a ", b"a-x", b"a1", b"a~", b"0", b"c"):
+                assert not exists(world, name)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", "ü😀".encode(), b"a\nb", b"%2F+ ", b"n" * 255, b"!"])
+def test_odd_names(name: bytes) -> None:
+    """Pages begin at names of any bytes, listed before or not."""
+    for listed in (True, False):
+        with mounted({name: b"x", name[:-1] + b"\x02": b"y", b"zz": b"z"}) as world:
+            if listed:
+                world.names()
+            for _ in range(5):
+                world.pass_s(1.0 if listed else 0.3)
+                assert world.look(name).size_bytes == 1
+                assert not exists(world, b"m")
+            assert asked(world)[0] >= 1
+
+
+# --- Where there are no pages ---
+
+
+class Unordered(FakeClient):
+    """A directory bucket."""
+
+    lists_in_order = False
+
+
+class NoStartAfter(FakeClient):
+    """A store that does not know start-after."""
+
+    def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
+        return list_page(objects, request.key, request.token, min(request.max_keys, 1000))
+
+
+def test_a_bucket_without_order() -> None:
+    """Where keys are listed in no order every lookup is made alone."""
+    with mounted(files(5), client_class=Unordered) as world:
+        world.names()
+        world.pass_s(1.0)
+        asked(world)
+        for name in names(5):
+            world.look(name)
+        assert asked(world) == (0, 5, 5)
+
+
+def test_a_store_that_ignores_where_to_begin() -> None:
+    """A page that begins elsewhere than it was asked to tells nothing; lookups go on alone."""
+    with mounted(files(20), client_class=NoStartAfter) as world:
+        for name in names(18):
+            world.look(name)
+        assert asked(world) == (1, 18, 18)
+
+
+@pytest.mark.parametrize("error", [AccessDenied, ServerFault, Throttled])
+def test_a_page_that_is_refused(error: type[OperationError]) -> None:
+    """Where a page cannot be had a lookup is made alone, and so are the next ones."""
+    with mounted(files(50)) as world:
+        world.names()
+        world.pass_s(1.0)
+        asked(world)
+        world.client.inject("list", Fault(error=error("no")))
+        for name in names(1 + LOOKUPS_ALONE):
+            world.look(name)
+        assert asked(world) == (1, 1 + LOOKUPS_ALONE, 1 + LOOKUPS_ALONE)
+        world.look(b"f0030")
+        assert asked(world) == (1, 0, 0)
+
+
+def test_a_page_that_does_not_come() -> None:
+    """A silent page leaves half of the time for the lookup alone."""
+    with mounted(files(5), total_s=1.0) as world:
+        world.names()
+        world.pass_s(1.0)
+        asked(world)
+        world.client.inject("list", Fault(silent=True))
+        assert world.look(b"f0001").size_bytes == 1
+        assert asked(world) == (1, 1, 1)
+        assert world.client.cancelled == 1
+
+
+# --- Against a model ---
+
+KEYS = st.lists(
+    st.sampled_from([b"a", b"a!", b"a-", b"a.", b"a0", b"b", b"c", b"\xff"]),
+    min_size=1,
+    max_size=2,
+).map(b"/".join)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("look"), st.sampled_from([b"a", b"a!", b"a-", b"a0", b"b", b"c", b"\xff"])
+        ),
+        st.tuples(st.just("put"), KEYS),
+        st.tuples(st.just("delete"), KEYS),
+        st.tuples(st.just("list"), st.just(b"")),
+        st.tuples(st.just("pass"), st.sampled_from([b"0.1", b"0.5", b"1.0"])),
+    ),
+    max_size=40,
+)
+
+
+def kinds(client: FakeClient) -> dict[bytes, object]:
+    """Return what the root directory's names are now: True for a directory, else the ETag."""
+    return {
+        name: True if isinstance(child, dict) else client.info(child).etag
+        for name, child in tree_of(client._objects).items()
+        if is_name(name)
+    }
+
+
+@pytest.mark.parametrize("lister", [list_page, path_page])
+@settings(deadline=None, max_examples=150)
+@given(st.frozensets(KEYS, max_size=10), st.integers(1, 4), STEPS)
+@example(frozenset({b"a"}), 1, [("list", b""), ("pass", b"1.0"), ("put", b"b"), ("look", b"b")])
+def test_against_a_model(
+    lister: Callable[..., ListPage],
+    keys: frozenset[bytes],
+    page_size: int,
+    steps: list[tuple[str, bytes]],
+) -> None:
+    """What a lookup finds was so within the last second; what it does not find is not there now."""
+
+    class Store(FakeClient):
+        def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
+            max_keys = min(request.max_keys, page_size)
+            return lister(objects, request.key, request.token, max_keys, request.start_after)
+
+    with mounted(dict.fromkeys(keys, b"0"), client_class=Store) as world:
+        history = [(world.clock.now_s, kinds(world.client))]
+        for version, (step, what) in enumerate(steps):
+            if step == "pass":
+                world.pass_s(float(what))
+            elif step == "put":
+                world.client.put(what, b"%d" % version)
+            elif step == "delete" and what in world.client._objects:
+                world.client.delete(what)
+            elif step == "list" and lister is list_page:
+                world.names()
+            now_s = world.clock.now_s
+            if step != "look":
+                history.append((now_s, kinds(world.client)))
+                continue
+            ends = [begun for begun, _ in history[1:]] + [now_s]
+            recent = [
+                state for (_, state), end in zip(history, ends, strict=True) if end > now_s - 1
+            ]
+            try:
+                found = world.fs.lookup(ROOT, what)
+            except NoSuchEntry:
+                assert what not in history[-1][1]
+            else:
+                kind = world.fs._inodes.get(found.inode).info
+                assert (True if kind is None else kind.etag) in [
+                    state[what] for state in recent if what in state
+                ]
