@@ -22,6 +22,7 @@ COLUMNS = {
     "p50, p99": 17,
     "CPU": 12,
     "GET, HEAD, LIST": 15,
+    "kernel": 7,
     "fetched": 7,
     "of alone": 8,
     "memory, peak": 12,
@@ -61,7 +62,8 @@ class Result:
     gets: int
     heads: int
     lists: int
-    bytes_fetched: int
+    kernel_bytes: int
+    bytes_asked: int
     of_alone: float | None
     rss_bytes: int
     peak_rss_bytes: int
@@ -77,9 +79,13 @@ class Result:
             return f"{self.rate_per_s / 1e6:.0f} MB/s"
         return f"{self.rate_per_s:.0f} /s"
 
+    def kernel(self) -> float | None:
+        """Return what the kernel read for each byte that the program read; None of nothing."""
+        return self.kernel_bytes / self.read_bytes if self.read_bytes else None
+
     def fetched(self) -> float | None:
-        """Return bytes fetched by bytes read; None where nothing was read."""
-        return self.bytes_fetched / self.read_bytes if self.read_bytes else None
+        """Return what was asked of S3 for each byte that the program read; None of nothing."""
+        return self.bytes_asked / self.read_bytes if self.read_bytes else None
 
     def line(self) -> str:
         """Return one line of the table, which is Markdown."""
@@ -93,6 +99,7 @@ class Result:
             latency,
             cpu,
             f"{self.gets}, {self.heads}, {self.lists}",
+            _times(self.kernel()),
             _times(self.fetched()),
             _times(self.of_alone),
             f"{self.rss_bytes >> 20}, {self.peak_rss_bytes >> 20} MiB",
@@ -124,7 +131,8 @@ def result(name: str, unit: str, runs: Sequence[Run], alone: Sequence[float]) ->
         gets=counted("gets"),
         heads=counted("heads"),
         lists=counted("lists"),
-        bytes_fetched=counted("bytes_fetched"),
+        kernel_bytes=counted("bytes_read"),
+        bytes_asked=counted("bytes_asked"),
         of_alone=rate / statistics.median(alone) if alone else None,
         rss_bytes=round(statistics.median(run.rss_bytes for run in runs)),
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),

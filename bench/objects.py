@@ -26,7 +26,8 @@ MEDIUM_BYTES = 5 * MIB
 MANY_BYTES = 4 * MIB
 SMALL_BYTES = 100 * KIB
 TREE_BYTES = 100
-QUARTERS = [f"quarter/{number}" for number in range(4)]
+#: One of them is named as a Parquet file and one as an archive: the mount goes by the name.
+QUARTERS = ["quarter/0.parquet", "quarter/1.zip", "quarter/2", "quarter/3"]
 MEDIUM = [f"medium/{number:02}" for number in range(40)]
 MANY = [f"many/{number:02}" for number in range(64)]
 SMALL = [f"small/{number:03}" for number in range(500)]

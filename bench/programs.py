@@ -64,7 +64,7 @@ def zip_members(folder: Path) -> Work:
     """Read an archive's directory, then members, each an operation."""
     work = Work()
     directory, members = zip_archive(QUARTER_BYTES, seed=1)
-    with opened(folder, QUARTERS[0], work) as source:
+    with opened(folder, QUARTERS[1], work) as source:
         source.read_all(directory)
         for member in members[:ZIP_MEMBERS]:
             with work.operation():
@@ -87,7 +87,7 @@ def in_threads(folder: Path, *, streams: Sequence[Sequence[Piece]]) -> Work:
 def mapped(folder: Path, *, order: Iterable[Piece]) -> Work:
     """Touch the pages of a mapped file, piece by piece, each an operation."""
     work = Work()
-    with opened(folder, QUARTERS[0], work) as source:
+    with opened(folder, QUARTERS[2], work) as source:
         memory = source.mapped()
     for piece in order:
         with work.operation():

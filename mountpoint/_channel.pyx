@@ -122,10 +122,12 @@ cdef bint done = False
 cdef fuse_chan_ops operations
 
 
-cdef bint complete(const InitIn* asked, InitOut* answer) noexcept nogil:
-    """Add to libfuse's answer what the kernel offers; False (unchanged) if it offers too little."""
-    if asked.major != 7 or asked.minor < LEAST_MINOR or not asked.flags & MAX_PAGES:
-        return False
+cdef bint offers_enough(const InitIn* asked) noexcept nogil:
+    return asked.major == 7 and asked.minor >= LEAST_MINOR and asked.flags & MAX_PAGES != 0
+
+
+cdef void complete(const InitIn* asked, InitOut* answer) noexcept nogil:
+    """Add to libfuse's answer what the kernel offers."""
     answer.minor = min(asked.minor, <uint32_t>MINOR)
     answer.max_readahead = max(answer.max_readahead, <uint32_t>READ_AHEAD_BYTES)
     answer.flags |= asked.flags & (MAX_PAGES | PARALLEL_DIROPS | ASYNC_DIO)
@@ -133,7 +135,6 @@ cdef bint complete(const InitIn* asked, InitOut* answer) noexcept nogil:
     answer.congestion_threshold = CONGESTION
     answer.time_gran_ns = 1
     answer.max_pages = PAGES
-    return True
 
 
 cdef public int fuse_session_receive_buf(
@@ -141,7 +142,7 @@ cdef public int fuse_session_receive_buf(
 ) noexcept nogil:
     """What llfuse calls for each request, in place of libfuse's function."""
     cdef int size = real_receive(session, buf, chp)
-    if size > 0 and wanted and channel == NULL and not done and not buf.flags & BUF_IS_FD:
+    if size > 0 and wanted and channel == NULL and not buf.flags & BUF_IS_FD:
         note_init(<const char*>buf.mem, size, chp[0])
     if size > 0 and channel != NULL:
         chp[0] = channel
@@ -156,6 +157,8 @@ cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
     if init_header.opcode != INIT:
         return
     memcpy(&init_in, request + sizeof(InHeader), sizeof(InitIn))
+    if not offers_enough(&init_in):
+        return
     descriptor = chan_fd(theirs)
     operations.receive = NULL
     operations.send = &send
@@ -174,14 +177,14 @@ cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
         if header.unique == init_header.unique and header.error == 0:
             memset(&answer, 0, sizeof(InitOut))
             memcpy(&answer, pieces[1].iov_base, SHORT_INIT_OUT)
-            if complete(&init_in, &answer):
-                done = True
-                header.length = sizeof(OutHeader) + sizeof(InitOut)
-                completed[0].iov_base = &header
-                completed[0].iov_len = sizeof(OutHeader)
-                completed[1].iov_base = &answer
-                completed[1].iov_len = sizeof(InitOut)
-                return write_all(completed, 2)
+            complete(&init_in, &answer)
+            done = True
+            header.length = sizeof(OutHeader) + sizeof(InitOut)
+            completed[0].iov_base = &header
+            completed[0].iov_len = sizeof(OutHeader)
+            completed[1].iov_base = &answer
+            completed[1].iov_len = sizeof(InitOut)
+            return write_all(completed, 2)
     return write_all(pieces, count)
 
 
@@ -221,8 +224,8 @@ def want(bint yes):
 
 
 def negotiated():
-    """Whether the kernel was told of reads of 1 MiB."""
-    return done
+    """Whether the kernel offers reads of 1 MiB, and gets them; known from INIT on."""
+    return channel != NULL
 
 
 def completed_init(bytes request not None, bytes answer not None):
@@ -234,6 +237,7 @@ def completed_init(bytes request not None, bytes answer not None):
     memcpy(&asked, <const char*>request, sizeof(InitIn))
     memset(&out, 0, sizeof(InitOut))
     memcpy(&out, <const char*>answer, SHORT_INIT_OUT)
-    if not complete(&asked, &out):
+    if not offers_enough(&asked):
         return answer
+    complete(&asked, &out)
     return (<char*>&out)[:sizeof(InitOut)]

@@ -26,12 +26,19 @@ cdef class Part:
     cdef long long received             # bytes
     cdef bint finished                  # no callback comes any more
     cdef readonly bint touched          # a reader has been here
+    cdef bint noted                     # its duration has been noted
+    cdef bint hedged                    # there is, or was, a second request
+    cdef bint was_overtaken             # which was faster
+    cdef object primary                 # of a second request: the first; None after the end
+    cdef double ended_at_s              # monotonic clock
     # Guarded by mutex, because waiters look at them without the GIL:
     cdef int state                      # PENDING, READY or FAILED
     cdef bint described                 # headers are there, or the part has ended
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t changed
 
+    cdef void _take_over(self, Part other)
+    cdef void _end(self, int state) noexcept
     cdef void _set(self, int state, bint described) noexcept
     cdef bint _wait(self, bint for_headers, double timeout_s) noexcept
     cdef object _view(self, long long offset, long long stop)
@@ -39,6 +46,8 @@ cdef class Part:
 
 cdef class PartMap:
     cdef list parts                     # of Part, by start, never overlapping
+    cdef readonly long long hit_stop    # where the last read by `ready` ended
+    cdef readonly long long read_bytes  # all that was read
 
 
 cdef class Assembly:

@@ -115,6 +115,8 @@ cdef class Part:
         # Client, request, callback and part hold each other: without this every body stays.
         self.transfer = None
         self.finished = True
+        primary = self.primary
+        self.primary = None
         if self.state != PENDING:
             return
         if error is not None:
@@ -134,7 +136,9 @@ cdef class Part:
                 return
             self.data = data
             self.chunks = None
-        self._set(READY, True)
+        self._end(READY)
+        if primary is not None:
+            (<Part>primary)._take_over(self)
 
     # --- the reader's side ---
 
@@ -153,7 +157,27 @@ cdef class Part:
         self.error = error
         self.data = None
         self.chunks = None
-        self._set(FAILED, True)
+        self._end(FAILED)
+
+    def serve(self, Part primary not None):
+        """Be a second request for the bytes of `primary`: whichever is ready first counts."""
+        if primary.start != self.start or primary.stop != self.stop:
+            raise ValueError("not the same range")
+        if primary.etag != self.etag:
+            raise ValueError("not the same version")
+        self.primary = primary
+
+    def claim_hedge(self):
+        """Return True to the first who asks: who may make a second request."""
+        first = not self.hedged
+        self.hedged = True
+        return first
+
+    def claim_note(self):
+        """Return True to the first who asks: who notes how long it took."""
+        first = not self.noted
+        self.noted = True
+        return first
 
     def cancel(self, error=None):
         """Stop the request if it is still under way."""
@@ -179,9 +203,36 @@ cdef class Part:
     def failed(self):
         return self.state == FAILED
 
+    @property
+    def overtaken(self):
+        """Whether the bytes came by the second request."""
+        return self.was_overtaken
+
     def age_s(self):
         """Seconds since the request was made."""
         return now_s() - self.issued_at_s
+
+    def duration_s(self):
+        """Seconds from the request to the end; to now, while it has not ended."""
+        return (now_s() if self.state == PENDING else self.ended_at_s) - self.issued_at_s
+
+    cdef void _take_over(self, Part other):
+        """Take the bytes of a second request, and let go of the first."""
+        if self.state != PENDING:
+            return
+        self.info = other.info
+        self.data = other.data
+        self.chunks = None
+        self.was_overtaken = True
+        transfer = self.transfer
+        self.transfer = None
+        self._end(READY)
+        if transfer is not None:
+            transfer.cancel()
+
+    cdef void _end(self, int state) noexcept:
+        self.ended_at_s = now_s()
+        self._set(state, True)
 
     cdef void _set(self, int state, bint described) noexcept:
         pthread_mutex_lock(&self.mutex)
@@ -234,11 +285,17 @@ cdef class PartMap:
         for part in self.parts:
             if part.start <= offset < part.stop:
                 if part.state == READY and part.touched and stop <= part.stop:
+                    self.hit_stop = stop
+                    self.read_bytes += stop - offset
                     return part._view(offset, stop)
                 return None
             if part.start > offset:
                 return None
         return None
+
+    def note_read(self, long long size):
+        """Count bytes that were read in another way than by `ready`."""
+        self.read_bytes += size
 
     def covering(self, long long start, long long stop):
         """Return the parts that overlap [start, stop), in order."""

@@ -25,6 +25,7 @@ import click
 from mountpoint import __version__, daemon, logs
 from mountpoint.config import (
     MIB,
+    REQUEST_S,
     BucketConfig,
     ClientConfig,
     Config,
@@ -38,14 +39,20 @@ from mountpoint.config import (
 from mountpoint.errors import MountError
 from mountpoint.fstab import long_options
 from mountpoint.log_render import printable
+from mountpoint.memory import total_bytes
 
 #: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET). 5 GiB is the largest
 #: part S3 takes: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MIN_PART_BYTES = 64 << 10
 MAX_PART_BYTES = 5 << 30
-#: Reads split larger parts: a quarter of the default memory budget, so that a part ahead and
-#: a second reader still fit.
+#: Reads split larger parts, so that a part ahead and a second reader fit into the memory.
 MAX_READ_PART_BYTES = 64 * MIB
+
+#: Memory for reading, unless told: a quarter of the machine's, between these.
+LEAST_MEMORY_BYTES = 128 * MIB
+MOST_MEMORY_BYTES = 1024 * MIB
+#: What may be told, in MiB.
+MEMORY_MIB = (16, 1 << 20)
 
 EPILOG = """\
 In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashes, with commas
@@ -239,6 +246,13 @@ LOGGING = "Logging options"
 )
 @_option(
     CLIENT,
+    "--memory-target",
+    type=int,
+    metavar="MIB",
+    help="Memory for reading, MiB.  [default: a quarter of the machine's, 128 to 1024]",
+)
+@_option(
+    CLIENT,
     "--read-timeout",
     type=float,
     default=60.0,
@@ -340,13 +354,26 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
             verify_checksums=options["read_checksums"] == "on",
         ),
-        read=ReadConfig(part_size_bytes=min(part_size, MAX_READ_PART_BYTES), timeout_s=timeout),
+        read=ReadConfig(
+            part_size_bytes=min(part_size, MAX_READ_PART_BYTES),
+            memory_bytes=memory_bytes(options["memory_target"]),
+            timeout_s=timeout,
+            most_ahead_bytes=int(options["throughput_gbps"] * 1e9 / 8 * REQUEST_S),
+        ),
         log=LogConfig(
             directory=options["log_directory"] and _absolute(options["log_directory"]),
             filter=os.environ.get("MOUNTPOINT_LOG") or None,
             **_same(options, "foreground", "debug", "debug_crt", "no_log"),
         ),
     )
+
+
+def memory_bytes(target_mib: int | None) -> int:
+    """Return the memory for reading: as told, or by what this machine has."""
+    if target_mib is not None:
+        check_range("--memory-target", target_mib, *MEMORY_MIB, "MiB")
+        return target_mib * MIB
+    return min(max(total_bytes() // 4, LEAST_MEMORY_BYTES), MOST_MEMORY_BYTES)
 
 
 def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:

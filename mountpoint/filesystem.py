@@ -14,11 +14,11 @@ llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, i
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountpoint import tree
-from mountpoint.budget import Budget
-from mountpoint.config import FileSystemConfig, ReadConfig
+from mountpoint.config import FileSystemConfig
 from mountpoint.errors import (
     BadHandle,
     IsADirectory,
@@ -36,6 +36,7 @@ from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadH
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.listings import Listings
 from mountpoint.reading.stream import Bytes, ReadStream
+from mountpoint.reading.streams import Streams
 from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
 from mountpoint.siblings import Siblings
@@ -76,7 +77,10 @@ class DirectoryEntry:
 
 
 class FileSystem:
-    """The bucket, from `prefix` down, as a tree of read-only files."""
+    """The bucket, from `prefix` down, as a tree of read-only files.
+
+    `on_open` is called with the key of each file that is opened, before the kernel knows.
+    """
 
     def __init__(
         self,
@@ -84,15 +88,15 @@ class FileSystem:
         *,
         prefix: bytes,
         config: FileSystemConfig,
-        read_config: ReadConfig,
-        budget: Budget,
+        streams: Streams,
         patience: Patience,
+        on_open: Callable[[bytes], None] = lambda key: None,
     ) -> None:
         # dependencies
+        self._on_open = on_open
         self._client = client
         self._config = config
-        self._read_config = read_config
-        self._budget = budget
+        self._streams = streams
         self._patience = patience
         # constants
         self._mounted_at_ns = time.time_ns()
@@ -204,6 +208,7 @@ class FileSystem:
         except BaseException:
             self._inodes.released(inode)
             raise
+        self._on_open(inode.key)
         return self._files.add(handle)
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
@@ -290,15 +295,7 @@ class FileSystem:
     def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
         """Return a stream of the inode's version, if it is the newest one."""
         archived = info.storage_class in ARCHIVE_CLASSES
-        stream = None
-        if info.size_bytes > 0:
-            stream = ReadStream(
-                self._client,
-                info,
-                config=self._read_config,
-                budget=self._budget,
-                patience=self._patience,
-            )
+        stream = self._streams.stream(info) if info.size_bytes > 0 else None
         if stream is not None and not archived and not inode.paged:
             try:
                 inode.info = stream.open()

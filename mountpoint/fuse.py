@@ -27,5 +27,5 @@ def widen(wanted: bool) -> None:
 
 
 def is_wide() -> bool:
-    """Whether the kernel has agreed to it: reads of 1 MiB, more of them in the background."""
+    """Whether the kernel offers it and gets it: reads of 1 MiB. Known when llfuse calls `init`."""
     return _channel.negotiated()

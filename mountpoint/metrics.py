@@ -19,9 +19,13 @@ CounterName = Literal[
     "gets",
     "heads",
     "lists",
+    # Of the ranges that GETs asked for; of a cancelled one S3 may have sent less.
+    "bytes_asked",
     # Of the bodies of GETs, as they come: of a cancelled request nothing, because the CRT hands
     # on whole parts only.
     "bytes_fetched",
+    # What the kernel read; counted with the next request, or when the file is closed.
+    "bytes_read",
     # Requests made again, because the first try failed or was too late.
     "retries",
     # Second requests for what took too long, and those of them that came first.

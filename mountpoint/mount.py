@@ -14,14 +14,14 @@ from collections.abc import Callable
 
 import structlog
 
-from mountpoint import fuse, kernel, logs
-from mountpoint.budget import Budget
+from mountpoint import fuse, kernel, logs, memory
 from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
 from mountpoint.fuse import llfuse
 from mountpoint.metrics import Counters
 from mountpoint.operations import Operations
+from mountpoint.reading.streams import Streams
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
@@ -40,6 +40,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     `on_ready` is called once the mount serves requests. Raises MountError, with nothing
     mounted, when that cannot come to be.
     """
+    memory.keep_freed()
     logs.configure(config.log)
     check_directory(config.mount.directory)
     check_fuse(config.mount)
@@ -74,6 +75,7 @@ def _serve(
     failure: list[Exception] = []
 
     def ready() -> None:
+        log.debug("the kernel reads", at_most_kib=1024 if fuse.is_wide() else 128)
         watcher.serving()
         try:
             on_ready()
@@ -81,28 +83,27 @@ def _serve(
             failure.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    patience = Patience(
+        try_s=config.client.try_timeout_s,
+        total_s=config.read.timeout_s,
+        stopping=stopping,
+        counters=counters,
+    )
+    directory = config.mount.directory
+    streams = Streams(client, config.read, patience, counters)
+    streams.start_sweeping(stopping)
     filesystem = FileSystem(
         client,
         prefix=config.bucket.prefix,
         config=config.filesystem,
-        read_config=config.read,
-        budget=Budget(config.read.memory_bytes),
-        patience=Patience(
-            try_s=config.client.try_timeout_s,
-            total_s=config.read.timeout_s,
-            stopping=stopping,
-            counters=counters,
-        ),
+        streams=streams,
+        patience=patience,
+        on_open=kernel.ReadAhead(directory).set_for,
     )
-    directory = config.mount.directory
-
-    def tune() -> None:
-        tune_kernel(directory)
-
     fuse.widen(config.mount.channel)
     watcher.mounting(interrupt)
     try:
-        llfuse.init(Operations(filesystem, ready, tune), directory, mount_options(config.mount))
+        llfuse.init(Operations(filesystem, ready), directory, mount_options(config.mount))
     except RuntimeError as error:
         raise MountError(
             f"'{directory}' could not be mounted: {error}",
@@ -120,15 +121,6 @@ def _serve(
     if failure:
         raise failure[0]
     return 0
-
-
-def tune_kernel(directory: str) -> None:
-    """Let the kernel read ahead as far as is good, and log what it reads at a time."""
-    log.debug("the kernel reads", at_most_kib=1024 if fuse.is_wide() else 128)
-    try:
-        kernel.raise_read_ahead(directory)
-    except OSError as error:
-        log.debug("read-ahead stays as it is: buffered reads may be slower", reason=str(error))
 
 
 def mount_options(config: MountConfig) -> set[str]:

@@ -62,20 +62,12 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     """What llfuse calls, for one `FileSystem`.
 
     `on_ready` is called when the kernel has said hello: from then on the mount serves.
-    `on_first_open` is called when the first file is opened.
     """
 
-    def __init__(
-        self,
-        filesystem: FileSystem,
-        on_ready: Callable[[], None],
-        on_first_open: Callable[[], None],
-    ) -> None:
+    def __init__(self, filesystem: FileSystem, on_ready: Callable[[], None]) -> None:
         super().__init__()
         self._fs = filesystem
         self._on_ready = on_ready
-        self._on_first_open = on_first_open
-        self._opened = False
 
     @operation("mount")
     def init(self) -> None:
@@ -124,9 +116,6 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("inode")
     def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
         """See FileSystem."""
-        if not self._opened:
-            self._opened = True
-            self._on_first_open()
         return self._fs.open(inode, flags)
 
     @operation("file")

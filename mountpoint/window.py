@@ -5,44 +5,70 @@ It knows positions and nothing else: no clock, no memory budget, no S3. The stre
 
 A handle may be read by several sequential readers at once (threads, merged runs, the
 kernel's own read-ahead that comes concurrently and out of order), so the policy follows
-several *runs*. A read that belongs to no run is fetched exactly, in whole pages, and starts
-a run of its own with no read-ahead: random readers stay at that. A second read that follows
-it makes the run sequential; from then on it holds every read in its neighbourhood, and with
-each its read-ahead doubles, from 1 MiB up to `ahead_bytes`. A run may never read ahead more
-than it has read so far, so that a short one costs little, but for the run from the start of
-the object.
+several *runs*. A read that belongs to no run begins one, and is fetched exactly, in whole
+pages: random readers stay at that. A second read that follows makes the run sequential, a
+second read just before it makes it a backward one; from then on it holds every read in its
+neighbourhood, and with each its read-ahead doubles, from 1 MiB up to what memory allows.
+
+What is fetched and never read costs as much as what is read, so a run earns its read-ahead:
+
+* the only reader, from the start of the object: without condition, once it reads 128 KiB at once
+  or goes on;
+* others: a quarter of what they have read so far;
+* where the handle *jumps* (new runs begin and old ones are not returned to: a Parquet
+  reader, a zip reader), a new run is fetched at once as far as all of the last ones went, and
+  beyond that with an eighth of what it has read;
+* in no case into what another run has read.
+
+Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its
+next pieces are fetched ahead, each exactly.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+Range = tuple[int, int]
 
 PAGE_BYTES = 4096
 MIB = 1 << 20
 
-#: Kernel read-ahead runs on several threads: reads of one sequential reader arrive some
-#: hundred KiB before or after the last one. Observed with 128 KiB reads and 1 MiB windows.
-JITTER_BYTES = 512 * 1024
+#: Several reads of one sequential reader are under way at once (kernel read-ahead, large reads
+#: with O_DIRECT, queues of io_uring) and arrive in any order: so many places off.
+JITTER_READS = 4
 
 #: The first step of read-ahead, and the smallest part of it: below 1 MiB the request, not
 #: the bytes, is what costs (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
 FIRST_AHEAD_BYTES = MIB
 
+#: Less is not worth a request of its own; and so much a run that goes on may cost in vain.
+LEAST_AHEAD_BYTES = MIB // 2
+
+#: A first read of this size is a program that copies, not one that looks: the kernel makes
+#: 16 KiB of a read of 4 KiB, and 128 KiB or more of the buffers of cat, cp and Python.
+LARGE_READ_BYTES = 128 * 1024
+
 #: Sequential readers of one handle that are told apart. A merge of sixteen runs is the most
-#: that has been seen in the field.
-MAX_RUNS = 16
+#: that has been seen in the field; the rest are the random reads between them.
+MAX_RUNS = 32
 
+#: A run is forgotten when so many plans were made for others since its last. Readers that
+#: take turns make one each; of sixteen in random turn the last is within 64 for all but 2 %.
+RETIRE_PLANS = 64
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Fetch [start, stop) of the object, in parts of at most `part_bytes`."""
+#: How many of the last runs say how long runs are.
+LAST_LENGTHS = 8
 
-    start: int
-    stop: int
-    part_bytes: int
+#: A reader that made one of so many last plans takes part in what may lie ahead.
+ACTIVE_PLANS = 32
+
+#: Pieces of a stride that are fetched ahead at most, so that a short one costs little.
+MAX_PIECES = 32
 
 
 @dataclass(slots=True)
 class _Run:
-    """One sequential reader.
+    """One sequential reader. A backward one is kept mirrored: positions from the object's end.
 
     Invariants: start <= cursor <= fetched <= size of the object; ahead >= 0.
     """
@@ -51,99 +77,335 @@ class _Run:
     cursor: int  # the end of its furthest read
     fetched: int  # the end of what has been planned for it
     ahead: int  # how far beyond the cursor to fetch
+    used: int  # the number of the last plan made for it
+    largest: int  # read
+    backward: bool = False
 
-    def holds(self, offset: int) -> bool:
-        if self.ahead == 0:  # one read so far: the second has to follow it
-            return self.cursor - PAGE_BYTES <= offset <= self.cursor
-        return self.cursor - JITTER_BYTES <= offset <= self.fetched + JITTER_BYTES
+    @property
+    def length(self) -> int:
+        """How far it has come."""
+        return self.cursor - self.start
+
+    @property
+    def slack(self) -> int:
+        """How far off a read may be to belong to it.
+
+        Never more than half of what has been read: two reads do not reach for the whole
+        neighbourhood.
+        """
+        return min(JITTER_READS * self.largest, self.length // 2)
+
+    def holds(self, begin: int) -> bool:
+        if self.ahead == 0:  # one read so far, mostly: the second has to follow it
+            return self.cursor - PAGE_BYTES <= begin <= self.cursor
+        return self.cursor - self.slack <= begin <= max(self.fetched, self.cursor + self.slack)
+
+    def leaps(self, begin: int) -> bool:
+        """Whether a read that it holds has skipped something: what is fetched serves it still."""
+        return begin > self.cursor + max(self.slack, PAGE_BYTES)
+
+
+@dataclass(slots=True)
+class _Stride:
+    """The last read that belonged to no run, and how it lay to the one before."""
+
+    offset: int = -1
+    size: int = 0
+    distance: int = 0
+    hits: int = 0  # reads at this distance, after the two that showed it
+    ahead: int = 0  # pieces planned beyond `offset`
+
+    def hit(self, offset: int, size: int) -> bool:
+        """Take the next read; True if it is where the stride expects it."""
+        distance = offset - self.offset
+        apart = abs(distance) >= size + 2 * PAGE_BYTES  # no page is in two pieces
+        expected = apart and self.offset >= 0 and size == self.size and distance == self.distance
+        self.hits = self.hits + 1 if expected else 0
+        self.ahead = max(self.ahead - 1, 0) if expected else 0
+        self.offset, self.size, self.distance = offset, size, distance
+        return expected
+
+    def reach(self) -> Range:
+        """Return the range from the last read to the furthest piece planned."""
+        last = self.offset + self.ahead * self.distance
+        return min(self.offset, last), max(self.offset, last) + self.size
 
 
 class Window:
-    """The policy of one handle on an object of `size_bytes`."""
+    """The policy of one handle on an object of `size_bytes`. Requests are `part_bytes` at most."""
 
-    def __init__(self, size_bytes: int, *, part_bytes: int, ahead_bytes: int) -> None:
+    def __init__(self, size_bytes: int, *, part_bytes: int) -> None:
+        # constants
         self._size = size_bytes
+        self._largest_part = part_bytes
+        # mutable
         self._part = part_bytes
-        self._ahead = ahead_bytes
         self._runs: list[_Run] = []  # the most recently used last
+        self._stride = _Stride()
+        self._plans = 0
+        self._jumps = 0  # runs begun
+        self._returns = 0  # reads that went back to a run that was not the last one
+        self._lengths: deque[int] = deque(maxlen=LAST_LENGTHS)  # of runs that were left
+        self._hit_stop = 0
+        self._last: _Run | None = None  # whose read came last, where that is certain
 
-    def plan(self, offset: int, size: int) -> Plan:
-        """Return what to fetch for a read of [offset, offset + size), within the object."""
+    def plan(self, offset: int, size: int, *, ahead_bytes: int, hit_stop: int = 0) -> list[Range]:
+        """Return what to fetch for a read of [offset, offset + size), within the object.
+
+        Each range is one request; the first cover the read, the others are the most urgent
+        first. `ahead_bytes` is how much may lie ahead of all readers together, `hit_stop`
+        where the last read ended that was served without a plan.
+        """
         stop = offset + size
-        run = self._run_at(offset)
-        if run is None:
-            return self._begin(offset, stop)
-        swept = run.cursor
-        if stop > run.cursor:
-            run.cursor = stop
-            read = self._ahead if run.start == 0 else stop - run.start
-            run.ahead = min(max(2 * run.ahead, FIRST_AHEAD_BYTES), read, self._ahead)
-        self._absorb(run, swept)
-        # A quarter of the window per part keeps four requests or more in flight.
-        part = min(max(run.ahead // 4, FIRST_AHEAD_BYTES), self._part)
-        run.fetched = self._extended(run, part)
-        return Plan(offset, max(stop, run.fetched), part)
+        self._plans += 1
+        self._note_hit(hit_stop)
+        self._runs = [run for run in self._runs if self._plans - run.used <= RETIRE_PLANS]
+        run = self._run_at(offset, stop) or self._turned(offset, stop)
+        if run is not None:
+            if run is not self._runs[-1]:
+                self._count(returns=1)
+            return list(self._followed(run, offset, stop, ahead_bytes))
+        if self._stride.hit(offset, size):
+            return self._strided(offset, stop, ahead_bytes)
+        if self._runs:
+            self._jumped(self._runs[-1])
+        return self._begun(offset, stop, ahead_bytes)
 
     def fetched_head(self, stop: int) -> None:
         """Note that [0, stop) has been fetched for a reader who has not come yet."""
-        self._runs.append(_Run(0, 0, min(stop, self._size), 0))
+        self._runs.append(_Run(0, 0, min(stop, self._size), 0, self._plans, 0))
 
     def keeps(self, start: int, stop: int) -> bool:
-        """Whether a sequential reader may still come to [start, stop)."""
-        return any(
-            run.cursor - JITTER_BYTES < stop and start < run.fetched + JITTER_BYTES
-            for run in self._runs
-        )
+        """Whether a reader may still come to [start, stop)."""
+        if self._stride.ahead:
+            low, high = self._stride.reach()
+            if low < stop and start < high:
+                return True
+        for run in self._runs:
+            begin, end = self._mirrored(run, start, stop)
+            behind = run.cursor - min(JITTER_READS * run.largest, run.length)
+            ahead = max(run.fetched, run.cursor + run.slack)
+            if behind < end and begin < ahead:
+                return True
+        return False
+
+    def forget_ahead(self, hit_stop: int) -> None:
+        """Note that nothing is fetched any more beyond what was read: start again slowly.
+
+        `hit_stop` is as for `plan`.
+        """
+        self._note_hit(hit_stop)
+        self._stride = _Stride()
+        for run in self._runs:
+            run.fetched, run.ahead = run.cursor, 0
 
     def slow_down(self) -> None:
-        """Halve parts and read-ahead: a request has taken too long for its size."""
+        """Halve the parts: a request has taken too long for its size."""
         self._part = min(self._part, max(self._part // 2, 32 * PAGE_BYTES))
-        self._ahead = max(self._ahead // 2, self._part)
         for run in self._runs:
-            run.ahead = min(run.ahead, self._ahead)
+            run.ahead //= 2
             run.fetched = run.cursor
+
+    def speed_up(self) -> None:
+        """Double the parts, up to the largest: requests come in time again."""
+        self._part = min(2 * self._part, self._largest_part)
+
+    @property
+    def slowed(self) -> bool:
+        """Whether parts are smaller than they might be."""
+        return self._part < self._largest_part
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
         assert len(self._runs) <= MAX_RUNS
         for run in self._runs:
             assert 0 <= run.start <= run.cursor <= run.fetched <= self._size, run
-            assert 0 <= run.ahead <= self._ahead, run
+            assert run.ahead >= 0, run
+
+    # --- the kinds of reads ---
+
+    def _begun(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
+        """Plan a read that belongs to nothing."""
+        start = offset - offset % PAGE_BYTES
+        stop = min(stop + -stop % PAGE_BYTES, self._size)
+        fetched = stop
+        if start == 0 and stop >= LARGE_READ_BYTES:
+            fetched = min(stop + min(FIRST_AHEAD_BYTES, ahead_bytes), self._size)
+        elif self._jumps_about():
+            length = min(self._usual_length(), stop - start + ahead_bytes)
+            fetched = min(max(start + length, stop), self._size)
+        if len(self._runs) == MAX_RUNS:
+            del self._runs[0]
+        self._last = _Run(start, stop, fetched, fetched - stop, self._plans, stop - start)
+        self._runs.append(self._last)
+        part = min(max((fetched - start) // 4, FIRST_AHEAD_BYTES), self._part)
+        read = [(start, stop)] if stop - start <= self._part else _cut(start, stop, self._part)
+        return [*read, *_cut(stop, fetched, part)]
+
+    def _strided(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
+        """Plan a read that lies as far from the last one as that from the one before."""
+        stride = self._stride
+        wanted = min(2**stride.hits, MAX_PIECES, ahead_bytes // (stop - offset))
+        ranges = []
+        for piece in range(wanted + 1):
+            start = offset + piece * stride.distance
+            end = start + stop - offset
+            if start < 0 or start >= self._size:
+                break
+            stride.ahead = max(stride.ahead, piece)
+            ranges.append((start - start % PAGE_BYTES, min(end + -end % PAGE_BYTES, self._size)))
+        return ranges
+
+    def _followed(self, run: _Run, offset: int, stop: int, ahead_bytes: int) -> Iterator[Range]:
+        """Plan a read that belongs to a run."""
+        begin, end = self._mirrored(run, offset, stop)
+        run.used = self._plans
+        run.largest = max(run.largest, end - begin)
+        if self._last is run and run.leaps(begin):
+            self._jumped(run)
+            run.start = run.cursor = begin
+        self._last = run
+        swept = run.cursor
+        if end > run.cursor:
+            looks = run.length == 0 and end - begin < LARGE_READ_BYTES
+            run.cursor = end
+            run.ahead = 0 if looks else self._earned(run, ahead_bytes)
+        self._absorb(run, swept)
+        # A quarter of the window per part keeps four requests or more in flight. Powers of two:
+        # pieces are cut at multiples, and those of one size and the next would not fit.
+        quarter = 1 << (max(run.ahead // 4, FIRST_AHEAD_BYTES).bit_length() - 1)
+        part = min(quarter, self._part)
+        run.fetched = self._extended(run, part)
+        first, last = self._mirrored(run, begin, max(end, run.fetched))
+        pieces = list(_cut(first, last, part))
+        # A backward reader comes to the last piece first.
+        yield from reversed(pieces) if run.backward else pieces
+
+    # --- how far ---
+
+    def _earned(self, run: _Run, ahead_bytes: int) -> int:
+        """Return how far to read ahead of a run that has just moved on."""
+        readers = sum(self._plans - each.used < ACTIVE_PLANS for each in self._runs if each.ahead)
+        if run.start == 0 and not run.backward and readers <= 1:
+            earned = self._size
+        elif self._jumps_about():
+            usual = self._usual_length()
+            if run.length <= usual:
+                earned = usual - run.length
+            else:
+                earned = run.length // (8 if run.length <= 4 * usual else 4)
+        else:
+            earned = max(run.length // 4, min(run.length, LEAST_AHEAD_BYTES))
+        wanted = max(2 * run.ahead, FIRST_AHEAD_BYTES)
+        return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
 
     def _extended(self, run: _Run, part: int) -> int:
-        """Return how far to fetch: by whole steps, or up to the end of the object.
+        """Return how far to fetch: in whole steps, or up to the end of the object.
 
         Fetching exactly up to cursor + ahead at each plan would leave ever smaller pieces
         (4 GiB took 2,760 requests instead of 519). A step is a part, or half of the window
-        while that is less, so that at least half of the window is always there.
+        while that is less, so that at least half of the window is always there. Steps end at
+        multiples of themselves: so whole parts are those in which most objects were uploaded,
+        and S3 has checksums for these.
         """
         fetched = max(run.fetched, run.cursor)
         wanted = run.cursor + run.ahead
-        if wanted >= self._size:
-            return self._size
-        step = min(part, max(run.ahead // 2, PAGE_BYTES))
-        return fetched + max(wanted - fetched, 0) // step * step
+        limit = self._limit(run)
+        if wanted >= limit:
+            return max(fetched, limit)
+        half = max(run.ahead // 2, LEAST_AHEAD_BYTES // 2)
+        step = part if half >= part else 1 << (half.bit_length() - 1)
+        if run.backward:  # multiples in the object, not from its end
+            return max(fetched, wanted - (wanted - self._size) % step)
+        return max(fetched, wanted - wanted % step)
+
+    def _limit(self, run: _Run) -> int:
+        """Return where another reader has begun, or the object ends: beyond that all is read."""
+        return min(
+            (
+                other.start
+                for other in self._runs
+                if other.backward == run.backward
+                and other.start >= run.cursor
+                and other.length >= FIRST_AHEAD_BYTES
+            ),
+            default=self._size,
+        )
+
+    def _jumps_about(self) -> bool:
+        """Whether the reader leaves its runs for good. Two jumps are a footer or a header."""
+        return self._jumps > 1 + self._returns
+
+    def _usual_length(self) -> int:
+        """Return how far all of the last runs went."""
+        return min(self._lengths, default=0)
+
+    def _jumped(self, left: _Run) -> None:
+        """Note that the reader has left a run."""
+        if left.length:
+            self._lengths.append(left.length)
+        self._count(jumps=1)
+
+    def _count(self, *, jumps: int = 0, returns: int = 0) -> None:
+        self._jumps += jumps
+        self._returns += returns
+        if self._jumps + self._returns >= 2 * RETIRE_PLANS:  # what was long ago counts less
+            self._jumps //= 2
+            self._returns //= 2
+
+    # --- which run ---
+
+    def _note_hit(self, stop: int) -> None:
+        """Move the run on whose bytes were read without a plan."""
+        if stop == self._hit_stop:
+            return
+        self._hit_stop = stop
+        self._last = None
+        for run in self._runs:
+            # Of a backward read this is the wrong end.
+            if not run.backward and run.cursor <= stop <= run.fetched:
+                self._last = run
+                run.cursor = stop
+
+    def _mirrored(self, run: _Run, start: int, stop: int) -> Range:
+        """Turn a range into the run's direction, or back."""
+        return (self._size - stop, self._size - start) if run.backward else (start, stop)
+
+    def _run_at(self, offset: int, stop: int) -> _Run | None:
+        near = []
+        for run in self._runs:
+            begin = self._mirrored(run, offset, stop)[0]
+            if run.holds(begin):
+                near.append((abs(run.cursor - begin), run))
+        return min(near, key=lambda pair: pair[0])[1] if near else None
+
+    def _turned(self, offset: int, stop: int) -> _Run | None:
+        """Return the run of a single read that this read ends at: it is a backward one."""
+        for run in reversed(self._runs):
+            if run.ahead or run.backward or not run.length:
+                continue
+            if abs(run.start - stop) < PAGE_BYTES:
+                run.start, run.cursor = self._size - run.cursor, self._size - run.start
+                run.fetched = run.cursor
+                run.backward = True
+                return run
+        return None
 
     def _absorb(self, run: _Run, swept: int) -> None:
         """Forget runs that this one has passed: they were its own reads, out of order."""
+        low, high = swept - run.slack, run.cursor + run.slack
         self._runs = [
             other
             for other in self._runs
             if other is not run
-            and not swept - JITTER_BYTES <= other.cursor <= run.cursor + JITTER_BYTES
+            and not (other.backward == run.backward and low <= other.cursor <= high)
         ]
         self._runs.append(run)  # the most recently used is last
 
-    def _run_at(self, offset: int) -> _Run | None:
-        near = [run for run in self._runs if run.holds(offset)]
-        return min(near, key=lambda run: abs(run.cursor - offset), default=None)
 
-    def _begin(self, offset: int, stop: int) -> Plan:
-        start = offset - offset % PAGE_BYTES
-        stop = min(stop + -stop % PAGE_BYTES, self._size)
-        ahead = min(FIRST_AHEAD_BYTES, self._ahead) if start == 0 else 0
-        fetched = min(stop + ahead, self._size)
-        if len(self._runs) == MAX_RUNS:
-            del self._runs[0]
-        self._runs.append(_Run(start, stop, fetched, ahead))
-        return Plan(start, fetched, max(stop - start, min(FIRST_AHEAD_BYTES, self._part)))
+def _cut(start: int, stop: int, part: int) -> Iterator[Range]:
+    """Cut [start, stop) at multiples of `part`."""
+    while start < stop:
+        end = min(start - start % part + part, stop)
+        yield start, end
+        start = end

@@ -67,7 +67,9 @@ Fault = Callable[[Exchange], None]
 class FaultyProxy:
     """The proxy. Its faults see each exchange after the server has answered it."""
 
-    def __init__(self, upstream_url: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, upstream_url: str, tls: ssl.SSLContext | None = None, *, port: int = 0
+    ) -> None:
         self._upstream = urlsplit(upstream_url)
         self.faults: list[Fault] = []
         self.seen: list[tuple[str, str]] = []  # method and target of every request
@@ -92,14 +94,15 @@ class FaultyProxy:
             def handle_error(self, *_: object) -> None:
                 pass  # the client went away: that is what clients of faulty servers do
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         if tls is not None:
             # The handshake belongs into the connection's own thread, at its first read.
             self._server.socket = tls.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
         scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -116,6 +119,9 @@ class FaultyProxy:
         self._server.server_close()
 
     def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        if self._stopping.is_set():  # on a connection that was open before
+            handler.close_connection = True
+            return
         exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()))
         self.seen.append((exchange.method, exchange.target))
         self._ask_upstream(exchange)

@@ -10,35 +10,36 @@ failed, or has been silent for too long; then it replaces the part by a new requ
 waits again, until the total is used up. So a part that was fetched ahead and failed costs
 nothing until somebody wants it, and there is no thread that has to notice.
 
+A part that takes several times as long as its kin is asked for a second time, and whichever
+comes first counts (`_hedged`).
+
 A range whose bytes did not match their checksum is fetched again as it was, not only what a
 reader needs of it: S3 has checksums for whole objects and for parts as they were uploaded, and
 other bytes of the same place would come without one.
 
 Parts behind the reader go when the next plan is made, and what was fetched exactly for a
-random read goes as soon as that read is answered: the kernel's page cache keeps it.
+random read goes as soon as that read is answered: the kernel's page cache keeps it. A stream
+that nobody reads any more gives everything back (`rest`).
 """
 
 import threading
+from collections.abc import Callable
 from typing import NoReturn
 
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
 from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, S3Error, Stalled
-from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.reading.expectation import HEAD_BYTES
+from mountpoint.reading.pace import Pace
+from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
 from mountpoint.s3.retry import Patience, Tries
-from mountpoint.window import MIB, PAGE_BYTES, Plan, Window
+from mountpoint.window import MIB, PAGE_BYTES, Range, Window
 
 Bytes = bytes | memoryview | Assembly
 
-#: Requests in flight ahead of one reader. 8 parts of 8 MiB were best on two cores; more
-#: costs fresh memory and gains nothing.
-PARTS_AHEAD = 8
-
-#: An object up to this size is fetched whole when it is opened.
-WHOLE_BYTES = MIB
-#: Of a larger one the head: one kernel read.
-HEAD_BYTES = 128 * 1024
+#: A head is fetched in parts of this size at the same time, so that its first bytes come soon.
+HEAD_PART_BYTES = MIB
 #: When there is no memory to fetch ahead: a program may open files by the thousand.
 LEAST_BYTES = PAGE_BYTES
 
@@ -46,9 +47,16 @@ LEAST_BYTES = PAGE_BYTES
 #: when all of them are there, so silence has to be allowed for as long as they may take.
 SLOWEST_BYTES_PER_S = MIB
 
+#: After a stall parts are smaller. So many that come in a tenth of the time allowed, and
+#: they grow again.
+TIMELY_PARTS = 8
+TIMELY_SHARE = 0.1
+
 
 class ReadStream:
-    """The bytes of `info`'s version of an object.
+    """The bytes of `info`'s version of an object, of which `open` fetches `head_bytes`.
+
+    `on_close` is called with the stream when it is closed.
 
     Thread-safe. `_lock` guards the plan and what is issued; it is never held while waiting.
     """
@@ -58,27 +66,35 @@ class ReadStream:
         client: ObjectClient,
         info: ObjectInfo,
         *,
+        head_bytes: int,
         config: ReadConfig,
         budget: Budget,
+        pace: Pace,
         patience: Patience,
+        on_close: Callable[["ReadStream"], None],
     ) -> None:
         # dependencies
         self._client = client
         self._config = config
+        self._pace = pace
         self._patience = patience
+        self._on_close = on_close
         # constants
-        self._key = info.key
+        self.key = info.key
+        self.size_bytes = info.size_bytes
         self._etag = info.etag
-        self._size = info.size_bytes
+        self._head_bytes = head_bytes
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._lease = budget.lease()
-        self._window = Window(
-            info.size_bytes,
-            part_bytes=config.part_size_bytes,
-            ahead_bytes=PARTS_AHEAD * config.part_size_bytes,
-        )
+        self._window = Window(info.size_bytes, part_bytes=config.part_size_bytes)
         self._closed = False
+        self._head_read = False  # somebody has read from what `open` fetched
+        self._waiting = 0  # calls that are waiting for parts
+        self._timely = 0  # parts in a row that came in time
+        self._rests = 0  # times that `rest` has found no read since the last
+        self._rested_at_bytes = 0  # what had been read then
+        self._counted_bytes = 0  # what of `read_bytes` has been counted
         # The ranges that have once come with another checksum than they have.
         self._mismatched: set[tuple[int, int]] = set()
         # mutable, guarded by the GIL
@@ -92,21 +108,35 @@ class ReadStream:
         object must not be empty.
         """
         tries = self._patience.begin()
-        stop = self._size if self._size <= WHOLE_BYTES else HEAD_BYTES
-        if not self._lease.try_take(stop):
-            stop = min(self._size, LEAST_BYTES)
+        stop = self._head_bytes
+        for less in (HEAD_BYTES, LEAST_BYTES):
+            if self._lease.try_take(stop):
+                break
+            stop = min(stop, less)
+        else:
             self._lease.take(stop)
-        self._window.fetched_head(stop)
-        while True:
+        step = min(HEAD_PART_BYTES, self._config.part_size_bytes)
+        first = min(stop, step)
+        with self._lock:
+            self._waiting += 1
+            self._window.fetched_head(stop)
+            head = self._issue(0, first, ahead=True)
+            for start in range(first, stop, step):
+                self._issue(start, min(start + step, stop), ahead=True)
+        try:
+            while True:
+                head.wait_for_headers(self._time_for(head, tries))
+                if head.info is None or head.failed:
+                    self._replace_failed(head, tries)
+                # Also when it came just as it was being given up.
+                if head.info is not None and not head.failed:
+                    return head.info
+                with self._lock:
+                    self._lease.take(first)
+                    head = self._issue(0, first, ahead=True)
+        finally:
             with self._lock:
-                part = self._issue(0, stop, ahead=True)
-            part.wait_for_headers(self._time_for(part, tries))
-            if part.info is None or part.failed:
-                self._replace_failed(part, tries)
-            # Also when it came just as it was being given up.
-            if part.info is not None and not part.failed:
-                return part.info
-            self._lease.take(stop)
+                self._waiting -= 1
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
@@ -115,55 +145,127 @@ class ReadStream:
         when the object was replaced or deleted, other S3Errors when S3 does not deliver
         within `timeout_s`, Interrupted when the mount goes away.
         """
-        stop = min(offset + size, self._size)
+        stop = min(offset + size, self.size_bytes)
         if offset >= stop:
             return b""
         view = self._parts.ready(offset, stop)
         return self._fetch(offset, stop) if view is None else view
 
-    def close(self) -> None:
-        """Cancel what is in flight and give all memory back."""
+    @property
+    def read_bytes(self) -> int:
+        """How much has been read."""
+        return self._parts.read_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it holds."""
+        return self._lease.held_bytes
+
+    @property
+    def head_read(self) -> bool:
+        """Whether anybody has read from what `open` fetched."""
+        return self._head_read
+
+    def rest(self, patience: int) -> None:
+        """Give everything back if this is the `patience`-th call without a read between them."""
         with self._lock:
-            self._closed = True
-            parts = self._parts.clear()
-            self._lease.give(self._lease.held_bytes)
+            read_bytes = self._parts.read_bytes
+            if self._waiting or read_bytes != self._rested_at_bytes:
+                self._rests, self._rested_at_bytes = 0, read_bytes
+                return
+            self._rests += 1
+            if self._rests < patience or self._closed:
+                return
+            self._window.forget_ahead(self._parts.hit_stop)
+            parts = self._clear()
         for part in parts:
             part.cancel()
 
+    def close(self) -> None:
+        """Cancel what is in flight and give all memory back."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._count_read()
+            parts = self._clear()
+        for part in parts:
+            part.cancel()
+        self._on_close(self)
+
+    def _count_read(self) -> None:
+        """Count what has been read since this was last called (lock held)."""
+        read_bytes = self._parts.read_bytes
+        self._pace.read(read_bytes - self._counted_bytes)
+        self._counted_bytes = read_bytes
+
+    def _clear(self) -> list[Part]:
+        """Forget all parts and return them (lock held)."""
+        self._lease.give(self._lease.held_bytes)
+        return self._parts.clear()
+
     def _fetch(self, offset: int, stop: int) -> Bytes:
         tries = self._patience.begin()
-        planned = False
-        while True:
-            with self._lock:
-                parts = self._cover(offset, stop, plan=not planned)
-            planned = True
-            late = self._wait(parts, tries)
-            if late is None:
-                answer = slice_of(parts, offset, stop)
+        with self._lock:
+            self._waiting += 1
+            parts = self._cover(offset, stop, plan=True)
+        try:
+            while (late := self._wait(parts, tries)) is not None:
+                self._replace_failed(late, tries)
                 with self._lock:
-                    self._drop([part for part in parts if not part.ahead and part.stop <= stop])
-                return answer
-            self._replace_failed(late, tries)
+                    parts = self._cover(offset, stop, plan=False)
+            return slice_of(parts, offset, stop)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                self._parts.note_read(stop - offset)
+                self._count_read()
+                self._drop([part for part in parts if not part.ahead and part.stop <= stop])
 
     def _cover(self, offset: int, stop: int, *, plan: bool) -> list[Part]:
         """Return parts that cover [offset, stop), issuing what is missing (lock held)."""
         if self._closed:
             raise BadHandle("the file has been closed")
+        self._head_read = self._head_read or offset < self._head_bytes
+        todo: list[Range] = [(offset, stop)]
         if plan:
-            todo = self._window.plan(offset, stop - offset)
+            todo = self._window.plan(
+                offset,
+                stop - offset,
+                ahead_bytes=self._lease.share_bytes,
+                hit_stop=self._parts.hit_stop,
+            )
             self._drop_behind(offset, stop)
             # What failed before this read came is no answer to it.
             self._drop([part for part in self._parts.covering(offset, stop) if part.failed])
-        else:
-            todo = Plan(offset, stop, self._config.part_size_bytes)
-        first, last = min(todo.start, offset), max(todo.stop, stop)
+        first, last = min(start for start, _ in todo), max(end for _, end in todo)
         self._issue_mismatched(first, last)
-        for start, end in self._parts.gaps(first, last):
-            self._issue_range(start, end, todo.part_bytes, wanted=stop)
+        room = True
+        for start, end in [gap for planned in todo for gap in self._parts.gaps(*planned)]:
+            waiting = start < stop and offset < end
+            if waiting or room:
+                room = self._issue_gap(start, end, offset, stop)
         parts = self._parts.covering(offset, stop)
         for part in parts:
             touch(part)
         return parts
+
+    def _issue_gap(self, start: int, end: int, offset: int, stop: int) -> bool:
+        """Issue one request, of which a read of [offset, stop) is waiting for some, or none.
+
+        What nobody is waiting for is left out where there is no memory; then False (lock held).
+        """
+        waiting = start < stop and offset < end
+        exactly = waiting and offset - PAGE_BYTES < start and end < stop + PAGE_BYTES
+        if self._lease.try_take(end - start):
+            self._issue(start, end, ahead=not exactly)
+            return True
+        if not waiting:
+            return False
+        start, end = max(start, offset), min(end, stop)
+        self._lease.take(end - start)
+        self._issue(start, end, ahead=False)
+        return exactly
 
     def _issue_mismatched(self, first: int, last: int) -> None:
         """Issue again, as they were, the mismatched ranges that [first, last) touches (lock held).
@@ -176,43 +278,73 @@ class ReadStream:
                 self._lease.take(stop - start)
                 self._issue(start, stop, ahead=True)
 
-    def _issue_range(self, start: int, end: int, part_bytes: int, *, wanted: int) -> None:
-        """Issue [start, end) in parts; beyond `wanted` only as memory allows (lock held)."""
-        while start < end:
-            stop = min(start + part_bytes, end)
-            if start >= wanted:
-                if not self._lease.try_take(stop - start):
-                    return
-                self._issue(start, stop, ahead=True)
-            elif stop > wanted and self._lease.try_take(stop - start):
-                self._issue(start, stop, ahead=True)
-            else:
-                stop = min(stop, wanted)
-                self._lease.take(stop - start)
-                self._issue(start, stop, ahead=False)
-            start = stop
-
     def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
         """Send one ranged GET whose memory has been taken (lock held)."""
         part = Part(start, stop, self._etag, ahead=ahead)
         self._parts.insert(part)
-        whole = (start, stop) == (0, self._size)
-        transfer = self._client.get(self._key, start, stop, part, if_match=self._etag, whole=whole)
-        part.attach(transfer)
+        part.attach(self._get(part))
         return part
+
+    def _get(self, part: Part) -> Transfer:
+        start, stop = part.start, part.stop
+        whole = (start, stop) == (0, self.size_bytes)
+        return self._client.get(self.key, start, stop, part, if_match=self._etag, whole=whole)
 
     def _wait(self, parts: list[Part], tries: Tries) -> Part | None:
         """Wait for all; return the first that failed or has been silent for too long."""
         for part in parts:
-            part.wait(self._time_for(part, tries))
-            if not part.ready:
-                return part
+            waited = not part.ready
+            if waited:
+                late_s = self._pace.late_s(part.stop - part.start) - part.age_s()
+                if late_s < self._time_for(part, tries) and not part.wait(late_s):
+                    self._hedged(part, tries)
+                else:
+                    part.wait(self._time_for(part, tries))
+                if not part.ready:
+                    return part
+            if part.claim_note():
+                self._note(part, waited)
         return None
+
+    def _hedged(self, part: Part, tries: Tries) -> None:
+        """Wait for a part that is late, with a second request where that is allowed."""
+        size = part.stop - part.start
+        hedge = None
+        with self._lock:
+            if not self._closed and part.claim_hedge() and self._lease.try_take(size):
+                if self._pace.hedge():
+                    hedge = Part(part.start, part.stop, part.etag)
+                    hedge.serve(part)
+                    hedge.attach(self._get(hedge))
+                else:
+                    self._lease.give(size)
+        part.wait(self._time_for(part, tries))
+        if hedge is not None:
+            hedge.cancel()
+            with self._lock:
+                if not self._closed:  # closing has given everything back
+                    self._lease.give(size)
+            self._pace.hedged(won=part.overtaken)
+
+    def _note(self, part: Part, waited: bool) -> None:
+        """Let others learn from how long a part took, and grow parts again after a stall."""
+        size, duration_s = part.stop - part.start, part.duration_s()
+        self._pace.arrived(size, duration_s, waited=waited)
+        if self._window.slowed:
+            timely = duration_s < TIMELY_SHARE * self._allowed_s(part)
+            self._timely = self._timely + 1 if timely else 0
+            if self._timely >= TIMELY_PARTS:
+                self._timely = 0
+                with self._lock:
+                    self._window.speed_up()
 
     def _time_for(self, part: Part, tries: Tries) -> float:
         """Seconds that this part may still take."""
-        allowed = self._config.stall_s + (part.stop - part.start) / SLOWEST_BYTES_PER_S
-        return max(min(allowed - part.age_s(), tries.left_s()), 0.0)
+        return max(min(self._allowed_s(part) - part.age_s(), tries.left_s()), 0.0)
+
+    def _allowed_s(self, part: Part) -> float:
+        """Seconds that one try of this part may take."""
+        return self._config.stall_s + (part.stop - part.start) / SLOWEST_BYTES_PER_S
 
     def _replace_failed(self, part: Part, tries: Tries) -> None:
         """Make way for a new try of this part's range, or raise why there is none."""

@@ -49,15 +49,20 @@ def test_both_ways(
 
 
 def test_the_kernel_reads_ahead(store: Store, tmp_path: Path, name: str) -> None:
-    """As root the mount's read-ahead is raised when the first file is opened."""
+    """As root the read-ahead is what suits the file that is opened."""
+    store.put("channel/table.parquet", b"PAR1" * 1000)
     with mounted(store, tmp_path) as mount:
         device = kernel.mount_points()[str(mount.path)]
         setting = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
-        assert setting.read_text() == "128\n"
-        (mount.path / name).read_bytes()
         if not os.access(setting, os.W_OK):
             pytest.skip("read_ahead_kb is not writable here")
-        assert setting.read_text() == f"{kernel.READ_AHEAD_KB}\n"
+        for file, expected in [
+            (name, kernel.READ_AHEAD_KB),
+            ("channel/table.parquet", kernel.PIECES_READ_AHEAD_KB),
+            (name, kernel.READ_AHEAD_KB),
+        ]:
+            (mount.path / file).read_bytes()
+            assert setting.read_text() == f"{expected}\n"
 
 
 def test_a_libfuse_that_a_wheel_brings(store: Store, tmp_path: Path, name: str) -> None:

@@ -263,3 +263,24 @@ def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProx
         for _ in range(30):
             assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
             assert (mount.path / "small" / "file").read_bytes() == b"small"
+
+
+def test_the_server_stops_and_comes_back(store: Store, folder: Path) -> None:
+    """A reader gets EIO within --read-timeout, and the same open file reads on afterwards."""
+    with FaultyProxy(store.endpoint_url) as proxy:
+        port = proxy.port
+        with mounted(
+            store, folder, "--read-timeout", "4", "--prefix", "faults/", endpoint_url=proxy.url
+        ) as mount:
+            file = os.open(mount.path / "file", os.O_RDONLY)
+            try:
+                assert os.pread(file, 1 << 20, 0) == BODY[: 1 << 20]
+                proxy.__exit__(None, None, None)
+                with pytest.raises(OSError, match="Input/output error"):
+                    os.pread(file, 1 << 20, 17 << 20)
+                with FaultyProxy(store.endpoint_url, port=port):
+                    assert os.pread(file, 1 << 20, 17 << 20) == BODY[17 << 20 : 18 << 20]
+                    assert (mount.path / "file").read_bytes() == BODY
+            finally:
+                os.close(file)
+            one_line(mount, "operation failed", "read", "/file", "EIO", "retries failed")

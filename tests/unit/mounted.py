@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mountpoint import filesystem, handles, siblings
-from mountpoint.budget import Budget
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.inodes import ROOT, InodeNumber
 from mountpoint.listings import Listings
+from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
 from tests.unit.fake_client import FakeClient
 
@@ -31,16 +31,17 @@ class Mounted:
     def __init__(self, client: FakeClient, clock: SimpleNamespace, options: dict[str, Any]) -> None:
         self.client = client
         self.clock = clock
-        self.budget = Budget(1 << 28)
         self.stopping = threading.Event()
         total_s = options.pop("total_s", SAFE_S)
+        patience = Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
+        self.streams = Streams(client, ReadConfig(), patience)
+        self.budget = self.streams.budget
         self.fs = FileSystem(
             client,
             prefix=options.pop("prefix", b""),
             config=FileSystemConfig(UID, GID, **options),
-            read_config=ReadConfig(),
-            budget=self.budget,
-            patience=Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping),
+            streams=self.streams,
+            patience=patience,
         )
 
     def pass_s(self, seconds: float) -> None:

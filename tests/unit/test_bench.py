@@ -43,7 +43,7 @@ def test_pages_apart_are_different(offset: int, pages: int) -> None:
         ("large", 0, 100, content("large", 0, 99)),
         ("large", 0, 100, content("large", 0, 101)),
         ("large", 0, 100, content("large", 4096, 4196)),
-        ("large", 0, 100, content("quarter/0", 0, 100)),
+        ("large", 0, 100, content("quarter/2", 0, 100)),
         ("large", 0, 100, content("large", 0, 99) + b"?"),
         ("large", 0, 100, b"?" + content("large", 1, 100)),
         ("large", 0, 1, b""),
@@ -194,7 +194,8 @@ def test_percentile() -> None:
 def one_run(seconds: float, *, gets: int = 10, peak_mib: int = 200) -> Run:
     """Make a run of a workload that read 1 GB in 100 operations of 1 to 100 ms."""
     work = Work(1_000_000_000, 100, [number / 1e3 for number in range(1, 101)])
-    counters = {"gets": gets, "heads": 1, "lists": 2, "bytes_fetched": 1_500_000_000, "other": 0}
+    counters = {"gets": gets, "heads": 1, "lists": 2, "other": 0}
+    counters |= {"bytes_read": 1_200_000_000, "bytes_asked": 1_500_000_000}
     return Run(work, seconds, 0.5, counters, 100 * MIB, peak_mib * MIB)
 
 
@@ -211,7 +212,8 @@ def test_result() -> None:
     assert (found.runs, found.seconds, found.rate_per_s) == (3, 2.0, 5e8)
     assert (found.gets, found.heads, found.lists) == (20, 1, 2)
     assert (found.rss_bytes, found.peak_rss_bytes) == (100 * MIB, 300 * MIB)
-    assert (found.cpu_each(), found.fetched(), found.of_alone) == (0.5, 1.5, 0.8)
+    assert (found.cpu_each(), found.of_alone) == (0.5, 0.8)
+    assert (found.kernel(), found.fetched()) == (1.2, 1.5)
     assert (found.p50_ms, found.p99_ms) == pytest.approx((51.0, 100.0))
     assert some_result("operations").rate_per_s == 50.0
 
@@ -222,7 +224,7 @@ def test_lines() -> None:
         *measure.header(),
         some_result().line(),
         some_result("operations", of_alone=None, p50_ms=None, read_bytes=0).line(),
-        some_result(bytes_fetched=10**14).line(),
+        some_result(bytes_asked=10**14).line(),
     ]
     assert len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
@@ -233,13 +235,14 @@ def test_lines() -> None:
         "51.00, 100.00 ms",
         "0.50 s/GB",
         "20, 1, 2",
+        "×1.20",
         "×1.50",
         "×0.80",
         "100, 300 MiB",
     ]
     assert cells[3][1:4] == ["50 /s", "-", "5.00 ms each"]
-    assert cells[3][5:7] == ["-", "-"]
-    assert cells[4][5] == "×100000"
+    assert cells[3][5:8] == ["-", "-", "-"]
+    assert cells[4][6] == "×100000"
 
 
 def test_counters_of_a_log(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.budget import Budget
+from mountpoint.budget import LEAST_SHARE_BYTES, STREAM_BYTES, Budget
 
+MIB = 1 << 20
 LIMIT = 1000
 STEPS = st.lists(
     st.tuples(
@@ -66,39 +67,62 @@ def test_one_may_have_everything() -> None:
     assert not lease.try_take(1)
 
 
-def test_idle_streams_take_no_share() -> None:
-    """Only leases that hold something count: open files that nobody reads do not."""
-    budget = Budget(LIMIT)
-    idle = [budget.lease() for _ in range(100)]
-    assert budget.lease().try_take(LIMIT)
-    assert all(lease.held_bytes == 0 for lease in idle)
+def test_small_holders_take_no_share() -> None:
+    """Heads and small files count as nobody: a stream may have all that is ahead."""
+    budget = Budget(1000 * MIB, 64 * MIB)
+    for _ in range(100):
+        assert budget.lease().try_take(STREAM_BYTES - 1)
+    stream = budget.lease()
+    assert stream.share_bytes == 64 * MIB
+    assert stream.try_take(64 * MIB)
 
 
-def test_fair_share() -> None:
-    """Under pressure nobody exceeds the limit divided by those who hold something."""
-    budget = Budget(LIMIT)
-    leases = [budget.lease() for _ in range(4)]
+@pytest.mark.parametrize(("streams", "share"), [(1, 64), (2, 32), (4, 16), (16, 4), (64, 4)])
+def test_fair_share(streams: int, share: int) -> None:
+    """What is ahead is divided by those who take part, but for a least share."""
+    budget = Budget(1000 * MIB, 64 * MIB)
+    leases = [budget.lease() for _ in range(streams)]
     for lease in leases:
-        assert lease.try_take(10)
+        lease.take(STREAM_BYTES)
     greedy = leases[0]
-    while greedy.try_take(10):
+    assert greedy.share_bytes == share * MIB
+    while greedy.try_take(MIB):
         pass
-    assert LIMIT // 4 <= greedy.held_bytes <= LIMIT // 2
-    for lease in leases[1:]:
-        while lease.held_bytes < 160:
-            assert lease.try_take(10), "the others still get theirs"
+    # A quarter more: what is being read is held beside what is ahead.
+    assert greedy.held_bytes == (share + share // 4) * MIB
 
 
-def test_a_newcomer_gets_a_share_back() -> None:
+def test_a_newcomer_gets_a_share() -> None:
     """Who holds more than a fair share gets no more until it has given back."""
-    budget = Budget(LIMIT)
+    budget = Budget(1000 * MIB, 64 * MIB)
     first, second = budget.lease(), budget.lease()
-    assert first.try_take(800)
-    assert second.try_take(200)
-    assert not second.try_take(1), "there is nothing left"
-    first.give(200)
-    assert not first.try_take(1), "600 of 1000 are more than its half"
-    assert second.try_take(200)
+    assert first.try_take(64 * MIB)
+    assert second.try_take(32 * MIB)
+    assert not first.try_take(1)
+    first.give(40 * MIB)
+    assert first.try_take(8 * MIB)
+
+
+def test_aim() -> None:
+    """What is ahead of all together may change at any time; the limit stays."""
+    budget = Budget(100 * MIB, 64 * MIB)
+    lease = budget.lease()
+    assert lease.share_bytes == 64 * MIB
+    budget.aim(1000 * MIB)
+    assert lease.share_bytes == 100 * MIB
+    budget.aim(MIB)
+    assert lease.share_bytes == LEAST_SHARE_BYTES
+
+
+def test_refusals_are_of_the_limit() -> None:
+    """Counted is what was refused for the limit, which idle streams can help, not for a share."""
+    budget = Budget(100 * MIB, 8 * MIB)
+    lease = budget.lease()
+    assert not lease.try_take(50 * MIB)
+    assert budget.refusals == 0
+    lease.take(100 * MIB)
+    assert not budget.lease().try_take(1)
+    assert budget.refusals == 1
 
 
 def test_giving_back_too_much_changes_nothing() -> None:

@@ -82,6 +82,16 @@ def refusal(*arguments: str, code: int = 1) -> str:
     return result.stderr.replace("\n", " ")
 
 
+def default_read_config() -> ReadConfig:
+    """Return how this machine reads when no option says anything."""
+    return ReadConfig(
+        part_size_bytes=8 * MIB,
+        memory_bytes=cli.memory_bytes(None),
+        timeout_s=60,
+        most_ahead_bytes=160_000_000,
+    )
+
+
 def test_defaults_are_the_references(mounted: Mounted) -> None:
     """Bucket and directory alone give the reference's defaults and the user's own ids."""
     assert config_of(mounted) == Config(
@@ -90,9 +100,21 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
         filesystem=FileSystemConfig(os.getuid(), os.getgid(), 0o755, 0o644),
         credentials=CredentialsConfig(),
         client=ClientConfig(throughput_gbps=10, part_size_bytes=8 * MIB),
-        read=ReadConfig(part_size_bytes=8 * MIB, timeout_s=60),
+        read=default_read_config(),
         log=LogConfig(),
     )
+
+
+@pytest.mark.parametrize(
+    ("total_mib", "expected_mib"),
+    [(256, 128), (512, 128), (2048, 512), (4096, 1024), (1 << 20, 1024)],
+)
+def test_memory_by_the_machine(
+    monkeypatch: pytest.MonkeyPatch, total_mib: int, expected_mib: int
+) -> None:
+    """A quarter of what there is, between 128 MiB and 1 GiB."""
+    monkeypatch.setattr(cli, "total_bytes", lambda: total_mib * MIB)
+    assert cli.memory_bytes(None) == expected_mib * MIB
 
 
 @pytest.mark.parametrize(
@@ -107,6 +129,8 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
         (["--requester-pays"], "bucket.requester_pays", True),
         (["--no-sign-request"], "credentials.no_sign_request", True),
         (["--profile", "me"], "credentials.profile", "me"),
+        (["--memory-target", "64"], "read.memory_bytes", 64 * MIB),
+        (["--maximum-throughput-gbps", "100"], "read.most_ahead_bytes", 1_600_000_000),
         (["--read-only"], "mount.read_only", True),
         (["--auto-unmount"], "mount.auto_unmount", True),
         (["--allow-root"], "mount.allow_root", True),
@@ -326,6 +350,7 @@ def test_line_of_mount_fuse(mounted: Mounted) -> None:
         bucket=BucketConfig("bucket", region="eu-west-1"),
         mount=MountConfig("/mnt", allow_other=True),
         filesystem=FileSystemConfig(os.getuid(), os.getgid()),
+        read=default_read_config(),
     )
 
 

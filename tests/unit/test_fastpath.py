@@ -417,6 +417,216 @@ def test_a_failed_part_holds_no_body() -> None:
     assert sys.getrefcount(chunk) == before
 
 
+# --- A second request for the same bytes ---
+
+
+def pair() -> tuple[Part, Part, FakeTransfer, FakeTransfer]:
+    """Return a part, a second request that serves it, and the transfers of both."""
+    first, second = Part(10, 14, ETAG), Part(10, 14, ETAG)
+    second.serve(first)
+    transfers = FakeTransfer(first), FakeTransfer(second)
+    first.attach(transfers[0])
+    second.attach(transfers[1])
+    return first, second, *transfers
+
+
+WHOLE = b"0123456789data"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_second_is_faster(begun: bool) -> None:
+    """The first has the second's bytes at once, whatever has come of its own; it is cancelled."""
+    first, second, slow, fast = pair()
+    if begun:
+        first.on_headers(INFO)
+        first.on_body(b"x", 10)
+        first.on_body(b"y", 11)
+    deliver(second, WHOLE, 3)
+    assert first.ready
+    assert first.overtaken
+    assert first.info is INFO
+    assert bytes(slice_of([first], 10, 14)) == b"data"
+    assert (slow.cancelled, fast.cancelled) == (1, 0)
+
+
+def test_the_first_is_faster() -> None:
+    """A second request that comes later changes nothing, and can be cancelled."""
+    first, second, slow, fast = pair()
+    chunk = WHOLE[10:]
+    first.on_headers(INFO)
+    first.on_body(chunk, 10)
+    first.finish(None)
+    view = slice_of([first], 10, 14)
+    deliver(second, WHOLE)
+    assert not first.overtaken
+    assert isinstance(view, memoryview)
+    assert view.obj is chunk
+    second.cancel()
+    assert (slow.cancelled, fast.cancelled) == (0, 0)
+
+
+@pytest.mark.parametrize("late", ["body", "finish", "failure", "cancel"])
+def test_what_comes_after_the_bytes_were_taken_over(late: str) -> None:
+    """Whatever the slower request still says, the bytes stay those of the faster one."""
+    first, second, slow, _ = pair()
+    first.on_headers(INFO)
+    first.on_body(b"xx", 10)
+    deliver(second, WHOLE)
+    match late:
+        case "body":
+            first.on_body(b"yy", 12)
+            first.finish(None)
+        case "finish":
+            first.finish(None)
+        case "failure":
+            first.finish(TransportFault("reset"))
+        case "cancel":
+            first.cancel(Stalled("late"))
+    assert first.ready
+    assert first.error is None
+    assert bytes(slice_of([first], 10, 14)) == b"data"
+    assert slow.cancelled == 1
+
+
+@pytest.mark.parametrize("how", ["error", "cut", "other version", "cancel"])
+def test_a_second_request_that_fails(how: str) -> None:
+    """The first goes on as if there had been no other."""
+    first, second, slow, _ = pair()
+    match how:
+        case "error":
+            second.finish(TransportFault("reset"))
+        case "cut":
+            second.on_headers(INFO)
+            second.on_body(b"da", 10)
+            second.finish(None)
+        case "other version":
+            second.on_headers(ObjectInfo(b"k", 1 << 20, 0, '"other"'))
+            second.on_body(b"evil", 10)
+            second.finish(None)
+        case "cancel":
+            second.cancel()
+    assert not first.wait(0.0)
+    deliver(first, WHOLE)
+    assert first.ready
+    assert not first.overtaken
+    assert slow.cancelled == 0
+
+
+def test_a_first_request_that_has_failed() -> None:
+    """A part that has failed stays so: who waits for it has seen that already."""
+    first, second, _, _ = pair()
+    error = TransportFault("reset")
+    first.finish(error)
+    deliver(second, WHOLE)
+    assert first.failed
+    assert first.error is error
+    assert not first.overtaken
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "etag"), [(0, 9, ETAG), (1, 10, ETAG), (0, 10, '"other"')]
+)
+def test_only_the_same_bytes_serve(start: int, stop: int, etag: str) -> None:
+    """A request for another range or version is refused as a second one."""
+    with pytest.raises(ValueError, match="not the same"):
+        Part(start, stop, etag).serve(Part(0, 10, ETAG))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.permutations(["first", "second", "fail", "cancel", "wait", "wait"]))
+def test_both_at_once(order: list[str]) -> None:
+    """Two answers, a failure and a cancel at the same time: one end, and the right bytes."""
+    first, second, _, _ = pair()
+    start = threading.Barrier(len(order))
+
+    def work(what: str) -> None:
+        start.wait()
+        match what:
+            case "first":
+                deliver(first, WHOLE, 1)
+            case "second":
+                deliver(second, WHOLE, 1)
+            case "fail":
+                second.fail(BadAnswer("nonsense"))
+            case "cancel":
+                second.cancel()
+            case "wait":
+                assert first.wait(SAFE_S)
+
+    run_all(*((lambda each=each: work(each)) for each in order))
+    assert first.ready
+    assert bytes(slice_of([first], 10, 14)) == b"data"
+
+
+@pytest.mark.parametrize("second_wins", [False, True])
+def test_no_body_of_two_stays(second_wins: bool) -> None:
+    """When both are through, one body lives in the part, and none when that is gone."""
+    chunks = bytes(100), bytes(range(100))
+    before = [sys.getrefcount(chunk) for chunk in chunks]
+    gc.disable()  # reference counts alone have to do it
+    try:
+        first, second = Part(0, 100, ETAG), Part(0, 100, ETAG)
+        second.serve(first)
+        transfers = FakeTransfer(first), FakeTransfer(second)
+        gone = [weakref.ref(transfer) for transfer in transfers]
+        first.attach(transfers[0])
+        second.attach(transfers[1])
+        del transfers
+        parts = (second, first) if second_wins else (first, second)
+        for part in parts:
+            part.on_headers(INFO)
+            part.on_body(chunks[part is second], 0)
+        parts[0].finish(None)
+        second.cancel()
+        parts[1].finish(TransportFault("cancelled"))
+        del part, parts, second
+        assert [transfer() for transfer in gone] == [None, None]
+        kept = [sys.getrefcount(chunk) for chunk in chunks]
+        mine, others = (1, 0) if second_wins else (0, 1)
+        assert (kept[mine], kept[others]) == (before[mine] + 1, before[others])
+        del first
+        assert [sys.getrefcount(chunk) for chunk in chunks] == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("claim", [Part.claim_hedge, Part.claim_note])
+def test_claims(claim: Callable[[Part], bool]) -> None:
+    """Of those who wait for a part one makes a second request, and one notes the duration."""
+    part = Part(0, 4, ETAG)
+    claims: list[bool] = []
+    run_all(*[lambda: claims.append(claim(part))] * 8)
+    assert sorted(claims) == [False] * 7 + [True]
+
+
+def test_claims_are_of_different_things() -> None:
+    """Who makes the second request need not be the one who notes the duration."""
+    part = Part(0, 4, ETAG)
+    assert part.claim_hedge()
+    assert part.claim_note()
+
+
+@pytest.mark.parametrize("end", ["ready", "failed", "taken over"])
+def test_duration(end: str) -> None:
+    """The duration grows until the end, and stays what it was then; the age goes on."""
+    first, second, _, _ = pair()
+    before_s = first.duration_s()
+    assert 0.0 <= before_s <= first.duration_s() <= first.age_s()
+    match end:
+        case "ready":
+            deliver(first, WHOLE)
+        case "failed":
+            first.fail(BadAnswer("nonsense"))
+        case _:
+            deliver(second, WHOLE)
+    ended_s = first.duration_s()
+    assert ended_s >= before_s
+    first.wait(0.0)
+    first.cancel()
+    assert first.duration_s() == ended_s
+    assert first.age_s() >= ended_s
+
+
 # --- The map, against brute force ---
 
 RANGES = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1]))
@@ -482,6 +692,25 @@ def test_ready_answers_from_one_known_part() -> None:
     assert parts.ready(100, 101) is None
     parts.remove(first)
     assert parts.ready(3, 10) is None
+
+
+def test_hits_are_counted() -> None:
+    """The map knows where the last hit ended, and how much was read in all."""
+    parts = PartMap()
+    part = ready_part(0, 100, bytes(100))
+    parts.insert(part)
+    assert (parts.hit_stop, parts.read_bytes) == (0, 0)
+    assert parts.ready(0, 10) is None, "nobody has planned for it yet"
+    assert (parts.hit_stop, parts.read_bytes) == (0, 0)
+    touch(part)
+    parts.ready(20, 50)
+    parts.ready(10, 15)
+    assert (parts.hit_stop, parts.read_bytes) == (15, 35)
+    assert parts.ready(90, 101) is None
+    parts.note_read(1000)
+    assert (parts.hit_stop, parts.read_bytes) == (15, 1035)
+    parts.clear()
+    assert parts.read_bytes == 1035
 
 
 def test_a_view_outlives_its_part() -> None:

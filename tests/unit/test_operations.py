@@ -41,8 +41,7 @@ class Adapter:
     def __init__(self, world: Mounted) -> None:
         self.world = world
         self.ready = 0
-        self.first_opens = 0
-        self.operations = Operations(world.fs, self._on_ready, self._on_first_open)
+        self.operations = Operations(world.fs, self._on_ready)
 
     def __call__(self, name: str, *args: Any) -> Any:
         """Call an operation with llfuse's lock held."""
@@ -62,9 +61,6 @@ class Adapter:
     def look(self, name: bytes, parent: int = ROOT) -> Any:
         """Look a name up."""
         return self("lookup", parent, name, CTX)
-
-    def _on_first_open(self) -> None:
-        self.first_opens += 1
 
     def _on_ready(self) -> None:
         self.ready += 1
@@ -404,15 +400,6 @@ def test_failures(
     assert answered == code
     assert line["path"] == path
     assert more.items() <= line.items()
-
-
-def test_the_first_open_is_told(adapter: Adapter) -> None:
-    """Once, whatever becomes of it."""
-    assert adapter.first_opens == 0
-    adapter.fails("open", ROOT, os.O_RDONLY, CTX)
-    assert adapter.first_opens == 1
-    adapter("release", adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX))
-    assert adapter.first_opens == 1
 
 
 @pytest.mark.parametrize("error", [errors.ServerFault, errors.Throttled, errors.TransportFault])

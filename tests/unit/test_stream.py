@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mountpoint import flight
 from mountpoint.budget import Budget, Lease
 from mountpoint.config import ReadConfig
 from mountpoint.errors import (
@@ -31,12 +32,17 @@ from mountpoint.errors import (
     TransportFault,
     outcome,
 )
-from mountpoint.reading.stream import HEAD_BYTES, WHOLE_BYTES, ReadStream
+from mountpoint.metrics import Counters
+from mountpoint.reading import stream
+from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES
+from mountpoint.reading.pace import Pace
+from mountpoint.reading.stream import HEAD_PART_BYTES, ReadStream
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
-from mountpoint.window import MAX_RUNS
+from mountpoint.window import RETIRE_PLANS
 from tests.unit.fake_client import FakeClient, Fault, Request
+from tests.unit.patterns import at_random, backward
 
 KIB = 1024
 MIB = 1 << 20
@@ -53,10 +59,11 @@ def content(size: int) -> bytes:
 
 @pytest.fixture(autouse=True, scope="module")
 def _short_pauses() -> Iterator[None]:
-    """Let retries follow each other quickly."""
+    """Let retries follow each other quickly, and a busy machine not be taken for a late answer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
         patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
+        patch.setattr(flight, "LEAST_LATE_S", SAFE_S)
         yield
 
 
@@ -84,6 +91,7 @@ class Reading:
         memory_bytes: int = 256 * MIB,
         stall_s: float = SAFE_S,
         total_s: float = SAFE_S,
+        head_bytes: int | None = None,
         stream_class: type[ReadStream] = ReadStream,
         **client: Any,
     ) -> None:
@@ -92,12 +100,27 @@ class Reading:
         self.budget = WatchedBudget(memory_bytes)
         self.stopping = threading.Event()
         self.patience = Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
-        self.stream = stream_class(
+        self.config = ReadConfig(part_bytes, memory_bytes, stall_s, total_s)
+        self.counters = Counters()
+        self.pace = Pace(
+            self.budget, self.counters, part_bytes=part_bytes, most_bytes=8 * part_bytes
+        )
+        self.closed: list[ReadStream] = []
+        usual = size if size <= WHOLE_BYTES else HEAD_BYTES
+        self.head_bytes = usual if head_bytes is None else head_bytes
+        self.stream = self.another(stream_class)
+
+    def another(self, stream_class: type[ReadStream] = ReadStream) -> ReadStream:
+        """Return one more stream of the object."""
+        return stream_class(
             self.client,
             self.client.info(KEY),
-            config=ReadConfig(part_bytes, memory_bytes, stall_s, total_s),
+            head_bytes=self.head_bytes,
+            config=self.config,
             budget=self.budget,
+            pace=self.pace,
             patience=self.patience,
+            on_close=self.closed.append,
         )
 
     def __enter__(self) -> "Reading":
@@ -139,6 +162,11 @@ class Background:
         self._call = call
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has a result."""
+        return not self._thread.is_alive()
 
     def end(self) -> object:
         """Wait for it; return its result or its exception."""
@@ -185,7 +213,8 @@ SIZE = 3 * MIB + 12_345
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, SIZE - 1) | st.just(-1),  # -1: go on where the last read ended
+            # -1: go on where the last read ended; -2: end where it began
+            st.integers(0, SIZE - 1) | st.sampled_from([-1, -2]),
             st.sampled_from([1, 100, 4096, 5000, 128 * KIB, 300_000, MIB]),
         ),
         min_size=1,
@@ -198,6 +227,7 @@ SIZE = 3 * MIB + 12_345
     st.booleans(),
     st.none() | st.integers(0, 1000),
 )
+@example([(0, 300_000), (-1, MIB)], 1, 64 * KIB, 1, None, False, None)
 def test_any_reads(
     reads: list[tuple[int, int]],
     threads: int,
@@ -217,19 +247,20 @@ def test_any_reads(
             reading.stream.open()
 
         def work(which: int) -> None:
-            position = 0
+            begin = stop = 0
             for offset, size in reads[which::threads]:
-                offset = position % SIZE if offset < 0 else offset
-                reading.check(offset, size)
-                position = offset + size
+                begin = {-1: stop % SIZE, -2: max(begin - size, 0)}.get(offset, offset)
+                reading.check(begin, size)
+                stop = begin + size
 
         workers = [Background(functools.partial(work, which)) for which in range(threads)]
         for worker in workers:
             result = worker.end()
             if isinstance(result, Exception):
                 raise result
-        # One read per thread, with its first page, and the head that open fetched.
-        allowed = memory_bytes + threads * (MIB + PAGE) + (HEAD_BYTES if opened else 0)
+        # One read per thread, in whole pages, what the last one has left of its page, and the
+        # head that open fetched.
+        allowed = memory_bytes + threads * (MIB + 4 * PAGE) + (HEAD_BYTES if opened else 0)
         assert reading.budget.most_bytes <= allowed
         reading.stream.close()
         assert reading.budget.held_bytes == 0
@@ -264,6 +295,30 @@ def test_a_sequential_read_fetches_each_byte_once(
         assert reading.client.delivered_bytes == SIZE
 
 
+@pytest.mark.parametrize("read_size", [4096, 128 * KIB, MIB])
+@pytest.mark.parametrize("part_bytes", [64 * KIB, MIB, 8 * MIB])
+@pytest.mark.parametrize("size", [SIZE, 4 * MIB])
+def test_a_backward_read_fetches_each_byte_once(read_size: int, part_bytes: int, size: int) -> None:
+    """Reading from the end to the start asks for every byte exactly once, too."""
+    with Reading(size, part_bytes=part_bytes) as reading:
+        for offset, length in backward(0, size, read_size):
+            reading.check(offset, length)
+        assert tiled(reading.client.ranges()) == (0, size)
+
+
+def test_what_was_read_is_counted() -> None:
+    """Every byte that was read counts, whether it was here or had to be waited for."""
+    with Reading(SIZE) as reading:
+        reading.stream.open()
+        for offset in range(0, SIZE, 50_000):
+            reading.check(offset, 50_000)
+        assert reading.stream.read_bytes == SIZE
+        reading.check(0, 1000)
+        assert reading.stream.read_bytes == SIZE + 1000
+        reading.stream.read(SIZE, 1000)
+        assert reading.stream.read_bytes == SIZE + 1000
+
+
 def tiled(ranges: list[tuple[int, int]]) -> tuple[int, int]:
     """Return what ranges cover that neither overlap nor leave a gap."""
     ranges = sorted(ranges)
@@ -286,10 +341,11 @@ def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
     """Each random read is one GET of exactly its pages."""
     total = 32 * MIB
     with Reading(total, part_bytes=8 * MIB) as reading:
-        slots = random.Random(seed).sample(range(1, total // MIB - 1), 25)
+        random_ = random.Random(seed)
+        slots = random_.sample(range(1, total // MIB - 1), 25)
         expected = []
         for slot in slots:
-            offset = slot * MIB + seed % 300_000
+            offset = slot * MIB + random_.randrange(70) * PAGE + seed % 1000
             reading.check(offset, size)
             stop = -(-(offset + size) // PAGE) * PAGE
             expected.append((offset // PAGE * PAGE, stop))
@@ -299,7 +355,7 @@ def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 4096, 128 * KIB, WHOLE_BYTES])
 def test_a_small_file_is_one_request(size: int) -> None:
     """Open and reading all of a small file take one GET together."""
-    with Reading(size) as reading:
+    with Reading(size, part_bytes=8 * MIB) as reading:
         assert reading.stream.open() == reading.client.info(KEY)
         for offset in range(0, size, 50_000):
             reading.check(offset, 50_000)
@@ -307,14 +363,41 @@ def test_a_small_file_is_one_request(size: int) -> None:
 
 
 def test_open_of_a_large_file_fetches_its_head() -> None:
-    """Open fetches 128 KiB, which the first reads use; read-ahead begins with the first one."""
-    with Reading(SIZE) as reading:
+    """Open fetches the head, which a first look uses; read-ahead begins where it goes on."""
+    with Reading(SIZE, part_bytes=8 * MIB) as reading:
         reading.stream.open()
+        reading.check(0, 16 * KIB)
         assert reading.client.ranges() == [(0, HEAD_BYTES)]
-        reading.check(0, 4096)
-        assert (0, HEAD_BYTES) in reading.client.ranges()
+        reading.check(16 * KIB, 128 * KIB)
         assert len(reading.client.ranges()) > 1
         assert tiled(reading.client.ranges())[0] == 0
+
+
+def test_a_large_head_is_fetched_in_parts_at_once() -> None:
+    """Of a head of 5 MiB the first one is there, and read, before the others have come."""
+    with Reading(8 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
+        opening = Background(reading.stream.open)
+        reading.asked(5)
+        assert reading.client.ranges() == [
+            (start, start + HEAD_PART_BYTES) for start in range(0, 5 * MIB, HEAD_PART_BYTES)
+        ]
+        assert reading.budget.held_bytes == 5 * MIB
+        reading.client.step()
+        assert opening.end() == reading.client.info(KEY)
+        reading.check(0, 16 * KIB)
+        assert reading.client.under_way() == 4
+
+
+def test_a_large_head_comes_in_any_order() -> None:
+    """Where the later parts of a head come first, all of it is read, each byte fetched once."""
+    with Reading(5 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
+        opening = Background(reading.stream.open)
+        reading.asked(5)
+        assert reading.client.step(5, last_first=True) == 5
+        assert opening.end() == reading.client.info(KEY)
+        for offset in range(0, 5 * MIB, 300_000):
+            reading.check(offset, 300_000)
+        assert reading.client.count() == 5
 
 
 def test_the_head_is_used_by_the_largest_read() -> None:
@@ -330,12 +413,12 @@ def test_the_head_is_used_by_the_largest_read() -> None:
 def test_reading_again_is_from_memory() -> None:
     """What was just read and is still near the reader costs no second request."""
     with Reading(SIZE) as reading:
-        for offset in range(0, 512 * KIB, 128 * KIB):
+        for offset in range(0, 2 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
-        count = reading.client.count()
         reading.quiet()
-        reading.check(400 * KIB, 50 * KIB)
-        reading.check(200 * KIB, 150 * KIB)
+        count = reading.client.count()
+        reading.check(2 * MIB - 100 * KIB, 50 * KIB)
+        reading.check(2 * MIB - 300 * KIB, 150 * KIB)
         assert reading.client.count() == count
 
 
@@ -350,13 +433,30 @@ def test_many_waiters_of_one_part_share_a_request() -> None:
         assert reading.client.count() == 1
 
 
+def test_a_part_of_another_reader_in_the_way() -> None:
+    """Without memory, what is missing behind a part that another reader waits for is fetched."""
+    with Reading(SIZE, part_bytes=8 * MIB, memory_bytes=1, stepped=True) as reading:
+        first = Background(lambda: reading.check(200 * KIB, 64 * KIB))
+        reading.asked(1)
+        reading.client.step()
+        assert first.end() is None
+        other = Background(lambda: reading.check(128 * KIB, 16 * KIB))
+        reading.asked(2)
+        # A backward reader, whose read-ahead begins before that part, and whose read ends after.
+        second = Background(lambda: reading.check(136 * KIB, 64 * KIB))
+        time.sleep(0.05)  # time for its request to appear
+        while not (other.ended and second.ended):
+            reading.client.step()
+        assert (other.end(), second.end()) == (None, None)
+
+
 def test_memory_is_bounded_by_the_window() -> None:
     """A long sequential read holds its read-ahead and a little behind it, not the object."""
-    with Reading(16 * MIB, part_bytes=64 * KIB) as reading:
-        for offset in range(0, 16 * MIB, 128 * KIB):
+    with Reading(32 * MIB, part_bytes=MIB) as reading:
+        for offset in range(0, 32 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
-        # Eight parts ahead; behind: 512 KiB of jitter and a part that overlaps its edge.
-        assert reading.budget.most_bytes <= (8 + 2) * 64 * KIB + 512 * KIB + 128 * KIB + HEAD_BYTES
+        # Eight parts ahead, a quarter of that behind, and one that is waited for.
+        assert reading.budget.most_bytes <= (8 + 2 + 1) * MIB
 
 
 def test_without_memory_nothing_is_read_ahead() -> None:
@@ -371,16 +471,19 @@ def test_without_memory_nothing_is_read_ahead() -> None:
         assert reading.budget.most_bytes == PAGE
 
 
+def test_without_memory_unaligned_reads_leave_nothing() -> None:
+    """With no memory left also reads that end within a page hold nothing after their answers."""
+    random_ = random.Random(1)
+    with Reading(64 * MIB, part_bytes=8 * MIB, memory_bytes=1) as reading:
+        for _ in range(100):
+            reading.check(random_.randrange(63 * MIB), MIB)
+        assert reading.budget.most_bytes <= MIB + 2 * PAGE
+
+
 def test_open_files_that_nobody_reads_stay_within_the_memory() -> None:
     """Where there is no memory left, open fetches one page; the bytes are there all the same."""
-    with Reading(WHOLE_BYTES, memory_bytes=WHOLE_BYTES) as reading:
-        other = ReadStream(
-            reading.client,
-            reading.client.info(KEY),
-            config=ReadConfig(),
-            budget=reading.budget,
-            patience=reading.patience,
-        )
+    with Reading(WHOLE_BYTES, part_bytes=8 * MIB, memory_bytes=WHOLE_BYTES) as reading:
+        other = reading.another()
         reading.stream.open()
         other.open()
         assert reading.client.ranges() == [(0, WHOLE_BYTES), (0, PAGE)]
@@ -442,25 +545,44 @@ def test_a_stalled_request_is_cancelled_and_made_again(fault: Fault, opened: boo
         assert reading.client.under_way() == 0
 
 
-def test_a_stall_slows_the_reader_down() -> None:
-    """After a stall, parts are half as large: less to wait for."""
-    with Reading(16 * MIB, part_bytes=MIB, stall_s=0.05) as reading:
-        reading.check(0, 64 * KIB)
-        reading.quiet()
-        before = len(reading.client.ranges())
-        reading.client.inject("get", *[Fault(silent=True)])
-        offset = 0
-        while reading.client.cancelled == 0:
-            reading.check(offset, 128 * KIB)
-            offset += 128 * KIB
-        after = len(reading.client.ranges())
-        for position in range(offset, 16 * MIB, 128 * KIB):
-            reading.check(position, 128 * KIB)
-        sizes = {stop - start for start, stop in reading.client.ranges()}
-        assert max(sizes) == MIB
-        later = {stop - start for start, stop in reading.client.ranges()[after + 8 :]}
-        assert before < after
-        assert max(later) <= MIB // 2
+def stalled(reading: Reading) -> int:
+    """Read until one request has stalled, on an object in parts of 1 MiB; return how far."""
+    offset = 0
+    for offset in range(0, 2 * MIB, 128 * KIB):
+        reading.check(offset, 128 * KIB)
+    reading.quiet()
+    reading.client.inject("get", Fault(silent=True))
+    while reading.client.cancelled == 0:
+        offset += 128 * KIB
+        reading.check(offset, 128 * KIB)
+    reading.quiet()
+    return offset + 128 * KIB
+
+
+def sizes_from(reading: Reading, offset: int) -> list[int]:
+    """Read to the end; return the sizes of the requests that were made meanwhile."""
+    before = len(reading.client.ranges())
+    for position in range(offset, reading.stream.size_bytes, 128 * KIB):
+        reading.check(position, 128 * KIB)
+    return [stop - start for start, stop in reading.client.ranges()[before:]]
+
+
+def test_a_stall_slows_the_reader_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a stall, parts are half as large, as long as they take their time: less to wait for."""
+    monkeypatch.setattr(stream, "TIMELY_SHARE", 0.0)
+    with Reading(32 * MIB, part_bytes=MIB, stall_s=0.05) as reading:
+        offset = stalled(reading)
+        assert max(stop - start for start, stop in reading.client.ranges()) == MIB
+        assert max(sizes_from(reading, offset)) == MIB // 2
+
+
+def test_after_a_stall_parts_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When eight parts have come in time after a stall, they are as large as before again."""
+    monkeypatch.setattr(stream, "TIMELY_SHARE", SAFE_S)
+    with Reading(32 * MIB, part_bytes=MIB, stall_s=0.05) as reading:
+        sizes = sizes_from(reading, stalled(reading))
+        assert max(sizes[:3]) == MIB // 2
+        assert set(sizes[16:-1]) == {MIB}
 
 
 @pytest.mark.parametrize("fault", [*FAULTS.values(), STALLS["silence"]], ids=[*FAULTS, "silence"])
@@ -544,7 +666,7 @@ def test_a_failed_read_ahead_costs_nothing_until_wanted() -> None:
             return None
 
         reading.client.script = script
-        reading.check(0, 64 * KIB)
+        reading.check(0, 128 * KIB)
         reading.quiet()
         (request,) = failed
         starts = [start for start, _ in reading.client.ranges()]
@@ -558,12 +680,13 @@ def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
     """A refusal of what was fetched ahead (keys that had expired) does not outlast its cause."""
     with Reading(SIZE) as reading:
         reading.client.script = lambda request: (
-            Fault(error=AccessDenied("expired")) if request.start >= 64 * KIB else None
+            Fault(error=AccessDenied("expired")) if request.start >= 128 * KIB else None
         )
-        reading.check(0, 64 * KIB)
+        reading.check(0, 128 * KIB)
+        assert reading.client.count() > 2
         reading.quiet()
         reading.client.script = None
-        for offset in range(64 * KIB, 512 * KIB, 64 * KIB):
+        for offset in range(128 * KIB, 512 * KIB, 64 * KIB):
             reading.check(offset, 64 * KIB)
 
 
@@ -615,6 +738,7 @@ def test_a_mismatch_ahead_of_the_reader() -> None:
     with Reading(SIZE, memory_bytes=MIB) as reading:
         bad = (2 * MIB, 2 * MIB + 64 * KIB)
         reading.stream.open()
+        reading.quiet()
         reading.client.inject("get", Fault(error=ChecksumMismatch("crc32")))
         with reading.stream._lock:
             reading.stream._lease.take(bad[1] - bad[0])
@@ -632,7 +756,7 @@ def test_a_mismatch_ahead_of_the_reader() -> None:
 def test_changed_on_the_way_forever_is_eio() -> None:
     """Bytes that never match are EIO in the end, with the option that would let them pass."""
     fault = Fault(error=ChecksumMismatch("the body does not match its crc32 checksum"))
-    with Reading(SIZE, total_s=0.2) as reading:
+    with Reading(SIZE, total_s=0.2, head_bytes=PAGE) as reading:
         reading.stream.open()
         reading.client.script = lambda request: fault
         with pytest.raises(ChecksumMismatch, match="checksum") as caught:
@@ -647,7 +771,7 @@ def test_changed_on_the_way_forever_is_eio() -> None:
 def test_failed_parts_give_their_memory_back() -> None:
     """What was wanted and failed beside another failure is not held until close."""
     with Reading(64 * MIB) as reading:
-        reading.check(0, 64 * KIB)
+        reading.check(0, 128 * KIB)
         reading.quiet()
         position = max(stop for _, stop in reading.client.ranges())
         reading.client.script = lambda request: Fault(
@@ -657,8 +781,277 @@ def test_failed_parts_give_their_memory_back() -> None:
             reading.stream.read(position, 192 * KIB)
         reading.quiet()
         reading.client.script = None
-        for index in range(MAX_RUNS + 1):
-            reading.check((index + 10) * MIB, 4096)
+        for offset, size in at_random(8 * MIB, 64 * MIB, RETIRE_PLANS + 1, PAGE, seed=1):
+            reading.check(offset, size)
+        assert reading.budget.held_bytes == 0
+
+
+# --- Late answers ---
+
+#: Where the tests of this section read: a page that no other one has to do with.
+HERE = MIB
+
+
+class Late(Reading):
+    """A stream whose requests for one page took next to nothing so far; the next one waits."""
+
+    def __init__(self, kin: int = flight.LEAST_KIN, size: int = PAGE, **options: Any) -> None:
+        super().__init__(SIZE, stepped=True, **options)
+        for _ in range(kin):
+            self.pace.arrived(size, 0.001, waited=True)
+
+    def reads(self, count: int = 1) -> list[Background]:
+        """Begin so many reads of one page."""
+        return [Background(lambda: self.check(HERE, PAGE)) for _ in range(count)]
+
+    def hedges(self) -> tuple[int, int]:
+        """Return how many requests were made twice, and of how many the second was faster."""
+        numbers = self.counters.snapshot()
+        return numbers["hedges"], numbers["hedges_won"]
+
+
+@pytest.fixture
+def _soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests be late soon."""
+    monkeypatch.setattr(flight, "LEAST_LATE_S", 0.01)
+
+
+@pytest.mark.usefixtures("_soon_late")
+@pytest.mark.parametrize("last_first", [False, True])
+@pytest.mark.parametrize("readers", [1, 4])
+def test_a_late_request_is_made_twice(last_first: bool, readers: int) -> None:
+    """Of two requests for the same bytes the first answer counts, and the other is cancelled."""
+    with Late() as reading:
+        reads = reading.reads(readers)
+        reading.asked(2)
+        assert reading.client.step(last_first=last_first) == 1
+        assert [each.end() for each in reads] == [None] * readers
+        assert reading.client.ranges() == [(HERE, HERE + PAGE)] * 2
+        assert reading.client.cancelled == 1
+        assert reading.client.under_way() == 0
+        assert reading.hedges() == (1, int(last_first))
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+@pytest.mark.parametrize("fault", STALLS.values(), ids=STALLS)
+def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
+    """However far an answer has come before it hangs, the second one brings the right bytes."""
+    with Late() as reading:
+        reading.client.inject("get", fault)
+        (reader,) = reading.reads()
+        reading.asked(1)
+        reading.client.step()
+        reading.asked(2)
+        reading.client.step()
+        assert reader.end() is None
+        assert reading.hedges() == (1, 1)
+        assert reading.client.under_way() == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_the_second_request_takes_memory() -> None:
+    """While there are two, both are counted; with no memory for a second there is none."""
+    with Late() as reading:
+        (reader,) = reading.reads()
+        reading.asked(2)
+        assert reading.budget.held_bytes == 2 * PAGE
+        reading.client.step()
+        assert reader.end() is None
+        assert reading.budget.held_bytes == 0
+    with Late(memory_bytes=2 * PAGE - 1) as reading:
+        (reader,) = reading.reads()
+        assert_alone(reading)
+        assert reader.end() is None
+
+
+def assert_alone(reading: Late) -> None:
+    """See that no second request comes, and answer the first."""
+    reading.asked(1)
+    time.sleep(0.05)  # time for wrong requests to appear
+    assert reading.client.step(10) == 1
+    assert reading.hedges() == (0, 0)
+
+
+@pytest.mark.usefixtures("_soon_late")
+@pytest.mark.parametrize(("kin", "size"), [(0, PAGE), (flight.LEAST_KIN - 1, PAGE), (64, MIB)])
+def test_nothing_is_late_without_kin(kin: int, size: int) -> None:
+    """As long as few requests of about this size have been seen, none is made twice."""
+    with Late(kin, size) as reading:
+        (reader,) = reading.reads()
+        assert_alone(reading)
+        assert reader.end() is None
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_few_requests_are_made_twice() -> None:
+    """If everything is late, only the allowed share of it is asked for again."""
+    with Late() as reading:
+        late = 20
+        for index in range(late):
+            offset = (index * index + 2 * index) * PAGE
+            reader = Background(functools.partial(reading.check, offset, PAGE))
+            reading.asked(index + 1 + reading.hedges()[0])
+            time.sleep(0.02)  # time for the second request to appear
+            while reading.client.step():
+                pass
+            assert reader.end() is None
+        made = flight.LEAST_KIN + late
+        assert 1 <= reading.hedges()[0] <= 1 + flight.HEDGED_SHARE * made
+
+
+@pytest.mark.usefixtures("_soon_late")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(error=ServerFault("500")),
+        Fault(error=PreconditionFailed("replaced", status=412)),
+        Fault(etag='"other"'),
+        Fault(cut=100),
+        Fault(extra=b"x"),
+        Fault(no_headers=True),
+    ],
+    ids=["500", "412", "another version", "cut", "too long", "no headers"],
+)
+def test_a_second_request_that_fails_changes_nothing(fault: Fault) -> None:
+    """A wrong answer to the second request is dropped: the first is still waited for."""
+    with Late() as reading:
+        (reader,) = reading.reads()
+        reading.asked(2)
+        reading.client.inject("get", fault)
+        reading.client.step(last_first=True)
+        reading.client.step()
+        assert reader.end() is None
+        assert reading.client.count() == 2
+        assert reading.hedges() == (1, 0)
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_a_first_request_that_fails_late_is_made_again() -> None:
+    """When the first one fails while there is a second, another try brings the bytes."""
+    with Late() as reading:
+        (reader,) = reading.reads()
+        reading.asked(2)
+        reading.client.inject("get", Fault(error=ServerFault("500")))
+        reading.client.step()
+        reading.asked(3)
+        while reading.client.step():
+            pass
+        assert reader.end() is None
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_close_cancels_both() -> None:
+    """Close while there are two requests cancels both and gives the memory of both back."""
+    with Late() as reading:
+        (reader,) = reading.reads()
+        reading.asked(2)
+        reading.stream.close()
+        assert isinstance(reader.end(), Interrupted)
+        assert reading.client.cancelled == 2
+        assert reading.client.under_way() == 0
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_close_just_before_a_second_request() -> None:
+    """A stream that is closed when its request turns out to be late takes no memory any more."""
+
+    class Closing(ReadStream):
+        def _hedged(self, part: Any, tries: Tries) -> None:
+            self.close()
+            super()._hedged(part, tries)
+
+    with Late(stream_class=Closing) as reading:
+        (reader,) = reading.reads()
+        assert isinstance(reader.end(), Interrupted)
+        assert reading.budget.held_bytes == 0
+        assert reading.client.under_way() == 0
+
+
+# --- Rest ---
+
+
+def test_a_stream_that_is_not_read_gives_everything_back() -> None:
+    """After so many looks without a read nothing is held, or under way; reading on works."""
+    with Reading(SIZE) as reading:
+        reading.check(0, 128 * KIB)
+        reading.quiet()
+        reading.stream.rest(3)  # there was a read since the last look
+        for _ in range(2):
+            reading.stream.rest(3)
+            assert reading.stream.held_bytes > 0
+        reading.stream.rest(3)
+        assert reading.stream.held_bytes == reading.budget.held_bytes == 0
+        for offset in range(128 * KIB, SIZE, 128 * KIB):
+            reading.check(offset, 128 * KIB)
+
+
+def test_rest_cancels_what_is_under_way() -> None:
+    """What was asked for ahead and has not come is cancelled."""
+    with Reading(SIZE, stepped=True) as reading:
+        reader = Background(lambda: reading.check(0, 128 * KIB))
+        reading.asked(2 + 16)
+        reading.client.step(2)
+        assert reader.end() is None
+        reading.stream.rest(1)
+        reading.stream.rest(1)
+        assert reading.client.cancelled == 16
+        assert reading.client.under_way() == 0
+        assert reading.budget.held_bytes == 0
+
+
+def test_each_read_counts_anew() -> None:
+    """A read between two looks, also of what is here, begins the patience again."""
+    with Reading(SIZE) as reading:
+        for index in range(20):
+            reading.check(index * 4 * KIB, 4 * KIB)
+            for _ in range(3):
+                reading.stream.rest(3)
+            assert reading.stream.held_bytes > 0 or index == 0
+
+
+def test_who_waits_does_not_rest() -> None:
+    """A stream with a reader or an open that waits keeps what they wait for."""
+    with Reading(SIZE, stepped=True) as reading:
+        for call in (reading.stream.open, lambda: reading.check(2 * MIB, 4 * KIB)):
+            before = reading.client.count()
+            waiting = Background(call)
+            reading.asked(before + 1)
+            for _ in range(10):
+                reading.stream.rest(1)
+            assert reading.client.cancelled == 0
+            reading.client.step(10)
+            assert not isinstance(waiting.end(), Exception)
+
+
+@pytest.mark.parametrize("paused_mib", range(24, 32))
+def test_a_reader_that_goes_on_after_a_rest_is_still_a_sequential_one(paused_mib: int) -> None:
+    """Wherever in a part a reader paused, its next read is one of its run, with read-ahead."""
+    with Reading(64 * MIB, part_bytes=8 * MIB) as reading:
+        paused = paused_mib * MIB
+        for offset in range(0, paused, MIB):
+            reading.check(offset, MIB)
+        reading.quiet()
+        reading.stream.rest(1)
+        reading.stream.rest(1)
+        assert reading.budget.held_bytes == 0
+        before = reading.client.count()
+        reading.check(paused, MIB)
+        asked = reading.client.ranges()[before:]
+        assert tiled(asked)[0] == paused
+        assert tiled(asked)[1] >= paused + MIB + MIB // 2
+
+
+def test_a_closed_stream_does_not_rest() -> None:
+    """Rest after close gives nothing back twice."""
+    with Reading(SIZE) as reading:
+        reading.check(0, 128 * KIB)
+        reading.stream.close()
+        for _ in range(5):
+            reading.stream.rest(1)
         assert reading.budget.held_bytes == 0
 
 
@@ -696,17 +1089,18 @@ def test_interrupt_ends_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_close_cancels_and_gives_back() -> None:
     """Close cancels what is in flight, wakes its readers and gives all memory back."""
     with Reading(SIZE, stepped=True) as reading:
-        reader = Background(lambda: reading.stream.read(0, 64 * KIB))
-        reading.asked(9)
-        assert reading.budget.held_bytes > 64 * KIB
+        reader = Background(lambda: reading.stream.read(0, 128 * KIB))
+        reading.asked(2 + 16)  # parts of 64 KiB: the read, and 1 MiB ahead
+        assert reading.budget.held_bytes == 128 * KIB + MIB
         reading.stream.close()
         assert isinstance(reader.end(), Interrupted)
         assert reading.budget.held_bytes == 0
         assert reading.client.under_way() == 0
-        assert reading.client.cancelled == 9
+        assert reading.client.cancelled == 2 + 16
         with pytest.raises(BadHandle):
             reading.stream.read(0, 100)
         reading.stream.close()  # twice does no harm
+        assert reading.closed == [reading.stream]
 
 
 @settings(deadline=None, max_examples=25)

@@ -1,0 +1,51 @@
+"""This machine's memory, and what the C library does with ours.
+
+A part is a piece of memory of several MiB that lives for a tenth of a second. By default
+glibc takes each from the kernel and returns it, and each page of it is a fault: a seventh of
+what a read costs (0.84 in place of 0.98 CPU-s/GB, 4 GiB with O_DIRECT, medians in one hour).
+So it is told to keep what was freed, and to return it when nobody reads any more.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+#: Version 2 and version 1 of control groups, as a container sees its own.
+LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+#: malloc.h of glibc
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+
+#: The largest that glibc takes.
+LARGEST_MMAP_THRESHOLD = 32 << 20
+NEVER_TRIM = (1 << 31) - 1
+
+
+def total_bytes() -> int:
+    """Return the memory of this machine, or of the container where that is less."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [installed]
+    for path in LIMIT_FILES:
+        try:
+            limits.append(int(Path(path).read_text("ascii")))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(limits)
+
+
+def keep_freed() -> None:
+    """Have freed memory kept. Before there are threads; without glibc nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
+        mallopt(M_ARENA_MAX, 1)  # what one thread frees, another one takes
+
+
+def give_back() -> None:
+    """Return freed memory to the system."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -1,0 +1,93 @@
+"""All open streams of a mount: what they share, and what the idle ones give back.
+
+A stream that nobody reads from keeps what was fetched ahead for a while: the program may be
+computing. After `IDLE_S` it is cancelled and given back; at once, nearly, when others are
+refused memory. When nothing is left the memory goes back to the system.
+"""
+
+import threading
+
+from mountpoint.budget import Budget
+from mountpoint.config import ReadConfig
+from mountpoint.memory import give_back
+from mountpoint.metrics import Counters
+from mountpoint.reading.expectation import Expectation
+from mountpoint.reading.pace import Pace
+from mountpoint.reading.stream import ReadStream
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+
+#: How often the streams are looked at.
+SWEEP_S = 1.0
+#: A stream is idle after so many looks without a read, ...
+IDLE_SWEEPS = 5
+#: ... and with so many when others had to go without memory.
+PRESSED_SWEEPS = 1
+
+
+class Streams:
+    """Makes the streams of a mount. Thread-safe."""
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        config: ReadConfig,
+        patience: Patience,
+        counters: Counters | None = None,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._config = config
+        self._patience = patience
+        self.budget = Budget(config.memory_bytes)
+        self._pace = Pace(
+            self.budget,
+            counters or Counters(),
+            part_bytes=config.part_size_bytes,
+            most_bytes=config.most_ahead_bytes,
+        )
+        self._expectation = Expectation()
+        # mutable
+        self._open: set[ReadStream] = set()  # each change is one step of the interpreter
+        self._refusals = 0  # of the budget, at the last look
+        self._empty_sweeps = 0
+
+    def stream(self, info: ObjectInfo) -> ReadStream:
+        """Return a stream of this version of an object, which must not be empty."""
+        stream = ReadStream(
+            self._client,
+            info,
+            head_bytes=self._expectation.head_bytes(info.key, info.size_bytes),
+            config=self._config,
+            budget=self.budget,
+            pace=self._pace,
+            patience=self._patience,
+            on_close=self._closed,
+        )
+        self._open.add(stream)
+        return stream
+
+    def sweep(self) -> None:
+        """Let idle streams give back what they hold."""
+        refusals = self.budget.refusals
+        pressed = refusals != self._refusals
+        self._refusals = refusals
+        for stream in self._open.copy():
+            stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
+        self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
+        if self._empty_sweeps == IDLE_SWEEPS:
+            give_back()
+
+    def start_sweeping(self, stopping: threading.Event) -> None:
+        """Sweep every second, in a thread of its own, until `stopping` is set."""
+
+        def run() -> None:
+            while not stopping.wait(SWEEP_S):
+                self.sweep()
+
+        threading.Thread(target=run, name="idle-streams", daemon=True).start()
+
+    def _closed(self, stream: ReadStream) -> None:
+        self._open.discard(stream)
+        read_bytes = stream.read_bytes if stream.head_read else 0
+        self._expectation.closed(stream.key, stream.size_bytes, read_bytes)

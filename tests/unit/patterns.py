@@ -1,0 +1,293 @@
+"""Reads of real programs: offsets and sizes as the kernel passes them on, in whole pages.
+
+All are long enough that how they begin and end does not decide what they cost.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+Read = tuple[int, int]
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+PAGE_BYTES = 4096
+
+
+def sequential(begin: int, stop: int, size: int) -> Iterator[Read]:
+    """Yield reads of `size` from `begin` on; the last one ends at `stop`."""
+    for offset in range(begin, stop, size):
+        yield offset, min(size, stop - offset)
+
+
+def backward(begin: int, stop: int, size: int) -> Iterator[Read]:
+    """Yield the reads of a program that seeks backwards, each a multiple of `size`."""
+    for offset in range((stop - 1) // size * size, begin - 1, -size):
+        yield offset, min(size, stop - offset)
+
+
+def strided(begin: int, count: int, size: int, distance: int) -> Iterator[Read]:
+    """Yield `count` reads, each `distance` after (or before) the last one."""
+    for index in range(count):
+        yield begin + index * distance, size
+
+
+def at_random(begin: int, stop: int, count: int, size: int, seed: int) -> Iterator[Read]:
+    """Yield reads at random pages."""
+    random_ = random.Random(seed)
+    for _ in range(count):
+        yield random_.randrange(begin // PAGE_BYTES, (stop - size) // PAGE_BYTES) * PAGE_BYTES, size
+
+
+def in_turns(readers: Sequence[Iterator[Read]]) -> Iterator[Read]:
+    """Yield one read of each reader after the other, until the first has no more."""
+    for turn in zip(*readers, strict=False):
+        yield from turn
+
+
+def merged(readers: Sequence[Iterator[Read]], seed: int) -> Iterator[Read]:
+    """Yield the reads of a merge: whose is next depends on the data; all are read to the end."""
+    random_ = random.Random(seed)
+    left = list(readers)
+    while left:
+        reader = random_.choice(left)
+        read = next(reader, None)
+        if read is None:
+            left.remove(reader)
+        else:
+            yield read
+
+
+def jittered(reads: Iterator[Read], places: float, seed: int) -> Iterator[Read]:
+    """Yield the same reads, each up to so many places too late: several threads read ahead."""
+    random_ = random.Random(seed)
+    numbered = ((index + random_.random() * places, read) for index, read in enumerate(reads))
+    for _, read in sorted(numbered):
+        yield read
+
+
+def parquet(
+    size_bytes: int,
+    seed: int,
+    *,
+    read_bytes: int = 256 * KIB,
+    chunk_bytes: Read = (1 * MIB, 4 * MIB),
+    gap_bytes: int = 8 * MIB,
+) -> Iterator[Read]:
+    """Yield the footer, then column chunks from front to back, with gaps: other columns."""
+    random_ = random.Random(seed)
+    yield size_bytes - 64 * KIB, 64 * KIB
+    position = PAGE_BYTES
+    while True:
+        position += random_.randrange(gap_bytes) // PAGE_BYTES * PAGE_BYTES
+        stop = position + random_.randrange(*chunk_bytes) // PAGE_BYTES * PAGE_BYTES + PAGE_BYTES
+        if stop > size_bytes - MIB:
+            return
+        yield from sequential(position, stop, read_bytes)
+        position = stop
+
+
+def zipped(
+    size_bytes: int,
+    seed: int,
+    *,
+    members: int = 1000,
+    member_bytes: Read = (4 * KIB, 600 * KIB),
+    read_bytes: int = 128 * KIB,
+) -> Iterator[Read]:
+    """Yield the central directory, then members in any order, each from start to end."""
+    random_ = random.Random(seed)
+    yield size_bytes - 64 * KIB, 64 * KIB
+    for _ in range(members):
+        pages = random_.randrange(*member_bytes) // PAGE_BYTES + 1
+        position = random_.randrange(size_bytes // PAGE_BYTES - pages) * PAGE_BYTES
+        yield from sequential(position, position + pages * PAGE_BYTES, read_bytes)
+
+
+def mapped_in_order(size_bytes: int, around_bytes: int) -> Iterator[Read]:
+    """Yield what faults on one page after the other read: the first has nothing before it."""
+    half = around_bytes // 2
+    yield 0, half
+    yield from sequential(half, size_bytes, half)
+
+
+def mapped_at_random(size_bytes: int, around_bytes: int, count: int, seed: int) -> Iterator[Read]:
+    """Yield what faults on random pages read: their neighbourhood, but for what is there."""
+    cached: set[int] = set()  # pages
+    for offset, _ in at_random(0, size_bytes, count, PAGE_BYTES, seed):
+        first = max(offset - around_bytes // 2, 0) // PAGE_BYTES
+        pages = range(first, min(first + around_bytes // PAGE_BYTES, size_bytes // PAGE_BYTES))
+        begin = None
+        for page in [*pages, None]:
+            missing = page is not None and page not in cached
+            if missing and begin is None:
+                begin = page
+            elif not missing and begin is not None:
+                stop = pages.stop if page is None else page
+                yield begin * PAGE_BYTES, (stop - begin) * PAGE_BYTES
+                begin = None
+        cached.update(pages)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What a program does with one open object.
+
+    `reads` makes its reads, random ones from a seed; `most` is how many bytes may be fetched
+    for each that is read.
+    """
+
+    size_bytes: int
+    reads: Callable[[int], Iterator[Read]]
+    most: float
+
+
+#: Sixteen sorted runs that are merged; each is in a place of its own.
+RUNS = [(index * GIB, index * GIB + 128 * MIB) for index in range(16)]
+
+#: How many bytes may be fetched for each that is read, where reads are random and elsewhere.
+RANDOM_COST, COST = 1.1, 1.3
+
+PATTERNS: dict[str, Pattern] = {
+    "random 4K": Pattern(
+        4 * GIB, lambda seed: at_random(0, 4 * GIB, 1000, 4 * KIB, seed), RANDOM_COST
+    ),
+    "random 128K": Pattern(
+        4 * GIB,
+        lambda seed: at_random(0, 4 * GIB, 1000, 128 * KIB, seed),
+        RANDOM_COST,
+    ),
+    "random 1M": Pattern(4 * GIB, lambda seed: at_random(0, 4 * GIB, 1000, MIB, seed), RANDOM_COST),
+    "random in a small object": Pattern(
+        64 * MIB,
+        lambda seed: at_random(0, 64 * MIB, 1000, 4 * KIB, seed),
+        RANDOM_COST,
+    ),
+    "random 1M, in four": Pattern(
+        4 * GIB,
+        lambda seed: (
+            piece
+            for offset, size in at_random(0, 4 * GIB, 300, MIB, seed)
+            for piece in sequential(offset, offset + size, 256 * KIB)
+        ),
+        RANDOM_COST,
+    ),
+    "mapped, at random": Pattern(
+        4 * GIB,
+        lambda seed: mapped_at_random(4 * GIB, MIB, 1000, seed),
+        RANDOM_COST,
+    ),
+    "mapped, at random, 256K around": Pattern(
+        4 * GIB,
+        lambda seed: mapped_at_random(4 * GIB, 256 * KIB, 1000, seed),
+        RANDOM_COST,
+    ),
+    "mapped, in order": Pattern(GIB, lambda seed: mapped_in_order(GIB, 256 * KIB), COST),
+    "sequential": Pattern(GIB, lambda seed: sequential(0, GIB, 128 * KIB), COST),
+    "sequential from the middle": Pattern(
+        4 * GIB, lambda seed: sequential(GIB, 2 * GIB, MIB), COST
+    ),
+    "out of order, 1M": Pattern(
+        GIB, lambda seed: jittered(sequential(0, GIB, MIB), 2.5, seed), COST
+    ),
+    "out of order, 128K": Pattern(
+        GIB,
+        lambda seed: jittered(sequential(0, GIB, 128 * KIB), 3, seed),
+        COST,
+    ),
+    "out of order from the middle": Pattern(
+        4 * GIB,
+        lambda seed: jittered(sequential(GIB, 2 * GIB, MIB), 2.5, seed),
+        COST,
+    ),
+    "backward": Pattern(GIB, lambda seed: backward(0, GIB, 128 * KIB), COST),
+    "backward, odd size": Pattern(GIB + 777, lambda seed: backward(0, GIB + 777, 64 * KIB), COST),
+    "backward from the middle": Pattern(
+        4 * GIB, lambda seed: backward(GIB, 2 * GIB, 256 * KIB), COST
+    ),
+    "stride 64K of 1M": Pattern(4 * GIB, lambda seed: strided(0, 1000, 64 * KIB, MIB), COST),
+    "stride 4K of 64K": Pattern(4 * GIB, lambda seed: strided(GIB, 1000, 4 * KIB, 64 * KIB), COST),
+    "stride 1M of 4M": Pattern(4 * GIB, lambda seed: strided(0, 1000, MIB, 4 * MIB), COST),
+    "stride 256K of 512K": Pattern(
+        4 * GIB, lambda seed: strided(GIB, 1000, 256 * KIB, 512 * KIB), COST
+    ),
+    "stride 256K of 1M, from the start": Pattern(
+        4 * GIB,
+        lambda seed: strided(0, 1000, 256 * KIB, MIB),
+        COST,
+    ),
+    "stride 64K of 1M, backward": Pattern(
+        4 * GIB,
+        lambda seed: strided(4 * GIB - MIB, 1000, 64 * KIB, -MIB),
+        COST,
+    ),
+    "stride 512K of 4M, in four": Pattern(
+        4 * GIB,
+        lambda seed: (
+            piece
+            for offset, size in strided(0, 300, 512 * KIB, 4 * MIB)
+            for piece in sequential(offset, offset + size, 128 * KIB)
+        ),
+        COST,
+    ),
+    "two streams": Pattern(
+        4 * GIB,
+        lambda seed: in_turns(
+            [sequential(begin, begin + 512 * MIB, 128 * KIB) for begin in (0, 2 * GIB)]
+        ),
+        COST,
+    ),
+    "two streams from anywhere": Pattern(
+        4 * GIB,
+        lambda seed: merged(
+            [sequential(begin, begin + 512 * MIB, MIB) for begin in (GIB, 2 * GIB)], seed
+        ),
+        COST,
+    ),
+    "sixteen in turns": Pattern(
+        16 * GIB,
+        lambda seed: in_turns([sequential(*run, 128 * KIB) for run in RUNS]),
+        COST,
+    ),
+    "sixteen merged": Pattern(
+        16 * GIB,
+        lambda seed: merged([sequential(*run, 64 * KIB) for run in RUNS], seed),
+        COST,
+    ),
+    "sixteen merged, 1M": Pattern(
+        16 * GIB,
+        lambda seed: merged([sequential(*run, MIB) for run in RUNS], seed),
+        COST,
+    ),
+    "parquet": Pattern(4 * GIB, lambda seed: parquet(4 * GIB, seed), COST),
+    "parquet, 1M reads": Pattern(
+        4 * GIB, lambda seed: parquet(4 * GIB, seed, read_bytes=MIB), COST
+    ),
+    "parquet, large chunks": Pattern(
+        16 * GIB,
+        lambda seed: parquet(16 * GIB, seed, chunk_bytes=(8 * MIB, 64 * MIB), gap_bytes=128 * MIB),
+        COST,
+    ),
+    "parquet, small chunks": Pattern(
+        GIB,
+        lambda seed: parquet(GIB, seed, chunk_bytes=(4 * KIB, MIB), gap_bytes=2 * MIB),
+        COST,
+    ),
+    "parquet, nearly all columns": Pattern(
+        GIB,
+        lambda seed: parquet(GIB, seed, gap_bytes=8 * KIB),
+        COST,
+    ),
+    "zip": Pattern(4 * GIB, lambda seed: zipped(4 * GIB, seed), COST),
+    "zip, small members": Pattern(
+        4 * GIB,
+        lambda seed: zipped(4 * GIB, seed, member_bytes=(4 * KIB, 64 * KIB)),
+        RANDOM_COST,
+    ),
+    "zip, large members": Pattern(
+        16 * GIB,
+        lambda seed: zipped(16 * GIB, seed, members=100, member_bytes=(MIB, 16 * MIB)),
+        COST,
+    ),
+}

@@ -1,0 +1,69 @@
+"""How much of a file is fetched when it is opened: what was read of its siblings."""
+
+import pytest
+
+from mountpoint.reading.expectation import (
+    HEAD_BYTES,
+    LARGEST_WHOLE_BYTES,
+    LAST_FILES,
+    MAX_DIRECTORIES,
+    WHOLE_BYTES,
+    Expectation,
+)
+
+MIB = 1 << 20
+
+
+def after(*files: tuple[int, int]) -> Expectation:
+    """Return the experience of files of the directory d/: size and bytes read of each."""
+    expectation = Expectation()
+    for index, (size, read) in enumerate(files):
+        expectation.closed(b"d/%d" % index, size, read)
+    return expectation
+
+
+@pytest.mark.parametrize(
+    ("size", "head"),
+    [(1, 1), (WHOLE_BYTES, WHOLE_BYTES), (WHOLE_BYTES + 1, HEAD_BYTES), (1 << 40, HEAD_BYTES)],
+)
+def test_without_experience(size: int, head: int) -> None:
+    """Small files whole, of others the head."""
+    assert Expectation().head_bytes(b"d/a", size) == head
+
+
+def test_files_that_are_read_whole() -> None:
+    """After two of them one of a few MiB comes whole, and a large one does not."""
+    whole = (5 * MIB, 5 * MIB)
+    assert after(whole).head_bytes(b"d/a", 5 * MIB) == HEAD_BYTES
+    assert after(whole, whole).head_bytes(b"d/a", 5 * MIB) == 5 * MIB
+    assert after(whole, whole).head_bytes(b"d/a", LARGEST_WHOLE_BYTES + 1) == HEAD_BYTES
+
+
+def test_files_that_are_looked_at() -> None:
+    """After some of which little was read, little is fetched; one that was read ends that."""
+    little = [(100_000, 5000)] * LAST_FILES
+    assert after(*little).head_bytes(b"d/a", 100_000) == 8192
+    assert after(*little[1:]).head_bytes(b"d/a", 100_000) == 100_000
+    assert after(*little, (100_000, 100_000)).head_bytes(b"d/a", 100_000) == 100_000
+
+
+def test_files_of_which_nothing_was_read() -> None:
+    """One page at least: opening needs a request in any case."""
+    assert after(*[(100_000, 0)] * LAST_FILES).head_bytes(b"d/a", 100_000) == 4096
+
+
+def test_each_directory_for_itself() -> None:
+    """What was read elsewhere says nothing, neither in a parent nor in a child."""
+    expectation = after(*[(5 * MIB, 5 * MIB)] * LAST_FILES)
+    for key in (b"a", b"e/a", b"d/d/a"):
+        assert expectation.head_bytes(key, 5 * MIB) == HEAD_BYTES
+
+
+def test_old_experience_goes() -> None:
+    """The directory that was used longest ago is forgotten when there are too many."""
+    expectation = after(*[(5 * MIB, 5 * MIB)] * 2)
+    for index in range(MAX_DIRECTORIES - 1):
+        expectation.closed(b"%d/a" % index, 1, 1)
+    assert expectation.head_bytes(b"d/a", 5 * MIB) == 5 * MIB
+    expectation.closed(b"one/more", 1, 1)
+    assert expectation.head_bytes(b"d/a", 5 * MIB) == HEAD_BYTES

@@ -1,0 +1,86 @@
+"""What the kernel says of mounts, and the read-ahead that a file gets."""
+
+import os
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from mountpoint import kernel
+from mountpoint.kernel import PIECES_READ_AHEAD_KB, READ_AHEAD_KB, ReadAhead
+
+
+class Setting:
+    """A mount on /mnt whose setting is a plain file."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file = folder / "read_ahead_kb"
+        self.writes = 0
+        monkeypatch.setattr(kernel, "mount_points", lambda: {"/mnt": "0:42"})
+        monkeypatch.setattr(kernel, "Path", self._path)
+        self.read_ahead = ReadAhead("/mnt")
+
+    def _path(self, path: str) -> "Setting":
+        assert path == "/sys/class/bdi/0:42/read_ahead_kb"
+        return self
+
+    def write_text(self, text: str, encoding: str) -> None:
+        self.writes += 1
+        self.file.write_text(text, encoding)
+
+    def after(self, key: bytes) -> int:
+        """Open a file; return what the setting is then."""
+        self.read_ahead.set_for(key)
+        return int(self.file.read_text())
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """A mount's setting."""
+    return Setting(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "key", [b"big.bin", b"a/parquet", b"zip", b"x.zip/file", b"a.parquet.tmp", b"a.", b"\xff"]
+)
+def test_most_files(setting: Setting, key: bytes) -> None:
+    """The kernel reads far ahead."""
+    assert setting.after(key) == READ_AHEAD_KB
+
+
+@pytest.mark.parametrize("key", [b"a/b.parquet", b"A.ZIP", b"x.tar.7z", b".h5"])
+def test_files_that_are_read_in_pieces(setting: Setting, key: bytes) -> None:
+    """The kernel keeps to its default."""
+    assert setting.after(key) == PIECES_READ_AHEAD_KB
+
+
+def test_written_only_when_it_changes(setting: Setting) -> None:
+    """Opening many files of one kind costs nothing."""
+    for key in [b"a", b"b", b"c.zip", b"d.zip", b"e"]:
+        setting.after(key)
+    assert setting.writes == 3
+
+
+def test_refused_once_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the setting may not be written, one debug line says so, and it stays."""
+    asked = []
+
+    def nothing() -> dict[str, str]:
+        asked.append(1)
+        return {}
+
+    monkeypatch.setattr(kernel, "mount_points", nothing)
+    read_ahead = ReadAhead("/mnt")
+    with capture_logs() as lines:
+        for _ in range(3):
+            read_ahead.set_for(b"a")
+    assert len(asked) == 1
+    assert [line["log_level"] for line in lines] == ["debug"]
+
+
+def test_mount_points() -> None:
+    """The root and /proc are, and a plain file system's device is what stat(2) says."""
+    found = kernel.mount_points()
+    assert "/" in found
+    device = os.stat("/proc").st_dev
+    assert found["/proc"] == f"{os.major(device)}:{os.minor(device)}"

@@ -1,0 +1,66 @@
+"""How much memory there is, and that freed memory comes and goes as told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mountpoint import memory
+
+INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+#: Prints RSS in MiB with 200 MiB freed: as it is, kept, and given back.
+SCRIPT = """
+import sys
+from mountpoint import memory
+def rss():
+    status = open("/proc/self/status").read()
+    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+if sys.argv[1] == "keep":
+    memory.keep_freed()
+before = rss()
+parts = [bytes([1]) * (8 << 20) for _ in range(25)]
+del parts
+freed = rss()
+memory.give_back()
+print(freed - before, rss() - before)
+"""
+
+
+def limits(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str | None) -> None:
+    """Let the container's limit be `text`; None where there is no such file."""
+    file = folder / "memory.max"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(memory, "LIMIT_FILES", (str(folder / "nothing"), str(file)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, INSTALLED),
+        ("max\n", INSTALLED),
+        ("104857600\n", 104857600),
+        ("9223372036854771712\n", INSTALLED),
+        ("", INSTALLED),
+    ],
+)
+def test_total(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, expected: int
+) -> None:
+    """The machine's memory, or the container's limit where that is less."""
+    limits(monkeypatch, tmp_path, text)
+    assert memory.total_bytes() == expected
+
+
+@pytest.mark.parametrize(("how", "kept"), [("plain", False), ("keep", True)])
+def test_freed_memory(how: str, kept: bool) -> None:
+    """Told to, the C library keeps what was freed, until it has to give it back."""
+    shown = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True
+    ).stdout
+    freed, given_back = map(int, shown.split())
+    assert (freed > 150) == kept
+    assert given_back < 50

@@ -1,0 +1,393 @@
+"""Requests and bytes, exactly: what reading costs in S3's currency, for every kind of program.
+
+The file system reads objects of zeros from a client that counts. Nothing here depends on how
+long anything takes.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from mountpoint import flight
+from mountpoint.handles import HandleNumber
+from mountpoint.inodes import ROOT
+from mountpoint.reading.expectation import HEAD_BYTES, LAST_FILES, WHOLE_BYTES
+from mountpoint.s3.client import ObjectInfo
+from tests.unit.fake_client import MTIME_NS, FakeClient
+from tests.unit.mounted import SAFE_S, Mounted, mounted
+from tests.unit.patterns import (
+    COST,
+    GIB,
+    KIB,
+    MIB,
+    PAGE_BYTES,
+    PATTERNS,
+    RANDOM_COST,
+    Read,
+    at_random,
+    sequential,
+)
+
+PART_BYTES = 8 * MIB
+#: Requests that a sequential reader needs beyond one per part: the head, and until parts are full.
+RAMP_REQUESTS = 16
+
+
+class Zeros:
+    """An object's bytes: as many as it likes, and in no memory."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __getitem__(self, range_: slice) -> bytes:
+        return bytes(range_.stop - range_.start)
+
+
+class ClientOfZeros(FakeClient):
+    """A bucket of which only the sizes matter."""
+
+    def put(self, key: bytes, data: Any, **_: Any) -> ObjectInfo:
+        """Put an object."""
+        info = ObjectInfo(key, len(data), MTIME_NS, f'"{len(data)}"')
+        with self._lock:
+            self._objects[key] = (info, data)
+        return info
+
+
+class Program:
+    """What a program does with a mount, and what that costs from here on."""
+
+    def __init__(self, world: Mounted) -> None:
+        self.world = world
+        self.read_bytes = 0
+        self._before = 0
+        self._gets_before = 0
+
+    def begin(self) -> None:
+        """Count from here on: names are known."""
+        self._before = self.world.client.count()
+        self._gets_before = self.world.client.count("get")
+        self.read_bytes = 0
+
+    @property
+    def requests(self) -> int:
+        """How many requests were made."""
+        return self.world.client.count() - self._before
+
+    @property
+    def ranges(self) -> list[Read]:
+        """The ranges that were asked for."""
+        return self.world.client.ranges()[self._gets_before :]
+
+    @property
+    def asked_bytes(self) -> int:
+        """How many bytes were asked for."""
+        return sum(stop - start for start, stop in self.ranges)
+
+    @property
+    def cost(self) -> float:
+        """How many bytes were asked for, for each that was read."""
+        return self.asked_bytes / self.read_bytes
+
+    def open(self, name: bytes) -> HandleNumber:
+        """Open a file."""
+        return self.world.fs.open(self.world.fs.lookup(ROOT, name).inode, os.O_RDONLY)
+
+    def read(self, handle: HandleNumber, offset: int, size: int) -> None:
+        """Read, and count it."""
+        found = len(self.world.fs.read(handle, offset, size))
+        assert found == size
+        self.read_bytes += found
+
+    def read_file(self, name: bytes, reads: Iterator[Read]) -> None:
+        """Open, read and close a file."""
+        handle = self.open(name)
+        for offset, size in reads:
+            self.read(handle, offset, size)
+        self.world.fs.release(handle)
+
+    def read_files(self, reads: Mapping[bytes, Iterator[Read]]) -> None:
+        """Open several files, read them in turns, and close them."""
+        handles = [self.open(name) for name in reads]
+        for turn in zip(*reads.values(), strict=True):
+            for handle, read in zip(handles, turn, strict=True):
+                self.read(handle, *read)
+        for handle in handles:
+            self.world.fs.release(handle)
+
+
+@pytest.fixture(autouse=True)
+def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be decided from how long requests took."""
+    monkeypatch.setattr(flight, "LEAST_LATE_S", SAFE_S)
+    monkeypatch.setattr(flight, "WAITED_SHARE", 2.0)
+
+
+@contextmanager
+def program(sizes: Mapping[bytes, int]) -> Iterator[Program]:
+    """Mount a bucket of objects of these sizes, and list it."""
+    objects: Any = {name: Zeros(size) for name, size in sizes.items()}
+    with mounted(objects, client_class=ClientOfZeros) as world:
+        assert set(world.names()) == set(sizes)
+        found = Program(world)
+        found.begin()
+        yield found
+        assert world.budget.held_bytes == 0
+        assert world.client.under_way() == 0
+
+
+# --- Bulk ---
+
+
+@pytest.mark.parametrize("read_size", [16 * KIB, 128 * KIB, 256 * KIB, MIB])
+@pytest.mark.parametrize("size", [GIB, 100 * MIB + 777])
+def test_sequential(read_size: int, size: int) -> None:
+    """From start to end every byte is asked for once, in whole parts after the ramp."""
+    with program({b"a": size}) as it:
+        it.read_file(b"a", sequential(0, size, read_size))
+        assert it.asked_bytes == size
+        assert it.requests <= size // PART_BYTES + RAMP_REQUESTS
+        whole = [(start, stop) for start, stop in it.ranges if start >= 64 * MIB]
+        assert all(start % PART_BYTES == 0 for start, _ in whole)
+        assert all(stop - start == PART_BYTES or stop == size for start, stop in whole)
+
+
+@pytest.mark.parametrize("read_size", [256 * KIB, MIB])
+def test_four_files(read_size: int) -> None:
+    """Four files at the same time cost no byte more than one after the other."""
+    size = 256 * MIB
+    with program({b"%d" % index: size for index in range(4)}) as it:
+        it.read_files({b"%d" % index: sequential(0, size, read_size) for index in range(4)})
+        assert it.asked_bytes == 4 * size
+        assert it.requests <= 4 * (2 * size // PART_BYTES + RAMP_REQUESTS)
+
+
+def test_64_handles_at_once() -> None:
+    """Many sequential readers share the memory, and nothing is fetched twice for lack of it."""
+    size = 16 * MIB
+    with program({b"%d" % index: size for index in range(64)}) as it:
+        it.read_files({b"%d" % index: sequential(0, size, 256 * KIB) for index in range(64)})
+        assert it.cost <= 1.05
+        assert it.requests <= 64 * (size // MIB + RAMP_REQUESTS)
+
+
+def test_64_random_handles_at_once() -> None:
+    """Many random readers cost what they read."""
+    with program({b"%d" % index: GIB for index in range(64)}) as it:
+        it.read_files(
+            {b"%d" % index: at_random(0, GIB, 50, 128 * KIB, index) for index in range(64)}
+        )
+        assert it.cost <= RANDOM_COST
+
+
+def test_one_file_opened_64_times() -> None:
+    """Programs that read one file at the same time each read it for themselves, once."""
+    size = 16 * MIB
+    with program({b"a": size}) as it:
+        it.read_file(b"a", sequential(0, size, MIB))
+        it.begin()
+        handles = [it.open(b"a") for _ in range(64)]
+        for read in sequential(0, size, 256 * KIB):
+            for handle in handles:
+                it.read(handle, *read)
+        for handle in handles:
+            it.world.fs.release(handle)
+        assert it.cost <= 1.05
+        assert it.world.client.count("head") == 64
+
+
+# --- Random ---
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("size", [4 * KIB, 128 * KIB, MIB])
+def test_random(size: int, seed: int) -> None:
+    """One request of its own size for each random read, and the head with open."""
+    reads = 1000
+    with program({b"a": 4 * GIB}) as it:
+        it.read_file(b"a", at_random(0, 4 * GIB, reads, size, seed))
+        assert it.cost <= RANDOM_COST
+        assert it.requests <= 1.02 * reads
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_by_four_threads(seed: int) -> None:
+    """Threads that read one descriptor at random cost what they read."""
+    with program({b"a": 4 * GIB}) as it:
+        handle = it.open(b"a")
+
+        def work(which: int) -> None:
+            for read in at_random(0, 4 * GIB, 250, MIB, 4 * seed + which):
+                it.world.fs.read(handle, *read)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        it.world.fs.release(handle)
+        assert it.asked_bytes <= RANDOM_COST * 1000 * MIB
+
+
+# --- Many files ---
+
+
+def test_small_files() -> None:
+    """A thousand small files, listed and read one after the other, are a thousand requests."""
+    sizes = {b"%04d" % index: 100 * KIB for index in range(1000)}
+    with program(sizes) as it:
+        listing = it.world.client.count()
+        for name, size in sizes.items():
+            it.read_file(name, sequential(0, size, 128 * KIB))
+        assert it.asked_bytes == it.read_bytes
+        assert it.requests == len(sizes)
+        assert it.requests + listing <= 1.1 * len(sizes)
+
+
+def test_small_files_by_16_threads() -> None:
+    """Several readers of many files ask for nothing more than one does."""
+    sizes = {b"%04d" % index: 100 * KIB for index in range(1000)}
+    with program(sizes) as it:
+
+        def work(name: bytes) -> None:
+            it.read_file(name, sequential(0, sizes[name], 128 * KIB))
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(work, sizes))
+        assert it.requests == len(sizes)
+        assert it.asked_bytes == sum(sizes.values())
+
+
+@pytest.mark.parametrize("read_size", [128 * KIB, MIB])
+def test_medium_files(read_size: int) -> None:
+    """Files of a few MiB are fetched once, and after the first ones whole with open."""
+    sizes = {b"%02d" % index: 5 * MIB for index in range(40)}
+    with program(sizes) as it:
+        for name, size in sizes.items():
+            it.read_file(name, sequential(0, size, read_size))
+        assert it.asked_bytes == it.read_bytes
+        assert it.requests <= 8 * len(sizes)
+        it.begin()
+        handle = it.open(b"00")
+        it.world.fs.release(handle)
+        assert (it.requests, it.world.client.count("head")) == (1, 1)
+
+
+def test_reading_again_is_one_request() -> None:
+    """Opening an unchanged file again is one HEAD: the kernel has its pages."""
+    with program({b"a": 100 * MIB}) as it:
+        it.read_file(b"a", sequential(0, 100 * MIB, MIB))
+        it.begin()
+        it.read_file(b"a", iter(()))
+        assert it.requests == it.world.client.count("head") == 1
+        assert it.asked_bytes == 0
+
+
+@pytest.mark.parametrize("size", [1, 100 * KIB, GIB])
+def test_the_first_byte(size: int) -> None:
+    """Open and a first small read are one request, for no more than the head."""
+    with program({b"a": size}) as it:
+        it.read_file(b"a", iter([(0, min(size, 16 * KIB))]))
+        assert it.requests == 1
+        assert it.asked_bytes == (size if size <= WHOLE_BYTES else HEAD_BYTES)
+
+
+@pytest.mark.parametrize("size", [100 * KIB, MIB, 8 * MIB, GIB])
+@pytest.mark.parametrize("read_size", [4 * KIB, 16 * KIB, 64 * KIB])
+def test_open_read_a_little_close(size: int, read_size: int) -> None:
+    """Where a little of each file is read, open fetches that, but for the first few files."""
+    sizes = {b"%04d" % index: size for index in range(500)}
+    with program(sizes) as it:
+        for count, name in enumerate(sizes):
+            if count == LAST_FILES:
+                it.begin()
+            it.read_file(name, iter([(0, read_size)]))
+        assert it.cost <= COST
+        assert it.requests <= 2 * (len(sizes) - LAST_FILES)
+
+
+def test_the_end_of_many_files() -> None:
+    """Where the last bytes of each file are read, a page of its start is all that is in vain."""
+    sizes = {b"%04d" % index: 10 * MIB + index * PAGE_BYTES for index in range(500)}
+    with program(sizes) as it:
+        for name, size in sizes.items():
+            it.read_file(name, iter([(size - 64 * KIB, 64 * KIB)]))
+        assert it.cost <= COST
+        assert it.requests == 2 * len(sizes)
+
+
+# --- The patterns of real programs ---
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns(pattern: str, seed: int) -> None:
+    """Whatever a program does with a file, at most three tenths (random: one) is in vain."""
+    kind = PATTERNS[pattern]
+    with program({b"a": kind.size_bytes}) as it:
+        it.read_file(b"a", kind.reads(seed))
+        assert it.cost <= kind.most
+
+
+#: How many requests a pattern may take for each part (of 8 MiB) that it reads.
+STEADY = {
+    "mapped, in order": 1.2,
+    "sequential": 1.2,
+    "sequential from the middle": 2.0,
+    "out of order, 1M": 2.0,
+    "out of order, 128K": 2.5,
+    "out of order from the middle": 2.0,
+    "backward": 2.0,
+    "backward, odd size": 2.0,
+    "backward from the middle": 2.0,
+    "two streams": 2.5,
+    "two streams from anywhere": 2.5,
+}
+
+
+@pytest.mark.parametrize("pattern", STEADY)
+def test_requests_of_steady_readers(pattern: str) -> None:
+    """Who reads everything of a range has it in large requests."""
+    kind = PATTERNS[pattern]
+    with program({b"a": kind.size_bytes}) as it:
+        it.read_file(b"a", kind.reads(1))
+        assert it.requests <= STEADY[pattern] * it.read_bytes / PART_BYTES + RAMP_REQUESTS
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("read_size", [128 * KIB, MIB])
+def test_streams_on_one_descriptor_by_threads(threads: int, read_size: int) -> None:
+    """Threads that each read a piece of one descriptor in order fetch it once."""
+    piece = GIB // threads
+    read = 512 * MIB // threads
+    with program({b"a": GIB}) as it:
+        handle = it.open(b"a")
+
+        def work(which: int) -> None:
+            begin = which * piece
+            for offset, size in sequential(begin, begin + read, read_size):
+                it.world.fs.read(handle, offset, size)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+        it.world.fs.release(handle)
+        assert it.asked_bytes <= COST * threads * read
+
+
+def test_a_pause_costs_what_was_ahead() -> None:
+    """After a long pause reading goes on where it was, and only what lay ahead is fetched again."""
+    with program({b"a": 512 * MIB}) as it:
+        handle = it.open(b"a")
+        for index, read in enumerate(sequential(0, 512 * MIB, MIB)):
+            if index == 300:
+                for _ in range(10):
+                    it.world.streams.sweep()
+                assert it.world.budget.held_bytes == 0
+            it.read(handle, *read)
+        it.world.fs.release(handle)
+        assert it.cost <= 1.2
+        assert it.requests <= 512 * MIB // PART_BYTES + 3 * RAMP_REQUESTS
