@@ -124,17 +124,24 @@ def test_credential_process(store: Store, folder: Path) -> None:
 def test_every_range_names_its_version(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """Each GET of an object has If-Match; read once in order, each byte is fetched once."""
+    """Each GET of an object has If-Match; read once in order, each byte is fetched once.
+
+    But for requests that a busy machine was late with: the counters say how many were made twice.
+    """
     body = random.Random(4).randbytes(SIZE)
     etag = store.put("requests/large", body)
-    with mounted(store, folder, endpoint_url=proxy.url) as mount:
+    with mounted(store, folder, "--debug", endpoint_url=proxy.url) as mount:
         assert (mount.path / "requests" / "large").read_bytes() == body
+        counted = mount.counters()
     gets = [exchange for exchange in exchanges if exchange.is_data]
     assert all(header(exchange, "If-Match") == etag for exchange in gets)
     ranges = sorted(
-        tuple(int(edge) for edge in (header(get, "Range") or "").removeprefix("bytes=").split("-"))
-        for get in gets
+        {
+            tuple(int(edge) for edge in (header(get, "Range") or "")[len("bytes=") :].split("-"))
+            for get in gets
+        }
     )
+    assert len(gets) - len(ranges) <= counted["hedges"] + counted["retries"]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == SIZE - 1
     for (_, last), (first, _) in itertools.pairwise(ranges):
