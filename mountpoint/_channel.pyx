@@ -126,8 +126,10 @@ cdef bint offers_enough(const InitIn* asked) noexcept nogil:
     return asked.major == 7 and asked.minor >= LEAST_MINOR and asked.flags & MAX_PAGES != 0
 
 
-cdef void complete(const InitIn* asked, InitOut* answer) noexcept nogil:
-    """Add to libfuse's answer what the kernel offers."""
+cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answer) noexcept nogil:
+    """Make `answer` of libfuse's, SHORT_INIT_OUT bytes, and what the kernel offers beyond it."""
+    memset(answer, 0, sizeof(InitOut))
+    memcpy(answer, short_answer, SHORT_INIT_OUT)
     answer.minor = min(asked.minor, <uint32_t>MINOR)
     answer.max_readahead = max(answer.max_readahead, <uint32_t>READ_AHEAD_BYTES)
     answer.flags |= asked.flags & (MAX_PAGES | PARALLEL_DIROPS | ASYNC_DIO)
@@ -175,9 +177,7 @@ cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
     if not done and count == 2 and pieces[1].iov_len == SHORT_INIT_OUT:
         memcpy(&header, pieces[0].iov_base, sizeof(OutHeader))
         if header.unique == init_header.unique and header.error == 0:
-            memset(&answer, 0, sizeof(InitOut))
-            memcpy(&answer, pieces[1].iov_base, SHORT_INIT_OUT)
-            complete(&init_in, &answer)
+            complete(&init_in, pieces[1].iov_base, &answer)
             done = True
             header.length = sizeof(OutHeader) + sizeof(InitOut)
             completed[0].iov_base = &header
@@ -200,6 +200,10 @@ cdef int write_all(const iovec* pieces, size_t count) noexcept nogil:
     return 0
 
 
+cdef bint is_resolved() noexcept nogil:
+    return real_receive != NULL and chan_new != NULL and chan_fd != NULL
+
+
 def resolve(str library):
     """Find libfuse's own functions from `library`, the file of llfuse, which is loaded.
 
@@ -214,13 +218,13 @@ def resolve(str library):
     real_receive = <receive_function>dlsym(handle, b"fuse_session_receive_buf")
     chan_new = <chan_new_function>dlsym(handle, b"fuse_chan_new")
     chan_fd = <chan_fd_function>dlsym(handle, b"fuse_chan_fd")
-    return real_receive != NULL and chan_new != NULL and chan_fd != NULL
+    return is_resolved()
 
 
 def want(bint yes):
-    """Say before the mount whether more is to be negotiated."""
+    """Say before the mount whether more is to be negotiated, where `resolve` has succeeded."""
     global wanted
-    wanted = yes and real_receive != NULL and chan_new != NULL and chan_fd != NULL
+    wanted = yes and is_resolved()
 
 
 def negotiated():
@@ -235,9 +239,7 @@ def completed_init(bytes request not None, bytes answer not None):
     if len(request) < <Py_ssize_t>sizeof(InitIn) or len(answer) != SHORT_INIT_OUT:
         raise ValueError("not an INIT and libfuse's answer to it")
     memcpy(&asked, <const char*>request, sizeof(InitIn))
-    memset(&out, 0, sizeof(InitOut))
-    memcpy(&out, <const char*>answer, SHORT_INIT_OUT)
     if not offers_enough(&asked):
         return answer
-    complete(&asked, &out)
+    complete(&asked, <const char*>answer, &out)
     return (<char*>&out)[:sizeof(InitOut)]

@@ -28,7 +28,7 @@ cdef class Part:
     cdef readonly bint touched          # a reader has been here
     cdef bint noted                     # its duration has been noted
     cdef bint hedged                    # there is, or was, a second request
-    cdef bint was_overtaken             # which was faster
+    cdef readonly bint overtaken        # the bytes came by the second request
     cdef object primary                 # of a second request: the first; None after the end
     cdef double ended_at_s              # monotonic clock
     # Guarded by mutex, because waiters look at them without the GIL:

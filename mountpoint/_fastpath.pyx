@@ -203,11 +203,6 @@ cdef class Part:
     def failed(self):
         return self.state == FAILED
 
-    @property
-    def overtaken(self):
-        """Whether the bytes came by the second request."""
-        return self.was_overtaken
-
     def age_s(self):
         """Seconds since the request was made."""
         return now_s() - self.issued_at_s
@@ -223,7 +218,7 @@ cdef class Part:
         self.info = other.info
         self.data = other.data
         self.chunks = None
-        self.was_overtaken = True
+        self.overtaken = True
         transfer = self.transfer
         self.transfer = None
         self._end(READY)

@@ -1,7 +1,8 @@
 """The command line: options to `Config`, then mount.
 
 The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
-and doc/CONFIGURATION.md); `--read-timeout`, `--read-checksums` and `--ca-bundle` are ours.
+and doc/CONFIGURATION.md); `--memory-target`, `--read-timeout`, `--read-checksums` and
+`--ca-bundle` are ours.
 
 * There is one table of options, click's. `-o` items (`fstab`) become long options in front
   of the others and are parsed with them, so that both ways know the same names.

@@ -18,12 +18,12 @@ import llfuse  # noqa: E402  # after _channel
 
 __all__ = ["is_wide", "llfuse", "widen"]
 
-_found = _channel.resolve(llfuse.__file__)
+_channel.resolve(llfuse.__file__)
 
 
 def widen(wanted: bool) -> None:
     """Say, before mounting, whether to negotiate what libfuse cannot."""
-    _channel.want(wanted and _found)
+    _channel.want(wanted)
 
 
 def is_wide() -> bool:

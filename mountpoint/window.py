@@ -226,8 +226,7 @@ class Window:
 
     def _begun(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
         """Plan a read that belongs to nothing."""
-        start = offset - offset % PAGE_BYTES
-        stop = min(stop + -stop % PAGE_BYTES, self._size)
+        start, stop = self._pages(offset, stop)
         fetched = stop
         if start == 0 and stop >= LARGE_READ_BYTES:
             fetched = min(stop + min(FIRST_AHEAD_BYTES, ahead_bytes), self._size)
@@ -253,7 +252,7 @@ class Window:
             if start < 0 or start >= self._size:
                 break
             stride.ahead = max(stride.ahead, piece)
-            ranges.append((start - start % PAGE_BYTES, min(end + -end % PAGE_BYTES, self._size)))
+            ranges.append(self._pages(start, end))
         return ranges
 
     def _followed(self, run: _Run, offset: int, stop: int, ahead_bytes: int) -> Iterator[Range]:
@@ -280,6 +279,10 @@ class Window:
         pieces = list(_cut(first, last, part))
         # A backward reader comes to the last piece first.
         yield from reversed(pieces) if run.backward else pieces
+
+    def _pages(self, start: int, stop: int) -> Range:
+        """Return the range in whole pages, but for the object's last."""
+        return start - start % PAGE_BYTES, min(stop + -stop % PAGE_BYTES, self._size)
 
     # --- how far ---
 

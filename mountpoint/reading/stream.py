@@ -240,32 +240,31 @@ class ReadStream:
             self._drop([part for part in self._parts.covering(offset, stop) if part.failed])
         first, last = min(start for start, _ in todo), max(end for _, end in todo)
         self._issue_mismatched(first, last)
-        room = True
-        for start, end in [gap for planned in todo for gap in self._parts.gaps(*planned)]:
-            waiting = start < stop and offset < end
-            if waiting or room:
-                room = self._issue_gap(start, end, offset, stop)
+        self._issue_gaps(todo, offset, stop)
         parts = self._parts.covering(offset, stop)
         for part in parts:
             touch(part)
         return parts
 
-    def _issue_gap(self, start: int, end: int, offset: int, stop: int) -> bool:
-        """Issue one request, of which a read of [offset, stop) is waiting for some, or none.
+    def _issue_gaps(self, ranges: list[Range], offset: int, stop: int) -> None:
+        """Issue what is missing of `ranges`, of which a read of [offset, stop) waits for some.
 
-        What nobody is waiting for is left out where there is no memory; then False (lock held).
+        What nobody is waiting for is left out from where there is no memory on (lock held).
         """
-        waiting = start < stop and offset < end
-        exactly = waiting and offset - PAGE_BYTES < start and end < stop + PAGE_BYTES
-        if self._lease.try_take(end - start):
-            self._issue(start, end, ahead=not exactly)
-            return True
-        if not waiting:
-            return False
-        start, end = max(start, offset), min(end, stop)
-        self._lease.take(end - start)
-        self._issue(start, end, ahead=False)
-        return exactly
+        room = True
+        for start, end in [gap for each in ranges for gap in self._parts.gaps(*each)]:
+            waiting = start < stop and offset < end
+            if not (waiting or room):
+                continue
+            exactly = waiting and offset - PAGE_BYTES < start and end < stop + PAGE_BYTES
+            room = self._lease.try_take(end - start)
+            if room:
+                self._issue(start, end, ahead=not exactly)
+            elif waiting:
+                start, end = max(start, offset), min(end, stop)
+                self._lease.take(end - start)
+                self._issue(start, end, ahead=False)
+                room = exactly
 
     def _issue_mismatched(self, first: int, last: int) -> None:
         """Issue again, as they were, the mismatched ranges that [first, last) touches (lock held).

@@ -1,8 +1,8 @@
 """All open streams of a mount: what they share, and what the idle ones give back.
 
 A stream that nobody reads from keeps what was fetched ahead for a while: the program may be
-computing. After `IDLE_S` it is cancelled and given back; at once, nearly, when others are
-refused memory. When nothing is left the memory goes back to the system.
+computing. After `IDLE_SWEEPS` looks it is cancelled and given back; at once, nearly, when others
+are refused memory. When nothing is left the memory goes back to the system.
 """
 
 import threading
@@ -72,7 +72,7 @@ class Streams:
         refusals = self.budget.refusals
         pressed = refusals != self._refusals
         self._refusals = refusals
-        for stream in self._open.copy():
+        for stream in [each for each in self._open.copy() if each.held_bytes]:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
         if self._empty_sweeps == IDLE_SWEEPS:
