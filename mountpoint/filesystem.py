@@ -34,12 +34,12 @@ from mountpoint.errors import (
 )
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
-from mountpoint.listings import Listings
+from mountpoint.listing.recent import Listings
+from mountpoint.listing.siblings import Siblings
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
-from mountpoint.siblings import Siblings
 from mountpoint.tree import Entry
 
 #: Must be restored before they can be read.

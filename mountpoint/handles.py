@@ -9,8 +9,8 @@ import structlog
 
 from mountpoint.errors import BadAnswer, BadHandle, Stalled
 from mountpoint.inodes import Inode
-from mountpoint.listings import Listings
-from mountpoint.pages import Span, reach_of
+from mountpoint.listing.pages import Span, reach_of
+from mountpoint.listing.recent import Listings
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import ListPage, ObjectClient
 from mountpoint.s3.retry import Patience

@@ -19,8 +19,8 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
 from mountpoint.errors import Interrupted, NotFound, S3Error
+from mountpoint.listing.pages import Span, just_before, reach_of
 from mountpoint.metrics import Counters
-from mountpoint.pages import Span, just_before, reach_of
 from mountpoint.s3.client import ListPage
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from mountpoint import filesystem, handles, siblings
+from mountpoint import filesystem, handles
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listings import Listings
+from mountpoint.listing import siblings
+from mountpoint.listing.recent import Listings
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
 from tests.unit.fake_client import FakeClient

@@ -15,8 +15,8 @@ from mountpoint import handles
 from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, ServerFault
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import ROOT, Inode, InodeTable
-from mountpoint.listings import Listings
-from mountpoint.pages import END
+from mountpoint.listing.pages import END
+from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry

@@ -21,12 +21,13 @@ LAYERS = (
     "mountpoint",  # the version
     "mountpoint.s3",  # packages are empty
     "mountpoint.reading",
+    "mountpoint.listing",
     "mountpoint.errors",
     "mountpoint.config",
     "mountpoint.metrics",
     "mountpoint.s3.client",
     "mountpoint.tree",
-    "mountpoint.pages",
+    "mountpoint.listing.pages",
     "mountpoint.window",
     "mountpoint.budget",
     "mountpoint.flight",
@@ -48,8 +49,8 @@ LAYERS = (
     "mountpoint.reading.pace",
     "mountpoint.reading.stream",
     "mountpoint.reading.streams",
-    "mountpoint.listings",
-    "mountpoint.siblings",
+    "mountpoint.listing.recent",
+    "mountpoint.listing.siblings",
     "mountpoint.inodes",
     "mountpoint.handles",
     "mountpoint.filesystem",
@@ -85,7 +86,7 @@ EVERYWHERE = {"structlog"}
 #: Pure modules decide from values alone: no locks, clocks, environment or I/O.
 PURE = (
     "mountpoint.tree",
-    "mountpoint.pages",
+    "mountpoint.listing.pages",
     "mountpoint.window",
     "mountpoint.flight",
     "mountpoint.s3.wire",

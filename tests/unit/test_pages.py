@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mountpoint import pages
-from mountpoint.pages import END, Account, Span, Spans, just_before, reach_of
+from mountpoint.listing import pages
+from mountpoint.listing.pages import END, Account, Span, Spans, just_before, reach_of
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.tree import DirectoryMerge, is_name
 from tests.unit.fake_client import list_page, path_page

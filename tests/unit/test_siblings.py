@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mountpoint import siblings
 from mountpoint.errors import (
     AccessDenied,
     Interrupted,
@@ -23,7 +22,8 @@ from mountpoint.errors import (
 )
 from mountpoint.filesystem import Attributes
 from mountpoint.inodes import ROOT
-from mountpoint.pages import LOOKUPS_ALONE
+from mountpoint.listing import siblings
+from mountpoint.listing.pages import LOOKUPS_ALONE
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.tree import is_name
 from tests.unit.fake_client import FakeClient, Fault, Request, list_page, path_page

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint import listings as module
-from mountpoint.listings import Listings
-from mountpoint.pages import Span
+from mountpoint.listing import recent as module
+from mountpoint.listing.pages import Span
+from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.tree import Entry
 

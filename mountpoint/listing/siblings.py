@@ -2,7 +2,7 @@
 
 A lookup alone is a HEAD and a LIST. Programs look up neighbours: `ls -l`, a directory read
 file by file, sixteen threads on one folder. Within the ttl the page that named a file
-answers (`listings`). Past it the same page is asked for again, by one thread, and all
+answers (`recent`). Past it the same page is asked for again, by one thread, and all
 lookups of names in it wait for that one answer; so n names cost one LIST per 1,000 names
 and ttl, whoever asks in which order. Where nothing was listed, a page begins at the name
 that is looked up. `pages.Account` says when that is worth it; one such page at a time is
@@ -14,7 +14,7 @@ would not be visible at once: only who sent the request takes that from the answ
 others, and everyone whose name the answer does not tell of, look up alone.
 
 A page is asked for in one try, since there is another way. It knows nothing of versions that
-`open` found to be others: `listings` does.
+`open` found to be others: `recent` does.
 """
 
 import threading
@@ -25,8 +25,8 @@ from dataclasses import replace
 import structlog
 
 from mountpoint.errors import NoSuchEntry, S3Error
-from mountpoint.listings import Listings
-from mountpoint.pages import Account, Span, just_before, reach_of
+from mountpoint.listing.pages import Account, Span, just_before, reach_of
+from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ListPage, ObjectClient
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import DirectoryMerge, Entry
@@ -40,7 +40,7 @@ MAX_ACCOUNTS = 10_000
 class _Flight:
     """A page that has been asked for.
 
-    `explores` says that nobody knows how far it will tell. `landed` is set when `listings`
+    `explores` says that nobody knows how far it will tell. `landed` is set when `recent`
     has what it says.
     """
 

@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from mountpoint.pages import Span, Spans
+from mountpoint.listing.pages import Span, Spans
 from mountpoint.tree import Entry
 
 #: About 25 MB with names of 30 bytes. A second of LIST brings some 30,000 names.
