@@ -178,6 +178,13 @@ class Account:
         self._credit -= PAGE_PRICE
         return True
 
+    def spares_page(self) -> bool:
+        """Whether a page may be asked for before it is needed: the last ones were worth it."""
+        if self._alone > 0 or self._credit < 2 * PAGE_PRICE:
+            return False
+        self._credit -= PAGE_PRICE
+        return True
+
     def pause(self) -> None:
         """Let the next lookups be made alone."""
         self._alone = LOOKUPS_ALONE

@@ -2,11 +2,12 @@
 
 A lookup alone is a HEAD and a LIST. Programs look up neighbours: `ls -l`, a directory read
 file by file, sixteen threads on one folder. Within the ttl the page that named a file
-answers (`recent`). Past it the same page is asked for again, by one thread, and all
-lookups of names in it wait for that one answer; so n names cost one LIST per 1,000 names
-and ttl, whoever asks in which order. Where nothing was listed, a page begins at the name
-that is looked up. `pages.Account` says when that is worth it; one such page at a time is
-asked for, because nobody knows how far it will tell.
+answers (`recent`). Past it the same page is asked for again, once, and all lookups of names in
+it wait for that one answer; so n names cost one LIST per 1,000 names and ttl, whoever asks
+in which order. A page that is in use is asked for again a little earlier, and nobody waits.
+Where nothing was listed, a page begins at the name that is looked up; one such page at a
+time is asked for, because nobody knows how far it will tell. `pages.Account` says when a
+page is worth it.
 
 What exists may be as old as the ttl, so everyone takes it from the answer. What does *not*
 exist must be known from a request that was sent after the lookup began, or a new object
@@ -20,11 +21,12 @@ A page is asked for in one try, since there is another way. It knows nothing of 
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 
 import structlog
 
-from mountpoint.errors import NoSuchEntry, S3Error
+from mountpoint.errors import NoSuchEntry, OperationError
 from mountpoint.listing.pages import Account, Span, just_before, reach_of
 from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ListPage, ObjectClient
@@ -35,19 +37,26 @@ log = structlog.get_logger(__name__)
 
 #: About 4 MB. Directories in which nothing was looked up for longest are forgotten first.
 MAX_ACCOUNTS = 10_000
+#: A page is renewed so long before it is too old, if it is in use: a LIST of 1,000 names takes S3
+#: 50 to 200 ms, for which everybody would wait.
+AHEAD_S = 0.25
 
 
 class _Flight:
     """A page that has been asked for.
 
     `explores` says that nobody knows how far it will tell. `landed` is set when `recent`
-    has what it says.
+    has what it says; `entries` and `span` are set by then, unless it tells of nothing.
     """
 
     def __init__(self, directory: bytes, after: bytes, *, explores: bool) -> None:
         self.directory = directory
         self.after = after
         self.explores = explores
+        self.asked_at_s = 0.0
+        self.future: Future[ListPage] | None = None
+        self.entries: list[Entry] = []
+        self.span: Span | None = None
         self.landed = threading.Event()
 
 
@@ -63,6 +72,7 @@ class Siblings:
         self._listings = listings
         # constants
         self._ttl_s = ttl_s
+        self._ahead_s = min(AHEAD_S, ttl_s / 4)
         self._enabled = client.lists_in_order and ttl_s > 0
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -73,7 +83,7 @@ class Siblings:
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
         """Return what a name is and until when that may be believed, or None: ask for it alone.
 
-        Raises NoSuchEntry when S3 has just said so, Interrupted.
+        Raises NoSuchEntry when S3 has just said so.
         """
         known = self._listings.find(directory, name)
         if known is None and self._enabled:
@@ -81,11 +91,13 @@ class Siblings:
             if flight is None:
                 return None
             if leads:
-                return self._lead(flight, name)
-            flight.landed.wait(self._patience.once_s)
+                self._ask(flight)
+            self._wait(flight)
+            if leads:
+                return self._first_hand(flight, name)
             known = self._listings.find(directory, name)
         if known is not None:
-            self._answered(directory)
+            self._answered(directory, name, known[1])
         return known
 
     def _board(self, directory: bytes, name: bytes) -> tuple[_Flight | None, bool]:
@@ -101,50 +113,87 @@ class Siblings:
                 return flight, False
             if span is None and directory in self._exploring:
                 return None, False
-            flight = _Flight(directory, after, explores=span is None)
             if span is not None and span.asked_at_s > now_s - self._ttl_s:
+                flight = _Flight(directory, after, explores=False)
                 flight.landed.set()  # a moment ago, or it is not in there
                 return flight, False
             if not self._account(directory).buys_page(now_s, known=span is not None):
                 return None, False
-            self._flights[directory, after] = flight
-            if flight.explores:
-                self._exploring.add(directory)
-            return flight, True
+            return self._new_flight(directory, after, explores=span is None), True
 
-    def _lead(self, flight: _Flight, name: bytes) -> tuple[Entry, float] | None:
-        """Ask for a page, and answer one's own lookup from it."""
-        asked_at_s = time.monotonic()
-        try:
-            page = self._ask(flight)
-            reach = None if page is None else reach_of(flight.directory, flight.after, page)
-            if page is None or reach is None:
-                self._failed(flight.directory)
-                return None
-            span = Span(flight.after, reach, asked_at_s)
-            # All of them: those that this page is not certain of are left out by their names.
-            merged = DirectoryMerge(flight.directory).feed(replace(page, next_token=None))
-            entries = [each for each in merged if each.is_directory or span.tells_of(each.name)]
-            self._listings.add(flight.directory, entries, asked_at_s, span)
-        finally:
-            self._land(flight)
-        for entry in entries:
-            if entry.name == name:
-                return (entry, asked_at_s + self._ttl_s) if entry.has_version else None
-        if span.tells_of(name):
-            raise NoSuchEntry()
-        return None
+    def _answered(self, directory: bytes, name: bytes, fresh_until_s: float) -> None:
+        """Note a lookup that was answered by a page, and renew the page if it is time."""
+        flight = None
+        with self._lock:
+            now_s = time.monotonic()
+            account = self._accounts.get(directory)
+            if account is None:
+                return
+            account.answered(now_s)
+            if fresh_until_s - now_s >= self._ahead_s:
+                return
+            span = self._listings.span_of(directory, name)
+            if (
+                span is not None
+                and span.asked_at_s <= now_s - self._ttl_s + self._ahead_s
+                and (directory, span.after) not in self._flights
+                and account.spares_page()
+            ):
+                flight = self._new_flight(directory, span.after, explores=False)
+        if flight is not None:
+            self._ask(flight)
 
-    def _ask(self, flight: _Flight) -> ListPage | None:
+    def _new_flight(self, directory: bytes, after: bytes, *, explores: bool) -> _Flight:
+        flight = self._flights[directory, after] = _Flight(directory, after, explores=explores)
+        if explores:
+            self._exploring.add(directory)
+        return flight
+
+    def _ask(self, flight: _Flight) -> None:
+        """Send the request; it lands by itself."""
+        flight.asked_at_s = time.monotonic()
         start_after = flight.directory + flight.after if flight.after else None
+        flight.future = self._client.list(flight.directory, start_after=start_after)
+        flight.future.add_done_callback(lambda future: self._arrived(flight, future))
+
+    def _wait(self, flight: _Flight) -> None:
+        """Wait for a page; half of the time is left for a lookup alone."""
+        if not flight.landed.wait(self._patience.once_s) and flight.future is not None:
+            flight.future.cancel()  # and so it lands
+
+    def _arrived(self, flight: _Flight, future: "Future[ListPage]") -> None:
+        """Take the answer. Called once, by whoever ends the request."""
         try:
-            return self._patience.once(
-                lambda: self._client.list(flight.directory, start_after=start_after)
-            )
-        except S3Error as error:
+            page = future.result()
+        except (OperationError, CancelledError) as error:
             prefix = flight.directory.decode("utf-8", "backslashreplace")
             log.debug("siblings could not be listed", prefix=prefix, reason=str(error))
-            return None
+            self._failed(flight.directory)
+        else:
+            self._learn(flight, page)
+        finally:
+            self._land(flight)
+
+    def _learn(self, flight: _Flight, page: ListPage) -> None:
+        reach = reach_of(flight.directory, flight.after, page)
+        if reach is None:
+            self._failed(flight.directory)
+            return
+        span = Span(flight.after, reach, flight.asked_at_s)
+        # All of them: those that this page is not certain of are left out by their names.
+        merged = DirectoryMerge(flight.directory).feed(replace(page, next_token=None))
+        flight.entries = [each for each in merged if each.is_directory or span.tells_of(each.name)]
+        flight.span = span
+        self._listings.add(flight.directory, flight.entries, flight.asked_at_s, span)
+
+    def _first_hand(self, flight: _Flight, name: bytes) -> tuple[Entry, float] | None:
+        """Answer the lookup that a page was asked for, from that page."""
+        for entry in flight.entries:
+            if entry.name == name:
+                return (entry, flight.asked_at_s + self._ttl_s) if entry.has_version else None
+        if flight.span is not None and flight.span.tells_of(name):
+            raise NoSuchEntry()
+        return None
 
     def _land(self, flight: _Flight) -> None:
         with self._lock:
@@ -152,12 +201,6 @@ class Siblings:
             if flight.explores:
                 self._exploring.remove(flight.directory)
         flight.landed.set()
-
-    def _answered(self, directory: bytes) -> None:
-        with self._lock:
-            account = self._accounts.get(directory)
-            if account is not None:
-                account.answered(time.monotonic())
 
     def _failed(self, directory: bytes) -> None:
         with self._lock:

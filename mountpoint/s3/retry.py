@@ -41,7 +41,8 @@ class Patience:
 
     `stopping` is set when the mount goes away: from then on nobody waits. `most_tries` is
     for mounting, where a wrong endpoint should be said quickly. `counters` None: nobody
-    asks how many retries there were.
+    asks how many retries there were. `once_s` is for what is asked in one try because it can
+    be done in another way: half of the total is left for that.
     """
 
     def __init__(
@@ -70,19 +71,6 @@ class Patience:
     def ask(self, start: Callable[[], "Future[T]"], within: "Tries | None" = None) -> "Question[T]":
         """Make a request now; its answer is waited for later."""
         return Question(self, start, self.begin(within))
-
-    def once(self, start: Callable[[], "Future[T]"]) -> T:
-        """Make a request and wait for its answer, in a single try.
-
-        For what can be done in another way: half of the total is left for that. Raises the
-        S3Error, Stalled after `once_s`, or Interrupted.
-        """
-        future = start()
-        try:
-            return future.result(self.once_s)
-        except TimeoutError:
-            future.cancel()
-            raise Stalled(f"no answer within {self.once_s:.0f} s") from None
 
 
 class Question(Generic[T]):
