@@ -34,6 +34,7 @@ from mountpoint.errors import (
 )
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.recent import Listings
 from mountpoint.listing.siblings import Siblings
 from mountpoint.reading.stream import Bytes, ReadStream
@@ -104,6 +105,7 @@ class FileSystem:
         self._inodes = InodeTable(prefix)
         self._listings = Listings(config.ttl_s)
         self._siblings = Siblings(client, patience, self._listings, config.ttl_s)
+        self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
         self._files: HandleTable[ReadHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
 
@@ -154,10 +156,12 @@ class FileSystem:
 
     # --- directories ---
 
-    def opendir(self, number: InodeNumber) -> HandleNumber:
-        """Open a directory. Its listing is made when it is read."""
+    def opendir(self, number: InodeNumber, process: int = 0) -> HandleNumber:
+        """Open a directory for a process. Its listing is made when it is read."""
         inode = self._directory(number)
-        handle = DirectoryHandle(inode, self._client, self._patience, self._listings)
+        handle = DirectoryHandle(
+            inode, process, self._client, self._patience, self._listings, self._ahead
+        )
         self._inodes.opened(inode)
         return self._directories.add(handle)
 

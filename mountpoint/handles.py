@@ -9,7 +9,8 @@ import structlog
 
 from mountpoint.errors import BadAnswer, BadHandle, Stalled
 from mountpoint.inodes import Inode
-from mountpoint.listing.pages import Span, reach_of
+from mountpoint.listing.ahead import Asked, WalkAhead
+from mountpoint.listing.pages import END, Span, reach_of
 from mountpoint.listing.recent import Listings
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import ListPage, ObjectClient
@@ -80,23 +81,34 @@ class DirectoryHandle:
     """An open directory: its listing, page by page as it is read.
 
     A listing begins with the first read, after the directory was opened, and anew with the
-    first read after `rewind`. Positions in it stay valid until then.
+    first read after `rewind`. Positions in it stay valid until then. The first one may have
+    been made ahead, for a `process` that walks through a tree.
 
     `_lock` guards the listing; it is not held while a page is asked for. Should two threads
     ask for the same page, the second answer is thrown away.
     """
 
     def __init__(
-        self, inode: Inode, client: ObjectClient, patience: Patience, listings: Listings
+        self,
+        inode: Inode,
+        process: int,
+        client: ObjectClient,
+        patience: Patience,
+        listings: Listings,
+        ahead: WalkAhead,
     ) -> None:
         # dependencies
         self.inode = inode
+        self._process = process
         self._client = client
         self._patience = patience
         self._listings = listings
+        self._ahead = ahead
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._listing = _Listing(inode.key)
+        self._read = False  # since the directory was opened
+        self._asked: Asked | None = None  # the first page
 
     def rewind(self) -> None:
         """Forget the listing, if it has begun: the next read makes a new one."""
@@ -112,6 +124,9 @@ class DirectoryHandle:
         """
         with self._lock:
             listing = self._listing
+            first, self._read = not self._read, True
+        if first:
+            self._begin(listing)
         tries = self._patience.begin()
         while len(listing.entries) <= position and not listing.complete:
             if tries.left_s() <= 0:
@@ -119,10 +134,25 @@ class DirectoryHandle:
             self._read_page(listing)
         return listing.entries[position : position + count]
 
+    def _begin(self, listing: "_Listing") -> None:
+        """Take what is known of the directory because its process walks."""
+        known = self._ahead.opened(self._process, self.inode.key)
+        if isinstance(known, Asked):
+            self._asked = known
+        elif known is not None:
+            with self._lock:
+                listing.take_whole(known.entries)
+            self._note(known.entries, known.asked_at_s, Span(b"", END, known.asked_at_s))
+
     def _read_page(self, listing: "_Listing") -> None:
-        asked_at_s = time.monotonic()
         token = listing.token
-        page = self._patience.ask(lambda: self._client.list(self.inode.key, token=token)).answer()
+        with self._lock:
+            asked, self._asked = self._asked, None
+        asked_at_s = asked.asked_at_s if asked else time.monotonic()
+        begun = iter([asked.future] if asked else [])
+        page = self._patience.ask(
+            lambda: next(begun, None) or self._client.list(self.inode.key, token=token)
+        ).answer()
         with self._lock:
             if listing.complete or listing.token != token:
                 return  # another thread has been here
@@ -131,8 +161,8 @@ class DirectoryHandle:
             span = listing.span
         # What an earlier page had named comes first, and is as old as that page.
         if held:
-            self._listings.add(self.inode.key, certain[:held], held_since_s)
-        self._listings.add(self.inode.key, certain[held:], asked_at_s, span)
+            self._note(certain[:held], held_since_s, None)
+        self._note(certain[held:], asked_at_s, span)
         prefix = self.inode.key.decode("utf-8", "backslashreplace")
         if page.skipped:
             log.warning(
@@ -143,6 +173,10 @@ class DirectoryHandle:
         hidden = listing.merge.unnameable
         if page.next_token is None and hidden:
             log.debug("keys that cannot be names are not shown", prefix=prefix, count=hidden)
+
+    def _note(self, entries: list[Entry], asked_at_s: float, span: Span | None) -> None:
+        self._listings.add(self.inode.key, entries, asked_at_s, span)
+        self._ahead.listed(self._process, self.inode.key, entries)
 
 
 class _Listing:
@@ -159,6 +193,11 @@ class _Listing:
         self._prefix = prefix
         self._reach = b""  # of the pages so far
         self._tokens: set[str] = set()
+
+    def take_whole(self, entries: list[Entry]) -> None:
+        """Take all there is."""
+        self.entries = entries
+        self.begun = self.complete = True
 
     def add(self, page: ListPage, asked_at_s: float) -> list[Entry]:
         """Take the next page; return what became certain."""

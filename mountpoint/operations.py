@@ -98,7 +98,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("inode")
     def opendir(self, inode: InodeNumber, ctx: Any) -> HandleNumber:
         """See FileSystem."""
-        return self._fs.opendir(inode)
+        return self._fs.opendir(inode, ctx.pid)
 
     @operation("directory")
     def readdir(self, fh: HandleNumber, off: int) -> list[tuple[bytes, Any, int]]:

@@ -185,6 +185,15 @@ class Account:
         self._credit -= PAGE_PRICE
         return True
 
+    @property
+    def rests(self) -> bool:
+        """Whether the next lookups are to be made alone."""
+        return self._alone > 0
+
+    def skip(self) -> None:
+        """Note a lookup that was answered in another way."""
+        self._alone = max(self._alone - 1, 0)
+
     def pause(self) -> None:
         """Let the next lookups be made alone."""
         self._alone = LOOKUPS_ALONE

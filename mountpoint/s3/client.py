@@ -84,8 +84,9 @@ class ObjectClient(Protocol):
         token: str | None = None,
         start_after: bytes | None = None,
         max_keys: int = 1000,
+        flat: bool = False,
     ) -> "Future[ListPage]":
-        """ListObjectsV2 with the delimiter "/".
+        """ListObjectsV2: one directory, or `flat`, all keys that begin with `prefix`.
 
         It goes on from a `token`, or begins with the first key after `start_after`; never both.
         """

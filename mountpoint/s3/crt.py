@@ -173,11 +173,13 @@ class CrtClient:
         token: str | None = None,
         start_after: bytes | None = None,
         max_keys: int = 1000,
+        flat: bool = False,
     ) -> "Future[ListPage]":
         """See ObjectClient."""
         target = wire.list_target(
             self._endpoint.base_path,
             prefix,
+            delimiter=b"" if flat else b"/",
             token=token,
             start_after=start_after,
             max_keys=max_keys,

@@ -42,6 +42,7 @@ class Request:
     token: str | None = None
     start_after: bytes | None = None
     max_keys: int = 0
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,9 +240,17 @@ class FakeClient:
         token: str | None = None,
         start_after: bytes | None = None,
         max_keys: int = 1000,
+        flat: bool = False,
     ) -> "Future[ListPage]":
         """See ObjectClient."""
-        request = Request("list", prefix, token=token, start_after=start_after, max_keys=max_keys)
+        request = Request(
+            "list",
+            prefix,
+            token=token,
+            start_after=start_after,
+            max_keys=max_keys,
+            flat=flat,
+        )
 
         def answer() -> ListPage:
             with self._lock:
@@ -249,7 +258,7 @@ class FakeClient:
                 objects = {
                     key: replace(info, restored=False) for key, (info, _) in self._objects.items()
                 }
-            return self.page(objects, request)
+            return self.flat_page(objects, request) if flat else self.page(objects, request)
 
         return self._ask(request, answer)
 
@@ -257,6 +266,16 @@ class FakeClient:
         """Answer a listing as S3 does; a class below may be another store."""
         max_keys = min(request.max_keys, self.page_size)
         return list_page(objects, request.key, request.token, max_keys, request.start_after)
+
+    def flat_page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
+        """Answer a flat listing as S3 does; a class below may be another store."""
+        after = request.start_after or b""
+        if request.token is not None:
+            after = bytes.fromhex(request.token.removeprefix("after-"))
+        keys = sorted(key for key in objects if key.startswith(request.key) and key > after)
+        shown = keys[: min(request.max_keys, self.page_size)]
+        token = None if shown == keys else f"after-{shown[-1].hex()}"
+        return ListPage([objects[key] for key in shown], [], token)
 
     def get(
         self,

@@ -14,7 +14,7 @@ from mountpoint import filesystem, handles
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listing import siblings
+from mountpoint.listing import ahead, siblings
 from mountpoint.listing.recent import Listings
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
@@ -67,9 +67,9 @@ class Mounted:
         finally:
             self.fs.release(handle)
 
-    def lines(self, number: InodeNumber) -> list[DirectoryEntry]:
+    def lines(self, number: InodeNumber, process: int = 0) -> list[DirectoryEntry]:
         """Open a directory and read it to the end."""
-        handle = self.fs.opendir(number)
+        handle = self.fs.opendir(number, process)
         try:
             lines: list[DirectoryEntry] = []
             while some := self.fs.readdir(handle, lines[-1].next_position if lines else 0):
@@ -97,6 +97,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
         patch.setattr(handles, "time", clock)
+        patch.setattr(ahead, "time", clock)
         patch.setattr(siblings, "time", clock)
         patch.setattr(
             filesystem, "Listings", functools.partial(Listings, clock=lambda: clock.now_s)

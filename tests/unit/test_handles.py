@@ -15,6 +15,7 @@ from mountpoint import handles
 from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, ServerFault
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import ROOT, Inode, InodeTable
+from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.pages import END
 from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -35,7 +36,8 @@ class Opened:
         self.listings = Listings(ttl_s)
         patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
         self.inode = Inode(ROOT, ROOT, b"", prefix, None)
-        self.handle = DirectoryHandle(self.inode, client, patience, self.listings)
+        ahead = WalkAhead(client, patience, self.listings, 1.0)
+        self.handle = DirectoryHandle(self.inode, 0, client, patience, self.listings, ahead)
 
     def read_all(self, count: int = 128, position: int = 0) -> list[Entry]:
         """Read from a position to the end; from the beginning it is a new listing."""

@@ -1,0 +1,91 @@
+"""Many directories out of one flat listing: keys in order, without a delimiter. Pure.
+
+All keys of a directory, and of what is below it, stand together. So a directory is known
+whole as soon as the listing has begun at it, or before it, and has gone past it. What is
+in it is what `tree.DirectoryMerge` would make of its own listing.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.tree import DirectoryMerge, Entry
+
+
+class Listed(NamedTuple):
+    """A whole directory. `asked_at_s` is when the oldest page that it is from was asked for."""
+
+    prefix: bytes
+    entries: list[Entry]
+    asked_at_s: float
+
+
+@dataclass(slots=True)
+class _Open:
+    """A directory that the listing is in."""
+
+    prefix: bytes
+    asked_at_s: float
+    objects: list[ObjectInfo] = field(default_factory=list)
+    prefixes: list[bytes] = field(default_factory=list)
+
+
+class FlatListing:
+    """Directories below `base` from `start` on, which is `base` or a directory below it."""
+
+    def __init__(self, base: bytes, start: bytes) -> None:
+        self._base = base
+        self._start = start
+        self._last = start  # the last key
+        self._open: list[_Open] = []  # each within the one before it
+
+    def is_in(self, directory: bytes) -> bool:
+        """Whether the listing has begun with a directory and has not come to its end."""
+        return any(each.prefix == directory for each in self._open)
+
+    def feed(self, page: ListPage, asked_at_s: float) -> list[Listed] | None:
+        """Take the next page; return the directories that are now known whole, in order.
+
+        None for a page that is not the next one of such a listing: a store with an order
+        of its own, or one that does not know where to begin.
+        """
+        whole: list[Listed] = []
+        if page.prefixes or page.skipped:
+            return None
+        for info in page.objects:
+            if info.key <= self._last or not info.key.startswith(self._base):
+                return None
+            self._last = info.key
+            whole += self._leave(info.key)
+            self._enter(info.key, asked_at_s)
+            if self._open:
+                self._open[-1].objects.append(info)
+        if page.next_token is None:
+            whole += self._leave(None)
+        return whole
+
+    def _leave(self, key: bytes | None) -> list[Listed]:
+        """Close the directories that `key` is not in."""
+        whole = []
+        while self._open and not (key is not None and key.startswith(self._open[-1].prefix)):
+            left = self._open.pop()
+            entries = DirectoryMerge(left.prefix).feed(ListPage(left.objects, left.prefixes))
+            whole.append(Listed(left.prefix, entries, left.asked_at_s))
+        return whole
+
+    def _enter(self, key: bytes, asked_at_s: float) -> None:
+        """Open the directories on the way down to `key`.
+
+        Those that begin before `start` are not known whole, and are left out.
+        """
+        known = len(self._open[-1].prefix) if self._open else len(self._base)
+        if not self._open and self._base == self._start:
+            self._open.append(_Open(self._base, asked_at_s))
+        slash = key.find(b"/", known)
+        while slash >= 0:
+            prefix = key[: slash + 1]
+            if prefix >= self._start:
+                if self._open:
+                    self._open[-1].prefixes.append(prefix)
+                self._open.append(_Open(prefix, asked_at_s))
+            slash = key.find(b"/", slash + 1)
