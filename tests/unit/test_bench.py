@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import chart, measure, patterns, run
+from bench import ceiling, chart, measure, patterns, run
 from bench.measure import COLUMNS, Result, Run
 from bench.objects import KIB, MIB, WrongBytes, check, content
 from bench.patterns import Piece
 from bench.reading import Work, opened
+from tests.unit.fake_client import FakeClient
 from tools.mounting import logged_counters
 
 # -- what is in the bucket -----------------------------------------------------------------------
@@ -325,3 +326,13 @@ def test_chart(report: Callable[..., Path], tmp_path: Path) -> None:
     text = "".join(root.itertext())
     for words in ("before (abc1234)", "after (abc1234)", "two streams  500 MB/s", "zip", "×2.00"):
         assert words in text
+
+
+def test_the_clients_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ceiling's GETs are of the sizes that it says, within the object."""
+    monkeypatch.setattr(ceiling, "GETS", 5)
+    with FakeClient({b"large": bytes(20 * MIB)}) as client:
+        lines = list(ceiling.client_half(client, b"large"))
+        sizes = [stop - start for start, stop in client.ranges()]
+    assert sizes == [8 * MIB] * 2 + [4096] * 5 + [102_400] * 10
+    assert [line.count("|") for line in lines] == [4] * 4

@@ -1,0 +1,205 @@
+"""What could be had at most? `python -m bench.ceiling`, with the options of `bench.run`.
+
+A mount is a kernel's half and a client's half, and both share the processors. This measures each
+alone, on this machine, in this hour: a file system of zeros with the same channel, and the client
+with nothing behind it. A mount cannot be faster than the slower of the two.
+"""
+
+import mmap
+import os
+import resource
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench import measure, objects, run
+from bench.objects import KIB, MIB
+from mountpoint import fuse, kernel
+from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
+from mountpoint.fuse import llfuse
+from mountpoint.metrics import Counters
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.connect import connect
+from tools import mounting
+
+ZEROS_BYTES = 4096 * MIB
+GETS = 2000
+
+
+class Zeros(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
+    """One file, `zeros`, that answers every read at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._zeros = memoryview(bytes(MIB))
+
+    def getattr(self, inode: int, ctx: Any) -> Any:
+        """Return what the root or the file is."""
+        entry = llfuse.EntryAttributes()
+        entry.st_ino = inode
+        entry.st_mode = stat.S_IFDIR | 0o755 if inode == 1 else stat.S_IFREG | 0o444
+        entry.st_size = 0 if inode == 1 else ZEROS_BYTES
+        entry.entry_timeout = entry.attr_timeout = 60.0
+        return entry
+
+    def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
+        """Find the file."""
+        if name != b"zeros":
+            raise llfuse.FUSEError(2)
+        return self.getattr(2, ctx)
+
+    def open(self, inode: int, flags: int, ctx: Any) -> int:
+        """Open the file."""
+        return 2
+
+    def read(self, fh: int, off: int, size: int) -> memoryview:
+        """Return zeros."""
+        return self._zeros[: max(min(size, ZEROS_BYTES - off), 0)]
+
+
+def serve(folder: str) -> None:
+    """Mount the zeros and serve them until they are unmounted."""
+    fuse.widen(True)
+    llfuse.init(Zeros(), folder, {"fsname=zeros", "ro"})
+    try:
+        llfuse.main(workers=16)
+    finally:
+        llfuse.close(unmount=True)
+
+
+def read_all(path: Path, step: int, flags: int) -> int:
+    """Read a file from end to end; return its bytes."""
+    buffer, total = mmap.mmap(-1, step), 0
+    file = os.open(path, os.O_RDONLY | flags)
+    try:
+        while count := os.preadv(file, [buffer], total):
+            total += count
+    finally:
+        os.close(file)
+    return total
+
+
+def kernel_half() -> Iterator[str]:
+    """Measure reads of zeros: what llfuse, the channel and the kernel take."""
+    with tempfile.TemporaryDirectory(prefix="mount-s3-ceiling-") as name:
+        command = [sys.executable, "-m", "bench.ceiling", "serve", name]
+        server = subprocess.Popen(command)
+        try:
+            path = Path(name) / "zeros"
+            while name not in kernel.mount_points():
+                time.sleep(0.01)
+            kernel.ReadAhead(name).set_for(b"zeros")
+            process = measure.Process(server.pid)
+            for label, step, flags in (
+                ("zeros, O_DIRECT, 1 MiB", MIB, os.O_DIRECT),
+                ("zeros, buffered, 256 KiB", 256 * KIB, 0),
+            ):
+                measure.drop_caches()
+                cpu_s = process.cpu_seconds() + own_cpu_s()
+                start_s = time.perf_counter()
+                gigabytes = read_all(path, step, flags) / 1e9
+                seconds = time.perf_counter() - start_s
+                cpu_s = process.cpu_seconds() + own_cpu_s() - cpu_s
+                yield line(label, f"{gigabytes / seconds * 1e3:.0f} MB/s", cpu_s / gigabytes, "GB")
+        finally:
+            mounting.unmount(Path(name))
+            server.wait()
+
+
+class Arrival:
+    """Where a GET ends."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._error: Exception | None = None
+
+    def on_headers(self, info: ObjectInfo) -> None:
+        """See BodySink."""
+
+    def on_body(self, chunk: bytes, offset: int) -> None:
+        """See BodySink."""
+
+    def finish(self, error: Exception | None) -> None:
+        """See BodySink."""
+        self._error = error
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+
+def client_half(client: ObjectClient, key: bytes) -> Iterator[str]:
+    """Measure GETs of one object: what awscrt and the calls to it take."""
+    info = client.head(key).result()
+
+    def get(start: int, size: int) -> None:
+        arrival = Arrival()
+        client.get(key, start, start + size, arrival, if_match=info.etag)
+        arrival.wait()
+
+    for label, size, at_once, count in (
+        ("GET 8 MiB, 8 at once", 8 * MIB, 8, min(info.size_bytes // (8 * MIB), 512)),
+        ("GET 4 KiB", 4 * KIB, 1, GETS),
+        ("GET 100 KiB", 100 * KIB, 1, GETS),
+        ("GET 100 KiB, 16 at once", 100 * KIB, 16, GETS),
+    ):
+        starts = [index * size % (info.size_bytes - size + 1) for index in range(count)]
+        cpu_s, start_s = own_cpu_s(), time.perf_counter()
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda start, size=size: get(start, size), starts))
+        seconds, cpu_s = time.perf_counter() - start_s, own_cpu_s() - cpu_s
+        if size >= MIB:
+            gigabytes = count * size / 1e9
+            yield line(label, f"{gigabytes / seconds * 1e3:.0f} MB/s", cpu_s / gigabytes, "GB")
+        else:
+            yield line(label, f"{count / seconds:.0f} /s", cpu_s / count * 1e3, "ms each")
+
+
+def own_cpu_s() -> float:
+    """Return the CPU seconds of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def line(label: str, rate: str, cpu: float, unit: str) -> str:
+    """Return a line of the table; `cpu` is seconds, or milliseconds for "ms each"."""
+    shown = f"{cpu:.2f} s/{unit}" if unit == "GB" else f"{cpu:.2f} {unit}"
+    return f"| {label:26} | {rate:10} | {shown:12} |"
+
+
+def main() -> int:
+    """Measure both halves."""
+    if sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2])
+        return 0
+    arguments = run.arguments_of(sys.argv[1:])
+    print(f"| {'':26} | {'rate':10} | {'CPU':12} |")
+    for each in kernel_half():
+        print(each, flush=True)
+    with run.store(arguments) as (url, bucket, environment):
+        client = connect(
+            BucketConfig(bucket, region="us-east-1", endpoint_url=url, force_path_style=True),
+            CredentialsConfig(),
+            ClientConfig(),
+            os.environ | environment,
+            threading.Event(),
+            Counters(),
+        )
+        for each in client_half(client, objects.LARGE.encode()):
+            print(each, flush=True)
+        client.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
