@@ -8,6 +8,7 @@ may also change the objects). Every request is recorded.
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from mountpoint.s3.client import BodySink, ListPage, ObjectInfo
 
 T = TypeVar("T")
 
+#: Protection against a hang, not a measure of speed.
+SAFE_S = 60.0
 MTIME_NS = 1_700_000_000_000_000_000
 REQUEST_ID = "FAKE0123456789"
 ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")
@@ -222,6 +225,13 @@ class FakeClient:
         """Return the number of requests that have not ended."""
         with self._lock:
             return len(self._under_way)
+
+    def quiet(self) -> None:
+        """Wait until nothing is under way."""
+        until_s = time.monotonic() + SAFE_S
+        while self.under_way():
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
 
     # --- ObjectClient ---
 

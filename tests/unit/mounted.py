@@ -18,10 +18,8 @@ from mountpoint.listing import ahead, siblings
 from mountpoint.listing.recent import Listings
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
-from tests.unit.fake_client import FakeClient
+from tests.unit.fake_client import SAFE_S, FakeClient
 
-#: Protection against a hang, not a measure of speed.
-SAFE_S = 60.0
 UID, GID = 1000, 100
 MOUNTED_AT_NS = 1_600_000_000_000_000_000
 

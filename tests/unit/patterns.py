@@ -4,62 +4,29 @@ All are long enough that how they begin and end does not decide what they cost.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-Read = tuple[int, int]
+from bench.objects import KIB, MIB
+from bench.patterns import PAGE_BYTES, Piece, backwards, in_random_turn, in_turn, pieces
 
-KIB = 1 << 10
-MIB = 1 << 20
 GIB = 1 << 30
-PAGE_BYTES = 4096
 
 
-def sequential(begin: int, stop: int, size: int) -> Iterator[Read]:
-    """Yield reads of `size` from `begin` on; the last one ends at `stop`."""
-    for offset in range(begin, stop, size):
-        yield offset, min(size, stop - offset)
-
-
-def backward(begin: int, stop: int, size: int) -> Iterator[Read]:
-    """Yield the reads of a program that seeks backwards, each a multiple of `size`."""
-    for offset in range((stop - 1) // size * size, begin - 1, -size):
-        yield offset, min(size, stop - offset)
-
-
-def strided(begin: int, count: int, size: int, distance: int) -> Iterator[Read]:
+def strided(begin: int, count: int, size: int, distance: int) -> Iterator[Piece]:
     """Yield `count` reads, each `distance` after (or before) the last one."""
     for index in range(count):
         yield begin + index * distance, size
 
 
-def at_random(begin: int, stop: int, count: int, size: int, seed: int) -> Iterator[Read]:
+def at_random(begin: int, stop: int, count: int, size: int, seed: int) -> Iterator[Piece]:
     """Yield reads at random pages."""
     random_ = random.Random(seed)
     for _ in range(count):
         yield random_.randrange(begin // PAGE_BYTES, (stop - size) // PAGE_BYTES) * PAGE_BYTES, size
 
 
-def in_turns(readers: Sequence[Iterator[Read]]) -> Iterator[Read]:
-    """Yield one read of each reader after the other, until the first has no more."""
-    for turn in zip(*readers, strict=False):
-        yield from turn
-
-
-def merged(readers: Sequence[Iterator[Read]], seed: int) -> Iterator[Read]:
-    """Yield the reads of a merge: whose is next depends on the data; all are read to the end."""
-    random_ = random.Random(seed)
-    left = list(readers)
-    while left:
-        reader = random_.choice(left)
-        read = next(reader, None)
-        if read is None:
-            left.remove(reader)
-        else:
-            yield read
-
-
-def jittered(reads: Iterator[Read], places: float, seed: int) -> Iterator[Read]:
+def jittered(reads: Iterator[Piece], places: float, seed: int) -> Iterator[Piece]:
     """Yield the same reads, each up to so many places too late: several threads read ahead."""
     random_ = random.Random(seed)
     numbered = ((index + random_.random() * places, read) for index, read in enumerate(reads))
@@ -72,9 +39,9 @@ def parquet(
     seed: int,
     *,
     read_bytes: int = 256 * KIB,
-    chunk_bytes: Read = (1 * MIB, 4 * MIB),
+    chunk_bytes: tuple[int, int] = (1 * MIB, 4 * MIB),
     gap_bytes: int = 8 * MIB,
-) -> Iterator[Read]:
+) -> Iterator[Piece]:
     """Yield the footer, then column chunks from front to back, with gaps: other columns."""
     random_ = random.Random(seed)
     yield size_bytes - 64 * KIB, 64 * KIB
@@ -84,7 +51,7 @@ def parquet(
         stop = position + random_.randrange(*chunk_bytes) // PAGE_BYTES * PAGE_BYTES + PAGE_BYTES
         if stop > size_bytes - MIB:
             return
-        yield from sequential(position, stop, read_bytes)
+        yield from pieces(position, stop, read_bytes)
         position = stop
 
 
@@ -93,26 +60,26 @@ def zipped(
     seed: int,
     *,
     members: int = 1000,
-    member_bytes: Read = (4 * KIB, 600 * KIB),
+    member_bytes: tuple[int, int] = (4 * KIB, 600 * KIB),
     read_bytes: int = 128 * KIB,
-) -> Iterator[Read]:
+) -> Iterator[Piece]:
     """Yield the central directory, then members in any order, each from start to end."""
     random_ = random.Random(seed)
     yield size_bytes - 64 * KIB, 64 * KIB
     for _ in range(members):
         pages = random_.randrange(*member_bytes) // PAGE_BYTES + 1
         position = random_.randrange(size_bytes // PAGE_BYTES - pages) * PAGE_BYTES
-        yield from sequential(position, position + pages * PAGE_BYTES, read_bytes)
+        yield from pieces(position, position + pages * PAGE_BYTES, read_bytes)
 
 
-def mapped_in_order(size_bytes: int, around_bytes: int) -> Iterator[Read]:
+def mapped_in_order(size_bytes: int, around_bytes: int) -> Iterator[Piece]:
     """Yield what faults on one page after the other read: the first has nothing before it."""
     half = around_bytes // 2
     yield 0, half
-    yield from sequential(half, size_bytes, half)
+    yield from pieces(half, size_bytes, half)
 
 
-def mapped_at_random(size_bytes: int, around_bytes: int, count: int, seed: int) -> Iterator[Read]:
+def mapped_at_random(size_bytes: int, around_bytes: int, count: int, seed: int) -> Iterator[Piece]:
     """Yield what faults on random pages read: their neighbourhood, but for what is there."""
     cached: set[int] = set()  # pages
     for offset, _ in at_random(0, size_bytes, count, PAGE_BYTES, seed):
@@ -139,7 +106,7 @@ class Pattern:
     """
 
     size_bytes: int
-    reads: Callable[[int], Iterator[Read]]
+    reads: Callable[[int], Iterator[Piece]]
     most: float
 
 
@@ -169,7 +136,7 @@ PATTERNS: dict[str, Pattern] = {
         lambda seed: (
             piece
             for offset, size in at_random(0, 4 * GIB, 300, MIB, seed)
-            for piece in sequential(offset, offset + size, 256 * KIB)
+            for piece in pieces(offset, offset + size, 256 * KIB)
         ),
         RANDOM_COST,
     ),
@@ -184,27 +151,23 @@ PATTERNS: dict[str, Pattern] = {
         RANDOM_COST,
     ),
     "mapped, in order": Pattern(GIB, lambda seed: mapped_in_order(GIB, 256 * KIB), COST),
-    "sequential": Pattern(GIB, lambda seed: sequential(0, GIB, 128 * KIB), COST),
-    "sequential from the middle": Pattern(
-        4 * GIB, lambda seed: sequential(GIB, 2 * GIB, MIB), COST
-    ),
-    "out of order, 1M": Pattern(
-        GIB, lambda seed: jittered(sequential(0, GIB, MIB), 2.5, seed), COST
-    ),
+    "sequential": Pattern(GIB, lambda seed: pieces(0, GIB, 128 * KIB), COST),
+    "sequential from the middle": Pattern(4 * GIB, lambda seed: pieces(GIB, 2 * GIB, MIB), COST),
+    "out of order, 1M": Pattern(GIB, lambda seed: jittered(pieces(0, GIB, MIB), 2.5, seed), COST),
     "out of order, 128K": Pattern(
         GIB,
-        lambda seed: jittered(sequential(0, GIB, 128 * KIB), 3, seed),
+        lambda seed: jittered(pieces(0, GIB, 128 * KIB), 3, seed),
         COST,
     ),
     "out of order from the middle": Pattern(
         4 * GIB,
-        lambda seed: jittered(sequential(GIB, 2 * GIB, MIB), 2.5, seed),
+        lambda seed: jittered(pieces(GIB, 2 * GIB, MIB), 2.5, seed),
         COST,
     ),
-    "backward": Pattern(GIB, lambda seed: backward(0, GIB, 128 * KIB), COST),
-    "backward, odd size": Pattern(GIB + 777, lambda seed: backward(0, GIB + 777, 64 * KIB), COST),
+    "backward": Pattern(GIB, lambda seed: backwards(0, GIB, 128 * KIB), COST),
+    "backward, odd size": Pattern(GIB + 777, lambda seed: backwards(0, GIB + 777, 64 * KIB), COST),
     "backward from the middle": Pattern(
-        4 * GIB, lambda seed: backward(GIB, 2 * GIB, 256 * KIB), COST
+        4 * GIB, lambda seed: backwards(GIB, 2 * GIB, 256 * KIB), COST
     ),
     "stride 64K of 1M": Pattern(4 * GIB, lambda seed: strided(0, 1000, 64 * KIB, MIB), COST),
     "stride 4K of 64K": Pattern(4 * GIB, lambda seed: strided(GIB, 1000, 4 * KIB, 64 * KIB), COST),
@@ -227,37 +190,37 @@ PATTERNS: dict[str, Pattern] = {
         lambda seed: (
             piece
             for offset, size in strided(0, 300, 512 * KIB, 4 * MIB)
-            for piece in sequential(offset, offset + size, 128 * KIB)
+            for piece in pieces(offset, offset + size, 128 * KIB)
         ),
         COST,
     ),
     "two streams": Pattern(
         4 * GIB,
-        lambda seed: in_turns(
-            [sequential(begin, begin + 512 * MIB, 128 * KIB) for begin in (0, 2 * GIB)]
+        lambda seed: in_turn(
+            [pieces(begin, begin + 512 * MIB, 128 * KIB) for begin in (0, 2 * GIB)]
         ),
         COST,
     ),
     "two streams from anywhere": Pattern(
         4 * GIB,
-        lambda seed: merged(
-            [sequential(begin, begin + 512 * MIB, MIB) for begin in (GIB, 2 * GIB)], seed
+        lambda seed: in_random_turn(
+            [pieces(begin, begin + 512 * MIB, MIB) for begin in (GIB, 2 * GIB)], seed
         ),
         COST,
     ),
     "sixteen in turns": Pattern(
         16 * GIB,
-        lambda seed: in_turns([sequential(*run, 128 * KIB) for run in RUNS]),
+        lambda seed: in_turn([pieces(*run, 128 * KIB) for run in RUNS]),
         COST,
     ),
     "sixteen merged": Pattern(
         16 * GIB,
-        lambda seed: merged([sequential(*run, 64 * KIB) for run in RUNS], seed),
+        lambda seed: in_random_turn([pieces(*run, 64 * KIB) for run in RUNS], seed),
         COST,
     ),
     "sixteen merged, 1M": Pattern(
         16 * GIB,
-        lambda seed: merged([sequential(*run, MIB) for run in RUNS], seed),
+        lambda seed: in_random_turn([pieces(*run, MIB) for run in RUNS], seed),
         COST,
     ),
     "parquet": Pattern(4 * GIB, lambda seed: parquet(4 * GIB, seed), COST),

@@ -26,13 +26,9 @@ DETAILS = {"code": "SlowDown", "status": 503, "request_id": REQUEST_ID}
 
 
 @pytest.fixture(autouse=True)
-def _logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Log as structlog does by default, whatever other tests have configured."""
-    before = structlog.get_config()
-    structlog.reset_defaults()
+def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log as structlog does by default, also where another test has bound this logger."""
     monkeypatch.setattr(operations, "log", structlog.get_logger())
-    yield
-    structlog.configure(**before)
 
 
 class Adapter:

@@ -12,25 +12,16 @@ from typing import Any
 
 import pytest
 
+from bench.objects import KIB, MIB
+from bench.patterns import PAGE_BYTES, Piece, pieces
 from mountpoint import flight
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT
 from mountpoint.reading.expectation import HEAD_BYTES, LAST_FILES, WHOLE_BYTES
 from mountpoint.s3.client import ObjectInfo
-from tests.unit.fake_client import MTIME_NS, FakeClient
-from tests.unit.mounted import SAFE_S, Mounted, mounted
-from tests.unit.patterns import (
-    COST,
-    GIB,
-    KIB,
-    MIB,
-    PAGE_BYTES,
-    PATTERNS,
-    RANDOM_COST,
-    Read,
-    at_random,
-    sequential,
-)
+from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient
+from tests.unit.mounted import Mounted, mounted
+from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random
 
 PART_BYTES = 8 * MIB
 #: Requests that a sequential reader needs beyond one per part: the head, and until parts are full.
@@ -82,7 +73,7 @@ class Program:
         return self.world.client.count() - self._before
 
     @property
-    def ranges(self) -> list[Read]:
+    def ranges(self) -> list[Piece]:
         """The ranges that were asked for."""
         return self.world.client.ranges()[self._gets_before :]
 
@@ -106,14 +97,14 @@ class Program:
         assert found == size
         self.read_bytes += found
 
-    def read_file(self, name: bytes, reads: Iterator[Read]) -> None:
+    def read_file(self, name: bytes, reads: Iterator[Piece]) -> None:
         """Open, read and close a file."""
         handle = self.open(name)
         for offset, size in reads:
             self.read(handle, offset, size)
         self.world.fs.release(handle)
 
-    def read_files(self, reads: Mapping[bytes, Iterator[Read]]) -> None:
+    def read_files(self, reads: Mapping[bytes, Iterator[Piece]]) -> None:
         """Open several files, read them in turns, and close them."""
         handles = [self.open(name) for name in reads]
         for turn in zip(*reads.values(), strict=True):
@@ -151,7 +142,7 @@ def program(sizes: Mapping[bytes, int]) -> Iterator[Program]:
 def test_sequential(read_size: int, size: int) -> None:
     """From start to end every byte is asked for once, in whole parts after the ramp."""
     with program({b"a": size}) as it:
-        it.read_file(b"a", sequential(0, size, read_size))
+        it.read_file(b"a", pieces(0, size, read_size))
         assert it.asked_bytes == size
         assert it.requests <= size // PART_BYTES + RAMP_REQUESTS
         whole = [(start, stop) for start, stop in it.ranges if start >= 64 * MIB]
@@ -164,7 +155,7 @@ def test_four_files(read_size: int) -> None:
     """Four files at the same time cost no byte more than one after the other."""
     size = 256 * MIB
     with program({b"%d" % index: size for index in range(4)}) as it:
-        it.read_files({b"%d" % index: sequential(0, size, read_size) for index in range(4)})
+        it.read_files({b"%d" % index: pieces(0, size, read_size) for index in range(4)})
         assert it.asked_bytes == 4 * size
         assert it.requests <= 4 * (2 * size // PART_BYTES + RAMP_REQUESTS)
 
@@ -173,7 +164,7 @@ def test_64_handles_at_once() -> None:
     """Many sequential readers share the memory, and nothing is fetched twice for lack of it."""
     size = 16 * MIB
     with program({b"%d" % index: size for index in range(64)}) as it:
-        it.read_files({b"%d" % index: sequential(0, size, 256 * KIB) for index in range(64)})
+        it.read_files({b"%d" % index: pieces(0, size, 256 * KIB) for index in range(64)})
         assert it.cost <= 1.05
         assert it.requests <= 64 * (size // MIB + RAMP_REQUESTS)
 
@@ -191,10 +182,10 @@ def test_one_file_opened_64_times() -> None:
     """Programs that read one file at the same time each read it for themselves, once."""
     size = 16 * MIB
     with program({b"a": size}) as it:
-        it.read_file(b"a", sequential(0, size, MIB))
+        it.read_file(b"a", pieces(0, size, MIB))
         it.begin()
         handles = [it.open(b"a") for _ in range(64)]
-        for read in sequential(0, size, 256 * KIB):
+        for read in pieces(0, size, 256 * KIB):
             for handle in handles:
                 it.read(handle, *read)
         for handle in handles:
@@ -242,7 +233,7 @@ def test_small_files() -> None:
     with program(sizes) as it:
         listing = it.world.client.count()
         for name, size in sizes.items():
-            it.read_file(name, sequential(0, size, 128 * KIB))
+            it.read_file(name, pieces(0, size, 128 * KIB))
         assert it.asked_bytes == it.read_bytes
         assert it.requests == len(sizes)
         assert it.requests + listing <= 1.1 * len(sizes)
@@ -254,7 +245,7 @@ def test_small_files_by_16_threads() -> None:
     with program(sizes) as it:
 
         def work(name: bytes) -> None:
-            it.read_file(name, sequential(0, sizes[name], 128 * KIB))
+            it.read_file(name, pieces(0, sizes[name], 128 * KIB))
 
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(work, sizes))
@@ -268,7 +259,7 @@ def test_medium_files(read_size: int) -> None:
     sizes = {b"%02d" % index: 5 * MIB for index in range(40)}
     with program(sizes) as it:
         for name, size in sizes.items():
-            it.read_file(name, sequential(0, size, read_size))
+            it.read_file(name, pieces(0, size, read_size))
         assert it.asked_bytes == it.read_bytes
         assert it.requests <= 8 * len(sizes)
         it.begin()
@@ -280,7 +271,7 @@ def test_medium_files(read_size: int) -> None:
 def test_reading_again_is_one_request() -> None:
     """Opening an unchanged file again is one HEAD: the kernel has its pages."""
     with program({b"a": 100 * MIB}) as it:
-        it.read_file(b"a", sequential(0, 100 * MIB, MIB))
+        it.read_file(b"a", pieces(0, 100 * MIB, MIB))
         it.begin()
         it.read_file(b"a", iter(()))
         assert it.requests == it.world.client.count("head") == 1
@@ -369,7 +360,7 @@ def test_streams_on_one_descriptor_by_threads(threads: int, read_size: int) -> N
 
         def work(which: int) -> None:
             begin = which * piece
-            for offset, size in sequential(begin, begin + read, read_size):
+            for offset, size in pieces(begin, begin + read, read_size):
                 it.world.fs.read(handle, offset, size)
 
         with ThreadPoolExecutor(threads) as pool:
@@ -382,7 +373,7 @@ def test_a_pause_costs_what_was_ahead() -> None:
     """After a long pause reading goes on where it was, and only what lay ahead is fetched again."""
     with program({b"a": 512 * MIB}) as it:
         handle = it.open(b"a")
-        for index, read in enumerate(sequential(0, 512 * MIB, MIB)):
+        for index, read in enumerate(pieces(0, 512 * MIB, MIB)):
             if index == 300:
                 for _ in range(10):
                     it.world.streams.sweep()

@@ -26,8 +26,8 @@ from mountpoint.listing import siblings
 from mountpoint.listing.pages import LOOKUPS_ALONE
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.tree import is_name
-from tests.unit.fake_client import FakeClient, Fault, Request, list_page, path_page
-from tests.unit.mounted import SAFE_S, Mounted, mounted
+from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request, list_page, path_page
+from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import tree_of
 
 
@@ -217,12 +217,16 @@ class World:
         self.threads.append(threading.Thread(target=look))
         self.threads[-1].start()
 
+    def start_behind(self, first: bytes, second: bytes) -> None:
+        """Look a name up, and another one that waits for the page asked for by the first."""
+        self.start(first)
+        self._under_way(1)
+        self.start(second)
+        self.waiting.acquire()
+
     def answer(self, count: int) -> None:
         """Wait for so many requests under way, and answer them."""
-        until_s = time.monotonic() + SAFE_S
-        while self.world.client.under_way() < count:
-            assert time.monotonic() < until_s
-            time.sleep(0.001)
+        self._under_way(count)
         assert self.world.client.step(count) == count
 
     def end(self) -> None:
@@ -230,6 +234,12 @@ class World:
         for thread in self.threads:
             thread.join(SAFE_S)
             assert not thread.is_alive()
+
+    def _under_way(self, count: int) -> None:
+        until_s = time.monotonic() + SAFE_S
+        while self.world.client.under_way() < count:
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
 
 
 @contextmanager
@@ -277,12 +287,7 @@ def test_threads_share_a_flight() -> None:
 def test_who_waits_does_not_believe_in_absence() -> None:
     """A name that the answer lacks may have come after it was asked for: ask for it alone."""
     with stepped(files(10)) as world:
-        world.start(b"f0001")
-        world.answer(0)
-        while not world.world.client.under_way():
-            time.sleep(0.001)
-        world.start(b"new")
-        world.waiting.acquire()
+        world.start_behind(b"f0001", b"new")
         world.answer(1)  # without it
         world.world.client.put(b"new", b"12345")
         world.answer(2)
@@ -306,11 +311,7 @@ def test_who_asks_believes_in_absence() -> None:
 def test_the_end_of_the_mount_ends_all_waits() -> None:
     """Who asked and who waits along are woken when the mount goes away."""
     with stepped(files(10)) as world:
-        world.start(b"f0001")
-        while not world.world.client.under_way():
-            time.sleep(0.001)
-        world.start(b"f0002")
-        world.waiting.acquire()
+        world.start_behind(b"f0001", b"f0002")
         world.world.client.interrupt()
         world.end()
         assert all(isinstance(error, Interrupted) for error in world.results.values())
@@ -319,11 +320,7 @@ def test_the_end_of_the_mount_ends_all_waits() -> None:
 def test_an_answer_that_comes_late() -> None:
     """An answer that is too old when it comes serves who asked; the others ask anew, alone."""
     with stepped(files(10)) as world:
-        world.start(b"f0001")
-        while not world.world.client.under_way():
-            time.sleep(0.001)
-        world.start(b"f0002")
-        world.waiting.acquire()
+        world.start_behind(b"f0001", b"f0002")
         world.world.pass_s(1.5)
         world.answer(1)
         world.answer(2)

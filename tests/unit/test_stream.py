@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bench.patterns import backwards
 from mountpoint import flight
 from mountpoint.budget import Budget, Lease
 from mountpoint.config import ReadConfig
@@ -41,15 +42,13 @@ from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
 from mountpoint.window import RETIRE_PLANS
-from tests.unit.fake_client import FakeClient, Fault, Request
-from tests.unit.patterns import at_random, backward
+from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
+from tests.unit.patterns import at_random
 
 KIB = 1024
 MIB = 1 << 20
 PAGE = 4096
 KEY = b"k"
-#: Protection against a hang, not a measure of speed.
-SAFE_S = 60.0
 
 
 @functools.cache
@@ -138,13 +137,6 @@ class Reading:
     def check(self, offset: int, size: int) -> None:
         """Read, and compare."""
         assert bytes(self.stream.read(offset, size)) == self.data[offset : offset + size]
-
-    def quiet(self) -> None:
-        """Wait until nothing is under way."""
-        until_s = time.monotonic() + SAFE_S
-        while self.client.under_way():
-            assert time.monotonic() < until_s
-            time.sleep(0.001)
 
     def asked(self, count: int) -> None:
         """Wait until so many requests have been made."""
@@ -301,7 +293,7 @@ def test_a_sequential_read_fetches_each_byte_once(
 def test_a_backward_read_fetches_each_byte_once(read_size: int, part_bytes: int, size: int) -> None:
     """Reading from the end to the start asks for every byte exactly once, too."""
     with Reading(size, part_bytes=part_bytes) as reading:
-        for offset, length in backward(0, size, read_size):
+        for offset, length in backwards(0, size, read_size):
             reading.check(offset, length)
         assert tiled(reading.client.ranges()) == (0, size)
 
@@ -404,7 +396,7 @@ def test_the_head_is_used_by_the_largest_read() -> None:
     """A first read of 1 MiB, as the kernel sends it, does not throw away what open fetched."""
     with Reading(SIZE, part_bytes=8 * MIB) as reading:
         reading.stream.open()
-        reading.quiet()
+        reading.client.quiet()
         reading.check(0, MIB)
         assert tiled(reading.client.ranges())[0] == 0
         assert reading.client.cancelled == 0
@@ -415,7 +407,7 @@ def test_reading_again_is_from_memory() -> None:
     with Reading(SIZE) as reading:
         for offset in range(0, 2 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
-        reading.quiet()
+        reading.client.quiet()
         count = reading.client.count()
         reading.check(2 * MIB - 100 * KIB, 50 * KIB)
         reading.check(2 * MIB - 300 * KIB, 150 * KIB)
@@ -550,12 +542,12 @@ def stalled(reading: Reading) -> int:
     offset = 0
     for offset in range(0, 2 * MIB, 128 * KIB):
         reading.check(offset, 128 * KIB)
-    reading.quiet()
+    reading.client.quiet()
     reading.client.inject("get", Fault(silent=True))
     while reading.client.cancelled == 0:
         offset += 128 * KIB
         reading.check(offset, 128 * KIB)
-    reading.quiet()
+    reading.client.quiet()
     return offset + 128 * KIB
 
 
@@ -667,7 +659,7 @@ def test_a_failed_read_ahead_costs_nothing_until_wanted() -> None:
 
         reading.client.script = script
         reading.check(0, 128 * KIB)
-        reading.quiet()
+        reading.client.quiet()
         (request,) = failed
         starts = [start for start, _ in reading.client.ranges()]
         assert starts.count(request.start) == 1
@@ -684,7 +676,7 @@ def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
         )
         reading.check(0, 128 * KIB)
         assert reading.client.count() > 2
-        reading.quiet()
+        reading.client.quiet()
         reading.client.script = None
         for offset in range(128 * KIB, 512 * KIB, 64 * KIB):
             reading.check(offset, 64 * KIB)
@@ -725,7 +717,7 @@ def test_a_mismatched_range_is_fetched_again_as_it_was(
         reading.stream.open()
         for offset in range(0, size, step):
             reading.check(offset, step)
-        reading.quiet()
+        reading.client.quiet()
         assert set(mismatched.values()) == {3}
         places = sorted(mismatched)
         assert all(one[1] <= next_[0] for one, next_ in itertools.pairwise(places))
@@ -738,12 +730,12 @@ def test_a_mismatch_ahead_of_the_reader() -> None:
     with Reading(SIZE, memory_bytes=MIB) as reading:
         bad = (2 * MIB, 2 * MIB + 64 * KIB)
         reading.stream.open()
-        reading.quiet()
+        reading.client.quiet()
         reading.client.inject("get", Fault(error=ChecksumMismatch("crc32")))
         with reading.stream._lock:
             reading.stream._lease.take(bad[1] - bad[0])
             reading.stream._issue(*bad, ahead=True)
-        reading.quiet()
+        reading.client.quiet()
         reading.check(bad[0] + 5 * PAGE, PAGE)
         for offset in range(MIB, 3 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
@@ -772,14 +764,14 @@ def test_failed_parts_give_their_memory_back() -> None:
     """What was wanted and failed beside another failure is not held until close."""
     with Reading(64 * MIB) as reading:
         reading.check(0, 128 * KIB)
-        reading.quiet()
+        reading.client.quiet()
         position = max(stop for _, stop in reading.client.ranges())
         reading.client.script = lambda request: Fault(
             error=AccessDenied("no") if request.start == position else ServerFault("500")
         )
         with pytest.raises(AccessDenied):
             reading.stream.read(position, 192 * KIB)
-        reading.quiet()
+        reading.client.quiet()
         reading.client.script = None
         for offset, size in at_random(8 * MIB, 64 * MIB, RETIRE_PLANS + 1, PAGE, seed=1):
             reading.check(offset, size)
@@ -978,7 +970,7 @@ def test_a_stream_that_is_not_read_gives_everything_back() -> None:
     """After so many looks without a read nothing is held, or under way; reading on works."""
     with Reading(SIZE) as reading:
         reading.check(0, 128 * KIB)
-        reading.quiet()
+        reading.client.quiet()
         reading.stream.rest(3)  # there was a read since the last look
         for _ in range(2):
             reading.stream.rest(3)
@@ -1034,7 +1026,7 @@ def test_a_reader_that_goes_on_after_a_rest_is_still_a_sequential_one(paused_mib
         paused = paused_mib * MIB
         for offset in range(0, paused, MIB):
             reading.check(offset, MIB)
-        reading.quiet()
+        reading.client.quiet()
         reading.stream.rest(1)
         reading.stream.rest(1)
         assert reading.budget.held_bytes == 0

@@ -15,15 +15,13 @@ from mountpoint.reading.expectation import HEAD_BYTES, LAST_FILES
 from mountpoint.reading.stream import ReadStream
 from mountpoint.reading.streams import IDLE_SWEEPS, PRESSED_SWEEPS, Streams
 from mountpoint.s3.retry import Patience
-from tests.unit.fake_client import FakeClient
+from tests.unit.fake_client import SAFE_S, FakeClient
 
 KIB = 1024
 MIB = 1 << 20
 SIZE = 16 * MIB
 KEYS = [b"d/%d" % index for index in range(8)]
 DATA = random.Random(1).randbytes(SIZE)
-#: Protection against a hang, not a measure of speed.
-SAFE_S = 60.0
 
 
 class Mount:
@@ -52,13 +50,6 @@ class Mount:
         for _ in range(times):
             self.streams.sweep()
 
-    def quiet(self) -> None:
-        """Wait until nothing is under way."""
-        until_s = time.monotonic() + SAFE_S
-        while self.client.under_way():
-            assert time.monotonic() < until_s
-            time.sleep(0.001)
-
 
 @pytest.fixture
 def mount() -> Iterator[Mount]:
@@ -86,7 +77,7 @@ def test_idle_streams_give_everything_back(mount: Mount) -> None:
     streams = [mount.stream(index) for index in range(4)]
     for stream in streams:
         read_on(stream, 0, 2 * MIB)
-    mount.quiet()
+    mount.client.quiet()
     mount.sweep(IDLE_SWEEPS)
     assert mount.budget.held_bytes > 0
     mount.sweep(1)  # the first of them saw the reads

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bench.objects import KIB, MIB
+from bench.patterns import Piece, backwards, pieces
 from mountpoint.window import (
     FIRST_AHEAD_BYTES,
     JITTER_READS,
@@ -21,18 +23,7 @@ from mountpoint.window import (
     Range,
     Window,
 )
-from tests.unit.patterns import (
-    COST,
-    GIB,
-    KIB,
-    MIB,
-    PATTERNS,
-    Read,
-    backward,
-    parquet,
-    sequential,
-    strided,
-)
+from tests.unit.patterns import COST, GIB, PATTERNS, parquet, strided
 
 PART_BYTES = 8 * MIB
 AHEAD_BYTES = 64 * MIB
@@ -69,7 +60,7 @@ class Reader:
         """How many bytes were fetched for each that was read."""
         return self.fetched_bytes / self.read_bytes
 
-    def read_all(self, reads: Iterator[Read]) -> "Reader":
+    def read_all(self, reads: Iterator[Piece]) -> "Reader":
         """Read one after the other."""
         for offset, size in reads:
             self.read(offset, size)
@@ -149,7 +140,7 @@ READ_SIZES = st.integers(1, MIB) | st.sampled_from([4 * KIB, 128 * KIB, MIB])
 
 
 @st.composite
-def any_reads(draw: st.DrawFn) -> tuple[int, list[Read]]:
+def any_reads(draw: st.DrawFn) -> tuple[int, list[Piece]]:
     """Draw an object's size and reads within it, many of them near or like the last ones."""
     size_bytes = draw(st.integers(1, 1 << 28))
     position, distance, size = 0, 0, 1
@@ -186,7 +177,7 @@ def any_reads(draw: st.DrawFn) -> tuple[int, list[Read]]:
 )
 @example((599_713, [(503_807, 94_210), (598_017, 1)]), 100_000, 0, None, {})
 def test_any_reads(
-    drawn: tuple[int, list[Read]],
+    drawn: tuple[int, list[Piece]],
     part_bytes: int,
     ahead_bytes: int,
     head_bytes: int | None,
@@ -321,7 +312,7 @@ def test_parts_grow_with_the_window() -> None:
 @pytest.mark.parametrize("read_size", [128 * KIB, MIB])
 def test_whole_parts(begin: int, read_size: int) -> None:
     """At full size all requests are whole parts at multiples of the part size."""
-    reader = Reader(16 * GIB).read_all(sequential(begin, begin + GIB, read_size))
+    reader = Reader(16 * GIB).read_all(pieces(begin, begin + GIB, read_size))
     for start, stop in reader.requests:
         if start >= begin + RAMP_BYTES:
             assert (start % PART_BYTES, stop - start) == (0, PART_BYTES)
@@ -378,10 +369,10 @@ def test_a_long_run_in_the_middle_reaches_the_limit() -> None:
 @settings(deadline=None)
 @given(st.sampled_from([4 * KIB, 128 * KIB, MIB]), st.integers(1, 64 * MIB), st.booleans())
 def test_from_end_to_end_every_byte_is_fetched_once(
-    read_size: int, size_bytes: int, backwards: bool
+    read_size: int, size_bytes: int, from_end: bool
 ) -> None:
     """Reading a whole object, in one direction or the other, fetches each byte exactly once."""
-    direction = backward if backwards else sequential
+    direction = backwards if from_end else pieces
     step = max(read_size, size_bytes // 500 // PAGE_BYTES * PAGE_BYTES)
     reader = Reader(size_bytes).read_all(direction(0, size_bytes, step))
     assert reader.cost == 1.0
@@ -457,7 +448,7 @@ def test_a_run_in_use_is_not_forgotten() -> None:
 def test_backward_the_nearest_comes_first() -> None:
     """A backward reader is given what it comes to first as the first request."""
     reader = Reader(4 * GIB)
-    for offset, size in itertools.islice(backward(GIB, 2 * GIB, MIB), 200):
+    for offset, size in itertools.islice(backwards(GIB, 2 * GIB, MIB), 200):
         ranges = reader.plan(offset, size)
         assert ranges == sorted(ranges, reverse=True)
 
@@ -466,7 +457,7 @@ def test_backward_the_nearest_comes_first() -> None:
 @pytest.mark.parametrize("read_size", [128 * KIB, MIB])
 def test_backward_by_whole_parts(size_bytes: int, read_size: int) -> None:
     """At full size a backward reader's requests are whole parts, too, whatever the size."""
-    reader = Reader(size_bytes).read_all(backward(0, size_bytes, read_size))
+    reader = Reader(size_bytes).read_all(backwards(0, size_bytes, read_size))
     for start, stop in reader.requests:
         if start > 0 and stop <= size_bytes - RAMP_BYTES:
             assert (start % PART_BYTES, stop - start) == (0, PART_BYTES)
@@ -481,10 +472,10 @@ def test_a_stride_is_fetched_ahead_piece_by_piece() -> None:
     begin, size, distance = GIB, 8 * KIB, MIB
     for index in range(10):
         ranges = reader.plan(begin + index * distance, size)
-        pieces = 1 if index < 2 else min(2 ** (index - 1), MAX_PIECES) + 1
+        count = 1 if index < 2 else min(2 ** (index - 1), MAX_PIECES) + 1
         assert ranges == [
             (start, start + size)
-            for start in (begin + (index + piece) * distance for piece in range(pieces))
+            for start in (begin + (index + piece) * distance for piece in range(count))
         ]
 
 
@@ -512,7 +503,7 @@ def test_runs_of_one_length_are_fetched_as_one() -> None:
     for chunk in range(50):
         begin = chunk * chunk * 100 * MIB + PAGE_BYTES  # no stride
         before = reader.fetched_bytes
-        reader.read_all(sequential(begin, begin + 2 * MIB, 256 * KIB))
+        reader.read_all(pieces(begin, begin + 2 * MIB, 256 * KIB))
         if chunk >= 20:
             assert reader.fetched_bytes - before == 2 * MIB
     assert reader.late <= 50 + 20 * 3
@@ -522,7 +513,7 @@ def test_a_footer_is_no_jump() -> None:
     """A reader of the footer, the header and then all of it is a sequential one."""
     reader = Reader(GIB)
     reader.read(GIB - 64 * KIB, 64 * KIB)
-    reader.read_all(sequential(0, GIB - 64 * KIB, 128 * KIB))
+    reader.read_all(pieces(0, GIB - 64 * KIB, 128 * KIB))
     assert reader.late <= 3
     assert reader.cost <= 1.01
 
@@ -626,7 +617,7 @@ def test_forget_ahead() -> None:
 
 def test_without_room_nothing_is_read_ahead() -> None:
     """Where nothing may lie ahead each read is fetched as it comes, once."""
-    reader = Reader(GIB, ahead_bytes=0).read_all(sequential(0, 64 * MIB, 128 * KIB))
+    reader = Reader(GIB, ahead_bytes=0).read_all(pieces(0, 64 * MIB, 128 * KIB))
     assert reader.requests == [
-        (start, start + size) for start, size in sequential(0, 64 * MIB, 128 * KIB)
+        (start, start + size) for start, size in pieces(0, 64 * MIB, 128 * KIB)
     ]
