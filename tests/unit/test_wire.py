@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mountpoint.errors import BadAnswer
 from mountpoint.s3 import wire
-from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.client import ListPage, ObjectInfo
 
 DATA = Path(__file__).with_name("data")
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
@@ -222,6 +222,83 @@ def test_a_damaged_page_is_a_page_or_a_bad_answer(data: st.DataObject) -> None:
         return
     assert all(info.key and 0 <= info.size_bytes < 2**63 for info in listed.objects)
     assert all(prefix.endswith(b"/") for prefix in listed.prefixes)
+
+
+# --- Entries that are read at once, beside expat ---
+
+
+def outcome(body: bytes) -> ListPage | None:
+    """Return the page, or None for a bad answer."""
+    try:
+        return wire.parse_list(body, b"")
+    except BadAnswer:
+        return None
+
+
+def by_expat_alone(body: bytes) -> ListPage | None:
+    """The same without reading any entry at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "_entries_read", lambda body: (body, []))
+        return outcome(body)
+
+
+ODD_PIECES = [
+    contents(key="a"),
+    contents(key="b%2B", etag="&quot;x&amp;quot;&apos;&lt;&gt;&#39;&quot;"),
+    contents(key="c", etag="&#x22;y&#x22;"),
+    contents(key="d", more="<StorageClass>GLACIER</StorageClass>"),
+    contents(key="e", more="<Owner><ID>75aa</ID></Owner>"),
+    contents(key="f", more="<StorageClass/>"),
+    contents(key="g").replace("><", "> <"),
+    contents(key="h", more="<Size>6</Size>"),
+    contents(key="ü"),
+    contents(key="]]&gt;"),
+    contents(key="]]>"),
+    "<Contents/>",
+    "<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>",
+    "<Entries-read/>",
+    "<Other>",
+    "</Other>",
+    "<!--",
+    "-->",
+    "<![CDATA[",
+    "]]>",
+    "<?x ",
+    "?>",
+    '<Other a="',
+    '"/>',
+    "text",
+    "\n",
+]
+
+
+@given(st.lists(st.sampled_from(ODD_PIECES), max_size=8))
+@example([ODD_PIECES[0], "<Other>", ODD_PIECES[0], "</Other>", ODD_PIECES[0]])
+@example([ODD_PIECES[0], "<!--", ODD_PIECES[0], "-->"])
+@example(['<Other a="', ODD_PIECES[0], '"/>'])
+@example([ODD_PIECES[0], "<Entries-read/>"])
+def test_entries_read_at_once(pieces: list[str]) -> None:
+    """Entries of any looks, in any place: the page is what expat makes of it, entry by entry."""
+    assert outcome(page(*pieces)) == by_expat_alone(page(*pieces))
+
+
+@pytest.mark.parametrize("name", ["seaweedfs-truncated", "ministack-truncated"])
+@given(st.data())
+def test_damaged_entries_read_at_once(name: str, data: st.DataObject) -> None:
+    """Bytes changed anywhere: the page or the refusal is expat's own."""
+    body = bytearray((DATA / f"{name}.xml").read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    assert outcome(bytes(body)) == by_expat_alone(bytes(body))
+
+
+@pytest.mark.parametrize("name", ["seaweedfs-root", "ministack-root"])
+def test_most_entries_are_read_at_once(name: str) -> None:
+    """Of a real page expat sees one element in place of all entries, in whichever order."""
+    body = (DATA / f"{name}.xml").read_bytes()
+    rest, runs = wire._entries_read(body)
+    assert b"<Key>" not in rest
+    assert sum(map(len, runs)) == body.count(b"<Contents>")
 
 
 # --- Entries that make no sense ---
