@@ -132,7 +132,8 @@ class FileSystem:
         entry, fresh_until_s = self._find(inode.directory, inode.name)
         if not inode.is_version(entry):
             raise StaleInode("the object was replaced")
-        inode.info = entry.info
+        if entry.info is not None:
+            inode.describe(entry.info)
         inode.fresh_until_s = fresh_until_s
         return self._attributes(inode, fresh_until_s - time.monotonic())
 
@@ -171,7 +172,7 @@ class FileSystem:
         if position == 0:
             handle.rewind()
         inode = handle.inode
-        dots = [(b".", inode.number), (b"..", inode.parent)]
+        dots = [(b".", inode.number), (b"..", (inode.parent or inode).number)]
         lines = [
             DirectoryEntry(name, number, stat.S_IFDIR, index + 1)
             for index, (name, number) in enumerate(dots)
@@ -193,14 +194,15 @@ class FileSystem:
     def open(self, number: InodeNumber, flags: int) -> HandleNumber:
         """Open a file for reading, if the inode's version is still the newest."""
         inode = self._inodes.get(number)
-        if inode.info is None:
+        info = inode.info
+        if info is None:
             raise IsADirectory()
         if flags & WRITE_FLAGS:
             raise ReadOnly("the file system is read-only")
         self._inodes.opened(inode)  # so that it stays while S3 is asked
         asked_at_s = time.monotonic()
         try:
-            handle = ReadHandle(inode, self._open_stream(inode, inode.info))
+            handle = ReadHandle(inode, self._open_stream(inode, info))
             self._listings.see(inode.directory, asked_at_s)
         except (PreconditionFailed, NotFound, StaleInode) as error:
             self._listings.discard(inode.directory, inode.name)
@@ -302,7 +304,7 @@ class FileSystem:
         stream = self._streams.stream(info) if info.size_bytes > 0 else None
         if stream is not None and not archived and not inode.paged:
             try:
-                inode.info = stream.open()
+                inode.describe(stream.open())
             except BaseException:
                 stream.close()
                 raise
@@ -313,17 +315,18 @@ class FileSystem:
                 raise StaleInode()
             if archived and not newest.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
-            inode.info = newest
+            inode.describe(newest)
         inode.paged = True
         return stream
 
     def _attributes(self, inode: Inode, ttl_s: float) -> Attributes:
-        if inode.info is None:
+        info = inode.info
+        if info is None:
             kind, links = stat.S_IFDIR | self._config.dir_mode, 2
             size_bytes, mtime_ns = 0, self._mounted_at_ns
         else:
             kind, links = stat.S_IFREG | self._config.file_mode, 1
-            size_bytes, mtime_ns = inode.info.size_bytes, inode.info.mtime_ns
+            size_bytes, mtime_ns = info.size_bytes, info.mtime_ns
         return Attributes(
             inode=inode.number,
             mode=kind,

@@ -11,8 +11,8 @@ live inodes never share a number: the second takes the next free one.
 """
 
 import hashlib
+import struct
 import threading
-from dataclasses import dataclass
 from typing import NewType
 
 from mountpoint.errors import StaleInode
@@ -25,41 +25,105 @@ InodeNumber = NewType("InodeNumber", int)
 ROOT = InodeNumber(1)
 
 
-@dataclass(slots=True)
+#: Size, mtime, whether it is restored: what is packed in front of ETag and storage class.
+_NUMBERS = struct.Struct("<qq?")
+
+
 class Inode:
     """A directory, or one version of an object.
 
-    `key` is the object's key, or the directory's prefix. `info` is None for a directory.
-    `lookups` is what the kernel holds, `opens` our open handles; an inode stays while either
-    is positive. `fresh_until_s` says how long (monotonic clock) the attributes may be
+    There are as many as the kernel cares to remember: a `find` makes millions. So the key is
+    put together from names, what S3 said of the object is packed into one `bytes`, and numbers
+    are no longer than they need to be. One takes 330 bytes in place of 800 (CPython 3.11, names
+    of 30 bytes in keys of 60, ETags of 32 digits).
+
+    `parent` is the directory that it is in, None for the root; `name` is the root's prefix
+    there. `lookups` is what the kernel holds, `opens` our open handles; an inode stays while
+    either is positive. `fresh_until_s` says how long (monotonic clock) the attributes may be
     believed. `paged` is set once data was read, so that the kernel may hold pages of it.
     """
 
-    number: InodeNumber
-    parent: InodeNumber
-    name: bytes
-    key: bytes
-    info: ObjectInfo | None
-    fresh_until_s: float = 0.0
-    lookups: int = 0
-    opens: int = 0
-    paged: bool = False
+    __slots__ = (
+        "_packed",
+        "fresh_until_s",
+        "lookups",
+        "name",
+        "number",
+        "opens",
+        "paged",
+        "parent",
+    )
+
+    def __init__(
+        self,
+        number: InodeNumber,
+        parent: "Inode | None",
+        name: bytes,
+        info: ObjectInfo | None,
+        fresh_until_s: float = 0.0,
+        lookups: int = 0,
+    ) -> None:
+        # constants
+        self.number = number
+        self.parent = parent
+        self.name = name
+        # mutable
+        self._packed = None if info is None else _pack(info)
+        self.fresh_until_s = fresh_until_s
+        self.lookups = lookups
+        self.opens = 0
+        self.paged = False
 
     @property
     def is_directory(self) -> bool:
         """Whether it is a directory."""
-        return self.info is None
+        return self._packed is None
+
+    @property
+    def key(self) -> bytes:
+        """The object's key, or the directory's prefix.
+
+        Its 1,024 bytes have 512 names at most, half of what the interpreter's stack allows.
+        """
+        if self.parent is None:
+            return self.name
+        return self.parent.key + self.name + (b"/" if self.is_directory else b"")
 
     @property
     def directory(self) -> bytes:
-        """The prefix of the directory that it is in."""
-        return self.key[: len(self.key) - len(self.name) - self.is_directory]
+        """The prefix of the directory that it is in; the root is in itself."""
+        return self.name if self.parent is None else self.parent.key
+
+    @property
+    def info(self) -> ObjectInfo | None:
+        """What S3 said of the object; None for a directory. Made anew each time."""
+        return None if self._packed is None else _unpack(self.key, self._packed)
+
+    def describe(self, info: ObjectInfo) -> None:
+        """Take what S3 says of the same version now."""
+        self._packed = _pack(info)
 
     def is_version(self, entry: Entry) -> bool:
         """Whether `entry` is this directory, or this version of this object."""
-        if self.info is None or entry.info is None:
-            return self.info is entry.info
-        return self.info.etag == entry.info.etag and self.info.size_bytes == entry.info.size_bytes
+        if self._packed is None or entry.info is None:
+            return self.is_directory and entry.is_directory
+        if self._packed == _pack(entry.info):  # nearly always; the rest takes ten times as long
+            return True
+        info = _unpack(self.key, self._packed)
+        return info.etag == entry.info.etag and info.size_bytes == entry.info.size_bytes
+
+
+def _pack(info: ObjectInfo) -> bytes:
+    numbers = _NUMBERS.pack(info.size_bytes, info.mtime_ns, info.restored)
+    # No ETag has a newline (`wire`).
+    return numbers + f"{info.etag}\n{info.storage_class}".encode("utf-8", "surrogatepass")
+
+
+def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
+    size_bytes, mtime_ns, restored = _NUMBERS.unpack_from(packed)
+    texts = packed[_NUMBERS.size :].decode("utf-8", "surrogatepass")
+    etag, _, storage_class = texts.partition("\n")
+    return ObjectInfo(key, size_bytes, mtime_ns, etag, storage_class, restored)
 
 
 class InodeTable:
@@ -69,10 +133,12 @@ class InodeTable:
     """
 
     def __init__(self, prefix: bytes) -> None:
-        self.root = Inode(ROOT, ROOT, b"", prefix, None, fresh_until_s=float("inf"), lookups=1)
+        self.root = Inode(ROOT, None, prefix, None, fresh_until_s=float("inf"), lookups=1)
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._inodes: dict[InodeNumber, Inode] = {ROOT: self.root}
+
+        self.forgotten = 0  #: how many have gone so far
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -90,9 +156,10 @@ class InodeTable:
             number = self._number(parent, entry)
             inode = self._inodes.get(number)
             if inode is None:
-                inode = Inode(number, parent.number, entry.name, _key(parent, entry), entry.info)
+                inode = Inode(number, parent, entry.name, entry.info)
                 self._inodes[number] = inode
-            inode.info = entry.info  # same version; a copy of equal content has a new mtime
+            elif entry.info is not None:
+                inode.describe(entry.info)  # a copy of equal content has a new mtime
             inode.fresh_until_s = max(fresh_until_s, inode.fresh_until_s)
             inode.lookups += 1
             return inode
@@ -113,14 +180,25 @@ class InodeTable:
             inode.opens -= 1
             self._drop_unheld(inode)
 
-    def forget(self, number: InodeNumber, lookups: int) -> None:
-        """Uncount what the kernel no longer holds."""
+    def forget(self, number: InodeNumber, lookups: int) -> Inode | None:
+        """Uncount what the kernel no longer holds; return the inode if it is gone now.
+
+        The kernel forgets a million at once: this takes a microsecond of each.
+        """
         with self._lock:
             inode = self._inodes.get(number)
             if inode is None or inode is self.root:
-                return
+                return None
             inode.lookups = max(inode.lookups - lookups, 0)
-            self._drop_unheld(inode)
+            return inode if self._drop_unheld(inode) else None
+
+    def compact(self) -> None:
+        """Give back the room of those that have gone: by itself a dict never shrinks.
+
+        Takes 50 ns for each that is left, in which nobody is answered.
+        """
+        with self._lock:
+            self._inodes = dict(self._inodes)
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
@@ -139,17 +217,24 @@ class InodeTable:
                 return InodeNumber(number)
             number += 1
 
-    def _drop_unheld(self, inode: Inode) -> None:
-        if inode.lookups <= 0 and inode.opens <= 0:
-            self._inodes.pop(inode.number, None)
+    def _drop_unheld(self, inode: Inode) -> bool:
+        if inode.lookups > 0 or inode.opens > 0:
+            return False
+        self.forgotten += 1
+        self._inodes.pop(inode.number, None)
+        return True
 
 
 def digest(key: bytes, info: ObjectInfo | None) -> int:
-    """Return a number of 62 bits, above the root's, for a key and a version. Pure."""
+    """Return a number of 56 bits, above the root's, for a key and a version. Pure.
+
+    The interpreter keeps integers in digits of 30 bits, and whatever room a sum or a shift had
+    on the way. Of a million numbers two are equal once in 150,000 times.
+    """
     version = b"" if info is None else f"{info.etag}\n{info.size_bytes}".encode()
     # A NUL ends the key: none that can be reached has one.
-    value = hashlib.blake2b(key + b"\0" + version, digest_size=8).digest()
-    return (int.from_bytes(value, "little") >> 2) + 2
+    value = hashlib.blake2b(key + b"\0" + version, digest_size=7).digest()
+    return max(int.from_bytes(value, "little"), ROOT + 1)
 
 
 def _key(parent: Inode, entry: Entry) -> bytes:

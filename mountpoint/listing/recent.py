@@ -31,6 +31,7 @@ K = TypeVar("K")
 class _Page(NamedTuple):
     directory: bytes
     asked_at_s: float
+    until_s: float  # one object for all of its lookups: inodes keep it
     entries: dict[bytes, Entry]
 
 
@@ -63,7 +64,7 @@ class Listings:
         What has no version is left out: it has to be asked for one by one.
         """
         known = {entry.name: entry for entry in entries if entry.has_version}
-        page = _Page(directory, asked_at_s, known)
+        page = _Page(directory, asked_at_s, asked_at_s + self._ttl_s, known)
         with self._lock:
             # Pages may come in another order than they were asked for.
             insort(self._pages, page, key=_asked_at_s)
@@ -98,7 +99,7 @@ class Listings:
             for page in reversed(self._of.get(directory, ())):
                 entry = page.entries.get(name)
                 if entry is not None and page.asked_at_s > discarded_at_s:
-                    return entry, page.asked_at_s + self._ttl_s
+                    return entry, page.until_s
             seen_at_s = self._seen_at_s.get(directory + name + b"/")
             if seen_at_s is not None and seen_at_s > self._clock() - self._ttl_s:
                 return Entry(name, None), seen_at_s + self._ttl_s

@@ -35,7 +35,7 @@ class Opened:
         self.client = client
         self.listings = Listings(ttl_s)
         patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
-        self.inode = Inode(ROOT, ROOT, b"", prefix, None)
+        self.inode = Inode(ROOT, None, prefix, None)
         ahead = WalkAhead(client, patience, self.listings, 1.0)
         self.handle = DirectoryHandle(self.inode, 0, client, patience, self.listings, ahead)
 

@@ -1,6 +1,10 @@
 """The inode table: one number per version, kept as long as kernel or handles hold it."""
 
+import gc
+import hashlib
 import threading
+import tracemalloc
+from array import array
 
 import pytest
 from hypothesis import settings
@@ -18,7 +22,11 @@ from mountpoint import inodes
 from mountpoint.errors import StaleInode
 from mountpoint.inodes import ROOT, Inode, InodeNumber, InodeTable
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.tree import Entry
+from mountpoint.s3.wire import parse_list
+from mountpoint.tree import DirectoryMerge, Entry
+
+#: What a known name may take, all included: a million are 330 MB.
+MOST_BYTES_EACH = 330
 
 
 def file(name: bytes, version: int = 1, size: int = 1, mtime_ns: int = 0) -> Entry:
@@ -33,7 +41,7 @@ def test_the_root() -> None:
     """The root is number 1, its own parent, the prefix, and never forgotten."""
     table = InodeTable(b"p/")
     root = table.get(ROOT)
-    assert (root.number, root.parent, root.key, root.is_directory) == (1, 1, b"p/", True)
+    assert (root.number, root.parent, root.key, root.is_directory) == (1, None, b"p/", True)
     table.forget(ROOT, 1000)
     assert table.get(ROOT) is root
     table.check()
@@ -46,7 +54,7 @@ def test_keys() -> None:
     inode = table.looked_up(below, file(b"f"), 0.0)
     assert (below.key, below.directory, below.name) == (b"p/d/", b"p/", b"d")
     assert (inode.key, inode.directory, inode.name) == (b"p/d/f", b"p/d/", b"f")
-    assert inode.parent == below.number
+    assert inode.parent is below
 
 
 def test_same_version_same_number() -> None:
@@ -111,6 +119,82 @@ def test_numbers_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.looked_up(table.root, file(b"b"), 0.0) is two
     assert table.number_of(table.root, file(b"a")) == one.number
     table.check()
+
+
+@pytest.mark.parametrize("storage_class", ["STANDARD", "é\n\udcff", ""])
+def test_what_is_known_of_a_file(storage_class: str) -> None:
+    """An inode tells what S3 said of its object, whatever that is."""
+    table = InodeTable(b"p/")
+    below = table.looked_up(table.root, directory(b"d"), 0.0)
+    info = ObjectInfo(b"p/d/\xff", (1 << 63) - 1, 1 << 60, "e", storage_class, restored=True)
+    inode = table.looked_up(below, Entry(b"\xff", info), 0.0)
+    assert inode.info == info
+    assert below.info is None
+
+
+def test_the_longest_key() -> None:
+    """A file in as many directories as a key can have is known by its key, forgotten by forget."""
+    table = InodeTable(b"")
+    path = [table.root]
+    for _ in range(511):
+        path.append(table.looked_up(path[-1], directory(b"d"), 0.0))
+    inode = table.looked_up(path[-1], file(b"f"), 0.0)
+    assert inode.key == b"d/" * 511 + b"f"
+    for each in path[1:]:
+        table.forget(each.number, 1)
+    assert inode.directory == b"d/" * 511
+    assert len(table) == 2
+
+
+def listing(prefix: bytes, names: range) -> bytes:
+    """Return a LIST answer: names of 30 bytes, ETags of 32 digits, each file of its own time."""
+    contents = "".join(
+        f"<Contents><Key>{prefix.decode()}part-{number:08}-c000.snappy.pq.z</Key>"
+        f"<LastModified>2026-11-{1 + number % 28:02}T12:{number // 60 % 60:02}:{number % 60:02}Z"
+        f"</LastModified><ETag>&quot;{hashlib.md5(b'%d' % number).hexdigest()}&quot;</ETag>"
+        f"<Size>{number * 1000}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        for number in names
+    )
+    return (
+        f"<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
+        f"{contents}</ListBucketResult>"
+    ).encode()
+
+
+def test_memory_of_known_names() -> None:
+    """A million known names are a third of a gigabyte; of forgotten ones nothing is left."""
+    prefix = b"dataset-2026-11/partition-001/"
+    bodies = [listing(prefix, range(start, start + 1000)) for start in range(0, 20_000, 1000)]
+    table = InodeTable(prefix)
+    numbers = array("Q")
+
+    def look_up(body: bytes, fresh_until_s: float) -> None:
+        for entry in DirectoryMerge(prefix).feed(parse_list(body, prefix)):
+            assert len(entry.name) == 30
+            numbers.append(table.looked_up(table.root, entry, fresh_until_s).number)
+
+    def forget() -> None:
+        for number in numbers:
+            table.forget(number, 1)
+        table.compact()
+        del numbers[:]
+
+    look_up(bodies[0], 0.0)  # what is made once
+    forget()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for index, body in enumerate(bodies):
+            look_up(body, float(index))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+        held_bytes -= numbers.buffer_info()[1] * numbers.itemsize
+        forget()
+        gc.collect()  # XML parsers refer to themselves
+        left_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes / 20_000 <= MOST_BYTES_EACH
+    assert left_bytes <= 4096
 
 
 def test_names_in_different_directories() -> None:
