@@ -35,11 +35,15 @@ FEW_LOOKUPS = 2
 
 
 class Span(NamedTuple):
-    """A page, without its names: it began after `after` and tells up to `reach`."""
+    """A page, without its names: it began after `after` and tells up to `reach`.
+
+    `page` is for whoever keeps the names: a number by which to find them.
+    """
 
     after: bytes
     reach: bytes
     asked_at_s: float
+    page: int = 0
 
     def tells_of(self, name: bytes) -> bool:
         """Whether the page says what `name` is, or that it does not exist."""

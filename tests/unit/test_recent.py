@@ -1,5 +1,6 @@
 """Recently listed entries: how long they are good, which one counts, how many there are."""
 
+import math
 import threading
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint.listing import recent as module
-from mountpoint.listing.pages import Span
+from mountpoint.listing.pages import END, Span
 from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.tree import Entry
@@ -178,6 +179,166 @@ def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listings.find(b"d/", b"4-3") is not None
 
 
+def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit a page that a lookup has used is kept once more."""
+    monkeypatch.setattr(module, "MAX_NAMES", 10)
+    listings = Listings(1000.0, Clock())
+    for page in range(10):
+        listings.add(b"d/", names(*(b"%d-%d" % (page, index) for index in range(4))), 90.0 + page)
+        assert listings.find(b"d/", b"0-1") is not None
+    assert listings.find(b"d/", b"9-0") is not None
+    assert listings.find(b"d/", b"7-0") is None
+    listings.check()
+
+
+def test_small_pages_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of few names or none are counted as well."""
+    monkeypatch.setattr(module, "MAX_PAGES", 10)
+    listings = Listings(1000.0, Clock())
+    for page in range(100):
+        listings.add(b"%d/" % page, [], 100.0, Span(b"", END, 100.0))
+    assert len(listings._pages) == 10
+    listings.check()
+
+
+def test_a_directory_listed_again_and_again_is_kept_once() -> None:
+    """A page goes when newer ones name all that it names, however long it might count."""
+    listings = Listings(1000.0, Clock())
+    for time_s in range(50):
+        listings.add(b"d/", names(b"a", b"b"), 50.0 + time_s, Span(b"", END, 50.0 + time_s))
+    assert (len(listings), len(listings._pages)) == (2, 1)
+    listings.add(b"d/", names(b"a", b"b"), 40.0)  # one that comes late
+    assert (len(listings), len(listings._pages)) == (2, 1)
+    listings.check()
+
+
+def test_a_newer_page_that_does_not_name_it() -> None:
+    """What a page tells of and does not name is gone, whatever an older page said."""
+    listings = Listings(1000.0, Clock())
+    listings.add(b"d/", names(b"a", b"b", b"c"), 90.0, Span(b"", END, 90.0))
+    listings.add(b"d/", names(b"a", b"bb"), 95.0, Span(b"", b"bb", 95.0))
+    assert listings.find(b"d/", b"a") == (entry(b"a"), 1095.0)
+    assert listings.find(b"d/", b"b") is None
+    assert listings.find(b"d/", b"c") == (entry(b"c"), 1090.0)
+
+
+def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span whose names had to go is worth asking for again, however young it is."""
+    monkeypatch.setattr(module, "MAX_NAMES", 2)
+    listings = Listings(1000.0, Clock())
+    listings.add(b"d/", names(b"a", b"b"), 90.0, Span(b"", END, 90.0))
+    assert listings.span_of(b"d/", b"a") == Span(b"", END, 90.0)
+    listings.add(b"e/", names(b"a", b"b"), 91.0)
+    assert listings.span_of(b"d/", b"a") == Span(b"", END, -math.inf)
+    assert listings.absent(b"d/", b"x") is None
+
+
+# --- Names that do not exist ---
+
+
+def test_absent_by_a_page() -> None:
+    """A page tells that a name does not exist, for its own ttl, unless something says more."""
+    clock = Clock()
+    listings = Listings(1.0, clock, negative_ttl_s=10.0)
+    assert listings.absent(b"d/", b"x") is None
+    listings.add(b"d/", [*names(b"a", b"m"), Entry(b"q", None)], 99.0, Span(b"", b"q", 99.0))
+    assert listings.absent(b"d/", b"b") == 109.0
+    assert listings.absent(b"d/", b"a") is None
+    assert listings.absent(b"d/", b"q") is None
+    assert listings.absent(b"d/", b"z") is None  # beyond the page
+    assert listings.absent(b"e/", b"b") is None
+    clock.now_s = 108.9
+    assert listings.find(b"d/", b"a") is None
+    assert listings.absent(b"d/", b"a") is None
+    assert listings.absent(b"d/", b"b") == 109.0
+    clock.now_s = 109.0
+    assert listings.absent(b"d/", b"b") is None
+
+
+def test_what_has_no_version_is_not_absent() -> None:
+    """A file that a page named without its version exists."""
+    listings = Listings(1.0, Clock(), negative_ttl_s=10.0)
+    file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
+    listings.add(b"d/", [file], 100.0, Span(b"", END, 100.0))
+    assert listings.absent(b"d/", b"a") is None
+    assert listings.absent(b"d/", b"b") == 110.0
+
+
+def test_absent_by_a_lookup() -> None:
+    """What a lookup did not find is believed not to exist until something names it."""
+    clock = Clock()
+    listings = Listings(1.0, clock, negative_ttl_s=10.0)
+    listings.missed(b"d/", b"x", 99.0)
+    listings.missed(b"d/", b"y", 99.0)
+    listings.missed(b"d/", b"z", 99.0)
+    assert listings.absent(b"d/", b"x") == 109.0
+    listings.add(b"d/", names(b"x"), 98.0)  # an older page that comes late
+    assert listings.absent(b"d/", b"x") == 109.0
+    listings.add(b"d/", names(b"x"), 99.5)
+    listings.discard(b"d/", b"y")
+    listings.see(b"d/z/a/", 99.5)
+    for name in (b"x", b"y", b"z"):
+        assert listings.absent(b"d/", name) is None
+
+
+def test_a_name_that_was_discarded_is_not_absent() -> None:
+    """A name that turned out to be another version is asked for, not taken for gone."""
+    listings = Listings(10.0, Clock(), negative_ttl_s=10.0)
+    listings.add(b"d/", names(b"a"), 99.0, Span(b"", END, 99.0))
+    listings.discard(b"d/", b"a")
+    assert listings.find(b"d/", b"a") is None
+    assert listings.absent(b"d/", b"a") is None
+
+
+def test_absence_is_not_believed_unless_told_to() -> None:
+    """Without a ttl of its own nothing is remembered of what does not exist."""
+    listings = Listings(10.0, Clock())
+    listings.add(b"d/", names(b"a"), 100.0, Span(b"", END, 100.0))
+    listings.missed(b"d/", b"x", 100.0)
+    assert listings.absent(b"d/", b"x") is None
+    assert not listings._missed_at_s
+
+
+def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the oldest go first."""
+    monkeypatch.setattr(module, "MAX_MISSES", 10)
+    monkeypatch.setattr(module, "MAX_SEEN", 5)
+    listings = Listings(1000.0, Clock(), negative_ttl_s=1000.0)
+    for index in range(50):
+        listings.missed(b"d/", b"%02d" % index, 50.0 + index)
+        listings.see(b"%02d/" % index, 50.0 + index)
+        listings.discard(b"e/", b"%02d" % index)
+    assert listings.absent(b"d/", b"39") is None
+    assert listings.absent(b"d/", b"40") is not None
+    assert len(listings._seen_at_s) == len(listings._discarded_at_s) == 5
+
+
+# --- In order ---
+
+
+def test_following() -> None:
+    """The files behind a name come in order, over pages, without directories and what is old."""
+    clock = Clock()
+    listings = Listings(10.0, clock)
+    listings.add(b"d/", [*names(b"a", b"b"), Entry(b"c", None), *names(b"e")], 99.0)
+    listings.add(b"d/", [Entry(b"f", None)], 95.0)
+    listings.add(b"d/", names(b"g", b"h"), 95.0)
+
+    def following(name: bytes, count: int = 9) -> list[bytes]:
+        return [each.name for each in listings.following(b"d/", name, count)]
+
+    assert following(b"a") == [b"b", b"e", b"g", b"h"]
+    assert following(b"a", 2) == [b"b", b"e"]
+    assert following(b"e", 1) == [b"g"]
+    assert following(b"h") == following(b"x") == []
+    listings.discard(b"d/", b"e")
+    listings.add(b"d/", names(b"b", b"bb"), 99.5)
+    assert following(b"a") == [b"b", b"g", b"h"]
+    assert following(b"b") == [b"bb", b"g", b"h"]  # the newest page knows what follows
+    clock.now_s = 108.0
+    assert following(b"a") == [b"b"]
+
+
 class Page(NamedTuple):
     directory: bytes
     asked_at_s: float
@@ -231,7 +392,10 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
                         newest = page.asked_at_s
                         expected = (page.entries[name], newest + TTL_S)
                 assert listings.find(directory, name) == expected
-        assert len(listings) == sum(len(page.entries) for page in pages)
+        listings.check()
+    clock.now_s += 2 * TTL_S
+    assert listings.find(b"", b"a") is None
+    assert len(listings) == 0
 
 
 def test_threads() -> None:
@@ -254,7 +418,8 @@ def test_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(listings) == 4 * 500 * 2
+    assert len(listings) <= 4 * 3 * 2
+    listings.check()
     clock.now_s = 200.0
     assert listings.find(b"0/", b"1") is None
     assert len(listings) == 0
