@@ -18,6 +18,7 @@ It does not look at the directory, the bucket or the credentials: `mount` does.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,9 @@ import click
 
 from mountpoint import __version__, daemon, logs
 from mountpoint.config import (
+    INDEFINITE_TTL_S,
     MIB,
+    MINIMAL_TTL_S,
     REQUEST_S,
     BucketConfig,
     ClientConfig,
@@ -54,6 +57,9 @@ LEAST_MEMORY_BYTES = 128 * MIB
 MOST_MEMORY_BYTES = 1024 * MIB
 #: What may be told, in MiB.
 MEMORY_MIB = (16, 1 << 20)
+
+#: Stands for the word "minimal" where seconds are told.
+MINIMAL = -1.0
 
 EPILOG = """\
 In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashes, with commas
@@ -156,6 +162,16 @@ def octal(text: str) -> int:
         raise click.BadParameter(f"'{text}' is not an octal number such as 0755.") from None
 
 
+def time_to_live(text: str) -> float:
+    """Return the seconds that `text` tells; `MINIMAL` for that word."""
+    words = {"minimal": MINIMAL, "indefinite": INDEFINITE_TTL_S}
+    if text in words:
+        return words[text]
+    if re.fullmatch(r"\+?[0-9]+", text):
+        return float(text)
+    raise click.BadParameter(f"'{text}' is not a whole number of seconds, minimal or indefinite.")
+
+
 def _option(topic: str, *names: str, **attributes: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=TopicOption, topic=topic, **attributes)
 
@@ -164,6 +180,7 @@ BUCKET = "Bucket options"
 CREDENTIALS = "AWS credentials options"
 MOUNT = "Mount options"
 CLIENT = "Client options"
+CACHING = "Caching options"
 LOGGING = "Logging options"
 
 
@@ -271,6 +288,24 @@ LOGGING = "Logging options"
 )
 @_option(CLIENT, "--ca-bundle", metavar="FILE", help="Certificates to trust, PEM.")
 @_option(
+    CACHING,
+    "--metadata-ttl",
+    type=time_to_live,
+    default="minimal",
+    metavar="SECONDS|indefinite|minimal",
+    label="--metadata-ttl TTL",
+    help="How long names, attributes and versions are believed: SECONDS, indefinite or minimal "
+    "(1 s, and open always asks).  [default: minimal]",
+)
+@_option(
+    CACHING,
+    "--negative-metadata-ttl",
+    type=time_to_live,
+    metavar="SECONDS|indefinite|minimal",
+    label="--negative-metadata-ttl TTL",
+    help="How long a name that was not there is believed not to be.  [default: as --metadata-ttl]",
+)
+@_option(
     LOGGING,
     "-l",
     "--log-directory",
@@ -347,6 +382,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
         filesystem=FileSystemConfig(
             uid=os.getuid() if uid is None else uid,
             gid=os.getgid() if gid is None else gid,
+            **_caching(options["metadata_ttl"], options["negative_metadata_ttl"]),
             **_given(options, "dir_mode", "file_mode"),
         ),
         client=ClientConfig(
@@ -367,6 +403,16 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             **_same(options, "foreground", "debug", "debug_crt", "no_log"),
         ),
     )
+
+
+def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
+    """Return what `FileSystemConfig` calls the two times to live."""
+    negative_ttl_s = ttl_s if negative_ttl_s is None else negative_ttl_s
+    return {
+        "ttl_s": MINIMAL_TTL_S if ttl_s == MINIMAL else ttl_s,
+        "negative_ttl_s": max(negative_ttl_s, 0.0),
+        "asks_on_open": ttl_s <= 0,
+    }
 
 
 def memory_bytes(target_mib: int | None) -> int:

@@ -25,6 +25,12 @@ ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
 REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
 OTHER_REGION = re.compile(r"[\w.-]{1,64}")
 
+#: How old a name or an attribute may be unless told: the reference's bound for what it says of
+#: files that were there. Less makes the kernel ask for each name of a listing again.
+MINIMAL_TTL_S = 1.0
+#: What "indefinite" is, and the longest that may be told: 100 years, as in the reference.
+INDEFINITE_TTL_S = 100 * 365 * 86_400.0
+
 #: (uid_t) -1 means "unchanged" to chown(2), so it is nobody's number.
 MAX_ID = (1 << 32) - 2
 
@@ -154,15 +160,23 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class FileSystemConfig:
-    """What files and directories look like. `ttl_s` bounds how old an attribute may be."""
+    """What files and directories look like, and how old what is said of them may be.
+
+    `ttl_s` bounds the age of names, attributes and, without `asks_on_open`, of the version
+    that is opened; `negative_ttl_s` the age of the knowledge that a name does not exist.
+    """
 
     uid: int
     gid: int
     dir_mode: int = 0o755
     file_mode: int = 0o644
-    ttl_s: float = 1.0
+    ttl_s: float = MINIMAL_TTL_S
+    negative_ttl_s: float = 0.0
+    asks_on_open: bool = True
 
     def __post_init__(self) -> None:
+        check_range("--metadata-ttl", self.ttl_s, 0, INDEFINITE_TTL_S, "seconds")
+        check_range("--negative-metadata-ttl", self.negative_ttl_s, 0, INDEFINITE_TTL_S, "seconds")
         check_range("--uid", self.uid, 0, MAX_ID)
         check_range("--gid", self.gid, 0, MAX_ID)
         for option, mode in (("--dir-mode", self.dir_mode), ("--file-mode", self.file_mode)):

@@ -43,7 +43,11 @@ class OperationError(Exception):
 
 
 class NoSuchEntry(OperationError):
-    """No object and no common prefix has this name."""
+    """No object and no common prefix has this name; that may be believed for `ttl_s`."""
+
+    def __init__(self, reason: str = "", *, ttl_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.ttl_s = ttl_s
 
 
 class NameTooLong(OperationError):

@@ -9,6 +9,10 @@ llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, i
 * An open file is one version of the object to the end.
 * An attribute or a name may be `ttl_s` old. The kernel is told what is left of that, so that
   its cache and ours do not add up.
+
+Without `asks_on_open` a version that is younger than `ttl_s` is opened unasked, and its first
+read makes the first request. When that shows that the object is another one or gone, the read
+fails, and from then on it is asked for.
 """
 
 import os
@@ -103,7 +107,7 @@ class FileSystem:
         self._mounted_at_ns = time.time_ns()
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix)
-        self._listings = Listings(config.ttl_s)
+        self._listings = Listings(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
         self._siblings = Siblings(client, patience, self._listings, config.ttl_s)
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
         self._files: HandleTable[ReadHandle] = HandleTable()
@@ -192,7 +196,7 @@ class FileSystem:
     # --- files ---
 
     def open(self, number: InodeNumber, flags: int) -> HandleNumber:
-        """Open a file for reading, if the inode's version is still the newest."""
+        """Open a file for reading, if the inode's version is, or is believed to be, the newest."""
         inode = self._inodes.get(number)
         info = inode.info
         if info is None:
@@ -202,11 +206,13 @@ class FileSystem:
         self._inodes.opened(inode)  # so that it stays while S3 is asked
         asked_at_s = time.monotonic()
         try:
-            handle = ReadHandle(inode, self._open_stream(inode, info))
-            self._listings.see(inode.directory, asked_at_s)
+            if flags & os.O_DIRECT or not self._believes(inode, info, asked_at_s):
+                handle = ReadHandle(inode, self._open_stream(inode, info))
+                self._listings.see(inode.directory, asked_at_s)
+            else:
+                handle = ReadHandle(inode, self._stream_unasked(inode, info))
         except (PreconditionFailed, NotFound, StaleInode) as error:
-            self._listings.discard(inode.directory, inode.name)
-            inode.fresh_until_s = 0.0
+            self._disbelieve(inode)
             self._inodes.released(inode)
             if isinstance(error, NotFound):
                 raise NoSuchEntry("the object was deleted") from None
@@ -219,12 +225,18 @@ class FileSystem:
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
-        return self._files.get(number).read(offset, size)
+        handle = self._files.get(number)
+        try:
+            return handle.read(offset, size)
+        except (PreconditionFailed, NotFound):
+            self._disbelieve(handle.inode)
+            raise
 
     def release(self, number: HandleNumber) -> None:
         """Close a file."""
         handle = self._files.remove(number)
         handle.close()
+        handle.inode.paged = handle.inode.paged or handle.was_read
         self._inodes.released(handle.inode)
 
     # --- for log lines ---
@@ -264,8 +276,17 @@ class FileSystem:
             raise NoSuchEntry()
         if len(directory) + len(name) > tree.MAX_KEY_BYTES:
             raise NoSuchEntry("no key is that long")
+        asked_at_s = time.monotonic()
+        absent_until_s = self._listings.absent(directory, name)
+        if absent_until_s is not None:
+            raise NoSuchEntry(ttl_s=absent_until_s - asked_at_s)
         tries = self._patience.begin()
-        return self._siblings.find(directory, name) or self._find_alone(directory, name, tries)
+        try:
+            return self._siblings.find(directory, name) or self._find_alone(directory, name, tries)
+        except NoSuchEntry:
+            self._listings.missed(directory, name, asked_at_s)
+            passed_s = time.monotonic() - asked_at_s
+            raise NoSuchEntry(ttl_s=max(self._config.negative_ttl_s - passed_s, 0.0)) from None
 
     def _find_alone(self, directory: bytes, name: bytes, tries: Tries) -> tuple[Entry, float]:
         asked_at_s = time.monotonic()
@@ -297,6 +318,32 @@ class FileSystem:
         return self._patience.ask(
             lambda: self._client.list(prefix, token=token, max_keys=1), tries
         ).answer()
+
+    def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
+        """Whether a version may be opened without asking S3."""
+        # A listing does not say whether an archived object has been restored.
+        if self._config.asks_on_open or info.storage_class in ARCHIVE_CLASSES:
+            return False
+        if inode.fresh_until_s <= now_s:
+            return False
+        known = self._listings.find(inode.directory, inode.name)
+        if known is None:
+            return not self._listings.is_gone(inode.directory, inode.name)
+        return inode.is_version(known[0])
+
+    def _disbelieve(self, inode: Inode) -> None:
+        """Note that the object is not, or is no longer, the inode's version."""
+        self._listings.discard(inode.directory, inode.name)
+        inode.fresh_until_s = 0.0
+
+    def _stream_unasked(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
+        """Return a stream of a version that is believed to be the newest one."""
+        if info.size_bytes == 0:
+            return None
+        stream = self._streams.stream(info)
+        if not inode.paged:
+            stream.open_when_read()
+        return stream
 
     def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
         """Return a stream of the inode's version, if it is the newest one."""

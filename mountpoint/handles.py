@@ -67,6 +67,11 @@ class ReadHandle:
         self.inode = inode
         self._stream = stream
 
+    @property
+    def was_read(self) -> bool:
+        """Whether there have been bytes for the kernel to keep."""
+        return self._stream is not None and self._stream.read_bytes > 0
+
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         return b"" if self._stream is None else self._stream.read(offset, size)

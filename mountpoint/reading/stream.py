@@ -89,6 +89,7 @@ class ReadStream:
         self._lease = budget.lease()
         self._window = Window(info.size_bytes, part_bytes=config.part_size_bytes)
         self._closed = False
+        self._head_due = False  # the first read fetches the head
         self._head_read = False  # somebody has read from what `open` fetched
         self._waiting = 0  # calls that are waiting for parts
         self._timely = 0  # parts in a row that came in time
@@ -108,21 +109,9 @@ class ReadStream:
         object must not be empty.
         """
         tries = self._patience.begin()
-        stop = self._head_bytes
-        for less in (HEAD_BYTES, LEAST_BYTES):
-            if self._lease.try_take(stop):
-                break
-            stop = min(stop, less)
-        else:
-            self._lease.take(stop)
-        step = min(HEAD_PART_BYTES, self._config.part_size_bytes)
-        first = min(stop, step)
         with self._lock:
             self._waiting += 1
-            self._window.fetched_head(stop)
-            head = self._issue(0, first, ahead=True)
-            for start in range(first, stop, step):
-                self._issue(start, min(start + step, stop), ahead=True)
+            head = self._issue_head()
         try:
             while True:
                 head.wait_for_headers(self._time_for(head, tries))
@@ -132,11 +121,15 @@ class ReadStream:
                 if head.info is not None and not head.failed:
                     return head.info
                 with self._lock:
-                    self._lease.take(first)
-                    head = self._issue(0, first, ahead=True)
+                    self._lease.take(head.stop)
+                    head = self._issue(0, head.stop, ahead=True)
         finally:
             with self._lock:
                 self._waiting -= 1
+
+    def open_when_read(self) -> None:
+        """Let the first read fetch the head, in place of `open`."""
+        self._head_due = True
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
@@ -222,10 +215,30 @@ class ReadStream:
                 self._count_read()
                 self._drop([part for part in parts if not part.ahead and part.stop <= stop])
 
+    def _issue_head(self) -> Part:
+        """Issue the first GETs, as far as there is memory; return the first (lock held)."""
+        stop = self._head_bytes
+        for less in (HEAD_BYTES, LEAST_BYTES):
+            if self._lease.try_take(stop):
+                break
+            stop = min(stop, less)
+        else:
+            self._lease.take(stop)
+        self._window.fetched_head(stop)
+        step = min(HEAD_PART_BYTES, self._config.part_size_bytes)
+        first = self._issue(0, min(step, stop), ahead=True)
+        for start in range(step, stop, step):
+            self._issue(start, min(start + step, stop), ahead=True)
+        return first
+
     def _cover(self, offset: int, stop: int, *, plan: bool) -> list[Part]:
         """Return parts that cover [offset, stop), issuing what is missing (lock held)."""
         if self._closed:
             raise BadHandle("the file has been closed")
+        if self._head_due:
+            self._head_due = False
+            if offset < self._head_bytes:
+                self._issue_head()
         self._head_read = self._head_read or offset < self._head_bytes
         todo: list[Range] = [(offset, stop)]
         if plan:

@@ -339,6 +339,44 @@ def test_usage_errors_exit_2(mounted: Mounted, arguments: list[str], words: str)
     assert mounted.config is None
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (1.0, 0.0, True)),
+        (["--metadata-ttl", "minimal"], (1.0, 0.0, True)),
+        (["--metadata-ttl", "0"], (0.0, 0.0, True)),
+        (["--metadata-ttl", "1"], (1.0, 1.0, False)),
+        (["--metadata-ttl", "+60"], (60.0, 60.0, False)),
+        (["-o", "metadata-ttl=60"], (60.0, 60.0, False)),
+        (["-o", "metadata_ttl=60,negative_metadata_ttl=minimal"], (60.0, 0.0, False)),
+        (["--metadata-ttl", "indefinite"], (3_153_600_000.0, 3_153_600_000.0, False)),
+        (["--metadata-ttl", "3153600000"], (3_153_600_000.0, 3_153_600_000.0, False)),
+        (["--metadata-ttl=60", "--negative-metadata-ttl=5"], (60.0, 5.0, False)),
+        (["--metadata-ttl=60", "--negative-metadata-ttl=0"], (60.0, 0.0, False)),
+        (["--negative-metadata-ttl", "5"], (1.0, 5.0, True)),
+        (["--negative-metadata-ttl", "indefinite"], (1.0, 3_153_600_000.0, True)),
+        (["--negative-metadata-ttl", "minimal"], (1.0, 0.0, True)),
+    ],
+)
+def test_times_to_live(
+    mounted: Mounted, options: list[str], expected: tuple[float, float, bool]
+) -> None:
+    """The two times to live, and whether open asks; the second is as the first unless told."""
+    config = config_of(mounted, *options).filesystem
+    assert (config.ttl_s, config.negative_ttl_s, config.asks_on_open) == expected
+
+
+@pytest.mark.parametrize("option", ["--metadata-ttl", "--negative-metadata-ttl"])
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "1s", "never", "Minimal", "٣", "1e3", " 1"])
+def test_what_is_no_time_to_live(mounted: Mounted, option: str, value: str) -> None:
+    """A time to live is a whole number of seconds or one of two words."""
+    said = refusal("bucket", "/mnt", f"{option}={value}", code=2)
+    assert f"'{option}': '{value}' is not a whole number of seconds, minimal or" in said
+    said = refusal("bucket", "/mnt", option, "3153600001")
+    assert f"{option} 3153600001 is out of range it must be 0 to 3153600000 seconds" in said
+    assert mounted.config is None
+
+
 def test_line_of_mount_fuse(mounted: Mounted) -> None:
     """What mount(8) makes of an /etc/fstab line, with what mount.fuse and systemd add."""
     words = (
@@ -396,6 +434,7 @@ def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         "AWS credentials options:",
         "Mount options:",
         "Client options:",
+        "Caching options:",
         "Logging options:",
         "Options:",
         "Examples:",
