@@ -302,6 +302,7 @@ class FileSystem:
         entry = tree.decide(name, head, below)
         if entry is None:
             raise NoSuchEntry()
+        self._listings.add(directory, [entry], asked_at_s)
         return entry, asked_at_s + self._config.ttl_s
 
     def _any_below(self, prefix: bytes, tries: Tries) -> bool:
@@ -366,7 +367,9 @@ class FileSystem:
         inode.paged = True
         return stream
 
-    def _attributes(self, inode: Inode, ttl_s: float) -> Attributes:
+    def _attributes(self, inode: Inode, left_s: float) -> Attributes:
+        """Return the attributes of an inode that may be believed for `left_s`."""
+        ttl_s = min(max(left_s, 0.0), self._config.ttl_s)
         info = inode.info
         if info is None:
             kind, links = stat.S_IFDIR | self._config.dir_mode, 2
@@ -374,6 +377,8 @@ class FileSystem:
         else:
             kind, links = stat.S_IFREG | self._config.file_mode, 1
             size_bytes, mtime_ns = info.size_bytes, info.mtime_ns
+            # So that the kernel asks for a file that is in use when it can be renewed.
+            ttl_s -= self._siblings.ahead_s if ttl_s > self._siblings.ahead_s else 0.0
         return Attributes(
             inode=inode.number,
             mode=kind,
@@ -382,5 +387,5 @@ class FileSystem:
             mtime_ns=mtime_ns,
             uid=self._config.uid,
             gid=self._config.gid,
-            ttl_s=min(max(ttl_s, 0.0), self._config.ttl_s),
+            ttl_s=ttl_s,
         )

@@ -23,6 +23,8 @@ END = b"\xff" * (MAX_KEY_BYTES + 1)
 #: a HEAD (20 ms on S3) and a LIST (50 ms) at once; a page takes no longer, but is 200 KB and 14 ms
 #: of CPU, where the two requests are 1 KB and 2 ms.
 PAGE_PRICE = 2
+#: With so many names it is not dearer than the two requests.
+SMALL_PAGE = 100
 #: Two pages on trust: the first may end just behind the name that it was asked for.
 FIRST_CREDIT = 2 * PAGE_PRICE
 #: Sixteen threads may each find their page too old in the same moment.
@@ -188,6 +190,10 @@ class Account:
             return False
         self._credit -= PAGE_PRICE
         return True
+
+    def refund(self) -> None:
+        """Note that a page was small, and so cost nothing."""
+        self._credit = min(self._credit + PAGE_PRICE, MOST_CREDIT)
 
     @property
     def rests(self) -> bool:

@@ -27,7 +27,7 @@ from dataclasses import replace
 import structlog
 
 from mountpoint.errors import NoSuchEntry, OperationError
-from mountpoint.listing.pages import Account, Span, just_before, reach_of
+from mountpoint.listing.pages import SMALL_PAGE, Account, Span, just_before, reach_of
 from mountpoint.listing.recent import Listings
 from mountpoint.s3.client import ListPage, ObjectClient
 from mountpoint.s3.retry import Patience
@@ -61,7 +61,10 @@ class _Flight:
 
 
 class Siblings:
-    """Lookups by pages of the directory's listing. Thread-safe; no lock is held while waiting."""
+    """Lookups by pages of the directory's listing. Thread-safe; no lock is held while waiting.
+
+    What has only `ahead_s` left to be believed is renewed when it is looked up, without a wait.
+    """
 
     def __init__(
         self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
@@ -72,7 +75,7 @@ class Siblings:
         self._listings = listings
         # constants
         self._ttl_s = ttl_s
-        self._ahead_s = min(AHEAD_S, ttl_s / 4)
+        self.ahead_s = min(AHEAD_S, ttl_s / 4)
         self._enabled = client.lists_in_order and ttl_s > 0
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -97,7 +100,7 @@ class Siblings:
                 return self._first_hand(flight, name)
             known = self._listings.find(directory, name)
         if known is not None:
-            self._answered(directory, name, known[1])
+            self._answered(directory, known[0], known[1])
         return known
 
     def _board(self, directory: bytes, name: bytes) -> tuple[_Flight | None, bool]:
@@ -121,8 +124,12 @@ class Siblings:
                 return None, False
             return self._new_flight(directory, after, explores=span is None), True
 
-    def _answered(self, directory: bytes, name: bytes, fresh_until_s: float) -> None:
-        """Note a lookup that was answered by a page, and renew the page if it is time."""
+    def _answered(self, directory: bytes, entry: Entry, fresh_until_s: float) -> None:
+        """Note a lookup that was answered without asking, and renew what it came from in time.
+
+        That is for files to do: a page that names one also shows that all directories above
+        it exist, whose names are looked up before.
+        """
         flight = None
         with self._lock:
             now_s = time.monotonic()
@@ -130,16 +137,17 @@ class Siblings:
             if account is None:
                 return
             account.answered(now_s)
-            if fresh_until_s - now_s >= self._ahead_s:
+            if entry.is_directory or fresh_until_s - now_s > self.ahead_s:
                 return
-            span = self._listings.span_of(directory, name)
-            if (
-                span is not None
-                and span.asked_at_s <= now_s - self._ttl_s + self._ahead_s
-                and (directory, span.after) not in self._flights
-                and account.spares_page()
-            ):
-                flight = self._new_flight(directory, span.after, explores=False)
+            span = self._listings.span_of(directory, entry.name)
+            if span is not None and span.asked_at_s > now_s - self._ttl_s + self.ahead_s:
+                return
+            after = just_before(entry.name) if span is None else span.after
+            under_way = (directory, after) in self._flights or (
+                span is None and directory in self._exploring
+            )
+            if not under_way and account.spares_page():
+                flight = self._new_flight(directory, after, explores=span is None)
         if flight is not None:
             self._ask(flight)
 
@@ -185,6 +193,9 @@ class Siblings:
         flight.entries = [each for each in merged if each.is_directory or span.tells_of(each.name)]
         flight.span = span
         self._listings.add(flight.directory, flight.entries, flight.asked_at_s, span)
+        if len(flight.entries) <= SMALL_PAGE:
+            with self._lock:
+                self._account(flight.directory).refund()
 
     def _first_hand(self, flight: _Flight, name: bytes) -> tuple[Entry, float] | None:
         """Answer the lookup that a page was asked for, from that page."""

@@ -17,6 +17,7 @@ from mountpoint.errors import (
     StaleInode,
 )
 from mountpoint.inodes import ROOT, InodeNumber
+from mountpoint.listing.siblings import AHEAD_S
 from tests.unit.fake_client import FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import tree_of
@@ -230,10 +231,10 @@ def test_names_are_believed_for_the_ttl() -> None:
                 world.look(b"%03d" % index)
             world.pass_s(9.9)
         assert kinds(world) == ["list"]
-        assert world.fs.getattr(numbers[0]).ttl_s == pytest.approx(0.6)
+        assert world.fs.getattr(numbers[0]).ttl_s == pytest.approx(0.6 - AHEAD_S)
         world.pass_s(0.6)
         for index in range(100):
-            assert world.look(b"%03d" % index).ttl_s == 60.0
+            assert world.look(b"%03d" % index).ttl_s == 60.0 - AHEAD_S
         assert kinds(world) == ["list"]
 
 
