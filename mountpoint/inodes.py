@@ -32,10 +32,10 @@ _NUMBERS = struct.Struct("<qq?")
 class Inode:
     """A directory, or one version of an object.
 
-    There are as many as the kernel cares to remember: a `find` makes millions. So the key is
-    put together from names, what S3 said of the object is packed into one `bytes`, and numbers
-    are no longer than they need to be. One takes 330 bytes in place of 800 (CPython 3.11, names
-    of 30 bytes in keys of 60, ETags of 32 digits).
+    There are as many as the kernel cares to remember: a `find` makes millions. So a file's key
+    is put together from its directory's and its name, what S3 said of the object is packed into
+    one `bytes`, and numbers are no longer than they need to be. One takes 340 bytes in place of
+    800 (CPython 3.11, names of 30 bytes in keys of 60, ETags of 32 digits).
 
     `parent` is the directory that it is in, None for the root; `name` is the root's prefix
     there. `lookups` is what the kernel holds, `opens` our open handles; an inode stays while
@@ -45,6 +45,7 @@ class Inode:
 
     __slots__ = (
         "_packed",
+        "_prefix",
         "fresh_until_s",
         "lookups",
         "name",
@@ -67,6 +68,9 @@ class Inode:
         self.number = number
         self.parent = parent
         self.name = name
+        self._prefix: bytes | None = None  # of a directory
+        if info is None:
+            self._prefix = name if parent is None else parent.key + name + b"/"
         # mutable
         self._packed = None if info is None else _pack(info)
         self.fresh_until_s = fresh_until_s
@@ -81,13 +85,10 @@ class Inode:
 
     @property
     def key(self) -> bytes:
-        """The object's key, or the directory's prefix.
-
-        Its 1,024 bytes have 512 names at most, half of what the interpreter's stack allows.
-        """
-        if self.parent is None:
-            return self.name
-        return self.parent.key + self.name + (b"/" if self.is_directory else b"")
+        """The object's key, or the directory's prefix."""
+        if self._prefix is not None:
+            return self._prefix
+        return self.directory + self.name
 
     @property
     def directory(self) -> bytes:
@@ -213,7 +214,10 @@ class InodeTable:
         number = digest(key, entry.info)
         while True:
             inode = self._inodes.get(InodeNumber(number))
-            if inode is None or (inode.key == key and inode.is_version(entry)):
+            if inode is None:
+                return InodeNumber(number)
+            same = inode.parent is parent and inode.name == entry.name
+            if (same or inode.key == key) and inode.is_version(entry):
                 return InodeNumber(number)
             number += 1
 
