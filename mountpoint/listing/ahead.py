@@ -149,8 +149,9 @@ class _Flat:
         self._listing: FlatListing | None = None
         self._token: str | None = None  # of the page after the last one
         self._asked: Asked | None = None  # the page under way
-        self._whole: dict[bytes, Listed] = {}  # directories that have not been opened yet
-        self._few = 0  # with so many left the next page is asked for
+        self._whole: dict[bytes, Listed] = {}
+        self._to_come = 0  # of the last page
+        self._few = 0  # with so many to come the next page is asked for
 
     @property
     def rests(self) -> bool:
@@ -170,10 +171,11 @@ class _Flat:
             if self._asked is None:
                 self._ask_for(directory, base)
             self._receive()
-        found = self._whole.pop(directory, None)
+        found = self._whole.get(directory)
         if found is not None:
             self._account.answered(time.monotonic())
-            if len(self._whole) <= self._few:
+            self._to_come -= 1
+            if self._to_come <= self._few:
                 self._ask_next()
         return found
 
@@ -181,7 +183,7 @@ class _Flat:
         """Ask for a page that tells of a directory, if one is worth it."""
         if self._listing is not None and self._listing.is_in(directory):
             # It is larger than what was ahead. Its subdirectories are there, if any are.
-            if not self._whole:
+            if self._to_come <= 0:
                 self._ask_next()
             return
         self._stop()
@@ -226,7 +228,8 @@ class _Flat:
             return
         self._token = page.next_token
         self._whole |= {each.prefix: each for each in whole}
-        self._few = len(self._whole) // 2
+        self._to_come = len(whole)
+        self._few = len(whole) // 2
         for each in whole:
             self._listings.see(each.prefix, each.asked_at_s)
 

@@ -41,15 +41,21 @@ class Walk:
             self._listed.popitem(last=False)
 
     def opened(self, directory: bytes, now_s: float) -> bool:
-        """Note that a directory is opened; return whether this is a step of a walk."""
+        """Note that a directory is opened; return whether this is a step of a walk.
+
+        One that is opened twice in a row, as `glob` does, is no step and no end of the walk.
+        """
         parent = self._listed.get(_parent(directory))
-        if parent is None or not parent.step_to(directory):
+        if parent is not None and parent.is_last(directory):
+            pass
+        elif parent is not None and parent.step_to(directory):
+            self._listed.move_to_end(_parent(directory))
+            self._steps_s.append(now_s)
+        else:
             self._listed.clear()
             self._steps_s.clear()
             self.top = directory
             return False
-        self._listed.move_to_end(_parent(directory))
-        self._steps_s.append(now_s)
         return len(self._steps_s) == FEW_STEPS and now_s - self._steps_s[0] < WITHIN_S
 
     def next_after(self, directory: bytes, count: int) -> list[bytes]:
@@ -67,6 +73,10 @@ class _Children:
     def __init__(self, prefixes: list[bytes] | None = None) -> None:
         self.prefixes = prefixes or []
         self._last = b""
+
+    def is_last(self, directory: bytes) -> bool:
+        """Whether it is the one that was opened last."""
+        return directory == self._last
 
     def step_to(self, directory: bytes) -> bool:
         """Note that one is opened; return whether it is one, and behind the last."""

@@ -114,6 +114,16 @@ def test_without_stat() -> None:
         assert asked(world) == (3, 4, 0)
 
 
+def test_each_directory_twice() -> None:
+    """Python's `glob` lists each directory twice in a row: what was ahead serves both."""
+    objects = tree(20, 20, 10)
+    with mounted(objects) as world:
+        for path, names in walk(world, stats=False):
+            number = world.look(path[:-1]).inode if path else ROOT
+            assert [line.name for line in world.lines(number, PROCESS)[2:]] == names
+        assert asked(world) == (6, 4, 0)
+
+
 @pytest.mark.parametrize("pause_s", [0.05, 0.15, 0.3])
 def test_a_slow_walk(pause_s: float) -> None:
     """Whoever takes his time is served by pages that he outruns: fewer than directories still."""
