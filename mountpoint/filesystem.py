@@ -164,8 +164,9 @@ class FileSystem:
     def opendir(self, number: InodeNumber, process: int = 0) -> HandleNumber:
         """Open a directory for a process. Its listing is made when it is read."""
         inode = self._directory(number)
+        first = self._ahead.opened(process, inode.key)
         handle = DirectoryHandle(
-            inode, process, self._client, self._patience, self._listings, self._ahead
+            inode, process, self._client, self._patience, self._listings, first
         )
         self._inodes.opened(inode)
         return self._directories.add(handle)
@@ -183,7 +184,9 @@ class FileSystem:
             if index >= position
         ]
         start = max(position - len(dots), 0)
-        for index, entry in enumerate(handle.read(start, ENTRIES_PER_READ), start + len(dots)):
+        entries = handle.read(start, ENTRIES_PER_READ)
+        self._ahead.listed(handle.process, inode.key, entries)
+        for index, entry in enumerate(entries, start + len(dots)):
             mode = stat.S_IFDIR if entry.is_directory else stat.S_IFREG
             number_ = self._inodes.number_of(inode, entry)
             lines.append(DirectoryEntry(entry.name, number_, mode, index + 1))
@@ -191,7 +194,9 @@ class FileSystem:
 
     def releasedir(self, number: HandleNumber) -> None:
         """Close a directory."""
-        self._inodes.released(self._directories.remove(number).inode)
+        handle = self._directories.remove(number)
+        handle.close()
+        self._inodes.released(handle.inode)
 
     # --- files ---
 

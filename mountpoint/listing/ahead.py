@@ -14,8 +14,7 @@ that was asked for after `opendir`, always.
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import CancelledError, Future
-from typing import NamedTuple
+from concurrent.futures import CancelledError
 
 import structlog
 
@@ -23,8 +22,9 @@ from mountpoint.errors import OperationError
 from mountpoint.listing.flat import FlatListing, Listed
 from mountpoint.listing.pages import Account
 from mountpoint.listing.recent import Listings
+from mountpoint.listing.runs import Asked
 from mountpoint.listing.walk import Walk
-from mountpoint.s3.client import ListPage, ObjectClient
+from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 
@@ -40,13 +40,6 @@ FIRST_TRUST = 4
 MAX_TRUST = 8
 #: Processes that are watched.
 MAX_WALKERS = 16
-
-
-class Asked(NamedTuple):
-    """A page that has been asked for."""
-
-    future: "Future[ListPage]"
-    asked_at_s: float
 
 
 class WalkAhead:
@@ -68,7 +61,7 @@ class WalkAhead:
         self._walkers: OrderedDict[int, _Walker] = OrderedDict()  # by process, last used last
 
     def opened(self, process: int, directory: bytes) -> Listed | Asked | None:
-        """Note that a process begins to read a directory; return what is known of it.
+        """Note that a process opens a directory; return what is known of it.
 
         Waits for a page that is under way, as long as for one try. Raises nothing.
         """

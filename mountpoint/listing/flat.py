@@ -13,11 +13,14 @@ from mountpoint.tree import DirectoryMerge, Entry
 
 
 class Listed(NamedTuple):
-    """A whole directory. `asked_at_s` is when the oldest page that it is from was asked for."""
+    """A whole directory. `asked_at_s` is when the oldest page that it is from was asked for,
+    `hidden` how many keys of it are not shown because they cannot be names.
+    """
 
     prefix: bytes
     entries: list[Entry]
     asked_at_s: float
+    hidden: int = 0
 
 
 @dataclass(slots=True)
@@ -69,8 +72,9 @@ class FlatListing:
         whole = []
         while self._open and not (key is not None and key.startswith(self._open[-1].prefix)):
             left = self._open.pop()
-            entries = DirectoryMerge(left.prefix).feed(ListPage(left.objects, left.prefixes))
-            whole.append(Listed(left.prefix, entries, left.asked_at_s))
+            merge = DirectoryMerge(left.prefix)
+            entries = merge.feed(ListPage(left.objects, left.prefixes))
+            whole.append(Listed(left.prefix, entries, left.asked_at_s, merge.unnameable))
         return whole
 
     def _enter(self, key: bytes, asked_at_s: float) -> None:

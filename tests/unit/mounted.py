@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mountpoint import filesystem, handles
+from mountpoint import filesystem
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listing import ahead, siblings
+from mountpoint.listing import ahead, directory, siblings
 from mountpoint.listing.recent import Listings
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
@@ -94,8 +94,8 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
-        patch.setattr(handles, "time", clock)
         patch.setattr(ahead, "time", clock)
+        patch.setattr(directory, "time", clock)
         patch.setattr(siblings, "time", clock)
         patch.setattr(
             filesystem, "Listings", functools.partial(Listings, clock=lambda: clock.now_s)

@@ -23,6 +23,7 @@ from mountpoint.errors import (
 from mountpoint.filesystem import Attributes
 from mountpoint.inodes import ROOT
 from mountpoint.listing import siblings
+from mountpoint.listing.directory import MOST_AHEAD
 from mountpoint.listing.pages import LOOKUPS_ALONE
 from mountpoint.listing.siblings import AHEAD_S
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -141,7 +142,9 @@ def test_in_any_order(count: int) -> None:
     with mounted(files(count)) as world:
         world.names()
         pages = -(-count // 1000)
-        assert asked(world) == (pages, 0, 0)
+        lists, *lone = asked(world)  # some are asked for beyond the end
+        assert pages <= lists <= pages + MOST_AHEAD
+        assert lone == [0, 0]
         for second in range(3):
             world.pass_s(1.0)
             order = names(count)
