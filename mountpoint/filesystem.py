@@ -344,12 +344,16 @@ class FileSystem:
 
     def _stream_unasked(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
         """Return a stream of a version that is believed to be the newest one."""
-        if info.size_bytes == 0:
-            return None
-        stream = self._streams.stream(info)
-        if not inode.paged:
-            stream.open_when_read()
-        return stream
+
+        def following(count: int) -> list[ObjectInfo]:
+            entries = self._listings.following(inode.directory, inode.name, count)
+            infos = [each.info for each in entries if each.info is not None]
+            return [each for each in infos if each.storage_class not in ARCHIVE_CLASSES]
+
+        try:
+            return self._streams.unasked(info, following, paged=inode.paged)
+        except (PreconditionFailed, NotFound):  # when it was fetched ahead
+            return self._open_stream(inode, info)
 
     def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
         """Return a stream of the inode's version, if it is the newest one."""

@@ -26,6 +26,9 @@ CounterName = Literal[
     "bytes_fetched",
     # What the kernel read; counted with the next request, or when the file is closed.
     "bytes_read",
+    # Of files that were asked for ahead of their opens, and of those of them nobody opened.
+    "bytes_prefetched",
+    "bytes_prefetched_in_vain",
     # Requests made again, because the first try failed or was too late.
     "retries",
     # Second requests for what took too long, and those of them that came first.

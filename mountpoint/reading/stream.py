@@ -131,6 +131,15 @@ class ReadStream:
         """Let the first read fetch the head, in place of `open`."""
         self._head_due = True
 
+    def adopt(self, parts: list[Part]) -> None:
+        """Take the whole object, which was asked for ahead, in place of `open`."""
+        with self._lock:
+            self._lease.take(self.size_bytes)
+            for part in parts:
+                self._parts.insert(part)
+            self._head_bytes = self.size_bytes
+            self._window.fetched_head(self.size_bytes)
+
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
 

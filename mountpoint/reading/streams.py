@@ -11,6 +11,7 @@ from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
 from mountpoint.memory import give_back
 from mountpoint.metrics import Counters
+from mountpoint.reading.ahead import Ahead, Following
 from mountpoint.reading.expectation import Expectation
 from mountpoint.reading.pace import Pace
 from mountpoint.reading.stream import ReadStream
@@ -40,13 +41,15 @@ class Streams:
         self._config = config
         self._patience = patience
         self.budget = Budget(config.memory_bytes)
+        counters = counters or Counters()
         self._pace = Pace(
             self.budget,
-            counters or Counters(),
+            counters,
             part_bytes=config.part_size_bytes,
             most_bytes=config.most_ahead_bytes,
         )
         self._expectation = Expectation()
+        self.ahead = Ahead(client, config, self.budget, counters, self._expectation)
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
         self._refusals = 0  # of the budget, at the last look
@@ -67,6 +70,23 @@ class Streams:
         self._open.add(stream)
         return stream
 
+    def unasked(self, info: ObjectInfo, following: Following, *, paged: bool) -> ReadStream | None:
+        """Return a stream of a version that is believed to be the newest; None if it is empty.
+
+        `following` tells the files that may be opened next, and some are fetched ahead; `paged`
+        is whether the kernel may hold this one's bytes. Raises PreconditionFailed or NotFound
+        when this one was fetched ahead and is not that version.
+        """
+        parts = self.ahead.opened(info, following)
+        if info.size_bytes == 0:
+            return None
+        stream = self.stream(info)
+        if parts:
+            stream.adopt(parts)
+        elif not paged:
+            stream.open_when_read()
+        return stream
+
     def sweep(self) -> None:
         """Let idle streams give back what they hold."""
         refusals = self.budget.refusals
@@ -74,6 +94,7 @@ class Streams:
         self._refusals = refusals
         for stream in [each for each in self._open.copy() if each.held_bytes]:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
+        self.ahead.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
         if self._empty_sweeps == IDLE_SWEEPS:
             give_back()

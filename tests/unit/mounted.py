@@ -16,6 +16,7 @@ from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.inodes import ROOT, InodeNumber
 from mountpoint.listing import ahead, directory, siblings
 from mountpoint.listing.recent import Listings
+from mountpoint.metrics import Counters
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
 from tests.unit.fake_client import SAFE_S, FakeClient
@@ -33,7 +34,9 @@ class Mounted:
         self.stopping = threading.Event()
         total_s = options.pop("total_s", SAFE_S)
         patience = Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
-        self.streams = Streams(client, ReadConfig(), patience)
+        self.counters = Counters()
+        read = ReadConfig(memory_bytes=options.pop("memory_bytes", 256 << 20))
+        self.streams = Streams(client, read, patience, self.counters)
         self.budget = self.streams.budget
         self.fs = FileSystem(
             client,
@@ -83,7 +86,10 @@ class Mounted:
 
 @contextmanager
 def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Iterator[Mounted]:
-    """Make a bucket and its file system; the options are FileSystemConfig's and FakeClient's."""
+    """Make a bucket and its file system.
+
+    The options are FileSystemConfig's and FakeClient's, `prefix`, `total_s` and `memory_bytes`.
+    """
     clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s
     clock.time_ns = lambda: MOUNTED_AT_NS

@@ -51,6 +51,7 @@ LAYERS = (
     "mountpoint.reading.expectation",
     "mountpoint.reading.pace",
     "mountpoint.reading.stream",
+    "mountpoint.reading.ahead",
     "mountpoint.reading.streams",
     "mountpoint.listing.recent",
     "mountpoint.listing.siblings",

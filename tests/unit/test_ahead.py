@@ -1,0 +1,444 @@
+"""Files fetched ahead of their opens: when, how much, for which version, and how much in vain."""
+
+import os
+import queue
+import random
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mountpoint.budget import Budget
+from mountpoint.config import ReadConfig
+from mountpoint.errors import NoSuchEntry, ServerFault, StaleInode
+from mountpoint.inodes import ROOT
+from mountpoint.metrics import Counters
+from mountpoint.reading import ahead
+from mountpoint.reading.ahead import FEW_FILES, LATE_OPENS, MOST_FILES, Ahead
+from mountpoint.reading.expectation import Expectation
+from mountpoint.reading.streams import IDLE_SWEEPS
+from mountpoint.s3.client import ObjectInfo
+from tests.unit.fake_client import FakeClient, Fault
+from tests.unit.mounted import Mounted, mounted
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+def name(index: int) -> bytes:
+    return b"f%04d" % index
+
+
+def content(index: int, size: int = 10) -> bytes:
+    return b"%04d" % index * (size // 4)
+
+
+class Reader:
+    """Opens files by their index, reads and checks them."""
+
+    def __init__(self, world: Mounted, size: int) -> None:
+        self.world = world
+        self.size = size
+
+    def read(self, index: int) -> None:
+        """Look a file up, and read it as a program does."""
+        number = self.world.fs.lookup(ROOT, name(index)).inode
+        assert self.world.read_file(number) == content(index, self.size)
+
+    def gets(self) -> list[int]:
+        """Return which files were asked for, in order, and count anew."""
+        keys = [each.key for each in self.world.client.requests if each.kind == "get"]
+        self.world.client.requests.clear()
+        return [int(key[1:]) for key in keys]
+
+    @property
+    def in_vain(self) -> int:
+        """How many files were fetched for nothing."""
+        return self.world.counters.snapshot()["bytes_prefetched_in_vain"] // self.size
+
+    @property
+    def held(self) -> int:
+        return self.world.streams.ahead.held_files
+
+
+@contextmanager
+def directory(count: int, size: int = 100 * KIB, **options: Any) -> Iterator[Reader]:
+    """Mount a directory of files with a ttl, and list it."""
+    caching = {"ttl_s": 60.0, "negative_ttl_s": 60.0, "asks_on_open": False}
+    objects = {name(index): content(index, size) for index in range(count)}
+    with mounted(objects, **caching | options) as world:
+        assert len(world.names()) == count
+        reader = Reader(world, size)
+        reader.gets()
+        yield reader
+        world.streams.ahead.check()
+        for _ in range(IDLE_SWEEPS):
+            world.streams.sweep()
+        assert world.streams.ahead.held_files == 0
+        assert world.budget.held_bytes == 0
+
+
+def test_the_third_file_in_a_row_has_the_next_ones_fetched() -> None:
+    """Each later open takes what is there and adds to it; nothing is asked for twice."""
+    with directory(100) as it:
+        for index in (0, 1):
+            it.read(index)
+        assert it.gets() == [0, 1]
+        it.read(2)
+        assert sorted(it.gets()) == [2, 3, 4]
+        it.read(3)
+        assert it.gets() == [5]
+        for index in range(4, 100):
+            it.read(index)
+            assert it.held <= min(max((index + 1) // 2, FEW_FILES), MOST_FILES)
+        assert sorted(it.gets()) == list(range(6, 100))
+        assert it.in_vain == it.held == 0
+
+
+def test_what_is_fetched_is_the_version_that_was_listed() -> None:
+    """Each request asks for the whole file, and for the version that the listing named."""
+    with directory(10) as it:
+        for index in range(3):
+            it.read(index)
+        for request in it.world.client.requests[-2:]:
+            assert (request.start, request.stop) == (0, 100 * KIB)
+            assert request.if_match == it.world.client.info(request.key).etag
+
+
+def test_nothing_without_a_ttl() -> None:
+    """By default open asks, and nobody knows a version before."""
+    with directory(20, ttl_s=1.0, asks_on_open=True) as it:
+        for index in range(20):
+            it.read(index)
+            assert it.held == 0
+
+
+def test_o_direct_fetches_nothing_ahead() -> None:
+    """Who wants the newest version has what was fetched ahead from nobody."""
+    with directory(20) as it:
+        for index in range(20):
+            number = it.world.fs.lookup(ROOT, name(index)).inode
+            it.world.fs.release(it.world.fs.open(number, os.O_DIRECT))
+        assert it.gets() == list(range(20))
+
+
+@pytest.mark.parametrize("size", [MIB, 5 * MIB])
+def test_larger_files(size: int) -> None:
+    """What is ahead is bounded in bytes; of files that come in several parts, all parts."""
+    with directory(20, size) as it:
+        for index in range(20):
+            it.read(index)
+            assert it.held * size <= ahead.MOST_BYTES
+        assert it.in_vain == 0
+        assert sum(stop - start for start, stop in it.world.client.ranges()) == 20 * size
+        assert it.world.counters.snapshot()["bytes_prefetched"] >= 10 * size
+
+
+def test_files_that_open_would_not_fetch_whole() -> None:
+    """Large files, and files of which little is read, are not fetched ahead."""
+    with directory(12, 9 * MIB) as it:
+        for index in range(12):
+            number = it.world.fs.lookup(ROOT, name(index)).inode
+            it.world.fs.release(it.world.fs.open(number, os.O_RDONLY))
+        assert it.gets() == []
+    with directory(40) as it:
+        for index in range(40):
+            number = it.world.fs.lookup(ROOT, name(index)).inode
+            handle = it.world.fs.open(number, os.O_RDONLY)
+            it.world.fs.read(handle, 0, 4096)
+            it.world.fs.release(handle)
+        fetched = it.world.counters.snapshot()["bytes_prefetched"]
+        assert fetched <= 4 * 100 * KIB
+
+
+def test_empty_and_archived_files_are_passed() -> None:
+    """They are part of the walk, and nothing of them is fetched."""
+    with directory(20) as it:
+        for index in (5, 9):
+            it.world.client.put(name(index), b"", storage_class="STANDARD")
+        it.world.client.put(name(7), content(7, 100 * KIB), storage_class="GLACIER")
+        it.world.names()
+        for index in range(20):
+            if index in (5, 9):
+                number = it.world.fs.lookup(ROOT, name(index)).inode
+                assert it.world.read_file(number) == b""
+            elif index != 7:
+                it.read(index)
+        assert sorted(it.gets()) == [index for index in range(20) if index not in (5, 7, 9)]
+
+
+def test_over_pages() -> None:
+    """What follows is known over the ends of listing pages."""
+    with directory(60, page_size=7) as it:
+        for index in range(60):
+            it.read(index)
+        assert sorted(it.gets()) == list(range(60))
+        assert it.world.counters.snapshot()["bytes_prefetched"] == 57 * it.size
+
+
+def test_files_that_were_not_listed() -> None:
+    """Where nothing was listed the page that answers the lookups tells what follows."""
+    with mounted(
+        {name(index): content(index, 8) for index in range(50)}, ttl_s=60.0, asks_on_open=False
+    ) as world:
+        reader = Reader(world, 8)
+        for index in range(50):
+            reader.read(index)
+        assert world.client.count("get") == 50
+        assert world.client.count("list") <= 5
+        assert world.counters.snapshot()["bytes_prefetched"] >= 40 * 8
+
+
+def test_two_readers_in_one_directory() -> None:
+    """Each of several readers has what comes next for it."""
+    with directory(200) as it:
+        for index in range(50):
+            it.read(index)
+            it.read(100 + index)
+        gets = it.gets()
+        assert len(gets) == len(set(gets))
+        assert it.held == 2 * MOST_FILES
+        assert it.in_vain == 0
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_threads_that_share_a_walk(threads: int) -> None:
+    """Files that are opened a little out of order are fetched once each."""
+    with directory(400) as it:
+        work: queue.Queue[int] = queue.Queue()
+        for index in range(400):
+            work.put(index)
+
+        def run(_: int) -> None:
+            while True:
+                try:
+                    index = work.get_nowait()
+                except queue.Empty:
+                    return
+                it.read(index)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(threads)))
+        assert sorted(set(it.gets())) == list(range(400))
+        assert it.in_vain <= 400 // 10
+        assert it.world.counters.snapshot()["bytes_prefetched"] >= 200 * it.size
+
+
+# --- In vain ---
+
+
+def shuffled(count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(1).shuffle(order)
+    return order
+
+
+ORDERS: dict[str, Iterable[int]] = {
+    "at random": shuffled(1000),
+    "backward": range(999, -1, -1),
+    "every second": range(0, 1000, 2),
+    "every tenth": range(0, 1000, 10),
+    "pairs": [index for start in shuffled(250) for index in (4 * start, 4 * start + 1)],
+    "the first one": [0] * 500,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_other_orders(order: str) -> None:
+    """Who does not read file after file pays next to nothing for those who do."""
+    with directory(1000, 400) as it:
+        for index in ORDERS[order]:
+            it.read(index)
+        for _ in range(IDLE_SWEEPS):
+            it.world.streams.sweep()
+        assert it.in_vain <= 10
+
+
+def test_a_walk_that_ends() -> None:
+    """After a while without an open all is given back: no more than half of what was opened."""
+    with directory(1000) as it:
+        for index in range(20):
+            it.read(index)
+        assert it.held == 10
+        for _ in range(IDLE_SWEEPS - 1):
+            it.world.streams.sweep()
+        assert it.held == 10
+        it.world.streams.sweep()
+        assert it.held == 0
+        assert it.in_vain == 10
+        assert it.world.client.under_way() == 0
+
+
+def test_a_pause_ends_no_walk() -> None:
+    """After a pause the walk goes on with less, and earns the rest again."""
+    with directory(400) as it:
+        for index in range(100):
+            it.read(index)
+        for _ in range(IDLE_SWEEPS):
+            it.world.streams.sweep()
+        assert it.in_vain == MOST_FILES
+        for index in range(100, 200):
+            it.read(index)
+        assert it.held == MOST_FILES
+        assert it.in_vain == MOST_FILES
+
+
+def test_slow_readers_pay_a_quarter() -> None:
+    """Who pauses after each file so long that nothing is kept has ever less fetched."""
+    with directory(200, 400) as it:
+        for index in range(200):
+            it.read(index)
+            for _ in range(IDLE_SWEEPS):
+                it.world.streams.sweep()
+        assert it.in_vain <= 200 // 4 + MOST_FILES
+
+
+def test_a_walk_that_skips_files() -> None:
+    """Two files that are passed over halve what lies ahead."""
+    with directory(600, 400) as it:
+        for index in range(100):
+            it.read(index)
+        for index in range(100, 600, 3):
+            it.read(index)
+        assert it.in_vain <= (100 + 167) // 4 + FEW_FILES + LATE_OPENS
+
+
+def test_other_readers_come_first() -> None:
+    """When others were refused memory, what nobody opened for a second goes."""
+    with directory(100) as it:
+        for index in range(20):
+            it.read(index)
+        assert it.held == 10
+        assert not it.world.budget.lease().try_take(1 << 40)
+        it.world.streams.sweep()
+        assert it.held == 0
+
+
+def test_without_memory_nothing_is_fetched_ahead() -> None:
+    """Where memory is short each open fetches for itself."""
+    with directory(30, memory_bytes=4 * MIB) as it:
+        lease = it.world.budget.lease()
+        lease.take(4 * MIB)
+        for index in range(30):
+            it.read(index)
+        assert it.held == 0
+        lease.give(4 * MIB)
+
+
+# --- Objects that change ---
+
+
+def walk_to(it: Reader, index: int) -> int:
+    """Read files up to one that is then there, or on its way; return its inode number."""
+    number = it.world.fs.lookup(ROOT, name(index)).inode
+    for each in range(index):
+        it.read(each)
+    return number
+
+
+def test_replaced_before_it_was_fetched() -> None:
+    """What fetching ahead has found to be another version is opened as that, unnoticed."""
+    with directory(30) as it:
+        it.world.client.put(name(10), b"new")
+        number = walk_to(it, 10)
+        while it.world.client.under_way():
+            pass
+        with pytest.raises(StaleInode):
+            it.world.fs.open(number, os.O_RDONLY)
+        assert it.world.read_file(it.world.look(name(10)).inode) == b"new"
+        for index in range(11, 30):
+            it.read(index)
+
+
+def test_deleted_before_it_was_fetched() -> None:
+    """What fetching ahead has found to be gone does not exist."""
+    with directory(30) as it:
+        it.world.client.delete(name(10))
+        number = walk_to(it, 10)
+        while it.world.client.under_way():
+            pass
+        with pytest.raises(NoSuchEntry):
+            it.world.fs.open(number, os.O_RDONLY)
+        with pytest.raises(NoSuchEntry):
+            it.world.look(name(10))
+
+
+def test_replaced_after_it_was_fetched() -> None:
+    """Within the ttl the version that was listed is read, whole and unmixed."""
+    with directory(30) as it:
+        walk_to(it, 10)
+        while it.world.client.under_way():
+            pass
+        it.world.client.put(name(10), b"new")
+        it.read(10)
+
+
+def test_listed_anew_after_it_was_fetched() -> None:
+    """What was fetched of a version that is not the newest any more is not used."""
+    with directory(30) as it:
+        walk_to(it, 10)
+        it.world.client.put(name(10), b"new")
+        it.world.names()
+        assert it.world.read_file(it.world.look(name(10)).inode) == b"new"
+        assert it.in_vain == 1
+
+
+def test_a_fault_while_it_was_fetched() -> None:
+    """What could not be fetched ahead is fetched when it is read."""
+    with directory(30) as it:
+        it.world.client.inject("get", *[Fault()] * 3, *[Fault(error=ServerFault("500"))] * 2)
+        for index in range(30):
+            it.read(index)
+
+
+def test_what_never_comes() -> None:
+    """A request that is silent is given up like any other, and cancelled when nobody opens it."""
+    with directory(30) as it:
+        it.world.client.inject("get", *[Fault()] * 3, Fault(silent=True), Fault(silent=True))
+        for index in range(3):
+            it.read(index)
+        assert it.held == FEW_FILES
+
+
+# --- Any order ---
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("run"), st.integers(0, 99), st.integers(1, 40)),
+            st.tuples(st.just("open"), st.integers(0, 99), st.just(1)),
+            st.tuples(st.just("sweep"), st.integers(1, 6), st.just(0)),
+        ),
+        max_size=30,
+    )
+)
+def test_invariants(steps: list[tuple[str, int, int]]) -> None:
+    """Whatever is opened in which order, the bounds hold and nothing is kept for ever."""
+    with FakeClient({name(index): content(index, 8) for index in range(100)}) as client:
+        infos = [client.info(name(index)) for index in range(100)]
+        counters, budget = Counters(), Budget(MIB)
+        it = Ahead(client, ReadConfig(), budget, counters, Expectation())
+        opens = 0
+
+        def following(index: int) -> Callable[[int], list[ObjectInfo]]:
+            return lambda count: infos[index + 1 : index + 1 + count]
+
+        for step, first, count in steps:
+            if step == "sweep":
+                it.sweep(first)
+            for index in range(first, min(first + count, 100)):
+                it.opened(infos[index], following(index))
+                opens += 1
+                it.check()
+        for _ in range(IDLE_SWEEPS):
+            it.sweep(IDLE_SWEEPS)
+        it.check()
+        assert it.held_files == budget.held_bytes == 0
+        found = counters.snapshot()
+        assert found["bytes_prefetched_in_vain"] <= found["bytes_prefetched"] <= 8 * (2 * opens + 2)
