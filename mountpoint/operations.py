@@ -13,7 +13,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
-from mountpoint.errors import OperationError, ReadOnly, S3Error, outcome
+from mountpoint.errors import NoSuchEntry, OperationError, ReadOnly, S3Error, outcome
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.fuse import llfuse
 from mountpoint.handles import HandleNumber
@@ -30,6 +30,10 @@ R = TypeVar("R")
 #: check for free space go on. Blocks of 4 KiB; 2^50 of them are 4 EiB.
 BLOCK_BYTES = 4096
 BLOCKS = 1 << 50
+
+#: How long the kernel may believe that a name does not exist. We know when a listing names it,
+#: the kernel does not: `ls` shows a new file, and a second later at most it can be opened.
+LONGEST_ABSENCE_S = 1.0
 
 
 def operation(
@@ -76,8 +80,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("child")
     def lookup(self, parent: InodeNumber, name: bytes, ctx: Any) -> Any:
-        """See FileSystem."""
-        return _entry_attributes(self._fs.lookup(parent, name))
+        """See FileSystem. What may be believed not to exist the kernel is told so, with a ttl."""
+        try:
+            return _entry_attributes(self._fs.lookup(parent, name))
+        except NoSuchEntry as error:
+            if error.ttl_s <= 0:
+                raise
+            return _no_entry(min(error.ttl_s, LONGEST_ABSENCE_S))
 
     @operation("inode")
     def getattr(self, inode: InodeNumber, ctx: Any) -> Any:
@@ -254,6 +263,14 @@ def _entry_attributes(attributes: Attributes) -> Any:
     entry.st_ctime_ns = attributes.mtime_ns
     entry.entry_timeout = attributes.ttl_s
     entry.attr_timeout = attributes.ttl_s
+    return entry
+
+
+def _no_entry(ttl_s: float) -> Any:
+    """Return what llfuse takes for a name that does not exist, for so long."""
+    entry = llfuse.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = ttl_s
     return entry
 
 

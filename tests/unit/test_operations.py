@@ -103,6 +103,22 @@ LEFT_OUT = {"flush", "fsync", "fsyncdir", "getxattr", "listxattr", "readlink"}
 LEFT_OUT |= {"destroy", "stacktrace"}
 
 
+@pytest.mark.parametrize(("negative_ttl_s", "told_s"), [(0.5, 0.5), (60.0, 1.0)])
+def test_a_name_that_is_believed_not_to_exist(negative_ttl_s: float, told_s: float) -> None:
+    """The kernel is told of an absence that may be believed, for a second at most."""
+    with mounted(negative_ttl_s=negative_ttl_s) as world:
+        adapter = Adapter(world)
+        for _ in range(2):
+            found = adapter.look(b"none")
+            assert (found.st_ino, found.entry_timeout) == (0, told_s)
+        assert world.client.count() == 2
+
+
+def test_a_name_that_does_not_exist_now(adapter: Adapter) -> None:
+    """Without a negative ttl absence is an error, which the kernel does not remember."""
+    assert adapter.fails("lookup", ROOT, b"none", CTX)[0] == "ENOENT"
+
+
 def test_nothing_is_forgotten() -> None:
     """Every operation that llfuse has is answered, refused, or left out on purpose."""
     all_ = {name for name in dir(llfuse.Operations) if not name.startswith("_")}
