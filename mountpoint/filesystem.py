@@ -41,6 +41,7 @@ from mountpoint.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.recent import Listings
 from mountpoint.listing.siblings import Siblings
+from mountpoint.memory import drop_leftovers, give_back
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
@@ -53,6 +54,10 @@ ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 #: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
 ENTRIES_PER_READ = 128
+
+#: Inodes of 3 MB. Memory goes back when so many have gone, and as many as are left, so that this
+#: takes little for each; and when no more have gone for a second, because they go in batches.
+MANY_FORGOTTEN = 10_000
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_CREAT
 
@@ -105,6 +110,9 @@ class FileSystem:
         self._patience = patience
         # constants
         self._mounted_at_ns = time.time_ns()
+        # mutable, of `sweep` alone: how many inodes had gone when it last looked, and gave back
+        self._forgotten = 0
+        self._given_back = 0
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix)
         self._listings = Listings(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
@@ -142,8 +150,26 @@ class FileSystem:
         return self._attributes(inode, fresh_until_s - time.monotonic())
 
     def forget(self, number: InodeNumber, lookups: int) -> None:
-        """Uncount lookups."""
-        self._inodes.forget(number, lookups)
+        """Uncount lookups; with a directory goes what is known of its listing.
+
+        That is little, but a page of the interpreter's memory goes back to the system only when
+        nothing is in it: the pages of 10,000 directories kept all of a million files' memory.
+        """
+        inode = self._inodes.forget(number, lookups)
+        if inode is not None and inode.is_directory:
+            self._siblings.forget(inode.key)
+
+    def sweep(self) -> None:
+        """Let go what is too old, and give back what much was forgotten of; once a second."""
+        self._listings.sweep()
+        forgotten = self._inodes.forgotten
+        enough = max(MANY_FORGOTTEN, len(self._inodes))
+        if forgotten == self._forgotten and forgotten - self._given_back >= enough:
+            self._inodes.compact()
+            drop_leftovers()
+            give_back()
+            self._given_back = forgotten
+        self._forgotten = forgotten
 
     def access(self, number: InodeNumber, mask: int, uid: int, gid: int) -> bool:
         """Whether the user may do `mask` (R_OK, W_OK, X_OK). Raises ReadOnly for W_OK.

@@ -91,7 +91,6 @@ def _serve(
     )
     directory = config.mount.directory
     streams = Streams(client, config.read, patience, counters)
-    streams.start_sweeping(stopping)
     filesystem = FileSystem(
         client,
         prefix=config.bucket.prefix,
@@ -100,6 +99,7 @@ def _serve(
         patience=patience,
         on_open=kernel.ReadAhead(directory).set_for,
     )
+    memory.start_sweeping([streams.sweep, filesystem.sweep], stopping)
     fuse.widen(config.mount.channel)
     watcher.mounting(interrupt)
     try:

@@ -103,6 +103,12 @@ class Siblings:
             self._answered(directory, known[0], known[1])
         return known
 
+    def forget(self, directory: bytes) -> None:
+        """Forget what lookups in a directory have cost, and its pages."""
+        with self._lock:
+            self._accounts.pop(directory, None)
+        self._listings.forget(directory)
+
     def _board(self, directory: bytes, name: bytes) -> tuple[_Flight | None, bool]:
         """Return the flight that will tell of `name`, and whether the caller has to make it."""
         with self._lock:

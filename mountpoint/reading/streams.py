@@ -5,8 +5,6 @@ computing. After `IDLE_SWEEPS` looks it is cancelled and given back; at once, ne
 are refused memory. When nothing is left the memory goes back to the system.
 """
 
-import threading
-
 from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
 from mountpoint.memory import give_back
@@ -18,8 +16,6 @@ from mountpoint.reading.stream import ReadStream
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 
-#: How often the streams are looked at.
-SWEEP_S = 1.0
 #: A stream is idle after so many looks without a read, ...
 IDLE_SWEEPS = 5
 #: ... and with so many when others had to go without memory.
@@ -88,7 +84,7 @@ class Streams:
         return stream
 
     def sweep(self) -> None:
-        """Let idle streams give back what they hold."""
+        """Let idle streams give back what they hold; once a second."""
         refusals = self.budget.refusals
         pressed = refusals != self._refusals
         self._refusals = refusals
@@ -98,15 +94,6 @@ class Streams:
         self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
         if self._empty_sweeps == IDLE_SWEEPS:
             give_back()
-
-    def start_sweeping(self, stopping: threading.Event) -> None:
-        """Sweep every second, in a thread of its own, until `stopping` is set."""
-
-        def run() -> None:
-            while not stopping.wait(SWEEP_S):
-                self.sweep()
-
-        threading.Thread(target=run, name="idle-streams", daemon=True).start()
 
     def _closed(self, stream: ReadStream) -> None:
         self._open.discard(stream)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mountpoint import filesystem
 from mountpoint.errors import (
     AccessDenied,
     BadHandle,
@@ -261,6 +262,64 @@ def test_a_store_that_lists_no_etags() -> None:
         assert world.names() == [b"a"]
         assert world.read_file(world.look(b"a").inode) == b"1"
         assert world.client.count("head") == 1
+
+
+# --- What is forgotten ---
+
+
+def test_forgotten_names_are_known_no_more() -> None:
+    """What the kernel forgets is gone; so is what is known of the listing of its directory."""
+    with mounted({b"d/%d" % index: b"1" for index in range(5)}) as world:
+        directory = world.look(b"d").inode
+        numbers = [world.fs.lookup(directory, name).inode for name in world.names(directory)]
+        world.pass_s(1.0)
+        world.client.requests.clear()
+        world.fs.lookup(directory, b"0")
+        assert world.client.count() == 1, "its page is asked for again"
+        for number in [*numbers, numbers[0], directory]:
+            world.fs.forget(number, 1)
+        with pytest.raises(StaleInode):
+            world.fs.getattr(directory)
+        world.pass_s(1.0)
+        directory = world.look(b"d").inode
+        world.client.requests.clear()
+        world.fs.lookup(directory, b"0")
+        assert world.client.count() == 2, "nobody knows of a page"
+
+
+def test_what_is_too_old_is_let_go() -> None:
+    """A sweep lets go of listings that no lookup can use, though nobody looks."""
+    with mounted({b"a": b"1"}) as world:
+        world.names()
+        world.fs.sweep()
+        assert len(world.fs._listings) == 1
+        world.pass_s(1.0)
+        world.fs.sweep()
+        assert len(world.fs._listings) == 0
+
+
+def test_memory_of_the_forgotten_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once many have been forgotten, as many as are left, and no more for a sweep."""
+    given_back: list[int] = []
+    monkeypatch.setattr(filesystem, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(filesystem, "MANY_FORGOTTEN", 4)
+    with mounted({b"%02d" % index: b"1" for index in range(20)}) as world:
+        numbers = [world.fs.lookup(ROOT, name).inode for name in world.names()]
+
+        def forget(count: int) -> int:
+            for _ in range(count):
+                world.fs.forget(numbers.pop(), 1)
+            world.fs.sweep()
+            return len(given_back)
+
+        assert forget(9) == 0, "more are left"
+        assert forget(2) == 0, "there may be more to come"
+        assert forget(0) == 1
+        assert forget(0) == 1
+        assert forget(6) == 1
+        assert forget(0) == 2
+        assert forget(3) == 2
+        assert forget(0) == 2, "too few"
 
 
 # --- Versions ---

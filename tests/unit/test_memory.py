@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from mountpoint import memory
+from tests.unit.fake_client import SAFE_S
 
 INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -64,3 +67,30 @@ def test_freed_memory(how: str, kept: bool) -> None:
     freed, given_back = map(int, shown.split())
     assert (freed > 150) == kept
     assert given_back < 50
+
+
+def test_leftovers() -> None:
+    """The interpreter's cache of attributes keeps no name that somebody has looked up by."""
+    name = "".join(["drop_", "leftovers"])  # not the string that the module has
+    before = sys.getrefcount(name)
+    memory.drop_leftovers()
+    assert getattr(Path, name, None) is None
+    assert sys.getrefcount(name) > before
+    memory.drop_leftovers()
+    assert sys.getrefcount(name) == before
+
+
+def test_sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread calls all sweeps again and again, until the mount goes away."""
+    monkeypatch.setattr(memory, "SWEEP_S", 0.001)
+    swept: list[int] = []
+    stopping = threading.Event()
+    memory.start_sweeping([lambda: swept.append(1), lambda: swept.append(2)], stopping)
+    until_s = time.monotonic() + SAFE_S
+    while swept[:4] != [1, 2, 1, 2]:
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+    stopping.set()
+    while any(thread.name == "sweep" for thread in threading.enumerate()):
+        assert time.monotonic() < until_s
+        time.sleep(0.001)

@@ -46,6 +46,16 @@ def test_good_for_a_lookup_until_the_page_is_old() -> None:
     assert len(listings) == 0
 
 
+def test_names_of_a_page_share_its_end() -> None:
+    """Inodes keep until when they are good: a million of them not a million numbers."""
+    listings = Listings(0.3, Clock())
+    listings.add(b"d/", names(b"a", b"b"), 99.9)
+    one, two = listings.find(b"d/", b"a"), listings.find(b"d/", b"b")
+    assert one is not None
+    assert two is not None
+    assert one[1] is two[1]
+
+
 def test_what_is_not_listed_is_not_known() -> None:
     """Nothing is said of other names, of other directories, or of names above and below."""
     listings = Listings(1.0, Clock())

@@ -192,22 +192,6 @@ def test_memory_goes_back_to_the_system_once(mount: Mount, monkeypatch: pytest.M
         assert len(given_back) == times
 
 
-def test_sweeping_by_itself(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread looks again and again, until the mount goes away."""
-    monkeypatch.setattr(module, "SWEEP_S", 0.001)
-    stream = mount.stream()
-    read_on(stream, 0, 2 * MIB)
-    mount.streams.start_sweeping(mount.stopping)
-    until_s = time.monotonic() + SAFE_S
-    while mount.budget.held_bytes:
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
-    mount.stopping.set()
-    while any(thread.name == "idle-streams" for thread in threading.enumerate()):
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
-
-
 def test_sweeping_while_streams_come_and_go(mount: Mount) -> None:
     """Looks, reads, opens and closes at the same time disturb nobody and leave nothing."""
     errors: list[BaseException] = []
