@@ -321,6 +321,27 @@ class FileSystem:
 
     def _find_alone(self, directory: bytes, name: bytes, tries: Tries) -> tuple[Entry, float]:
         asked_at_s = time.monotonic()
+        entry = self._find_by_list(directory, name, tries)
+        if entry is None:
+            entry = self._find_by_both(directory, name, tries)
+        self._listings.add(directory, [entry], asked_at_s)
+        return entry, asked_at_s + self._config.ttl_s
+
+    def _find_by_list(self, directory: bytes, name: bytes, tries: Tries) -> Entry | None:
+        """Return what one LIST says of a name, or None if that is not enough to know."""
+        if not self._client.lists_in_order:
+            return None
+        key = directory + name
+        page = self._patience.ask(
+            lambda: self._client.list(key, max_keys=tree.FEW_KEYS), tries
+        ).answer()
+        certain, entry = tree.told_by(page, key, name)
+        if certain and entry is None:
+            raise NoSuchEntry()
+        return entry
+
+    def _find_by_both(self, directory: bytes, name: bytes, tries: Tries) -> Entry:
+        """Return what HEAD and LIST, asked at the same time, say of a name."""
         key = directory + name
         heading = self._patience.ask(lambda: self._client.head(key), tries)
         below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", tries)
@@ -333,8 +354,7 @@ class FileSystem:
         entry = tree.decide(name, head, below)
         if entry is None:
             raise NoSuchEntry()
-        self._listings.add(directory, [entry], asked_at_s)
-        return entry, asked_at_s + self._config.ttl_s
+        return entry
 
     def _any_below(self, prefix: bytes, tries: Tries) -> bool:
         """Whether any key begins with `prefix`."""

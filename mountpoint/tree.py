@@ -22,6 +22,9 @@ MAX_NAME_BYTES = 255
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 MAX_KEY_BYTES = 1024
 
+#: Keys that a lookup alone asks for: more than programs have beside a name (`a`, `a-1`, `a.txt`).
+FEW_KEYS = 20
+
 
 class Entry(NamedTuple):
     """A child of a directory: a file with its object, or a directory (`info` is None)."""
@@ -54,6 +57,24 @@ def decide(name: bytes, head: ObjectInfo | None, below: bool) -> Entry | None:
     if below:
         return Entry(name, None)
     return None if head is None else Entry(name, head)
+
+
+def told_by(page: ListPage, key: bytes, name: bytes) -> tuple[bool, Entry | None]:
+    """Return whether a LIST of what begins with `key` is certain of the name, and what it is.
+
+    The object itself is the first; what would shadow it comes behind all that sorts before "/"
+    (`a`, `a-1`, `a.txt`, `a/`), perhaps on another page.
+    """
+    folder = key + b"/"
+    if folder in page.prefixes:
+        return True, Entry(name, None)
+    last = max([info.key for info in page.objects[-1:]] + page.prefixes[-1:], default=b"")
+    if page.skipped or not (page.next_token is None or last > folder):
+        return False, None
+    if page.objects and page.objects[0].key == key:
+        entry = Entry(name, page.objects[0])
+        return (True, entry) if entry.has_version else (False, None)
+    return True, None
 
 
 class DirectoryMerge:

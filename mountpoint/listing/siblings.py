@@ -1,6 +1,6 @@
 """Lookups that are answered together: one LIST says what a thousand siblings are.
 
-A lookup alone is a HEAD and a LIST. Programs look up neighbours: `ls -l`, a directory read
+A lookup alone is a request of its own. Programs look up neighbours: `ls -l`, a directory read
 file by file, sixteen threads on one folder. Within the ttl the page that named a file
 answers (`recent`). Past it the same page is asked for again, once, and all lookups of names in
 it wait for that one answer; so n names cost one LIST per 1,000 names and ttl, whoever asks

@@ -113,7 +113,7 @@ def path_page(
         if key.startswith(prefix)
         for head, slash, _ in [key[len(prefix) :].partition(b"/")]
     }
-    after = (b"", b"")
+    after: tuple[bytes, ...] = ()
     if start_after is not None:
         after = (start_after[len(prefix) :], b"/")
     elif token is not None:

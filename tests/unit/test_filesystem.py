@@ -31,6 +31,7 @@ from mountpoint.inodes import ROOT, InodeNumber
 from mountpoint.listing.directory import MOST_AHEAD
 from mountpoint.listing.siblings import AHEAD_S
 from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.tree import FEW_KEYS
 from tests.unit.fake_client import MTIME_NS, FakeClient, Fault, Request
 from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, mounted
 from tests.unit.tree_model import Tree, tree_of
@@ -48,9 +49,8 @@ def test_a_file() -> None:
         assert found.mode == stat.S_IFREG | 0o640
         assert (found.links, found.size_bytes, found.mtime_ns) == (1, 5, MTIME_NS)
         assert (found.uid, found.gid, found.ttl_s) == (UID, GID, 1.0 - AHEAD_S)
-        assert sorted(each.kind for each in world.client.requests) == ["head", "list"]
-        (listing,) = (each for each in world.client.requests if each.kind == "list")
-        assert (listing.key, listing.max_keys) == (b"a/", 1)
+        (listing,) = world.client.requests
+        assert (listing.kind, listing.key, listing.max_keys) == ("list", b"a", FEW_KEYS)
 
 
 @pytest.mark.parametrize("key", [b"d/a", b"d/", b"d//", b"d/..", b"d/e/f"])
@@ -187,10 +187,10 @@ def test_an_attribute_is_never_older_than_the_ttl() -> None:
             assert world.fs.getattr(number).ttl_s == pytest.approx(1.0 - AHEAD_S - passed_s)
         world.clock.now_s = 1000.8  # the kernel asks in time for it to be renewed
         assert world.fs.getattr(number).ttl_s == pytest.approx(0.2)
-        assert world.client.count() == 2
+        assert world.client.count() == 1
         world.clock.now_s = 1001.0
         assert world.fs.getattr(number).ttl_s == 1.0 - AHEAD_S
-        assert world.client.count() == 4
+        assert world.client.count() == 2
 
 
 def test_no_staleness_allowed() -> None:
@@ -201,7 +201,7 @@ def test_no_staleness_allowed() -> None:
         assert found.ttl_s == 0.0
         count = world.client.count()
         assert world.fs.getattr(found.inode).ttl_s == 0.0
-        assert world.client.count() == count + 2
+        assert world.client.count() == count + 1
 
 
 def test_a_new_object_is_visible_at_once() -> None:
@@ -284,7 +284,8 @@ def test_forgotten_names_are_known_no_more() -> None:
         directory = world.look(b"d").inode
         world.client.requests.clear()
         world.fs.lookup(directory, b"0")
-        assert world.client.count() == 2, "nobody knows of a page"
+        (request,) = world.client.requests
+        assert request.max_keys == FEW_KEYS, "nobody knows of a page"
 
 
 def test_what_is_too_old_is_let_go() -> None:
@@ -482,10 +483,31 @@ def test_open_of_a_directory() -> None:
             world.fs.open(number, os.O_RDONLY)
 
 
-@pytest.mark.parametrize("kind", ["head", "list"])
-def test_a_failed_lookup_is_not_an_absent_name(kind: str) -> None:
+#: So many names stand between `a` and `a/` that one LIST does not tell what `a` is.
+BESIDE = {b"a-%02d" % number: b"" for number in range(FEW_KEYS + 1)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_directory"),
+    [([b"a"], False), ([b"a/b"], True), ([b"a", b"a/b"], True), ([], None)],
+)
+def test_many_names_beside(keys: list[bytes], is_directory: bool | None) -> None:
+    """Where one LIST is not enough HEAD and LIST are asked for, at the same time."""
+    with mounted({**BESIDE, **dict.fromkeys(keys, b"1")}) as world:
+        if is_directory is None:
+            with pytest.raises(NoSuchEntry):
+                world.look(b"a")
+        else:
+            assert stat.S_ISDIR(world.look(b"a").mode) == is_directory
+        asked = [(each.kind, each.key, each.max_keys) for each in world.client.requests]
+        assert asked[0] == ("list", b"a", FEW_KEYS)
+        assert sorted(asked[1:]) == [("head", b"a", 0), ("list", b"a/", 1)]
+
+
+@pytest.mark.parametrize(("kind", "beside"), [("list", {}), ("list", BESIDE), ("head", BESIDE)])
+def test_a_failed_lookup_is_not_an_absent_name(kind: str, beside: dict[bytes, bytes]) -> None:
     """A lookup that S3 refuses says so; it never says that the name does not exist."""
-    with mounted({b"a": b"1"}) as world:
+    with mounted({b"a": b"1", **beside}) as world:
         world.client.inject(kind, Fault(error=AccessDenied("no")))
         with pytest.raises(AccessDenied):
             world.look(b"a")

@@ -1,15 +1,15 @@
 """Keys and names, against a model of nested dictionaries and listings as S3 makes them."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import DirectoryMerge, Entry, decide, is_name
-from tests.unit.fake_client import list_page
+from mountpoint.tree import DirectoryMerge, Entry, decide, is_name, told_by
+from tests.unit.fake_client import list_page, path_page
 from tests.unit.tree_model import Tree, directories, linux_can_name, tree_of
 
 #: Bytes around "/" (0x2f), segments that are no names, bytes that are no UTF-8.
@@ -188,3 +188,32 @@ def test_is_no_name(name: bytes) -> None:
 def test_is_name(name: bytes) -> None:
     """Linux can have these names."""
     assert is_name(name)
+
+
+@settings(deadline=None)
+@given(
+    st.frozensets(
+        st.sampled_from([b"a", b"a!", b"a-/x", b"a.", b"a/", b"a/b", b"a//b", b"a0", b"ab/c"])
+    ),
+    st.integers(1, 4),
+    st.sampled_from([list_page, path_page]),
+)
+def test_what_one_page_tells(
+    keys: frozenset[bytes], max_keys: int, lister: Callable[..., ListPage]
+) -> None:
+    """A LIST of what begins with a name is right where it is certain; a whole one is certain."""
+    objects = {key: ObjectInfo(key, 1, 0, '"e"') for key in keys}
+    page = lister(objects, b"a", None, max_keys)
+    certain, entry = told_by(page, b"a", b"a")
+    below = any(key.startswith(b"a/") for key in keys)
+    expected = decide(b"a", objects.get(b"a"), below)
+    assert certain or page.next_token is not None
+    if certain:
+        assert entry == expected
+
+
+def test_what_a_page_without_versions_tells() -> None:
+    """Where a store lists no ETag, or what makes no sense, it has to be asked for."""
+    bare = ObjectInfo(b"a", 1, 0, "")
+    assert told_by(ListPage([bare], []), b"a", b"a") == (False, None)
+    assert told_by(ListPage([], [], None, 1), b"a", b"a") == (False, None)

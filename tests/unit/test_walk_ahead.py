@@ -57,7 +57,9 @@ def walk(
 
 def asked(world: Mounted) -> tuple[int, int, int]:
     """Return how many directories' pages, flat pages and other requests there were."""
-    pages = [each for each in world.client.requests if each.kind == "list" and each.max_keys > 1]
+    pages = [
+        each for each in world.client.requests if each.kind == "list" and each.max_keys == 1000
+    ]
     flat = sum(each.flat for each in pages)
     others = len(world.client.requests) - len(pages)
     world.client.requests.clear()
@@ -69,7 +71,7 @@ def begun(world: Mounted) -> list[bytes]:
     return [
         each.key
         for each in world.client.requests
-        if each.kind == "list" and not (each.flat or each.token or each.start_after)
+        if each.max_keys == 1000 and not (each.flat or each.token or each.start_after)
     ]
 
 
