@@ -26,12 +26,15 @@ MEDIUM_BYTES = 5 * MIB
 MANY_BYTES = 4 * MIB
 SMALL_BYTES = 100 * KIB
 TREE_BYTES = 100
+FOLDER_BYTES = 10
 #: One of them is named as a Parquet file and one as an archive: the mount goes by the name.
 QUARTERS = ["quarter/0.parquet", "quarter/1.zip", "quarter/2", "quarter/3"]
 MEDIUM = [f"medium/{number:02}" for number in range(40)]
 MANY = [f"many/{number:02}" for number in range(64)]
 SMALL = [f"small/{number:03}" for number in range(500)]
 TREE = [f"tree/{folder:02}/{number:02}" for folder in range(50) for number in range(20)]
+#: Ten pages of a listing.
+FOLDER = [f"folder/{number:05}" for number in range(10_000)]
 
 SIZES = {
     LARGE: LARGE_BYTES,
@@ -40,6 +43,7 @@ SIZES = {
     **dict.fromkeys(MANY, MANY_BYTES),
     **dict.fromkeys(SMALL, SMALL_BYTES),
     **dict.fromkeys(TREE, TREE_BYTES),
+    **dict.fromkeys(FOLDER, FOLDER_BYTES),
 }
 
 #: Larger objects are put in parts of this size, by so many threads.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.objects import (
+    FOLDER,
     KIB,
     LARGE,
     LARGE_BYTES,
@@ -124,6 +125,11 @@ def walk(folder: Path) -> Work:
     return work
 
 
+def list_folder(folder: Path) -> Work:
+    """List a large folder, without looking at its files."""
+    return Work(operations=len(listed(folder, FOLDER)))
+
+
 # -- their parts ---------------------------------------------------------------------------------
 
 
@@ -222,4 +228,5 @@ def workloads() -> list[Workload]:
         Workload(
             "walk and stat", "1,000 files in 50 directories, stat of each", "operations", walk
         ),
+        Workload("list", "the names of 10,000 files in one folder", "operations", list_folder),
     ]

@@ -19,13 +19,16 @@ from botocore.credentials import Credentials as BotocoreCredentials
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
 from mountpoint.errors import Interrupted, NotFound, S3Error
+from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.pages import Span, just_before, reach_of
+from mountpoint.listing.recent import Listings
 from mountpoint.metrics import Counters
 from mountpoint.s3.client import ListPage
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint
-from mountpoint.tree import DirectoryMerge
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import DirectoryMerge, Entry
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data
 
@@ -147,6 +150,48 @@ def test_what_a_page_tells_is_true(
                     assert named.get(name) == exists.get(name), (after, size, name)
                     told += 1
     assert told > 200
+
+
+class SmallPages:
+    """A client that asks for pages of `size` names, and counts them."""
+
+    lists_in_order = True
+
+    def __init__(self, client: CrtClient, size: int) -> None:
+        self._client = client
+        self._size = size
+        self.guessed = 0
+
+    def list(self, prefix: bytes, **options: Any) -> "Future[ListPage]":
+        self.guessed += "start_after" in options
+        return self._client.list(prefix, max_keys=self._size, **options)
+
+
+@pytest.mark.parametrize("which", ["store", "flat_store"])
+def test_pages_side_by_side(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages from guessed positions give each name once, with directories at their edges."""
+    server: Store = request.getfixturevalue(which)
+    expected = {}
+    for number in range(60):
+        is_directory = number % 4 == 3
+        name = f"n{number:02}" + "-" * (number % 7 == 0)
+        expected[name.encode()] = is_directory
+        server.put(f"pages/{name}" + "/file" * is_directory, b"x")
+    with connected(server, server.endpoint_url, monkeypatch) as client:
+        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+        guessed = 0
+        for size in (2, 3, 4, 5, 7, 16):
+            pages: Any = SmallPages(client, size)
+            listing = DirectoryListing(b"pages/", pages, patience, Listings(1.0))
+            entries: list[Entry] = []
+            while some := listing.read(len(entries), 9):
+                entries += some
+            assert len(entries) == len(expected)
+            assert {entry.name: entry.is_directory for entry in entries} == expected
+            guessed += pages.guessed
+        assert guessed > 20
 
 
 def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:
