@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import ceiling, chart, measure, patterns, run
+from bench import ceiling, chart, measure, names, patterns, run
 from bench.measure import COLUMNS, Result, Run
 from bench.objects import KIB, MIB, WrongBytes, check, content
 from bench.patterns import Piece
 from bench.reading import Work, opened
+from mountpoint.s3.wire import parse_list
 from tests.unit.fake_client import FakeClient
 from tools.mounting import logged_counters
 
@@ -256,6 +257,36 @@ def test_counters_of_a_log(tmp_path: Path) -> None:
     )
     expected = [{"gets": 1, "bytes_fetched": 20}, {"gets": 2, "bytes_fetched": 30}]
     assert logged_counters(tmp_path) == expected
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+def test_pages_of_names() -> None:
+    """Pages follow each other through a folder of the tree, each name in one of them."""
+    prefix = "dataset-2026-01/partition-002/"
+    found: list[bytes] = []
+    after = ""
+    while True:
+        page = parse_list(names.page(prefix, after, 4, files=10), prefix.encode())
+        assert page.skipped == 0
+        found += [info.key for info in page.objects]
+        if page.next_token is None:
+            break
+        after = page.next_token
+    assert found == [(prefix + name).encode() for name in names.names_in(prefix, 10)]
+    assert {len(key) for key in found} == {60}
+
+
+def test_folders_of_names() -> None:
+    """Folders are common prefixes; there is nothing below a file."""
+    top = parse_list(names.page("", "", 1000, files=1), b"")
+    assert len(top.prefixes) == names.FOLDERS
+    first = top.prefixes[0].decode()
+    below = parse_list(names.page(first, "", 1000, files=1), first.encode())
+    assert len(below.prefixes) == names.SUBFOLDERS
+    nothing = parse_list(names.page(below.prefixes[0].decode() + "x/", "", 1000, files=1), b"")
+    assert (nothing.objects, nothing.prefixes) == ([], [])
 
 
 # -- the command ---------------------------------------------------------------------------------
