@@ -51,7 +51,8 @@ def test_every_request_is_signed(
     """Each request carries a signature by the right key, and our name."""
     store.put("requests/file", b"x" * 5000)
     with mounted(store, folder, endpoint_url=proxy.url) as mount:
-        assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
+        for _ in range(2):  # the second time the kernel has it: a HEAD is enough
+            assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
         os.listdir(mount.path)
     assert {exchange.method for exchange in exchanges} == {"GET", "HEAD"}
     for exchange in exchanges:

@@ -189,6 +189,4 @@ def test_nothing_is_believed(watch: Watch) -> None:
     for number in range(5):
         it.put("001", b"x" * number)
         assert (it.path / "001").stat().st_size == number
-        heads, lists, _ = it.asked()
-        assert heads >= 1
-        assert lists >= 1
+        assert it.asked()[1] >= 1
