@@ -68,7 +68,10 @@ def drop_leftovers() -> None:
     each time and the interpreter's cache of lookups keeps it, and up to 2,000 freed tuples of each
     length. After a million names they held 160 MB.
     """
-    sys._clear_type_cache()
+    for name in ("_clear_internal_caches", "_clear_type_cache"):  # the first from 3.13 on
+        if hasattr(sys, name):
+            getattr(sys, name)()
+            break
     gc.collect()
 
 
