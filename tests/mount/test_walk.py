@@ -1,0 +1,126 @@
+"""Directories on a real mount: walks that are listed ahead, and positions in a listing."""
+
+import ctypes
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, FaultyProxy
+from tests.mount.mounting import mounted
+
+pytestmark = pytest.mark.mount
+
+WIDTH, FILES = 6, 5
+SIZES = {
+    f"{a}/{b}/{c}.txt": 10 * a + b + c
+    for a in range(WIDTH)
+    for b in range(WIDTH)
+    for c in range(FILES)
+}
+DIRECTORIES = 1 + WIDTH + WIDTH * WIDTH
+
+
+def walked(store: Store, folder: Path, prefix: str) -> tuple[dict[str, int], int]:
+    """Return what `find` sees of a tree below `prefix`, and how many LISTs that took."""
+    for name, size in SIZES.items():
+        store.put(prefix + name, b"x" * size)
+    seen: list[Exchange] = []
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(seen.append)
+        with mounted(store, folder, "--prefix", prefix, endpoint_url=proxy.url) as mount:
+            seen.clear()
+            out = subprocess.run(
+                ["find", ".", "-type", "f", "-printf", "%P %s\n"],
+                cwd=mount.path,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+    found = [line.split() for line in out.splitlines()]
+    assert len(found) == len(SIZES)
+    return {name: int(size) for name, size in found}, sum(each.is_list for each in seen)
+
+
+def test_a_walk(flat_store: Store, folder: Path) -> None:
+    """In S3's order a flat page tells of all directories: few LISTs, and right."""
+    sizes, lists = walked(flat_store, folder, "walk/flat/")
+    assert sizes == SIZES
+    assert lists <= 8 < DIRECTORIES
+
+
+def test_a_walk_in_another_order(store: Store, folder: Path) -> None:
+    """A store that keeps folders lists them right, too, whatever it answers to a flat LIST."""
+    sizes, lists = walked(store, folder, "walk/folders/")
+    assert sizes == SIZES
+    assert lists <= DIRECTORIES + 4
+
+
+class Directory:
+    """opendir(3) and its kin."""
+
+    class Entry(ctypes.Structure):
+        """struct dirent, readdir(3)."""
+
+        _fields_ = (
+            ("inode", ctypes.c_uint64),
+            ("offset", ctypes.c_int64),
+            ("length", ctypes.c_ushort),
+            ("kind", ctypes.c_ubyte),
+            ("name", ctypes.c_char * 256),
+        )
+
+    def __init__(self, path: Path) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.opendir.restype = ctypes.c_void_p
+        self._libc.readdir.restype = ctypes.POINTER(self.Entry)
+        self._libc.telldir.restype = ctypes.c_long
+        opened = self._libc.opendir(os.fsencode(path))
+        assert opened, os.strerror(ctypes.get_errno())
+        self._handle = ctypes.c_void_p(opened)
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the names from here on, but for the dots."""
+        while entry := self._libc.readdir(self._handle):
+            if entry.contents.name not in (b".", b".."):
+                yield entry.contents.name
+
+    def tell(self) -> int:
+        return int(self._libc.telldir(self._handle))
+
+    def seek(self, position: int) -> None:
+        self._libc.seekdir(self._handle, ctypes.c_long(position))
+
+    def rewind(self) -> None:
+        self._libc.rewinddir(self._handle)
+
+    def close(self) -> None:
+        self._libc.closedir(self._handle)
+
+
+def test_positions(flat_store: Store, folder: Path) -> None:
+    """Positions are good as long as the directory is open; what is new is there after a rewind."""
+    names = [b"%04d" % number for number in range(200)]
+    for name in names:
+        flat_store.put(f"positions/{name.decode()}", b"")
+    with mounted(flat_store, folder, "--prefix", "positions/") as mount:
+        directory = Directory(mount.path)
+        try:
+            positions = {}
+            for name in directory.read():
+                positions[name] = directory.tell()
+            assert list(positions) == names
+            flat_store.put("positions/0000a", b"")
+            order = list(range(len(names) - 1))
+            random.Random(1).shuffle(order)
+            for index in order[:50]:
+                directory.seek(positions[names[index]])
+                assert next(directory.read()) == names[index + 1]
+            directory.rewind()
+            assert list(directory.read()) == [names[0], b"0000a", *names[1:]]
+        finally:
+            directory.close()
