@@ -7,6 +7,7 @@ reads an option or an environment variable of ours anywhere else.
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mountpoint.errors import MountError
 
@@ -49,7 +50,8 @@ class BucketConfig:
     """Which bucket, where, and how to address it.
 
     `name` is a bucket name, an access point alias or an ARN. `prefix` is "" or ends in "/".
-    `region` is None when it has to be found.
+    `region` is None when it has to be found. With `expected_owner` (an account id) requests
+    fail where the bucket is somebody else's.
     """
 
     name: str
@@ -60,6 +62,7 @@ class BucketConfig:
     dual_stack: bool = False
     transfer_acceleration: bool = False
     requester_pays: bool = False
+    expected_owner: str | None = None
 
     def __post_init__(self) -> None:
         if not (BUCKET_NAME.fullmatch(self.name) or ARN.fullmatch(self.name)):
@@ -86,6 +89,11 @@ class BucketConfig:
             raise MountError(
                 f"'{self.endpoint_url}' is not an endpoint URL",
                 "for example: --endpoint-url https://s3.example.com",
+            )
+        if self.expected_owner is not None and not re.fullmatch(r"\d{12}", self.expected_owner):
+            raise MountError(
+                f"'{self.expected_owner}' is not an account id",
+                "it has 12 digits: --expected-bucket-owner 111122223333",
             )
         if self.transfer_acceleration and self.force_path_style:
             raise MountError(
@@ -156,6 +164,54 @@ class ReadConfig:
     stall_s: float = 5.0
     timeout_s: float = 60.0
     most_ahead_bytes: int = 160 * MIB
+
+
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+LEAST_PART_BYTES = 5 * MIB
+MOST_PART_BYTES = 5 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig:
+    """How objects are written.
+
+    `part_size_bytes` is the size of the first parts, and what larger files are cut into;
+    `checksum` None sends none. `storage_class`, `sse` and `sse_kms_key_id` None leave them to
+    the bucket. `most_ahead_bytes` is the most that is in flight of all files together,
+    `stall_s` how long one try may be silent beyond what its size, or others like it, take.
+    """
+
+    part_size_bytes: int = 8 * MIB
+    checksum: Literal["crc32c", "crc64nvme"] | None = "crc32c"
+    storage_class: str | None = None
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+    most_ahead_bytes: int = 160 * MIB
+    stall_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        low, high = LEAST_PART_BYTES, MOST_PART_BYTES
+        check_range("--write-part-size", self.part_size_bytes, low, high, "bytes")
+        if self.storage_class is not None and not re.fullmatch(r"[A-Z_-]+", self.storage_class):
+            raise MountError(
+                f"'{self.storage_class}' is not a storage class",
+                "for example: --storage-class INTELLIGENT_TIERING",
+            )
+        if self.sse not in (None, "AES256", "aws:kms", "aws:kms:dsse"):
+            raise MountError(
+                f"--sse {self.sse} is not known", "it must be AES256, aws:kms or aws:kms:dsse"
+            )
+        if self.sse_kms_key_id is not None:
+            if self.sse not in ("aws:kms", "aws:kms:dsse"):
+                raise MountError(
+                    "--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse",
+                    "other encryption has no key of yours: add --sse, or leave the key out",
+                )
+            if not re.fullmatch(r"[\w:/+=,.@-]+", self.sse_kms_key_id, re.ASCII):
+                raise MountError(
+                    f"'{self.sse_kms_key_id}' is not a key id, alias or ARN",
+                    "for example: --sse-kms-key-id arn:aws:kms:us-east-1:111122223333:key/...",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,4 +297,5 @@ class Config:
     credentials: CredentialsConfig = field(default_factory=CredentialsConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
+    write: WriteConfig = field(default_factory=WriteConfig)
     log: LogConfig = field(default_factory=LogConfig)

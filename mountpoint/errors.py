@@ -78,6 +78,12 @@ class StaleInode(OperationError):
     """The inode's object version is no longer the newest: the kernel has to look again."""
 
 
+class NotSequential(OperationError):
+    """A write that does not go on where the last one ended: uploads are sequential."""
+
+    hint = "S3 takes whole objects: write files from beginning to end"
+
+
 class ObjectArchived(OperationError):
     """The object is in an archive storage class and has not been restored."""
 
@@ -130,7 +136,33 @@ class CredentialsUnavailable(AccessDenied):
 
 
 class PreconditionFailed(S3Error):
-    """412: the object is no longer the version that If-Match asked for."""
+    """412: the object is not the version that was asked for, or not absent."""
+
+
+class AlreadyExists(PreconditionFailed):
+    """412 to If-None-Match: somebody else has put an object under this key meanwhile."""
+
+
+class Contended(S3Error):
+    """409: another request for the same key came at the same time."""
+
+    retryable = True
+
+
+class NoSuchUpload(S3Error):
+    """404: the multipart upload has been completed, or aborted by somebody else."""
+
+
+class TooLarge(S3Error):
+    """More than an object may have."""
+
+
+class OutOfSpace(S3Error):
+    """The store is full, or a quota used up."""
+
+
+class NotOffered(S3Error):
+    """501: the server does not know something that the request asks for."""
 
 
 class WrongRegion(S3Error):
@@ -169,6 +201,10 @@ class ChecksumMismatch(TransportFault):
     hint = "--read-checksums off reads without comparing"
 
 
+class BadDigest(TransportFault):
+    """What the server has got is not what was sent: changed on the way."""
+
+
 class BadAnswer(S3Error):
     """An answer that makes no sense: wrong length, malformed XML, missing headers."""
 
@@ -191,12 +227,17 @@ OUTCOMES: dict[type[Exception], Outcome] = {
     NotSupported: Outcome(errno.ENOTSUP, logging.DEBUG),
     BadHandle: Outcome(errno.EBADF, logging.WARNING),
     StaleInode: Outcome(errno.ESTALE, logging.DEBUG),
+    NotSequential: Outcome(errno.EINVAL, logging.WARNING),
     ObjectArchived: Outcome(errno.EACCES, logging.WARNING),
     Interrupted: Outcome(errno.EIO, logging.INFO),
     NotFound: Outcome(errno.ENOENT, logging.WARNING),
     BucketNotFound: Outcome(errno.ENOENT, logging.WARNING),
     AccessDenied: Outcome(errno.EACCES, logging.WARNING),
     PreconditionFailed: Outcome(errno.ESTALE, logging.WARNING),
+    AlreadyExists: Outcome(errno.EEXIST, logging.WARNING),
+    TooLarge: Outcome(errno.EFBIG, logging.WARNING),
+    OutOfSpace: Outcome(errno.ENOSPC, logging.WARNING),
+    NotOffered: Outcome(errno.ENOTSUP, logging.WARNING),
     S3Error: Outcome(errno.EIO, logging.WARNING),
     Exception: Outcome(errno.EIO, logging.ERROR),
 }

@@ -19,6 +19,14 @@ CounterName = Literal[
     "gets",
     "heads",
     "lists",
+    # Of single objects; of multipart uploads: begun, parts, completed; given up.
+    "puts",
+    "uploads",
+    "parts",
+    "completes",
+    "aborts",
+    "deletes",
+    "copies",
     # Of the ranges that GETs asked for; of a cancelled one S3 may have sent less.
     "bytes_asked",
     # Of the bodies of GETs, as they come: of a cancelled request nothing, because the CRT hands
@@ -29,6 +37,8 @@ CounterName = Literal[
     # Of files that were asked for ahead of their opens, and of those of them nobody opened.
     "bytes_prefetched",
     "bytes_prefetched_in_vain",
+    # Of the bodies of PUTs and parts, those of retries included.
+    "bytes_sent",
     # Requests made again, because the first try failed or was too late.
     "retries",
     # Second requests for what took too long, and those of them that came first.

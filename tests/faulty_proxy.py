@@ -25,18 +25,21 @@ class Exchange:
     """A request, and the answer that will be sent; a fault changes the answer.
 
     `cut_at` closes the connection after so many bytes of the body, `delay_s` waits before
-    the headers and `stall_at` before that byte of the body, until the proxy ends.
+    the headers and `stall_at` before that byte of the body, until the proxy ends. `lost` closes
+    it without an answer. What was asked has been done in each case.
     """
 
     method: str
     target: str
     request_headers: dict[str, str]
+    request_body: bytes = b""
     status: int = 0
     headers: list[tuple[str, str]] = field(default_factory=list)
     body: bytes = b""
     cut_at: int | None = None
     stall_at: int | None = None
     delay_s: float = 0.0
+    lost: bool = False
 
     @property
     def is_data(self) -> bool:
@@ -82,7 +85,8 @@ class FaultyProxy:
             def do_GET(self) -> None:
                 proxy._serve(self)
 
-            do_HEAD = do_GET  # noqa: N815 (the name is http.server's)
+            # The names are http.server's.
+            do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -122,12 +126,16 @@ class FaultyProxy:
         if self._stopping.is_set():  # on a connection that was open before
             handler.close_connection = True
             return
-        exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()))
+        sent = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()), sent)
         self.seen.append((exchange.method, exchange.target))
         self._ask_upstream(exchange)
         for fault in list(self.faults):
             fault(exchange)
         self._stopping.wait(exchange.delay_s)
+        if exchange.lost:
+            handler.close_connection = True
+            return
         handler.send_response_only(exchange.status)
         for name, value in exchange.headers:
             handler.send_header(name, value)
@@ -156,7 +164,7 @@ class FaultyProxy:
             )
             for name, value in exchange.request_headers.items():
                 connection.putheader(name, value)
-            connection.endheaders()
+            connection.endheaders(exchange.request_body or None)
             answer = connection.getresponse()
             exchange.status = answer.status
             exchange.headers = [

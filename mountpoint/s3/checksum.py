@@ -22,12 +22,12 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from awscrt import checksums
 
-from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.client import ChecksumName, ObjectInfo
 from mountpoint.s3.refusal import Headers
 
 
@@ -126,6 +126,28 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
         return b""
+
+
+def of_parts(name: ChecksumName, parts: Sequence[tuple[bytes, int]]) -> str:
+    """Return the checksum, as S3 writes it, of an object of parts: (their own, their size).
+
+    COMPOSITE for CRC32C: the checksum of the parts' checksums, "-" and how many they are.
+    FULL_OBJECT for CRC64NVME: that of all the bytes, put together from the parts'.
+    """
+    if name == "crc64nvme":
+        value = 0
+        for digest, size_bytes in parts:
+            part = int.from_bytes(digest, "big")
+            value = checksums.combine_crc64nvme(value, part, size_bytes)
+        return encoded(value.to_bytes(8, "big"))
+    outer = ALGORITHMS[name].new()
+    outer.update(b"".join(digest for digest, _ in parts))
+    return f"{encoded(outer.digest())}-{len(parts)}"
+
+
+def encoded(digest: bytes) -> str:
+    """Return a checksum as it stands in headers."""
+    return base64.b64encode(digest).decode("ascii")
 
 
 class Verification:

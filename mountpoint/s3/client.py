@@ -1,15 +1,19 @@
 """`ObjectClient`: all that the rest of the program knows of S3.
 
-Every request is asynchronous; nothing here waits. `head` and `list` answer with a future,
-`get` delivers into a `BodySink` as bytes arrive. One call is one HTTP request and one try:
+Every request is asynchronous; nothing here waits. `get` delivers into a `BodySink` as bytes
+arrive, all others answer with a future. One call is one HTTP request and one try:
 who waits also decides about deadlines and retries (`s3.retry`, `reading.stream`).
 
 Keys are bytes, because S3 promises UTF-8 and other stores do not keep the promise.
 """
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+#: The checksums that uploads can carry, by the name in their header.
+ChecksumName = Literal["crc32c", "crc64nvme"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,100 @@ class ListPage:
     prefixes: list[bytes]
     next_token: str | None = None
     skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A checksum as S3 writes it: Base64; of an object of N parts it may be "VALUE-N"."""
+
+    name: ChecksumName
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The bytes that a request sends: `pieces`, one after another, that nobody changes.
+
+    `checksum` goes with them, and the server refuses what does not match it.
+    """
+
+    pieces: Sequence[bytes | bytearray | memoryview] = ()
+    size_bytes: int = 0
+    checksum: Checksum | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutOptions:
+    """What a new object is to be, beside its bytes. None leaves it to the bucket.
+
+    `sse` is "AES256", "aws:kms" or "aws:kms:dsse"; `metadata` is the user's own, without the
+    prefix of its headers; `checksum` is which one the whole object gets.
+    """
+
+    storage_class: str | None = None
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+    content_type: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    checksum: ChecksumName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """When a write may replace what is there: never with `absent`, or only the version `etag`."""
+
+    absent: bool = False
+    etag: str | None = None
+
+
+ALWAYS = Condition()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What S3 says of an object or part that it has taken.
+
+    `checksum` is "" where it says none. `date_ns` is when it answered, in whole seconds, which
+    is about the object's mtime; 0 if unknown.
+    """
+
+    etag: str
+    checksum: str = ""
+    date_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """A part as CompleteMultipartUpload lists it. `checksum` None: the server told none."""
+
+    number: int
+    etag: str
+    checksum: Checksum | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object with the checksums that S3 has of it, by name; composite ones end in "-N"."""
+
+    info: ObjectInfo
+    checksums: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """A multipart upload that has been neither completed nor aborted."""
+
+    key: bytes
+    upload_id: str
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPage:
+    """One page of ListMultipartUploads; `next_marker` (key, upload id) is None on the last."""
+
+    uploads: list[PendingUpload]
+    next_marker: tuple[bytes, str] | None = None
 
 
 class BodySink(Protocol):
@@ -107,6 +205,79 @@ class ObjectClient(Protocol):
         `whole` says that the range is all of that version: then more stores send a checksum.
         A body that does not match its checksum is ChecksumMismatch.
         """
+
+    def describe(self, key: bytes) -> "Future[Stored]":
+        """HeadObject with checksums, which needs the right to decrypt where KMS encrypts."""
+
+    def put_object(
+        self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
+    ) -> "Future[Written]":
+        """PutObject. PreconditionFailed when the condition is not met.
+
+        Here and below: NotFound when the version to replace is gone, BadDigest when what
+        arrived, or what the server says it has stored, is not what was sent.
+        """
+
+    def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
+        """CreateMultipartUpload: the upload's id."""
+
+    def upload_part(self, key: bytes, upload_id: str, number: int, body: Body) -> "Future[Written]":
+        """UploadPart; numbers are 1 to 10,000. NoSuchUpload when it is no longer pending."""
+
+    def complete_upload(
+        self,
+        key: bytes,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        *,
+        size_bytes: int,
+        checksum: Checksum | None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """CompleteMultipartUpload: the parts, in order, become the object.
+
+        `size_bytes` and `checksum` are what the whole must have: S3 refuses what has not, and
+        what it then says it has is compared once more (BadDigest).
+        """
+
+    def abort_upload(self, key: bytes, upload_id: str) -> "Future[None]":
+        """AbortMultipartUpload. NoSuchUpload when it is no longer pending."""
+
+    def list_uploads(
+        self, prefix: bytes, *, after: tuple[bytes, str] | None = None
+    ) -> "Future[UploadPage]":
+        """ListMultipartUploads of the keys that begin with `prefix`, from a marker on."""
+
+    def delete_object(self, key: bytes) -> "Future[None]":
+        """DeleteObject. That there is no such key is no error."""
+
+    def copy_object(
+        self,
+        source: bytes,
+        key: bytes,
+        *,
+        source_etag: str,
+        options: PutOptions | None = None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """CopyObject of at most 5 GiB within the bucket, of this version of the source only.
+
+        Without `options` everything is as the source's but for what the bucket sets; with
+        `options` content type and metadata are replaced by theirs.
+        """
+
+    def copy_part(
+        self,
+        source: bytes,
+        key: bytes,
+        upload_id: str,
+        number: int,
+        start: int,
+        stop: int,
+        *,
+        source_etag: str,
+    ) -> "Future[Written]":
+        """UploadPartCopy of the half-open range [start, stop) of this version of the source."""
 
     def interrupt(self) -> None:
         """Fail everything under way, and everything that is asked later, with Interrupted."""

@@ -75,7 +75,9 @@ def connect(
             credentials,
             client_config,
             counters=counters,
+            bucket=bucket.name,
             requester_pays=bucket.requester_pays,
+            expected_owner=bucket.expected_owner,
         )
         try:
             with _watching_tls(client, endpoint, client_config.ca_bundle):

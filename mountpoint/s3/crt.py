@@ -3,8 +3,10 @@
 How it works: one `S3Client` for one endpoint, one event loop thread (more were slower on
 two cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a
 single ranged request; a GET without a range, HEAD and LIST are DEFAULT requests, which it
-sends as they are. Callbacks come on CRT threads
-with the GIL. The CRT's retries are off: who waits decides (`s3.retry`).
+sends as they are: also those that write, so parts of an upload are ours to cut and to repeat.
+They are signed without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a
+signed header. Callbacks come on CRT threads with the GIL. The CRT's retries are off: who waits
+decides (`s3.retry`).
 
 The CRT finds a server by the Host header of the request and reuses connections by host
 name, so a client serves exactly one endpoint.
@@ -15,7 +17,7 @@ Must be made after the fork: the CRT's threads do not survive one.
 import logging
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -58,8 +60,23 @@ from mountpoint.errors import (
     TransportFault,
 )
 from mountpoint.metrics import CounterName, Counters
-from mountpoint.s3 import crt_log, wire
-from mountpoint.s3.client import BodySink, ListPage, ObjectInfo, Transfer
+from mountpoint.s3 import crt_log, wire, write_wire
+from mountpoint.s3.body import BodyStream
+from mountpoint.s3.client import (
+    ALWAYS,
+    Body,
+    BodySink,
+    Checksum,
+    Condition,
+    ListPage,
+    ObjectInfo,
+    PartDone,
+    PutOptions,
+    Stored,
+    Transfer,
+    UploadPage,
+    Written,
+)
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.endpoint import Endpoint
 from mountpoint.s3.exchange import Download, Exchange, Headers, Inquiry
@@ -93,6 +110,15 @@ REQUESTS: dict[str, CounterName] = {
     "GetObject": "gets",
     "HeadObject": "heads",
     "ListObjectsV2": "lists",
+    "ListMultipartUploads": "lists",
+    "PutObject": "puts",
+    "CreateMultipartUpload": "uploads",
+    "UploadPart": "parts",
+    "UploadPartCopy": "copies",
+    "CompleteMultipartUpload": "completes",
+    "AbortMultipartUpload": "aborts",
+    "DeleteObject": "deletes",
+    "CopyObject": "copies",
 }
 #: Without it S3 sends no checksums.
 CHECKSUM_MODE = ("x-amz-checksum-mode", "ENABLED")
@@ -107,7 +133,8 @@ ALGORITHMS = {
 class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
-    `credentials` None means unsigned requests. Raises MountError for a CA bundle that holds no
+    `credentials` None means unsigned requests. `bucket` is its name or ARN, as copies name it;
+    without one it is what the endpoint's path says. Raises MountError for a CA bundle that holds no
     certificates.
     """
 
@@ -118,7 +145,9 @@ class CrtClient:
         config: ClientConfig,
         *,
         counters: Counters,
+        bucket: str = "",
         requester_pays: bool = False,
+        expected_owner: str | None = None,
     ) -> None:
         # dependencies
         self.counters = counters
@@ -152,6 +181,11 @@ class CrtClient:
         ]
         if requester_pays:
             self._headers.append(("x-amz-request-payer", "requester"))
+        self._copy_headers: Headers = []
+        if expected_owner is not None:
+            self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
+            self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
+        self._bucket = bucket or endpoint.base_path.strip("/")
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._under_way: set[Exchange] = set()
@@ -220,6 +254,113 @@ class CrtClient:
         self._send(download, request_type, "GetObject", "GET", target, extra)
         return download
 
+    def describe(self, key: bytes) -> "Future[Stored]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Stored:
+            return write_wire.stored(wire.object_info(key, status, headers), headers)
+
+        return self._ask("HEAD", "HeadObject", target, parse, [CHECKSUM_MODE])
+
+    def put_object(
+        self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        headers = write_wire.option_headers(options) + write_wire.condition_headers(condition)
+        return self._send_body("PutObject", target, headers, body)
+
+    def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key) + "?uploads"
+        headers = write_wire.create_headers(options)
+
+        def parse(status: int, headers: Headers, body: bytes) -> str:
+            return write_wire.upload_id(headers, body)
+
+        return self._ask("POST", "CreateMultipartUpload", target, parse, headers, Body())
+
+    def upload_part(self, key: bytes, upload_id: str, number: int, body: Body) -> "Future[Written]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
+        return self._send_body("UploadPart", target, [], body)
+
+    def complete_upload(
+        self,
+        key: bytes,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        *,
+        size_bytes: int,
+        checksum: Checksum | None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id)
+        headers = write_wire.complete_headers(size_bytes, checksum, condition)
+        headers.append(("Content-Type", "application/xml"))
+        xml = write_wire.complete_body(parts)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.completed(headers, body, checksum)
+
+        operation = "CompleteMultipartUpload"
+        return self._ask("POST", operation, target, parse, headers, Body([xml], len(xml)))
+
+    def abort_upload(self, key: bytes, upload_id: str) -> "Future[None]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id)
+        return self._ask("DELETE", "AbortMultipartUpload", target, _nothing)
+
+    def list_uploads(
+        self, prefix: bytes, *, after: tuple[bytes, str] | None = None
+    ) -> "Future[UploadPage]":
+        """See ObjectClient."""
+        target = write_wire.uploads_target(self._endpoint.base_path, prefix, after)
+
+        def parse(status: int, headers: Headers, body: bytes) -> UploadPage:
+            return write_wire.uploads_page(body, prefix)
+
+        return self._ask("GET", "ListMultipartUploads", target, parse)
+
+    def delete_object(self, key: bytes) -> "Future[None]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        return self._ask("DELETE", "DeleteObject", target, _nothing)
+
+    def copy_object(
+        self,
+        source: bytes,
+        key: bytes,
+        *,
+        source_etag: str,
+        options: PutOptions | None = None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        place = write_wire.copy_source(self._bucket, source)
+        headers = write_wire.copy_headers(place, source_etag, options, condition)
+        return self._copy("CopyObject", target, headers)
+
+    def copy_part(
+        self,
+        source: bytes,
+        key: bytes,
+        upload_id: str,
+        number: int,
+        start: int,
+        stop: int,
+        *,
+        source_etag: str,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
+        place = write_wire.copy_source(self._bucket, source)
+        headers = write_wire.copy_part_headers(place, source_etag, start, stop)
+        return self._copy("UploadPartCopy", target, headers)
+
     def interrupt(self) -> None:
         """See ObjectClient."""
         with self._lock:
@@ -239,10 +380,34 @@ class CrtClient:
         operation: str,
         target: str,
         parse: Callable[[int, Headers, bytes], T],
+        extra: Headers | None = None,
+        body: Body | None = None,
     ) -> "Future[T]":
         inquiry = Inquiry(self, operation, parse)
-        self._send(inquiry, S3RequestType.DEFAULT, operation, method, target, [])
+        default = S3RequestType.DEFAULT
+        self._send(inquiry, default, operation, method, target, extra or [], body)
         return inquiry.future
+
+    def _send_body(
+        self, operation: str, target: str, extra: Headers, body: Body
+    ) -> "Future[Written]":
+        """Put an object or a part; what is answered must have the body's checksum."""
+        checksum = body.checksum
+        self.counters.add("bytes_sent", body.size_bytes)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.written(headers, checksum)
+
+        headers = extra + write_wire.checksum_headers(checksum)
+        return self._ask("PUT", operation, target, parse, headers, body)
+
+    def _copy(self, operation: str, target: str, headers: Headers) -> "Future[Written]":
+        root = "CopyObjectResult" if operation == "CopyObject" else "CopyPartResult"
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.copied(headers, body, root)
+
+        return self._ask("PUT", operation, target, parse, headers + self._copy_headers, Body())
 
     def _send(
         self,
@@ -252,6 +417,7 @@ class CrtClient:
         method: str,
         target: str,
         extra: Headers,
+        body: Body | None = None,
     ) -> None:
         with self._lock:
             self._under_way.add(exchange)
@@ -260,10 +426,14 @@ class CrtClient:
             exchange.end(Interrupted("the mount is going away"))
             return
         self.counters.add(REQUESTS[operation])  # before its answer can be there
+        stream = None
+        if body is not None:  # S3 wants a length also of nothing
+            extra = [*extra, ("Content-Length", str(body.size_bytes))]
+            stream = BodyStream(body) if body.size_bytes else None
         try:
             exchange.request = self._client.make_request(
                 type=request_type,
-                request=HttpRequest(method, target, HttpHeaders(self._headers + extra)),
+                request=HttpRequest(method, target, HttpHeaders(self._headers + extra), stream),
                 operation_name=operation,
                 on_headers=exchange.on_headers,
                 on_body=exchange.on_body,
@@ -320,6 +490,10 @@ def enable_crt_log(level: int) -> None:
     """Send the CRT's own log to the standard library's loggers `awscrt.*`, once a process."""
     crt_level = next(name for least, name in CRT_LEVELS if level >= least)
     crt_log.relay(lambda path: awscrt.io.init_logging(crt_level, path))
+
+
+def _nothing(_status: int, _headers: Headers, _body: bytes) -> None:
+    """Take an answer that says only that it is done."""
 
 
 def _tls_mode(endpoint: Endpoint) -> S3RequestTlsMode:

@@ -11,14 +11,21 @@ from mountpoint.config import REGION
 from mountpoint.errors import (
     AccessDenied,
     BadAnswer,
+    BadDigest,
     BucketNotFound,
+    Contended,
     CredentialsUnavailable,
+    NoSuchUpload,
     NotFound,
+    NotOffered,
     ObjectArchived,
+    OutOfSpace,
     PreconditionFailed,
     S3Error,
     ServerFault,
     Throttled,
+    TooLarge,
+    TransportFault,
     WrongRegion,
 )
 from mountpoint.s3.safexml import read_xml
@@ -29,6 +36,7 @@ Headers = list[tuple[str, str]]
 ERROR_BODY_MAX_BYTES = 64 << 10
 _MESSAGE_MAX_CHARS = 200
 
+_KMS = "--sse-kms-key-id has to name an enabled key of the bucket's region that may be used"
 _RENEW = "renew the credentials (for SSO: aws sso login) and try again"
 
 #: Code → class and hint. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -63,6 +71,22 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "RequestTimeout": (ServerFault, ""),
     "InternalError": (ServerFault, ""),
     "InvalidRange": (BadAnswer, ""),
+    # Of writes. What arrived changed, or not whole, is sent again.
+    "BadDigest": (BadDigest, ""),
+    "XAmzContentChecksumMismatch": (BadDigest, ""),
+    "IncompleteBody": (TransportFault, ""),
+    "ConditionalRequestConflict": (Contended, ""),
+    "OperationAborted": (Contended, ""),
+    "NoSuchUpload": (NoSuchUpload, ""),
+    "EntityTooLarge": (TooLarge, ""),
+    "InvalidStorageClass": (S3Error, "check --storage-class: this bucket does not know it"),
+    "QuotaExceeded": (OutOfSpace, ""),
+    "XMinioStorageFull": (OutOfSpace, ""),
+    "NotImplemented": (NotOffered, ""),
+    "KMS.NotFoundException": (S3Error, _KMS),
+    "KMS.DisabledException": (S3Error, _KMS),
+    "KMS.InvalidKeyUsageException": (S3Error, _KMS),
+    "KMS.KMSInvalidStateException": (S3Error, _KMS),
 }
 _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     401: (AccessDenied, ""),
@@ -72,7 +96,9 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     412: (PreconditionFailed, ""),
     416: (BadAnswer, ""),
     429: (Throttled, ""),
+    501: (NotOffered, ""),
     503: (Throttled, ""),
+    507: (OutOfSpace, ""),
 }
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _WRONG_REGION_CODES = frozenset(
@@ -133,7 +159,8 @@ def _error_fields(body: bytes) -> dict[str, str]:
             fields.setdefault(name, "".join(texts))
 
     try:
-        root = read_xml(body, ERROR_BODY_MAX_BYTES, on_end)
+        # While it works on what may take long, S3 sends spaces, and the declaration after them.
+        root = read_xml(body.lstrip(), ERROR_BODY_MAX_BYTES, on_end)
     except BadAnswer:
         return {}
     return fields if root in ("Error", "ErrorResponse") else {}

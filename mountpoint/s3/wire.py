@@ -24,11 +24,18 @@ __all__ = [
     "Headers",
     "content_range",
     "error_from_response",
+    "header",
+    "http_date_ns",
+    "is_header_text",
+    "iso_date_ns",
     "list_target",
     "object_info",
     "object_target",
     "parse_list",
+    "printable",
     "range_header",
+    "url_decoded",
+    "verbatim",
 ]
 
 #: A page of 1,000 keys of 1,024 bytes, each byte as "%XX", is 3.3 MB.
@@ -142,7 +149,7 @@ def parse_list(body: bytes, prefix: bytes) -> ListPage:
     if truncated == "true" and not next_token:
         raise BadAnswer("a truncated listing without a continuation token")
 
-    decode = _url_decoded if page.get("EncodingType") == "url" else _verbatim
+    decode = url_decoded if page.get("EncodingType") == "url" else verbatim
     objects: dict[bytes, ObjectInfo] = {}
     for texts in contents:
         info = _listed_object(texts, prefix, decode)
@@ -245,11 +252,12 @@ def _read_list(
     return None if misplaced else (page, contents, common)
 
 
-def _verbatim(text: str) -> bytes:
+def verbatim(text: str) -> bytes:
+    """Return a key that the server has not encoded."""
     return text.encode("utf-8", "surrogatepass")
 
 
-def _url_decoded(text: str) -> bytes:
+def url_decoded(text: str) -> bytes:
     """Undo S3's own form of URL encoding, where "+" is a space and a plus sign is "%2B"."""
     encoded = text.encode("utf-8", "surrogatepass")
     if b"+" in encoded:
@@ -267,10 +275,10 @@ def _listed_object(
     key_text, size_text, date, etag, storage_class, in_progress, expiry = texts
     key = decode(key_text)
     size_bytes = _size(size_text)
-    mtime_ns = _iso_date_ns(date) if len(date) <= DATE_MAX_CHARS else None
+    mtime_ns = iso_date_ns(date) if len(date) <= DATE_MAX_CHARS else None
     if not key or not key.startswith(prefix) or size_bytes is None or mtime_ns is None:
         return None
-    if not _is_header_text(etag):
+    if not is_header_text(etag):
         return None
     return ObjectInfo(
         key,
@@ -290,7 +298,7 @@ def _size(text: str) -> int | None:
     return size_bytes if size_bytes <= SIZE_MAX_BYTES else None
 
 
-def _is_header_text(text: str) -> bool:
+def is_header_text(text: str) -> bool:
     """Whether an ETag can go back as If-Match: no control characters, nothing to smuggle."""
     return text.isascii() and text.isprintable()
 
@@ -302,7 +310,7 @@ _SECOND = timedelta(seconds=1)
 
 
 @functools.lru_cache(maxsize=1000)
-def _iso_date_ns(text: str) -> int | None:
+def iso_date_ns(text: str) -> int | None:
     """Return the nanoseconds since 1970 of an ISO 8601 date, in whole seconds; None if bad.
 
     HEAD and GET tell whole seconds only, and one object must not have two mtimes: `tar` and
@@ -326,7 +334,7 @@ _HTTP_DATE = re.compile(
 )
 
 
-def _http_date_ns(text: str) -> int:
+def http_date_ns(text: str) -> int:
     """Return the nanoseconds since 1970 of an HTTP date; 0 if bad: the object is still there."""
     match = _HTTP_DATE.fullmatch(text)
     if match is None:
@@ -354,7 +362,7 @@ def _in_range_ns(seconds: int) -> int | None:
 # --- Headers ---
 
 
-def _header(headers: Headers, name: str) -> str | None:
+def header(headers: Headers, name: str) -> str | None:
     """Return a header's value by its lower-case name; BadAnswer if it has two."""
     values = {value.strip() for key, value in headers if key.lower() == name}
     if len(values) > 1:
@@ -370,7 +378,7 @@ def content_range(headers: Headers) -> tuple[int, int, int] | None:
 
     Raise BadAnswer when it makes no sense, or does not tell the total.
     """
-    value = _header(headers, "content-range")
+    value = header(headers, "content-range")
     if value is None:
         return None
     match = _CONTENT_RANGE.fullmatch(value)
@@ -391,18 +399,18 @@ def object_info(key: bytes, status: int, headers: Headers) -> ObjectInfo:
         bounds = content_range(headers)
         size_bytes = bounds[2] if bounds is not None else None
     else:
-        size_bytes = _size(_header(headers, "content-length") or "")
+        size_bytes = _size(header(headers, "content-length") or "")
     if size_bytes is None:
         raise BadAnswer("an object without a sensible length", status=status)
-    etag = _header(headers, "etag")
-    if not etag or not _is_header_text(etag):
+    etag = header(headers, "etag")
+    if not etag or not is_header_text(etag):
         raise BadAnswer("an object without a sensible ETag", status=status)
-    restore = _header(headers, "x-amz-restore") or ""
+    restore = header(headers, "x-amz-restore") or ""
     return ObjectInfo(
         key=key,
         size_bytes=size_bytes,
-        mtime_ns=_http_date_ns(_header(headers, "last-modified") or ""),
+        mtime_ns=http_date_ns(header(headers, "last-modified") or ""),
         etag=etag,
-        storage_class=_header(headers, "x-amz-storage-class") or "STANDARD",
+        storage_class=header(headers, "x-amz-storage-class") or "STANDARD",
         restored='ongoing-request="false"' in restore and "expiry-date=" in restore,
     )

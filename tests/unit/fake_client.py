@@ -9,7 +9,7 @@ may also change the objects). Every request is recorded.
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -17,12 +17,31 @@ from typing import Any, Generic, TypeVar
 from mountpoint.errors import (
     AccessDenied,
     BadAnswer,
+    BadDigest,
     Interrupted,
+    NoSuchUpload,
     NotFound,
+    NotOffered,
     PreconditionFailed,
+    S3Error,
     TransportFault,
 )
-from mountpoint.s3.client import BodySink, ListPage, ObjectInfo
+from mountpoint.s3 import checksum
+from mountpoint.s3.client import (
+    ALWAYS,
+    Body,
+    BodySink,
+    Checksum,
+    Condition,
+    ListPage,
+    ObjectInfo,
+    PartDone,
+    PendingUpload,
+    PutOptions,
+    Stored,
+    UploadPage,
+    Written,
+)
 
 T = TypeVar("T")
 
@@ -37,7 +56,7 @@ ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")
 class Request:
     """One request as it was made. `start` and `stop` are a GET's range."""
 
-    kind: str  # "head", "list" or "get"
+    kind: str  # "head", "list", "get", or a writing method's name
     key: bytes  # of "list": the prefix
     start: int = 0
     stop: int = 0
@@ -46,6 +65,9 @@ class Request:
     start_after: bytes | None = None
     max_keys: int = 0
     flat: bool = False
+    number: int = 0  # of a part
+    size_bytes: int = 0  # of what is written
+    condition: Condition = ALWAYS
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,7 @@ class Fault:
     delay_s: float = 0.0  #: wait first, or until cancelled
     silent: bool = False  #: no answer until cancelled
     error: Exception | None = None  #: answered instead (of a GET: after `cut` bytes, if given)
+    lost: bool = False  #: of all but GETs: done, but answered with `error` or a TransportFault
     etag: str | None = None  #: headers of another version
     no_headers: bool = False  #: a body without headers
     shift: int = 0  #: the body says it starts that much later
@@ -128,8 +151,27 @@ def path_page(
     )
 
 
+@dataclass
+class Upload:
+    """A multipart upload that is pending."""
+
+    key: bytes
+    options: PutOptions
+    parts: dict[int, tuple[str, bytes]]  # ETag and bytes, by number
+
+
+def sum_of(name: str, data: bytes) -> bytes:
+    """Return a checksum."""
+    hashed = checksum.ALGORITHMS[name].new()
+    hashed.update(data)
+    return hashed.digest()
+
+
 class FakeClient:
-    """An `ObjectClient`. Make it in a `with`, so that its threads end."""
+    """An `ObjectClient`. Make it in a `with`, so that its threads end.
+
+    `knows_checksums` and `knows_conditions` are for stores that do not.
+    """
 
     lists_in_order = True
 
@@ -148,8 +190,14 @@ class FakeClient:
         self.requests: list[Request] = []
         self.delivered_bytes = 0
         self.cancelled = 0  #: requests that were cancelled before their end
+        self.knows_checksums = True
+        self.knows_conditions = True
+        self.least_part_bytes = 1  #: S3's is 5 MiB
         self._lock = threading.Lock()  # guards all that is below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
+        self._checksums: dict[bytes, dict[str, str]] = {}
+        self.uploads: dict[str, Upload] = {}
+        self._uploads_begun = 0
         self._faults: list[tuple[str, Fault]] = []
         self._under_way: dict[_Exchange, None] = {}
         self._waiting: list[_Exchange] = []
@@ -180,7 +228,18 @@ class FakeClient:
         info = ObjectInfo(key, len(data), mtime_ns, etag_of(data), storage_class, restored)
         with self._lock:
             self._objects[key] = (info, data)
+            self._checksums.pop(key, None)
         return info
+
+    def content(self, key: bytes) -> bytes:
+        """Return the bytes of an object."""
+        with self._lock:
+            return self._objects[key][1]
+
+    def keys(self) -> list[bytes]:
+        """Return the keys of all objects, in order."""
+        with self._lock:
+            return sorted(self._objects)
 
     def delete(self, key: bytes) -> None:
         """Delete an object."""
@@ -304,6 +363,153 @@ class FakeClient:
         self._begin(download)
         return download
 
+    def describe(self, key: bytes) -> "Future[Stored]":
+        """See ObjectClient."""
+
+        def answer() -> Stored:
+            info = self._object(key)[0]
+            with self._lock:
+                known = self._checksums.get(key, {}) if self.knows_checksums else {}
+                return Stored(info, dict(known))
+
+        return self._ask(Request("head", key), answer)
+
+    def put_object(
+        self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        request = Request("put_object", key, size_bytes=body.size_bytes, condition=condition)
+
+        def answer() -> Written:
+            data = self._received(body)
+            with self._lock:
+                self._check(key, condition)
+                return self._store(key, data, etag_of(data), options, body.checksum)
+
+        return self._ask(request, answer)
+
+    def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
+        """See ObjectClient."""
+
+        def answer() -> str:
+            with self._lock:
+                self._uploads_begun += 1
+                upload_id = f"upload-{self._uploads_begun}"
+                self.uploads[upload_id] = Upload(key, options, {})
+                return upload_id
+
+        return self._ask(Request("create_upload", key), answer)
+
+    def upload_part(self, key: bytes, upload_id: str, number: int, body: Body) -> "Future[Written]":
+        """See ObjectClient."""
+        assert 1 <= number <= 10_000
+        request = Request("upload_part", key, number=number, size_bytes=body.size_bytes)
+
+        def answer() -> Written:
+            data = self._received(body)
+            with self._lock:
+                etag = etag_of(data)
+                self._upload(key, upload_id).parts[number] = (etag, data)
+                return Written(etag, self._told(body.checksum), MTIME_NS)
+
+        return self._ask(request, answer)
+
+    def complete_upload(
+        self,
+        key: bytes,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        *,
+        size_bytes: int,
+        checksum: Checksum | None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        request = Request("complete_upload", key, size_bytes=size_bytes, condition=condition)
+
+        def answer() -> Written:
+            with self._lock:
+                upload = self._upload(key, upload_id)
+                self._check(key, condition)
+                return self._complete(upload, upload_id, parts, size_bytes, checksum)
+
+        return self._ask(request, answer)
+
+    def abort_upload(self, key: bytes, upload_id: str) -> "Future[None]":
+        """See ObjectClient."""
+
+        def answer() -> None:
+            with self._lock:
+                self._upload(key, upload_id)
+                del self.uploads[upload_id]
+
+        return self._ask(Request("abort_upload", key), answer)
+
+    def list_uploads(
+        self, prefix: bytes, *, after: tuple[bytes, str] | None = None
+    ) -> "Future[UploadPage]":
+        """See ObjectClient."""
+
+        def answer() -> UploadPage:
+            with self._lock:
+                found = sorted((each.key, identity) for identity, each in self.uploads.items())
+            found = [pair for pair in found if pair[0].startswith(prefix) and pair > (after or ())]
+            shown = found[: self.page_size]
+            uploads = [PendingUpload(name, identity, MTIME_NS) for name, identity in shown]
+            return UploadPage(uploads, None if shown == found else shown[-1])
+
+        return self._ask(Request("list_uploads", prefix), answer)
+
+    def delete_object(self, key: bytes) -> "Future[None]":
+        """See ObjectClient."""
+
+        def answer() -> None:
+            with self._lock:
+                self._objects.pop(key, None)
+
+        return self._ask(Request("delete_object", key), answer)
+
+    def copy_object(
+        self,
+        source: bytes,
+        key: bytes,
+        *,
+        source_etag: str,
+        options: PutOptions | None = None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+
+        def answer() -> Written:
+            data = self._version(source, source_etag)
+            with self._lock:
+                self._check(key, condition)
+                return self._store(key, data, etag_of(data), options or PutOptions(), None)
+
+        return self._ask(Request("copy_object", key, condition=condition), answer)
+
+    def copy_part(
+        self,
+        source: bytes,
+        key: bytes,
+        upload_id: str,
+        number: int,
+        start: int,
+        stop: int,
+        *,
+        source_etag: str,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+
+        def answer() -> Written:
+            data = self._version(source, source_etag)[start:stop]
+            with self._lock:
+                etag = etag_of(data)
+                self._upload(key, upload_id).parts[number] = (etag, data)
+                return Written(etag)
+
+        return self._ask(Request("copy_part", key, start, stop, number=number), answer)
+
     def interrupt(self) -> None:
         """See ObjectClient."""
         with self._lock:
@@ -318,6 +524,86 @@ class FakeClient:
         self._pool.shutdown()
 
     # --- inside ---
+
+    def _received(self, body: Body) -> bytes:
+        """Return the bytes of a body; BadDigest if they do not match its checksum."""
+        data = b"".join(bytes(piece) for piece in body.pieces)
+        assert len(data) == body.size_bytes
+        known = body.checksum if self.knows_checksums else None
+        if known is not None and checksum.encoded(sum_of(known.name, data)) != known.value:
+            raise BadDigest("not what was sent", code="BadDigest", status=400)
+        return data
+
+    def _told(self, checksum: Checksum | None) -> str:
+        return checksum.value if checksum is not None and self.knows_checksums else ""
+
+    def _check(self, key: bytes, condition: Condition) -> None:
+        """Raise unless the condition is met (lock held)."""
+        if condition == ALWAYS:
+            return
+        if not self.knows_conditions:
+            raise NotOffered("a header", code="NotImplemented", status=501)
+        there = self._objects.get(key)
+        if condition.etag is not None and there is None:
+            raise NotFound("no such key", code="NoSuchKey", status=404)
+        etag = None if there is None else there[0].etag
+        if (condition.absent and there is not None) or condition.etag not in (None, etag):
+            raise PreconditionFailed("not met", code="PreconditionFailed", status=412)
+
+    def _upload(self, key: bytes, upload_id: str) -> Upload:
+        upload = self.uploads.get(upload_id)
+        if upload is None or upload.key != key:
+            raise NoSuchUpload("no such upload", code="NoSuchUpload", status=404)
+        return upload
+
+    def _version(self, key: bytes, etag: str) -> bytes:
+        info, data = self._object(key)
+        if info.etag != etag:
+            raise PreconditionFailed("replaced", code="PreconditionFailed", status=412)
+        return data
+
+    def _store(
+        self, key: bytes, data: bytes, etag: str, options: PutOptions, known: Checksum | None
+    ) -> Written:
+        """Put an object in its place (lock held)."""
+        storage_class = options.storage_class or "STANDARD"
+        self._objects[key] = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class), data
+        self._checksums[key] = {} if known is None else {known.name: known.value}
+        return Written(etag, self._told(known), MTIME_NS)
+
+    def _complete(
+        self,
+        upload: Upload,
+        upload_id: str,
+        listed: Sequence[PartDone],
+        size_bytes: int,
+        expected: Checksum | None,
+    ) -> Written:
+        """Make an object of the parts of an upload (lock held)."""
+        numbers = [part.number for part in listed]
+        if not listed or numbers != sorted(set(numbers)):
+            raise S3Error("the order of parts", code="InvalidPartOrder", status=400)
+        found = []
+        for part in listed:
+            etag, data = upload.parts.get(part.number, ("", b""))
+            if etag != part.etag:
+                raise S3Error("no such part", code="InvalidPart", status=400)
+            found.append(data)
+        if any(len(data) < self.least_part_bytes for data in found[:-1]):
+            raise S3Error("a part is too small", code="EntityTooSmall", status=400)
+        if sum(map(len, found)) != size_bytes:
+            raise S3Error("not all bytes are there", code="InvalidRequest", status=400)
+        known = None
+        name = upload.options.checksum
+        if name is not None and self.knows_checksums:
+            parts = [(sum_of(name, data), len(data)) for data in found]
+            known = Checksum(name, checksum.of_parts(name, parts))
+            if expected not in (None, known):
+                raise BadDigest("another checksum", code="BadDigest", status=400)
+        del self.uploads[upload_id]
+        etags = b"".join(bytes.fromhex(part.etag.strip('"')) for part in listed)
+        etag = f'{etag_of(etags)[:-1]}-{len(found)}"'
+        return self._store(upload.key, b"".join(found), etag, upload.options, known)
 
     def _ask(self, request: Request, answer: Callable[[], T]) -> "Future[T]":
         inquiry = _Inquiry(self, request, answer)
@@ -420,7 +706,7 @@ class _Exchange:
 
 
 class _Inquiry(_Exchange, Generic[T]):
-    """A HEAD or LIST."""
+    """All but GETs."""
 
     def __init__(self, client: FakeClient, request: Request, ask: Callable[[], T]) -> None:
         super().__init__(client, request)
@@ -429,6 +715,9 @@ class _Inquiry(_Exchange, Generic[T]):
         self.future.add_done_callback(self._on_future)
 
     def answer(self, fault: Fault) -> None:
+        if fault.lost:
+            self.ask()
+            raise fault.error or TransportFault("the answer was lost")
         if fault.error is not None:
             raise fault.error
         self.end(self.ask(), None)

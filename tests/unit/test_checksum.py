@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mountpoint.s3 import checksum
 from mountpoint.s3.checksum import ALGORITHMS, Expected, Verification, expected
 from mountpoint.s3.client import ObjectInfo
 
@@ -161,3 +162,19 @@ def test_one_bit(name: str, data: bytes, cuts: list[int], bit: int, of_part: boo
         for start, stop in itertools.pairwise(edges):
             verification.update(body[start:stop])
         assert verification.matches() == (body == data)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=100), min_size=1, max_size=5))
+def test_of_parts(parts: list[bytes]) -> None:
+    """CRC64NVME of parts is that of all bytes; CRC32C that of the parts' own, and their number."""
+
+    def digest(name: str, data: bytes) -> bytes:
+        hashed = checksum.ALGORITHMS[name].new()
+        hashed.update(data)
+        return hashed.digest()
+
+    whole = checksum.of_parts("crc64nvme", [(digest("crc64nvme", p), len(p)) for p in parts])
+    assert whole == checksum.encoded(digest("crc64nvme", b"".join(parts)))
+    own = [(digest("crc32c", p), len(p)) for p in parts]
+    of_own = digest("crc32c", b"".join(each for each, _ in own))
+    assert checksum.of_parts("crc32c", own) == f"{checksum.encoded(of_own)}-{len(parts)}"

@@ -191,7 +191,7 @@ def test_memory_of_known_names() -> None:
         held_bytes -= numbers.buffer_info()[1] * numbers.itemsize
         forget()
         gc.collect()  # XML parsers refer to themselves
-        wire._iso_date_ns.cache_clear()  # the last 1,000 dates
+        wire.iso_date_ns.cache_clear()  # the last 1,000 dates
         left_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,0 +1,278 @@
+"""Writing requests: headers, targets and bodies; what answers mean, and hostile ones."""
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountpoint.errors import BadAnswer, BadDigest, ServerFault
+from mountpoint.s3 import write_wire
+from mountpoint.s3.body import BodyStream
+from mountpoint.s3.client import (
+    Body,
+    Checksum,
+    Condition,
+    ObjectInfo,
+    PartDone,
+    PendingUpload,
+    PutOptions,
+)
+
+ETAG = '"5d41402abc4b2a76b9719d911017c592"'
+DATE = ("Date", "Wed, 01 May 2024 10:11:12 GMT")
+DATE_NS = 1_714_558_272_000_000_000
+CRC32C = Checksum("crc32c", "yZRlqg==")
+COMPOSITE = Checksum("crc32c", "yZRlqg==-2")
+FULL = Checksum("crc64nvme", "AAAAAAAAAAA=")
+
+
+# --- requests ---
+
+
+def test_targets() -> None:
+    """Ids and keys are encoded; a part has a number."""
+    target = write_wire.upload_target("/b", b"a b", "x/+=&", 7)
+    assert target == "/b/a%20b?partNumber=7&uploadId=x%2F%2B%3D%26"
+    assert write_wire.upload_target("", b"a", "x") == "/a?uploadId=x"
+    listing = "?uploads&encoding-type=url&max-uploads=1000"
+    assert write_wire.uploads_target("/b", b"", None) == f"/b{listing}"
+    assert (
+        write_wire.uploads_target("", b"p/", (b"p/ k", "id+"))
+        == f"/{listing}&prefix=p%2F&key-marker=p%2F%20k&upload-id-marker=id%2B"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key", "source"),
+    [
+        ("b", b"plain/key", "b/plain/key"),
+        ("b", b"a b+c%?", "b/a%20b%2Bc%25%3F"),
+        ("b", "ü".encode() + b"\xff", "b/%C3%BC%FF"),
+        ("b", b"/k", "b//k"),
+        (
+            "arn:aws:s3:us-east-1:111122223333:accesspoint/ap",
+            b"k",
+            "arn:aws:s3:us-east-1:111122223333:accesspoint/ap/object/k",
+        ),
+    ],
+)
+def test_copy_source(bucket: str, key: bytes, source: str) -> None:
+    """The source is named by bucket or ARN, and encoded."""
+    assert write_wire.copy_source(bucket, key) == source
+
+
+def test_headers_of_nothing() -> None:
+    """What is not set is not said."""
+    assert write_wire.option_headers(PutOptions()) == []
+    assert write_wire.create_headers(PutOptions()) == []
+    assert write_wire.condition_headers(Condition()) == []
+    assert write_wire.checksum_headers(None) == []
+    size = [("x-amz-mp-object-size", "5")]
+    assert write_wire.complete_headers(5, None, Condition()) == size
+
+
+def test_headers() -> None:
+    """Everything that can be set has its header."""
+    options = PutOptions("GLACIER_IR", "aws:kms", "key-id", "text/x", {"mode": "1"}, "crc64nvme")
+    said = [
+        ("x-amz-storage-class", "GLACIER_IR"),
+        ("x-amz-server-side-encryption", "aws:kms"),
+        ("x-amz-server-side-encryption-aws-kms-key-id", "key-id"),
+        ("Content-Type", "text/x"),
+        ("x-amz-meta-mode", "1"),
+    ]
+    assert write_wire.option_headers(options) == said
+    assert write_wire.create_headers(options) == [
+        *said,
+        ("x-amz-checksum-algorithm", "CRC64NVME"),
+        ("x-amz-checksum-type", "FULL_OBJECT"),
+    ]
+    assert write_wire.condition_headers(Condition(absent=True)) == [("If-None-Match", "*")]
+    assert write_wire.condition_headers(Condition(etag=ETAG)) == [("If-Match", ETAG)]
+    assert write_wire.copy_headers("b/k", ETAG, options, Condition(absent=True)) == [
+        ("x-amz-copy-source", "b/k"),
+        ("x-amz-copy-source-if-match", ETAG),
+        *said,
+        ("x-amz-metadata-directive", "REPLACE"),
+        ("x-amz-checksum-algorithm", "CRC64NVME"),
+        ("If-None-Match", "*"),
+    ]
+    assert write_wire.copy_part_headers("b/k", ETAG, 5, 10)[2:] == [
+        ("x-amz-copy-source-range", "bytes=5-9")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("checksum", "headers"),
+    [
+        (COMPOSITE, [("x-amz-checksum-type", "COMPOSITE")]),
+        (FULL, [("x-amz-checksum-type", "FULL_OBJECT"), ("x-amz-checksum-crc64nvme", FULL.value)]),
+    ],
+)
+def test_complete_headers(checksum: Checksum, headers: list[tuple[str, str]]) -> None:
+    """The checksum of all bytes goes along; one of checksums is made from the parts."""
+    first = [("x-amz-mp-object-size", "5"), ("If-None-Match", "*")]
+    assert write_wire.complete_headers(5, checksum, Condition(absent=True)) == first + headers
+
+
+def test_complete_body() -> None:
+    """Parts are listed with number, ETag and the checksum that the server has of them."""
+    body = write_wire.complete_body([PartDone(1, ETAG, CRC32C), PartDone(2, '"a<&"')])
+    space = "{http://s3.amazonaws.com/doc/2006-03-01/}"
+    parts = ElementTree.fromstring(body)
+    assert [[(e.tag.removeprefix(space), e.text) for e in part] for part in parts] == [
+        [("PartNumber", "1"), ("ETag", ETAG), ("ChecksumCRC32C", CRC32C.value)],
+        [("PartNumber", "2"), ("ETag", '"a<&"')],
+    ]
+
+
+# --- answers ---
+
+
+def test_written() -> None:
+    """ETag, checksum and date are read; a server may tell no checksum."""
+    told = ("x-amz-checksum-CRC32C", CRC32C.value)
+    written = write_wire.written([("ETag", ETAG), DATE, told], CRC32C)
+    assert (written.etag, written.checksum, written.date_ns) == (ETAG, CRC32C.value, DATE_NS)
+    assert write_wire.written([("ETag", ETAG)], CRC32C).checksum == ""
+    assert write_wire.written([("ETag", ETAG), told], None).checksum == ""
+    with pytest.raises(BadDigest):
+        write_wire.written([("ETag", ETAG), ("x-amz-checksum-crc32c", "AAAAAA==")], CRC32C)
+    with pytest.raises(BadAnswer):
+        write_wire.written([DATE], None)
+    with pytest.raises(BadAnswer):
+        write_wire.written([("ETag", "a\x01")], None)
+
+
+def answer(root: str, fields: str) -> bytes:
+    return f'<?xml version="1.0"?>\n<{root} xmlns="x">{fields}</{root}>'.encode()
+
+
+def test_upload_id() -> None:
+    """The id is found, also beside a key that XML cannot carry; one must be there."""
+    root = "InitiateMultipartUploadResult"
+    body = answer(root, "<Bucket>b</Bucket><Key>a\x01b&#x1;</Key><UploadId>id</UploadId>")
+    assert write_wire.upload_id([], body) == "id"
+    for hostile in (
+        answer(root, ""),
+        answer(root, "<UploadId> </UploadId>"),
+        answer(root, f"<UploadId>{'x' * 1025}</UploadId>"),
+        answer(root, "<UploadId>a&#10;b</UploadId>"),
+        answer("Other", "<UploadId>id</UploadId>"),
+        answer(root, "<a><UploadId>id</UploadId></a>"),
+        b"",
+        b"x" * 70_000,
+    ):
+        with pytest.raises(BadAnswer):
+            write_wire.upload_id([], hostile)
+
+
+def completed(more: str) -> bytes:
+    return answer("CompleteMultipartUploadResult", f"<ETag>{ETAG}</ETag>{more}")
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [
+        ("", True),
+        ("<ChecksumCRC32C>yZRlqg==-2</ChecksumCRC32C>", True),
+        ("<ChecksumCRC32C>AAAAAA==-2</ChecksumCRC32C>", False),
+        ("<ChecksumType>COMPOSITE</ChecksumType><ChecksumCRC32C>yZRlqg==</ChecksumCRC32C>", True),
+        ("<ChecksumType>COMPOSITE</ChecksumType><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C>", False),
+        # of another kind, so not comparable
+        ("<ChecksumType>FULL_OBJECT</ChecksumType><ChecksumCRC32C>AAA=</ChecksumCRC32C>", True),
+        ("<ChecksumCRC32>AAAAAA==</ChecksumCRC32>", True),
+    ],
+)
+def test_completed(more: str, fits: bool) -> None:
+    """A success whose checksum is not that of the parts is none."""
+    if fits:
+        assert write_wire.completed([DATE], completed(more), COMPOSITE).etag == ETAG
+    else:
+        with pytest.raises(BadDigest):
+            write_wire.completed([DATE], completed(more), COMPOSITE)
+    assert write_wire.completed([DATE], b" \n" + completed(more), None).etag == ETAG
+
+
+def test_an_error_in_an_answer() -> None:
+    """An error in the body of a success is the error."""
+    body = b"  \n" + answer("Error", "<Code>InternalError</Code><RequestId>R1</RequestId>")
+    with pytest.raises(ServerFault) as caught:
+        write_wire.completed([], body, None)
+    assert (caught.value.code, caught.value.request_id) == ("InternalError", "R1")
+    with pytest.raises(ServerFault):
+        write_wire.copied([], body, "CopyObjectResult")
+
+
+def test_copied() -> None:
+    """A copy has an ETag and a date."""
+    date = "<LastModified>2024-05-01T10:11:12.000Z</LastModified>"
+    body = answer("CopyObjectResult", f"{date}<ETag>{ETAG}</ETag>")
+    written = write_wire.copied([], body, "CopyObjectResult")
+    assert (written.etag, written.date_ns) == (ETAG, DATE_NS)
+    with pytest.raises(BadAnswer):
+        write_wire.copied([], body, "CopyPartResult")
+
+
+def upload(key: str, identity: str = "id", date: str = "2024-05-01T10:11:12.000Z") -> str:
+    return (
+        f"<Upload><Key>{key}</Key><UploadId>{identity}</UploadId>"
+        f"<Initiator><ID>x</ID></Initiator><Initiated>{date}</Initiated></Upload>"
+    )
+
+
+def test_uploads_page() -> None:
+    """Pending uploads are listed with decoded keys; what makes no sense is left out."""
+    body = answer(
+        "ListMultipartUploadsResult",
+        "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+        "<NextKeyMarker>p/z%20</NextKeyMarker><NextUploadIdMarker>m</NextUploadIdMarker>"
+        + upload("p/a%01+b")
+        + upload("other")
+        + upload("p/b", identity="")
+        + upload("p/c", date="never"),
+    )
+    page = write_wire.uploads_page(body, b"p/")
+    assert page.uploads == [PendingUpload(b"p/a\x01 b", "id", DATE_NS)]
+    assert page.next_marker == (b"p/z ", "m")
+    last = answer("ListMultipartUploadsResult", upload("p/a%01+b"))
+    page = write_wire.uploads_page(last, b"")
+    assert [each.key for each in page.uploads] == [b"p/a%01+b"]
+    assert page.next_marker is None
+    endless = answer("ListMultipartUploadsResult", "<IsTruncated>true</IsTruncated>")
+    for hostile in (answer("Other", ""), endless, b""):
+        with pytest.raises(BadAnswer):
+            write_wire.uploads_page(hostile, b"")
+
+
+def test_stored() -> None:
+    """Checksums are found by name; how they were made is none."""
+    info = ObjectInfo(b"k", 1, 0, ETAG)
+    headers = [
+        DATE,
+        ("X-Amz-Checksum-CRC32C", "yZRlqg==-2 "),
+        ("x-amz-checksum-type", "COMPOSITE"),
+    ]
+    assert write_wire.stored(info, headers).checksums == {"crc32c": "yZRlqg==-2"}
+
+
+# --- bodies ---
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8), st.lists(st.integers(1, 30), min_size=1))
+def test_a_body_is_read_in_any_steps(pieces: list[bytes], steps: list[int]) -> None:
+    """Whatever the size of each read, all bytes come once and in order; also a second time."""
+    stream = BodyStream(Body(pieces, sum(map(len, pieces))))
+    for _ in range(2):
+        found = b""
+        for step in [*steps, 1000, 1000]:
+            buffer = bytearray(step)
+            count = stream.readinto1(memoryview(buffer))
+            found += buffer[:count]
+        assert found == b"".join(pieces)
+        assert stream.seek(0) == 0
+    with pytest.raises(ValueError, match="seek"):
+        stream.seek(1)
+    with pytest.raises(NotImplementedError):
+        stream.read()
