@@ -7,7 +7,8 @@ one read per worker thread.
 
 Fair share: `ahead_bytes` is what all streams together should have ahead of their readers (it
 moves with what the line can use, see `flight`), divided by the leases that hold more than a
-small file does. Each may have a little in any case, up to the limit.
+small file does. Each may have a little in any case, up to the limit. An upload bounds by itself
+what it has in flight; its share is one of the limit.
 """
 
 import threading
@@ -46,13 +47,14 @@ class Budget:
         """Say how much all streams together should have ahead."""
         self._ahead_bytes = ahead_bytes
 
-    def lease(self) -> "Lease":
-        """Return a new lease, which holds nothing."""
-        return Lease(self)
+    def lease(self, *, of_all: bool = False) -> "Lease":
+        """Return a new lease, which holds nothing; `of_all`: its share is one of the limit."""
+        return Lease(self, of_all)
 
     def _share_bytes(self, lease: "Lease") -> int:
         others = self._streams - (lease.held_bytes >= STREAM_BYTES)
-        return max(min(self._ahead_bytes, self.limit_bytes) // (others + 1), LEAST_SHARE_BYTES)
+        divided = self.limit_bytes if lease.of_all else min(self._ahead_bytes, self.limit_bytes)
+        return max(divided // (others + 1), LEAST_SHARE_BYTES)
 
     def _change(self, lease: "Lease", delta: int, *, limited: bool) -> bool:
         with self._lock:
@@ -74,10 +76,11 @@ class Budget:
 
 
 class Lease:
-    """One stream's part of the budget."""
+    """One stream's, or upload's, part of the budget."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, of_all: bool) -> None:
         self._budget = budget
+        self.of_all = of_all
         self.held_bytes = 0  # guarded by the budget's lock
 
     @property

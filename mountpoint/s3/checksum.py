@@ -34,7 +34,7 @@ from mountpoint.s3.refusal import Headers
 class Hash(Protocol):
     """What hashlib's objects do."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Take the next bytes."""
 
     def digest(self) -> bytes:
@@ -42,12 +42,12 @@ class Hash(Protocol):
 
 
 class _Crc:
-    def __init__(self, function: Callable[[bytes, int], int], size_bytes: int) -> None:
+    def __init__(self, function: Callable[[bytes | memoryview, int], int], size_bytes: int) -> None:
         self._function = function
         self._size_bytes = size_bytes
         self._value = 0
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         self._value = self._function(data, self._value)
 
     def digest(self) -> bytes:
@@ -58,7 +58,7 @@ class _XxHash:
     def __init__(self, state: checksums.XXHash) -> None:
         self._state = state
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         self._state.update(data)
 
     def digest(self) -> bytes:

@@ -4,6 +4,7 @@ Callbacks come on the client's threads, in the order headers, body, done. An exc
 by its answer, or because the mount goes away, whichever is first.
 """
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -104,7 +105,16 @@ class Inquiry(Exchange, Generic[T]):
         self._chunks: list[bytes] = []
         self._size_bytes = 0
         self.future: Future[T] = Future()
-        self.future.add_done_callback(self._on_future)
+        # Not strongly: a future keeps its callbacks, and with this cycle whatever the others of
+        # them hold, a part of an upload for example, until the collector comes.
+        inquiry = weakref.ref(self)
+
+        def on_future(future: "Future[T]") -> None:
+            asked = inquiry()
+            if asked is not None and future.cancelled():
+                asked.cancel()
+
+        self.future.add_done_callback(on_future)
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Keep the bytes. Raises BadAnswer when there are too many."""
@@ -128,10 +138,6 @@ class Inquiry(Exchange, Generic[T]):
                 self.future.set_result(answer)  # type: ignore[arg-type]  # parsed: a T
         except InvalidStateError:
             pass  # cancelled
-
-    def _on_future(self, future: "Future[T]") -> None:
-        if future.cancelled():
-            self.cancel()
 
 
 class Download(Exchange):

@@ -112,16 +112,23 @@ class Tries:
         """Seconds until the total runs out."""
         return self.until_s - time.monotonic()
 
+    def pause_s(self) -> float | None:
+        """Count a try that failed; seconds to wait before the next, None if there is no time."""
+        self._attempt += 1
+        wait_s = pause_s(self._attempt, random.random())
+        if self._attempt == self._patience.most_tries or wait_s >= self.left_s():
+            return None
+        self._patience.counters.add("retries")
+        return wait_s
+
     def again(self) -> bool:
         """Pause before the next try; False when there is no time for one.
 
         Raises Interrupted when the mount goes away.
         """
-        self._attempt += 1
-        wait_s = pause_s(self._attempt, random.random())
-        if self._attempt == self._patience.most_tries or wait_s >= self.left_s():
+        wait_s = self.pause_s()
+        if wait_s is None:
             return False
         if self._patience.stopping.wait(wait_s):
             raise Interrupted("the mount is going away")
-        self._patience.counters.add("retries")
         return True

@@ -164,3 +164,15 @@ def test_threads() -> None:
     assert [lease.held_bytes for lease in leases] == [0, 0, 0]
     assert budget.held_bytes == 0
     assert leases[0].try_take(LIMIT)
+
+
+def test_an_uploads_share_is_one_of_the_limit() -> None:
+    """What readers fetch ahead says nothing about writers; among themselves they share fairly."""
+    budget = Budget(64 * MIB, ahead_bytes=16 * MIB)
+    upload, reader = budget.lease(of_all=True), budget.lease()
+    assert upload.try_take(64 * MIB)
+    upload.give(64 * MIB)
+    assert not reader.try_take(32 * MIB)
+    assert reader.try_take(16 * MIB)
+    assert upload.share_bytes == 32 * MIB
+    assert not upload.try_take(48 * MIB)

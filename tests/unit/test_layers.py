@@ -21,6 +21,7 @@ LAYERS = (
     "mountpoint",  # the version
     "mountpoint.s3",  # packages are empty
     "mountpoint.reading",
+    "mountpoint.writing",
     "mountpoint.listing",
     "mountpoint.errors",
     "mountpoint.config",
@@ -55,6 +56,9 @@ LAYERS = (
     "mountpoint.reading.stream",
     "mountpoint.reading.ahead",
     "mountpoint.reading.streams",
+    "mountpoint.writing.parts",
+    "mountpoint.writing.upload",
+    "mountpoint.writing.uploads",
     "mountpoint.listing.recent",
     "mountpoint.listing.siblings",
     "mountpoint.listing.runs",
@@ -104,6 +108,7 @@ PURE = (
     "mountpoint.s3.wire",
     "mountpoint.s3.write_wire",
     "mountpoint.s3.checksum",
+    "mountpoint.writing.parts",
     "mountpoint.fstab",
     "mountpoint.log_filter",
 )

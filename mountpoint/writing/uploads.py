@@ -1,0 +1,160 @@
+"""All uploads of a mount: what they share, and their end.
+
+They share a line: how many parts are in flight together is learnt as for reads (`flight`), and
+divided among them. How long a part may take is what others took, four times over; until
+something is known, as long as everything in flight takes on the slowest line that is worth it,
+for parts that are under way together come late together.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+
+import structlog
+
+from mountpoint.budget import Budget
+from mountpoint.config import MIB, WriteConfig
+from mountpoint.errors import Interrupted
+from mountpoint.flight import Flight
+from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, PutOptions
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.upload import ABORT_S, Line, Upload
+
+log = structlog.get_logger(__name__)
+
+#: 2 Mbit/s. What is slower would need years for what is worth mounting.
+SLOWEST_BYTES_PER_S = 256 << 10
+#: A part may take so many times as long per byte as the slowest of the last ones.
+SLACK = 4.0
+KNOWN_PARTS = 32
+
+
+class Uploads(Line):
+    """Makes the uploads of a mount. Thread-safe."""
+
+    def __init__(
+        self, client: ObjectClient, config: WriteConfig, budget: Budget, patience: Patience
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._config = config
+        self._budget = budget
+        self._patience = patience
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._open: set[Upload] = set()
+        self._in_flight: Counter[Upload] = Counter()  # bodies, of those that send any
+        self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
+        self._in_flight_bytes = 0
+        self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
+        self._interrupted = False
+        self._conditions = True  # the server knows them
+
+    def upload(
+        self,
+        key: bytes,
+        *,
+        condition: Condition = ALWAYS,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Upload:
+        """Begin the upload of one object; nothing is sent yet. Raises Interrupted."""
+        config = self._config
+        options = PutOptions(
+            storage_class=config.storage_class,
+            sse=config.sse,
+            sse_kms_key_id=config.sse_kms_key_id,
+            content_type=content_type,
+            metadata=metadata or {},
+            checksum=config.checksum,
+        )
+        upload = Upload(
+            self._client,
+            key,
+            options=options,
+            condition=condition,
+            part_bytes=config.part_size_bytes,
+            lease=self._budget.lease(of_all=True),
+            line=self,
+            patience=self._patience,
+        )
+        with self._lock:
+            if self._interrupted:
+                raise Interrupted("the mount is going away")
+            self._open.add(upload)
+        return upload
+
+    def interrupt(self) -> None:
+        """Give up all uploads: their writers fail, their parts go. Waits for at most 5 seconds.
+
+        For the end of the mount; before the client is interrupted, or nothing can be aborted.
+        """
+        with self._lock:
+            self._interrupted = True
+            uploads = list(self._open)
+        for upload in uploads:
+            upload.fail(Interrupted("the mount is going away"))
+        until_s = time.monotonic() + ABORT_S
+        for upload in uploads:
+            upload.abort(until_s)
+
+    # --- Line ---
+
+    def may_send(self, upload: Upload, in_flight: int) -> bool:
+        """See Line."""
+        with self._lock:
+            self._in_flight[upload] += 0  # it shares from now on, also while it waits for its id
+            return in_flight < max(self._flight.parts // len(self._in_flight), 1)
+
+    def busy(self) -> bool:
+        """See Line."""
+        return self._in_flight_bytes > 0
+
+    def sent(self, upload: Upload, size_bytes: int) -> None:
+        """See Line."""
+        with self._lock:
+            self._in_flight[upload] += 1
+            self._in_flight_bytes += size_bytes
+
+    def ended(
+        self, upload: Upload, size_bytes: int, duration_s: float | None, *, waited: bool
+    ) -> None:
+        """See Line."""
+        with self._lock:
+            self._in_flight_bytes -= size_bytes
+            self._in_flight[upload] -= 1
+            if not self._in_flight[upload]:
+                del self._in_flight[upload]
+            if duration_s is None or size_bytes < MIB:  # mostly latency
+                return
+            self._s_per_byte.append(duration_s / size_bytes)
+            if size_bytes == self._config.part_size_bytes:
+                before = self._flight.parts
+                self._flight.arrived(duration_s, waited=waited)
+                if self._flight.parts != before:
+                    log.debug("parts in flight", parts=self._flight.parts, before=before)
+
+    def allowed_s(self, size_bytes: int) -> float:
+        """See Line."""
+        with self._lock:
+            longest_s = self._in_flight_bytes / SLOWEST_BYTES_PER_S
+            if self._s_per_byte:
+                longest_s = min(longest_s, SLACK * max(self._s_per_byte) * size_bytes)
+            return self._config.stall_s + longest_s
+
+    def knows_conditions(self) -> bool:
+        """See Line."""
+        return self._conditions
+
+    def has_no_conditions(self) -> None:
+        """See Line."""
+        if self._conditions:
+            log.info("this server knows no If-None-Match: what others create may be overwritten")
+        self._conditions = False
+
+    def closed(self, upload: Upload) -> None:
+        """See Line."""
+        with self._lock:
+            self._open.discard(upload)
+            del self._in_flight[upload]

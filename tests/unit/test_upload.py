@@ -1,0 +1,581 @@
+"""Uploads: what is asked of S3, what comes of faults, and that nothing is lost or kept."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mountpoint import errors
+from mountpoint.budget import Budget
+from mountpoint.config import WriteConfig
+from mountpoint.metrics import Counters
+from mountpoint.s3.client import Condition, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.upload import Upload
+from mountpoint.writing.uploads import Uploads
+from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
+
+MIB = 1 << 20
+PART = 5 * MIB
+KEY = b"dir/file"
+ABSENT = Condition(absent=True)
+
+
+class World:
+    """Uploads over a fake client, with everything that they share."""
+
+    def __init__(self, client: FakeClient, limit_bytes: int = 16 * PART) -> None:
+        self.client = client
+        self.stopping = threading.Event()
+        self.counters = Counters()
+        self.budget = Budget(limit_bytes)
+        self.most_held_bytes = 0
+        self.configure()
+
+    def configure(
+        self,
+        *,
+        try_s: float = SAFE_S,
+        total_s: float = SAFE_S,
+        stall_s: float = SAFE_S,
+        **more: object,
+    ) -> None:
+        """Make the uploads anew, with other settings."""
+        patience = Patience(
+            try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
+        )
+        config = WriteConfig(part_size_bytes=PART, stall_s=stall_s, **more)  # type: ignore[arg-type]
+        self.uploads = Uploads(self.client, config, self.budget, patience)
+
+    def upload(self, condition: Condition = ABSENT) -> Upload:
+        return self.uploads.upload(KEY, condition=condition)
+
+    def write(self, upload: Upload, data: bytes, step: int = MIB) -> None:
+        """Write all of it, in steps."""
+        for start in range(0, len(data), step):
+            piece = data[start : start + step]
+            assert upload.write(upload.size_bytes, piece) == len(piece)
+            self.most_held_bytes = max(self.most_held_bytes, self.budget.held_bytes)
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of all requests so far."""
+        return [request.kind for request in self.client.requests]
+
+    def check_over(self) -> None:
+        """Check that nothing is left: requests, memory, parts."""
+        self.client.quiet()
+        assert self.budget.held_bytes == 0
+        assert self.client.uploads == {}
+        assert self.uploads._open == set()
+        assert not self.uploads._in_flight
+        assert self.uploads._in_flight_bytes == 0
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A world whose S3 works."""
+    with FakeClient() as client:
+        yield World(client)
+
+
+def data_of(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+# --- what works ---
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, PART])
+def test_up_to_a_part_is_one_put(world: World, size: int) -> None:
+    """A file of up to one part is one request, at its end."""
+    data = data_of(size)
+    upload = world.upload()
+    world.write(upload, data)
+    assert world.kinds() == []
+    info = upload.finish()
+    assert world.kinds() == ["put_object"]
+    assert world.client.content(KEY) == data
+    assert info == world.client.info(KEY)
+    world.check_over()
+
+
+@pytest.mark.parametrize(("size", "parts"), [(PART + 1, 2), (2 * PART, 2), (3 * PART + 7, 4)])
+@pytest.mark.parametrize("name", ["crc32c", "crc64nvme", None])
+def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | None) -> None:
+    """A larger file is begun, sent in parts, completed and looked at: no request more."""
+    world.configure(checksum=name)
+    world.client.least_part_bytes = PART
+    data = data_of(size)
+    upload = world.upload()
+    world.write(upload, data, 777_777)
+    info = upload.finish()
+    assert sorted(world.kinds()) == sorted(
+        ["create_upload", *["upload_part"] * parts, "complete_upload", "head"]
+    )
+    assert world.kinds()[-2:] == ["complete_upload", "head"]
+    assert world.client.content(KEY) == data
+    assert info == world.client.info(KEY)
+    known = world.client.describe(KEY).result(SAFE_S).checksums
+    assert list(known) == ([name] if name else [])
+    world.check_over()
+
+
+@given(st.lists(st.integers(1, 3 * PART), min_size=1, max_size=5))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_writes_of_any_size(sizes: list[int]) -> None:
+    """However a file is written, the object has its bytes."""
+    with FakeClient() as client:
+        world = World(client)
+        upload = world.upload()
+        data = data_of(sum(sizes))
+        start = 0
+        for size in sizes:
+            upload.write(start, data[start : start + size])
+            start += size
+        assert upload.finish().size_bytes == len(data)
+        assert client.content(KEY) == data
+        world.check_over()
+
+
+def test_finishing_again_is_the_same_answer(world: World) -> None:
+    """`fsync` and two closes of one file are one upload, also at the same time."""
+    upload = world.upload()
+    world.write(upload, data_of(PART + 5))
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(upload.finish) for _ in range(8)]
+        infos = {future.result(SAFE_S).etag for future in futures}
+    assert len(infos) == 1
+    assert world.client.count("complete_upload") == 1
+    with pytest.raises(errors.NotSequential):
+        upload.write(PART + 5, b"more")
+    assert upload.finish().etag in infos
+    upload.abort()  # nothing to be given up
+    assert world.client.content(KEY) == data_of(PART + 5)
+    world.check_over()
+
+
+def test_options(world: World) -> None:
+    """Storage class and mtime of the new object are known without asking."""
+    world.configure(storage_class="STANDARD_IA")
+    upload = world.upload()
+    info = upload.finish()
+    assert (info.storage_class, info.mtime_ns) == ("STANDARD_IA", MTIME_NS)
+
+
+def test_stores_without_checksums(world: World) -> None:
+    """A server that tells none is believed."""
+    world.client.knows_checksums = False
+    upload = world.upload()
+    world.write(upload, data_of(2 * PART))
+    upload.finish()
+    assert world.client.content(KEY) == data_of(2 * PART)
+
+
+def test_stores_without_conditions(world: World) -> None:
+    """Where the server knows no If-None-Match it is left out, and not tried again."""
+    world.client.knows_conditions = False
+    for size in (5, PART + 5, 5):
+        upload = world.upload()
+        world.write(upload, data_of(size))
+        upload.finish()
+        assert world.client.content(KEY) == data_of(size)
+    assert [r.condition.absent for r in world.client.requests if r.kind == "put_object"] == [
+        True,
+        False,
+        False,
+    ]
+
+
+# --- order ---
+
+
+@pytest.mark.parametrize("offset", [0, 99, 101])
+@pytest.mark.parametrize("written", [100, PART + 100])
+def test_only_the_next_offset(world: World, offset: int, written: int) -> None:
+    """A write anywhere else fails, and with it the upload: nothing comes into being."""
+    upload = world.upload()
+    world.write(upload, data_of(written), written)
+    with pytest.raises(errors.NotSequential):
+        upload.write(offset + written - 100, b"x")
+    with pytest.raises(errors.NotSequential):
+        upload.write(written, b"x")
+    with pytest.raises(errors.NotSequential):
+        upload.finish()
+    upload.abort()
+    assert world.client.keys() == []
+    world.check_over()
+
+
+# --- faults ---
+
+
+@pytest.mark.parametrize("kind", ["create_upload", "upload_part", "complete_upload", "head"])
+@pytest.mark.parametrize("error", [errors.Throttled, errors.ServerFault, errors.TransportFault])
+def test_faults_are_tried_again(world: World, kind: str, error: type[Exception]) -> None:
+    """What may succeed a moment later is asked again, each by itself."""
+    world.client.inject(kind, *[Fault(error=error("a fault"))] * 2)
+    upload = world.upload()
+    world.write(upload, data_of(3 * PART))
+    upload.finish()
+    assert world.client.content(KEY) == data_of(3 * PART)
+    assert world.counters.snapshot()["retries"] == 2
+    world.check_over()
+
+
+def test_a_bad_digest_is_sent_again(world: World) -> None:
+    """What arrived changed is sent again."""
+    world.client.inject("put_object", Fault(error=errors.BadDigest("changed")))
+    upload = world.upload()
+    world.write(upload, b"data")
+    upload.finish()
+    assert world.kinds() == ["put_object"] * 2
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART])
+@pytest.mark.parametrize("condition", [Condition(), ABSENT])
+def test_a_lost_answer(world: World, size: int, condition: Condition) -> None:
+    """What was done, but not answered, is found out and is a success."""
+    kind = "put_object" if size < PART else "complete_upload"
+    world.client.inject(kind, Fault(lost=True))
+    upload = world.upload(condition)
+    world.write(upload, data_of(size))
+    info = upload.finish()
+    assert info == world.client.info(KEY)
+    assert world.client.content(KEY) == data_of(size)
+    assert world.client.count("abort_upload") == 0
+    world.check_over()
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART])
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_lost_answer_by_etag(world: World, size: int, checksums: bool) -> None:
+    """Stores without checksums tell by the ETag."""
+    world.client.knows_checksums = checksums
+    world.client.inject("put_object", Fault(lost=True))
+    world.client.inject("complete_upload", Fault(lost=True))
+    upload = world.upload()
+    world.write(upload, data_of(size))
+    assert upload.finish().etag == world.client.info(KEY).etag
+
+
+def test_a_lost_answer_of_the_last_try(world: World) -> None:
+    """Also when there is no time for another try."""
+    world.configure(total_s=0.0)
+    world.client.inject("put_object", Fault(lost=True))
+    upload = world.upload()
+    world.write(upload, b"data")
+    upload.finish()
+    assert world.kinds() == ["put_object", "head"]
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART])
+def test_somebody_else_was_first(world: World, size: int) -> None:
+    """A conflict at the first try is one, without another request."""
+    world.client.put(KEY, data_of(size)[::-1])
+    upload = world.upload()
+    world.write(upload, data_of(size))
+    with pytest.raises(errors.AlreadyExists):
+        upload.finish()
+    assert world.client.count("head") == 0
+    upload.abort()
+    assert world.client.content(KEY) == data_of(size)[::-1]
+    world.check_over()
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART])
+def test_somebody_else_was_first_after_a_fault(world: World, size: int) -> None:
+    """A conflict after a try of our own is one when the object, of the same size, is not ours."""
+    kind = "put_object" if size < PART else "complete_upload"
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == kind and not world.client.keys():
+            world.client.put(KEY, data_of(size)[::-1])
+            return Fault(error=errors.ServerFault("a fault"))
+        return None
+
+    world.client.script = script
+    upload = world.upload()
+    world.write(upload, data_of(size))
+    with pytest.raises(errors.AlreadyExists):
+        upload.finish()
+    upload.abort()
+    assert world.client.content(KEY) == data_of(size)[::-1]
+    world.check_over()
+
+
+def test_overwriting_one_version(world: World) -> None:
+    """With an ETag only that version is replaced; also by a try whose answer was lost."""
+    first = world.client.put(KEY, b"first")
+    world.client.inject("put_object", Fault(lost=True))
+    upload = world.upload(Condition(etag=first.etag))
+    world.write(upload, b"second")
+    upload.finish()
+    assert world.client.content(KEY) == b"second"
+    late = world.upload(Condition(etag=first.etag))
+    world.write(late, b"third")
+    with pytest.raises(errors.PreconditionFailed) as caught:
+        late.finish()
+    assert not isinstance(caught.value, errors.AlreadyExists)
+    assert world.client.content(KEY) == b"second"
+
+
+@pytest.mark.parametrize("kind", ["create_upload", "upload_part"])
+def test_a_refusal_in_flight_comes_with_the_next_call(world: World, kind: str) -> None:
+    """An error of a part is reported once it is known, and for good; nothing is completed."""
+    world.client.inject(kind, Fault(error=errors.AccessDenied("no")))
+    upload = world.upload()
+    with suppress(errors.AccessDenied):  # if it is known already
+        world.write(upload, data_of(PART + 1))
+    until_s = time.monotonic() + SAFE_S
+    while upload._failure is None:
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+    for call in (upload.check, upload.finish, lambda: upload.write(PART + 1, b"x"), upload.check):
+        with pytest.raises(errors.AccessDenied):
+            call()
+    upload.abort()
+    assert world.client.keys() == []
+    assert world.client.count("complete_upload") == 0
+    world.check_over()
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART])
+def test_another_size_than_was_written(world: World, size: int) -> None:
+    """A server that lost bytes of an upload in parts is noticed."""
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "head":
+            info = world.client.info(KEY)
+            world.client._objects[KEY] = (
+                ObjectInfo(KEY, 5, info.mtime_ns, info.etag),
+                b"short",
+            )
+        return None
+
+    world.client.script = script
+    upload = world.upload()
+    world.write(upload, data_of(size))
+    if size < PART:
+        upload.finish()  # one body with its length: there is nothing to look at
+        return
+    with pytest.raises(errors.BadAnswer):
+        upload.finish()
+
+
+# --- silence ---
+
+
+@pytest.mark.parametrize("kind", ["create_upload", "upload_part", "put_object"])
+def test_silence_is_noticed(world: World, kind: str) -> None:
+    """A request without an answer is given up and made again."""
+    world.configure(try_s=0.05, stall_s=0.05)
+    world.uploads.allowed_s = lambda size_bytes: 0.05  # type: ignore[method-assign]
+    world.client.inject(kind, Fault(silent=True))
+    upload = world.upload()
+    size = 5 if kind == "put_object" else 2 * PART
+    world.write(upload, data_of(size))
+    upload.finish()
+    assert world.client.content(KEY) == data_of(size)
+    assert world.client.cancelled == 1
+    world.check_over()
+
+
+def test_waiting_has_an_end(world: World) -> None:
+    """A server that never answers is an error, after the total."""
+    world.configure(try_s=0.02, total_s=0.2, stall_s=0.02)
+    world.uploads.allowed_s = lambda size_bytes: 0.02  # type: ignore[method-assign]
+    world.client.script = lambda request: Fault(silent=True)
+    upload = world.upload()
+    world.write(upload, b"data")
+    with pytest.raises(errors.Stalled):
+        upload.finish()
+    world.check_over()
+
+
+def test_how_long_a_part_may_take(world: World) -> None:
+    """As long as all that is in flight takes on a slow line; later four times what others took."""
+    world.configure(stall_s=5.0)
+    upload = world.upload()
+    for _ in range(4):
+        world.uploads.sent(upload, PART)
+    assert world.uploads.allowed_s(PART) == 5.0 + 4 * 20.0
+    world.uploads.ended(upload, PART, 2.0, waited=False)
+    assert world.uploads.allowed_s(PART) == pytest.approx(5.0 + 8.0)
+    assert world.uploads.allowed_s(2 * PART) == pytest.approx(5.0 + 16.0)
+    for _ in range(3):
+        world.uploads.ended(upload, PART, None, waited=False)
+    upload.abort()
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("writers", [1, 4])
+def test_the_budget_is_never_exceeded(writers: int) -> None:
+    """Writers wait for memory rather than take more; all of it is given back."""
+    with FakeClient() as client:
+        client.script = lambda request: Fault(delay_s=0.002)
+        world = World(client, limit_bytes=5 * PART)
+
+        def write(number: int) -> None:
+            upload = world.uploads.upload(b"file-%d" % number)
+            world.write(upload, data_of(8 * PART), 131_072)
+            upload.finish()
+
+        with ThreadPoolExecutor(writers) as pool:
+            list(pool.map(write, range(writers)))
+        assert len(client.keys()) == writers
+        assert 2 * PART < world.most_held_bytes <= 5 * PART
+        world.check_over()
+
+
+def test_many_writers_and_little_memory() -> None:
+    """More files than there is memory for go on, one part at a time."""
+    with FakeClient() as client:
+        world = World(client, limit_bytes=PART)
+        uploads = [world.uploads.upload(b"file-%d" % number) for number in range(6)]
+        for start in range(0, 2 * PART, MIB):
+            for upload in uploads:
+                upload.write(start, data_of(MIB))
+                assert world.budget.held_bytes <= 6 * (PART + MIB)
+        for upload in uploads:
+            upload.finish()
+        world.check_over()
+
+
+def test_readers_and_writers_share(world: World) -> None:
+    """What readers hold a writer cannot have, but it goes on; and the other way around."""
+    reader = world.budget.lease()
+    reader.take(world.budget.limit_bytes)
+    upload = world.upload()
+    world.write(upload, data_of(3 * PART))
+    assert not reader.try_take(1)
+    upload.finish()
+    reader.give(reader.held_bytes)
+    assert reader.try_take(MIB)
+    reader.give(MIB)
+    world.check_over()
+
+
+def test_a_writer_waits_for_parts_in_flight(world: World) -> None:
+    """With all its parts in flight a writer waits, and goes on when one has arrived."""
+    gate = threading.Event()
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "upload_part":
+            gate.wait(SAFE_S)
+        return None
+
+    world.client.script = script
+    upload = world.upload()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(world.write, upload, data_of(12 * PART))
+        time.sleep(0.1)
+        assert not future.done()
+        assert upload.size_bytes <= 9 * PART
+        gate.set()
+        future.result(SAFE_S)
+    upload.finish()
+    world.check_over()
+
+
+# --- the end ---
+
+
+@pytest.mark.parametrize("size", [0, 100, 3 * PART])
+def test_abort(world: World, size: int) -> None:
+    """What is given up leaves nothing: no object, no parts, no memory."""
+    upload = world.upload()
+    world.write(upload, data_of(size))
+    upload.abort()
+    upload.abort()
+    with pytest.raises(errors.Interrupted):
+        upload.write(size, b"x")
+    with pytest.raises(errors.Interrupted):
+        upload.finish()
+    assert world.client.keys() == []
+    world.check_over()
+
+
+def test_abort_before_the_id_is_known(world: World) -> None:
+    """An upload that is being begun is aborted when its id comes."""
+    world.client.inject("create_upload", Fault(delay_s=0.1))
+    upload = world.upload()
+    world.write(upload, data_of(PART + 1))
+    upload.abort()
+    assert world.kinds() == ["create_upload", "abort_upload"]
+    world.check_over()
+
+
+def test_abort_is_tried_again_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault is tried again; a server that is silent is not waited for."""
+    monkeypatch.setattr("mountpoint.writing.upload.ABORT_S", 0.2)
+    world.client.inject("abort_upload", Fault(error=errors.Throttled("slow down")))
+    upload = world.upload()
+    world.write(upload, data_of(2 * PART))
+    upload.abort()
+    assert world.client.uploads == {}
+    silent = world.upload()
+    world.write(silent, data_of(2 * PART))
+    world.client.quiet()
+    world.client.inject("abort_upload", *[Fault(silent=True)] * 10)
+    began_s = time.monotonic()
+    silent.abort()
+    assert time.monotonic() - began_s < SAFE_S / 2
+    assert len(world.client.uploads) == 1
+
+
+@pytest.mark.parametrize("kind", ["put_object", "upload_part", "complete_upload"])
+def test_the_end_of_the_mount(world: World, kind: str) -> None:
+    """It ends all waits, and leaves no parts."""
+    world.client.inject(kind, *[Fault(silent=True)] * 100)
+    upload = world.upload()
+    with ThreadPoolExecutor(1) as pool:
+        world.write(upload, data_of(5 if kind == "put_object" else 2 * PART))
+        future = pool.submit(upload.finish)
+        until_s = time.monotonic() + SAFE_S
+        while not world.client.count(kind):
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+        world.uploads.interrupt()
+        with pytest.raises(errors.Interrupted):
+            future.result(SAFE_S)
+    with pytest.raises(errors.Interrupted):
+        world.upload()
+    assert world.client.keys() == []
+    world.check_over()
+
+
+def test_an_interrupted_client(world: World) -> None:
+    """When the client goes first the writer still hears of it, and nothing waits."""
+    world.client.inject("upload_part", *[Fault(silent=True)] * 100)
+    upload = world.upload()
+    world.write(upload, data_of(2 * PART))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(upload.finish)
+        time.sleep(0.05)
+        world.client.interrupt()
+        with pytest.raises(errors.Interrupted):
+            future.result(SAFE_S)
+    upload.abort()
+    assert world.budget.held_bytes == 0
+
+
+def test_a_bug_in_a_callback_is_not_a_hang(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in our own code is an error of the upload."""
+
+    def bug(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Upload, "_complete", bug)
+    upload = world.upload()
+    world.write(upload, data_of(2 * PART))
+    with pytest.raises(RuntimeError, match="a bug"):
+        upload.finish()
+    upload.abort()
+    world.check_over()
