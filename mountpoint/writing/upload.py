@@ -24,13 +24,12 @@ Not known here: file handles, directories, whether a key may be overwritten.
 
 import functools
 import hashlib
-import math
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import structlog
 
@@ -45,7 +44,6 @@ from mountpoint.errors import (
     OperationError,
     PreconditionFailed,
     S3Error,
-    Stalled,
     TooLarge,
 )
 from mountpoint.s3 import checksum
@@ -61,7 +59,8 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.errands import Errand, Errands, Line
 from mountpoint.writing.parts import MOST_PARTS, Gathering, part_size
 
 log = structlog.get_logger(__name__)
@@ -75,62 +74,6 @@ PRESSED_S = 0.25
 PRESSED_LOOK_S = 0.01
 #: How long anyone waits for an upload to be aborted.
 ABORT_S = 5.0
-
-
-class Line(Protocol):
-    """What an upload shares with the others of its mount."""
-
-    def may_send(self, upload: "Upload", in_flight: int) -> bool:
-        """Whether an upload with so many parts in flight may send one more; with none it may."""
-
-    def busy(self) -> bool:
-        """Whether anything is in flight, of any upload."""
-
-    def sent(self, upload: "Upload", size_bytes: int) -> None:
-        """Note that a body is under way."""
-
-    def ended(
-        self, upload: "Upload", size_bytes: int, duration_s: float | None, *, waited: bool
-    ) -> None:
-        """Note that it has arrived, after `duration_s`, or not (None).
-
-        `waited` is whether its writer had to wait for parts in flight.
-        """
-
-    def allowed_s(self, size_bytes: int) -> float:
-        """Seconds that a body of this size may take."""
-
-    def knows_conditions(self) -> bool:
-        """Whether the server may know If-None-Match."""
-
-    def has_no_conditions(self) -> None:
-        """Note that it does not."""
-
-    def closed(self, upload: "Upload") -> None:
-        """Note that an upload is over."""
-
-
-@dataclass(eq=False, slots=True)
-class Errand:
-    """One request of an upload, with its retries.
-
-    `start` makes it, `done` takes its result and `refused` an error that no retry will help:
-    both with the upload's lock held. `size_bytes` is that of its body, `try_s` what the first
-    try may take, later ones more; None for what a body of this size may.
-    """
-
-    start: Callable[[], "Future[Any]"]
-    done: Callable[[Any], None]
-    refused: Callable[[S3Error], None]
-    size_bytes: int = 0
-    try_s: float | None = None
-    # mutable, guarded by the upload's lock
-    future: "Future[Any] | None" = None  # under way
-    began_s: float = 0.0
-    late_s: float = 0.0  # when it has been silent for too long
-    again_s: float = 0.0  # when it is sent again, if it is not under way
-    tries: Tries | None = None  # since its first failure
-    attempt: int = 0  # of its tries, the first is 0
 
 
 @dataclass(slots=True)
@@ -158,7 +101,7 @@ class Upload:
         condition: Condition,
         part_bytes: int,
         lease: Lease,
-        line: Line,
+        line: Line["Upload"],
         patience: Patience,
     ) -> None:
         # dependencies
@@ -173,16 +116,15 @@ class Upload:
         self._part_bytes = part_bytes
         # mutable, guarded by _changed
         self._changed = threading.Condition()
+        self._errands = Errands(self, line, patience)
         self._size_bytes = 0
         self._gathering = Gathering(options.checksum)
-        self._errands: list[Errand] = []  # under way, or to be sent again
         self._waiting_for_id: list[tuple[int, Body, bytes]] = []
         self._begun = False  # CreateMultipartUpload has been sent
         self._upload_id: str | None = None
         self._next_number = 1
         self._in_flight = 0  # parts
         self._sent: dict[int, Sent] = {}
-        self._waited = False  # the writer, since the last part arrived
         self._finishing = False
         self._info: ObjectInfo | None = None  # what has become of it
         self._failure: Exception | None = None
@@ -254,12 +196,8 @@ class Upload:
             if self._info is not None or self._failure is not None:
                 return
             self._failure = error
-            errands, self._errands = self._errands, []
-            for errand in errands:
-                if errand.done == self._created:  # its answer says what to abort
-                    self._errands.append(errand)
-                else:
-                    self._drop(errand)
+            # What is being begun is waited for: its answer says what to abort.
+            self._errands.drop_all(but=self._created)
             self._gathering = Gathering(None)
             self._waiting_for_id.clear()
             self._lease.give(self._lease.held_bytes)
@@ -279,8 +217,8 @@ class Upload:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     break
-                if not self._drive():
-                    self._changed.wait(min(left_s, self._next_s()))
+                if not self._errands.drive():
+                    self._changed.wait(min(left_s, self._errands.next_s()))
             if not self._aborted and self._info is None:
                 log.warning("parts of an upload were left in the bucket", key=self.key)
                 self._aborted = True  # nobody has to hear of it twice
@@ -325,7 +263,7 @@ class Upload:
     def _seal(self) -> None:
         """Send the part that has been gathered, when it is its turn."""
         while not self._line.may_send(self, self._in_flight):
-            self._waited = True
+            self._errands.waited = True
             self._wait()
         self._send_gathered()
         self._check()
@@ -349,7 +287,9 @@ class Upload:
         if not self._begun:
             self._begun, self._aborted = True, False
             start = functools.partial(self._client.create_upload, self.key, self._options)
-            self._send(Errand(start, self._created, self._not_created, try_s=self._patience.try_s))
+            self._errands.send(
+                Errand(start, self._created, self._not_created, try_s=self._patience.try_s)
+            )
 
     def _not_created(self, error: S3Error) -> None:
         self._aborted = not error.retryable  # else it may have been: the answer was lost
@@ -373,7 +313,23 @@ class Upload:
 
         assert self._upload_id is not None
         start = functools.partial(self._client.upload_part, self.key, self._upload_id, number, body)
-        self._send(Errand(start, done, self.fail, body.size_bytes))
+        self._errands.send(Errand(start, done, self.fail, body.size_bytes))
+
+    # --- Owner ---
+
+    def take(self, errand: Errand, future: "Future[Any]") -> None:
+        """See Owner."""
+        with self._changed:
+            try:
+                if self._errands.take(errand, future):
+                    self._advance()
+            except Exception as failure:  # nobody else would hear of it
+                self.fail(failure)
+            self._changed.notify_all()
+
+    def wants(self, errand: Errand) -> bool:
+        """See Owner."""
+        return self._failure is None or errand.done != self._created
 
     # --- the end (lock held) ---
 
@@ -439,14 +395,14 @@ class Upload:
         def refused(error: S3Error) -> None:
             if isinstance(error, NotOffered) and self._asked().absent:
                 self._line.has_no_conditions()
-                self._send(errand)
+                self._errands.send(errand)
             elif errand.attempt or error.retryable or isinstance(error, NoSuchUpload):
                 self._find_out(error, is_ours)
             else:
                 self.fail(self._meaning(error))
 
         errand = Errand(start, done, refused, size_bytes, try_s)
-        self._send(errand)
+        self._errands.send(errand)
 
     def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
         """Look whether an earlier try has made the object; it fails with `error` if not."""
@@ -462,7 +418,7 @@ class Upload:
             self.fail(self._meaning(error))
 
         start = functools.partial(self._client.describe, self.key)
-        self._send(Errand(start, done, refused, try_s=self._patience.try_s))
+        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
 
     def _look(self, told: ObjectInfo) -> None:
         """Ask how large the object has become and how old: of parts S3 tells the day they began."""
@@ -479,7 +435,7 @@ class Upload:
             self._completed(told)  # complete is complete
 
         start = functools.partial(self._client.head, self.key)
-        self._send(Errand(start, done, refused, try_s=self._patience.try_s))
+        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
 
     def _completed(self, info: ObjectInfo) -> None:
         self._info = info
@@ -532,98 +488,15 @@ class Upload:
             self._aborted = isinstance(error, NoSuchUpload)
 
         start = functools.partial(self._client.abort_upload, self.key, self._upload_id)
-        self._send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))
-
-    # --- errands (lock held) ---
-
-    def _send(self, errand: Errand) -> None:
-        """Send a request, for the first time or again."""
-        if errand not in self._errands:
-            self._errands.append(errand)
-        errand.began_s = time.monotonic()
-        if errand.size_bytes:
-            self._line.sent(self, errand.size_bytes)
-        try_s = errand.try_s
-        if try_s is None:
-            try_s = self._line.allowed_s(errand.size_bytes)
-        errand.late_s = errand.began_s + try_s * 2 ** min(errand.attempt, 4)
-        future = errand.start()
-        errand.future = future
-        future.add_done_callback(functools.partial(self._answered, errand))
-
-    def _answered(self, errand: Errand, future: "Future[Any]") -> None:
-        """Take an answer, on any thread."""
-        with self._changed:
-            if errand.future is not future:
-                return  # it was given up before
-            errand.future = None
-            error = future.exception()
-            self._off_the_line(errand, arrived=error is None)
-            try:
-                if isinstance(error, S3Error):
-                    self._failed(errand, error)
-                else:
-                    self._errands.remove(errand)
-                    errand.done(future.result())  # raises what is no S3Error
-                    self._advance()
-            except Exception as failure:  # nobody else would hear of it
-                self.fail(failure)
-            self._changed.notify_all()
-
-    def _off_the_line(self, errand: Errand, *, arrived: bool) -> None:
-        if errand.size_bytes:
-            duration_s = time.monotonic() - errand.began_s if arrived else None
-            self._line.ended(self, errand.size_bytes, duration_s, waited=self._waited)
-            self._waited = False
-
-    def _failed(self, errand: Errand, error: S3Error) -> None:
-        """Note when to try again, or that it is of no use."""
-        wanted = self._failure is None or errand.done != self._created
-        if error.retryable and wanted:
-            errand.tries = errand.tries or self._patience.begin()
-            pause_s = errand.tries.pause_s()
-            if pause_s is not None:
-                errand.again_s = time.monotonic() + pause_s
-                return
-            error.hint = error.hint or "all retries failed"
-        self._errands.remove(errand)
-        errand.refused(error)
-
-    def _drop(self, errand: Errand) -> None:
-        """Cancel a request whose answer nobody wants."""
-        future, errand.future = errand.future, None
-        if future is not None:
-            self._off_the_line(errand, arrived=False)
-            future.cancel()
-
-    def _drive(self) -> bool:
-        """Send again what has to be; True if something was done."""
-        now_s = time.monotonic()
-        for errand in self._errands:
-            if errand.future is not None and now_s >= errand.late_s:
-                self._drop(errand)
-                self._failed(errand, Stalled(f"no answer in {now_s - errand.began_s:.1f} s"))
-                return True
-            if errand.future is None and now_s >= errand.again_s:
-                errand.attempt += 1
-                self._send(errand)
-                return True
-        return False
-
-    def _next_s(self) -> float:
-        """Seconds until something has to be driven."""
-        times_s = [
-            errand.again_s if errand.future is None else errand.late_s for errand in self._errands
-        ]
-        return max(min(times_s, default=math.inf) - time.monotonic(), 0.0)
+        self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
         """Wait until something has happened, and send again what has to be. Raises the failure."""
         self._check()
         if self._patience.stopping.is_set():
             self.fail(Interrupted("the mount is going away"))
-        elif not self._drive():
-            self._changed.wait(min(self._next_s(), most_s))
+        elif not self._errands.drive():
+            self._changed.wait(min(self._errands.next_s(), most_s))
         self._check()
 
 

@@ -19,7 +19,8 @@ from mountpoint.errors import Interrupted
 from mountpoint.flight import Flight
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, PutOptions
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.upload import ABORT_S, Line, Upload
+from mountpoint.writing.errands import Line
+from mountpoint.writing.upload import ABORT_S, Upload
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +31,7 @@ SLACK = 4.0
 KNOWN_PARTS = 32
 
 
-class Uploads(Line):
+class Uploads(Line[Upload]):
     """Makes the uploads of a mount. Thread-safe."""
 
     def __init__(

@@ -57,6 +57,7 @@ LAYERS = (
     "mountpoint.reading.ahead",
     "mountpoint.reading.streams",
     "mountpoint.writing.parts",
+    "mountpoint.writing.errands",
     "mountpoint.writing.upload",
     "mountpoint.writing.uploads",
     "mountpoint.listing.recent",

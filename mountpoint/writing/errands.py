@@ -1,0 +1,185 @@
+"""The requests of an upload, with their retries: sent, answered, and sent again.
+
+Nobody has to wait for an errand. Its answer is noted by the client's thread that brings it. What
+has failed, or has been silent for too long, is noticed and sent again by whoever waits for the
+upload (`drive`), and not before: so there is no timer.
+
+The upload's lock guards all of this.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from mountpoint.errors import S3Error, Stalled
+from mountpoint.s3.retry import Patience, Tries
+
+#: An upload.
+U = TypeVar("U", contravariant=True)
+
+
+class Line(Protocol[U]):
+    """What an upload shares with the others of its mount."""
+
+    def may_send(self, upload: U, in_flight: int) -> bool:
+        """Whether an upload with so many parts in flight may send one more; with none it may."""
+
+    def busy(self) -> bool:
+        """Whether anything is in flight, of any upload."""
+
+    def sent(self, upload: U, size_bytes: int) -> None:
+        """Note that a body is under way."""
+
+    def ended(self, upload: U, size_bytes: int, duration_s: float | None, *, waited: bool) -> None:
+        """Note that it has arrived, after `duration_s`, or not (None).
+
+        `waited` is whether its writer had to wait for parts in flight.
+        """
+
+    def allowed_s(self, size_bytes: int) -> float:
+        """Seconds that a body of this size may take."""
+
+    def knows_conditions(self) -> bool:
+        """Whether the server may know If-None-Match."""
+
+    def has_no_conditions(self) -> None:
+        """Note that it does not."""
+
+    def closed(self, upload: U) -> None:
+        """Note that an upload is over."""
+
+
+class Owner(Protocol):
+    """Whose errands they are."""
+
+    def take(self, errand: "Errand", future: "Future[Any]") -> None:
+        """Take an answer, on any thread: hand it to `Errands.take`, with the lock."""
+
+    def wants(self, errand: "Errand") -> bool:
+        """Whether an errand that has failed is worth another try."""
+
+
+@dataclass(eq=False, slots=True)
+class Errand:
+    """One request of an upload, with its retries.
+
+    `start` makes it, `done` takes its result and `refused` an error that no retry will help:
+    both with the upload's lock held. `size_bytes` is that of its body, `try_s` what the first
+    try may take, later ones more; None for what a body of this size may.
+    """
+
+    start: Callable[[], "Future[Any]"]
+    done: Callable[[Any], None]
+    refused: Callable[[S3Error], None]
+    size_bytes: int = 0
+    try_s: float | None = None
+    # mutable, guarded by the upload's lock
+    future: "Future[Any] | None" = None  # under way
+    began_s: float = 0.0
+    late_s: float = 0.0  # when it has been silent for too long
+    again_s: float = 0.0  # when it is sent again, if it is not under way
+    tries: Tries | None = None  # since its first failure
+    attempt: int = 0  # of its tries, the first is 0
+
+
+class Errands:
+    """The errands of `owner`, which shares a `line`. All with the owner's lock held."""
+
+    def __init__(self, owner: Owner, line: Line[Any], patience: Patience) -> None:
+        # dependencies
+        self._owner = owner
+        self._line = line
+        self._patience = patience
+        # mutable
+        self._open: list[Errand] = []  # under way, or to be sent again
+        self.waited = False  # the writer, for parts in flight, since the last has arrived
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def send(self, errand: Errand) -> None:
+        """Send a request, for the first time or again."""
+        if errand not in self._open:
+            self._open.append(errand)
+        errand.began_s = time.monotonic()
+        if errand.size_bytes:
+            self._line.sent(self._owner, errand.size_bytes)
+        try_s = errand.try_s
+        if try_s is None:
+            try_s = self._line.allowed_s(errand.size_bytes)
+        errand.late_s = errand.began_s + try_s * 2 ** min(errand.attempt, 4)
+        future = errand.start()
+        errand.future = future
+        future.add_done_callback(functools.partial(self._owner.take, errand))
+
+    def take(self, errand: Errand, future: "Future[Any]") -> bool:
+        """Take an answer; True if it is a success. Raises what is no S3Error."""
+        if errand.future is not future:
+            return False  # it was given up before
+        errand.future = None
+        error = future.exception()
+        self._off_the_line(errand, arrived=error is None)
+        if isinstance(error, S3Error):
+            self._failed(errand, error)
+            return False
+        self._open.remove(errand)
+        errand.done(future.result())
+        return True
+
+    def drop_all(self, *, but: Callable[[Any], None]) -> None:
+        """Cancel all requests but that whose result `but` takes."""
+        kept = [errand for errand in self._open if errand.done == but]
+        dropped = [errand for errand in self._open if errand not in kept]
+        self._open = kept
+        for errand in dropped:
+            self._drop(errand)
+
+    def _off_the_line(self, errand: Errand, *, arrived: bool) -> None:
+        if errand.size_bytes:
+            duration_s = time.monotonic() - errand.began_s if arrived else None
+            self._line.ended(self._owner, errand.size_bytes, duration_s, waited=self.waited)
+            self.waited = False
+
+    def _failed(self, errand: Errand, error: S3Error) -> None:
+        """Note when to try again, or that it is of no use."""
+        if error.retryable and self._owner.wants(errand):
+            errand.tries = errand.tries or self._patience.begin()
+            pause_s = errand.tries.pause_s()
+            if pause_s is not None:
+                errand.again_s = time.monotonic() + pause_s
+                return
+            error.hint = error.hint or "all retries failed"
+        self._open.remove(errand)
+        errand.refused(error)
+
+    def _drop(self, errand: Errand) -> None:
+        """Cancel a request whose answer nobody wants."""
+        future, errand.future = errand.future, None
+        if future is not None:
+            self._off_the_line(errand, arrived=False)
+            future.cancel()
+
+    def drive(self) -> bool:
+        """Send again what has to be; True if something was done."""
+        now_s = time.monotonic()
+        for errand in self._open:
+            if errand.future is not None and now_s >= errand.late_s:
+                self._drop(errand)
+                self._failed(errand, Stalled(f"no answer in {now_s - errand.began_s:.1f} s"))
+                return True
+            if errand.future is None and now_s >= errand.again_s:
+                errand.attempt += 1
+                self.send(errand)
+                return True
+        return False
+
+    def next_s(self) -> float:
+        """Seconds until something has to be driven."""
+        times_s = [
+            errand.again_s if errand.future is None else errand.late_s for errand in self._open
+        ]
+        return max(min(times_s, default=math.inf) - time.monotonic(), 0.0)
