@@ -131,8 +131,8 @@ class Errands:
         return True
 
     def drop_all(self, *, but: Callable[[Any], None]) -> None:
-        """Cancel all requests but that whose result `but` takes."""
-        kept = [errand for errand in self._open if errand.done == but]
+        """Cancel all requests but that whose result `but` takes, if it is under way."""
+        kept = [errand for errand in self._open if errand.done == but and errand.future]
         dropped = [errand for errand in self._open if errand not in kept]
         self._open = kept
         for errand in dropped:

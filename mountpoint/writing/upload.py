@@ -220,7 +220,7 @@ class Upload:
                 if not self._errands.drive():
                     self._changed.wait(min(left_s, self._errands.next_s()))
             if not self._aborted and self._info is None:
-                log.warning("parts of an upload were left in the bucket", key=self.key)
+                log.warning("parts of an upload may have been left in the bucket", key=self.key)
                 self._aborted = True  # nobody has to hear of it twice
 
     # --- memory and parts (lock held) ---

@@ -512,6 +512,18 @@ def test_abort_before_the_id_is_known(world: World) -> None:
     world.check_over()
 
 
+def test_abort_does_not_begin_anything(world: World) -> None:
+    """What could not be begun, and would be tried again, is not begun to be aborted."""
+    fault = Fault(error=errors.Throttled("slow down"))
+    world.client.inject("create_upload", fault, fault, fault)
+    upload = world.upload()
+    world.write(upload, data_of(PART + 1))
+    world.client.quiet()
+    upload.abort()
+    assert set(world.kinds()) == {"create_upload"}
+    world.check_over()
+
+
 def test_abort_is_tried_again_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault is tried again; a server that is silent is not waited for."""
     monkeypatch.setattr("mountpoint.writing.upload.ABORT_S", 0.2)
