@@ -417,7 +417,10 @@ def test_how_long_a_part_may_take(world: World) -> None:
 
 @pytest.mark.parametrize("writers", [1, 4])
 def test_the_budget_is_never_exceeded(writers: int) -> None:
-    """Writers wait for memory rather than take more; all of it is given back."""
+    """Writers wait for memory rather than take more; all of it is given back.
+
+    But each may gather one part, or nobody could go on where the others hold all.
+    """
     with FakeClient() as client:
         client.script = lambda request: Fault(delay_s=0.002)
         world = World(client, limit_bytes=5 * PART)
@@ -430,7 +433,7 @@ def test_the_budget_is_never_exceeded(writers: int) -> None:
         with ThreadPoolExecutor(writers) as pool:
             list(pool.map(write, range(writers)))
         assert len(client.keys()) == writers
-        assert 2 * PART < world.most_held_bytes <= 5 * PART
+        assert 2 * PART < world.most_held_bytes <= (5 + writers - 1) * PART
         world.check_over()
 
 
