@@ -34,18 +34,17 @@ from mountpoint.errors import (
     PreconditionFailed,
     ReadOnly,
     StaleInode,
-    Stalled,
 )
 from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.listing.ahead import WalkAhead
+from mountpoint.listing.lookups import Lookups
 from mountpoint.listing.recent import Listings
-from mountpoint.listing.siblings import Siblings
 from mountpoint.memory import drop_leftovers, give_back
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.reading.streams import Streams
-from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 
 #: Must be restored before they can be read.
@@ -116,7 +115,13 @@ class FileSystem:
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix)
         self._listings = Listings(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
-        self._siblings = Siblings(client, patience, self._listings, config.ttl_s)
+        self._lookups = Lookups(
+            client,
+            patience,
+            self._listings,
+            ttl_s=config.ttl_s,
+            negative_ttl_s=config.negative_ttl_s,
+        )
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
         self._files: HandleTable[ReadHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
@@ -128,7 +133,7 @@ class FileSystem:
         directory = self._directory(parent)
         if len(name) > tree.MAX_NAME_BYTES:
             raise NameTooLong(f"{len(name)} bytes; a name has {tree.MAX_NAME_BYTES} at most")
-        entry, fresh_until_s = self._find(directory.key, name)
+        entry, fresh_until_s = self._lookups.find(directory.key, name)
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._attributes(inode, inode.fresh_until_s - time.monotonic())
 
@@ -141,7 +146,7 @@ class FileSystem:
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
             return self._attributes(inode, left_s)
-        entry, fresh_until_s = self._find(inode.directory, inode.name)
+        entry, fresh_until_s = self._lookups.find(inode.directory, inode.name)
         if not inode.is_version(entry):
             raise StaleInode("the object was replaced")
         if entry.info is not None:
@@ -157,7 +162,7 @@ class FileSystem:
         """
         inode = self._inodes.forget(number, lookups)
         if inode is not None and inode.is_directory:
-            self._siblings.forget(inode.key)
+            self._lookups.forget(inode.key)
 
     def sweep(self) -> None:
         """Let go what is too old, and give back what much was forgotten of; once a second."""
@@ -301,76 +306,6 @@ class FileSystem:
             raise NotADirectory()
         return inode
 
-    def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
-        """Return what a name is, and until when that may be believed."""
-        if not tree.is_name(name):
-            raise NoSuchEntry()
-        if len(directory) + len(name) > tree.MAX_KEY_BYTES:
-            raise NoSuchEntry("no key is that long")
-        asked_at_s = time.monotonic()
-        absent_until_s = self._listings.absent(directory, name)
-        if absent_until_s is not None:
-            raise NoSuchEntry(ttl_s=absent_until_s - asked_at_s)
-        tries = self._patience.begin()
-        try:
-            return self._siblings.find(directory, name) or self._find_alone(directory, name, tries)
-        except NoSuchEntry:
-            self._listings.missed(directory, name, asked_at_s)
-            passed_s = time.monotonic() - asked_at_s
-            raise NoSuchEntry(ttl_s=max(self._config.negative_ttl_s - passed_s, 0.0)) from None
-
-    def _find_alone(self, directory: bytes, name: bytes, tries: Tries) -> tuple[Entry, float]:
-        asked_at_s = time.monotonic()
-        entry = self._find_by_list(directory, name, tries)
-        if entry is None:
-            entry = self._find_by_both(directory, name, tries)
-        self._listings.add(directory, [entry], asked_at_s)
-        return entry, asked_at_s + self._config.ttl_s
-
-    def _find_by_list(self, directory: bytes, name: bytes, tries: Tries) -> Entry | None:
-        """Return what one LIST says of a name, or None if that is not enough to know."""
-        if not self._client.lists_in_order:
-            return None
-        key = directory + name
-        page = self._patience.ask(
-            lambda: self._client.list(key, max_keys=tree.FEW_KEYS), tries
-        ).answer()
-        certain, entry = tree.told_by(page, key, name)
-        if certain and entry is None:
-            raise NoSuchEntry()
-        return entry
-
-    def _find_by_both(self, directory: bytes, name: bytes, tries: Tries) -> Entry:
-        """Return what HEAD and LIST, asked at the same time, say of a name."""
-        key = directory + name
-        heading = self._patience.ask(lambda: self._client.head(key), tries)
-        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", tries)
-        head: ObjectInfo | None = None
-        if not below:
-            try:
-                head = heading.answer()
-            except NotFound:
-                head = None
-        entry = tree.decide(name, head, below)
-        if entry is None:
-            raise NoSuchEntry()
-        return entry
-
-    def _any_below(self, prefix: bytes, tries: Tries) -> bool:
-        """Whether any key begins with `prefix`."""
-        page = self._first_below(prefix, None, tries)
-        # S3 may send empty pages before the one that matters.
-        while not (page.objects or page.prefixes or page.next_token is None):
-            if tries.left_s() <= 0:
-                raise Stalled("the listing has only empty pages")
-            page = self._first_below(prefix, page.next_token, tries)
-        return bool(page.objects or page.prefixes)
-
-    def _first_below(self, prefix: bytes, token: str | None, tries: Tries) -> ListPage:
-        return self._patience.ask(
-            lambda: self._client.list(prefix, token=token, max_keys=1), tries
-        ).answer()
-
     def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
         """Whether a version may be opened without asking S3."""
         # A listing does not say whether an archived object has been restored.
@@ -433,7 +368,7 @@ class FileSystem:
             kind, links = stat.S_IFREG | self._config.file_mode, 1
             size_bytes, mtime_ns = info.size_bytes, info.mtime_ns
             # So that the kernel asks for a file that is in use when it can be renewed.
-            ttl_s -= self._siblings.ahead_s if ttl_s > self._siblings.ahead_s else 0.0
+            ttl_s -= self._lookups.ahead_s if ttl_s > self._lookups.ahead_s else 0.0
         return Attributes(
             inode=inode.number,
             mode=kind,

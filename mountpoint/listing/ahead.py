@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import CancelledError
+from functools import partial
 
 import structlog
 
@@ -49,11 +50,8 @@ class WalkAhead:
         self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
     ) -> None:
         # dependencies
-        self._client = client
-        self._patience = patience
-        self._listings = listings
+        self._new_walker = partial(_Walker, client, patience, listings, ttl_s)
         # constants
-        self._ttl_s = ttl_s
         self._max_age_s = min(MAX_AGE_S, ttl_s / 2)
         self._enabled = client.lists_in_order and ttl_s > 0
         # mutable, guarded by _lock; a walker by itself
@@ -105,11 +103,7 @@ class WalkAhead:
         with self._lock:
             walker = self._walkers.get(process)
             if walker is None:
-                walker = _Walker(
-                    _Flat(self._client, self._patience, self._listings, self._ttl_s),
-                    _Next(self._client),
-                )
-                self._walkers[process] = walker
+                walker = self._walkers[process] = self._new_walker()
             self._walkers.move_to_end(process)
             if len(self._walkers) > MAX_WALKERS:
                 self._walkers.popitem(last=False)
@@ -119,11 +113,13 @@ class WalkAhead:
 class _Walker:
     """One process. Who has `busy` may use it; nobody waits for that."""
 
-    def __init__(self, flat: "_Flat", next_: "_Next") -> None:
+    def __init__(
+        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+    ) -> None:
         self.busy = threading.Lock()
         self.walk = Walk()
-        self.flat = flat
-        self.next = next_
+        self.flat = _Flat(client, patience, listings, ttl_s)
+        self.next = _Next(client)
 
 
 class _Flat:

@@ -14,7 +14,7 @@ from mountpoint import filesystem
 from mountpoint.config import FileSystemConfig, ReadConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
 from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listing import ahead, directory, siblings
+from mountpoint.listing import ahead, directory, lookups, siblings
 from mountpoint.listing.recent import Listings
 from mountpoint.metrics import Counters
 from mountpoint.reading.streams import Streams
@@ -102,6 +102,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
         patch.setattr(filesystem, "time", clock)
         patch.setattr(ahead, "time", clock)
         patch.setattr(directory, "time", clock)
+        patch.setattr(lookups, "time", clock)
         patch.setattr(siblings, "time", clock)
         patch.setattr(
             filesystem, "Listings", functools.partial(Listings, clock=lambda: clock.now_s)

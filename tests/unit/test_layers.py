@@ -62,6 +62,7 @@ LAYERS = (
     "mountpoint.writing.uploads",
     "mountpoint.listing.recent",
     "mountpoint.listing.siblings",
+    "mountpoint.listing.lookups",
     "mountpoint.listing.runs",
     "mountpoint.listing.ahead",
     "mountpoint.listing.directory",
