@@ -1,12 +1,16 @@
 """The FUSE channel: what libfuse 2.9 cannot negotiate with the kernel, and the kernel offers.
 
-libfuse 2.9, below llfuse, speaks an old protocol: reads of 128 KiB at most, 12 requests in
-the background. llfuse takes each request with `fuse_session_receive_buf` and has it
+libfuse 2.9, below llfuse, speaks an old protocol: 128 KiB at a time, 12 requests in the
+background, nothing of what an opened file may be. llfuse takes each request with `fuse_session_receive_buf` and has it
 answered through the channel that this call returns. This module exports a function of that
 name. Loaded with RTLD_GLOBAL before llfuse, it is what llfuse calls; it calls libfuse's own,
 and once it has seen the kernel's INIT it returns a channel of ours on the same descriptor.
-That channel's `send` completes libfuse's answer to INIT (`complete`) and writes everything
-else as it is.
+That channel's `send` completes libfuse's answers to INIT (`complete`), OPEN and CREATE
+(`flags_of_open`) and writes everything else as it is. libfuse itself negotiates writes of 1 MiB
+once it sees a channel with room for them.
+
+A thread of llfuse takes a request, answers it, and takes the next one: so what there is to know
+of a request is kept per thread (`served`). That works without the channel, too.
 
 Where any of this is not so (another loader, a libfuse linked statically, a kernel without
 MAX_PAGES), requests pass through unchanged, and everything works as plain llfuse.
@@ -17,9 +21,10 @@ Layouts and numbers: include/uapi/linux/fuse.h, fuse_lowlevel.h and fuse_common.
 2.9.
 """
 
-from libc.errno cimport EINTR, ENODEV, ENOENT, errno
+from libc.errno cimport EINTR, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC, O_WRONLY
 
 cdef extern from "<dlfcn.h>" nogil:
     void* dlopen(const char*, int)
@@ -32,6 +37,17 @@ cdef extern from "<sys/uio.h>" nogil:
         void* iov_base
         size_t iov_len
     Py_ssize_t writev(int, const iovec*, int)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, long)
+    int munmap(void*, size_t)
+    void* MAP_FAILED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned int pthread_key_t
+    int pthread_key_create(pthread_key_t*, void (*)(void*) noexcept nogil)
+    int pthread_setspecific(pthread_key_t, const void*)
 
 cdef struct fuse_buf:
     size_t size
@@ -61,6 +77,10 @@ cdef struct InitIn:
     uint32_t max_readahead
     uint32_t flags
 
+cdef struct OpenIn:
+    uint32_t flags
+    uint32_t open_flags
+
 cdef struct OutHeader:
     uint32_t length
     int error
@@ -80,16 +100,31 @@ cdef struct InitOut:
     uint32_t flags2
     uint32_t unused[7]
 
+cdef struct OpenOut:
+    uint64_t handle
+    uint32_t flags
+    uint32_t backing
+
 cdef enum:
+    OPEN = 14
     INIT = 26
+    CREATE = 35
     BUF_IS_FD = 1 << 1
-    BUFFER_BYTES = (128 + 4) << 10  # as libfuse's own: what llfuse has allocated
+    MAX_WRITE_BYTES = 1 << 20
+    # With room for the headers, as libfuse reckons (it subtracts it again).
+    BUFFER_BYTES = MAX_WRITE_BYTES + 4096
     SHORT_INIT_OUT = 24  # bytes of libfuse's answer: up to max_write
 
     # INIT flags
     ASYNC_DIO = 1 << 15  # large O_DIRECT reads: several requests at once
     PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
     MAX_PAGES = 1 << 22
+
+    # Flags of an opened file.
+    DIRECT_IO = 1 << 0
+    NOFLUSH = 1 << 5  # from 7.35 on; an older kernel does not look at it
+    # Of a created file: struct fuse_entry_out and an OpenOut.
+    CREATE_OUT_BYTES = 128 + 16
 
     # The version in which all that is asked for here existed. The kernel's own may be newer.
     MINOR = 31
@@ -121,6 +156,24 @@ cdef InitIn init_in
 cdef bint done = False
 cdef fuse_chan_ops operations
 
+# The request that this thread serves: llfuse answers it before it asks for another one.
+cdef extern from *:
+    """
+    static __thread struct {
+        char *memory;               /* BUFFER_BYTES, where it takes its requests; or NULL */
+        uint32_t pid;               /* who asks */
+        uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
+        uint32_t flags;             /* what its answer is to say beyond libfuse's */
+    } served;
+    """
+    cdef struct Served:
+        char* memory
+        uint32_t pid
+        uint64_t opens
+        uint32_t flags
+    Served served
+cdef pthread_key_t memory_key  # unmaps `memory` when the thread ends
+
 
 cdef bint offers_enough(const InitIn* asked) noexcept nogil:
     return asked.major == 7 and asked.minor >= LEAST_MINOR and asked.flags & MAX_PAGES != 0
@@ -143,12 +196,67 @@ cdef public int fuse_session_receive_buf(
     void* session, fuse_buf* buf, void** chp
 ) noexcept nogil:
     """What llfuse calls for each request, in place of libfuse's function."""
-    cdef int size = real_receive(session, buf, chp)
-    if size > 0 and wanted and channel == NULL and not buf.flags & BUF_IS_FD:
-        note_init(<const char*>buf.mem, size, chp[0])
-    if size > 0 and channel != NULL:
+    cdef int size
+    served.pid = 0
+    served.opens = 0
+    # From the first request on: who waits with less room when INIT is answered has no other
+    # buffer for the largest write.
+    if wanted and not make_room(buf):
+        return -ENOMEM
+    size = real_receive(session, buf, chp)
+    if size < <int>sizeof(InHeader):
+        return size
+    if not buf.flags & BUF_IS_FD:
+        note(<const char*>buf.mem, size, chp[0])
+    if channel != NULL:
         chp[0] = channel
     return size
+
+
+cdef bint make_room(fuse_buf* buf) noexcept nogil:
+    """Have the request go to memory of our own; llfuse keeps and frees its own by itself."""
+    cdef void* memory
+    if served.memory == NULL:
+        # Pages that no request has needed cost nothing.
+        memory = mmap(
+            NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
+        )
+        if memory == MAP_FAILED:
+            return False
+        pthread_setspecific(memory_key, memory)
+        served.memory = <char*>memory
+    buf.mem = served.memory
+    buf.size = BUFFER_BYTES
+    return True
+
+
+cdef void unmap(void* memory) noexcept nogil:
+    munmap(memory, BUFFER_BYTES)
+
+
+cdef void note(const char* request, int size, void* theirs) noexcept nogil:
+    cdef const InHeader* header = <const InHeader*>request
+    served.pid = header.pid
+    if header.opcode == OPEN and size >= <int>(sizeof(InHeader) + sizeof(OpenIn)):
+        served.opens = header.unique
+        served.flags = flags_of_open((<const OpenIn*>(request + sizeof(InHeader))).flags)
+    elif header.opcode == CREATE:
+        served.opens = header.unique
+        served.flags = DIRECT_IO
+    elif header.opcode == INIT and wanted and channel == NULL:
+        note_init(request, size, theirs)
+
+
+cpdef uint32_t flags_of_open(uint32_t flags) noexcept nogil:
+    """Return the flags that the answer gets, by those of open(2)."""
+    if flags & O_TRUNC or flags & O_ACCMODE == O_WRONLY:
+        # Writes go past the page cache. In it they cost three times as much, and take the place
+        # of what is read; and with O_DIRECT it passes the pieces of a write on all at once
+        # (ASYNC_DIO), which arrive in any order.
+        return DIRECT_IO
+    if flags & O_ACCMODE == O_RDONLY:
+        return NOFLUSH  # close(2) need not wait for an answer
+    return 0
 
 
 cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
@@ -156,8 +264,6 @@ cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
     if size < <int>(sizeof(InHeader) + sizeof(InitIn)):
         return
     memcpy(&init_header, request, sizeof(InHeader))
-    if init_header.opcode != INIT:
-        return
     memcpy(&init_in, request + sizeof(InHeader), sizeof(InitIn))
     if not offers_enough(&init_in):
         return
@@ -171,21 +277,38 @@ cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
 cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
     """Write an answer; its last effect is that the kernel wakes who asked."""
     cdef OutHeader header
-    cdef InitOut answer
-    cdef iovec completed[2]
+    cdef InitOut init_out
+    cdef char opened[CREATE_OUT_BYTES]
+    cdef size_t size
     global done
-    if not done and count == 2 and pieces[1].iov_len == SHORT_INIT_OUT:
+    if count == 2:
+        size = pieces[1].iov_len
         memcpy(&header, pieces[0].iov_base, sizeof(OutHeader))
-        if header.unique == init_header.unique and header.error == 0:
-            complete(&init_in, pieces[1].iov_base, &answer)
-            done = True
-            header.length = sizeof(OutHeader) + sizeof(InitOut)
-            completed[0].iov_base = &header
-            completed[0].iov_len = sizeof(OutHeader)
-            completed[1].iov_base = &answer
-            completed[1].iov_len = sizeof(InitOut)
-            return write_all(completed, 2)
+        if not done and is_for(init_header.unique, &header):
+            if size == SHORT_INIT_OUT:
+                complete(&init_in, pieces[1].iov_base, &init_out)
+                done = True
+                return write_answer(&header, &init_out, sizeof(InitOut))
+        elif served.opens != 0 and is_for(served.opens, &header):
+            if size == sizeof(OpenOut) or size == CREATE_OUT_BYTES:
+                memcpy(opened, pieces[1].iov_base, size)
+                (<OpenOut*>&opened[size - sizeof(OpenOut)]).flags |= served.flags
+                return write_answer(&header, opened, size)
     return write_all(pieces, count)
+
+
+cdef bint is_for(uint64_t unique, const OutHeader* answer) noexcept nogil:
+    return answer.unique == unique and answer.error == 0
+
+
+cdef int write_answer(OutHeader* header, void* body, size_t size) noexcept nogil:
+    cdef iovec pieces[2]
+    header.length = <uint32_t>(sizeof(OutHeader) + size)
+    pieces[0].iov_base = header
+    pieces[0].iov_len = sizeof(OutHeader)
+    pieces[1].iov_base = body
+    pieces[1].iov_len = size
+    return write_all(pieces, 2)
 
 
 cdef int write_all(const iovec* pieces, size_t count) noexcept nogil:
@@ -224,12 +347,23 @@ def resolve(str library):
 def want(bint yes):
     """Say before the mount whether more is to be negotiated, where `resolve` has succeeded."""
     global wanted
-    wanted = yes and is_resolved()
+    if yes and not wanted and is_resolved():
+        wanted = pthread_key_create(&memory_key, &unmap) == 0
+    elif not yes:
+        wanted = False
 
 
 def negotiated():
     """Whether the kernel offers reads of 1 MiB, and gets them; known from INIT on."""
     return channel != NULL
+
+
+def request_pid():
+    """Return the thread (Linux: each has a pid) whose request this thread of llfuse serves.
+
+    0 where that is unknown: in a thread that serves none, or before `resolve` has succeeded.
+    """
+    return served.pid
 
 
 def completed_init(bytes request not None, bytes answer not None):

@@ -16,7 +16,7 @@ finally:
 
 import llfuse  # noqa: E402  # after _channel
 
-__all__ = ["is_wide", "llfuse", "widen"]
+__all__ = ["is_wide", "llfuse", "request_pid", "widen"]
 
 _channel.resolve(llfuse.__file__)
 
@@ -27,5 +27,13 @@ def widen(wanted: bool) -> None:
 
 
 def is_wide() -> bool:
-    """Whether the kernel offers it and gets it: reads of 1 MiB. Known when llfuse calls `init`."""
+    """Whether the kernel offers it and gets it: 1 MiB at a time. Known when llfuse calls `init`."""
     return _channel.negotiated()
+
+
+def request_pid() -> int:
+    """Return who asks for the operation that this thread serves; 0 where that is unknown.
+
+    It is the number of a thread (`kernel.process_of`). For operations that llfuse gives no `ctx`.
+    """
+    return _channel.request_pid()

@@ -1,5 +1,6 @@
-"""What is added to libfuse's answer to INIT: with bytes recorded from a real kernel."""
+"""What is added to libfuse's answers: with bytes recorded from a real kernel."""
 
+import os
 import struct
 
 import pytest
@@ -8,10 +9,13 @@ from mountpoint import _channel
 
 #: Linux 6.18 to libfuse 2.9.9: INIT without its header (struct fuse_init_in of 7.36 and later).
 REQUEST = bytes.fromhex("07000000 2d000000 00000200 fbffff73 fd050000".replace(" ", "")) + bytes(44)
-#: What libfuse answered (struct fuse_init_out of 7.13 to 7.22).
-ANSWER = bytes.fromhex("07000000 13000000 00000200 01000000 00000000 00000200".replace(" ", ""))
+#: What libfuse answered through the channel, with big_writes and atomic_o_trunc (struct
+#: fuse_init_out of 7.13 to 7.22).
+ANSWER = bytes.fromhex("07000000 13000000 00000200 29000000 00000000 00001000".replace(" ", ""))
+ANSWERED = 0x29  # ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES
 
 OUT = struct.Struct("<IIIIHHIIHHI28x")
+DIRECT_IO, NOFLUSH = 1 << 0, 1 << 5
 ASYNC_DIO, PARALLEL_DIROPS, MAX_PAGES = 1 << 15, 1 << 18, 1 << 22
 
 
@@ -21,14 +25,14 @@ def request(minor: int, flags: int, *, major: int = 7) -> bytes:
 
 
 def test_a_recorded_exchange() -> None:
-    """Reads of 256 pages, more in the background, everything else as libfuse said it."""
+    """256 pages, more in the background, everything else as libfuse said it: writes of 1 MiB."""
     answer = _channel.completed_init(REQUEST, ANSWER)
     assert len(answer) == 64
     major, minor, read_ahead, flags, background, congestion, write, grain, pages, *rest = (
         OUT.unpack(answer)
     )
-    assert (major, minor, write) == (7, 31, 128 << 10)
-    assert flags == 1 | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES
+    assert (major, minor, write) == (7, 31, 1 << 20)
+    assert flags == ANSWERED | ASYNC_DIO | PARALLEL_DIROPS | MAX_PAGES
     assert read_ahead >= 1 << 20, "or read_ahead_kb cannot be raised"
     assert (background, congestion, grain, pages) == (64, 48, 1, 256)
     assert not any(rest)
@@ -54,7 +58,7 @@ def test_a_kernel_that_offers_too_little(asked: bytes) -> None:
 def test_only_what_was_offered() -> None:
     """A flag that the kernel does not have is not asked for."""
     answer = _channel.completed_init(request(45, MAX_PAGES), ANSWER)
-    assert OUT.unpack(answer)[3] == 1 | MAX_PAGES
+    assert OUT.unpack(answer)[3] == ANSWERED | MAX_PAGES
 
 
 @pytest.mark.parametrize(("asked", "answer"), [(REQUEST[:15], ANSWER), (REQUEST, ANSWER + b"x")])
@@ -67,3 +71,25 @@ def test_other_lengths(asked: bytes, answer: bytes) -> None:
 def test_a_library_that_is_not_loaded() -> None:
     """Nothing is found, and nothing is changed."""
     assert not _channel.resolve("/nonexistent/llfuse.so")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (os.O_RDONLY, NOFLUSH),
+        (os.O_RDONLY | os.O_DIRECT | os.O_NOATIME, NOFLUSH),
+        (os.O_RDONLY | os.O_TRUNC, DIRECT_IO),
+        (os.O_WRONLY, DIRECT_IO),
+        (os.O_WRONLY | os.O_APPEND, DIRECT_IO),
+        (os.O_RDWR | os.O_TRUNC, DIRECT_IO),
+        (os.O_RDWR, 0),
+    ],
+)
+def test_what_is_opened(flags: int, expected: int) -> None:
+    """Who only reads does not wait when it closes; what only writes leaves the page cache alone."""
+    assert _channel.flags_of_open(flags) == expected
+
+
+def test_no_request() -> None:
+    """A thread that serves no request knows of nobody who asks."""
+    assert _channel.request_pid() == 0

@@ -1,0 +1,115 @@
+"""Serve files in memory, and write down what the kernel asks for: a mount of its own.
+
+    python -m tests.mount.recorder DIRECTORY wide|narrow
+
+One line of JSON per request goes to standard output, the first when the mount serves.
+"""
+
+import errno
+import itertools
+import json
+import stat
+import sys
+import threading
+from typing import Any
+
+from mountpoint import fuse
+from mountpoint.fuse import llfuse
+
+#: What the program asks of libfuse for writing.
+OPTIONS = {"fsname=recorder", "default_permissions", "big_writes", "atomic_o_trunc"}
+
+WORKERS = 4
+
+
+class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
+    """Files in one directory. Handles are inode numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # mutable, guarded by llfuse's lock
+        self._numbers: dict[bytes, int] = {}
+        self._bodies: dict[int, bytearray] = {}
+        self._next = itertools.count(llfuse.ROOT_INODE + 1)
+
+    def init(self) -> None:
+        """Say that requests are being served."""
+        _record("init", wide=fuse.is_wide())
+
+    def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
+        """Find a file."""
+        if name not in self._numbers:
+            raise llfuse.FUSEError(errno.ENOENT)
+        return self._attributes(self._numbers[name])
+
+    def getattr(self, inode: int, ctx: Any) -> Any:
+        """Describe a file, or the directory."""
+        return self._attributes(inode)
+
+    def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
+        """Change nothing."""
+        _record("setattr")
+        return self._attributes(inode)
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
+        """Make an empty file."""
+        number = self._numbers[name] = next(self._next)
+        self._bodies[number] = bytearray()
+        _record("create", pid=ctx.pid)
+        return number, self._attributes(number)
+
+    def open(self, inode: int, flags: int, ctx: Any) -> int:
+        """Open a file; with O_TRUNC empty it."""
+        _record("open", flags=flags, pid=ctx.pid)
+        return inode
+
+    def read(self, fh: int, off: int, size: int) -> bytes:
+        """Return bytes of a file."""
+        return bytes(self._bodies[fh][off : off + size])
+
+    def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Keep bytes of a file, while others write too: threads overtake each other here."""
+        _record("write", off=off, size=len(buf))
+        with llfuse.lock_released:
+            threading.Event().wait(0.001)
+        body = self._bodies[fh]
+        body.extend(bytes(max(0, off + len(buf) - len(body))))
+        body[off : off + len(buf)] = buf
+        return len(buf)
+
+    def flush(self, fh: int) -> None:
+        """A descriptor was closed."""
+        _record("flush")
+
+    def release(self, fh: int) -> None:
+        """The last descriptor was closed."""
+        _record("release")
+
+    def _attributes(self, inode: int) -> Any:
+        entry = llfuse.EntryAttributes()
+        entry.st_ino = inode
+        entry.st_nlink = 1
+        if inode == llfuse.ROOT_INODE:
+            entry.st_mode = stat.S_IFDIR | 0o755
+        else:
+            entry.st_mode = stat.S_IFREG | 0o644
+            entry.st_size = len(self._bodies[inode])
+        return entry
+
+
+def _record(request: str, **more: object) -> None:
+    line = {"request": request, "asker": fuse.request_pid(), **more}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def main(directory: str, channel: str) -> None:
+    """Serve until unmounted."""
+    fuse.widen(channel == "wide")
+    llfuse.init(Files(), directory, OPTIONS)
+    llfuse.main(workers=WORKERS)
+    llfuse.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,182 @@
+"""Writes, closes and who asks for them, with the channel and without it. No S3: files in memory."""
+
+import contextlib
+import json
+import mmap
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.mounting import eventually
+from tools import mounting
+
+pytestmark = pytest.mark.mount
+
+MIB = 1 << 20
+BODY = random.Random(6).randbytes(5 * MIB + 123)
+
+
+class Recorder:
+    """A mount of `tests.mount.recorder`, and what the kernel has asked of it."""
+
+    def __init__(self, path: Path, log: Path) -> None:
+        self.path = path
+        self._log = log
+
+    def requests(self, name: str) -> list[dict[str, Any]]:
+        """Return all requests of that name so far."""
+        lines = [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [line for line in lines if line["request"] == name]
+
+    def released(self, count: int = 1) -> None:
+        """Wait until that many files are closed for good, which nobody else waits for."""
+        eventually(lambda: len(self.requests("release")) == count)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, channel: str) -> Iterator[Recorder]:
+    """Mount in `folder`; unmount whatever happens."""
+    path, log = folder / "mnt", folder / "requests"
+    path.mkdir()
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "tests.mount.recorder", path, channel]
+        process = subprocess.Popen(command, stdout=output)
+    recorder = Recorder(path, log)
+    try:
+        eventually(lambda: bool(recorder.requests("init")))
+        yield recorder
+    finally:
+        if mounting.is_mounted(path):
+            subprocess.run(["fusermount", "-uz", path], check=True)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+@pytest.fixture(params=["wide", "narrow"])
+def channel(request: pytest.FixtureRequest) -> str:
+    """With the channel, and without it."""
+    return str(request.param)
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, channel: str) -> Iterator[Recorder]:
+    """A mount with such a channel."""
+    with serving(tmp_path, channel) as it:
+        yield it
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Iterator[Recorder]:
+    """A mount with the channel."""
+    with serving(tmp_path, "wide") as it:
+        yield it
+
+
+def write(path: Path, flags: int, body: bytes = BODY) -> None:
+    """Write a file with one call."""
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        assert os.write(descriptor, body) == len(body)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "there"])
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
+def test_large_writes(recorder: Recorder, channel: str, flags: int, exists: bool) -> None:
+    """The kernel writes 1 MiB at a time, or 128 KiB, in order; the bytes are the same."""
+    path = recorder.path / "file"
+    if exists:
+        path.touch()
+    write(path, flags | os.O_CREAT)
+    writes = recorder.requests("write")
+    assert max(each["size"] for each in writes) == (MIB if channel == "wide" else MIB // 8)
+    assert [each["off"] for each in writes] == sorted(each["off"] for each in writes)
+    assert path.read_bytes() == BODY
+
+
+def test_a_direct_write_arrives_in_order(recorder: Recorder) -> None:
+    """One large write with O_DIRECT is several requests, and each waits for the one before."""
+    path = recorder.path / "file"
+    size = 16 * MIB
+    with mmap.mmap(-1, size) as body:
+        body.write(random.Random(7).randbytes(size))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o644)
+        try:
+            assert os.write(descriptor, body) == size
+        finally:
+            os.close(descriptor)
+        offsets = [each["off"] for each in recorder.requests("write")]
+        assert len(offsets) > 1
+        assert offsets == sorted(offsets)
+        assert path.read_bytes() == body[:]
+
+
+def test_opening_to_overwrite_is_one_request(recorder: Recorder) -> None:
+    """The kernel leaves it to who opens to empty the file."""
+    path = recorder.path / "file"
+    path.touch()
+    write(path, os.O_WRONLY | os.O_TRUNC, b"x")
+    assert recorder.requests("open")[-1]["flags"] & os.O_TRUNC
+    assert not recorder.requests("setattr")
+
+
+FORKING = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
+child = os.fork()
+if child == 0:
+    os.close(descriptor)
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.getpid(), child)
+"""
+
+
+def test_who_closes(recorder: Recorder) -> None:
+    """A file that a child closes and that its parent closes later: each is known."""
+    output = subprocess.run(
+        [sys.executable, "-c", FORKING, recorder.path / "file"],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=30,
+    ).stdout
+    parent, child = map(int, output.split())
+    recorder.released()
+    (created,) = recorder.requests("create")
+    assert created["asker"] == created["pid"] == parent
+    assert [each["asker"] for each in recorder.requests("flush")] == [child, parent]
+
+
+@pytest.mark.parametrize(
+    ("flags", "wide_flushes"), [(os.O_RDONLY, 0), (os.O_WRONLY, 1), (os.O_RDWR, 1)]
+)
+def test_who_only_reads_does_not_flush(
+    recorder: Recorder, channel: str, flags: int, wide_flushes: int
+) -> None:
+    """With the channel close(2) of a file that is only read waits for nobody."""
+    path = recorder.path / "file"
+    path.touch()
+    recorder.released()
+    before = len(recorder.requests("flush"))
+    os.close(os.open(path, flags))
+    recorder.released(2)
+    flushes = len(recorder.requests("flush")) - before
+    assert flushes == (wide_flushes if channel == "wide" else 1)
+
+
+def test_a_mapping_reads_what_was_written(wide: Recorder) -> None:
+    """What was written past the page cache is there for who maps the file."""
+    path = wide.path / "file"
+    write(path, os.O_WRONLY | os.O_CREAT)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        assert mapping[:] == BODY
