@@ -27,10 +27,12 @@ import click
 from mountpoint import __version__, daemon, logs
 from mountpoint.config import (
     INDEFINITE_TTL_S,
+    LEAST_PART_BYTES,
     MIB,
     MINIMAL_TTL_S,
     REQUEST_S,
     BucketConfig,
+    ChangeConfig,
     ClientConfig,
     Config,
     CredentialsConfig,
@@ -38,6 +40,7 @@ from mountpoint.config import (
     LogConfig,
     MountConfig,
     ReadConfig,
+    WriteConfig,
     check_range,
 )
 from mountpoint.errors import MountError
@@ -180,6 +183,7 @@ BUCKET = "Bucket options"
 CREDENTIALS = "AWS credentials options"
 MOUNT = "Mount options"
 CLIENT = "Client options"
+OBJECTS = "New object options"
 CACHING = "Caching options"
 LOGGING = "Logging options"
 
@@ -198,9 +202,14 @@ LOGGING = "Logging options"
 @_option(BUCKET, "--dual-stack", is_flag=True, help="Use endpoints with IPv6 and IPv4.")
 @_option(BUCKET, "--transfer-acceleration", is_flag=True, help="Use S3 Transfer Acceleration.")
 @_option(BUCKET, "--requester-pays", is_flag=True, help="Pay for requests to others' buckets.")
+@_option(
+    BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if the bucket is another account's."
+)
 @_option(CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign: no credentials.")
 @_option(CREDENTIALS, "--profile", metavar="PROFILE", help="Profile of the credential files.")
 @_option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
+@_option(MOUNT, "--allow-delete", is_flag=True, help="Let files be deleted.")
+@_option(MOUNT, "--allow-overwrite", is_flag=True, help="Let files be replaced.")
 @_option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
 @_option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
 @_option(MOUNT, "--allow-other", is_flag=True, help="Let all users access it, also root.")
@@ -264,6 +273,29 @@ LOGGING = "Logging options"
 )
 @_option(
     CLIENT,
+    "--read-part-size",
+    type=int,
+    metavar="SIZE",
+    help="Bytes per GET.  [default: --part-size]",
+)
+@_option(
+    CLIENT,
+    "--write-part-size",
+    type=int,
+    metavar="SIZE",
+    help="Bytes per part of an upload, 5 MiB or more.  [default: --part-size]",
+)
+@_option(
+    CLIENT,
+    "--upload-checksums",
+    type=click.Choice(["crc32c", "crc64nvme", "off"]),
+    default="crc32c",
+    metavar="crc32c|crc64nvme|off",
+    label="--upload-checksums WHICH",
+    help="Checksum of uploads: crc32c, crc64nvme or off.  [default: crc32c]",
+)
+@_option(
+    CLIENT,
     "--memory-target",
     type=int,
     metavar="MIB",
@@ -287,6 +319,10 @@ LOGGING = "Logging options"
     help="Compare what is read with S3's checksums.",
 )
 @_option(CLIENT, "--ca-bundle", metavar="FILE", help="Certificates to trust, PEM.")
+@_option(OBJECTS, "--storage-class", metavar="CLASS", help="Storage class of new objects.")
+@_option(OBJECTS, "--sse", metavar="TYPE", help="Encryption: AES256, aws:kms or aws:kms:dsse.")
+@_option(OBJECTS, "--sse-kms-key-id", metavar="KEY", help="KMS key of the encryption.")
+@_option(OBJECTS, "--infer-content-type", is_flag=True, help="Content types by the names' endings.")
 @_option(
     CACHING,
     "--metadata-ttl",
@@ -352,9 +388,12 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
     Paths become absolute. Raises MountError for values out of range and contradictions.
     """
     name, prefix = split_bucket(bucket, options["prefix"])
-    part_size, timeout = options["part_size"], options["read_timeout"]
-    check_range("--part-size", part_size, MIN_PART_BYTES, MAX_PART_BYTES, "bytes")
+    timeout = options["read_timeout"]
+    part_size = _part_size(options, "part_size", MIN_PART_BYTES)
+    read_part_size = _part_size(options, "read_part_size", MIN_PART_BYTES) or part_size
+    write_part_size = _part_size(options, "write_part_size", LEAST_PART_BYTES)
     check_range("--read-timeout", timeout, 1, 86_400, "seconds")
+    checksum = options["upload_checksums"]
     ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
     uid, gid = options["uid"], options["gid"]
     return Config(
@@ -370,6 +409,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
                 "transfer_acceleration",
                 "requester_pays",
             ),
+            expected_owner=options["expected_bucket_owner"],
         ),
         credentials=CredentialsConfig(**_same(options, "profile", "no_sign_request")),
         mount=MountConfig(
@@ -391,11 +431,21 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
             verify_checksums=options["read_checksums"] == "on",
         ),
+        change=ChangeConfig(
+            content_types=options["infer_content_type"],
+            **_same(options, "allow_delete", "allow_overwrite"),
+        ),
         read=ReadConfig(
-            part_size_bytes=min(part_size, MAX_READ_PART_BYTES),
+            part_size_bytes=min(read_part_size, MAX_READ_PART_BYTES),
             memory_bytes=memory_bytes(options["memory_target"]),
             timeout_s=timeout,
             most_ahead_bytes=int(options["throughput_gbps"] * 1e9 / 8 * REQUEST_S),
+        ),
+        write=WriteConfig(
+            # Parts as small as they may be for reads are too small for uploads.
+            part_size_bytes=write_part_size or max(part_size, LEAST_PART_BYTES),
+            checksum=None if checksum == "off" else checksum,
+            **_same(options, "storage_class", "sse", "sse_kms_key_id"),
         ),
         log=LogConfig(
             directory=options["log_directory"] and _absolute(options["log_directory"]),
@@ -403,6 +453,15 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             **_same(options, "foreground", "debug", "debug_crt", "no_log"),
         ),
     )
+
+
+def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:
+    """Return the part size that an option tells; 0 if it is not given."""
+    size = options[name]
+    if size is None:
+        return 0
+    check_range(f"--{name.replace('_', '-')}", size, least_bytes, MAX_PART_BYTES, "bytes")
+    return int(size)
 
 
 def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:

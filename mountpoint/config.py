@@ -245,6 +245,15 @@ class FileSystemConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeConfig:
+    """What may be changed beyond writing new files. `content_types` is whether to guess them."""
+
+    allow_overwrite: bool = False
+    allow_delete: bool = False
+    content_types: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MountConfig:
     """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB."""
 
@@ -295,6 +304,7 @@ class Config:
     bucket: BucketConfig
     mount: MountConfig
     filesystem: FileSystemConfig
+    change: ChangeConfig = field(default_factory=ChangeConfig)
     credentials: CredentialsConfig = field(default_factory=CredentialsConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     read: ReadConfig = field(default_factory=ReadConfig)

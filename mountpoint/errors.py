@@ -62,8 +62,24 @@ class IsADirectory(OperationError):
     """A file operation on a directory."""
 
 
-class ReadOnly(OperationError):
-    """The operation would change the bucket."""
+class NotPermitted(OperationError):
+    """The operation is not allowed, here or now; `hint` names the option that allows it."""
+
+
+class EntryExists(OperationError):
+    """There is something of this name already."""
+
+
+class DirectoryNotEmpty(OperationError):
+    """There is something in the directory."""
+
+
+class BadArgument(OperationError):
+    """What is asked for cannot be."""
+
+
+class NotImplementedHere(OperationError):
+    """The operation does not exist without an option, which `hint` names."""
 
 
 class NotSupported(OperationError):
@@ -82,6 +98,10 @@ class NotSequential(OperationError):
     """A write that does not go on where the last one ended: uploads are sequential."""
 
     hint = "S3 takes whole objects: write files from beginning to end"
+
+
+class WriterKilled(OperationError):
+    """Whoever wrote a file did not come to its end: nothing is uploaded."""
 
 
 class ObjectArchived(OperationError):
@@ -216,18 +236,23 @@ class Outcome(NamedTuple):
     level: int
 
 
-#: The one table. ENOENT, ESTALE and EROFS are everyday answers to ordinary programs and are
-#: logged at debug and info level; what an operator should see is a warning.
+#: The one table. ENOENT and ESTALE are everyday answers to ordinary programs and are
+#: logged at debug level; what an operator should see is a warning.
 OUTCOMES: dict[type[Exception], Outcome] = {
     NoSuchEntry: Outcome(errno.ENOENT, logging.DEBUG),
     NameTooLong: Outcome(errno.ENAMETOOLONG, logging.DEBUG),
     NotADirectory: Outcome(errno.ENOTDIR, logging.DEBUG),
     IsADirectory: Outcome(errno.EISDIR, logging.DEBUG),
-    ReadOnly: Outcome(errno.EROFS, logging.INFO),
+    NotPermitted: Outcome(errno.EPERM, logging.WARNING),
+    EntryExists: Outcome(errno.EEXIST, logging.DEBUG),
+    DirectoryNotEmpty: Outcome(errno.ENOTEMPTY, logging.DEBUG),
+    BadArgument: Outcome(errno.EINVAL, logging.WARNING),
+    NotImplementedHere: Outcome(errno.ENOSYS, logging.WARNING),
     NotSupported: Outcome(errno.ENOTSUP, logging.DEBUG),
     BadHandle: Outcome(errno.EBADF, logging.WARNING),
     StaleInode: Outcome(errno.ESTALE, logging.DEBUG),
     NotSequential: Outcome(errno.EINVAL, logging.WARNING),
+    WriterKilled: Outcome(errno.EIO, logging.WARNING),
     ObjectArchived: Outcome(errno.EACCES, logging.WARNING),
     Interrupted: Outcome(errno.EIO, logging.INFO),
     NotFound: Outcome(errno.ENOENT, logging.WARNING),

@@ -9,10 +9,7 @@ llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, i
 * An open file is one version of the object to the end.
 * An attribute or a name may be `ttl_s` old. The kernel is told what is left of that, so that
   its cache and ours do not add up.
-
-Without `asks_on_open` a version that is younger than `ttl_s` is opened unasked, and its first
-read makes the first request. When that shows that the object is another one or gone, the read
-fails, and from then on it is asked for.
+* What is being written is seen by name, size and time only, until it is there (`changes`).
 """
 
 import os
@@ -22,34 +19,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountpoint import tree
-from mountpoint.config import FileSystemConfig
+from mountpoint.changes import Changes
+from mountpoint.config import ChangeConfig, FileSystemConfig
 from mountpoint.errors import (
     BadHandle,
     IsADirectory,
     NameTooLong,
-    NoSuchEntry,
     NotADirectory,
     NotFound,
-    ObjectArchived,
+    NotPermitted,
     PreconditionFailed,
-    ReadOnly,
     StaleInode,
 )
-from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
+from mountpoint.handles import (
+    DirectoryHandle,
+    HandleNumber,
+    HandleTable,
+    ReadHandle,
+    WriteHandle,
+)
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.lookups import Lookups
 from mountpoint.listing.recent import Listings
+from mountpoint.local import LocalNames
 from mountpoint.memory import drop_leftovers, give_back
-from mountpoint.reading.stream import Bytes, ReadStream
+from mountpoint.opener import Opener
+from mountpoint.reading.stream import Bytes
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
-
-#: Must be restored before they can be read.
-#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
-ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+from mountpoint.writing.uploads import Uploads
 
 #: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
 ENTRIES_PER_READ = 128
@@ -58,7 +59,9 @@ ENTRIES_PER_READ = 128
 #: takes little for each; and when no more have gone for a second, because they go in batches.
 MANY_FORGOTTEN = 10_000
 
-WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_CREAT
+#: What an existing file is opened with to be written. O_RDWR alone opens it for reading, as with
+#: the reference: many programs that ask for both only read.
+WRITE_FLAGS = os.O_WRONLY | os.O_TRUNC
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class DirectoryEntry:
 
 
 class FileSystem:
-    """The bucket, from `prefix` down, as a tree of read-only files.
+    """The bucket, from `prefix` down, as a tree of files.
 
     `on_open` is called with the key of each file that is opened, before the kernel knows.
     """
@@ -97,7 +100,9 @@ class FileSystem:
         *,
         prefix: bytes,
         config: FileSystemConfig,
+        change: ChangeConfig,
         streams: Streams,
+        uploads: Uploads,
         patience: Patience,
         on_open: Callable[[bytes], None] = lambda key: None,
     ) -> None:
@@ -105,7 +110,6 @@ class FileSystem:
         self._on_open = on_open
         self._client = client
         self._config = config
-        self._streams = streams
         self._patience = patience
         # constants
         self._mounted_at_ns = time.time_ns()
@@ -123,7 +127,18 @@ class FileSystem:
             negative_ttl_s=config.negative_ttl_s,
         )
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
-        self._files: HandleTable[ReadHandle] = HandleTable()
+        self._opener = Opener(
+            client,
+            patience,
+            streams,
+            self._listings,
+            asks_always=config.asks_on_open,
+        )
+        self._local = LocalNames()
+        self._changes = Changes(
+            client, patience, uploads, self._inodes, self._local, change, self._changed
+        )
+        self._files: HandleTable[ReadHandle | WriteHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
 
     # --- names and attributes ---
@@ -133,20 +148,26 @@ class FileSystem:
         directory = self._directory(parent)
         if len(name) > tree.MAX_NAME_BYTES:
             raise NameTooLong(f"{len(name)} bytes; a name has {tree.MAX_NAME_BYTES} at most")
-        entry, fresh_until_s = self._lookups.find(directory.key, name)
+        writer = self._local.file(directory.key, name)
+        if writer is not None:
+            self._inodes.looked_up_again(writer.inode)
+            return self._attributes(writer.inode, 0.0)
+        entry, fresh_until_s = self._find(directory.key, name)
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._attributes(inode, inode.fresh_until_s - time.monotonic())
 
     def getattr(self, number: InodeNumber) -> Attributes:
         """Return the attributes of an inode; asks S3 when they are too old."""
         inode = self._inodes.get(number)
+        if self._local.writer(inode) is not None:
+            return self._attributes(inode, 0.0)
         # An open file is its version to the end, and a directory has nothing that changes.
         if inode.is_directory or inode.opens:
             return self._attributes(inode, self._config.ttl_s)
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
             return self._attributes(inode, left_s)
-        entry, fresh_until_s = self._lookups.find(inode.directory, inode.name)
+        entry, fresh_until_s = self._find(inode.directory, inode.name)
         if not inode.is_version(entry):
             raise StaleInode("the object was replaced")
         if entry.info is not None:
@@ -177,18 +198,36 @@ class FileSystem:
         self._forgotten = forgotten
 
     def access(self, number: InodeNumber, mask: int, uid: int, gid: int) -> bool:
-        """Whether the user may do `mask` (R_OK, W_OK, X_OK). Raises ReadOnly for W_OK.
+        """Whether the user may do `mask` (R_OK, W_OK, X_OK).
 
         The kernel checks by itself with the option default_permissions.
         """
         attributes = self.getattr(number)
-        if mask & os.W_OK:
-            raise ReadOnly("the file system is read-only")
         if uid == 0:
             executable = attributes.mode & 0o111 or stat.S_ISDIR(attributes.mode)
             return bool(executable) or not mask & os.X_OK
         shift = 6 if uid == attributes.uid else 3 if gid == attributes.gid else 0
         return mask & (attributes.mode >> shift) == mask
+
+    def set_attributes(
+        self, number: InodeNumber, *, size_bytes: int | None, mtime_ns: int | None
+    ) -> Attributes:
+        """Set what can be set: all but the size of a file that is being written.
+
+        Of that the size, too, to what a new upload can make of it. Owners and modes are those
+        of the mount; that they cannot be set is said of files that are there only, since
+        programs that write files set them without need.
+        """
+        inode = self._inodes.get(number)
+        if size_bytes is not None:
+            self._changes.truncate(inode, size_bytes)
+        else:
+            writer = self._local.writer(inode)
+            if writer is None:
+                raise NotPermitted("attributes cannot be changed")
+            if mtime_ns is not None:
+                writer.mtime_ns = mtime_ns
+        return self.getattr(number)
 
     # --- directories ---
 
@@ -197,7 +236,13 @@ class FileSystem:
         inode = self._directory(number)
         first = self._ahead.opened(process, inode.key)
         handle = DirectoryHandle(
-            inode, process, self._client, self._patience, self._listings, first
+            inode,
+            process,
+            self._client,
+            self._patience,
+            self._listings,
+            first,
+            lambda: self._local.entries(inode.key),
         )
         self._inodes.opened(inode)
         return self._directories.add(handle)
@@ -229,30 +274,39 @@ class FileSystem:
         handle.close()
         self._inodes.released(handle.inode)
 
+    def mkdir(self, parent: InodeNumber, name: bytes) -> Attributes:
+        """Make a directory, and count a lookup of it."""
+        directory = self._directory(parent)
+        entry = self._changes.mkdir(directory, name)
+        fresh_until_s = time.monotonic() + self._config.ttl_s
+        inode = self._inodes.looked_up(directory, entry, fresh_until_s)
+        return self._attributes(inode, self._config.ttl_s)
+
+    def rmdir(self, parent: InodeNumber, name: bytes) -> None:
+        """Remove an empty directory."""
+        directory = self._directory(parent)
+        self._changes.rmdir(directory, self._find(directory.key, name)[0])
+
     # --- files ---
 
-    def open(self, number: InodeNumber, flags: int) -> HandleNumber:
-        """Open a file for reading, if the inode's version is, or is believed to be, the newest."""
+    def create(
+        self, parent: InodeNumber, name: bytes, flags: int, process: int
+    ) -> tuple[HandleNumber, Attributes]:
+        """Begin a new file for a process, and count a lookup of it."""
+        handle = self._changes.create(self._directory(parent), name, flags, process)
+        return self._files.add(handle), self._attributes(handle.inode, 0.0)
+
+    def open(self, number: InodeNumber, flags: int, process: int = 0) -> HandleNumber:
+        """Open a file for a process: to read it, or to write it anew."""
         inode = self._inodes.get(number)
-        info = inode.info
-        if info is None:
+        if inode.is_directory:
             raise IsADirectory()
-        if flags & WRITE_FLAGS:
-            raise ReadOnly("the file system is read-only")
         self._inodes.opened(inode)  # so that it stays while S3 is asked
-        asked_at_s = time.monotonic()
         try:
-            if flags & os.O_DIRECT or not self._believes(inode, info, asked_at_s):
-                handle = ReadHandle(inode, self._open_stream(inode, info))
-                self._listings.see(inode.directory, asked_at_s)
-            else:
-                handle = ReadHandle(inode, self._stream_unasked(inode, info))
-        except (PreconditionFailed, NotFound, StaleInode) as error:
-            self._disbelieve(inode)
-            self._inodes.released(inode)
-            if isinstance(error, NotFound):
-                raise NoSuchEntry("the object was deleted") from None
-            raise StaleInode("the object was replaced") from None
+            self._changes.check_unwritten(self._local.writer(inode))
+            if flags & WRITE_FLAGS:
+                return self._files.add(self._changes.overwrite(inode, flags, process))
+            handle = self._opener.open(inode, direct=bool(flags & os.O_DIRECT))
         except BaseException:
             self._inodes.released(inode)
             raise
@@ -262,18 +316,50 @@ class FileSystem:
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         handle = self._files.get(number)
+        if isinstance(handle, WriteHandle):
+            raise BadHandle("the file is being written: it can be read when it is closed")
         try:
             return handle.read(offset, size)
         except (PreconditionFailed, NotFound):
-            self._disbelieve(handle.inode)
+            self._opener.disbelieve(handle.inode)
             raise
+
+    def write(self, number: HandleNumber, offset: int, data: bytes) -> int:
+        """Take the next bytes of a file; return how many."""
+        handle = self._files.get(number)
+        if isinstance(handle, ReadHandle):
+            raise BadHandle("the file is open for reading")
+        return self._changes.write(handle, offset, data)
+
+    def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
+        """Note that a process closes a descriptor of a file, by itself or because it was killed."""
+        handle = self._files.get(number)
+        if isinstance(handle, WriteHandle):
+            self._changes.flush(handle, process, killed=killed)
+
+    def fsync(self, number: HandleNumber) -> None:
+        """Upload what was written; nothing more can be then."""
+        handle = self._files.get(number)
+        if isinstance(handle, WriteHandle):
+            self._changes.finish(handle)
 
     def release(self, number: HandleNumber) -> None:
         """Close a file."""
         handle = self._files.remove(number)
-        handle.close()
-        handle.inode.paged = handle.inode.paged or handle.was_read
-        self._inodes.released(handle.inode)
+        try:
+            if isinstance(handle, WriteHandle):
+                self._changes.release(handle)
+            else:
+                handle.close()
+                handle.inode.paged = handle.inode.paged or handle.was_read
+        finally:
+            self._inodes.released(handle.inode)
+
+    def unlink(self, parent: InodeNumber, name: bytes) -> None:
+        """Delete a file."""
+        directory = self._directory(parent)
+        self._changes.check_unwritten(self._local.file(directory.key, name))
+        self._changes.unlink(directory, self._find(directory.key, name)[0])
 
     # --- for log lines ---
 
@@ -288,7 +374,7 @@ class FileSystem:
 
     def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
         """Return the path below the mount of an open file or directory."""
-        table: HandleTable[ReadHandle] | HandleTable[DirectoryHandle]
+        table: HandleTable[ReadHandle | WriteHandle] | HandleTable[DirectoryHandle]
         table = self._directories if directory else self._files
         try:
             return self._shown(table.get(number).inode.key)
@@ -306,56 +392,19 @@ class FileSystem:
             raise NotADirectory()
         return inode
 
-    def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
-        """Whether a version may be opened without asking S3."""
-        # A listing does not say whether an archived object has been restored.
-        if self._config.asks_on_open or info.storage_class in ARCHIVE_CLASSES:
-            return False
-        if inode.fresh_until_s <= now_s:
-            return False
-        known = self._listings.find(inode.directory, inode.name)
-        if known is None:
-            return not self._listings.is_gone(inode.directory, inode.name)
-        return inode.is_version(known[0])
+    def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
+        """Return what a name is, and until when (monotonic clock) that may be believed."""
+        if self._local.is_directory(directory + name + b"/"):
+            return Entry(name, None), time.monotonic() + self._config.ttl_s
+        return self._lookups.find(directory, name)
 
-    def _disbelieve(self, inode: Inode) -> None:
-        """Note that the object is not, or is no longer, the inode's version."""
-        self._listings.discard(inode.directory, inode.name)
-        inode.fresh_until_s = 0.0
-
-    def _stream_unasked(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
-        """Return a stream of a version that is believed to be the newest one."""
-
-        def following(count: int) -> list[ObjectInfo]:
-            entries = self._listings.following(inode.directory, inode.name, count)
-            infos = [each.info for each in entries if each.info is not None]
-            return [each for each in infos if each.storage_class not in ARCHIVE_CLASSES]
-
-        try:
-            return self._streams.unasked(info, following, paged=inode.paged)
-        except (PreconditionFailed, NotFound):  # when it was fetched ahead
-            return self._open_stream(inode, info)
-
-    def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
-        """Return a stream of the inode's version, if it is the newest one."""
-        archived = info.storage_class in ARCHIVE_CLASSES
-        stream = self._streams.stream(info) if info.size_bytes > 0 else None
-        if stream is not None and not archived and not inode.paged:
-            try:
-                inode.describe(stream.open())
-            except BaseException:
-                stream.close()
-                raise
+    def _changed(self, directory: bytes, name: bytes, info: ObjectInfo | None) -> None:
+        """Take what this mount has made of a name."""
+        self._ahead.changed()
+        if info is None:
+            self._listings.discard(directory, name)
         else:
-            # No byte is needed now: there is none, or the kernel has pages of it.
-            newest = self._patience.ask(lambda: self._client.head(info.key)).answer()
-            if not inode.is_version(Entry(inode.name, newest)):
-                raise StaleInode()
-            if archived and not newest.restored:
-                raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
-            inode.describe(newest)
-        inode.paged = True
-        return stream
+            self._listings.add(directory, [Entry(name, info)], time.monotonic())
 
     def _attributes(self, inode: Inode, left_s: float) -> Attributes:
         """Return the attributes of an inode that may be believed for `left_s`."""
@@ -367,6 +416,9 @@ class FileSystem:
         else:
             kind, links = stat.S_IFREG | self._config.file_mode, 1
             size_bytes, mtime_ns = info.size_bytes, info.mtime_ns
+            writer = self._local.writer(inode)
+            if writer is not None:
+                size_bytes, mtime_ns = writer.upload.size_bytes, writer.mtime_ns
             # So that the kernel asks for a file that is in use when it can be renewed.
             ttl_s -= self._lookups.ahead_s if ttl_s > self._lookups.ahead_s else 0.0
         return Attributes(

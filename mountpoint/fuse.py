@@ -34,6 +34,6 @@ def is_wide() -> bool:
 def request_pid() -> int:
     """Return who asks for the operation that this thread serves; 0 where that is unknown.
 
-    It is the number of a thread (`kernel.process_of`). For operations that llfuse gives no `ctx`.
+    It is the number of a thread (`processes`). For operations that llfuse gives no `ctx`.
     """
     return _channel.request_pid()

@@ -1,6 +1,9 @@
 """Open files and directories: one class each, and the table that numbers them."""
 
 import itertools
+import threading
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
@@ -14,6 +17,7 @@ from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
+from mountpoint.writing.upload import Upload
 
 HandleNumber = NewType("HandleNumber", int)
 
@@ -78,14 +82,47 @@ class ReadHandle:
             self._stream.close()
 
 
+class WriteHandle:
+    """A file open for writing: one upload, whatever descriptors there are of it.
+
+    `begin` makes the upload. `opener` is the process that opened the file. Others come to have it
+    by fork(2) or from a socket; it is the opener's close that ends the upload (`changes`).
+    """
+
+    def __init__(self, inode: Inode, begin: Callable[[], Upload], opener: int) -> None:
+        # dependencies
+        self.inode = inode
+        self._begin = begin
+        # constants
+        self.opener = opener
+        # mutable
+        self.upload = begin()
+        self.mtime_ns = time.time_ns()  # of the last write, or as it was set
+        self.closing = False  # its opener has closed a descriptor of it
+        self.killed = False  # who closed a descriptor last was being killed
+        self.settled = threading.Event()  # the object is there, or will never be
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Take the next bytes; return how many. Raises NotSequential, and what uploads raise."""
+        written = self.upload.write(offset, data)
+        self.mtime_ns = time.time_ns()
+        return written
+
+    def restart(self) -> None:
+        """Begin anew, with nothing written."""
+        begun, self.upload = self.upload, self._begin()
+        begun.abort()
+
+
 class DirectoryHandle:
     """An open directory, and its listing as far as it was read.
 
     A listing begins with the first read, after the directory was opened, and anew with the
     first read after `rewind`. Positions in it stay valid until then. `process` is who opened it;
-    `first` is what was asked for of the first listing because that process walks.
+    `first` is what was asked for of the first listing because that process walks. `local` tells
+    what is not in the bucket: that comes behind what is.
 
-    It needs no lock: its listing has one, and is exchanged in one step of the interpreter.
+    Its listing has a lock, and is exchanged in one step of the interpreter.
     """
 
     def __init__(
@@ -96,16 +133,21 @@ class DirectoryHandle:
         patience: Patience,
         listings: Listings,
         first: Asked | Listed | None = None,
+        local: Callable[[], list[Entry]] = list,
     ) -> None:
         # dependencies
         self.inode = inode
         self.process = process
         self._new_listing = partial(DirectoryListing, inode.key, client, patience, listings)
+        self._local = local
         # mutable
         self._listing = self._new_listing(first)
+        self._beside = local()
 
     def rewind(self) -> None:
         """Forget the listing, if it has begun: the next read makes a new one."""
+        # Before a new listing is asked for: what is uploaded meanwhile is in one of them.
+        self._beside = self._local()
         listing = self._listing
         if listing.begun:
             self._listing = self._new_listing()
@@ -117,7 +159,13 @@ class DirectoryHandle:
         Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing
         that goes in circles, Stalled for one that goes on for too long without an entry.
         """
-        return self._listing.read(position, count)
+        entries = self._listing.read(position, count)
+        if entries or not self._beside:
+            return entries
+        listed = self._listing.names()
+        beside = [each for each in self._beside if each.name not in listed]
+        start = position - len(listed)
+        return beside[start : start + count]
 
     def close(self) -> None:
         """Cancel what is in flight."""

@@ -8,9 +8,14 @@ those of another version. Directories have one number each.
 A number is a digest of key and version. So a listing shows the number that a lookup will
 give, and a file has the same number in every mount, without anything being remembered. Two
 live inodes never share a number: the second takes the next free one.
+
+A file that is written here has its number before it has a version. It keeps it when the upload
+gives it one: what the kernel has in its pages is what was written. Lookups of that version then
+find the inode by an alias.
 """
 
 import hashlib
+import itertools
 import struct
 import threading
 from typing import NewType
@@ -138,6 +143,10 @@ class InodeTable:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._inodes: dict[InodeNumber, Inode] = {ROOT: self.root}
+        #: Numbers that versions would have, to those of the inodes that have become them.
+        self._aliases: dict[int, InodeNumber] = {}
+        self._alias_of: dict[InodeNumber, int] = {}
+        self._unborn = itertools.count(1)
 
         self.forgotten = 0  #: how many have gone so far
 
@@ -164,6 +173,42 @@ class InodeTable:
             inode.fresh_until_s = max(fresh_until_s, inode.fresh_until_s)
             inode.lookups += 1
             return inode
+
+    def looked_up_again(self, inode: Inode) -> None:
+        """Count a lookup of an inode that is known to be what was looked for."""
+        with self._lock:
+            inode.lookups += 1
+
+    def create(self, parent: Inode, name: bytes, mtime_ns: int) -> Inode:
+        """Return the inode of a new file, of no version, counting one lookup and one open."""
+        key = parent.key + name
+        with self._lock:
+            info = ObjectInfo(key, 0, mtime_ns, self._no_version())
+            number = self._number(parent, Entry(name, info))
+            inode = Inode(number, parent, name, info, lookups=1)
+            inode.opens = 1
+            self._inodes[number] = inode
+            return inode
+
+    def became(self, inode: Inode, info: ObjectInfo, fresh_until_s: float) -> None:
+        """Note that an inode is this version from now on: it was written through it."""
+        with self._lock:
+            self._drop_alias(inode)
+            inode.describe(info)
+            inode.fresh_until_s = fresh_until_s
+            inode.paged = True
+            number = digest(inode.key, info)
+            if number != inode.number:
+                self._aliases[number] = inode.number
+                self._alias_of[inode.number] = number
+
+    def disown(self, inode: Inode) -> None:
+        """Note that an inode is no version: what the kernel has of it was never stored."""
+        with self._lock:
+            self._drop_alias(inode)
+            inode.fresh_until_s = 0.0
+            if inode.info is not None:
+                inode.describe(ObjectInfo(inode.key, 0, 0, self._no_version()))
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number that a lookup of `entry` would give, without counting one."""
@@ -207,11 +252,15 @@ class InodeTable:
             for number, inode in self._inodes.items():
                 assert inode.number == number
                 assert inode.lookups > 0 or inode.opens > 0, inode
+            assert self._alias_of == {number: alias for alias, number in self._aliases.items()}
+            for alias, number in self._aliases.items():
+                assert alias == digest(self._inodes[number].key, self._inodes[number].info)
 
     def _number(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number of the entry's inode, or a free one for it (lock held)."""
         key = _key(parent, entry)
         number = digest(key, entry.info)
+        number = self._aliases.get(number, number)
         while True:
             inode = self._inodes.get(InodeNumber(number))
             if inode is None:
@@ -226,7 +275,17 @@ class InodeTable:
             return False
         self.forgotten += 1
         self._inodes.pop(inode.number, None)
+        self._drop_alias(inode)
         return True
+
+    def _drop_alias(self, inode: Inode) -> None:
+        number = self._alias_of.pop(inode.number, None)
+        if number is not None:
+            del self._aliases[number]
+
+    def _no_version(self) -> str:
+        """Return an ETag that no object has: those are quoted."""
+        return f"unborn-{next(self._unborn)}"
 
 
 def digest(key: bytes, info: ObjectInfo | None) -> int:

@@ -26,6 +26,7 @@ from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
 from mountpoint.signals import SignalWatcher
+from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
@@ -68,10 +69,6 @@ def _serve(
     watcher: SignalWatcher,
     on_ready: Callable[[], None],
 ) -> int:
-    def interrupt() -> None:
-        stopping.set()
-        client.interrupt()
-
     failure: list[Exception] = []
 
     def ready() -> None:
@@ -91,14 +88,23 @@ def _serve(
     )
     directory = config.mount.directory
     streams = Streams(client, config.read, patience, counters)
+    uploads = Uploads(client, config.write, streams.budget, patience)
     filesystem = FileSystem(
         client,
         prefix=config.bucket.prefix,
         config=config.filesystem,
+        change=config.change,
         streams=streams,
+        uploads=uploads,
         patience=patience,
         on_open=kernel.ReadAhead(directory).set_for,
     )
+
+    def interrupt() -> None:
+        stopping.set()
+        uploads.interrupt()  # it aborts what is not complete, for which it needs the client
+        client.interrupt()
+
     memory.start_sweeping([streams.sweep, filesystem.sweep], stopping)
     fuse.widen(config.mount.channel)
     watcher.mounting(interrupt)
@@ -127,7 +133,8 @@ def mount_options(config: MountConfig) -> set[str]:
     """Return the options for the FUSE library.
 
     default_permissions lets the kernel check modes, as the reference does; nonempty allows
-    a directory with files in it, as mount(8) does. This version only reads: it is always ro.
+    a directory with files in it, as mount(8) does; with big_writes there are more than 4 KiB in
+    a write; atomic_o_trunc lets `open` know that a file is to be replaced.
     """
     options = {
         f"fsname={NAME}",
@@ -137,7 +144,9 @@ def mount_options(config: MountConfig) -> set[str]:
         "nosuid",
         "nodev",
         "noatime",
-        "ro",
+        "big_writes",
+        "atomic_o_trunc",
+        "ro" if config.read_only else "rw",
     }
     if config.auto_unmount:
         options.add("auto_unmount")

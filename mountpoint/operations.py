@@ -8,16 +8,27 @@ else leaves the wrapper.
 
 import errno
 import functools
+import os
+import stat
 from collections.abc import Callable
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
-from mountpoint.errors import NoSuchEntry, OperationError, ReadOnly, S3Error, outcome
+from mountpoint.errors import (
+    BadArgument,
+    NoSuchEntry,
+    NotImplementedHere,
+    NotPermitted,
+    OperationError,
+    S3Error,
+    outcome,
+)
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
-from mountpoint.fuse import llfuse
+from mountpoint.fuse import llfuse, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
+from mountpoint.processes import process_of, was_killed
 from mountpoint.reading.stream import Bytes
 from mountpoint.tree import MAX_NAME_BYTES
 
@@ -43,7 +54,8 @@ def operation(
 ]:
     """Make a method an operation. `subject` says what its first arguments name:
 
-    "inode", "child" (inode and name), "file" or "directory" (a handle), "mount".
+    "inode", "child" (inode and name), "file" or "directory" (a handle), "mount"; or "closed", a
+    file's handle that is nobody's any more when the operation ends.
     """
 
     def decorate(
@@ -52,10 +64,11 @@ def operation(
         @functools.wraps(method)
         def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
             with llfuse.lock_released:
+                path = self._path("file", args) if subject == "closed" else ""
                 try:
                     return method(self, *args, **kwargs)
                 except Exception as error:
-                    self._fail(method.__name__, subject, args, error)
+                    self._fail(method.__name__, path or self._path(subject, args), error)
 
         return wrapper
 
@@ -122,10 +135,37 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         self._fs.releasedir(fh)
 
+    @operation("child")
+    def mkdir(self, parent: InodeNumber, name: bytes, mode: int, ctx: Any) -> Any:
+        """See FileSystem. Directories have the mount's mode."""
+        return _entry_attributes(self._fs.mkdir(parent, name))
+
+    @operation("child")
+    def rmdir(self, parent: InodeNumber, name: bytes, ctx: Any) -> None:
+        """See FileSystem."""
+        self._fs.rmdir(parent, name)
+
+    @operation("child")
+    def create(
+        self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[HandleNumber, Any]:
+        """See FileSystem. Files have the mount's mode."""
+        handle, attributes = self._fs.create(parent, name, flags, process_of(ctx.pid))
+        return handle, _entry_attributes(attributes)
+
+    @operation("child")
+    def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+        """Make an empty file."""
+        if not stat.S_ISREG(mode):
+            raise BadArgument("S3 has files only: no pipes, sockets or devices")
+        handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0)
+        self._fs.release(handle)
+        return _entry_attributes(self._fs.lookup(parent, name))
+
     @operation("inode")
     def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
         """See FileSystem."""
-        return self._fs.open(inode, flags)
+        return self._fs.open(inode, flags, process_of(ctx.pid))
 
     @operation("file")
     def read(self, fh: HandleNumber, off: int, size: int) -> Bytes:
@@ -133,9 +173,40 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return self._fs.read(fh, off, size)
 
     @operation("file")
+    def write(self, fh: HandleNumber, off: int, buf: bytes) -> int:
+        """See FileSystem."""
+        return self._fs.write(fh, off, buf)
+
+    @operation("file")
+    def flush(self, fh: HandleNumber) -> None:
+        """See FileSystem."""
+        thread = request_pid()
+        self._fs.flush(fh, process_of(thread), killed=was_killed(thread))
+
+    @operation("file")
+    def fsync(self, fh: HandleNumber, datasync: bool) -> None:
+        """See FileSystem."""
+        self._fs.fsync(fh)
+
+    @operation("closed")
     def release(self, fh: HandleNumber) -> None:
         """See FileSystem."""
         self._fs.release(fh)
+
+    @operation("child")
+    def unlink(self, parent: InodeNumber, name: bytes, ctx: Any) -> None:
+        """See FileSystem."""
+        self._fs.unlink(parent, name)
+
+    @operation("inode")
+    def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
+        """See FileSystem."""
+        attributes = self._fs.set_attributes(
+            inode,
+            size_bytes=attr.st_size if fields.update_size else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return _entry_attributes(attributes)
 
     @operation("mount")
     def statfs(self, ctx: Any) -> Any:
@@ -147,82 +218,32 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         stats.f_namemax = MAX_NAME_BYTES
         return stats
 
-    # What would change something. Extended attributes, flush and fsync are left to llfuse's
+    # What S3 cannot have. Extended attributes and fsync of directories are left to llfuse's
     # defaults: ENOSYS, after which the kernel answers by itself and asks no more.
-
-    @operation("child")
-    def create(self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    @operation("child")
-    def mkdir(self, parent: InodeNumber, name: bytes, mode: int, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    @operation("child")
-    def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
 
     @operation("child")
     def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
         """Refuse."""
-        self._refuse()
+        raise NotPermitted("S3 has no symbolic links")
 
     @operation("inode")
     def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
         """Refuse."""
-        self._refuse()
-
-    @operation("child")
-    def unlink(self, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    @operation("child")
-    def rmdir(self, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
+        raise NotPermitted("S3 has no hard links")
 
     @operation("child")
     def rename(
         self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
     ) -> NoReturn:
         """Refuse."""
-        self._refuse()
+        raise NotImplementedHere("files cannot be renamed")
 
-    @operation("inode")
-    def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    @operation("inode")
-    def setxattr(self, inode: InodeNumber, name: bytes, value: bytes, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    @operation("inode")
-    def removexattr(self, inode: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    @operation("file")
-    def write(self, fh: HandleNumber, off: int, buf: bytes) -> NoReturn:
-        """Refuse."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise ReadOnly("this version mounts read-only")
-
-    def _fail(
-        self, operation: str, subject: str, args: tuple[Any, ...], error: Exception
-    ) -> NoReturn:
+    def _fail(self, operation: str, path: str, error: Exception) -> NoReturn:
         """Log one line and raise the FUSEError that `error` means."""
         number, level = outcome(error)
         details: dict[str, Any] = {
             "operation": operation,
-            "path": self._path(subject, args),
+            "path": path,
             "errno": errno.errorcode[number],
         }
         if isinstance(error, OperationError):

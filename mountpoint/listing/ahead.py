@@ -11,6 +11,7 @@ What was asked for more than `MAX_AGE_S` ago is not used. Who does not walk gets
 that was asked for after `opendir`, always.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -57,6 +58,11 @@ class WalkAhead:
         # mutable, guarded by _lock; a walker by itself
         self._lock = threading.Lock()
         self._walkers: OrderedDict[int, _Walker] = OrderedDict()  # by process, last used last
+        self._changed_at_s = -math.inf
+
+    def changed(self) -> None:
+        """Note that this mount has changed something: what was asked for before is too old."""
+        self._changed_at_s = math.nextafter(time.monotonic(), math.inf)
 
     def opened(self, process: int, directory: bytes) -> Listed | Asked | None:
         """Note that a process opens a directory; return what is known of it.
@@ -70,7 +76,7 @@ class WalkAhead:
             now_s = time.monotonic()
             if not walker.walk.opened(directory, now_s):
                 return None
-            oldest_s = now_s - self._max_age_s
+            oldest_s = max(now_s - self._max_age_s, self._changed_at_s)
             asked = walker.next.take(directory, oldest_s)
             if asked is None:
                 whole = walker.flat.take(directory, walker.walk.top, oldest_s)

@@ -132,6 +132,11 @@ class DirectoryListing:
                     self._look_ahead()
             self._wait(run, asked, tries)
 
+    def names(self) -> set[bytes]:
+        """Return all names, once everything has been read. No two entries have the same."""
+        with self._lock:
+            return {entry.name for entry in self._entries}
+
     def close(self) -> None:
         """Cancel what is in flight, and ask for nothing ahead any more."""
         with self._lock:

@@ -268,10 +268,10 @@ class Listings:
     # --- what is known (lock held) ---
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
-        oldest_s = self._clock() - self._ttl_s
+        oldest_s = max(self._clock() - self._ttl_s, self._discarded_s(directory, name))
         place = self._of.get(directory)
         page = place and place.newest.get(name)
-        if page and page.asked_at_s > max(oldest_s, self._discarded_s(directory, name)):
+        if page and page.asked_at_s > oldest_s:
             entry = page.entries[name]
             if entry is not None and not self._is_gone(page, name):
                 page.used = True

@@ -225,9 +225,10 @@ def test_auto_unmount(store: Store, folder: Path) -> None:
         assert list(mount.path.iterdir()) == []
 
 
-def test_flags(store: Store, folder: Path) -> None:
-    """The mount is nosuid,nodev and checks permissions; --allow-other shows."""
-    with mounted(store, folder, "--allow-other") as mount:
+@pytest.mark.parametrize(("option", "flag"), [("--read-only", "ro"), ("--no-channel", "rw")])
+def test_flags(store: Store, folder: Path, option: str, flag: str) -> None:
+    """The mount is nosuid,nodev and checks permissions; --read-only and --allow-other show."""
+    with mounted(store, folder, "--allow-other", option) as mount:
         (line,) = [
             line
             for line in Path("/proc/self/mounts").read_text().splitlines()
@@ -235,7 +236,7 @@ def test_flags(store: Store, folder: Path) -> None:
         ]
     name, _, kind, options = line.split()[:4]
     assert (name, kind) == ("mountpoint-s3", "fuse.mount-s3")
-    wanted = {"ro", "nosuid", "nodev", "default_permissions", "allow_other"}
+    wanted = {flag, "nosuid", "nodev", "default_permissions", "allow_other"}
     assert wanted <= set(options.split(","))
 
 

@@ -55,7 +55,7 @@ def odd(flat_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         flat_store.put(key, key.encode())
     stored = {item["Key"] for item in _listed(flat_store)}
     assert stored == set(ODD_KEYS), "the store does not keep these keys: the test proves nothing"
-    with mounted(flat_store, tmp_path_factory.mktemp("odd"), "--debug") as it:
+    with mounted(flat_store, tmp_path_factory.mktemp("odd"), "--debug", "--read-only") as it:
         yield it
     for key in ODD_KEYS:
         flat_store.delete(key)

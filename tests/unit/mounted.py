@@ -1,5 +1,6 @@
 """A file system on the fake client, with a clock that tests set: a mount without a kernel."""
 
+import dataclasses
 import functools
 import os
 import threading
@@ -10,18 +11,21 @@ from typing import Any
 
 import pytest
 
-from mountpoint import filesystem
-from mountpoint.config import FileSystemConfig, ReadConfig
+from mountpoint import changes, filesystem, handles, opener
+from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
 from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
+from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT, InodeNumber
 from mountpoint.listing import ahead, directory, lookups, siblings
 from mountpoint.listing.recent import Listings
 from mountpoint.metrics import Counters
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
+from mountpoint.writing.uploads import Uploads
 from tests.unit.fake_client import SAFE_S, FakeClient
 
 UID, GID = 1000, 100
+CHANGES = [field.name for field in dataclasses.fields(ChangeConfig)]
 MOUNTED_AT_NS = 1_600_000_000_000_000_000
 
 
@@ -38,11 +42,16 @@ class Mounted:
         read = ReadConfig(memory_bytes=options.pop("memory_bytes", 256 << 20))
         self.streams = Streams(client, read, patience, self.counters)
         self.budget = self.streams.budget
+        write = options.pop("write", WriteConfig())
+        self.uploads = Uploads(client, write, self.budget, patience)
+        change = {name: options.pop(name) for name in CHANGES if name in options}
         self.fs = FileSystem(
             client,
             prefix=options.pop("prefix", b""),
             config=FileSystemConfig(UID, GID, **options),
+            change=ChangeConfig(**change),
             streams=self.streams,
+            uploads=self.uploads,
             patience=patience,
         )
 
@@ -68,6 +77,26 @@ class Mounted:
         finally:
             self.fs.release(handle)
 
+    def create(self, path: bytes, process: int = 0) -> HandleNumber:
+        """Begin a new file for a process."""
+        directory, _, name = path.rpartition(b"/")
+        parent = self.look(directory).inode if directory else ROOT
+        return self.fs.create(parent, name, os.O_WRONLY, process)[0]
+
+    def close(self, handle: HandleNumber, process: int = 0, *, killed: bool = False) -> None:
+        """Close the only descriptor of a file."""
+        try:
+            self.fs.flush(handle, process, killed=killed)
+        finally:
+            self.fs.release(handle)
+
+    def write_file(self, path: bytes, data: bytes, step: int = 1 << 20) -> None:
+        """Write a new file from its beginning to its end."""
+        handle = self.create(path)
+        for offset in range(0, len(data), step):
+            self.fs.write(handle, offset, data[offset : offset + step])
+        self.close(handle)
+
     def lines(self, number: InodeNumber, process: int = 0) -> list[DirectoryEntry]:
         """Open a directory and read it to the end."""
         handle = self.fs.opendir(number, process)
@@ -88,7 +117,8 @@ class Mounted:
 def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Iterator[Mounted]:
     """Make a bucket and its file system.
 
-    The options are FileSystemConfig's and FakeClient's, `prefix`, `total_s` and `memory_bytes`.
+    The options are FileSystemConfig's, ChangeConfig's and FakeClient's, `prefix`, `total_s`,
+    `memory_bytes` and `write` (a WriteConfig).
     """
     clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s
@@ -100,6 +130,9 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
+        patch.setattr(opener, "time", clock)
+        patch.setattr(changes, "time", clock)
+        patch.setattr(handles, "time", clock)
         patch.setattr(ahead, "time", clock)
         patch.setattr(directory, "time", clock)
         patch.setattr(lookups, "time", clock)

@@ -21,7 +21,6 @@ from mountpoint.errors import (
     NotADirectory,
     ObjectArchived,
     PreconditionFailed,
-    ReadOnly,
     ServerFault,
     StaleInode,
     Stalled,
@@ -461,20 +460,6 @@ def test_other_storage_classes(storage_class: str) -> None:
 # --- Refusals and failures ---
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_RDONLY | os.O_CREAT],
-)
-def test_open_for_writing(flags: int) -> None:
-    """Whatever would change a file is refused, without a request."""
-    with mounted({b"a": b"1"}) as world:
-        number = world.look(b"a").inode
-        count = world.client.count()
-        with pytest.raises(ReadOnly):
-            world.fs.open(number, flags)
-        assert world.client.count() == count
-
-
 def test_open_of_a_directory() -> None:
     """A directory is not opened as a file."""
     with mounted({b"d/a": b"1"}) as world:
@@ -668,6 +653,9 @@ def test_three_thousand_files() -> None:
         (0, 0, os.R_OK, True, True),
         (0, 0, os.X_OK, False, True),
         (1, 1, os.F_OK, True, True),
+        (UID, 1, os.W_OK, True, True),
+        (1, GID, os.W_OK, False, False),
+        (0, 0, os.W_OK, True, True),
     ],
 )
 def test_access(uid: int, gid: int, mask: int, file: bool, directory: bool) -> None:
@@ -675,13 +663,6 @@ def test_access(uid: int, gid: int, mask: int, file: bool, directory: bool) -> N
     with mounted({b"a": b"", b"d/b": b""}, file_mode=0o640, dir_mode=0o751) as world:
         assert world.fs.access(world.look(b"a").inode, mask, uid, gid) is file
         assert world.fs.access(world.look(b"d").inode, mask, uid, gid) is directory
-
-
-@pytest.mark.parametrize("uid", [0, UID])
-def test_access_for_writing(uid: int) -> None:
-    """Nobody may write."""
-    with mounted({b"a": b""}) as world, pytest.raises(ReadOnly):
-        world.fs.access(world.look(b"a").inode, os.W_OK, uid, GID)
 
 
 def test_paths_for_log_lines() -> None:

@@ -21,6 +21,8 @@ from tests.unit.mounted import GID, UID, Mounted, mounted
 
 Line = MutableMapping[str, Any]
 CTX = SimpleNamespace(uid=UID, gid=GID, pid=1, umask=0o022)
+ATTRIBUTES = SimpleNamespace(st_size=0, st_mtime_ns=0)
+FIELDS = SimpleNamespace(update_size=True, update_mtime=True)
 LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error"}
 DETAILS = {"code": "SlowDown", "status": 503, "request_id": REQUEST_ID}
 
@@ -77,29 +79,30 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "opendir": ("opendir", (ROOT, CTX), "/"),
     "readdir": ("readdir", (7, 0), "<handle 7>"),
     "releasedir": ("releasedir", (7,), "<handle 7>"),
+    "mkdir": ("mkdir", (ROOT, b"new", 0o755, CTX), "/new"),
+    "rmdir": ("rmdir", (ROOT, b"d", CTX), "/d"),
+    "create": ("create", (ROOT, b"new", 0o644, os.O_WRONLY, CTX), "/new"),
+    "mknod": ("create", (ROOT, b"new", stat.S_IFREG, 0, CTX), "/new"),
     "open": ("open", (ROOT, os.O_RDONLY, CTX), "/"),
     "read": ("read", (7, 0, 10), "<handle 7>"),
+    "write": ("write", (7, 0, b"data"), "<handle 7>"),
+    "flush": ("flush", (7,), "<handle 7>"),
+    "fsync": ("fsync", (7, True), "<handle 7>"),
     "release": ("release", (7,), "<handle 7>"),
+    "unlink": ("unlink", (ROOT, b"a", CTX), "/a"),
+    "setattr": ("set_attributes", (ROOT, ATTRIBUTES, FIELDS, None, CTX), "/"),
 }
 
-#: Every operation that would change something, with arguments and the path of its log line.
-CHANGES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "create": ((ROOT, b"new", 0o644, os.O_WRONLY, CTX), "/new"),
-    "mkdir": ((ROOT, b"new", 0o755, CTX), "/new"),
-    "mknod": ((ROOT, b"new", stat.S_IFREG, 0, CTX), "/new"),
-    "symlink": ((ROOT, b"new", b"a", CTX), "/new"),
-    "link": ((ROOT, ROOT, b"new", CTX), "/"),
-    "unlink": ((ROOT, b"a", CTX), "/a"),
-    "rmdir": ((ROOT, b"d", CTX), "/d"),
-    "rename": ((ROOT, b"a", ROOT, b"new", CTX), "/a"),
-    "setattr": ((ROOT, None, None, None, CTX), "/"),
-    "setxattr": ((ROOT, b"user.x", b"1", CTX), "/"),
-    "removexattr": ((ROOT, b"user.x", CTX), "/"),
-    "write": ((7, 0, b"data"), "<handle 7>"),
+#: Every operation that S3 has nothing for, with arguments, the path of its log line, and its errno.
+REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "symlink": ((ROOT, b"new", b"a", CTX), "/new", "EPERM"),
+    "link": ((ROOT, ROOT, b"new", CTX), "/", "EPERM"),
+    "rename": ((ROOT, b"a", ROOT, b"new", CTX), "/a", "ENOSYS"),
+    "mknod": ((ROOT, b"new", stat.S_IFIFO, 0, CTX), "/new", "EINVAL"),
 }
 
 #: Left to llfuse, which answers ENOSYS, or called by nobody but llfuse itself.
-LEFT_OUT = {"flush", "fsync", "fsyncdir", "getxattr", "listxattr", "readlink"}
+LEFT_OUT = {"fsyncdir", "getxattr", "listxattr", "readlink", "removexattr", "setxattr"}
 LEFT_OUT |= {"destroy", "stacktrace"}
 
 
@@ -122,7 +125,7 @@ def test_a_name_that_does_not_exist_now(adapter: Adapter) -> None:
 def test_nothing_is_forgotten() -> None:
     """Every operation that llfuse has is answered, refused, or left out on purpose."""
     all_ = {name for name in dir(llfuse.Operations) if not name.startswith("_")}
-    assert all_ == CALLS.keys() | CHANGES.keys() | LEFT_OUT | {"init", "statfs"}
+    assert all_ == CALLS.keys() | REFUSED.keys() | LEFT_OUT | {"init", "statfs"}
     for name in all_ - LEFT_OUT:
         assert name in vars(Operations), name
     for name in LEFT_OUT:
@@ -248,13 +251,13 @@ def test_a_line_names_only_what_is_known(adapter: Adapter, monkeypatch: pytest.M
     }
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_changes_are_refused(adapter: Adapter, name: str) -> None:
-    """Whatever would change something answers EROFS, without a request."""
-    args, path = CHANGES[name]
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_s3_has_nothing_for(adapter: Adapter, name: str) -> None:
+    """What S3 cannot have is refused with the reference's errno, without a request."""
+    args, path, expected = REFUSED[name]
     code, line = adapter.fails(name, *args)
-    assert code == "EROFS"
-    assert (line["path"], line["log_level"]) == (path, "info")
+    assert code == expected
+    assert (line["path"], line["log_level"]) == (path, "warning")
     assert adapter.world.client.count() == 0
 
 
@@ -312,11 +315,7 @@ def open_of_a_directory(adapter: Adapter) -> tuple[str, Line]:
 
 
 def open_for_writing(adapter: Adapter) -> tuple[str, Line]:
-    return adapter.fails("open", adapter.look(b"a").st_ino, os.O_RDWR, CTX)
-
-
-def access_for_writing(adapter: Adapter) -> tuple[str, Line]:
-    return adapter.fails("access", adapter.look(b"a").st_ino, os.W_OK, CTX)
+    return adapter.fails("open", adapter.look(b"a").st_ino, os.O_WRONLY, CTX)
 
 
 def no_such_handle(adapter: Adapter) -> tuple[str, Line]:
@@ -389,8 +388,7 @@ def going_away(adapter: Adapter) -> tuple[str, Line]:
         (lookup_in_a_file, "ENOTDIR", "/a/b", {}),
         (opendir_of_a_file, "ENOTDIR", "/a", {}),
         (open_of_a_directory, "EISDIR", "/d/", {}),
-        (open_for_writing, "EROFS", "/a", {"log_level": "info"}),
-        (access_for_writing, "EROFS", "/a", {"log_level": "info"}),
+        (open_for_writing, "EPERM", "/a", {"log_level": "warning"}),
         (no_such_handle, "EBADF", "<handle 99>", {}),
         (no_such_inode, "ESTALE", "<inode 99>", {}),
         (replaced, "ESTALE", "/a", {"log_level": "debug"}),

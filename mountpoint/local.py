@@ -1,0 +1,124 @@
+"""What is in this mount's tree and not, or not yet, in the bucket.
+
+* Files that are being written: their objects come to be when they are closed. Until then what is
+  in the bucket under their names, if anything, is not to be seen here.
+* Directories that were made here. S3 has none: one is there when a key is below it. So one that
+  is made, or whose last file is deleted here, is remembered until it is removed or the mount
+  ends. All directories above it exist with it.
+"""
+
+import threading
+from collections.abc import Callable
+
+from mountpoint.handles import WriteHandle
+from mountpoint.inodes import Inode, InodeNumber
+from mountpoint.tree import Entry
+
+
+class LocalNames:
+    """Files and directories by the prefix that they are in. Thread-safe; no method waits."""
+
+    def __init__(self) -> None:
+        # mutable, guarded by _lock; read in single steps of the interpreter without it
+        self._lock = threading.Lock()
+        self._files: dict[bytes, dict[bytes, WriteHandle]] = {}  # by directory and name
+        self._writers: dict[InodeNumber, WriteHandle] = {}
+        self._directories: dict[bytes, set[bytes]] = {}  # names, by what they are in
+
+    # --- files ---
+
+    def file(self, directory: bytes, name: bytes) -> WriteHandle | None:
+        """Return who writes the file of this name."""
+        files = self._files.get(directory)
+        return files.get(name) if files else None
+
+    def writer(self, inode: Inode) -> WriteHandle | None:
+        """Return who writes an inode's file."""
+        return self._writers.get(inode.number)
+
+    def add(self, handle: WriteHandle) -> bool:
+        """Add a file that is being written; False if somebody writes it already."""
+        inode = handle.inode
+        with self._lock:
+            files = self._files.setdefault(inode.directory, {})
+            if inode.name in files:
+                return False
+            files[inode.name] = handle
+            self._writers[inode.number] = handle
+            return True
+
+    def discard(self, handle: WriteHandle) -> bool:
+        """Forget a file that is no longer being written; False if that was done before."""
+        inode = handle.inode
+        with self._lock:
+            if self._writers.get(inode.number) is not handle:
+                return False
+            del self._writers[inode.number]
+            files = self._files[inode.directory]
+            del files[inode.name]
+            if not files:
+                del self._files[inode.directory]
+            return True
+
+    def move(self, handle: WriteHandle, change: Callable[[], None]) -> bool:
+        """Let `change` give a file that is being written another name, if it still is."""
+        if not self.discard(handle):
+            return False
+        change()
+        return self.add(handle)
+
+    def writers(self) -> list[WriteHandle]:
+        """Return who writes anything."""
+        with self._lock:
+            return list(self._writers.values())
+
+    # --- directories ---
+
+    def is_directory(self, prefix: bytes) -> bool:
+        """Whether a directory has been made here."""
+        names = self._directories.get(_above(prefix))
+        return names is not None and _name(prefix) in names
+
+    def keep(self, prefix: bytes, root: bytes) -> None:
+        """Remember a directory, and all above it up to the root."""
+        with self._lock:
+            while len(prefix) > len(root):
+                names = self._directories.setdefault(_above(prefix), set())
+                if _name(prefix) in names:
+                    return
+                names.add(_name(prefix))
+                prefix = _above(prefix)
+
+    def drop(self, prefix: bytes) -> None:
+        """Forget a directory, and all below it."""
+        with self._lock:
+            names = self._directories.get(_above(prefix), set())
+            names.discard(_name(prefix))
+            if not names:
+                self._directories.pop(_above(prefix), None)
+            for each in [each for each in self._directories if each.startswith(prefix)]:
+                del self._directories[each]
+
+    # --- both ---
+
+    def entries(self, directory: bytes) -> list[Entry]:
+        """Return what is in a directory, in the order of the names."""
+        with self._lock:
+            names = self._directories.get(directory, ())
+            entries = [Entry(name, None) for name in names]
+            for name, handle in self._files.get(directory, {}).items():
+                if name not in names:
+                    entries.append(Entry(name, handle.inode.info))
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def is_empty(self, directory: bytes) -> bool:
+        """Whether there is nothing in a directory but what the bucket has."""
+        return directory not in self._directories and directory not in self._files
+
+
+def _above(prefix: bytes) -> bytes:
+    return prefix[: prefix.rfind(b"/", 0, -1) + 1]
+
+
+def _name(prefix: bytes) -> bytes:
+    return prefix[len(_above(prefix)) : -1]

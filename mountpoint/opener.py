@@ -1,0 +1,126 @@
+"""Opening files for reading: which version is opened, and whether S3 is asked for it.
+
+`open` asks S3, in the request that fetches the first bytes. When the object is no longer the
+inode's version, StaleInode makes the kernel look the name up again.
+
+Unless it is to ask always, a version that is young enough is opened unasked, and its first read
+makes the first request. When that shows that the object is another one or gone, the read fails,
+and from then on it is asked for.
+"""
+
+import time
+
+from mountpoint.errors import (
+    NoSuchEntry,
+    NotFound,
+    ObjectArchived,
+    PreconditionFailed,
+    StaleInode,
+)
+from mountpoint.handles import ReadHandle
+from mountpoint.inodes import Inode
+from mountpoint.listing.recent import Listings
+from mountpoint.reading.stream import ReadStream
+from mountpoint.reading.streams import Streams
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import Entry
+
+#: Must be restored before they can be read.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+
+class Opener:
+    """Opens files of a mount. Thread-safe.
+
+    `asks_always`: S3 is asked for the newest version, whatever is believed.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        patience: Patience,
+        streams: Streams,
+        listings: Listings,
+        *,
+        asks_always: bool,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._streams = streams
+        self._listings = listings
+        # constants
+        self._asks_always = asks_always
+
+    def open(self, inode: Inode, *, direct: bool) -> ReadHandle:
+        """Open a file, if the inode's version is the newest, or, unless `direct`, believed to be.
+
+        Raises NoSuchEntry, StaleInode, ObjectArchived, and S3Errors.
+        """
+        info = inode.info
+        assert info is not None
+        asked_at_s = time.monotonic()
+        try:
+            if not direct and self._believes(inode, info, asked_at_s):
+                return ReadHandle(inode, self._stream_unasked(inode, info))
+            handle = ReadHandle(inode, self._open_stream(inode, info))
+            self._listings.see(inode.directory, asked_at_s)
+            return handle
+        except (PreconditionFailed, NotFound, StaleInode) as error:
+            self.disbelieve(inode)
+            if isinstance(error, NotFound):
+                raise NoSuchEntry("the object was deleted") from None
+            raise StaleInode("the object was replaced") from None
+
+    def disbelieve(self, inode: Inode) -> None:
+        """Note that the object is not, or is no longer, the inode's version."""
+        self._listings.discard(inode.directory, inode.name)
+        inode.fresh_until_s = 0.0
+
+    def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
+        """Whether a version may be opened without asking S3."""
+        # A listing does not say whether an archived object has been restored.
+        if self._asks_always or info.storage_class in ARCHIVE_CLASSES:
+            return False
+        if inode.fresh_until_s <= now_s:
+            return False
+        known = self._listings.find(inode.directory, inode.name)
+        if known is None:
+            return not self._listings.is_gone(inode.directory, inode.name)
+        return inode.is_version(known[0])
+
+    def _stream_unasked(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
+        """Return a stream of a version that is believed to be the newest one."""
+
+        def following(count: int) -> list[ObjectInfo]:
+            entries = self._listings.following(inode.directory, inode.name, count)
+            infos = [each.info for each in entries if each.info is not None]
+            return [each for each in infos if each.storage_class not in ARCHIVE_CLASSES]
+
+        try:
+            return self._streams.unasked(info, following, paged=inode.paged)
+        except (PreconditionFailed, NotFound):  # when it was fetched ahead
+            return self._open_stream(inode, info)
+
+    def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
+        """Return a stream of the inode's version, if it is the newest one."""
+        archived = info.storage_class in ARCHIVE_CLASSES
+        stream = self._streams.stream(info) if info.size_bytes > 0 else None
+        if stream is not None and not archived and not inode.paged:
+            try:
+                inode.describe(stream.open())
+            except BaseException:
+                stream.close()
+                raise
+        else:
+            # No byte is needed now: there is none, or the kernel has pages of it.
+            newest = self._patience.ask(lambda: self._client.head(info.key)).answer()
+            if not inode.is_version(Entry(inode.name, newest)):
+                raise StaleInode()
+            if archived and not newest.restored:
+                raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
+            inode.describe(newest)
+        inode.paged = True
+        return stream

@@ -1,0 +1,620 @@
+"""Changing the bucket through the file system, without a kernel: files, directories, deleting."""
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mountpoint import changes
+from mountpoint.config import MIB, WriteConfig
+from mountpoint.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BadArgument,
+    BadHandle,
+    DirectoryNotEmpty,
+    IsADirectory,
+    NameTooLong,
+    NoSuchEntry,
+    NotADirectory,
+    NotPermitted,
+    NotSequential,
+    OperationError,
+    S3Error,
+    StaleInode,
+    WriterKilled,
+)
+from mountpoint.inodes import ROOT
+from mountpoint.s3.client import Condition
+from tests.unit.fake_client import Fault, Request
+from tests.unit.mounted import Mounted, mounted
+
+OVERWRITE = os.O_WRONLY | os.O_TRUNC
+OPENER, CHILD = 100, 101
+PART = WriteConfig().part_size_bytes
+
+
+def is_there(world: Mounted, path: bytes) -> bool:
+    """Whether a lookup finds something."""
+    try:
+        world.look(path)
+    except NoSuchEntry:
+        return False
+    return True
+
+
+def writes(world: Mounted) -> list[str]:
+    """Return the kinds of all requests that changed something, in order."""
+    asked = [request.kind for request in world.client.requests]
+    return [kind for kind in asked if kind not in ("head", "list", "get")]
+
+
+# --- New files ---
+
+
+@pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 3 * PART])
+def test_a_new_file(size: int) -> None:
+    """A file is there when it is closed, with all its bytes, under the number that it had."""
+    data = os.urandom(size)
+    with mounted() as world:
+        handle = world.create(b"a")
+        number = world.look(b"a").inode
+        for offset in range(0, size, MIB):
+            world.fs.write(handle, offset, data[offset : offset + MIB])
+        assert world.client.keys() == []
+        world.close(handle)
+        assert world.client.content(b"a") == data
+        found = world.look(b"a")
+        assert (found.inode, found.size_bytes) == (number, size)
+        assert world.fs.getattr(number).size_bytes == size
+        assert world.read_file(number) == data
+        assert world.budget.held_bytes == 0 or size <= PART  # what is read ahead
+
+
+def test_requests_of_a_small_file() -> None:
+    """A small file is one PUT; that it is there is known without asking."""
+    with mounted() as world:
+        world.write_file(b"a", b"content")
+        world.look(b"a")
+        assert [request.kind for request in world.client.requests] == ["put_object"]
+
+
+def test_attributes_while_it_is_written() -> None:
+    """Size and time grow with what is written, and the kernel is to ask each time."""
+    with mounted() as world:
+        handle, attributes = world.fs.create(ROOT, b"a", os.O_WRONLY, OPENER)
+        assert (attributes.size_bytes, attributes.ttl_s) == (0, 0.0)
+        assert stat.S_ISREG(attributes.mode)
+        world.pass_s(5)
+        world.fs.write(handle, 0, b"12345")
+        for found in (world.look(b"a"), world.fs.getattr(attributes.inode)):
+            assert (found.inode, found.size_bytes, found.ttl_s) == (attributes.inode, 5, 0.0)
+        assert world.names() == [b"a"]
+        assert world.client.count("put_object") == 0
+
+
+def test_a_listing_names_each_file_once() -> None:
+    """What is being written is listed behind what is in the bucket, and not twice."""
+    with mounted({b"b": b"", b"d/x": b""}, allow_overwrite=True) as world:
+        number = world.look(b"b").inode
+        over = world.fs.open(number, OVERWRITE)
+        new = world.create(b"a")
+        assert world.names() == [b"b", b"d", b"a"]
+        lines = {line.name: line.inode for line in world.lines(ROOT)}
+        assert lines[b"b"] == number
+        assert lines[b"a"] == world.look(b"a").inode
+        world.close(new)
+        assert world.names() == [b"a", b"b", b"d"]
+        world.close(over)
+
+
+def test_a_listing_that_was_begun_before() -> None:
+    """A file that is uploaded between opendir and readdir is listed once."""
+    with mounted({b"b": b""}) as world:
+        new = world.create(b"a")
+        handle = world.fs.opendir(ROOT)
+        world.close(new)
+        names = [line.name for line in world.fs.readdir(handle, 2)]
+        assert names == [b"a", b"b"]
+        assert world.fs.readdir(handle, 4) == []
+
+
+def test_positions_behind_the_listing() -> None:
+    """Readdir goes on from any position, also among what is not in the bucket."""
+    with mounted({b"m": b""}) as world:
+        for name in (b"z", b"a"):
+            world.create(name)
+        handle = world.fs.opendir(ROOT)
+        names = [line.name for line in world.lines(ROOT)]
+        assert names == [b".", b"..", b"m", b"a", b"z"]
+        for position in range(6):
+            rest = []
+            while some := world.fs.readdir(handle, position + len(rest)):
+                rest += [line.name for line in some]
+            assert rest == names[position:]
+
+
+@pytest.mark.parametrize("offset", [0, 2, 4, 100])
+def test_another_offset(offset: int) -> None:
+    """A write that does not go on where the last one ended fails, and so does the file."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        world.fs.write(handle, 0, b"123")
+        with pytest.raises(NotSequential):
+            world.fs.write(handle, offset, b"x")
+        assert not is_there(world, b"a")
+        with pytest.raises(NotSequential):
+            world.close(handle)
+        assert world.client.keys() == []
+        world.write_file(b"a", b"again")
+        assert world.client.content(b"a") == b"again"
+
+
+def test_fsync_is_the_end() -> None:
+    """After fsync the object is there, and nothing more can be written; closing is no error."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        world.fs.write(handle, 0, b"123")
+        world.fs.fsync(handle)
+        assert world.client.content(b"a") == b"123"
+        with pytest.raises(NotSequential):
+            world.fs.write(handle, 3, b"4")
+        assert world.read_file(world.look(b"a").inode) == b"123"
+        world.close(handle)
+        assert world.client.content(b"a") == b"123"
+        assert writes(world) == ["put_object"]
+
+
+# --- Who closes ---
+
+
+def test_a_duplicate_is_closed_before_anything_is_written() -> None:
+    """`dd` and shells duplicate the descriptor, close one, and write through the other."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.flush(handle, OPENER, killed=False)
+        world.fs.write(handle, 0, b"123")
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"123"
+
+
+def test_a_child_closes_what_it_has_inherited() -> None:
+    """A child's close is not the end: the parent goes on writing."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"1")
+        world.fs.flush(handle, CHILD, killed=False)
+        world.fs.write(handle, 1, b"2")
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"12"
+
+
+def test_a_child_writes_the_rest() -> None:
+    """What the opener has closed empty and a child has written is uploaded with the last close."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.flush(handle, OPENER, killed=False)
+        world.fs.write(handle, 0, b"123")
+        world.fs.flush(handle, CHILD, killed=False)
+        assert world.client.keys() == []
+        world.fs.release(handle)
+        assert world.client.content(b"a") == b"123"
+
+
+@pytest.mark.parametrize("size", [0, 10, PART + 1])
+def test_the_writer_is_killed(size: int) -> None:
+    """A process that is killed leaves nothing behind, neither object nor parts."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        if size:
+            world.fs.write(handle, 0, bytes(size))
+        with pytest.raises(WriterKilled):
+            world.close(handle, OPENER, killed=True)
+        assert (world.client.keys(), world.client.uploads) == ([], {})
+        assert not is_there(world, b"a")
+
+
+def test_a_child_is_killed() -> None:
+    """It is the opener that says whether a file is complete."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"123")
+        world.fs.flush(handle, CHILD, killed=True)
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"123"
+
+
+def test_killed_after_the_close() -> None:
+    """What was closed in order is there, whatever becomes of the process."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"123")
+        world.fs.flush(handle, OPENER, killed=False)
+        world.fs.flush(handle, CHILD, killed=True)
+        world.fs.release(handle)
+        assert world.client.content(b"a") == b"123"
+
+
+# --- While it is written ---
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR, os.O_WRONLY, OVERWRITE])
+def test_opened_by_others(flags: int) -> None:
+    """A file that is being written can neither be read nor written by others."""
+    with mounted(allow_overwrite=True) as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        with pytest.raises(NotPermitted):
+            world.fs.open(number, flags, OPENER)
+        with pytest.raises(BadHandle):
+            world.fs.read(handle, 0, 10)
+        world.fs.write(handle, 0, b"1")
+        world.close(handle, OPENER)
+        assert world.read_file(number) == b"1"
+
+
+def test_unlink_while_it_is_written() -> None:
+    """A file that is being written cannot be deleted."""
+    with mounted({b"a": b"old"}, allow_delete=True, allow_overwrite=True) as world:
+        new = world.create(b"b")
+        over = world.fs.open(world.look(b"a").inode, OVERWRITE)
+        for name in (b"a", b"b"):
+            with pytest.raises(NotPermitted):
+                world.fs.unlink(ROOT, name)
+        world.close(new)
+        world.close(over)
+        assert world.client.keys() == [b"a", b"b"]
+
+
+def test_an_empty_file_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`touch a; cat a`: who comes between close and upload waits for it."""
+    monkeypatch.setattr(changes, "SETTLE_S", 60.0)
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.fs.flush(handle, OPENER, killed=False)
+        release = threading.Timer(0.05, world.fs.release, [handle])
+        release.start()
+        assert world.read_file(number) == b""
+        release.join()
+
+
+# --- What goes wrong ---
+
+
+def put_fails(request: Request) -> Fault | None:
+    return Fault(error=AccessDenied()) if request.kind == "put_object" else None
+
+
+def part_fails(request: Request) -> Fault | None:
+    return Fault(error=AccessDenied()) if request.kind == "upload_part" else None
+
+
+def complete_fails(request: Request) -> Fault | None:
+    return Fault(error=AccessDenied()) if request.kind == "complete_upload" else None
+
+
+@pytest.mark.parametrize(
+    ("script", "size"), [(put_fails, 10), (part_fails, 2 * PART), (complete_fails, 2 * PART)]
+)
+def test_an_upload_that_fails(script: Callable[[Request], Fault | None], size: int) -> None:
+    """Closing fails, again if it is tried again, and nothing is there, nor parts of it."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.client.script = script
+        world.fs.write(handle, 0, bytes(size))
+        for _ in range(2):
+            with pytest.raises(S3Error):
+                world.fs.flush(handle, OPENER, killed=False)
+        world.client.script = None
+        assert not is_there(world, b"a")
+        world.fs.release(handle)
+        with pytest.raises(NoSuchEntry):
+            world.fs.getattr(number)
+        assert (world.client.keys(), world.client.uploads) == ([], {})
+        assert world.budget.held_bytes == 0
+
+
+def test_an_overwrite_that_fails() -> None:
+    """The earlier version is there, under another number: the kernel has pages of the other."""
+    with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, OVERWRITE, OPENER)
+        world.fs.write(handle, 0, b"later")
+        world.client.script = put_fails
+        with pytest.raises(AccessDenied):
+            world.fs.flush(handle, OPENER, killed=False)
+        world.fs.release(handle)
+        world.client.script = None
+        with pytest.raises(StaleInode):
+            world.fs.getattr(number)
+        found = world.look(b"a")
+        assert found.inode != number
+        assert world.read_file(found.inode) == b"earlier"
+
+
+def test_somebody_else_creates_it() -> None:
+    """Of two who create the same name the second to close is told, and replaces nothing."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"mine")
+        world.client.put(b"a", b"theirs")
+        with pytest.raises(AlreadyExists):
+            world.fs.flush(handle, OPENER, killed=False)
+        world.fs.release(handle)
+        assert world.read_file(world.look(b"a").inode) == b"theirs"
+        (put,) = [each for each in world.client.requests if each.kind == "put_object"]
+        assert put.condition == Condition(absent=True)
+
+
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
+def test_synchronous_writes(flag: int) -> None:
+    """O_SYNC would promise what cannot be kept."""
+    with mounted() as world, pytest.raises(BadArgument):
+        world.fs.create(ROOT, b"a", os.O_WRONLY | flag, OPENER)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [(b"n" * 256, NameTooLong), (b"n" * 21, NameTooLong), (b"\xff", BadArgument)]
+)
+def test_names_that_s3_cannot_have(name: bytes, error: type[OperationError]) -> None:
+    """A key has 1,024 bytes of UTF-8; one too long is refused when it is made."""
+    prefix = b"p" * 250 + b"/"
+    with mounted({prefix * 4 + b"a": b""}, prefix=prefix * 4) as world:
+        for make in (world.fs.mkdir, lambda parent, name: world.fs.create(parent, name, 1, 0)):
+            with pytest.raises(error):
+                make(ROOT, name)
+        assert world.names() == [b"a"]
+
+
+# --- Overwriting ---
+
+
+def test_overwriting_needs_an_option() -> None:
+    """Without --allow-overwrite an existing file cannot be opened for writing."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        for flags in (os.O_WRONLY, OVERWRITE, os.O_RDONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC):
+            with pytest.raises(NotPermitted, match="exists") as caught:
+                world.fs.open(number, flags)
+            assert "--allow-overwrite" in caught.value.hint
+        with pytest.raises(NotPermitted):
+            world.fs.set_attributes(number, size_bytes=0, mtime_ns=None)
+        assert world.client.content(b"a") == b"1"
+
+
+def test_overwriting() -> None:
+    """The new version takes the old one's place when it is closed, under the same number."""
+    with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, OVERWRITE, OPENER)
+        assert world.look(b"a").size_bytes == 0
+        world.fs.write(handle, 0, b"later")
+        assert world.client.content(b"a") == b"earlier"
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"later"
+        found = world.look(b"a")
+        assert (found.inode, found.size_bytes) == (number, 5)
+        assert world.read_file(number) == b"later"
+        world.pass_s(5)
+        assert world.look(b"a").inode == number
+
+
+def test_overwriting_needs_truncation() -> None:
+    """A file is written from its beginning, or not at all."""
+    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        with pytest.raises(NotPermitted, match="beginning"):
+            world.fs.open(number, os.O_WRONLY)
+
+
+def test_overwriting_what_is_being_read() -> None:
+    """Who reads a file reads it to the end: nobody replaces it here meanwhile."""
+    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        reader = world.fs.open(number, os.O_RDONLY)
+        with pytest.raises(NotPermitted, match="read"):
+            world.fs.open(number, OVERWRITE)
+        world.fs.release(reader)
+        world.close(world.fs.open(number, OVERWRITE))
+        assert world.client.content(b"a") == b""
+
+
+def test_opened_to_read_and_write() -> None:
+    """O_RDWR without truncation reads; a write through it fails."""
+    with mounted({b"a": b"1"}) as world:
+        handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
+        assert bytes(world.fs.read(handle, 0, 10)) == b"1"
+        with pytest.raises(BadHandle):
+            world.fs.write(handle, 0, b"2")
+        world.fs.flush(handle, OPENER, killed=False)
+        world.fs.fsync(handle)
+        world.fs.release(handle)
+        assert world.client.count("put_object") == 0
+
+
+# --- Attributes and sizes ---
+
+
+def test_times_of_a_file_that_is_written() -> None:
+    """`touch` sets the time of the file that it makes; S3 says another later."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        number = world.look(b"a").inode
+        found = world.fs.set_attributes(number, size_bytes=None, mtime_ns=5)
+        assert found.mtime_ns == 5
+        assert world.look(b"a").mtime_ns == 5
+        world.close(handle)
+        assert world.look(b"a").mtime_ns == world.client.info(b"a").mtime_ns
+
+
+def test_attributes_of_what_is_there() -> None:
+    """Times, modes and owners of objects and directories cannot be changed."""
+    with mounted({b"d/a": b"1"}) as world:
+        for path in (b"d", b"d/a"):
+            number = world.look(path).inode
+            with pytest.raises(NotPermitted):
+                world.fs.set_attributes(number, size_bytes=None, mtime_ns=5)
+
+
+def test_truncation_of_a_file_that_is_written() -> None:
+    """To nothing it begins anew; to the size that it has is no change; else it is refused."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        number = world.look(b"a").inode
+        world.fs.write(handle, 0, bytes(2 * PART))
+        assert world.fs.set_attributes(number, size_bytes=2 * PART, mtime_ns=None)
+        with pytest.raises(NotPermitted):
+            world.fs.set_attributes(number, size_bytes=5, mtime_ns=None)
+        assert world.fs.set_attributes(number, size_bytes=0, mtime_ns=None).size_bytes == 0
+        world.fs.write(handle, 0, b"123")
+        world.close(handle)
+        assert world.client.content(b"a") == b"123"
+        assert world.client.uploads == {}
+
+
+def test_truncation_of_what_is_there() -> None:
+    """An object can be cut to nothing where it may be overwritten, else not at all."""
+    with mounted({b"a": b"123"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        assert world.fs.set_attributes(number, size_bytes=3, mtime_ns=None).size_bytes == 3
+        for size in (2, 4):
+            with pytest.raises(NotPermitted):
+                world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
+        assert world.client.content(b"a") == b"123"
+        assert world.fs.set_attributes(number, size_bytes=0, mtime_ns=None).size_bytes == 0
+        assert world.client.content(b"a") == b""
+
+
+@pytest.mark.parametrize(("on", "expected"), [(True, "image/png"), (False, None)])
+def test_content_types(on: bool, expected: str | None) -> None:
+    """With --infer-content-type the type goes by the name."""
+    with mounted(content_types=on) as world:
+        seen: list[Any] = []
+        put = world.client.put_object
+
+        def record(key: bytes, body: Any, options: Any, condition: Any) -> Any:
+            seen.append(options.content_type)
+            return put(key, body, options, condition)
+
+        world.client.put_object = record  # type: ignore[method-assign]
+        world.write_file(b"a.png", b"1")
+        assert seen == [expected]
+
+
+# --- Deleting ---
+
+
+def test_deleting_needs_an_option() -> None:
+    """Without --allow-delete nothing is deleted, and the error names the option."""
+    with mounted({b"a": b"1"}) as world:
+        with pytest.raises(NotPermitted) as caught:
+            world.fs.unlink(ROOT, b"a")
+        assert "--allow-delete" in caught.value.hint
+        assert world.client.keys() == [b"a"]
+
+
+def test_deleting() -> None:
+    """A deleted file is gone at once, from lookups and listings, whatever was known."""
+    with mounted({b"a": b"1", b"b": b"2"}, allow_delete=True) as world:
+        assert world.names() == [b"a", b"b"]
+        reader = world.fs.open(world.look(b"a").inode, os.O_RDONLY)
+        world.fs.unlink(ROOT, b"a")
+        assert world.client.keys() == [b"b"]
+        assert not is_there(world, b"a")
+        assert world.names() == [b"b"]
+        world.fs.release(reader)
+        world.write_file(b"a", b"new")
+        assert world.read_file(world.look(b"a").inode) == b"new"
+
+
+def test_deleting_what_is_not_a_file() -> None:
+    """Directories are not deleted as files, and absent names not at all."""
+    with mounted({b"d/a": b"1"}, allow_delete=True) as world:
+        with pytest.raises(IsADirectory):
+            world.fs.unlink(ROOT, b"d")
+        with pytest.raises(NoSuchEntry):
+            world.fs.unlink(ROOT, b"none")
+        assert writes(world) == []
+
+
+def test_a_directory_stays_when_its_last_file_is_deleted() -> None:
+    """What `rm d/*` leaves is an empty directory, which `rmdir` removes."""
+    with mounted({b"d/e/a": b"1"}, allow_delete=True) as world:
+        directory = world.look(b"d/e").inode
+        world.fs.unlink(directory, b"a")
+        world.pass_s(60)
+        assert (world.names(), world.names(world.look(b"d").inode)) == ([b"d"], [b"e"])
+        world.write_file(b"d/e/new", b"")
+        world.fs.unlink(directory, b"new")
+        world.fs.rmdir(world.look(b"d").inode, b"e")
+        world.fs.rmdir(ROOT, b"d")
+        assert world.names() == []
+        assert not is_there(world, b"d")
+
+
+# --- Directories ---
+
+
+def test_a_new_directory() -> None:
+    """S3 learns of a directory when a file in it is uploaded; here it is there at once."""
+    with mounted({b"z": b""}) as world:
+        made = world.fs.mkdir(ROOT, b"d")
+        assert stat.S_ISDIR(made.mode)
+        inner = world.fs.mkdir(made.inode, b"e")
+        world.pass_s(60)
+        assert world.look(b"d/e").inode == inner.inode
+        assert (world.names(), world.names(made.inode), world.names(inner.inode)) == (
+            [b"z", b"d"],
+            [b"e"],
+            [],
+        )
+        assert writes(world) == []
+        world.write_file(b"d/e/a", b"1")
+        assert world.client.keys() == [b"d/e/a", b"z"]
+        assert world.names() == [b"d", b"z"]
+
+
+def test_removing_directories() -> None:
+    """Only what is empty is removed, here and in the bucket."""
+    with mounted({b"d/a": b"1", b"m/": b""}) as world:
+        world.fs.mkdir(world.look(b"d").inode, b"e")
+        world.create(b"d/e/new")
+        for parent, name in ((ROOT, b"d"), (world.look(b"d").inode, b"e")):
+            with pytest.raises(DirectoryNotEmpty):
+                world.fs.rmdir(parent, name)
+        with pytest.raises(NotPermitted, match="marker"):
+            world.fs.rmdir(ROOT, b"m")
+        with pytest.raises(NotADirectory):
+            world.fs.rmdir(world.look(b"d").inode, b"a")
+        with pytest.raises(NoSuchEntry):
+            world.fs.rmdir(ROOT, b"none")
+        assert world.client.keys() == [b"d/a", b"m/"]
+
+
+def test_removing_a_directory_that_somebody_else_has_filled() -> None:
+    """A directory that was made here is not removed when others have put something in it."""
+    with mounted() as world:
+        world.fs.mkdir(ROOT, b"d")
+        world.client.put(b"d/theirs", b"")
+        with pytest.raises(DirectoryNotEmpty):
+            world.fs.rmdir(ROOT, b"d")
+        assert world.names(world.look(b"d").inode) == [b"theirs"]
+
+
+def test_nothing_is_left() -> None:
+    """After all that, nobody holds memory, uploads or inodes."""
+    with mounted(allow_delete=True, allow_overwrite=True) as world:
+        fs = world.fs
+        world.write_file(b"a", b"1" * (PART + 1))
+        number = world.look(b"a").inode
+        world.close(fs.open(number, OVERWRITE))
+        fs.forget(number, 10)
+        fs._inodes.check()
+        assert len(fs._inodes) == 1
+        assert (world.client.uploads, world.budget.held_bytes) == ({}, 0)
+        assert fs._local.writers() == []

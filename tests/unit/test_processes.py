@@ -1,0 +1,71 @@
+"""What /proc says of processes: whose thread it is, and whether it was killed."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mountpoint.processes import process_of, was_killed
+
+
+@contextmanager
+def ended(*command: str, by: int = 0) -> Iterator[int]:
+    """Run a command to its end, or end it by a signal; it stays to be looked at."""
+    process = subprocess.Popen(command)
+    if by:
+        process.send_signal(by)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        yield process.pid
+    finally:
+        process.wait()
+
+
+def test_the_process_of_a_thread() -> None:
+    """A thread's number leads to its process, a process's own to itself."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(process_of(threading.get_native_id())))
+    thread.start()
+    thread.join()
+    assert found == [os.getpid()]
+    assert process_of(os.getpid()) == os.getpid()
+
+
+def test_a_process_that_is_gone() -> None:
+    """There is nothing to be found out: it is itself, and was not killed."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert process_of(child.pid) == child.pid
+    assert not was_killed(child.pid)
+    assert not was_killed(0)
+
+
+@pytest.mark.parametrize(
+    ("command", "by", "killed"),
+    [
+        (("true",), 0, False),
+        (("sh", "-c", "exit 3"), 0, False),
+        (("sleep", "60"), signal.SIGKILL, True),
+        (("sleep", "60"), signal.SIGTERM, True),
+        (("sleep", "60"), signal.SIGSEGV, True),
+    ],
+)
+def test_whether_it_was_killed(command: tuple[str, ...], by: int, killed: bool) -> None:
+    """An exit of whatever code is an orderly end, a signal is none."""
+    with ended(*command, by=by) as pid:
+        assert was_killed(pid) is killed
+
+
+def test_a_living_process() -> None:
+    """Who lives was not killed."""
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not was_killed(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert not was_killed(os.getpid())
