@@ -17,114 +17,19 @@ MAX_PAGES), requests pass through unchanged, and everything works as plain llfus
 
 Nothing here takes the GIL: it runs between the kernel and llfuse.
 
-Layouts and numbers: include/uapi/linux/fuse.h, fuse_lowlevel.h and fuse_common.h of libfuse
-2.9.
+Layouts and the protocol's numbers are in `_channel.pxd`.
 """
 
 from libc.errno cimport EINTR, ENODEV, ENOENT, ENOMEM, errno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC, O_WRONLY
 
-cdef extern from "<dlfcn.h>" nogil:
-    void* dlopen(const char*, int)
-    void* dlsym(void*, const char*)
-    int RTLD_LAZY
-    int RTLD_NOLOAD
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    Py_ssize_t writev(int, const iovec*, int)
-
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void*, size_t, int, int, int, long)
-    int munmap(void*, size_t)
-    void* MAP_FAILED
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned int pthread_key_t
-    int pthread_key_create(pthread_key_t*, void (*)(void*) noexcept nogil)
-    int pthread_setspecific(pthread_key_t, const void*)
-
-cdef struct fuse_buf:
-    size_t size
-    int flags
-    void* mem
-    int fd
-    long long pos
-
-cdef struct fuse_chan_ops:
-    int (*receive)(void**, char*, size_t) noexcept nogil
-    int (*send)(void*, const iovec*, size_t) noexcept nogil
-    void (*destroy)(void*) noexcept nogil
-
-cdef struct InHeader:
-    uint32_t length
-    uint32_t opcode
-    uint64_t unique
-    uint64_t node
-    uint32_t uid
-    uint32_t gid
-    uint32_t pid
-    uint32_t padding
-
-cdef struct InitIn:
-    uint32_t major
-    uint32_t minor
-    uint32_t max_readahead
-    uint32_t flags
-
-cdef struct OpenIn:
-    uint32_t flags
-    uint32_t open_flags
-
-cdef struct OutHeader:
-    uint32_t length
-    int error
-    uint64_t unique
-
-cdef struct InitOut:
-    uint32_t major
-    uint32_t minor
-    uint32_t max_readahead
-    uint32_t flags
-    uint16_t max_background
-    uint16_t congestion_threshold
-    uint32_t max_write
-    uint32_t time_gran_ns
-    uint16_t max_pages
-    uint16_t map_alignment
-    uint32_t flags2
-    uint32_t unused[7]
-
-cdef struct OpenOut:
-    uint64_t handle
-    uint32_t flags
-    uint32_t backing
-
 cdef enum:
-    OPEN = 14
-    INIT = 26
-    CREATE = 35
-    BUF_IS_FD = 1 << 1
     MAX_WRITE_BYTES = 1 << 20
     # With room for the headers, as libfuse reckons (it subtracts it again).
     BUFFER_BYTES = MAX_WRITE_BYTES + 4096
-    SHORT_INIT_OUT = 24  # bytes of libfuse's answer: up to max_write
-
-    # INIT flags
-    ASYNC_DIO = 1 << 15  # large O_DIRECT reads: several requests at once
-    PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
-    MAX_PAGES = 1 << 22
-
-    # Flags of an opened file.
-    DIRECT_IO = 1 << 0
-    NOFLUSH = 1 << 5  # from 7.35 on; an older kernel does not look at it
-    # Of a created file: struct fuse_entry_out and an OpenOut.
-    CREATE_OUT_BYTES = 128 + 16
+    LARGE_BYTES = 64 << 10  # of a request: so much of its memory a thread may keep for good
 
     # The version in which all that is asked for here existed. The kernel's own may be newer.
     MINOR = 31
@@ -137,10 +42,6 @@ cdef enum:
     # what limits many readers. From the second number on the kernel calls itself congested.
     BACKGROUND = 64
     CONGESTION = 48
-
-ctypedef int (*receive_function)(void*, fuse_buf*, void**) noexcept nogil
-ctypedef void* (*chan_new_function)(fuse_chan_ops*, int, size_t, void*) noexcept nogil
-ctypedef int (*chan_fd_function)(void*) noexcept nogil
 
 # Libfuse's own functions; NULL until `resolve`.
 cdef receive_function real_receive = NULL
@@ -161,6 +62,7 @@ cdef extern from *:
     """
     static __thread struct {
         char *memory;               /* BUFFER_BYTES, where it takes its requests; or NULL */
+        int64_t large_ns;           /* when the last large request filled it, or 0 */
         uint32_t pid;               /* who asks */
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
         uint32_t flags;             /* what its answer is to say beyond libfuse's */
@@ -168,11 +70,15 @@ cdef extern from *:
     """
     cdef struct Served:
         char* memory
+        int64_t large_ns
         uint32_t pid
         uint64_t opens
         uint32_t flags
     Served served
 cdef pthread_key_t memory_key  # unmaps `memory` when the thread ends
+# CLOCK_MONOTONIC; whichever thread writes, it is about right.
+cdef int64_t last_large_ns = 0
+cdef int64_t unwanted_ns = 0  # what was filled until then may be returned
 
 
 cdef bint offers_enough(const InitIn* asked) noexcept nogil:
@@ -206,6 +112,8 @@ cdef public int fuse_session_receive_buf(
     size = real_receive(session, buf, chp)
     if size < <int>sizeof(InHeader):
         return size
+    if wanted and size > LARGE_BYTES:
+        note_large()
     if not buf.flags & BUF_IS_FD:
         note(<const char*>buf.mem, size, chp[0])
     if channel != NULL:
@@ -225,9 +133,19 @@ cdef bint make_room(fuse_buf* buf) noexcept nogil:
             return False
         pthread_setspecific(memory_key, memory)
         served.memory = <char*>memory
+    elif served.large_ns != 0 and served.large_ns <= unwanted_ns:
+        madvise(served.memory, BUFFER_BYTES, MADV_DONTNEED)
+        served.large_ns = 0
     buf.mem = served.memory
     buf.size = BUFFER_BYTES
     return True
+
+
+cdef void note_large() noexcept nogil:
+    global last_large_ns
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    served.large_ns = last_large_ns = <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef void unmap(void* memory) noexcept nogil:
@@ -364,6 +282,20 @@ def request_pid():
     0 where that is unknown: in a thread that serves none, or before `resolve` has succeeded.
     """
     return served.pid
+
+
+def last_large():
+    """When the last large request came, as time.monotonic_ns() says it; 0 if there was none."""
+    return last_large_ns
+
+
+def return_memory(int64_t until_ns):
+    """Have each thread return what large requests have filled until then.
+
+    It does so when it asks for a request: one that waits has to be interrupted (EINTR).
+    """
+    global unwanted_ns
+    unwanted_ns = until_ns
 
 
 def completed_init(bytes request not None, bytes answer not None):

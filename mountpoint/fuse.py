@@ -6,6 +6,8 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
@@ -16,9 +18,12 @@ finally:
 
 import llfuse  # noqa: E402  # after _channel
 
-__all__ = ["is_wide", "llfuse", "request_pid", "widen"]
+__all__ = ["Receivers", "is_wide", "llfuse", "request_pid", "widen"]
 
 _channel.resolve(llfuse.__file__)
+
+#: As long as a stream keeps its memory when nobody reads.
+IDLE_S = 5.0
 
 
 def widen(wanted: bool) -> None:
@@ -37,3 +42,27 @@ def request_pid() -> int:
     It is the number of a thread (`processes`). For operations that llfuse gives no `ctx`.
     """
     return _channel.request_pid()
+
+
+class Receivers:
+    """The memory with which llfuse's threads take requests: 1 MiB each, once it was written to.
+
+    The kernel has them take turns, so every thread's fills. `nudge` interrupts those that wait
+    for a request (`signals.nudge_workers`): only they themselves may return theirs.
+    """
+
+    def __init__(self, nudge: Callable[[], None], *, idle_s: float = IDLE_S) -> None:
+        # dependencies
+        self._nudge = nudge
+        # constants
+        self._idle_ns = round(idle_s * 1e9)
+        # mutable, of the one thread that sweeps
+        self._returned_ns = 0
+
+    def sweep(self) -> None:
+        """Return it to the system when nothing large has come for a while."""
+        last_ns = _channel.last_large()
+        if last_ns > self._returned_ns and time.monotonic_ns() - last_ns >= self._idle_ns:
+            self._returned_ns = last_ns
+            _channel.return_memory(last_ns)
+            self._nudge()

@@ -85,9 +85,14 @@ class SignalWatcher:
         signal.pthread_kill(threading.get_ident(), number)
         while not self._ended.wait(NUDGE_S):
             signal.pthread_kill(self._main, signal.SIGUSR1)
-            for thread in threading.enumerate():
-                if thread.name.startswith(WORKERS) and thread.native_id is not None:
-                    _nudge(thread.native_id)
+            nudge_workers()
+
+
+def nudge_workers() -> None:
+    """Interrupt llfuse's threads where they wait for a request. Only while its main loop runs."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(WORKERS) and thread.native_id is not None:
+            _nudge(thread.native_id)
 
 
 def _nudge(native_id: int) -> None:

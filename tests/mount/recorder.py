@@ -8,18 +8,21 @@ One line of JSON per request goes to standard output, the first when the mount s
 import errno
 import itertools
 import json
+import signal
 import stat
 import sys
 import threading
 from typing import Any
 
-from mountpoint import fuse
+from mountpoint import fuse, memory, signals
 from mountpoint.fuse import llfuse
 
 #: What the program asks of libfuse for writing.
 OPTIONS = {"fsname=recorder", "default_permissions", "big_writes", "atomic_o_trunc"}
 
-WORKERS = 4
+WORKERS = 16
+#: After how long without a large write their memory goes back.
+IDLE_S = 2.0
 
 
 class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
@@ -106,8 +109,13 @@ def _record(request: str, **more: object) -> None:
 def main(directory: str, channel: str) -> None:
     """Serve until unmounted."""
     fuse.widen(channel == "wide")
+    stopping = threading.Event()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a nudge may come late
+    receivers = fuse.Receivers(signals.nudge_workers, idle_s=IDLE_S)
+    memory.start_sweeping([receivers.sweep], stopping)
     llfuse.init(Files(), directory, OPTIONS)
     llfuse.main(workers=WORKERS)
+    stopping.set()
     llfuse.close()
 
 

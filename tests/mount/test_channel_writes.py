@@ -25,14 +25,21 @@ BODY = random.Random(6).randbytes(5 * MIB + 123)
 class Recorder:
     """A mount of `tests.mount.recorder`, and what the kernel has asked of it."""
 
-    def __init__(self, path: Path, log: Path) -> None:
+    def __init__(self, path: Path, log: Path, pid: int) -> None:
         self.path = path
+        self._pid = pid
         self._log = log
 
     def requests(self, name: str) -> list[dict[str, Any]]:
         """Return all requests of that name so far."""
         lines = [json.loads(line) for line in self._log.read_text().splitlines()]
         return [line for line in lines if line["request"] == name]
+
+    def memory_bytes(self) -> int:
+        """Return how much memory its process has."""
+        status = Path(f"/proc/{self._pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+        return int(line.split()[1]) << 10
 
     def released(self, count: int = 1) -> None:
         """Wait until that many files are closed for good, which nobody else waits for."""
@@ -47,7 +54,7 @@ def serving(folder: Path, channel: str) -> Iterator[Recorder]:
     with log.open("w") as output:
         command = [sys.executable, "-m", "tests.mount.recorder", path, channel]
         process = subprocess.Popen(command, stdout=output)
-    recorder = Recorder(path, log)
+    recorder = Recorder(path, log, process.pid)
     try:
         eventually(lambda: bool(recorder.requests("init")))
         yield recorder
@@ -180,3 +187,14 @@ def test_a_mapping_reads_what_was_written(wide: Recorder) -> None:
     write(path, os.O_WRONLY | os.O_CREAT)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
         assert mapping[:] == BODY
+
+
+def test_memory_of_writes_goes_back(wide: Recorder) -> None:
+    """A while after the last large write the threads that took it hold nothing; writes go on."""
+    path = wide.path / "file"
+    for _ in range(20):
+        write(path, os.O_WRONLY | os.O_CREAT)
+    full_bytes = wide.memory_bytes()
+    eventually(lambda: wide.memory_bytes() < full_bytes - 8 * MIB)
+    write(path, os.O_WRONLY)
+    assert path.read_bytes() == BODY

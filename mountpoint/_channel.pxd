@@ -1,0 +1,116 @@
+# What goes through the channel, and the C functions that `_channel` calls.
+#
+# Layouts and numbers: include/uapi/linux/fuse.h; fuse_lowlevel.h and fuse_common.h of libfuse 2.9.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+cdef extern from "<dlfcn.h>" nogil:
+    void* dlopen(const char*, int)
+    void* dlsym(void*, const char*)
+    int RTLD_LAZY
+    int RTLD_NOLOAD
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    Py_ssize_t writev(int, const iovec*, int)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void*, size_t, int, int, int, long)
+    int munmap(void*, size_t)
+    int madvise(void*, size_t, int)
+    void* MAP_FAILED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_DONTNEED
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec*)
+    int CLOCK_MONOTONIC
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned int pthread_key_t
+    int pthread_key_create(pthread_key_t*, void (*)(void*) noexcept nogil)
+    int pthread_setspecific(pthread_key_t, const void*)
+
+cdef struct fuse_buf:
+    size_t size
+    int flags
+    void* mem
+    int fd
+    long long pos
+
+cdef struct fuse_chan_ops:
+    int (*receive)(void**, char*, size_t) noexcept nogil
+    int (*send)(void*, const iovec*, size_t) noexcept nogil
+    void (*destroy)(void*) noexcept nogil
+
+cdef struct InHeader:
+    uint32_t length
+    uint32_t opcode
+    uint64_t unique
+    uint64_t node
+    uint32_t uid
+    uint32_t gid
+    uint32_t pid
+    uint32_t padding
+
+cdef struct InitIn:
+    uint32_t major
+    uint32_t minor
+    uint32_t max_readahead
+    uint32_t flags
+
+cdef struct OpenIn:
+    uint32_t flags
+    uint32_t open_flags
+
+cdef struct OutHeader:
+    uint32_t length
+    int error
+    uint64_t unique
+
+cdef struct InitOut:
+    uint32_t major
+    uint32_t minor
+    uint32_t max_readahead
+    uint32_t flags
+    uint16_t max_background
+    uint16_t congestion_threshold
+    uint32_t max_write
+    uint32_t time_gran_ns
+    uint16_t max_pages
+    uint16_t map_alignment
+    uint32_t flags2
+    uint32_t unused[7]
+
+cdef struct OpenOut:
+    uint64_t handle
+    uint32_t flags
+    uint32_t backing
+
+cdef enum:
+    # operations
+    OPEN = 14
+    INIT = 26
+    CREATE = 35
+
+    BUF_IS_FD = 1 << 1  # of libfuse
+    SHORT_INIT_OUT = 24  # bytes of libfuse's answer: up to max_write
+
+    # INIT flags
+    ASYNC_DIO = 1 << 15  # large O_DIRECT reads: several requests at once
+    PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
+    MAX_PAGES = 1 << 22
+
+    # Flags of an opened file.
+    DIRECT_IO = 1 << 0
+    NOFLUSH = 1 << 5  # from 7.35 on; an older kernel does not look at it
+    # Of a created file: struct fuse_entry_out and an OpenOut.
+    CREATE_OUT_BYTES = 128 + 16
+
+ctypedef int (*receive_function)(void*, fuse_buf*, void**) noexcept nogil
+ctypedef void* (*chan_new_function)(fuse_chan_ops*, int, size_t, void*) noexcept nogil
+ctypedef int (*chan_fd_function)(void*) noexcept nogil
