@@ -21,7 +21,8 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void*, size_t)
     int madvise(void*, size_t, int)
     void* MAP_FAILED
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_DONTNEED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    int MADV_DONTNEED, MADV_NOHUGEPAGE
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

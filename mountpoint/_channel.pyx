@@ -131,6 +131,7 @@ cdef bint make_room(fuse_buf* buf) noexcept nogil:
         )
         if memory == MAP_FAILED:
             return False
+        madvise(memory, BUFFER_BYTES, MADV_NOHUGEPAGE)  # or a small request takes 2 MiB of it
         pthread_setspecific(memory_key, memory)
         served.memory = <char*>memory
     elif served.large_ns != 0 and served.large_ns <= unwanted_ns:

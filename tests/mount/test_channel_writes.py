@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,17 @@ def test_who_closes(recorder: Recorder) -> None:
     assert [each["asker"] for each in recorder.requests("flush")] == [child, parent]
 
 
+def test_a_thread_closes(recorder: Recorder) -> None:
+    """Who asks is the thread; which process it belongs to can be found out."""
+    descriptor = os.open(recorder.path / "file", os.O_WRONLY | os.O_CREAT, 0o644)
+    closer = threading.Thread(target=os.close, args=(descriptor,))
+    closer.start()
+    closer.join()
+    (flush,) = recorder.requests("flush")
+    assert flush["asker"] == closer.native_id
+    assert flush["process"] == os.getpid()
+
+
 @pytest.mark.parametrize(
     ("flags", "wide_flushes"), [(os.O_RDONLY, 0), (os.O_WRONLY, 1), (os.O_RDWR, 1)]
 )
@@ -179,6 +191,35 @@ def test_who_only_reads_does_not_flush(
     recorder.released(2)
     flushes = len(recorder.requests("flush")) - before
     assert flushes == (wide_flushes if channel == "wide" else 1)
+
+
+COPIES = {
+    "cp": ["cp"],
+    "dd": ["sh", "-c", 'dd if="$0" of="$1" bs=3000000 status=none'],
+    "sendfile": [sys.executable, "-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])"],
+    "splice": [
+        sys.executable,
+        "-c",
+        "import os, sys\n"
+        "source, target = os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], 65, 0o644)\n"
+        "out, into = os.pipe()\n"
+        "while count := os.splice(source, into, 1 << 16):\n"
+        "    while count:\n"
+        "        count -= os.splice(out, target, count)\n",
+    ],
+    "append": ["sh", "-c", 'split -b 700001 --filter="cat >> \'$1\'" "$0"'],
+}
+
+
+@pytest.mark.parametrize("command", COPIES.values(), ids=COPIES.keys())
+def test_copies(recorder: Recorder, tmp_path: Path, command: list[str]) -> None:
+    """However a program writes, in order and in pieces of any size, the bytes are the same."""
+    source, path = tmp_path / "source", recorder.path / "file"
+    source.write_bytes(BODY)
+    subprocess.run([*command, source, path], check=True, timeout=30)
+    offsets = [each["off"] for each in recorder.requests("write")]
+    assert offsets == sorted(offsets)
+    assert path.read_bytes() == BODY
 
 
 def test_a_mapping_reads_what_was_written(wide: Recorder) -> None:
