@@ -25,7 +25,7 @@ from mountpoint.reading.streams import Streams
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
-from mountpoint.signals import SignalWatcher
+from mountpoint.signals import SignalWatcher, nudge_workers
 from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -72,7 +72,7 @@ def _serve(
     failure: list[Exception] = []
 
     def ready() -> None:
-        log.debug("the kernel reads", at_most_kib=1024 if fuse.is_wide() else 128)
+        log.debug("the kernel asks", at_most_kib=1024 if fuse.is_wide() else 128)
         watcher.serving()
         try:
             on_ready()
@@ -105,7 +105,8 @@ def _serve(
         uploads.interrupt()  # it aborts what is not complete, for which it needs the client
         client.interrupt()
 
-    memory.start_sweeping([streams.sweep, filesystem.sweep], stopping)
+    receivers = fuse.Receivers(nudge_workers)
+    memory.start_sweeping([streams.sweep, filesystem.sweep, receivers.sweep], stopping)
     fuse.widen(config.mount.channel)
     watcher.mounting(interrupt)
     try:

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import Any
 
-from mountpoint import fuse, kernel, memory, signals
+from mountpoint import fuse, memory, processes, signals
 from mountpoint.fuse import llfuse
 
 #: What the program asks of libfuse for writing.
@@ -102,7 +102,7 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
 def _record(request: str, **more: object) -> None:
     asker = fuse.request_pid()
-    line = {"request": request, "asker": asker, "process": kernel.process_of(asker), **more}
+    line = {"request": request, "asker": asker, "process": processes.process_of(asker), **more}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

@@ -34,7 +34,7 @@ def name(store: Store) -> str:
 
 def largest_read(mount: Mount) -> str:
     """Return what the log says of the kernel's reads."""
-    (line,) = [line for line in mount.log.splitlines() if "the kernel reads" in line]
+    (line,) = [line for line in mount.log.splitlines() if "the kernel asks" in line]
     return line.rpartition("at_most_kib=")[2].strip()
 
 
