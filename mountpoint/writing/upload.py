@@ -14,75 +14,32 @@ the writer waits until they are done: that is the back-pressure. If nothing is i
 granted, after a moment in which parts of other uploads may come back, or nothing ever would; so
 uploads together exceed the budget by no more than the part that each is gathering.
 
-A lost answer: a PUT, or the completion, that was tried before and is then refused may have been
-done by an earlier try (If-None-Match fails on the object that we have just made; a completed
-upload is no longer there). Then, and when tries run out, HEAD tells: if the object there has our
-size and checksum, or our ETag where there are no checksums, it is ours, or just as good.
-
-Not known here: file handles, directories, whether a key may be overwritten.
+Not known here: the requests (`multipart`, `completion`), file handles, directories, whether a key
+may be overwritten.
 """
 
-import functools
-import hashlib
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
 
 from mountpoint.budget import Lease
-from mountpoint.errors import (
-    AlreadyExists,
-    BadAnswer,
-    Interrupted,
-    NoSuchUpload,
-    NotOffered,
-    NotSequential,
-    OperationError,
-    PreconditionFailed,
-    S3Error,
-    TooLarge,
-)
-from mountpoint.s3 import checksum
-from mountpoint.s3.client import (
-    ALWAYS,
-    Body,
-    Checksum,
-    Condition,
-    ObjectClient,
-    ObjectInfo,
-    PartDone,
-    PutOptions,
-    Stored,
-    Written,
-)
+from mountpoint.errors import Interrupted, NotSequential, TooLarge
+from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
+from mountpoint.writing.completion import Completion
 from mountpoint.writing.errands import Errand, Errands, Line
-from mountpoint.writing.parts import MOST_PARTS, Gathering, part_size
+from mountpoint.writing.multipart import ABORT_S, Multipart
+from mountpoint.writing.parts import Gathering, part_size
 
 log = structlog.get_logger(__name__)
 
-#: "The processing of a CompleteMultipartUpload request could take several minutes":
-#: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
-COMPLETE_S = 300.0
 #: How long a writer that has nothing in flight waits for memory that others give back, and how
 #: often it looks: none of the others knows of it. A part takes 0.1 s on S3.
 PRESSED_S = 0.25
 PRESSED_LOOK_S = 0.01
-#: How long anyone waits for an upload to be aborted.
-ABORT_S = 5.0
-
-
-@dataclass(slots=True)
-class Sent:
-    """A part that has arrived."""
-
-    done: PartDone
-    digest: bytes
-    size_bytes: int
 
 
 class Upload:
@@ -105,31 +62,42 @@ class Upload:
         patience: Patience,
     ) -> None:
         # dependencies
-        self._client = client
         self._lease = lease
         self._line = line
         self._patience = patience
         # constants
         self.key = key
-        self._options = options
-        self._condition = condition
+        self._checksum = options.checksum
         self._part_bytes = part_bytes
         # mutable, guarded by _changed
         self._changed = threading.Condition()
         self._errands = Errands(self, line, patience)
+        self._multipart = Multipart(
+            client,
+            key,
+            options,
+            errands=self._errands,
+            lease=lease,
+            patience=patience,
+            failed=self.fail,
+        )
+        self._completion = Completion(
+            client,
+            key,
+            options,
+            condition,
+            errands=self._errands,
+            line=line,
+            patience=patience,
+            completed=self._completed,
+            failed=self.fail,
+        )
         self._size_bytes = 0
         self._gathering = Gathering(options.checksum)
-        self._waiting_for_id: list[tuple[int, Body, bytes]] = []
-        self._begun = False  # CreateMultipartUpload has been sent
-        self._upload_id: str | None = None
-        self._next_number = 1
-        self._in_flight = 0  # parts
-        self._sent: dict[int, Sent] = {}
         self._finishing = False
         self._info: ObjectInfo | None = None  # what has become of it
         self._failure: Exception | None = None
         self._writing = False  # somebody is in `write`, maybe waiting
-        self._aborted = True  # nothing is pending at S3
 
     @property
     def size_bytes(self) -> int:
@@ -151,7 +119,9 @@ class Upload:
                 raise NotSequential("the file has been uploaded already: no more can be written")
             if offset != self._size_bytes:
                 expected = self._size_bytes
-                self._give_up(NotSequential(f"a write at {offset}, where {expected} was next"))
+                error = NotSequential(f"a write at {offset}, where {expected} was next")
+                self.fail(error)
+                raise error
             self._writing = True
             try:
                 self._gather(data)
@@ -173,8 +143,8 @@ class Upload:
                 self._wait()
             if not self._finishing:
                 self._finishing = True
-                if not self._begun:
-                    self._put()
+                if not self._multipart.begun:
+                    self._completion.put(self._gathering.body())
                 elif self._gathering.size_bytes:
                     self._send_gathered()
                 self._advance()
@@ -197,12 +167,11 @@ class Upload:
                 return
             self._failure = error
             # What is being begun is waited for: its answer says what to abort.
-            self._errands.drop_all(but=self._created)
+            self._errands.drop_all(but=self._multipart.created)
             self._gathering = Gathering(None)
-            self._waiting_for_id.clear()
             self._lease.give(self._lease.held_bytes)
             self._line.closed(self)
-            self._abort()
+            self._multipart.give_up()
             self._changed.notify_all()
 
     def abort(self, until_s: float | None = None) -> None:
@@ -213,15 +182,15 @@ class Upload:
         self.fail(Interrupted("the upload was given up"))
         until_s = time.monotonic() + ABORT_S if until_s is None else until_s
         with self._changed:
-            while not self._aborted and self._errands:
+            while not self._multipart.aborted and self._errands:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     break
                 if not self._errands.drive():
                     self._changed.wait(min(left_s, self._errands.next_s()))
-            if not self._aborted and self._info is None:
+            if not self._multipart.aborted and self._info is None:
                 log.warning("parts of an upload may have been left in the bucket", key=self.key)
-                self._aborted = True  # nobody has to hear of it twice
+                self._multipart.aborted = True  # nobody has to hear of it twice
 
     # --- memory and parts (lock held) ---
 
@@ -244,15 +213,11 @@ class Upload:
             self._size_bytes += size
             rest = rest[size:]
 
-    def _give_up(self, error: OperationError) -> NoReturn:
-        self.fail(error)
-        raise error
-
     def _take(self, size_bytes: int) -> None:
         """Take memory for what is to be gathered; wait for it while parts are in flight."""
         patient_until_s = time.monotonic() + PRESSED_S
         while not self._lease.try_take(size_bytes):
-            if self._in_flight:
+            if self._multipart.in_flight:
                 self._wait()
             elif self._line.busy() and time.monotonic() < patient_until_s:
                 self._wait(PRESSED_LOOK_S)
@@ -262,58 +227,20 @@ class Upload:
 
     def _seal(self) -> None:
         """Send the part that has been gathered, when it is its turn."""
-        while not self._line.may_send(self, self._in_flight):
+        while not self._line.may_send(self, self._multipart.in_flight):
             self._errands.waited = True
             self._wait()
         self._send_gathered()
         self._check()
 
     def _send_gathered(self) -> None:
-        if self._next_number > MOST_PARTS:
-            self._give_up(
-                TooLarge(
-                    f"the file has reached {MOST_PARTS} parts, which is all that S3 takes",
-                    hint="a larger --write-part-size makes larger files possible",
-                )
-            )
         body, digest = self._gathering.body(), self._gathering.digest
-        number, self._next_number = self._next_number, self._next_number + 1
-        self._gathering = Gathering(self._options.checksum)
-        self._in_flight += 1
-        if self._upload_id is not None:
-            self._send_part(number, body, digest)
-            return
-        self._waiting_for_id.append((number, body, digest))
-        if not self._begun:
-            self._begun, self._aborted = True, False
-            start = functools.partial(self._client.create_upload, self.key, self._options)
-            self._errands.send(
-                Errand(start, self._created, self._not_created, try_s=self._patience.try_s)
-            )
-
-    def _not_created(self, error: S3Error) -> None:
-        self._aborted = not error.retryable  # else it may have been: the answer was lost
-        self.fail(error)
-
-    def _created(self, upload_id: str) -> None:
-        self._upload_id = upload_id
-        if self._failure is not None:
-            self._abort()
-            return
-        waiting, self._waiting_for_id = self._waiting_for_id, []
-        for number, body, digest in waiting:
-            self._send_part(number, body, digest)
-
-    def _send_part(self, number: int, body: Body, digest: bytes) -> None:
-        def done(written: Written) -> None:
-            told = body.checksum if written.checksum else None
-            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, body.size_bytes)
-            self._in_flight -= 1
-            self._lease.give(body.size_bytes)
-
-        assert self._upload_id is not None
-        start = functools.partial(self._client.upload_part, self.key, self._upload_id, number, body)
-        self._errands.send(Errand(start, done, self.fail, body.size_bytes))
+        self._gathering = Gathering(self._checksum)
+        try:
+            self._multipart.send(body, digest)
+        except TooLarge as error:
+            self.fail(error)
+            raise
 
     # --- Owner ---
 
@@ -329,7 +256,7 @@ class Upload:
 
     def wants(self, errand: Errand) -> bool:
         """See Owner."""
-        return self._failure is None or errand.done != self._created
+        return self._failure is None or errand.done != self._multipart.created
 
     # --- the end (lock held) ---
 
@@ -339,156 +266,17 @@ class Upload:
         if self._finishing and not done and not self._errands:
             self._complete()
 
-    def _put(self) -> None:
-        body = self._gathering.body()
-
-        def start() -> "Future[Written]":
-            return self._client.put_object(self.key, body, self._options, self._asked())
-
-        def done(written: Written) -> None:
-            self._completed(self._described(written))
-
-        def is_ours(stored: Stored) -> bool:
-            return self._matches(stored, body.checksum, lambda: _md5(body))
-
-        self._send_last(start, done, is_ours, body.size_bytes, None)
-
     def _complete(self) -> None:
-        assert self._upload_id is not None
-        sent = [self._sent[number] for number in sorted(self._sent)]
-        parts = [each.done for each in sent]
-        whole = None
-        if self._options.checksum is not None:
-            digests = [(each.digest, each.size_bytes) for each in sent]
-            name = self._options.checksum
-            whole = Checksum(name, checksum.of_parts(name, digests))
-        upload_id = self._upload_id
-
-        def start() -> "Future[Written]":
-            return self._client.complete_upload(
-                self.key,
-                upload_id,
-                parts,
-                size_bytes=self._size_bytes,
-                checksum=whole,
-                condition=self._asked(),
-            )
-
-        def done(written: Written) -> None:
-            self._look(self._described(written))
-
-        def is_ours(stored: Stored) -> bool:
-            return self._matches(stored, whole, lambda: _etag_of_parts(parts))
-
-        self._send_last(start, done, is_ours, 0, COMPLETE_S)
-
-    def _send_last(
-        self,
-        start: Callable[[], "Future[Written]"],
-        done: Callable[[Written], None],
-        is_ours: Callable[[Stored], bool],
-        size_bytes: int,
-        try_s: float | None,
-    ) -> None:
-        """Send the request that makes the object."""
-
-        def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._asked().absent:
-                self._line.has_no_conditions()
-                self._errands.send(errand)
-            elif errand.attempt or error.retryable or isinstance(error, NoSuchUpload):
-                self._find_out(error, is_ours)
-            else:
-                self.fail(self._meaning(error))
-
-        errand = Errand(start, done, refused, size_bytes, try_s)
-        self._errands.send(errand)
-
-    def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
-        """Look whether an earlier try has made the object; it fails with `error` if not."""
-
-        def done(stored: Stored) -> None:
-            if is_ours(stored):
-                log.debug("an earlier try had been done", key=self.key, error=str(error))
-                self._completed(stored.info)
-            else:
-                self.fail(self._meaning(error))
-
-        def refused(_: S3Error) -> None:
-            self.fail(self._meaning(error))
-
-        start = functools.partial(self._client.describe, self.key)
-        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
-
-    def _look(self, told: ObjectInfo) -> None:
-        """Ask how large the object has become and how old: of parts S3 tells the day they began."""
-
-        def done(info: ObjectInfo) -> None:
-            if info.etag != told.etag:  # somebody else has replaced it since
-                self._completed(told)
-            elif info.size_bytes != self._size_bytes:
-                self.fail(BadAnswer(f"{self._size_bytes} bytes became {info.size_bytes}"))
-            else:
-                self._completed(info)
-
-        def refused(_: S3Error) -> None:
-            self._completed(told)  # complete is complete
-
-        start = functools.partial(self._client.head, self.key)
-        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
+        upload_id = self._multipart.upload_id
+        assert upload_id is not None
+        self._completion.complete(upload_id, self._multipart.sent(), self._size_bytes)
 
     def _completed(self, info: ObjectInfo) -> None:
         self._info = info
-        self._aborted = True
+        self._multipart.forget()
         self._gathering = Gathering(None)
-        self._sent.clear()
         self._lease.give(self._lease.held_bytes)
         self._line.closed(self)
-
-    def _asked(self) -> Condition:
-        """The condition, as far as the server knows any."""
-        if self._condition.absent and not self._line.knows_conditions():
-            return ALWAYS
-        return self._condition
-
-    def _meaning(self, error: S3Error) -> S3Error:
-        """What the refusal of a write means to who wanted to create, not to replace."""
-        if type(error) is not PreconditionFailed or not self._condition.absent:
-            return error
-        return AlreadyExists(
-            "somebody else has created the object meanwhile",
-            code=error.code,
-            status=error.status,
-            request_id=error.request_id,
-        )
-
-    def _described(self, written: Written) -> ObjectInfo:
-        date_ns = written.date_ns or int(time.time()) * 1_000_000_000
-        storage_class = self._options.storage_class or "STANDARD"
-        return ObjectInfo(self.key, self._size_bytes, date_ns, written.etag, storage_class)
-
-    def _matches(self, stored: Stored, expected: Checksum | None, etag: Callable[[], str]) -> bool:
-        """Whether what is stored is what was written; by the ETag where there is no checksum."""
-        if stored.info.size_bytes != self._size_bytes:
-            return False
-        told = stored.checksums.get(expected.name) if expected is not None else None
-        if expected is not None and told:
-            return told.partition("-")[0] == expected.value.partition("-")[0]
-        return stored.info.etag.strip('"') == etag()
-
-    def _abort(self) -> None:
-        """Have the parts removed, if there are any and their upload is known."""
-        if self._upload_id is None or self._aborted:
-            return
-
-        def done(_: None) -> None:
-            self._aborted = True
-
-        def refused(error: S3Error) -> None:
-            self._aborted = isinstance(error, NoSuchUpload)
-
-        start = functools.partial(self._client.abort_upload, self.key, self._upload_id)
-        self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
         """Wait until something has happened, and send again what has to be. Raises the failure."""
@@ -498,19 +286,3 @@ class Upload:
         elif not self._errands.drive():
             self._changed.wait(min(self._errands.next_s(), most_s))
         self._check()
-
-
-def _md5(body: Body) -> str:
-    hashed = hashlib.md5(usedforsecurity=False)
-    for piece in body.pieces:
-        hashed.update(piece)
-    return hashed.hexdigest()
-
-
-def _etag_of_parts(parts: list[PartDone]) -> str:
-    """Return the ETag that S3 gives an object of these parts; "" if they have others' ETags."""
-    try:
-        own = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
-    except ValueError:
-        return ""
-    return f"{hashlib.md5(own, usedforsecurity=False).hexdigest()}-{len(parts)}"

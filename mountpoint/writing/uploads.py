@@ -20,7 +20,8 @@ from mountpoint.flight import Flight
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, PutOptions
 from mountpoint.s3.retry import Patience
 from mountpoint.writing.errands import Line
-from mountpoint.writing.upload import ABORT_S, Upload
+from mountpoint.writing.multipart import ABORT_S
+from mountpoint.writing.upload import Upload
 
 log = structlog.get_logger(__name__)
 

@@ -58,6 +58,8 @@ LAYERS = (
     "mountpoint.reading.streams",
     "mountpoint.writing.parts",
     "mountpoint.writing.errands",
+    "mountpoint.writing.multipart",
+    "mountpoint.writing.completion",
     "mountpoint.writing.upload",
     "mountpoint.writing.uploads",
     "mountpoint.listing.recent",

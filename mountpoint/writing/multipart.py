@@ -1,0 +1,149 @@
+"""The parts of one upload: begun with the first of them, sent in parallel, or given up.
+
+CreateMultipartUpload goes out with the first part; what is sealed before its answer waits for the
+id. Parts in flight are errands of the upload; which have arrived, and as what, is noted here.
+
+The upload's lock guards all of this.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mountpoint.budget import Lease
+from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
+from mountpoint.s3.client import Body, ObjectClient, PartDone, PutOptions, Written
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.errands import Errand, Errands
+from mountpoint.writing.parts import MOST_PARTS
+
+#: How long anyone waits for an upload to be aborted.
+ABORT_S = 5.0
+
+
+@dataclass(slots=True)
+class Sent:
+    """A part that has arrived."""
+
+    done: PartDone
+    digest: bytes
+    size_bytes: int
+
+
+class Multipart:
+    """The multipart upload of `key`; nothing is asked before the first part.
+
+    `failed` is told of what no retry helped. All with the upload's lock held.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        key: bytes,
+        options: PutOptions,
+        *,
+        errands: Errands,
+        lease: Lease,
+        patience: Patience,
+        failed: Callable[[Exception], None],
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._errands = errands
+        self._lease = lease
+        self._patience = patience
+        self._failed = failed
+        # constants
+        self._key = key
+        self._options = options
+        # mutable
+        self.begun = False  # CreateMultipartUpload has been sent
+        self.upload_id: str | None = None
+        self.in_flight = 0  # parts whose bytes are in memory
+        self.aborted = True  # nothing is pending at S3
+        self._given_up = False
+        self._waiting_for_id: list[Callable[[str], None]] = []
+        self._next_number = 1
+        self._sent: dict[int, Sent] = {}
+
+    def send(self, body: Body, digest: bytes) -> None:
+        """Send the next part. Raises TooLarge when there are no more."""
+        number = self._number()
+        self.in_flight += 1
+
+        def done(written: Written) -> None:
+            told = body.checksum if written.checksum else None
+            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, body.size_bytes)
+            self.in_flight -= 1
+            self._lease.give(body.size_bytes)
+
+        def go(upload_id: str) -> None:
+            start = functools.partial(self._client.upload_part, self._key, upload_id, number, body)
+            self._errands.send(Errand(start, done, self._failed, body.size_bytes))
+
+        self._with_id(go)
+
+    def sent(self) -> list[Sent]:
+        """Return the parts that have arrived, in order."""
+        return [self._sent[number] for number in sorted(self._sent)]
+
+    def forget(self) -> None:
+        """The object is complete: nothing is pending any more."""
+        self.aborted = True
+        self._sent.clear()
+
+    def give_up(self) -> None:
+        """Have the parts removed, now or when the upload's id comes."""
+        self._given_up = True
+        self._waiting_for_id.clear()
+        self._abort()
+
+    def _number(self) -> int:
+        if self._next_number > MOST_PARTS:
+            raise TooLarge(
+                f"the file has reached {MOST_PARTS} parts, which is all that S3 takes",
+                hint="a larger --write-part-size makes larger files possible",
+            )
+        number, self._next_number = self._next_number, self._next_number + 1
+        return number
+
+    def _with_id(self, go: Callable[[str], None]) -> None:
+        """Call `go` with the upload's id, now or when it is there."""
+        if self.upload_id is not None:
+            go(self.upload_id)
+            return
+        self._waiting_for_id.append(go)
+        if not self.begun:
+            self.begun, self.aborted = True, False
+            start = functools.partial(self._client.create_upload, self._key, self._options)
+            self._errands.send(
+                Errand(start, self.created, self._not_created, try_s=self._patience.try_s)
+            )
+
+    def created(self, upload_id: str) -> None:
+        """Take the upload's id."""
+        self.upload_id = upload_id
+        if self._given_up:
+            self._abort()
+            return
+        waiting, self._waiting_for_id = self._waiting_for_id, []
+        for go in waiting:
+            go(upload_id)
+
+    def _not_created(self, error: S3Error) -> None:
+        self.aborted = not error.retryable  # else it may have been: the answer was lost
+        self._failed(error)
+
+    def _abort(self) -> None:
+        """Have the parts removed, if there are any and their upload is known."""
+        if self.upload_id is None or self.aborted:
+            return
+
+        def done(_: None) -> None:
+            self.aborted = True
+
+        def refused(error: S3Error) -> None:
+            self.aborted = isinstance(error, NoSuchUpload)
+
+        start = functools.partial(self._client.abort_upload, self._key, self.upload_id)
+        self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))
