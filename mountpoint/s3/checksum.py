@@ -109,10 +109,10 @@ def expected(headers: Headers, info: ObjectInfo, start: int, stop: int) -> Expec
     kind = values.get("x-amz-checksum-type", "").upper()
     if not kind and not _MULTIPART_ETAG.fullmatch(info.etag):
         kind = "FULL_OBJECT"
-    for name, algorithm in ALGORITHMS.items():
+    for name in ALGORITHMS:
         text, dash, parts = values.get(f"x-amz-checksum-{name}", "").partition("-")
-        digest = _decoded(text)
-        if len(digest) != algorithm.size_bytes:
+        digest = decoded(name, text)
+        if digest is None:
             continue
         if dash and whole and parts == "1":
             return Expected(name, digest, of_part=True)
@@ -121,11 +121,13 @@ def expected(headers: Headers, info: ObjectInfo, start: int, stop: int) -> Expec
     return None
 
 
-def _decoded(text: str) -> bytes:
+def decoded(name: str, text: str) -> bytes | None:
+    """Return a checksum that stands in a header; None if it is none of this name."""
     try:
-        return base64.b64decode(text, validate=True)
+        digest = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
-        return b""
+        return None
+    return digest if len(digest) == ALGORITHMS[name].size_bytes else None
 
 
 def of_parts(name: ChecksumName, parts: Sequence[tuple[bytes, int]]) -> str:

@@ -276,8 +276,12 @@ class ObjectClient(Protocol):
         stop: int,
         *,
         source_etag: str,
+        checksum: ChecksumName | None = None,
     ) -> "Future[Written]":
-        """UploadPartCopy of the half-open range [start, stop) of this version of the source."""
+        """UploadPartCopy of the half-open range [start, stop) of this version of the source.
+
+        `checksum` is which one the upload was created with: it is what S3 tells of the part.
+        """
 
     def interrupt(self) -> None:
         """Fail everything under way, and everything that is asked later, with Interrupted."""

@@ -67,6 +67,7 @@ from mountpoint.s3.client import (
     Body,
     BodySink,
     Checksum,
+    ChecksumName,
     Condition,
     ListPage,
     ObjectInfo,
@@ -354,12 +355,13 @@ class CrtClient:
         stop: int,
         *,
         source_etag: str,
+        checksum: ChecksumName | None = None,
     ) -> "Future[Written]":
         """See ObjectClient."""
         target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
         place = write_wire.copy_source(self._bucket, source)
         headers = write_wire.copy_part_headers(place, source_etag, start, stop)
-        return self._copy("UploadPartCopy", target, headers)
+        return self._copy("UploadPartCopy", target, headers, checksum)
 
     def interrupt(self) -> None:
         """See ObjectClient."""
@@ -401,11 +403,13 @@ class CrtClient:
         headers = extra + write_wire.checksum_headers(checksum)
         return self._ask("PUT", operation, target, parse, headers, body)
 
-    def _copy(self, operation: str, target: str, headers: Headers) -> "Future[Written]":
+    def _copy(
+        self, operation: str, target: str, headers: Headers, checksum: ChecksumName | None = None
+    ) -> "Future[Written]":
         root = "CopyObjectResult" if operation == "CopyObject" else "CopyPartResult"
 
         def parse(status: int, headers: Headers, body: bytes) -> Written:
-            return write_wire.copied(headers, body, root)
+            return write_wire.copied(headers, body, root, checksum)
 
         return self._ask("PUT", operation, target, parse, headers + self._copy_headers, Body())
 

@@ -16,6 +16,7 @@ from mountpoint.errors import BadAnswer, BadDigest
 from mountpoint.s3 import wire
 from mountpoint.s3.client import (
     Checksum,
+    ChecksumName,
     Condition,
     ObjectInfo,
     PartDone,
@@ -205,11 +206,14 @@ def completed(headers: Headers, body: bytes, expected: Checksum | None) -> Writt
     return Written(etag, told, _date_ns(headers))
 
 
-def copied(headers: Headers, body: bytes, root: str) -> Written:
+def copied(
+    headers: Headers, body: bytes, root: str, checksum: ChecksumName | None = None
+) -> Written:
     """Return what the answer to a CopyObject or UploadPartCopy says; `root` is its element."""
     fields = _answer(headers, body, root, root.removesuffix("Result"))
     etag = _sensible_etag(fields.get("ETag", "").strip())
-    return Written(etag, "", wire.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
+    told = fields.get(f"Checksum{checksum.upper()}", "").strip() if checksum else ""
+    return Written(etag, told, wire.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
 
 
 def uploads_page(body: bytes, prefix: bytes) -> UploadPage:

@@ -96,9 +96,9 @@ class Completion:
         """Make the object, of this size, of all parts, which have arrived."""
         parts = [each.done for each in sent]
         whole = None
-        if self._options.checksum is not None:
-            digests = [(each.digest, each.size_bytes) for each in sent]
-            name = self._options.checksum
+        name = self._options.checksum
+        digests = [(each.digest, each.size_bytes) for each in sent if each.digest is not None]
+        if name is not None and len(digests) == len(sent):
             whole = Checksum(name, checksum.of_parts(name, digests))
 
         def start() -> "Future[Written]":

@@ -18,6 +18,9 @@ from typing import Any, Protocol, TypeVar
 from mountpoint.errors import S3Error, Stalled
 from mountpoint.s3.retry import Patience, Tries
 
+#: 2 Mbit/s. What is slower would need years for what is worth mounting.
+SLOWEST_BYTES_PER_S = 256 << 10
+
 #: An upload.
 U = TypeVar("U", contravariant=True)
 

@@ -1,7 +1,10 @@
-"""The parts of one upload: begun with the first of them, sent in parallel, or given up.
+"""The parts of one upload: begun with the first of them, sent or copied in parallel, or given up.
 
 CreateMultipartUpload goes out with the first part; what is sealed before its answer waits for the
 id. Parts in flight are errands of the upload; which have arrived, and as what, is noted here.
+
+A part may be copied by the server from another object (UploadPartCopy): it costs no memory, and
+its checksum is what the server says; one that says none is completed without.
 
 The upload's lock guards all of this.
 """
@@ -12,21 +15,32 @@ from dataclasses import dataclass
 
 from mountpoint.budget import Lease
 from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
-from mountpoint.s3.client import Body, ObjectClient, PartDone, PutOptions, Written
+from mountpoint.s3 import checksum
+from mountpoint.s3.client import (
+    Body,
+    Checksum,
+    ObjectClient,
+    ObjectInfo,
+    PartDone,
+    PutOptions,
+    Written,
+)
 from mountpoint.s3.retry import Patience
 from mountpoint.writing.errands import Errand, Errands
 from mountpoint.writing.parts import MOST_PARTS
 
 #: How long anyone waits for an upload to be aborted.
 ABORT_S = 5.0
+#: How long a copy may take: S3 copies 50 MB/s and more.
+SLOWEST_COPY_BYTES_PER_S = 4 << 20
 
 
 @dataclass(slots=True)
 class Sent:
-    """A part that has arrived."""
+    """A part that has arrived. `digest` None: its checksum is not known."""
 
     done: PartDone
-    digest: bytes
+    digest: bytes | None
     size_bytes: int
 
 
@@ -60,6 +74,7 @@ class Multipart:
         self.begun = False  # CreateMultipartUpload has been sent
         self.upload_id: str | None = None
         self.in_flight = 0  # parts whose bytes are in memory
+        self.copying = 0  # parts that the server copies
         self.aborted = True  # nothing is pending at S3
         self._given_up = False
         self._waiting_for_id: list[Callable[[str], None]] = []
@@ -80,6 +95,37 @@ class Multipart:
         def go(upload_id: str) -> None:
             start = functools.partial(self._client.upload_part, self._key, upload_id, number, body)
             self._errands.send(Errand(start, done, self._failed, body.size_bytes))
+
+        self._with_id(go)
+
+    def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
+        """Have [start, stop) of this version copied as the next part. Raises TooLarge as `send`."""
+        number = self._number()
+        self.copying += 1
+        name = self._options.checksum
+
+        def done(written: Written) -> None:
+            told = digest = None
+            if name is not None:
+                digest = checksum.decoded(name, written.checksum)
+                told = Checksum(name, written.checksum) if digest is not None else None
+            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, stop - start)
+            self.copying -= 1
+
+        def go(upload_id: str) -> None:
+            begin = functools.partial(
+                self._client.copy_part,
+                source.key,
+                self._key,
+                upload_id,
+                number,
+                start,
+                stop,
+                source_etag=source.etag,
+                checksum=name,
+            )
+            try_s = self._patience.try_s + (stop - start) / SLOWEST_COPY_BYTES_PER_S
+            self._errands.send(Errand(begin, done, self._failed, try_s=try_s))
 
         self._with_id(go)
 

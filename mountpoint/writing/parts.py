@@ -1,4 +1,4 @@
-"""Pure: how a file is cut into parts, and the bytes of the part that is being gathered.
+"""Pure: how a file is cut into parts, sent or copied, and the bytes of the one being gathered.
 
 S3 takes 10,000 parts of 5 MiB to 5 GiB; all but the last must reach the least size
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). How large a file becomes is
@@ -6,8 +6,9 @@ known at its end only, so parts grow with it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from mountpoint.config import MIB, MOST_PART_BYTES
+from mountpoint.config import LEAST_PART_BYTES, MIB, MOST_PART_BYTES
 from mountpoint.s3.checksum import ALGORITHMS, Hash, encoded
 from mountpoint.s3.client import Body, Checksum, ChecksumName
 
@@ -30,6 +31,64 @@ def part_size(least_bytes: int, before_bytes: int) -> int:
     grown = -(-before_bytes // GROWTH)
     grown = -(-grown // MIB) * MIB
     return max(least_bytes, min(grown, MOST_PART_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What parts may be. Other values than S3's are for tests.
+
+    `copied_part_bytes` is how much the server copies in one request: several copy faster than
+    one, and none should take longer than anyone waits for an answer.
+    """
+
+    least_part_bytes: int = LEAST_PART_BYTES
+    copied_part_bytes: int = 128 * MIB
+
+
+S3_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How the next `size_bytes` of a range become part of a file: copied, or read and sent."""
+
+    copied: bool
+    size_bytes: int
+
+
+def next_step(
+    limits: Limits, before_bytes: int, gathered_bytes: int, source_bytes: int, left_bytes: int
+) -> Step:
+    """Return what to do with the first of `left_bytes` of a source of `source_bytes`.
+
+    `gathered_bytes` wait to be sent, after `before_bytes`; a copied part goes after them, so they
+    must be large enough to be a part. All parts grow by the same rule: a file that is put
+    together of many small ranges would else run out of part numbers.
+    """
+    least = part_size(limits.least_part_bytes, before_bytes)
+    if 0 < gathered_bytes < least:
+        missing = least - gathered_bytes
+        worth_it = part_size(limits.least_part_bytes, before_bytes + least)
+        # Of a source of 5 MB nothing but the whole can be copied:
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
+        if left_bytes < missing + worth_it or source_bytes <= limits.least_part_bytes:
+            return Step(copied=False, size_bytes=left_bytes)
+        return Step(copied=False, size_bytes=missing)
+    at = before_bytes + gathered_bytes
+    least = part_size(limits.least_part_bytes, at)
+    if left_bytes < least or source_bytes <= limits.least_part_bytes:
+        return Step(copied=False, size_bytes=left_bytes)
+    return Step(copied=True, size_bytes=copied_size(limits, at, left_bytes))
+
+
+def copied_size(limits: Limits, before_bytes: int, left_bytes: int) -> int:
+    """Return how much of `left_bytes` the next copied part takes: no too small rest is left."""
+    size = part_size(limits.copied_part_bytes, before_bytes)
+    if left_bytes <= size:
+        return left_bytes
+    if left_bytes - size >= part_size(limits.least_part_bytes, before_bytes + size):
+        return size
+    return left_bytes if left_bytes <= MOST_PART_BYTES else left_bytes // 2
 
 
 class Gathering:

@@ -4,6 +4,9 @@ Bytes are gathered into parts. Up to one part is a PUT at the end. When there is
 part goes out with a CreateMultipartUpload before it, others follow while the writer goes on, and
 CompleteMultipartUpload makes them one object.
 
+What another object has already, `copy` appends: the server copies it as parts of their own, and
+only what is too small to be one is read and gathered like what is written (`parts.next_step`).
+
 Each request is an `Errand`: its answer comes on a client's thread, which notes the part and gives
 its memory back. What failed, or has been silent for too long, is sent again by whoever waits for
 this upload, as with reads: a writer that has to wait for memory, or `finish`. A program that
@@ -20,7 +23,9 @@ may be overwritten.
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -32,7 +37,8 @@ from mountpoint.s3.retry import Patience
 from mountpoint.writing.completion import Completion
 from mountpoint.writing.errands import Errand, Errands, Line
 from mountpoint.writing.multipart import ABORT_S, Multipart
-from mountpoint.writing.parts import Gathering, part_size
+from mountpoint.writing.parts import S3_LIMITS, Gathering, Limits, next_step, part_size
+from mountpoint.writing.source import Reading
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +46,8 @@ log = structlog.get_logger(__name__)
 #: often it looks: none of the others knows of it. A part takes 0.1 s on S3.
 PRESSED_S = 0.25
 PRESSED_LOOK_S = 0.01
+#: Parts that the server copies at a time for one upload; they cost neither memory nor bandwidth.
+COPIES = 8
 
 
 class Upload:
@@ -57,11 +65,13 @@ class Upload:
         options: PutOptions,
         condition: Condition,
         part_bytes: int,
+        limits: Limits = S3_LIMITS,
         lease: Lease,
         line: Line["Upload"],
         patience: Patience,
     ) -> None:
         # dependencies
+        self._client = client
         self._lease = lease
         self._line = line
         self._patience = patience
@@ -69,6 +79,7 @@ class Upload:
         self.key = key
         self._checksum = options.checksum
         self._part_bytes = part_bytes
+        self._limits = limits
         # mutable, guarded by _changed
         self._changed = threading.Condition()
         self._errands = Errands(self, line, patience)
@@ -97,7 +108,7 @@ class Upload:
         self._finishing = False
         self._info: ObjectInfo | None = None  # what has become of it
         self._failure: Exception | None = None
-        self._writing = False  # somebody is in `write`, maybe waiting
+        self._writing = False  # somebody is in `write` or `copy`, maybe waiting
 
     @property
     def size_bytes(self) -> int:
@@ -111,24 +122,35 @@ class Upload:
         for any other offset, and after `finish`; TooLarge beyond what S3 takes; and whatever
         has become of earlier parts. After an error the object will not come into being.
         """
-        with self._changed:
-            self._check()
-            while self._writing:
-                self._wait()
-            if self._finishing:
-                raise NotSequential("the file has been uploaded already: no more can be written")
+        with self._changed, self._turn():
             if offset != self._size_bytes:
                 expected = self._size_bytes
                 error = NotSequential(f"a write at {offset}, where {expected} was next")
                 self.fail(error)
                 raise error
-            self._writing = True
-            try:
-                self._gather(data)
-            finally:
-                self._writing = False
-                self._changed.notify_all()
+            self._gather(data)
             return len(data)
+
+    def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
+        """Take the bytes [start, stop) of an object version of this bucket as the next ones.
+
+        Returns when what is read of them is in memory; what the server copies may be under way.
+        Raises PreconditionFailed or NotFound when that version is there no more, and what `write`
+        raises; it may come with a later call. After an error the object will not come into being.
+        """
+        if not 0 <= start <= stop <= source.size_bytes:
+            raise ValueError(f"bytes {start}-{stop} of {source.size_bytes}")
+        with self._changed, self._turn():
+            while start < stop:
+                gathered = self._gathering.size_bytes
+                before = self._size_bytes - gathered
+                size = source.size_bytes
+                step = next_step(self._limits, before, gathered, size, stop - start)
+                if step.copied:
+                    self._copy_part(source, start, start + step.size_bytes)
+                else:
+                    self._read(source, start, start + step.size_bytes)
+                start += step.size_bytes
 
     def finish(self) -> ObjectInfo:
         """Upload what is left and complete the object; return it. Again: the same answer.
@@ -194,11 +216,27 @@ class Upload:
 
     # --- memory and parts (lock held) ---
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until nobody else writes; then others wait."""
+        self._check()
+        while self._writing:
+            self._wait()
+        if self._finishing:
+            raise NotSequential("the file has been uploaded already: no more can be written")
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+            self._changed.notify_all()
+
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _gather(self, data: bytes) -> None:
+    def _gather(self, data: bytes, *, taken: bool = False) -> None:
+        """Gather bytes, and send parts that are full. `taken`: memory for them has been taken."""
         rest = memoryview(data)
         while rest:
             self._check()
@@ -208,10 +246,40 @@ class Upload:
                 self._seal()
                 continue
             size = min(room, len(rest))
-            self._take(size)
+            if not taken:
+                self._take(size)
             self._gathering.append(data if size == len(data) else rest[:size])
             self._size_bytes += size
             rest = rest[size:]
+
+    def _read(self, source: ObjectInfo, start: int, stop: int) -> None:
+        """Gather bytes of another object."""
+        reading = Reading(
+            self._client, source, start, stop, errands=self._errands, failed=self.fail
+        )
+        while not reading.over:
+            if not reading.under_way:
+                self._take(reading.next_bytes)
+                reading.ask(self._patience.try_s)
+            while reading.may_ask and self._lease.try_take(reading.next_bytes):
+                reading.ask(self._patience.try_s)
+            self._check()
+            data = reading.pop()
+            if data is None:
+                self._wait()
+            else:
+                self._gather(data, taken=True)
+
+    def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> None:
+        """Have the server copy a part, after what has been gathered."""
+        if self._gathering.size_bytes:
+            self._seal()
+        while self._multipart.copying >= COPIES:
+            self._wait()
+        with self._numbered():
+            self._multipart.copy(source, start, stop)
+        self._size_bytes += stop - start
+        self._check()
 
     def _take(self, size_bytes: int) -> None:
         """Take memory for what is to be gathered; wait for it while parts are in flight."""
@@ -236,8 +304,14 @@ class Upload:
     def _send_gathered(self) -> None:
         body, digest = self._gathering.body(), self._gathering.digest
         self._gathering = Gathering(self._checksum)
-        try:
+        with self._numbered():
             self._multipart.send(body, digest)
+
+    @contextmanager
+    def _numbered(self) -> Iterator[None]:
+        """Fail when there are no more numbers for parts."""
+        try:
+            yield
         except TooLarge as error:
             self.fail(error)
             raise

@@ -19,14 +19,13 @@ from mountpoint.errors import Interrupted
 from mountpoint.flight import Flight
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, PutOptions
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.errands import Line
+from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
 from mountpoint.writing.multipart import ABORT_S
+from mountpoint.writing.parts import S3_LIMITS, Limits
 from mountpoint.writing.upload import Upload
 
 log = structlog.get_logger(__name__)
 
-#: 2 Mbit/s. What is slower would need years for what is worth mounting.
-SLOWEST_BYTES_PER_S = 256 << 10
 #: A part may take so many times as long per byte as the slowest of the last ones.
 SLACK = 4.0
 KNOWN_PARTS = 32
@@ -36,13 +35,20 @@ class Uploads(Line[Upload]):
     """Makes the uploads of a mount. Thread-safe."""
 
     def __init__(
-        self, client: ObjectClient, config: WriteConfig, budget: Budget, patience: Patience
+        self,
+        client: ObjectClient,
+        config: WriteConfig,
+        budget: Budget,
+        patience: Patience,
+        limits: Limits = S3_LIMITS,
     ) -> None:
         # dependencies
         self._client = client
         self._config = config
         self._budget = budget
         self._patience = patience
+        # constants
+        self._limits = limits
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._open: set[Upload] = set()
@@ -77,6 +83,7 @@ class Uploads(Line[Upload]):
             options=options,
             condition=condition,
             part_bytes=config.part_size_bytes,
+            limits=self._limits,
             lease=self._budget.lease(of_all=True),
             line=self,
             patience=self._patience,

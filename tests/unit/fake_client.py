@@ -27,11 +27,13 @@ from mountpoint.errors import (
     TransportFault,
 )
 from mountpoint.s3 import checksum
+from mountpoint.s3.checksum import encoded
 from mountpoint.s3.client import (
     ALWAYS,
     Body,
     BodySink,
     Checksum,
+    ChecksumName,
     Condition,
     ListPage,
     ObjectInfo,
@@ -67,6 +69,7 @@ class Request:
     flat: bool = False
     number: int = 0  # of a part
     size_bytes: int = 0  # of what is written
+    source: bytes = b""  # of what is copied
     condition: Condition = ALWAYS
 
 
@@ -170,7 +173,8 @@ def sum_of(name: str, data: bytes) -> bytes:
 class FakeClient:
     """An `ObjectClient`. Make it in a `with`, so that its threads end.
 
-    `knows_checksums` and `knows_conditions` are for stores that do not.
+    `knows_checksums` and `knows_conditions` are for stores that do not, `tells_of_copies` for those
+    that tell no checksum of parts that they have copied.
     """
 
     lists_in_order = True
@@ -192,6 +196,7 @@ class FakeClient:
         self.cancelled = 0  #: requests that were cancelled before their end
         self.knows_checksums = True
         self.knows_conditions = True
+        self.tells_of_copies = True
         self.least_part_bytes = 1  #: S3's is 5 MiB
         self._lock = threading.Lock()  # guards all that is below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
@@ -498,17 +503,28 @@ class FakeClient:
         stop: int,
         *,
         source_etag: str,
+        checksum: ChecksumName | None = None,
     ) -> "Future[Written]":
         """See ObjectClient."""
+        assert 1 <= number <= 10_000
+        request = Request(
+            "copy_part", key, start, stop, number=number, size_bytes=stop - start, source=source
+        )
 
         def answer() -> Written:
-            data = self._version(source, source_etag)[start:stop]
+            data = self._version(source, source_etag)
+            if not start < stop <= len(data) or len(data) <= self.least_part_bytes:
+                raise S3Error("the range", code="InvalidArgument", status=400)
+            data = data[start:stop]
             with self._lock:
                 etag = etag_of(data)
-                self._upload(key, upload_id).parts[number] = (etag, data)
-                return Written(etag)
+                upload = self._upload(key, upload_id)
+                upload.parts[number] = (etag, data)
+                assert upload.options.checksum == checksum
+                known = self.knows_checksums and self.tells_of_copies and checksum
+                return Written(etag, encoded(sum_of(known, data)) if known else "", MTIME_NS)
 
-        return self._ask(Request("copy_part", key, start, stop, number=number), answer)
+        return self._ask(request, answer)
 
     def interrupt(self) -> None:
         """See ObjectClient."""
@@ -596,6 +612,7 @@ class FakeClient:
         known = None
         name = upload.options.checksum
         if name is not None and self.knows_checksums:
+            self._compare(listed, found, name)
             parts = [(sum_of(name, data), len(data)) for data in found]
             known = Checksum(name, checksum.of_parts(name, parts))
             if expected not in (None, known):
@@ -604,6 +621,16 @@ class FakeClient:
         etags = b"".join(bytes.fromhex(part.etag.strip('"')) for part in listed)
         etag = f'{etag_of(etags)[:-1]}-{len(found)}"'
         return self._store(upload.key, b"".join(found), etag, upload.options, known)
+
+    def _compare(
+        self, listed: Sequence[PartDone], found: Sequence[bytes], name: ChecksumName
+    ) -> None:
+        for part, data in zip(listed, found, strict=True):
+            if part.checksum is None and self.tells_of_copies:
+                raise S3Error("a part without a checksum", code="InvalidRequest", status=400)
+            known = Checksum(name, encoded(sum_of(name, data)))
+            if part.checksum not in (None, known):
+                raise S3Error("not the part's checksum", code="InvalidPart", status=400)
 
     def _ask(self, request: Request, answer: Callable[[], T]) -> "Future[T]":
         inquiry = _Inquiry(self, request, answer)

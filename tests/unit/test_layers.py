@@ -58,6 +58,7 @@ LAYERS = (
     "mountpoint.reading.streams",
     "mountpoint.writing.parts",
     "mountpoint.writing.errands",
+    "mountpoint.writing.source",
     "mountpoint.writing.multipart",
     "mountpoint.writing.completion",
     "mountpoint.writing.upload",

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from mountpoint.config import LEAST_PART_BYTES, MOST_PART_BYTES
 from mountpoint.s3 import checksum
-from mountpoint.writing.parts import MOST_PARTS, SMALL_BYTES, Gathering, part_size
+from mountpoint.writing.parts import (
+    MOST_PARTS,
+    S3_LIMITS,
+    SMALL_BYTES,
+    Gathering,
+    next_step,
+    part_size,
+)
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -69,3 +76,36 @@ def test_bytes_are_kept_as_they_came_or_put_together() -> None:
     assert body.pieces[0] is large
     assert len(body.pieces) < 10
     assert body.checksum is None
+
+
+@given(
+    st.integers(0, 5 * TIB), st.integers(0, 100 * MIB), st.integers(1, 5 * TIB), st.integers(0, TIB)
+)
+def test_ranges_become_parts_that_s3_takes(
+    before: int, gathered: int, left: int, after: int
+) -> None:
+    """However a range is put into a file: parts are within their limits, and never too many."""
+    source = left + after
+    steps = 0
+    while left:
+        step = next_step(S3_LIMITS, before, gathered, source, left)
+        assert 0 < step.size_bytes <= left
+        if step.copied:
+            at = before + gathered
+            assert not gathered or gathered >= part_size(LEAST_PART_BYTES, before)
+            assert part_size(LEAST_PART_BYTES, at) <= step.size_bytes <= MOST_PART_BYTES
+            assert source > LEAST_PART_BYTES
+            before, gathered = at + step.size_bytes, 0
+        else:
+            assert step.size_bytes <= 2 * part_size(LEAST_PART_BYTES, before + 100 * MIB)
+            gathered += step.size_bytes
+        left -= step.size_bytes
+        steps += 1
+    assert steps <= MOST_PARTS
+
+
+def test_small_ranges_of_a_large_file_do_not_use_up_the_numbers() -> None:
+    """Parts that are copied grow with the file too: what would be too small a part is read."""
+    step = next_step(S3_LIMITS, 100 * GIB, 0, TIB, 10 * MIB)
+    assert not step.copied
+    assert next_step(S3_LIMITS, 0, 0, TIB, 10 * MIB).copied

@@ -11,69 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mountpoint import errors
-from mountpoint.budget import Budget
-from mountpoint.config import WriteConfig
-from mountpoint.metrics import Counters
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.s3.retry import Patience
 from mountpoint.writing.upload import Upload
-from mountpoint.writing.uploads import Uploads
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
-
-MIB = 1 << 20
-PART = 5 * MIB
-KEY = b"dir/file"
-ABSENT = Condition(absent=True)
-
-
-class World:
-    """Uploads over a fake client, with everything that they share."""
-
-    def __init__(self, client: FakeClient, limit_bytes: int = 16 * PART) -> None:
-        self.client = client
-        self.stopping = threading.Event()
-        self.counters = Counters()
-        self.budget = Budget(limit_bytes)
-        self.most_held_bytes = 0
-        self.configure()
-
-    def configure(
-        self,
-        *,
-        try_s: float = SAFE_S,
-        total_s: float = SAFE_S,
-        stall_s: float = SAFE_S,
-        **more: object,
-    ) -> None:
-        """Make the uploads anew, with other settings."""
-        patience = Patience(
-            try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
-        )
-        config = WriteConfig(part_size_bytes=PART, stall_s=stall_s, **more)  # type: ignore[arg-type]
-        self.uploads = Uploads(self.client, config, self.budget, patience)
-
-    def upload(self, condition: Condition = ABSENT) -> Upload:
-        return self.uploads.upload(KEY, condition=condition)
-
-    def write(self, upload: Upload, data: bytes, step: int = MIB) -> None:
-        """Write all of it, in steps."""
-        for start in range(0, len(data), step):
-            piece = data[start : start + step]
-            assert upload.write(upload.size_bytes, piece) == len(piece)
-            self.most_held_bytes = max(self.most_held_bytes, self.budget.held_bytes)
-
-    def kinds(self) -> list[str]:
-        """Return the kinds of all requests so far."""
-        return [request.kind for request in self.client.requests]
-
-    def check_over(self) -> None:
-        """Check that nothing is left: requests, memory, parts."""
-        self.client.quiet()
-        assert self.budget.held_bytes == 0
-        assert self.client.uploads == {}
-        assert self.uploads._open == set()
-        assert not self.uploads._in_flight
-        assert self.uploads._in_flight_bytes == 0
+from tests.unit.uploading import ABSENT, KEY, MIB, PART, World, data_of
 
 
 @pytest.fixture
@@ -81,10 +22,6 @@ def world() -> Iterator[World]:
     """A world whose S3 works."""
     with FakeClient() as client:
         yield World(client)
-
-
-def data_of(size: int) -> bytes:
-    return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
 # --- what works ---

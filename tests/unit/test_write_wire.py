@@ -12,6 +12,7 @@ from mountpoint.s3.body import BodyStream
 from mountpoint.s3.client import (
     Body,
     Checksum,
+    ChecksumName,
     Condition,
     ObjectInfo,
     PartDone,
@@ -213,6 +214,17 @@ def test_copied() -> None:
     assert (written.etag, written.date_ns) == (ETAG, DATE_NS)
     with pytest.raises(BadAnswer):
         write_wire.copied([], body, "CopyPartResult")
+
+
+def test_the_checksum_of_a_copied_part() -> None:
+    """Of a copied part the checksum is told that its upload was created with, if any."""
+    body = (
+        b"<CopyPartResult><ETag>&quot;e&quot;</ETag><LastModified>2026-01-02T03:04:05Z</LastModified>"
+        b"<ChecksumCRC32C>yZRlqg==</ChecksumCRC32C></CopyPartResult>"
+    )
+    names: tuple[ChecksumName | None, ...] = ("crc32c", "crc64nvme", None)
+    told = [write_wire.copied([], body, "CopyPartResult", name) for name in names]
+    assert [each.checksum for each in told] == ["yZRlqg==", "", ""]
 
 
 def upload(key: str, identity: str = "id", date: str = "2024-05-01T10:11:12.000Z") -> str:

@@ -1,0 +1,429 @@
+"""Uploads that take ranges of other objects: copied by the server, read where that cannot be."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mountpoint import errors
+from mountpoint.s3.client import Condition, ObjectInfo
+from mountpoint.writing.parts import Limits
+from mountpoint.writing.upload import Upload
+from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
+from tests.unit.uploading import KEY, MIB, PART, World, data_of
+
+SOURCE = b"source"
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Return bytes of which no range is like another."""
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A world whose S3 works, and takes only parts that S3 takes."""
+    with FakeClient() as client:
+        client.least_part_bytes = PART
+        yield World(client)
+
+
+def put(world: World, size: int) -> tuple[ObjectInfo, bytes]:
+    """Put a source of this size."""
+    data = random_bytes(size)
+    return world.client.put(SOURCE, data), data
+
+
+def copy_and_finish(upload: Upload, info: ObjectInfo) -> None:
+    """Make a copy, for where it is of no matter which of the two fails."""
+    upload.copy(info, 0, info.size_bytes)
+    upload.finish()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that is sure to come."""
+    until_s = time.monotonic() + SAFE_S
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+
+
+# --- what works ---
+
+
+def test_small_sources_and_small_writes_are_one_put(world: World) -> None:
+    """What is small altogether is read and put: two requests."""
+    info, data = put(world, 1000)
+    upload = world.upload()
+    upload.copy(info, 0, 1000)
+    assert upload.size_bytes == 1000
+    upload.write(1000, b"appended")
+    upload.finish()
+    assert world.kinds() == ["get", "put_object"]
+    assert world.client.content(KEY) == data + b"appended"
+    world.check_over()
+
+
+def test_appending(world: World) -> None:
+    """What is larger the server copies, and nothing of it is read."""
+    info, data = put(world, 3 * PART + 5)
+    upload = world.upload()
+    upload.copy(info, 0, info.size_bytes)
+    world.write(upload, b"appended")
+    found = upload.finish()
+    assert world.kinds() == ["create_upload", "copy_part", "upload_part", "complete_upload", "head"]
+    assert world.client.content(KEY) == data + b"appended"
+    assert found == world.client.info(KEY)
+    world.check_over()
+
+
+def test_appending_to_itself(world: World) -> None:
+    """An object can be copied to its own key, if it is the same version still."""
+    info, data = put(world, PART + 1)
+    upload = world.uploads.upload(SOURCE, condition=Condition(etag=info.etag))
+    upload.copy(info, 0, info.size_bytes)
+    world.write(upload, b"appended")
+    upload.finish()
+    assert world.client.content(SOURCE) == data + b"appended"
+    world.check_over()
+
+
+def test_nothing_is_copied(world: World) -> None:
+    """An empty range asks nothing."""
+    info, _ = put(world, 10)
+    upload = world.upload()
+    upload.copy(info, 5, 5)
+    upload.finish()
+    assert world.kinds() == ["put_object"]
+    assert world.client.content(KEY) == b""
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 11)])
+def test_no_such_range(world: World, start: int, stop: int) -> None:
+    """A range that the source does not have is a mistake of the caller, and changes nothing."""
+    info, _ = put(world, 10)
+    upload = world.upload()
+    with pytest.raises(ValueError, match="of 10"):
+        upload.copy(info, start, stop)
+    upload.finish()
+
+
+def test_what_is_gathered_is_made_a_part_first(world: World) -> None:
+    """Before a copied part as much is read as makes what was written one."""
+    info, data = put(world, 4 * PART)
+    upload = world.upload()
+    world.write(upload, b"new")
+    upload.copy(info, 3, 4 * PART)
+    upload.finish()
+    assert world.client.content(KEY) == b"new" + data[3:]
+    copied = [request for request in world.client.requests if request.kind == "copy_part"]
+    assert [(each.start, each.stop) for each in copied] == [(PART, 4 * PART)]
+    assert sum(stop - start for start, stop in world.client.ranges()) == PART - 3
+    world.check_over()
+
+
+def test_unchanged_ranges_and_new_bytes(world: World) -> None:
+    """A large file of which little has changed is mostly copied."""
+    info, data = put(world, 12 * PART)
+    expected = bytearray(data)
+    upload = world.upload()
+    for start in range(0, 12 * PART, 4 * PART):
+        upload.copy(info, start, start + 4 * PART - 1000)
+        world.write(upload, b"n" * 1000)
+        expected[start + 4 * PART - 1000 : start + 4 * PART] = b"n" * 1000
+    upload.finish()
+    assert world.client.content(KEY) == bytes(expected)
+    read = sum(stop - start for start, stop in world.client.ranges())
+    assert read < 3 * PART
+    world.check_over()
+
+
+def test_a_source_that_is_too_small_to_be_copied(world: World) -> None:
+    """Of a source that is no larger than the least part S3 copies no ranges: it is read."""
+    info, data = put(world, PART)
+    upload = world.upload()
+    upload.copy(info, 0, PART)
+    world.write(upload, b"more")
+    upload.finish()
+    assert world.client.count("copy_part") == 0
+    assert world.client.content(KEY) == data + b"more"
+
+
+@pytest.mark.parametrize("name", ["crc32c", "crc64nvme", None])
+@pytest.mark.parametrize("tells", [True, False])
+def test_checksums(world: World, name: str | None, tells: bool) -> None:
+    """Copied parts have the checksum that the server tells; without it the whole has none."""
+    world.configure(checksum=name)
+    world.client.tells_of_copies = tells
+    wholes = []
+    complete = world.client.complete_upload
+
+    def noted(*args: object, **more: object) -> object:
+        wholes.append(more["checksum"])
+        return complete(*args, **more)  # type: ignore[arg-type]
+
+    world.client.complete_upload = noted  # type: ignore[assignment,method-assign]
+    info, data = put(world, 2 * PART)
+    upload = world.upload()
+    upload.copy(info, 0, 2 * PART)
+    world.write(upload, data_of(PART))
+    upload.copy(info, 7, 2 * PART)
+    upload.finish()
+    assert world.client.content(KEY) == data + data_of(PART) + data[7:]
+    assert (wholes[0] is not None) == (tells and name is not None)
+    world.check_over()
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
+    """Whatever is written and copied, in any order: the object has exactly that."""
+    least = MIB
+    part = draws.draw(st.sampled_from([least, least + 300_000, 2 * least]), "part")
+    limits = Limits(least, draws.draw(st.sampled_from([least, 2 * least, 3 * least]), "copied"))
+    with FakeClient() as client:
+        client.least_part_bytes = least
+        world = World(client, 8 * MIB, limits)
+        name = draws.draw(st.sampled_from(["crc32c", "crc64nvme", None]), "checksum")
+        world.configure(part_bytes=part, checksum=name)
+        small = client.put(b"small", random_bytes(200_000, 1))
+        large = client.put(b"large", random_bytes(9 * MIB, 2))
+        upload = world.upload()
+        expected = b""
+        for _ in range(draws.draw(st.integers(1, 6), "steps")):
+            if draws.draw(st.booleans(), "copies"):
+                source = draws.draw(st.sampled_from([small, large]))
+                bounds = st.integers(0, source.size_bytes)
+                start, stop = sorted([draws.draw(bounds), draws.draw(bounds)])
+                upload.copy(source, start, stop)
+                expected += client.content(source.key)[start:stop]
+            else:
+                size = draws.draw(st.sampled_from([1, 1000, least - 1, least, 2_500_000]))
+                data = random_bytes(size, len(expected))
+                world.write(upload, data)
+                expected += data
+            assert upload.size_bytes == len(expected)
+        info = upload.finish()
+        assert client.content(KEY) == expected
+        assert info == client.info(KEY)
+        world.check_over()
+
+
+# --- faults ---
+
+
+@pytest.mark.parametrize("kind", ["get", "copy_part", "create_upload", "complete_upload"])
+@pytest.mark.parametrize("error", [errors.Throttled, errors.ServerFault, errors.TransportFault])
+def test_faults_are_tried_again(world: World, kind: str, error: type[Exception]) -> None:
+    """What may succeed a moment later is asked again."""
+    world.client.inject(kind, *[Fault(error=error("a fault"))] * 2)
+    info, data = put(world, 3 * PART)
+    upload = world.upload()
+    world.write(upload, b"new")
+    upload.copy(info, 0, 3 * PART)
+    upload.finish()
+    assert world.client.content(KEY) == b"new" + data
+    assert world.counters.snapshot()["retries"] == 2
+    world.check_over()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(cut=1000),
+        Fault(shift=1),
+        Fault(extra=b"more"),
+        Fault(cut=1000, error=errors.TransportFault("cut")),
+        Fault(error=errors.ChecksumMismatch("changed on the way")),
+    ],
+)
+def test_bytes_that_are_not_what_was_asked(world: World, fault: Fault) -> None:
+    """Too few bytes, too many, or those of another place are asked for again."""
+    world.client.inject("get", fault)
+    info, data = put(world, 3000)
+    upload = world.upload()
+    upload.copy(info, 0, 3000)
+    upload.finish()
+    assert world.client.content(KEY) == data
+    assert world.client.count("get") == 2
+    world.check_over()
+
+
+@pytest.mark.parametrize("kind", ["get", "copy_part"])
+def test_a_lost_answer_of_a_part(world: World, kind: str) -> None:
+    """A part that was copied without an answer is copied again, under its number."""
+    world.client.inject(kind, Fault(lost=kind != "get", silent=kind == "get"))
+    world.configure(try_s=0.1)
+    world.uploads.allowed_s = lambda size_bytes: SAFE_S  # type: ignore[method-assign]
+    info, data = put(world, 1000 if kind == "get" else 2 * PART)
+    upload = world.upload()
+    upload.copy(info, 0, info.size_bytes)
+    upload.finish()
+    assert world.client.content(KEY) == data
+    world.check_over()
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_lost_answer_of_the_completion(world: World, checksums: bool, tells: bool) -> None:
+    """An object of copied parts is known to be ours, by checksum or ETag."""
+    world.client.knows_checksums = checksums
+    world.client.tells_of_copies = tells
+    world.client.inject("complete_upload", Fault(lost=True))
+    info, data = put(world, 2 * PART)
+    upload = world.upload()
+    upload.copy(info, 0, 2 * PART)
+    world.write(upload, b"more")
+    assert upload.finish().etag == world.client.info(KEY).etag
+    assert world.client.content(KEY) == data + b"more"
+    world.check_over()
+
+
+@pytest.mark.parametrize("size", [100, 3 * PART])
+@pytest.mark.parametrize("gone", [True, False])
+def test_another_version(world: World, size: int, gone: bool) -> None:
+    """A source that has changed, or is gone, fails the upload: nothing of it is taken."""
+    info, _ = put(world, size)
+    if gone:
+        world.client.delete(SOURCE)
+    else:
+        world.client.put(SOURCE, random_bytes(size, 9))
+    upload = world.upload()
+    expected = errors.NotFound if gone else errors.PreconditionFailed
+    with pytest.raises(expected) as caught:
+        copy_and_finish(upload, info)
+    assert not isinstance(caught.value, errors.AlreadyExists)
+    with pytest.raises(expected):
+        upload.write(upload.size_bytes, b"x")
+    upload.abort()
+    assert world.client.keys() in ([], [SOURCE])
+    assert world.client.count("complete_upload") == 0
+    world.check_over()
+
+
+def test_a_store_that_knows_no_if_match(world: World) -> None:
+    """Bytes of another version are not taken where the store sends them all the same."""
+    info, _ = put(world, 100)
+    world.client.inject("get", Fault(etag='"another"'))
+    upload = world.upload()
+    with pytest.raises(errors.PreconditionFailed):
+        upload.copy(info, 0, 100)
+    upload.abort()
+    world.check_over()
+
+
+def test_a_refusal_is_for_good(world: World) -> None:
+    """What no retry helps fails the upload, and leaves no parts."""
+    world.client.inject("copy_part", Fault(error=errors.AccessDenied("no")))
+    info, _ = put(world, 2 * PART)
+    upload = world.upload()
+    with pytest.raises(errors.AccessDenied):
+        copy_and_finish(upload, info)
+    upload.abort()
+    assert world.client.keys() == [SOURCE]
+    world.check_over()
+
+
+# --- waiting, memory, the end ---
+
+
+def test_copies_are_made_side_by_side_and_bounded(world: World) -> None:
+    """Eight parts at a time are copied, whatever is behind them."""
+    world.limits = Limits(PART, PART)
+    world.configure()
+    gate, most = threading.Event(), []
+    copying = threading.Semaphore(0)
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "copy_part" and not gate.is_set():
+            most.append(world.client.under_way())
+            copying.release()
+            gate.wait(SAFE_S)
+        return None
+
+    world.client.script = script
+    info, data = put(world, 12 * PART)
+    upload = world.upload()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(upload.copy, info, 0, info.size_bytes)
+        for _ in range(4):  # as many as the fake client answers at a time
+            assert copying.acquire(timeout=SAFE_S)
+        until(lambda: world.client.count("copy_part") == 8)
+        assert not future.done()
+        gate.set()
+        future.result(SAFE_S)
+    upload.finish()
+    assert world.client.content(KEY) == data
+    assert max(most) <= 8
+    world.check_over()
+
+
+def test_reading_stays_within_the_budget(world: World) -> None:
+    """What is read waits for memory as what is written does."""
+    world = World(world.client, limit_bytes=2 * PART)
+    world.client.script = lambda request: Fault(delay_s=0.002)
+    held = []
+    get = world.client.get
+
+    def noted(*args: object, **more: object) -> object:
+        held.append(world.budget.held_bytes)
+        return get(*args, **more)  # type: ignore[arg-type]
+
+    world.client.get = noted  # type: ignore[assignment,method-assign]
+    info, data = put(world, PART)  # too small to be copied
+    upload = world.upload()
+    for _ in range(4):
+        upload.copy(info, 0, PART)
+    upload.finish()
+    assert world.client.content(KEY) == data * 4
+    assert max(held) <= 2 * PART
+    world.check_over()
+
+
+@pytest.mark.parametrize("kind", ["get", "copy_part"])
+def test_the_end_of_the_mount(world: World, kind: str) -> None:
+    """It ends the wait for what is copied or read, and leaves no parts."""
+    world.client.inject(kind, *[Fault(silent=True)] * 100)
+    info, _ = put(world, 1000 if kind == "get" else 2 * PART)
+    upload = world.upload()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(copy_and_finish, upload, info)
+        until(lambda: world.client.count(kind))
+        world.uploads.interrupt()
+        with pytest.raises(errors.Interrupted):
+            future.result(SAFE_S)
+    assert world.client.keys() == [SOURCE]
+    world.check_over()
+
+
+def test_writers_take_turns(world: World) -> None:
+    """A write that comes while something is copied waits for its turn."""
+    gate = threading.Event()
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "get":
+            gate.wait(SAFE_S)
+        return None
+
+    world.client.script = script
+    info, data = put(world, 1000)
+    upload = world.upload()
+    with ThreadPoolExecutor(2) as pool:
+        copied = pool.submit(upload.copy, info, 0, 1000)
+        until(lambda: world.client.count("get"))
+        written = pool.submit(upload.write, 1000, b"after")
+        finished = pool.submit(upload.finish)
+        gate.set()
+        copied.result(SAFE_S)
+        with suppress(errors.NotSequential):  # `finish` came first
+            written.result(SAFE_S)
+    finished.result(SAFE_S)
+    assert world.client.content(KEY) in (data, data + b"after")
+    world.check_over()
