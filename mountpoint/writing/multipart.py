@@ -31,8 +31,8 @@ from mountpoint.writing.parts import MOST_PARTS
 
 #: How long anyone waits for an upload to be aborted.
 ABORT_S = 5.0
-#: How long a copy may take: S3 copies 50 MB/s and more.
-SLOWEST_COPY_BYTES_PER_S = 4 << 20
+#: How long a copy may take: one request of S3's copies 50 MB/s and more.
+SLOWEST_COPY_BYTES_PER_S = 8 << 20
 
 
 @dataclass(slots=True)
@@ -128,6 +128,11 @@ class Multipart:
             self._errands.send(Errand(begin, done, self._failed, try_s=try_s))
 
         self._with_id(go)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all parts have arrived: none is in flight, copied, or waiting for the id."""
+        return not self.in_flight and not self.copying
 
     def sent(self) -> list[Sent]:
         """Return the parts that have arrived, in order."""

@@ -337,7 +337,8 @@ class Upload:
     def _advance(self) -> None:
         """Complete the upload when all parts are there."""
         done = self._failure is not None or self._info is not None
-        if self._finishing and not done and not self._errands:
+        # Not only the errands: an answer may come while the next part is about to become one.
+        if self._finishing and not done and not self._errands and self._multipart.idle:
             self._complete()
 
     def _complete(self) -> None:

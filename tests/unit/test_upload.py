@@ -304,6 +304,26 @@ def test_another_size_than_was_written(world: World, size: int) -> None:
         upload.finish()
 
 
+def test_answers_that_are_faster_than_the_sender(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is completed before all parts are there, also if one arrives as it is sent."""
+    upload_part = world.client.upload_part
+
+    def at_once(*args: object) -> object:
+        future = upload_part(*args)  # type: ignore[arg-type]
+        future.exception(SAFE_S)
+        return future
+
+    monkeypatch.setattr(world.client, "upload_part", at_once)
+    world.client.inject("create_upload", Fault(delay_s=0.1))
+    upload = world.upload()
+    world.write(upload, data_of(3 * PART))
+    upload.finish()
+    assert world.client.content(KEY) == data_of(3 * PART)
+    world.check_over()
+
+
 # --- silence ---
 
 
