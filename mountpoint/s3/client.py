@@ -71,7 +71,8 @@ class PutOptions:
     """What a new object is to be, beside its bytes. None leaves it to the bucket.
 
     `sse` is "AES256", "aws:kms" or "aws:kms:dsse"; `metadata` is the user's own, without the
-    prefix of its headers; `checksum` is which one the whole object gets.
+    prefix of its headers; `checksum` is which one the whole object gets; `headers` are others that
+    S3 keeps for who gets the object, such as Cache-Control.
     """
 
     storage_class: str | None = None
@@ -80,6 +81,7 @@ class PutOptions:
     content_type: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     checksum: ChecksumName | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +119,14 @@ class PartDone:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object with the checksums that S3 has of it, by name; composite ones end in "-N"."""
+    """An object with the checksums that S3 has of it, by name; composite ones end in "-N".
+
+    `options` describe it as who has put it could have: content type, metadata, other headers.
+    """
 
     info: ObjectInfo
     checksums: Mapping[str, str]
+    options: PutOptions = field(default_factory=PutOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +254,12 @@ class ObjectClient(Protocol):
     ) -> "Future[UploadPage]":
         """ListMultipartUploads of the keys that begin with `prefix`, from a marker on."""
 
-    def delete_object(self, key: bytes) -> "Future[None]":
-        """DeleteObject. That there is no such key is no error."""
+    def delete_object(self, key: bytes, *, etag: str | None = None) -> "Future[None]":
+        """DeleteObject. That there is no such key is no error.
+
+        With `etag` only that version: else PreconditionFailed, or NotFound where there is none. Not
+        all stores know it; not all that do not say so.
+        """
 
     def copy_object(
         self,
@@ -258,12 +268,13 @@ class ObjectClient(Protocol):
         *,
         source_etag: str,
         options: PutOptions | None = None,
+        keep_metadata: bool = False,
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
         """CopyObject of at most 5 GiB within the bucket, of this version of the source only.
 
         Without `options` everything is as the source's but for what the bucket sets; with
-        `options` content type and metadata are replaced by theirs.
+        `options` content type and metadata are replaced by theirs, unless `keep_metadata`.
         """
 
     def copy_part(

@@ -325,10 +325,11 @@ class CrtClient:
 
         return self._ask("GET", "ListMultipartUploads", target, parse)
 
-    def delete_object(self, key: bytes) -> "Future[None]":
+    def delete_object(self, key: bytes, *, etag: str | None = None) -> "Future[None]":
         """See ObjectClient."""
         target = wire.object_target(self._endpoint.base_path, key)
-        return self._ask("DELETE", "DeleteObject", target, _nothing)
+        headers = write_wire.condition_headers(Condition(etag=etag))
+        return self._ask("DELETE", "DeleteObject", target, _nothing, headers)
 
     def copy_object(
         self,
@@ -337,12 +338,15 @@ class CrtClient:
         *,
         source_etag: str,
         options: PutOptions | None = None,
+        keep_metadata: bool = False,
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
         """See ObjectClient."""
         target = wire.object_target(self._endpoint.base_path, key)
         place = write_wire.copy_source(self._bucket, source)
-        headers = write_wire.copy_headers(place, source_etag, options, condition)
+        headers = write_wire.copy_headers(
+            place, source_etag, options, condition, keep_metadata=keep_metadata
+        )
         return self._copy("CopyObject", target, headers)
 
     def copy_part(

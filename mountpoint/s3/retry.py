@@ -68,35 +68,46 @@ class Patience:
             tries.until_s = within.until_s
         return tries
 
-    def ask(self, start: Callable[[], "Future[T]"], within: "Tries | None" = None) -> "Question[T]":
-        """Make a request now; its answer is waited for later."""
-        return Question(self, start, self.begin(within))
+    def ask(
+        self,
+        start: Callable[[], "Future[T]"],
+        within: "Tries | None" = None,
+        *,
+        more_s: float = 0.0,
+    ) -> "Question[T]":
+        """Make a request now; its answer is waited for later.
+
+        `more_s` is how much longer than others it may take, each try and all together.
+        """
+        tries = self.begin(within)
+        tries.until_s += more_s
+        return Question(start, tries, self.try_s + more_s)
 
 
 class Question(Generic[T]):
     """One metadata request under way, with its retries."""
 
-    def __init__(
-        self, patience: Patience, start: Callable[[], "Future[T]"], tries: "Tries"
-    ) -> None:
-        self._patience = patience
+    def __init__(self, start: Callable[[], "Future[T]"], tries: "Tries", try_s: float) -> None:
         self._start = start
+        self._try_s = try_s
         self._tries = tries  # begun before: who asks twice at once waits for no longer
         self._future = start()
+        self.retried = False  # so an earlier try may have been done
 
     def answer(self) -> T:
         """Wait for the answer. Raises the S3Error that no retry helped, or Interrupted."""
         tries = self._tries
         while True:
             try:
-                return self._future.result(min(self._patience.try_s, max(tries.left_s(), 0.0)))
+                return self._future.result(min(self._try_s, max(tries.left_s(), 0.0)))
             except TimeoutError:
                 self._future.cancel()
-                error: S3Error = Stalled(f"no answer within {self._patience.try_s:.0f} s")
+                error: S3Error = Stalled(f"no answer within {self._try_s:.0f} s")
             except S3Error as failure:
                 error = failure
             if not error.retryable or not tries.again():
                 raise error
+            self.retried = True
             self._future = self._start()
 
 

@@ -9,6 +9,7 @@ awscrt 0.38 notices by itself, and answers with an error; that is not promised a
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from urllib.parse import quote, quote_from_bytes
 from xml.sax.saxutils import escape
 
@@ -33,6 +34,16 @@ from mountpoint.s3.safexml import read_xml
 #: of the two of CRC32C this one lets a reader compare single parts (`s3.checksum`).
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 CHECKSUM_TYPES = {"crc32c": "COMPOSITE", "crc64nvme": "FULL_OBJECT"}
+
+#: What S3 keeps with an object beside Content-Type and the user's own metadata, and copies with it.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
+KEPT_HEADERS = (
+    "Cache-Control",
+    "Content-Disposition",
+    "Content-Encoding",
+    "Content-Language",
+    "Expires",
+)
 
 #: Of 1,000 uploads with keys of 1,024 bytes, each as "%XX".
 UPLOADS_MAX_BYTES = 16 << 20
@@ -88,6 +99,7 @@ def option_headers(options: PutOptions) -> Headers:
         "Content-Type": options.content_type,
     }
     headers = [(name, value) for name, value in named.items() if value is not None]
+    headers += options.headers.items()
     return headers + [(f"x-amz-meta-{name}", text) for name, text in options.metadata.items()]
 
 
@@ -145,13 +157,21 @@ def complete_body(parts: Sequence[PartDone]) -> bytes:
 
 
 def copy_headers(
-    source: str, source_etag: str, options: PutOptions | None, condition: Condition
+    source: str,
+    source_etag: str,
+    options: PutOptions | None,
+    condition: Condition,
+    *,
+    keep_metadata: bool = False,
 ) -> Headers:
     """Return the headers of a CopyObject."""
     headers = [("x-amz-copy-source", source), ("x-amz-copy-source-if-match", source_etag)]
+    if options is not None and keep_metadata:  # S3's default is COPY
+        options = replace(options, content_type=None, metadata={}, headers={})
     if options is not None:
         headers += option_headers(options)
-        headers.append(("x-amz-metadata-directive", "REPLACE"))
+        if not keep_metadata:
+            headers.append(("x-amz-metadata-directive", "REPLACE"))
         if options.checksum is not None:
             headers.append(("x-amz-checksum-algorithm", options.checksum.upper()))
     return headers + condition_headers(condition)
@@ -262,7 +282,20 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
         for name, value in values.items()
         if name.startswith(prefix) and name not in (f"{prefix}type", f"{prefix}mode")
     }
-    return Stored(info, checksums)
+    sendable = {name: value for name, value in values.items() if wire.is_header_text(value)}
+    kept = {name: sendable[name.lower()] for name in KEPT_HEADERS if sendable.get(name.lower())}
+    metadata = {
+        name.removeprefix("x-amz-meta-"): value
+        for name, value in sendable.items()
+        if name.startswith("x-amz-meta-")
+    }
+    options = PutOptions(
+        storage_class=None if info.storage_class == "STANDARD" else info.storage_class,
+        content_type=sendable.get("content-type"),
+        metadata=metadata,
+        headers=kept,
+    )
+    return Stored(info, checksums, options)
 
 
 def _sensible_etag(etag: str) -> str:

@@ -66,10 +66,14 @@ class Uploads(Line[Upload]):
         condition: Condition = ALWAYS,
         content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        options: PutOptions | None = None,
     ) -> Upload:
-        """Begin the upload of one object; nothing is sent yet. Raises Interrupted."""
+        """Begin the upload of one object; nothing is sent yet. Raises Interrupted.
+
+        `options` are what it is to be in place of what this mount's objects are.
+        """
         config = self._config
-        options = PutOptions(
+        options = options or PutOptions(
             storage_class=config.storage_class,
             sse=config.sse,
             sse_kms_key_id=config.sse_kms_key_id,

@@ -174,7 +174,8 @@ class FakeClient:
     """An `ObjectClient`. Make it in a `with`, so that its threads end.
 
     `knows_checksums` and `knows_conditions` are for stores that do not, `tells_of_copies` for those
-    that tell no checksum of parts that they have copied.
+    that tell no checksum of parts that they have copied, `ignores_conditions` for those that take
+    the conditions of copies and deletes, and do not heed them.
     """
 
     lists_in_order = True
@@ -197,10 +198,13 @@ class FakeClient:
         self.knows_checksums = True
         self.knows_conditions = True
         self.tells_of_copies = True
+        self.ignores_conditions = False
+        self.most_copy_bytes = 5 << 30
         self.least_part_bytes = 1  #: S3's is 5 MiB
         self._lock = threading.Lock()  # guards all that is below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
         self._checksums: dict[bytes, dict[str, str]] = {}
+        self._options: dict[bytes, PutOptions] = {}
         self.uploads: dict[str, Upload] = {}
         self._uploads_begun = 0
         self._faults: list[tuple[str, Fault]] = []
@@ -234,12 +238,23 @@ class FakeClient:
         with self._lock:
             self._objects[key] = (info, data)
             self._checksums.pop(key, None)
+            self._options.pop(key, None)
         return info
 
     def content(self, key: bytes) -> bytes:
         """Return the bytes of an object."""
         with self._lock:
             return self._objects[key][1]
+
+    def contents(self) -> dict[bytes, bytes]:
+        """Return the bytes of all objects, by key."""
+        with self._lock:
+            return {key: data for key, (_, data) in self._objects.items()}
+
+    def options(self, key: bytes) -> PutOptions:
+        """Return what an object was said to be."""
+        with self._lock:
+            return self._options[key]
 
     def keys(self) -> list[bytes]:
         """Return the keys of all objects, in order."""
@@ -375,7 +390,7 @@ class FakeClient:
             info = self._object(key)[0]
             with self._lock:
                 known = self._checksums.get(key, {}) if self.knows_checksums else {}
-                return Stored(info, dict(known))
+                return Stored(info, dict(known), self._options.get(key, PutOptions()))
 
         return self._ask(Request("head", key), answer)
 
@@ -465,14 +480,17 @@ class FakeClient:
 
         return self._ask(Request("list_uploads", prefix), answer)
 
-    def delete_object(self, key: bytes) -> "Future[None]":
+    def delete_object(self, key: bytes, *, etag: str | None = None) -> "Future[None]":
         """See ObjectClient."""
+        condition = Condition(etag=etag)
 
         def answer() -> None:
             with self._lock:
+                if not self.ignores_conditions:
+                    self._check(key, condition)
                 self._objects.pop(key, None)
 
-        return self._ask(Request("delete_object", key), answer)
+        return self._ask(Request("delete_object", key, condition=condition), answer)
 
     def copy_object(
         self,
@@ -481,17 +499,31 @@ class FakeClient:
         *,
         source_etag: str,
         options: PutOptions | None = None,
+        keep_metadata: bool = False,
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
         """See ObjectClient."""
+        request = Request("copy_object", key, condition=condition, source=source)
 
         def answer() -> Written:
             data = self._version(source, source_etag)
+            if len(data) > self.most_copy_bytes:
+                raise S3Error("too large", code="InvalidRequest", status=400)
             with self._lock:
-                self._check(key, condition)
-                return self._store(key, data, etag_of(data), options or PutOptions(), None)
+                if not self.ignores_conditions:
+                    self._check(key, condition)
+                asked = options or PutOptions()
+                if options is None or keep_metadata:
+                    kept = self._options.get(source, PutOptions())
+                    asked = replace(
+                        asked,
+                        content_type=kept.content_type,
+                        metadata=kept.metadata,
+                        headers=kept.headers,
+                    )
+                return self._store(key, data, etag_of(data), asked, None)
 
-        return self._ask(Request("copy_object", key, condition=condition), answer)
+        return self._ask(request, answer)
 
     def copy_part(
         self,
@@ -585,6 +617,7 @@ class FakeClient:
         storage_class = options.storage_class or "STANDARD"
         self._objects[key] = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class), data
         self._checksums[key] = {} if known is None else {known.name: known.value}
+        self._options[key] = options
         return Written(etag, self._told(known), MTIME_NS)
 
     def _complete(

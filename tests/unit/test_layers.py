@@ -63,6 +63,8 @@ LAYERS = (
     "mountpoint.writing.completion",
     "mountpoint.writing.upload",
     "mountpoint.writing.uploads",
+    "mountpoint.writing.many",
+    "mountpoint.writing.copies",
     "mountpoint.listing.recent",
     "mountpoint.listing.siblings",
     "mountpoint.listing.lookups",

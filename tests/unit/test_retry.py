@@ -165,6 +165,25 @@ def test_silence_ends_at_the_total(clock: Clock) -> None:
     assert all(future.cancelled() for future in asked.futures)
 
 
+def test_what_takes_longer_by_its_size(clock: Clock) -> None:
+    """A request that is known to take longer gets that for each try, and more in all."""
+    asked = Asked(clock, None)
+    question = patience(clock).ask(asked, more_s=100.0)
+    began_s = clock.now_s
+    assert isinstance(failing(question.answer), Stalled)
+    assert asked.timeouts[0] == 110.0
+    assert 150.0 <= clock.now_s - began_s <= 160.0
+
+
+def test_whether_an_earlier_try_may_have_been_done(clock: Clock) -> None:
+    """A question knows whether there was more than one try."""
+    once = patience(clock).ask(Asked(clock, AccessDenied("no")))
+    twice = patience(clock).ask(Asked(clock, ServerFault("500"), AccessDenied("no")))
+    for question in (once, twice):
+        failing(question.answer)
+    assert (once.retried, twice.retried) == (False, True)
+
+
 def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
     """What is asked as a part of something waits no longer than that, however late it is asked."""
     whole = patience(clock, total_s=35.0).begin()

@@ -10,6 +10,7 @@ from mountpoint.errors import BadAnswer, BadDigest, ServerFault
 from mountpoint.s3 import write_wire
 from mountpoint.s3.body import BodyStream
 from mountpoint.s3.client import (
+    ALWAYS,
     Body,
     Checksum,
     ChecksumName,
@@ -98,6 +99,10 @@ def test_headers() -> None:
         ("x-amz-metadata-directive", "REPLACE"),
         ("x-amz-checksum-algorithm", "CRC64NVME"),
         ("If-None-Match", "*"),
+    ]
+    assert write_wire.copy_headers("b/k", ETAG, options, ALWAYS, keep_metadata=True)[2:] == [
+        *said[:3],
+        ("x-amz-checksum-algorithm", "CRC64NVME"),
     ]
     assert write_wire.copy_part_headers("b/k", ETAG, 5, 10)[2:] == [
         ("x-amz-copy-source-range", "bytes=5-9")
@@ -267,6 +272,33 @@ def test_stored() -> None:
         ("x-amz-checksum-type", "COMPOSITE"),
     ]
     assert write_wire.stored(info, headers).checksums == {"crc32c": "yZRlqg==-2"}
+
+
+def test_what_an_object_was_said_to_be() -> None:
+    """What a HEAD tells of an object makes another like it; what cannot be sent is left out."""
+    info = ObjectInfo(b"k", 1, 0, ETAG, "STANDARD_IA")
+    headers = [
+        DATE,
+        ("content-type", "text/x"),
+        ("X-Amz-Meta-Mode", "33188"),
+        ("x-amz-meta-bad", "a\x01b"),
+        ("cache-control", "no-store"),
+        ("Expires", "never"),
+    ]
+    options = PutOptions(
+        "STANDARD_IA",
+        content_type="text/x",
+        metadata={"mode": "33188"},
+        headers={"Cache-Control": "no-store", "Expires": "never"},
+    )
+    assert write_wire.stored(info, headers).options == options
+    assert write_wire.option_headers(options) == [
+        ("x-amz-storage-class", "STANDARD_IA"),
+        ("Content-Type", "text/x"),
+        ("Cache-Control", "no-store"),
+        ("Expires", "never"),
+        ("x-amz-meta-mode", "33188"),
+    ]
 
 
 # --- bodies ---

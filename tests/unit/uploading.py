@@ -39,11 +39,16 @@ class World:
         total_s: float = SAFE_S,
         stall_s: float = SAFE_S,
         part_bytes: int = PART,
+        most_tries: int | None = None,
         **more: object,
     ) -> None:
         """Make the uploads anew, with other settings."""
         patience = Patience(
-            try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
+            try_s=try_s,
+            total_s=total_s,
+            stopping=self.stopping,
+            most_tries=most_tries,
+            counters=self.counters,
         )
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s, **more)  # type: ignore[arg-type]
         object.__setattr__(config, "part_size_bytes", part_bytes)  # tests may go below S3's least

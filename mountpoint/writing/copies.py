@@ -1,0 +1,357 @@
+"""Copying and moving objects within the bucket: by the server, and checked before anything goes.
+
+A copy is one CopyObject up to 5 GiB, above that an `Upload` whose parts the server copies. Both are
+of the one version that is meant. Content type, metadata, storage class and the headers that S3
+keeps go along; encryption is as this mount's or the bucket's. Tags go with CopyObject, not with
+parts. Never copied are ACLs, retention and legal holds, and website redirects, and a copy has its
+own time (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html).
+
+Order: the copy is made, HEAD has shown it there with the source's size and the ETag that was
+answered, and only then the source goes, if it is still the version that was copied. So at every
+moment one of the two keys has the bytes. What fails in between leaves both.
+
+Conditions: not all stores that ignore If-None-Match of a CopyObject say so, nor If-Match of a
+DELETE. So HEAD looks before, and where the store knows conditions they close the window between
+the two requests; where it does not, whoever writes in that window loses.
+
+A lost answer: a copy that was tried before and is then refused, or is out of tries, is looked for.
+What has the source's size and ETag, or a checksum of it, is as good as ours. The ETag of a copy of
+what was uploaded in parts is another; without checksums such a copy is taken for somebody else's:
+an error, and both are there.
+
+How long: each request as `Patience` has it, and for each 8 MiB that it copies a second more. Not to
+be called with a lock held.
+"""
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import structlog
+
+from mountpoint.config import MOST_PART_BYTES, WriteConfig
+from mountpoint.errors import (
+    AlreadyExists,
+    BadAnswer,
+    Interrupted,
+    NotFound,
+    NotOffered,
+    PreconditionFailed,
+    S3Error,
+)
+from mountpoint.s3.client import (
+    ALWAYS,
+    Condition,
+    ListPage,
+    ObjectClient,
+    ObjectInfo,
+    PutOptions,
+    Stored,
+)
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.many import Result, for_each
+from mountpoint.writing.multipart import SLOWEST_COPY_BYTES_PER_S
+from mountpoint.writing.uploads import Uploads
+
+log = structlog.get_logger(__name__)
+
+#: What CopyObject copies: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MOST_COPY_BYTES = MOST_PART_BYTES
+#: Objects moved at a time. Each takes five requests, one after another: so 300 a second.
+MOVES = 32
+#: How often a line tells how far a large directory is.
+PROGRESS_S = 5.0
+
+ABSENT = Condition(absent=True)
+
+
+class Copies:
+    """Copies and moves the objects of a mount. Thread-safe; its callers wait.
+
+    Objects above `most_copy_bytes` are copied in parts.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        config: WriteConfig,
+        uploads: Uploads,
+        patience: Patience,
+        *,
+        most_copy_bytes: int = MOST_COPY_BYTES,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._uploads = uploads
+        self._patience = patience
+        # constants
+        self._config = config
+        self._most_copy_bytes = most_copy_bytes
+        # mutable: what the store has been found not to know; set once, by anyone
+        self._conditional_copies = True
+        self._conditional_deletes = True
+
+    def copy(
+        self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
+    ) -> ObjectInfo:
+        """Copy this version to `key`; return the copy, once HEAD has shown it there.
+
+        `look` False: the caller knows already that the condition is met. Raises AlreadyExists or
+        PreconditionFailed when it is not, PreconditionFailed or NotFound when the source is
+        not that version any more, and what retries did not help.
+        """
+        if look:
+            self._look(key, condition)
+        if source.size_bytes > self._most_copy_bytes:
+            etag = self._copy_in_parts(source, key, condition)
+        else:
+            etag = self._copy_at_once(source, key, condition)
+        return self._confirmed(source, key, etag)
+
+    def move(
+        self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
+    ) -> ObjectInfo:
+        """Copy this version to `key`, then delete it; return the copy.
+
+        Raises what `copy` does, with the source untouched. When the source has changed meanwhile,
+        or cannot be deleted, the copy stays as well and the error says so.
+        """
+        if source.key == key:
+            raise ValueError("an object cannot be moved to where it is")
+        copied = self.copy(source, key, condition=condition, look=look)
+        try:
+            self._delete(source)
+        except S3Error as error:
+            raise explained(
+                error,
+                f"{shown(source.key)} has been copied to {shown(key)} and could not be deleted: "
+                f"both are there ({error})",
+            ) from error
+        return copied
+
+    def move_all(self, prefix: bytes, new_prefix: bytes) -> int:
+        """Move all objects whose keys begin with `prefix`; return how many there were.
+
+        Nothing is overwritten. Ends at the first failure: then some objects have been moved, the
+        one that failed may be in both places, and none is in neither. The error says how many,
+        which and why. Raises ValueError when one prefix begins with the other.
+        """
+        if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
+            raise ValueError("a directory cannot be moved into itself, or to what it is in")
+        look = bool(self._page(new_prefix, None, 1).objects)
+        found = 0
+        told_s = time.monotonic()
+
+        def sources() -> Iterator[ObjectInfo]:
+            nonlocal found
+            token: str | None = None
+            while True:
+                page = self._page(prefix, token)
+                found += len(page.objects)
+                yield from page.objects
+                if page.skipped:
+                    raise BadAnswer(f"{page.skipped} keys of the listing make no sense")
+                token = page.next_token
+                if token is None:
+                    return
+
+        def move(source: ObjectInfo) -> None:
+            self._move_listed(source, new_prefix + source.key[len(prefix) :], look=look)
+
+        def progress(moved: int) -> None:
+            nonlocal told_s
+            if time.monotonic() - told_s >= PROGRESS_S:
+                told_s = time.monotonic()
+                log.info("moving", prefix=prefix, to=new_prefix, moved=moved, found=found)
+
+        stopping = self._patience.stopping
+        result = for_each(move, sources(), workers=MOVES, stopping=stopping, progress=progress)
+        self._check_all(result, prefix, new_prefix)
+        return result.done
+
+    def _move_listed(self, source: ObjectInfo, key: bytes, *, look: bool) -> None:
+        """Move an object as a listing told of it. It is no error that it is gone."""
+        if not source.etag:  # some stores do not tell it of what is being written
+            there = self._head(source.key)
+            if there is None:
+                return
+            source = there
+        try:
+            self.move(source, key, condition=ABSENT, look=look)
+        except NotFound:
+            if self._head(source.key) is not None:
+                raise
+
+    def _check_all(self, result: Result[ObjectInfo], prefix: bytes, new_prefix: bytes) -> None:
+        """Raise what has become of moving many, if not all have been moved."""
+        if not result.failed and not result.stopped:
+            return
+        text = f"{result.done} objects of {shown(prefix)} have been moved to {shown(new_prefix)}; "
+        if not result.failed:
+            raise Interrupted(text + "the mount is going away")
+        source, error = result.failed[0]
+        others = f" (and {len(result.failed) - 1} others)" if len(result.failed) > 1 else ""
+        what = "the listing of the others" if source is None else shown(source.key)
+        text += f"{what}{others} failed: {error}"
+        if isinstance(error, S3Error):
+            raise explained(error, text) from error
+        raise Interrupted(text) if isinstance(error, Interrupted) else error
+
+    # --- the copy ---
+
+    def _look(self, key: bytes, condition: Condition) -> None:
+        """Check the condition, as far as that can be done before."""
+        if condition == ALWAYS:
+            return
+        there = self._head(key)
+        if condition.absent and there is not None:
+            raise AlreadyExists(f"{shown(key)} is there already")
+        if condition.etag is None:
+            return
+        if there is None:
+            raise NotFound(f"{shown(key)}, which was to be replaced, is gone")
+        if not same(there.etag, condition.etag):
+            raise PreconditionFailed(f"{shown(key)}, which was to be replaced, has changed")
+
+    def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
+        """Have the whole object copied; return the copy's ETag."""
+        options = PutOptions(
+            storage_class=None if source.storage_class == "STANDARD" else source.storage_class,
+            sse=self._config.sse,
+            sse_kms_key_id=self._config.sse_kms_key_id,
+        )
+        asked = condition if self._conditional_copies else ALWAYS
+        start = functools.partial(
+            self._client.copy_object,
+            source.key,
+            key,
+            source_etag=source.etag,
+            options=options,
+            keep_metadata=True,
+            condition=asked,
+        )
+        more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
+        question = self._patience.ask(start, more_s=more_s)
+        try:
+            return question.answer().etag
+        except NotOffered:
+            if asked == ALWAYS:
+                raise
+            log.info("this server copies without conditions: what others create is overwritten")
+            self._conditional_copies = False
+            return self._copy_at_once(source, key, condition)
+        except S3Error as error:
+            if question.retried or error.retryable:
+                made = self._made(source, key)
+                if made is not None:
+                    log.debug("an earlier try had been done", key=key, error=str(error))
+                    return made
+            if type(error) is PreconditionFailed:
+                self._look(key, condition)  # 412 is of either condition
+                raise explained(error, f"{shown(source.key)} has changed meanwhile") from error
+            raise
+
+    def _made(self, source: ObjectInfo, key: bytes) -> str | None:
+        """Return the ETag of what is at `key`, if it is as good as a copy of `source`."""
+        try:
+            ours = self._ask_stored(source.key)
+            there = self._ask_stored(key)
+        except S3Error:
+            return None
+        if not same(ours.info.etag, source.etag) or there.info.size_bytes != source.size_bytes:
+            return None
+        is_ours = same(there.info.etag, source.etag) or any(
+            there.checksums.get(name) == value for name, value in ours.checksums.items()
+        )
+        return there.info.etag if is_ours else None
+
+    def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
+        """Have the object copied part by part; return the copy's ETag."""
+        stored = self._ask_stored(source.key)
+        if not same(stored.info.etag, source.etag):
+            raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
+        options = replace(
+            stored.options,
+            sse=self._config.sse,
+            sse_kms_key_id=self._config.sse_kms_key_id,
+            checksum=self._config.checksum,
+        )
+        upload = self._uploads.upload(key, condition=condition, options=options)
+        try:
+            upload.copy(source, 0, source.size_bytes)
+            return upload.finish().etag
+        finally:
+            upload.abort()  # nothing, if it is complete
+
+    def _confirmed(self, source: ObjectInfo, key: bytes, etag: str) -> ObjectInfo:
+        """Return the copy as it is in the bucket. Raises when it is not what was made."""
+        there = self._head(key)
+        if there is None:
+            raise BadAnswer(f"{shown(key)} was copied, and is not there")
+        if not same(there.etag, etag):
+            raise PreconditionFailed(f"{shown(key)} was copied, and has been replaced since")
+        if there.size_bytes != source.size_bytes:
+            raise BadAnswer(
+                f"{shown(key)} was copied with {there.size_bytes} of {source.size_bytes} bytes"
+            )
+        return there
+
+    # --- the source ---
+
+    def _delete(self, source: ObjectInfo) -> None:
+        """Delete this version. It is no error that it is gone."""
+        there = self._head(source.key)
+        if there is None:
+            return
+        if not same(there.etag, source.etag):
+            raise PreconditionFailed("it has changed meanwhile")
+        etag = source.etag if self._conditional_deletes else None
+        start = functools.partial(self._client.delete_object, source.key, etag=etag)
+        question = self._patience.ask(start)
+        try:
+            question.answer()
+        except NotFound:
+            pass
+        except NotOffered:
+            if etag is None:
+                raise
+            self._conditional_deletes = False
+            self._delete(source)
+        except S3Error:
+            # Done by an earlier try, or by somebody else: some stores say 412 of what is gone.
+            if self._head(source.key) is not None:
+                raise
+
+    # --- questions ---
+
+    def _page(self, prefix: bytes, token: str | None, max_keys: int = 1000) -> ListPage:
+        start = functools.partial(
+            self._client.list, prefix, token=token, max_keys=max_keys, flat=True
+        )
+        return self._patience.ask(start).answer()
+
+    def _head(self, key: bytes) -> ObjectInfo | None:
+        try:
+            return self._patience.ask(functools.partial(self._client.head, key)).answer()
+        except NotFound:
+            return None
+
+    def _ask_stored(self, key: bytes) -> Stored:
+        return self._patience.ask(functools.partial(self._client.describe, key)).answer()
+
+
+def same(etag: str, other: str) -> bool:
+    """Whether two ETags are one. Some stores leave out the quotes, in some answers."""
+    return etag.strip('"') == other.strip('"')
+
+
+def shown(key: bytes) -> str:
+    """Return a key as it stands in messages."""
+    return repr(key.decode("utf-8", "backslashreplace"))
+
+
+def explained(error: S3Error, text: str) -> S3Error:
+    """Return the same error with another text."""
+    details = {"code": error.code, "status": error.status, "request_id": error.request_id}
+    return type(error)(text, hint=error.hint, **details)  # type: ignore[arg-type]

@@ -1,0 +1,148 @@
+"""Copies and moves by real servers, over connections that fail."""
+
+import random
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mountpoint import errors
+from mountpoint.budget import Budget
+from mountpoint.config import WriteConfig
+from mountpoint.metrics import Counters
+from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
+from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.copies import Copies
+from mountpoint.writing.parts import Limits
+from mountpoint.writing.uploads import Uploads
+from tests.conftest import Store
+from tests.faulty_proxy import FaultyProxy, refuse, times
+from tests.server.test_crt import connected
+from tests.server.test_upload import SAFE_S, lost, on
+
+pytestmark = pytest.mark.server
+
+MIB = 1 << 20
+PART = 5 * MIB
+ABSENT = Condition(absent=True)
+#: Above this copies are made in parts here; on S3 above 5 GiB.
+MOST_COPY = 6 * MIB
+
+
+class Bucket:
+    """Copies in a bucket of a server, through a proxy."""
+
+    def __init__(self, store: Store, proxy: FaultyProxy, client: CrtClient) -> None:
+        self.proxy = proxy
+        self.client = client
+        self.s3 = store.client()
+        self.name = store.bucket
+        patience = Patience(
+            try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters()
+        )
+        config = WriteConfig(part_size_bytes=PART)
+        limits = Limits(copied_part_bytes=PART)
+        uploads = Uploads(client, config, Budget(8 * PART), patience, limits)
+        self.copies = Copies(client, config, uploads, patience, most_copy_bytes=MOST_COPY)
+
+    def put(self, key: str, data: bytes, **more: object) -> ObjectInfo:
+        self.s3.put_object(Bucket=self.name, Key=key, Body=data, **more)
+        return self.client.head(key.encode()).result(SAFE_S)
+
+    def get(self, key: str) -> bytes:
+        data: bytes = self.s3.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return data
+
+    def keys(self, prefix: str = "moves/") -> list[str]:
+        found = self.s3.list_objects_v2(Bucket=self.name, Prefix=prefix).get("Contents", [])
+        return [item["Key"] for item in found]
+
+
+@pytest.fixture(params=["store", "flat_store"])
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A bucket of each server."""
+    store: Store = request.getfixturevalue(request.param)
+    with FaultyProxy(store.endpoint_url) as proxy, connected(store, proxy.url, monkeypatch) as crt:
+        bucket = Bucket(store, proxy, crt)
+        for key in reversed(bucket.keys()):
+            store.delete(key)
+        yield bucket
+
+
+def data_of(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("size", [0, 1000, MOST_COPY + 1, 2 * PART])
+@pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
+def test_moves(bucket: Bucket, size: int, condition: Condition) -> None:
+    """An object of any size is moved whole, with all that is said of it."""
+    kept = {
+        "ContentType": "text/x-test",
+        "CacheControl": "no-store",
+        "ContentLanguage": "de",
+        "Metadata": {"mode": "33188", "b": "c d"},
+        "StorageClass": "STANDARD_IA",
+    }
+    source = bucket.put("moves/from", data_of(size), **kept)
+    info = bucket.copies.move(source, b"moves/to", condition=condition)
+    assert bucket.keys() == ["moves/to"]
+    assert bucket.get("moves/to") == data_of(size)
+    found = bucket.client.head(b"moves/to").result(SAFE_S)
+    assert info == found
+    head = bucket.s3.head_object(Bucket=bucket.name, Key="moves/to")
+    assert {name: head.get(name) for name in kept} == kept
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART])
+def test_conditions(bucket: Bucket, size: int) -> None:
+    """What is there is not overwritten, nor a source taken that is another version by now."""
+    source = bucket.put("moves/from", data_of(size))
+    bucket.put("moves/to", b"there")
+    with pytest.raises(errors.AlreadyExists):
+        bucket.copies.move(source, b"moves/to", condition=ABSENT)
+    bucket.put("moves/from", b"changed")
+    with pytest.raises(errors.PreconditionFailed):
+        bucket.copies.move(source, b"moves/other", condition=ABSENT)
+    assert bucket.keys() == ["moves/from", "moves/to"]
+    assert (bucket.get("moves/from"), bucket.get("moves/to")) == (b"changed", b"there")
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART])
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "HEAD"])
+@pytest.mark.parametrize("fault", [lost, refuse(503, "SlowDown")], ids=["lost", "slow-down"])
+def test_faults(bucket: Bucket, size: int, method: str, fault: object) -> None:
+    """Whatever is lost, or done without an answer: the object is moved, once."""
+    source = bucket.put("moves/from", data_of(size))
+    bucket.proxy.faults.append(on(method, "moves/", times(1, fault)))  # type: ignore[arg-type]
+    bucket.copies.move(source, b"moves/to", condition=ABSENT)
+    assert bucket.keys() == ["moves/to"]
+    assert bucket.get("moves/to") == data_of(size)
+
+
+def test_directories(bucket: Bucket) -> None:
+    """All that begins with a prefix is moved, with names of all kinds, and nothing else."""
+    names = ["a", "b c+d", "sub/x", "sub/deep/ü", *(f"{number:03}" for number in range(60))]
+    for name in names:
+        bucket.put(f"moves/old/{name}", name.encode())
+    bucket.put("moves/older", b"other")
+    assert bucket.copies.move_all(b"moves/old/", b"moves/new/") == len(names)
+    assert bucket.keys() == sorted(
+        ["moves/older", *(f"moves/new/{name}" for name in names)], key=str.encode
+    )
+    for name in names:
+        assert bucket.get(f"moves/new/{name}") == name.encode()
+
+
+def test_a_directory_that_cannot_be_moved(bucket: Bucket) -> None:
+    """Where something cannot be moved all is there, once or twice, and the error says it."""
+    for number in range(20):
+        bucket.put(f"moves/old/{number:02}", b"%d" % number)
+    bucket.proxy.faults.append(on("HEAD", "moves/old/07", refuse(403, "AccessDenied")))
+    with pytest.raises(errors.AccessDenied, match="objects of 'moves/old/' have been moved"):
+        bucket.copies.move_all(b"moves/old/", b"moves/new/")
+    keys = bucket.keys()
+    for number in range(20):
+        assert {f"moves/old/{number:02}", f"moves/new/{number:02}"} & set(keys)
+    assert "moves/old/07" in keys

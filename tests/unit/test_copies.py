@@ -1,0 +1,478 @@
+"""Copies and moves: nothing is lost, whatever fails at whatever moment."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mountpoint import errors
+from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions
+from mountpoint.writing import copies as copies_module
+from mountpoint.writing.copies import Copies
+from mountpoint.writing.parts import Limits
+from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
+from tests.unit.uploading import ABSENT, MIB, World, data_of
+
+SOURCE, KEY = b"dir/source", b"dir/copy"
+DESCRIBED = PutOptions(
+    content_type="text/x-test", metadata={"a": "b"}, headers={"Cache-Control": "no-store"}
+)
+
+
+class Place(World):
+    """Copies over a fake client; what is larger than 2 MiB is copied in parts of 1 MiB."""
+
+    def __init__(self, client: FakeClient) -> None:
+        super().__init__(client, limits=Limits(MIB, MIB))
+        client.least_part_bytes = MIB
+        client.most_copy_bytes = 2 * MIB
+
+    def configure(self, **more: object) -> None:  # type: ignore[override]
+        super().configure(**more)  # type: ignore[arg-type]
+        self.copies = Copies(
+            self.client, self.config, self.uploads, self.patience, most_copy_bytes=2 * MIB
+        )
+
+    def kinds_and_keys(self) -> list[tuple[str, bytes]]:
+        return [(request.kind, request.key) for request in self.client.requests]
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """Copies in a bucket that works."""
+    with FakeClient() as client:
+        yield Place(client)
+
+
+def described(place: Place, data: bytes, **more: object) -> None:
+    """Put the source, with all that there is to say of it."""
+    options = PutOptions(
+        content_type="text/x-test",
+        metadata={"a": "b"},
+        headers={"Cache-Control": "no-store"},
+        **more,  # type: ignore[arg-type]
+    )
+    place.client.put_object(SOURCE, Body([data], len(data)), options).result(SAFE_S)
+    place.client.requests.clear()
+
+
+# --- copies ---
+
+
+@pytest.mark.parametrize("size", [0, 1000, 2 * MIB, 2 * MIB + 1, 5 * MIB])
+@pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
+def test_copies_of_all_sizes(place: Place, size: int, condition: Condition) -> None:
+    """A copy has all of its source, and is described as the bucket has it."""
+    described(place, data_of(size), storage_class="STANDARD_IA")
+    info = place.copies.copy(place.client.info(SOURCE), KEY, condition=condition)
+    assert info == place.client.info(KEY)
+    assert place.client.content(KEY) == place.client.content(SOURCE) == data_of(size)
+    options = place.client.options(KEY)
+    assert (options.content_type, options.metadata) == ("text/x-test", {"a": "b"})
+    assert options.headers == {"Cache-Control": "no-store"}
+    assert info.storage_class == "STANDARD_IA"
+    assert ("copy_part", KEY) in place.kinds_and_keys() or size <= 2 * MIB
+    place.check_over()
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+def test_encryption_is_the_mounts(place: Place, size: int) -> None:
+    """Copies are encrypted as what is written."""
+    place.configure(sse="aws:kms", sse_kms_key_id="key")
+    described(place, data_of(size))
+    place.copies.copy(place.client.info(SOURCE), KEY)
+    options = place.client.options(KEY)
+    assert (options.sse, options.sse_kms_key_id) == ("aws:kms", "key")
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+@pytest.mark.parametrize("kind", ["head", "copy_object", "create_upload", "copy_part"])
+def test_faults_are_tried_again(place: Place, kind: str, size: int) -> None:
+    """What may succeed a moment later is asked again."""
+    place.client.inject(kind, Fault(error=errors.ServerFault("a fault")))
+    place.client.put(SOURCE, data_of(size))
+    place.copies.copy(place.client.info(SOURCE), KEY, condition=ABSENT)
+    assert place.client.content(KEY) == data_of(size)
+    place.check_over()
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+@pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
+@pytest.mark.parametrize("most_tries", [None, 1])
+def test_a_lost_answer(
+    place: Place, size: int, condition: Condition, most_tries: int | None
+) -> None:
+    """A copy that was made without an answer is found, with or without another try."""
+    place.configure(most_tries=most_tries)
+    place.client.put(SOURCE, data_of(size))
+    kind = "copy_object" if size == 10 else "complete_upload"
+    place.client.inject(kind, Fault(lost=True))
+    info = place.copies.copy(place.client.info(SOURCE), KEY, condition=condition)
+    assert info == place.client.info(KEY)
+    assert place.client.content(KEY) == data_of(size)
+    place.check_over()
+
+
+@pytest.mark.parametrize("most_tries", [None, 1])
+def test_somebody_elses_object_after_a_fault(place: Place, most_tries: int | None) -> None:
+    """What is found in place of a copy that failed is not taken for it."""
+    place.configure(most_tries=most_tries)
+    place.client.put(SOURCE, b"source")
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "copy_object" and KEY not in list(place.client.keys()):
+            place.client.put(KEY, b"others")
+            return Fault(error=errors.ServerFault("a fault"))
+        return None
+
+    place.client.script = script
+    with pytest.raises(errors.ServerFault if most_tries else errors.AlreadyExists):
+        place.copies.copy(place.client.info(SOURCE), KEY, condition=ABSENT)
+    assert place.client.content(KEY) == b"others"
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+@pytest.mark.parametrize("look", [True, False])
+def test_conditions(place: Place, size: int, look: bool) -> None:
+    """What is there is not overwritten, nor another version than was meant."""
+    place.client.put(SOURCE, data_of(size))
+    there = place.client.put(KEY, b"there")
+    info = place.client.info(SOURCE)
+    with pytest.raises(errors.AlreadyExists):
+        place.copies.copy(info, KEY, condition=ABSENT, look=look)
+    stale = Condition(etag='"stale"')
+    with pytest.raises(errors.PreconditionFailed):
+        place.copies.copy(info, KEY, condition=stale, look=look)
+    assert place.client.content(KEY) == b"there"
+    with pytest.raises(errors.NotFound):
+        place.copies.copy(info, b"nothing", condition=stale, look=look)
+    place.copies.copy(info, KEY, condition=Condition(etag=there.etag), look=look)
+    assert place.client.content(KEY) == data_of(size)
+    place.check_over()
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+@pytest.mark.parametrize("ignores", [True, False])
+def test_stores_without_conditions(place: Place, size: int, ignores: bool) -> None:
+    """Where the store knows no conditions, or does not heed them, HEAD tells what is there."""
+    place.client.knows_conditions = ignores
+    place.client.ignores_conditions = ignores
+    place.client.put(SOURCE, data_of(size))
+    place.client.put(b"there", b"there")
+    info = place.client.info(SOURCE)
+    with pytest.raises(errors.AlreadyExists):
+        place.copies.copy(info, b"there", condition=ABSENT)
+    for key in (KEY, b"second"):
+        place.copies.copy(info, key, condition=ABSENT)
+        assert place.client.content(key) == data_of(size)
+    place.copies.move(info, b"third", condition=ABSENT)
+    assert place.client.keys() == [KEY, b"second", b"there", b"third"]
+    assert place.client.content(b"there") == b"there"
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+@pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
+def test_another_version(place: Place, size: int, condition: Condition) -> None:
+    """A source that is not the version that was meant is not copied."""
+    info = place.client.put(SOURCE, data_of(size))
+    place.client.put(SOURCE, data_of(size)[::-1])
+    with pytest.raises(errors.PreconditionFailed) as caught:
+        place.copies.copy(info, KEY, condition=condition)
+    assert type(caught.value) is errors.PreconditionFailed
+    place.client.delete(SOURCE)
+    with pytest.raises(errors.NotFound):
+        place.copies.copy(info, KEY, condition=condition)
+    assert place.client.keys() == []
+
+
+# --- moves ---
+
+
+@pytest.mark.parametrize("size", [0, 10, 3 * MIB])
+def test_order_of_a_move(place: Place, size: int) -> None:
+    """The source goes last: after the copy, and after HEAD has shown the copy."""
+    place.client.put(SOURCE, data_of(size))
+    info = place.copies.move(place.client.info(SOURCE), KEY, condition=ABSENT)
+    assert place.client.keys() == [KEY]
+    assert place.client.content(KEY) == data_of(size)
+    assert info == place.client.info(KEY)
+    asked = place.kinds_and_keys()
+    made = asked.index(("copy_object" if size <= 2 * MIB else "complete_upload", KEY))
+    assert ("head", KEY) in asked[made:]
+    assert asked[-2:] == [("head", SOURCE), ("delete_object", SOURCE)]
+    assert asked[-3] == ("head", KEY)
+    place.check_over()
+
+
+def test_the_copy_is_not_what_was_made(place: Place) -> None:
+    """Where HEAD shows nothing, too little, or another object, the source stays."""
+    info = place.client.put(SOURCE, b"source")
+
+    def then(change: Callable[[], object]) -> None:
+        place.client.requests.clear()
+
+        def script(request: Request) -> Fault | None:
+            copied = any(each.kind == "copy_object" for each in place.client.requests)
+            if (request.kind, request.key) == ("head", KEY) and copied:
+                change()
+            return None
+
+        place.client.script = script
+
+    for change, error in (
+        (lambda: place.client.delete(KEY), errors.BadAnswer),
+        (lambda: place.client.put(KEY, b"another"), errors.PreconditionFailed),
+    ):
+        then(change)
+        with pytest.raises(error):
+            place.copies.move(info, KEY)
+        assert place.client.content(SOURCE) == b"source"
+
+
+@pytest.mark.parametrize("moment", ["head", "delete_object"])
+def test_a_source_that_changes_stays(place: Place, moment: str) -> None:
+    """What replaces the source while it is copied is not deleted, and the copy stays too."""
+    info = place.client.put(SOURCE, b"source")
+
+    def script(request: Request) -> Fault | None:
+        if (request.kind, request.key) == (moment, SOURCE):
+            place.client.put(SOURCE, b"changed")
+        return None
+
+    place.client.script = script
+    with pytest.raises(errors.PreconditionFailed, match="both are there"):
+        place.copies.move(info, KEY)
+    assert place.client.content(SOURCE) == b"changed"
+    assert place.client.content(KEY) == b"source"
+
+
+def test_a_source_that_cannot_be_deleted(place: Place) -> None:
+    """The error says that both are there."""
+    info = place.client.put(SOURCE, b"source")
+    place.client.inject(
+        "delete_object", Fault(error=errors.AccessDenied("no", code="AccessDenied"))
+    )
+    with pytest.raises(errors.AccessDenied, match="both are there") as caught:
+        place.copies.move(info, KEY)
+    assert caught.value.code == "AccessDenied"
+    assert place.client.keys() == [KEY, SOURCE]
+
+
+@pytest.mark.parametrize("moment", ["head", "delete_object"])
+def test_a_source_that_is_gone(place: Place, moment: str) -> None:
+    """Somebody else's DELETE of the source is as good as ours."""
+    info = place.client.put(SOURCE, b"source")
+
+    def script(request: Request) -> Fault | None:
+        if (request.kind, request.key) == (moment, SOURCE) and SOURCE in list(place.client.keys()):
+            place.client.delete(SOURCE)
+        return None
+
+    place.client.script = script
+    place.copies.move(info, KEY)
+    assert place.client.keys() == [KEY]
+
+
+@pytest.mark.parametrize("error", [errors.NotFound, errors.PreconditionFailed])
+def test_a_lost_answer_of_the_delete(place: Place, error: type[errors.S3Error]) -> None:
+    """A DELETE that was done without an answer is refused the second time, and done."""
+    info = place.client.put(SOURCE, b"source")
+    place.client.inject("delete_object", Fault(lost=True), Fault(error=error("no such key")))
+    place.copies.move(info, KEY)
+    assert place.client.keys() == [KEY]
+
+
+def test_to_where_it_is(place: Place) -> None:
+    """An object that is moved to its own key is not deleted."""
+    info = place.client.put(SOURCE, b"source")
+    with pytest.raises(ValueError, match="where it is"):
+        place.copies.move(info, SOURCE)
+    assert place.client.requests == []
+
+
+@given(
+    st.integers(0, 12),
+    st.sampled_from(["lost", "refused", "fault"]),
+    st.sampled_from([10, 3 * MIB]),
+    st.sampled_from([ALWAYS, ABSENT]),
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_request_fails(nth: int, what: str, size: int, condition: Condition) -> None:
+    """With any one request lost, refused or failed, the bytes are in one of the two places."""
+    with FakeClient() as client:
+        place = Place(client)
+        info = client.put(SOURCE, data_of(size))
+        seen = 0
+        lock = threading.Lock()
+
+        def script(request: Request) -> Fault | None:
+            nonlocal seen
+            with lock:
+                seen += 1
+                hit = seen == nth + 1
+            if not hit:
+                return None
+            if what == "lost":
+                return Fault(lost=True)
+            error = errors.AccessDenied if what == "refused" else errors.ServerFault
+            return Fault(error=error("no"))
+
+        client.script = script
+        try:
+            place.copies.move(info, KEY, condition=condition)
+        except errors.S3Error:
+            assert what == "refused"
+            assert client.content(SOURCE) == data_of(size)
+        else:
+            assert client.keys() == [KEY]
+            assert client.content(KEY) == data_of(size)
+
+
+# --- many ---
+
+
+def fill(place: Place, count: int, prefix: bytes = b"old/") -> dict[bytes, bytes]:
+    """Put objects below a prefix, with a marker; return them by the rest of their keys."""
+    place.client.put(prefix, b"")
+    names = [b"%04d" % number for number in range(count)] + [b"sub/", b"sub/deep/file"]
+    for name in names:
+        place.client.put(prefix + name, b"data of " + name)
+    return {b"": b"", **{name: b"data of " + name for name in names}}
+
+
+def test_move_all(place: Place) -> None:
+    """All keys below a prefix are moved, page by page, the marker too, and no others."""
+    place.client.page_size = 7
+    files = fill(place, 50)
+    others = {b"old": b"1", b"older/x": b"2", b"ol": b"3"}
+    for key, data in others.items():
+        place.client.put(key, data)
+    assert place.copies.move_all(b"old/", b"new/") == len(files)
+    expected = others | {b"new/" + name: data for name, data in files.items()}
+    assert place.client.contents() == expected
+
+
+def test_move_nothing(place: Place) -> None:
+    """A prefix without objects is moved at once."""
+    assert place.copies.move_all(b"old/", b"new/") == 0
+
+
+@pytest.mark.parametrize("pair", [(b"a/", b"a/b/"), (b"a/b/", b"a/"), (b"a/", b"a/"), (b"", b"b/")])
+def test_prefixes_within_each_other(place: Place, pair: tuple[bytes, bytes]) -> None:
+    """What would be moved into itself is not moved."""
+    with pytest.raises(ValueError, match="into itself"):
+        place.copies.move_all(*pair)
+    assert place.client.requests == []
+
+
+def test_nothing_is_overwritten(place: Place) -> None:
+    """A key that is there already ends the move, and stays as it is."""
+    fill(place, 3)
+    place.client.put(b"new/0001", b"there")
+    with pytest.raises(errors.AlreadyExists, match=r"'old/0001' failed: .*there already"):
+        place.copies.move_all(b"old/", b"new/")
+    assert place.client.content(b"new/0001") == b"there"
+    assert place.client.content(b"old/0001") == b"data of 0001"
+
+
+def test_the_first_failure_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is begun after a failure; each object is in one place, the one that failed in two."""
+    monkeypatch.setattr(copies_module, "MOVES", 1)
+    files = fill(place, 100)
+
+    def script(request: Request) -> Fault | None:
+        if (request.kind, request.key) == ("delete_object", b"old/0010"):
+            return Fault(error=errors.AccessDenied("may not delete"))
+        return None
+
+    place.client.script = script
+    with pytest.raises(errors.AccessDenied) as caught:
+        place.copies.move_all(b"old/", b"new/")
+    keys = set(place.client.keys())
+    moved = [name for name in files if b"old/" + name not in keys]
+    for name, data in files.items():
+        places = [key for key in (b"old/" + name, b"new/" + name) if key in keys]
+        assert len(places) == (2 if name == b"0010" else 1)
+        assert place.client.content(places[0]) == data
+    assert len(moved) == 11  # the marker, and those before
+    assert f"{len(moved)} objects of 'old/' have been moved to 'new/'" in str(caught.value)
+    assert "'old/0010' failed" in str(caught.value)
+    assert "may not delete" in str(caught.value)
+
+
+def test_a_listing_that_fails(place: Place) -> None:
+    """The error says how many were moved before."""
+    place.client.page_size = 5
+    fill(place, 20)
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "list" and request.token is not None:
+            return Fault(error=errors.AccessDenied("no"))
+        return None
+
+    place.client.script = script
+    with pytest.raises(errors.AccessDenied, match=r"5 objects .* the listing of the others"):
+        place.copies.move_all(b"old/", b"new/")
+
+
+def test_objects_that_go_meanwhile(place: Place) -> None:
+    """An object that somebody deletes after it was listed is none to be moved."""
+    files = fill(place, 10)
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "copy_object" and request.source == b"old/0005":
+            place.client._objects.pop(b"old/0005", None)
+        return None
+
+    place.client.script = script
+    place.copies.move_all(b"old/", b"new/")
+    assert len(place.client.keys()) == len(files) - 1
+
+
+def test_the_end_of_the_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is begun any more; what is under way is done to its end."""
+    monkeypatch.setattr(copies_module, "MOVES", 2)
+    files = fill(place, 50)
+    gate, copied = threading.Event(), threading.Event()
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "copy_object":
+            copied.set()
+            gate.wait(SAFE_S)
+        return None
+
+    place.client.script = script
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(place.copies.move_all, b"old/", b"new/")
+        assert copied.wait(SAFE_S)
+        place.stopping.set()
+        gate.set()
+        with pytest.raises(errors.Interrupted, match=r"objects of 'old/' have been moved"):
+            future.result(SAFE_S)
+    keys = place.client.keys()
+    assert len(keys) == len(files)
+    assert sum(key.startswith(b"new/") for key in keys) <= 4
+
+
+def test_progress(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line tells now and then how far it is."""
+    monkeypatch.setattr(copies_module, "PROGRESS_S", 0.0)
+    lines: list[dict[str, object]] = []
+
+    class Log:
+        def info(self, event: str, **fields: object) -> None:
+            lines.append({"event": event, **fields})
+
+    monkeypatch.setattr(copies_module, "log", Log())
+    files = fill(place, 20)
+    place.copies.move_all(b"old/", b"new/")
+    assert lines[-1] == {
+        "event": "moving",
+        "prefix": b"old/",
+        "to": b"new/",
+        "moved": len(files),
+        "found": len(files),
+    }
