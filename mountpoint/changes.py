@@ -1,18 +1,21 @@
-"""What changes the bucket: new files, overwriting, deleting, directories.
+"""Changing files: new ones, overwriting, appending, deleting.
 
 A new object is there when its file is closed, whole, or never. Which close is the last one
 nobody is told: descriptors are duplicated (dup, `dd`, a shell's redirection) and inherited
 (fork), and each of them is closed. As with the reference it is a close by the process that
 opened the file, once something has been written; what is left then (empty files, files that
 somebody else has gone on writing) is uploaded when the last descriptor is gone, which no
-program waits for. fsync(2) always ends the upload. A process that is killed closes its files as
+program waits for. If it was not the last one and more is written, what is there is the beginning
+of another upload. fsync(2) always ends the upload. A process that is killed closes its files as
 well: then nothing comes into being, for nobody knows whether they were complete.
+
+Appending is such another upload from the start: the server copies what is there, what is written
+comes behind it, and all of it takes the old object's place when the file is closed.
 
 Without an option nothing is replaced and nothing deleted, not even by a race: a new file's
 upload has the condition that there is still no object of that name.
 """
 
-import functools
 import mimetypes
 import os
 import time
@@ -24,21 +27,20 @@ from mountpoint import tree
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import (
     BadArgument,
-    DirectoryNotEmpty,
     IsADirectory,
-    NameTooLong,
-    NotADirectory,
     NotPermitted,
+    NotSequential,
     OperationError,
-    Stalled,
+    StaleInode,
     WriterKilled,
 )
 from mountpoint.handles import WriteHandle
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.local import LocalNames
-from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
+from mountpoint.writing.copies import Copies
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
 
@@ -50,9 +52,6 @@ SETTLE_S = 1.0
 
 #: Nothing is in S3 before the end, so no single write can be made to be.
 SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
-
-#: The condition of what is new.
-NEW = Condition(absent=True)
 
 
 class Changes:
@@ -68,6 +67,7 @@ class Changes:
         client: ObjectClient,
         patience: Patience,
         uploads: Uploads,
+        copies: Copies,
         inodes: InodeTable,
         local: LocalNames,
         config: ChangeConfig,
@@ -77,41 +77,54 @@ class Changes:
         self._client = client
         self._patience = patience
         self._uploads = uploads
+        self._copies = copies
         self._inodes = inodes
         self._local = local
         self._config = config
         self._changed = changed
 
-    # --- files ---
-
     def create(self, parent: Inode, name: bytes, flags: int, process: int) -> WriteHandle:
         """Begin a new file. Its inode counts one lookup and one open."""
         _check_flags(flags)
-        _check_name(parent, name)
+        tree.check_new(parent.key, name)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
-            handle = self._begin(inode, NEW, process)
+            handle = WriteHandle(inode, process, self._beginner(inode), condition=NEW)
+            return self._add(handle)
         except BaseException:
             self._inodes.forget(inode.number, 1)
             self._inodes.released(inode)
             raise
-        return handle
 
-    def overwrite(self, inode: Inode, flags: int, process: int) -> WriteHandle:
-        """Begin to write a file anew from its beginning. The inode must have been opened."""
+    def change(self, inode: Inode, flags: int, process: int) -> WriteHandle:
+        """Begin to write a file anew, or behind its end. The inode must have been opened."""
         _check_flags(flags)
-        if not self._config.allow_overwrite:
+        base, condition = None, ALWAYS
+        if flags & os.O_APPEND and not flags & os.O_TRUNC:
+            if not self._config.allow_append:
+                raise NotPermitted("the file exists", "--allow-append lets it be written on")
+            base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
+            if not inode.is_version(Entry(inode.name, base)):
+                raise StaleInode("the object was replaced")
+            condition = _unchanged(base)
+        elif not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
-        if not flags & os.O_TRUNC:
+        elif not flags & os.O_TRUNC:
             raise NotPermitted(
                 "a file can only be written from its beginning", "open it with O_TRUNC"
             )
         if inode.opens > 1:
             raise NotPermitted("the file is being read")
-        return self._begin(inode, ALWAYS, process)
+        handle = WriteHandle(
+            inode, process, self._beginner(inode), condition=condition, base=base, replaces=True
+        )
+        return self._add(handle)
 
     def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
         """Take the next bytes of a file; return how many."""
+        handle.check()
+        if handle.settled.is_set():
+            self._go_on(handle)
         try:
             return handle.write(offset, data)
         except OperationError as error:
@@ -122,57 +135,53 @@ class Changes:
         """Note that a process closes a descriptor; upload what was written if it is the opener."""
         handle.killed = killed
         try:
-            handle.upload.check()
+            handle.check()
         except OperationError as error:
             self._lost(handle, error)
             raise
-        if process != handle.opener or killed:
-            return
-        handle.closing = True
-        if handle.upload.size_bytes:
-            self.finish(handle)
+        if process == handle.opener and not killed:
+            handle.closing = True
+            if handle.upload is not None and handle.upload.size_bytes:
+                self._finish(handle, handle.upload)
 
-    def finish(self, handle: WriteHandle) -> None:
-        """Upload a file; the object is there when this returns."""
-        try:
-            info = handle.upload.finish()
-        except OperationError as error:
-            self._lost(handle, error)
-            raise
-        # Known before it is forgotten that it is being written: it is there all the time.
-        inode = handle.inode
-        if self._local.writer(inode) is handle:
-            self._changed(inode.directory, inode.name, info)
-            self._inodes.became(inode, info, time.monotonic())
-            self._local.discard(handle)
-            handle.settled.set()
+    def sync(self, handle: WriteHandle) -> None:
+        """Upload a file; what was written is in S3 when this returns."""
+        handle.final = not self._config.allow_append
+        if handle.upload is not None:
+            self._finish(handle, handle.upload)
 
     def release(self, handle: WriteHandle) -> None:
         """End a file that has no descriptor any more."""
+        upload = handle.upload
         try:
-            if handle.killed and not handle.settled.is_set():
+            if handle.settled.is_set():
+                return
+            if upload is not None and handle.killed:
                 error = WriterKilled("the process that wrote the file was killed")
                 self._lost(handle, error)
                 raise error
-            if not handle.settled.is_set():
-                self.finish(handle)
+            if upload is not None:
+                self._finish(handle, upload)
+            else:
+                self._settle(handle)
         finally:
-            handle.upload.abort()
+            if upload is not None:
+                upload.abort()
 
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Give a file another size, where that is what a new upload can bring about."""
         handle = self._local.writer(inode)
         if handle is not None:
-            if size_bytes == handle.upload.size_bytes:
+            if size_bytes == handle.size_bytes:
                 return
-            if size_bytes == 0:
+            if size_bytes == 0 and (handle.base is None or self._config.allow_overwrite):
                 handle.restart()
                 return
             raise NotPermitted("a file that is being written can only be cut to nothing")
         if size_bytes == 0:
             self._inodes.opened(inode)
             try:
-                self.finish(self.overwrite(inode, os.O_WRONLY | os.O_TRUNC, 0))
+                self.sync(self.change(inode, os.O_WRONLY | os.O_TRUNC, 0))
             finally:
                 self._inodes.released(inode)
             return
@@ -188,7 +197,7 @@ class Changes:
         if not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "--allow-delete lets them be")
         self._patience.ask(lambda: self._client.delete_object(info.key)).answer()
-        self._keep(parent)
+        self._local.keep(parent.key)
         self._changed(parent.key, entry.name, None)
 
     def check_unwritten(self, handle: WriteHandle | None) -> None:
@@ -197,83 +206,88 @@ class Changes:
             return
         raise NotPermitted("the file is being written")
 
-    # --- directories ---
-
-    def mkdir(self, parent: Inode, name: bytes) -> Entry:
-        """Make a directory: S3 knows nothing of it until a file is in it."""
-        _check_name(parent, name + b"/")
-        self._local.keep(parent.key + name + b"/", self._inodes.root.key)
-        return Entry(name, None)
-
-    def rmdir(self, parent: Inode, entry: Entry) -> None:
-        """Remove a directory in which there is nothing."""
-        if not entry.is_directory:
-            raise NotADirectory()
-        prefix = parent.key + entry.name + b"/"
-        below = self._keys_below(prefix)
-        if not self._local.is_empty(prefix) or any(key != prefix for key in below):
-            raise DirectoryNotEmpty()
-        if below:
-            raise NotPermitted("there is a directory marker in the bucket")
-        self._local.drop(prefix)
-        self._keep(parent)
-        self._changed(parent.key, entry.name, None)
-
-    def _keys_below(self, prefix: bytes) -> list[bytes]:
-        """Return the first keys below a directory, its marker included: two are enough to know."""
-        tries = self._patience.begin()
-        keys: list[bytes] = []
-        token = None
-        while True:
-            asked = functools.partial(self._client.list, prefix, token=token, max_keys=2, flat=True)
-            page = self._patience.ask(asked, tries).answer()
-            keys += [info.key for info in page.objects]
-            token = page.next_token
-            if len(keys) > 1 or token is None:
-                return keys
-            if tries.left_s() <= 0:
-                raise Stalled("the listing has only empty pages")
-
     # --- inside ---
 
-    def _begin(self, inode: Inode, condition: Condition, process: int) -> WriteHandle:
-        def begin() -> Upload:
-            key, content_type = inode.key, None
+    def _beginner(self, inode: Inode) -> Callable[[Condition, ObjectInfo | None], Upload]:
+        """Return what makes the uploads of an inode's file, whatever its name is by then."""
+
+        def begin(condition: Condition, base: ObjectInfo | None) -> Upload:
+            key = inode.key
+            if base is not None:
+                options = self._copies.options_of(base)
+                return self._uploads.upload(key, condition=condition, options=options)
+            content_type = None
             if self._config.content_types:
                 content_type, _ = mimetypes.guess_type(key.decode("utf-8", "replace"), strict=False)
             return self._uploads.upload(key, condition=condition, content_type=content_type)
 
-        handle = WriteHandle(inode, begin, process)
+        return begin
+
+    def _add(self, handle: WriteHandle) -> WriteHandle:
         if not self._local.add(handle):
-            handle.upload.abort()
+            if handle.upload is not None:
+                handle.upload.abort()
             raise NotPermitted("the file is being written")
         return handle
 
-    def _keep(self, directory: Inode) -> None:
-        """Let a directory exist from which something has been taken away."""
-        self._local.keep(directory.key, self._inodes.root.key)
+    def _go_on(self, handle: WriteHandle) -> None:
+        """Let a file be written on whose upload has ended."""
+        if handle.final:
+            raise NotSequential("the file has been uploaded: no more can be written")
+        if handle.inode.opens > 1:
+            raise NotPermitted("the file is being read")
+        with handle.settling:
+            self._add(handle)
+            handle.closing = False
+            handle.settled.clear()
+
+    def _finish(self, handle: WriteHandle, upload: Upload) -> None:
+        """Complete an upload; if its file has been renamed meanwhile, move it."""
+        try:
+            upload.rename(handle.inode.key, handle.condition)
+            info = upload.finish()
+            while not self._settle(handle, upload, info):
+                info = self._copies.move(info, handle.inode.key, condition=handle.condition)
+        except OperationError as error:
+            self._lost(handle, error)
+            raise
+
+    def _settle(
+        self, handle: WriteHandle, upload: Upload | None = None, info: ObjectInfo | None = None
+    ) -> bool:
+        """Note that all is uploaded; False if it is not under the file's name."""
+        inode = handle.inode
+        with handle.settling:
+            if upload is not handle.upload:
+                return True  # somebody else has
+            if info is not None:
+                if info.key != inode.key:
+                    return False
+                # Known before it is forgotten that it is being written: it is there all the time.
+                self._changed(inode.directory, inode.name, info)
+                self._inodes.became(inode, info, 0.0)
+                handle.base, handle.upload = info, None
+                handle.condition = _unchanged(info)
+            self._local.discard(handle)
+            handle.settled.set()
+            return True
 
     def _lost(self, handle: WriteHandle, error: OperationError) -> None:
         """Note that a file will not come into being."""
-        handle.upload.fail(error)
         inode = handle.inode
-        if self._local.discard(handle):
-            self._inodes.disown(inode)
-            self._changed(inode.directory, inode.name, None)
-        handle.settled.set()
+        with handle.settling:
+            handle.fail(error)
+            if self._local.discard(handle):
+                self._inodes.disown(inode)
+                self._changed(inode.directory, inode.name, None)
+            handle.settled.set()
+
+
+def _unchanged(info: ObjectInfo) -> Condition:
+    """Return the condition that this version is still there."""
+    return Condition(etag=info.etag) if info.etag else ALWAYS
 
 
 def _check_flags(flags: int) -> None:
     if flags & SYNC_FLAGS:
         raise BadArgument("O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed")
-
-
-def _check_name(directory: Inode, name: bytes) -> None:
-    """Raise NameTooLong or BadArgument unless S3 can have such a key."""
-    size = len(directory.key) + len(name)
-    if len(name.rstrip(b"/")) > tree.MAX_NAME_BYTES or size > tree.MAX_KEY_BYTES:
-        raise NameTooLong(f"{size} bytes; a key has {tree.MAX_KEY_BYTES} at most")
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        raise BadArgument("S3's keys are UTF-8, and this name is not") from None

@@ -210,6 +210,9 @@ LOGGING = "Logging options"
 @_option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
 @_option(MOUNT, "--allow-delete", is_flag=True, help="Let files be deleted.")
 @_option(MOUNT, "--allow-overwrite", is_flag=True, help="Let files be replaced.")
+@_option(MOUNT, "--allow-rename", is_flag=True, help="Let files and directories be renamed.")
+@_option(MOUNT, "--allow-append", is_flag=True, help="Let files be written on.")
+@_option(MOUNT, "--keep-directories", is_flag=True, help="Keep new directories by markers.")
 @_option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
 @_option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
 @_option(MOUNT, "--allow-other", is_flag=True, help="Let all users access it, also root.")
@@ -433,7 +436,14 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
         ),
         change=ChangeConfig(
             content_types=options["infer_content_type"],
-            **_same(options, "allow_delete", "allow_overwrite"),
+            **_same(
+                options,
+                "allow_delete",
+                "allow_overwrite",
+                "allow_rename",
+                "allow_append",
+                "keep_directories",
+            ),
         ),
         read=ReadConfig(
             part_size_bytes=min(read_part_size, MAX_READ_PART_BYTES),

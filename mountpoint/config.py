@@ -246,10 +246,16 @@ class FileSystemConfig:
 
 @dataclass(frozen=True, slots=True)
 class ChangeConfig:
-    """What may be changed beyond writing new files. `content_types` is whether to guess them."""
+    """What may be changed beyond writing new files.
+
+    `keep_directories` is whether they get marker objects, `content_types` whether to guess them.
+    """
 
     allow_overwrite: bool = False
     allow_delete: bool = False
+    allow_rename: bool = False
+    allow_append: bool = False
+    keep_directories: bool = False
     content_types: bool = False
 
 

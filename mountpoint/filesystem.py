@@ -15,16 +15,19 @@ llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, i
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountpoint import tree
 from mountpoint.changes import Changes
 from mountpoint.config import ChangeConfig, FileSystemConfig
+from mountpoint.directories import Directories
 from mountpoint.errors import (
     BadHandle,
     IsADirectory,
     NameTooLong,
+    NoSuchEntry,
     NotADirectory,
     NotFound,
     NotPermitted,
@@ -47,9 +50,11 @@ from mountpoint.memory import drop_leftovers, give_back
 from mountpoint.opener import Opener
 from mountpoint.reading.stream import Bytes
 from mountpoint.reading.streams import Streams
+from mountpoint.renames import Renames
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
+from mountpoint.writing.copies import Copies
 from mountpoint.writing.uploads import Uploads
 
 #: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
@@ -59,9 +64,10 @@ ENTRIES_PER_READ = 128
 #: takes little for each; and when no more have gone for a second, because they go in batches.
 MANY_FORGOTTEN = 10_000
 
-#: What an existing file is opened with to be written. O_RDWR alone opens it for reading, as with
-#: the reference: many programs that ask for both only read.
-WRITE_FLAGS = os.O_WRONLY | os.O_TRUNC
+#: Names that were looked up last and were not there, and for how long that spares asking again
+#: before something is renamed to one: as long as between any two requests.
+MANY_ABSENT = 32
+ABSENT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,7 @@ class FileSystem:
         change: ChangeConfig,
         streams: Streams,
         uploads: Uploads,
+        copies: Copies,
         patience: Patience,
         on_open: Callable[[bytes], None] = lambda key: None,
     ) -> None:
@@ -134,9 +141,20 @@ class FileSystem:
             self._listings,
             asks_always=config.asks_on_open,
         )
-        self._local = LocalNames()
+        self._local = LocalNames(prefix)
+        self._absent: deque[tuple[bytes, bytes, float]] = deque(maxlen=MANY_ABSENT)
         self._changes = Changes(
-            client, patience, uploads, self._inodes, self._local, change, self._changed
+            client, patience, uploads, copies, self._inodes, self._local, change, self._changed
+        )
+        self._making = Directories(client, patience, uploads, self._local, change, self._changed)
+        self._renames = Renames(
+            copies,
+            self._making,
+            self._inodes,
+            self._local,
+            change,
+            self._changed,
+            self._listings.forget_below,
         )
         self._files: HandleTable[ReadHandle | WriteHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
@@ -152,7 +170,11 @@ class FileSystem:
         if writer is not None:
             self._inodes.looked_up_again(writer.inode)
             return self._attributes(writer.inode, 0.0)
-        entry, fresh_until_s = self._find(directory.key, name)
+        try:
+            entry, fresh_until_s = self._find(directory.key, name)
+        except NoSuchEntry:
+            self._absent.append((directory.key, name, time.monotonic()))
+            raise
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._attributes(inode, inode.fresh_until_s - time.monotonic())
 
@@ -277,7 +299,7 @@ class FileSystem:
     def mkdir(self, parent: InodeNumber, name: bytes) -> Attributes:
         """Make a directory, and count a lookup of it."""
         directory = self._directory(parent)
-        entry = self._changes.mkdir(directory, name)
+        entry = self._making.make(directory, name)
         fresh_until_s = time.monotonic() + self._config.ttl_s
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._attributes(inode, self._config.ttl_s)
@@ -285,7 +307,7 @@ class FileSystem:
     def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         """Remove an empty directory."""
         directory = self._directory(parent)
-        self._changes.rmdir(directory, self._find(directory.key, name)[0])
+        self._making.remove(directory, self._find(directory.key, name)[0])
 
     # --- files ---
 
@@ -304,8 +326,8 @@ class FileSystem:
         self._inodes.opened(inode)  # so that it stays while S3 is asked
         try:
             self._changes.check_unwritten(self._local.writer(inode))
-            if flags & WRITE_FLAGS:
-                return self._files.add(self._changes.overwrite(inode, flags, process))
+            if _writes(flags):
+                return self._files.add(self._changes.change(inode, flags, process))
             handle = self._opener.open(inode, direct=bool(flags & os.O_DIRECT))
         except BaseException:
             self._inodes.released(inode)
@@ -341,7 +363,7 @@ class FileSystem:
         """Upload what was written; nothing more can be then."""
         handle = self._files.get(number)
         if isinstance(handle, WriteHandle):
-            self._changes.finish(handle)
+            self._changes.sync(handle)
 
     def release(self, number: HandleNumber) -> None:
         """Close a file."""
@@ -360,6 +382,39 @@ class FileSystem:
         directory = self._directory(parent)
         self._changes.check_unwritten(self._local.file(directory.key, name))
         self._changes.unlink(directory, self._find(directory.key, name)[0])
+
+    def rename(
+        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes
+    ) -> None:
+        """Rename a file or directory; what has the new name is replaced, where that is allowed."""
+        directory, to = self._directory(parent), self._directory(new_parent)
+        self._renames.check(to, new_name)
+        self._changes.check_unwritten(self._local.file(to.key, new_name))
+        target, look = self._target(to, new_name)
+        handle = self._local.file(directory.key, name)
+        if handle is not None and not handle.replaces:
+            self._renames.new_file(handle, to, new_name, target)
+            return
+        self._changes.check_unwritten(handle)
+        entry = self._find(directory.key, name)[0]
+        if entry.is_directory:
+            self._renames.directory(directory, entry, to, new_name, target)
+        else:
+            self._renames.file(directory, entry, to, new_name, target, look=look)
+
+    def _target(self, directory: Inode, name: bytes) -> tuple[Entry | None, bool]:
+        """Return what has a name, and whether that is to be looked at again before it goes."""
+        known = self._listings.find(directory.key, name)
+        if known is not None:
+            return known[0], True
+        oldest_s = time.monotonic() - ABSENT_S
+        for where, what, asked_at_s in list(self._absent):
+            if (where, what) == (directory.key, name) and asked_at_s > oldest_s:
+                return None, False
+        try:
+            return self._find(directory.key, name)[0], True
+        except NoSuchEntry:
+            return None, False
 
     # --- for log lines ---
 
@@ -418,7 +473,7 @@ class FileSystem:
             size_bytes, mtime_ns = info.size_bytes, info.mtime_ns
             writer = self._local.writer(inode)
             if writer is not None:
-                size_bytes, mtime_ns = writer.upload.size_bytes, writer.mtime_ns
+                size_bytes, mtime_ns = writer.size_bytes, writer.mtime_ns
             # So that the kernel asks for a file that is in use when it can be renewed.
             ttl_s -= self._lookups.ahead_s if ttl_s > self._lookups.ahead_s else 0.0
         return Attributes(
@@ -431,3 +486,14 @@ class FileSystem:
             gid=self._config.gid,
             ttl_s=ttl_s,
         )
+
+
+def _writes(flags: int) -> bool:
+    """Whether an existing file is opened to be written.
+
+    O_RDWR alone opens it for reading, as with the reference: many programs that ask for both
+    only read.
+    """
+    access = flags & os.O_ACCMODE
+    appends = access == os.O_RDWR and flags & os.O_APPEND
+    return access == os.O_WRONLY or bool(flags & os.O_TRUNC or appends)

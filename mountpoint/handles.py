@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
-from mountpoint.errors import BadHandle
+from mountpoint.errors import BadHandle, NotSequential
 from mountpoint.inodes import Inode
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
 from mountpoint.listing.recent import Listings
 from mountpoint.listing.runs import Asked
 from mountpoint.reading.stream import Bytes, ReadStream
-from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 from mountpoint.writing.upload import Upload
@@ -85,33 +85,87 @@ class ReadHandle:
 class WriteHandle:
     """A file open for writing: one upload, whatever descriptors there are of it.
 
-    `begin` makes the upload. `opener` is the process that opened the file. Others come to have it
-    by fork(2) or from a socket; it is the opener's close that ends the upload (`changes`).
+    `opener` is the process that opened it. Others come to have it by fork(2) or from a socket; it
+    is the opener's close that ends the upload (`changes`). When that was a duplicate's, writing
+    may go on: then what is there, `base`, is the beginning of another upload. So it is from the
+    start for who appends. `begin` makes an upload with a condition, on such a base or on nothing.
+    `replaces`: there is an object under this name.
     """
 
-    def __init__(self, inode: Inode, begin: Callable[[], Upload], opener: int) -> None:
+    def __init__(
+        self,
+        inode: Inode,
+        opener: int,
+        begin: Callable[[Condition, ObjectInfo | None], Upload],
+        *,
+        condition: Condition,
+        base: ObjectInfo | None = None,
+        replaces: bool = False,
+    ) -> None:
         # dependencies
         self.inode = inode
         self._begin = begin
         # constants
         self.opener = opener
+        self.replaces = replaces
         # mutable
-        self.upload = begin()
-        self.mtime_ns = time.time_ns()  # of the last write, or as it was set
+        self.condition = condition  # of the next upload
+        self.base = base
+        #: None: nothing is to be uploaded
+        self.upload = begin(condition, None) if base is None else None
+        self.mtime_ns = time.time_ns() if base is None else base.mtime_ns  # or as it was set
         self.closing = False  # its opener has closed a descriptor of it
         self.killed = False  # who closed a descriptor last was being killed
-        self.settled = threading.Event()  # the object is there, or will never be
+        self.final = False  # nothing may be written any more
+        self.settled = threading.Event()  # nothing is to be uploaded, or there never will be
+        self._failure: Exception | None = None
+        self.settling = threading.Lock()  # held to set it and what goes with it
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the file has become."""
+        if self.upload is not None:
+            return self.upload.size_bytes
+        return 0 if self.base is None else self.base.size_bytes
 
     def write(self, offset: int, data: bytes) -> int:
         """Take the next bytes; return how many. Raises NotSequential, and what uploads raise."""
-        written = self.upload.write(offset, data)
+        self.check()
+        upload = self.upload
+        if upload is None:
+            upload = self._go_on(offset)
+        written = upload.write(offset, data)
         self.mtime_ns = time.time_ns()
         return written
 
     def restart(self) -> None:
         """Begin anew, with nothing written."""
-        begun, self.upload = self.upload, self._begin()
-        begun.abort()
+        begun, self.upload = self.upload, self._begin(self.condition, None)
+        if begun is not None:
+            begun.abort()
+
+    def fail(self, error: Exception) -> None:
+        """Let nothing become of what was written since the last upload, nor of what will be."""
+        self._failure = self._failure or error
+        if self.upload is not None:
+            self.upload.fail(error)
+
+    def check(self) -> None:
+        """Raise what has become of what was written, if that is known and bad."""
+        if self.upload is not None:
+            self.upload.check()
+        if self._failure is not None:
+            raise self._failure
+
+    def _go_on(self, offset: int) -> Upload:
+        """Begin an upload with what is there. The kernel lets nobody else write meanwhile."""
+        base = self.base
+        assert base is not None
+        if offset != base.size_bytes:
+            raise NotSequential(f"a write at {offset}, where {base.size_bytes} was next")
+        upload = self.upload = self._begin(self.condition, base)
+        upload.copy(base, 0, base.size_bytes)
+        return upload
 
 
 class DirectoryHandle:

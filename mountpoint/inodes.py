@@ -71,12 +71,12 @@ class Inode:
     ) -> None:
         # constants
         self.number = number
+        # mutable
         self.parent = parent
         self.name = name
         self._prefix: bytes | None = None  # of a directory
         if info is None:
             self._prefix = name if parent is None else parent.key + name + b"/"
-        # mutable
         self._packed = None if info is None else _pack(info)
         self.fresh_until_s = fresh_until_s
         self.lookups = lookups
@@ -94,6 +94,19 @@ class Inode:
         if self._prefix is not None:
             return self._prefix
         return self.directory + self.name
+
+    def is_below(self, other: "Inode") -> bool:
+        """Whether it is a directory, or anything below it."""
+        inode: Inode | None = self
+        while inode is not None and inode is not other:
+            inode = inode.parent
+        return inode is not None
+
+    def refresh(self) -> None:
+        """Find out the prefix again, which those above it have had a part in."""
+        if self._prefix is not None and self.parent is not None:
+            self.parent.refresh()
+            self._prefix = self.parent.key + self.name + b"/"
 
     @property
     def directory(self) -> bytes:
@@ -209,6 +222,23 @@ class InodeTable:
             inode.fresh_until_s = 0.0
             if inode.info is not None:
                 inode.describe(ObjectInfo(inode.key, 0, 0, self._no_version()))
+
+    def find(self, parent: Inode, entry: Entry) -> Inode | None:
+        """Return the inode of `entry`, if anybody holds it."""
+        with self._lock:
+            return self._inodes.get(self._number(parent, entry))
+
+    def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Give an inode another name. With a directory go all that are below it."""
+        with self._lock:
+            self._drop_alias(inode)
+            inode.parent, inode.name = parent, name
+            if not inode.is_directory:
+                return
+            for each in list(self._inodes.values()):
+                if each.is_below(inode):
+                    each.refresh()
+                    self._drop_alias(each)
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number that a lookup of `entry` would give, without counting one."""

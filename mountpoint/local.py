@@ -8,7 +8,6 @@
 """
 
 import threading
-from collections.abc import Callable
 
 from mountpoint.handles import WriteHandle
 from mountpoint.inodes import Inode, InodeNumber
@@ -16,9 +15,14 @@ from mountpoint.tree import Entry
 
 
 class LocalNames:
-    """Files and directories by the prefix that they are in. Thread-safe; no method waits."""
+    """Files and directories by the prefix that they are in. Thread-safe; no method waits.
 
-    def __init__(self) -> None:
+    `root` is the prefix of the root directory, which is always there.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        # constants
+        self._root = root
         # mutable, guarded by _lock; read in single steps of the interpreter without it
         self._lock = threading.Lock()
         self._files: dict[bytes, dict[bytes, WriteHandle]] = {}  # by directory and name
@@ -49,23 +53,17 @@ class LocalNames:
 
     def discard(self, handle: WriteHandle) -> bool:
         """Forget a file that is no longer being written; False if that was done before."""
-        inode = handle.inode
         with self._lock:
-            if self._writers.get(inode.number) is not handle:
+            if self._writers.get(handle.inode.number) is not handle:
                 return False
-            del self._writers[inode.number]
-            files = self._files[inode.directory]
-            del files[inode.name]
-            if not files:
-                del self._files[inode.directory]
-            return True
-
-    def move(self, handle: WriteHandle, change: Callable[[], None]) -> bool:
-        """Let `change` give a file that is being written another name, if it still is."""
-        if not self.discard(handle):
-            return False
-        change()
-        return self.add(handle)
+            del self._writers[handle.inode.number]
+            for directory, files in self._files.items():
+                if files.get(handle.inode.name) is handle:
+                    del files[handle.inode.name]
+                    if not files:
+                        del self._files[directory]
+                    return True
+            raise AssertionError("a file without a place")
 
     def writers(self) -> list[WriteHandle]:
         """Return who writes anything."""
@@ -79,10 +77,10 @@ class LocalNames:
         names = self._directories.get(_above(prefix))
         return names is not None and _name(prefix) in names
 
-    def keep(self, prefix: bytes, root: bytes) -> None:
+    def keep(self, prefix: bytes) -> None:
         """Remember a directory, and all above it up to the root."""
         with self._lock:
-            while len(prefix) > len(root):
+            while len(prefix) > len(self._root):
                 names = self._directories.setdefault(_above(prefix), set())
                 if _name(prefix) in names:
                     return
@@ -100,6 +98,15 @@ class LocalNames:
                 del self._directories[each]
 
     # --- both ---
+
+    def move_directory(self, prefix: bytes, new_prefix: bytes) -> None:
+        """Give all that is in a directory the names that it has below another one."""
+        with self._lock:
+            for table in (self._directories, self._files):
+                for each in [each for each in table if each.startswith(prefix)]:
+                    moved = new_prefix + each[len(prefix) :]
+                    table[moved] = table.pop(each)  # type: ignore[assignment]
+        self.drop(prefix)
 
     def entries(self, directory: bytes) -> list[Entry]:
         """Return what is in a directory, in the order of the names."""

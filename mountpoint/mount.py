@@ -26,6 +26,7 @@ from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
 from mountpoint.signals import SignalWatcher, nudge_workers
+from mountpoint.writing.copies import Copies
 from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -89,6 +90,7 @@ def _serve(
     directory = config.mount.directory
     streams = Streams(client, config.read, patience, counters)
     uploads = Uploads(client, config.write, streams.budget, patience)
+    copies = Copies(client, config.write, uploads, patience)
     filesystem = FileSystem(
         client,
         prefix=config.bucket.prefix,
@@ -96,6 +98,7 @@ def _serve(
         change=config.change,
         streams=streams,
         uploads=uploads,
+        copies=copies,
         patience=patience,
         on_open=kernel.ReadAhead(directory).set_for,
     )

@@ -18,7 +18,6 @@ import structlog
 from mountpoint.errors import (
     BadArgument,
     NoSuchEntry,
-    NotImplementedHere,
     NotPermitted,
     OperationError,
     S3Error,
@@ -198,6 +197,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         self._fs.unlink(parent, name)
 
+    @operation("child")
+    def rename(
+        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
+    ) -> None:
+        """See FileSystem."""
+        self._fs.rename(parent, name, new_parent, new_name)
+
     @operation("inode")
     def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
         """See FileSystem."""
@@ -230,13 +236,6 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
         """Refuse."""
         raise NotPermitted("S3 has no hard links")
-
-    @operation("child")
-    def rename(
-        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
-    ) -> NoReturn:
-        """Refuse."""
-        raise NotImplementedHere("files cannot be renamed")
 
     def _fail(self, operation: str, path: str, error: Exception) -> NoReturn:
         """Log one line and raise the FUSEError that `error` means."""

@@ -14,6 +14,7 @@ ends in `/`.
 
 from typing import NamedTuple
 
+from mountpoint.errors import BadArgument, NameTooLong
 from mountpoint.s3.client import ListPage, ObjectInfo
 
 #: NAME_MAX, linux/limits.h
@@ -50,6 +51,17 @@ def is_name(segment: bytes) -> bool:
         and b"\0" not in segment
         and b"/" not in segment
     )
+
+
+def check_new(prefix: bytes, name: bytes) -> None:
+    """Raise NameTooLong or BadArgument unless S3 can have `name`, maybe with a slash, there."""
+    size = len(prefix) + len(name)
+    if len(name.rstrip(b"/")) > MAX_NAME_BYTES or size > MAX_KEY_BYTES:
+        raise NameTooLong(f"{size} bytes; a key has {MAX_KEY_BYTES} at most")
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        raise BadArgument("S3's keys are UTF-8, and this name is not") from None
 
 
 def decide(name: bytes, head: ObjectInfo | None, below: bool) -> Entry | None:

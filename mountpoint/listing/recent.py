@@ -239,6 +239,17 @@ class Listings:
         with self._lock:
             self._span_count -= len(self._spans.pop(directory, ()))
 
+    def forget_below(self, prefix: bytes) -> None:
+        """Forget all names in a directory and below: it is another one now."""
+        with self._lock:
+            for directory in [each for each in self._of if each.startswith(prefix)]:
+                for _, number in list(self._of[directory].firsts):
+                    self._drop(self._pages[number])
+            for directory in [each for each in self._spans if each.startswith(prefix)]:
+                self._span_count -= len(self._spans.pop(directory))
+            for seen in [each for each in self._seen_at_s if each.startswith(prefix)]:
+                del self._seen_at_s[seen]
+
     def sweep(self) -> None:
         """Let go what is too old, also where nobody looks for anything any more."""
         with self._lock:

@@ -93,6 +93,7 @@ class Condition:
 
 
 ALWAYS = Condition()
+NEW = Condition(absent=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,16 +73,17 @@ class Completion:
         self._completed = completed
         self._failed = failed
         # constants
-        self._key = key
         self._options = options
-        self._condition = condition
+        # mutable, until the object is made
+        self.key = key
+        self.condition = condition
 
     def put(self, body: Body) -> None:
         """Make the object of one body."""
         size_bytes = body.size_bytes
 
         def start() -> "Future[Written]":
-            return self._client.put_object(self._key, body, self._options, self._asked())
+            return self._client.put_object(self.key, body, self._options, self._asked())
 
         def done(written: Written) -> None:
             self._completed(self._described(written, size_bytes))
@@ -103,7 +104,7 @@ class Completion:
 
         def start() -> "Future[Written]":
             return self._client.complete_upload(
-                self._key,
+                self.key,
                 upload_id,
                 parts,
                 size_bytes=size_bytes,
@@ -130,7 +131,7 @@ class Completion:
         """Send the request that makes the object."""
 
         def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._asked().absent:
+            if isinstance(error, NotOffered) and self._asked() != ALWAYS:
                 self._line.has_no_conditions()
                 self._errands.send(errand)
             elif errand.attempt or error.retryable or isinstance(error, NoSuchUpload):
@@ -146,7 +147,7 @@ class Completion:
 
         def done(stored: Stored) -> None:
             if is_ours(stored):
-                log.debug("an earlier try had been done", key=self._key, error=str(error))
+                log.debug("an earlier try had been done", key=self.key, error=str(error))
                 self._completed(stored.info)
             else:
                 self._failed(self._meaning(error))
@@ -154,7 +155,7 @@ class Completion:
         def refused(_: S3Error) -> None:
             self._failed(self._meaning(error))
 
-        start = functools.partial(self._client.describe, self._key)
+        start = functools.partial(self._client.describe, self.key)
         self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
 
     def _look(self, told: ObjectInfo) -> None:
@@ -171,18 +172,16 @@ class Completion:
         def refused(_: S3Error) -> None:
             self._completed(told)  # complete is complete
 
-        start = functools.partial(self._client.head, self._key)
+        start = functools.partial(self._client.head, self.key)
         self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
 
     def _asked(self) -> Condition:
         """The condition, as far as the server knows any."""
-        if self._condition.absent and not self._line.knows_conditions():
-            return ALWAYS
-        return self._condition
+        return self.condition if self._line.knows_conditions() else ALWAYS
 
     def _meaning(self, error: S3Error) -> S3Error:
         """What the refusal of a write means to who wanted to create, not to replace."""
-        if type(error) is not PreconditionFailed or not self._condition.absent:
+        if type(error) is not PreconditionFailed or not self.condition.absent:
             return error
         return AlreadyExists(
             "somebody else has created the object meanwhile",
@@ -194,7 +193,7 @@ class Completion:
     def _described(self, written: Written, size_bytes: int) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000
         storage_class = self._options.storage_class or "STANDARD"
-        return ObjectInfo(self._key, size_bytes, date_ns, written.etag, storage_class)
+        return ObjectInfo(self.key, size_bytes, date_ns, written.etag, storage_class)
 
 
 def _matches(

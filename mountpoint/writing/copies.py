@@ -42,6 +42,7 @@ from mountpoint.errors import (
 )
 from mountpoint.s3.client import (
     ALWAYS,
+    NEW,
     Condition,
     ListPage,
     ObjectClient,
@@ -62,8 +63,6 @@ MOST_COPY_BYTES = MOST_PART_BYTES
 MOVES = 32
 #: How often a line tells how far a large directory is.
 PROGRESS_S = 5.0
-
-ABSENT = Condition(absent=True)
 
 
 class Copies:
@@ -108,6 +107,21 @@ class Copies:
         else:
             etag = self._copy_at_once(source, key, condition)
         return self._confirmed(source, key, etag)
+
+    def options_of(self, source: ObjectInfo) -> PutOptions:
+        """Return what an object is to be that has this version's bytes, or begins with them.
+
+        Raises PreconditionFailed or NotFound when it is not that version any more.
+        """
+        stored = self._ask_stored(source.key)
+        if not same(stored.info.etag, source.etag):
+            raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
+        return replace(
+            stored.options,
+            sse=self._config.sse,
+            sse_kms_key_id=self._config.sse_kms_key_id,
+            checksum=self._config.checksum,
+        )
 
     def move(
         self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
@@ -178,7 +192,7 @@ class Copies:
                 return
             source = there
         try:
-            self.move(source, key, condition=ABSENT, look=look)
+            self.move(source, key, condition=NEW, look=look)
         except NotFound:
             if self._head(source.key) is not None:
                 raise
@@ -268,15 +282,7 @@ class Copies:
 
     def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
         """Have the object copied part by part; return the copy's ETag."""
-        stored = self._ask_stored(source.key)
-        if not same(stored.info.etag, source.etag):
-            raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
-        options = replace(
-            stored.options,
-            sse=self._config.sse,
-            sse_kms_key_id=self._config.sse_kms_key_id,
-            checksum=self._config.checksum,
-        )
+        options = self.options_of(source)
         upload = self._uploads.upload(key, condition=condition, options=options)
         try:
             upload.copy(source, 0, source.size_bytes)

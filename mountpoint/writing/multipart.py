@@ -68,9 +68,9 @@ class Multipart:
         self._patience = patience
         self._failed = failed
         # constants
-        self._key = key
         self._options = options
         # mutable
+        self.key = key  # until it has begun
         self.begun = False  # CreateMultipartUpload has been sent
         self.upload_id: str | None = None
         self.in_flight = 0  # parts whose bytes are in memory
@@ -93,7 +93,7 @@ class Multipart:
             self._lease.give(body.size_bytes)
 
         def go(upload_id: str) -> None:
-            start = functools.partial(self._client.upload_part, self._key, upload_id, number, body)
+            start = functools.partial(self._client.upload_part, self.key, upload_id, number, body)
             self._errands.send(Errand(start, done, self._failed, body.size_bytes))
 
         self._with_id(go)
@@ -116,7 +116,7 @@ class Multipart:
             begin = functools.partial(
                 self._client.copy_part,
                 source.key,
-                self._key,
+                self.key,
                 upload_id,
                 number,
                 start,
@@ -166,7 +166,7 @@ class Multipart:
         self._waiting_for_id.append(go)
         if not self.begun:
             self.begun, self.aborted = True, False
-            start = functools.partial(self._client.create_upload, self._key, self._options)
+            start = functools.partial(self._client.create_upload, self.key, self._options)
             self._errands.send(
                 Errand(start, self.created, self._not_created, try_s=self._patience.try_s)
             )
@@ -196,5 +196,5 @@ class Multipart:
         def refused(error: S3Error) -> None:
             self.aborted = isinstance(error, NoSuchUpload)
 
-        start = functools.partial(self._client.abort_upload, self._key, self.upload_id)
+        start = functools.partial(self._client.abort_upload, self.key, self.upload_id)
         self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))

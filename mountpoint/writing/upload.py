@@ -76,12 +76,12 @@ class Upload:
         self._line = line
         self._patience = patience
         # constants
-        self.key = key
         self._checksum = options.checksum
         self._part_bytes = part_bytes
         self._limits = limits
         # mutable, guarded by _changed
         self._changed = threading.Condition()
+        self.key = key
         self._errands = Errands(self, line, patience)
         self._multipart = Multipart(
             client,
@@ -173,6 +173,15 @@ class Upload:
             while self._info is None:
                 self._wait()
             return self._info
+
+    def rename(self, key: bytes, condition: Condition) -> bool:
+        """Give the object another key, and condition; False if S3 knows of the upload already."""
+        with self._changed:
+            if self._multipart.begun or self._finishing:
+                return False
+            self.key = self._multipart.key = self._completion.key = key
+            self._completion.condition = condition
+            return True
 
     def check(self) -> None:
         """Raise what has become of parts in flight, if that is known and bad."""

@@ -163,7 +163,9 @@ class Uploads(Line[Upload]):
     def has_no_conditions(self) -> None:
         """See Line."""
         if self._conditions:
-            log.info("this server knows no If-None-Match: what others create may be overwritten")
+            log.info(
+                "this server knows no conditions: what others write meanwhile may be overwritten"
+            )
         self._conditions = False
 
     def closed(self, upload: Upload) -> None:

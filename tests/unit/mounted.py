@@ -21,6 +21,7 @@ from mountpoint.listing.recent import Listings
 from mountpoint.metrics import Counters
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.retry import Patience
+from mountpoint.writing.copies import Copies
 from mountpoint.writing.uploads import Uploads
 from tests.unit.fake_client import SAFE_S, FakeClient
 
@@ -52,6 +53,7 @@ class Mounted:
             change=ChangeConfig(**change),
             streams=self.streams,
             uploads=self.uploads,
+            copies=Copies(client, write, self.uploads, patience),
             patience=patience,
         )
 

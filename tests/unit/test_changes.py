@@ -618,3 +618,107 @@ def test_nothing_is_left() -> None:
         assert len(fs._inodes) == 1
         assert (world.client.uploads, world.budget.held_bytes) == ({}, 0)
         assert fs._local.writers() == []
+
+
+# --- Writing on ---
+
+APPEND = os.O_WRONLY | os.O_APPEND
+
+
+@pytest.mark.parametrize("size", [0, 3, PART + 5])
+def test_appending(size: int) -> None:
+    """What is there stays until the file is closed, and is then the beginning of the new one."""
+    earlier = os.urandom(size)
+    with mounted({b"a": earlier}, allow_append=True) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, APPEND, OPENER)
+        assert world.look(b"a").size_bytes == size
+        world.fs.write(handle, size, b"more")
+        assert world.look(b"a").size_bytes == size + 4
+        assert world.client.content(b"a") == earlier
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == earlier + b"more"
+        assert world.look(b"a").inode == number
+        assert world.read_file(number) == earlier + b"more"
+        assert world.client.uploads == {}
+
+
+def test_appending_nothing() -> None:
+    """A file that is opened for appending and closed is not touched."""
+    with mounted({b"a": b"1"}, allow_append=True) as world:
+        handle = world.fs.open(world.look(b"a").inode, APPEND, OPENER)
+        world.close(handle, OPENER)
+        assert writes(world) == []
+        assert world.read_file(world.look(b"a").inode) == b"1"
+
+
+def test_appending_needs_an_option() -> None:
+    """Without --allow-append a file cannot be written on, and the error names the option."""
+    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        for flags in (APPEND, os.O_RDWR | os.O_APPEND):
+            with pytest.raises(NotPermitted) as caught:
+                world.fs.open(number, flags)
+            assert "--allow-append" in caught.value.hint
+
+
+def test_appending_to_what_has_changed() -> None:
+    """The kernel knows the size of the version that it has looked up: it has to look again."""
+    with mounted({b"a": b"1"}, allow_append=True) as world:
+        number = world.look(b"a").inode
+        world.client.put(b"a", b"12")
+        with pytest.raises(StaleInode):
+            world.fs.open(number, APPEND)
+        world.pass_s(2)
+        handle = world.fs.open(world.look(b"a").inode, APPEND, OPENER)
+        world.fs.write(handle, 2, b"3")
+        world.client.put(b"a", b"somebody else's")
+        with pytest.raises(S3Error):
+            world.fs.flush(handle, OPENER, killed=False)
+        assert world.client.content(b"a") == b"somebody else's"
+
+
+@pytest.mark.parametrize("size", [3, PART + 5])
+def test_a_duplicate_goes_on_after_a_close(size: int) -> None:
+    """`exec 5>a; echo 1 >&5; echo 2 >&5`: each echo closes a duplicate, and nothing is lost."""
+    first, second = os.urandom(size), os.urandom(4)
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, first)
+        world.fs.flush(handle, OPENER, killed=False)
+        assert world.client.content(b"a") == first
+        world.fs.write(handle, size, second)
+        world.fs.flush(handle, OPENER, killed=False)
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == first + second
+        assert world.client.uploads == {}
+
+
+def test_going_on_where_somebody_else_was() -> None:
+    """What others have made of the file meanwhile is not replaced."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"1")
+        world.fs.flush(handle, OPENER, killed=False)
+        world.client.put(b"a", b"theirs")
+        with pytest.raises(S3Error):
+            world.fs.write(handle, 1, b"2")
+        with pytest.raises(S3Error):
+            world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"theirs"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_going_on_after_fsync(allowed: bool) -> None:
+    """After fsync a file is written on with --allow-append only."""
+    with mounted(allow_append=allowed) as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"1")
+        world.fs.fsync(handle)
+        if allowed:
+            world.fs.write(handle, 1, b"2")
+        else:
+            with pytest.raises(NotSequential):
+                world.fs.write(handle, 1, b"2")
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == (b"12" if allowed else b"1")

@@ -75,6 +75,8 @@ LAYERS = (
     "mountpoint.handles",
     "mountpoint.local",
     "mountpoint.changes",
+    "mountpoint.directories",
+    "mountpoint.renames",
     "mountpoint.opener",
     "mountpoint.filesystem",
     "mountpoint.processes",

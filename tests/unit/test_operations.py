@@ -90,6 +90,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "fsync": ("fsync", (7, True), "<handle 7>"),
     "release": ("release", (7,), "<handle 7>"),
     "unlink": ("unlink", (ROOT, b"a", CTX), "/a"),
+    "rename": ("rename", (ROOT, b"a", ROOT, b"new", CTX), "/a"),
     "setattr": ("set_attributes", (ROOT, ATTRIBUTES, FIELDS, None, CTX), "/"),
 }
 
@@ -97,7 +98,6 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], str]] = {
 REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "symlink": ((ROOT, b"new", b"a", CTX), "/new", "EPERM"),
     "link": ((ROOT, ROOT, b"new", CTX), "/", "EPERM"),
-    "rename": ((ROOT, b"a", ROOT, b"new", CTX), "/a", "ENOSYS"),
     "mknod": ((ROOT, b"new", stat.S_IFIFO, 0, CTX), "/new", "EINVAL"),
 }
 

@@ -1,0 +1,288 @@
+"""Renaming through the file system, without a kernel: files, directories, what is being written."""
+
+import os
+
+import pytest
+
+from mountpoint.errors import (
+    AccessDenied,
+    AlreadyExists,
+    DirectoryNotEmpty,
+    EntryExists,
+    IsADirectory,
+    NoSuchEntry,
+    NotADirectory,
+    NotImplementedHere,
+    NotPermitted,
+)
+from mountpoint.inodes import ROOT
+from tests.unit.fake_client import Fault, Request
+from tests.unit.mounted import Mounted, mounted
+from tests.unit.test_changes import OPENER, OVERWRITE, PART, is_there, writes
+
+
+def rename(world: Mounted, old: bytes, new: bytes) -> None:
+    """Rename as the kernel does it: it has looked both names up."""
+    places = []
+    for path in (old, new):
+        directory, _, name = path.rpartition(b"/")
+        is_there(world, path)
+        places += [world.look(directory).inode if directory else ROOT, name]
+    world.fs.rename(*places)
+
+
+def test_it_needs_an_option() -> None:
+    """Without --allow-rename nothing is renamed, whatever it is."""
+    with mounted({b"a": b"1"}) as world:
+        new = world.create(b"new")
+        for name in (b"a", b"new"):
+            with pytest.raises(NotImplementedHere) as caught:
+                rename(world, name, b"b")
+            assert "--allow-rename" in caught.value.hint
+        world.close(new)
+        assert world.client.keys() == [b"a", b"new"]
+
+
+# --- Files ---
+
+
+def test_a_file() -> None:
+    """The object is copied, and deleted when the copy has been seen; the inode goes along."""
+    with mounted({b"a": b"content", b"d/x": b""}, allow_rename=True) as world:
+        number = world.look(b"a").inode
+        rename(world, b"a", b"d/b")
+        assert world.client.keys() == [b"d/b", b"d/x"]
+        assert not is_there(world, b"a")
+        assert world.look(b"d/b").inode == number
+        assert world.read_file(number) == b"content"
+        assert world.names() == [b"d"]
+        assert world.names(world.look(b"d").inode) == [b"b", b"x"]
+        world.pass_s(5)
+        assert world.look(b"d/b").inode == number
+
+
+def test_requests_of_a_rename() -> None:
+    """What was looked up just before is not looked at again: copy, look, look, delete."""
+    with mounted({b"a": b"1"}, allow_rename=True) as world:
+        world.look(b"a")
+        is_there(world, b"b")
+        before = world.client.count()
+        world.fs.rename(ROOT, b"a", ROOT, b"b")
+        asked = [request.kind for request in world.client.requests[before:]]
+        assert asked == ["copy_object", "head", "head", "delete_object"]
+
+
+def test_the_directory_stays() -> None:
+    """The directory from which the last file was taken is there until it is removed."""
+    with mounted({b"d/a": b"1"}, allow_rename=True) as world:
+        rename(world, b"d/a", b"a")
+        world.pass_s(5)
+        assert world.names() == [b"a", b"d"]
+        world.fs.rmdir(ROOT, b"d")
+        assert world.names() == [b"a"]
+
+
+def test_to_a_name_that_is_taken() -> None:
+    """A file is replaced where files may be overwritten, a directory never."""
+    objects = {b"a": b"1", b"b": b"2", b"d/x": b""}
+    for allowed in (False, True):
+        with mounted(objects, allow_rename=True, allow_overwrite=allowed) as world:
+            with pytest.raises(IsADirectory):
+                rename(world, b"a", b"d")
+            if allowed:
+                rename(world, b"a", b"b")
+                assert world.read_file(world.look(b"b").inode) == b"1"
+                assert world.client.keys() == [b"b", b"d/x"]
+            else:
+                with pytest.raises(EntryExists):
+                    rename(world, b"a", b"b")
+                assert world.client.keys() == [b"a", b"b", b"d/x"]
+
+
+def test_somebody_else_takes_the_name() -> None:
+    """What comes to be between lookup and copy is not replaced."""
+    with mounted({b"a": b"1"}, allow_rename=True, allow_overwrite=True) as world:
+        world.look(b"a")
+        is_there(world, b"b")
+        world.client.put(b"b", b"theirs")
+        with pytest.raises(AlreadyExists):
+            world.fs.rename(ROOT, b"a", ROOT, b"b")
+        assert world.client.content(b"b") == b"theirs"
+        assert world.read_file(world.look(b"a").inode) == b"1"
+
+
+def test_a_failure() -> None:
+    """When the copy fails everything is as it was."""
+    with mounted({b"a": b"1"}, allow_rename=True) as world:
+        world.client.inject("copy_object", Fault(error=AccessDenied()))
+        with pytest.raises(AccessDenied):
+            rename(world, b"a", b"b")
+        assert world.client.keys() == [b"a"]
+        assert world.read_file(world.look(b"a").inode) == b"1"
+        assert not is_there(world, b"b")
+
+
+# --- Files that are being written ---
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_a_file_that_is_written(size: int) -> None:
+    """It is renamed without a request, and comes to be under its new name alone."""
+    with mounted({b"d/x": b""}, allow_rename=True) as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.fs.write(handle, 0, bytes(size))
+        rename(world, b"a", b"d/b")
+        assert writes(world) == []
+        assert not is_there(world, b"a")
+        assert world.look(b"d/b").inode == number
+        world.fs.write(handle, size, b"more")
+        world.close(handle, OPENER)
+        assert world.client.content(b"d/b") == bytes(size) + b"more"
+        assert world.client.keys() == [b"d/b", b"d/x"]
+        assert writes(world) == ["put_object"]
+
+
+def test_a_large_file_that_is_written() -> None:
+    """When S3 has parts of it, it is completed and then moved by the server."""
+    data = os.urandom(2 * PART + 1)
+    with mounted(allow_rename=True) as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.fs.write(handle, 0, data)
+        rename(world, b"a", b"b")
+        world.close(handle, OPENER)
+        assert world.client.keys() == [b"b"]
+        assert world.client.content(b"b") == data
+        assert world.look(b"b").inode == number
+        assert world.client.uploads == {}
+
+
+def test_saving_as_editors_do() -> None:
+    """Written beside, and renamed over the earlier version: it is there all the time."""
+    with mounted({b"a": b"earlier"}, allow_rename=True, allow_overwrite=True) as world:
+        for closed in (True, False):
+            handle = world.create(b"a.tmp", OPENER)
+            world.fs.write(handle, 0, b"later %d" % closed)
+            if closed:
+                world.close(handle, OPENER)
+            rename(world, b"a.tmp", b"a")
+            if not closed:
+                world.close(handle, OPENER)
+            assert world.read_file(world.look(b"a").inode) == b"later %d" % closed
+            assert world.client.keys() == [b"a"]
+
+
+def test_what_cannot_be_renamed_now() -> None:
+    """A file that is being replaced stays, and what is being written is not replaced."""
+    options = {"allow_rename": True, "allow_overwrite": True}
+    with mounted({b"a": b"1", b"b": b"2"}, **options) as world:
+        handle = world.fs.open(world.look(b"a").inode, OVERWRITE, OPENER)
+        for old, new in ((b"a", b"c"), (b"b", b"a")):
+            with pytest.raises(NotPermitted):
+                rename(world, old, new)
+        world.close(handle, OPENER)
+        rename(world, b"a", b"c")
+        assert world.client.keys() == [b"b", b"c"]
+
+
+# --- Directories ---
+
+
+def test_a_directory() -> None:
+    """All that is below it goes along, with its marker and what is known of it here."""
+    objects = {b"d/": b"", b"d/a": b"1", b"d/e/b": b"2", b"dd": b"3"}
+    with mounted(objects, allow_rename=True) as world:
+        number, inner = world.look(b"d").inode, world.look(b"d/e").inode
+        world.fs.mkdir(number, b"made")
+        assert world.names(number) == [b"a", b"e", b"made"]
+        rename(world, b"d", b"new")
+        assert world.client.keys() == [b"dd", b"new/", b"new/a", b"new/e/b"]
+        assert not is_there(world, b"d")
+        assert world.names() == [b"dd", b"new"]
+        for path in (b"new/a", b"new/e/b"):
+            assert world.read_file(world.look(path).inode) == objects[path.replace(b"new", b"d")]
+        assert world.names(number) == [b"a", b"e", b"made"]
+        assert world.names(inner) == [b"b"]
+        world.fs.mkdir(ROOT, b"d")
+        assert world.names(world.look(b"d").inode) == []
+        assert not is_there(world, b"d/a")
+        world.fs._inodes.check()
+
+
+def test_a_directory_in_which_a_file_is_written() -> None:
+    """The file comes to be in the renamed directory."""
+    with mounted({b"d/a": b"1"}, allow_rename=True) as world:
+        small, large = world.create(b"d/small", OPENER), world.create(b"d/large", OPENER)
+        world.fs.write(small, 0, b"123")
+        world.fs.write(large, 0, bytes(2 * PART))
+        rename(world, b"d", b"new")
+        assert world.look(b"new/small").size_bytes == 3
+        world.close(small, OPENER)
+        world.close(large, OPENER)
+        assert world.client.keys() == [b"new/a", b"new/large", b"new/small"]
+        assert world.client.uploads == {}
+
+
+def test_a_directory_that_was_made_here() -> None:
+    """Nothing of it is in the bucket, and nothing is copied."""
+    with mounted(allow_rename=True) as world:
+        made = world.fs.mkdir(ROOT, b"d")
+        world.fs.mkdir(made.inode, b"e")
+        rename(world, b"d", b"new")
+        assert world.names() == [b"new"]
+        assert world.names(world.look(b"new").inode) == [b"e"]
+        assert writes(world) == []
+
+
+def test_to_a_directory_that_is_there() -> None:
+    """An empty one is replaced, another one not, and a file never."""
+    with mounted({b"d/a": b"1", b"f": b"", b"x/y": b""}, allow_rename=True) as world:
+        world.fs.mkdir(ROOT, b"empty")
+        with pytest.raises(DirectoryNotEmpty):
+            rename(world, b"d", b"x")
+        with pytest.raises(NotADirectory):
+            rename(world, b"d", b"f")
+        rename(world, b"d", b"empty")
+        assert world.names(world.look(b"empty").inode) == [b"a"]
+        assert world.client.keys() == [b"empty/a", b"f", b"x/y"]
+
+
+def test_a_failure_in_the_middle() -> None:
+    """Every object is in one of the two places, both are shown as they are, and it can go on."""
+    objects = {b"d/%02d" % number: b"%d" % number for number in range(20)}
+    with mounted(objects, allow_rename=True) as world:
+
+        def fail(request: Request) -> Fault | None:
+            bad = request.kind == "copy_object" and request.key == b"new/10"
+            return Fault(error=AccessDenied("no")) if bad else None
+
+        world.client.script = fail
+        with pytest.raises(AccessDenied, match="d/10"):
+            rename(world, b"d", b"new")
+        world.client.script = None
+        for name in (b"%02d" % number for number in range(20)):
+            there = [prefix for prefix in (b"d/", b"new/") if is_there(world, prefix + name)]
+            assert len(there) == 1, name
+            assert world.read_file(world.look(there[0] + name).inode) == b"%d" % int(name)
+        with pytest.raises(NoSuchEntry):
+            world.look(b"new/10")
+
+
+# --- Markers ---
+
+
+def test_markers() -> None:
+    """With --keep-directories a directory is an object, which others see and rmdir removes."""
+    options = {"keep_directories": True, "allow_delete": True}
+    with mounted(**options) as world:
+        made = world.fs.mkdir(ROOT, b"d")
+        assert world.client.keys() == [b"d/"]
+        world.write_file(b"d/a", b"1")
+        with pytest.raises(DirectoryNotEmpty):
+            world.fs.rmdir(ROOT, b"d")
+        world.fs.unlink(made.inode, b"a")
+        assert world.client.keys() == [b"d/"]
+        world.fs.rmdir(ROOT, b"d")
+        assert world.client.keys() == []
+        assert world.names() == []
