@@ -78,7 +78,7 @@ class Multipart:
         self.aborted = True  # nothing is pending at S3
         self._given_up = False
         self._waiting_for_id: list[Callable[[str], None]] = []
-        self._next_number = 1
+        self.next_number = 1
         self._sent: dict[int, Sent] = {}
 
     def send(self, body: Body, digest: bytes) -> None:
@@ -150,12 +150,12 @@ class Multipart:
         self._abort()
 
     def _number(self) -> int:
-        if self._next_number > MOST_PARTS:
+        if self.next_number > MOST_PARTS:
             raise TooLarge(
                 f"the file has reached {MOST_PARTS} parts, which is all that S3 takes",
                 hint="a larger --write-part-size makes larger files possible",
             )
-        number, self._next_number = self._next_number, self._next_number + 1
+        number, self.next_number = self.next_number, self.next_number + 1
         return number
 
     def _with_id(self, go: Callable[[str], None]) -> None:

@@ -19,6 +19,10 @@ MOST_PARTS = 10_000
 #: with parts of 80 MiB, one of 1 TiB with parts of 820 MiB, each of which has to be in memory.
 GROWTH = 1250
 
+#: So many parts may be as small as S3 takes them wherever they are, when ranges are copied: what
+#: would be too small a part has to be read. Those after them, growing, reach 5 TiB still.
+FREE_PARTS = 2_400
+
 #: Smaller writes are put together: a `bytes` of its own costs 33 bytes more, and a file may be
 #: written byte by byte.
 SMALL_BYTES = 16 << 10
@@ -56,37 +60,51 @@ class Step:
     size_bytes: int
 
 
+def least_size(limits: Limits, number: int, before_bytes: int) -> int:
+    """Return the least size of part `number`, after `before_bytes`, that is not the last.
+
+    A file that is put together of many small ranges must not run out of numbers.
+    """
+    if number <= FREE_PARTS:
+        return limits.least_part_bytes
+    return part_size(limits.least_part_bytes, before_bytes)
+
+
 def next_step(
-    limits: Limits, before_bytes: int, gathered_bytes: int, source_bytes: int, left_bytes: int
+    limits: Limits,
+    number: int,
+    before_bytes: int,
+    gathered_bytes: int,
+    source_bytes: int,
+    left_bytes: int,
 ) -> Step:
     """Return what to do with the first of `left_bytes` of a source of `source_bytes`.
 
-    `gathered_bytes` wait to be sent, after `before_bytes`; a copied part goes after them, so they
-    must be large enough to be a part. All parts grow by the same rule: a file that is put
-    together of many small ranges would else run out of part numbers.
+    `number` is the next part's, `gathered_bytes` wait to be sent as that, after `before_bytes`; a
+    copied part goes after them, so they must be enough for one.
     """
-    least = part_size(limits.least_part_bytes, before_bytes)
-    if 0 < gathered_bytes < least:
-        missing = least - gathered_bytes
-        worth_it = part_size(limits.least_part_bytes, before_bytes + least)
-        # Of a source of 5 MB nothing but the whole can be copied:
-        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
-        if left_bytes < missing + worth_it or source_bytes <= limits.least_part_bytes:
-            return Step(copied=False, size_bytes=left_bytes)
-        return Step(copied=False, size_bytes=missing)
-    at = before_bytes + gathered_bytes
-    least = part_size(limits.least_part_bytes, at)
-    if left_bytes < least or source_bytes <= limits.least_part_bytes:
+    # Of a source of 5 MB nothing but the whole can be copied:
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
+    if source_bytes <= limits.least_part_bytes:
         return Step(copied=False, size_bytes=left_bytes)
-    return Step(copied=True, size_bytes=copied_size(limits, at, left_bytes))
+    missing = 0
+    if gathered_bytes:
+        missing = max(least_size(limits, number, before_bytes) - gathered_bytes, 0)
+        number += 1
+    at = before_bytes + gathered_bytes + missing
+    if left_bytes - missing < least_size(limits, number, at):
+        return Step(copied=False, size_bytes=left_bytes)
+    if missing:
+        return Step(copied=False, size_bytes=missing)
+    return Step(copied=True, size_bytes=copied_size(limits, number, at, left_bytes))
 
 
-def copied_size(limits: Limits, before_bytes: int, left_bytes: int) -> int:
-    """Return how much of `left_bytes` the next copied part takes: no too small rest is left."""
+def copied_size(limits: Limits, number: int, before_bytes: int, left_bytes: int) -> int:
+    """Return how much of `left_bytes` copied part `number` takes: no too small rest is left."""
     size = part_size(limits.copied_part_bytes, before_bytes)
     if left_bytes <= size:
         return left_bytes
-    if left_bytes - size >= part_size(limits.least_part_bytes, before_bytes + size):
+    if left_bytes - size >= least_size(limits, number + 1, before_bytes + size):
         return size
     return left_bytes if left_bytes <= MOST_PART_BYTES else left_bytes // 2
 

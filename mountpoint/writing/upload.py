@@ -144,8 +144,14 @@ class Upload:
             while start < stop:
                 gathered = self._gathering.size_bytes
                 before = self._size_bytes - gathered
-                size = source.size_bytes
-                step = next_step(self._limits, before, gathered, size, stop - start)
+                step = next_step(
+                    self._limits,
+                    self._multipart.next_number,
+                    before,
+                    gathered,
+                    source.size_bytes,
+                    stop - start,
+                )
                 if step.copied:
                     self._copy_part(source, start, start + step.size_bytes)
                 else:

@@ -66,7 +66,7 @@ def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     with FaultyProxy(store.endpoint_url) as proxy, connected(store, proxy.url, monkeypatch) as crt:
         bucket = Bucket(store, proxy, crt)
         for key in reversed(bucket.keys()):
-            store.delete(key)
+            bucket.s3.delete_object(Bucket=bucket.name, Key=key)
         yield bucket
 
 

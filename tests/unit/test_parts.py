@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from mountpoint.config import LEAST_PART_BYTES, MOST_PART_BYTES
 from mountpoint.s3 import checksum
 from mountpoint.writing.parts import (
+    FREE_PARTS,
     MOST_PARTS,
     S3_LIMITS,
     SMALL_BYTES,
     Gathering,
+    least_size,
     next_step,
     part_size,
 )
@@ -79,33 +81,46 @@ def test_bytes_are_kept_as_they_came_or_put_together() -> None:
 
 
 @given(
-    st.integers(0, 5 * TIB), st.integers(0, 100 * MIB), st.integers(1, 5 * TIB), st.integers(0, TIB)
+    st.integers(1, 3000),
+    st.integers(0, 5 * TIB),
+    st.integers(0, 100 * MIB),
+    st.integers(1, 5 * TIB),
+    st.integers(0, TIB),
 )
 def test_ranges_become_parts_that_s3_takes(
-    before: int, gathered: int, left: int, after: int
+    number: int, before: int, gathered: int, left: int, after: int
 ) -> None:
-    """However a range is put into a file: parts are within their limits, and never too many."""
+    """However a range is put into a file: parts are within their limits, and little is read."""
     source = left + after
-    steps = 0
+    read = 0
     while left:
-        step = next_step(S3_LIMITS, before, gathered, source, left)
+        step = next_step(S3_LIMITS, number, before, gathered, source, left)
         assert 0 < step.size_bytes <= left
         if step.copied:
-            at = before + gathered
-            assert not gathered or gathered >= part_size(LEAST_PART_BYTES, before)
-            assert part_size(LEAST_PART_BYTES, at) <= step.size_bytes <= MOST_PART_BYTES
+            assert not gathered or gathered >= least_size(S3_LIMITS, number, before)
+            number, before = number + bool(gathered), before + gathered
+            least = least_size(S3_LIMITS, number, before)
+            assert min(least, MOST_PART_BYTES // 2) <= step.size_bytes <= MOST_PART_BYTES
             assert source > LEAST_PART_BYTES
-            before, gathered = at + step.size_bytes, 0
+            number, before, gathered = number + 1, before + step.size_bytes, 0
         else:
-            assert step.size_bytes <= 2 * part_size(LEAST_PART_BYTES, before + 100 * MIB)
             gathered += step.size_bytes
+            read += step.size_bytes
         left -= step.size_bytes
-        steps += 1
-    assert steps <= MOST_PARTS
+    assert number <= MOST_PARTS
+    if number <= FREE_PARTS:
+        assert read < 2 * LEAST_PART_BYTES
 
 
 def test_small_ranges_of_a_large_file_do_not_use_up_the_numbers() -> None:
-    """Parts that are copied grow with the file too: what would be too small a part is read."""
-    step = next_step(S3_LIMITS, 100 * GIB, 0, TIB, 10 * MIB)
-    assert not step.copied
-    assert next_step(S3_LIMITS, 0, 0, TIB, 10 * MIB).copied
+    """After many parts copied ones grow with the file: what would be too small is read."""
+    assert next_step(S3_LIMITS, 1, 100 * GIB, 0, TIB, 10 * MIB).copied
+    assert not next_step(S3_LIMITS, FREE_PARTS + 1, 100 * GIB, 0, TIB, 10 * MIB).copied
+
+
+def test_the_smallest_parts_reach_the_largest_objects() -> None:
+    """Also a file of nothing but the smallest parts that can be reaches 5 TiB."""
+    total = 0
+    for number in range(1, MOST_PARTS + 1):
+        total += least_size(S3_LIMITS, number, total)
+    assert total >= 5 * TIB
