@@ -123,11 +123,13 @@ class Stored:
     """An object with the checksums that S3 has of it, by name; composite ones end in "-N".
 
     `options` describe it as who has put it could have: content type, metadata, other headers.
+    `tags` is how many it has, as far as we may know.
     """
 
     info: ObjectInfo
     checksums: Mapping[str, str]
     options: PutOptions = field(default_factory=PutOptions)
+    tags: int = 0
 
 
 @dataclass(frozen=True, slots=True)

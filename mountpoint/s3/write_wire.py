@@ -295,7 +295,8 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
         metadata=metadata,
         headers=kept,
     )
-    return Stored(info, checksums, options)
+    tags = values.get("x-amz-tagging-count", "")
+    return Stored(info, checksums, options, int(tags) if re.fullmatch("[0-9]{1,3}", tags) else 0)
 
 
 def _sensible_etag(etag: str) -> str:

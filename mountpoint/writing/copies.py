@@ -116,6 +116,8 @@ class Copies:
         stored = self._ask_stored(source.key)
         if not same(stored.info.etag, source.etag):
             raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
+        if stored.tags:
+            log.warning("large objects are copied without their tags", key=source.key)
         return replace(
             stored.options,
             sse=self._config.sse,
@@ -153,7 +155,8 @@ class Copies:
         """
         if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
             raise ValueError("a directory cannot be moved into itself, or to what it is in")
-        look = bool(self._page(new_prefix, None, 1).objects)
+        there = self._page(new_prefix, None, 1)
+        look = bool(there.objects or there.skipped)
         found = 0
         told_s = time.monotonic()
 

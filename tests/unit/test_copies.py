@@ -2,14 +2,16 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from mountpoint import errors
-from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions
+from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Stored
 from mountpoint.writing import copies as copies_module
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.parts import Limits
@@ -17,9 +19,6 @@ from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import ABSENT, MIB, World, data_of
 
 SOURCE, KEY = b"dir/source", b"dir/copy"
-DESCRIBED = PutOptions(
-    content_type="text/x-test", metadata={"a": "b"}, headers={"Cache-Control": "no-store"}
-)
 
 
 class Place(World):
@@ -186,6 +185,25 @@ def test_another_version(place: Place, size: int, condition: Condition) -> None:
     with pytest.raises(errors.NotFound):
         place.copies.copy(info, KEY, condition=condition)
     assert place.client.keys() == []
+
+
+@pytest.mark.parametrize(("size", "warnings"), [(10, 0), (3 * MIB, 1)])
+def test_tags_that_are_lost(
+    place: Place, monkeypatch: pytest.MonkeyPatch, size: int, warnings: int
+) -> None:
+    """Parts have no tags: that those of a large object are not copied is said."""
+    place.client.put(SOURCE, data_of(size))
+    describe = place.client.describe
+
+    def tagged(key: bytes) -> Future[Stored]:
+        future: Future[Stored] = Future()
+        future.set_result(replace(describe(key).result(SAFE_S), tags=2))
+        return future
+
+    monkeypatch.setattr(place.client, "describe", tagged)
+    with capture_logs() as lines:
+        place.copies.copy(place.client.info(SOURCE), KEY)
+    assert [line["log_level"] for line in lines].count("warning") == warnings
 
 
 # --- moves ---
@@ -460,17 +478,12 @@ def test_the_end_of_the_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 def test_progress(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line tells now and then how far it is."""
     monkeypatch.setattr(copies_module, "PROGRESS_S", 0.0)
-    lines: list[dict[str, object]] = []
-
-    class Log:
-        def info(self, event: str, **fields: object) -> None:
-            lines.append({"event": event, **fields})
-
-    monkeypatch.setattr(copies_module, "log", Log())
     files = fill(place, 20)
-    place.copies.move_all(b"old/", b"new/")
+    with capture_logs() as lines:
+        place.copies.move_all(b"old/", b"new/")
     assert lines[-1] == {
         "event": "moving",
+        "log_level": "info",
         "prefix": b"old/",
         "to": b"new/",
         "moved": len(files),

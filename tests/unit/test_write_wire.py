@@ -292,6 +292,8 @@ def test_what_an_object_was_said_to_be() -> None:
         headers={"Cache-Control": "no-store", "Expires": "never"},
     )
     assert write_wire.stored(info, headers).options == options
+    for text, tags in (("3", 3), ("0", 0), ("-1", 0), ("many", 0)):
+        assert write_wire.stored(info, [("x-amz-tagging-count", text)]).tags == tags
     assert write_wire.option_headers(options) == [
         ("x-amz-storage-class", "STANDARD_IA"),
         ("Content-Type", "text/x"),
