@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountpoint import tree
+from mountpoint.attributes import Attributes, Showing
 from mountpoint.changes import Changes
 from mountpoint.config import ChangeConfig, FileSystemConfig
 from mountpoint.directories import Directories
@@ -71,20 +72,6 @@ ABSENT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Attributes:
-    """What stat(2) shows. `ttl_s` is how long the kernel may believe it."""
-
-    inode: InodeNumber
-    mode: int
-    links: int
-    size_bytes: int
-    mtime_ns: int
-    uid: int
-    gid: int
-    ttl_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class DirectoryEntry:
     """One line of readdir. `next_position` is where the line after it is read."""
 
@@ -118,8 +105,6 @@ class FileSystem:
         self._client = client
         self._config = config
         self._patience = patience
-        # constants
-        self._mounted_at_ns = time.time_ns()
         # mutable, of `sweep` alone: how many inodes had gone when it last looked, and gave back
         self._forgotten = 0
         self._given_back = 0
@@ -143,6 +128,9 @@ class FileSystem:
         )
         self._local = LocalNames(prefix)
         self._absent: deque[tuple[bytes, bytes, float]] = deque(maxlen=MANY_ABSENT)
+        self._showing = Showing(
+            config, self._local, ahead_s=self._lookups.ahead_s, mounted_at_ns=time.time_ns()
+        )
         self._changes = Changes(
             client, patience, uploads, copies, self._inodes, self._local, change, self._changed
         )
@@ -169,33 +157,33 @@ class FileSystem:
         writer = self._local.file(directory.key, name)
         if writer is not None:
             self._inodes.looked_up_again(writer.inode)
-            return self._attributes(writer.inode, 0.0)
+            return self._showing.attributes(writer.inode, 0.0)
         try:
             entry, fresh_until_s = self._find(directory.key, name)
         except NoSuchEntry:
             self._absent.append((directory.key, name, time.monotonic()))
             raise
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
-        return self._attributes(inode, inode.fresh_until_s - time.monotonic())
+        return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
 
     def getattr(self, number: InodeNumber) -> Attributes:
         """Return the attributes of an inode; asks S3 when they are too old."""
         inode = self._inodes.get(number)
         if self._local.writer(inode) is not None:
-            return self._attributes(inode, 0.0)
+            return self._showing.attributes(inode, 0.0)
         # An open file is its version to the end, and a directory has nothing that changes.
         if inode.is_directory or inode.opens:
-            return self._attributes(inode, self._config.ttl_s)
+            return self._showing.attributes(inode, self._config.ttl_s)
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
-            return self._attributes(inode, left_s)
+            return self._showing.attributes(inode, left_s)
         entry, fresh_until_s = self._find(inode.directory, inode.name)
         if not inode.is_version(entry):
             raise StaleInode("the object was replaced")
         if entry.info is not None:
             inode.describe(entry.info)
         inode.fresh_until_s = fresh_until_s
-        return self._attributes(inode, fresh_until_s - time.monotonic())
+        return self._showing.attributes(inode, fresh_until_s - time.monotonic())
 
     def forget(self, number: InodeNumber, lookups: int) -> None:
         """Uncount lookups; with a directory goes what is known of its listing.
@@ -302,7 +290,7 @@ class FileSystem:
         entry = self._making.make(directory, name)
         fresh_until_s = time.monotonic() + self._config.ttl_s
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
-        return self._attributes(inode, self._config.ttl_s)
+        return self._showing.attributes(inode, self._config.ttl_s)
 
     def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         """Remove an empty directory."""
@@ -316,7 +304,7 @@ class FileSystem:
     ) -> tuple[HandleNumber, Attributes]:
         """Begin a new file for a process, and count a lookup of it."""
         handle = self._changes.create(self._directory(parent), name, flags, process)
-        return self._files.add(handle), self._attributes(handle.inode, 0.0)
+        return self._files.add(handle), self._showing.attributes(handle.inode, 0.0)
 
     def open(self, number: InodeNumber, flags: int, process: int = 0) -> HandleNumber:
         """Open a file for a process: to read it, or to write it anew."""
@@ -460,32 +448,6 @@ class FileSystem:
             self._listings.discard(directory, name)
         else:
             self._listings.add(directory, [Entry(name, info)], time.monotonic())
-
-    def _attributes(self, inode: Inode, left_s: float) -> Attributes:
-        """Return the attributes of an inode that may be believed for `left_s`."""
-        ttl_s = min(max(left_s, 0.0), self._config.ttl_s)
-        info = inode.info
-        if info is None:
-            kind, links = stat.S_IFDIR | self._config.dir_mode, 2
-            size_bytes, mtime_ns = 0, self._mounted_at_ns
-        else:
-            kind, links = stat.S_IFREG | self._config.file_mode, 1
-            size_bytes, mtime_ns = info.size_bytes, info.mtime_ns
-            writer = self._local.writer(inode)
-            if writer is not None:
-                size_bytes, mtime_ns = writer.size_bytes, writer.mtime_ns
-            # So that the kernel asks for a file that is in use when it can be renewed.
-            ttl_s -= self._lookups.ahead_s if ttl_s > self._lookups.ahead_s else 0.0
-        return Attributes(
-            inode=inode.number,
-            mode=kind,
-            links=links,
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
-            uid=self._config.uid,
-            gid=self._config.gid,
-            ttl_s=ttl_s,
-        )
 
 
 def _writes(flags: int) -> bool:

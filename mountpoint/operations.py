@@ -15,6 +15,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
+from mountpoint.attributes import Attributes
 from mountpoint.errors import (
     BadArgument,
     NoSuchEntry,
@@ -23,7 +24,7 @@ from mountpoint.errors import (
     S3Error,
     outcome,
 )
-from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
+from mountpoint.filesystem import DirectoryEntry, FileSystem
 from mountpoint.fuse import llfuse, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber

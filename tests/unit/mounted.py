@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from mountpoint import changes, filesystem, handles, opener
+from mountpoint.attributes import Attributes
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
-from mountpoint.filesystem import Attributes, DirectoryEntry, FileSystem
+from mountpoint.filesystem import DirectoryEntry, FileSystem
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT, InodeNumber
 from mountpoint.listing import ahead, directory, lookups, siblings

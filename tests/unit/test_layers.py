@@ -74,6 +74,7 @@ LAYERS = (
     "mountpoint.inodes",
     "mountpoint.handles",
     "mountpoint.local",
+    "mountpoint.attributes",
     "mountpoint.changes",
     "mountpoint.directories",
     "mountpoint.renames",

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mountpoint.attributes import Attributes
 from mountpoint.errors import (
     AccessDenied,
     Interrupted,
@@ -20,7 +21,6 @@ from mountpoint.errors import (
     StaleInode,
     Throttled,
 )
-from mountpoint.filesystem import Attributes
 from mountpoint.inodes import ROOT
 from mountpoint.listing import siblings
 from mountpoint.listing.directory import MOST_AHEAD
