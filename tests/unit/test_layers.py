@@ -57,6 +57,7 @@ LAYERS = (
     "mountpoint.reading.ahead",
     "mountpoint.reading.streams",
     "mountpoint.writing.parts",
+    "mountpoint.writing.journal",
     "mountpoint.writing.errands",
     "mountpoint.writing.source",
     "mountpoint.writing.multipart",
@@ -93,6 +94,8 @@ LAYERS = (
     "mountpoint.mount",
     "mountpoint.fstab",
     "mountpoint.cli",
+    "mountpoint.cleanup",
+    "mountpoint.ctl",
 )
 
 #: Who may import what. structlog is everybody's for `get_logger`; that only `logs` sets it up
@@ -105,7 +108,7 @@ PLACES = {
         "mountpoint.s3.credentials",
         "mountpoint.s3.profile",
     },
-    "click": {"mountpoint.cli"},
+    "click": {"mountpoint.cli", "mountpoint.ctl"},
     "errno": {"mountpoint.errors", "mountpoint.operations"},
 }
 EVERYWHERE = {"structlog"}

@@ -1,0 +1,246 @@
+"""`mount-s3ctl`: what is done about mounts from outside of them. One command so far: `cleanup`.
+
+The options that say which bucket, where, and who asks are those of `mount-s3`, taken from its own
+table: both programs know the same ones and take them the same way.
+
+Exit codes: 0 for all is done; 1 for a MountError, what could not be aborted, and a question that
+was answered with no; 2 for what click refuses by itself.
+"""
+
+import copy
+import json
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mountpoint import __version__, cli, logs
+from mountpoint.cleanup import Done, carry_out, judge, listed, strike
+from mountpoint.config import Config, LogConfig
+from mountpoint.errors import AccessDenied, MountError, OperationError
+from mountpoint.log_render import printable
+from mountpoint.metrics import Counters
+from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.journal import Found, Place, default_directory, journals
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+#: How long anyone waits for one page or one abort, with all retries.
+TRY_S = 10.0
+TOTAL_S = 30.0
+
+#: In the order of the summary.
+OUTCOMES = ("aborted", "would abort", "gone", "failed", "kept")
+NEEDED = "s3:ListBucketMultipartUploads on the bucket and s3:AbortMultipartUpload on its objects"
+
+
+def duration(text: str) -> float:
+    """Return the seconds that `text` tells: 90s, 15m, 1h, 7d; a number alone is seconds."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if found is None:
+        raise click.BadParameter(f"'{text}' is not a duration such as 90s, 15m, 1h or 7d.")
+    return float(int(found[1]) * UNITS_S[found[2] or "s"])
+
+
+def connection_options(command: click.Command) -> click.Command:
+    """Add the options of `mount-s3` that say which bucket, where, and who asks."""
+    shared = [
+        copy.copy(option)
+        for option in cli.main.params
+        if getattr(option, "topic", "") in (cli.BUCKET, cli.CREDENTIALS)
+        or option.name == "ca_bundle"
+    ]
+    for option in shared:
+        if option.name == "prefix":
+            option.help = "This part of the bucket only; ends in '/'."
+    command.params = [*shared, *command.params]
+    return command
+
+
+def config_of(bucket: str, options: dict[str, Any]) -> Config:
+    """Return what `mount-s3` makes of a bucket and these options. Raises MountError."""
+    parameters = cli.main.make_context("mount-s3", ["--", bucket, "/"]).params
+    return cli.make_config(**{**parameters, **options})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="mount-s3ctl", message="%(prog)s %(version)s")
+def main() -> None:
+    """Look after S3 buckets that are, or were, mounted with mount-s3."""
+
+
+@connection_options
+@main.command()
+@click.argument("bucket", metavar="BUCKET")
+@click.option(
+    "--older-than",
+    "older_than_s",
+    type=duration,
+    default="1h",
+    metavar="DURATION",
+    show_default=True,
+    help="Keep what was begun later: 90s, 15m, 1h, 7d.",
+)
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Also what other programs, users and machines began. Some may still be at it.",
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --all.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option(
+    "--journals",
+    "directory",
+    metavar="DIRECTORY",
+    help="Where mounts have noted their uploads.  [default: this user's]",
+)
+def cleanup(
+    bucket: str,
+    older_than_s: float,
+    everything: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    directory: str | None,
+    **options: Any,
+) -> None:
+    """Abort the multipart uploads that killed mounts have left in BUCKET.
+
+    Their parts cost money, and no listing shows them. What is aborted was begun by a mount of
+    this machine and user that is dead, and more than an hour ago.
+    """
+    try:
+        config = config_of(bucket, options)
+        logs.configure(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))
+        where = Path(directory) if directory else default_directory(os.environ)
+        command = _Cleanup(config, older_than_s, everything, as_json)
+        code = command.run(where, ask=everything and not yes, dry_run=dry_run)
+    except MountError as error:
+        raise click.ClickException(cli.printable_lines(str(error))) from None
+    click.get_current_context().exit(code)
+
+
+class _Cleanup:
+    """One run of the command."""
+
+    def __init__(
+        self, config: Config, older_than_s: float, everything: bool, as_json: bool
+    ) -> None:
+        # constants
+        self._config = config
+        self._older_than_s = older_than_s
+        self._everything = everything
+        self._as_json = as_json
+        # mutable
+        self._now_ns = time.time_ns()
+
+    def run(self, directory: Path, *, ask: bool, dry_run: bool) -> int:
+        """Do it; return the exit code. Raises MountError."""
+        from mountpoint.s3.connect import connect  # what is heavy: not for --help
+
+        config = self._config
+        stopping, counters = threading.Event(), Counters()
+        patience = Patience(try_s=TRY_S, total_s=TOTAL_S, stopping=stopping, counters=counters)
+        client = connect(
+            config.bucket, config.credentials, config.client, os.environ, stopping, counters
+        )
+        try:
+            with journals(directory) as found:
+                return self._clean(client, patience, found, ask=ask, dry_run=dry_run)
+        except OSError as error:
+            raise MountError(
+                f"the journals in '{directory}' cannot be used: {error.strerror}",
+                "run as the user who has mounted the bucket, or give --journals",
+            ) from error
+        finally:
+            client.close()
+
+    def _clean(
+        self,
+        client: ObjectClient,
+        patience: Patience,
+        found: list[Found],
+        *,
+        ask: bool,
+        dry_run: bool,
+    ) -> int:
+        prefix = self._config.bucket.prefix
+        # Read first: what a mount begins from now on is in the listing, and young.
+        try:
+            uploads = list(listed(client, patience, prefix))
+        except OperationError as error:
+            hint = f"the credentials need {NEEDED}" if isinstance(error, AccessDenied) else ""
+            raise MountError(f"pending uploads cannot be listed: {error}", hint) from error
+        judged = judge(
+            uploads,
+            found,
+            older_than_s=self._older_than_s,
+            everything=self._everything,
+            now_ns=self._now_ns,
+        )
+        foreign = sum(each.verdict == "abort" and not each.mine for each in judged)
+        if dry_run:
+            return self._report([Done(each, "kept", each.why) for each in judged], 0, True)
+        if ask and foreign:
+            question = f"Abort {_uploads(foreign)} that no mount of this machine and user began?"
+            click.confirm(question, abort=True, err=True)
+        done = list(carry_out(client, patience, judged))
+        over = {id(each.pending) for each in done if each.outcome in ("aborted", "gone")}
+        still = [each.upload for each in judged if id(each) not in over]
+        struck = strike(found, Place.of(self._config.bucket), prefix, still)
+        return self._report(done, struck, False)
+
+    def _report(self, done: list[Done], struck: int, dry_run: bool) -> int:
+        names = [_outcome(each, dry_run) for each in done]
+        failed = names.count("failed")
+        if self._as_json:
+            uploads = [_as_json(each, name) for each, name in zip(done, names, strict=True)]
+            click.echo(json.dumps({"uploads": uploads, "forgotten": struck, "dry_run": dry_run}))
+            return 1 if failed else 0
+        for each, name in zip(done, names, strict=True):
+            click.echo(self._line(each, name))
+        counts = [f"{names.count(name)} {name}" for name in OUTCOMES if name in names]
+        place = cli.describe(self._config.bucket)
+        click.echo(f"{place}: {', '.join(counts) or 'no pending uploads'}")
+        return 1 if failed else 0
+
+    def _line(self, done: Done, name: str) -> str:
+        upload = done.pending.upload
+        key = printable(upload.key.decode("utf-8", "surrogateescape"))
+        why = f"  ({printable(done.why)})" if done.why else ""
+        return f"{name:<11}  {_ago(self._now_ns - upload.started_ns):>8} old  {key}{why}"
+
+
+def _outcome(done: Done, dry_run: bool) -> str:
+    return "would abort" if dry_run and done.pending.verdict == "abort" else done.outcome
+
+
+def _as_json(done: Done, name: str) -> dict[str, Any]:
+    upload = done.pending.upload
+    seconds, rest_ns = divmod(upload.started_ns, 10**9)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return {
+        "key": upload.key.decode("utf-8", "surrogateescape"),
+        "upload_id": upload.upload_id,
+        "started": f"{moment}.{rest_ns // 1_000_000:03}Z",
+        "mine": done.pending.mine,
+        "outcome": name.replace(" ", "_"),
+        "why": done.why,
+    }
+
+
+def _ago(age_ns: int) -> str:
+    """Return an age in its largest unit: 59 s, 3 h, 12 d."""
+    age_s = max(age_ns // 10**9, 0)
+    unit = next(unit for unit in "dhms" if age_s >= UNITS_S[unit] or unit == "s")
+    return f"{age_s // UNITS_S[unit]} {unit}"
+
+
+def _uploads(count: int) -> str:
+    return "1 upload" if count == 1 else f"{count} uploads"

@@ -1,0 +1,294 @@
+"""Which multipart uploads this machine has begun: noted, so that what a dead mount left is known.
+
+S3 has no place for a mark: ListMultipartUploads tells of an upload its key, id, time, who began
+it and its classes, and neither metadata nor tags
+(https://docs.aws.amazon.com/AmazonS3/latest/API/API_MultipartUpload.html). So each process that
+writes has one file in `default_directory`: a line with the bucket, and then a line for each
+upload that is begun or over. It comes with the first upload, and goes when the process ends and
+none is open.
+
+The file is locked (flock) as long as its process lives; the kernel unlocks it when the process
+dies, however that is. So who can lock a file knows that its mount is dead.
+
+Each line is one write(2), and no fsync: what the kernel has taken survives the process, which is
+all that a kill takes away. After a power failure lines may be missing, and so is an upload whose
+process died between S3's answer and the line. Both are what the bucket's lifecycle rule is for.
+
+A journal that cannot be written never fails a write: it says so once, and is off.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from mountpoint.config import BucketConfig
+
+log = structlog.get_logger(__name__)
+
+SUFFIX = ".journal"
+DRAFT = ".new"
+#: What is as old was left by a process that died between two system calls.
+OLD_DRAFT_S = 86_400.0
+#: The file is written anew when so many of its lines tell of uploads that are over: 100 bytes
+#: and a key each.
+MOST_STRUCK = 2_000
+#: No journal becomes as large: of one that is larger somebody else has made it.
+MOST_BYTES = 64 << 20
+
+
+def default_directory(environ: Mapping[str, str]) -> Path:
+    """Return where the journals of this user are.
+
+    https://specifications.freedesktop.org/basedir-spec/latest/ (XDG_STATE_HOME, which has to be
+    absolute); of root /var/lib/mount-s3, because a mount from fstab has no home.
+    """
+    state = environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state):
+        return Path(state, "mount-s3")
+    if os.geteuid() == 0:
+        return Path("/var/lib/mount-s3")
+    return Path(os.path.expanduser("~/.local/state"), "mount-s3")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which bucket: as it was named, and at which endpoint ("" for AWS's own)."""
+
+    bucket: str
+    endpoint_url: str = ""
+
+    @classmethod
+    def of(cls, bucket: BucketConfig) -> "Place":
+        """Return the place that options name."""
+        return cls(bucket.name, (bucket.endpoint_url or "").rstrip("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An upload that was begun, and of which nothing else is known."""
+
+    key: bytes
+    upload_id: str
+    started_ns: int
+
+
+class Journal:
+    """The journal of this process. Thread-safe, and never raises."""
+
+    def __init__(self, directory: Path, place: Place) -> None:
+        # dependencies
+        self._directory = directory
+        # constants
+        self._place = place
+        name = hashlib.sha256(f"{place.endpoint_url} {place.bucket}".encode()).hexdigest()[:12]
+        self._path = directory / f"{name}-{os.getpid()}-{time.time_ns()}{SUFFIX}"
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._open: dict[str, Begun] = {}
+        self._struck = 0  # lines of uploads that are over
+        self._off = False
+
+    def begun(self, key: bytes, upload_id: str) -> None:
+        """Note that an upload has been begun."""
+        with self._lock:
+            upload = Begun(key, upload_id, time.time_ns())
+            self._open[upload_id] = upload
+            self._note(_begun_line(upload))
+
+    def ended(self, upload_id: str) -> None:
+        """Note that an upload is complete, or aborted. That it was never begun is no error."""
+        with self._lock:
+            if self._open.pop(upload_id, None) is None:
+                return
+            self._struck += 2
+            if self._struck > max(MOST_STRUCK, 2 * len(self._open)):
+                self._guarded(self._rewrite)
+            else:
+                self._note(_ended_line(upload_id))
+
+    def close(self) -> None:
+        """Unlock the file, and remove it if all uploads are over."""
+        with self._lock:
+            file, self._file = self._file, None
+            self._off = True
+            if file is None:
+                return
+            if not self._open:
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
+            os.close(file)
+
+    def _note(self, line: bytes) -> None:
+        def write() -> None:
+            if self._file is None:
+                self._rewrite()  # with this line, if it is still open
+            else:
+                _write(self._file, line)
+
+        self._guarded(write)
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """Do what may fail; the file stays locked then, because uploads in it are alive."""
+        if self._off:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._off = True
+            log.warning(
+                "uploads cannot be noted, so mount-s3ctl cleanup will not know what a kill leaves",
+                directory=str(self._directory),
+                reason=error.strerror,
+            )
+
+    def _rewrite(self) -> None:
+        """Write a file of what is open. It gets its name when it is locked, and not before."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        draft = self._path.with_suffix(DRAFT)
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write(file, _head(self._place) + b"".join(map(_begun_line, self._open.values())))
+            os.rename(draft, self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            os.close(file)
+            raise
+        if self._file is not None:
+            os.close(self._file)  # and with it the lock of what has no name any more
+        self._file, self._struck = file, 0
+
+
+class Found:
+    """The journal of some process. What is `dead` is locked by us until it is closed."""
+
+    def __init__(self, path: Path, file: int, dead: bool, lines: Iterable[Any]) -> None:
+        # constants
+        self.path = path
+        self.dead = dead
+        self.place = Place("")
+        self.pid = 0
+        # mutable: by who has found it
+        self._file = file
+        self.uploads: dict[str, Begun] = {}
+        for fields in lines:
+            with contextlib.suppress(UnicodeError):
+                self._read(fields)
+
+    def _read(self, fields: Any) -> None:
+        """Take one line. What makes no sense is none of ours: a last line may be cut."""
+        match fields:
+            case {"bucket": str(bucket), "endpoint": str(endpoint), "pid": int(pid)}:
+                self.place, self.pid = Place(bucket, endpoint), pid
+            case {"begun": str(upload_id), "key": str(key), "ns": int(started_ns)}:
+                key_bytes = key.encode("utf-8", "surrogateescape")
+                self.uploads[upload_id] = Begun(key_bytes, upload_id, started_ns)
+            case {"ended": str(upload_id)}:
+                self.uploads.pop(upload_id, None)
+
+    def strike(self, upload_ids: Iterable[str]) -> None:
+        """Note that uploads are gone; only of a dead mount. Raises OSError."""
+        gone = [each for each in upload_ids if self.uploads.pop(each, None) is not None]
+        if gone and self.uploads:
+            # A line that was cut has no end.
+            _write(self._file, b"\n" + b"".join(map(_ended_line, gone)))
+
+    def close(self) -> None:
+        """Unlock it, and remove it if it is a dead mount's and nothing is left in it."""
+        if self.dead and not self.uploads:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        os.close(self._file)
+
+
+@contextlib.contextmanager
+def journals(directory: Path) -> Iterator[list[Found]]:
+    """Yield all journals in a directory; close them afterwards. Raises OSError.
+
+    That there is no such directory is as if it were empty. Of two that look at the same time
+    one takes dead mounts for living ones.
+    """
+    found: list[Found] = []
+    for path in directory.glob(f"*{DRAFT}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > OLD_DRAFT_S:
+                path.unlink()
+    try:
+        for path in sorted(directory.glob(f"*{SUFFIX}")):
+            one = _open(path)
+            if one is not None:
+                found.append(one)
+        yield found
+    finally:
+        for one in found:
+            one.close()
+
+
+def _open(path: Path) -> Found | None:
+    """Open a journal, and lock it if its mount is dead; None if it is gone."""
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            dead = True
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                dead = False
+            if _is_at(path, file):
+                return Found(path, file, dead, _lines(file))
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # it was removed, or written anew, before we had locked it
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _lines(file: int) -> Iterator[Any]:
+    text = os.pread(file, MOST_BYTES, 0)
+    for line in text.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def _head(place: Place) -> bytes:
+    return _line({"bucket": place.bucket, "endpoint": place.endpoint_url, "pid": os.getpid()})
+
+
+def _begun_line(upload: Begun) -> bytes:
+    key = upload.key.decode("utf-8", "surrogateescape")
+    return _line({"begun": upload.upload_id, "key": key, "ns": upload.started_ns})
+
+
+def _ended_line(upload_id: str) -> bytes:
+    return _line({"ended": upload_id})
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def _write(file: int, data: bytes) -> None:
+    """Write all of it. What a full disk takes is a part of it: no reader takes that for a line."""
+    while data:
+        data = data[os.write(file, data) :]

@@ -1,0 +1,225 @@
+"""`mount-s3ctl cleanup` with real servers: what killed processes leave goes, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Store
+
+pytestmark = pytest.mark.server
+
+SAFE_S = 60.0
+
+#: A process that begins uploads as a mount does: of keys, until it is killed.
+MOUNT = """
+import sys, threading, time
+from pathlib import Path
+from urllib.parse import urlsplit
+from mountpoint.config import ClientConfig, CredentialsConfig
+from mountpoint.metrics import Counters
+from mountpoint.s3.client import Body, PutOptions
+from mountpoint.s3.credentials import Credentials
+from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.endpoint import Endpoint
+from mountpoint.writing.journal import Journal, Place
+directory, url, bucket, *keys = sys.argv[1:]
+endpoint = Endpoint("http", urlsplit(url).netloc, f"/{bucket}", "us-east-1", "s3", "v4")
+client = CrtClient(endpoint, Credentials(CredentialsConfig()), ClientConfig(), counters=Counters())
+journal = Journal(Path(directory), Place(bucket, url))
+for key in keys:
+    upload_id = client.create_upload(key.encode(), PutOptions()).result(30)
+    journal.begun(key.encode(), upload_id)
+    part = Body([b"x" * 1000], 1000)
+    client.upload_part(key.encode(), upload_id, 1, part).result(30)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+class Machine:
+    """A machine on which mounts write to a store, and are killed."""
+
+    def __init__(self, store: Store, state: Path) -> None:
+        self.store = store
+        self.journals = state / "mount-s3"
+        # Keys of its own, so that tests do not see each other's.
+        self.prefix = f"cleanup-{state.name}/"
+        self.environment = {**os.environ, **store.environment, "XDG_STATE_HOME": str(state)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def mount(self, *names: str) -> subprocess.Popen[bytes]:
+        """Start a process that has begun an upload of each key."""
+        command = [sys.executable, "-c", MOUNT, str(self.journals), self.store.endpoint_url]
+        command += [self.store.bucket, *(self.prefix + name for name in names)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGKILL)
+        process.wait(SAFE_S)
+
+    def begin(self, name: str) -> str:
+        """Begin an upload with another program."""
+        answer = self.store.client().create_multipart_upload(
+            Bucket=self.store.bucket, Key=self.prefix + name
+        )
+        return str(answer["UploadId"])
+
+    def pending(self) -> list[str]:
+        """Return the names of what is pending."""
+        found = self.store.client().list_multipart_uploads(
+            Bucket=self.store.bucket, Prefix=self.prefix
+        )
+        return sorted(each["Key"].removeprefix(self.prefix) for each in found.get("Uploads", []))
+
+    def run(self, *options: str, answer: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run the command."""
+        program = [sys.executable, "-c", "from mountpoint.ctl import main; main()", "cleanup"]
+        connection = ["--endpoint-url", self.store.endpoint_url, "--region", "us-east-1"]
+        connection += ["--force-path-style", "--prefix", self.prefix]
+        return subprocess.run(
+            [*program, self.store.bucket, *connection, *options],
+            env=self.environment,
+            input=answer,
+            capture_output=True,
+            text=True,
+            timeout=SAFE_S,
+            check=False,
+        )
+
+    def cleanup(self, *options: str) -> dict[str, str]:
+        """Run it; return what has become of each."""
+        result = self.run("--json", *options)
+        assert result.returncode == 0, result.stderr
+        found: dict[str, Any] = json.loads(result.stdout)
+        return {each["key"].removeprefix(self.prefix): each["outcome"] for each in found["uploads"]}
+
+
+@pytest.fixture(params=["store", "flat_store"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+    """A machine for each server."""
+    made = Machine(request.getfixturevalue(request.param), tmp_path)
+    yield made
+    for process in made.processes:
+        if process.poll() is None:
+            made.kill(process)
+        assert process.stdout is not None
+        process.stdout.close()
+    made.run("--all", "--yes", "--older-than", "0")
+
+
+def test_what_a_killed_mount_left(machine: Machine) -> None:
+    """Exactly that is aborted: not a living mount's, not another program's; and then forgotten."""
+    dead, living = machine.mount("dead 1", "dead/2"), machine.mount("living")
+    machine.begin("foreign")
+    assert machine.cleanup("--older-than", "0") == {
+        "dead 1": "kept",
+        "dead/2": "kept",
+        "living": "kept",
+        "foreign": "kept",
+    }
+    machine.kill(dead)
+    assert machine.cleanup("--older-than", "0") == {
+        "dead 1": "aborted",
+        "dead/2": "aborted",
+        "living": "kept",
+        "foreign": "kept",
+    }
+    assert machine.pending() == ["foreign", "living"]
+    assert len(list(machine.journals.iterdir())) == 1
+    machine.kill(living)
+    machine.cleanup("--older-than", "0")
+    assert machine.pending() == ["foreign"]
+    assert list(machine.journals.iterdir()) == []
+
+
+def test_the_young_stay(machine: Machine) -> None:
+    """By default nothing goes that is younger than an hour."""
+    machine.kill(machine.mount("young"))
+    assert machine.cleanup() == {"young": "kept"}
+    assert machine.pending() == ["young"]
+    assert machine.cleanup("--older-than", "0") == {"young": "aborted"}
+
+
+def test_a_dry_run(machine: Machine) -> None:
+    """It says what would be done, and does nothing; asking again finds it all."""
+    machine.kill(machine.mount("dead"))
+    machine.begin("foreign")
+    for _ in range(2):
+        assert machine.cleanup("--older-than", "0", "--dry-run", "--all") == {
+            "dead": "would_abort",
+            "foreign": "would_abort",
+        }
+    assert machine.pending() == ["dead", "foreign"]
+
+
+def test_all_asks(machine: Machine) -> None:
+    """What others have begun goes only after a yes, or with --yes; a living mount's not even so."""
+    machine.mount("living")
+    machine.begin("foreign")
+    refused = machine.run("--all", "--older-than", "0", answer="n\n")
+    assert refused.returncode == 1
+    assert "Abort 1 upload that" in refused.stderr
+    assert machine.pending() == ["foreign", "living"]
+    agreed = machine.run("--all", "--older-than", "0", answer="y\n")
+    assert agreed.returncode == 0, agreed.stderr
+    assert machine.pending() == ["living"]
+    machine.begin("foreign")
+    assert machine.cleanup("--all", "--yes", "--older-than", "0") == {
+        "foreign": "aborted",
+        "living": "kept",
+    }
+
+
+def test_what_is_over_is_forgotten(machine: Machine) -> None:
+    """Uploads of a dead mount that somebody else has completed or aborted leave the journal."""
+    machine.kill(machine.mount("dead"))
+    client = machine.store.client()
+    for each in client.list_multipart_uploads(Bucket=machine.store.bucket, Prefix=machine.prefix)[
+        "Uploads"
+    ]:
+        client.abort_multipart_upload(
+            Bucket=machine.store.bucket, Key=each["Key"], UploadId=each["UploadId"]
+        )
+    assert len(list(machine.journals.iterdir())) == 1
+    assert machine.cleanup() == {}
+    assert list(machine.journals.iterdir()) == []
+
+
+def test_lines(machine: Machine) -> None:
+    """For people: a line for each upload, with the reason of what stays, and a sum."""
+    machine.kill(machine.mount("dead"))
+    machine.begin("foreign")
+    result = machine.run("--older-than", "0")
+    assert result.returncode == 0
+    aborted, kept, last = sorted(result.stdout.splitlines())
+    assert aborted.startswith("aborted")
+    assert aborted.endswith(f"old  {machine.prefix}dead")
+    assert kept.startswith("kept")
+    assert kept.endswith("foreign  (not begun by a mount of this machine and user)")
+    assert last.endswith(f"of bucket {machine.store.bucket}: 1 aborted, 1 kept")
+
+
+def test_a_bucket_that_is_not_there(machine: Machine) -> None:
+    """That is said, with what to do, and the exit code 1."""
+    program = [sys.executable, "-c", "from mountpoint.ctl import main; main()", "cleanup"]
+    result = subprocess.run(
+        [*program, "no-such-bucket", "--endpoint-url", machine.store.endpoint_url],
+        env=machine.environment,
+        capture_output=True,
+        text=True,
+        timeout=SAFE_S,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "no-such-bucket" in result.stderr
