@@ -163,6 +163,10 @@ class AlreadyExists(PreconditionFailed):
     """412 to If-None-Match: somebody else has put an object under this key meanwhile."""
 
 
+class WrongOffset(PreconditionFailed):
+    """400: an append that does not begin where the object ends."""
+
+
 class Contended(S3Error):
     """409: another request for the same key came at the same time."""
 

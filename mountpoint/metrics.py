@@ -27,6 +27,7 @@ CounterName = Literal[
     "aborts",
     "deletes",
     "copies",
+    "renames",
     # Of the ranges that GETs asked for; of a cancelled one S3 may have sent less.
     "bytes_asked",
     # Of the bodies of GETs, as they come: of a cancelled request nothing, because the CRT hands

@@ -176,10 +176,12 @@ class ObjectClient(Protocol):
     """The requests that the file system makes. Errors are `S3Error`s, in future or sink.
 
     `lists_in_order` says whether keys are listed in the order of their bytes, so that a page
-    also tells which keys do not exist.
+    also tells which keys do not exist. `is_directory` says whether it is a directory bucket (S3
+    Express One Zone): only there objects are appended to and renamed.
     """
 
     lists_in_order: bool
+    is_directory: bool
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """HeadObject. NotFound when there is no such key."""
@@ -225,6 +227,35 @@ class ObjectClient(Protocol):
 
         Here and below: NotFound when the version to replace is gone, BadDigest when what
         arrived, or what the server says it has stored, is not what was sent.
+        """
+
+    def append_object(
+        self,
+        key: bytes,
+        body: Body,
+        *,
+        offset: int,
+        options: PutOptions,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """PutObject of what follows the first `offset` bytes of an object, which are all of it.
+
+        Of an object that is not there, with the offset 0, it makes one. WrongOffset when the object
+        has another size, PreconditionFailed when the condition is not met, TooLarge after 10,000
+        parts. NotOffered, with nothing sent, where it is no directory bucket. Of `options` only the
+        encryption counts.
+        """
+
+    def rename_object(
+        self, source: bytes, key: bytes, *, source_etag: str, condition: Condition, token: str
+    ) -> "Future[None]":
+        """RenameObject, at once and whole, of this version of the source only.
+
+        The `token` (at most 64 visible ASCII characters) is one for all tries of one rename: what
+        has been done is not done again. AlreadyExists when the key was to be absent,
+        PreconditionFailed when source or key is another version, NotFound when the source is gone.
+        NotOffered, with nothing sent, where it is no directory bucket: other servers take it
+        for a PUT of nothing.
         """
 
     def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":

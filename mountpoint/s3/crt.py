@@ -56,6 +56,7 @@ from mountpoint.errors import (
     CredentialsUnavailable,
     Interrupted,
     MountError,
+    NotOffered,
     S3Error,
     TransportFault,
 )
@@ -120,7 +121,12 @@ REQUESTS: dict[str, CounterName] = {
     "AbortMultipartUpload": "aborts",
     "DeleteObject": "deletes",
     "CopyObject": "copies",
+    # Names of ours: on the wire both are PutObject but for a header and a query.
+    "AppendObject": "puts",
+    "RenameObject": "renames",
 }
+#: Whoever does not know them takes them for a PUT that replaces the object, and answers 200.
+ONLY_IN_DIRECTORIES = frozenset({"AppendObject", "RenameObject"})
 #: Without it S3 sends no checksums.
 CHECKSUM_MODE = ("x-amz-checksum-mode", "ENABLED")
 
@@ -176,6 +182,7 @@ class CrtClient:
         # Directory buckets list in no order, and know no start-after:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         self.lists_in_order = endpoint.signing_algorithm != "v4-s3express"
+        self.is_directory = endpoint.directory
         self._headers: Headers = [
             ("Host", endpoint.host),
             ("User-Agent", f"mount-s3/{__version__}"),
@@ -271,6 +278,39 @@ class CrtClient:
         target = wire.object_target(self._endpoint.base_path, key)
         headers = write_wire.option_headers(options) + write_wire.condition_headers(condition)
         return self._send_body("PutObject", target, headers, body)
+
+    def append_object(
+        self,
+        key: bytes,
+        body: Body,
+        *,
+        offset: int,
+        options: PutOptions,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        headers = write_wire.append_headers(offset, options, condition)
+        headers += write_wire.checksum_headers(body.checksum)
+        after = offset + body.size_bytes
+        self.counters.add("bytes_sent", body.size_bytes)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.appended(headers, after)
+
+        return self._ask("PUT", "AppendObject", target, parse, headers, body)
+
+    def rename_object(
+        self, source: bytes, key: bytes, *, source_etag: str, condition: Condition, token: str
+    ) -> "Future[None]":
+        """See ObjectClient."""
+        target = write_wire.rename_target(self._endpoint.base_path, key)
+        headers = write_wire.rename_headers(source, source_etag, condition, token)
+
+        def parse(status: int, headers: Headers, body: bytes) -> None:
+            write_wire.renamed(headers)
+
+        return self._ask("PUT", "RenameObject", target, parse, headers, Body())
 
     def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
         """See ObjectClient."""
@@ -432,6 +472,9 @@ class CrtClient:
             interrupted = self._interrupted
         if interrupted:
             exchange.end(Interrupted("the mount is going away"))
+            return
+        if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
+            exchange.end(NotOffered(f"{operation}: only directory buckets know it"))
             return
         self.counters.add(REQUESTS[operation])  # before its answer can be there
         stream = None

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mountpoint.config import REGION, BucketConfig, CredentialsConfig
 from mountpoint.errors import MountError
@@ -49,7 +49,8 @@ class Endpoint:
     """Where requests go. `host` has the port unless it is the scheme's own.
 
     `base_path` is "" (the bucket is in the host name) or "/bucket". `region` is the one to
-    sign for, "*" for multi-region access points.
+    sign for, "*" for multi-region access points. `directory` is whether what is there can only be
+    a directory bucket of AWS's own.
     """
 
     scheme: str
@@ -58,6 +59,7 @@ class Endpoint:
     region: str
     signing_name: str
     signing_algorithm: SigningAlgorithm
+    directory: bool = False
 
 
 class RegionChoice(NamedTuple):
@@ -203,7 +205,20 @@ def resolve(bucket: BucketConfig, region: str, *, use_fips: bool) -> Endpoint:
         region=signing.get("signingRegion") or ",".join(signing["signingRegionSet"]),
         signing_name=signing["signingName"],
         signing_algorithm=_ALGORITHMS[name],
+        directory=name == "sigv4-s3express" and (bucket.endpoint_url is None or _is_aws(url)),
     )
+
+
+def _is_aws(url: SplitResult) -> bool:
+    """Whether a custom endpoint is S3 Express: names below amazonaws.com are AWS's, as TLS shows.
+
+    The rule set takes any bucket for a directory bucket whose name ends like one, wherever it is;
+    another store may have one of that name. Interface endpoints of a VPC have such hosts.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-networking.html
+    """
+    host = url.hostname or ""
+    suffix = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    return url.scheme == "https" and suffix and ".s3express-" in host
 
 
 def _host(scheme: str, netloc: str, port: int | None) -> str:

@@ -1,6 +1,6 @@
 """Pure: what an answer with an error status means, as one of the errors in `errors.py`.
 
-S3's error bodies may quote the access key, the string that was signed, even tokens: five
+S3's error bodies may quote the access key, the string that was signed, even tokens: six
 fields are read, nothing else, and what looks like a secret in them is masked before anybody
 can log it.
 """
@@ -10,6 +10,7 @@ import re
 from mountpoint.config import REGION
 from mountpoint.errors import (
     AccessDenied,
+    AlreadyExists,
     BadAnswer,
     BadDigest,
     BucketNotFound,
@@ -26,6 +27,7 @@ from mountpoint.errors import (
     Throttled,
     TooLarge,
     TransportFault,
+    WrongOffset,
     WrongRegion,
 )
 from mountpoint.s3.safexml import read_xml
@@ -83,6 +85,13 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "QuotaExceeded": (OutOfSpace, ""),
     "XMinioStorageFull": (OutOfSpace, ""),
     "NotImplemented": (NotOffered, ""),
+    # Of directory buckets.
+    "InvalidWriteOffset": (WrongOffset, ""),
+    "TooManyParts": (
+        TooLarge,
+        "an object takes 10,000 appends, each fsync and close is one: a copy of it counts anew",
+    ),
+    "EncryptionTypeMismatch": (S3Error, "--sse has to name the object's own encryption"),
     "KMS.NotFoundException": (S3Error, _KMS),
     "KMS.DisabledException": (S3Error, _KMS),
     "KMS.InvalidKeyUsageException": (S3Error, _KMS),
@@ -110,7 +119,7 @@ _WRONG_REGION_CODES = frozenset(
     }
 )
 #: Nothing else is ever read from an error: it may quote keys, tokens and signatures.
-_ERROR_FIELDS = frozenset({"Code", "Message", "RequestId", "Region", "Endpoint"})
+_ERROR_FIELDS = frozenset({"Code", "Message", "RequestId", "Region", "Endpoint", "Condition"})
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9/+=._:-]{1,128}")
 _ENDPOINT_REGION = re.compile(r"(?:^|[./])s3[.-](?:dualstack\.)?([a-z0-9-]+)\.amazonaws\.com")
@@ -147,6 +156,9 @@ def error_from_response(
         return WrongRegion(reason, region=region, hint=hint, **details)
     fallback: type[S3Error] = ServerFault if status >= 500 else S3Error
     kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status) or (fallback, "")
+    # A rename has conditions on two objects.
+    if kind is PreconditionFailed and fields.get("Condition", "").strip() == "If-None-Match":
+        kind = AlreadyExists
     return kind(reason, hint=hint, **details)  # type: ignore[arg-type]
 
 

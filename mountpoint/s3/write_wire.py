@@ -13,7 +13,7 @@ from dataclasses import replace
 from urllib.parse import quote, quote_from_bytes
 from xml.sax.saxutils import escape
 
-from mountpoint.errors import BadAnswer, BadDigest
+from mountpoint.errors import BadAnswer, BadDigest, S3Error
 from mountpoint.s3 import wire
 from mountpoint.s3.client import (
     Checksum,
@@ -69,7 +69,8 @@ def uploads_target(base_path: str, prefix: bytes, after: tuple[bytes, str] | Non
     if after is not None:
         key, upload_id = after
         query += f"&key-marker={quote_from_bytes(key, safe='')}"
-        query += f"&upload-id-marker={quote(upload_id, safe='')}"
+        if upload_id:  # directory buckets go on by the key alone
+            query += f"&upload-id-marker={quote(upload_id, safe='')}"
     return f"{base_path or '/'}?{query}"
 
 
@@ -186,6 +187,35 @@ def copy_part_headers(source: str, source_etag: str, start: int, stop: int) -> H
     ]
 
 
+def append_headers(offset: int, options: PutOptions, condition: Condition) -> Headers:
+    """Return the headers of a PutObject that adds to an object; the rest of it is as it was.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html (EncryptionTypeMismatch)
+    """
+    encryption = PutOptions(sse=options.sse, sse_kms_key_id=options.sse_kms_key_id)
+    headers = [("x-amz-write-offset-bytes", str(offset)), *option_headers(encryption)]
+    return headers + condition_headers(condition)
+
+
+def rename_target(base_path: str, key: bytes) -> str:
+    """Return path and query of a RenameObject to `key`."""
+    return wire.object_target(base_path, key) + "?renameObject"
+
+
+def rename_headers(source: bytes, source_etag: str, condition: Condition, token: str) -> Headers:
+    """Return the headers of a RenameObject.
+
+    The source is its key, URL-encoded, without the bucket.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_RenameObject.html
+    """
+    return [
+        ("x-amz-rename-source", quote_from_bytes(source, safe="/")),
+        ("x-amz-rename-source-if-match", source_etag),
+        ("x-amz-client-token", token),
+        *condition_headers(condition),
+    ]
+
+
 # --- Answers ---
 
 
@@ -199,6 +229,31 @@ def written(headers: Headers, sent: Checksum | None) -> Written:
     told = "" if sent is None else wire.header(headers, f"x-amz-checksum-{sent.name}") or ""
     _compare(sent, told, headers)
     return Written(etag, told, _date_ns(headers))
+
+
+def appended(headers: Headers, size_bytes: int) -> Written:
+    """Return what the answer to an append says, after which the object has `size_bytes`.
+
+    What is said of its checksum is that of the whole object, or of the bytes that were sent: S3
+    does not say which, and has compared the latter. Raise S3Error if it is of another size.
+    """
+    etag = _sensible_etag(wire.header(headers, "etag") or "")
+    told = (wire.header(headers, "x-amz-object-size") or "").strip()
+    if told and told != str(size_bytes):
+        raise S3Error(
+            f"an append made an object of {wire.printable(told, 20)} bytes, not of {size_bytes}",
+            request_id=request_id(headers),
+        )
+    return Written(etag, "", _date_ns(headers))
+
+
+def renamed(headers: Headers) -> None:
+    """Take the answer to a RenameObject. Raise S3Error if it is that to a PutObject."""
+    if wire.header(headers, "etag"):
+        raise S3Error(
+            "the server has taken a rename for a PUT: the file is empty now, its source as it was",
+            request_id=request_id(headers),
+        )
 
 
 def upload_id(headers: Headers, body: bytes) -> str:

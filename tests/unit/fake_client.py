@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from mountpoint.errors import (
     AccessDenied,
+    AlreadyExists,
     BadAnswer,
     BadDigest,
     Interrupted,
@@ -24,7 +25,9 @@ from mountpoint.errors import (
     NotOffered,
     PreconditionFailed,
     S3Error,
+    TooLarge,
     TransportFault,
+    WrongOffset,
 )
 from mountpoint.s3 import checksum
 from mountpoint.s3.checksum import encoded
@@ -179,6 +182,7 @@ class FakeClient:
     """
 
     lists_in_order = True
+    is_directory = False  # a test makes it one
 
     def __init__(
         self,
@@ -201,12 +205,15 @@ class FakeClient:
         self.ignores_conditions = False
         self.most_copy_bytes = 5 << 30
         self.least_part_bytes = 1  #: S3's is 5 MiB
+        self.most_parts = 10_000  #: of an object that is appended to
         self._lock = threading.Lock()  # guards all that is below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
         self._checksums: dict[bytes, dict[str, str]] = {}
         self._options: dict[bytes, PutOptions] = {}
         self.uploads: dict[str, Upload] = {}
         self._uploads_begun = 0
+        self._parts: dict[bytes, int] = {}  # how often an object was appended to, and 1
+        self._renames: dict[str, Any] = {}  # by token
         self._faults: list[tuple[str, Fault]] = []
         self._under_way: dict[_Exchange, None] = {}
         self._waiting: list[_Exchange] = []
@@ -239,6 +246,7 @@ class FakeClient:
             self._objects[key] = (info, data)
             self._checksums.pop(key, None)
             self._options.pop(key, None)
+            self._parts.pop(key, None)
         return info
 
     def content(self, key: bytes) -> bytes:
@@ -407,6 +415,79 @@ class FakeClient:
                 return self._store(key, data, etag_of(data), options, body.checksum)
 
         return self._ask(request, answer)
+
+    def append_object(
+        self,
+        key: bytes,
+        body: Body,
+        *,
+        offset: int,
+        options: PutOptions,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        size_bytes = body.size_bytes
+        request = Request("append_object", key, offset, size_bytes=size_bytes, condition=condition)
+
+        def answer() -> Written:
+            self._only_in_directories()
+            data = self._received(body)
+            with self._lock:
+                self._check(key, condition)
+                info, before = self._objects.get(key, (None, b""))
+                if offset != len(before):
+                    raise WrongOffset("another size", code="InvalidWriteOffset", status=400)
+                if self._parts.get(key, 0 if info is None else 1) == self.most_parts:
+                    raise TooLarge("no more parts", code="TooManyParts", status=400)
+                return self._append(key, before + data, options, body.checksum)
+
+        return self._ask(request, answer)
+
+    def _append(
+        self, key: bytes, data: bytes, options: PutOptions, sent: Checksum | None
+    ) -> Written:
+        """Put an object with more bytes in its place (lock held)."""
+        parts = self._parts.get(key, int(key in self._objects)) + 1
+        # No two versions have one ETag; it is no MD5.
+        etag = f'"{key.hex()[:8]}{parts:08x}{len(data):016x}"'
+        known = None
+        if sent is not None and self.knows_checksums:
+            known = Checksum(sent.name, checksum.encoded(sum_of(sent.name, data)))
+        written = self._store(key, data, etag, options, known)
+        self._parts[key] = parts
+        return replace(written, checksum="")
+
+    def rename_object(
+        self, source: bytes, key: bytes, *, source_etag: str, condition: Condition, token: str
+    ) -> "Future[None]":
+        """See ObjectClient."""
+
+        def answer() -> None:
+            self._only_in_directories()
+            with self._lock:
+                asked = (source, key, source_etag, condition)
+                before = self._renames.get(token)
+                if before is not None and before != asked:
+                    raise S3Error("the token", code="IdempotencyParameterMismatch", status=400)
+                if before is not None:
+                    return
+            data = self._version(source, source_etag)
+            with self._lock:
+                there = key in self._objects
+                if condition.absent and there:
+                    raise AlreadyExists("not met", code="PreconditionFailed", status=412)
+                self._check(key, condition)
+                info, _ = self._objects.pop(source)
+                self._objects[key] = replace(info, key=key), data
+                self._checksums[key] = self._checksums.pop(source, {})
+                self._parts[key] = self._parts.pop(source, 1)
+                self._renames[token] = asked
+
+        return self._ask(Request("rename_object", key, condition=condition), answer)
+
+    def _only_in_directories(self) -> None:
+        if not self.is_directory:
+            raise NotOffered("only directory buckets know it")
 
     def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
         """See ObjectClient."""
@@ -614,7 +695,9 @@ class FakeClient:
         self, key: bytes, data: bytes, etag: str, options: PutOptions, known: Checksum | None
     ) -> Written:
         """Put an object in its place (lock held)."""
-        storage_class = options.storage_class or "STANDARD"
+        default = "EXPRESS_ONEZONE" if self.is_directory else "STANDARD"
+        storage_class = options.storage_class or default
+        self._parts[key] = 1
         self._objects[key] = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class), data
         self._checksums[key] = {} if known is None else {known.name: known.value}
         self._options[key] = options

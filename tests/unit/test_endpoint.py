@@ -124,7 +124,9 @@ def test_other_ways_of_signing(
     endpoint: Callable[[], Endpoint], host: str, region: str, name: str, algorithm: str
 ) -> None:
     """Multi-region access points, Outposts, Object Lambda and directory buckets sign apart."""
-    assert endpoint() == Endpoint("https", host, "", region, name, algorithm)  # type: ignore[arg-type]
+    directory = algorithm == "v4-s3express"
+    expected = Endpoint("https", host, "", region, name, algorithm, directory)  # type: ignore[arg-type]
+    assert endpoint() == expected
 
 
 # --- Other stores ---

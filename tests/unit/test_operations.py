@@ -179,6 +179,7 @@ SUBCLASSES = [
     (errors.BadAnswer, "EIO"),
     (errors.WrongRegion, "EIO"),
     (errors.CredentialsUnavailable, "EACCES"),
+    (errors.WrongOffset, "ESTALE"),
 ]
 
 

@@ -65,6 +65,10 @@ def error(
         (404, "NoSuchUpload", errors.NoSuchUpload, ""),
         (409, "ConditionalRequestConflict", errors.Contended, ""),
         (409, "OperationAborted", errors.Contended, ""),
+        (400, "InvalidWriteOffset", errors.WrongOffset, ""),
+        (400, "TooManyParts", errors.TooLarge, "copy"),
+        (400, "EncryptionTypeMismatch", errors.S3Error, "--sse"),
+        (400, "IdempotencyParameterMismatch", errors.S3Error, ""),
         (501, "NotImplemented", errors.NotOffered, ""),
         (501, "", errors.NotOffered, ""),
         (507, "XMinioStorageFull", errors.OutOfSpace, ""),
@@ -123,6 +127,21 @@ def test_wrong_region(
     assert answered.region == region
     assert (f"--region {region}" in answered.hint) == bool(region)
     assert "evil" not in str(answered) + answered.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "condition", "kind"),
+    [
+        ("PreconditionFailed", "If-None-Match", errors.AlreadyExists),
+        ("PreconditionFailed", "If-Match", errors.PreconditionFailed),
+        ("PreconditionFailed", "", errors.PreconditionFailed),
+        ("AccessDenied", "If-None-Match", errors.AccessDenied),
+    ],
+)
+def test_which_condition_was_not_met(code: str, condition: str, kind: type[errors.S3Error]) -> None:
+    """S3 tells it, where it does."""
+    answered = error(412, code, "m", f"<Condition>{condition}</Condition>")
+    assert type(answered) is kind
 
 
 def test_region_of_an_ordinary_error_is_no_redirect() -> None:

@@ -43,6 +43,8 @@ def test_targets() -> None:
         write_wire.uploads_target("", b"p/", (b"p/ k", "id+"))
         == f"/{listing}&prefix=p%2F&key-marker=p%2F%20k&upload-id-marker=id%2B"
     )
+    # Directory buckets tell no NextUploadIdMarker.
+    assert write_wire.uploads_target("", b"", (b"k", "")) == f"/{listing}&key-marker=k"
 
 
 @pytest.mark.parametrize(
