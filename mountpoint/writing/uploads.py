@@ -17,8 +17,9 @@ from mountpoint.budget import Budget
 from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import Interrupted
 from mountpoint.flight import Flight
-from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, PutOptions
+from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
+from mountpoint.writing.appending import Appending
 from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
 from mountpoint.writing.multipart import ABORT_S
 from mountpoint.writing.parts import S3_LIMITS, Limits
@@ -30,8 +31,10 @@ log = structlog.get_logger(__name__)
 SLACK = 4.0
 KNOWN_PARTS = 32
 
+Writer = Upload | Appending
 
-class Uploads(Line[Upload]):
+
+class Uploads(Line[Writer]):
     """Makes the uploads of a mount. Thread-safe."""
 
     def __init__(
@@ -51,8 +54,8 @@ class Uploads(Line[Upload]):
         self._limits = limits
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._open: set[Upload] = set()
-        self._in_flight: Counter[Upload] = Counter()  # bodies, of those that send any
+        self._open: set[Writer] = set()
+        self._in_flight: Counter[Writer] = Counter()  # bodies, of those that send any
         self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
         self._in_flight_bytes = 0
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
@@ -72,8 +75,50 @@ class Uploads(Line[Upload]):
 
         `options` are what it is to be in place of what this mount's objects are.
         """
+        upload = Upload(
+            self._client,
+            key,
+            options=options or self._options(content_type, metadata),
+            condition=condition,
+            part_bytes=self._config.part_size_bytes,
+            limits=self._limits,
+            lease=self._budget.lease(of_all=True),
+            line=self,
+            patience=self._patience,
+        )
+        self._add(upload)
+        return upload
+
+    def appending(
+        self,
+        key: bytes,
+        *,
+        base: ObjectInfo | None,
+        condition: Condition = ALWAYS,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Appending:
+        """Begin to append to `base`, or to a new object; nothing is sent yet. See Appending.
+
+        Raises NotOffered where it is no directory bucket, and Interrupted.
+        """
+        appending = Appending(
+            self._client,
+            key,
+            base=base,
+            condition=condition,
+            options=self._options(content_type, metadata),
+            part_bytes=self._config.part_size_bytes,
+            lease=self._budget.lease(of_all=True),
+            line=self,
+            patience=self._patience,
+        )
+        self._add(appending)
+        return appending
+
+    def _options(self, content_type: str | None, metadata: Mapping[str, str] | None) -> PutOptions:
         config = self._config
-        options = options or PutOptions(
+        return PutOptions(
             storage_class=config.storage_class,
             sse=config.sse,
             sse_kms_key_id=config.sse_kms_key_id,
@@ -81,22 +126,12 @@ class Uploads(Line[Upload]):
             metadata=metadata or {},
             checksum=config.checksum,
         )
-        upload = Upload(
-            self._client,
-            key,
-            options=options,
-            condition=condition,
-            part_bytes=config.part_size_bytes,
-            limits=self._limits,
-            lease=self._budget.lease(of_all=True),
-            line=self,
-            patience=self._patience,
-        )
+
+    def _add(self, upload: Writer) -> None:
         with self._lock:
             if self._interrupted:
                 raise Interrupted("the mount is going away")
             self._open.add(upload)
-        return upload
 
     def interrupt(self) -> None:
         """Give up all uploads: their writers fail, their parts go. Waits for at most 5 seconds.
@@ -114,7 +149,7 @@ class Uploads(Line[Upload]):
 
     # --- Line ---
 
-    def may_send(self, upload: Upload, in_flight: int) -> bool:
+    def may_send(self, upload: Writer, in_flight: int) -> bool:
         """See Line."""
         with self._lock:
             self._in_flight[upload] += 0  # it shares from now on, also while it waits for its id
@@ -124,14 +159,14 @@ class Uploads(Line[Upload]):
         """See Line."""
         return self._in_flight_bytes > 0
 
-    def sent(self, upload: Upload, size_bytes: int) -> None:
+    def sent(self, upload: Writer, size_bytes: int) -> None:
         """See Line."""
         with self._lock:
             self._in_flight[upload] += 1
             self._in_flight_bytes += size_bytes
 
     def ended(
-        self, upload: Upload, size_bytes: int, duration_s: float | None, *, waited: bool
+        self, upload: Writer, size_bytes: int, duration_s: float | None, *, waited: bool
     ) -> None:
         """See Line."""
         with self._lock:
@@ -168,7 +203,7 @@ class Uploads(Line[Upload]):
             )
         self._conditions = False
 
-    def closed(self, upload: Upload) -> None:
+    def closed(self, upload: Writer) -> None:
         """See Line."""
         with self._lock:
             self._open.discard(upload)

@@ -63,6 +63,7 @@ LAYERS = (
     "mountpoint.writing.multipart",
     "mountpoint.writing.completion",
     "mountpoint.writing.upload",
+    "mountpoint.writing.appending",
     "mountpoint.writing.uploads",
     "mountpoint.writing.many",
     "mountpoint.writing.copies",
