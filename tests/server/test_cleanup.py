@@ -105,10 +105,10 @@ class Machine:
         return {each["key"].removeprefix(self.prefix): each["outcome"] for each in found["uploads"]}
 
 
-@pytest.fixture(params=["store", "flat_store"])
+@pytest.fixture
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
-    """A machine for each server."""
-    made = Machine(request.getfixturevalue(request.param), tmp_path)
+    """A machine, and a server: ministack, unless the test names another."""
+    made = Machine(request.getfixturevalue(getattr(request, "param", "flat_store")), tmp_path)
     yield made
     for process in made.processes:
         if process.poll() is None:
@@ -118,6 +118,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     made.run("--all", "--yes", "--older-than", "0")
 
 
+@pytest.mark.parametrize("machine", ["store", "flat_store"], indirect=True)
 def test_what_a_killed_mount_left(machine: Machine) -> None:
     """Exactly that is aborted: not a living mount's, not another program's; and then forgotten."""
     dead, living = machine.mount("dead 1", "dead/2"), machine.mount("living")
