@@ -27,6 +27,7 @@ from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
 from mountpoint.signals import SignalWatcher, nudge_workers
 from mountpoint.writing.copies import Copies
+from mountpoint.writing.journal import Journal, Place, default_directory
 from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -89,7 +90,8 @@ def _serve(
     )
     directory = config.mount.directory
     streams = Streams(client, config.read, patience, counters)
-    uploads = Uploads(client, config.write, streams.budget, patience)
+    journal = Journal(default_directory(os.environ), Place.of(config.bucket))
+    uploads = Uploads(client, config.write, streams.budget, patience, journal=journal)
     copies = Copies(client, config.write, uploads, patience)
     filesystem = FileSystem(
         client,
@@ -126,6 +128,7 @@ def _serve(
         watcher.ended()
         interrupt()
         llfuse.close(unmount=True)
+        journal.close()
         counters.log()
         log.info("unmounted", directory=directory)
     if failure:

@@ -55,6 +55,12 @@ class Line(Protocol[U]):
     def closed(self, upload: U) -> None:
         """Note that an upload is over."""
 
+    def multipart_begun(self, key: bytes, upload_id: str) -> None:
+        """Note that S3 has a multipart upload."""
+
+    def multipart_ended(self, upload_id: str) -> None:
+        """Note that S3 has completed or forgotten it."""
+
 
 class Owner(Protocol):
     """Whose errands they are."""

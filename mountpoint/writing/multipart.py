@@ -12,6 +12,7 @@ The upload's lock guards all of this.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mountpoint.budget import Lease
 from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
@@ -26,7 +27,7 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.errands import Errand, Errands
+from mountpoint.writing.errands import Errand, Errands, Line
 from mountpoint.writing.parts import MOST_PARTS
 
 #: How long anyone waits for an upload to be aborted.
@@ -57,6 +58,7 @@ class Multipart:
         options: PutOptions,
         *,
         errands: Errands,
+        line: Line[Any],
         lease: Lease,
         patience: Patience,
         failed: Callable[[Exception], None],
@@ -64,6 +66,7 @@ class Multipart:
         # dependencies
         self._client = client
         self._errands = errands
+        self._line = line
         self._lease = lease
         self._patience = patience
         self._failed = failed
@@ -140,7 +143,7 @@ class Multipart:
 
     def forget(self) -> None:
         """The object is complete: nothing is pending any more."""
-        self.aborted = True
+        self._ended()
         self._sent.clear()
 
     def give_up(self) -> None:
@@ -174,6 +177,7 @@ class Multipart:
     def created(self, upload_id: str) -> None:
         """Take the upload's id."""
         self.upload_id = upload_id
+        self._line.multipart_begun(self.key, upload_id)
         if self._given_up:
             self._abort()
             return
@@ -185,16 +189,22 @@ class Multipart:
         self.aborted = not error.retryable  # else it may have been: the answer was lost
         self._failed(error)
 
+    def _ended(self) -> None:
+        self.aborted = True
+        if self.upload_id is not None:
+            self._line.multipart_ended(self.upload_id)
+
     def _abort(self) -> None:
         """Have the parts removed, if there are any and their upload is known."""
         if self.upload_id is None or self.aborted:
             return
 
         def done(_: None) -> None:
-            self.aborted = True
+            self._ended()
 
         def refused(error: S3Error) -> None:
-            self.aborted = isinstance(error, NoSuchUpload)
+            if isinstance(error, NoSuchUpload):
+                self._ended()
 
         start = functools.partial(self._client.abort_upload, self.key, self.upload_id)
         self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))

@@ -88,6 +88,7 @@ class Upload:
             key,
             options,
             errands=self._errands,
+            line=line,
             lease=lease,
             patience=patience,
             failed=self.fail,

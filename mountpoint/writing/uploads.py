@@ -21,6 +21,7 @@ from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, Pu
 from mountpoint.s3.retry import Patience
 from mountpoint.writing.appending import Appending
 from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
+from mountpoint.writing.journal import Journal
 from mountpoint.writing.multipart import ABORT_S
 from mountpoint.writing.parts import S3_LIMITS, Limits
 from mountpoint.writing.upload import Upload
@@ -44,12 +45,14 @@ class Uploads(Line[Writer]):
         budget: Budget,
         patience: Patience,
         limits: Limits = S3_LIMITS,
+        journal: Journal | None = None,
     ) -> None:
         # dependencies
         self._client = client
         self._config = config
         self._budget = budget
         self._patience = patience
+        self._journal = journal
         # constants
         self._limits = limits
         # mutable, guarded by _lock
@@ -202,6 +205,16 @@ class Uploads(Line[Writer]):
                 "this server knows no conditions: what others write meanwhile may be overwritten"
             )
         self._conditions = False
+
+    def multipart_begun(self, key: bytes, upload_id: str) -> None:
+        """See Line."""
+        if self._journal is not None:
+            self._journal.begun(key, upload_id)
+
+    def multipart_ended(self, upload_id: str) -> None:
+        """See Line."""
+        if self._journal is not None:
+            self._journal.ended(upload_id)
 
     def closed(self, upload: Writer) -> None:
         """See Line."""
