@@ -102,6 +102,14 @@ class NotSequential(OperationError):
 
 class WriterKilled(OperationError):
     """Whoever wrote a file did not come to its end: nothing is uploaded."""
+class StagingFull(OperationError):
+    """There is no room for what is written, on the disk where files are staged."""
+
+    hint = "close files that were written, free space on that disk, or raise --staged-limit"
+
+
+class StagingFault(OperationError):
+    """The disk where files are staged does not do what it should."""
 
 
 class ObjectArchived(OperationError):
@@ -257,6 +265,8 @@ OUTCOMES: dict[type[Exception], Outcome] = {
     StaleInode: Outcome(errno.ESTALE, logging.DEBUG),
     NotSequential: Outcome(errno.EINVAL, logging.WARNING),
     WriterKilled: Outcome(errno.EIO, logging.WARNING),
+    StagingFull: Outcome(errno.ENOSPC, logging.WARNING),
+    StagingFault: Outcome(errno.EIO, logging.WARNING),
     ObjectArchived: Outcome(errno.EACCES, logging.WARNING),
     Interrupted: Outcome(errno.EIO, logging.INFO),
     NotFound: Outcome(errno.ENOENT, logging.WARNING),
@@ -278,3 +288,13 @@ def outcome(error: Exception) -> Outcome:
         if ancestor in OUTCOMES:
             return OUTCOMES[ancestor]
     raise AssertionError("unreachable: Exception has a row")
+
+
+def staging_error(error: OSError) -> OperationError:
+    """Return what an error of the disk where files are staged means to who writes."""
+    reason = f"the staging directory: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StagingFull(reason)
+    if error.errno == errno.EFBIG:
+        return TooLarge(f"{reason}: more than its file system can hold in one file")
+    return StagingFault(reason)

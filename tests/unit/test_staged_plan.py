@@ -1,0 +1,262 @@
+"""Where the bytes of a staged file are, and what of it is uploaded."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mountpoint.config import LEAST_PART_BYTES, MOST_PART_BYTES
+from mountpoint.staging.extents import Extents
+from mountpoint.staging.plan import FEW_COPIES, WORTH_BYTES, Segment, parts_of, segments
+from mountpoint.staging.ranges import Ranges
+from mountpoint.writing.parts import MOST_PARTS
+
+MIB = 1 << 20
+GIB = 1 << 30
+PART = 8 * MIB
+
+SPOTS = st.integers(0, 40)
+
+
+@given(st.lists(st.tuples(st.booleans(), SPOTS, SPOTS)), SPOTS, SPOTS)
+def test_ranges_are_a_set_of_numbers(
+    steps: list[tuple[bool, int, int]], start: int, stop: int
+) -> None:
+    """Adding, removing and asking are what they are for sets of the single bytes."""
+    ranges, model = Ranges(), set[int]()
+    for add, first, last in steps:
+        if add:
+            ranges.add(first, last)
+            model |= set(range(first, last))
+        else:
+            ranges.remove(first, last)
+            model -= set(range(first, last))
+        ranges.check()
+        assert {each for pair in ranges for each in range(*pair)} == model
+    asked = set(range(start, stop))
+    assert {each for pair in ranges.within(start, stop) for each in range(*pair)} == model & asked
+    assert {each for pair in ranges.gaps(start, stop) for each in range(*pair)} == asked - model
+    assert all(first < last for first, last in ranges.within(start, stop))
+    assert all(first < last for first, last in ranges.gaps(start, stop))
+    assert ranges.size_bytes() == len(model)
+
+
+class Bytewise(RuleBasedStateMachine):
+    """`Extents` beside a file whose every byte says where it is from.
+
+    The base is bytes from 1 on; 0 is zero; what is written is 255.
+    """
+
+    @initialize(size=st.none() | st.integers(0, 40))
+    def begin(self, size: int | None) -> None:
+        self.extents = Extents(size)
+        self.base = list(range(1, (size or 0) + 1))
+        self.exists = size is not None
+        self.whole = list(self.base)  # the file as it should read
+        self.local = [0] * len(self.base)  # the sparse file
+
+    @rule(start=SPOTS, size=st.integers(0, 20))
+    def write(self, start: int, size: int) -> None:
+        self.extents.write(start, start + size)
+        for content in (self.whole, self.local) if size else ():
+            content += [0] * (start + size - len(content))
+            content[start : start + size] = [255] * size
+
+    @rule(size=SPOTS)
+    def truncate(self, size: int) -> None:
+        self.extents.truncate(size)
+        for content in (self.whole, self.local):
+            del content[size:]
+            content += [0] * (size - len(content))
+
+    @rule(start=SPOTS, stop=SPOTS)
+    def fetch(self, start: int, stop: int) -> None:
+        for first, last in self.extents.missing(start, stop):
+            self.local[first:last] = self.base[first:last]
+            self.extents.fetched(first, last)
+
+    @rule(chosen=st.integers(0, 3))
+    def drop(self, chosen: int) -> None:
+        clean = self.extents.clean()
+        if chosen < len(clean):
+            first, last = clean[chosen]
+            self.local[first:last] = [0] * (last - first)
+            self.extents.dropped(first, last)
+
+    @rule()
+    def upload(self) -> None:
+        self.base = list(self.whole)
+        self.exists = True
+        self.extents.rebase()
+
+    @invariant()
+    def reads_as_it_should(self) -> None:
+        """The local file, with what is missing filled from the base, is the file."""
+        extents = self.extents
+        extents.check()
+        assert extents.size_bytes == len(self.whole)
+        read = list(self.local)
+        for first, last in extents.missing(0, len(read)):
+            assert read[first:last] == [0] * (last - first)
+            read[first:last] = self.base[first:last]
+        assert read == self.whole
+
+    @invariant()
+    def clean_is_as_the_base(self) -> None:
+        """What may be dropped, or copied by the server, is what the base has."""
+        for first, last in self.extents.clean() + self.extents.unchanged():
+            assert self.whole[first:last] == self.base[first:last]
+
+    @invariant()
+    def not_dirty_is_the_base(self) -> None:
+        """A file that is not uploaded is what is there already."""
+        if not self.extents.dirty:
+            assert self.exists
+            assert self.whole == self.base
+
+
+TestBytewise = Bytewise.TestCase
+TestBytewise.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+
+
+# --- what is uploaded ---
+
+
+def planned(extents: Extents, part_bytes: int = PART) -> list[tuple[str, float, float]]:
+    """Return the segments in MiB."""
+    return [
+        ("copy" if each.copied else "send", each.start / MIB, each.stop / MIB)
+        for each in segments(extents, part_bytes)
+    ]
+
+
+def base(size: int, *changed: tuple[int, int]) -> Extents:
+    """Return a file whose base has `size` bytes, with changes."""
+    extents = Extents(size)
+    for start, stop in changed:
+        extents.write(start, stop)
+    return extents
+
+
+def test_a_new_file_is_sent() -> None:
+    """Without a base there is nothing to copy; an empty file is no segment at all."""
+    assert segments(Extents(None), PART) == []
+    extents = Extents(None)
+    extents.write(0, 100 * MIB)
+    assert planned(extents) == [("send", 0, 100)]
+
+
+def test_what_is_appended_is_all_that_is_sent() -> None:
+    """The base is copied and the last part may be short."""
+    assert planned(base(100 * MIB, (100 * MIB, 100 * MIB + MIB))) == [
+        ("copy", 0, 100),
+        ("send", 100, 101),
+    ]
+
+
+def test_a_change_is_sent_with_what_follows_it() -> None:
+    """A part that another follows has 5 MiB at least."""
+    assert planned(base(100 * MIB, (50 * MIB, 51 * MIB))) == [
+        ("copy", 0, 50),
+        ("send", 50, 55),
+        ("copy", 55, 100),
+    ]
+
+
+def test_what_is_too_small_to_copy_is_sent() -> None:
+    """Less than 5 MiB between two changes, or before the first one, is no part."""
+    extents = base(100 * MIB, (4 * MIB, 5 * MIB), (9 * MIB, 10 * MIB))
+    assert planned(extents) == [("send", 0, 10), ("copy", 10, 100)]
+
+
+def test_the_rest_of_a_file_may_be_small() -> None:
+    """The end of a file is copied where that is worth it, and only there."""
+    assert planned(base(100 * MIB, (90 * MIB, 91 * MIB)))[-2:] == [
+        ("send", 90, 95),
+        ("copy", 95, 100),
+    ]
+    assert planned(base(100 * MIB, (92 * MIB, 93 * MIB)))[-1] == ("send", 92, 100)
+
+
+def test_what_is_here_is_copied_only_if_sending_it_takes_longer() -> None:
+    """6 MiB that would have to be fetched are copied; 6 MiB that are here are sent."""
+    extents = base(100 * MIB, (6 * MIB, 20 * MIB))
+    assert planned(extents)[0] == ("copy", 0, 6)
+    extents.fetched(0, 6 * MIB)
+    assert planned(extents)[0] == ("send", 0, 20)
+
+
+def test_a_small_file_is_sent_in_one_piece() -> None:
+    """One PUT is less than a copy in parts."""
+    assert planned(base(7 * MIB, (7 * MIB, 7 * MIB + 1))) == [("send", 0, 7 + 1 / MIB)]
+
+
+def test_what_was_cut_off_is_zeros() -> None:
+    """What was truncated away does not come back when the file grows again."""
+    extents = base(100 * MIB)
+    extents.truncate(30 * MIB)
+    assert planned(extents) == [("copy", 0, 30)]
+    extents.truncate(60 * MIB)
+    assert planned(extents) == [("copy", 0, 30), ("send", 30, 60)]
+
+
+@pytest.mark.parametrize("size", [100 * GIB, 5 << 40])
+def test_there_are_parts_for_all_segments(size: int) -> None:
+    """However many changes there are, no more than 10,000 parts come of them."""
+    extents = Extents(size)
+    step = size // 20_000
+    for index in range(20_000):
+        extents.write(index * step, index * step + 4096)
+    found = segments(extents, PART)
+    copies = sum(each.copied for each in found)
+    assert FEW_COPIES <= copies < 20_000
+    assert parts_of(size, PART) + 2 * copies <= MOST_PARTS
+
+
+@given(
+    st.integers(0, 60),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 10)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 10)), max_size=3),
+    st.integers(-1, 60),
+)
+def test_every_plan_can_be_uploaded(
+    size: int, writes: list[tuple[int, int]], reads: list[tuple[int, int]], cut: int
+) -> None:
+    """Segments cover the file in order, copies are unchanged, and no part but the last is small."""
+    extents = Extents(size * MIB)
+    if cut >= 0:
+        extents.truncate(cut * MIB)
+    for start, length in reads:
+        for first, last in extents.missing(start * MIB, (start + length) * MIB):
+            extents.fetched(first, last)
+    for start, length in writes:
+        extents.write(start * MIB, (start + length) * MIB)
+    found = segments(extents, PART)
+    position = 0
+    for each in found:
+        assert each.start == position < each.stop
+        position = each.stop
+        if each.copied:
+            covering = [gap for gap in extents.unchanged() if gap[0] <= each.start < gap[1]]
+            assert covering
+            assert covering[0][1] >= each.stop
+            missing = sum(b - a for a, b in extents.missing(each.start, each.stop))
+            assert each.stop - each.start + missing >= WORTH_BYTES
+        if each != found[-1]:
+            assert each.stop - each.start >= LEAST_PART_BYTES
+    assert position == extents.size_bytes
+    assert all(one.copied != two.copied for one, two in itertools.pairwise(found))
+
+
+def test_a_file_of_more_than_can_be_sent_can_be_copied() -> None:
+    """A few changes in a huge object leave most of it to the server."""
+    size = 30 << 40
+    found = segments(base(size, (size // 2, size // 2 + 1)), PART)
+    assert found == [
+        Segment(0, size // 2, copied=True),
+        Segment(size // 2, size // 2 + LEAST_PART_BYTES, copied=False),
+        Segment(size // 2 + LEAST_PART_BYTES, size, copied=True),
+    ]
+    assert sum(-(-(each.stop - each.start) // MOST_PART_BYTES) for each in found) <= MOST_PARTS
