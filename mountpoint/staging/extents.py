@@ -28,6 +28,11 @@ class Extents:
         self._base_stop = self.size_bytes  # at most the file's size, and the base's
 
     @property
+    def base_stop(self) -> int:
+        """Where the bytes of the base end that are still in the file."""
+        return self._base_stop
+
+    @property
     def dirty(self) -> bool:
         """Whether the file differs from its base, or has none."""
         return (

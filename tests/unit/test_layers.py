@@ -75,6 +75,7 @@ LAYERS = (
     "mountpoint.staging.leftovers",
     "mountpoint.staging.area",
     "mountpoint.staging.local",
+    "mountpoint.staging.content",
     "mountpoint.staging.staged",
     "mountpoint.listing.recent",
     "mountpoint.listing.siblings",

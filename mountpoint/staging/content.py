@@ -1,0 +1,243 @@
+"""The bytes of one staged file: in its local file, or fetched from its base when they are read.
+
+Reading what is not local fetches it from the base, of exactly that version, in blocks, and keeps
+it. While a read waits for that nothing is locked: what comes is put only where bytes are still
+missing, and only if the base is still the same. Where there is no room for it, it is read all the
+same. Writing fetches nothing, not even for parts of a block.
+
+Not known here: when the file may be changed, and what becomes of it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from mountpoint.config import MIB
+from mountpoint.errors import BadAnswer, BadHandle, Interrupted, OperationError, StagingFull
+from mountpoint.s3.client import ObjectInfo
+from mountpoint.staging.area import StagingArea
+from mountpoint.staging.extents import Extents
+from mountpoint.staging.local import BLOCK_BYTES, LocalFile
+from mountpoint.staging.ranges import Range, Ranges
+
+log = structlog.get_logger(__name__)
+
+#: What is missing is fetched in blocks of this size. A request takes 20 to 30 ms, and 1 MiB then
+#: 11 ms more: what lies around it is nearly free. The kernel asks for no more at a time.
+FETCH_BYTES = MIB
+#: How often who waits looks whether the mount is going away.
+LOOK_S = 1.0
+
+Fetch = Callable[[ObjectInfo, int, int], bytes]
+
+
+class Content:
+    """The bytes of a file that begins as `base`, or empty (None), in a new local file.
+
+    `changed` guards everything. `read` and `missing` take it; all else is for who holds it.
+    """
+
+    def __init__(
+        self,
+        area: StagingArea,
+        base: ObjectInfo | None,
+        fetch: Fetch,
+        changed: threading.Condition,
+        stopping: threading.Event,
+    ) -> None:
+        # dependencies
+        self._area = area
+        self._fetch = fetch
+        self._stopping = stopping
+        # mutable, guarded by _changed
+        self._changed = changed
+        self.base = base
+        self.extents = Extents(None if base is None else base.size_bytes)
+        self.used_s = time.monotonic()
+        self.closed = False
+        self._fetching: set[int] = set()  # the starts of blocks
+        self._local = LocalFile(area, area.new_path())
+        self.path = self._local.path
+        try:
+            self._local.truncate(self.extents.size_bytes)
+        except OperationError:
+            self._local.close(keep=False)
+            raise
+
+    def missing(self, start: int, stop: int) -> list[Range]:
+        """Return what of [start, stop) only the base has."""
+        with self._changed:
+            return self.extents.missing(start, stop)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return the bytes [offset, offset + size), fewer only at the end of the file.
+
+        Raises what `fetch` does: PreconditionFailed when the base has been replaced by others.
+        """
+        got: dict[int, bytes] = {}  # what was fetched for this read, by its start
+        base = self.base
+        while True:
+            with self._changed:
+                self.check_open()
+                self.used_s = time.monotonic()
+                stop = min(offset + size, self.extents.size_bytes)
+                if offset >= stop:
+                    return b""
+                if base is not self.base:
+                    got, base = {}, self.base
+                missing = self.extents.missing(offset, stop)
+                wanted = _not_in(got, missing)
+                if wanted is None:
+                    return self._assembled(offset, stop, missing, got)
+                block = self._claim(*wanted)
+                if block is None:  # somebody else is fetching it
+                    self.wait()
+                    continue
+            try:
+                data = self._fetched(base, *block)
+                if data is not None:
+                    got[block[0]] = data
+            finally:
+                with self._changed:
+                    first = block[0] - block[0] % FETCH_BYTES
+                    self._fetching -= set(range(first, block[1], FETCH_BYTES))
+                    self._changed.notify_all()
+
+    def _claim(self, start: int, stop: int) -> Range | None:
+        """Return the blocks of [start, stop) that nobody is fetching, as far as they are in a row.
+
+        None if somebody is fetching the first (lock held).
+        """
+        first = start - start % FETCH_BYTES
+        last = first
+        while last < stop and last not in self._fetching:
+            self._fetching.add(last)
+            last += FETCH_BYTES
+        missing = self.extents.missing(first, last)
+        return (missing[0][0], missing[-1][1]) if last > first else None
+
+    def _fetched(self, base: ObjectInfo | None, start: int, stop: int) -> bytes | None:
+        """Fetch a range and keep it; None if there is another base meanwhile."""
+        assert base is not None  # or nothing would be missing
+        try:
+            data = self._fetch(base, start, stop)
+            if len(data) != stop - start:
+                raise BadAnswer(f"{len(data)} bytes in place of {stop - start}")
+        except Exception:
+            if self.base is not base:  # we have replaced it ourselves
+                return None
+            raise
+        need_bytes = self._keep_fetched(base, start, data)
+        if need_bytes and self._area.reclaim(need_bytes):
+            self._keep_fetched(base, start, data)
+        return data if self.base is base else None
+
+    def _keep_fetched(self, base: ObjectInfo, start: int, data: bytes) -> int:
+        """Put what is still missing into the local file; return how much room that lacks."""
+        view = memoryview(data)
+        with self._changed:
+            if self.base is not base or self.closed:
+                return 0
+            for first, last in self.extents.missing(start, start + len(data)):
+                try:
+                    need_bytes = self._local.write(first, view[first - start : last - start])
+                except StagingFull:
+                    return 0  # the disk is full: read it without keeping it
+                if need_bytes:
+                    return need_bytes
+                self.extents.fetched(first, last)
+        return 0
+
+    def _assembled(
+        self, offset: int, stop: int, missing: list[Range], got: dict[int, bytes]
+    ) -> bytes:
+        """Return a range of the file, with what was fetched and not kept (lock held)."""
+        data = self._local.read(offset, stop)
+        if not missing:
+            return data
+        whole = bytearray(data)
+        for start, fetched in got.items():
+            for first, last in Ranges(missing).within(start, start + len(fetched)):
+                whole[first - offset : last - offset] = fetched[first - start : last - start]
+        return bytes(whole)
+
+    # --- with the lock held ---
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write; or return how many bytes of room that takes, where there are not so many."""
+        stop = offset + len(data)
+        try:
+            need_bytes = self._local.write(offset, data)
+        except OperationError:
+            self._undo(offset, stop)
+            raise
+        if not need_bytes:
+            self.extents.write(offset, stop)
+        return need_bytes
+
+    def _undo(self, start: int, stop: int) -> None:
+        """Make extents and local file agree after a write that failed halfway."""
+        extents = self.extents
+        size_bytes, base_stop = extents.size_bytes, extents.base_stop
+        for first, last in extents.changed.gaps(start, min(stop, base_stop)):
+            extents.dropped(first, last)
+        # Where there were zeros there are some of the new bytes: nobody knows which.
+        extents.write(max(start, base_stop), min(stop, size_bytes))
+        self._local.truncate(size_bytes)
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cut it off, or continue it with zeros."""
+        self._local.truncate(size_bytes)
+        self.extents.truncate(size_bytes)
+
+    def became(self, info: ObjectInfo) -> None:
+        """Note that an object has been made of it."""
+        self.base = info
+        self.extents.rebase()
+
+    def reclaim(self, size_bytes: int) -> int:
+        """Give back about so much room of what could be fetched again; return how much."""
+        freed_bytes = 0
+        for start, stop in self.extents.clean():
+            first = start + -start % BLOCK_BYTES
+            last = stop - stop % BLOCK_BYTES
+            freed = self._local.punch(first, last) if first < last else 0
+            if freed < 0:
+                break
+            if freed:
+                self.extents.dropped(first, last)
+                freed_bytes += freed
+            if freed_bytes >= size_bytes:
+                break
+        return freed_bytes
+
+    def sync(self) -> None:
+        """Have the local file on the disk itself, also if the machine ends."""
+        self._local.sync()
+
+    def close(self, *, keep: bool) -> None:
+        """Close the local file, and remove it unless it is to be kept."""
+        self.closed = True
+        self._local.close(keep=keep)
+        self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Raise BadHandle if it is closed."""
+        if self.closed:
+            raise BadHandle("the file has been closed")
+
+    def wait(self) -> None:
+        """Wait until something has changed, or for a second. Raises Interrupted."""
+        if self._stopping.is_set():
+            raise Interrupted("the mount is going away")
+        self._changed.wait(LOOK_S)
+
+
+def _not_in(got: dict[int, bytes], missing: list[Range]) -> Range | None:
+    """Return the first range that is missing and has not been fetched either."""
+    if not missing:
+        return None
+    have = Ranges((start, start + len(data)) for start, data in got.items())
+    return next((gap for start, stop in missing for gap in have.gaps(start, stop)), None)

@@ -1,0 +1,179 @@
+"""What of a staged file is not in S3 yet, on disk: so that it outlives the process.
+
+Beside a file that has been changed lies a journal: a line of JSON says which object it belongs to,
+then each change is a line of its own.
+
+    {"bucket": "b", "key": "k", "base_etag": "\\"...\\"", "base_size": 100}
+    w 0 10;         bytes [0, 10) were written
+    t 50;           the file was cut off, or continued, at 50
+    f 10 20;        bytes [10, 20) were missing, and have been fetched
+
+A change is noted after it was made, a cut before: so a process that is killed leaves a file that
+has all that its writers were told, and `replay` says which bytes of it are there. A line that ends
+without its semicolon was not finished, and counts for nothing. The journal goes when the file has
+been uploaded: a file without one is in S3.
+
+Lines are written, not synced: they survive the end of the process, not that of the machine.
+"""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mountpoint.errors import StagingFull, staging_error
+from mountpoint.staging.extents import Extents
+
+SUFFIX = ".journal"
+DESCRIPTION_SUFFIX = ".json"
+#: The journal is written anew when most of so many lines say nothing that others do not.
+WORTH_LINES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Which object a staged file is to become, and which version of it is its base."""
+
+    bucket: str
+    key: bytes
+    base_etag: str | None
+    base_size_bytes: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it with JSON's types. What of a key is not UTF-8 becomes lone surrogates."""
+        return {
+            "bucket": self.bucket,
+            "key": self.key.decode("utf-8", "surrogateescape"),
+            "base_etag": self.base_etag,
+            "base_size": self.base_size_bytes,
+        }
+
+
+class Journal:
+    """The journal of the staged file at `path`: nothing, until it is written the first time.
+
+    Not thread-safe: its file's lock guards it. All raise StagingFull or StagingFault.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # constants
+        self._path = path.with_suffix(SUFFIX)
+        # mutable
+        self._fd = -1
+        self._lines = 0
+
+    def wrote(self, start: int, stop: int) -> None:
+        """Note a write."""
+        self._append(f"w {start} {stop};\n")
+
+    def truncates(self, size_bytes: int) -> None:
+        """Note that the file will be cut off or continued."""
+        self._append(f"t {size_bytes};\n")
+
+    def is_long(self, extents: Extents) -> bool:
+        """Whether it is worth writing anew."""
+        return self._lines > WORTH_LINES and self._lines > 4 * len(extents.changed)
+
+    def rewrite(self, subject: Subject, extents: Extents, *, fetched: bool) -> None:
+        """Write it, or write it anew, for this state of the file.
+
+        `fetched` says that what was fetched stays from now on, so that it may be told of.
+        """
+        lines = [json.dumps(subject.as_json()) + "\n"]
+        lines.append(f"t {extents.base_stop};\nt {extents.size_bytes};\n")
+        lines += [f"w {start} {stop};\n" for start, stop in extents.changed]
+        lines += [f"f {start} {stop};\n" for start, stop in (extents.clean() if fetched else ())]
+        new = self._path.with_suffix(".new")
+        try:
+            write_file(new, "".join(lines))
+            fd = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            new.replace(self._path)
+        except OSError as error:
+            raise staging_error(error) from error
+        self.close()
+        self._fd = fd
+        self._lines = len(lines)
+
+    def remove(self) -> None:
+        """Note that the file is in S3, or is not to be, also where it was described."""
+        self.close()
+        with suppress(OSError):  # then it is kept for no reason: better than the reverse
+            self._path.unlink(missing_ok=True)
+            self._path.with_suffix(DESCRIPTION_SUFFIX).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close it, and leave it where it is."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _append(self, line: str) -> None:
+        self._lines += 1
+        data = line.encode("ascii")
+        try:
+            if os.write(self._fd, data) < len(data):
+                os.write(self._fd, b"\n")  # or the next line would complete this one
+                raise StagingFull("the staging directory: a line of a journal found no room")
+        except OSError as error:
+            raise staging_error(error) from error
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that only its owner can read. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def replay(path: Path) -> tuple[Subject, Extents]:
+    """Return what the journal at `path` says. Raises OSError, ValueError if it says nothing."""
+    with path.open(encoding="ascii", errors="replace") as file:
+        try:
+            told = json.loads(file.readline())
+            key = told["key"].encode("utf-8", "surrogateescape")
+            subject = Subject(told["bucket"], key, told["base_etag"], told["base_size"])
+            extents = Extents(subject.base_size_bytes)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its first line makes no sense: {error!r}") from error
+        for line in file:
+            if line.endswith(";\n"):
+                kind, *numbers = line[:-2].split(" ")
+                _apply(extents, kind, [int(number) for number in numbers])
+    return subject, extents
+
+
+def _apply(extents: Extents, kind: str, numbers: list[int]) -> None:
+    match kind, numbers:
+        case "w", [start, stop]:
+            extents.write(start, stop)
+        case "t", [size_bytes]:
+            extents.truncate(size_bytes)
+        case "f", [start, stop]:
+            for first, last in extents.missing(start, stop):
+                extents.fetched(first, last)
+        case _:
+            raise ValueError(f"what is '{kind} {numbers}'?")
+
+
+def describe(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
+    """Return what somebody has to know who wants to have the file at `data` back."""
+    missing = extents.missing(0, extents.size_bytes)
+    return {
+        **subject.as_json(),
+        "file": data.name,
+        "size": extents.size_bytes,
+        "complete": not missing,
+        "missing": [list(pair) for pair in missing],
+        "changed": [list(pair) for pair in extents.changed],
+    }
+
+
+def write_description(data: Path, subject: Subject, extents: Extents) -> None:
+    """Write the description beside the file. Raises StagingFull, StagingFault."""
+    text = json.dumps(describe(data, subject, extents)) + "\n"
+    try:
+        write_file(data.with_suffix(DESCRIPTION_SUFFIX), text)
+    except OSError as error:
+        raise staging_error(error) from error

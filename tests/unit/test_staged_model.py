@@ -1,0 +1,184 @@
+"""A staged file beside a bytearray: whatever is done, in any order, they have the same bytes."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mountpoint.errors import AccessDenied, PreconditionFailed, ServerFault, StagingFull
+from mountpoint.staging import content, plan, staged
+from mountpoint.staging.journal import replay
+from mountpoint.staging.staged import StagedFile
+from tests.unit.staging_world import KEY, World, data_of
+
+KIB = 1024
+SPOTS = st.integers(0, 200 * KIB) | st.integers(0, 50).map(lambda block: block * 4096)
+SIZES = st.integers(1, 50 * KIB) | st.just(4096)
+
+
+class Staged(RuleBasedStateMachine):
+    """Small blocks and parts, so that small files have many."""
+
+    @initialize(size=st.none() | st.integers(0, 200 * KIB))
+    def begin(self, size: int | None) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(content, "FETCH_BYTES", 16 * KIB)
+        self.patch.setattr(staged, "PIECE_BYTES", 16 * KIB)
+        self.patch.setattr(plan, "LEAST_PART_BYTES", 8 * KIB)
+        self.patch.setattr(plan, "WORTH_BYTES", 12 * KIB)
+        self.folder = tempfile.TemporaryDirectory()
+        self.world = World(Path(self.folder.name))
+        self.model = bytearray()
+        self.salt = 0
+        self.replaced = False
+        base = None
+        if size is not None:
+            self.model += data_of(size)
+            base = self.world.bucket.put(bytes(self.model))
+        self.file = self.open(base)
+
+    def open(self, base: staged.ObjectInfo | None) -> StagedFile:
+        world = self.world
+        return StagedFile(
+            world.area,
+            KEY,
+            base,
+            fetch=world.bucket.fetch,
+            begin=world.bucket.begin,
+            part_bytes=16 * KIB,
+            stopping=world.stopping,
+        )
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.area.close()
+            self.folder.cleanup()
+            self.patch.undo()
+
+    @rule(offset=SPOTS, size=SIZES)
+    def write(self, offset: int, size: int) -> None:
+        self.salt += 1
+        data = data_of(size, self.salt)
+        try:
+            assert self.file.write(offset, data) == size
+        except StagingFull:
+            area = self.world.area
+            assert area.used_bytes + size + 8192 > area.limit_bytes
+            return
+        self.model += bytes(max(offset + size - len(self.model), 0))
+        self.model[offset : offset + size] = data
+
+    @rule(size=SPOTS)
+    def truncate(self, size: int) -> None:
+        self.file.truncate(size)
+        del self.model[size:]
+        self.model += bytes(size - len(self.model))
+
+    @rule(offset=SPOTS, size=SIZES)
+    def read(self, offset: int, size: int) -> None:
+        try:
+            assert self.file.read(offset, size) == self.model[offset : offset + size]
+        except PreconditionFailed:
+            assert self.replaced
+
+    @rule()
+    def sync(self) -> None:
+        if self.replaced and self.file.dirty:
+            self.refused(PreconditionFailed)
+            return
+        changed = self.file.dirty
+        info = self.file.sync()
+        assert not self.file.dirty
+        if changed:
+            assert info == self.world.bucket.info()
+            assert self.world.bucket.objects[KEY] == self.model
+
+    @rule(refused=st.booleans())
+    def fail(self, refused: bool) -> None:
+        """The upload fails: for good, so that the file is made whole, or for a moment."""
+        if not self.file.dirty or self.replaced:
+            return
+        failure = AccessDenied("no") if refused else ServerFault("down")
+        self.world.bucket.failure = failure
+        self.refused(type(failure))
+        self.world.bucket.failure = None
+        area = self.world.area
+        if refused and area.used_bytes + self.file.size_bytes + 4096 < area.limit_bytes:
+            assert self.file._content.missing(0, self.file.size_bytes) == []
+
+    def refused(self, expected: type[Exception]) -> None:
+        """Check that an upload fails, and that who asked is told where the file is."""
+        with pytest.raises(expected) as caught:
+            self.file.sync()
+        assert str(self.world.area.path) in getattr(caught.value, "hint", "")
+        assert self.file.dirty
+
+    @rule(size=st.integers(1, 100 * KIB))
+    def reclaim(self, size: int) -> None:
+        """Somebody else needs room."""
+        before = self.world.area.used_bytes
+        freed = self.file.reclaim(size)
+        assert self.world.area.used_bytes == before - freed
+
+    @rule(full=st.booleans())
+    def fill_the_disk(self, full: bool) -> None:
+        """There is no more room: what is read is not kept, what is written fails."""
+        area = self.world.area
+        area.limit_bytes = area.used_bytes if full else 256 << 20
+
+    @precondition(lambda self: self.file.base is not None)
+    @rule()
+    def others_replace_it(self) -> None:
+        """Somebody else puts another object in its place."""
+        self.salt += 1
+        self.world.bucket.put(data_of(1000, self.salt))
+        self.replaced = True
+
+    @precondition(lambda self: not self.file.dirty and not self.replaced)
+    @rule()
+    def reopen(self) -> None:
+        assert self.file.close()
+        assert self.world.area.used_bytes == 0
+        self.file = self.open(self.world.bucket.info())
+
+    @invariant()
+    def room_is_what_is_allocated(self) -> None:
+        """What the area counts are the blocks of the local file, and the kernel agrees."""
+        if hasattr(self, "file"):
+            self.file._content.extents.check()
+            local = self.file._content._local
+            assert self.world.area.used_bytes == local.allocated_bytes
+            # On ext4 a block of the file's own map may be counted too.
+            assert local.path.stat().st_blocks * 512 <= local.allocated_bytes + 4096 * 2
+
+    @invariant()
+    def what_a_crash_leaves_is_the_file(self) -> None:
+        """The local file, its journal and the base are enough to have it back at any moment."""
+        if not hasattr(self, "file"):
+            return
+        assert self.file.size_bytes == len(self.model)
+        data = self.file._content.path
+        journal = data.with_suffix(".journal")
+        if not journal.exists():
+            assert not (self.file.dirty and self.model)
+            return
+        subject, extents = replay(journal)
+        assert subject.key == KEY
+        assert subject.base_etag == (self.file.base.etag if self.file.base else None)
+        left = bytearray(data.read_bytes())
+        assert len(left) == len(self.model) == extents.size_bytes
+        missing = extents.missing(0, len(left))
+        if missing and not self.replaced:
+            base = self.world.bucket.objects[KEY]
+            for start, stop in missing:
+                left[start:stop] = base[start:stop]
+        for start, stop in missing if self.replaced else ():
+            left[start:stop] = self.model[start:stop]
+        assert left == self.model
+
+
+TestStaged = Staged.TestCase
+TestStaged.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
