@@ -1,0 +1,378 @@
+"""The directory where files are staged: its limit, who may read it, and what dead mounts leave."""
+
+import collections
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mountpoint.errors import MountError, StagingFault, StagingFull, outcome, staging_error
+from mountpoint.staging import area as area_module
+from mountpoint.staging.area import StagingArea, check_directory
+from mountpoint.staging.extents import Extents
+from mountpoint.staging.journal import WORTH_LINES, Journal, Subject, replay
+from mountpoint.staging.local import LocalFile
+from tests.unit.staging_world import KEY, MIB, World, data_of
+
+ROOT = Path(__file__).parents[2]
+
+#: A mount that is killed: one file that is in S3, one that is not, one of which a part is missing.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.staging_world import MIB, World, data_of
+world = World(Path(sys.argv[1]))
+synced = world.file(key=b"synced")
+synced.write(0, b"in S3")
+synced.sync()
+written = world.file(key="geschrieben-ü".encode() + b"\\xff")
+written.write(10, b"not in S3")
+partly = world.file(world.bucket.put(data_of(3 * MIB), b"partly"), b"partly")
+partly.read(0, 10)
+partly.write(5000, b"changed")
+partly.truncate(2 * MIB)
+partly.truncate(4 * MIB)
+if sys.argv[2] == "wait":
+    print("ready", flush=True)
+    sys.stdin.read()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def child(directory: Path, mode: str = "die") -> "subprocess.Popen[str]":
+    """Start such a mount."""
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(directory), mode],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def killed(directory: Path) -> Path:
+    """Have a mount killed; return its directory."""
+    with child(directory) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    (left,) = directory.iterdir()
+    return left
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names in a directory."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+# --- what dead mounts leave ---
+
+
+def test_what_a_killed_mount_had_not_uploaded_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next mount removes what is in S3, describes the rest, and says where it is."""
+    left = killed(tmp_path)
+    assert "000001.data" in names(left)
+    StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+    assert names(tmp_path) == [left.name]
+    kept = [f"00000{n}.{suffix}" for n in (2, 3) for suffix in ("data", "journal", "json")]
+    assert names(left) == [*kept, "lock"]
+    assert (left / "000002.data").read_bytes() == bytes(10) + b"not in S3"
+    told = json.loads((left / "000002.json").read_text())
+    assert told["key"].encode("utf-8", "surrogateescape") == "geschrieben-ü".encode() + b"\xff"
+    assert told["complete"]
+    told = json.loads((left / "000003.json").read_text())
+    assert told["key"] == "partly"
+    assert told["size"] == 4 * MIB
+    # What was fetched is not told of, because it may be dropped at any time.
+    assert told["missing"] == [[0, 5000], [5007, 2 * MIB]]
+    whole = bytearray((left / "000003.data").read_bytes())
+    expected = bytearray(data_of(2 * MIB)) + bytes(2 * MIB)
+    for start, stop in told["missing"]:
+        whole[start:stop] = expected[start:stop]
+    expected[5000:5007] = b"changed"
+    assert whole == expected
+    lines = [line for line in capsys.readouterr().out.splitlines() if "it is kept" in line]
+    assert [str(left / name) in line for name, line in zip(kept[::3], lines, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_a_mount_of_another_bucket_says_nothing_and_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What others have to know is not told to everybody."""
+    left = killed(tmp_path)
+    StagingArea(str(tmp_path), "another", 16 * MIB).close()
+    assert "000002.data" in names(left)
+    assert "000001.data" not in names(left)
+    assert "it is kept" not in capsys.readouterr().out
+
+
+def test_a_mount_that_lives_is_left_alone(tmp_path: Path) -> None:
+    """Several mounts may share a staging directory."""
+    with child(tmp_path, "wait") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        (other,) = tmp_path.iterdir()
+        before = names(other)
+        StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+        assert names(other) == before
+        process.communicate("")
+
+
+def test_what_was_taken_away_is_not_missed(tmp_path: Path) -> None:
+    """When somebody has taken the kept files, their directory goes too."""
+    left = killed(tmp_path)
+    for path in left.glob("00000[23].*"):
+        path.unlink()
+    StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+    assert names(tmp_path) == []
+
+
+def test_a_journal_that_makes_no_sense_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is removed of which nobody knows what it is."""
+    left = killed(tmp_path)
+    (left / "000002.journal").write_bytes(b"\xff\0 what?\n")
+    StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+    assert (left / "000002.data").read_bytes() == bytes(10) + b"not in S3"
+    assert "cannot be read" in capsys.readouterr().out
+
+
+def test_what_belongs_to_others_is_not_followed(tmp_path: Path) -> None:
+    """A link that has the name of a mount's directory leads nowhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("lock", "000001.data"):
+        (elsewhere / name).touch()
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    (staging / "mount-s3-link").symlink_to(elsewhere)
+    StagingArea(str(staging), "bucket", 16 * MIB).close()
+    assert names(elsewhere) == ["000001.data", "lock"]
+
+
+def test_an_orderly_end_keeps_what_is_not_in_s3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing else; the log says where it is, and the next mount again."""
+    world = World(tmp_path)
+    written, synced = world.file(key=b"written"), world.file(key=b"synced")
+    written.write(0, b"abc")
+    synced.write(0, b"abc")
+    synced.sync()
+    path = world.area.path
+    world.area.close()
+    assert names(path) == ["000001.data", "000001.journal", "000001.json", "lock"]
+    assert json.loads((path / "000001.json").read_text())["key"] == "written"
+    assert capsys.readouterr().out.count("it is kept") == 1
+    StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+    assert capsys.readouterr().out.count("it is kept") == 1
+    assert (path / "000001.data").read_bytes() == b"abc"
+
+
+# --- the journal ---
+
+
+def subject() -> Subject:
+    return Subject("bucket", KEY, '"etag"', 100)
+
+
+def test_a_line_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None:
+    """A process may be killed within a write, also in the middle of a number."""
+    journal = Journal(tmp_path / "1.data")
+    journal.rewrite(subject(), Extents(100), fetched=False)
+    journal.wrote(0, 10)
+    journal.truncates(50)
+    journal.close()
+    path = tmp_path / "1.journal"
+    whole = path.read_text()
+    for cut in range(1, len("t 50;\n") + 1):
+        path.write_text(whole[:-cut])
+        told, extents = replay(path)
+        assert told == subject()
+        assert extents.size_bytes == 100
+        assert list(extents.changed) == [(0, 10)]
+
+
+def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
+    """A file that is written over and over does not fill the disk with what is said of it."""
+    world = World(tmp_path)
+    file = world.file()
+    for _ in range(WORTH_LINES + 10):
+        file.write(0, b"x")
+    journal = file._content.path.with_suffix(".journal")
+    assert journal.stat().st_size < 1000
+    assert list(replay(journal)[1].changed) == [(0, 1)]
+    assert "000001.new" not in world.names()
+    world.area.close()
+
+
+# --- limits ---
+
+
+def test_room_is_made_of_what_was_not_used_for_the_longest_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of what is in S3 go, the least recently used file's first; changes stay."""
+    monkeypatch.setattr(area_module, "RECLAIM_BYTES", 4 * MIB)
+    world = World(tmp_path, limit_bytes=32 * MIB)
+    files = []
+    for name in (b"a", b"b"):
+        file = world.file(world.bucket.put(data_of(17 * MIB), name), name)
+        for offset in range(0, 15 * MIB, MIB):
+            file.read(offset, MIB)
+        file.write(16 * MIB, b"changed")
+        files.append(file)
+    files[0].read(0, 10)  # so the other one is older
+    new = world.file()
+    new.write(0, data_of(4 * MIB))
+    fetched = len(world.bucket.fetched)
+    assert files[0].read(0, 15 * MIB) == data_of(15 * MIB)
+    assert len(world.bucket.fetched) == fetched
+    assert files[1].read(16 * MIB, 7) == b"changed"
+    assert files[1]._content.missing(0, 15 * MIB)
+    assert files[1].read(0, 15 * MIB) == data_of(15 * MIB)
+    assert len(world.bucket.fetched) > fetched
+    on_disk = sum(path.stat().st_blocks * 512 for path in world.area.path.glob("*.data"))
+    assert on_disk <= world.area.used_bytes + 3 * 8192
+    world.area.close()
+
+
+def test_a_share_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may fill the disk while a mount lives: then it takes no more."""
+    world = World(tmp_path)
+    file = world.file()
+    file.write(0, b"x")
+    real = os.statvfs(tmp_path)
+    full = os.statvfs_result((*real[:4], world.area._keep_free_bytes // real.f_frsize, *real[5:]))
+    monkeypatch.setattr(area_module.os, "statvfs", lambda path: full)
+    with pytest.raises(StagingFull):
+        collections.deque((file.write(start, bytes(MIB)) for start in range(0, 64 * MIB, MIB)), 0)
+    assert world.area.used_bytes <= area_module.LOOK_BYTES
+    world.area.close()
+
+
+def test_without_a_limit_half_of_what_is_free_is_taken(tmp_path: Path) -> None:
+    """Others use the disk as well."""
+    area = StagingArea(str(tmp_path), "bucket")
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert 0.25 * free < area.limit_bytes < 0.75 * free
+    area.close()
+
+
+def test_too_little_room_is_said_when_mounting(tmp_path: Path) -> None:
+    """A limit with which nothing can be done is refused."""
+    with pytest.raises(MountError, match="too little room"):
+        StagingArea(str(tmp_path), "bucket", 15 * MIB)
+    assert names(tmp_path) == []
+
+
+# --- the directory ---
+
+
+def test_only_the_owner_can_read_what_is_staged(tmp_path: Path) -> None:
+    """Whatever the umask is."""
+    before = os.umask(0)
+    try:
+        world = World(tmp_path)
+        file = world.file()
+        file.write(0, b"secret")
+        world.bucket.failure = StagingFault("no")
+        with pytest.raises(StagingFault):
+            file.sync()
+        assert world.area.path.stat().st_mode & 0o777 == 0o700
+        assert len(world.names()) == 4
+        assert {path.stat().st_mode & 0o777 for path in world.area.path.iterdir()} == {0o600}
+        world.area.close()
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.touch(), "is not a directory"),
+    ],
+)
+def test_a_directory_that_cannot_be_is_refused(
+    tmp_path: Path, prepare: Callable[[Path], None], said: str
+) -> None:
+    """What is wrong and what to do, before anything is mounted."""
+    prepare(tmp_path / "staging")
+    with pytest.raises(MountError, match=said) as caught:
+        check_directory(str(tmp_path / "staging"), "/mnt")
+    assert caught.value.hint
+    with pytest.raises(MountError):
+        StagingArea(str(tmp_path / "staging"), "bucket", 16 * MIB)
+
+
+@pytest.mark.parametrize("staging", ["mount", "mount/inside", "link/inside"])
+def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -> None:
+    """It would be hidden by the mount, and asked for by who serves it."""
+    (tmp_path / "mount" / "inside").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("mount")
+    with pytest.raises(MountError, match="inside the mount"):
+        check_directory(str(tmp_path / staging), str(tmp_path / "mount"))
+    check_directory(str(tmp_path), str(tmp_path / "mount"))
+
+
+# --- the local file ---
+
+
+def test_what_the_disk_cannot_do_is_an_error_of_ours(tmp_path: Path) -> None:
+    """A file that somebody has cut off is not read as if it were shorter."""
+    area = StagingArea(str(tmp_path), "bucket", 16 * MIB)
+    file = LocalFile(area, area.new_path())
+    file.write(0, b"abc")
+    os.truncate(file.path, 1)
+    with pytest.raises(StagingFault, match="cut off"):
+        file.read(0, 3)
+    with pytest.raises(StagingFault):
+        LocalFile(area, file.path)
+    file.close(keep=False)
+    area.close()
+
+
+def test_errors_of_the_disk_have_their_errno() -> None:
+    """No space and quotas are ENOSPC, too large is EFBIG, anything else EIO."""
+    for number, expected in (
+        (errno.ENOSPC, errno.ENOSPC),
+        (errno.EDQUOT, errno.ENOSPC),
+        (errno.EFBIG, errno.EFBIG),
+        (errno.EIO, errno.EIO),
+        (errno.EROFS, errno.EIO),
+    ):
+        error = staging_error(OSError(number, os.strerror(number)))
+        assert outcome(error).errno == expected
+
+
+def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+    """Where the disk itself is full: fetched bytes are fetched again, zeros beyond the end stay."""
+    world = World(tmp_path)
+    file = world.file(world.bucket.put(data_of(MIB)))
+    file.read(0, 10)
+    local = file._content._local
+
+    class Full(LocalFile):
+        def write(self, offset: int, data: bytes | memoryview) -> int:
+            super().write(offset, data[: len(data) // 2])
+            raise StagingFull("halfway")
+
+    local.__class__ = Full
+    with pytest.raises(StagingFull):
+        file.write(MIB - 100, b"x" * 1000)
+    assert file.size_bytes == MIB
+    local.__class__ = LocalFile
+    file.truncate(MIB + 1000)
+    assert file.read(MIB - 100, 1100) == data_of(MIB)[-100:] + bytes(1000)
+    world.area.close()
