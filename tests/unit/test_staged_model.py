@@ -28,6 +28,7 @@ class Staged(RuleBasedStateMachine):
         self.patch.setattr(content, "FETCH_BYTES", 16 * KIB)
         self.patch.setattr(staged, "PIECE_BYTES", 16 * KIB)
         self.patch.setattr(plan, "LEAST_PART_BYTES", 8 * KIB)
+        self.patch.setattr(plan, "part_size", lambda least_bytes, _: least_bytes)
         self.patch.setattr(plan, "WORTH_BYTES", 12 * KIB)
         self.folder = tempfile.TemporaryDirectory()
         self.world = World(Path(self.folder.name))
