@@ -89,7 +89,11 @@ class Journal:
         try:
             write_file(new, "".join(lines))
             fd = os.open(new, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            new.replace(self._path)
+            try:
+                new.replace(self._path)
+            except OSError:
+                os.close(fd)
+                raise
         except OSError as error:
             raise staging_error(error) from error
         self.close()

@@ -228,9 +228,11 @@ class StagedFile(Tenant):
                     assert base is not None
                     sink.copy(base, segment.start, segment.stop)
                     continue
-                for start in range(segment.start, segment.stop, PIECE_BYTES):
-                    size = min(PIECE_BYTES, segment.stop - start)
-                    sink.write(start, self._content.read(start, size))
+                start = segment.start
+                while start < segment.stop:  # in pieces that begin where blocks do
+                    stop = min(start - start % PIECE_BYTES + PIECE_BYTES, segment.stop)
+                    sink.write(start, self._content.read(start, stop - start))
+                    start = stop
             info = sink.finish()
         except BaseException:
             sink.abort()

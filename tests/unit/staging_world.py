@@ -27,6 +27,7 @@ class Bucket:
         self.failure: Exception | None = None  # of the next uploads, at their end
         self.fetch_failure: Exception | None = None
         self.on_fetch: Callable[[], None] = lambda: None
+        self.on_fetched: Callable[[], None] = lambda: None  # the answer is under way
         self.on_send: Callable[[], None] = lambda: None
 
     def info(self, key: bytes = KEY) -> ObjectInfo:
@@ -53,7 +54,9 @@ class Bucket:
         self.on_fetch()
         if self.fetch_failure is not None:
             raise self.fetch_failure
-        return self.version(info)[start:stop]
+        data = self.version(info)[start:stop]
+        self.on_fetched()
+        return data
 
     def begin(self, key: bytes, base: ObjectInfo | None) -> "Sink":
         """See StagedFile."""

@@ -22,7 +22,7 @@ from mountpoint.errors import (
 )
 from tests.unit.staging_world import KEY, MIB, World, data_of
 
-SAFE_S = 60.0
+SAFE_S = 20.0
 
 
 @pytest.fixture
@@ -145,6 +145,8 @@ def test_a_write_beyond_the_end_leaves_zeros(world: World) -> None:
     assert file.read(50 * MIB - 3, 10) == b"\0\0\0end"
     assert file.sync() is not None
     assert world.bucket.objects[KEY] == bytes(50 * MIB) + b"end"
+    assert file.read(0, 100) == bytes(100)
+    assert world.bucket.fetched == []
 
 
 def test_only_one_version_is_ever_read(world: World) -> None:
@@ -273,6 +275,29 @@ def test_what_is_missing_during_an_upload_is_read_from_the_new_object(
     assert file.sync() is not None
     go_on.set()
     assert read.result(SAFE_S) == data[15 * MIB : 15 * MIB + 100]
+
+
+def test_what_comes_late_from_an_old_version_is_not_kept(
+    world: World, pool: ThreadPoolExecutor
+) -> None:
+    """Meanwhile the block was written, uploaded, and dropped to make room: it is another one."""
+    fetching, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        fetching.set()
+        assert go_on.wait(SAFE_S)
+
+    file = world.file(world.bucket.put(data_of(MIB)))
+    world.bucket.on_fetched = wait
+    read = pool.submit(file.read, 0, 100)
+    assert fetching.wait(SAFE_S)
+    world.bucket.on_fetched = lambda: None
+    file.write(0, data_of(MIB, 1))
+    assert file.sync() is not None
+    assert file.reclaim(MIB) == MIB
+    go_on.set()
+    assert read.result(SAFE_S) == data_of(100, 1)
+    assert file.read(0, MIB) == data_of(MIB, 1)
 
 
 def test_the_end_of_the_mount_ends_waiting(world: World, pool: ThreadPoolExecutor) -> None:

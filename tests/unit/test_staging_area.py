@@ -147,6 +147,26 @@ def test_a_journal_that_makes_no_sense_is_kept(
     assert "cannot be read" in capsys.readouterr().out
 
 
+def test_what_a_writer_was_not_told_of_is_cut_off(tmp_path: Path) -> None:
+    """A mount killed within a write that made the file longer leaves it as it was before."""
+    left = killed(tmp_path)
+    with (left / "000002.data").open("ab") as file:
+        file.write(b"half of a wri")
+    StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+    assert (left / "000002.data").read_bytes() == bytes(10) + b"not in S3"
+
+
+def test_what_other_users_left_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory that several users share each one clears its own."""
+    left = killed(tmp_path)
+    before = names(left)
+    monkeypatch.setattr("mountpoint.staging.leftovers.os.geteuid", lambda: os.getuid() + 1)
+    StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
+    assert names(left) == before
+
+
 def test_what_belongs_to_others_is_not_followed(tmp_path: Path) -> None:
     """A link that has the name of a mount's directory leads nowhere."""
     elsewhere = tmp_path / "elsewhere"
