@@ -285,6 +285,11 @@ def request_pid():
     return served.pid
 
 
+def go_direct():
+    """Have the answer to the OPEN that this thread serves go past the page cache."""
+    served.flags = DIRECT_IO
+
+
 def last_large():
     """When the last large request came, as time.monotonic_ns() says it; 0 if there was none."""
     return last_large_ns

@@ -27,6 +27,7 @@ from mountpoint import tree
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import (
     BadArgument,
+    BadHandle,
     IsADirectory,
     NotPermitted,
     NotSequential,
@@ -34,9 +35,9 @@ from mountpoint.errors import (
     StaleInode,
     WriterKilled,
 )
-from mountpoint.handles import WriteHandle
+from mountpoint.handles import SYNC_FLAGS, WriteHandle
 from mountpoint.inodes import Inode, InodeTable
-from mountpoint.local import LocalNames
+from mountpoint.local import LocalNames, Writer
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
@@ -49,9 +50,6 @@ log = structlog.get_logger(__name__)
 #: How long somebody waits for a file that has been closed to be there: `touch a; cat a`. The
 #: kernel tells us of the last close a moment after the program has gone on.
 SETTLE_S = 1.0
-
-#: Nothing is in S3 before the end, so no single write can be made to be.
-SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 
 
 class Changes:
@@ -96,7 +94,22 @@ class Changes:
             self._inodes.released(inode)
             raise
 
-    def change(self, inode: Inode, flags: int, process: int) -> WriteHandle:
+    def open(self, inode: Inode, flags: int, process: int) -> WriteHandle | None:
+        """Open a file that is to be written; None: it is only read.
+
+        O_RDWR alone opens it for reading, as with the reference: many programs that ask for
+        both only read.
+        """
+        writer = self._local.writer(inode)
+        if writer is not None:
+            self.check_unwritten(writer)
+        access = flags & os.O_ACCMODE
+        appends = access == os.O_RDWR and flags & os.O_APPEND
+        if access == os.O_WRONLY or flags & os.O_TRUNC or appends:
+            return self._change(inode, flags, process)
+        return None
+
+    def _change(self, inode: Inode, flags: int, process: int) -> WriteHandle:
         """Begin to write a file anew, or behind its end. The inode must have been opened."""
         _check_flags(flags)
         base, condition = None, ALWAYS
@@ -119,6 +132,10 @@ class Changes:
             inode, process, self._beginner(inode), condition=condition, base=base, replaces=True
         )
         return self._add(handle)
+
+    def read(self, handle: WriteHandle, offset: int, size: int) -> bytes:
+        """Refuse: what is being written cannot be read."""
+        raise BadHandle("the file is being written: it can be read when it is closed")
 
     def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
         """Take the next bytes of a file; return how many."""
@@ -171,7 +188,7 @@ class Changes:
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Give a file another size, where that is what a new upload can bring about."""
         handle = self._local.writer(inode)
-        if handle is not None:
+        if isinstance(handle, WriteHandle):
             if size_bytes == handle.size_bytes:
                 return
             if size_bytes == 0 and (handle.base is None or self._config.allow_overwrite):
@@ -181,7 +198,7 @@ class Changes:
         if size_bytes == 0:
             self._inodes.opened(inode)
             try:
-                self.sync(self.change(inode, os.O_WRONLY | os.O_TRUNC, 0))
+                self.sync(self._change(inode, os.O_WRONLY | os.O_TRUNC, 0))
             finally:
                 self._inodes.released(inode)
             return
@@ -200,11 +217,36 @@ class Changes:
         self._local.keep(parent.key)
         self._changed(parent.key, entry.name, None)
 
-    def check_unwritten(self, handle: WriteHandle | None) -> None:
+    def check_unwritten(self, writer: Writer) -> None:
         """Raise NotPermitted for a file that is being written; wait for one that is closed now."""
-        if handle is None or (handle.closing and handle.settled.wait(SETTLE_S)):
-            return
-        raise NotPermitted("the file is being written")
+        assert isinstance(writer, WriteHandle)
+        if not (writer.closing and writer.settled.wait(SETTLE_S)):
+            raise NotPermitted("the file is being written")
+
+    def unlink_open(self, writer: Writer) -> bool:
+        """Whether a file that is being written has been removed: it has to be there first."""
+        self.check_unwritten(writer)
+        return False
+
+    def displace(self, writer: Writer) -> None:
+        """Check that another file may take the name of one that is being written."""
+        self.check_unwritten(writer)
+
+    def rename_open(self, writer: Writer, parent: Inode, name: bytes, condition: Condition) -> bool:
+        """Rename a file that is being written, if it is new; False: it is there now."""
+        assert isinstance(writer, WriteHandle)
+        with writer.settling:
+            if not writer.replaces and writer.base is None and not writer.settled.is_set():
+                self._local.discard(writer)
+                self._inodes.moved(writer.inode, parent, name)
+                writer.condition = condition
+                self._local.add(writer)
+                return True
+        self.check_unwritten(writer)
+        return False
+
+    def moved(self, writer: Writer) -> None:
+        """Nothing: its key is looked at when it is closed (`_finish`)."""
 
     # --- inside ---
 
@@ -265,7 +307,11 @@ class Changes:
                     return False
                 # Known before it is forgotten that it is being written: it is there all the time.
                 self._changed(inode.directory, inode.name, info)
-                self._inodes.became(inode, info, 0.0)
+                if handle.base is None:
+                    self._inodes.became(inode, info, 0.0)
+                else:
+                    # The kernel may have its last page, with zeros where there is something now.
+                    self._inodes.disown(inode, info)
                 handle.base, handle.upload = info, None
                 handle.condition = _unchanged(info)
             self._local.discard(handle)

@@ -61,6 +61,9 @@ MOST_MEMORY_BYTES = 1024 * MIB
 #: What may be told, in MiB.
 MEMORY_MIB = (16, 1 << 20)
 
+#: Room for staged files, in MiB.
+STAGED_MIB = (16, 1 << 30)
+
 #: Stands for the word "minimal" where seconds are told.
 MINIMAL = -1.0
 
@@ -213,6 +216,19 @@ LOGGING = "Logging options"
 @_option(MOUNT, "--allow-rename", is_flag=True, help="Let files and directories be renamed.")
 @_option(MOUNT, "--allow-append", is_flag=True, help="Let files be written on.")
 @_option(MOUNT, "--keep-directories", is_flag=True, help="Keep new directories by markers.")
+@_option(
+    MOUNT,
+    "--staged-writes",
+    metavar="DIR",
+    help="Write files in any order, on a local disk first.",
+)
+@_option(
+    MOUNT,
+    "--staged-limit",
+    type=int,
+    metavar="MIB",
+    help="Room for them, MiB.  [default: half of what is free]",
+)
 @_option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
 @_option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
 @_option(MOUNT, "--allow-other", is_flag=True, help="Let all users access it, also root.")
@@ -436,6 +452,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
         ),
         change=ChangeConfig(
             content_types=options["infer_content_type"],
+            **_staging(options["staged_writes"], options["staged_limit"]),
             **_same(
                 options,
                 "allow_delete",
@@ -472,6 +489,18 @@ def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:
         return 0
     check_range(f"--{name.replace('_', '-')}", size, least_bytes, MAX_PART_BYTES, "bytes")
     return int(size)
+
+
+def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
+    """Return what `ChangeConfig` says of staged writes."""
+    if directory is None:
+        if limit_mib is not None:
+            raise MountError("--staged-limit is given without --staged-writes", "add a directory")
+        return {}
+    if limit_mib is not None:
+        check_range("--staged-limit", limit_mib, *STAGED_MIB, "MiB")
+    limit_bytes = None if limit_mib is None else limit_mib * MIB
+    return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
 
 
 def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:

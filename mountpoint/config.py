@@ -249,6 +249,8 @@ class ChangeConfig:
     """What may be changed beyond writing new files.
 
     `keep_directories` is whether they get marker objects, `content_types` whether to guess them.
+    With a `staging_directory` files are written there first, and may hold `staging_limit_bytes`
+    of it (None: a share of what is free).
     """
 
     allow_overwrite: bool = False
@@ -256,6 +258,8 @@ class ChangeConfig:
     allow_rename: bool = False
     allow_append: bool = False
     keep_directories: bool = False
+    staging_directory: str | None = None
+    staging_limit_bytes: int | None = None
     content_types: bool = False
 
 

@@ -102,6 +102,8 @@ class NotSequential(OperationError):
 
 class WriterKilled(OperationError):
     """Whoever wrote a file did not come to its end: nothing is uploaded."""
+
+
 class StagingFull(OperationError):
     """There is no room for what is written, on the disk where files are staged."""
 

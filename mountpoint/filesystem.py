@@ -18,11 +18,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mountpoint import tree
 from mountpoint.attributes import Attributes, Showing
 from mountpoint.changes import Changes
-from mountpoint.config import ChangeConfig, FileSystemConfig
+from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
 from mountpoint.directories import Directories
 from mountpoint.errors import (
     BadHandle,
@@ -40,6 +41,7 @@ from mountpoint.handles import (
     HandleNumber,
     HandleTable,
     ReadHandle,
+    StagedHandle,
     WriteHandle,
 )
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
@@ -54,6 +56,8 @@ from mountpoint.reading.streams import Streams
 from mountpoint.renames import Renames
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
+from mountpoint.staged_changes import StagedChanges
+from mountpoint.staging.area import StagingArea
 from mountpoint.tree import Entry
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.uploads import Uploads
@@ -94,10 +98,12 @@ class FileSystem:
         prefix: bytes,
         config: FileSystemConfig,
         change: ChangeConfig,
+        write: WriteConfig,
         streams: Streams,
         uploads: Uploads,
         copies: Copies,
         patience: Patience,
+        staging: StagingArea | None = None,
         on_open: Callable[[bytes], None] = lambda key: None,
     ) -> None:
         # dependencies
@@ -134,6 +140,20 @@ class FileSystem:
         self._changes = Changes(
             client, patience, uploads, copies, self._inodes, self._local, change, self._changed
         )
+        self._writing: Any = self._changes
+        if staging is not None:
+            self._writing = StagedChanges(
+                staging,
+                client,
+                patience,
+                uploads,
+                copies,
+                self._inodes,
+                self._local,
+                change,
+                write,
+                self._changed,
+            )
         self._making = Directories(client, patience, uploads, self._local, change, self._changed)
         self._renames = Renames(
             copies,
@@ -143,8 +163,9 @@ class FileSystem:
             change,
             self._changed,
             self._listings.forget_below,
+            self._writing.moved,
         )
-        self._files: HandleTable[ReadHandle | WriteHandle] = HandleTable()
+        self._files: HandleTable[ReadHandle | WriteHandle | StagedHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
 
     # --- names and attributes ---
@@ -230,7 +251,7 @@ class FileSystem:
         """
         inode = self._inodes.get(number)
         if size_bytes is not None:
-            self._changes.truncate(inode, size_bytes)
+            self._writing.truncate(inode, size_bytes)
         else:
             writer = self._local.writer(inode)
             if writer is None:
@@ -303,7 +324,7 @@ class FileSystem:
         self, parent: InodeNumber, name: bytes, flags: int, process: int
     ) -> tuple[HandleNumber, Attributes]:
         """Begin a new file for a process, and count a lookup of it."""
-        handle = self._changes.create(self._directory(parent), name, flags, process)
+        handle = self._writing.create(self._directory(parent), name, flags, process)
         return self._files.add(handle), self._showing.attributes(handle.inode, 0.0)
 
     def open(self, number: InodeNumber, flags: int, process: int = 0) -> HandleNumber:
@@ -313,9 +334,9 @@ class FileSystem:
             raise IsADirectory()
         self._inodes.opened(inode)  # so that it stays while S3 is asked
         try:
-            self._changes.check_unwritten(self._local.writer(inode))
-            if _writes(flags):
-                return self._files.add(self._changes.change(inode, flags, process))
+            changing = self._writing.open(inode, flags, process)
+            if changing is not None:
+                return self._files.add(changing)
             handle = self._opener.open(inode, direct=bool(flags & os.O_DIRECT))
         except BaseException:
             self._inodes.released(inode)
@@ -326,8 +347,9 @@ class FileSystem:
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         handle = self._files.get(number)
-        if isinstance(handle, WriteHandle):
-            raise BadHandle("the file is being written: it can be read when it is closed")
+        if not isinstance(handle, ReadHandle):
+            read: bytes = self._writing.read(handle, offset, size)
+            return read
         try:
             return handle.read(offset, size)
         except (PreconditionFailed, NotFound):
@@ -335,40 +357,47 @@ class FileSystem:
             raise
 
     def write(self, number: HandleNumber, offset: int, data: bytes) -> int:
-        """Take the next bytes of a file; return how many."""
+        """Take bytes of a file; return how many."""
         handle = self._files.get(number)
         if isinstance(handle, ReadHandle):
             raise BadHandle("the file is open for reading")
-        return self._changes.write(handle, offset, data)
+        written: int = self._writing.write(handle, offset, data)
+        return written
 
     def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor of a file, by itself or because it was killed."""
         handle = self._files.get(number)
-        if isinstance(handle, WriteHandle):
-            self._changes.flush(handle, process, killed=killed)
+        if not isinstance(handle, ReadHandle):
+            self._writing.flush(handle, process, killed=killed)
 
     def fsync(self, number: HandleNumber) -> None:
-        """Upload what was written; nothing more can be then."""
+        """Have all in S3 that was written."""
         handle = self._files.get(number)
-        if isinstance(handle, WriteHandle):
-            self._changes.sync(handle)
+        if not isinstance(handle, ReadHandle):
+            self._writing.sync(handle)
 
     def release(self, number: HandleNumber) -> None:
         """Close a file."""
         handle = self._files.remove(number)
         try:
-            if isinstance(handle, WriteHandle):
-                self._changes.release(handle)
+            if not isinstance(handle, ReadHandle):
+                self._writing.release(handle)
             else:
                 handle.close()
                 handle.inode.paged = handle.inode.paged or handle.was_read
         finally:
             self._inodes.released(handle.inode)
 
+    def is_staged(self, number: HandleNumber) -> bool:
+        """Whether others may change what an open file holds: nobody may keep pages of it."""
+        return isinstance(self._files.get(number), StagedHandle)
+
     def unlink(self, parent: InodeNumber, name: bytes) -> None:
         """Delete a file."""
         directory = self._directory(parent)
-        self._changes.check_unwritten(self._local.file(directory.key, name))
+        writer = self._local.file(directory.key, name)
+        if writer is not None and self._writing.unlink_open(writer):
+            return
         self._changes.unlink(directory, self._find(directory.key, name)[0])
 
     def rename(
@@ -377,13 +406,15 @@ class FileSystem:
         """Rename a file or directory; what has the new name is replaced, where that is allowed."""
         directory, to = self._directory(parent), self._directory(new_parent)
         self._renames.check(to, new_name)
-        self._changes.check_unwritten(self._local.file(to.key, new_name))
+        displaced = self._local.file(to.key, new_name)
+        if displaced is not None:
+            self._writing.displace(displaced)
         target, look = self._target(to, new_name)
-        handle = self._local.file(directory.key, name)
-        if handle is not None and not handle.replaces:
-            self._renames.new_file(handle, to, new_name, target)
-            return
-        self._changes.check_unwritten(handle)
+        writer = self._local.file(directory.key, name)
+        if writer is not None:
+            condition = self._renames.condition(target)
+            if self._writing.rename_open(writer, to, new_name, condition):
+                return
         entry = self._find(directory.key, name)[0]
         if entry.is_directory:
             self._renames.directory(directory, entry, to, new_name, target)
@@ -417,7 +448,7 @@ class FileSystem:
 
     def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
         """Return the path below the mount of an open file or directory."""
-        table: HandleTable[ReadHandle | WriteHandle] | HandleTable[DirectoryHandle]
+        table: HandleTable[ReadHandle | WriteHandle | StagedHandle] | HandleTable[DirectoryHandle]
         table = self._directories if directory else self._files
         try:
             return self._shown(table.get(number).inode.key)
@@ -448,14 +479,3 @@ class FileSystem:
             self._listings.discard(directory, name)
         else:
             self._listings.add(directory, [Entry(name, info)], time.monotonic())
-
-
-def _writes(flags: int) -> bool:
-    """Whether an existing file is opened to be written.
-
-    O_RDWR alone opens it for reading, as with the reference: many programs that ask for both
-    only read.
-    """
-    access = flags & os.O_ACCMODE
-    appends = access == os.O_RDWR and flags & os.O_APPEND
-    return access == os.O_WRONLY or bool(flags & os.O_TRUNC or appends)

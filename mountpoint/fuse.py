@@ -18,7 +18,7 @@ finally:
 
 import llfuse  # noqa: E402  # after _channel
 
-__all__ = ["Receivers", "is_wide", "llfuse", "request_pid", "widen"]
+__all__ = ["Receivers", "go_direct", "is_wide", "llfuse", "request_pid", "widen"]
 
 _channel.resolve(llfuse.__file__)
 
@@ -42,6 +42,14 @@ def request_pid() -> int:
     It is the number of a thread (`processes`). For operations that llfuse gives no `ctx`.
     """
     return _channel.request_pid()
+
+
+def go_direct() -> None:
+    """Let the kernel keep no pages of the file whose opening this thread serves.
+
+    It has no effect without the channel; then all that have the file open share its pages.
+    """
+    _channel.go_direct()
 
 
 class Receivers:

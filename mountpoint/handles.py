@@ -1,6 +1,7 @@
 """Open files and directories: one class each, and the table that numbers them."""
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +17,14 @@ from mountpoint.listing.runs import Asked
 from mountpoint.reading.stream import Bytes, ReadStream
 from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
+from mountpoint.staging.staged import StagedFile
 from mountpoint.tree import Entry
 from mountpoint.writing.upload import Upload
 
 HandleNumber = NewType("HandleNumber", int)
+
+#: Nothing is in S3 before the end, so no single write can be made to be.
+SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 
 
 class Handle(Protocol):
@@ -166,6 +171,60 @@ class WriteHandle:
         upload = self.upload = self._begin(self.condition, base)
         upload.copy(base, 0, base.size_bytes)
         return upload
+
+
+class StagedWriter:
+    """A file that is staged: what all handles of it share.
+
+    `new`: it was made here, so that the kernel has no pages of an earlier version.
+    """
+
+    def __init__(self, inode: Inode, file: StagedFile, *, new: bool) -> None:
+        # dependencies
+        self.inode = inode
+        self.file = file
+        # constants
+        self.new = new
+        # mutable
+        self.handles = 0  # guarded by who makes them
+        self.touched = False  # something was written since it was opened
+        self.killed = False  # who closed a descriptor last was being killed
+        self._mtime_ns: int | None = None  # as it was set
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the file is."""
+        return self.file.size_bytes
+
+    @property
+    def mtime_ns(self) -> int:
+        """When it was written last, or as it was set since."""
+        return self.file.mtime_ns if self._mtime_ns is None else self._mtime_ns
+
+    @mtime_ns.setter
+    def mtime_ns(self, mtime_ns: int) -> None:
+        self._mtime_ns = mtime_ns
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write at any offset; return how many bytes."""
+        written = self.file.write(offset, data)
+        self.touched, self._mtime_ns = True, None
+        return written
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cut it off, or continue it with zeros."""
+        self.file.truncate(size_bytes)
+        self.touched, self._mtime_ns = True, None
+
+
+class StagedHandle:
+    """A staged file, open; `opener` is the process that opened it."""
+
+    def __init__(self, writer: StagedWriter, opener: int, *, writes: bool) -> None:
+        self.writer = writer
+        self.inode = writer.inode
+        self.opener = opener
+        self.writes = writes
 
 
 class DirectoryHandle:

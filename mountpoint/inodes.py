@@ -215,13 +215,17 @@ class InodeTable:
                 self._aliases[number] = inode.number
                 self._alias_of[inode.number] = number
 
-    def disown(self, inode: Inode) -> None:
-        """Note that an inode is no version: what the kernel has of it was never stored."""
+    def disown(self, inode: Inode, info: ObjectInfo | None = None) -> None:
+        """Note that an inode is no version: what the kernel has of it is not what is stored.
+
+        For who still has it open it is as large and as old as `info`, or empty.
+        """
         with self._lock:
             self._drop_alias(inode)
             inode.fresh_until_s = 0.0
             if inode.info is not None:
-                inode.describe(ObjectInfo(inode.key, 0, 0, self._no_version()))
+                size_bytes, mtime_ns = (info.size_bytes, info.mtime_ns) if info else (0, 0)
+                inode.describe(ObjectInfo(inode.key, size_bytes, mtime_ns, self._no_version()))
 
     def find(self, parent: Inode, entry: Entry) -> Inode | None:
         """Return the inode of `entry`, if anybody holds it."""

@@ -9,9 +9,12 @@
 
 import threading
 
-from mountpoint.handles import WriteHandle
+from mountpoint.handles import StagedWriter, WriteHandle
 from mountpoint.inodes import Inode, InodeNumber
 from mountpoint.tree import Entry
+
+#: Who writes a file.
+Writer = WriteHandle | StagedWriter
 
 
 class LocalNames:
@@ -25,47 +28,47 @@ class LocalNames:
         self._root = root
         # mutable, guarded by _lock; read in single steps of the interpreter without it
         self._lock = threading.Lock()
-        self._files: dict[bytes, dict[bytes, WriteHandle]] = {}  # by directory and name
-        self._writers: dict[InodeNumber, WriteHandle] = {}
+        self._files: dict[bytes, dict[bytes, Writer]] = {}  # by directory and name
+        self._writers: dict[InodeNumber, Writer] = {}
         self._directories: dict[bytes, set[bytes]] = {}  # names, by what they are in
 
     # --- files ---
 
-    def file(self, directory: bytes, name: bytes) -> WriteHandle | None:
+    def file(self, directory: bytes, name: bytes) -> Writer | None:
         """Return who writes the file of this name."""
         files = self._files.get(directory)
         return files.get(name) if files else None
 
-    def writer(self, inode: Inode) -> WriteHandle | None:
+    def writer(self, inode: Inode) -> Writer | None:
         """Return who writes an inode's file."""
         return self._writers.get(inode.number)
 
-    def add(self, handle: WriteHandle) -> bool:
+    def add(self, writer: Writer) -> bool:
         """Add a file that is being written; False if somebody writes it already."""
-        inode = handle.inode
+        inode = writer.inode
         with self._lock:
             files = self._files.setdefault(inode.directory, {})
             if inode.name in files:
                 return False
-            files[inode.name] = handle
-            self._writers[inode.number] = handle
+            files[inode.name] = writer
+            self._writers[inode.number] = writer
             return True
 
-    def discard(self, handle: WriteHandle) -> bool:
+    def discard(self, writer: Writer) -> bool:
         """Forget a file that is no longer being written; False if that was done before."""
         with self._lock:
-            if self._writers.get(handle.inode.number) is not handle:
+            if self._writers.get(writer.inode.number) is not writer:
                 return False
-            del self._writers[handle.inode.number]
+            del self._writers[writer.inode.number]
             for directory, files in self._files.items():
-                if files.get(handle.inode.name) is handle:
-                    del files[handle.inode.name]
+                if files.get(writer.inode.name) is writer:
+                    del files[writer.inode.name]
                     if not files:
                         del self._files[directory]
                     return True
             raise AssertionError("a file without a place")
 
-    def writers(self) -> list[WriteHandle]:
+    def writers(self) -> list[Writer]:
         """Return who writes anything."""
         with self._lock:
             return list(self._writers.values())
@@ -113,9 +116,9 @@ class LocalNames:
         with self._lock:
             names = self._directories.get(directory, ())
             entries = [Entry(name, None) for name in names]
-            for name, handle in self._files.get(directory, {}).items():
+            for name, writer in self._files.get(directory, {}).items():
                 if name not in names:
-                    entries.append(Entry(name, handle.inode.info))
+                    entries.append(Entry(name, writer.inode.info))
         return sorted(entries, key=lambda entry: entry.name)
 
     def is_empty(self, directory: bytes) -> bool:

@@ -26,6 +26,8 @@ from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
 from mountpoint.signals import SignalWatcher, nudge_workers
+from mountpoint.staging.area import StagingArea
+from mountpoint.staging.area import check_directory as check_staging
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.journal import Journal, Place, default_directory
 from mountpoint.writing.uploads import Uploads
@@ -47,6 +49,8 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     logs.configure(config.log)
     check_directory(config.mount.directory)
     check_fuse(config.mount)
+    if config.change.staging_directory is not None:
+        check_staging(config.change.staging_directory, config.mount.directory)
     counters = Counters()
     watcher = SignalWatcher(counters.log)
     stopping = threading.Event()
@@ -93,15 +97,24 @@ def _serve(
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
     uploads = Uploads(client, config.write, streams.budget, patience, journal=journal)
     copies = Copies(client, config.write, uploads, patience)
+    staging = None
+    if config.change.staging_directory is not None:
+        staging = StagingArea(
+            config.change.staging_directory,
+            config.bucket.name,
+            config.change.staging_limit_bytes,
+        )
     filesystem = FileSystem(
         client,
         prefix=config.bucket.prefix,
         config=config.filesystem,
         change=config.change,
+        write=config.write,
         streams=streams,
         uploads=uploads,
         copies=copies,
         patience=patience,
+        staging=staging,
         on_open=kernel.ReadAhead(directory).set_for,
     )
 
@@ -129,6 +142,8 @@ def _serve(
         interrupt()
         llfuse.close(unmount=True)
         journal.close()
+        if staging is not None:
+            staging.close()
         counters.log()
         log.info("unmounted", directory=directory)
     if failure:

@@ -25,7 +25,7 @@ from mountpoint.errors import (
     outcome,
 )
 from mountpoint.filesystem import DirectoryEntry, FileSystem
-from mountpoint.fuse import llfuse, request_pid
+from mountpoint.fuse import go_direct, llfuse, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
 from mountpoint.processes import process_of, was_killed
@@ -165,7 +165,10 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("inode")
     def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
         """See FileSystem."""
-        return self._fs.open(inode, flags, process_of(ctx.pid))
+        handle = self._fs.open(inode, flags, process_of(ctx.pid))
+        if self._fs.is_staged(handle):
+            go_direct()
+        return handle
 
     @operation("file")
     def read(self, fh: HandleNumber, off: int, size: int) -> Bytes:

@@ -9,6 +9,7 @@ the middle some objects have been moved: the error says so, and each is in one o
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from mountpoint.config import ChangeConfig
 from mountpoint.directories import Directories
@@ -17,9 +18,7 @@ from mountpoint.errors import (
     IsADirectory,
     NotADirectory,
     NotImplementedHere,
-    NotPermitted,
 )
-from mountpoint.handles import WriteHandle
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.local import LocalNames
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectInfo
@@ -31,7 +30,8 @@ class Renames:
     """Renames of one mount. Thread-safe; no lock is held while waiting.
 
     `changed` is called with directory, name, and what is there now (None: nothing), after S3
-    has done it; `forget` with the prefix of a directory that is another one now.
+    has done it; `forget` with the prefix of a directory that is another one now; `moved` with
+    who writes a file, which may be below another directory now.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Renames:
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
         forget: Callable[[bytes], None],
+        moved: Callable[[Any], None],
     ) -> None:
         # dependencies
         self._copies = copies
@@ -52,25 +53,13 @@ class Renames:
         self._config = config
         self._changed = changed
         self._forget = forget
+        self._moved = moved
 
     def check(self, parent: Inode, name: bytes) -> None:
         """Raise unless things may be renamed, and to this."""
         if not self._config.allow_rename:
             raise NotImplementedHere("S3 cannot rename", "--allow-rename copies and deletes")
         check_new(parent.key, name)
-
-    def new_file(
-        self, handle: WriteHandle, parent: Inode, name: bytes, target: Entry | None
-    ) -> None:
-        """Rename a file that is being written."""
-        condition = self._condition(target)
-        with handle.settling:
-            if handle.replaces or handle.base is not None or handle.settled.is_set():
-                raise NotPermitted("the file is being written")
-            self._local.discard(handle)
-            self._inodes.moved(handle.inode, parent, name)
-            handle.condition = condition
-            self._local.add(handle)
 
     def file(
         self,
@@ -84,7 +73,7 @@ class Renames:
     ) -> None:
         """Rename a file. `look` False: it is known that there is nothing of the new name."""
         assert entry.info is not None
-        condition = self._condition(target)
+        condition = self.condition(target)
         info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
         self._local.keep(parent.key)
         inode = self._inodes.find(parent, entry)
@@ -113,12 +102,14 @@ class Renames:
         if inode is not None:
             self._inodes.moved(inode, to, name)
         self._local.move_directory(old, new)
+        for writer in self._local.writers():
+            self._moved(writer)
         self._local.keep(new)
         self._local.keep(parent.key)
         self._changed(to.key, name, None)
         self._changed(parent.key, entry.name, None)
 
-    def _condition(self, target: Entry | None) -> Condition:
+    def condition(self, target: Entry | None) -> Condition:
         """Return the condition for what takes the place of `target`."""
         if target is None:
             return NEW

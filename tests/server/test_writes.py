@@ -137,9 +137,10 @@ def test_signatures(seen: SimpleNamespace, key: bytes) -> None:
         client.copy_object(key, key + b"2", source_etag='"e"', options=options),
         client.copy_part(key, key, odd, 1, 0, 5, source_etag='"e"'),
         client.delete_object(key),
+        client.delete_object(key, etag='"e"'),
     ):
         failure(future)
-    assert len(seen.exchanges) == 9
+    assert len(seen.exchanges) == 10
     for exchange in seen.exchanges:
         check_signature(exchange, seen.proxy.url, seen.store.environment["AWS_SECRET_ACCESS_KEY"])
 
@@ -248,6 +249,18 @@ def test_conditions(client: CrtClient) -> None:
     assert content_size(client, b"conditions") == 3
 
 
+def test_deletes_of_one_version(client: CrtClient) -> None:
+    """With an ETag only that version is deleted."""
+    first = wait(client.put_object(b"delete/key", body(b"1"), PLAIN))
+    second = wait(client.put_object(b"delete/key", body(b"22"), PLAIN))
+    stale = client.delete_object(b"delete/key", etag=first.etag)
+    assert isinstance(failure(stale), PreconditionFailed)
+    assert content_size(client, b"delete/key") == 2
+    wait(client.delete_object(b"delete/key", etag=second.etag))
+    gone = client.delete_object(b"delete/key", etag=second.etag)
+    assert isinstance(failure(gone), NotFound | PreconditionFailed)  # S3 and others differ
+
+
 def test_copies_are_of_one_version(client: CrtClient) -> None:
     """A source that is another version by now is not copied, nor one that is gone."""
     first = wait(client.put_object(b"copy/from", body(b"1"), PLAIN))
@@ -267,12 +280,25 @@ def test_options(seen: SimpleNamespace) -> None:
     wait(client.copy_object(b"options/a", b"options/b", source_etag=written.etag))
     other = PutOptions(content_type="text/y-test", metadata={"mode": "1"})
     wait(client.copy_object(b"options/a", b"options/c", source_etag=written.etag, options=other))
+    wait(
+        client.copy_object(
+            b"options/a",
+            b"options/e",
+            source_etag=written.etag,
+            options=replace(other, storage_class="STANDARD_IA"),
+            keep_metadata=True,
+        )
+    )
+    assert wait(client.head(b"options/e")).storage_class == "STANDARD_IA"
+    described = wait(client.describe(b"options/e")).options
+    assert (described.content_type, described.metadata) == ("text/x-test", {"mode": "33188"})
     upload_id = wait(client.create_upload(b"options/d", options))
     part = wait(client.upload_part(b"options/d", upload_id, 1, body(b"1")))
     parts = [PartDone(1, part.etag)]
     wait(client.complete_upload(b"options/d", upload_id, parts, size_bytes=1, checksum=None))
     s3 = seen.store.client()
-    for key, expected in (("a", options), ("b", options), ("c", other), ("d", options)):
+    kept = {"a": options, "b": options, "c": other, "d": options, "e": options}
+    for key, expected in kept.items():
         head = s3.head_object(Bucket=seen.store.bucket, Key=f"options/{key}")
         assert (head["ContentType"], head["Metadata"]) == (
             expected.content_type,

@@ -47,11 +47,14 @@ class Mounted:
         write = options.pop("write", WriteConfig())
         self.uploads = Uploads(client, write, self.budget, patience)
         change = {name: options.pop(name) for name in CHANGES if name in options}
+        staging = options.pop("staging", None)
         self.fs = FileSystem(
             client,
             prefix=options.pop("prefix", b""),
             config=FileSystemConfig(UID, GID, **options),
             change=ChangeConfig(**change),
+            write=write,
+            staging=staging,
             streams=self.streams,
             uploads=self.uploads,
             copies=Copies(client, write, self.uploads, patience),

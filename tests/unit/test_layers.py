@@ -88,6 +88,7 @@ LAYERS = (
     "mountpoint.local",
     "mountpoint.attributes",
     "mountpoint.changes",
+    "mountpoint.staged_changes",
     "mountpoint.directories",
     "mountpoint.renames",
     "mountpoint.opener",

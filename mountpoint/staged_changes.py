@@ -1,0 +1,318 @@
+"""Changing files with --staged-writes: on a local disk first, in any order (`staging`).
+
+In the place of `changes`, for everything that is opened to be written. All that have such a file
+open share one `StagedWriter`, from the first open to the last close, so that each sees what the
+others write; the kernel keeps no pages of it meanwhile. It is uploaded when its opener closes it,
+by fsync(2), and with the last close.
+
+What could not be uploaded stays: the file is still seen as it was written, and the next close or
+fsync tries again. Who is killed has written nothing since the last fsync, as after a power failure.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from mountpoint import tree
+from mountpoint.config import ChangeConfig, WriteConfig
+from mountpoint.errors import (
+    BadArgument,
+    BadHandle,
+    NotPermitted,
+    StaleInode,
+    WriterKilled,
+)
+from mountpoint.handles import SYNC_FLAGS, StagedHandle, StagedWriter
+from mountpoint.inodes import Inode, InodeTable
+from mountpoint.local import LocalNames
+from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.staging.area import StagingArea
+from mountpoint.staging.staged import StagedFile
+from mountpoint.tree import Entry
+from mountpoint.writing.copies import Copies
+from mountpoint.writing.source import fetch
+from mountpoint.writing.upload import Upload
+from mountpoint.writing.uploads import Uploads
+
+
+class StagedChanges:
+    """Changes of one mount's files through `area`. Thread-safe; no lock is held while waiting.
+
+    `changed` is called with directory, name, and what is there now (None: nothing), after S3
+    has done it.
+    """
+
+    def __init__(
+        self,
+        area: StagingArea,
+        client: ObjectClient,
+        patience: Patience,
+        uploads: Uploads,
+        copies: Copies,
+        inodes: InodeTable,
+        local: LocalNames,
+        config: ChangeConfig,
+        write: WriteConfig,
+        changed: Callable[[bytes, bytes, ObjectInfo | None], None],
+    ) -> None:
+        # dependencies
+        self._area = area
+        self._client = client
+        self._patience = patience
+        self._uploads = uploads
+        self._copies = copies
+        self._inodes = inodes
+        self._local = local
+        self._changed = changed
+        # constants
+        self._config = config
+        self._part_bytes = write.part_size_bytes
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()  # of who joins a file, and who is the last to leave it
+
+    # --- opening ---
+
+    def create(self, parent: Inode, name: bytes, flags: int, process: int) -> StagedHandle:
+        """Begin a new file. Its inode counts one lookup and one open."""
+        _check_flags(flags)
+        tree.check_new(parent.key, name)
+        inode = self._inodes.create(parent, name, time.time_ns())
+        try:
+            writer = StagedWriter(inode, self._file(inode.key, None, NEW), new=True)
+            with self._lock:
+                if not self._local.add(writer):
+                    raise NotPermitted("the file is being written")
+                return self._join(writer, flags | os.O_RDWR, process)
+        except BaseException:
+            self._inodes.forget(inode.number, 1)
+            self._inodes.released(inode)
+            raise
+
+    def open(self, inode: Inode, flags: int, process: int) -> StagedHandle | None:
+        """Open a file that is to be changed, or that others change; None: it is only read."""
+        _check_flags(flags)
+        if flags & os.O_TRUNC:
+            self._check_allowed()
+        with self._lock:
+            writer = self._local.writer(inode)
+            if isinstance(writer, StagedWriter):
+                handle = self._join(writer, flags, process)
+        if isinstance(writer, StagedWriter):
+            if flags & os.O_TRUNC:
+                writer.truncate(0)
+            return handle
+        if not flags & (os.O_ACCMODE | os.O_TRUNC):
+            return None
+        if flags & os.O_ACCMODE == os.O_RDWR and not self._allows(flags):
+            return None  # many programs that ask for both only read
+        self._check_allowed(flags)
+        return self._stage(inode, flags, process)
+
+    def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
+        base = None
+        if not flags & os.O_TRUNC:
+            base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
+            if not inode.is_version(Entry(inode.name, base)):
+                raise StaleInode("the object was replaced")
+        file = self._file(inode.key, base, ALWAYS)
+        writer = StagedWriter(inode, file, new=False)
+        with self._lock:
+            if self._local.add(writer):
+                return self._join(writer, flags, process)
+            file.unlink(lambda: None)  # somebody else was faster
+            file.close()
+            other = self._local.writer(inode)
+            if isinstance(other, StagedWriter):
+                return self._join(other, flags, process)
+        raise NotPermitted("the file is being written")
+
+    def _file(self, key: bytes, base: ObjectInfo | None, condition: Condition) -> StagedFile:
+        return StagedFile(
+            self._area,
+            key,
+            base,
+            fetch=self._fetch,
+            begin=partial(self._begin, condition),
+            part_bytes=self._part_bytes,
+            stopping=self._patience.stopping,
+        )
+
+    def _fetch(self, info: ObjectInfo, start: int, stop: int) -> bytes:
+        return self._patience.ask(lambda: fetch(self._client, info, start, stop)).answer()
+
+    def _begin(self, first: Condition, key: bytes, base: ObjectInfo | None) -> Upload:
+        if base is None:
+            return self._uploads.upload(key, condition=first)
+        condition = Condition(etag=base.etag) if base.etag else ALWAYS
+        options = self._copies.options_of(base)
+        return self._uploads.upload(key, condition=condition, options=options)
+
+    def _join(self, writer: StagedWriter, flags: int, process: int) -> StagedHandle:
+        """Add a handle (lock held)."""
+        writer.handles += 1
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        return StagedHandle(writer, process, writes=writes)
+
+    def _allows(self, flags: int) -> bool:
+        appends = bool(flags & os.O_APPEND) and not flags & os.O_TRUNC
+        return self._config.allow_overwrite or (appends and self._config.allow_append)
+
+    def _check_allowed(self, flags: int = 0) -> None:
+        if not self._allows(flags):
+            raise NotPermitted("the file exists", "--allow-overwrite lets files be changed")
+
+    # --- while it is open ---
+
+    def read(self, handle: StagedHandle, offset: int, size: int) -> bytes:
+        """Return the bytes [offset, offset + size), fewer only at the end of the file."""
+        return handle.writer.file.read(offset, size)
+
+    def write(self, handle: StagedHandle, offset: int, data: bytes) -> int:
+        """Write at any offset; return how many bytes."""
+        if not handle.writes:
+            raise BadHandle("the file is open for reading")
+        return handle.writer.write(offset, data)
+
+    def flush(self, handle: StagedHandle, process: int, *, killed: bool) -> None:
+        """Note that a process closes a descriptor; upload what was written if it is the opener."""
+        writer = handle.writer
+        if handle.writes:
+            writer.killed = killed
+        if handle.writes and process == handle.opener and not killed and writer.touched:
+            self._upload(writer)
+
+    def sync(self, handle: StagedHandle) -> None:
+        """Upload a file; what was written is in S3 when this returns."""
+        self._upload(handle.writer)
+
+    def release(self, handle: StagedHandle) -> None:
+        """Close a handle; with the last one the file leaves the disk, once it is in S3."""
+        writer = handle.writer
+        with self._lock:
+            writer.handles -= 1
+            if writer.handles:
+                return
+        if writer.killed and writer.file.dirty:
+            writer.file.unlink(lambda: None)
+            self._leave(writer)
+            raise WriterKilled("the process that wrote the file was killed")
+        self._upload(writer)
+        self._leave(writer)
+
+    def truncate(self, inode: Inode, size_bytes: int) -> None:
+        """Give a file another size."""
+        writer = self._local.writer(inode)
+        if isinstance(writer, StagedWriter):
+            writer.truncate(size_bytes)
+            return
+        if inode.info is not None and inode.info.size_bytes == size_bytes:
+            return
+        self._check_allowed()
+        flags = os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC
+        self._inodes.opened(inode)
+        try:
+            handle = self._stage(inode, flags, 0)
+            try:
+                handle.writer.truncate(size_bytes)
+                self._upload(handle.writer)
+            finally:
+                self.release(handle)
+        finally:
+            self._inodes.released(inode)
+
+    # --- names ---
+
+    def unlink_open(self, writer: StagedWriter) -> bool:
+        """Remove a file that is open, for whom it goes on; False: it has been closed meanwhile."""
+        base = writer.file.base
+        stored = base is not None or not writer.new
+        if stored and not self._config.allow_delete:
+            raise NotPermitted("files may not be deleted", "--allow-delete lets them be")
+        key = writer.file.key
+
+        def delete() -> None:
+            if stored:
+                self._patience.ask(lambda: self._client.delete_object(key)).answer()
+
+        return self._orphan(writer, delete)
+
+    def displace(self, writer: StagedWriter) -> None:
+        """Let another file take the name of one that is open."""
+        if not self._config.allow_overwrite:
+            raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
+        self._orphan(writer, lambda: None)
+
+    def rename_open(
+        self, writer: StagedWriter, parent: Inode, name: bytes, condition: Condition
+    ) -> bool:
+        """Rename a file that is open; False: it has been closed meanwhile."""
+        file, inode = writer.file, writer.inode
+        directory, old = inode.directory, inode.name
+        key = parent.key + name
+        try:
+            if condition != NEW:
+                file.sync()  # it takes the place of another one, which StagedFile does not know
+            file.move(key, lambda base: self._copies.move(base, key, condition=condition))
+        except BadHandle:
+            return False
+        self._local.discard(writer)
+        self._inodes.moved(inode, parent, name)
+        self._local.add(writer)
+        self._changed(parent.key, name, file.base)
+        self._changed(directory, old, None)
+        return True
+
+    def moved(self, writer: StagedWriter) -> None:
+        """Take what a renamed directory has made of the key of an open file."""
+        key = writer.inode.key
+        if writer.file.key != key:
+            ask = self._patience.ask
+            writer.file.move(key, lambda _: ask(lambda: self._client.head(key)).answer())
+
+    def check_unwritten(self, writer: StagedWriter) -> None:
+        """Nothing: what is staged can be read, removed and renamed at any time."""
+
+    # --- inside ---
+
+    def _upload(self, writer: StagedWriter) -> None:
+        inode = writer.inode
+        if not writer.file.dirty:
+            return
+        info = writer.file.sync()
+        if info is not None:
+            self._changed(inode.directory, inode.name, info)
+
+    def _orphan(self, writer: StagedWriter, delete: Callable[[], None]) -> bool:
+        inode = writer.inode
+        try:
+            writer.file.unlink(delete)
+        except BadHandle:
+            return False
+        self._local.discard(writer)
+        self._local.keep(inode.directory)
+        self._changed(inode.directory, inode.name, None)
+        with self._lock:
+            idle = not writer.handles
+        if idle:
+            self._leave(writer)
+        return True
+
+    def _leave(self, writer: StagedWriter) -> None:
+        """Let go of a file that nobody has open."""
+        with self._lock:
+            if writer.handles or not writer.file.close():
+                return
+            self._local.discard(writer)
+        inode, info = writer.inode, writer.file.base
+        if info is not None and writer.new and info.key == inode.key:
+            self._inodes.became(inode, info, 0.0)
+        else:
+            self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
+
+
+def _check_flags(flags: int) -> None:
+    if flags & SYNC_FLAGS:
+        raise BadArgument("O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed")
