@@ -212,6 +212,10 @@ class InodeTable:
             inode.paged = True
             number = digest(inode.key, info)
             if number != inode.number:
+                # Equal content, written again after it was deleted: the last inode is the one.
+                other = self._aliases.get(number)
+                if other is not None:
+                    del self._alias_of[other]
                 self._aliases[number] = inode.number
                 self._alias_of[inode.number] = number
 

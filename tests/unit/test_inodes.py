@@ -244,6 +244,23 @@ def test_an_open_handle_holds_its_inode() -> None:
     table.check()
 
 
+def test_the_same_content_written_again() -> None:
+    """Two new files that become the same version, one after the other, are forgotten in order."""
+    table = InodeTable(b"p/")
+    version = file(b"a")
+    assert version.info is not None
+    inodes = [table.create(table.root, b"a", 0) for _ in range(2)]
+    for inode in inodes:
+        table.became(inode, version.info, 0.0)
+        table.check()
+    assert table.number_of(table.root, version) == inodes[1].number
+    for inode in inodes:
+        table.released(inode)
+        table.forget(inode.number, 1)
+        table.check()
+    assert len(table) == 1
+
+
 class Kernel(RuleBasedStateMachine):
     """What a kernel does with a table, and what it must still know afterwards."""
 
