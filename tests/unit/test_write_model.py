@@ -1,0 +1,621 @@
+"""Two mounts of one bucket change it and look at it, compared with a model (`write_model`)."""
+
+import os
+import stat
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mountpoint import changes
+from mountpoint.config import WriteConfig
+from mountpoint.errors import (
+    AccessDenied,
+    AlreadyExists,
+    DirectoryNotEmpty,
+    IsADirectory,
+    NoSuchEntry,
+    NotFound,
+    NotPermitted,
+    OperationError,
+    PreconditionFailed,
+    StaleInode,
+    WriterKilled,
+)
+from mountpoint.filesystem import Attributes
+from mountpoint.handles import HandleNumber
+from mountpoint.inodes import ROOT, InodeNumber
+from tests.unit.fake_client import Fault, Request
+from tests.unit.mounted import Mounted, mounted
+from tests.unit.write_model import ABSENT, Bucket, Path, View, parent_of
+
+OVERWRITE = os.O_WRONLY | os.O_TRUNC
+OPENER, CHILD = 100, 101
+#: So few that paths meet often, also as a file for one mount and as a directory for the other.
+PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a", b"a/a/b"]
+#: The first part of a file; more than that is a multipart upload.
+PART_BYTES = 8
+#: Also equal contents: a version that comes again has the ETag that it had.
+PIECES = [b"x", b"y", b"x" * PART_BYTES, b"y" * (2 * PART_BYTES + 1)]
+
+
+@dataclass
+class Writer:
+    """An open file that is being written; `data` as it will be in S3."""
+
+    path: Path
+    handle: HandleNumber
+    number: InodeNumber
+    new: bool
+    data: bytes = b""
+    settled: bool = False  # it is in S3
+    lost: bool = False  # it will never be
+    killed: bool = False  # who closed a descriptor last was being killed
+
+    @property
+    def pending(self) -> bool:
+        """Whether it may still come into being."""
+        return not (self.settled or self.lost)
+
+
+@dataclass
+class Reader:
+    """An open file that is being read, and what must be read of it."""
+
+    path: Path
+    handle: HandleNumber
+    number: InodeNumber
+    may_be: list[bytes]
+    etag: str
+
+
+@dataclass
+class Side:
+    """One mount: the program, what the model has of it, and what a kernel would hold."""
+
+    world: Mounted
+    view: View
+    writers: list[Writer] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+    lookups: Counter[InodeNumber] = field(default_factory=Counter)
+    last: dict[Path, InodeNumber] = field(default_factory=dict)  # of files
+
+    def open_numbers(self) -> set[InodeNumber]:
+        """Return the inodes that have an open handle."""
+        return {each.number for each in [*self.writers, *self.readers]}
+
+
+class Mounts(RuleBasedStateMachine):
+    """What programs do through two mounts, and what they must see."""
+
+    ttl_s = 1.0
+    negative_ttl_s = 0.0
+    asks_on_open = True
+    #: What a walker may have listed ahead, for who lists always as the same process.
+    walk_s = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        self.processes = 1000
+        options = {
+            "allow_overwrite": True,
+            "allow_delete": True,
+            "ttl_s": self.ttl_s,
+            "negative_ttl_s": self.negative_ttl_s,
+            "asks_on_open": self.asks_on_open,
+        }
+        config = WriteConfig()
+        object.__setattr__(config, "part_size_bytes", PART_BYTES)  # less than S3 allows
+        options["write"] = config
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(changes, "SETTLE_S", 0.0)
+        first = self.stack.enter_context(mounted(**options))
+        second = Mounted(first.client, first.clock, dict(options))
+        self.client, self.clock = first.client, first.clock
+        self.bucket = Bucket()
+        self.sides = [Side(world, View(self.bucket)) for world in (first, second)]
+
+    def teardown(self) -> None:
+        try:
+            for side in self.sides:
+                for writer in list(side.writers):
+                    self.release(side, writer, fault=None)
+                for reader in list(side.readers):
+                    side.world.fs.release(reader.handle)
+                assert side.world.fs._local.writers() == []
+                assert side.world.fs._changes._uploads._open == set()  # type: ignore[attr-defined]
+            self.bucket_is_as_it_should_be()
+            assert self.client.uploads == {}
+        finally:
+            self.stack.close()
+
+    # --- what the kernel does first ---
+
+    @property
+    def now_s(self) -> float:
+        return float(self.clock.now_s)
+
+    def look(self, side: Side, path: Path) -> Attributes | None:
+        """Look a path up as the kernel does; check each answer. None: it does not exist."""
+        number, done, found = ROOT, b"", None
+        for name in path.split(b"/"):
+            done = done + b"/" + name if done else name
+            try:
+                found = side.world.fs.lookup(number, name)
+            except NoSuchEntry as error:
+                since_s = self.now_s
+                if self.negative_ttl_s:
+                    since_s += error.ttl_s - self.negative_ttl_s
+                assert side.view.may_be_absent(done, since_s), (done, "is said to be absent")
+                return None
+            side.lookups[found.inode] += 1
+            self.check(side, done, found)
+            if not stat.S_ISDIR(found.mode):
+                if done != path:
+                    return None
+                side.last[path] = found.inode
+            number = found.inode
+        return found
+
+    def check(self, side: Side, path: Path, found: Attributes) -> None:
+        """Check what is said of a path, until when the kernel may believe it."""
+        assert 0 <= found.ttl_s <= self.ttl_s
+        may_be = side.view.may_be(path, self.now_s + found.ttl_s - self.ttl_s)
+        if stat.S_ISDIR(found.mode):
+            assert None in may_be, (path, "is said to be a directory", may_be)
+        else:
+            sizes = [len(state) for state in may_be if isinstance(state, bytes)]
+            assert found.size_bytes in sizes, (path, "is said to be a file", found, may_be)
+
+    def directory(self, side: Side, path: Path) -> InodeNumber | None:
+        """Return the inode of a directory, if it is one."""
+        if not path:
+            return ROOT
+        found = self.look(side, path)
+        return found.inode if found is not None and stat.S_ISDIR(found.mode) else None
+
+    def file(self, side: Side, path: Path) -> InodeNumber | None:
+        """Return the inode of a file, if it is one."""
+        found = self.look(side, path)
+        return found.inode if found is not None and stat.S_ISREG(found.mode) else None
+
+    # --- rules: time, others, the kernel's memory ---
+
+    @rule(seconds=st.sampled_from([0.1, 0.45, 0.95, 1.5, 7.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+
+    @rule(key=st.sampled_from(PATHS), data=st.sampled_from([b"", *PIECES]))
+    def somebody_else_puts(self, key: Path, data: bytes) -> None:
+        self.client.put(key, data)
+        self.bucket.put(key, data, self.now_s)
+
+    @rule(key=st.sampled_from(PATHS))
+    def somebody_else_deletes(self, key: Path) -> None:
+        if key in self.bucket.now:
+            self.client.delete(key)
+            self.bucket.delete(key, self.now_s)
+
+    @rule(side=st.integers(0, 1))
+    def the_kernel_forgets(self, side: int) -> None:
+        it = self.sides[side]
+        for number, count in it.lookups.items():
+            it.world.fs.forget(number, count)
+        it.lookups.clear()
+        it.last.clear()
+
+    # --- rules: looking ---
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def stat(self, side: int, path: Path) -> None:
+        self.look(self.sides[side], path)
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def stat_again(self, side: int, path: Path) -> None:
+        it = self.sides[side]
+        number = it.last.get(path)
+        if number is None or (number in it.open_numbers() and path not in it.view.writing):
+            return
+        try:
+            found = it.world.fs.getattr(number)
+        except (StaleInode, NoSuchEntry):
+            return
+        if number == it.last.get(path) and (path not in it.view.writing or found.ttl_s == 0.0):
+            self.check(it, path, found)
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from([b"", *PATHS]))
+    def list_directory(self, side: int, path: Path) -> None:
+        it = self.sides[side]
+        number = self.directory(it, path)
+        if number is None:
+            return
+        self.processes += 1
+        lines = it.world.lines(number, self.processes)[2:]
+        found = {line.name: stat.S_ISDIR(line.mode) for line in lines}
+        assert len(found) == len(lines), "a name is listed twice"
+        expected = it.view.names(path)
+        assert set(found) == set(expected)
+        below = {name: path + b"/" + name if path else name for name in found}
+        for name, is_directory in found.items():
+            # A directory that is here only, and a file of the same name in the bucket: a lookup
+            # shows the directory, a listing names the one or the other.
+            only_here = below[name] in it.view.directories
+            assert is_directory == expected[name] or only_here, name
+
+    @rule(side=st.integers(0, 1))
+    def walk(self, side: int) -> None:
+        it = self.sides[side]
+        todo = [(b"", ROOT)]
+        while todo:
+            path, number = todo.pop(0)
+            found = set()
+            for line in it.world.lines(number, CHILD)[2:]:
+                below = path + b"/" + line.name if path else line.name
+                found.add(below)
+                since_s = self.now_s - self.walk_s
+                may_be = it.view.may_be(below, since_s)
+                assert any(state != ABSENT for state in may_be), (below, "is listed")
+                if stat.S_ISDIR(line.mode) and (inner := self.directory(it, below)) is not None:
+                    todo.append((below, inner))
+            for each in PATHS:
+                if parent_of(each) == path and each not in found:
+                    may_be = it.view.may_be(each, self.now_s - self.walk_s)
+                    assert ABSENT in may_be, (each, "is not listed")
+
+    # --- rules: reading ---
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS), at_once=st.booleans())
+    def open_to_read(self, side: int, path: Path, at_once: bool) -> None:
+        it = self.sides[side]
+        handle = None
+        for last in (False, True):  # the kernel looks again once
+            number = self.file(it, path)
+            if number is None:
+                return
+            try:
+                handle = it.world.fs.open(number, os.O_RDONLY, OPENER)
+                break
+            except NotPermitted:
+                assert path in it.view.writing
+                return
+            except NoSuchEntry:
+                assert path not in self.bucket.now
+                return
+            except StaleInode:
+                assert not last
+        assert handle is not None
+        assert number is not None
+        assert path not in it.view.writing
+        may_be = [self.bucket.now.get(path, ABSENT)]
+        if not self.asks_on_open:
+            may_be = it.view.may_be(path, self.now_s - self.ttl_s)
+        contents = [each for each in may_be if isinstance(each, bytes)]
+        etag = self.client.info(path).etag if path in self.bucket.now else ""
+        reader = Reader(path, handle, number, contents, etag)
+        it.readers.append(reader)
+        if at_once:
+            self.read(it, reader)
+
+    @precondition(lambda self: any(side.readers for side in self.sides))
+    @rule(data=st.data(), close=st.booleans())
+    def read_on(self, data: st.DataObject, close: bool) -> None:
+        it = data.draw(st.sampled_from([side for side in self.sides if side.readers]))
+        reader = data.draw(st.sampled_from(it.readers))
+        self.read(it, reader)
+        if close:
+            it.world.fs.release(reader.handle)
+            it.readers.remove(reader)
+
+    def read(self, side: Side, reader: Reader) -> None:
+        try:
+            found = bytes(side.world.fs.read(reader.handle, 0, 1 << 20))
+        except (PreconditionFailed, NotFound):
+            now = self.client.info(reader.path).etag if reader.path in self.bucket.now else ""
+            assert now != reader.etag or not self.asks_on_open
+        else:
+            assert found in reader.may_be, (reader.path, found, reader.may_be)
+            reader.may_be = [found]  # one version to the end
+
+    # --- rules: writing ---
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS), data=st.sampled_from(PIECES))
+    def write_file(self, side: int, path: Path, data: bytes) -> None:
+        it = self.sides[side]
+        writer = self.begin(it, path)
+        if writer is not None:
+            self.write_some(it, writer, data)
+            self.flush(it, writer, OPENER, False, None)
+            self.release(it, writer, None)
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def open_to_write(self, side: int, path: Path) -> None:
+        self.begin(self.sides[side], path)
+
+    def begin(self, side: Side, path: Path) -> Writer | None:
+        fs = side.world.fs
+        found = self.look(side, path)
+        if found is None:
+            parent = self.directory(side, parent_of(path))
+            if parent is None:
+                return None
+            handle, attributes = fs.create(parent, path.rpartition(b"/")[2], os.O_WRONLY, OPENER)
+            side.lookups[attributes.inode] += 1
+            number = attributes.inode
+        elif stat.S_ISDIR(found.mode):
+            return None
+        else:
+            number = found.inode
+            refused = path in side.view.writing or number in side.open_numbers()
+            try:
+                handle = fs.open(number, OVERWRITE, OPENER)
+            except NotPermitted:
+                assert refused
+                return None
+            assert not refused
+        writer = Writer(path, handle, number, found is None)
+        side.view.writing[path] = b""
+        side.writers.append(writer)
+        return writer
+
+    def draw(self, data: st.DataObject) -> tuple[Side, Writer]:
+        side = data.draw(st.sampled_from([side for side in self.sides if side.writers]))
+        return side, data.draw(st.sampled_from(side.writers))
+
+    some_writer = precondition(lambda self: any(side.writers for side in self.sides))
+
+    @some_writer
+    @rule(data=st.data(), piece=st.sampled_from(PIECES))
+    def write(self, data: st.DataObject, piece: bytes) -> None:
+        self.write_some(*self.draw(data), piece)
+
+    def write_some(self, side: Side, writer: Writer, piece: bytes) -> None:
+        try:
+            written = side.world.fs.write(writer.handle, len(writer.data), piece)
+        except OperationError:
+            assert not writer.pending
+        else:
+            assert writer.pending
+            assert written == len(piece)
+            writer.data += piece
+            side.view.writing[writer.path] = writer.data
+
+    @some_writer
+    @rule(data=st.data(), offset=st.integers(1, 20))
+    def write_elsewhere(self, data: st.DataObject, offset: int) -> None:
+        side, writer = self.draw(data)
+        with pytest.raises(OperationError):
+            side.world.fs.write(writer.handle, len(writer.data) + offset, b"z")
+        self.lose(side, writer)
+
+    @some_writer
+    @rule(data=st.data())
+    def begin_anew(self, data: st.DataObject) -> None:
+        side, writer = self.draw(data)
+        if writer.pending:
+            side.world.fs.set_attributes(writer.number, size_bytes=0, mtime_ns=None)
+            writer.data = side.view.writing[writer.path] = b""
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS), size=st.sampled_from([0, 1, 8, 30]))
+    def truncate(self, side: int, path: Path, size: int) -> None:
+        it = self.sides[side]
+        number = self.file(it, path)
+        if number is None:
+            return
+        known = it.world.fs.getattr(number).size_bytes
+        writing = path in it.view.writing
+        in_use = number in it.open_numbers()
+        try:
+            it.world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
+        except NotPermitted:
+            assert known != size or (size == 0 and in_use and not writing)
+            assert size != 0 or (in_use and not writing)
+        except StaleInode:
+            assert size == known  # nothing was done; the kernel looks again
+        else:
+            assert size in (0, known)
+            if writing:
+                (writer,) = [each for each in it.writers if each.path == path and each.pending]
+                if size == 0:
+                    writer.data = it.view.writing[path] = b""
+            elif size == 0:
+                self.bucket.put(path, b"", self.now_s)
+                self.note(it, path, b"")
+
+    # --- rules: the end of a file ---
+
+    faults = st.sampled_from([None, None, None, None, "denied", "lost"])
+
+    @some_writer
+    @rule(data=st.data(), fault=faults)
+    def fsync(self, data: st.DataObject, fault: str | None) -> None:
+        side, writer = self.draw(data)
+        error = self.finish(side, writer, fault)
+        self.expect(error, lambda: side.world.fs.fsync(writer.handle), fault)
+
+    @some_writer
+    @rule(data=st.data(), fault=faults, killed=st.booleans(), who=st.sampled_from([OPENER, CHILD]))
+    def close_one(self, data: st.DataObject, fault: str | None, killed: bool, who: int) -> None:
+        side, writer = self.draw(data)
+        self.flush(side, writer, who, killed, fault)
+
+    def flush(self, side: Side, writer: Writer, who: int, killed: bool, fault: str | None) -> None:
+        error: type[Exception] | None = None
+        if writer.lost:
+            error = OperationError
+        elif who == OPENER and not killed and writer.data:
+            error = self.finish(side, writer, fault)
+        writer.killed = killed
+        self.expect(error, lambda: side.world.fs.flush(writer.handle, who, killed=killed), fault)
+
+    @some_writer
+    @rule(data=st.data(), fault=faults)
+    def close_the_last(self, data: st.DataObject, fault: str | None) -> None:
+        side, writer = self.draw(data)
+        self.release(side, writer, fault)
+
+    def release(self, side: Side, writer: Writer, fault: str | None) -> None:
+        error: type[Exception] | None = None
+        if writer.pending and writer.killed:
+            self.lose(side, writer)
+            error = WriterKilled
+        elif writer.pending:
+            error = self.finish(side, writer, fault)
+        self.expect(error, lambda: side.world.fs.release(writer.handle), fault)
+        side.writers.remove(writer)
+
+    def finish(self, side: Side, writer: Writer, fault: str | None) -> type[Exception] | None:
+        """Do in the model what ends an upload; return what it fails with."""
+        if not writer.pending:
+            return OperationError if writer.lost else None
+        if fault == "denied":
+            self.lose(side, writer)
+            return AccessDenied
+        if writer.new and writer.path in self.bucket.now:
+            self.lose(side, writer)
+            return AlreadyExists
+        self.bucket.put(writer.path, writer.data, self.now_s)
+        writer.settled = True
+        del side.view.writing[writer.path]
+        self.note(side, writer.path, writer.data)
+        return None
+
+    def lose(self, side: Side, writer: Writer) -> None:
+        if writer.pending:
+            writer.lost = True
+            del side.view.writing[writer.path]
+            side.view.changed(writer.path, ABSENT, self.now_s)
+
+    def note(self, side: Side, path: Path, data: bytes) -> None:
+        side.view.changed(path, data, self.now_s)
+
+    def expect(self, error: type[Exception] | None, action: Any, fault: str | None) -> None:
+        """Do it, with something that goes wrong once; check what it raises."""
+        left = [fault] if fault else []
+
+        def script(request: Request) -> Fault | None:
+            if request.kind not in ("put_object", "complete_upload") or not left:
+                return None
+            return Fault(lost=True) if left.pop() == "lost" else Fault(error=AccessDenied())
+
+        self.client.script = script
+        try:
+            if error is None:
+                action()
+            else:
+                with pytest.raises(error):
+                    action()
+        finally:
+            self.client.script = None
+
+    # --- rules: names ---
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def unlink(self, side: int, path: Path) -> None:
+        it = self.sides[side]
+        parent = self.directory(it, parent_of(path))
+        if parent is None or self.file(it, path) is None:
+            return
+        try:
+            it.world.fs.unlink(parent, path.rpartition(b"/")[2])
+        except NotPermitted:
+            assert path in it.view.writing
+        except NoSuchEntry:
+            assert it.view.may_be_absent(path, self.now_s - self.negative_ttl_s)
+        except IsADirectory:
+            assert None in it.view.may_be(path, self.now_s - self.ttl_s)
+        else:
+            assert path not in it.view.writing
+            self.bucket.delete(path, self.now_s)
+            it.view.keep(parent_of(path))
+            it.view.changed(path, ABSENT, self.now_s)
+            it.last.pop(path, None)
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def mkdir(self, side: int, path: Path) -> None:
+        it = self.sides[side]
+        parent = self.directory(it, parent_of(path))
+        if parent is None or self.look(it, path) is not None:
+            return
+        made = it.world.fs.mkdir(parent, path.rpartition(b"/")[2])
+        it.lookups[made.inode] += 1
+        it.view.keep(path)
+        self.check(it, path, made)
+
+    @rule(side=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def rmdir(self, side: int, path: Path) -> None:
+        it = self.sides[side]
+        parent = self.directory(it, parent_of(path))
+        if parent is None or self.directory(it, path) is None:
+            return
+        try:
+            it.world.fs.rmdir(parent, path.rpartition(b"/")[2])
+        except DirectoryNotEmpty:
+            assert it.view.names(path)
+        except NoSuchEntry:
+            assert it.view.may_be_absent(path, self.now_s - self.negative_ttl_s)
+        else:
+            assert not it.view.names(path)
+            it.view.drop(path)
+            it.view.keep(parent_of(path))
+            it.view.changed(path, ABSENT, self.now_s)
+
+    # --- always ---
+
+    @initialize()
+    def begin_with_something(self) -> None:
+        self.somebody_else_puts(b"b/a", b"x")
+
+    @invariant()
+    def bucket_is_as_it_should_be(self) -> None:
+        found = dict(zip(keys := self.client.keys(), map(self.client.content, keys), strict=True))
+        assert found == self.bucket.now
+
+    @invariant()
+    def tables_are_sound(self) -> None:
+        for side in self.sides:
+            side.world.fs._inodes.check()
+            side.world.fs._listings.check()
+            pending = {each.path for each in side.writers if each.pending}
+            assert pending == set(side.view.writing)
+
+
+class DefaultTtl(Mounts):
+    """`--metadata-ttl minimal`."""
+
+
+class NoTtl(Mounts):
+    """`--metadata-ttl 0`."""
+
+    ttl_s = 0.0
+
+
+class LongTtl(Mounts):
+    """`--metadata-ttl 5`: names, absence and versions that are opened may be so old."""
+
+    ttl_s = 5.0
+    negative_ttl_s = 5.0
+    asks_on_open = False
+
+
+#: More of them find more; these take some ten seconds.
+EXAMPLES = int(os.environ.get("MOUNT_S3_TEST_EXAMPLES", "25"))
+
+
+def case(machine: type[Mounts]) -> Any:
+    """Return the test of a machine."""
+    test = machine.TestCase
+    test.settings = settings(
+        deadline=None, max_examples=EXAMPLES, stateful_step_count=30, print_blob=True
+    )
+    return test
+
+
+TestDefaultTtl = case(DefaultTtl)
+TestNoTtl = case(NoTtl)
+TestLongTtl = case(LongTtl)
