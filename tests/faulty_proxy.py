@@ -3,13 +3,16 @@
 `with FaultyProxy(store.endpoint_url) as proxy:` and then `proxy.faults.append(fault)`: a fault
 sees each request and may answer in the server's place, or damage the server's answer. With no
 faults it passes everything on, the Host header too, so that signatures stay right. With `tls`
-it speaks TLS to its clients.
+it speaks TLS to its clients. `proxy.before` has faults that see a request before its body has been
+read and before the server is asked: what they answer, or cut, the server hears nothing of.
 
 Known to it is only what HTTP needs: one request, one answer, Content-Length.
 """
 
+import contextlib
 import http.client
 import http.server
+import socket
 import socketserver
 import ssl
 import threading
@@ -26,7 +29,8 @@ class Exchange:
 
     `cut_at` closes the connection after so many bytes of the body, `delay_s` waits before
     the headers and `stall_at` before that byte of the body, until the proxy ends. `lost` closes
-    it without an answer. What was asked has been done in each case.
+    it without an answer. What was asked has been done in each case, but for faults in `before`;
+    these may also set `taken`: the connection is closed after so many bytes of the request.
     """
 
     method: str
@@ -40,6 +44,25 @@ class Exchange:
     stall_at: int | None = None
     delay_s: float = 0.0
     lost: bool = False
+    taken: int | None = None
+
+    @property
+    def body_size(self) -> int:
+        """How many bytes the request's body has."""
+        for name, value in self.request_headers.items():
+            if name.lower() == "content-length":
+                return int(value)
+        return 0
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it is to change the bucket."""
+        return self.method in ("PUT", "POST", "DELETE")
+
+    @property
+    def begins_upload(self) -> bool:
+        """Whether it is a CreateMultipartUpload."""
+        return self.method == "POST" and "uploadId=" not in self.target
 
     @property
     def is_data(self) -> bool:
@@ -75,12 +98,22 @@ class FaultyProxy:
     ) -> None:
         self._upstream = urlsplit(upstream_url)
         self.faults: list[Fault] = []
+        self.before: list[Fault] = []
+        self._connections: set[socket.socket] = set()
         self.seen: list[tuple[str, str]] = []  # method and target of every request
         self._stopping = threading.Event()
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                proxy._connections.add(self.connection)
+
+            def finish(self) -> None:
+                proxy._connections.discard(self.connection)
+                super().finish()
 
             def do_GET(self) -> None:
                 proxy._serve(self)
@@ -122,16 +155,30 @@ class FaultyProxy:
         self._server.shutdown()
         self._server.server_close()
 
+    def cut_all(self) -> None:
+        """Close all connections, whatever is under way on them."""
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         if self._stopping.is_set():  # on a connection that was open before
             handler.close_connection = True
             return
-        sent = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()), sent)
+        exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()))
         self.seen.append((exchange.method, exchange.target))
-        self._ask_upstream(exchange)
-        for fault in list(self.faults):
+        for fault in list(self.before):
             fault(exchange)
+        size = exchange.body_size
+        taken = size if exchange.taken is None else min(exchange.taken, size)
+        exchange.request_body = handler.rfile.read(taken)
+        if exchange.taken is not None or len(exchange.request_body) < size:
+            handler.close_connection = True
+            return
+        if not exchange.status:
+            self._ask_upstream(exchange)
+            for fault in list(self.faults):
+                fault(exchange)
         self._stopping.wait(exchange.delay_s)
         if exchange.lost:
             handler.close_connection = True

@@ -1,0 +1,471 @@
+"""Writing through bad networks, bad servers and bad ends.
+
+Each file whose close or fsync returned 0 is in S3 with the right bytes. Every other one is absent,
+or an earlier version, whole. After an orderly end there are no parts of uploads in the bucket.
+"""
+
+import concurrent.futures
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy, refuse, times
+from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tools.processes import end_process_group
+from tools.servers import SeaweedFS
+
+pytestmark = pytest.mark.mount
+
+MIB = 1 << 20
+#: Nothing, one request, exactly one part, several.
+SIZES = [0, 1, 5000, 100_000, 8 * MIB, 8 * MIB + 1, 20 * MIB]
+BLOB = random.Random(5).randbytes(24 * MIB)
+WRITERS = 4
+
+
+@pytest.fixture
+def proxy(store: Store) -> Iterator[FaultyProxy]:
+    """A proxy in front of the store."""
+    with FaultyProxy(store.endpoint_url) as it:
+        yield it
+
+
+def content(store: Store, key: str) -> bytes | None:
+    """Return an object's bytes, or None."""
+    client = store.client()
+    try:
+        found: bytes = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
+        return found
+    except client.exceptions.NoSuchKey:
+        return None
+
+
+def pending(store: Store, prefix: str) -> list[str]:
+    """Return the keys of the multipart uploads that have been neither completed nor aborted."""
+    answer = store.client().list_multipart_uploads(Bucket=store.bucket, Prefix=prefix)
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
+
+
+def write(path: Path, data: bytes, step: int, *, sync: bool = False) -> bool:
+    """Write a file; return whether its close or its fsync has said that it is there."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    except OSError:
+        return False
+    synced = failed = False
+    try:
+        for offset in range(0, len(data), step):
+            os.write(file, data[offset : offset + step])
+        # The close of an empty file is no promise: S3 hears of it afterwards.
+        if sync or not data:
+            os.fsync(file)
+            synced = True
+    except OSError:
+        failed = True
+    try:
+        os.close(file)
+    except OSError:
+        failed = True
+    return synced or not failed
+
+
+class Attempts:
+    """What was tried with each file, in order: the bytes, and whether it was said to be there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.of: dict[str, list[tuple[bytes, bool]]] = {}
+
+    def write(self, name: str, source: random.Random) -> None:
+        """Write a file of some size in pieces of some size."""
+        size = source.choice(SIZES)
+        start = source.randrange(len(BLOB) - size)
+        data = BLOB[start : start + size]
+        step = source.choice([MIB, 100_000 if size > MIB else 4096, 3 * MIB])
+        done = write(self.folder / name, data, step, sync=source.random() < 0.3)
+        self.of.setdefault(name, []).append((data, done))
+
+    def check(self, store: Store, prefix: str) -> None:
+        """Raise AssertionError where something else is in S3 than was promised."""
+        for name, attempts in self.of.items():
+            found = content(store, prefix + name)
+            promised = [index for index, (_, done) in enumerate(attempts) if done]
+            if not promised:
+                # A completion whose answer was lost to the end may have been done.
+                assert found is None or found in [data for data, _ in attempts], name
+                continue
+            assert found is not None, f"{name} was closed and is not there"
+            assert found in [data for data, _ in attempts[promised[-1] :]], name
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many attempts there were, and how many of them failed."""
+        every = [done for attempts in self.of.values() for _, done in attempts]
+        return len(every), every.count(False)
+
+
+def write_many(attempts: Attempts, seed: int, rounds: int) -> None:
+    """Write files from several threads at once, each its own, again and again."""
+
+    def work(number: int) -> None:
+        source = random.Random(seed + number)
+        for _ in range(rounds):
+            attempts.write(f"{number}-{source.randrange(3)}", source)
+
+    with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(work, range(WRITERS)))
+
+
+def sometimes(seed: int, share: float, fault: Fault, which: Callable[[Exchange], bool]) -> Fault:
+    """Return `fault` for a share of the requests that `which` is true of."""
+    source, lock = random.Random(seed), threading.Lock()
+
+    def filtered(exchange: Exchange) -> None:
+        if which(exchange):
+            with lock:
+                hit = source.random() < share
+            if hit:
+                fault(exchange)
+
+    return filtered
+
+
+def cut_request(exchange: Exchange) -> None:
+    exchange.taken = exchange.body_size // 2
+
+
+def lose(exchange: Exchange) -> None:
+    exchange.lost = True
+
+
+def cut_answer(exchange: Exchange) -> None:
+    exchange.cut_at = len(exchange.body) // 2
+
+
+def delay(exchange: Exchange) -> None:
+    exchange.delay_s = 0.2
+
+
+def every(exchange: Exchange) -> bool:
+    return True
+
+
+def is_write(exchange: Exchange) -> bool:
+    # The parts of an upload of which nobody knows the id stay until somebody cleans up.
+    return exchange.is_write and not exchange.begins_upload
+
+
+def test_a_bad_network(store: Store, folder: Path, proxy: FaultyProxy) -> None:
+    """With requests refused, cut and delayed, and answers lost, no file is wrong or missing."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    options = ["--prefix", "bad/", "--allow-overwrite", "--read-timeout", "30"]
+    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+        proxy.before += [
+            sometimes(seed + 1, 0.05, refuse(503, "SlowDown"), every),
+            sometimes(seed + 2, 0.05, cut_request, every),
+        ]
+        proxy.faults += [
+            sometimes(seed + 3, 0.05, lose, is_write),
+            sometimes(seed + 4, 0.03, refuse(500, "InternalError"), is_write),
+            sometimes(seed + 5, 0.05, cut_answer, is_write),
+            sometimes(seed + 6, 0.05, delay, every),
+        ]
+        attempts = Attempts(mount.path)
+        write_many(attempts, seed, 8)
+        proxy.before.clear()
+        proxy.faults.clear()
+        attempts.check(store, "bad/")
+        for name in attempts.of:
+            found = content(store, "bad/" + name)
+            assert errno_of((mount.path / name).stat) == (errno.ENOENT if found is None else None)
+            assert found is None or (mount.path / name).read_bytes() == found
+    assert attempts.counts[1] == 0, "retries do not help"
+    assert pending(store, "bad/") == []
+
+
+@pytest.mark.parametrize("size", [5000, 20 * MIB])
+@pytest.mark.parametrize("fault", [lose, cut_answer, refuse(500, "InternalError")])
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_last_answer_is_lost(
+    store: Store, folder: Path, proxy: FaultyProxy, size: int, fault: Fault, exists: bool
+) -> None:
+    """The object has come to be, and nobody was told: closing is no error, also of a new file."""
+    prefix = f"lost-{size}-{id(fault)}-{exists}/"
+    if exists:
+        store.put(prefix + "a", b"earlier")
+
+    def last(exchange: Exchange) -> bool:
+        completion = exchange.method == "POST" and "uploadId=" in exchange.target
+        return completion or (exchange.method == "PUT" and "partNumber=" not in exchange.target)
+
+    options = ["--prefix", prefix, "--allow-overwrite"]
+    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+        limited = times(1, fault)
+        proxy.faults.append(lambda exchange: limited(exchange) if last(exchange) else None)
+        assert write(mount.path / "a", BLOB[:size], MIB)
+        assert content(store, prefix + "a") == BLOB[:size]
+        assert (mount.path / "a").read_bytes() == BLOB[:size]
+    assert pending(store, prefix) == []
+
+
+def test_retries_end(store: Store, folder: Path, proxy: FaultyProxy) -> None:
+    """A server that refuses everything is EIO at close; what was there before stays."""
+    store.put("refused/over", b"earlier")
+    options = ["--prefix", "refused/", "--allow-overwrite", "--read-timeout", "3"]
+    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+        assert sorted(os.listdir(mount.path)) == ["over"]
+        files = [os.open(mount.path / name, os.O_WRONLY | os.O_CREAT) for name in ("new", "large")]
+        files.append(os.open(mount.path / "over", os.O_WRONLY | os.O_TRUNC))
+        os.write(files[0], b"new")
+        for _ in range(12):
+            os.write(files[1], bytes(MIB))
+        os.write(files[2], b"later")
+        proxy.before.append(refuse(503, "SlowDown"))
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            codes = list(pool.map(lambda file: errno_of(lambda: os.close(file)), files))
+        assert codes == [errno.EIO] * 3
+        proxy.before.clear()
+        assert (mount.path / "over").read_bytes() == b"earlier"
+        assert sorted(os.listdir(mount.path)) == ["over"]
+        assert write(mount.path / "new", b"again", MIB)
+        assert content(store, "refused/new") == b"again"
+        # There was nobody who could have removed them.
+        left = "parts of an upload may have been left in the bucket"
+        assert pending(store, "refused/") == [] or left in mount.log
+
+
+def test_the_network_is_cut_and_comes_back(store: Store, folder: Path) -> None:
+    """All connections end in the middle of everything, several times; all files are right."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    with FaultyProxy(store.endpoint_url) as proxy:
+        options = ["--prefix", "cut/", "--allow-overwrite", "--read-timeout", "30"]
+        with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+            attempts, done = Attempts(mount.path), threading.Event()
+
+            def cut_again_and_again() -> None:
+                while not done.wait(0.4):
+                    proxy.cut_all()
+
+            cutter = threading.Thread(target=cut_again_and_again)
+            cutter.start()
+            try:
+                write_many(attempts, seed, 5)
+            finally:
+                done.set()
+                cutter.join()
+            attempts.check(store, "cut/")
+            assert attempts.counts[1] == 0
+
+
+def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
+    """A server that is killed while files are written, and started again, has what was closed."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    with SeaweedFS(folder=tmp_path / "server") as server:
+        store = Store(server.endpoint_url, server.bucket, server.environment)
+        again = start_again(server)
+        options = ["--prefix", "p/", "--allow-overwrite", "--read-timeout", "40"]
+        try:
+            with mounted(store, tmp_path, *options) as mount:
+                attempts = Attempts(mount.path)
+                writing = threading.Thread(target=write_many, args=(attempts, seed, 6))
+                writing.start()
+                eventually(lambda: attempts.counts[0] > 4)
+                process = next(again)
+                writing.join()
+                attempts.check(store, "p/")
+                assert process.poll() is None
+        finally:
+            again.close()
+
+
+def start_again(server: SeaweedFS) -> Iterator[subprocess.Popen[bytes]]:
+    """Kill the server; a second later start it as it was started, and yield its process."""
+    pid = server.pid_if_running
+    assert pid is not None
+    proc = Path(f"/proc/{pid}")
+    command = proc.joinpath("cmdline").read_bytes().split(b"\0")[:-1]
+    pairs = proc.joinpath("environ").read_bytes().split(b"\0")[:-1]
+    environment = dict(pair.split(b"=", 1) for pair in pairs)
+    folder = os.readlink(proc / "cwd")
+    process = None
+    try:
+        os.killpg(pid, signal.SIGKILL)
+        time.sleep(1)
+        with open(Path(folder) / "log-2", "wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        yield process
+    finally:
+        if process is not None:
+            end_process_group(process.pid, process)
+
+
+# --- Ends ---
+
+
+def begin(mount: Mount, name: str, size: int) -> int:
+    """Begin a file; return its descriptor."""
+    file = os.open(mount.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for offset in range(0, size, MIB):
+        os.write(file, BLOB[offset : min(offset + MIB, size)])
+    return file
+
+
+def close_all(files: list[int]) -> list[int | None]:
+    return [errno_of(lambda file=file: os.close(file)) for file in files]  # type: ignore[misc]
+
+
+def test_the_mount_is_killed(store: Store, folder: Path) -> None:
+    """What was closed is there, what was not is not; the next mount works as ever."""
+    store.put("dead/over", b"earlier")
+    options = ["--prefix", "dead/", "--allow-overwrite"]
+    with mounted(store, folder, *options) as mount:
+        closed = {f"closed-{size}": BLOB[:size] for size in SIZES}
+        for name, data in closed.items():
+            assert write(mount.path / name, data, MIB)
+        files = [begin(mount, f"open-{size}", size) for size in SIZES]
+        files.append(begin(mount, "over", 20 * MIB))
+        os.kill(mount.pid, signal.SIGKILL)
+        eventually(mount.has_ended)
+        assert None not in close_all(files)
+    for name, data in closed.items():
+        assert content(store, "dead/" + name) == data
+    assert content(store, "dead/over") == b"earlier"
+    assert [content(store, f"dead/open-{size}") for size in SIZES] == [None] * len(SIZES)
+    with mounted(store, folder, *options) as mount:
+        assert sorted(os.listdir(mount.path)) == sorted([*closed, "over"])
+        assert write(mount.path / f"open-{SIZES[-1]}", BLOB[: SIZES[-1]], MIB)
+
+
+def test_the_mount_is_killed_while_files_are_closed(
+    store: Store, folder: Path, proxy: FaultyProxy
+) -> None:
+    """Each close that returned 0 was true, whenever the mount died."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    with mounted(store, folder, "--prefix", "dying/", endpoint_url=proxy.url) as mount:
+        proxy.faults.append(sometimes(seed, 0.5, delay, every))
+        attempts = Attempts(mount.path)
+        sources = [random.Random(seed + number) for number in range(WRITERS)]
+
+        def work(number: int) -> None:
+            for count in range(1000):
+                attempts.write(f"{number}-{count}", sources[number])
+                if mount.has_ended():
+                    break
+
+        with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+            working = [pool.submit(work, number) for number in range(WRITERS)]
+            eventually(lambda: attempts.counts[0] > 10)
+            os.kill(mount.pid, signal.SIGKILL)
+            for each in working:
+                each.result()
+    attempts.check(store, "dying/")
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "umount -l"])
+def test_the_mount_ends_while_files_are_written(store: Store, folder: Path, end: str) -> None:
+    """At SIGTERM open files fail and leave nothing; umount -l lets their writers end."""
+    prefix = f"ends-{end[:3]}/"
+    store.put(prefix + "over", b"earlier")
+    with mounted(store, folder, "--prefix", prefix, "--allow-overwrite") as mount:
+        sizes = {f"open-{size}": size for size in SIZES} | {"over": 20 * MIB}
+        files = [begin(mount, name, size) for name, size in sizes.items()]
+        if end == "SIGTERM":
+            os.kill(mount.pid, signal.SIGTERM)
+            eventually(mount.has_ended)
+            assert None not in close_all(files)
+        else:
+            subprocess.run(["umount", "-l", mount.path], check=True)
+            assert not mount.is_mounted()
+            assert close_all(files) == [None] * len(files)
+            eventually(mount.has_ended)
+    for name, size in sizes.items():
+        left = b"earlier" if name == "over" else None
+        expected = left if end == "SIGTERM" else BLOB[:size]
+        assert content(store, prefix + name) == expected, name
+    assert pending(store, prefix) == []
+
+
+def test_the_mount_ends_while_files_are_closed(
+    store: Store, folder: Path, proxy: FaultyProxy
+) -> None:
+    """SIGTERM in the middle of closes: each is told the truth, and no parts are left."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    with mounted(store, folder, "--prefix", "ending/", endpoint_url=proxy.url) as mount:
+        proxy.faults.append(sometimes(seed, 0.5, delay, is_write))
+        # Not in the root: the folder that it is mounted in is there afterwards.
+        (mount.path / "d").mkdir()
+        attempts = Attempts(mount.path / "d")
+        sources = [random.Random(seed + number) for number in range(WRITERS)]
+
+        def work(number: int) -> None:
+            for count in range(1000):
+                attempts.write(f"{number}-{count}", sources[number])
+                if not mount.is_mounted():
+                    break
+
+        with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+            working = [pool.submit(work, number) for number in range(WRITERS)]
+            eventually(lambda: attempts.counts[0] > 10)
+            os.kill(mount.pid, signal.SIGTERM)
+            for each in working:
+                each.result()
+        eventually(mount.has_ended)
+    attempts.check(store, "ending/d/")
+    assert pending(store, "ending/") == []
+
+
+WRITER = """
+import os, sys
+for number in range(1000):
+    file = os.open(f"{sys.argv[1]}/{number}", os.O_WRONLY | os.O_CREAT)
+    for _ in range(int(sys.argv[2])):
+        os.write(file, b"x" * (1 << 20))
+    os.close(file)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("size_mib", [1, 12])
+def test_writers_are_killed(store: Store, folder: Path, size_mib: int) -> None:
+    """Of a process that is killed at any time the files are whole or absent, and no parts stay."""
+    prefix = f"victims-{size_mib}/"
+    with mounted(store, folder, "--prefix", prefix) as mount:
+        for number in range(4):
+            place = mount.path / f"{number}"
+            place.mkdir()
+            command = [sys.executable, "-c", WRITER, place, str(size_mib)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+                assert writer.stdout is not None
+                for _ in range(number + 1):
+                    writer.stdout.readline()
+                time.sleep(random.random() * 0.2)
+                writer.kill()
+                said = number + 1 + writer.stdout.read().count(b"\n")
+            for done in range(said):
+                assert content(store, f"{prefix}{number}/{done}") == b"x" * (size_mib << 20)
+            rest = content(store, f"{prefix}{number}/{said}")
+            assert rest is None or rest == b"x" * (size_mib << 20)
+        eventually(lambda: pending(store, prefix) == [])
