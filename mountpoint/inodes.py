@@ -22,6 +22,7 @@ from typing import NewType
 
 from mountpoint.errors import StaleInode
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.tree import Entry
 
 InodeNumber = NewType("InodeNumber", int)
@@ -30,8 +31,12 @@ InodeNumber = NewType("InodeNumber", int)
 ROOT = InodeNumber(1)
 
 
-#: Size, mtime, whether it is restored: what is packed in front of ETag and storage class.
-_NUMBERS = struct.Struct("<qq?")
+#: Size, mtime, flags: what is packed in front of ETag and storage class.
+_NUMBERS = struct.Struct("<qqB")
+#: The flags: it is restored, it is known which attributes are kept (`s3.kept`), some are.
+_RESTORED, _TOLD, _ANY = 1, 2, 4
+#: Mode, owners and time, behind all else; -1 stands for what is not kept.
+_KEPT = struct.Struct("<iqqq")
 
 
 class Inode:
@@ -126,23 +131,42 @@ class Inode:
         """Whether `entry` is this directory, or this version of this object."""
         if self._packed is None or entry.info is None:
             return self.is_directory and entry.is_directory
-        if self._packed == _pack(entry.info):  # nearly always; the rest takes ten times as long
+        packed, other = self._packed, _pack(entry.info)
+        # Nearly always; the rest takes ten times as long. In between are mtime and flags.
+        if packed[:8] == other[:8] and packed[_NUMBERS.size :] == other[_NUMBERS.size :]:
             return True
         info = _unpack(self.key, self._packed)
         return info.etag == entry.info.etag and info.size_bytes == entry.info.size_bytes
 
 
 def _pack(info: ObjectInfo) -> bytes:
-    numbers = _NUMBERS.pack(info.size_bytes, info.mtime_ns, info.restored)
+    flags = _RESTORED if info.restored else 0
+    behind = b""
+    if info.attributes is not None:
+        flags |= _TOLD
+        if info.attributes != NOTHING:
+            flags |= _ANY
+            kept = info.attributes
+            values = (kept.mode, kept.uid, kept.gid, kept.mtime_ns)
+            behind = _KEPT.pack(*(-1 if value is None else value for value in values))
+    numbers = _NUMBERS.pack(info.size_bytes, info.mtime_ns, flags)
     # No ETag has a newline (`wire`).
-    return numbers + f"{info.etag}\n{info.storage_class}".encode("utf-8", "surrogatepass")
+    texts = f"{info.etag}\n{info.storage_class}".encode("utf-8", "surrogatepass")
+    return numbers + texts + behind
 
 
 def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
-    size_bytes, mtime_ns, restored = _NUMBERS.unpack_from(packed)
-    texts = packed[_NUMBERS.size :].decode("utf-8", "surrogatepass")
+    size_bytes, mtime_ns, flags = _NUMBERS.unpack_from(packed)
+    attributes = NOTHING if flags & _TOLD else None
+    end = len(packed)
+    if flags & _ANY:
+        end -= _KEPT.size
+        values = _KEPT.unpack_from(packed, end)
+        attributes = FileAttributes(*(None if value < 0 else value for value in values))
+    texts = packed[_NUMBERS.size : end].decode("utf-8", "surrogatepass")
     etag, _, storage_class = texts.partition("\n")
-    return ObjectInfo(key, size_bytes, mtime_ns, etag, storage_class, restored)
+    restored = bool(flags & _RESTORED)
+    return ObjectInfo(key, size_bytes, mtime_ns, etag, storage_class, restored, attributes)
 
 
 class InodeTable:
@@ -187,6 +211,14 @@ class InodeTable:
             inode.lookups += 1
             return inode
 
+    def told(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
+        """Return a listed file with the attributes that it keeps, if its inode knows them."""
+        inode = self._inodes.get(self.number_of(parent, entry))
+        if inode is None or inode.fresh_until_s <= now_s:
+            return None
+        info = inode.info
+        return None if info is None or info.attributes is None else Entry(entry.name, info)
+
     def looked_up_again(self, inode: Inode) -> None:
         """Count a lookup of an inode that is known to be what was looked for."""
         with self._lock:
@@ -203,13 +235,18 @@ class InodeTable:
             self._inodes[number] = inode
             return inode
 
-    def became(self, inode: Inode, info: ObjectInfo, fresh_until_s: float) -> None:
-        """Note that an inode is this version from now on: it was written through it."""
+    def became(
+        self, inode: Inode, info: ObjectInfo, fresh_until_s: float, *, paged: bool = True
+    ) -> None:
+        """Note that an inode is this version from now on: it was written through it.
+
+        `paged`: the kernel may hold pages of it, as of all that was written.
+        """
         with self._lock:
             self._drop_alias(inode)
             inode.describe(info)
             inode.fresh_until_s = fresh_until_s
-            inode.paged = True
+            inode.paged = paged
             number = digest(inode.key, info)
             if number != inode.number:
                 # Equal content, written again after it was deleted: the last inode is the one.

@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from mountpoint.s3.kept import FileAttributes
+
 #: The checksums that uploads can carry, by the name in their header.
 ChecksumName = Literal["crc32c", "crc64nvme"]
 
@@ -21,7 +23,8 @@ class ObjectInfo:
     """One object version, as LIST, HEAD or GET describe it.
 
     `etag` is kept as it came, quotes included: If-Match wants it so. `restored` matters for
-    archive storage classes only.
+    archive storage classes only. `attributes` are those of the file that its metadata keep; None
+    where nobody has said: LIST does not. They are no part of the version, nor of equality.
     """
 
     key: bytes
@@ -30,6 +33,7 @@ class ObjectInfo:
     etag: str
     storage_class: str = "STANDARD"
     restored: bool = False
+    attributes: FileAttributes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
 from mountpoint.errors import BadAnswer
+from mountpoint.s3 import kept
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.refusal import Headers, error_from_response, printable
 from mountpoint.s3.safexml import read_xml
@@ -29,6 +30,7 @@ __all__ = [
     "is_header_text",
     "iso_date_ns",
     "list_target",
+    "metadata",
     "object_info",
     "object_target",
     "parse_list",
@@ -413,4 +415,12 @@ def object_info(key: bytes, status: int, headers: Headers) -> ObjectInfo:
         etag=etag,
         storage_class=header(headers, "x-amz-storage-class") or "STANDARD",
         restored='ongoing-request="false"' in restore and "expiry-date=" in restore,
+        attributes=kept.parsed(metadata(headers)),
     )
+
+
+def metadata(headers: Headers) -> dict[str, str]:
+    """Return the user's own metadata, by names in lower case without the prefix of the headers."""
+    prefix = "x-amz-meta-"
+    lower = ((name.lower(), value) for name, value in headers)
+    return {name[len(prefix) :]: value.strip() for name, value in lower if name.startswith(prefix)}

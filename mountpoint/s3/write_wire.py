@@ -339,15 +339,10 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
     }
     sendable = {name: value for name, value in values.items() if wire.is_header_text(value)}
     kept = {name: sendable[name.lower()] for name in KEPT_HEADERS if sendable.get(name.lower())}
-    metadata = {
-        name.removeprefix("x-amz-meta-"): value
-        for name, value in sendable.items()
-        if name.startswith("x-amz-meta-")
-    }
     options = PutOptions(
         storage_class=None if info.storage_class == "STANDARD" else info.storage_class,
         content_type=sendable.get("content-type"),
-        metadata=metadata,
+        metadata=wire.metadata(list(sendable.items())),
         headers=kept,
     )
     tags = values.get("x-amz-tagging-count", "")

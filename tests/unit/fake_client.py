@@ -29,7 +29,7 @@ from mountpoint.errors import (
     TransportFault,
     WrongOffset,
 )
-from mountpoint.s3 import checksum
+from mountpoint.s3 import checksum, kept
 from mountpoint.s3.checksum import encoded
 from mountpoint.s3.client import (
     ALWAYS,
@@ -239,14 +239,19 @@ class FakeClient:
         mtime_ns: int = MTIME_NS,
         storage_class: str = "STANDARD",
         restored: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """Put an object in the place of whatever was there."""
-        info = ObjectInfo(key, len(data), mtime_ns, etag_of(data), storage_class, restored)
+        attributes = kept.parsed(metadata or {})
+        info = ObjectInfo(
+            key, len(data), mtime_ns, etag_of(data), storage_class, restored, attributes
+        )
         with self._lock:
             self._objects[key] = (info, data)
             self._checksums.pop(key, None)
-            self._options.pop(key, None)
             self._parts.pop(key, None)
+            told = None if storage_class == "STANDARD" else storage_class
+            self._options[key] = PutOptions(storage_class=told, metadata=metadata or {})
         return info
 
     def content(self, key: bytes) -> bytes:
@@ -351,9 +356,10 @@ class FakeClient:
 
         def answer() -> ListPage:
             with self._lock:
-                # A listing knows nothing of restores.
+                # A listing knows nothing of restores and metadata.
                 objects = {
-                    key: replace(info, restored=False) for key, (info, _) in self._objects.items()
+                    key: replace(info, restored=False, attributes=None)
+                    for key, (info, _) in self._objects.items()
                 }
             return self.flat_page(objects, request) if flat else self.page(objects, request)
 
@@ -698,7 +704,9 @@ class FakeClient:
         default = "EXPRESS_ONEZONE" if self.is_directory else "STANDARD"
         storage_class = options.storage_class or default
         self._parts[key] = 1
-        self._objects[key] = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class), data
+        attributes = kept.parsed(options.metadata)
+        info = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class, attributes=attributes)
+        self._objects[key] = info, data
         self._checksums[key] = {} if known is None else {known.name: known.value}
         self._options[key] = options
         return Written(etag, self._told(known), MTIME_NS)

@@ -23,6 +23,7 @@ from mountpoint.errors import StaleInode
 from mountpoint.inodes import ROOT, Inode, InodeNumber, InodeTable
 from mountpoint.s3 import wire
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.wire import parse_list
 from mountpoint.tree import DirectoryMerge, Entry
 
@@ -131,6 +132,32 @@ def test_what_is_known_of_a_file(storage_class: str) -> None:
     inode = table.looked_up(below, Entry(b"\xff", info), 0.0)
     assert inode.info == info
     assert below.info is None
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        None,
+        NOTHING,
+        FileAttributes(0o7777, (1 << 32) - 2, 0, (1 << 63) - 1),
+        FileAttributes(0, None, 0, None),
+        FileAttributes(None, 7, None, 0),
+    ],
+)
+def test_what_is_kept_of_a_file(attributes: FileAttributes | None) -> None:
+    """An inode tells which attributes its object keeps, and whether anybody has said so."""
+    table = InodeTable(b"")
+    info = ObjectInfo(b"a", 1, 2, '"e"', "GLACIER", restored=True, attributes=attributes)
+    inode = table.looked_up(table.root, Entry(b"a", info), 5.0)
+    assert inode.info == info
+    assert inode.info is not None
+    assert inode.info.attributes == attributes
+    listed = Entry(b"a", ObjectInfo(b"a", 1, 2, '"e"', "GLACIER"))
+    assert inode.is_version(listed), "attributes are no part of the version"
+    told = None if attributes is None else Entry(b"a", info)
+    assert table.told(table.root, listed, 4.0) == told
+    assert table.told(table.root, listed, 5.0) is None
+    assert table.told(table.root, file(b"a", 2), 4.0) is None
 
 
 def test_the_longest_key() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mountpoint.errors import BadAnswer
 from mountpoint.s3 import wire
 from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes
 
 DATA = Path(__file__).with_name("data")
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
@@ -452,6 +453,16 @@ def test_object_info_of_head() -> None:
     """HEAD: length, ETag with its quotes, date; the storage class is STANDARD unless said."""
     assert wire.object_info(b"k", 200, HEAD) == ObjectInfo(b"k", 5, 1714558272 * 10**9, ETAG)
     assert wire.object_info(b"k", 200, [(k.upper(), v) for k, v in HEAD]).size_bytes == 5
+
+
+def test_kept_attributes_of_head_and_get() -> None:
+    """What metadata keep of a file's attributes is told, in whatever case; LIST says nothing."""
+    kept = [("X-Amz-Meta-Mode", "33152"), ("x-amz-meta-uid", " 7 "), ("x-amz-meta-gid", "x")]
+    assert wire.object_info(b"k", 200, HEAD).attributes == NOTHING
+    found = wire.object_info(b"k", 200, HEAD + kept).attributes
+    assert found == FileAttributes(mode=0o600, uid=7)
+    ranged = [*HEAD[1:], ("Content-Range", "bytes 0-4/99"), *kept]
+    assert wire.object_info(b"k", 206, ranged).attributes == found
 
 
 def test_object_info_of_ranged_get() -> None:
