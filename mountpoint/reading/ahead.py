@@ -198,11 +198,12 @@ class Ahead:
 
     def _go_on(self, walk: _Walk, coming: list[ObjectInfo], dropped: list[_Fetched]) -> None:
         """Move a walk on to where `coming` is what follows."""
-        for fetched in list(walk.fetched.values()):
-            if fetched.info.key < walk.last:
-                fetched.passed += 1
-                if fetched.passed > LATE_OPENS:
-                    self._pass_over(walk, fetched, dropped)
+        skipped = [each for each in walk.fetched.values() if each.info.key < walk.last]
+        for place, fetched in enumerate(skipped, 1):
+            fetched.passed += 1
+            # Who jumps again and again skips more than can come late.
+            if fetched.passed > LATE_OPENS or place <= len(skipped) - LATE_OPENS:
+                self._pass_over(walk, fetched, dropped)
         for info in coming[: walk.near]:
             if info.key not in walk.expected:
                 if len(walk.expected) == NEAR_FILES + LATE_OPENS:

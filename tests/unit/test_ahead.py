@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.budget import Budget
@@ -418,6 +418,7 @@ def test_what_never_comes() -> None:
         max_size=30,
     )
 )
+@example([("run", 0, 14), ("run", 19, 15), ("open", 47, 1)])
 def test_invariants(steps: list[tuple[str, int, int]]) -> None:
     """Whatever is opened in which order, the bounds hold and nothing is kept for ever."""
     with FakeClient({name(index): content(index, 8) for index in range(100)}) as client:
