@@ -41,6 +41,7 @@ from mountpoint.local import LocalNames, Writer
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
+from mountpoint.writing.appending import Appending
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
@@ -113,8 +114,9 @@ class Changes:
         """Begin to write a file anew, or behind its end. The inode must have been opened."""
         _check_flags(flags)
         base, condition = None, ALWAYS
-        if flags & os.O_APPEND and not flags & os.O_TRUNC:
-            if not self._config.allow_append:
+        appends = flags & os.O_APPEND or self._config.incremental_upload
+        if appends and not flags & os.O_TRUNC:
+            if not (self._config.allow_append or self._config.incremental_upload):
                 raise NotPermitted("the file exists", "--allow-append lets it be written on")
             base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
             if not inode.is_version(Entry(inode.name, base)):
@@ -126,6 +128,8 @@ class Changes:
             raise NotPermitted(
                 "a file can only be written from its beginning", "open it with O_TRUNC"
             )
+        elif self._config.incremental_upload and inode.info is not None:
+            condition = _unchanged(inode.info)  # or a part that comes late could replace others
         if inode.opens > 1:
             raise NotPermitted("the file is being read")
         handle = WriteHandle(
@@ -163,7 +167,7 @@ class Changes:
 
     def sync(self, handle: WriteHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
-        handle.final = not self._config.allow_append
+        handle.final = not (self._config.allow_append or self._config.incremental_upload)
         if handle.upload is not None:
             self._finish(handle, handle.upload)
 
@@ -250,11 +254,15 @@ class Changes:
 
     # --- inside ---
 
-    def _beginner(self, inode: Inode) -> Callable[[Condition, ObjectInfo | None], Upload]:
+    def _beginner(
+        self, inode: Inode
+    ) -> Callable[[Condition, ObjectInfo | None], Upload | Appending]:
         """Return what makes the uploads of an inode's file, whatever its name is by then."""
 
-        def begin(condition: Condition, base: ObjectInfo | None) -> Upload:
+        def begin(condition: Condition, base: ObjectInfo | None) -> Upload | Appending:
             key = inode.key
+            if self._config.incremental_upload:
+                return self._uploads.appending(key, base=base, condition=condition)
             if base is not None:
                 options = self._copies.options_of(base)
                 return self._uploads.upload(key, condition=condition, options=options)
@@ -283,19 +291,23 @@ class Changes:
             handle.closing = False
             handle.settled.clear()
 
-    def _finish(self, handle: WriteHandle, upload: Upload) -> None:
+    def _finish(self, handle: WriteHandle, upload: Upload | Appending) -> None:
         """Complete an upload; if its file has been renamed meanwhile, move it."""
         try:
             upload.rename(handle.inode.key, handle.condition)
             info = upload.finish()
             while not self._settle(handle, upload, info):
                 info = self._copies.move(info, handle.inode.key, condition=handle.condition)
+            upload.abort()  # nothing: all of it is there
         except OperationError as error:
             self._lost(handle, error)
             raise
 
     def _settle(
-        self, handle: WriteHandle, upload: Upload | None = None, info: ObjectInfo | None = None
+        self,
+        handle: WriteHandle,
+        upload: Upload | Appending | None = None,
+        info: ObjectInfo | None = None,
     ) -> bool:
         """Note that all is uploaded; False if it is not under the file's name."""
         inode = handle.inode

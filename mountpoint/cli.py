@@ -215,6 +215,12 @@ LOGGING = "Logging options"
 @_option(MOUNT, "--allow-overwrite", is_flag=True, help="Let files be replaced.")
 @_option(MOUNT, "--allow-rename", is_flag=True, help="Let files and directories be renamed.")
 @_option(MOUNT, "--allow-append", is_flag=True, help="Let files be written on.")
+@_option(
+    MOUNT,
+    "--incremental-upload",
+    is_flag=True,
+    help="Let files grow in the bucket as they are written. Directory buckets only.",
+)
 @_option(MOUNT, "--keep-directories", is_flag=True, help="Keep new directories by markers.")
 @_option(
     MOUNT,
@@ -459,6 +465,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
                 "allow_overwrite",
                 "allow_rename",
                 "allow_append",
+                "incremental_upload",
                 "keep_directories",
             ),
         ),

@@ -248,19 +248,28 @@ class FileSystemConfig:
 class ChangeConfig:
     """What may be changed beyond writing new files.
 
-    `keep_directories` is whether they get marker objects, `content_types` whether to guess them.
-    With a `staging_directory` files are written there first, and may hold `staging_limit_bytes`
-    of it (None: a share of what is free).
+    With `incremental_upload`, for directory buckets, files grow in the bucket while they are
+    written. `keep_directories` is whether they get marker objects, `content_types` whether to
+    guess them. With a `staging_directory` files are written there first, and may hold
+    `staging_limit_bytes` of it (None: a share of what is free).
     """
 
     allow_overwrite: bool = False
     allow_delete: bool = False
     allow_rename: bool = False
     allow_append: bool = False
+    incremental_upload: bool = False
     keep_directories: bool = False
     staging_directory: str | None = None
     staging_limit_bytes: int | None = None
     content_types: bool = False
+
+    def __post_init__(self) -> None:
+        if self.incremental_upload and self.staging_directory is not None:
+            raise MountError(
+                "--incremental-upload and --staged-writes exclude each other",
+                "staged files are uploaded as a whole: leave one of them out",
+            )
 
 
 @dataclass(frozen=True, slots=True)

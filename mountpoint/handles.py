@@ -19,6 +19,7 @@ from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.staged import StagedFile
 from mountpoint.tree import Entry
+from mountpoint.writing.appending import Appending
 from mountpoint.writing.upload import Upload
 
 HandleNumber = NewType("HandleNumber", int)
@@ -101,7 +102,7 @@ class WriteHandle:
         self,
         inode: Inode,
         opener: int,
-        begin: Callable[[Condition, ObjectInfo | None], Upload],
+        begin: Callable[[Condition, ObjectInfo | None], Upload | Appending],
         *,
         condition: Condition,
         base: ObjectInfo | None = None,
@@ -162,14 +163,15 @@ class WriteHandle:
         if self._failure is not None:
             raise self._failure
 
-    def _go_on(self, offset: int) -> Upload:
+    def _go_on(self, offset: int) -> Upload | Appending:
         """Begin an upload with what is there. The kernel lets nobody else write meanwhile."""
         base = self.base
         assert base is not None
         if offset != base.size_bytes:
             raise NotSequential(f"a write at {offset}, where {base.size_bytes} was next")
         upload = self.upload = self._begin(self.condition, base)
-        upload.copy(base, 0, base.size_bytes)
+        if isinstance(upload, Upload):
+            upload.copy(base, 0, base.size_bytes)
         return upload
 
 

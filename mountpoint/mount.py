@@ -61,6 +61,11 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
         config.bucket, config.credentials, config.client, os.environ, stopping, counters
     )
     try:
+        if config.change.incremental_upload and not client.is_directory:
+            raise MountError(
+                f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
+                "leave --incremental-upload out; --allow-append works with any bucket, by copies",
+            )
         return _serve(config, client, stopping, counters, watcher, on_ready)
     finally:
         stopping.set()

@@ -18,6 +18,7 @@ from mountpoint.errors import (
     IsADirectory,
     NotADirectory,
     NotImplementedHere,
+    NotPermitted,
 )
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.local import LocalNames
@@ -57,7 +58,7 @@ class Renames:
 
     def check(self, parent: Inode, name: bytes) -> None:
         """Raise unless things may be renamed, and to this."""
-        if not self._config.allow_rename:
+        if not (self._config.allow_rename or self._copies.renames):
             raise NotImplementedHere("S3 cannot rename", "--allow-rename copies and deletes")
         check_new(parent.key, name)
 
@@ -87,6 +88,8 @@ class Renames:
         self, parent: Inode, entry: Entry, to: Inode, name: bytes, target: Entry | None
     ) -> None:
         """Rename a directory, and all that is in it."""
+        if not self._config.allow_rename:
+            raise NotPermitted("directories are renamed object by object", "--allow-rename does it")
         old, new = parent.key + entry.name + b"/", to.key + name + b"/"
         if target is not None:
             if not target.is_directory:

@@ -156,6 +156,10 @@ class Appending:
                 self._wait()
             return self._info
 
+    def rename(self, key: bytes, condition: Condition) -> bool:
+        """Whether the object already has this key: what is in S3 is renamed there."""
+        return key == self.key
+
     def check(self) -> None:
         """Raise what has become of parts on their way, if that is known and bad."""
         with self._changed:

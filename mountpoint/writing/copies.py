@@ -19,12 +19,15 @@ What has the source's size and ETag, or a checksum of it, is as good as ours. Th
 what was uploaded in parts is another; without checksums such a copy is taken for somebody else's:
 an error, and both are there.
 
+In directory buckets there is RenameObject, which takes the place of all this.
+
 How long: each request as `Patience` has it, and for each 8 MiB that it copies a second more. Not to
 be called with a lock held.
 """
 
 import functools
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -85,6 +88,7 @@ class Copies:
         self._uploads = uploads
         self._patience = patience
         # constants
+        self.renames = client.is_directory  #: without a copy
         self._config = config
         self._most_copy_bytes = most_copy_bytes
         # mutable: what the store has been found not to know; set once, by anyone
@@ -135,6 +139,8 @@ class Copies:
         """
         if source.key == key:
             raise ValueError("an object cannot be moved to where it is")
+        if self.renames:
+            return self._rename(source, key, condition)
         copied = self.copy(source, key, condition=condition, look=look)
         try:
             self._delete(source)
@@ -145,6 +151,22 @@ class Copies:
                 f"both are there ({error})",
             ) from error
         return copied
+
+    def _rename(self, source: ObjectInfo, key: bytes, condition: Condition) -> ObjectInfo:
+        """Have a directory bucket rename an object; return it as it is then."""
+        start = functools.partial(
+            self._client.rename_object,
+            source.key,
+            key,
+            source_etag=source.etag,
+            condition=condition,
+            token=uuid.uuid4().hex,  # the same for all tries: what is done is not done again
+        )
+        self._patience.ask(start).answer()
+        there = self._head(key)
+        if there is None or there.size_bytes != source.size_bytes:
+            raise BadAnswer(f"{shown(source.key)} was renamed to {shown(key)}, and is not there")
+        return there
 
     def move_all(self, prefix: bytes, new_prefix: bytes) -> int:
         """Move all objects whose keys begin with `prefix`; return how many there were.
