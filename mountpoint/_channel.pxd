@@ -68,6 +68,11 @@ cdef struct OpenIn:
     uint32_t flags
     uint32_t open_flags
 
+cdef struct Rename2In:
+    uint64_t new_directory  # the names follow; in a RENAME right behind this
+    uint32_t flags
+    uint32_t padding
+
 cdef struct OutHeader:
     uint32_t length
     int error
@@ -94,9 +99,11 @@ cdef struct OpenOut:
 
 cdef enum:
     # operations
+    RENAME = 12
     OPEN = 14
     INIT = 26
     CREATE = 35
+    RENAME2 = 45
 
     BUF_IS_FD = 1 << 1  # of libfuse
     SHORT_INIT_OUT = 24  # bytes of libfuse's answer: up to max_write

@@ -22,7 +22,7 @@ Layouts and the protocol's numbers are in `_channel.pxd`.
 
 from libc.errno cimport EINTR, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC, O_WRONLY
 
 cdef enum:
@@ -66,6 +66,7 @@ cdef extern from *:
         uint32_t pid;               /* who asks */
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
         uint32_t flags;             /* what its answer is to say beyond libfuse's */
+        uint32_t rename_flags;      /* those of renameat2(2), if it is a RENAME */
     } served;
     """
     cdef struct Served:
@@ -74,6 +75,7 @@ cdef extern from *:
         uint32_t pid
         uint64_t opens
         uint32_t flags
+        uint32_t rename_flags
     Served served
 cdef pthread_key_t memory_key  # unmaps `memory` when the thread ends
 # CLOCK_MONOTONIC; whichever thread writes, it is about right.
@@ -116,6 +118,7 @@ cdef public int fuse_session_receive_buf(
         note_large()
     if not buf.flags & BUF_IS_FD:
         note(<const char*>buf.mem, size, chp[0])
+        size = as_rename(<char*>buf.mem, size)
     if channel != NULL:
         chp[0] = channel
     return size
@@ -164,6 +167,24 @@ cdef void note(const char* request, int size, void* theirs) noexcept nogil:
         served.flags = DIRECT_IO
     elif header.opcode == INIT and wanted and channel == NULL:
         note_init(request, size, theirs)
+
+
+cdef int as_rename(char* request, int size) noexcept nogil:
+    """Make a RENAME, which libfuse knows, of a RENAME2, and keep its flags; return the size.
+
+    Without this renameat2(2) would fail, and `mv` would look up all names once more.
+    """
+    cdef InHeader* header = <InHeader*>request
+    cdef int body = sizeof(InHeader) + sizeof(uint64_t)
+    cdef int surplus = sizeof(Rename2In) - sizeof(uint64_t)
+    served.rename_flags = 0
+    if header.opcode != RENAME2 or size < body + surplus:
+        return size
+    served.rename_flags = (<Rename2In*>(request + sizeof(InHeader))).flags
+    header.opcode = RENAME
+    header.length -= surplus
+    memmove(request + body, request + body + surplus, size - body - surplus)
+    return size - surplus
 
 
 cpdef uint32_t flags_of_open(uint32_t flags) noexcept nogil:
@@ -283,6 +304,11 @@ def request_pid():
     0 where that is unknown: in a thread that serves none, or before `resolve` has succeeded.
     """
     return served.pid
+
+
+def rename_flags():
+    """Return the flags of the RENAME that this thread serves, those of renameat2(2)."""
+    return served.rename_flags
 
 
 def go_direct():

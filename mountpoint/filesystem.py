@@ -27,6 +27,7 @@ from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
 from mountpoint.directories import Directories
 from mountpoint.errors import (
     BadHandle,
+    EntryExists,
     IsADirectory,
     NameTooLong,
     NoSuchEntry,
@@ -401,15 +402,23 @@ class FileSystem:
         self._changes.unlink(directory, self._find(directory.key, name)[0])
 
     def rename(
-        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes
+        self,
+        parent: InodeNumber,
+        name: bytes,
+        new_parent: InodeNumber,
+        new_name: bytes,
+        *,
+        replace: bool = True,
     ) -> None:
         """Rename a file or directory; what has the new name is replaced, where that is allowed."""
         directory, to = self._directory(parent), self._directory(new_parent)
         self._renames.check(to, new_name)
         displaced = self._local.file(to.key, new_name)
-        if displaced is not None:
+        if displaced is not None and replace:
             self._writing.displace(displaced)
         target, look = self._target(to, new_name)
+        if not replace and (target or displaced):
+            raise EntryExists("there is something of this name")
         writer = self._local.file(directory.key, name)
         if writer is not None:
             condition = self._renames.condition(target)

@@ -18,7 +18,7 @@ finally:
 
 import llfuse  # noqa: E402  # after _channel
 
-__all__ = ["Receivers", "go_direct", "is_wide", "llfuse", "request_pid", "widen"]
+__all__ = ["Receivers", "go_direct", "is_wide", "llfuse", "rename_flags", "request_pid", "widen"]
 
 _channel.resolve(llfuse.__file__)
 
@@ -42,6 +42,14 @@ def request_pid() -> int:
     It is the number of a thread (`processes`). For operations that llfuse gives no `ctx`.
     """
     return _channel.request_pid()
+
+
+def rename_flags() -> int:
+    """Return the flags of renameat2(2) for the rename that this thread serves.
+
+    Always 0 without the channel: then the kernel refuses others by itself.
+    """
+    return _channel.rename_flags()
 
 
 def go_direct() -> None:

@@ -243,18 +243,10 @@ class InodeTable:
         `paged`: the kernel may hold pages of it, as of all that was written.
         """
         with self._lock:
-            self._drop_alias(inode)
             inode.describe(info)
             inode.fresh_until_s = fresh_until_s
             inode.paged = paged
-            number = digest(inode.key, info)
-            if number != inode.number:
-                # Equal content, written again after it was deleted: the last inode is the one.
-                other = self._aliases.get(number)
-                if other is not None:
-                    del self._alias_of[other]
-                self._aliases[number] = inode.number
-                self._alias_of[inode.number] = number
+            self._alias(inode)
 
     def disown(self, inode: Inode, info: ObjectInfo | None = None) -> None:
         """Note that an inode is no version: what the kernel has of it is not what is stored.
@@ -276,14 +268,13 @@ class InodeTable:
     def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Give an inode another name. With a directory go all that are below it."""
         with self._lock:
-            self._drop_alias(inode)
             inode.parent, inode.name = parent, name
-            if not inode.is_directory:
-                return
-            for each in list(self._inodes.values()):
-                if each.is_below(inode):
-                    each.refresh()
-                    self._drop_alias(each)
+            moved = [inode]
+            if inode.is_directory:
+                moved = [each for each in self._inodes.values() if each.is_below(inode)]
+            for each in moved:
+                each.refresh()
+                self._alias(each)
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number that a lookup of `entry` would give, without counting one."""
@@ -352,6 +343,19 @@ class InodeTable:
         self._inodes.pop(inode.number, None)
         self._drop_alias(inode)
         return True
+
+    def _alias(self, inode: Inode) -> None:
+        """Let an inode be found by the number that its key and version have now."""
+        self._drop_alias(inode)
+        number = digest(inode.key, inode.info)
+        if number == inode.number:
+            return
+        # Equal content, written again after it was deleted: the last inode is the one.
+        other = self._aliases.get(number)
+        if other is not None:
+            del self._alias_of[other]
+        self._aliases[number] = inode.number
+        self._alias_of[inode.number] = number
 
     def _drop_alias(self, inode: Inode) -> None:
         number = self._alias_of.pop(inode.number, None)

@@ -5,7 +5,9 @@ be checked without S3 comes first, S3 is asked before anything is mounted, and f
 mount on every way out goes through the unmount.
 """
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -46,6 +48,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     mounted, when that cannot come to be.
     """
     memory.keep_freed()
+    _allow_many_files()
     logs.configure(config.log)
     check_directory(config.mount.directory)
     check_fuse(config.mount)
@@ -154,6 +157,16 @@ def _serve(
     if failure:
         raise failure[0]
     return 0
+
+
+def _allow_many_files() -> None:
+    """Raise the number of descriptors as far as it goes: staged files and connections have some.
+
+    The usual limit of 1024 is for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def mount_options(config: MountConfig) -> set[str]:

@@ -25,7 +25,7 @@ from mountpoint.errors import (
     outcome,
 )
 from mountpoint.filesystem import DirectoryEntry, FileSystem
-from mountpoint.fuse import go_direct, llfuse, request_pid
+from mountpoint.fuse import go_direct, llfuse, rename_flags, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
 from mountpoint.processes import process_of, was_killed
@@ -41,6 +41,9 @@ R = TypeVar("R")
 #: check for free space go on. Blocks of 4 KiB; 2^50 of them are 4 EiB.
 BLOCK_BYTES = 4096
 BLOCKS = 1 << 50
+
+#: Of renameat2(2), linux/fs.h.
+RENAME_NOREPLACE = 1
 
 #: How long the kernel may believe that a name does not exist. We know when a listing names it,
 #: the kernel does not: `ls` shows a new file, and a second later at most it can be opened.
@@ -206,7 +209,10 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
     ) -> None:
         """See FileSystem."""
-        self._fs.rename(parent, name, new_parent, new_name)
+        flags = rename_flags()
+        if flags & ~RENAME_NOREPLACE:
+            raise BadArgument("names cannot be exchanged")
+        self._fs.rename(parent, name, new_parent, new_name, replace=not flags)
 
     @operation("inode")
     def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:

@@ -80,6 +80,11 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
         body[off : off + len(buf)] = buf
         return len(buf)
 
+    def rename(self, parent: int, name: bytes, to: int, new_name: bytes, ctx: Any) -> None:
+        """Give a file another name."""
+        _record("rename", flags=fuse.rename_flags(), old=name.decode(), new=new_name.decode())
+        self._numbers[new_name] = self._numbers.pop(name)
+
     def flush(self, fh: int) -> None:
         """A descriptor was closed."""
         _record("flush")

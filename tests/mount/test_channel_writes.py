@@ -1,6 +1,8 @@
 """Writes, closes and who asks for them, with the channel and without it. No S3: files in memory."""
 
 import contextlib
+import ctypes
+import errno
 import json
 import mmap
 import os
@@ -239,3 +241,29 @@ def test_memory_of_writes_goes_back(wide: Recorder) -> None:
     eventually(lambda: wide.memory_bytes() < full_bytes - 8 * MIB)
     write(path, os.O_WRONLY)
     assert path.read_bytes() == BODY
+
+
+#: linux/fs.h
+NOREPLACE = 1
+
+
+def renameat2(old: Path, new: Path, flags: int) -> int:
+    """Rename with flags; return the errno, or 0."""
+    library = ctypes.CDLL(None, use_errno=True)
+    done = library.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags)
+    return ctypes.get_errno() if done else 0
+
+
+def test_renames_with_flags(recorder: Recorder, channel: str) -> None:
+    """With the channel the flags come along, names as they are; without it they are refused."""
+    write(recorder.path / "a", os.O_WRONLY | os.O_CREAT)
+    (recorder.path / "a").rename(recorder.path / "a somewhat longer name")
+    expected = [(0, "a", "a somewhat longer name")]
+    found = renameat2(recorder.path / "a somewhat longer name", recorder.path / "b", NOREPLACE)
+    if channel == "wide":
+        assert found == 0
+        expected.append((NOREPLACE, "a somewhat longer name", "b"))
+    else:
+        assert found == errno.EINVAL
+    asked = [(each["flags"], each["old"], each["new"]) for each in recorder.requests("rename")]
+    assert asked == expected

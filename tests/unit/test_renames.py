@@ -99,6 +99,17 @@ def test_to_a_name_that_is_taken() -> None:
                 assert world.client.keys() == [b"a", b"b", b"d/x"]
 
 
+def test_without_replacing() -> None:
+    """renameat2(RENAME_NOREPLACE) takes only a name that is free."""
+    with mounted({b"a": b"1", b"b": b"2"}, allow_rename=True, allow_overwrite=True) as world:
+        world.create(b"new")
+        for taken in (b"b", b"new"):
+            with pytest.raises(EntryExists):
+                world.fs.rename(ROOT, b"a", ROOT, taken, replace=False)
+        world.fs.rename(ROOT, b"a", ROOT, b"c", replace=False)
+        assert world.client.keys() == [b"b", b"c"]
+
+
 def test_somebody_else_takes_the_name() -> None:
     """What comes to be between lookup and copy is not replaced."""
     with mounted({b"a": b"1"}, allow_rename=True, allow_overwrite=True) as world:
@@ -207,6 +218,22 @@ def test_a_directory() -> None:
         world.fs.mkdir(ROOT, b"d")
         assert world.names(world.look(b"d").inode) == []
         assert not is_there(world, b"d/a")
+        world.fs._inodes.check()
+
+
+def test_renamed_again() -> None:
+    """What the kernel holds of a renamed directory has the new names, for further renames too."""
+    objects = {b"d/e/a": b"1", b"d/e/b": b"2"}
+    with mounted(objects, allow_rename=True, allow_delete=True) as world:
+        inner, file = world.look(b"d/e").inode, world.look(b"d/e/a").inode
+        rename(world, b"d", b"new")
+        rename(world, b"new/e", b"new/f")
+        assert world.names(inner) == [b"a", b"b"]
+        rename(world, b"new/f/a", b"new/f/c")
+        assert world.read_file(file) == b"1"
+        for name in (b"b", b"c"):
+            world.fs.unlink(inner, name)
+        world.fs.rmdir(world.look(b"new").inode, b"f")
         world.fs._inodes.check()
 
 
