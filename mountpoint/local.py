@@ -60,13 +60,22 @@ class LocalNames:
             if self._writers.get(writer.inode.number) is not writer:
                 return False
             del self._writers[writer.inode.number]
-            for directory, files in self._files.items():
-                if files.get(writer.inode.name) is writer:
-                    del files[writer.inode.name]
-                    if not files:
-                        del self._files[directory]
-                    return True
-            raise AssertionError("a file without a place")
+            self._forget_name(writer)
+            return True
+
+    def forget_name(self, writer: Writer) -> None:
+        """Forget what a file is called that is being written: it has been removed."""
+        with self._lock:
+            self._forget_name(writer)
+
+    def _forget_name(self, writer: Writer) -> None:
+        # Its directory may have been renamed since.
+        for directory, files in self._files.items():
+            if files.get(writer.inode.name) is writer:
+                del files[writer.inode.name]
+                if not files:
+                    del self._files[directory]
+                return
 
     def writers(self) -> list[Writer]:
         """Return who writes anything."""

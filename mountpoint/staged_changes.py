@@ -291,7 +291,7 @@ class StagedChanges:
             writer.file.unlink(delete)
         except BadHandle:
             return False
-        self._local.discard(writer)
+        self._local.forget_name(writer)
         self._local.keep(inode.directory)
         self._changed(inode.directory, inode.name, None)
         with self._lock:

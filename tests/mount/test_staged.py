@@ -1,0 +1,302 @@
+"""Staged writes through the kernel: files written in any order, and programs that need that."""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, FaultyProxy
+from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tests.mount.test_rename import OPTIONS, sh
+from tests.mount.test_write import body, pending
+
+MIB = 1 << 20
+
+
+def staged(
+    store: Store, folder: Path, *options: str, **more: str
+) -> "contextlib.AbstractContextManager[Mount]":
+    """Mount with files staged in `folder/stage`."""
+    stage = folder / "stage"
+    stage.mkdir(exist_ok=True)
+    return mounted(store, folder, *OPTIONS, "--staged-writes", str(stage), *options, **more)
+
+
+@pytest.fixture(scope="module", params=["channel", "no-channel"])
+def mount(
+    request: pytest.FixtureRequest, flat_store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    """A mount that stages all that is written, with the channel and without it."""
+    options = ["--prefix", "staged/"] + (["--no-channel"] if request.param == "no-channel" else [])
+    with staged(flat_store, tmp_path_factory.mktemp("staged"), *options) as it:
+        yield it
+
+
+@pytest.fixture
+def place(mount: Mount, request: pytest.FixtureRequest) -> Path:
+    """A directory on the mount for one test."""
+    path = mount.path / f"{abs(hash(request.node.name)):x}"
+    path.mkdir()
+    return path
+
+
+def stored(store: Store, mount: Mount, path: Path) -> bytes | None:
+    """Return the bytes of a file's object."""
+    return body(store, f"staged/{path.relative_to(mount.path)}")
+
+
+# --- Files ---
+
+
+def test_any_order(mount: Mount, place: Path, flat_store: Store) -> None:
+    """Writes, reads and cuts at random are those of a local file, in S3 with each sync."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    path, model = place / "file", bytearray()
+    with path.open("w+b", buffering=0) as file:
+        for step in range(60):
+            offset, size = rng.randrange(12 * MIB), rng.randrange(1, 2 * MIB)
+            kind = rng.choice(["write", "write", "write", "read", "truncate", "sync"])
+            if kind == "write":
+                data = rng.randbytes(size)
+                assert os.pwrite(file.fileno(), data, offset) == size
+                model.extend(bytes(max(0, offset + size - len(model))))
+                model[offset : offset + size] = data
+            elif kind == "read":
+                assert os.pread(file.fileno(), size, offset) == model[offset : offset + size], step
+            elif kind == "truncate":
+                os.ftruncate(file.fileno(), offset)
+                del model[offset:]
+                model.extend(bytes(offset - len(model)))
+            else:
+                os.fsync(file.fileno())
+                assert stored(flat_store, mount, path) == model
+            assert os.fstat(file.fileno()).st_size == len(model)
+    assert stored(flat_store, mount, path) == model
+    assert path.read_bytes() == model
+
+
+def test_a_small_change_of_a_large_file(mount: Mount, place: Path, flat_store: Store) -> None:
+    """What has not changed is copied by the server: less is fetched than the file has."""
+    data = bytearray(os.urandom(60 * MIB))
+    path = place / "large"
+    path.write_bytes(data)
+    with path.open("r+b", buffering=0) as file:
+        file.seek(30 * MIB)
+        file.write(b"changed")
+    data[30 * MIB : 30 * MIB + 7] = b"changed"
+    assert stored(flat_store, mount, path) == data
+    assert path.read_bytes() == data
+    assert pending(flat_store, "staged/") == 0
+
+
+def test_seen_by_all(mount: Mount, place: Path) -> None:
+    """All that have a file open see what the others write, at once."""
+    path = place / "shared"
+    path.write_bytes(b"0123456789")
+    assert path.read_bytes() == b"0123456789"  # and the kernel has its page
+    with path.open("r+b", buffering=0) as one, path.open("r+b", buffering=0) as two:
+        one.write(b"abc")
+        assert os.pread(two.fileno(), 20, 0) == b"abc3456789"
+        with path.open("rb", buffering=0) as reader:
+            os.pwrite(two.fileno(), b"XYZ", 10)
+            assert reader.read() == b"abc3456789XYZ"
+        assert path.stat().st_size == 13
+    assert path.read_bytes() == b"abc3456789XYZ"
+
+
+def test_removed_while_it_is_open(mount: Mount, place: Path, flat_store: Store) -> None:
+    """A file that is open can be removed, and goes on to be written and read."""
+    path = place / "temporary"
+    with path.open("w+b", buffering=0) as file:
+        file.write(b"123")
+        path.unlink()
+        assert not path.exists()
+        file.write(b"456")
+        assert os.pread(file.fileno(), 10, 0) == b"123456"
+    assert stored(flat_store, mount, path) is None
+
+
+def test_renamed_while_it_is_open(mount: Mount, place: Path, flat_store: Store) -> None:
+    """It comes to be under its new name, and takes the place of what was there."""
+    (place / "target").write_bytes(b"earlier")
+    with (place / "source").open("w+b", buffering=0) as file:
+        file.write(b"123")
+        (place / "source").rename(place / "target")
+        file.seek(0)
+        file.write(b"X")
+    assert stored(flat_store, mount, place / "target") == b"X23"
+    assert stored(flat_store, mount, place / "source") is None
+    assert (place / "target").read_bytes() == b"X23"
+
+
+def test_a_private_mapping(place: Path) -> None:
+    """A file can be mapped to be read."""
+    path = place / "mapped"
+    path.write_bytes(b"0123" * 5000)
+    private = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, **private) as mapping:
+        assert mapping[:8] == b"01230123"
+
+
+def test_the_writer_is_killed(mount: Mount, place: Path, flat_store: Store) -> None:
+    """What was synced stays, what was not is as if it had never been written."""
+    path = place / "killed"
+    script = f"""
+import os, time
+file = open({str(path)!r}, "w+b", buffering=0)
+file.write(b"synced"); os.fsync(file.fileno()); file.write(b" and not")
+print(1, flush=True); time.sleep(60)
+"""
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    eventually(lambda: path.stat().st_size == 6)
+    assert path.read_bytes() == b"synced"
+    assert stored(flat_store, mount, path) == b"synced"
+
+
+# --- Programs ---
+
+
+def test_sqlite(place: Path) -> None:
+    """A database with transactions, from several connections, is whole afterwards."""
+    path = place / "db"
+    with sqlite3.connect(path) as db:
+        db.execute("create table t (a integer primary key, b text)")
+        db.executemany("insert into t (b) values (?)", [("x" * 100,) for _ in range(2000)])
+    db.close()
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("update t set b = 'changed' where a % 100 = 0")
+    other.execute("delete from t")
+    other.rollback()
+    assert other.execute("pragma integrity_check").fetchone() == ("ok",)
+    assert other.execute("select count(*) from t where b = 'changed'").fetchone() == (20,)
+    assert other.execute("select count(*) from t").fetchone() == (2000,)
+    other.close()
+    assert os.listdir(place) == ["db"]
+
+
+def test_zip(place: Path) -> None:
+    """An archive is made, and added to."""
+    with zipfile.ZipFile(place / "a.zip", "w") as archive:
+        archive.writestr("one", b"1" * 100_000)
+    with zipfile.ZipFile(place / "a.zip", "a") as archive:
+        archive.writestr("two", b"2")
+    with zipfile.ZipFile(place / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["one", "two"]
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+def test_rsync_inplace(place: Path, tmp_path: Path) -> None:
+    """A file is brought up to date where it is."""
+    source = tmp_path / "source"
+    data = bytearray(os.urandom(3 * MIB))
+    for _ in range(2):
+        source.write_bytes(data)
+        sh(f"rsync --inplace --no-whole-file --ignore-times {source} {place}/copy", tmp_path)
+        assert (place / "copy").read_bytes() == data
+        data[MIB : MIB + 4] = b"more"
+
+
+@pytest.mark.skipif(shutil.which("vim") is None, reason="vim is not installed")
+@pytest.mark.parametrize("backup", ["yes", "no", "auto"])
+def test_vim(place: Path, backup: str) -> None:
+    """A file is edited and saved, whichever way vim saves."""
+    (place / "text").write_text("one\ntwo\n")
+    command = f"vim -u NONE -i NONE -es -c 'set backupcopy={backup}' -c '%s/two/three/' -c wq text"
+    subprocess.run(["bash", "-c", command], cwd=place, check=False, timeout=60, capture_output=True)
+    assert (place / "text").read_text() == "one\nthree\n"
+    assert os.listdir(place) == ["text"]
+
+
+# --- When it goes wrong ---
+
+
+def refuse_writes(exchange: Exchange) -> None:
+    """Take nothing."""
+    if exchange.is_write:
+        exchange.refuse(503, "SlowDown")
+
+
+def test_an_upload_that_fails(flat_store: Store, folder: Path) -> None:
+    """Closing fails, the file is still there as it was written, and the next close succeeds."""
+    with FaultyProxy(flat_store.endpoint_url) as proxy:
+        with staged(flat_store, folder, "--prefix", "failing/", "--read-timeout", "3",
+                    endpoint_url=proxy.url) as mount:  # fmt: skip
+            path = mount.path / "a"
+            path.write_bytes(b"earlier")
+            proxy.before.append(refuse_writes)
+            file = path.open("r+b", buffering=0)
+            file.write(b"LATER")
+            assert errno_of(file.close) == errno.EIO
+            assert path.read_bytes() == b"LATERer"
+            assert body(flat_store, "failing/a") == b"earlier"
+            eventually(lambda: "is kept in" in mount.log)
+            proxy.before.clear()
+            with path.open("rb+"):
+                subprocess.run(["sync", path], check=True, timeout=60)
+            assert body(flat_store, "failing/a") == b"LATERer"
+        eventually(mount.has_ended)
+
+
+def test_what_a_killed_mount_leaves(flat_store: Store, folder: Path) -> None:
+    """The next mount says where it is and what is to be done, and leaves it there."""
+    with staged(flat_store, folder, "--prefix", "left/") as mount:
+        file = (mount.path / "a").open("w+b", buffering=0)
+        file.write(b"123")
+        os.kill(mount.pid, signal.SIGKILL)
+        eventually(mount.has_ended)
+        errno_of(file.close)
+    with staged(flat_store, folder, "--prefix", "left/") as mount:
+        (left,) = (folder / "stage").glob("*/*.data")
+        assert left.read_bytes() == b"123"
+        assert json.loads(left.with_suffix(".json").read_text())["key"] == "left/a"
+        assert str(left) in mount.log
+    assert left.exists()
+
+
+def test_no_room(flat_store: Store, folder: Path) -> None:
+    """Beyond the limit a write is ENOSPC; what is uploaded makes room again."""
+    with staged(flat_store, folder, "--prefix", "full/", "--staged-limit", "16") as mount:
+        with (mount.path / "a").open("wb", buffering=0) as file:
+            for _ in range(10):
+                file.write(bytes(b"x" * MIB))
+            with (mount.path / "b").open("wb", buffering=0) as other:
+                found = errno_of(lambda: [other.write(bytes(b"x" * MIB)) for _ in range(10)])
+                assert found == errno.ENOSPC
+        (mount.path / "c").write_bytes(b"x" * 10 * MIB)
+        assert body(flat_store, "full/a") == b"x" * 10 * MIB
+
+
+def test_readers_go_on_while_a_file_is_uploaded(mount: Mount, place: Path) -> None:
+    """Reading a file and syncing it at the same time disturb each other in nothing."""
+    path = place / "busy"
+    data = os.urandom(20 * MIB)
+    path.write_bytes(data)
+    with path.open("r+b", buffering=0) as file:
+        file.write(data[:10])
+        sync = threading.Thread(target=os.fsync, args=[file.fileno()])
+        sync.start()
+        assert path.read_bytes() == data
+        sync.join()
