@@ -400,6 +400,7 @@ class FileSystem:
         if writer is not None and self._writing.unlink_open(writer):
             return
         self._changes.unlink(directory, self._find(directory.key, name)[0])
+        self._listings.gone(directory.key, name)
 
     def rename(
         self,
@@ -429,6 +430,7 @@ class FileSystem:
             self._renames.directory(directory, entry, to, new_name, target)
         else:
             self._renames.file(directory, entry, to, new_name, target, look=look)
+            self._listings.gone(directory.key, name)
 
     def _target(self, directory: Inode, name: bytes) -> tuple[Entry | None, bool]:
         """Return what has a name, and whether that is to be looked at again before it goes."""

@@ -234,6 +234,11 @@ class Listings:
                 page.entries[name] = None
             self._drop_old()
 
+    def gone(self, directory: bytes, name: bytes) -> None:
+        """Note that this mount has removed a name, after `discard`."""
+        # A moment later, so that it counts.
+        self.missed(directory, name, math.nextafter(self._clock(), math.inf))
+
     def forget(self, directory: bytes) -> None:
         """Forget how the listing of a directory was divided into pages."""
         with self._lock:

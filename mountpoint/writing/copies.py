@@ -53,7 +53,7 @@ from mountpoint.s3.client import (
     PutOptions,
     Stored,
 )
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import Patience, Question
 from mountpoint.writing.many import Result, for_each
 from mountpoint.writing.multipart import SLOWEST_COPY_BYTES_PER_S
 from mountpoint.writing.uploads import Uploads
@@ -104,12 +104,7 @@ class Copies:
         PreconditionFailed when it is not, PreconditionFailed or NotFound when the source is
         not that version any more, and what retries did not help.
         """
-        if look:
-            self._look(key, condition)
-        if source.size_bytes > self._most_copy_bytes:
-            etag = self._copy_in_parts(source, key, condition)
-        else:
-            etag = self._copy_at_once(source, key, condition)
+        etag = self._copy(source, key, condition, look=look)
         return self._confirmed(source, key, etag)
 
     def options_of(self, source: ObjectInfo) -> PutOptions:
@@ -141,9 +136,11 @@ class Copies:
             raise ValueError("an object cannot be moved to where it is")
         if self.renames:
             return self._rename(source, key, condition)
-        copied = self.copy(source, key, condition=condition, look=look)
+        etag = self._copy(source, key, condition, look=look)
+        there = self._ask_head(source.key)  # at the same time as the copy
+        copied = self._confirmed(source, key, etag)
         try:
-            self._delete(source)
+            self._delete(source, there)
         except S3Error as error:
             raise explained(
                 error,
@@ -239,6 +236,14 @@ class Copies:
 
     # --- the copy ---
 
+    def _copy(self, source: ObjectInfo, key: bytes, condition: Condition, *, look: bool) -> str:
+        """Copy this version; return the copy's ETag."""
+        if look:
+            self._look(key, condition)
+        if source.size_bytes > self._most_copy_bytes:
+            return self._copy_in_parts(source, key, condition)
+        return self._copy_at_once(source, key, condition)
+
     def _look(self, key: bytes, condition: Condition) -> None:
         """Check the condition, as far as that can be done before."""
         if condition == ALWAYS:
@@ -330,10 +335,11 @@ class Copies:
 
     # --- the source ---
 
-    def _delete(self, source: ObjectInfo) -> None:
-        """Delete this version. It is no error that it is gone."""
-        there = self._head(source.key)
-        if there is None:
+    def _delete(self, source: ObjectInfo, asked: Question[ObjectInfo]) -> None:
+        """Delete this version, if it is what was `asked` for. It is no error that it is gone."""
+        try:
+            there = asked.answer()
+        except NotFound:
             return
         if not same(there.etag, source.etag):
             raise PreconditionFailed("it has changed meanwhile")
@@ -348,7 +354,7 @@ class Copies:
             if etag is None:
                 raise
             self._conditional_deletes = False
-            self._delete(source)
+            self._delete(source, self._ask_head(source.key))
         except S3Error:
             # Done by an earlier try, or by somebody else: some stores say 412 of what is gone.
             if self._head(source.key) is not None:
@@ -362,9 +368,12 @@ class Copies:
         )
         return self._patience.ask(start).answer()
 
+    def _ask_head(self, key: bytes) -> Question[ObjectInfo]:
+        return self._patience.ask(functools.partial(self._client.head, key))
+
     def _head(self, key: bytes) -> ObjectInfo | None:
         try:
-            return self._patience.ask(functools.partial(self._client.head, key)).answer()
+            return self._ask_head(key).answer()
         except NotFound:
             return None
 

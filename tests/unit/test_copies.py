@@ -220,8 +220,8 @@ def test_order_of_a_move(place: Place, size: int) -> None:
     asked = place.kinds_and_keys()
     made = asked.index(("copy_object" if size <= 2 * MIB else "complete_upload", KEY))
     assert ("head", KEY) in asked[made:]
-    assert asked[-2:] == [("head", SOURCE), ("delete_object", SOURCE)]
-    assert asked[-3] == ("head", KEY)
+    assert asked[-1] == ("delete_object", SOURCE)
+    assert sorted(asked[-3:-1]) == sorted([("head", SOURCE), ("head", KEY)])
     place.check_over()
 
 

@@ -442,3 +442,21 @@ def test_against_a_model(
                 assert content == world.client._objects[what][1]
         world.fs._listings.check()
         assert world.budget.held_bytes == 0
+
+
+def test_what_this_mount_has_removed() -> None:
+    """With a negative ttl nobody is asked for a name that was deleted or renamed here."""
+    options = {"negative_ttl_s": 1.0, "allow_delete": True, "allow_rename": True}
+    with mounted({b"a": b"", b"b": b""}, **options) as world:
+        for name in (b"a", b"b"):
+            world.look(name)
+        world.fs.unlink(ROOT, b"a")
+        world.fs.rename(ROOT, b"b", ROOT, b"c")
+        count = world.client.count()
+        for name in (b"a", b"b"):
+            with pytest.raises(NoSuchEntry):
+                world.look(name)
+        assert world.client.count() == count
+        world.pass_s(2)
+        world.client.put(b"a", b"")
+        world.look(b"a")
