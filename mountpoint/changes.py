@@ -19,6 +19,7 @@ upload has the condition that there is still no object of that name.
 import mimetypes
 import os
 import time
+import weakref
 from collections.abc import Callable
 
 import structlog
@@ -35,15 +36,15 @@ from mountpoint.errors import (
     StaleInode,
     WriterKilled,
 )
-from mountpoint.handles import SYNC_FLAGS, WriteHandle
+from mountpoint.handles import SYNC_FLAGS, Sequential, WriteHandle, unchanged
 from mountpoint.inodes import Inode, InodeTable
+from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames, Writer
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes, formatted
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
-from mountpoint.writing.appending import Appending
 from mountpoint.writing.copies import Copies
-from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ class Changes:
         copies: Copies,
         inodes: InodeTable,
         local: LocalNames,
+        keeping: Keeping,
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
     ) -> None:
@@ -79,17 +81,28 @@ class Changes:
         self._copies = copies
         self._inodes = inodes
         self._local = local
+        self._keeping = keeping
         self._config = config
         self._changed = changed
+        # mutable: files that are uploaded and still open, by key; used in single steps
+        self._settled: weakref.WeakValueDictionary[bytes, WriteHandle]
+        self._settled = weakref.WeakValueDictionary()
 
-    def create(self, parent: Inode, name: bytes, flags: int, process: int) -> WriteHandle:
+    def create(
+        self,
+        parent: Inode,
+        name: bytes,
+        flags: int,
+        process: int,
+        attributes: FileAttributes = NOTHING,
+    ) -> WriteHandle:
         """Begin a new file. Its inode counts one lookup and one open."""
         _check_flags(flags)
         tree.check_new(parent.key, name)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
-            handle = WriteHandle(inode, process, self._beginner(inode), condition=NEW)
-            return self._add(handle)
+            kept = self._keeping.of_new(attributes)
+            return self._add(WriteHandle(inode, process, self._begin, condition=NEW, kept=kept))
         except BaseException:
             self._inodes.forget(inode.number, 1)
             self._inodes.released(inode)
@@ -121,7 +134,7 @@ class Changes:
             base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
             if not inode.is_version(Entry(inode.name, base)):
                 raise StaleInode("the object was replaced")
-            condition = _unchanged(base)
+            condition = unchanged(base)
         elif not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
         elif not flags & os.O_TRUNC:
@@ -129,11 +142,18 @@ class Changes:
                 "a file can only be written from its beginning", "open it with O_TRUNC"
             )
         elif self._config.incremental_upload and inode.info is not None:
-            condition = _unchanged(inode.info)  # or a part that comes late could replace others
+            condition = unchanged(inode.info)  # or a part that comes late could replace others
         if inode.opens > 1:
             raise NotPermitted("the file is being read")
+        keeping = self._keeping
         handle = WriteHandle(
-            inode, process, self._beginner(inode), condition=condition, base=base, replaces=True
+            inode,
+            process,
+            self._begin,
+            condition=condition,
+            kept=keeping.of_replaced(inode) if base is None else keeping.of_base(base),
+            base=base,
+            replaces=True,
         )
         return self._add(handle)
 
@@ -162,14 +182,14 @@ class Changes:
             raise
         if process == handle.opener and not killed:
             handle.closing = True
-            if handle.upload is not None and handle.upload.size_bytes:
-                self._finish(handle, handle.upload)
+            if handle.size_bytes if handle.upload is not None else self._keeping.left(handle):
+                self._finish(handle)
 
     def sync(self, handle: WriteHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
         handle.final = not (self._config.allow_append or self._config.incremental_upload)
-        if handle.upload is not None:
-            self._finish(handle, handle.upload)
+        if handle.upload is not None or self._keeping.left(handle):
+            self._finish(handle)
 
     def release(self, handle: WriteHandle) -> None:
         """End a file that has no descriptor any more."""
@@ -181,10 +201,7 @@ class Changes:
                 error = WriterKilled("the process that wrote the file was killed")
                 self._lost(handle, error)
                 raise error
-            if upload is not None:
-                self._finish(handle, upload)
-            else:
-                self._settle(handle)
+            self._finish(handle)
         finally:
             if upload is not None:
                 upload.abort()
@@ -209,6 +226,19 @@ class Changes:
         if inode.info is not None and inode.info.size_bytes == size_bytes:
             return
         raise NotPermitted("S3 takes whole objects: a file cannot be cut or lengthened")
+
+    def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
+        """Set mode, owners or time of a file or directory that is there."""
+        self._keeping.set(inode, attributes, self._settled.get(inode.key))
+
+    def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
+        """Set them of a file that is being written; False: it is there now."""
+        assert isinstance(writer, WriteHandle)
+        with writer.settling:
+            if writer.settled.is_set():
+                return False
+            self._keeping.note(writer, attributes)
+            return True
 
     def unlink(self, parent: Inode, entry: Entry) -> None:
         """Delete an object."""
@@ -254,24 +284,28 @@ class Changes:
 
     # --- inside ---
 
-    def _beginner(
-        self, inode: Inode
-    ) -> Callable[[Condition, ObjectInfo | None], Upload | Appending]:
-        """Return what makes the uploads of an inode's file, whatever its name is by then."""
-
-        def begin(condition: Condition, base: ObjectInfo | None) -> Upload | Appending:
-            key = inode.key
-            if self._config.incremental_upload:
-                return self._uploads.appending(key, base=base, condition=condition)
-            if base is not None:
-                options = self._copies.options_of(base)
-                return self._uploads.upload(key, condition=condition, options=options)
-            content_type = None
-            if self._config.content_types:
-                content_type, _ = mimetypes.guess_type(key.decode("utf-8", "replace"), strict=False)
-            return self._uploads.upload(key, condition=condition, content_type=content_type)
-
-        return begin
+    def _begin(
+        self, handle: WriteHandle, base: ObjectInfo | None
+    ) -> tuple[Sequential, FileAttributes]:
+        """Return an upload of a file, whatever its name is by now, and what that keeps of it."""
+        key, condition = handle.inode.key, handle.condition
+        if self._config.incremental_upload:
+            metadata = formatted(handle.kept) if base is None else {}
+            appending = self._uploads.appending(
+                key, base=base, condition=condition, metadata=metadata
+            )
+            return appending, handle.kept
+        if base is not None:
+            options = self._copies.options_of(base)
+            options, told = self._keeping.on_base(handle, options, None)
+            return self._uploads.upload(key, condition=condition, options=options), told
+        content_type = None
+        if self._config.content_types:
+            content_type, _ = mimetypes.guess_type(key.decode("utf-8", "replace"), strict=False)
+        upload = self._uploads.upload(
+            key, condition=condition, content_type=content_type, metadata=formatted(handle.kept)
+        )
+        return upload, handle.kept
 
     def _add(self, handle: WriteHandle) -> WriteHandle:
         if not self._local.add(handle):
@@ -291,41 +325,58 @@ class Changes:
             handle.closing = False
             handle.settled.clear()
 
-    def _finish(self, handle: WriteHandle, upload: Upload | Appending) -> None:
-        """Complete an upload; if its file has been renamed meanwhile, move it."""
+    def _finish(self, handle: WriteHandle) -> None:
+        """Complete what is being uploaded of a file, under its name and with its attributes."""
+        upload, info = handle.upload, handle.base
+        refused: OperationError | None = None
         try:
-            upload.rename(handle.inode.key, handle.condition)
-            info = upload.finish()
+            if upload is not None:
+                upload.rename(handle.inode.key, handle.condition)
+                self._keeping.finishing(handle, upload)
+                info = upload.finish()
+                if not handle.claim(upload):  # somebody else does the rest, or has
+                    while handle.upload is upload and not handle.settled.wait(SETTLE_S):
+                        pass
+                    handle.check()
+                    return
+            assert info is not None
             while not self._settle(handle, upload, info):
-                info = self._copies.move(info, handle.inode.key, condition=handle.condition)
-            upload.abort()  # nothing: all of it is there
+                if upload is not None and info.key != handle.inode.key:
+                    info = self._copies.move(info, handle.inode.key, condition=handle.condition)
+                    continue
+                try:
+                    info = self._keeping.finished(handle, info)
+                except OperationError as error:
+                    refused = error  # it is there all the same
         except OperationError as error:
             self._lost(handle, error)
             raise
+        if upload is not None:
+            upload.abort()  # nothing: all of it is there
+        if refused is not None:
+            raise refused
 
-    def _settle(
-        self,
-        handle: WriteHandle,
-        upload: Upload | Appending | None = None,
-        info: ObjectInfo | None = None,
-    ) -> bool:
-        """Note that all is uploaded; False if it is not under the file's name."""
+    def _settle(self, handle: WriteHandle, upload: Sequential | None, info: ObjectInfo) -> bool:
+        """Note that all is as it is to be; False if its name or its attributes are not."""
         inode = handle.inode
         with handle.settling:
             if upload is not handle.upload:
                 return True  # somebody else has
-            if info is not None:
-                if info.key != inode.key:
-                    return False
+            if upload is not None and info.key != inode.key:
+                return False
+            if self._keeping.left(handle):
+                return False
+            if upload is not None or info is not handle.base:
                 # Known before it is forgotten that it is being written: it is there all the time.
                 self._changed(inode.directory, inode.name, info)
-                if handle.base is None:
+                if handle.base is None or upload is None:
                     self._inodes.became(inode, info, 0.0)
                 else:
                     # The kernel may have its last page, with zeros where there is something now.
                     self._inodes.disown(inode, info)
                 handle.base, handle.upload = info, None
-                handle.condition = _unchanged(info)
+                handle.condition = unchanged(info)
+            self._settled[info.key] = handle
             self._local.discard(handle)
             handle.settled.set()
             return True
@@ -339,11 +390,6 @@ class Changes:
                 self._inodes.disown(inode)
                 self._changed(inode.directory, inode.name, None)
             handle.settled.set()
-
-
-def _unchanged(info: ObjectInfo) -> Condition:
-    """Return the condition that this version is still there."""
-    return Condition(etag=info.etag) if info.etag else ALWAYS
 
 
 def _check_flags(flags: int) -> None:

@@ -1,8 +1,8 @@
 """The command line: options to `Config`, then mount.
 
 The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
-and doc/CONFIGURATION.md); `--memory-target`, `--read-timeout`, `--read-checksums` and
-`--ca-bundle` are ours.
+and doc/CONFIGURATION.md); `--memory-target`, `--read-timeout`, `--read-checksums`,
+`--attributes` and `--ca-bundle` are ours.
 
 * There is one table of options, click's. `-o` items (`fstab`) become long options in front
   of the others and are parsed with them, so that both ways know the same names.
@@ -234,6 +234,15 @@ LOGGING = "Logging options"
     type=int,
     metavar="MIB",
     help="Room for them, MiB.  [default: half of what is free]",
+)
+@_option(
+    MOUNT,
+    "--attributes",
+    type=click.Choice(["refuse", "ignore", "keep"]),
+    default="refuse",
+    metavar="refuse|ignore|keep",
+    label="--attributes HOW",
+    help="What chmod, chown and touch do: refuse, ignore or keep in metadata.  [default: refuse]",
 )
 @_option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
 @_option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
@@ -467,6 +476,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
                 "allow_append",
                 "incremental_upload",
                 "keep_directories",
+                "attributes",
             ),
         ),
         read=ReadConfig(

@@ -251,7 +251,8 @@ class ChangeConfig:
     With `incremental_upload`, for directory buckets, files grow in the bucket while they are
     written. `keep_directories` is whether they get marker objects, `content_types` whether to
     guess them. With a `staging_directory` files are written there first, and may hold
-    `staging_limit_bytes` of it (None: a share of what is free).
+    `staging_limit_bytes` of it (None: a share of what is free). `attributes` says what happens to
+    modes, owners and times that are set (`keeping`).
     """
 
     allow_overwrite: bool = False
@@ -263,6 +264,7 @@ class ChangeConfig:
     staging_directory: str | None = None
     staging_limit_bytes: int | None = None
     content_types: bool = False
+    attributes: Literal["refuse", "ignore", "keep"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.incremental_upload and self.staging_directory is not None:

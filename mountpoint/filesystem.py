@@ -15,7 +15,6 @@ llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, i
 import os
 import stat
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +29,8 @@ from mountpoint.errors import (
     EntryExists,
     IsADirectory,
     NameTooLong,
-    NoSuchEntry,
     NotADirectory,
     NotFound,
-    NotPermitted,
     PreconditionFailed,
     StaleInode,
 )
@@ -45,22 +42,27 @@ from mountpoint.handles import (
     StagedHandle,
     WriteHandle,
 )
+from mountpoint.heads import Heads
 from mountpoint.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.keeping import Keeping
 from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.lookups import Lookups
 from mountpoint.listing.recent import Listings
 from mountpoint.local import LocalNames
 from mountpoint.memory import drop_leftovers, give_back
+from mountpoint.names import Names
 from mountpoint.opener import Opener
 from mountpoint.reading.stream import Bytes
 from mountpoint.reading.streams import Streams
 from mountpoint.renames import Renames
 from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staged_changes import StagedChanges
 from mountpoint.staging.area import StagingArea
 from mountpoint.tree import Entry
 from mountpoint.writing.copies import Copies
+from mountpoint.writing.selfcopy import SelfCopies
 from mountpoint.writing.uploads import Uploads
 
 #: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
@@ -69,11 +71,6 @@ ENTRIES_PER_READ = 128
 #: Inodes of 3 MB. Memory goes back when so many have gone, and as many as are left, so that this
 #: takes little for each; and when no more have gone for a second, because they go in batches.
 MANY_FORGOTTEN = 10_000
-
-#: Names that were looked up last and were not there, and for how long that spares asking again
-#: before something is renamed to one: as long as between any two requests.
-MANY_ABSENT = 32
-ABSENT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +131,35 @@ class FileSystem:
             asks_always=config.asks_on_open,
         )
         self._local = LocalNames(prefix)
-        self._absent: deque[tuple[bytes, bytes, float]] = deque(maxlen=MANY_ABSENT)
+        self._keeping = Keeping(
+            SelfCopies(client, uploads, patience), self._inodes, change, self._changed
+        )
+        self._names = Names(
+            self._lookups,
+            self._listings,
+            Heads(client, patience, self._listings),
+            self._inodes,
+            self._local,
+            ttl_s=config.ttl_s,
+            describes=self._keeping.keeps,
+        )
         self._showing = Showing(
-            config, self._local, ahead_s=self._lookups.ahead_s, mounted_at_ns=time.time_ns()
+            config,
+            self._local,
+            keeps=self._keeping.keeps,
+            ahead_s=self._lookups.ahead_s,
+            mounted_at_ns=time.time_ns(),
         )
         self._changes = Changes(
-            client, patience, uploads, copies, self._inodes, self._local, change, self._changed
+            client,
+            patience,
+            uploads,
+            copies,
+            self._inodes,
+            self._local,
+            self._keeping,
+            change,
+            self._changed,
         )
         self._writing: Any = self._changes
         if staging is not None:
@@ -151,6 +171,7 @@ class FileSystem:
                 copies,
                 self._inodes,
                 self._local,
+                self._keeping,
                 change,
                 write,
                 self._changed,
@@ -180,11 +201,7 @@ class FileSystem:
         if writer is not None:
             self._inodes.looked_up_again(writer.inode)
             return self._showing.attributes(writer.inode, 0.0)
-        try:
-            entry, fresh_until_s = self._find(directory.key, name)
-        except NoSuchEntry:
-            self._absent.append((directory.key, name, time.monotonic()))
-            raise
+        entry, fresh_until_s = self._names.look(directory, name)
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
 
@@ -199,7 +216,7 @@ class FileSystem:
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
             return self._showing.attributes(inode, left_s)
-        entry, fresh_until_s = self._find(inode.directory, inode.name)
+        entry, fresh_until_s = self._names.look(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
             raise StaleInode("the object was replaced")
         if entry.info is not None:
@@ -242,23 +259,24 @@ class FileSystem:
         return mask & (attributes.mode >> shift) == mask
 
     def set_attributes(
-        self, number: InodeNumber, *, size_bytes: int | None, mtime_ns: int | None
+        self,
+        number: InodeNumber,
+        *,
+        size_bytes: int | None,
+        mtime_ns: int | None,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
     ) -> Attributes:
-        """Set what can be set: all but the size of a file that is being written.
-
-        Of that the size, too, to what a new upload can make of it. Owners and modes are those
-        of the mount; that they cannot be set is said of files that are there only, since
-        programs that write files set them without need.
-        """
+        """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set."""
         inode = self._inodes.get(number)
         if size_bytes is not None:
             self._writing.truncate(inode, size_bytes)
         else:
+            attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
-            if writer is None:
-                raise NotPermitted("attributes cannot be changed")
-            if mtime_ns is not None:
-                writer.mtime_ns = mtime_ns
+            if writer is None or not self._writing.set_open(writer, attributes):
+                self._changes.set_attributes(inode, attributes)
         return self.getattr(number)
 
     # --- directories ---
@@ -317,15 +335,20 @@ class FileSystem:
     def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         """Remove an empty directory."""
         directory = self._directory(parent)
-        self._making.remove(directory, self._find(directory.key, name)[0])
+        self._making.remove(directory, self._names.find(directory.key, name)[0])
 
     # --- files ---
 
     def create(
-        self, parent: InodeNumber, name: bytes, flags: int, process: int
+        self,
+        parent: InodeNumber,
+        name: bytes,
+        flags: int,
+        process: int,
+        attributes: FileAttributes = NOTHING,
     ) -> tuple[HandleNumber, Attributes]:
         """Begin a new file for a process, and count a lookup of it."""
-        handle = self._writing.create(self._directory(parent), name, flags, process)
+        handle = self._writing.create(self._directory(parent), name, flags, process, attributes)
         return self._files.add(handle), self._showing.attributes(handle.inode, 0.0)
 
     def open(self, number: InodeNumber, flags: int, process: int = 0) -> HandleNumber:
@@ -399,7 +422,7 @@ class FileSystem:
         writer = self._local.file(directory.key, name)
         if writer is not None and self._writing.unlink_open(writer):
             return
-        self._changes.unlink(directory, self._find(directory.key, name)[0])
+        self._changes.unlink(directory, self._names.find(directory.key, name)[0])
         self._listings.gone(directory.key, name)
 
     def rename(
@@ -417,7 +440,7 @@ class FileSystem:
         displaced = self._local.file(to.key, new_name)
         if displaced is not None and replace:
             self._writing.displace(displaced)
-        target, look = self._target(to, new_name)
+        target, look = self._names.target(to, new_name)
         if not replace and (target or displaced):
             raise EntryExists("there is something of this name")
         writer = self._local.file(directory.key, name)
@@ -425,26 +448,12 @@ class FileSystem:
             condition = self._renames.condition(target)
             if self._writing.rename_open(writer, to, new_name, condition):
                 return
-        entry = self._find(directory.key, name)[0]
+        entry = self._names.find(directory.key, name)[0]
         if entry.is_directory:
             self._renames.directory(directory, entry, to, new_name, target)
         else:
             self._renames.file(directory, entry, to, new_name, target, look=look)
             self._listings.gone(directory.key, name)
-
-    def _target(self, directory: Inode, name: bytes) -> tuple[Entry | None, bool]:
-        """Return what has a name, and whether that is to be looked at again before it goes."""
-        known = self._listings.find(directory.key, name)
-        if known is not None:
-            return known[0], True
-        oldest_s = time.monotonic() - ABSENT_S
-        for where, what, asked_at_s in list(self._absent):
-            if (where, what) == (directory.key, name) and asked_at_s > oldest_s:
-                return None, False
-        try:
-            return self._find(directory.key, name)[0], True
-        except NoSuchEntry:
-            return None, False
 
     # --- for log lines ---
 
@@ -476,12 +485,6 @@ class FileSystem:
         if not inode.is_directory:
             raise NotADirectory()
         return inode
-
-    def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
-        """Return what a name is, and until when (monotonic clock) that may be believed."""
-        if self._local.is_directory(directory + name + b"/"):
-            return Entry(name, None), time.monotonic() + self._config.ttl_s
-        return self._lookups.find(directory, name)
 
     def _changed(self, directory: bytes, name: bytes, info: ObjectInfo | None) -> None:
         """Take what this mount has made of a name."""

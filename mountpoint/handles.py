@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
@@ -15,7 +16,8 @@ from mountpoint.listing.flat import Listed
 from mountpoint.listing.recent import Listings
 from mountpoint.listing.runs import Asked
 from mountpoint.reading.stream import Bytes, ReadStream
-from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.staged import StagedFile
 from mountpoint.tree import Entry
@@ -88,23 +90,28 @@ class ReadHandle:
             self._stream.close()
 
 
+#: What is written from its beginning to its end.
+Sequential = Upload | Appending
+
+
 class WriteHandle:
     """A file open for writing: one upload, whatever descriptors there are of it.
 
     `opener` is the process that opened it. Others come to have it by fork(2) or from a socket; it
     is the opener's close that ends the upload (`changes`). When that was a duplicate's, writing
     may go on: then what is there, `base`, is the beginning of another upload. So it is from the
-    start for who appends. `begin` makes an upload with a condition, on such a base or on nothing.
-    `replaces`: there is an object under this name.
+    start for who appends. `begin` makes an upload of it, on such a base or on nothing, and says
+    which attributes go along. `replaces`: there is an object under this name.
     """
 
     def __init__(
         self,
         inode: Inode,
         opener: int,
-        begin: Callable[[Condition, ObjectInfo | None], Upload | Appending],
+        begin: "Begin",
         *,
         condition: Condition,
+        kept: FileAttributes = NOTHING,
         base: ObjectInfo | None = None,
         replaces: bool = False,
     ) -> None:
@@ -117,15 +124,19 @@ class WriteHandle:
         # mutable
         self.condition = condition  # of the next upload
         self.base = base
-        #: None: nothing is to be uploaded
-        self.upload = begin(condition, None) if base is None else None
-        self.mtime_ns = time.time_ns() if base is None else base.mtime_ns  # or as it was set
+        self.kept = kept  # what the object is to keep: of the time, as it was set last
+        self.told = kept  # what the object keeps, or will when it is uploaded
+        self.mtime_ns = self._time(base)  # of the last write, or as it was set
+        self.upload: Sequential | None = None  # None: nothing is to be uploaded
+        if base is None:
+            self.upload, self.told = begin(self, None)
         self.closing = False  # its opener has closed a descriptor of it
         self.killed = False  # who closed a descriptor last was being killed
         self.final = False  # nothing may be written any more
         self.settled = threading.Event()  # nothing is to be uploaded, or there never will be
         self._failure: Exception | None = None
         self.settling = threading.Lock()  # held to set it and what goes with it
+        self._claimed: Sequential | None = None  # by who brings it to its place
 
     @property
     def size_bytes(self) -> int:
@@ -146,7 +157,10 @@ class WriteHandle:
 
     def restart(self) -> None:
         """Begin anew, with nothing written."""
-        begun, self.upload = self.upload, self._begin(self.condition, None)
+        begun = self.upload
+        self.kept = replace(self.kept, mtime_ns=None)
+        self.mtime_ns = time.time_ns()
+        self.upload, self.told = self._begin(self, None)
         if begun is not None:
             begun.abort()
 
@@ -163,35 +177,66 @@ class WriteHandle:
         if self._failure is not None:
             raise self._failure
 
-    def _go_on(self, offset: int) -> Upload | Appending:
+    def claim(self, upload: Sequential) -> bool:
+        """Whether it is the caller who has to bring a complete upload to its place."""
+        with self.settling:
+            if upload is not self.upload or upload is self._claimed:
+                return False
+            self._claimed = upload
+            return True
+
+    def became(self, info: ObjectInfo) -> None:
+        """Note that the object is this now, with attributes that were set of what is there."""
+        self.base, self.condition = info, unchanged(info)
+        self.kept = self.told = info.attributes or NOTHING
+        self.mtime_ns = self._time(info)
+
+    def _time(self, base: ObjectInfo | None) -> int:
+        if base is None:
+            return time.time_ns()
+        return base.mtime_ns if self.kept.mtime_ns is None else self.kept.mtime_ns
+
+    def _go_on(self, offset: int) -> Sequential:
         """Begin an upload with what is there. The kernel lets nobody else write meanwhile."""
         base = self.base
         assert base is not None
         if offset != base.size_bytes:
             raise NotSequential(f"a write at {offset}, where {base.size_bytes} was next")
-        upload = self.upload = self._begin(self.condition, base)
+        upload, self.told = self._begin(self, base)
+        self.upload = upload
         if isinstance(upload, Upload):
             upload.copy(base, 0, base.size_bytes)
         return upload
 
 
+#: Makes the upload of a file, on a base or not, and says which attributes go along.
+Begin = Callable[[WriteHandle, ObjectInfo | None], tuple[Sequential, FileAttributes]]
+
+
 class StagedWriter:
     """A file that is staged: what all handles of it share.
 
-    `new`: it was made here, so that the kernel has no pages of an earlier version.
+    `new`: it was made here, so that the kernel has no pages of an earlier version. `kept` is what
+    is kept of its attributes; None: nothing is ever.
     """
 
-    def __init__(self, inode: Inode, file: StagedFile, *, new: bool) -> None:
+    def __init__(
+        self, inode: Inode, file: StagedFile, *, new: bool, kept: FileAttributes | None
+    ) -> None:
         # dependencies
         self.inode = inode
         self.file = file
         # constants
         self.new = new
+        self._keeps = kept is not None
         # mutable
         self.handles = 0  # guarded by who makes them
         self.touched = False  # something was written since it was opened
         self.killed = False  # who closed a descriptor last was being killed
-        self._mtime_ns: int | None = None  # as it was set
+        self.kept = kept or NOTHING  # what the object is to keep, but for the time
+        self.set_ns: int | None = None  # the time, as it was set since it was written last
+        self.settling = threading.Lock()  # held to change them
+        self.tried: FileAttributes | None = None  # what the object was last copied to keep
 
     @property
     def size_bytes(self) -> int:
@@ -199,24 +244,29 @@ class StagedWriter:
         return self.file.size_bytes
 
     @property
+    def told(self) -> FileAttributes:
+        """What the object keeps, as it is in S3 now."""
+        base = self.file.base
+        return base.attributes or NOTHING if base is not None and self._keeps else NOTHING
+
+    @property
     def mtime_ns(self) -> int:
         """When it was written last, or as it was set since."""
-        return self.file.mtime_ns if self._mtime_ns is None else self._mtime_ns
-
-    @mtime_ns.setter
-    def mtime_ns(self, mtime_ns: int) -> None:
-        self._mtime_ns = mtime_ns
+        if self.set_ns is not None:
+            return self.set_ns
+        kept_ns = None if self.file.dirty else self.told.mtime_ns
+        return self.file.mtime_ns if kept_ns is None else kept_ns
 
     def write(self, offset: int, data: bytes) -> int:
         """Write at any offset; return how many bytes."""
         written = self.file.write(offset, data)
-        self.touched, self._mtime_ns = True, None
+        self.touched, self.set_ns = True, None
         return written
 
     def truncate(self, size_bytes: int) -> None:
         """Cut it off, or continue it with zeros."""
         self.file.truncate(size_bytes)
-        self.touched, self._mtime_ns = True, None
+        self.touched, self.set_ns = True, None
 
 
 class StagedHandle:
@@ -227,6 +277,11 @@ class StagedHandle:
         self.inode = writer.inode
         self.opener = opener
         self.writes = writes
+
+
+def unchanged(info: ObjectInfo) -> Condition:
+    """Return the condition that this version is still there."""
+    return Condition(etag=info.etag) if info.etag else ALWAYS
 
 
 class DirectoryHandle:

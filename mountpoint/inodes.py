@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import struct
 import threading
+from dataclasses import replace
 from typing import NewType
 
 from mountpoint.errors import StaleInode
@@ -251,14 +252,14 @@ class InodeTable:
     def disown(self, inode: Inode, info: ObjectInfo | None = None) -> None:
         """Note that an inode is no version: what the kernel has of it is not what is stored.
 
-        For who still has it open it is as large and as old as `info`, or empty.
+        For who still has it open it is as large and as old as `info`, or empty, and keeps the same.
         """
         with self._lock:
             self._drop_alias(inode)
             inode.fresh_until_s = 0.0
             if inode.info is not None:
-                size_bytes, mtime_ns = (info.size_bytes, info.mtime_ns) if info else (0, 0)
-                inode.describe(ObjectInfo(inode.key, size_bytes, mtime_ns, self._no_version()))
+                info = info or ObjectInfo(inode.key, 0, 0, "")
+                inode.describe(replace(info, key=inode.key, etag=self._no_version()))
 
     def find(self, parent: Inode, entry: Entry) -> Inode | None:
         """Return the inode of `entry`, if anybody holds it."""

@@ -30,6 +30,7 @@ from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
 from mountpoint.processes import process_of, was_killed
 from mountpoint.reading.stream import Bytes
+from mountpoint.s3.kept import FileAttributes
 from mountpoint.tree import MAX_NAME_BYTES
 
 log = structlog.get_logger(__name__)
@@ -152,8 +153,10 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def create(
         self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[HandleNumber, Any]:
-        """See FileSystem. Files have the mount's mode."""
-        handle, attributes = self._fs.create(parent, name, flags, process_of(ctx.pid))
+        """See FileSystem. The kernel has taken away what the process's umask does."""
+        handle, attributes = self._fs.create(
+            parent, name, flags, process_of(ctx.pid), _of_new(mode, ctx)
+        )
         return handle, _entry_attributes(attributes)
 
     @operation("child")
@@ -161,7 +164,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """Make an empty file."""
         if not stat.S_ISREG(mode):
             raise BadArgument("S3 has files only: no pipes, sockets or devices")
-        handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0)
+        handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
         self._fs.release(handle)
         return _entry_attributes(self._fs.lookup(parent, name))
 
@@ -221,6 +224,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             inode,
             size_bytes=attr.st_size if fields.update_size else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
         )
         return _entry_attributes(attributes)
 
@@ -278,6 +284,10 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return "/"
 
 
+def _of_new(mode: int, ctx: Any) -> FileAttributes:
+    return FileAttributes(stat.S_IMODE(mode), ctx.uid, ctx.gid)
+
+
 def _entry_attributes(attributes: Attributes) -> Any:
     entry = llfuse.EntryAttributes()
     entry.st_ino = attributes.inode
@@ -290,7 +300,7 @@ def _entry_attributes(attributes: Attributes) -> Any:
     entry.st_blksize = BLOCK_BYTES
     entry.st_atime_ns = attributes.mtime_ns
     entry.st_mtime_ns = attributes.mtime_ns
-    entry.st_ctime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
     entry.entry_timeout = attributes.ttl_s
     entry.attr_timeout = attributes.ttl_s
     return entry

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 from mountpoint import tree
 from mountpoint.config import ChangeConfig, WriteConfig
@@ -21,13 +20,16 @@ from mountpoint.errors import (
     BadArgument,
     BadHandle,
     NotPermitted,
+    OperationError,
     StaleInode,
     WriterKilled,
 )
-from mountpoint.handles import SYNC_FLAGS, StagedHandle, StagedWriter
+from mountpoint.handles import SYNC_FLAGS, StagedHandle, StagedWriter, unchanged
 from mountpoint.inodes import Inode, InodeTable
+from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged import StagedFile
@@ -54,6 +56,7 @@ class StagedChanges:
         copies: Copies,
         inodes: InodeTable,
         local: LocalNames,
+        keeping: Keeping,
         config: ChangeConfig,
         write: WriteConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
@@ -66,6 +69,7 @@ class StagedChanges:
         self._copies = copies
         self._inodes = inodes
         self._local = local
+        self._keeping = keeping
         self._changed = changed
         # constants
         self._config = config
@@ -75,13 +79,21 @@ class StagedChanges:
 
     # --- opening ---
 
-    def create(self, parent: Inode, name: bytes, flags: int, process: int) -> StagedHandle:
+    def create(
+        self,
+        parent: Inode,
+        name: bytes,
+        flags: int,
+        process: int,
+        attributes: FileAttributes = NOTHING,
+    ) -> StagedHandle:
         """Begin a new file. Its inode counts one lookup and one open."""
         _check_flags(flags)
         tree.check_new(parent.key, name)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
-            writer = StagedWriter(inode, self._file(inode.key, None, NEW), new=True)
+            kept = self._keeping.of_new(attributes)
+            writer = self._writer(inode, None, NEW, kept, new=True)
             with self._lock:
                 if not self._local.add(writer):
                     raise NotPermitted("the file is being written")
@@ -112,43 +124,56 @@ class StagedChanges:
         return self._stage(inode, flags, process)
 
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
-        base = None
+        base, kept = None, self._keeping.of_replaced(inode)
         if not flags & os.O_TRUNC:
             base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
             if not inode.is_version(Entry(inode.name, base)):
                 raise StaleInode("the object was replaced")
-        file = self._file(inode.key, base, ALWAYS)
-        writer = StagedWriter(inode, file, new=False)
+            kept = self._keeping.of_base(base)
+        writer = self._writer(inode, base, ALWAYS, kept, new=False)
         with self._lock:
             if self._local.add(writer):
                 return self._join(writer, flags, process)
-            file.unlink(lambda: None)  # somebody else was faster
-            file.close()
+            writer.file.unlink(lambda: None)  # somebody else was faster
+            writer.file.close()
             other = self._local.writer(inode)
             if isinstance(other, StagedWriter):
                 return self._join(other, flags, process)
         raise NotPermitted("the file is being written")
 
-    def _file(self, key: bytes, base: ObjectInfo | None, condition: Condition) -> StagedFile:
-        return StagedFile(
+    def _writer(
+        self,
+        inode: Inode,
+        base: ObjectInfo | None,
+        condition: Condition,
+        kept: FileAttributes,
+        *,
+        new: bool,
+    ) -> StagedWriter:
+        writer: StagedWriter
+        file = StagedFile(
             self._area,
-            key,
+            inode.key,
             base,
             fetch=self._fetch,
-            begin=partial(self._begin, condition),
+            begin=lambda key, base: self._begin(writer, condition, key, base),
             part_bytes=self._part_bytes,
             stopping=self._patience.stopping,
         )
+        writer = StagedWriter(inode, file, new=new, kept=self._keeping.of_staged(kept))
+        return writer
 
     def _fetch(self, info: ObjectInfo, start: int, stop: int) -> bytes:
         return self._patience.ask(lambda: fetch(self._client, info, start, stop)).answer()
 
-    def _begin(self, first: Condition, key: bytes, base: ObjectInfo | None) -> Upload:
+    def _begin(
+        self, writer: StagedWriter, first: Condition, key: bytes, base: ObjectInfo | None
+    ) -> Upload:
         if base is None:
-            return self._uploads.upload(key, condition=first)
-        condition = Condition(etag=base.etag) if base.etag else ALWAYS
-        options = self._copies.options_of(base)
-        return self._uploads.upload(key, condition=condition, options=options)
+            metadata = self._keeping.metadata(writer)
+            return self._uploads.upload(key, condition=first, metadata=metadata)
+        options, _ = self._keeping.on_base(writer, self._copies.options_of(base), writer.mtime_ns)
+        return self._uploads.upload(key, condition=unchanged(base), options=options)
 
     def _join(self, writer: StagedWriter, flags: int, process: int) -> StagedHandle:
         """Add a handle (lock held)."""
@@ -199,8 +224,13 @@ class StagedChanges:
             writer.file.unlink(lambda: None)
             self._leave(writer)
             raise WriterKilled("the process that wrote the file was killed")
-        self._upload(writer)
-        self._leave(writer)
+        self._store(writer)
+        while not self._leave(writer, complete=True):
+            try:
+                self._keep(writer)
+            except OperationError:
+                self._leave(writer)  # it is there, whatever became of its attributes
+                raise
 
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Give a file another size."""
@@ -222,6 +252,14 @@ class StagedChanges:
                 self.release(handle)
         finally:
             self._inodes.released(inode)
+
+    def set_open(self, writer: StagedWriter, attributes: FileAttributes) -> bool:
+        """Set mode, owners or time of a file that is open; False: it has been closed meanwhile."""
+        with self._lock:
+            if self._local.writer(writer.inode) is not writer:
+                return False
+            self._keeping.note_staged(writer, attributes)
+            return True
 
     # --- names ---
 
@@ -278,6 +316,18 @@ class StagedChanges:
     # --- inside ---
 
     def _upload(self, writer: StagedWriter) -> None:
+        self._store(writer)
+        self._keep(writer)
+
+    def _keep(self, writer: StagedWriter) -> None:
+        """Have the object keep what was set since it was uploaded."""
+        inode = writer.inode
+        if self._local.writer(inode) is writer:
+            info = self._keeping.finish_staged(writer)
+            if info is not None:
+                self._changed(inode.directory, inode.name, info)
+
+    def _store(self, writer: StagedWriter) -> None:
         inode = writer.inode
         if not writer.file.dirty:
             return
@@ -300,17 +350,23 @@ class StagedChanges:
             self._leave(writer)
         return True
 
-    def _leave(self, writer: StagedWriter) -> None:
-        """Let go of a file that nobody has open."""
+    def _leave(self, writer: StagedWriter, *, complete: bool = False) -> bool:
+        """Let go of a file that nobody has open; False, if `complete`: something is to be kept."""
         with self._lock:
-            if writer.handles or not writer.file.close():
-                return
+            if writer.handles:
+                return True
+            inode = writer.inode
+            if complete and self._local.writer(inode) is writer and self._keeping.is_left(writer):
+                return False
+            if not writer.file.close():
+                return True
+            info = writer.file.base
+            if info is not None and writer.new and info.key == inode.key:
+                self._inodes.became(inode, info, 0.0)
+            else:
+                self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
             self._local.discard(writer)
-        inode, info = writer.inode, writer.file.base
-        if info is not None and writer.new and info.key == inode.key:
-            self._inodes.became(inode, info, 0.0)
-        else:
-            self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
+            return True
 
 
 def _check_flags(flags: int) -> None:

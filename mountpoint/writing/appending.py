@@ -25,6 +25,7 @@ import functools
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -159,6 +160,10 @@ class Appending:
     def rename(self, key: bytes, condition: Condition) -> bool:
         """Whether the object already has this key: what is in S3 is renamed there."""
         return key == self.key
+
+    def describe(self, metadata: Mapping[str, str]) -> bool:
+        """Whether the object gets this metadata, too: it has had its own from the beginning."""
+        return False
 
     def check(self) -> None:
         """Raise what has become of parts on their way, if that is known and bad."""

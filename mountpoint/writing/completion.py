@@ -11,8 +11,9 @@ The upload's lock guards all of this.
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -25,7 +26,7 @@ from mountpoint.errors import (
     PreconditionFailed,
     S3Error,
 )
-from mountpoint.s3 import checksum
+from mountpoint.s3 import checksum, kept
 from mountpoint.s3.client import (
     ALWAYS,
     Body,
@@ -72,11 +73,14 @@ class Completion:
         self._patience = patience
         self._completed = completed
         self._failed = failed
-        # constants
-        self._options = options
         # mutable, until the object is made
         self.key = key
         self.condition = condition
+        self._options = options  # until the first request is sent
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Let the object have this metadata; before any request was sent."""
+        self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
 
     def put(self, body: Body) -> None:
         """Make the object of one body."""
@@ -193,7 +197,14 @@ class Completion:
     def _described(self, written: Written, size_bytes: int) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000
         storage_class = self._options.storage_class or "STANDARD"
-        return ObjectInfo(self.key, size_bytes, date_ns, written.etag, storage_class)
+        return ObjectInfo(
+            self.key,
+            size_bytes,
+            date_ns,
+            written.etag,
+            storage_class,
+            attributes=kept.parsed(self._options.metadata),
+        )
 
 
 def _matches(

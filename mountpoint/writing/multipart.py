@@ -10,8 +10,8 @@ The upload's lock guards all of this.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mountpoint.budget import Lease
@@ -70,10 +70,9 @@ class Multipart:
         self._lease = lease
         self._patience = patience
         self._failed = failed
-        # constants
-        self._options = options
         # mutable
         self.key = key  # until it has begun
+        self._options = options  # until it has begun
         self.begun = False  # CreateMultipartUpload has been sent
         self.upload_id: str | None = None
         self.in_flight = 0  # parts whose bytes are in memory
@@ -83,6 +82,10 @@ class Multipart:
         self._waiting_for_id: list[Callable[[str], None]] = []
         self.next_number = 1
         self._sent: dict[int, Sent] = {}
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Let the object have this metadata; before the upload has begun."""
+        self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
 
     def send(self, body: Body, digest: bytes) -> None:
         """Send the next part. Raises TooLarge when there are no more."""

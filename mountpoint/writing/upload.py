@@ -23,7 +23,7 @@ may be overwritten.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -188,6 +188,18 @@ class Upload:
                 return False
             self.key = self._multipart.key = self._completion.key = key
             self._completion.condition = condition
+            return True
+
+    def describe(self, metadata: Mapping[str, str]) -> bool:
+        """Let the object have this user metadata, beside what it was to have of other names.
+
+        False if a request that says what it has was sent already.
+        """
+        with self._changed:
+            if self._multipart.begun or self._finishing:
+                return False
+            self._multipart.describe(metadata)
+            self._completion.describe(metadata)
             return True
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -135,6 +136,11 @@ class Uploads(Line[Writer]):
             if self._interrupted:
                 raise Interrupted("the mount is going away")
             self._open.add(upload)
+
+    def encrypted(self, options: PutOptions) -> PutOptions:
+        """Return options with the encryption that this mount's objects have."""
+        sse, sse_kms_key_id = self._config.sse, self._config.sse_kms_key_id
+        return replace(options, sse=sse, sse_kms_key_id=sse_kms_key_id)
 
     def interrupt(self) -> None:
         """Give up all uploads: their writers fail, their parts go. Waits for at most 5 seconds.

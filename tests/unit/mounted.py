@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mountpoint import changes, filesystem, handles, opener
+from mountpoint import changes, filesystem, handles, names, opener
 from mountpoint.attributes import Attributes
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
 from mountpoint.filesystem import DirectoryEntry, FileSystem
@@ -136,6 +136,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
+        patch.setattr(names, "time", clock)
         patch.setattr(opener, "time", clock)
         patch.setattr(changes, "time", clock)
         patch.setattr(handles, "time", clock)

@@ -167,6 +167,8 @@ def test_memory_by_the_machine(
         (["--staged-writes", "/a", "--staged-limit", "16"], "change.staging_limit_bytes", 16 * MIB),
         (["--keep-directories"], "change.keep_directories", True),
         (["-o", "allow_overwrite"], "change.allow_overwrite", True),
+        ([], "change.attributes", "refuse"),
+        (["-o", "attributes=keep"], "change.attributes", "keep"),
         (["--read-timeout", "7"], "read.timeout_s", 7),
         ([], "client.verify_checksums", True),
         (["--read-checksums", "on"], "client.verify_checksums", True),

@@ -21,8 +21,10 @@ from tests.unit.mounted import GID, UID, Mounted, mounted
 
 Line = MutableMapping[str, Any]
 CTX = SimpleNamespace(uid=UID, gid=GID, pid=1, umask=0o022)
-ATTRIBUTES = SimpleNamespace(st_size=0, st_mtime_ns=0)
-FIELDS = SimpleNamespace(update_size=True, update_mtime=True)
+ATTRIBUTES = SimpleNamespace(st_size=0, st_mtime_ns=7, st_mode=0o100640, st_uid=8, st_gid=9)
+FIELDS = SimpleNamespace(
+    update_size=True, update_mtime=True, update_mode=True, update_uid=True, update_gid=True
+)
 LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error"}
 DETAILS = {"code": "SlowDown", "status": 503, "request_id": REQUEST_ID}
 
@@ -559,3 +561,33 @@ def test_odd_names_in_log_lines(adapter: Adapter, name: bytes) -> None:
     code, line = adapter.fails("lookup", ROOT, name, CTX)
     assert code == "ENOENT"
     assert line["path"] == "/" + name.decode("utf-8", "backslashreplace")
+
+
+def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an inode's attributes those that the kernel names are set, and no others."""
+    asked: list[dict[str, Any]] = []
+
+    def note(number: InodeNumber, **what: Any) -> Any:
+        asked.append(what)
+        return adapter.world.fs.getattr(number)
+
+    monkeypatch.setattr(adapter.world.fs, "set_attributes", note)
+    names = {"mode": 0o640, "uid": 8, "gid": 9, "mtime_ns": 7, "size_bytes": 0}
+    fields = {"mode": "mode", "uid": "uid", "gid": "gid", "mtime_ns": "mtime", "size_bytes": "size"}
+    nothing = {f"update_{field}": False for field in fields.values()}
+    for name, field in fields.items():
+        chosen = SimpleNamespace(**nothing | {f"update_{field}": True})
+        adapter("setattr", ROOT, ATTRIBUTES, chosen, None, CTX)
+        assert asked.pop() == dict.fromkeys(names) | {name: names[name]}
+
+
+def test_whose_a_new_file_is() -> None:
+    """A new file has the mode that the kernel says and the owners of who makes it."""
+    with mounted(attributes="keep") as world:
+        adapter = Adapter(world)
+        mode = stat.S_IFREG | 0o640
+        handle, created = adapter("create", ROOT, b"a", mode, os.O_WRONLY, CTX)
+        made = adapter("mknod", ROOT, b"b", mode, 0, SimpleNamespace(**vars(CTX) | {"uid": 5}))
+        assert (created.st_mode, created.st_uid, created.st_gid) == (mode, UID, GID)
+        assert (made.st_mode, made.st_uid, made.st_gid) == (mode, 5, GID)
+        adapter("release", handle)

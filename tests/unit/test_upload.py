@@ -41,6 +41,19 @@ def test_up_to_a_part_is_one_put(world: World, size: int) -> None:
     world.check_over()
 
 
+@pytest.mark.parametrize("size", [0, PART, PART + 1])
+def test_described(world: World, size: int) -> None:
+    """What an upload is to be can be said until a request has told it."""
+    upload = world.uploads.upload(KEY, metadata={"a": "1", "b": "1"})
+    assert upload.describe({"a": "2"})
+    world.write(upload, data_of(size))
+    assert upload.describe({"c": "3"}) == (size <= PART)
+    upload.finish()
+    assert not upload.describe({"a": "4"})
+    expected = {"a": "2", "b": "1"} | ({"c": "3"} if size <= PART else {})
+    assert world.client.options(KEY).metadata == expected
+
+
 @pytest.mark.parametrize(("size", "parts"), [(PART + 1, 2), (2 * PART, 2), (3 * PART + 7, 4)])
 @pytest.mark.parametrize("name", ["crc32c", "crc64nvme", None])
 def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | None) -> None:

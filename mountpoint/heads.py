@@ -1,0 +1,38 @@
+"""Attributes that LIST does not tell: one HEAD for each file that is looked up.
+
+Only where attributes are kept and shown (`keeping`). An answer is as old as the page that named the
+file, at most: it is asked for after that, and believed as long. Lookups wait for their own answers
+and for nobody else's.
+"""
+
+import functools
+
+from mountpoint.errors import NotFound
+from mountpoint.listing.recent import Listings
+from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.retry import Patience
+from mountpoint.tree import Entry
+
+
+class Heads:
+    """Asks for what objects' metadata say of files. Thread-safe; its callers wait."""
+
+    def __init__(self, client: ObjectClient, patience: Patience, listings: Listings) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._listings = listings
+
+    def described(self, directory: bytes, entry: Entry) -> Entry | None:
+        """Return a listed file as HEAD describes it: a newer version, maybe; None if it is gone."""
+        listed = entry.info
+        assert listed is not None
+        start = functools.partial(self._client.head, listed.key)
+        try:
+            info = self._patience.ask(start).answer()
+        except NotFound:
+            self._listings.discard(directory, entry.name)
+            return None
+        if (info.etag, info.size_bytes) != (listed.etag, listed.size_bytes):
+            self._listings.discard(directory, entry.name)
+        return Entry(entry.name, info)
