@@ -1,8 +1,7 @@
 """The command line: options to `Config`, then mount.
 
 The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
-and doc/CONFIGURATION.md); `--memory-target`, `--read-timeout`, `--read-checksums`,
-`--attributes` and `--ca-bundle` are ours.
+and doc/CONFIGURATION.md); README.md says which are ours.
 
 * There is one table of options, click's. `-o` items (`fstab`) become long options in front
   of the others and are parsed with them, so that both ways know the same names.
@@ -69,7 +68,7 @@ MINIMAL = -1.0
 
 EPILOG = """\
 In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashes, with commas
-between, and 'ro'; a comma, backslash or double quote inside a value has a backslash before it:
+between, 'ro' and 'rw'; a comma, backslash or double quote inside a value has a backslash before it:
 
 \b
   my-bucket /mnt/data fuse.mount-s3 _netdev,ro,allow-other,prefix=a/ 0 0
@@ -333,7 +332,7 @@ LOGGING = "Logging options"
     "--memory-target",
     type=int,
     metavar="MIB",
-    help="Memory for reading, MiB.  [default: a quarter of the machine's, 128 to 1024]",
+    help="Memory for data, MiB.  [default: a quarter of the machine's, 128 to 1024]",
 )
 @_option(
     CLIENT,
