@@ -20,12 +20,14 @@ import click
 
 from mountpoint import __version__, cli, logs
 from mountpoint.cleanup import Done, carry_out, judge, listed, strike
+from mountpoint.command import printable_lines
 from mountpoint.config import Config, LogConfig
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log_render import printable
 from mountpoint.metrics import Counters
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import Patience
+from mountpoint.settings import describe, make_config
 from mountpoint.writing.journal import Found, Place, default_directory, journals
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -64,7 +66,7 @@ def connection_options(command: click.Command) -> click.Command:
 def config_of(bucket: str, options: dict[str, Any]) -> Config:
     """Return what `mount-s3` makes of a bucket and these options. Raises MountError."""
     parameters = cli.main.make_context("mount-s3", ["--", bucket, "/"]).params
-    return cli.make_config(**{**parameters, **options})
+    return make_config(**{**parameters, **options})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -122,7 +124,7 @@ def cleanup(
         command = _Cleanup(config, older_than_s, everything, as_json)
         code = command.run(where, ask=everything and not yes, dry_run=dry_run)
     except MountError as error:
-        raise click.ClickException(cli.printable_lines(str(error))) from None
+        raise click.ClickException(printable_lines(str(error))) from None
     click.get_current_context().exit(code)
 
 
@@ -206,7 +208,7 @@ class _Cleanup:
         for each, name in zip(done, names, strict=True):
             click.echo(self._line(each, name))
         counts = [f"{names.count(name)} {name}" for name in OUTCOMES if name in names]
-        place = cli.describe(self._config.bucket)
+        place = describe(self._config.bucket)
         click.echo(f"{place}: {', '.join(counts) or 'no pending uploads'}")
         return 1 if failed else 0
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mountpoint
-from mountpoint import cli, daemon, logs
+from mountpoint import cli, daemon, logs, settings
 from mountpoint.config import (
     MIB,
     BucketConfig,
@@ -86,7 +86,7 @@ def default_read_config() -> ReadConfig:
     """Return how this machine reads when no option says anything."""
     return ReadConfig(
         part_size_bytes=8 * MIB,
-        memory_bytes=cli.memory_bytes(None),
+        memory_bytes=settings.memory_bytes(None),
         timeout_s=60,
         most_ahead_bytes=160_000_000,
     )
@@ -113,8 +113,8 @@ def test_memory_by_the_machine(
     monkeypatch: pytest.MonkeyPatch, total_mib: int, expected_mib: int
 ) -> None:
     """A quarter of what there is, between 128 MiB and 1 GiB."""
-    monkeypatch.setattr(cli, "total_bytes", lambda: total_mib * MIB)
-    assert cli.memory_bytes(None) == expected_mib * MIB
+    monkeypatch.setattr(settings, "total_bytes", lambda: total_mib * MIB)
+    assert settings.memory_bytes(None) == expected_mib * MIB
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
     """What the shell passes as bytes arrives as these bytes."""
     config = config_of(mounted, "--prefix", os.fsdecode(b"\xff/"))
     assert config.bucket.prefix == b"\xff/"
-    assert cli.describe(config.bucket) == r"prefix \xff/ of bucket bucket"
+    assert settings.describe(config.bucket) == r"prefix \xff/ of bucket bucket"
 
 
 @pytest.mark.parametrize("mode", [(), ("-f",)])
@@ -456,6 +456,7 @@ def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         "Bucket options:",
         "AWS credentials options:",
         "Mount options:",
+        "Writing options:",
         "Client options:",
         "New object options:",
         "Caching options:",

@@ -110,6 +110,8 @@ LAYERS = (
     "mountpoint.daemon",
     "mountpoint.mount",
     "mountpoint.fstab",
+    "mountpoint.command",
+    "mountpoint.settings",
     "mountpoint.cli",
     "mountpoint.cleanup",
     "mountpoint.ctl",
@@ -125,7 +127,7 @@ PLACES = {
         "mountpoint.s3.credentials",
         "mountpoint.s3.profile",
     },
-    "click": {"mountpoint.cli", "mountpoint.ctl"},
+    "click": {"mountpoint.cli", "mountpoint.command", "mountpoint.ctl"},
     "errno": {"mountpoint.errors", "mountpoint.operations"},
 }
 EVERYWHERE = {"structlog"}
