@@ -127,20 +127,17 @@ class Changes:
         """Begin to write a file anew, or behind its end. The inode must have been opened."""
         _check_flags(flags)
         base, condition = None, ALWAYS
-        appends = flags & os.O_APPEND or self._config.incremental_upload
-        if appends and not flags & os.O_TRUNC:
-            if not (self._config.allow_append or self._config.incremental_upload):
-                raise NotPermitted("the file exists", "--allow-append lets it be written on")
+        if not flags & os.O_TRUNC:
+            # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
+            if not self._allows(flags):
+                option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
+                raise NotPermitted("the file exists", f"{option} lets it be written")
             base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
             if not inode.is_version(Entry(inode.name, base)):
                 raise StaleInode("the object was replaced")
             condition = unchanged(base)
         elif not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
-        elif not flags & os.O_TRUNC:
-            raise NotPermitted(
-                "a file can only be written from its beginning", "open it with O_TRUNC"
-            )
         elif self._config.incremental_upload and inode.info is not None:
             condition = unchanged(inode.info)  # or a part that comes late could replace others
         if inode.opens > 1:
@@ -156,6 +153,13 @@ class Changes:
             replaces=True,
         )
         return self._add(handle)
+
+    def _allows(self, flags: int) -> bool:
+        """Whether a file may be opened to be written that is not cut to nothing."""
+        config = self._config
+        if flags & os.O_APPEND:
+            return config.allow_append or config.incremental_upload
+        return config.allow_overwrite or config.incremental_upload
 
     def read(self, handle: WriteHandle, offset: int, size: int) -> bytes:
         """Refuse: what is being written cannot be read."""

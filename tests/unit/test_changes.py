@@ -404,12 +404,31 @@ def test_overwriting() -> None:
         assert world.look(b"a").inode == number
 
 
-def test_overwriting_needs_truncation() -> None:
-    """A file is written from its beginning, or not at all."""
-    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
+def test_cut_to_nothing_once_it_is_open() -> None:
+    """`sort -o` and `truncate -s 0` open a file first, and empty it then."""
+    with mounted({b"a": b"earlier", b"b": b"1"}, allow_overwrite=True) as world:
         number = world.look(b"a").inode
-        with pytest.raises(NotPermitted, match="beginning"):
-            world.fs.open(number, os.O_WRONLY)
+        handle = world.fs.open(number, os.O_WRONLY, OPENER)
+        assert world.look(b"a").size_bytes == 7
+        world.fs.set_attributes(number, size_bytes=0, mtime_ns=None)
+        world.fs.write(handle, 0, b"later")
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"later"
+        handle = world.fs.open(world.look(b"b").inode, os.O_WRONLY, OPENER)
+        world.fs.set_attributes(world.look(b"b").inode, size_bytes=0, mtime_ns=None)
+        world.close(handle, OPENER)
+        assert world.client.content(b"b") == b""
+
+
+def test_writing_into_the_middle() -> None:
+    """What is there cannot be changed in parts: the object stays as it is."""
+    with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
+        handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY, OPENER)
+        with pytest.raises(NotSequential):
+            world.fs.write(handle, 0, b"x")
+        with pytest.raises(NotSequential):
+            world.close(handle, OPENER)
+        assert world.read_file(world.look(b"a").inode) == b"earlier"
 
 
 def test_overwriting_what_is_being_read() -> None:
