@@ -279,12 +279,20 @@ class Changes:
                 self._inodes.moved(writer.inode, parent, name)
                 writer.condition = condition
                 self._local.add(writer)
+                self._rename_upload(writer)
                 return True
         self.check_unwritten(writer)
         return False
 
     def moved(self, writer: Writer) -> None:
-        """Nothing: its key is looked at when it is closed (`_finish`)."""
+        """Take what a renamed directory has made of the name of a file that is being written."""
+        assert isinstance(writer, WriteHandle)
+        self._rename_upload(writer)
+
+    def _rename_upload(self, handle: WriteHandle) -> None:
+        """Give an upload the key that its file has now; what has begun is moved at its end."""
+        if handle.upload is not None:
+            handle.upload.rename(handle.inode.key, handle.condition)
 
     # --- inside ---
 

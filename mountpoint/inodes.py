@@ -275,6 +275,7 @@ class InodeTable:
                 moved = [each for each in self._inodes.values() if each.is_below(inode)]
             for each in moved:
                 each.refresh()
+            for each in moved:  # whose keys are made of their directories' by now
                 self._alias(each)
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:

@@ -57,7 +57,7 @@ class Lookups:
         asked_at_s = time.monotonic()
         absent_until_s = self._listings.absent(directory, name)
         if absent_until_s is not None:
-            raise NoSuchEntry(ttl_s=absent_until_s - asked_at_s)
+            raise NoSuchEntry(ttl_s=min(absent_until_s - asked_at_s, self._negative_ttl_s))
         tries = self._patience.begin()
         try:
             return self._siblings.find(directory, name) or self._alone(directory, name, tries)

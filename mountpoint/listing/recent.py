@@ -254,6 +254,8 @@ class Listings:
                 self._span_count -= len(self._spans.pop(directory))
             for seen in [each for each in self._seen_at_s if each.startswith(prefix)]:
                 del self._seen_at_s[seen]
+            for missed in [each for each in self._missed_at_s if each[0].startswith(prefix)]:
+                del self._missed_at_s[missed]
 
     def sweep(self) -> None:
         """Let go what is too old, also where nobody looks for anything any more."""

@@ -32,7 +32,7 @@ from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT, InodeNumber
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
-from tests.unit.write_model import ABSENT, Bucket, Path, View, parent_of
+from tests.unit.write_model import ABSENT, Bucket, Path, View, ancestors, parent_of
 
 OVERWRITE = os.O_WRONLY | os.O_TRUNC
 OPENER, CHILD = 100, 101
@@ -54,6 +54,8 @@ class Writer:
     new: bool
     data: bytes = b""
     settled: bool = False  # it is in S3
+    final: bool = False  # it was synced: nothing more can be written
+    base: bytes | None = None  # what was in S3 when writing went on
     lost: bool = False  # it will never be
     killed: bool = False  # who closed a descriptor last was being killed
 
@@ -106,6 +108,7 @@ class Mounts(RuleBasedStateMachine):
         options = {
             "allow_overwrite": True,
             "allow_delete": True,
+            "allow_rename": True,
             "ttl_s": self.ttl_s,
             "negative_ttl_s": self.negative_ttl_s,
             "asks_on_open": self.asks_on_open,
@@ -375,6 +378,9 @@ class Mounts(RuleBasedStateMachine):
         self.write_some(*self.draw(data), piece)
 
     def write_some(self, side: Side, writer: Writer, piece: bytes) -> None:
+        if writer.settled and not writer.final:
+            self.go_on(side, writer, piece)
+            return
         try:
             written = side.world.fs.write(writer.handle, len(writer.data), piece)
         except OperationError:
@@ -385,12 +391,28 @@ class Mounts(RuleBasedStateMachine):
             writer.data += piece
             side.view.writing[writer.path] = writer.data
 
+    def go_on(self, side: Side, writer: Writer, piece: bytes) -> None:
+        """Write through a descriptor after another one of the file was closed."""
+        try:
+            side.world.fs.write(writer.handle, len(writer.data), piece)
+        except NotPermitted:
+            pass  # others read or write it
+        except OperationError:
+            writer.settled, writer.lost = False, True
+        else:
+            assert self.bucket.now.get(writer.path) == writer.data
+            writer.settled, writer.new, writer.base = False, False, writer.data
+            writer.data += piece
+            side.view.writing[writer.path] = writer.data
+
     @some_writer
     @rule(data=st.data(), offset=st.integers(1, 20))
     def write_elsewhere(self, data: st.DataObject, offset: int) -> None:
         side, writer = self.draw(data)
-        with pytest.raises(OperationError):
+        with pytest.raises(OperationError) as caught:
             side.world.fs.write(writer.handle, len(writer.data) + offset, b"z")
+        if writer.settled and not writer.final and caught.type is not NotPermitted:
+            writer.settled, writer.lost = False, True
         self.lose(side, writer)
 
     @some_writer
@@ -437,6 +459,7 @@ class Mounts(RuleBasedStateMachine):
         side, writer = self.draw(data)
         error = self.finish(side, writer, fault)
         self.expect(error, lambda: side.world.fs.fsync(writer.handle), fault)
+        writer.final = True
 
     @some_writer
     @rule(data=st.data(), fault=faults, killed=st.booleans(), who=st.sampled_from([OPENER, CHILD]))
@@ -479,6 +502,9 @@ class Mounts(RuleBasedStateMachine):
         if writer.new and writer.path in self.bucket.now:
             self.lose(side, writer)
             return AlreadyExists
+        if writer.base is not None and self.bucket.now.get(writer.path) != writer.base:
+            self.lose(side, writer)
+            return OperationError
         self.bucket.put(writer.path, writer.data, self.now_s)
         writer.settled = True
         del side.view.writing[writer.path]
@@ -564,6 +590,96 @@ class Mounts(RuleBasedStateMachine):
             it.view.drop(path)
             it.view.keep(parent_of(path))
             it.view.changed(path, ABSENT, self.now_s)
+
+    @rule(side=st.integers(0, 1), new=st.sampled_from([b"c", *PATHS]), data=st.data())
+    def rename(self, side: int, new: Path, data: st.DataObject) -> None:
+        it = self.sides[side]
+        there = {*self.bucket.now, *it.view.writing, *it.view.directories}
+        there.update(above for path in list(there) for above in ancestors(path))
+        if not there:
+            return
+        old = data.draw(st.sampled_from(sorted(there)))
+        if old == new or new.startswith(old + b"/") or old.startswith(new + b"/"):
+            return  # the kernel refuses
+        found, target = self.look(it, old), self.look(it, new)
+        parent, to = self.directory(it, parent_of(old)), self.directory(it, parent_of(new))
+        if found is None or parent is None or to is None:
+            return
+        is_directory = stat.S_ISDIR(found.mode)
+        if target is not None and stat.S_ISDIR(target.mode) != is_directory:
+            return  # the kernel refuses this, too
+        writers = [each for each in it.writers if each.pending and each.path == old]
+        if any(target is not None or len(each.data) > PART_BYTES for each in writers):
+            return  # `test_renames` has these
+        if any(
+            not each.pending and (each.path == old or each.path.startswith(old + b"/"))
+            for each in it.writers
+        ):
+            return  # whose descriptors would go on in a file that is called otherwise
+        before = dict(self.bucket.now)
+        names = parent, old.rpartition(b"/")[2], to, new.rpartition(b"/")[2]
+        try:
+            it.world.fs.rename(*names)
+        except OperationError:
+            assert not (writers and writers[0].new)
+            self.renamed_in_part(old, new, before)
+        else:
+            moved = {}
+            if not writers:
+                moved = self.renamed(it, old, new, before, target is not None)
+            self.renamed_here(it, old, new, is_directory)
+            for path, content in moved.items():
+                self.note(it, path, content)
+
+    def renamed(
+        self, side: Side, old: Path, new: Path, before: dict[bytes, bytes], replaces: bool
+    ) -> dict[bytes, bytes]:
+        """Do in the model what a rename has done to the bucket; return what has moved, and to."""
+        moved = {key: data for key, data in before.items() if key.startswith(old + b"/")}
+        if side.view.may_be(old, self.now_s - self.ttl_s) != [None] and old in before:
+            moved = moved if self.client_has(old) else {old: before[old]}
+        for key, data in moved.items():
+            assert replaces or new + key[len(old) :] not in before, "replaced what was there"
+            self.bucket.delete(key, self.now_s)
+            self.bucket.put(new + key[len(old) :], data, self.now_s)
+        return {new + key[len(old) :]: data for key, data in moved.items()}
+
+    def client_has(self, key: bytes) -> bool:
+        """Whether there is such an object."""
+        return key in self.client.keys()  # noqa: SIM118
+
+    def renamed_in_part(self, old: Path, new: Path, before: dict[bytes, bytes]) -> None:
+        """Check that a rename that failed has lost nothing, and replaced nothing."""
+        keys = self.client.keys()
+        for key, data in before.items():
+            places = [key]
+            if key.startswith(old + b"/"):
+                places.append(new + key[len(old) :])
+            contents = [self.client.content(each) for each in places if each in keys]
+            assert data in contents, (key, "is lost")
+        now = {key: self.client.content(key) for key in keys}
+        self.bucket.history.append((self.now_s, now))
+
+    def renamed_here(self, side: Side, old: Path, new: Path, is_directory: bool) -> None:
+        """Do in the model what a rename has done to what is in the mount only."""
+        view = side.view
+
+        def moved(path: Path) -> Path:
+            below = path == old or path.startswith(old + b"/")
+            return new + path[len(old) :] if below else path
+
+        for writer in side.writers:
+            if writer.pending:
+                writer.path = moved(writer.path)
+        view.writing = {moved(path): data for path, data in view.writing.items()}
+        view.directories = {moved(path) for path in view.directories}
+        view.keep(parent_of(old))
+        if is_directory:
+            view.keep(new)
+        for path in [b"c", *PATHS]:
+            if path in (old, new) or path.startswith((old + b"/", new + b"/")):
+                side.last.pop(path, None)
+                view.changed(path, ABSENT, self.now_s)
 
     # --- always ---
 
