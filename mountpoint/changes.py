@@ -178,7 +178,7 @@ class Changes:
 
     def flush(self, handle: WriteHandle, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor; upload what was written if it is the opener."""
-        handle.killed = killed
+        handle.flushed, handle.killed = True, killed
         try:
             handle.check()
         except OperationError as error:
@@ -201,7 +201,9 @@ class Changes:
         try:
             if handle.settled.is_set():
                 return
-            if upload is not None and handle.killed:
+            # Who is killed within open(2) never has a descriptor that could be closed.
+            never_had = upload is not None and not handle.flushed and not upload.size_bytes
+            if upload is not None and (handle.killed or never_had):
                 error = WriterKilled("the process that wrote the file was killed")
                 self._lost(handle, error)
                 raise error

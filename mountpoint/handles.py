@@ -131,6 +131,7 @@ class WriteHandle:
         if base is None:
             self.upload, self.told = begin(self, None)
         self.closing = False  # its opener has closed a descriptor of it
+        self.flushed = False  # a descriptor of it has been closed, so there was one
         self.killed = False  # who closed a descriptor last was being killed
         self.final = False  # nothing may be written any more
         self.settled = threading.Event()  # nothing is to be uploaded, or there never will be
@@ -232,6 +233,7 @@ class StagedWriter:
         # mutable
         self.handles = 0  # guarded by who makes them
         self.touched = False  # something was written since it was opened
+        self.flushed = False  # somebody has closed a descriptor of it
         self.killed = False  # who closed a descriptor last was being killed
         self.kept = kept or NOTHING  # what the object is to keep, but for the time
         self.set_ns: int | None = None  # the time, as it was set since it was written last

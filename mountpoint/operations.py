@@ -165,6 +165,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         if not stat.S_ISREG(mode):
             raise BadArgument("S3 has files only: no pipes, sockets or devices")
         handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
+        self._fs.flush(handle, 0, killed=False)
         self._fs.release(handle)
         return _entry_attributes(self._fs.lookup(parent, name))
 

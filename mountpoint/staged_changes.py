@@ -205,7 +205,7 @@ class StagedChanges:
         """Note that a process closes a descriptor; upload what was written if it is the opener."""
         writer = handle.writer
         if handle.writes:
-            writer.killed = killed
+            writer.flushed, writer.killed = True, killed
         if handle.writes and process == handle.opener and not killed and writer.touched:
             self._upload(writer)
 
@@ -220,7 +220,9 @@ class StagedChanges:
             writer.handles -= 1
             if writer.handles:
                 return
-        if writer.killed and writer.file.dirty:
+        # Who is killed within open(2) never has a descriptor that could be closed.
+        never_had = not writer.flushed and not writer.touched
+        if (writer.killed or never_had) and writer.file.dirty:
             writer.file.unlink(lambda: None)
             self._leave(writer)
             raise WriterKilled("the process that wrote the file was killed")

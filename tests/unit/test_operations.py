@@ -590,4 +590,5 @@ def test_whose_a_new_file_is() -> None:
         made = adapter("mknod", ROOT, b"b", mode, 0, SimpleNamespace(**vars(CTX) | {"uid": 5}))
         assert (created.st_mode, created.st_uid, created.st_gid) == (mode, UID, GID)
         assert (made.st_mode, made.st_uid, made.st_gid) == (mode, 5, GID)
+        adapter("flush", handle)
         adapter("release", handle)

@@ -57,6 +57,7 @@ class Writer:
     final: bool = False  # it was synced: nothing more can be written
     base: bytes | None = None  # what was in S3 when writing went on
     lost: bool = False  # it will never be
+    closed: bool = False  # a descriptor of it has been closed
     killed: bool = False  # who closed a descriptor last was being killed
 
     @property
@@ -473,7 +474,7 @@ class Mounts(RuleBasedStateMachine):
             error = OperationError
         elif who == OPENER and not killed and writer.data:
             error = self.finish(side, writer, fault)
-        writer.killed = killed
+        writer.closed, writer.killed = True, killed
         self.expect(error, lambda: side.world.fs.flush(writer.handle, who, killed=killed), fault)
 
     @some_writer
@@ -484,7 +485,7 @@ class Mounts(RuleBasedStateMachine):
 
     def release(self, side: Side, writer: Writer, fault: str | None) -> None:
         error: type[Exception] | None = None
-        if writer.pending and writer.killed:
+        if writer.pending and (writer.killed or not (writer.closed or writer.data)):
             self.lose(side, writer)
             error = WriterKilled
         elif writer.pending:

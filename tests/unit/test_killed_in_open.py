@@ -1,0 +1,36 @@
+"""A process that is killed while it opens a file to write it: the kernel only releases it."""
+
+import os
+
+import pytest
+
+from mountpoint.errors import WriterKilled
+from tests.unit.mounted import mounted
+
+
+def test_a_new_file() -> None:
+    """Nothing comes into being."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        with pytest.raises(WriterKilled):
+            world.fs.release(handle)
+        assert world.client.keys() == []
+        assert world.names() == []
+
+
+def test_a_file_that_is_there() -> None:
+    """It keeps its content."""
+    with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
+        handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY | os.O_TRUNC)
+        with pytest.raises(WriterKilled):
+            world.fs.release(handle)
+        assert world.read_file(world.look(b"a").inode) == b"earlier"
+
+
+def test_written_and_never_closed() -> None:
+    """What was written had a descriptor: io_uring's need not be closed one by one."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        world.fs.write(handle, 0, b"123")
+        world.fs.release(handle)
+        assert world.client.content(b"a") == b"123"
