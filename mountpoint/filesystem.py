@@ -492,4 +492,4 @@ class FileSystem:
         if info is None:
             self._listings.discard(directory, name)
         else:
-            self._listings.add(directory, [Entry(name, info)], time.monotonic())
+            self._listings.made(directory, Entry(name, info))

@@ -234,9 +234,14 @@ class Listings:
                 page.entries[name] = None
             self._drop_old()
 
+    def made(self, directory: bytes, entry: Entry) -> None:
+        """Note what this mount has just made."""
+        with self._lock:
+            self._missed_at_s.pop((directory, entry.name), None)
+        self.add(directory, [entry], self._clock())
+
     def gone(self, directory: bytes, name: bytes) -> None:
-        """Note that this mount has removed a name, after `discard`."""
-        # A moment later, so that it counts.
+        """Note that this mount has just removed a name, after `discard`: this counts more."""
         self.missed(directory, name, math.nextafter(self._clock(), math.inf))
 
     def forget(self, directory: bytes) -> None:
