@@ -388,6 +388,7 @@ def test_from_end_to_end_every_byte_is_fetched_once(
     st.sampled_from([128 * KIB, MIB]),
 )
 @example(MAX_RUNS, 0, 128 * KIB)
+@example(MAX_RUNS, 3, 128 * KIB)
 def test_interleaved_readers_all_stay_sequential(readers: int, seed: int, read_size: int) -> None:
     """As many sequential readers as there are runs are followed in turns, in any order."""
     random_ = random.Random(seed)
@@ -403,7 +404,7 @@ def test_interleaved_readers_all_stay_sequential(readers: int, seed: int, read_s
     read_on(0, turns * read_size)
     late = reader.late
     read_on(turns * read_size, 4 * turns * read_size)
-    assert reader.late - late <= readers + readers // 8  # of 24 or more reads each
+    assert reader.late - late <= readers  # of 24 or more reads each
     assert reader.cost <= COST
 
 
