@@ -80,6 +80,7 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.credentials import Credentials
+from mountpoint.s3.crt_threads import keep_state
 from mountpoint.s3.endpoint import Endpoint
 from mountpoint.s3.exchange import Download, Exchange, Headers, Inquiry
 
@@ -572,6 +573,7 @@ def _signing_config(endpoint: Endpoint, credentials: Credentials | None) -> AwsS
         return None
 
     def current() -> AwsCredentials:
+        keep_state()
         now = credentials.current()
         return AwsCredentials(now.access_key_id, now.secret_access_key, now.session_token)
 

@@ -15,6 +15,7 @@ from mountpoint.metrics import Counters
 from mountpoint.s3 import checksum, wire
 from mountpoint.s3.checksum import Verification
 from mountpoint.s3.client import BodySink, Transfer
+from mountpoint.s3.crt_threads import keep_state
 from mountpoint.s3.refusal import request_id
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class Exchange(ABC):
 
     def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
         """Take the answer's first part."""
+        keep_state()
         self.status = status_code
         self.headers = headers
 
@@ -71,6 +73,7 @@ class Exchange(ABC):
         **_: Any,
     ) -> None:
         """Take the end."""
+        keep_state()
         self.request = None
         failure = None
         if error is not None:
@@ -118,6 +121,7 @@ class Inquiry(Exchange, Generic[T]):
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Keep the bytes. Raises BadAnswer when there are too many."""
+        keep_state()
         self._size_bytes += len(chunk)
         if self._size_bytes > MAX_METADATA_BYTES:
             raise BadAnswer(f"the answer to {self._operation} is over {MAX_METADATA_BYTES} bytes")
@@ -175,6 +179,7 @@ class Download(Exchange):
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Pass bytes on."""
+        keep_state()
         self.owner.counters.add("bytes_fetched", len(chunk))
         if not self.ended:
             if self._verification is not None:

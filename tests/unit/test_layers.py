@@ -48,6 +48,7 @@ LAYERS = (
     "mountpoint.s3.credentials",
     "mountpoint.s3.retry",
     "mountpoint.s3.checksum",
+    "mountpoint.s3.crt_threads",
     "mountpoint.s3.exchange",
     "mountpoint.s3.crt_log",
     "mountpoint.s3.crt",
