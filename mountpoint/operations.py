@@ -28,7 +28,7 @@ from mountpoint.filesystem import DirectoryEntry, FileSystem
 from mountpoint.fuse import go_direct, llfuse, rename_flags, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
-from mountpoint.processes import process_of, was_killed
+from mountpoint.processes import process_of, who_closes
 from mountpoint.reading.stream import Bytes
 from mountpoint.s3.kept import FileAttributes
 from mountpoint.tree import MAX_NAME_BYTES
@@ -49,6 +49,10 @@ RENAME_NOREPLACE = 1
 #: How long the kernel may believe that a name does not exist. We know when a listing names it,
 #: the kernel does not: `ls` shows a new file, and a second later at most it can be opened.
 LONGEST_ABSENCE_S = 1.0
+
+#: How long the kernel may believe what a new file looks like: programs ask twice before their
+#: first write. After it the kernel asks anew, and nobody else can write it.
+NEW_TTL_S = 0.1
 
 
 def operation(
@@ -157,7 +161,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         handle, attributes = self._fs.create(
             parent, name, flags, process_of(ctx.pid), _of_new(mode, ctx)
         )
-        return handle, _entry_attributes(attributes)
+        entry = _entry_attributes(attributes)
+        entry.attr_timeout = NEW_TTL_S
+        return handle, entry
 
     @operation("child")
     def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
@@ -172,7 +178,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("inode")
     def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
         """See FileSystem."""
-        handle = self._fs.open(inode, flags, process_of(ctx.pid))
+        writes = flags & (os.O_ACCMODE | os.O_TRUNC)
+        handle = self._fs.open(inode, flags, process_of(ctx.pid) if writes else ctx.pid)
         if self._fs.is_staged(handle):
             go_direct()
         return handle
@@ -190,8 +197,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("file")
     def flush(self, fh: HandleNumber) -> None:
         """See FileSystem."""
-        thread = request_pid()
-        self._fs.flush(fh, process_of(thread), killed=was_killed(thread))
+        process, killed = who_closes(request_pid())
+        self._fs.flush(fh, process, killed=killed)
 
     @operation("file")
     def fsync(self, fh: HandleNumber, datasync: bool) -> None:

@@ -9,6 +9,10 @@ A process that closes files in execve(2) holds a lock meanwhile, for which all w
 always be read, and tells who is ending: that process has no memory any more.
 """
 
+import os
+import re
+
+_PROCESS = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 #: include/linux/sched.h: the process is ending.
 PF_EXITING = 0x4
 #: Fields of /proc/PID/stat behind the name in brackets, the state being 0: proc_pid_stat(5).
@@ -19,25 +23,42 @@ _SIGNAL = 0x7F
 
 def process_of(thread: int) -> int:
     """Return the process that a thread belongs to; the thread's own number if that is not known."""
-    try:
-        with open(f"/proc/{thread}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Tgid:"):
-                    return int(line[5:])
-    except (OSError, ValueError):
-        pass
-    return thread
+    return _process(_read(thread, "status")) or thread
 
 
-def was_killed(thread: int) -> bool:
-    """Whether a process is ending because of a signal. What cannot be known counts as no."""
-    try:
-        with open(f"/proc/{thread}/status", "rb") as file:
-            if b"\nVmSize:" in file.read():
-                return False
-        with open(f"/proc/{thread}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        exiting = int(fields[_FLAGS]) & PF_EXITING
-        return bool(exiting and int(fields[_EXIT_CODE]) & _SIGNAL)
-    except (OSError, ValueError, IndexError):
+def who_closes(thread: int) -> tuple[int, bool]:
+    """Return the process that a thread belongs to, and whether it is ending because of a signal.
+
+    What cannot be known counts as the thread's own number, and as no.
+    """
+    status = _read(thread, "status")
+    alive = not status or b"\nVmSize:" in status
+    return _process(status) or thread, not alive and _is_killed(_read(thread, "stat"))
+
+
+def _process(status: bytes) -> int:
+    match = _PROCESS.search(status)
+    return int(match[1]) if match else 0
+
+
+def _is_killed(stat: bytes) -> bool:
+    fields = stat.rpartition(b")")[2].split()
+    if len(fields) <= _EXIT_CODE:
         return False
+    return bool(int(fields[_FLAGS]) & PF_EXITING and int(fields[_EXIT_CODE]) & _SIGNAL)
+
+
+def _read(thread: int, name: str) -> bytes:
+    """Return a file of /proc/THREAD; nothing if it cannot be had."""
+    # Not `open`: it makes three more calls to the system, for each file that is closed.
+    try:
+        file = os.open(f"/proc/{thread}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        # To the end, as long as that may be: a process can be in thousands of groups.
+        return b"".join(iter(lambda: os.read(file, 4096), b""))
+    except OSError:  # it has ended meanwhile
+        return b""
+    finally:
+        os.close(file)

@@ -336,6 +336,7 @@ _HTTP_DATE = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=1000)
 def http_date_ns(text: str) -> int:
     """Return the nanoseconds since 1970 of an HTTP date; 0 if bad: the object is still there."""
     match = _HTTP_DATE.fullmatch(text)

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors, operations
 from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.operations import Operations
+from mountpoint.operations import NEW_TTL_S, Operations
 from tests.unit.fake_client import MTIME_NS, REQUEST_ID, Fault
 from tests.unit.mounted import GID, UID, Mounted, mounted
 
@@ -579,6 +579,19 @@ def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPa
         chosen = SimpleNamespace(**nothing | {f"update_{field}": True})
         adapter("setattr", ROOT, ATTRIBUTES, chosen, None, CTX)
         assert asked.pop() == dict.fromkeys(names) | {name: names[name]}
+
+
+def test_a_new_file_is_known_for_a_moment() -> None:
+    """fstat(2) of a file that was just made asks nobody; its name, and what was written, do."""
+    with mounted() as world:
+        adapter = Adapter(world)
+        handle, created = adapter("create", ROOT, b"a", stat.S_IFREG | 0o644, os.O_WRONLY, CTX)
+        assert (created.attr_timeout, created.entry_timeout) == (NEW_TTL_S, 0.0)
+        adapter("write", handle, 0, b"12345")
+        entry = adapter("getattr", created.st_ino, CTX)
+        assert (entry.st_size, entry.attr_timeout) == (5, 0.0)
+        adapter("flush", handle)
+        adapter("release", handle)
 
 
 def test_whose_a_new_file_is() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mountpoint.processes import process_of, was_killed
+from mountpoint.processes import process_of, who_closes
 
 
 @contextmanager
@@ -33,6 +33,7 @@ def test_the_process_of_a_thread() -> None:
     thread.join()
     assert found == [os.getpid()]
     assert process_of(os.getpid()) == os.getpid()
+    assert who_closes(os.getpid()) == (os.getpid(), False)
 
 
 def test_a_process_that_is_gone() -> None:
@@ -40,8 +41,8 @@ def test_a_process_that_is_gone() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
     assert process_of(child.pid) == child.pid
-    assert not was_killed(child.pid)
-    assert not was_killed(0)
+    assert who_closes(child.pid) == (child.pid, False)
+    assert who_closes(0) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -57,15 +58,14 @@ def test_a_process_that_is_gone() -> None:
 def test_whether_it_was_killed(command: tuple[str, ...], by: int, killed: bool) -> None:
     """An exit of whatever code is an orderly end, a signal is none."""
     with ended(*command, by=by) as pid:
-        assert was_killed(pid) is killed
+        assert who_closes(pid) == (pid, killed)
 
 
 def test_a_living_process() -> None:
     """Who lives was not killed."""
     child = subprocess.Popen(["sleep", "60"])
     try:
-        assert not was_killed(child.pid)
+        assert who_closes(child.pid) == (child.pid, False)
     finally:
         child.kill()
         child.wait()
-    assert not was_killed(os.getpid())
