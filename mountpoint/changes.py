@@ -22,21 +22,18 @@ import time
 import weakref
 from collections.abc import Callable
 
-import structlog
-
 from mountpoint import tree
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import (
-    BadArgument,
     BadHandle,
     IsADirectory,
     NotPermitted,
     NotSequential,
     OperationError,
-    StaleInode,
     WriterKilled,
 )
-from mountpoint.handles import SYNC_FLAGS, Sequential, WriteHandle, unchanged
+from mountpoint.handles import Sequential, WriteHandle, check_flags, unchanged
+from mountpoint.heads import newest
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames, Writer
@@ -46,8 +43,6 @@ from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.uploads import Uploads
-
-log = structlog.get_logger(__name__)
 
 #: How long somebody waits for a file that has been closed to be there: `touch a; cat a`. The
 #: kernel tells us of the last close a moment after the program has gone on.
@@ -97,15 +92,14 @@ class Changes:
         attributes: FileAttributes = NOTHING,
     ) -> WriteHandle:
         """Begin a new file. Its inode counts one lookup and one open."""
-        _check_flags(flags)
+        check_flags(flags)
         tree.check_new(parent.key, name)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
             kept = self._keeping.of_new(attributes)
             return self._add(WriteHandle(inode, process, self._begin, condition=NEW, kept=kept))
         except BaseException:
-            self._inodes.forget(inode.number, 1)
-            self._inodes.released(inode)
+            self._inodes.uncreate(inode)
             raise
 
     def open(self, inode: Inode, flags: int, process: int) -> WriteHandle | None:
@@ -125,16 +119,14 @@ class Changes:
 
     def _change(self, inode: Inode, flags: int, process: int) -> WriteHandle:
         """Begin to write a file anew, or behind its end. The inode must have been opened."""
-        _check_flags(flags)
+        check_flags(flags)
         base, condition = None, ALWAYS
         if not flags & os.O_TRUNC:
             # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
             if not self._allows(flags):
                 option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
                 raise NotPermitted("the file exists", f"{option} lets it be written")
-            base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
-            if not inode.is_version(Entry(inode.name, base)):
-                raise StaleInode("the object was replaced")
+            base = newest(self._client, self._patience, inode)
             condition = unchanged(base)
         elif not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
@@ -404,8 +396,3 @@ class Changes:
                 self._inodes.disown(inode)
                 self._changed(inode.directory, inode.name, None)
             handle.settled.set()
-
-
-def _check_flags(flags: int) -> None:
-    if flags & SYNC_FLAGS:
-        raise BadArgument("O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
-from mountpoint.errors import BadHandle, NotSequential
+from mountpoint.errors import BadArgument, BadHandle, NotSequential
 from mountpoint.inodes import Inode
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
@@ -148,7 +148,6 @@ class WriteHandle:
 
     def write(self, offset: int, data: bytes) -> int:
         """Take the next bytes; return how many. Raises NotSequential, and what uploads raise."""
-        self.check()
         upload = self.upload
         if upload is None:
             upload = self._go_on(offset)
@@ -279,6 +278,12 @@ class StagedHandle:
         self.inode = writer.inode
         self.opener = opener
         self.writes = writes
+
+
+def check_flags(flags: int) -> None:
+    """Raise BadArgument for what no file can be opened with that is to be written."""
+    if flags & SYNC_FLAGS:
+        raise BadArgument("O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed")
 
 
 def unchanged(info: ObjectInfo) -> Condition:

@@ -1,15 +1,16 @@
-"""Attributes that LIST does not tell: one HEAD for each file that is looked up.
+"""One HEAD of one file: what LIST does not tell, and whether a version is the newest.
 
-Only where attributes are kept and shown (`keeping`). An answer is as old as the page that named the
-file, at most: it is asked for after that, and believed as long. Lookups wait for their own answers
-and for nobody else's.
+Attributes are asked for only where they are kept and shown (`keeping`). An answer is as old as the
+page that named the file, at most: it is asked for after that, and believed as long. Lookups wait
+for their own answers and for nobody else's.
 """
 
 import functools
 
-from mountpoint.errors import NotFound
+from mountpoint.errors import NotFound, StaleInode
+from mountpoint.inodes import Inode
 from mountpoint.listing.recent import Listings
-from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 
@@ -36,3 +37,11 @@ class Heads:
         if (info.etag, info.size_bytes) != (listed.etag, listed.size_bytes):
             self._listings.discard(directory, entry.name)
         return Entry(entry.name, info)
+
+
+def newest(client: ObjectClient, patience: Patience, inode: Inode) -> ObjectInfo:
+    """Return a file's newest version. Raises StaleInode if that is not the inode's."""
+    info = patience.ask(functools.partial(client.head, inode.key)).answer()
+    if not inode.is_version(Entry(inode.name, info)):
+        raise StaleInode("the object was replaced")
+    return info

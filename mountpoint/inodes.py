@@ -236,6 +236,11 @@ class InodeTable:
             self._inodes[number] = inode
             return inode
 
+    def uncreate(self, inode: Inode) -> None:
+        """Undo `create`: there is no such file after all."""
+        self.forget(inode.number, 1)
+        self.released(inode)
+
     def became(
         self, inode: Inode, info: ObjectInfo, fresh_until_s: float, *, paged: bool = True
     ) -> None:

@@ -18,13 +18,13 @@ from mountpoint.errors import (
     StaleInode,
 )
 from mountpoint.handles import ReadHandle
+from mountpoint.heads import newest
 from mountpoint.inodes import Inode
 from mountpoint.listing.recent import Listings
 from mountpoint.reading.stream import ReadStream
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
-from mountpoint.tree import Entry
 
 #: Must be restored before they can be read.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
@@ -116,11 +116,9 @@ class Opener:
                 raise
         else:
             # No byte is needed now: there is none, or the kernel has pages of it.
-            newest = self._patience.ask(lambda: self._client.head(info.key)).answer()
-            if not inode.is_version(Entry(inode.name, newest)):
-                raise StaleInode()
-            if archived and not newest.restored:
+            version = newest(self._client, self._patience, inode)
+            if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
-            inode.describe(newest)
+            inode.describe(version)
         inode.paged = True
         return stream

@@ -20,9 +20,10 @@ from mountpoint.errors import (
     NotImplementedHere,
     NotPermitted,
 )
+from mountpoint.handles import unchanged
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.local import LocalNames
-from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectInfo
+from mountpoint.s3.client import NEW, Condition, ObjectInfo
 from mountpoint.tree import Entry, check_new
 from mountpoint.writing.copies import Copies
 
@@ -120,4 +121,4 @@ class Renames:
             raise IsADirectory()
         if not self._config.allow_overwrite:
             raise EntryExists("there is a file", "--allow-overwrite lets files be replaced")
-        return Condition(etag=target.info.etag) if target.info.etag else ALWAYS
+        return unchanged(target.info)

@@ -17,14 +17,13 @@ from collections.abc import Callable
 from mountpoint import tree
 from mountpoint.config import ChangeConfig, WriteConfig
 from mountpoint.errors import (
-    BadArgument,
     BadHandle,
     NotPermitted,
     OperationError,
-    StaleInode,
     WriterKilled,
 )
-from mountpoint.handles import SYNC_FLAGS, StagedHandle, StagedWriter, unchanged
+from mountpoint.handles import StagedHandle, StagedWriter, check_flags, unchanged
+from mountpoint.heads import newest
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames
@@ -33,7 +32,6 @@ from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged import StagedFile
-from mountpoint.tree import Entry
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.source import fetch
 from mountpoint.writing.upload import Upload
@@ -88,7 +86,7 @@ class StagedChanges:
         attributes: FileAttributes = NOTHING,
     ) -> StagedHandle:
         """Begin a new file. Its inode counts one lookup and one open."""
-        _check_flags(flags)
+        check_flags(flags)
         tree.check_new(parent.key, name)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
@@ -99,13 +97,12 @@ class StagedChanges:
                     raise NotPermitted("the file is being written")
                 return self._join(writer, flags | os.O_RDWR, process)
         except BaseException:
-            self._inodes.forget(inode.number, 1)
-            self._inodes.released(inode)
+            self._inodes.uncreate(inode)
             raise
 
     def open(self, inode: Inode, flags: int, process: int) -> StagedHandle | None:
         """Open a file that is to be changed, or that others change; None: it is only read."""
-        _check_flags(flags)
+        check_flags(flags)
         if flags & os.O_TRUNC:
             self._check_allowed()
         with self._lock:
@@ -126,9 +123,7 @@ class StagedChanges:
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
         base, kept = None, self._keeping.of_replaced(inode)
         if not flags & os.O_TRUNC:
-            base = self._patience.ask(lambda: self._client.head(inode.key)).answer()
-            if not inode.is_version(Entry(inode.name, base)):
-                raise StaleInode("the object was replaced")
+            base = newest(self._client, self._patience, inode)
             kept = self._keeping.of_base(base)
         writer = self._writer(inode, base, ALWAYS, kept, new=False)
         with self._lock:
@@ -369,8 +364,3 @@ class StagedChanges:
                 self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
             self._local.discard(writer)
             return True
-
-
-def _check_flags(flags: int) -> None:
-    if flags & SYNC_FLAGS:
-        raise BadArgument("O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed")

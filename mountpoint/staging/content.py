@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import structlog
-
 from mountpoint.config import MIB
 from mountpoint.errors import BadAnswer, BadHandle, Interrupted, OperationError, StagingFull
 from mountpoint.s3.client import ObjectInfo
@@ -21,8 +19,6 @@ from mountpoint.staging.area import StagingArea
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.local import BLOCK_BYTES, LocalFile
 from mountpoint.staging.ranges import Range, Ranges
-
-log = structlog.get_logger(__name__)
 
 #: What is missing is fetched in blocks of this size. A request takes 20 to 30 ms, and 1 MiB then
 #: 11 ms more: what lies around it is nearly free. The kernel asks for no more at a time.

@@ -117,12 +117,8 @@ class Copies:
             raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
         if stored.tags:
             log.warning("large objects are copied without their tags", key=source.key)
-        return replace(
-            stored.options,
-            sse=self._config.sse,
-            sse_kms_key_id=self._config.sse_kms_key_id,
-            checksum=self._config.checksum,
-        )
+        options = self._uploads.encrypted(stored.options)
+        return replace(options, checksum=self._config.checksum)
 
     def move(
         self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
@@ -260,11 +256,8 @@ class Copies:
 
     def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
         """Have the whole object copied; return the copy's ETag."""
-        options = PutOptions(
-            storage_class=None if source.storage_class == "STANDARD" else source.storage_class,
-            sse=self._config.sse,
-            sse_kms_key_id=self._config.sse_kms_key_id,
-        )
+        storage_class = None if source.storage_class == "STANDARD" else source.storage_class
+        options = self._uploads.encrypted(PutOptions(storage_class=storage_class))
         asked = condition if self._conditional_copies else ALWAYS
         start = functools.partial(
             self._client.copy_object,
