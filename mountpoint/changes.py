@@ -32,7 +32,7 @@ from mountpoint.errors import (
     OperationError,
     WriterKilled,
 )
-from mountpoint.handles import Sequential, WriteHandle, check_flags, unchanged
+from mountpoint.handles import WriteHandle, check_flags, unchanged
 from mountpoint.heads import newest
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
@@ -42,6 +42,7 @@ from mountpoint.s3.kept import NOTHING, FileAttributes, formatted
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
 from mountpoint.writing.copies import Copies
+from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.uploads import Uploads
 
 #: How long somebody waits for a file that has been closed to be there: `touch a; cat a`. The

@@ -21,7 +21,7 @@ from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.staged import StagedFile
 from mountpoint.tree import Entry
-from mountpoint.writing.appending import Appending
+from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.upload import Upload
 
 HandleNumber = NewType("HandleNumber", int)
@@ -88,10 +88,6 @@ class ReadHandle:
         """Cancel what is in flight."""
         if self._stream is not None:
             self._stream.close()
-
-
-#: What is written from its beginning to its end.
-Sequential = Upload | Appending
 
 
 class WriteHandle:

@@ -17,12 +17,13 @@ from dataclasses import replace
 
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import NotFound, NotPermitted, PreconditionFailed, StaleInode
-from mountpoint.handles import Sequential, StagedWriter, WriteHandle
+from mountpoint.handles import StagedWriter, WriteHandle
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.s3.client import ObjectInfo, PutOptions
 from mountpoint.s3.kept import NOTHING, FileAttributes, formatted, parsed, replaced
 from mountpoint.tree import Entry
 from mountpoint.writing.selfcopy import SelfCopies, check_size
+from mountpoint.writing.sequential import Sequential
 
 
 class Keeping:

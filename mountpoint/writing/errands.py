@@ -139,7 +139,7 @@ class Errands:
         errand.done(future.result())
         return True
 
-    def drop_all(self, *, but: Callable[[Any], None]) -> None:
+    def drop_all(self, *, but: Callable[[Any], None] | None = None) -> None:
         """Cancel all requests but that whose result `but` takes, if it is under way."""
         kept = [errand for errand in self._open if errand.done == but and errand.future]
         dropped = [errand for errand in self._open if errand not in kept]

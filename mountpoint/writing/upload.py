@@ -1,32 +1,18 @@
 """One new object, written from its beginning to its end, and visible when it is complete.
 
-Bytes are gathered into parts. Up to one part is a PUT at the end. When there is more, the first
-part goes out with a CreateMultipartUpload before it, others follow while the writer goes on, and
-CompleteMultipartUpload makes them one object.
+Up to one part is a PUT at the end. When there is more, the first part goes out with a
+CreateMultipartUpload before it, others follow while the writer goes on, and
+CompleteMultipartUpload makes them one object (`sequential` has what is not peculiar to that).
 
 What another object has already, `copy` appends: the server copies it as parts of their own, and
 only what is too small to be one is read and gathered like what is written (`parts.next_step`).
 
-Each request is an `Errand`: its answer comes on a client's thread, which notes the part and gives
-its memory back. What failed, or has been silent for too long, is sent again by whoever waits for
-this upload, as with reads: a writer that has to wait for memory, or `finish`. A program that
-computes between two writes costs nothing, and there is no timer.
-
-Memory: what a writer gathers is asked of the budget. If it is refused and parts are in flight,
-the writer waits until they are done: that is the back-pressure. If nothing is in flight it is
-granted, after a moment in which parts of other uploads may come back, or nothing ever would; so
-uploads together exceed the budget by no more than the part that each is gathering.
-
-Not known here: the requests (`multipart`, `completion`), file handles, directories, whether a key
-may be overwritten.
+Not known here: the requests (`multipart`, `completion`).
 """
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
 
 import structlog
 
@@ -35,26 +21,23 @@ from mountpoint.errors import Interrupted, NotSequential, TooLarge
 from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
 from mountpoint.writing.completion import Completion
-from mountpoint.writing.errands import Errand, Errands, Line
+from mountpoint.writing.errands import Errand, Line
 from mountpoint.writing.multipart import ABORT_S, Multipart
-from mountpoint.writing.parts import S3_LIMITS, Gathering, Limits, next_step, part_size
+from mountpoint.writing.parts import S3_LIMITS, Gathering, Limits, next_step
+from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.source import Reading
 
 log = structlog.get_logger(__name__)
 
-#: How long a writer that has nothing in flight waits for memory that others give back, and how
-#: often it looks: none of the others knows of it. A part takes 0.1 s on S3.
-PRESSED_S = 0.25
-PRESSED_LOOK_S = 0.01
 #: Parts that the server copies at a time for one upload; they cost neither memory nor bandwidth.
 COPIES = 8
 
 
-class Upload:
-    """The upload of the object `key`, with memory from `lease`.
+class Upload(Sequential):
+    """The upload of the object `key`, with memory from `lease`. See Sequential.
 
-    Thread-safe; `_changed` guards everything and is never held while waiting for S3. Callbacks
-    of futures come with it or without it: it is reentrant.
+    After an error, also of a write at a wrong offset, the object will not come into being. No more
+    can be written after `finish`; TooLarge is raised beyond what S3 takes.
     """
 
     def __init__(
@@ -67,22 +50,23 @@ class Upload:
         part_bytes: int,
         limits: Limits = S3_LIMITS,
         lease: Lease,
-        line: Line["Upload"],
+        line: Line[Sequential],
         patience: Patience,
     ) -> None:
+        super().__init__(
+            size_bytes=0,
+            part_bytes=part_bytes,
+            checksum=options.checksum,
+            lease=lease,
+            line=line,
+            patience=patience,
+        )
         # dependencies
         self._client = client
-        self._lease = lease
-        self._line = line
-        self._patience = patience
         # constants
-        self._checksum = options.checksum
-        self._part_bytes = part_bytes
         self._limits = limits
         # mutable, guarded by _changed
-        self._changed = threading.Condition()
         self.key = key
-        self._errands = Errands(self, line, patience)
         self._multipart = Multipart(
             client,
             key,
@@ -104,33 +88,8 @@ class Upload:
             completed=self._completed,
             failed=self.fail,
         )
-        self._size_bytes = 0
-        self._gathering = Gathering(options.checksum)
         self._finishing = False
         self._info: ObjectInfo | None = None  # what has become of it
-        self._failure: Exception | None = None
-        self._writing = False  # somebody is in `write` or `copy`, maybe waiting
-
-    @property
-    def size_bytes(self) -> int:
-        """How much has been written."""
-        return self._size_bytes
-
-    def write(self, offset: int, data: bytes) -> int:
-        """Take the next bytes, which must begin where the last ones ended.
-
-        Returns when they are in memory, having waited for some if need be. Raises NotSequential
-        for any other offset, and after `finish`; TooLarge beyond what S3 takes; and whatever
-        has become of earlier parts. After an error the object will not come into being.
-        """
-        with self._changed, self._turn():
-            if offset != self._size_bytes:
-                expected = self._size_bytes
-                error = NotSequential(f"a write at {offset}, where {expected} was next")
-                self.fail(error)
-                raise error
-            self._gather(data)
-            return len(data)
 
     def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Take the bytes [start, stop) of an object version of this bucket as the next ones.
@@ -202,11 +161,6 @@ class Upload:
             self._completion.describe(metadata)
             return True
 
-    def check(self) -> None:
-        """Raise what has become of parts in flight, if that is known and bad."""
-        with self._changed:
-            self._check()
-
     def fail(self, error: Exception) -> None:
         """Give up, without waiting: all waits end with `error`, and so does what is asked later.
 
@@ -218,9 +172,7 @@ class Upload:
             self._failure = error
             # What is being begun is waited for: its answer says what to abort.
             self._errands.drop_all(but=self._multipart.created)
-            self._gathering = Gathering(None)
-            self._lease.give(self._lease.held_bytes)
-            self._line.closed(self)
+            self._let_go()
             self._multipart.give_up()
             self._changed.notify_all()
 
@@ -246,39 +198,16 @@ class Upload:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait until nobody else writes; then others wait."""
-        self._check()
-        while self._writing:
-            self._wait()
-        if self._finishing:
-            raise NotSequential("the file has been uploaded already: no more can be written")
-        self._writing = True
-        try:
+        with super()._turn():
+            if self._finishing:
+                raise NotSequential("the file has been uploaded already: no more can be written")
             yield
-        finally:
-            self._writing = False
-            self._changed.notify_all()
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def _misplaced(self, error: NotSequential) -> None:
+        self.fail(error)
 
-    def _gather(self, data: bytes, *, taken: bool = False) -> None:
-        """Gather bytes, and send parts that are full. `taken`: memory for them has been taken."""
-        rest = memoryview(data)
-        while rest:
-            self._check()
-            before = self._size_bytes - self._gathering.size_bytes
-            room = part_size(self._part_bytes, before) - self._gathering.size_bytes
-            if room == 0:
-                self._seal()
-                continue
-            size = min(room, len(rest))
-            if not taken:
-                self._take(size)
-            self._gathering.append(data if size == len(data) else rest[:size])
-            self._size_bytes += size
-            rest = rest[size:]
+    def _is_on_its_way(self) -> bool:
+        return self._multipart.in_flight > 0
 
     def _read(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Gather bytes of another object."""
@@ -309,18 +238,6 @@ class Upload:
         self._size_bytes += stop - start
         self._check()
 
-    def _take(self, size_bytes: int) -> None:
-        """Take memory for what is to be gathered; wait for it while parts are in flight."""
-        patient_until_s = time.monotonic() + PRESSED_S
-        while not self._lease.try_take(size_bytes):
-            if self._multipart.in_flight:
-                self._wait()
-            elif self._line.busy() and time.monotonic() < patient_until_s:
-                self._wait(PRESSED_LOOK_S)
-            else:
-                self._lease.take(size_bytes)
-                return
-
     def _seal(self) -> None:
         """Send the part that has been gathered, when it is its turn."""
         while not self._line.may_send(self, self._multipart.in_flight):
@@ -346,24 +263,14 @@ class Upload:
 
     # --- Owner ---
 
-    def take(self, errand: Errand, future: "Future[Any]") -> None:
-        """See Owner."""
-        with self._changed:
-            try:
-                if self._errands.take(errand, future):
-                    self._advance()
-            except Exception as failure:  # nobody else would hear of it
-                self.fail(failure)
-            self._changed.notify_all()
-
     def wants(self, errand: Errand) -> bool:
         """See Owner."""
-        return self._failure is None or errand.done != self._multipart.created
+        return super().wants(errand) or errand.done != self._multipart.created
 
     # --- the end (lock held) ---
 
     def _advance(self) -> None:
-        """Complete the upload when all parts are there."""
+        # Complete when all parts are there.
         done = self._failure is not None or self._info is not None
         # Not only the errands: an answer may come while the next part is about to become one.
         if self._finishing and not done and not self._errands and self._multipart.idle:
@@ -377,15 +284,4 @@ class Upload:
     def _completed(self, info: ObjectInfo) -> None:
         self._info = info
         self._multipart.forget()
-        self._gathering = Gathering(None)
-        self._lease.give(self._lease.held_bytes)
-        self._line.closed(self)
-
-    def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
-        """Wait until something has happened, and send again what has to be. Raises the failure."""
-        self._check()
-        if self._patience.stopping.is_set():
-            self.fail(Interrupted("the mount is going away"))
-        elif not self._errands.drive():
-            self._changed.wait(min(self._errands.next_s(), most_s))
-        self._check()
+        self._let_go()

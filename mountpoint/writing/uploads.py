@@ -25,6 +25,7 @@ from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
 from mountpoint.writing.journal import Journal
 from mountpoint.writing.multipart import ABORT_S
 from mountpoint.writing.parts import S3_LIMITS, Limits
+from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.upload import Upload
 
 log = structlog.get_logger(__name__)
@@ -33,10 +34,8 @@ log = structlog.get_logger(__name__)
 SLACK = 4.0
 KNOWN_PARTS = 32
 
-Writer = Upload | Appending
 
-
-class Uploads(Line[Writer]):
+class Uploads(Line[Sequential]):
     """Makes the uploads of a mount. Thread-safe."""
 
     def __init__(
@@ -58,8 +57,8 @@ class Uploads(Line[Writer]):
         self._limits = limits
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._open: set[Writer] = set()
-        self._in_flight: Counter[Writer] = Counter()  # bodies, of those that send any
+        self._open: set[Sequential] = set()
+        self._in_flight: Counter[Sequential] = Counter()  # bodies, of those that send any
         self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
         self._in_flight_bytes = 0
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
@@ -131,7 +130,7 @@ class Uploads(Line[Writer]):
             checksum=config.checksum,
         )
 
-    def _add(self, upload: Writer) -> None:
+    def _add(self, upload: Sequential) -> None:
         with self._lock:
             if self._interrupted:
                 raise Interrupted("the mount is going away")
@@ -158,7 +157,7 @@ class Uploads(Line[Writer]):
 
     # --- Line ---
 
-    def may_send(self, upload: Writer, in_flight: int) -> bool:
+    def may_send(self, upload: Sequential, in_flight: int) -> bool:
         """See Line."""
         with self._lock:
             self._in_flight[upload] += 0  # it shares from now on, also while it waits for its id
@@ -168,14 +167,14 @@ class Uploads(Line[Writer]):
         """See Line."""
         return self._in_flight_bytes > 0
 
-    def sent(self, upload: Writer, size_bytes: int) -> None:
+    def sent(self, upload: Sequential, size_bytes: int) -> None:
         """See Line."""
         with self._lock:
             self._in_flight[upload] += 1
             self._in_flight_bytes += size_bytes
 
     def ended(
-        self, upload: Writer, size_bytes: int, duration_s: float | None, *, waited: bool
+        self, upload: Sequential, size_bytes: int, duration_s: float | None, *, waited: bool
     ) -> None:
         """See Line."""
         with self._lock:
@@ -222,7 +221,7 @@ class Uploads(Line[Writer]):
         if self._journal is not None:
             self._journal.ended(upload_id)
 
-    def closed(self, upload: Writer) -> None:
+    def closed(self, upload: Sequential) -> None:
         """See Line."""
         with self._lock:
             self._open.discard(upload)

@@ -65,6 +65,7 @@ LAYERS = (
     "mountpoint.writing.source",
     "mountpoint.writing.multipart",
     "mountpoint.writing.completion",
+    "mountpoint.writing.sequential",
     "mountpoint.writing.upload",
     "mountpoint.writing.appending",
     "mountpoint.writing.uploads",

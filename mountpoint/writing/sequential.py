@@ -1,0 +1,214 @@
+"""One object that is written from its beginning to its end: what every way of uploading it shares.
+
+Bytes are gathered into parts. Who writes takes turns, and returns when the bytes are in memory.
+Each request is an `Errand`: its answer comes on a client's thread, which notes it and gives memory
+back. What failed, or has been silent for too long, is sent again by whoever waits for this
+upload, as with reads: a writer that has to wait for memory, or `finish`. A program that computes
+between two writes costs nothing, and there is no timer.
+
+Memory: what a writer gathers is asked of the budget. If it is refused and something is on its
+way, the writer waits until that has arrived: that is the back-pressure. If nothing is it is
+granted, after a moment in which parts of other uploads may come back, or nothing ever would; so
+uploads together exceed the budget by no more than the part that each is gathering.
+
+Not known here: the requests (`upload`, `appending`), file handles, directories, whether a key may
+be overwritten.
+"""
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from mountpoint.budget import Lease
+from mountpoint.errors import Interrupted, NotSequential
+from mountpoint.s3.client import ChecksumName, Condition, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.writing.errands import Errand, Errands, Line
+from mountpoint.writing.parts import Gathering, part_size
+
+#: How long a writer that has nothing on its way waits for memory that others give back, and how
+#: often it looks: none of the others knows of it. A part takes 0.1 s on S3.
+PRESSED_S = 0.25
+PRESSED_LOOK_S = 0.01
+
+
+class Sequential(ABC):
+    """The upload of an object that has `size_bytes` already, with memory from `lease`.
+
+    Thread-safe; `_changed` guards everything and is never held while waiting for S3. Callbacks
+    of futures come with it or without it: it is reentrant.
+    """
+
+    def __init__(
+        self,
+        *,
+        size_bytes: int,
+        part_bytes: int,
+        checksum: ChecksumName | None,
+        lease: Lease,
+        line: Line["Sequential"],
+        patience: Patience,
+    ) -> None:
+        # dependencies
+        self._lease = lease
+        self._line = line
+        self._patience = patience
+        # constants
+        self._checksum = checksum
+        self._part_bytes = part_bytes
+        # mutable, guarded by _changed
+        self._changed = threading.Condition()
+        self._errands = Errands(self, line, patience)
+        self._size_bytes = size_bytes
+        self._gathering = Gathering(checksum)
+        self._failure: Exception | None = None
+        self._writing = False  # somebody adds bytes, maybe waiting
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the object with all that has been written."""
+        return self._size_bytes
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Take the next bytes, which must begin where the last ones ended.
+
+        Returns when they are in memory, having waited for some if need be. Raises NotSequential
+        for any other offset, and what has become of earlier parts; and more, as subclasses say.
+        """
+        with self._changed, self._turn():
+            if offset != self._size_bytes:
+                expected = self._size_bytes
+                error = NotSequential(f"a write at {offset}, where {expected} was next")
+                self._misplaced(error)
+                raise error
+            self._gather(data)
+            return len(data)
+
+    @abstractmethod
+    def finish(self) -> ObjectInfo:
+        """Upload what is left; return the object, which is in S3 with all that was written."""
+
+    @abstractmethod
+    def rename(self, key: bytes, condition: Condition) -> bool:
+        """Give the object another key, and condition; False if that has to be done in S3."""
+
+    @abstractmethod
+    def describe(self, metadata: Mapping[str, str]) -> bool:
+        """Let the object have this user metadata, too; False if that has to be done in S3."""
+
+    def check(self) -> None:
+        """Raise what has become of parts on their way, if that is known and bad."""
+        with self._changed:
+            self._check()
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """Give up, without waiting: all waits end with `error`, and so does what is asked later."""
+
+    @abstractmethod
+    def abort(self, until_s: float | None = None) -> None:
+        """Give up what is not there yet; nothing where all is. May wait, until `until_s` at most.
+
+        That something could not be removed is logged and no error.
+        """
+
+    # --- Owner ---
+
+    def take(self, errand: Errand, future: "Future[Any]") -> None:
+        """See Owner."""
+        with self._changed:
+            try:
+                if self._errands.take(errand, future):
+                    self._advance()
+            except Exception as failure:  # nobody else would hear of it
+                self.fail(failure)
+            self._changed.notify_all()
+
+    def wants(self, errand: Errand) -> bool:
+        """See Owner."""
+        return self._failure is None
+
+    # --- what subclasses do (lock held) ---
+
+    @abstractmethod
+    def _seal(self) -> None:
+        """Send the part that has been gathered, or queue it, when it is its turn."""
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """Do what comes after an answer."""
+
+    @abstractmethod
+    def _is_on_its_way(self) -> bool:
+        """Whether memory will come back."""
+
+    @abstractmethod
+    def _misplaced(self, error: NotSequential) -> None:
+        """Take notice of a write at a wrong offset."""
+
+    # --- turns, memory and waiting (lock held) ---
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until nobody else writes; then others wait."""
+        self._check()
+        while self._writing:
+            self._wait()
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _gather(self, data: bytes, *, taken: bool = False) -> None:
+        """Gather bytes, and seal parts that are full. `taken`: memory for them has been taken."""
+        rest = memoryview(data)
+        while rest:
+            self._check()
+            before = self._size_bytes - self._gathering.size_bytes
+            room = part_size(self._part_bytes, before) - self._gathering.size_bytes
+            if room <= 0:
+                self._seal()
+                continue
+            size = min(room, len(rest))
+            if not taken:
+                self._take(size)
+            self._gathering.append(data if size == len(data) else rest[:size])
+            self._size_bytes += size
+            rest = rest[size:]
+
+    def _take(self, size_bytes: int) -> None:
+        """Take memory for what is to be gathered; wait for it while anything is on its way."""
+        patient_until_s = time.monotonic() + PRESSED_S
+        while not self._lease.try_take(size_bytes):
+            if self._is_on_its_way():
+                self._wait()
+            elif self._line.busy() and time.monotonic() < patient_until_s:
+                self._wait(PRESSED_LOOK_S)
+            else:
+                self._lease.take(size_bytes)
+                return
+
+    def _let_go(self) -> None:
+        """Give back what an upload has that is over."""
+        self._gathering = Gathering(None)
+        self._lease.give(self._lease.held_bytes)
+        self._line.closed(self)
+
+    def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
+        """Wait until something has happened, and send again what has to be. Raises the failure."""
+        self._check()
+        if self._patience.stopping.is_set():
+            self.fail(Interrupted("the mount is going away"))
+        elif not self._errands.drive():
+            self._changed.wait(min(self._errands.next_s(), most_s))
+        self._check()
