@@ -14,10 +14,8 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,21 +24,15 @@ from pathlib import Path
 import boto3
 import botocore.config
 
-from bench import measure, objects
+from bench import measure, objects, served
 from bench.measure import Process, Result, Run
 from bench.programs import programs
 from bench.reading import Work
 from bench.workloads import Workload, workloads
 from tools import mounting
 from tools.fuse_check import why_no_fuse
-from tools.servers import SeaweedFS
 
 WORKLOADS = {workload.name: workload for workload in [*workloads(), *programs()]}
-
-#: The server's files are in memory where there is room: its disk is not what is measured, and
-#: dropping the caches would send it there.
-MEMORY_FOLDER = Path("/dev/shm")
-SPARE_BYTES = 2 << 30
 
 
 class Bench:
@@ -91,14 +83,7 @@ def store(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, s
     """Yield endpoint, bucket and environment of a server whose bucket is filled."""
     connections = objects.UPLOAD_THREADS
     if arguments.endpoint_url is None:
-        needed = sum(objects.SIZES.values()) + SPARE_BYTES
-        roomy = MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > needed
-        with (
-            tempfile.TemporaryDirectory(
-                prefix="mount-s3-bench-", dir=MEMORY_FOLDER if roomy else None
-            ) as name,
-            SeaweedFS(folder=Path(name) / "server") as server,
-        ):
+        with served.embedded(sum(objects.SIZES.values())) as server:
             objects.fill(server.client(max_pool_connections=connections), server.bucket)
             yield server.endpoint_url, server.bucket, server.environment
         return
@@ -108,26 +93,17 @@ def store(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, s
     client = boto3.client("s3", endpoint_url=arguments.endpoint_url, config=config)
     if not arguments.filled:
         objects.fill(client, arguments.bucket)
-    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    yield arguments.endpoint_url, arguments.bucket, keys
+    yield arguments.endpoint_url, arguments.bucket, served.credentials()
 
 
 @contextlib.contextmanager
 def mounted(arguments: argparse.Namespace) -> Iterator[Bench]:
     """Yield a mount of a filled bucket."""
     with (
-        tempfile.TemporaryDirectory(prefix="mount-s3-bench-") as name,
         store(arguments) as (url, bucket, environment),
+        served.mounted(url, bucket, environment) as (folder, logs),
     ):
-        folder, logs = Path(name) / "mnt", Path(name) / "log"
-        folder.mkdir()
-        options = ["--endpoint-url", url, "--region", "us-east-1", "--force-path-style"]
-        environment = {**environment, "MOUNTPOINT_LOG": mounting.COUNTERS_FILTER}
-        mounting.mount(bucket, folder, options, environment, logs)
-        try:
-            yield Bench(folder, logs)
-        finally:
-            mounting.unmount(folder)
+        yield Bench(folder, logs)
 
 
 def about() -> dict[str, str]:

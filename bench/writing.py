@@ -13,16 +13,15 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench import served
 from bench.measure import Process
 from tools import mounting
 from tools.fuse_check import why_no_fuse
-from tools.servers import SeaweedFS
 
 MIB = 1 << 20
 LARGE_BYTES = 1 << 30
@@ -101,34 +100,10 @@ WORKLOADS: dict[str, Workload] = {
 def store(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield endpoint, bucket and environment of a server."""
     if arguments.endpoint_url is not None:
-        keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        yield arguments.endpoint_url, arguments.bucket, keys
+        yield arguments.endpoint_url, arguments.bucket, served.credentials()
         return
-    memory = Path("/dev/shm")
-    with (
-        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name,
-        SeaweedFS(folder=Path(name)) as server,
-    ):
+    with served.embedded(4 * LARGE_BYTES) as server:
         yield server.endpoint_url, server.bucket, server.environment
-
-
-@contextlib.contextmanager
-def mounted(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
-    """Yield a mount's folder and that of its log."""
-    with (
-        store(arguments) as (url, bucket, environment),
-        tempfile.TemporaryDirectory(prefix="mount-s3-bench-") as name,
-    ):
-        folder, logs = Path(name) / "mnt", Path(name) / "log"
-        folder.mkdir()
-        options = ["--endpoint-url", url, "--region", "us-east-1", "--force-path-style", *OPTIONS]
-        options += arguments.option
-        environment = {**environment, "MOUNTPOINT_LOG": mounting.COUNTERS_FILTER}
-        mounting.mount(bucket, folder, options, environment, logs)
-        try:
-            yield folder, logs
-        finally:
-            mounting.unmount(folder)
 
 
 def measure(name: str, run: int, folder: Path, logs: Path) -> tuple[float, str]:
@@ -170,7 +145,10 @@ def main() -> int:
             parser.error(f"there is no workload '{name}'")
     if (problem := why_no_fuse()) is not None:
         parser.error(f"this machine cannot mount: {problem}")
-    with mounted(arguments) as (folder, logs):
+    with (
+        store(arguments) as (url, bucket, environment),
+        served.mounted(url, bucket, environment, [*OPTIONS, *arguments.option]) as (folder, logs),
+    ):
         for name in arguments.workloads or WORKLOADS:
             rates = []
             for run in range(1, arguments.runs + 1):

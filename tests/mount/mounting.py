@@ -108,6 +108,22 @@ def mounted(
         clean_up(path)
 
 
+def content(store: Store, key: str) -> bytes | None:
+    """Return an object's bytes, or None."""
+    client = store.client()
+    try:
+        found: bytes = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
+        return found
+    except client.exceptions.NoSuchKey:
+        return None
+
+
+def pending(store: Store, prefix: str) -> list[str]:
+    """Return the keys of the multipart uploads that have been neither completed nor aborted."""
+    answer = store.client().list_multipart_uploads(Bucket=store.bucket, Prefix=prefix)
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
+
+
 def clean_up(path: Path) -> None:
     """Leave nothing mounted at `path`, and no process of it."""
     for pid in mounting.mount_processes(path):

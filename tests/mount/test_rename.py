@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.mount.mounting import Mount, eventually, mounted
-from tests.mount.test_write import body, pending
+from tests.mount.mounting import Mount, content, eventually, mounted, pending
 
 MIB = 1 << 20
 OPTIONS = ["--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-append"]
@@ -46,10 +45,10 @@ def test_mv(mount: Mount, flat_store: Store, size: int) -> None:
     old, new = mount.path / f"old-{size}", mount.path / f"new-{size}"
     for _ in range(2):
         old.write_bytes(data)
-        eventually(lambda: body(flat_store, f"rename/{old.name}") is not None)
+        eventually(lambda: content(flat_store, f"rename/{old.name}") is not None)
         sh(f"mv -f {old.name} {new.name}", mount.path)
-        assert body(flat_store, f"rename/{new.name}") == data
-        assert body(flat_store, f"rename/{old.name}") is None
+        assert content(flat_store, f"rename/{new.name}") == data
+        assert content(flat_store, f"rename/{old.name}") is None
         assert not old.exists()
         assert new.read_bytes() == data
 
@@ -75,7 +74,7 @@ def test_renamed_while_it_is_written(mount: Mount, flat_store: Store, size: int)
         file.write(b"end")
     assert new.read_bytes() == bytes(size) + b"end"
     assert keys(flat_store, f"unclosed-{size}") == set()
-    assert pending(flat_store, "rename/") == 0
+    assert pending(flat_store, "rename/") == []
 
 
 def test_a_tree(mount: Mount, flat_store: Store) -> None:
@@ -122,7 +121,7 @@ def test_appending(mount: Mount, flat_store: Store, case: str) -> None:
     folder.mkdir()
     sh(APPENDS[case], folder)
     assert (folder / "a").read_bytes() == b"one\ntwo\nthree\n"
-    assert body(flat_store, f"rename/{folder.name}/a") == b"one\ntwo\nthree\n"
+    assert content(flat_store, f"rename/{folder.name}/a") == b"one\ntwo\nthree\n"
 
 
 def test_appending_to_a_large_file(mount: Mount, flat_store: Store) -> None:
@@ -133,7 +132,7 @@ def test_appending_to_a_large_file(mount: Mount, flat_store: Store) -> None:
     with path.open("ab") as file:
         file.write(b"more")
     assert path.read_bytes() == data + b"more"
-    assert body(flat_store, "rename/large") == data + b"more"
+    assert content(flat_store, "rename/large") == data + b"more"
 
 
 def test_markers(flat_store: Store, folder: Path) -> None:

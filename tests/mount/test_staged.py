@@ -20,9 +20,8 @@ import pytest
 
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 from tests.mount.test_rename import OPTIONS, sh
-from tests.mount.test_write import body, pending
 
 MIB = 1 << 20
 
@@ -56,7 +55,7 @@ def place(mount: Mount, request: pytest.FixtureRequest) -> Path:
 
 def stored(store: Store, mount: Mount, path: Path) -> bytes | None:
     """Return the bytes of a file's object."""
-    return body(store, f"staged/{path.relative_to(mount.path)}")
+    return content(store, f"staged/{path.relative_to(mount.path)}")
 
 
 # --- Files ---
@@ -102,7 +101,7 @@ def test_a_small_change_of_a_large_file(mount: Mount, place: Path, flat_store: S
     data[30 * MIB : 30 * MIB + 7] = b"changed"
     assert stored(flat_store, mount, path) == data
     assert path.read_bytes() == data
-    assert pending(flat_store, "staged/") == 0
+    assert pending(flat_store, "staged/") == []
 
 
 def test_seen_by_all(mount: Mount, place: Path) -> None:
@@ -251,12 +250,12 @@ def test_an_upload_that_fails(flat_store: Store, folder: Path) -> None:
             file.write(b"LATER")
             assert errno_of(file.close) == errno.EIO
             assert path.read_bytes() == b"LATERer"
-            assert body(flat_store, "failing/a") == b"earlier"
+            assert content(flat_store, "failing/a") == b"earlier"
             eventually(lambda: "is kept in" in mount.log)
             proxy.before.clear()
             with path.open("rb+"):
                 subprocess.run(["sync", path], check=True, timeout=60)
-            assert body(flat_store, "failing/a") == b"LATERer"
+            assert content(flat_store, "failing/a") == b"LATERer"
         eventually(mount.has_ended)
 
 
@@ -286,7 +285,7 @@ def test_no_room(flat_store: Store, folder: Path) -> None:
                 found = errno_of(lambda: [other.write(bytes(b"x" * MIB)) for _ in range(10)])
                 assert found == errno.ENOSPC
         (mount.path / "c").write_bytes(b"x" * 10 * MIB)
-        assert body(flat_store, "full/a") == b"x" * 10 * MIB
+        assert content(flat_store, "full/a") == b"x" * 10 * MIB
 
 
 def test_readers_go_on_while_a_file_is_uploaded(mount: Mount, place: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 
 MIB = 1 << 20
 SIZES = [0, 1, 4095, 4096, 128 << 10, MIB + 1, 8 * MIB, 8 * MIB + 1, 33 * MIB + 7]
@@ -38,22 +38,6 @@ def free(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mou
         yield it
 
 
-def body(store: Store, key: str) -> bytes | None:
-    """Return an object's bytes, or None."""
-    client = store.client()
-    try:
-        found: bytes = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
-        return found
-    except client.exceptions.NoSuchKey:
-        return None
-
-
-def pending(store: Store, prefix: str) -> int:
-    """Return how many multipart uploads have been neither completed nor aborted."""
-    answer = store.client().list_multipart_uploads(Bucket=store.bucket, Prefix=prefix)
-    return len(answer.get("Uploads", []))
-
-
 # --- New files ---
 
 
@@ -69,7 +53,7 @@ def test_a_new_file(mount: Mount, store: Store, size: int, step: int) -> None:
         for offset in range(0, size, step):
             assert file.write(data[offset : offset + step]) == len(data[offset : offset + step])
         assert os.fstat(file.fileno()).st_size == size
-    eventually(lambda: body(store, mount.prefix + path.name) == data)  # type: ignore[attr-defined]
+    eventually(lambda: content(store, mount.prefix + path.name) == data)  # type: ignore[attr-defined]
     assert path.read_bytes() == data
     assert path.stat().st_size == size
 
@@ -108,9 +92,9 @@ def test_programs(mount: Mount, store: Store, case: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     key = mount.prefix + path.name  # type: ignore[attr-defined]
-    eventually(lambda: body(store, key) is not None)
+    eventually(lambda: content(store, key) is not None)
     if expected is not None:
-        assert body(store, key) == expected
+        assert content(store, key) == expected
         assert path.read_bytes() == expected
 
 
@@ -123,7 +107,7 @@ def test_many_writers(mount: Mount, store: Store) -> None:
     ]
     assert [writer.wait(60) for writer in writers] == [0] * 8
     for name in "abcdefgh":
-        found = body(store, mount.prefix + f"many-{name}")  # type: ignore[attr-defined]
+        found = content(store, mount.prefix + f"many-{name}")  # type: ignore[attr-defined]
         assert found == name.encode() * 12_000_000
 
 
@@ -138,9 +122,9 @@ def test_seen_while_it_is_written(mount: Mount, store: Store) -> None:
         assert errno_of(path.read_bytes) == errno.EPERM
         assert errno_of(lambda: path.open("wb")) == errno.EPERM
         assert errno_of(path.unlink) == errno.EPERM
-        assert body(store, key) is None
+        assert content(store, key) is None
         file.write(b"45")
-    assert body(store, key) == b"12345"
+    assert content(store, key) == b"12345"
     assert path.read_bytes() == b"12345"
 
 
@@ -150,7 +134,7 @@ def test_fsync(mount: Mount, store: Store) -> None:
     with path.open("wb", buffering=0) as file:
         file.write(b"123")
         os.fsync(file.fileno())
-        assert body(store, mount.prefix + path.name) == b"123"  # type: ignore[attr-defined]
+        assert content(store, mount.prefix + path.name) == b"123"  # type: ignore[attr-defined]
         assert path.read_bytes() == b"123"
         assert errno_of(lambda: file.write(b"4")) == errno.EINVAL
     assert path.read_bytes() == b"123"
@@ -164,7 +148,7 @@ def test_another_offset(mount: Mount, store: Store) -> None:
     assert errno_of(lambda: os.pwrite(descriptor, b"x", 10)) == errno.EINVAL
     assert errno_of(lambda: os.close(descriptor)) == errno.EINVAL
     assert not path.exists()
-    assert body(store, mount.prefix + path.name) is None  # type: ignore[attr-defined]
+    assert content(store, mount.prefix + path.name) is None  # type: ignore[attr-defined]
 
 
 def test_errors_name_what_helps(mount: Mount) -> None:
@@ -229,8 +213,8 @@ def test_the_writer_is_killed(mount: Mount, store: Store, size: int, end: int) -
     writer.wait()
     writer.stdout.close()
     eventually(lambda: not path.exists())
-    assert body(store, key) is None
-    assert pending(store, key) == 0
+    assert content(store, key) is None
+    assert pending(store, key) == []
 
 
 def test_a_process_that_ends_without_closing(mount: Mount, store: Store) -> None:
@@ -238,7 +222,7 @@ def test_a_process_that_ends_without_closing(mount: Mount, store: Store) -> None
     path = mount.path / "exit"
     script = f"import os; os.write(os.open({str(path)!r}, 0o101), b'123'); os._exit(3)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
-    assert body(store, mount.prefix + path.name) == b"123"  # type: ignore[attr-defined]
+    assert content(store, mount.prefix + path.name) == b"123"  # type: ignore[attr-defined]
 
 
 def test_threads(mount: Mount, store: Store) -> None:
@@ -255,7 +239,7 @@ run(lambda: os.close(descriptor[0]))
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-    assert body(store, mount.prefix + path.name) == b"123"  # type: ignore[attr-defined]
+    assert content(store, mount.prefix + path.name) == b"123"  # type: ignore[attr-defined]
 
 
 def test_the_mount_ends_while_a_file_is_written(store: Store, folder: Path) -> None:
@@ -268,8 +252,8 @@ def test_the_mount_ends_while_a_file_is_written(store: Store, folder: Path) -> N
         eventually(mount.has_ended)
         assert errno_of(lambda: os.write(descriptor, b"1")) is not None
         assert errno_of(lambda: os.close(descriptor)) is not None
-    assert body(store, "ending/a") is None
-    assert pending(store, "ending/") == 0
+    assert content(store, "ending/a") is None
+    assert pending(store, "ending/") == []
 
 
 def test_unmounted_right_after_a_close(store: Store, folder: Path) -> None:
@@ -279,8 +263,8 @@ def test_unmounted_right_after_a_close(store: Store, folder: Path) -> None:
             command = f"echo 1 > {mount.path}/a; touch {mount.path}/b; umount {mount.path}"
             subprocess.run(["bash", "-c", command], check=True, timeout=60)
             eventually(mount.has_ended)
-        assert body(store, f"quick-{number}/a") == b"1\n"
-        assert body(store, f"quick-{number}/b") == b""
+        assert content(store, f"quick-{number}/a") == b"1\n"
+        assert content(store, f"quick-{number}/b") == b""
 
 
 # --- Overwriting and deleting ---
@@ -292,16 +276,16 @@ def test_overwriting(free: Mount, store: Store) -> None:
     for number in range(5):
         data = os.urandom(3 * MIB + number)
         path.write_bytes(data)
-        assert body(store, "free/over") == data
+        assert content(store, "free/over") == data
         assert path.read_bytes() == data
         assert path.stat().st_size == len(data)
     with path.open("wb") as file:
         file.write(b"later")
         file.flush()
-        assert body(store, "free/over") == data
+        assert content(store, "free/over") == data
     assert path.read_bytes() == b"later"
     os.truncate(path, 0)
-    assert (path.read_bytes(), body(store, "free/over")) == (b"", b"")
+    assert (path.read_bytes(), content(store, "free/over")) == (b"", b"")
 
 
 def test_not_while_it_is_read(free: Mount) -> None:
@@ -340,7 +324,7 @@ def test_two_mounts_create_the_same_name(free: Mount, store: Store, folder: Path
         (free.path / "race").write_bytes(b"first")
         assert errno_of(lambda: os.close(descriptor)) == errno.EEXIST
         assert "somebody else has created the object" in other.log
-    assert body(store, "free/race") == b"first"
+    assert content(store, "free/race") == b"first"
 
 
 def test_directories(flat_store: Store, folder: Path) -> None:
@@ -353,7 +337,7 @@ def check_directories(root: Path, store: Store) -> None:
     subprocess.run(["mkdir", "-p", root / "a/b/c"], check=True)
     assert os.listdir(root / "a") == ["b"]
     (root / "a/b/c/file").write_bytes(b"1")
-    assert body(store, "free/tree/a/b/c/file") == b"1"
+    assert content(store, "free/tree/a/b/c/file") == b"1"
     assert errno_of((root / "a/b").rmdir) == errno.ENOTEMPTY
     (root / "a/b/c/file").unlink()
     assert os.listdir(root / "a/b/c") == []

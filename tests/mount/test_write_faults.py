@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy, refuse, times
-from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 from tools.processes import end_process_group
 from tools.servers import SeaweedFS
 
@@ -38,22 +38,6 @@ def proxy(store: Store) -> Iterator[FaultyProxy]:
     """A proxy in front of the store."""
     with FaultyProxy(store.endpoint_url) as it:
         yield it
-
-
-def content(store: Store, key: str) -> bytes | None:
-    """Return an object's bytes, or None."""
-    client = store.client()
-    try:
-        found: bytes = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
-        return found
-    except client.exceptions.NoSuchKey:
-        return None
-
-
-def pending(store: Store, prefix: str) -> list[str]:
-    """Return the keys of the multipart uploads that have been neither completed nor aborted."""
-    answer = store.client().list_multipart_uploads(Bucket=store.bucket, Prefix=prefix)
-    return [upload["Key"] for upload in answer.get("Uploads", [])]
 
 
 def write(path: Path, data: bytes, step: int, *, sync: bool = False) -> bool:
