@@ -123,13 +123,6 @@ class FileSystem:
             negative_ttl_s=config.negative_ttl_s,
         )
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
-        self._opener = Opener(
-            client,
-            patience,
-            streams,
-            self._listings,
-            asks_always=config.asks_on_open,
-        )
         self._local = LocalNames(prefix)
         self._keeping = Keeping(
             SelfCopies(client, uploads, patience), self._inodes, change, self._changed
@@ -142,6 +135,14 @@ class FileSystem:
             self._local,
             ttl_s=config.ttl_s,
             describes=self._keeping.keeps,
+        )
+        self._opener = Opener(
+            client,
+            patience,
+            streams,
+            self._listings,
+            self._names,
+            asks_always=config.asks_on_open,
         )
         self._showing = Showing(
             config,
@@ -362,6 +363,9 @@ class FileSystem:
             if changing is not None:
                 return self._files.add(changing)
             handle = self._opener.open(inode, direct=bool(flags & os.O_DIRECT))
+        except (PreconditionFailed, NotFound, StaleInode) as error:
+            self._inodes.released(inode)
+            raise self._opener.missed(inode, flags, error) from None
         except BaseException:
             self._inodes.released(inode)
             raise

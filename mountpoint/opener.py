@@ -1,19 +1,20 @@
 """Opening files for reading: which version is opened, and whether S3 is asked for it.
 
-`open` asks S3, in the request that fetches the first bytes. When the object is no longer the
-inode's version, StaleInode makes the kernel look the name up again.
+`open` asks S3, in the request that fetches the first bytes.
 
 Unless it is to ask always, a version that is young enough is opened unasked, and its first read
 makes the first request. When that shows that the object is another one or gone, the read fails,
 and from then on it is asked for.
 """
 
+import os
 import time
 
 from mountpoint.errors import (
     NoSuchEntry,
     NotFound,
     ObjectArchived,
+    OperationError,
     PreconditionFailed,
     StaleInode,
 )
@@ -21,6 +22,7 @@ from mountpoint.handles import ReadHandle
 from mountpoint.heads import newest
 from mountpoint.inodes import Inode
 from mountpoint.listing.recent import Listings
+from mountpoint.names import Names
 from mountpoint.reading.stream import ReadStream
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
@@ -43,6 +45,7 @@ class Opener:
         patience: Patience,
         streams: Streams,
         listings: Listings,
+        names: Names,
         *,
         asks_always: bool,
     ) -> None:
@@ -51,28 +54,43 @@ class Opener:
         self._patience = patience
         self._streams = streams
         self._listings = listings
+        self._names = names
         # constants
         self._asks_always = asks_always
 
     def open(self, inode: Inode, *, direct: bool) -> ReadHandle:
         """Open a file, if the inode's version is the newest, or, unless `direct`, believed to be.
 
-        Raises NoSuchEntry, StaleInode, ObjectArchived, and S3Errors.
+        Raises StaleInode, PreconditionFailed or NotFound when it is not, ObjectArchived, and
+        S3Errors.
         """
         info = inode.info
         assert info is not None
         asked_at_s = time.monotonic()
+        if not direct and self._believes(inode, info, asked_at_s):
+            return ReadHandle(inode, self._stream_unasked(inode, info))
+        handle = ReadHandle(inode, self._open_stream(inode, info))
+        self._listings.see(inode.directory, asked_at_s)
+        return handle
+
+    def missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
+        """Return what open(2) is to fail with when the object is not the inode's version.
+
+        With StaleInode the kernel looks the name up again: it may be a directory's by now, and
+        O_CREAT, of which we hear nothing, makes a file anew that is gone.
+        """
+        self.disbelieve(inode)
+        if isinstance(error, NotFound) and not flags & os.O_ACCMODE and self._is_gone(inode):
+            return NoSuchEntry("the object was deleted")
+        return StaleInode("the object was replaced, or deleted")
+
+    def _is_gone(self, inode: Inode) -> bool:
+        """Whether there is nothing else in the place of an object that is not there."""
         try:
-            if not direct and self._believes(inode, info, asked_at_s):
-                return ReadHandle(inode, self._stream_unasked(inode, info))
-            handle = ReadHandle(inode, self._open_stream(inode, info))
-            self._listings.see(inode.directory, asked_at_s)
-            return handle
-        except (PreconditionFailed, NotFound, StaleInode) as error:
-            self.disbelieve(inode)
-            if isinstance(error, NotFound):
-                raise NoSuchEntry("the object was deleted") from None
-            raise StaleInode("the object was replaced") from None
+            entry, _ = self._names.look(inode.parent or inode, inode.name)
+        except NoSuchEntry:
+            return True
+        return inode.is_version(entry)  # it is listed, and cannot be had
 
     def disbelieve(self, inode: Inode) -> None:
         """Note that the object is not, or is no longer, the inode's version."""

@@ -742,3 +742,25 @@ def test_going_on_after_fsync(allowed: bool) -> None:
                 world.fs.write(handle, 1, b"2")
         world.close(handle, OPENER)
         assert world.client.content(b"a") == (b"12" if allowed else b"1")
+
+
+@pytest.mark.parametrize("now", [b"2", b"23", None])
+def test_open_to_append_to_what_has_changed(now: bytes | None) -> None:
+    """The kernel looks again, and finds what is there now: a new version, or nothing."""
+    with mounted({b"a": b"1"}, allow_append=True) as world:
+        world.names()
+        number = world.look(b"a").inode
+        if now is None:
+            world.client.delete(b"a")
+        else:
+            world.client.put(b"a", now)
+        with pytest.raises(StaleInode):
+            world.fs.open(number, os.O_WRONLY | os.O_APPEND, 1)
+        if now is None:
+            with pytest.raises(NoSuchEntry):
+                world.look(b"a")
+            return
+        handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY | os.O_APPEND, 1)
+        world.fs.write(handle, len(now), b"more")
+        world.close(handle, 1)
+        assert world.client.content(b"a") == now + b"more"

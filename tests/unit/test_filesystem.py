@@ -384,6 +384,17 @@ def test_open_of_a_deleted_object(listed: bool, content: bytes) -> None:
         assert world.look(b"a").size_bytes == len(content)
 
 
+def test_open_of_what_has_become_a_directory() -> None:
+    """Open of an object that is gone has the kernel look again when there is a directory now."""
+    with mounted({b"a": b"1"}) as world:
+        number = world.look(b"a").inode
+        world.client.delete(b"a")
+        world.client.put(b"a/b", b"2")
+        with pytest.raises(StaleInode):
+            world.fs.open(number, os.O_RDONLY)
+        assert stat.S_ISDIR(world.look(b"a").mode)
+
+
 def test_an_open_file_is_one_version() -> None:
     """A replaced object's open handle keeps its attributes, and never reads the new bytes."""
     with mounted({b"a": b"1" * 16 * MIB}) as world:
