@@ -17,8 +17,10 @@ from mountpoint.errors import (
     EntryExists,
     IsADirectory,
     NotADirectory,
+    NotFound,
     NotImplementedHere,
     NotPermitted,
+    PreconditionFailed,
 )
 from mountpoint.handles import unchanged
 from mountpoint.inodes import Inode, InodeTable
@@ -76,7 +78,13 @@ class Renames:
         """Rename a file. `look` False: it is known that there is nothing of the new name."""
         assert entry.info is not None
         condition = self.condition(target)
-        info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
+        try:
+            info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
+        except (PreconditionFailed, NotFound):
+            # The kernel looks both up again, and is to find what is there now.
+            self._changed(to.key, name, None)
+            self._changed(parent.key, entry.name, None)
+            raise
         self._local.keep(parent.key)
         inode = self._inodes.find(parent, entry)
         if inode is not None:

@@ -236,9 +236,13 @@ class Copies:
         """Copy this version; return the copy's ETag."""
         if look:
             self._look(key, condition)
-        if source.size_bytes > self._most_copy_bytes:
-            return self._copy_in_parts(source, key, condition)
-        return self._copy_at_once(source, key, condition)
+        try:
+            if source.size_bytes > self._most_copy_bytes:
+                return self._copy_in_parts(source, key, condition)
+            return self._copy_at_once(source, key, condition)
+        except NotFound:
+            self._look(key, condition)  # 404 is of what was to be replaced, too
+            raise
 
     def _look(self, key: bytes, condition: Condition) -> None:
         """Check the condition, as far as that can be done before."""
@@ -250,7 +254,7 @@ class Copies:
         if condition.etag is None:
             return
         if there is None:
-            raise NotFound(f"{shown(key)}, which was to be replaced, is gone")
+            raise PreconditionFailed(f"{shown(key)}, which was to be replaced, is gone")
         if not same(there.etag, condition.etag):
             raise PreconditionFailed(f"{shown(key)}, which was to be replaced, has changed")
 

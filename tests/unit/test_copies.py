@@ -146,7 +146,7 @@ def test_conditions(place: Place, size: int, look: bool) -> None:
     with pytest.raises(errors.PreconditionFailed):
         place.copies.copy(info, KEY, condition=stale, look=look)
     assert place.client.content(KEY) == b"there"
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.PreconditionFailed):
         place.copies.copy(info, b"nothing", condition=stale, look=look)
     place.copies.copy(info, KEY, condition=Condition(etag=there.etag), look=look)
     assert place.client.content(KEY) == data_of(size)

@@ -12,8 +12,10 @@ from mountpoint.errors import (
     IsADirectory,
     NoSuchEntry,
     NotADirectory,
+    NotFound,
     NotImplementedHere,
     NotPermitted,
+    PreconditionFailed,
 )
 from mountpoint.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
@@ -120,6 +122,27 @@ def test_somebody_else_takes_the_name() -> None:
             world.fs.rename(ROOT, b"a", ROOT, b"b")
         assert world.client.content(b"b") == b"theirs"
         assert world.read_file(world.look(b"a").inode) == b"1"
+
+
+@pytest.mark.parametrize("changed", [b"a", b"b"])
+@pytest.mark.parametrize("now", [b"3", None])
+def test_what_others_have_changed(changed: bytes, now: bytes | None) -> None:
+    """Who renames what was listed a moment ago is told to look again, and then it works."""
+    options = {"allow_rename": True, "allow_overwrite": True}
+    with mounted({b"a": b"1", b"b": b"2"}, **options) as world:
+        world.names()
+        if now is None:
+            world.client.delete(changed)
+        else:
+            world.client.put(changed, now)
+        expected = NoSuchEntry if (changed, now) == (b"a", None) else PreconditionFailed
+        with pytest.raises((expected, NotFound)):
+            rename(world, b"a", b"b")
+        if (changed, now) == (b"a", None):
+            assert not is_there(world, b"a")
+            return
+        rename(world, b"a", b"b")
+        assert world.client.contents() == {b"b": now if changed == b"a" else b"1"}
 
 
 def test_a_failure() -> None:
