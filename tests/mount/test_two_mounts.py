@@ -35,8 +35,8 @@ WALK_S = 0.5
 PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a"]
 #: Also equal contents: a version that comes again has the ETag that it had.
 PIECES = [b"x", b"y", b"xx", b"x" * 5000, b"y" * 5000]
-#: More of them find more; each takes a second.
-EXAMPLES = int(os.environ.get("MOUNT_S3_TEST_EXAMPLES", "25"))
+#: More of them find more; each takes two seconds or three, most of it in waiting.
+EXAMPLES = int(os.environ.get("MOUNT_S3_TEST_EXAMPLES", "15"))
 STEPS = 40
 
 REFUSED = {errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
