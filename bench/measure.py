@@ -46,7 +46,7 @@ class Result:
     """What one workload did, in medians of its runs; latencies are those of all runs together.
 
     `unit` says what `rate_per_s` counts: bytes or operations. `cpu_seconds` is for all of it.
-    `of_alone` is the rate as a part of that of one stream alone.
+    `of_alone` is the rate as a part of that of the same streams, each alone.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Result:
 
 
 def result(name: str, unit: str, runs: Sequence[Run], alone: Sequence[float]) -> Result:
-    """Sum up the runs of a workload; `alone` are the bytes per second of one stream. Pure."""
+    """Sum up the runs of a workload; `alone` are the bytes per second without others. Pure."""
     latencies_ms = sorted(each * 1e3 for run in runs for each in run.work.latencies_s)
     amounts = [run.work.read_bytes if unit == "bytes" else run.work.operations for run in runs]
     rates = [amount / run.seconds for amount, run in zip(amounts, runs, strict=True)]

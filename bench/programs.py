@@ -1,7 +1,7 @@
 """Patterns of real programs: neither from start to end nor at random.
 
-Where a pattern is made of several streams, `alone` reads as much in the same steps as one stream:
-together they should be nearly as fast.
+Where a pattern is made of several streams, `alone` reads the same streams in the same steps, each
+alone: together they should be nearly as fast.
 """
 
 import contextlib
@@ -72,6 +72,11 @@ def zip_members(folder: Path) -> Work:
     return work
 
 
+def one_by_one(folder: Path, *, streams: Iterable[Sequence[Piece]]) -> Work:
+    """Read each stream to its end, on a descriptor of its own, before the next."""
+    return total([in_order(folder, order=stream) for stream in streams])
+
+
 def in_threads(folder: Path, *, streams: Sequence[Sequence[Piece]]) -> Work:
     """Read streams of one descriptor, a thread for each."""
     works = [Work() for _ in streams]
@@ -119,8 +124,6 @@ def a_little_of_each(folder: Path) -> Work:
 
 def programs() -> list[Workload]:
     """Return the workloads of this module, in the order of the table."""
-    one_run = partial(in_order, order=list(pieces(0, 16 * RUN_BYTES, RUN_STEP_BYTES)))
-    one_stream = partial(in_order, order=list(pieces(0, 2 * STREAM_BYTES, STEP_BYTES)))
     return [
         Workload(
             "parquet",
@@ -154,21 +157,21 @@ def programs() -> list[Workload]:
             "one thread, one descriptor, two places in turn, 64 MiB each",
             "bytes",
             partial(in_order, order=list(in_turn(TWO))),
-            alone=one_stream,
+            alone=partial(one_by_one, streams=TWO),
         ),
         Workload(
             "two threads",
             "the same by two threads",
             "bytes",
             partial(in_threads, streams=TWO),
-            alone=one_stream,
+            alone=partial(one_by_one, streams=TWO),
         ),
         Workload(
             "sixteen runs",
             "one descriptor, 16 places in random turn, 8 MiB each in blocks of 64 KiB",
             "bytes",
             partial(in_order, order=list(in_random_turn(SIXTEEN, seed=1))),
-            alone=one_run,
+            alone=partial(one_by_one, streams=SIXTEEN),
         ),
         Workload(
             "mapped",

@@ -43,8 +43,8 @@ FILES_PER_LISTING = 20
 class Workload:
     """One line of the table.
 
-    `unit` says what its rate counts. `alone` is the same for one stream by itself, where
-    `run` has several.
+    `unit` says what its rate counts. `alone` reads the same streams one by one, where `run`
+    reads several together.
     """
 
     name: str
