@@ -14,7 +14,7 @@ What is fetched and never read costs as much as what is read, so a run earns its
 
 * the only reader, from the start of the object: without condition, once it reads 128 KiB at once
   or goes on;
-* others: a quarter of what they have read so far;
+* others: a quarter of what they have read so far; an eighth where many read in turns;
 * where the handle *jumps* (new runs begin and old ones are not returned to: a Parquet
   reader, a zip reader), a new run is fetched at once as far as all of the last ones went, and
   beyond that with an eighth of what it has read;
@@ -66,6 +66,9 @@ LAST_LENGTHS = 8
 
 #: A reader that made one of so many last plans takes part in what may lie ahead.
 ACTIVE_PLANS = 32
+
+#: Beyond so many readers at once, each fetches half as far ahead: together it is as much.
+FEW_READERS = 4
 
 #: Pieces of a stride that are fetched ahead at most, so that a short one costs little.
 MAX_PIECES = 32
@@ -303,7 +306,8 @@ class Window:
             else:
                 earned = run.length // (8 if run.length <= 4 * usual else 4)
         else:
-            earned = max(run.length // 4, min(run.length, LEAST_AHEAD_BYTES))
+            part = 4 if readers <= FEW_READERS else 8
+            earned = max(run.length // part, min(run.length, LEAST_AHEAD_BYTES))
         wanted = max(2 * run.ahead, FIRST_AHEAD_BYTES)
         return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
 
