@@ -271,13 +271,17 @@ class FileSystem:
     ) -> Attributes:
         """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set."""
         inode = self._inodes.get(number)
-        if size_bytes is not None:
-            self._writing.truncate(inode, size_bytes)
-        else:
+        try:
+            if size_bytes is not None:
+                self._writing.truncate(inode, size_bytes)
+                return self._showing.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
             if writer is None or not self._writing.set_open(writer, attributes):
                 self._changes.set_attributes(inode, attributes)
+        except (PreconditionFailed, NotFound, StaleInode):
+            self._opener.disbelieve(inode)
+            raise
         return self.getattr(number)
 
     # --- directories ---

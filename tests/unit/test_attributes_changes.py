@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from mountpoint.errors import AccessDenied, AlreadyExists, NotPermitted
+from mountpoint.errors import (
+    AccessDenied,
+    AlreadyExists,
+    NotPermitted,
+    PreconditionFailed,
+    StaleInode,
+)
 from mountpoint.inodes import ROOT
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault
@@ -413,3 +419,19 @@ def test_somebody_else_was_faster(tmp_path: Path) -> None:
         assert shown(world, b"a")[0] == 0o640
         assert metadata(world, b"a") == {}
         assert world.fs.lookup(ROOT, b"a").size_bytes == 4
+
+
+@pytest.mark.parametrize("size_bytes", [None, 5])
+def test_set_of_what_others_have_changed(size_bytes: int | None, tmp_path: Path) -> None:
+    """Who sets something of a version that is gone is told to look again, and then it works."""
+    with staged(tmp_path) as world:
+        world.client.put(b"a", b"1")
+        world.names()
+        number = world.look(b"a").inode
+        world.client.put(b"a", b"23")
+        mode = 0o600 if size_bytes is None else None
+        with pytest.raises((PreconditionFailed, StaleInode)):
+            world.fs.set_attributes(number, size_bytes=size_bytes, mtime_ns=None, mode=mode)
+        number = world.look(b"a").inode
+        world.fs.set_attributes(number, size_bytes=size_bytes, mtime_ns=None, mode=mode)
+        assert world.client.content(b"a") == (b"23" if size_bytes is None else b"23\0\0\0")
