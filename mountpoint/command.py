@@ -36,8 +36,9 @@ Examples:
 
 Unmount with: umount DIRECTORY, or fusermount -u DIRECTORY.
 
-Environment: AWS_CA_BUNDLE as --ca-bundle. MOUNTPOINT_LOG overrides --debug and --debug-crt:
-LEVEL or TARGET=LEVEL with commas between, such as 'debug,awscrt=warn'.
+Environment: AWS_CA_BUNDLE as --ca-bundle, AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL as
+--endpoint-url, AWS_MAX_ATTEMPTS tries of each request. MOUNTPOINT_LOG overrides --debug and
+--debug-crt: LEVEL or TARGET=LEVEL with commas between, such as 'debug,awscrt=warn'.
 """
 
 

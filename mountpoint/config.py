@@ -24,6 +24,7 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
 #: us-east-1, us-gov-west-1, cn-north-1, us-iso-east-1, ap-southeast-7, eusc-de-east-1
 REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
+ENDPOINT_URL = re.compile(r"https?://[^\s/?#@]+/?")
 OTHER_REGION = re.compile(r"[\w.-]{1,64}")
 
 #: How old a name or an attribute may be unless told: the reference's bound for what it says of
@@ -60,6 +61,7 @@ class BucketConfig:
     endpoint_url: str | None = None
     force_path_style: bool = False
     dual_stack: bool = False
+    fips: bool = False
     transfer_acceleration: bool = False
     requester_pays: bool = False
     expected_owner: str | None = None
@@ -83,9 +85,7 @@ class BucketConfig:
             raise MountError(
                 f"'{self.region}' is not a region name", "for example: --region us-east-1"
             )
-        if self.endpoint_url is not None and not re.fullmatch(
-            r"https?://[^\s/?#@]+/?", self.endpoint_url
-        ):
+        if self.endpoint_url is not None and not ENDPOINT_URL.fullmatch(self.endpoint_url):
             raise MountError(
                 f"'{self.endpoint_url}' is not an endpoint URL",
                 "for example: --endpoint-url https://s3.example.com",
@@ -127,7 +127,8 @@ class ClientConfig:
     """How to talk to S3.
 
     `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
-    request, each without retries. With `verify_checksums` bodies are compared with the
+    request, each without retries; a request is tried `most_tries` times (None: as often as there
+    is time for). With `verify_checksums` bodies are compared with the
     checksums that S3 has (`s3.checksum`).
     """
 
@@ -136,6 +137,7 @@ class ClientConfig:
     ca_bundle: str | None = None
     connect_timeout_ms: int = 5_000
     try_timeout_s: float = 10.0
+    most_tries: int | None = None
     verify_checksums: bool = True
 
     def __post_init__(self) -> None:

@@ -145,8 +145,9 @@ class _Cleanup:
     def run(self, directory: Path, *, ask: bool, dry_run: bool) -> int:
         """Do it; return the exit code. Raises MountError."""
         from mountpoint.s3.connect import connect  # what is heavy: not for --help
+        from mountpoint.s3.surroundings import surroundings
 
-        config = self._config
+        config = surroundings(self._config.credentials.profile, os.environ).apply_to(self._config)
         stopping, counters = threading.Event(), Counters()
         patience = Patience(try_s=TRY_S, total_s=TOTAL_S, stopping=stopping, counters=counters)
         client = connect(

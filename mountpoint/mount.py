@@ -27,6 +27,7 @@ from mountpoint.reading.streams import Streams
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
 from mountpoint.s3.retry import Patience
+from mountpoint.s3.surroundings import surroundings
 from mountpoint.signals import SignalWatcher, nudge_workers
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.area import check_directory as check_staging
@@ -60,6 +61,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     crt_level = logs.crt_log_level(config.log)
     if crt_level is not None:
         enable_crt_log(crt_level)
+    config = surroundings(config.credentials.profile, os.environ).apply_to(config)
     client = connect(
         config.bucket, config.credentials, config.client, os.environ, stopping, counters
     )
@@ -98,6 +100,7 @@ def _serve(
         try_s=config.client.try_timeout_s,
         total_s=config.read.timeout_s,
         stopping=stopping,
+        most_tries=config.client.most_tries,
         counters=counters,
     )
     directory = config.mount.directory

@@ -30,7 +30,7 @@ from mountpoint.errors import (
 from mountpoint.metrics import Counters
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve, use_fips
+from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
 from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)
@@ -62,13 +62,12 @@ def connect(
         try_s=TRY_S,
         total_s=TOTAL_S,
         stopping=stopping,
-        most_tries=MOST_TRIES,
+        most_tries=min(client_config.most_tries or MOST_TRIES, MOST_TRIES),
         counters=counters,
     )
-    fips = use_fips(environ)
 
     def attempt(region: str) -> CrtClient:
-        endpoint = resolve(bucket, region, use_fips=fips)
+        endpoint = resolve(bucket, region)
         log.debug("endpoint", host=endpoint.host, path=endpoint.base_path, region=endpoint.region)
         client = CrtClient(
             endpoint,

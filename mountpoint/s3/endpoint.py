@@ -74,21 +74,6 @@ def believable_region(text: str | None) -> str | None:
     return text if text is not None and REGION.fullmatch(text) else None
 
 
-def use_fips(environ: Mapping[str, str]) -> bool:
-    """Return whether FIPS endpoints are asked for.
-
-    https://docs.aws.amazon.com/sdkref/latest/guide/feature-endpoints.html
-    A value that is neither true nor false is an error: FIPS silently off is worse.
-    """
-    text = environ.get("AWS_USE_FIPS_ENDPOINT", "")
-    if text.lower() not in ("", "true", "false"):
-        raise MountError(
-            f"AWS_USE_FIPS_ENDPOINT is {text!r}, neither 'true' nor 'false'",
-            "set it to true, or unset it",
-        )
-    return text.lower() == "true"
-
-
 # --- Region ---
 
 
@@ -170,7 +155,7 @@ def _rules() -> Any:
     )
 
 
-def resolve(bucket: BucketConfig, region: str, *, use_fips: bool) -> Endpoint:
+def resolve(bucket: BucketConfig, region: str) -> Endpoint:
     """Return where `bucket` is reached when it is in `region`.
 
     Raise MountError, naming the option to change, for what S3 does not offer.
@@ -181,7 +166,7 @@ def resolve(bucket: BucketConfig, region: str, *, use_fips: bool) -> Endpoint:
         answer = _rules().resolve_endpoint(
             Bucket=bucket.name,
             Region=region,
-            UseFIPS=use_fips,
+            UseFIPS=bucket.fips,
             UseDualStack=bucket.dual_stack,
             Accelerate=bucket.transfer_acceleration,
             ForcePathStyle=bucket.force_path_style or _has_no_subdomains(bucket),

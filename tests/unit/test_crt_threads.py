@@ -37,9 +37,7 @@ class Marks:
 def test_a_thread_that_calls_again_is_known() -> None:
     """What a callback leaves in its thread is there in the next one."""
     bucket = BucketConfig("bucket", endpoint_url=NOWHERE, force_path_style=True)
-    client = CrtClient(
-        resolve(bucket, "us-east-1", use_fips=False), None, ClientConfig(), counters=Counters()
-    )
+    client = CrtClient(resolve(bucket, "us-east-1"), None, ClientConfig(), counters=Counters())
     marks = Marks()
     try:
         for _ in range(5):

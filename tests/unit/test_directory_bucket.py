@@ -199,15 +199,13 @@ def test_a_rename_that_was_taken_for_a_put(bucket: DirectoryBucket, client: CrtC
 )
 def test_a_name_alone_is_no_directory_bucket(options: dict[str, Any], directory: bool) -> None:
     """With an endpoint of the user's own it has to be one of AWS's, over TLS."""
-    assert (
-        resolve(BucketConfig(NAME, **options), "us-east-1", use_fips=False).directory is directory
-    )
+    assert resolve(BucketConfig(NAME, **options), "us-east-1").directory is directory
 
 
 @pytest.mark.parametrize("name", ["bucket", "bucket-x-s3", "bkt--use1-az4--x-s3-s3alias"])
 def test_other_buckets_are_none(name: str) -> None:
     """Whatever S3's own rules say is no directory bucket is none."""
-    endpoint = resolve(BucketConfig(name), "us-east-1", use_fips=False)
+    endpoint = resolve(BucketConfig(name), "us-east-1")
     assert endpoint.directory == (endpoint.signing_algorithm == "v4-s3express")
     assert not endpoint.directory
 
@@ -217,7 +215,7 @@ def test_nothing_is_sent_elsewhere(name: str) -> None:
     """A store that would empty the file is not asked, whatever its bucket is called."""
     with directory_bucket(ignorant=True) as store:
         config = BucketConfig(name, endpoint_url=store.url)
-        endpoint = resolve(config, "us-east-1", use_fips=False)
+        endpoint = resolve(config, "us-east-1")
         assert endpoint.host == store.url.removeprefix("http://")
         with connected(endpoint) as client:
             assert not client.is_directory

@@ -15,7 +15,6 @@ from mountpoint.s3.endpoint import (
     believable_region,
     configured_region,
     resolve,
-    use_fips,
 )
 from tests.unit.aws_fakes import Service, isolate, serving
 
@@ -31,7 +30,7 @@ AWS = "amazonaws.com"
 def where(
     name: str, region: str = "us-east-1", fips: bool = False, /, **options: object
 ) -> Endpoint:
-    return resolve(BucketConfig(name, **options), region, use_fips=fips)  # type: ignore[arg-type]
+    return resolve(BucketConfig(name, fips=fips, **options), region)  # type: ignore[arg-type]
 
 
 # --- AWS ---
@@ -221,16 +220,6 @@ def test_refusals(
 def test_believable_region(text: str | None, believed: bool) -> None:
     """Only what has a region's form is taken from a server."""
     assert believable_region(text) == (text if believed else None)
-
-
-def test_use_fips() -> None:
-    """AWS_USE_FIPS_ENDPOINT is true or false; anything else is an error, not a silent false."""
-    assert use_fips({}) is False
-    assert use_fips({"AWS_USE_FIPS_ENDPOINT": ""}) is False
-    assert use_fips({"AWS_USE_FIPS_ENDPOINT": "false"}) is False
-    assert use_fips({"AWS_USE_FIPS_ENDPOINT": "True"}) is True
-    with pytest.raises(MountError, match="AWS_USE_FIPS_ENDPOINT"):
-        use_fips({"AWS_USE_FIPS_ENDPOINT": "yes"})
 
 
 def test_botocore_is_imported_late() -> None:

@@ -1,0 +1,137 @@
+"""What variables and the AWS configuration say of endpoints, and what the options make of it."""
+
+from pathlib import Path
+
+import pytest
+
+from mountpoint.config import BucketConfig, Config, FileSystemConfig, MountConfig
+from mountpoint.errors import MountError
+from mountpoint.s3.surroundings import Surroundings, surroundings
+from tests.unit.aws_fakes import isolate
+
+URL, OTHER_URL = "https://one.example", "https://two.example"
+IGNORED = {"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "True"}
+PROFILE = f"""
+[default]
+services = mine
+endpoint_url = {OTHER_URL}
+use_dualstack_endpoint = true
+use_fips_endpoint = true
+max_attempts = 7
+
+[profile plain]
+endpoint_url = {OTHER_URL}
+
+[profile dangling]
+services = nothing
+
+[profile none]
+
+[services mine]
+s3 =
+  endpoint_url = {URL}
+dynamodb =
+  endpoint_url = https://dynamo.example
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (isolate(tmp_path, monkeypatch) / "config").write_text(PROFILE)
+
+
+def config(**bucket: object) -> Config:
+    """Return a configuration with options of the bucket."""
+    return Config(
+        bucket=BucketConfig("bucket", **bucket),  # type: ignore[arg-type]
+        mount=MountConfig("/mnt"),
+        filesystem=FileSystemConfig(0, 0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("profile", "environ", "url", "source"),
+    [
+        ("none", {}, None, ""),
+        ("none", {"AWS_ENDPOINT_URL": URL}, URL, "AWS_ENDPOINT_URL"),
+        ("none", {"AWS_ENDPOINT_URL": OTHER_URL, "AWS_ENDPOINT_URL_S3": URL}, URL, "S3"),
+        ("none", {"AWS_ENDPOINT_URL": URL, "AWS_ENDPOINT_URL_S3": ""}, URL, "AWS_ENDPOINT_URL"),
+        ("none", {"AWS_ENDPOINT_URL_DYNAMODB": URL}, None, ""),
+        ("plain", {}, OTHER_URL, "profile 'plain'"),
+        ("plain", {"AWS_ENDPOINT_URL": URL}, URL, "AWS_ENDPOINT_URL"),
+        (None, {}, URL, "section 'services mine'"),
+        (None, IGNORED, None, ""),
+        ("none", IGNORED | {"AWS_ENDPOINT_URL": URL}, None, ""),
+    ],
+)
+def test_endpoint(profile: str | None, environ: dict[str, str], url: str, source: str) -> None:
+    """S3's own variable, that of all services, the services section, the profile."""
+    found = surroundings(profile, environ)
+    assert found.endpoint_url == url
+    assert source in found.endpoint_source
+
+
+def test_the_rest() -> None:
+    """Variables come before the profile, which says as much as they can."""
+    found = surroundings(None, {})
+    assert (found.dual_stack, found.fips, found.max_attempts) == (True, True, 7)
+    environ = {
+        "AWS_USE_DUALSTACK_ENDPOINT": "false",
+        "AWS_USE_FIPS_ENDPOINT": "False",
+        "AWS_MAX_ATTEMPTS": "2",
+    }
+    found = surroundings(None, environ)
+    assert (found.dual_stack, found.fips, found.max_attempts) == (False, False, 2)
+    found = surroundings("none", {})
+    assert (found.dual_stack, found.fips, found.max_attempts) == (False, False, None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "environ", "message"),
+    [
+        ("dangling", {}, "services nothing"),
+        ("none", {"AWS_USE_FIPS_ENDPOINT": "yes"}, "AWS_USE_FIPS_ENDPOINT"),
+        ("none", {"AWS_USE_DUALSTACK_ENDPOINT": "1"}, "AWS_USE_DUALSTACK_ENDPOINT"),
+        ("none", {"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "no"}, "AWS_IGNORE"),
+        ("none", {"AWS_MAX_ATTEMPTS": "many"}, "AWS_MAX_ATTEMPTS"),
+        ("none", {"AWS_MAX_ATTEMPTS": "0"}, "AWS_MAX_ATTEMPTS"),
+        ("none", {"AWS_MAX_ATTEMPTS": "-1"}, "AWS_MAX_ATTEMPTS"),
+        ("missing", {}, "there is no profile 'missing'"),
+    ],
+)
+def test_what_makes_no_sense(profile: str, environ: dict[str, str], message: str) -> None:
+    """A word that is neither true nor false is an error, not a silent false; and so on."""
+    with pytest.raises(MountError, match=message):
+        surroundings(profile, environ)
+
+
+def test_applied() -> None:
+    """What is said counts where no option says otherwise."""
+    around = Surroundings(endpoint_url=URL, endpoint_source="X", fips=True, max_attempts=2)
+    found = around.apply_to(config())
+    assert (found.bucket.endpoint_url, found.bucket.fips) == (URL, True)
+    assert found.client.most_tries == 2
+    assert around.apply_to(config(endpoint_url=OTHER_URL)).bucket.endpoint_url == OTHER_URL
+
+
+def test_dual_stack_is_of_aws() -> None:
+    """An endpoint that is named is used as it is."""
+    around = Surroundings(dual_stack=True)
+    assert around.apply_to(config()).bucket.dual_stack
+    assert not around.apply_to(config(endpoint_url=URL)).bucket.dual_stack
+    assert not Surroundings(endpoint_url=URL, dual_stack=True).apply_to(config()).bucket.dual_stack
+
+
+@pytest.mark.parametrize("url", ["one.example", "https://one.example/path", "s3://bucket", "x"])
+def test_no_endpoint(url: str) -> None:
+    """Who has named it is told."""
+    with pytest.raises(MountError, match="of AWS_ENDPOINT_URL is not an endpoint URL"):
+        surroundings("none", {"AWS_ENDPOINT_URL": url}).apply_to(config())
+
+
+def test_acceleration_has_its_own() -> None:
+    """Two endpoints are one too many."""
+    with pytest.raises(MountError, match="AWS_ENDPOINT_URL_S3 names an endpoint"):
+        surroundings("none", {"AWS_ENDPOINT_URL_S3": URL}).apply_to(
+            config(transfer_acceleration=True)
+        )
