@@ -194,6 +194,20 @@ LOGGING = "Logging options"
     help="Compare what is read with S3's checksums.",
 )
 @option(CLIENT, "--ca-bundle", metavar="FILE", help="Certificates to trust, PEM.")
+@option(
+    CLIENT,
+    "--bind",
+    "interfaces",
+    multiple=True,
+    metavar="INTERFACE",
+    help="Reach S3 by this network interface; several share the connections.",
+)
+@option(
+    CLIENT,
+    "--user-agent-prefix",
+    metavar="TEXT",
+    help="Text in front of the User-Agent header of all requests.",
+)
 @option(OBJECTS, "--storage-class", metavar="CLASS", help="Storage class of new objects.")
 @option(OBJECTS, "--sse", metavar="TYPE", help="Encryption: AES256, aws:kms or aws:kms:dsse.")
 @option(OBJECTS, "--sse-kms-key-id", metavar="KEY", help="KMS key of the encryption.")

@@ -6,6 +6,7 @@ reads an option or an environment variable of ours anywhere else.
 
 import os
 import re
+import socket
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,8 +129,9 @@ class ClientConfig:
 
     `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
     request, each without retries; a request is tried `most_tries` times (None: as often as there
-    is time for). With `verify_checksums` bodies are compared with the
-    checksums that S3 has (`s3.checksum`).
+    is time for). `interfaces` are those of the network that S3 is reached by; none: as the
+    machine is set up. With `verify_checksums` bodies are compared with the checksums that S3 has
+    (`s3.checksum`).
     """
 
     throughput_gbps: float = 10.0
@@ -139,6 +141,8 @@ class ClientConfig:
     try_timeout_s: float = 10.0
     most_tries: int | None = None
     verify_checksums: bool = True
+    interfaces: tuple[str, ...] = ()
+    user_agent_prefix: str = ""
 
     def __post_init__(self) -> None:
         # The reference starts at 1; a slow line is worth telling about, too.
@@ -147,6 +151,17 @@ class ClientConfig:
             raise MountError(
                 f"the CA bundle '{self.ca_bundle}' is not a file",
                 "--ca-bundle and AWS_CA_BUNDLE take a file of PEM certificates",
+            )
+        known = [name for _, name in socket.if_nameindex()]
+        for name in self.interfaces:
+            if name not in known:
+                raise MountError(
+                    f"there is no network interface '{name}'", f"--bind takes {', '.join(known)}"
+                )
+        if not re.fullmatch(r"[\x20-\x7e]{0,256}", self.user_agent_prefix):
+            raise MountError(
+                "--user-agent-prefix is too long, or no plain text",
+                "it goes into a header: up to 256 printable ASCII characters",
             )
 
 

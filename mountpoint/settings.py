@@ -93,6 +93,8 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             part_size_bytes=part_size,
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
             verify_checksums=options["read_checksums"] == "on",
+            interfaces=tuple(options["interfaces"]),
+            user_agent_prefix=options["user_agent_prefix"] or "",
         ),
         change=ChangeConfig(
             content_types=options["infer_content_type"],

@@ -176,6 +176,7 @@ class CrtClient:
             enable_s3express=endpoint.signing_algorithm == "v4-s3express",
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=config.connect_timeout_ms,
+            network_interface_names=config.interfaces or None,
         )
         # constants
         self._part_bytes = part_bytes
@@ -186,7 +187,7 @@ class CrtClient:
         self.is_directory = endpoint.directory
         self._headers: Headers = [
             ("Host", endpoint.host),
-            ("User-Agent", f"mount-s3/{__version__}"),
+            ("User-Agent", f"{config.user_agent_prefix} mount-s3/{__version__}".strip()),
         ]
         if requester_pays:
             self._headers.append(("x-amz-request-payer", "requester"))
