@@ -8,6 +8,7 @@ else leaves the wrapper.
 
 import errno
 import functools
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -28,8 +29,9 @@ from mountpoint.filesystem import DirectoryEntry, FileSystem
 from mountpoint.fuse import go_direct, llfuse, rename_flags, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
-from mountpoint.processes import process_of, who_closes
+from mountpoint.processes import process_of, program_of, who_closes
 from mountpoint.reading.stream import Bytes
+from mountpoint.refusals import Refusals
 from mountpoint.s3.kept import FileAttributes
 from mountpoint.tree import MAX_NAME_BYTES
 
@@ -93,6 +95,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         super().__init__()
         self._fs = filesystem
         self._on_ready = on_ready
+        self._refusals = Refusals()
 
     @operation("mount")
     def init(self) -> None:
@@ -271,6 +274,12 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         }
         if isinstance(error, OperationError):
             details["reason"] = str(error) or type(error).__name__
+            if level >= logging.WARNING and not isinstance(error, S3Error):
+                before = self._refusals.note((operation, path, details["reason"]))
+                if before is None:
+                    raise llfuse.FUSEError(number) from None
+                details["program"], details["pid"] = program_of(request_pid())
+                details["times_before"] = before
             if isinstance(error, S3Error):
                 details |= {"s3_code": error.code, "s3_status": error.status}
                 details["request_id"] = error.request_id

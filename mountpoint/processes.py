@@ -12,6 +12,7 @@ always be read, and tells who is ending: that process has no memory any more.
 import os
 import re
 
+_NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
 _PROCESS = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 #: include/linux/sched.h: the process is ending.
 PF_EXITING = 0x4
@@ -34,6 +35,13 @@ def who_closes(thread: int) -> tuple[int, bool]:
     status = _read(thread, "status")
     alive = not status or b"\nVmSize:" in status
     return _process(status) or thread, not alive and _is_killed(_read(thread, "stat"))
+
+
+def program_of(thread: int) -> tuple[str, int]:
+    """Return the name of a thread's process, and its number; "" and 0 if they are not known."""
+    status = _read(thread, "status")
+    name = _NAME.search(status)
+    return (name[1].decode("utf-8", "backslashreplace") if name else ""), _process(status)
 
 
 def _process(status: bytes) -> int:

@@ -351,3 +351,23 @@ def check_directories(root: Path, store: Store) -> None:
     assert not root.exists()
     listed = store.client().list_objects_v2(Bucket=store.bucket, Prefix="free/tree/")
     assert listed["KeyCount"] == 0
+
+
+def test_the_log_says_who_was_refused(mount: Mount, store: Store) -> None:
+    """One line for what a program tries a hundred times: which program, and what allows it."""
+    store.put(mount.prefix + "kept", b"x")  # type: ignore[attr-defined]
+    path = mount.path / "kept"
+    script = (
+        "import os, sys\n"
+        "for _ in range(100):\n"
+        "    try: os.unlink(sys.argv[1])\n"
+        "    except PermissionError: pass\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, path])
+    assert process.wait(timeout=60) == 0
+    lines = [line for line in mount.log.splitlines() if "path=/kept" in line]
+    (line,) = [line for line in lines if "operation=unlink" in line]
+    assert "--allow-delete" in line
+    if mount.prefix == "write-channel/":  # type: ignore[attr-defined]
+        assert f"pid={process.pid}" in line
+        assert "program=python" in line

@@ -104,6 +104,7 @@ LAYERS = (
     "mountpoint.processes",
     "mountpoint._channel",
     "mountpoint.fuse",
+    "mountpoint.refusals",
     "mountpoint.operations",
     "mountpoint.kernel",
     "mountpoint.log_filter",

@@ -581,6 +581,18 @@ def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPa
         assert asked.pop() == dict.fromkeys(names) | {name: names[name]}
 
 
+def test_a_refusal_is_said_once(adapter: Adapter) -> None:
+    """Who tries again at once fills no log; another path has a line of its own."""
+    code, line = adapter.fails("unlink", ROOT, b"a", CTX)
+    assert (code, line["path"]) == ("EPERM", "/a")
+    with capture_logs() as lines:
+        for _ in range(10):
+            with pytest.raises(llfuse.FUSEError):
+                adapter("unlink", ROOT, b"a", CTX)
+    assert lines == []
+    assert adapter.fails("symlink", ROOT, b"b", b"to", CTX)[1]["path"] == "/b"
+
+
 def test_a_new_file_is_known_for_a_moment() -> None:
     """fstat(2) of a file that was just made asks nobody; its name, and what was written, do."""
     with mounted() as world:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mountpoint.processes import process_of, who_closes
+from mountpoint.processes import process_of, program_of, who_closes
 
 
 @contextmanager
@@ -34,6 +34,20 @@ def test_the_process_of_a_thread() -> None:
     assert found == [os.getpid()]
     assert process_of(os.getpid()) == os.getpid()
     assert who_closes(os.getpid()) == (os.getpid(), False)
+
+
+def test_the_name_of_a_program() -> None:
+    """A process is called as ps(1) calls it; who is gone has no name."""
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG)
+        while (found := program_of(child.pid))[0] != "sleep":  # execve is under way
+            assert found[1] == child.pid
+    finally:
+        child.kill()
+        child.wait()
+    assert program_of(child.pid) == ("", 0)
+    assert program_of(0) == ("", 0)
 
 
 def test_a_process_that_is_gone() -> None:
