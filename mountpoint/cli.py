@@ -18,7 +18,15 @@ from typing import Any
 import click
 
 from mountpoint import __version__, daemon, logs
-from mountpoint.command import MountCommand, octal, option, time_to_live
+from mountpoint.command import (
+    MountCommand,
+    directories,
+    files,
+    octal,
+    option,
+    profiles,
+    time_to_live,
+)
 from mountpoint.config import MIB, Config
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
@@ -40,7 +48,7 @@ LOGGING = "Logging options"
     options_metavar="[OPTIONS]",
 )
 @click.argument("bucket", metavar="BUCKET")
-@click.argument("directory", metavar="DIRECTORY")
+@click.argument("directory", metavar="DIRECTORY", shell_complete=directories)
 @option(BUCKET, "--prefix", metavar="PREFIX", help="Mount this part only; ends in '/'.")
 @option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: found]")
 @option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
@@ -52,7 +60,13 @@ LOGGING = "Logging options"
     BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if the bucket is another account's."
 )
 @option(CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign: no credentials.")
-@option(CREDENTIALS, "--profile", metavar="PROFILE", help="Profile of the credential files.")
+@option(
+    CREDENTIALS,
+    "--profile",
+    metavar="PROFILE",
+    help="Profile of the credential files.",
+    shell_complete=profiles,
+)
 @option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
 @option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
 @option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
@@ -93,6 +107,7 @@ LOGGING = "Logging options"
     "--staged-writes",
     metavar="DIR",
     help="Write files in any order, on a local disk first.",
+    shell_complete=directories,
 )
 @option(
     WRITING,
@@ -193,7 +208,13 @@ LOGGING = "Logging options"
     show_default=True,
     help="Compare what is read with S3's checksums.",
 )
-@option(CLIENT, "--ca-bundle", metavar="FILE", help="Certificates to trust, PEM.")
+@option(
+    CLIENT,
+    "--ca-bundle",
+    metavar="FILE",
+    help="Certificates to trust, PEM.",
+    shell_complete=files,
+)
 @option(
     CLIENT,
     "--bind",
@@ -236,6 +257,7 @@ LOGGING = "Logging options"
     "--log-directory",
     metavar="DIRECTORY",
     help="Log to a new file there.  [default: syslog]",
+    shell_complete=directories,
 )
 @option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
 @option(LOGGING, "--debug-crt", is_flag=True, help="Log what the AWS Common Runtime does.")

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mountpoint.config import INDEFINITE_TTL_S
 from mountpoint.errors import MountError
 from mountpoint.fstab import long_options
 from mountpoint.log_render import printable
+from mountpoint.s3.profile import open_session
 
 #: Stands for the word "minimal" where seconds are told.
 MINIMAL = -1.0
@@ -129,6 +131,25 @@ def time_to_live(text: str) -> float:
     if re.fullmatch(r"\+?[0-9]+", text):
         return float(text)
     raise click.BadParameter(f"'{text}' is not a whole number of seconds, minimal or indefinite.")
+
+
+def directories(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
+    """Let the shell complete a directory."""
+    return [CompletionItem(text, type="dir")]
+
+
+def files(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
+    """Let the shell complete a file."""
+    return [CompletionItem(text, type="file")]
+
+
+def profiles(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
+    """Return the profiles of the AWS configuration that begin with `text`."""
+    try:
+        names = open_session(None).available_profiles
+    except MountError:  # mounting says what is wrong
+        names = []
+    return [CompletionItem(name) for name in names if name.startswith(text)]
 
 
 def option(topic: str, *names: str, **attributes: Any) -> Callable[[Any], Any]:

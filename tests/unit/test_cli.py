@@ -557,3 +557,48 @@ def test_bad_log_filter_reaches_the_terminal(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: MOUNTPOINT_LOG: cannot understand 'debgu'\n")
     assert logs.where(LogConfig()) not in done.stderr
+
+
+# --- Completion ---
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--metadata-t", "plain,--metadata-ttl"),
+        ("--attributes k", "plain,keep"),
+        ("bucket /m", "dir,/m"),
+        ("--log-directory /v", "dir,/v"),
+        ("--staged-writes /v", "dir,/v"),
+        ("--ca-bundle c", "file,c"),
+        ("--profile wo", "plain,work"),
+    ],
+)
+def test_completion(words: str, expected: str, tmp_path: Path) -> None:
+    """bash asks the program itself what may come next."""
+    (tmp_path / "config").write_text("[default]\n[profile work]\n[profile home]\n")
+    environ = os.environ | {
+        "_MOUNT_S3_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"mount-s3 {words}",
+        "COMP_CWORD": str(len(words.split())),
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    environ.pop("AWS_PROFILE", None)
+    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.splitlines() == [expected]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    """Each shell gets a script that names the program."""
+    environ = os.environ | {"_MOUNT_S3_COMPLETE": f"{shell}_source"}
+    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    assert "_MOUNT_S3_COMPLETE" in result.stdout
+    assert "mount-s3" in result.stdout
