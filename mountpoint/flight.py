@@ -27,6 +27,10 @@ WAITED_SHARE = 0.2
 #: Three parts where there were two may take so many times as long at most. Were there a
 #: common bottleneck, it would be 1.5.
 TOLERANCE = 1.12
+#: Parts that a judgement takes, for each that is in flight. On a busy machine, where durations are
+#: off by a third, the median of eight is good by chance too often, and that adds up: 12 parts in
+#: flight in the mean on a line that eight fill; with twice as many to judge by, nine.
+JUDGED = 2
 #: With this share of what the line is said to bring there is no more to be gained.
 FULL_SHARE = 0.9
 #: After a try that did not help, so many turns go by until the next.
@@ -52,7 +56,7 @@ class Flight:
         self._waited += waited
         # What was under way at the last change was made under other conditions.
         old = self.parts // 2
-        if len(self._durations_s) < old + self.parts:
+        if len(self._durations_s) < old + JUDGED * self.parts:
             return
         typical_s = median(self._durations_s[old:])
         waited_share = self._waited / len(self._durations_s)

@@ -1,10 +1,13 @@
 """How much is in flight, and when a request is late: from durations alone."""
 
+import random
+
 import pytest
 
 from mountpoint.flight import (
     BASE_PARTS,
     HEDGED_SHARE,
+    JUDGED,
     LATE_FACTOR,
     LEAST_KIN,
     LEAST_LATE_S,
@@ -25,7 +28,7 @@ def fly(flight: Flight, line: str, turns: int, *, waited: bool = True) -> list[i
     found = []
     for _ in range(turns):
         before = flight.parts
-        for _ in range(flight.parts // 2 + flight.parts):
+        for _ in range(flight.parts // 2 + JUDGED * flight.parts):
             duration_s = {"each": 0.13, "shared": 0.0125 * before, "fast": 0.02}[line]
             flight.arrived(duration_s, waited=waited)
         found.append(flight.parts)
@@ -43,6 +46,19 @@ def test_no_more_on_a_shared_line() -> None:
     assert parts[:2] == [12, BASE_PARTS]
     assert set(parts[2 : PAUSE_TURNS + 1]) == {BASE_PARTS}
     assert 12 in parts[PAUSE_TURNS + 1 :]
+
+
+def test_chance_adds_up_to_little() -> None:
+    """On a shared line, and a busy machine, as many as fill the line are in flight, mostly."""
+    random_ = random.Random(1)
+    found = []
+    for _ in range(20):
+        flight = Flight(MOST)
+        for _ in range(2000):
+            usual_s = 0.002 + 0.007 * flight.parts
+            flight.arrived(usual_s * random_.lognormvariate(0.0, 0.3), waited=True)
+            found.append(flight.parts)
+    assert sum(found) / len(found) < 9.5
 
 
 def test_no_more_than_the_line_brings() -> None:
