@@ -26,9 +26,10 @@ In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashe
 between, 'ro' and 'rw'; a comma, backslash or double quote inside a value has a backslash before it:
 
 \b
-  my-bucket /mnt/data fuse.mount-s3 _netdev,ro,allow-other,prefix=a/ 0 0
+  s3://my-bucket/a/ /mnt/data fuse.mount-s3 _netdev,ro,allow-other 0 0
 
-mount(8) finds mount-s3 in /usr/local/bin and /usr/bin only; installed elsewhere, link it there.
+Without 's3://' mount(8) makes a path of a name that is also a file's. It finds mount-s3 in
+/usr/local/bin and /usr/bin only; installed elsewhere, link it there.
 
 Examples:
 

@@ -69,10 +69,11 @@ class BucketConfig:
 
     def __post_init__(self) -> None:
         if not (BUCKET_NAME.fullmatch(self.name) or ARN.fullmatch(self.name)):
-            raise MountError(
-                f"'{self.name}' is not a bucket name, access point alias or ARN",
-                "a bucket name has 3 to 63 lower-case letters, digits, '.' and '-'",
-            )
+            hint = "a bucket name has 3 to 63 lower-case letters, digits, '.' and '-'"
+            if self.name.startswith("/"):
+                # mount(8) makes a path of a name that is a file's in the current directory.
+                hint = f"in /etc/fstab, and with mount(8), write s3://{os.path.basename(self.name)}"
+            raise MountError(f"'{self.name}' is not a bucket name, access point alias or ARN", hint)
         if self.prefix and (not self.prefix.endswith(b"/") or self.prefix.startswith(b"/")):
             shown = self.prefix.decode("utf-8", "replace")
             fixed = shown.strip("/") + "/"

@@ -297,6 +297,7 @@ def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.Monke
     [
         (["b!", "/mnt"], "'b!' is not a bucket name"),
         (["bucket/", "/mnt"], "'bucket/' is not a bucket name"),
+        (["/home/me/bucket", "/mnt"], "with mount(8), write s3://bucket"),
         (["s3://", "/mnt"], "'' is not a bucket name"),
         (["s3://arn:aws:s3:::bucket/a/", "/mnt"], "an ARN cannot stand in an s3:// URI"),
         (["s3://bucket/a/", "/mnt", "--prefix", "b/"], "exclude each other"),
@@ -476,7 +477,7 @@ def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
             name = max(option.opts, key=len) if option.name != "throughput_gbps" else option.opts[0]
             listed = [line for line in lines if f"{name} " in line + " " and line[:3] == "  -"]
             assert len(listed) == 1, name
-    assert "my-bucket /mnt/data fuse.mount-s3 _netdev,ro" in said
+    assert "s3://my-bucket/a/ /mnt/data fuse.mount-s3 _netdev,ro" in said
 
 
 def test_version() -> None:
