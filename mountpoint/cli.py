@@ -12,6 +12,7 @@ and doc/CONFIGURATION.md); README.md says which are ours. There is one table of 
   threads is imported after the fork (`daemon`).
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from mountpoint.command import (
 from mountpoint.config import MIB, Config
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
+from mountpoint.notify import notify
 from mountpoint.settings import describe, make_config
 
 BUCKET = "Bucket options"
@@ -272,8 +274,13 @@ def main(**options: Any) -> None:
         daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
         return
+
+    def ready() -> None:
+        click.echo(done)
+        notify(os.environ, READY="1", STATUS=done)
+
     try:
-        code = _mount(config, lambda: click.echo(done))
+        code = _mount(config, ready)
     except (MountError, click.exceptions.Exit):
         raise
     except Exception as error:

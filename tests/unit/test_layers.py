@@ -111,6 +111,7 @@ LAYERS = (
     "mountpoint.log_render",
     "mountpoint.logs",
     "mountpoint.signals",
+    "mountpoint.notify",
     "mountpoint.daemon",
     "mountpoint.mount",
     "mountpoint.fstab",
