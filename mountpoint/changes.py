@@ -45,8 +45,9 @@ from mountpoint.writing.copies import Copies
 from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.uploads import Uploads
 
-#: How long somebody waits for a file that has been closed to be there: `touch a; cat a`. The
-#: kernel tells us of the last close a moment after the program has gone on.
+#: How long somebody waits for a file that has been closed to be there (`touch a; cat a`), and for
+#: who has closed it to be gone (`cat a; echo > a`). The kernel tells us of the last close a moment
+#: after the program has gone on, and the next program's open may overtake it.
 SETTLE_S = 1.0
 
 
@@ -133,7 +134,7 @@ class Changes:
             raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
         elif self._config.incremental_upload and inode.info is not None:
             condition = unchanged(inode.info)  # or a part that comes late could replace others
-        if inode.opens > 1:
+        if not self._inodes.is_alone(inode, SETTLE_S):
             raise NotPermitted("the file is being read")
         keeping = self._keeping
         handle = WriteHandle(
@@ -325,7 +326,7 @@ class Changes:
         """Let a file be written on whose upload has ended."""
         if handle.final:
             raise NotSequential("the file has been uploaded: no more can be written")
-        if handle.inode.opens > 1:
+        if not self._inodes.is_alone(handle.inode, SETTLE_S):
             raise NotPermitted("the file is being read")
         with handle.settling:
             self._add(handle)

@@ -764,3 +764,19 @@ def test_open_to_append_to_what_has_changed(now: bytes | None) -> None:
         world.fs.write(handle, len(now), b"more")
         world.close(handle, 1)
         assert world.client.content(b"a") == now + b"more"
+
+
+def test_a_close_that_is_told_late() -> None:
+    """Who opens a file to replace it waits for a moment for who has just closed it."""
+    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
+        number = world.look(b"a").inode
+        reader = world.fs.open(number, os.O_RDONLY)
+        late = threading.Timer(0.1, world.fs.release, [reader])
+        late.start()
+        try:
+            handle = world.fs.open(number, OVERWRITE, OPENER)
+        finally:
+            late.join()
+        world.fs.write(handle, 0, b"2")
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"2"
