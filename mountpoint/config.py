@@ -153,8 +153,8 @@ class ClientConfig:
                 f"the CA bundle '{self.ca_bundle}' is not a file",
                 "--ca-bundle and AWS_CA_BUNDLE take a file of PEM certificates",
             )
-        known = [name for _, name in socket.if_nameindex()]
         for name in self.interfaces:
+            known = [each for _, each in socket.if_nameindex()]
             if name not in known:
                 raise MountError(
                     f"there is no network interface '{name}'", f"--bind takes {', '.join(known)}"

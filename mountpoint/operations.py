@@ -274,15 +274,15 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         }
         if isinstance(error, OperationError):
             details["reason"] = str(error) or type(error).__name__
-            if level >= logging.WARNING and not isinstance(error, S3Error):
+            if isinstance(error, S3Error):
+                details |= {"s3_code": error.code, "s3_status": error.status}
+                details["request_id"] = error.request_id
+            elif level >= logging.WARNING:
                 before = self._refusals.note((operation, path, details["reason"]))
                 if before is None:
                     raise llfuse.FUSEError(number) from None
                 details["program"], details["pid"] = program_of(request_pid())
                 details["times_before"] = before
-            if isinstance(error, S3Error):
-                details |= {"s3_code": error.code, "s3_status": error.status}
-                details["request_id"] = error.request_id
             if error.hint:
                 details["hint"] = error.hint
             details = {key: value for key, value in details.items() if value not in ("", 0)}

@@ -33,9 +33,9 @@ from mountpoint.writing.copies import Copies
 class Renames:
     """Renames of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called with directory, name, and what is there now (None: nothing), after S3
-    has done it; `forget` with the prefix of a directory that is another one now; `moved` with
-    who writes a file, which may be below another directory now.
+    `changed` is called with directory, name, and what is there now (None: nothing, or nobody
+    knows), after S3 has done it; `forget` with the prefix of a directory that is another one now;
+    `moved` with who writes a file, which may be below another directory now.
     """
 
     def __init__(

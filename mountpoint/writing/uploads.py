@@ -120,15 +120,13 @@ class Uploads(Line[Sequential]):
         return appending
 
     def _options(self, content_type: str | None, metadata: Mapping[str, str] | None) -> PutOptions:
-        config = self._config
-        return PutOptions(
-            storage_class=config.storage_class,
-            sse=config.sse,
-            sse_kms_key_id=config.sse_kms_key_id,
+        options = PutOptions(
+            storage_class=self._config.storage_class,
             content_type=content_type,
             metadata=metadata or {},
-            checksum=config.checksum,
+            checksum=self._config.checksum,
         )
+        return self.encrypted(options)
 
     def _add(self, upload: Sequential) -> None:
         with self._lock:

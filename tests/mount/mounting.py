@@ -87,11 +87,15 @@ def mounted(
     *options: str,
     bucket: str | None = None,
     endpoint_url: str | None = None,
+    environ: dict[str, str] | None = None,
 ) -> Iterator[Mount]:
-    """Mount the store's bucket in `folder`; unmount whatever happens."""
+    """Mount the store's bucket in `folder`; unmount whatever happens.
+
+    With `environ` no option says where the bucket is: those variables do.
+    """
     path, logs = folder / "mnt", folder / "log"
     path.mkdir(exist_ok=True)
-    where = store_options(store, endpoint_url=endpoint_url)
+    where = store_options(store, endpoint_url=endpoint_url) if environ is None else []
     result = run(
         bucket or store.bucket,
         path,
@@ -99,7 +103,7 @@ def mounted(
         "--log-directory",
         logs,
         *options,
-        env=store.environment,
+        env=store.environment | (environ or {}),
     )
     try:
         assert result.returncode == 0, result.stderr

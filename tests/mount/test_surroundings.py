@@ -1,40 +1,26 @@
 """What variables say of endpoints, on real mounts."""
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import clean_up, errno_of, run
+from tests.mount.mounting import errno_of, mounted, run
 
 pytestmark = pytest.mark.mount
 
-
-@contextmanager
-def mounted(store: Store, folder: Path, environ: dict[str, str]) -> Iterator[Path]:
-    """Mount the store's bucket with no option that says where it is."""
-    path = folder / "mnt"
-    path.mkdir()
-    options = ["--force-path-style", "--no-log", "--prefix", "surroundings/"]
-    environ = {**store.environment, "AWS_REGION": "us-east-1", **environ}
-    try:
-        result = run(store.bucket, path, *options, env=environ)
-        assert result.returncode == 0, result.stderr
-        yield path
-    finally:
-        clean_up(path)
+OPTIONS = ["--force-path-style", "--prefix", "surroundings/"]
+REGION = {"AWS_REGION": "us-east-1"}
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
 def test_endpoint(store: Store, folder: Path, name: str) -> None:
     """The server that a variable names is the one that is mounted."""
     store.put("surroundings/file", b"content")
-    with mounted(store, folder, {name: store.endpoint_url}) as path:
-        assert (path / "file").read_bytes() == b"content"
+    with mounted(store, folder, *OPTIONS, environ=REGION | {name: store.endpoint_url}) as mount:
+        assert (mount.path / "file").read_bytes() == b"content"
 
 
 def test_endpoint_of_the_profile(store: Store, folder: Path) -> None:
@@ -45,8 +31,9 @@ def test_endpoint_of_the_profile(store: Store, folder: Path) -> None:
         "[default]\nservices = here\n[services here]\ns3 =\n"
         f"  endpoint_url = {store.endpoint_url}\n"
     )
-    with mounted(store, folder, {"AWS_CONFIG_FILE": str(configuration)}) as path:
-        assert (path / "file").read_bytes() == b"content"
+    environ = REGION | {"AWS_CONFIG_FILE": str(configuration)}
+    with mounted(store, folder, *OPTIONS, environ=environ) as mount:
+        assert (mount.path / "file").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -61,11 +48,11 @@ def test_attempts(store: Store, folder: Path, most: int) -> None:
             exchange.refuse(503, "SlowDown")
 
     with FaultyProxy(store.endpoint_url) as proxy:
-        environ = {"AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": str(most)}
-        with mounted(store, folder, environ) as path:
-            (path / "file").stat()
+        environ = REGION | {"AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": str(most)}
+        with mounted(store, folder, *OPTIONS, environ=environ) as mount:
+            (mount.path / "file").stat()
             proxy.faults.append(refused)
-            assert errno_of((path / "file").read_bytes) == errno.EIO
+            assert errno_of((mount.path / "file").read_bytes) == errno.EIO
     assert len(asked) == most
 
 

@@ -563,6 +563,20 @@ def test_bad_log_filter_reaches_the_terminal(
 # --- Completion ---
 
 
+def complete(**environ: str) -> str:
+    """Return what the program says to a shell that asks it."""
+    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli import main; main()"
+    ours = {name: text for name, text in os.environ.items() if name != "AWS_PROFILE"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=ours | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -578,28 +592,19 @@ def test_bad_log_filter_reaches_the_terminal(
 def test_completion(words: str, expected: str, tmp_path: Path) -> None:
     """bash asks the program itself what may come next."""
     (tmp_path / "config").write_text("[default]\n[profile work]\n[profile home]\n")
-    environ = os.environ | {
-        "_MOUNT_S3_COMPLETE": "bash_complete",
-        "COMP_WORDS": f"mount-s3 {words}",
-        "COMP_CWORD": str(len(words.split())),
-        "AWS_CONFIG_FILE": str(tmp_path / "config"),
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    environ.pop("AWS_PROFILE", None)
-    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    said = complete(
+        _MOUNT_S3_COMPLETE="bash_complete",
+        COMP_WORDS=f"mount-s3 {words}",
+        COMP_CWORD=str(len(words.split())),
+        AWS_CONFIG_FILE=str(tmp_path / "config"),
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
     )
-    assert result.stdout.splitlines() == [expected]
+    assert said.splitlines() == [expected]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     """Each shell gets a script that names the program."""
-    environ = os.environ | {"_MOUNT_S3_COMPLETE": f"{shell}_source"}
-    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
-    )
-    assert "_MOUNT_S3_COMPLETE" in result.stdout
-    assert "mount-s3" in result.stdout
+    said = complete(_MOUNT_S3_COMPLETE=f"{shell}_source")
+    assert "_MOUNT_S3_COMPLETE" in said
+    assert "mount-s3" in said
