@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest import Store
@@ -109,6 +109,38 @@ def mounted(
         assert result.returncode == 0, result.stderr
         yield Mount(path, logs)
     finally:
+        clean_up(path)
+
+
+@contextlib.contextmanager
+def foreground(
+    store: Store,
+    folder: Path,
+    *options: str,
+    before: Sequence[str] = (),
+    environ: dict[str, str] | None = None,
+) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
+    """Run the program in the foreground, by the command `before` it, until it is mounted.
+
+    Yields it and the directory; afterwards it is gone.
+    """
+    path = folder / "mnt"
+    path.mkdir()
+    program = subprocess.Popen(
+        [*before, PROGRAM, store.bucket, path, "--foreground", *options, *store_options(store)],
+        env=environment(store.environment | (environ or {})),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        eventually(lambda: mounting.is_mounted(path))
+        yield program, path
+    finally:
+        program.kill()
+        program.wait()
+        assert program.stdout is not None
+        program.stdout.close()
         clean_up(path)
 
 

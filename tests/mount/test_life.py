@@ -1,6 +1,5 @@
 """From start to end: background, foreground, signals, unmounting, fstab, what is left."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -9,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tests.mount.mounting import (
     environment,
     errno_of,
     eventually,
+    foreground,
     mounted,
     run,
     store_options,
@@ -76,38 +76,12 @@ def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
         clean_up(path)
 
 
-@contextlib.contextmanager
-def foreground(
-    store: Store, folder: Path, signals: str
-) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
-    """Run the program in the foreground, with signals as env(1) sets them, until it is mounted.
-
-    Yields it and the directory; afterwards it is gone.
-    """
-    path = folder / "mnt"
-    path.mkdir()
-    options = ["--foreground", "--debug", *store_options(store)]
-    program = subprocess.Popen(
-        ["env", signals, PROGRAM, store.bucket, path, *options],
-        env=environment(store.environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        eventually(lambda: is_mounted(path))
-        yield program, path
-    finally:
-        program.kill()
-        program.wait()
-        clean_up(path)
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_foreground(store: Store, folder: Path, ending: str) -> None:
     """In the foreground the program runs until it is ended, and then returns 0."""
     store.put("life/file", b"alive")
-    with foreground(store, folder, "--default-signal=HUP,INT") as (program, path):
+    before = ["env", "--default-signal=HUP,INT"]
+    with foreground(store, folder, "--debug", before=before) as (program, path):
         assert (path / "life" / "file").read_bytes() == b"alive"
         ENDINGS[ending](program.pid, path)
         output, _ = program.communicate(timeout=20)
@@ -117,7 +91,8 @@ def test_foreground(store: Store, folder: Path, ending: str) -> None:
 
 def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
     """`nohup mount-s3 --foreground` outlives its terminal, and still ends by SIGTERM."""
-    with foreground(store, folder, "--ignore-signal=HUP,INT") as (program, path):
+    before = ["env", "--ignore-signal=HUP,INT"]
+    with foreground(store, folder, "--debug", before=before) as (program, path):
         program.send_signal(signal.SIGHUP)
         program.send_signal(signal.SIGINT)
         program.send_signal(signal.SIGTERM)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.mount.mounting import PROGRAM, clean_up, environment, store_options
+from tests.mount.mounting import PROGRAM, foreground
 
 pytestmark = pytest.mark.mount
 
@@ -18,28 +18,18 @@ UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "mount-s3@.service"
 def test_readiness(store: Store, folder: Path) -> None:
     """The manager is told when files can be read, and not before; SIGTERM ends with 0."""
     store.put("systemd/file", b"content")
-    path, address = folder / "mnt", folder / "notify"
-    path.mkdir()
+    address = folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(60)
-        options = ["--foreground", "--prefix", "systemd/", *store_options(store)]
-        process = subprocess.Popen(
-            [PROGRAM, store.bucket, path, *options],
-            env=environment(store.environment | {"NOTIFY_SOCKET": str(address)}),
-            stdout=subprocess.DEVNULL,
-        )
-        try:
+        environ = {"NOTIFY_SOCKET": str(address)}
+        with foreground(store, folder, "--prefix", "systemd/", environ=environ) as (program, path):
             state = dict(line.split("=", 1) for line in manager.recv(4096).decode().split("\n"))
             assert state["READY"] == "1"
             assert str(path) in state["STATUS"]
             assert (path / "file").read_bytes() == b"content"
-            process.terminate()
-            assert process.wait(timeout=30) == 0
-        finally:
-            process.kill()
-            process.wait()
-            clean_up(path)
+            program.terminate()
+            assert program.wait(timeout=30) == 0
 
 
 def test_the_unit(tmp_path: Path) -> None:
