@@ -7,7 +7,7 @@ setup(
     ext_modules=cythonize(
         [
             Extension(f"mountpoint.{name}", [f"mountpoint/{name}.pyx"])
-            for name in ("_channel", "_fastpath")
+            for name in ("_channel", "_fastpath", "_histogram")
         ],
         compiler_directives={"language_level": "3"},
     )

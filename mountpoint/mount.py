@@ -21,6 +21,7 @@ from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
 from mountpoint.fuse import llfuse
+from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.operations import Operations
 from mountpoint.reading.streams import Streams
@@ -55,7 +56,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     check_fuse(config.mount)
     if config.change.staging_directory is not None:
         check_staging(config.change.staging_directory, config.mount.directory)
-    counters = Counters()
+    counters, meters = Counters(), Meters(fuse.request_pid)
     watcher = SignalWatcher(counters.log)
     stopping = threading.Event()
     crt_level = logs.crt_log_level(config.log)
@@ -63,7 +64,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
         enable_crt_log(crt_level)
     config = surroundings(config.credentials.profile, os.environ).apply_to(config)
     client = connect(
-        config.bucket, config.credentials, config.client, os.environ, stopping, counters
+        config.bucket, config.credentials, config.client, os.environ, stopping, counters, meters
     )
     try:
         if config.change.incremental_upload and not client.is_directory:
@@ -71,7 +72,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
                 f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
                 "leave --incremental-upload out; --allow-append works with any bucket, by copies",
             )
-        return _serve(config, client, stopping, counters, watcher, on_ready)
+        return _serve(config, client, stopping, counters, meters, watcher, on_ready)
     finally:
         stopping.set()
         client.close()
@@ -82,6 +83,7 @@ def _serve(
     client: CrtClient,
     stopping: threading.Event,
     counters: Counters,
+    meters: Meters,
     watcher: SignalWatcher,
     on_ready: Callable[[], None],
 ) -> int:
@@ -139,7 +141,8 @@ def _serve(
     fuse.widen(config.mount.channel)
     watcher.mounting(interrupt)
     try:
-        llfuse.init(Operations(filesystem, ready), directory, mount_options(config.mount))
+        operations = Operations(filesystem, ready, meters)
+        llfuse.init(operations, directory, mount_options(config.mount))
     except RuntimeError as error:
         raise MountError(
             f"'{directory}' could not be mounted: {error}",

@@ -29,6 +29,7 @@ from mountpoint.filesystem import DirectoryEntry, FileSystem
 from mountpoint.fuse import go_direct, llfuse, rename_flags, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
+from mountpoint.meters import Meters
 from mountpoint.processes import process_of, program_of, who_closes
 from mountpoint.reading.stream import Bytes
 from mountpoint.refusals import Refusals
@@ -73,12 +74,19 @@ def operation(
     ) -> Callable[Concatenate["Operations", P], R]:
         @functools.wraps(method)
         def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+            timer = self._meters.operation(method.__name__)
+            begun_ns = timer.begin()
             with llfuse.lock_released:
                 path = self._path("file", args) if subject == "closed" else ""
+                failed = True
                 try:
-                    return method(self, *args, **kwargs)
+                    result = method(self, *args, **kwargs)
+                    failed = False
                 except Exception as error:
                     self._fail(method.__name__, path or self._path(subject, args), error)
+                finally:
+                    timer.end(begun_ns, failed)
+            return result
 
         return wrapper
 
@@ -91,8 +99,11 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     `on_ready` is called when the kernel has said hello: from then on the mount serves.
     """
 
-    def __init__(self, filesystem: FileSystem, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, filesystem: FileSystem, on_ready: Callable[[], None], meters: Meters | None = None
+    ) -> None:
         super().__init__()
+        self._meters = meters or Meters()
         self._fs = filesystem
         self._on_ready = on_ready
         self._refusals = Refusals()
@@ -190,12 +201,16 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("file")
     def read(self, fh: HandleNumber, off: int, size: int) -> Bytes:
         """See FileSystem. llfuse replies from the buffer's own memory."""
-        return self._fs.read(fh, off, size)
+        data = self._fs.read(fh, off, size)
+        self._meters.read(len(data))
+        return data
 
     @operation("file")
     def write(self, fh: HandleNumber, off: int, buf: bytes) -> int:
         """See FileSystem."""
-        return self._fs.write(fh, off, buf)
+        size = self._fs.write(fh, off, buf)
+        self._meters.written(size)
+        return size
 
     @operation("file")
     def flush(self, fh: HandleNumber) -> None:

@@ -38,10 +38,13 @@ def who_closes(thread: int) -> tuple[int, bool]:
 
 
 def program_of(thread: int) -> tuple[str, int]:
-    """Return the name that a thread goes by, and its process; "" and 0 if they are not known."""
+    """Return the name of a thread's process, and its number; "" and 0 if they are not known."""
     status = _read(thread, "status")
+    process = _process(status)
+    if process != thread:  # threads have names of their own
+        status = _read(process, "status") if process else status
     name = _NAME.search(status)
-    return (name[1].decode("utf-8", "backslashreplace") if name else ""), _process(status)
+    return (name[1].decode("utf-8", "backslashreplace") if name else ""), process
 
 
 def _process(status: bytes) -> int:

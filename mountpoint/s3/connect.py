@@ -27,6 +27,7 @@ from mountpoint.errors import (
     TransportFault,
     WrongRegion,
 )
+from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
@@ -53,6 +54,7 @@ def connect(
     environ: Mapping[str, str],
     stopping: threading.Event,
     counters: Counters,
+    meters: Meters | None = None,
 ) -> CrtClient:
     """Return a client that has listed the bucket once. Raises MountError."""
     credentials = None if credentials_config.no_sign_request else Credentials(credentials_config)
@@ -74,6 +76,7 @@ def connect(
             credentials,
             client_config,
             counters=counters,
+            meters=meters,
             bucket=bucket.name,
             requester_pays=bucket.requester_pays,
             expected_owner=bucket.expected_owner,

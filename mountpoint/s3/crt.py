@@ -60,6 +60,7 @@ from mountpoint.errors import (
     S3Error,
     TransportFault,
 )
+from mountpoint.meters import Meters
 from mountpoint.metrics import CounterName, Counters
 from mountpoint.s3 import crt_log, wire, write_wire
 from mountpoint.s3.body import BodyStream
@@ -153,12 +154,14 @@ class CrtClient:
         config: ClientConfig,
         *,
         counters: Counters,
+        meters: Meters | None = None,
         bucket: str = "",
         requester_pays: bool = False,
         expected_owner: str | None = None,
     ) -> None:
         # dependencies
         self.counters = counters
+        self._meters = meters or Meters()
         self._endpoint = endpoint
         self._credentials = credentials
         # Before the CRT's own objects: an exception that passes them on its way is lost.
@@ -478,7 +481,9 @@ class CrtClient:
         if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
             exchange.end(NotOffered(f"{operation}: only directory buckets know it"))
             return
-        self.counters.add(REQUESTS[operation])  # before its answer can be there
+        # Both before its answer can be there.
+        self.counters.add(REQUESTS[operation])
+        exchange.clock = self._meters.request(operation)
         stream = None
         if body is not None:  # S3 wants a length also of nothing
             extra = [*extra, ("Content-Length", str(body.size_bytes))]
@@ -493,6 +498,7 @@ class CrtClient:
                 on_done=exchange.on_done,
             )
         except AwsCrtError as error:
+            exchange.clock.drop()
             exchange.end(TransportFault(f"{operation} could not be sent: {error}"))
         if exchange.ended:  # the answer was faster: see Exchange
             exchange.request = None

@@ -11,6 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 
 from mountpoint.errors import BadAnswer, ChecksumMismatch, S3Error
+from mountpoint.meters import RequestClock
 from mountpoint.metrics import Counters
 from mountpoint.s3 import checksum, wire
 from mountpoint.s3.checksum import Verification
@@ -50,13 +51,17 @@ class Exchange(ABC):
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.request: Transfer | None = None
+        self.clock: RequestClock | None = None  # from when it is sent
         self.ended = False
+        self.cancelled = False
         self.status = 0
         self.headers: Headers = []
 
     def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
         """Take the answer's first part."""
         keep_state()
+        if self.clock is not None and not self.status:
+            self.clock.first_byte()
         self.status = status_code
         self.headers = headers
 
@@ -78,7 +83,16 @@ class Exchange(ABC):
         failure = None
         if error is not None:
             failure = self.owner.error_of(error, status_code, error_headers, error_body)
+        self._stop_clock(failure)
         self.end(failure)
+
+    def _stop_clock(self, failure: S3Error | None) -> None:
+        if self.clock is None:
+            return
+        if self.cancelled and failure is not None:
+            self.clock.drop()
+        else:
+            self.clock.end(None if failure is None else failure.status)
 
     def end(self, error: Exception | None) -> None:
         """Deliver the outcome, once."""
@@ -91,6 +105,7 @@ class Exchange(ABC):
 
     def cancel(self) -> None:
         """Stop the request, if it is under way."""
+        self.cancelled = True
         request = self.request
         if request is not None:
             request.cancel()

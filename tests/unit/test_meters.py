@@ -1,0 +1,177 @@
+"""What a mount measures: exact from many threads, in OpenTelemetry's buckets, by program."""
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from mountpoint._histogram import SCALE, Histogram, Timer
+from mountpoint.meters import MOST_PROGRAMS, NOBODY, OTHERS, Meters, Programs, quantile, upper_bound
+
+
+def numbers(values: list[int]) -> dict[str, object]:
+    """Return a snapshot of a histogram of these values."""
+    meters = Meters()
+    for value in values:
+        meters.read(value)
+    found = meters.snapshot()["read_bytes"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_histogram_of_nothing() -> None:
+    """All is zero, and no value has been exceeded."""
+    assert numbers([]) == {
+        "count": 0, "total": 0, "least": 0, "most": 0, "zeros": 0, "buckets": []
+    }  # fmt: skip
+    assert quantile(numbers([]), 0.5) == 0.0
+
+
+def test_the_plain_numbers() -> None:
+    """Count, sum, smallest and largest; zeros are in no bucket."""
+    found = numbers([5, 0, 7, 1_000_000])
+    assert {name: found[name] for name in ("count", "total", "least", "most", "zeros")} == {
+        "count": 4, "total": 1_000_012, "least": 0, "most": 1_000_000, "zeros": 1
+    }  # fmt: skip
+
+
+def test_each_value_is_in_the_bucket_of_its_size() -> None:
+    """Bucket i has what is above b^i and up to b^(i+1), b being the eighth root of two."""
+    seed = random.randrange(2**32)
+    chosen = random.Random(seed)
+    for _ in range(2000):
+        value = int(2 ** chosen.uniform(0, 39))
+        histogram = Histogram()
+        histogram.add(value)
+        (bucket,) = [index for index, count in enumerate(histogram.buckets()) if count]
+        # At a bound the logarithm may be off by its last bit.
+        assert value <= upper_bound(bucket) * 1.000_001, (seed, value)
+        assert bucket == 0 or value >= upper_bound(bucket - 1) * 0.999_999, (seed, value)
+
+
+@pytest.mark.parametrize("power", range(1, 40))
+def test_powers_of_two_end_a_bucket(power: int) -> None:
+    """So eight buckets make one that ends at a power of two, with nothing on the wrong side."""
+    histogram = Histogram()
+    histogram.add(1 << power)
+    assert len(histogram.buckets()) == power << SCALE
+    histogram.add((1 << power) + max(1, (1 << power) >> 20))
+    assert len(histogram.buckets()) > power << SCALE
+
+
+def test_what_is_too_large_is_in_the_last_bucket() -> None:
+    """It is counted, and its sum is right."""
+    histogram = Histogram()
+    histogram.add(1 << 60)
+    assert (histogram.buckets()[-1], histogram.total) == (1, 1 << 60)
+
+
+def test_quantiles_are_close() -> None:
+    """At most 9 % above the value that sorting finds."""
+    seed = random.randrange(2**32)
+    chosen = random.Random(seed)
+    values = sorted(int(chosen.lognormvariate(8, 2)) + 1 for _ in range(5000))
+    found = numbers(values)
+    for share in (0.1, 0.5, 0.9, 0.99, 1.0):
+        exact = values[max(0, round(share * len(values)) - 1)]
+        assert exact <= quantile(found, share) * 1.000_001 <= exact * 1.1, (seed, share)
+
+
+def test_no_value_is_lost() -> None:
+    """Threads that measure at once lose nothing."""
+    histogram, timer = Histogram(), Timer()
+
+    def measure() -> None:
+        for value in range(20_000):
+            histogram.add(value)
+            timer.end(timer.begin(), value % 2 == 0)
+
+    threads = [threading.Thread(target=measure) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (histogram.count, histogram.total) == (160_000, 8 * sum(range(20_000)))
+    assert (timer.histogram.count, timer.failures, timer.under_way) == (160_000, 80_000, 0)
+
+
+def test_a_timer_knows_what_is_under_way() -> None:
+    """What is dropped is over, and not counted."""
+    timer = Timer()
+    first, _ = timer.begin(), timer.begin()
+    assert timer.under_way == 2
+    timer.drop()
+    timer.end(first)
+    assert (timer.under_way, timer.histogram.count, timer.failures) == (0, 1, 0)
+
+
+def test_requests_by_operation() -> None:
+    """Times until the first byte and until the end, and failures by status."""
+    meters = Meters()
+    clock = meters.request("GetObject")
+    clock.first_byte()
+    clock.end(None)
+    for status in (404, 404, 0):
+        meters.request("GetObject").end(status)
+    meters.request("HeadObject").drop()
+    found = meters.snapshot()["requests"]
+    assert found["GetObject"]["us"]["count"] == 4
+    assert found["GetObject"]["first_byte_us"]["count"] == 1
+    assert found["GetObject"]["failures"] == {"0": 1, "404": 2}
+    assert found["HeadObject"]["us"]["count"] == 0
+    assert [each["under_way"] for each in found.values()] == [0, 0]
+
+
+def test_programs_by_name() -> None:
+    """What this process causes is told under the name that it has."""
+    meters = Meters(os.getpid)
+    meters.read(100)
+    meters.written(7)
+    meters.request("GetObject").end(None)
+    name = Path("/proc/self/comm").read_text().strip()
+    assert meters.snapshot()["programs"] == {
+        name: {
+            "reads": 1, "bytes_read": 100, "writes": 1, "bytes_written": 7,
+            "requests": {"GetObject": 1},
+        }
+    }  # fmt: skip
+
+
+def test_threads_go_by_their_process() -> None:
+    """A thread has a name of its own; what counts is the program."""
+    started, done = threading.Event(), threading.Event()
+
+    def named() -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("some-thread")
+        started.set()
+        done.wait(10)
+
+    thread = threading.Thread(target=named)
+    thread.start()
+    started.wait(10)
+    programs = Programs(lambda: thread.native_id or 0)
+    programs.current()
+    done.set()
+    thread.join()
+    assert list(programs.snapshot()) == [Path("/proc/self/comm").read_text().strip()]
+
+
+def test_who_cannot_be_known() -> None:
+    """No thread, or one that has gone."""
+    programs = Programs(lambda: 0)
+    programs.current()
+    assert list(programs.snapshot()) == [NOBODY]
+
+
+def test_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones have names; what comes later is told together."""
+    threads = iter(range(1, 10_000))
+    monkeypatch.setattr("mountpoint.meters.program_of", lambda thread: (f"p{thread}", thread))
+    programs = Programs(lambda: next(threads))
+    for _ in range(9_999):
+        programs.requested("GetObject")
+    found = programs.snapshot()
+    assert len(found) == MOST_PROGRAMS + 1
+    assert found[OTHERS]["requests"] == {"GetObject": 9_999 - MOST_PROGRAMS}
