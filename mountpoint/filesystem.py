@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mountpoint import tree
 from mountpoint.attributes import Attributes, Showing
@@ -83,6 +83,14 @@ class DirectoryEntry:
     next_position: int
 
 
+class BeingWritten(NamedTuple):
+    """A file that is being written; of its size `pending_bytes` are not in S3."""
+
+    path: str
+    size_bytes: int
+    pending_bytes: int
+
+
 class FileSystem:
     """The bucket, from `prefix` down, as a tree of files.
 
@@ -112,6 +120,8 @@ class FileSystem:
         # mutable, of `sweep` alone: how many inodes had gone when it last looked, and gave back
         self._forgotten = 0
         self._given_back = 0
+        # mutable: how often names were to be forgotten
+        self._refreshes = 0
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix)
         self._listings = Listings(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
@@ -202,7 +212,10 @@ class FileSystem:
         if writer is not None:
             self._inodes.looked_up_again(writer.inode)
             return self._showing.attributes(writer.inode, 0.0)
+        refreshes = self._refreshes
         entry, fresh_until_s = self._names.look(directory, name)
+        if refreshes != self._refreshes:  # it may have been asked for before
+            fresh_until_s = 0.0
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
 
@@ -217,12 +230,14 @@ class FileSystem:
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
             return self._showing.attributes(inode, left_s)
+        refreshes = self._refreshes
         entry, fresh_until_s = self._names.look(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
             raise StaleInode("the object was replaced")
         if entry.info is not None:
             inode.describe(entry.info)
-        inode.fresh_until_s = fresh_until_s
+        if refreshes == self._refreshes:
+            inode.fresh_until_s = fresh_until_s
         return self._showing.attributes(inode, fresh_until_s - time.monotonic())
 
     def forget(self, number: InodeNumber, lookups: int) -> None:
@@ -462,6 +477,37 @@ class FileSystem:
         else:
             self._renames.file(directory, entry, to, new_name, target, look=look)
             self._listings.gone(directory.key, name)
+
+    def refresh(self, path: bytes) -> list[tuple[InodeNumber, bytes]]:
+        """Forget what is known of a path below the mount, and of all below that; "" is the root.
+
+        Return the names that the kernel may know, with their directories: it is to forget them,
+        too. What is open stays the version that it is.
+        """
+        self._refreshes += 1
+        key = self._inodes.root.key + path
+        directory = key[: key.rfind(b"/") + 1]
+        if path:
+            self._listings.discard(directory, key[len(directory) :])
+            key += b"/"
+        self._listings.forget_below(key)
+        self._names.forget_absent()
+        self._ahead.changed()
+        held = [each for each in self._inodes.below(key[:-1] if path else key) if each.parent]
+        for each in held:
+            each.fresh_until_s = 0.0
+        return [(each.parent.number, each.name) for each in held if each.parent]
+
+    def open_files(self) -> int:
+        """Return how many file handles are open."""
+        return len(self._files)
+
+    def being_written(self) -> list[BeingWritten]:
+        """Return the files that are not, or not as they are now, in S3."""
+        return [
+            BeingWritten(self._shown(each.inode.key), each.size_bytes, each.pending_bytes)
+            for each in self._local.writers()
+        ]
 
     # --- for log lines ---
 

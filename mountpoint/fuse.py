@@ -4,6 +4,7 @@
 `fuse_session_receive_buf` and not libfuse's (see there).
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -18,7 +19,16 @@ finally:
 
 import llfuse  # noqa: E402  # after _channel
 
-__all__ = ["Receivers", "go_direct", "is_wide", "llfuse", "rename_flags", "request_pid", "widen"]
+__all__ = [
+    "Receivers",
+    "forget_name",
+    "go_direct",
+    "is_wide",
+    "llfuse",
+    "rename_flags",
+    "request_pid",
+    "widen",
+]
 
 _channel.resolve(llfuse.__file__)
 
@@ -58,6 +68,16 @@ def go_direct() -> None:
     It has no effect without the channel; then all that have the file open share its pages.
     """
     _channel.go_direct()
+
+
+def forget_name(directory: int, name: bytes) -> None:
+    """Let the kernel look a name up again, in the directory of this inode.
+
+    It may wait for a lookup that is served: for threads that serve none. That the kernel does not
+    know the name is no error.
+    """
+    with contextlib.suppress(OSError):
+        llfuse.invalidate_entry(directory, name)
 
 
 class Receivers:

@@ -60,6 +60,9 @@ class HandleTable(Generic[H]):
         except KeyError:
             raise BadHandle(f"handle {number} is not open") from None
 
+    def __len__(self) -> int:
+        return len(self._handles)
+
     def remove(self, number: HandleNumber) -> H:
         """Forget and return a handle. Raises BadHandle."""
         try:
@@ -141,6 +144,11 @@ class WriteHandle:
         if self.upload is not None:
             return self.upload.size_bytes
         return 0 if self.base is None else self.base.size_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of it S3 does not have."""
+        return 0 if self.upload is None else self.upload.pending_bytes
 
     def write(self, offset: int, data: bytes) -> int:
         """Take the next bytes; return how many. Raises NotSequential, and what uploads raise."""
@@ -239,6 +247,11 @@ class StagedWriter:
     def size_bytes(self) -> int:
         """How large the file is."""
         return self.file.size_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of it S3 may not have: all, because what is sent is decided at the end."""
+        return self.file.size_bytes if self.file.dirty else 0
 
     @property
     def told(self) -> FileAttributes:

@@ -18,6 +18,7 @@ It does not import awscrt: `crt_log_level` is what `s3.crt` needs to start the C
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -26,6 +27,7 @@ import string
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO, cast
 
@@ -46,6 +48,9 @@ SYSLOG_MAX_BYTES = 8 << 10
 SYSLOG_TIMEOUT_S = 0.5
 #: Nor may each line of a burst wait that long: after one that did, the next ones are lost.
 SYSLOG_PAUSE_S = 10.0
+#: What is kept of the log in memory: a megabyte at most.
+RECENT_LINES = 1000
+RECENT_LINE_CHARS = 1000
 SYSLOG_SEVERITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
@@ -56,10 +61,14 @@ class Sink(Protocol):
         """Write one event."""
 
 
-def configure(config: LogConfig) -> None:
-    """Set up logging for this process. Raise MountError when the log cannot be had as asked."""
+def configure(config: LogConfig) -> "Recent":
+    """Set up logging for this process; return the lines that are kept.
+
+    Raises MountError when the log cannot be had as asked.
+    """
     chosen = effective_filter(config)
-    sinks = _sinks(config)
+    recent = Recent(Redactor.from_environment(os.environ))
+    sinks = [*_sinks(config), recent]
     structlog.configure(
         processors=[_add_time, structlog.processors.format_exc_info, _last],
         wrapper_class=cast(type[FilteringBoundLogger], _logger_class(chosen)),
@@ -67,6 +76,7 @@ def configure(config: LogConfig) -> None:
         cache_logger_on_first_use=True,
     )
     _route_standard_library(chosen, sinks)
+    return recent
 
 
 def effective_filter(config: LogConfig) -> Filter:
@@ -251,6 +261,23 @@ class _File:
         line = self._redact(field_line(event)) + "\n"
         with contextlib.suppress(OSError):  # disk full: the file system goes on
             os.write(self._descriptor, line.encode())
+
+
+class Recent:
+    """The last lines, for who asks the mount for them. Thread-safe."""
+
+    def __init__(self, redact: Redactor) -> None:
+        self._redact = redact
+        self._lines: deque[tuple[int, str]] = deque(maxlen=RECENT_LINES)
+        self._numbers = itertools.count(1)
+
+    def write(self, event: EventDict) -> None:
+        line = self._redact(field_line(event))[:RECENT_LINE_CHARS]
+        self._lines.append((next(self._numbers), line))
+
+    def after(self, number: int) -> list[tuple[int, str]]:
+        """Return the lines that are kept of those after a number, with theirs; 0: all."""
+        return [each for each in list(self._lines) if each[0] > number]
 
 
 class _Console:

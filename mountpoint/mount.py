@@ -17,7 +17,9 @@ from collections.abc import Callable
 import structlog
 
 from mountpoint import fuse, kernel, logs, memory
+from mountpoint.answers import Answers
 from mountpoint.config import Config, MountConfig
+from mountpoint.control import Control, socket_directory
 from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
 from mountpoint.fuse import llfuse
@@ -51,7 +53,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     """
     memory.keep_freed()
     _allow_many_files()
-    logs.configure(config.log)
+    recent = logs.configure(config.log)
     check_directory(config.mount.directory)
     check_fuse(config.mount)
     if config.change.staging_directory is not None:
@@ -72,7 +74,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
                 f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
                 "leave --incremental-upload out; --allow-append works with any bucket, by copies",
             )
-        return _serve(config, client, stopping, counters, meters, watcher, on_ready)
+        return _serve(config, client, stopping, counters, meters, recent, watcher, on_ready)
     finally:
         stopping.set()
         client.close()
@@ -84,6 +86,7 @@ def _serve(
     stopping: threading.Event,
     counters: Counters,
     meters: Meters,
+    recent: logs.Recent,
     watcher: SignalWatcher,
     on_ready: Callable[[], None],
 ) -> int:
@@ -149,10 +152,13 @@ def _serve(
             "the lines above, from the FUSE library, say why",
         ) from error
     log.info("mounted", bucket=config.bucket.name, directory=directory)
+    answers = Answers(config, client.endpoint, filesystem, streams.budget, counters, meters, recent)
+    control = Control(socket_directory(os.environ), answers.commands())
     try:
         llfuse.main(workers=config.mount.max_threads)
     finally:
         watcher.ended()
+        control.close()
         interrupt()
         llfuse.close(unmount=True)
         journal.close()

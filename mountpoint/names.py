@@ -83,6 +83,10 @@ class Names:
         except NoSuchEntry:
             return None, False
 
+    def forget_absent(self) -> None:
+        """Forget which names were not there."""
+        self._absent.clear()
+
     def _described(self, directory: Inode, name: bytes) -> tuple[Entry, float]:
         for _ in range(DESCRIBE_TRIES):
             entry, fresh_until_s = self.find(directory.key, name)

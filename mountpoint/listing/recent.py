@@ -121,6 +121,7 @@ class Listings:
         self._seen_at_s: dict[bytes, float] = {}  # directories
         self._discarded_at_s: dict[tuple[bytes, bytes], float] = {}
         self._missed_at_s: dict[tuple[bytes, bytes], float] = {}
+        self._forgotten_at_s: dict[bytes, float] = {}  # directories, with all below them
 
     def add(
         self,
@@ -134,6 +135,8 @@ class Listings:
         What has no version is not kept: it has to be asked for one by one.
         """
         with self._lock:
+            if self._is_forgotten(directory, asked_at_s):
+                return
             until_s = asked_at_s + self._ttl_s
             page = _Page(next(self._numbers), directory, asked_at_s, until_s, entries)
             self._put(page)
@@ -146,7 +149,8 @@ class Listings:
     def see(self, directory: bytes, asked_at_s: float) -> None:
         """Note that there was something in a directory: so it exists, and all above it."""
         with self._lock:
-            self._see(directory, asked_at_s)
+            if not self._is_forgotten(directory, asked_at_s):
+                self._see(directory, asked_at_s)
             self._drop_old()
 
     def span_of(self, directory: bytes, name: bytes) -> Span | None:
@@ -196,7 +200,8 @@ class Listings:
         if self._negative_ttl_s <= 0:
             return
         with self._lock:
-            _note(self._missed_at_s, (directory, name), asked_at_s, MAX_MISSES)
+            if not self._is_forgotten(directory, asked_at_s):
+                _note(self._missed_at_s, (directory, name), asked_at_s, MAX_MISSES)
             self._drop_old()
 
     def following(self, directory: bytes, name: bytes, count: int) -> list[Entry]:
@@ -250,8 +255,9 @@ class Listings:
             self._span_count -= len(self._spans.pop(directory, ()))
 
     def forget_below(self, prefix: bytes) -> None:
-        """Forget all names in a directory and below: it is another one now."""
+        """Forget all names in a directory and below, also those that are still on their way."""
         with self._lock:
+            _note(self._forgotten_at_s, prefix, self._clock(), MAX_SEEN)
             for directory in [each for each in self._of if each.startswith(prefix)]:
                 for _, number in list(self._of[directory].firsts):
                     self._drop(self._pages[number])
@@ -289,6 +295,16 @@ class Listings:
                 assert page.number == number
 
     # --- what is known (lock held) ---
+
+    def _is_forgotten(self, directory: bytes, asked_at_s: float) -> bool:
+        """Whether what was asked for then had to be forgotten since."""
+        if not self._forgotten_at_s:
+            return False
+        while self._forgotten_at_s.get(directory, -math.inf) < asked_at_s:
+            if not directory:
+                return False
+            directory = directory[: directory.rfind(b"/", 0, -1) + 1]
+        return True
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
         oldest_s = max(self._clock() - self._ttl_s, self._discarded_s(directory, name))
@@ -402,6 +418,7 @@ class Listings:
         _drop_until(oldest_s, self._discarded_at_s)
         _drop_until(oldest_s, self._seen_at_s)
         _drop_until(oldest_s, self._missed_at_s)
+        _drop_until(oldest_s, self._forgotten_at_s)  # what was asked for before is too old, too
 
 
 def _note(times_s: dict[K, float], key: K, time_s: float, most: int) -> None:

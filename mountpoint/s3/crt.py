@@ -204,6 +204,11 @@ class CrtClient:
         self._under_way: set[Exchange] = set()
         self._interrupted = False
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it is connected to."""
+        return self._endpoint
+
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """See ObjectClient."""
         target = wire.object_target(self._endpoint.base_path, key)

@@ -73,6 +73,11 @@ class Sequential(ABC):
         """The size of the object with all that has been written."""
         return self._size_bytes
 
+    @property
+    def pending_bytes(self) -> int:
+        """How much of it is in memory only."""
+        return self._lease.held_bytes
+
     def write(self, offset: int, data: bytes) -> int:
         """Take the next bytes, which must begin where the last ones ended.
 

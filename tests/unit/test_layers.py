@@ -112,6 +112,8 @@ LAYERS = (
     "mountpoint.log_filter",
     "mountpoint.log_render",
     "mountpoint.logs",
+    "mountpoint.control",
+    "mountpoint.answers",
     "mountpoint.signals",
     "mountpoint.notify",
     "mountpoint.daemon",
