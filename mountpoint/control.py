@@ -103,7 +103,7 @@ class Control:
             return {"error": str(error)}
 
 
-def ask(path: Path, command: str, **request: Any) -> dict[str, Any]:
+def ask(path: Path, command: str, /, **request: Any) -> dict[str, Any]:
     """Ask the mount that listens at `path`.
 
     Raises ConnectionRefusedError if nobody does any more, other OSErrors, MountError for what it

@@ -5,7 +5,9 @@ Nothing here touches a mount itself: a process that waits on its own mount may h
 """
 
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -24,6 +26,8 @@ READ_IN_PIECES = frozenset(
     b" sqlite3 tif tiff vortex whl xlsx zarr zip".split()
 )
 
+_USER = re.compile(rb"(?:^|,)user_id=(\d+)")
+
 
 def mount_points() -> dict[str, str]:
     """Return all mount points that this process sees, with their devices as "major:minor".
@@ -34,6 +38,26 @@ def mount_points() -> dict[str, str]:
     with open("/proc/self/mountinfo", "rb") as file:
         lines = [line.split(b" ") for line in file]
     return {_unescaped(line[4]): line[2].decode("ascii") for line in lines}
+
+
+class Mounted(NamedTuple):
+    """A FUSE mount: where, and whose."""
+
+    directory: str
+    uid: int
+
+
+def fuse_mounts(kind: str) -> list[Mounted]:
+    """Return all mounts of a type, such as fuse.mount-s3, that this process sees."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields, _, behind = line.rstrip(b"\n").partition(b" - ")
+            name, _, options = behind.split(b" ", 2)
+            user = _USER.search(options)
+            if name == kind.encode() and user is not None:
+                found.append(Mounted(_unescaped(fields.split(b" ")[4]), int(user[1])))
+    return found
 
 
 class ReadAhead:

@@ -16,8 +16,9 @@ from typing import Any
 from mountpoint._histogram import SCALE, Histogram, Timer
 from mountpoint.processes import program_of
 
-#: A process may become another program (execve), and its number another process's.
-NAME_TTL_S = 1.0
+#: A process may become another program (execve), as those of a shell do at once, and its number
+#: another process's. To look takes 20 microseconds.
+NAME_TTL_S = 0.1
 #: Of more programs the others are one: the numbers are kept for as long as the mount lives.
 MOST_PROGRAMS = 64
 MOST_THREADS = 4096

@@ -35,6 +35,8 @@ CounterName = Literal[
     "bytes_fetched",
     # What the kernel read; counted with the next request, or when the file is closed.
     "bytes_read",
+    # Reads whose bytes were not all here.
+    "reads_waited",
     # Of files that were asked for ahead of their opens, and of those of them nobody opened.
     "bytes_prefetched",
     "bytes_prefetched_in_vain",

@@ -50,6 +50,10 @@ class Pace:
         """Count what was read."""
         self._counters.add("bytes_read", size_bytes)
 
+    def waited(self) -> None:
+        """Count a read whose bytes were not all here."""
+        self._counters.add("reads_waited")
+
     def late_s(self, size_bytes: int) -> float:
         """Return after how many seconds a request of this size is late."""
         with self._lock:

@@ -211,6 +211,8 @@ class ReadStream:
         with self._lock:
             self._waiting += 1
             parts = self._cover(offset, stop, plan=True)
+        if not all(part.ready for part in parts):
+            self._pace.waited()
         try:
             while (late := self._wait(parts, tries)) is not None:
                 self._replace_failed(late, tries)

@@ -84,7 +84,7 @@ class Machine:
 
     def run(self, *options: str, answer: str = "") -> "subprocess.CompletedProcess[str]":
         """Run the command."""
-        program = [sys.executable, "-c", "from mountpoint.ctl import main; main()", "cleanup"]
+        program = [sys.executable, "-c", "from mountpoint.ctl.main import main; main()", "cleanup"]
         connection = ["--endpoint-url", self.store.endpoint_url, "--region", "us-east-1"]
         connection += ["--force-path-style", "--prefix", self.prefix]
         return subprocess.run(
@@ -213,7 +213,7 @@ def test_lines(machine: Machine) -> None:
 
 def test_a_bucket_that_is_not_there(machine: Machine) -> None:
     """That is said, with what to do, and the exit code 1."""
-    program = [sys.executable, "-c", "from mountpoint.ctl import main; main()", "cleanup"]
+    program = [sys.executable, "-c", "from mountpoint.ctl.main import main; main()", "cleanup"]
     result = subprocess.run(
         [*program, "no-such-bucket", "--endpoint-url", machine.store.endpoint_url],
         env=machine.environment,

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint import cli, ctl, errors
-from mountpoint.cleanup import carry_out, judge, listed, strike
+from mountpoint import cli, errors
+from mountpoint.ctl.cleanup import config_of, duration
+from mountpoint.ctl.main import main
+from mountpoint.ctl.pending import carry_out, judge, listed, strike
 from mountpoint.metrics import Counters
 from mountpoint.s3 import connect
 from mountpoint.s3.client import PendingUpload, PutOptions
@@ -163,7 +165,7 @@ def test_striking(noted: Journals) -> None:
 
 def run(*arguments: str) -> tuple[int, str]:
     """Run the command; return its exit code and all that it says."""
-    result = CliRunner().invoke(ctl.main, list(arguments), prog_name="mount-s3ctl")
+    result = CliRunner().invoke(main, list(arguments), prog_name="mount-s3ctl")
     return result.exit_code, result.output
 
 
@@ -172,14 +174,14 @@ def run(*arguments: str) -> tuple[int, str]:
 )
 def test_durations(text: str, seconds: int) -> None:
     """A number and a unit."""
-    assert ctl.duration(text) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "h", "-1h", "1.5h", "1w", "1 h", "1hh"])
 def test_wrong_durations(text: str) -> None:
     """Everything else is refused."""
     with pytest.raises(click.BadParameter):
-        ctl.duration(text)
+        duration(text)
     assert run("cleanup", "bucket", f"--older-than={text}")[0] == 2
 
 
@@ -193,13 +195,13 @@ def test_options_are_those_of_the_mount() -> None:
         "no_sign_request": True,
         "ca_bundle": None,
     }
-    config = ctl.config_of("s3://bucket", options)
+    config = config_of("s3://bucket", options)
     assert (config.bucket.name, config.bucket.prefix) == ("bucket", b"a/")
     assert config.bucket.region == "eu-west-1"
     assert config.bucket.endpoint_url == "http://127.0.0.1:9"
     assert config.bucket.force_path_style
     assert config.credentials.no_sign_request
-    cleanup = ctl.main.commands["cleanup"]
+    cleanup = main.commands["cleanup"]
     names = {name for option in cleanup.params for name in option.opts}
     wanted = [
         option

@@ -122,8 +122,15 @@ LAYERS = (
     "mountpoint.command",
     "mountpoint.settings",
     "mountpoint.cli",
-    "mountpoint.cleanup",
     "mountpoint.ctl",
+    "mountpoint.ctl.pending",
+    "mountpoint.ctl.cleanup",
+    "mountpoint.ctl.mounts",
+    "mountpoint.ctl.prices",
+    "mountpoint.ctl.rates",
+    "mountpoint.ctl.stats",
+    "mountpoint.ctl.unmount",
+    "mountpoint.ctl.main",
 )
 
 #: Who may import what. structlog is everybody's for `get_logger`; that only `logs` sets it up
@@ -137,7 +144,15 @@ PLACES = {
         "mountpoint.s3.profile",
         "mountpoint.s3.surroundings",
     },
-    "click": {"mountpoint.cli", "mountpoint.command", "mountpoint.ctl"},
+    "click": {
+        "mountpoint.cli",
+        "mountpoint.command",
+        "mountpoint.ctl.cleanup",
+        "mountpoint.ctl.main",
+        "mountpoint.ctl.mounts",
+        "mountpoint.ctl.stats",
+        "mountpoint.ctl.unmount",
+    },
     "errno": {"mountpoint.errors", "mountpoint.operations"},
 }
 EVERYWHERE = {"structlog"}

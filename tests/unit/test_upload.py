@@ -343,8 +343,8 @@ def test_answers_that_are_faster_than_the_sender(
 @pytest.mark.parametrize("kind", ["create_upload", "upload_part", "put_object"])
 def test_silence_is_noticed(world: World, kind: str) -> None:
     """A request without an answer is given up and made again."""
-    world.configure(try_s=0.05, stall_s=0.05)
-    world.uploads.allowed_s = lambda size_bytes: 0.05  # type: ignore[method-assign]
+    world.configure(try_s=0.4, stall_s=0.4)
+    world.uploads.allowed_s = lambda size_bytes: 0.4  # type: ignore[method-assign]
     world.client.inject(kind, Fault(silent=True))
     upload = world.upload()
     size = 5 if kind == "put_object" else 2 * PART

@@ -1,4 +1,4 @@
-"""`mount-s3ctl`: what is done about mounts from outside of them. One command so far: `cleanup`.
+"""`mount-s3ctl cleanup`: what killed mounts have left in a bucket, and its end (`pending`).
 
 The options that say which bucket, where, and who asks are those of `mount-s3`, taken from its own
 table: both programs know the same ones and take them the same way.
@@ -18,10 +18,10 @@ from typing import Any
 
 import click
 
-from mountpoint import __version__, cli, logs
-from mountpoint.cleanup import Done, carry_out, judge, listed, strike
+from mountpoint import cli, logs
 from mountpoint.command import printable_lines
 from mountpoint.config import Config, LogConfig
+from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log_render import printable
 from mountpoint.metrics import Counters
@@ -69,14 +69,8 @@ def config_of(bucket: str, options: dict[str, Any]) -> Config:
     return make_config(**{**parameters, **options})
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.version_option(__version__, prog_name="mount-s3ctl", message="%(prog)s %(version)s")
-def main() -> None:
-    """Look after S3 buckets that are, or were, mounted with mount-s3."""
-
-
 @connection_options
-@main.command()
+@click.command()
 @click.argument("bucket", metavar="BUCKET")
 @click.option(
     "--older-than",

@@ -1,0 +1,158 @@
+"""`mount-s3ctl`: look after mounts. One command each; mounts answer over their control sockets.
+
+Exit codes: 0; 1 for a MountError; 2 for what click refuses by itself; 130 for Ctrl-C.
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+import click
+
+from mountpoint import __version__
+from mountpoint.command import directories, printable_lines
+from mountpoint.ctl import mounts, stats, unmount
+from mountpoint.ctl.cleanup import cleanup
+from mountpoint.ctl.prices import Prices
+from mountpoint.errors import MountError
+from mountpoint.log_render import printable
+
+FOLLOW_S = 0.5
+
+
+class Group(click.Group):
+    """A group with MountErrors as click's errors."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except MountError as error:
+            raise click.ClickException(printable_lines(str(error))) from None
+
+
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
+)
+@click.version_option(__version__, prog_name="mount-s3ctl", message="%(prog)s %(version)s")
+def main() -> None:
+    """Look after S3 buckets that are, or were, mounted with mount-s3."""
+
+
+main.add_command(cleanup)
+
+argument = click.argument("directory", metavar="DIR", shell_complete=directories)
+as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+
+
+@main.command()
+@as_json
+def status(as_json: bool) -> None:
+    """List the mounts of this user."""
+    found = mounts.answering(os.environ)
+    dead = mounts.silent(found)
+    if as_json:
+        answers = [{**mount.status, "answers": True} for mount in found]
+        answers += [{"directory": each.directory, "answers": False} for each in dead]
+        click.echo(json.dumps(answers))
+        return
+    if not found and not dead:
+        click.echo("nothing is mounted")
+        return
+    rows = [("DIRECTORY", "BUCKET", "UP", "PID", "RSS", "OPEN", "WRITING")]
+    for mount in found:
+        said = mount.status
+        bucket = said["bucket"] + ("/" + said["prefix"] if said["prefix"] else "")
+        cells = (stats.age(said["uptime_s"]), str(said["pid"]), stats.size(said["rss_bytes"]))
+        counts = (str(said["open_files"]), str(len(said["being_written"])))
+        rows.append((printable(mount.directory), printable(bucket), *cells, *counts))
+    rows += [(printable(each.directory), "does not answer", *("",) * 5) for each in dead]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for each in rows:
+        cells_ = (cell.ljust(width) for cell, width in zip(each, widths, strict=True))
+        click.echo("  ".join(cells_).rstrip())
+
+
+@main.command(name="stats")
+@argument
+@click.option(
+    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS",
+    show_default=True, help="How often.",
+)  # fmt: skip
+@click.option("--once", is_flag=True, help="What it has done so far, and no more.")
+@click.option(
+    "--prices", type=(float, float), metavar="WRITES READS",
+    help="Dollars for 1,000 PUT, COPY, POST or LIST requests, and for 1,000 GET or HEAD.",
+)  # fmt: skip
+@as_json
+def stats_(
+    directory: str,
+    interval: float,
+    once: bool,
+    prices: tuple[float, float] | None,
+    as_json: bool,
+) -> None:
+    """Show what the mount at DIR does, until Ctrl-C."""
+    mount, _ = mounts.at(directory, mounts.answering(os.environ))
+    given = Prices(*prices) if prices else None
+    stats.show(mount, interval_s=interval, once=once, as_json=as_json, given=given)
+
+
+@main.command()
+@argument
+@click.option("-n", "--lines", type=click.IntRange(0), default=50, metavar="N", show_default=True,
+              help="How many of the last lines; 1000 are kept.")  # fmt: skip
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged, until Ctrl-C.")
+def log(directory: str, lines: int, follow: bool) -> None:
+    """Show the log of the mount at DIR, wherever it goes."""
+    mount, _ = mounts.at(directory, mounts.answering(os.environ))
+    answer = mount.ask("log")
+    shown = answer["lines"][-lines:] if lines else []
+    last = answer["lines"][-1][0] if answer["lines"] else 0
+    while True:
+        for _, line in shown:
+            click.echo(printable(line))
+        if not follow:
+            return
+        time.sleep(FOLLOW_S)
+        shown = mount.ask("log", after=last)["lines"]
+        last = shown[-1][0] if shown else last
+
+
+@main.command()
+@argument
+@click.argument("path", required=False, default="", metavar="[PATH]")
+def refresh(directory: str, path: str) -> None:
+    """Forget what is known of PATH in DIR, and of all below it: it is asked for again.
+
+    For mounts with --metadata-ttl, when something else has changed the bucket. Without PATH it is
+    all of DIR. Open files stay the versions that they are.
+    """
+    place = os.path.join(directory, path.lstrip("/")) if path else directory
+    mount, below = mounts.at(place, mounts.answering(os.environ))
+    count = mount.ask("refresh", path=below)["forgotten"]
+    click.echo(f"forgotten: {count} names below {printable(mount.directory)}/{printable(below)}")
+
+
+@main.command(name="unmount")
+@argument
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=3600.0, metavar="SECONDS", show_default=True,
+    help="How long to wait for what is being written.",
+)  # fmt: skip
+def unmount_(directory: str, timeout: float) -> None:
+    """Unmount DIR, once what is being written to it is in S3."""
+    found = mounts.answering(os.environ)
+    dead = {each.directory for each in mounts.silent(found)}
+    place = os.path.realpath(directory)
+    mount = None
+    if place not in dead:
+        mount, below = mounts.at(directory, found)
+        if below:
+            raise MountError(
+                f"'{directory}' is a directory in a mount", f"unmount '{mount.directory}'"
+            )
+        place = mount.directory
+    unmount.unmount(place, mount, timeout)
+    click.echo(f"{printable(place)} is unmounted")

@@ -1,0 +1,467 @@
+"""`mount-s3ctl` and real mounts: what they answer, to whom, and how they are unmounted."""
+
+import contextlib
+import json
+import os
+import pwd
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mountpoint.control import SUFFIX, ask, socket_directory
+from tests.conftest import Store
+from tests.mount.mounting import (
+    PROGRAM,
+    TIMEOUT_S,
+    Mount,
+    content,
+    environment,
+    errno_of,
+    eventually,
+    mounted,
+)
+from tools.mounting import is_mounted
+
+pytestmark = pytest.mark.mount
+
+CTL = PROGRAM.with_name("mount-s3ctl")
+
+
+def ctl(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run mount-s3ctl to its end."""
+    return subprocess.run(
+        [CTL, *arguments],
+        env=environment(environ),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        cwd="/",
+    )
+
+
+def done(*arguments: str | Path, **environ: str) -> str:
+    """Run mount-s3ctl, which has to succeed; return what it wrote."""
+    result = ctl(*arguments, **environ)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def stats(mount: Mount) -> dict[str, Any]:
+    """Return all numbers of a mount."""
+    found: dict[str, Any] = json.loads(done("stats", mount.path, "--once", "--json"))
+    return found
+
+
+def own_socket(mount: Mount) -> Path:
+    """Return the socket that a mount listens at."""
+    (path,) = socket_directory(os.environ).glob(f"{mount.pid}-*{SUFFIX}")
+    return path
+
+
+@contextlib.contextmanager
+def program(mount: Mount, script: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run a Python script in the mount; it has said a line when this yields. Killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", script],
+        cwd=mount.path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_status_tells_what_is_mounted(store: Store, folder: Path) -> None:
+    """A line of a table, and an object: where, of what, by whom, what is open."""
+    store.put("ctl/status/a", b"x" * 1000)
+    with mounted(store, folder, "--prefix", "ctl/status/", "--read-only") as mount:
+        with (mount.path / "a").open("rb"):
+            found = [
+                each
+                for each in json.loads(done("status", "--json"))
+                if each["directory"] == str(mount.path)
+            ]
+        told = {name: found[0][name] for name in ("bucket", "prefix", "pid", "open_files")}
+        assert told == {
+            "bucket": store.bucket, "prefix": "ctl/status/", "pid": mount.pid, "open_files": 1
+        }  # fmt: skip
+        assert (found[0]["read_only"], found[0]["being_written"]) == (True, [])
+        assert 10 << 20 < found[0]["rss_bytes"] < 1 << 30
+        lines = [line for line in done("status").splitlines() if str(mount.path) in line]
+        assert len(lines) == 1
+        assert f"{store.bucket}/ctl/status/" in lines[0]
+        assert str(mount.pid) in lines[0].split()
+
+
+def test_status_tells_of_mounts_that_do_not_answer(store: Store, folder: Path) -> None:
+    """A mount whose process was killed is listed as such, and its socket goes."""
+    with mounted(store, folder) as mount:
+        path = own_socket(mount)
+        os.kill(mount.pid, signal.SIGKILL)
+        eventually(mount.has_ended)
+        lines = [line for line in done("status").splitlines() if str(mount.path) in line]
+        assert [line.endswith("does not answer") for line in lines] == [True]
+        assert not path.exists()
+        refused = ctl("stats", mount.path, "--once")
+        assert refused.returncode == 1
+        assert "does not answer" in refused.stderr
+        assert "mount-s3ctl unmount" in refused.stderr
+
+
+def test_stats_are_exact(store: Store, folder: Path) -> None:
+    """Bytes, operations, requests, and which program caused them."""
+    store.put("ctl/stats/file", b"x" * 5000)
+    with mounted(store, folder, "--prefix", "ctl/stats/") as mount:
+        before = stats(mount)
+        subprocess.run(["dd", f"if={mount.path}/file", "of=/dev/null", "status=none"], check=True)
+        script = "open('new', 'wb').write(b'y' * 70); print(1)"
+        with program(mount, script):
+            pass
+        assert errno_of(lambda: os.stat(mount.path / "absent")) is not None
+        now = stats(mount)
+    meters = now["meters"]
+    assert now["counters"]["bytes_fetched"] - before["counters"]["bytes_fetched"] == 5000
+    assert meters["read_bytes"]["total"] == 5000
+    assert meters["written_bytes"]["total"] == 70
+    assert meters["requests"]["GetObject"]["us"]["count"] == 1
+    assert meters["requests"]["GetObject"]["first_byte_us"]["count"] == 1
+    assert meters["requests"]["PutObject"]["us"]["count"] == 1
+    assert meters["operations"]["open"]["us"]["count"] == 1
+    assert meters["operations"]["lookup"]["failures"] >= 1
+    assert meters["operations"]["read"]["failures"] == 0
+    assert meters["programs"]["dd"]["bytes_read"] == 5000
+    assert meters["programs"]["dd"]["requests"]["GetObject"] == 1
+    python = Path(sys.executable).name[:15]
+    assert meters["programs"][python]["bytes_written"] == 70
+    assert meters["programs"][python]["requests"]["PutObject"] == 1
+
+
+def test_stats_as_a_table(store: Store, folder: Path) -> None:
+    """Once, or again and again; prices are those of the region, or as they are given."""
+    store.put("ctl/table/file", b"x" * 5000)
+    with mounted(store, folder, "--prefix", "ctl/table/") as mount:
+        (mount.path / "file").read_bytes()
+        text = done("stats", mount.path, "--once")
+        rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+        assert rows["GetObject"][-1] == "0"
+        assert [word for word in rows["fetched"] if word.isdigit()][-1] == "5"
+        assert "$" not in text  # no prices of a store that is not AWS's are known
+        priced = done("stats", mount.path, "--once", "--prices", "5000", "1000")
+        requests = stats(mount)["meters"]["requests"]
+        lists = requests["ListObjectsV2"]["us"]["count"]
+        assert f"requests so far ${5 * lists + 1:.2f} (prices: given)" in priced
+        live = subprocess.Popen(
+            [CTL, "stats", mount.path, "-i", "0.1"], stdout=subprocess.PIPE, text=True
+        )
+        assert live.stdout is not None
+        seen = [line for line, _ in zip(live.stdout, range(60), strict=False)]
+        live.send_signal(signal.SIGINT)
+        live.communicate(timeout=TIMEOUT_S)
+        assert sum(line.startswith("read by programs") for line in seen) >= 2
+        assert live.returncode in (1, 130)
+
+
+def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:
+    """The last lines, and those that come while it is followed."""
+    store.put("ctl/log/file", b"x")
+    with mounted(store, folder, "--prefix", "ctl/log/") as mount:
+        assert errno_of((mount.path / "file").unlink) is not None
+        (line,) = done("log", mount.path).splitlines()
+        assert "operation=unlink" in line
+        assert line in mount.log
+        assert done("log", mount.path, "-n", "0") == ""
+        command = [CTL, "log", mount.path, "-n", "1", "-f"]
+        follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert follower.stdout is not None
+            assert follower.stdout.readline() == line + "\n"
+            assert errno_of(lambda: os.rename(mount.path / "file", mount.path / "other"))
+            assert "operation=rename" in follower.stdout.readline()
+        finally:
+            follower.kill()
+            follower.communicate()
+
+
+def test_refresh_forgets_names(store: Store, folder: Path) -> None:
+    """With a ttl without end: what others have changed is seen when it is told, and not before."""
+    for name in ("a/changed", "a/deleted", "a/kept", "b/changed"):
+        store.put(f"ctl/refresh/{name}", b"old")
+    options = ("--prefix", "ctl/refresh/", "--metadata-ttl", "indefinite")
+    with mounted(store, folder, *options) as mount:
+        assert sorted(os.listdir(mount.path / "a")) == ["changed", "deleted", "kept"]
+        for place in ("a/changed", "a/deleted", "a/kept", "b/changed"):
+            assert (mount.path / place).read_bytes() == b"old"
+        assert not (mount.path / "a" / "made").exists()
+        store.put("ctl/refresh/a/changed", b"newer")
+        store.put("ctl/refresh/b/changed", b"newer")
+        store.put("ctl/refresh/a/made", b"newer")
+        store.client().delete_object(Bucket=store.bucket, Key="ctl/refresh/a/deleted")
+        assert (mount.path / "a" / "changed").stat().st_size == 3
+        assert (mount.path / "a" / "deleted").exists()
+
+        held = (mount.path / "a" / "kept").open("rb")
+        told = done("refresh", mount.path, "a")
+        assert told.startswith("forgotten: ")
+        assert (mount.path / "a" / "changed").read_bytes() == b"newer"
+        assert not (mount.path / "a" / "deleted").exists()
+        # The kernel's own belief that a name is absent ends after a second.
+        eventually(lambda: (mount.path / "a" / "made").exists())
+        assert sorted(os.listdir(mount.path / "a")) == ["changed", "kept", "made"]
+        assert held.read() == b"old"
+        held.close()
+        assert (mount.path / "b" / "changed").read_bytes() == b"old"  # that was not asked for
+
+        done("refresh", mount.path / "b" / "changed")
+        assert (mount.path / "b" / "changed").read_bytes() == b"newer"
+        assert int(done("refresh", mount.path).split()[1]) >= 4
+
+
+def test_refresh_asks_again_for_that_alone(store: Store, folder: Path) -> None:
+    """What was not to be forgotten is served without a request."""
+    for name in ("a/1", "b/1"):
+        store.put(f"ctl/asks/{name}", b"x")
+    options = ("--prefix", "ctl/asks/", "--metadata-ttl", "indefinite", "--debug")
+    with mounted(store, folder, *options) as mount:
+        for name in ("a", "b"):
+            assert os.listdir(mount.path / name) == ["1"]
+            os.stat(mount.path / name / "1")
+        before = mount.counters()
+        done("refresh", mount.path, "a")
+        os.stat(mount.path / "b" / "1")
+        assert mount.counters()["lists"] == before["lists"]
+        os.stat(mount.path / "a" / "1")
+        assert mount.counters()["lists"] > before["lists"]
+
+
+@pytest.mark.parametrize("arguments", [["refresh"], ["stats", "--once"], ["log"], ["unmount"]])
+def test_where_nothing_is_mounted(tmp_path: Path, arguments: list[str]) -> None:
+    """It says so, with exit code 1."""
+    refused = ctl(arguments[0], tmp_path, *arguments[1:])
+    assert refused.returncode == 1
+    assert f"nothing of yours is mounted at '{tmp_path}'" in refused.stderr
+
+
+def test_unmount(store: Store, folder: Path) -> None:
+    """It is unmounted, and its process and socket are gone when the command ends."""
+    with mounted(store, folder) as mount:
+        path = own_socket(mount)
+        assert done("unmount", mount.path) == f"{mount.path} is unmounted\n"
+        assert not is_mounted(mount.path)
+        assert mount.has_ended()
+        assert not path.exists()
+
+
+def test_unmount_waits_for_what_is_written(store: Store, folder: Path) -> None:
+    """A file that is being written gets to S3, whole, and then the mount goes."""
+    script = """
+import sys
+file = open("wait", "wb")
+file.write(b"x" * 10_000_000)
+print("written", flush=True)
+sys.stdin.readline()
+file.write(b"y" * 10_000_000)
+file.close()
+"""
+    with (
+        mounted(store, folder, "--prefix", "ctl/unmount/") as mount,
+        program(mount, script) as writer,
+    ):
+        waiting = subprocess.Popen([CTL, "unmount", mount.path], stderr=subprocess.PIPE, cwd="/")
+        assert waiting.stderr is not None
+        assert b"/wait" in waiting.stderr.readline()
+        assert waiting.poll() is None
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+        waiting.communicate(timeout=TIMEOUT_S)
+        assert waiting.returncode == 0
+        assert not is_mounted(mount.path)
+    assert content(store, "ctl/unmount/wait") == b"x" * 10_000_000 + b"y" * 10_000_000
+
+
+def test_unmount_does_not_wait_for_ever(store: Store, folder: Path) -> None:
+    """After --timeout it says which file is still written, and the mount goes on."""
+    script = "f = open('slow', 'wb', 0); f.write(b'x' * 10); print(1); input(); f.close()"
+    with mounted(store, folder) as mount, program(mount, script):
+        refused = ctl("unmount", mount.path, "--timeout", "1")
+        assert refused.returncode == 1
+        assert "is still being written to: /slow (10 B)" in refused.stderr
+        assert is_mounted(mount.path)
+
+
+def test_unmount_names_who_uses_it(store: Store, folder: Path) -> None:
+    """A program that stands in it, or reads, is not waited for, but named."""
+    with mounted(store, folder) as mount, program(mount, "print(1); input()") as user:
+        refused = ctl("unmount", mount.path)
+        assert refused.returncode == 1
+        assert f"({user.pid})" in refused.stderr
+        assert is_mounted(mount.path)
+
+
+def test_unmount_removes_a_dead_mount(store: Store, folder: Path) -> None:
+    """One whose process was killed, on which every operation fails."""
+    with mounted(store, folder) as mount:
+        os.kill(mount.pid, signal.SIGKILL)
+        eventually(mount.has_ended)
+        assert errno_of(lambda: os.listdir(mount.path)) is not None
+        done("unmount", mount.path)
+        assert os.listdir(mount.path) == []
+
+
+def test_a_directory_in_a_mount_is_none(store: Store, folder: Path) -> None:
+    """What is to be unmounted is named."""
+    store.put("ctl/inside/file", b"x")
+    with mounted(store, folder) as mount:
+        refused = ctl("unmount", mount.path / "ctl")
+        assert refused.returncode == 1
+        assert f"unmount '{mount.path}'" in refused.stderr
+
+
+def test_nobody_else_can_open_the_socket(store: Store, folder: Path) -> None:
+    """Its directory is its owner's alone; and where that is opened, the mount answers nobody."""
+    with mounted(store, folder) as mount:
+        path = own_socket(mount)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        asking = (
+            "import os, socket, sys\n"
+            "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
+            "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
+            "s.connect(sys.argv[1])\n"
+        )
+        nobody = str(pwd.getpwnam("nobody").pw_uid)
+        refused = subprocess.run(
+            [sys.executable, "-c", asking, path, nobody], capture_output=True, check=False
+        )
+        assert b"PermissionError" in refused.stderr
+        # Who is connected already, as root, and is somebody else by then: the kernel tells the
+        # mount who has connected.
+        assert ask(path, "status")["pid"] == mount.pid
+
+
+def test_the_socket_answers_others_nothing(store: Store, folder: Path) -> None:
+    """Even where anybody can open it."""
+    with mounted(store, folder) as mount:
+        path = own_socket(mount)
+        opened = folder / "opened"
+        opened.mkdir()
+        os.link(path, opened / "socket")
+        for each in (opened, *folder.parents[:2], folder):
+            each.chmod(0o755)
+        os.chmod(opened / "socket", 0o666)
+        asking = (
+            "import os, socket, sys\n"
+            "os.chdir(sys.argv[1])\n"
+            "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
+            "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
+            "s.connect('socket')\n"
+            's.sendall(b\'{"command": "status"}\\n\')\n'
+            "print(s.recv(100))\n"
+        )
+        nobody = str(pwd.getpwnam("nobody").pw_uid)
+        told = subprocess.run(
+            [sys.executable, "-c", asking, opened, nobody],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (told.stdout, told.returncode) in (("b''\n", 0), ("", 1)), told.stderr
+        assert "PermissionError" not in told.stderr
+        assert ask(path, "status")["pid"] == mount.pid
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"nonsense\n",
+        b"[]\n",
+        b'{"command": "end"}\n',
+        b'{"command": ["status"]}\n',
+        b"x" * 200_000,
+    ],
+)
+def test_what_makes_no_sense_is_refused(store: Store, mount: Mount, line: bytes) -> None:
+    """With a word of what there is; and the mount answers the next one."""
+    path = own_socket(mount)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(str(path))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(line)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(1000)
+            assert b'"error"' in answer
+            assert b"refresh" in answer
+    assert ask(path, "status")["pid"] == mount.pid
+
+
+def test_who_says_nothing_holds_up_nobody_for_long(store: Store, mount: Mount) -> None:
+    """A client that connects and is silent is left after some seconds."""
+    path = own_socket(mount)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        assert ask(path, "status")["pid"] == mount.pid
+
+
+def test_no_secret_is_told(store: Store, mount: Mount) -> None:
+    """Neither key is in any answer."""
+    path = own_socket(mount)
+    answers = [
+        ask(path, "status"),
+        ask(path, "stats"),
+        ask(path, "log"),
+        ask(path, "refresh", path=""),
+    ]
+    text = json.dumps(answers)
+    assert store.environment["AWS_SECRET_ACCESS_KEY"] not in text
+    assert store.environment["AWS_ACCESS_KEY_ID"] not in text
+
+
+def test_a_mount_without_a_socket_mounts(store: Store, folder: Path) -> None:
+    """Where none can be made, the log says so, and all else works."""
+    (folder / "file").write_text("no directory")
+    store.put("ctl/none", b"x")
+    script = """
+import os, sys
+os.geteuid = lambda: 12345
+from mountpoint.control import Control, socket_directory
+from pathlib import Path
+print(socket_directory({"XDG_STATE_HOME": sys.argv[1]}))
+control = Control(Path(sys.argv[1]) / "below", {})
+control.close()
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script, folder / "file"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines()[0] == f"{folder}/file/mount-s3/control"
+    assert "no control socket" in told.stdout + told.stderr
+
+
+def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
+    """unix(7) allows 107 bytes of an address, and home directories may be longer."""
+    from mountpoint.control import Control
+
+    directory = tmp_path.joinpath(*["a-directory-with-a-long-name"] * 6)
+    control = Control(directory, {"echo": lambda request: {"told": request["word"]}})
+    try:
+        (path,) = directory.glob(f"*{SUFFIX}")
+        assert len(str(path)) > 150
+        assert ask(path, "echo", word="hello") == {"told": "hello"}
+    finally:
+        control.close()
+    assert not path.exists()

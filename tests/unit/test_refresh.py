@@ -1,0 +1,116 @@
+"""Names that are to be forgotten: all of them, those on their way too, and no others."""
+
+import pytest
+
+from mountpoint.config import INDEFINITE_TTL_S
+from mountpoint.errors import NoSuchEntry
+from mountpoint.inodes import ROOT
+from mountpoint.listing.recent import Listings
+from tests.unit.fake_client import Fault, Request
+from tests.unit.mounted import Mounted, mounted
+from tests.unit.test_recent import Clock, names
+from tests.unit.test_ttl import kinds
+
+FOR_EVER = {"ttl_s": INDEFINITE_TTL_S, "negative_ttl_s": INDEFINITE_TTL_S, "asks_on_open": False}
+OBJECTS = {b"a/x": b"1", b"a/b/y": b"1", b"ab/z": b"1", b"top": b"1"}
+
+
+def known(world: Mounted) -> None:
+    """Have everything looked up, and count requests anew."""
+    for path in OBJECTS:
+        world.look(path)
+    kinds(world)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (b"", {b"a/x", b"a/b/y", b"ab/z", b"top"}),
+        (b"a", {b"a/x", b"a/b/y"}),
+        (b"a/b", {b"a/b/y"}),
+        (b"a/x", {b"a/x"}),
+        (b"absent", set()),
+    ],
+)
+def test_what_is_asked_for_again(path: bytes, asked: set[bytes]) -> None:
+    """A name, and all below it; what only begins so is another."""
+    with mounted(OBJECTS, **FOR_EVER) as world:
+        for each in OBJECTS:
+            known(world)
+            world.fs.refresh(path)
+            world.look(each)
+            assert bool(kinds(world)) == (each in asked), each
+
+
+def test_which_names_the_kernel_is_to_forget() -> None:
+    """Those below the path that have inodes, each by its directory's number; never the root."""
+    with mounted(OBJECTS, **FOR_EVER) as world:
+        known(world)
+        a, b = world.look(b"a").inode, world.look(b"a/b").inode
+        assert sorted(world.fs.refresh(b"a")) == sorted(
+            [(ROOT, b"a"), (a, b"x"), (a, b"b"), (b, b"y")]
+        )
+        assert world.fs.refresh(b"top") == [(ROOT, b"top")]
+        assert len(world.fs.refresh(b"")) == 7
+        assert world.fs.refresh(b"absent") == []
+
+
+def test_what_was_absent_is_asked_for() -> None:
+    """Absence is forgotten, too."""
+    with mounted(OBJECTS, **FOR_EVER) as world:
+        with pytest.raises(NoSuchEntry):
+            world.look(b"a/new")
+        world.client.put(b"a/new", b"1")
+        with pytest.raises(NoSuchEntry):
+            world.look(b"a/new")
+        world.fs.refresh(b"a")
+        assert world.look(b"a/new").size_bytes == 1
+
+
+def test_what_is_on_its_way_is_not_believed_later() -> None:
+    """A lookup that was asked before is answered, but counts for nobody after it."""
+    with mounted(OBJECTS, **FOR_EVER) as world:
+
+        def meanwhile(request: Request) -> Fault | None:
+            world.client.script = None
+            world.fs.refresh(b"")
+            return None
+
+        world.client.script = meanwhile
+        found = world.look(b"top")
+        assert found.ttl_s <= 0  # the kernel asks again
+        world.client.put(b"top", b"22")
+        assert world.look(b"top").size_bytes == 2
+
+
+def test_an_open_file_is_its_version() -> None:
+    """Reads go on with what was opened."""
+    with mounted({b"a/x": b"old"}, **FOR_EVER) as world:
+        number = world.look(b"a/x").inode
+        handle = world.fs.open(number, 0)
+        assert bytes(world.fs.read(handle, 0, 10)) == b"old"
+        world.fs.refresh(b"")
+        world.client.put(b"a/x", b"newer")
+        assert bytes(world.fs.read(handle, 0, 10)) == b"old"
+        assert world.look(b"a/x").size_bytes == 5
+        world.fs.release(handle)
+
+
+def test_pages_that_were_asked_for_before() -> None:
+    """They are not kept, nor what was seen or missed with them; those asked for after it are."""
+    clock = Clock()
+    listings = Listings(10.0, clock, negative_ttl_s=10.0)
+    listings.forget_below(b"d/")
+    for directory in (b"d/", b"d/e/"):
+        listings.add(directory, names(b"a"), asked_at_s=99.0)
+        listings.see(directory, 99.0)
+        listings.missed(directory, b"x", 99.0)
+        assert listings.find(directory, b"a") is None
+        assert listings.absent(directory, b"x") is None
+    assert listings.find(b"", b"d") is None
+    listings.add(b"de/", names(b"a"), asked_at_s=99.0)
+    assert listings.find(b"de/", b"a") is not None
+    clock.now_s = 100.5
+    listings.add(b"d/", names(b"a"), asked_at_s=100.25)
+    assert listings.find(b"d/", b"a") is not None
+    listings.check()
