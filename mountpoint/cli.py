@@ -61,6 +61,14 @@ LOGGING = "Logging options"
 @option(
     BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if the bucket is another account's."
 )
+@option(
+    BUCKET,
+    "--bucket-type",
+    type=click.Choice(["general-purpose", "directory"]),
+    metavar="general-purpose|directory",
+    label="--bucket-type TYPE",
+    help="What it is: general-purpose or directory.  [default: by name and endpoint]",
+)
 @option(CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign: no credentials.")
 @option(
     CREDENTIALS,
@@ -264,7 +272,9 @@ LOGGING = "Logging options"
 @option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
 @option(LOGGING, "--debug-crt", is_flag=True, help="Log what the AWS Common Runtime does.")
 @option(LOGGING, "--no-log", is_flag=True, help="Log nothing.")
-@click.version_option(__version__, prog_name="mount-s3", message="%(prog)s %(version)s")
+@click.version_option(
+    __version__, "-V", "--version", prog_name="mount-s3", message="%(prog)s %(version)s"
+)
 def main(**options: Any) -> None:
     """Mount the S3 bucket BUCKET at DIRECTORY, as a file system."""
     config = make_config(**options)

@@ -28,6 +28,8 @@ REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
 ENDPOINT_URL = re.compile(r"https?://[^\s/?#@]+/?")
 OTHER_REGION = re.compile(r"[\w.-]{1,64}")
 
+BucketType = Literal["general-purpose", "directory"]
+
 #: How old a name or an attribute may be unless told: the reference's bound for what it says of
 #: files that were there. Less makes the kernel ask for each name of a listing again.
 MINIMAL_TTL_S = 1.0
@@ -53,7 +55,7 @@ class BucketConfig:
 
     `name` is a bucket name, an access point alias or an ARN. `prefix` is "" or ends in "/".
     `region` is None when it has to be found. With `expected_owner` (an account id) requests
-    fail where the bucket is somebody else's.
+    fail where the bucket is somebody else's. `bucket_type` None: as the endpoint's rules have it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class BucketConfig:
     transfer_acceleration: bool = False
     requester_pays: bool = False
     expected_owner: str | None = None
+    bucket_type: BucketType | None = None
 
     def __post_init__(self) -> None:
         if not (BUCKET_NAME.fullmatch(self.name) or ARN.fullmatch(self.name)):

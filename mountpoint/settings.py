@@ -71,6 +71,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
                 "dual_stack",
                 "transfer_acceleration",
                 "requester_pays",
+                "bucket_type",
             ),
             expected_owner=options["expected_bucket_owner"],
         ),

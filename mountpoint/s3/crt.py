@@ -184,9 +184,7 @@ class CrtClient:
         # constants
         self._part_bytes = part_bytes
         self._verify_checksums = config.verify_checksums
-        # Directory buckets list in no order, and know no start-after:
-        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
-        self.lists_in_order = endpoint.signing_algorithm != "v4-s3express"
+        self.lists_in_order = endpoint.lists_in_order
         self.is_directory = endpoint.directory
         self._headers: Headers = [
             ("Host", endpoint.host),

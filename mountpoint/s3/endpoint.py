@@ -12,7 +12,7 @@ plain options are reported at once.
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -36,6 +36,8 @@ _ALGORITHMS: dict[str, SigningAlgorithm] = {
     "sigv4-s3express": "v4-s3express",
     "sigv4a": "v4a",
 }
+#: In place of a name whose end makes the rule set take it for a directory bucket's.
+_STAND_IN = "no-directory-bucket"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: For each of two requests to the metadata service, which is one hop away and answers in
 #: milliseconds, or is not there. botocore takes whole seconds only.
@@ -50,7 +52,7 @@ class Endpoint:
 
     `base_path` is "" (the bucket is in the host name) or "/bucket". `region` is the one to
     sign for, "*" for multi-region access points. `directory` is whether what is there can only be
-    a directory bucket of AWS's own.
+    a directory bucket of AWS's own; `lists_in_order` is false for all that may be one.
     """
 
     scheme: str
@@ -60,6 +62,7 @@ class Endpoint:
     signing_name: str
     signing_algorithm: SigningAlgorithm
     directory: bool = False
+    lists_in_order: bool = True
 
 
 class RegionChoice(NamedTuple):
@@ -158,8 +161,31 @@ def _rules() -> Any:
 def resolve(bucket: BucketConfig, region: str) -> Endpoint:
     """Return where `bucket` is reached when it is in `region`.
 
+    `bucket.bucket_type` prevails over what the rule set makes of the name, as far as nothing can be
+    lost by it: "directory" makes listings unordered, and has nothing sent that only AWS's own
+    directory buckets know; "general-purpose" is for other stores' buckets with such a name.
     Raise MountError, naming the option to change, for what S3 does not offer.
     """
+    endpoint = _resolve(bucket, region)
+    if bucket.bucket_type == "directory":
+        return replace(endpoint, lists_in_order=False)
+    if bucket.bucket_type is None or endpoint.signing_algorithm != "v4-s3express":
+        return endpoint
+    if endpoint.directory:
+        raise MountError(
+            f"'{bucket.name}' is a directory bucket's name, and {endpoint.host} has no others",
+            "leave --bucket-type out",
+        )
+    plain = _resolve(replace(bucket, name=_STAND_IN), region)
+    return replace(
+        plain,
+        host=plain.host.replace(_STAND_IN, bucket.name),
+        base_path=plain.base_path.replace(_STAND_IN, bucket.name),
+    )
+
+
+def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
+    """Return what the rule set says."""
     from botocore.exceptions import BotoCoreError
 
     try:
@@ -183,6 +209,7 @@ def resolve(bucket: BucketConfig, region: str) -> Endpoint:
     schemes = {scheme["name"]: scheme for scheme in answer.properties["authSchemes"]}
     name = next(name for name in _ALGORITHMS if name in schemes)
     signing = schemes[name]
+    express = name == "sigv4-s3express"
     return Endpoint(
         scheme=url.scheme,
         host=_host(url.scheme, url.netloc, url.port),
@@ -190,7 +217,10 @@ def resolve(bucket: BucketConfig, region: str) -> Endpoint:
         region=signing.get("signingRegion") or ",".join(signing["signingRegionSet"]),
         signing_name=signing["signingName"],
         signing_algorithm=_ALGORITHMS[name],
-        directory=name == "sigv4-s3express" and (bucket.endpoint_url is None or _is_aws(url)),
+        directory=express and (bucket.endpoint_url is None or _is_aws(url)),
+        # Directory buckets list in no order, and know no start-after:
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+        lists_in_order=not express,
     )
 
 

@@ -202,7 +202,7 @@ def directory_bucket(*, ignorant: bool = False) -> Iterator[DirectoryBucket]:
 def endpoint_of(bucket: DirectoryBucket) -> Endpoint:
     """Return the endpoint that takes loopback for S3 Express: only a test makes such a one."""
     host = bucket.url.removeprefix("http://")
-    return Endpoint("http", host, "", "us-east-1", "s3express", "v4-s3express", True)
+    return Endpoint("http", host, "", "us-east-1", "s3express", "v4-s3express", True, False)
 
 
 @contextmanager

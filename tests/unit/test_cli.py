@@ -127,6 +127,9 @@ def test_memory_by_the_machine(
         (["--dual-stack"], "bucket.dual_stack", True),
         (["--transfer-acceleration"], "bucket.transfer_acceleration", True),
         (["--requester-pays"], "bucket.requester_pays", True),
+        ([], "bucket.bucket_type", None),
+        (["--bucket-type", "directory"], "bucket.bucket_type", "directory"),
+        (["-o", "bucket-type=general-purpose"], "bucket.bucket_type", "general-purpose"),
         (["--no-sign-request"], "credentials.no_sign_request", True),
         (["--profile", "me"], "credentials.profile", "me"),
         (["--memory-target", "64"], "read.memory_bytes", 64 * MIB),
@@ -481,8 +484,9 @@ def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_version() -> None:
-    """--version prints the program and its version, and nothing else."""
-    assert run("--version").stdout == f"mount-s3 {mountpoint.__version__}\n"
+    """--version and -V print the program and its version, and nothing else."""
+    for option in ("--version", "-V"):
+        assert run(option).stdout == f"mount-s3 {mountpoint.__version__}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -124,8 +124,56 @@ def test_other_ways_of_signing(
 ) -> None:
     """Multi-region access points, Outposts, Object Lambda and directory buckets sign apart."""
     directory = algorithm == "v4-s3express"
-    expected = Endpoint("https", host, "", region, name, algorithm, directory)  # type: ignore[arg-type]
+    expected = Endpoint(
+        "https",
+        host,
+        "",
+        region,
+        name,
+        algorithm,
+        directory,
+        not directory,  # type: ignore[arg-type]
+    )
     assert endpoint() == expected
+
+
+# --- Bucket types ---
+
+
+@pytest.mark.parametrize(
+    ("url", "path_style", "host", "base_path"),
+    [
+        ("http://127.0.0.1:9000", False, "127.0.0.1:9000", f"/{DIRECTORY}"),
+        ("https://s3.example.com", False, f"{DIRECTORY}.s3.example.com", ""),
+        ("https://s3.example.com", True, "s3.example.com", f"/{DIRECTORY}"),
+    ],
+)
+def test_general_purpose(url: str, path_style: bool, host: str, base_path: str) -> None:
+    """Another store's bucket that is called like a directory bucket is treated as all others."""
+    options = {"endpoint_url": url, "force_path_style": path_style}
+    assert where(DIRECTORY, **options).signing_algorithm == "v4-s3express"
+    endpoint = where(DIRECTORY, bucket_type="general-purpose", **options)
+    scheme = url.partition(":")[0]
+    assert endpoint == Endpoint(scheme, host, base_path, "us-east-1", "s3", "v4")
+
+
+def test_general_purpose_is_not_believed_of_aws() -> None:
+    """S3 itself has no other buckets of such a name; all others are what they are anyway."""
+    with pytest.raises(MountError, match="is a directory bucket's name") as caught:
+        where(DIRECTORY, "us-west-2", bucket_type="general-purpose")
+    assert caught.value.hint == "leave --bucket-type out"
+    assert where("bkt", bucket_type="general-purpose") == where("bkt")
+
+
+@pytest.mark.parametrize("url", [None, "https://s3.example.com"])
+def test_directory(url: str | None) -> None:
+    """Its listings are in no order; but what would empty files elsewhere is not sent there."""
+    plain = where("bkt", endpoint_url=url)
+    endpoint = where("bkt", endpoint_url=url, bucket_type="directory")
+    assert (plain.lists_in_order, endpoint.lists_in_order) == (True, False)
+    assert not endpoint.directory
+    assert (endpoint.host, endpoint.signing_algorithm) == (plain.host, "v4")
+    assert where(DIRECTORY, bucket_type="directory") == where(DIRECTORY)
 
 
 # --- Other stores ---
