@@ -142,9 +142,8 @@ LOGGING = "Logging options"
     "throughput_gbps",
     label="--maximum-throughput-gbps N",
     type=float,
-    default=10.0,
     metavar="N",
-    help="Throughput to aim at, in Gbit/s.  [default: 10]",
+    help="Throughput to aim at, in Gbit/s.  [default: the EC2 instance's, else 10]",
 )
 @option(
     CLIENT,

@@ -7,7 +7,7 @@ reads an option or an environment variable of ours anywhere else.
 import os
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mountpoint.errors import MountError
@@ -17,6 +17,8 @@ MIB = 1 << 20
 #: How long a part of 8 MiB takes on S3: 20 to 30 ms for the first byte, then 90 MB/s. What the
 #: line brings in that time is what has to be in flight to fill it.
 REQUEST_S = 0.128
+#: What the line is taken to bring where nobody says: the reference's.
+DEFAULT_GBPS = 10.0
 
 #: General purpose buckets: 3 to 63 of these characters.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
@@ -131,6 +133,7 @@ class CredentialsConfig:
 class ClientConfig:
     """How to talk to S3.
 
+    `throughput_gbps` None: nobody has said (`s3.instance`).
     `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
     request, each without retries; a request is tried `most_tries` times (None: as often as there
     is time for). `interfaces` are those of the network that S3 is reached by; none: as the
@@ -138,7 +141,7 @@ class ClientConfig:
     (`s3.checksum`).
     """
 
-    throughput_gbps: float = 10.0
+    throughput_gbps: float | None = None
     part_size_bytes: int = 8 * MIB
     ca_bundle: str | None = None
     connect_timeout_ms: int = 5_000
@@ -150,7 +153,8 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         # The reference starts at 1; a slow line is worth telling about, too.
-        check_range("--maximum-throughput-gbps", self.throughput_gbps, 0.01, 10_000, "Gbps")
+        if self.throughput_gbps is not None:
+            check_range("--maximum-throughput-gbps", self.throughput_gbps, 0.01, 10_000, "Gbps")
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
             raise MountError(
                 f"the CA bundle '{self.ca_bundle}' is not a file",
@@ -352,3 +356,8 @@ class Config:
     read: ReadConfig = field(default_factory=ReadConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def with_throughput(self, gbps: float) -> "Config":
+        """Return it for a line that brings so much."""
+        read = replace(self.read, most_ahead_bytes=int(gbps * 1e9 / 8 * REQUEST_S))
+        return replace(self, client=replace(self.client, throughput_gbps=gbps), read=read)

@@ -29,6 +29,7 @@ from mountpoint.operations import Operations
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt import CrtClient, enable_crt_log
+from mountpoint.s3.instance import Instance
 from mountpoint.s3.retry import Patience
 from mountpoint.s3.surroundings import surroundings
 from mountpoint.signals import SignalWatcher, nudge_workers
@@ -65,8 +66,17 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     if crt_level is not None:
         enable_crt_log(crt_level)
     config = surroundings(config.credentials.profile, os.environ).apply_to(config)
+    instance = Instance(config.credentials.profile, os.environ)
+    config = instance.apply_to(config)
     client = connect(
-        config.bucket, config.credentials, config.client, os.environ, stopping, counters, meters
+        config.bucket,
+        config.credentials,
+        config.client,
+        os.environ,
+        stopping,
+        counters,
+        meters,
+        instance,
     )
     try:
         if config.change.incremental_upload and not client.is_directory:

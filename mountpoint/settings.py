@@ -11,7 +11,6 @@ from mountpoint.config import (
     LEAST_PART_BYTES,
     MIB,
     MINIMAL_TTL_S,
-    REQUEST_S,
     BucketConfig,
     ChangeConfig,
     ClientConfig,
@@ -59,7 +58,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
     checksum = options["upload_checksums"]
     ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
     uid, gid = options["uid"], options["gid"]
-    return Config(
+    config = Config(
         bucket=BucketConfig(
             name=name,
             prefix=os.fsencode(prefix),
@@ -115,7 +114,6 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             part_size_bytes=min(read_part_size, MAX_READ_PART_BYTES),
             memory_bytes=memory_bytes(options["memory_target"]),
             timeout_s=timeout,
-            most_ahead_bytes=int(options["throughput_gbps"] * 1e9 / 8 * REQUEST_S),
         ),
         write=WriteConfig(
             # Parts as small as they may be for reads are too small for uploads.
@@ -129,6 +127,8 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             **_same(options, "foreground", "debug", "debug_crt", "no_log"),
         ),
     )
+    gbps = options["throughput_gbps"]
+    return config if gbps is None else config.with_throughput(gbps)
 
 
 def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:

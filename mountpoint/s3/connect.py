@@ -32,6 +32,7 @@ from mountpoint.metrics import Counters
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
+from mountpoint.s3.instance import Instance
 from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)
@@ -55,10 +56,14 @@ def connect(
     stopping: threading.Event,
     counters: Counters,
     meters: Meters | None = None,
+    instance: Instance | None = None,
 ) -> CrtClient:
-    """Return a client that has listed the bucket once. Raises MountError."""
+    """Return a client that has listed the bucket once. Raises MountError.
+
+    `instance` is asked for the region, where nobody else says one.
+    """
     credentials = None if credentials_config.no_sign_request else Credentials(credentials_config)
-    choice = configured_region(bucket, credentials_config, environ)
+    choice = configured_region(bucket, credentials_config, environ, instance)
     choice = choice or RegionChoice(DEFAULT_REGION, "default")
     patience = Patience(
         try_s=TRY_S,

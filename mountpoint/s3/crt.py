@@ -51,7 +51,7 @@ from awscrt.s3 import (
 )
 
 from mountpoint import __version__
-from mountpoint.config import ClientConfig
+from mountpoint.config import DEFAULT_GBPS, ClientConfig
 from mountpoint.errors import (
     CredentialsUnavailable,
     Interrupted,
@@ -175,7 +175,7 @@ class CrtClient:
             tls_connection_options=tls_options,
             signing_config=_signing_config(endpoint, credentials),
             part_size=part_bytes,
-            throughput_target_gbps=config.throughput_gbps,
+            throughput_target_gbps=config.throughput_gbps or DEFAULT_GBPS,
             enable_s3express=endpoint.signing_algorithm == "v4-s3express",
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=config.connect_timeout_ms,

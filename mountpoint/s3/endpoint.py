@@ -14,15 +14,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from mountpoint.config import REGION, BucketConfig, CredentialsConfig
 from mountpoint.errors import MountError
+from mountpoint.s3.instance import Instance
 from mountpoint.s3.profile import open_session
-
-if TYPE_CHECKING:
-    from botocore.session import Session
 
 SigningAlgorithm = Literal["v4", "v4a", "v4-s3express"]
 RegionSource = Literal[
@@ -39,9 +37,6 @@ _ALGORITHMS: dict[str, SigningAlgorithm] = {
 #: In place of a name whose end makes the rule set take it for a directory bucket's.
 _STAND_IN = "no-directory-bucket"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-#: For each of two requests to the metadata service, which is one hop away and answers in
-#: milliseconds, or is not there. botocore takes whole seconds only.
-_METADATA_TIMEOUT_S = 1
 #: Region names of other stores ("garage", "auto"), as in `BucketConfig`.
 _ANY_REGION = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -81,7 +76,10 @@ def believable_region(text: str | None) -> str | None:
 
 
 def configured_region(
-    bucket: BucketConfig, credentials_config: CredentialsConfig, environ: Mapping[str, str]
+    bucket: BucketConfig,
+    credentials_config: CredentialsConfig,
+    environ: Mapping[str, str],
+    instance: Instance | None = None,
 ) -> RegionChoice | None:
     """Return the region that options and surroundings name, or None.
 
@@ -97,20 +95,15 @@ def configured_region(
         if region := environ.get(variable, ""):
             return RegionChoice(_checked(bucket, region, variable), "environment")
 
-    from botocore.exceptions import BotoCoreError
-
     session = open_session(credentials_config.profile)
     if region := session.get_scoped_config().get("region"):
         where = f"the region of profile '{session.profile or 'default'}'"
         return RegionChoice(_checked(bucket, str(region), where), "profile")
     if bucket.endpoint_url is None:
-        try:
-            region = _metadata_region(session, environ)
-        except (BotoCoreError, ValueError):  # a guess only: the bucket will be asked
-            region = None
-        if region is not None:
+        instance = instance or Instance(credentials_config.profile, environ)
+        if (region := instance.region()) is not None:
             return RegionChoice(region, "instance metadata")
-    return None
+    return None  # the bucket will be asked
 
 
 def _region_of_arn(name: str) -> str | None:
@@ -126,22 +119,6 @@ def _checked(bucket: BucketConfig, region: str, where: str) -> str:
             f"{region!r} ({where}) is not a region name", "correct it, or give --region"
         )
     return region
-
-
-def _metadata_region(session: "Session", environ: Mapping[str, str]) -> str | None:
-    """Ask the EC2 instance metadata service.
-
-    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-metadata.html
-    botocore takes the availability zone without its last letter; a local zone
-    ("us-west-2-lax-1a") needs its beginning.
-    """
-    from botocore.utils import IMDSRegionProvider
-
-    session.set_config_variable("metadata_service_timeout", _METADATA_TIMEOUT_S)
-    session.set_config_variable("metadata_service_num_attempts", 1)
-    text = IMDSRegionProvider(session, dict(environ)).provide()
-    match = re.match(rf"({REGION.pattern})(?![0-9a-z])", text or "")
-    return match.group(1) if match else None
 
 
 # --- Endpoint ---

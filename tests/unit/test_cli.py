@@ -88,7 +88,6 @@ def default_read_config() -> ReadConfig:
         part_size_bytes=8 * MIB,
         memory_bytes=settings.memory_bytes(None),
         timeout_s=60,
-        most_ahead_bytes=160_000_000,
     )
 
 
@@ -99,7 +98,7 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
         mount=MountConfig("/mnt", max_threads=16),
         filesystem=FileSystemConfig(os.getuid(), os.getgid(), 0o755, 0o644),
         credentials=CredentialsConfig(),
-        client=ClientConfig(throughput_gbps=10, part_size_bytes=8 * MIB),
+        client=ClientConfig(part_size_bytes=8 * MIB),
         read=default_read_config(),
         log=LogConfig(),
     )
@@ -144,6 +143,7 @@ def test_memory_by_the_machine(
         (["--dir-mode", "700"], "filesystem.dir_mode", 0o700),
         (["--file-mode", "0000"], "filesystem.file_mode", 0),
         (["--maximum-throughput-gbps", "100"], "client.throughput_gbps", 100),
+        ([], "client.throughput_gbps", None),
         (["--throughput-target-gbps", "2.5"], "client.throughput_gbps", 2.5),
         (["--part-size", "65536"], "client.part_size_bytes", 65536),
         (["--part-size", "65536"], "read.part_size_bytes", 65536),

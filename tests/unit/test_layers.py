@@ -48,6 +48,7 @@ LAYERS = (
     "mountpoint.s3.body",
     "mountpoint.s3.profile",
     "mountpoint.s3.surroundings",
+    "mountpoint.s3.instance",
     "mountpoint.s3.endpoint",
     "mountpoint.s3.credentials",
     "mountpoint.s3.retry",
@@ -141,6 +142,7 @@ PLACES = {
     "botocore": {
         "mountpoint.s3.endpoint",
         "mountpoint.s3.credentials",
+        "mountpoint.s3.instance",
         "mountpoint.s3.profile",
         "mountpoint.s3.surroundings",
     },

@@ -1,0 +1,246 @@
+"""What is known of the EC2 instance: against a metadata service on loopback, and its figures."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mountpoint.config import BucketConfig, Config, FileSystemConfig, MountConfig
+from mountpoint.s3 import instance
+from mountpoint.s3.instance import Instance, bandwidth_gbps
+from tests.unit.aws_fakes import Service, isolate, serving
+from tools import bandwidth_table
+
+NAME = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+DISABLED = "AWS_EC2_METADATA_DISABLED"
+
+
+class Metadata(Service):
+    """The instance metadata service, version 2."""
+
+    document = json.dumps({"region": "eu-west-1", "instanceType": "c5n.18xlarge"})
+
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.command == "PUT":
+            return (200, "token") if self.path == "/latest/api/token" else (404, "")
+        if self.headers["x-aws-ec2-metadata-token"] != "token":
+            return 401, ""
+        if self.path != "/latest/dynamic/instance-identity/document":
+            return 404, ""
+        return 200, self.document
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate(tmp_path, monkeypatch)
+    monkeypatch.setattr(instance, "HARDWARE", tmp_path)
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
+    with serving(Metadata) as (url, service):
+        monkeypatch.setenv(NAME, url)
+        yield service
+
+
+def here() -> Instance:
+    return Instance(None, os.environ)
+
+
+def config(endpoint_url: str | None = None) -> Config:
+    """Return a configuration in which nobody says how fast the network is."""
+    bucket = BucketConfig("bucket", endpoint_url=endpoint_url)
+    return Config(bucket, MountConfig("/mnt"), FileSystemConfig(1, 1))
+
+
+def test_asked_once(metadata: type[Metadata]) -> None:
+    """One token and one document tell the region and the type."""
+    found = here()
+    assert (found.region(), found.bandwidth_gbps()) == ("eu-west-1", 100.0)
+    assert len(metadata.requests) == 2
+
+
+@pytest.mark.usefixtures("metadata")
+def test_applied() -> None:
+    """The figure is the client's target, and how much is fetched ahead; one that is given stays."""
+    applied = here().apply_to(config())
+    assert applied.client.throughput_gbps == 100.0
+    assert applied.read.most_ahead_bytes == 1_600_000_000
+    given = config().with_throughput(2.5)
+    assert here().apply_to(given) == given
+
+
+def test_not_asked(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another store, a throughput that is given, a service that is disabled: no request."""
+    here().apply_to(config().with_throughput(5.0))
+    assert here().apply_to(config("http://127.0.0.1:1")).client.throughput_gbps == 10.0
+    monkeypatch.setenv(DISABLED, "true")
+    assert here().apply_to(config()).client.throughput_gbps == 10.0
+    assert metadata.requests == []
+
+
+@pytest.mark.parametrize(
+    ("document", "region", "gbps"),
+    [
+        ('{"region": "us-gov-west-1", "instanceType": "t3.micro"}', "us-gov-west-1", 5.0),
+        ('{"region": "eu-west-1", "instanceType": "m4.large"}', "eu-west-1", None),
+        ('{"region": "eu-west-1", "instanceType": "x99.huge"}', "eu-west-1", None),
+        ('{"region": "here/there", "instanceType": ["c5.large"]}', None, None),
+        ('{"region": 7}', None, None),
+        ("[]", None, None),
+        ("<html>", None, None),
+        ("", None, None),
+    ],
+)
+def test_whatever_it_says(
+    metadata: type[Metadata], document: str, region: str | None, gbps: float | None
+) -> None:
+    """A type without a figure has none; nonsense is nothing, and asked for once."""
+    metadata.document = document
+    found = here()
+    assert (found.region(), found.bandwidth_gbps()) == (region, gbps)
+    assert len(metadata.requests) == 2
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "not a url"])
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Nobody listening, or an endpoint that is no URL, is no instance and no error."""
+    monkeypatch.setenv(NAME, url)
+    assert here().region() is None
+    assert here().apply_to(config()).client.throughput_gbps == 10.0
+
+
+@pytest.mark.timeout(30)
+def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that takes connections and says nothing is waited for once, by two requests."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(NAME, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        found = here()
+        assert found.region() is None
+        assert found.bandwidth_gbps() is None
+        silent.settimeout(0)
+        for _ in range(2):
+            silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+def test_botocores_limits_are_not_taken(
+    metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tries of credentials are not tries of this: one each."""
+    monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
+    metadata.document = ""
+    assert here().region() is None
+    assert len(metadata.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("vendor", "asked"),
+    [("Amazon EC2", True), ("Xen", True), ("QEMU", False), ("LENOVO", False), (None, True)],
+)
+def test_hardware(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str | None, asked: bool
+) -> None:
+    """Where the machine is somebody else's, nobody is asked, unless a variable says whom."""
+    if vendor is not None:
+        (tmp_path / "sys_vendor").write_text(f"{vendor}\n")
+    questions = []
+
+    def ask(_: Instance) -> str:
+        questions.append(1)
+        return ""
+
+    monkeypatch.setattr(Instance, "_ask", ask)
+    assert here().region() is None
+    assert bool(questions) is asked
+    monkeypatch.setenv(NAME, "http://127.0.0.1:1")
+    questions.clear()
+    here().region()
+    assert questions
+
+
+def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None:
+    """The program asks before it connects, and says in one line what it has found."""
+    code = """
+import sys
+from mountpoint import cli, mount
+from mountpoint.errors import MountError
+def connect(bucket, credentials, client, *rest):
+    raise MountError(f"target {client.throughput_gbps}, region {rest[-1].region()}")
+mount.connect = connect
+cli.main(["bucket", sys.argv[1], "--foreground", *sys.argv[2:]])
+"""
+
+    def run(*options: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), *options],
+            env=os.environ | {"MOUNTPOINT_LOG": "mountpoint.s3=info"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 1
+        return result.stderr
+
+    said = run()
+    assert "target 100.0, region eu-west-1" in said
+    assert said.count("bandwidth of the instance") == 1
+    assert "c5n.18xlarge" in said
+    assert len(metadata.requests) == 2
+    assert "target 7.0" in run("--maximum-throughput-gbps", "7")
+
+
+# --- the figures ---
+
+
+@pytest.mark.parametrize(
+    ("name", "gbps"),
+    [
+        ("c5.large", 10.0),  # "Up to 10 Gigabit"
+        ("c6i.xlarge", 12.5),
+        ("p4d.24xlarge", 400.0),  # "4x 100 Gigabit"
+        ("trn2.48xlarge", 3200.0),  # "16x 200 Gigabit"
+        ("g4ad.xlarge", 10.0),  # only in an older answer
+        ("c4.large", None),  # "Moderate"
+        ("# Source", None),
+        ("", None),
+    ],
+)
+def test_figures(name: str, gbps: float | None) -> None:
+    """They are EC2's peaks; a word is none."""
+    assert bandwidth_gbps(name) == gbps
+
+
+def test_the_table() -> None:
+    """Each line is a type and what the option may say; the source is on top; none is twice."""
+    lines = Path(instance.__file__).with_name("bandwidth.tsv").read_text().splitlines()
+    assert lines[1].startswith("# Source: EC2's DescribeInstanceTypes")
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    assert len(rows) > 1000
+    assert len({name for name, _ in rows}) == len(rows)
+    for _, gbps in rows:
+        config().with_throughput(float(gbps))
+
+
+@pytest.mark.parametrize(
+    ("said", "gbps"),
+    [
+        ("Up to 12.5 Gigabit", 12.5),
+        ("100 Gigabit", 100.0),
+        ("16x 200 Gigabit", 3200.0),
+        ("Low to Moderate", None),
+        ("About 5 Gigabit", None),
+    ],
+)
+def test_how_it_is_made(said: str, gbps: float | None) -> None:
+    """What EC2 answers becomes a line, in both forms that the answer has."""
+    described = {"NetworkInfo": {"NetworkPerformance": said}}
+    assert bandwidth_table.table({"z1.new": described}).get("z1.new") == gbps
+    listed = {"InstanceTypes": [{"InstanceType": "z1.new", **described}]}
+    assert bandwidth_table.table(listed).get("z1.new") == gbps
