@@ -54,6 +54,11 @@ class Exchange:
                 return int(value)
         return 0
 
+    def header(self, name: str) -> str | None:
+        """Return a header of the request, whatever its case."""
+        found = {key.lower(): value for key, value in self.request_headers.items()}
+        return found.get(name.lower())
+
     @property
     def is_write(self) -> bool:
         """Whether it is to change the bucket."""

@@ -34,12 +34,6 @@ def exchanges(proxy: FaultyProxy) -> list[Exchange]:
     return seen
 
 
-def header(exchange: Exchange, name: str) -> str | None:
-    """Return a request's header."""
-    found = {key.lower(): value for key, value in exchange.request_headers.items()}
-    return found.get(name.lower())
-
-
 def nobody(store: Store, extra: dict[str, str]) -> Store:
     """Return the store without the credentials that the environment would give."""
     return Store(store.endpoint_url, store.bucket, extra)
@@ -56,10 +50,10 @@ def test_every_request_is_signed(
         os.listdir(mount.path)
     assert {exchange.method for exchange in exchanges} == {"GET", "HEAD"}
     for exchange in exchanges:
-        authorization = header(exchange, "Authorization") or ""
+        authorization = exchange.header("Authorization") or ""
         assert store.environment["AWS_ACCESS_KEY_ID"] in authorization
-        assert "mount-s3/" in (header(exchange, "User-Agent") or "")
-        assert header(exchange, "x-amz-request-payer") is None
+        assert "mount-s3/" in (exchange.header("User-Agent") or "")
+        assert exchange.header("x-amz-request-payer") is None
 
 
 def test_requester_pays(
@@ -70,7 +64,7 @@ def test_requester_pays(
     with mounted(store, folder, "--requester-pays", endpoint_url=proxy.url) as mount:
         assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
     assert exchanges
-    assert all(header(exchange, "x-amz-request-payer") == "requester" for exchange in exchanges)
+    assert all(exchange.header("x-amz-request-payer") == "requester" for exchange in exchanges)
 
 
 def test_unsigned(flat_store: Store, folder: Path) -> None:
@@ -83,7 +77,7 @@ def test_unsigned(flat_store: Store, folder: Path) -> None:
         with mounted(without, folder, "--no-sign-request", endpoint_url=proxy.url) as mount:
             assert (mount.path / "open" / "file").read_bytes() == b"for all"
     assert seen
-    assert all(header(exchange, "Authorization") is None for exchange in seen)
+    assert all(exchange.header("Authorization") is None for exchange in seen)
 
 
 @pytest.mark.parametrize("how", ["--profile", "AWS_PROFILE", "default"])
@@ -135,10 +129,10 @@ def test_every_range_names_its_version(
         assert (mount.path / "requests" / "large").read_bytes() == body
         counted = mount.counters()
     gets = [exchange for exchange in exchanges if exchange.is_data]
-    assert all(header(exchange, "If-Match") == etag for exchange in gets)
+    assert all(exchange.header("If-Match") == etag for exchange in gets)
     ranges = sorted(
         {
-            tuple(int(edge) for edge in (header(get, "Range") or "")[len("bytes=") :].split("-"))
+            tuple(int(edge) for edge in (get.header("Range") or "")[len("bytes=") :].split("-"))
             for get in gets
         }
     )
