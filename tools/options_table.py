@@ -1,0 +1,141 @@
+"""Write the tables of `docs/configuration.md` anew: options and variables, next to AWS's.
+
+    python -m tools.options_table
+
+What an option does and its default are click's help text; how it differs from the option of AWS's
+mount-s3 is in `reference_options`. The text around the tables is written by hand.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from mountpoint import cli
+from tools.reference_options import OPTIONS, VARIABLES, Known
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
+REGENERATE = "python -m tools.options_table"
+
+#: What can be said by variables in place of options.
+ENVIRONMENT = {
+    "--region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "--endpoint-url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "--dual-stack": ("AWS_USE_DUALSTACK_ENDPOINT",),
+    "--profile": ("AWS_PROFILE",),
+    "--ca-bundle": ("AWS_CA_BUNDLE",),
+    "--debug": ("MOUNTPOINT_LOG",),
+    "--debug-crt": ("MOUNTPOINT_LOG",),
+}
+
+#: What no option says.
+ONLY_VARIABLES = {
+    "MOUNTPOINT_LOG": "which log lines: `LEVEL`, or `TARGET=LEVEL` with commas between; overrides "
+    "`--debug` and `--debug-crt`",
+    "AWS_USE_FIPS_ENDPOINT": "`true`: endpoints that are validated by FIPS 140",
+    "AWS_MAX_ATTEMPTS": "how often a request is tried, 1 to 1000",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "`true`: endpoints that variables and the AWS "
+    "configuration name do not count",
+    "AWS_EC2_METADATA_DISABLED": "`true`: the instance is asked neither for region, type nor "
+    "credentials",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "where the instance's metadata are",
+    "HTTPS_PROXY": "by which proxy S3 is reached, and credentials; `HTTP_PROXY` for `http://` "
+    "endpoints",
+    "NO_PROXY": "hosts that are reached without one",
+    "NO_COLOR": "no colours on a terminal",
+    "XDG_STATE_HOME": "below which pending uploads are noted ([cleanup.md](cleanup.md))",
+}
+
+DEFAULT = re.compile(r"\s*\[default: (.*)\]$", re.DOTALL)
+
+
+def context() -> click.Context:
+    """Return what click needs to show the options."""
+    return click.Context(cli.main, info_name="mount-s3", **cli.main.context_settings)
+
+
+def options(*, hidden: bool = False) -> list[click.Option]:
+    """Return the options that the help shows, with `hidden` all."""
+    found = [each for each in cli.main.get_params(context()) if isinstance(each, click.Option)]
+    return [each for each in found if hidden or not each.hidden]
+
+
+def long_name(option: click.Option) -> str:
+    """Return the name that documents use: the first long one."""
+    return next((name for name in option.opts if name.startswith("--")), option.opts[0])
+
+
+def described(option: click.Option) -> tuple[str, str, str]:
+    """Return an option's names with its value, its default and its effect."""
+    record = option.get_help_record(context())
+    assert record is not None
+    value = "" if option.is_flag else f" {option.make_metavar(context())}"
+    names = ", ".join(f"`{name}{value}`" for name in option.opts)
+    text = " ".join(record[1].split())
+    found = DEFAULT.search(text)
+    return names, found[1] if found else "", DEFAULT.sub("", text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _rows(known: dict[str, Known]) -> Iterator[tuple[str, str]]:
+    """Yield the topic and the row of every option, then of those that are not there."""
+    for option in options():
+        names, default, effect = described(option)
+        name = long_name(option)
+        variables = ", ".join(ENVIRONMENT.get(name, ()))
+        theirs = known.pop(name, None)
+        reference = "only here" if theirs is None else theirs.differs or "same"
+        topic = getattr(option, "topic", "Other options")
+        yield topic, _row(names, default, variables, effect, reference)
+    for theirs in known.values():
+        yield "Not here", _row(f"`{theirs.name}`", theirs.default, theirs.missing)
+
+
+def tables() -> str:
+    """Return all tables."""
+    topics: dict[str, list[str]] = {}
+    for topic, row in _rows({each.name: each for each in OPTIONS}):
+        topics.setdefault(topic, []).append(row)
+    lines: list[str] = []
+    for topic, rows in topics.items():
+        heads = ["option", "default", "variable", "effect", "next to AWS's 1.24"]
+        if topic == "Not here":
+            heads = ["option of AWS's 1.24", "default", "why"]
+        lines += [f"### {topic}", "", _row(*heads), "|---" * len(heads) + "|", *rows, ""]
+    lines += ["### Variables without an option", ""]
+    lines += [_row("variable", "effect", "next to AWS's 1.24"), "|---|---|---|"]
+    spoken = {name for names in ENVIRONMENT.values() for name in names}
+    for name, effect in ONLY_VARIABLES.items():
+        theirs = VARIABLES[name] or "same" if name in VARIABLES else "only here"
+        lines.append(_row(f"`{name}`", effect, theirs))
+    for name, theirs in VARIABLES.items():
+        if name not in spoken and name not in ONLY_VARIABLES:
+            lines.append(_row(f"`{name}`", "none", theirs))
+    return "\n".join(lines) + "\n"
+
+
+def updated(text: str) -> str:
+    """Return the document with the tables as they are now."""
+    begin, end = "<!-- tables: made by tools/options_table.py -->\n", "<!-- end of the tables -->"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"{DOCUMENT} does not say where the tables are")
+    return f"{before}{begin}\n{tables()}\n{end}{after}"
+
+
+def main() -> None:
+    """Write the document."""
+    DOCUMENT.write_text(updated(DOCUMENT.read_text()))
+
+
+if __name__ == "__main__":
+    main()
