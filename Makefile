@@ -79,6 +79,11 @@ lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs
+docs: setup ## Write anew what is made from the options: docs/configuration.md's tables, docs/man
+	@$(BIN)/python -m tools.options_table
+	@$(BIN)/python -m tools.man_pages
+
 .PHONY: bench
 bench: setup ## Measure how fast a mount is (bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
