@@ -44,3 +44,34 @@ def test_messages(message: str) -> None:
 def test_there_are_some() -> None:
     """The tables are read at all."""
     assert len(quoted()) > 25
+
+
+ROOT = SOURCE.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links(path: Path) -> None:
+    """What a document links to is there, the heading too."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert heading in {anchor(title) for title in titles}, target
+
+
+def anchor(title: str) -> str:
+    """Return what leads to a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_make(path: Path) -> None:
+    """The commands of make that a document names are those of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"(?:^|`)make ([a-z][a-z-]*)\b", path.read_text(), re.MULTILINE)
+    assert sorted(set(named) - targets) == []
