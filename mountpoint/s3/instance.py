@@ -3,7 +3,8 @@
 Both are in one document of the instance metadata service, which is asked once, when first needed:
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
 Nobody waits for it where the machine says that somebody else has made it; elsewhere for two seconds
-at most. The figures (`bandwidth.tsv`) are EC2's own, and are those that AWS's mount-s3 takes: the
+at most. In a container it often cannot be reached; then the type is what the machine calls itself.
+The figures (`bandwidth.tsv`) are EC2's own, and are those that AWS's mount-s3 takes: the
 peak, which small instances have for some minutes at a time.
 """
 
@@ -28,8 +29,8 @@ ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 
 #: What the hardware says of itself: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html
 HARDWARE = Path("/sys/devices/virtual/dmi/id")
-#: Instances before Nitro say no more than that.
-EC2_VENDORS = ("Amazon EC2", "Xen")
+#: Of the instances that say which type they are, and of those before Nitro, which do not.
+NITRO, EARLIER = "Amazon EC2", "Xen"
 
 
 class Instance:
@@ -57,7 +58,7 @@ class Instance:
 
     def bandwidth_gbps(self) -> float | None:
         """Return what its network brings, or None where that is not known."""
-        name = self._identity.get("instanceType")
+        name = self._identity.get("instanceType") or _own_name()
         if not isinstance(name, str) or not name:
             log.debug("no instance type is known", gbps=DEFAULT_GBPS)
             return None
@@ -76,8 +77,8 @@ class Instance:
     @cached_property
     def _identity(self) -> Mapping[str, object]:
         """What the service says; empty where nobody says anything."""
-        vendor = _vendor()
-        if vendor not in ("", *EC2_VENDORS) and not self._environ.get(ENDPOINT_VARIABLE):
+        vendor = _hardware("sys_vendor")
+        if vendor not in ("", NITRO, EARLIER) and not self._environ.get(ENDPOINT_VARIABLE):
             log.debug("not on EC2", vendor=vendor)
             return {}
         try:
@@ -118,9 +119,17 @@ def bandwidth_gbps(instance_type: str) -> float | None:
     return None
 
 
-def _vendor() -> str:
-    """Return who has made this machine; "" where it does not say."""
+def _own_name() -> str:
+    """Return the type that this machine says it is, or "".
+
+    https://github.com/systemd/systemd/commit/f90eea7d18d9ebe88e6a66cd7a86b618def8945d
+    """
+    return _hardware("product_name") if _hardware("sys_vendor") == NITRO else ""
+
+
+def _hardware(name: str) -> str:
+    """Return what this machine says of itself; "" where it does not."""
     try:
-        return (HARDWARE / "sys_vendor").read_text().strip()
+        return (HARDWARE / name).read_text().strip()
     except (OSError, UnicodeDecodeError):
         return ""

@@ -2,12 +2,14 @@
 
 import errno
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import errno_of, mounted, run
+from tests.mount.mounting import clean_up, errno_of, mounted, run, store_options
+from tests.unit.aws_fakes import Service, serving
 
 pytestmark = pytest.mark.mount
 
@@ -54,6 +56,40 @@ def test_attempts(store: Store, folder: Path, most: int) -> None:
             proxy.faults.append(refused)
             assert errno_of((mount.path / "file").read_bytes) == errno.EIO
     assert len(asked) == most
+
+
+class Proxy(Service):
+    """A proxy that reaches nobody."""
+
+    def answer(self, body: str) -> tuple[int, str]:
+        return 502, ""
+
+    do_CONNECT = Service.do_GET  # noqa: N815
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxies(store: Store, folder: Path, scheme: str) -> None:
+    """S3 is asked by the proxy that the variables name, and NO_PROXY says where not."""
+    url = store.endpoint_url.replace("http:", f"{scheme}:")
+    host = urlsplit(url).netloc
+    path = folder / "mnt"
+    path.mkdir()
+    with serving(Proxy) as (proxy, service):
+        asked = service.requests
+        environ = {**store.environment, "HTTP_PROXY": proxy, "HTTPS_PROXY": proxy}
+        options = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        result = run(*options, env=environ)
+        assert result.returncode == 1
+        assert asked
+        expected = f"CONNECT {host}" if scheme == "https" else f"GET http://{host}/{store.bucket}"
+        assert all(each.startswith(expected) for each in asked)
+        if scheme == "http":
+            asked.clear()
+            try:
+                result = run(*options, env=environ | {"NO_PROXY": "127.0.0.1"})
+                assert (result.returncode, asked) == (0, [])
+            finally:
+                clean_up(path)
 
 
 def test_a_variable_that_makes_no_sense(store: Store, folder: Path) -> None:

@@ -165,6 +165,35 @@ def test_hardware(
     assert questions
 
 
+@pytest.mark.parametrize(
+    ("vendor", "product", "gbps"),
+    [
+        ("Amazon EC2", "c6i.xlarge", 12.5),
+        ("Xen", "HVM domU", None),
+        ("LENOVO", "c6i.xlarge", None),
+        ("Amazon EC2", None, None),
+    ],
+)
+def test_what_the_machine_calls_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, product: str | None, gbps: float
+) -> None:
+    """Where the service cannot be reached, as from many a container, that is its type."""
+    monkeypatch.setenv(NAME, "http://127.0.0.1:1")
+    (tmp_path / "sys_vendor").write_text(f"{vendor}\n")
+    if product is not None:
+        (tmp_path / "product_name").write_text(f"{product}\n")
+    assert here().bandwidth_gbps() == gbps
+    assert here().region() is None
+
+
+@pytest.mark.usefixtures("metadata")
+def test_the_service_knows_better(tmp_path: Path) -> None:
+    """What it says counts."""
+    (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
+    (tmp_path / "product_name").write_text("c6i.xlarge\n")
+    assert here().bandwidth_gbps() == 100.0
+
+
 def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None:
     """The program asks before it connects, and says in one line what it has found."""
     code = """
