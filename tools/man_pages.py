@@ -15,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from mountpoint import __version__, cli, ctl
+from mountpoint import __version__, cli
+from mountpoint.ctl import main as ctl
 from tools.options_table import ENVIRONMENT, ONLY_VARIABLES
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "man"

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from mountpoint import cli, ctl
+from mountpoint import cli
 from mountpoint.command import EPILOG
+from mountpoint.ctl import main as ctl
 from tools import man_pages
 
 NAMES = ["mount-s3.1", "mount-s3ctl.1"]
