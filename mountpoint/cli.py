@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from mountpoint import __version__, daemon, logs
+from mountpoint import __version__, daemon, logs, requirements
 from mountpoint.command import (
     MountCommand,
     directories,
@@ -302,8 +302,5 @@ def _mount(config: Config, on_ready: Callable[[], None]) -> int:
     try:
         from mountpoint import mount
     except ImportError as error:
-        raise MountError(
-            f"cannot load a library: {error}",
-            "libfuse 2.9 is in the package 'fuse' or 'libfuse2'; others come with mount-s3",
-        ) from error
+        raise requirements.missing_library(error) from error
     return mount.run(config, on_ready)

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ __all__ = [
     "forget_name",
     "go_direct",
     "is_wide",
+    "library_version",
     "llfuse",
     "rename_flags",
     "request_pid",
@@ -34,6 +36,13 @@ _channel.resolve(llfuse.__file__)
 
 #: As long as a stream keeps its memory when nobody reads.
 IDLE_S = 5.0
+
+
+def library_version() -> str:
+    """Return the version of libfuse that llfuse uses, such as "2.9"."""
+    # By llfuse's own handle, so that a bundled libfuse is found, too.
+    major, minor = divmod(ctypes.CDLL(llfuse.__file__).fuse_version(), 10)
+    return f"{major}.{minor}"
 
 
 def widen(wanted: bool) -> None:

@@ -8,15 +8,13 @@ mount on every way out goes through the unmount.
 import contextlib
 import os
 import resource
-import shutil
 import signal
-import stat
 import threading
 from collections.abc import Callable
 
 import structlog
 
-from mountpoint import fuse, kernel, logs, memory
+from mountpoint import fuse, kernel, logs, memory, requirements
 from mountpoint.answers import Answers
 from mountpoint.config import Config, MountConfig
 from mountpoint.control import Control, socket_directory
@@ -55,8 +53,8 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     memory.keep_freed()
     _allow_many_files()
     recent = logs.configure(config.log)
-    check_directory(config.mount.directory)
-    check_fuse(config.mount)
+    requirements.check_directory(config.mount.directory)
+    requirements.check_fuse(config.mount)
     if config.change.staging_directory is not None:
         check_staging(config.change.staging_directory, config.mount.directory)
     counters, meters = Counters(), Meters(fuse.request_pid)
@@ -79,11 +77,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
         instance,
     )
     try:
-        if config.change.incremental_upload and not client.is_directory:
-            raise MountError(
-                f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
-                "leave --incremental-upload out; --allow-append works with any bucket, by copies",
-            )
+        requirements.check_kind(config, is_directory=client.is_directory)
         return _serve(config, client, stopping, counters, meters, recent, watcher, on_ready)
     finally:
         stopping.set()
@@ -217,70 +211,3 @@ def mount_options(config: MountConfig) -> set[str]:
     if config.allow_root:
         options.add("allow_root")
     return options
-
-
-def check_directory(directory: str) -> None:
-    """Raise MountError unless something can be mounted on `directory`."""
-    if directory in kernel.mount_points():
-        dead = ""
-        try:
-            os.stat(directory)
-        except OSError as error:
-            dead = f" that no longer answers ({error.strerror})"
-        raise MountError(
-            f"'{directory}' is already a mount point{dead}",
-            f"unmount it first (umount {directory}), or choose another directory",
-        )
-    try:
-        mode = os.stat(directory).st_mode
-    except FileNotFoundError:
-        raise MountError(
-            f"the directory '{directory}' does not exist", f"make it first: mkdir -p {directory}"
-        ) from None
-    except OSError as error:
-        raise MountError(
-            f"'{directory}' cannot be used: {error.strerror}",
-            "choose a directory that you can enter",
-        ) from None
-    if not stat.S_ISDIR(mode):
-        raise MountError(f"'{directory}' is not a directory", "choose an existing directory")
-
-
-def check_fuse(config: MountConfig) -> None:
-    """Raise MountError unless FUSE can be used as `config` says."""
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR))
-    except FileNotFoundError:
-        raise MountError(
-            "there is no /dev/fuse",
-            "load the kernel module (modprobe fuse); in a container add --device /dev/fuse "
-            "--cap-add SYS_ADMIN",
-        ) from None
-    except OSError as error:
-        raise MountError(
-            f"/dev/fuse cannot be opened: {error.strerror}",
-            "run as root, or get access to the device; in a container add --device /dev/fuse "
-            "--cap-add SYS_ADMIN",
-        ) from None
-    if os.geteuid() == 0 and not config.auto_unmount:
-        return
-    if shutil.which("fusermount") is None:
-        raise MountError(
-            "fusermount is missing: only root can mount without it, and --auto-unmount needs it",
-            "install it: apt install fuse, or dnf install fuse",
-        )
-    if (config.allow_other or config.allow_root) and not _users_may_allow_other():
-        raise MountError(
-            "--allow-other and --allow-root are for root, unless /etc/fuse.conf allows them",
-            "put a line 'user_allow_other' into /etc/fuse.conf, or leave the option out",
-        )
-
-
-def _users_may_allow_other() -> bool:
-    if os.geteuid() == 0:
-        return True
-    try:
-        with open("/etc/fuse.conf", encoding="utf-8", errors="replace") as file:
-            return any(line.strip() == "user_allow_other" for line in file)
-    except OSError:
-        return False

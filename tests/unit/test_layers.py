@@ -110,6 +110,7 @@ LAYERS = (
     "mountpoint.refusals",
     "mountpoint.operations",
     "mountpoint.kernel",
+    "mountpoint.requirements",
     "mountpoint.log_filter",
     "mountpoint.log_render",
     "mountpoint.logs",

@@ -1,0 +1,82 @@
+"""What mounting needs of the machine: the parts that need no FUSE and no server."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mountpoint import requirements
+from mountpoint.config import MountConfig
+from mountpoint.errors import MountError
+from mountpoint.requirements import CAP_SYS_ADMIN
+
+
+def status(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:
+    """Let /proc/self/status say this."""
+    known = {"CapEff": 0, "CapBnd": CAP_SYS_ADMIN, "NoNewPrivs": 0} | numbers
+    monkeypatch.setattr(requirements, "_status", lambda name, unknown=0: known[name])
+
+
+def test_proc_is_read_as_it_is() -> None:
+    """The numbers of this very process have the form that is expected."""
+    assert requirements._status("CapBnd") > 0
+    assert requirements._status("NoNewPrivs", 7) in (0, 1)
+    assert requirements._status("NoSuchLine", 7) == 7
+
+
+def test_who_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, or by a setuid program."""
+    status(monkeypatch, CapEff=CAP_SYS_ADMIN, CapBnd=0, NoNewPrivs=1)
+    requirements.check_privileges()
+    status(monkeypatch)
+    requirements.check_privileges()
+
+
+def test_who_may_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by itself nor by a setuid program."""
+    status(monkeypatch, NoNewPrivs=1)
+    with pytest.raises(MountError, match="no_new_privs"):
+        requirements.check_privileges()
+    status(monkeypatch, CapBnd=~CAP_SYS_ADMIN)
+    with pytest.raises(MountError, match="CAP_SYS_ADMIN"):
+        requirements.check_privileges()
+
+
+def test_a_directory_that_fusermount_would_refuse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who cannot mount needs the right to write there; who can does not."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    status(monkeypatch, CapEff=CAP_SYS_ADMIN)
+    requirements.check_directory(str(tmp_path))
+    status(monkeypatch)
+    with pytest.raises(MountError, match="only root may mount there"):
+        requirements.check_directory(str(tmp_path))
+
+
+def test_fusermount_is_looked_for_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root mounts without it, but for --auto-unmount."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    requirements.check_fusermount(MountConfig("/mnt"))
+    with pytest.raises(MountError, match="fusermount is missing"):
+        requirements.check_fusermount(MountConfig("/mnt", auto_unmount=True))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(MountError, match="fusermount is missing"):
+        requirements.check_fusermount(MountConfig("/mnt"))
+
+
+def test_a_directory_that_can_be_made_can_be_written(tmp_path: Path) -> None:
+    """What is missing counts as what is above it, and nothing is made."""
+    assert requirements.why_unwritable(str(tmp_path)) is None
+    assert requirements.why_unwritable(str(tmp_path / "a" / "b")) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file is in the way; or it is not ours; or the link leads nowhere."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert requirements.why_unwritable(str(tmp_path / "file" / "log")) == "Not a directory"
+    assert requirements.why_unwritable(str(tmp_path / "link")) == "No such file or directory"
+    assert requirements.why_unwritable("/proc/self/log") is not None
