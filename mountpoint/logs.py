@@ -244,10 +244,15 @@ def _create_file(directory: str) -> int:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
     except OSError as error:
-        raise MountError(
-            f"cannot write a log in '{directory}': {error.strerror}",
-            "give --log-directory a directory that can be written, or leave it out for syslog",
-        ) from None
+        raise cannot_write(directory, error.strerror) from None
+
+
+def cannot_write(directory: str, reason: str | None) -> MountError:
+    """Return what it means that no log can be written there."""
+    return MountError(
+        f"cannot write a log in '{directory}': {reason}",
+        "give --log-directory a directory that can be written, or leave it out for syslog",
+    )
 
 
 class _File:

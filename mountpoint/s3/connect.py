@@ -7,8 +7,6 @@ never followed, so credentials go nowhere that the endpoint rules do not name.
 """
 
 import contextlib
-import socket
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
 
@@ -33,6 +31,7 @@ from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
 from mountpoint.s3.instance import Instance
+from mountpoint.s3.probe import tls_problem
 from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)
@@ -45,7 +44,6 @@ TRY_S = 10.0
 TOTAL_S = 20.0
 MOST_TRIES = 3
 TLS_PROBE_AFTER_S = 1.0
-TLS_PROBE_S = 5.0
 
 
 def connect(
@@ -63,8 +61,34 @@ def connect(
     `instance` is asked for the region, where nobody else says one.
     """
     credentials = None if credentials_config.no_sign_request else Credentials(credentials_config)
+    choice = first_region(bucket, credentials_config, environ, instance)
+    return reach(bucket, credentials, choice, client_config, stopping, counters, meters)
+
+
+def first_region(
+    bucket: BucketConfig,
+    credentials_config: CredentialsConfig,
+    environ: Mapping[str, str],
+    instance: Instance | None = None,
+) -> RegionChoice:
+    """Return the region that is asked first. Raises MountError."""
     choice = configured_region(bucket, credentials_config, environ, instance)
-    choice = choice or RegionChoice(DEFAULT_REGION, "default")
+    return choice or RegionChoice(DEFAULT_REGION, "default")
+
+
+def reach(
+    bucket: BucketConfig,
+    credentials: Credentials | None,
+    choice: RegionChoice,
+    client_config: ClientConfig,
+    stopping: threading.Event,
+    counters: Counters,
+    meters: Meters | None = None,
+) -> CrtClient:
+    """Return a client that has listed the bucket once, in `choice` or where the bucket says.
+
+    `credentials` None: unsigned. Raises MountError.
+    """
     patience = Patience(
         try_s=TRY_S,
         total_s=TOTAL_S,
@@ -93,7 +117,7 @@ def connect(
             client.close()
             elsewhere = isinstance(error, WrongRegion) and error.region != endpoint.region
             if isinstance(error, S3Error) and not elsewhere:
-                raise _mount_error(bucket, endpoint.host, error) from error
+                raise mount_error(bucket, endpoint.host, error) from error
             raise
         return client
 
@@ -116,7 +140,7 @@ def _watching_tls(client: CrtClient, endpoint: Endpoint, ca_bundle: str | None) 
     found: list[TransportFault] = []
 
     def look() -> None:
-        problem = _tls_problem(endpoint.host, ca_bundle)
+        problem = tls_problem(endpoint, ca_bundle)
         if problem is not None:
             found.append(problem)
             client.interrupt()
@@ -133,33 +157,6 @@ def _watching_tls(client: CrtClient, endpoint: Endpoint, ca_bundle: str | None) 
         raise
     finally:
         probe.cancel()
-
-
-def _tls_problem(host: str, ca_bundle: str | None) -> TransportFault | None:
-    """Return what is wrong with TLS at `host`, if that is the problem.
-
-    Asked when the CRT gets no answer: its TLS library keeps a failed handshake to itself for
-    up to 30 seconds, and then does not say which certificate it did not like.
-    https://aws.github.io/s2n-tls/usage-guide/ch03-error-handling.html (blinding)
-    """
-    name, _, port = host.partition(":")
-    context = ssl.create_default_context(cafile=ca_bundle)
-    try:
-        with (
-            socket.create_connection((name, int(port or 443)), timeout=TLS_PROBE_S) as connection,
-            context.wrap_socket(connection, server_hostname=name),
-        ):
-            return None
-    except ssl.SSLCertVerificationError as error:
-        return TransportFault(
-            f"its TLS certificate is not trusted: {error.verify_message}",
-            hint="--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust",
-        )
-    except ssl.SSLError as error:
-        reason = error.reason or "the handshake failed"
-        return TransportFault(f"TLS: {reason}", hint="is it https? check --endpoint-url")
-    except OSError:
-        return None
 
 
 def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion) -> str:
@@ -179,7 +176,7 @@ def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion
     return wrong.region
 
 
-def _mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
+def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
     """Return what a refused first listing means to the user."""
     name = bucket.name
     said = f" ({error})" if str(error) else ""

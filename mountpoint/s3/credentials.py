@@ -15,6 +15,7 @@ https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
 import logging
 import threading
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -53,6 +54,19 @@ class Keys(NamedTuple):
 
     def __repr__(self) -> str:
         return "Keys(***)"
+
+
+class Origin(NamedTuple):
+    """Where keys come from: nothing in it is secret.
+
+    `method` is botocore's name of the provider, `profile` the one that was used (None: default),
+    `access_key_id` has four characters at either end, and `ends_at` is None where nobody knows.
+    """
+
+    method: str
+    profile: str | None
+    access_key_id: str
+    ends_at: datetime | None
 
 
 class Credentials:
@@ -105,6 +119,18 @@ class Credentials:
                 reason += f" and could not be renewed: {self._failure}"
             raise CredentialsUnavailable(reason, hint=self._hint or "renew the credentials")
         return keys
+
+    @property
+    def origin(self) -> Origin:
+        """Where the keys come from."""
+        keys, source = self._state
+        ends_at = getattr(source, "_expiry_time", None)  # botocore tells it in no other way
+        return Origin(
+            getattr(source, "method", None) or "",
+            self._effective_profile,
+            abbreviated(keys.access_key_id),
+            ends_at if isinstance(ends_at, datetime) else None,
+        )
 
     def refresh_now(self) -> None:
         """Have the credentials looked up anew, soon. Return at once."""
@@ -170,6 +196,12 @@ class Credentials:
             raise
         except Exception as error:  # providers raise what their libraries raise
             raise _explain(error, session.profile) from None
+
+
+def abbreviated(access_key_id: str) -> str:
+    """Return an access key id by which who knows it can tell it from others."""
+    # AWS's have 16 to 128 characters; little would be left unsaid of shorter ones.
+    return f"{access_key_id[:4]}…{access_key_id[-4:]}" if len(access_key_id) >= 16 else "…"
 
 
 def _ends_within(source: Any, seconds: float) -> bool:

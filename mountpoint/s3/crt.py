@@ -204,7 +204,7 @@ class CrtClient:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it is connected to."""
+        """Where it asks."""
         return self._endpoint
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":

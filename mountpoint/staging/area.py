@@ -18,7 +18,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -55,6 +55,14 @@ class Tenant(Protocol):
         """Remove what is in S3, keep what is not: the mount ends."""
 
 
+class Room(NamedTuple):
+    """How much may be staged, how much of the disk stays free, and what that leaves now."""
+
+    limit_bytes: int
+    keep_free_bytes: int
+    usable_bytes: int
+
+
 class StagingArea:
     """Room for the staged files of one mount of `bucket`. Thread-safe.
 
@@ -67,19 +75,8 @@ class StagingArea:
         root = Path(directory).absolute()
         try:
             leftovers.clear(root, bucket)
-            status = os.statvfs(root)
-            free_bytes = status.f_bavail * status.f_frsize
-            disk_bytes = status.f_blocks * status.f_frsize
-            self._keep_free_bytes = min(int(disk_bytes * FREE_SHARE), MOST_FREE_BYTES)
-            self.limit_bytes = int(free_bytes * LIMIT_SHARE) if limit_bytes is None else limit_bytes
-            usable_bytes = min(self.limit_bytes, free_bytes - self._keep_free_bytes)
-            if usable_bytes < LEAST_LIMIT_BYTES:
-                raise MountError(
-                    f"there is too little room for staged writes in '{directory}': "
-                    f"{max(usable_bytes, 0) // MIB} MiB",
-                    f"at least {LEAST_LIMIT_BYTES // MIB} MiB are needed: free some, "
-                    "raise --staged-limit, or choose another directory",
-                )
+            room = check_room(directory, limit_bytes)
+            self.limit_bytes, self._keep_free_bytes = room.limit_bytes, room.keep_free_bytes
             self.path, self._lock_fd = _own_directory(root)
         except OSError as error:
             raise MountError(
@@ -167,8 +164,32 @@ class StagingArea:
         return status.f_bavail * status.f_frsize
 
 
-def check_directory(directory: str, mount_directory: str) -> None:
-    """Raise MountError unless files can be staged in `directory`, before anything is mounted."""
+def check_room(directory: str, limit_bytes: int | None) -> Room:
+    """Return what may be staged in `directory`. Raises MountError if that is too little, OSError.
+
+    `limit_bytes` None: a share of what is free.
+    """
+    status = os.statvfs(directory)
+    free_bytes = status.f_bavail * status.f_frsize
+    disk_bytes = status.f_blocks * status.f_frsize
+    keep_free_bytes = min(int(disk_bytes * FREE_SHARE), MOST_FREE_BYTES)
+    limit_bytes = int(free_bytes * LIMIT_SHARE) if limit_bytes is None else limit_bytes
+    usable_bytes = min(limit_bytes, free_bytes - keep_free_bytes)
+    if usable_bytes < LEAST_LIMIT_BYTES:
+        raise MountError(
+            f"there is too little room for staged writes in '{directory}': "
+            f"{max(usable_bytes, 0) // MIB} MiB",
+            f"at least {LEAST_LIMIT_BYTES // MIB} MiB are needed: free some, "
+            "raise --staged-limit, or choose another directory",
+        )
+    return Room(limit_bytes, keep_free_bytes, usable_bytes)
+
+
+def check_directory(directory: str, mount_directory: str | None) -> None:
+    """Raise MountError unless files can be staged in `directory`, before anything is mounted.
+
+    `mount_directory` None: it is not known where.
+    """
     hint = "--staged-writes needs a directory on a local disk in which you can write"
     try:
         mode = os.stat(directory).st_mode
@@ -185,6 +206,8 @@ def check_directory(directory: str, mount_directory: str) -> None:
         raise MountError(f"the staging directory '{directory}' is not a directory", hint)
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise MountError(f"the staging directory '{directory}' cannot be written", hint)
+    if mount_directory is None:
+        return
     real, mount = os.path.realpath(directory), os.path.realpath(mount_directory)
     if os.path.commonpath([real, mount]) == mount:
         raise MountError(

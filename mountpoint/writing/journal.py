@@ -35,6 +35,8 @@ from mountpoint.config import BucketConfig
 
 log = structlog.get_logger(__name__)
 
+#: What is said where journals cannot be written: no reason not to mount.
+UNNOTED = "uploads cannot be noted, so mount-s3ctl cleanup will not know what a kill leaves"
 SUFFIX = ".journal"
 DRAFT = ".new"
 #: What is as old was left by a process that died between two system calls.
@@ -147,7 +149,7 @@ class Journal:
         except OSError as error:
             self._off = True
             log.warning(
-                "uploads cannot be noted, so mount-s3ctl cleanup will not know what a kill leaves",
+                UNNOTED,
                 directory=str(self._directory),
                 reason=error.strerror,
             )

@@ -191,6 +191,27 @@ def test_file_lost(start: Start, home: Path, lines: list[dict[str, object]]) -> 
     assert credentials.current().access_key_id == "AKIDOLD"
 
 
+# --- Where they come from ---
+
+
+def test_origin_of_the_environment(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider, and of the access key id as much as tells it from others."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert start().origin == ("env", None, "AKIA…MPLE", None)
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", in_seconds(3600))
+    ends_at = start().origin.ends_at
+    assert ends_at is not None
+    assert 3500 < (ends_at - datetime.now(UTC)).total_seconds() < 3700
+
+
+def test_origin_of_a_short_id(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which four characters at either end would be all, or nearly."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fifteen-letters")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert start().origin.access_key_id == "…"
+
+
 # --- credential_process ---
 
 
@@ -212,7 +233,9 @@ def printed(access_key: str, ends_s: float | None = None) -> str:
 def test_process(start: Start, process: Path) -> None:
     """What the command prints are the keys."""
     process.write_text(printed("AKIDPROC"))
-    assert start().current() == ("AKIDPROC", SECRET, None)
+    credentials = start()
+    assert credentials.current() == ("AKIDPROC", SECRET, None)
+    assert credentials.origin[:2] == ("custom-process", None)
 
 
 def test_process_fails(start: Start, process: Path) -> None:
@@ -337,6 +360,8 @@ def test_container(start: Start, container: type[Keys]) -> None:
     assert (first.secret_access_key, first.session_token) == (SECRET, TOKEN)
     until(lambda: credentials.current() != first)
     assert set(container.requests) == {"GET /keys"}
+    assert credentials.origin.method == "container-role"
+    assert credentials.origin.ends_at is not None
 
 
 def test_container_fails(
@@ -415,7 +440,9 @@ def test_instance_role(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(start)
         assert service.requests == []
         monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
-        assert start().current() == ("AKIDROLE", SECRET, TOKEN)
+        credentials = start()
+        assert credentials.current() == ("AKIDROLE", SECRET, TOKEN)
+        assert credentials.origin.method == "iam-role"
         assert service.requests[0] == "PUT /latest/api/token"
 
 
@@ -462,7 +489,9 @@ def test_web_identity(
     (home / "token").write_text("wrong")
     assert "sts:AssumeRole" in refused(start).what
     (home / "token").write_text("good")
-    assert start().current() == ("AKIDSTS", SECRET, TOKEN)
+    credentials = start()
+    assert credentials.current() == ("AKIDSTS", SECRET, TOKEN)
+    assert credentials.origin.method == "assume-role-with-web-identity"
 
 
 def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
@@ -473,7 +502,10 @@ def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
         "[a]\naws_access_key_id = AKIDSOURCE\naws_secret_access_key = s\n"
         "[b]\naws_access_key_id = AKIDOTHER\naws_secret_access_key = s\n"
     )
-    assert start("good").current() == ("AKIDSTS", SECRET, TOKEN)
+    credentials = start("good")
+    assert credentials.current() == ("AKIDSTS", SECRET, TOKEN)
+    assert credentials.origin[:2] == ("assume-role", "good")
+    assert credentials.origin.ends_at is not None
     error = refused(start, "bad")
     assert "profile 'bad'" in error.what
     assert "sts:AssumeRole" in error.what

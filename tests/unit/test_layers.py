@@ -57,6 +57,7 @@ LAYERS = (
     "mountpoint.s3.exchange",
     "mountpoint.s3.crt_log",
     "mountpoint.s3.crt",
+    "mountpoint.s3.probe",
     "mountpoint.s3.connect",
     "mountpoint._fastpath",
     "mountpoint.reading.expectation",

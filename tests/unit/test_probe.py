@@ -1,0 +1,194 @@
+"""The steps to an endpoint, with servers on loopback."""
+
+import http.server
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+import trustme
+
+from mountpoint.errors import TransportFault
+from mountpoint.s3 import probe
+from mountpoint.s3.endpoint import Endpoint
+
+
+def endpoint(host: str, *, scheme: str = "http", path: str = "/bucket") -> Endpoint:
+    """Return an endpoint with a path."""
+    return Endpoint(scheme, host, path, "us-east-1", "s3", "v4")
+
+
+class Server:
+    """A web server whose clock is `ahead_s` of ours; None: it tells no date."""
+
+    def __init__(self, ahead_s: float | None, tls: ssl.SSLContext | None = None) -> None:
+        server = self
+        self.asked: list[tuple[str, str, str]] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                server.asked.append((self.command, self.path, self.headers["Host"]))
+                assert "Authorization" not in self.headers
+                self.send_response_only(403)
+                if ahead_s is not None:
+                    self.send_header("Date", formatdate(time.time() + ahead_s, usegmt=True))
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Quiet(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                pass  # clients that do not trust it go away
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self.http.socket = tls.wrap_socket(
+                self.http.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.host = f"127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def connection(self) -> socket.socket:
+        """Return a connection to it."""
+        return probe.connected(probe.addresses("127.0.0.1", self.http.server_port))
+
+    def close(self) -> None:
+        """End."""
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """A certificate authority that nobody knows."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(authority: trustme.CA) -> Iterator[Server]:
+    """A server with TLS, by that authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = Server(0, context)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> str:
+    """The file of its certificate."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return str(tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "expected"),
+    [
+        ("s3.eu-west-1.amazonaws.com", "https", ("s3.eu-west-1.amazonaws.com", 443)),
+        ("minio", "http", ("minio", 80)),
+        ("127.0.0.1:9000", "http", ("127.0.0.1", 9000)),
+        ("[::1]:9000", "https", ("::1", 9000)),
+        ("[::1]", "https", ("::1", 443)),
+    ],
+)
+def test_place(host: str, scheme: str, expected: tuple[str, int]) -> None:
+    """An endpoint's host has a port only where it is not the scheme's own."""
+    assert probe.place(endpoint(host, scheme=scheme)) == expected
+
+
+def test_an_address_is_its_own() -> None:
+    """No name service is asked for one."""
+    assert probe.addresses("127.0.0.1", 9) == [(socket.AF_INET, ("127.0.0.1", 9))]
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    """It is an OSError that says so."""
+    with pytest.raises(OSError, match=r"."):
+        probe.addresses("no-such-host.invalid", 80)
+
+
+def test_the_next_address_is_tried() -> None:
+    """One that refuses does not hide one that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        to = [(socket.AF_INET, each.getsockname()) for each in (closed, server)]
+        probe.connected(to).close()
+        with pytest.raises(ConnectionRefusedError):
+            probe.connected(to[:1])
+
+
+def test_an_interface_that_does_not_lead_there() -> None:
+    """A connection goes by the interface that is named."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        to = [(socket.AF_INET, server.getsockname())]
+        probe.connected(to, "lo").close()
+        with pytest.raises(OSError, match="No such device"):
+            probe.connected(to, "no-such-if")
+
+
+@pytest.mark.parametrize("ahead_s", [0, 90, -7200])
+def test_the_servers_clock(ahead_s: int) -> None:
+    """Its date against ours, to a second; it is asked for the bucket, unsigned."""
+    server = Server(ahead_s)
+    skew_s = probe.skew_s(server.connection(), endpoint(server.host))
+    server.close()
+    assert skew_s == pytest.approx(ahead_s, abs=2)
+    assert server.asked == [("HEAD", "/bucket", server.host)]
+
+
+def test_no_clock() -> None:
+    """A server that tells no date is not taken for one that is decades behind."""
+    server = Server(None)
+    assert probe.skew_s(server.connection(), endpoint(server.host)) is None
+    server.close()
+
+
+def test_what_is_no_web_server() -> None:
+    """An answer that is no HTTP is an error of the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = probe.connected([(socket.AF_INET, server.getsockname())])
+        there, _ = server.accept()
+        there.sendall(b"220 smtp.example.com\r\n")
+        with pytest.raises(OSError, match="no answer to HEAD"):
+            probe.skew_s(client, endpoint("127.0.0.1"))
+        there.close()
+
+
+def test_tls(secure: Server, bundle: str) -> None:
+    """A certificate of an authority that is trusted: the date comes through."""
+    assert probe.tls_problem(endpoint(secure.host, scheme="https"), bundle) is None
+    with probe.handshake(secure.connection(), "127.0.0.1", bundle) as connection:
+        skew_s = probe.skew_s(connection, endpoint(secure.host, scheme="https"))
+    assert skew_s == pytest.approx(0, abs=2)
+
+
+def test_tls_that_is_not_trusted(secure: Server) -> None:
+    """The option that helps is named."""
+    with secure.connection() as raw, pytest.raises(TransportFault, match="not trusted") as caught:
+        probe.handshake(raw, "127.0.0.1", None)
+    assert "--ca-bundle" in caught.value.hint
+    problem = probe.tls_problem(endpoint(secure.host, scheme="https"), None)
+    assert problem is not None
+    assert "not trusted" in str(problem)
+
+
+def test_a_server_without_tls() -> None:
+    """It is said that TLS is what fails."""
+    server = Server(0)
+    problem = probe.tls_problem(endpoint(server.host, scheme="https"), None)
+    server.close()
+    assert problem is not None
+    assert "TLS" in str(problem)
+
+
+def test_nobody_there_is_no_problem_of_tls() -> None:
+    """Then the connection itself says what is wrong."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        assert probe.tls_problem(endpoint(host, scheme="https"), None) is None
