@@ -4,7 +4,7 @@ The names, defaults and meanings of the options are the reference's (AWS's mount
 and doc/CONFIGURATION.md); README.md says which are ours. There is one table of options, click's;
 `command` parses it, `settings` makes a `Config` of what was given.
 
-* Exit codes: 0 mounted in the background, or unmounted in the foreground; 1 for every
+* Exit codes: 0 mounted in the background, or unmounted in the foreground, or checked; 1 for every
   MountError, values out of range and contradictions among them; 2 for what click refuses by
   itself (an unknown option, a missing argument, a word where a number belongs), as the
   reference's parser does.
@@ -13,6 +13,7 @@ and doc/CONFIGURATION.md); README.md says which are ours. There is one table of 
 """
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from mountpoint.command import (
     option,
     profiles,
     time_to_live,
+    unless_checking,
 )
 from mountpoint.config import MIB, Config
 from mountpoint.errors import MountError
@@ -50,7 +52,13 @@ LOGGING = "Logging options"
     options_metavar="[OPTIONS]",
 )
 @click.argument("bucket", metavar="BUCKET")
-@click.argument("directory", metavar="DIRECTORY", shell_complete=directories)
+@click.argument(
+    "directory",
+    metavar="DIRECTORY",
+    required=False,
+    callback=unless_checking,
+    shell_complete=directories,
+)
 @option(BUCKET, "--prefix", metavar="PREFIX", help="Mount this part only; ends in '/'.")
 @option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: found]")
 @option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
@@ -101,6 +109,14 @@ LOGGING = "Logging options"
     help="Options as in /etc/fstab (see below).",
 )
 @option(MOUNT, "-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@option(
+    MOUNT,
+    "--check",
+    is_flag=True,
+    is_eager=True,
+    help="Do not mount: check all that it needs. DIRECTORY may be left out.",
+)
+@option(MOUNT, "--json", "as_json", is_flag=True, help="With --check: write one JSON object.")
 @option(WRITING, "--allow-delete", is_flag=True, help="Let files be deleted.")
 @option(WRITING, "--allow-overwrite", is_flag=True, help="Let files be replaced.")
 @option(WRITING, "--allow-rename", is_flag=True, help="Let files and directories be renamed.")
@@ -274,9 +290,13 @@ LOGGING = "Logging options"
 @click.version_option(
     __version__, "-V", "--version", prog_name="mount-s3", message="%(prog)s %(version)s"
 )
-def main(**options: Any) -> None:
+def main(check: bool, as_json: bool, **options: Any) -> None:
     """Mount the S3 bucket BUCKET at DIRECTORY, as a file system."""
     config = make_config(**options)
+    if check:
+        click.get_current_context().exit(_check(config, as_json=as_json))
+    if as_json:
+        raise MountError("--json is for --check", "add --check, or leave --json out")
     done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
     log_hint = logs.where(config.log)
     if not config.log.foreground:
@@ -295,6 +315,17 @@ def main(**options: Any) -> None:
     except Exception as error:
         raise daemon.unexpected(error, log_hint) from None
     click.get_current_context().exit(code)
+
+
+def _check(config: Config, *, as_json: bool) -> int:
+    """Say what would keep the bucket from being mounted; return the exit code."""
+    try:
+        from mountpoint.checks import command
+
+        return command.run(config, as_json=as_json)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 128 + signal.SIGINT
 
 
 def _mount(config: Config, on_ready: Callable[[], None]) -> int:

@@ -134,6 +134,13 @@ def time_to_live(text: str) -> float:
     raise click.BadParameter(f"'{text}' is not a whole number of seconds, minimal or indefinite.")
 
 
+def unless_checking(ctx: click.Context, param: click.Parameter, text: str | None) -> str:
+    """Return the directory; "" without one, which only --check may be."""
+    if text is None and not ctx.params.get("check"):
+        raise click.MissingParameter(ctx=ctx, param=param)
+    return text or ""
+
+
 def directories(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
     """Let the shell complete a directory."""
     return [CompletionItem(text, type="dir")]

@@ -301,7 +301,10 @@ class ChangeConfig:
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB."""
+    """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB.
+
+    `directory` is "" where nothing is mounted, and nobody has said where it would be.
+    """
 
     directory: str
     read_only: bool = False

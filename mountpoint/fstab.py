@@ -20,6 +20,8 @@ IGNORED = frozenset(
 )
 #: Long options that make no sense in /etc/fstab, and what to do instead.
 REFUSED = {
+    "check": "it is for the command line: nothing would be mounted",
+    "json": "it is for --check, on the command line",
     "foreground": "a mount from /etc/fstab runs in the background",
     "read-only": "use 'ro'",
     "help": "use mount-s3 --help",

@@ -150,12 +150,12 @@ def why_unwritable(directory: str) -> str | None:
 
     None if it can. Nothing is made now.
     """
-    path = Path(directory).absolute()
+    wanted = path = Path(directory).absolute()
     try:
         while not os.path.lexists(path):
             path = path.parent
         if not stat.S_ISDIR(path.stat().st_mode):
-            return "Not a directory"
+            return "File exists" if path == wanted else "Not a directory"
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             return "Read-only file system"
     except OSError as error:

@@ -76,7 +76,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
         ),
         credentials=CredentialsConfig(**_same(options, "profile", "no_sign_request")),
         mount=MountConfig(
-            directory=_absolute(directory),
+            directory=directory and _absolute(directory),
             **_same(
                 options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
             ),

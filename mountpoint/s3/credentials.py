@@ -60,13 +60,13 @@ class Origin(NamedTuple):
     """Where keys come from: nothing in it is secret.
 
     `method` is botocore's name of the provider, `profile` the one that was used (None: default),
-    `access_key_id` has four characters at either end, and `ends_at` is None where nobody knows.
+    `access_key_id` has four characters at either end, and `expires_at` is None where nobody knows.
     """
 
     method: str
     profile: str | None
     access_key_id: str
-    ends_at: datetime | None
+    expires_at: datetime | None
 
 
 class Credentials:
@@ -124,12 +124,12 @@ class Credentials:
     def origin(self) -> Origin:
         """Where the keys come from."""
         keys, source = self._state
-        ends_at = getattr(source, "_expiry_time", None)  # botocore tells it in no other way
+        expires_at = getattr(source, "_expiry_time", None)  # botocore tells it in no other way
         return Origin(
             getattr(source, "method", None) or "",
             self._effective_profile,
             abbreviated(keys.access_key_id),
-            ends_at if isinstance(ends_at, datetime) else None,
+            expires_at if isinstance(expires_at, datetime) else None,
         )
 
     def refresh_now(self) -> None:

@@ -104,6 +104,79 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
     )
 
 
+class Checked:
+    """Stands for the checks: it only remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[Config, bool] | None = None
+
+    def check(self, config: Config, *, as_json: bool) -> int:
+        """Take the place of `cli._check`."""
+        self.asked = (config, as_json)
+        return 1
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Checked:
+    """Keep the command from looking at anything."""
+    stand_in = Checked()
+    monkeypatch.setattr(cli, "_check", stand_in.check)
+    return stand_in
+
+
+@pytest.mark.parametrize(
+    ("arguments", "directory", "as_json"),
+    [
+        (["bucket", "--check"], "", False),
+        (["--check", "bucket"], "", False),
+        (["bucket", "/mnt", "--check", "--json"], "/mnt", True),
+        (["--json", "bucket", "-o", "ro", "--check"], "", True),
+    ],
+)
+def test_check(
+    checked: Checked, mounted: Mounted, arguments: list[str], directory: str, as_json: bool
+) -> None:
+    """--check mounts nothing, needs no directory, and takes the other options."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert mounted.config is None
+    assert checked.asked is not None
+    config, json = checked.asked
+    assert (config.mount.directory, json) == (directory, as_json)
+    assert config.mount.read_only == ("ro" in arguments)
+
+
+def test_a_directory_is_needed_for_mounting(mounted: Mounted) -> None:
+    """Without one it is click's usage error."""
+    said = refusal("bucket", code=2)
+    assert "Usage: mount-s3 [OPTIONS] BUCKET DIRECTORY" in said
+    assert "Missing argument 'DIRECTORY'" in said
+    assert mounted.config is None
+
+
+def test_json_is_for_check(mounted: Mounted) -> None:
+    """Alone it is refused, before anything is mounted."""
+    assert "add --check" in refusal("bucket", "/mnt", "--json")
+    assert mounted.config is None
+
+
+def test_check_refuses_wrong_options(checked: Checked) -> None:
+    """As mounting does."""
+    assert "not a bucket" in refusal("no bucket", "--check")
+    assert checked.asked is None
+
+
+def test_interrupted_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is the shell's 130, and no traceback."""
+
+    def interrupt(config: Config, *, as_json: bool) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mountpoint.checks.command.run", interrupt)
+    result = run("bucket", "--check")
+    assert (result.exit_code, result.stderr, result.stdout) == (130, "interrupted\n", "")
+
+
 @pytest.mark.parametrize(
     ("total_mib", "expected_mib"),
     [(256, 128), (512, 128), (2048, 512), (4096, 1024), (1 << 20, 1024)],
@@ -339,6 +412,7 @@ def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.Monke
         (["bucket", "/mnt", "-o", "noexec"], "unknown option 'noexec'"),
         (["bucket", "/mnt", "-o", "o=x"], "unknown option 'o'"),
         (["bucket", "/mnt", "-o", "help"], "--help"),
+        (["bucket", "/mnt", "-o", "check"], "nothing would be mounted"),
         (["bucket", "/mnt", "-o", "ends\\"], "a backslash at the end"),
         (["bucket", "/mnt", "-o", "a\\b"], "a backslash before 'b'"),
         (["bucket", "/mnt", "-o", 'a="b"'], "a double quote without a backslash"),

@@ -200,9 +200,9 @@ def test_origin_of_the_environment(start: Start, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert start().origin == ("env", None, "AKIA…MPLE", None)
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", in_seconds(3600))
-    ends_at = start().origin.ends_at
-    assert ends_at is not None
-    assert 3500 < (ends_at - datetime.now(UTC)).total_seconds() < 3700
+    expires_at = start().origin.expires_at
+    assert expires_at is not None
+    assert 3500 < (expires_at - datetime.now(UTC)).total_seconds() < 3700
 
 
 def test_origin_of_a_short_id(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +361,7 @@ def test_container(start: Start, container: type[Keys]) -> None:
     until(lambda: credentials.current() != first)
     assert set(container.requests) == {"GET /keys"}
     assert credentials.origin.method == "container-role"
-    assert credentials.origin.ends_at is not None
+    assert credentials.origin.expires_at is not None
 
 
 def test_container_fails(
@@ -505,7 +505,7 @@ def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
     credentials = start("good")
     assert credentials.current() == ("AKIDSTS", SECRET, TOKEN)
     assert credentials.origin[:2] == ("assume-role", "good")
-    assert credentials.origin.ends_at is not None
+    assert credentials.origin.expires_at is not None
     error = refused(start, "bad")
     assert "profile 'bad'" in error.what
     assert "sts:AssumeRole" in error.what

@@ -41,6 +41,8 @@ EFFECTS = {
     "--file-mode": IDS,
     "-o": f"{M}/test_life.py::test_fstab",
     "--foreground": f"{M}/test_life.py::test_foreground",
+    "--check": f"{M}/test_check.py::test_all_is_well",
+    "--json": f"{M}/test_check.py::test_all_is_well",
     "--allow-delete": f"{M}/test_write.py::test_directories",
     "--allow-overwrite": f"{M}/test_write.py::test_overwriting",
     "--allow-rename": f"{M}/test_rename.py::test_mv",

@@ -15,6 +15,7 @@ import trustme
 from mountpoint.errors import TransportFault
 from mountpoint.s3 import probe
 from mountpoint.s3.endpoint import Endpoint
+from tests.forward_proxy import ForwardProxy
 
 
 def endpoint(host: str, *, scheme: str = "http", path: str = "/bucket") -> Endpoint:
@@ -122,6 +123,13 @@ def test_the_next_address_is_tried() -> None:
             probe.connected(to[:1])
 
 
+def test_one_kind_of_address_does_not_hide_the_other() -> None:
+    """Where no IPv6 leads anywhere, IPv4 is tried."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nowhere = [(socket.AF_INET6, (f"100::{n}", 9)) for n in range(8)]
+        probe.connected([*nowhere, (socket.AF_INET, server.getsockname())]).close()
+
+
 def test_an_interface_that_does_not_lead_there() -> None:
     """A connection goes by the interface that is named."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -192,3 +200,92 @@ def test_nobody_there_is_no_problem_of_tls() -> None:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
         assert probe.tls_problem(endpoint(host, scheme="https"), None) is None
+
+
+# --- Proxies ---
+
+VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "REQUEST_METHOD")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environ", "scheme", "expected"),
+    [
+        ({}, "https", None),
+        ({"HTTPS_PROXY": "http://proxy.example.com:3128"}, "https", "proxy.example.com:3128"),
+        ({"https_proxy": "proxy.example.com:3128"}, "https", "proxy.example.com:3128"),
+        ({"HTTPS_PROXY": "http://proxy.example.com"}, "https", "proxy.example.com:80"),
+        ({"HTTPS_PROXY": "http://p:1"}, "http", None),
+        ({"HTTP_PROXY": "http://p:1"}, "http", "p:1"),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".amazonaws.com"}, "https", None),
+        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "example.com"}, "https", "p:1"),
+        ({"HTTPS_PROXY": "http://p:1", "no_proxy": "*"}, "https", None),
+    ],
+)
+def test_proxy(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], scheme: str, expected: str | None
+) -> None:
+    """The variables are those that the CRT reads."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    found = probe.proxy(endpoint("bucket.s3.amazonaws.com", scheme=scheme))
+    assert (found and str(found)) == expected
+
+
+def test_the_password_of_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes into a header and is not shown."""
+    monkeypatch.setenv("HTTP_PROXY", "http://me:gehe%40im@proxy.example.com:3128")
+    found = probe.proxy(endpoint("s3.example.com"))
+    assert found is not None
+    assert found.headers == {"Proxy-Authorization": "Basic bWU6Z2VoZUBpbQ=="}
+    assert "gehe" not in f"{found} {found!r}"
+    assert "bWU6" not in f"{found} {found!r}"
+
+
+@pytest.mark.parametrize("url", ["http://", "http://proxy:port", "http://[proxy"])
+def test_what_is_no_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A variable that makes no sense is an error."""
+    monkeypatch.setenv("HTTP_PROXY", url)
+    with pytest.raises(ValueError, match=r"."):
+        probe.proxy(endpoint("s3.example.com"))
+
+
+def test_the_clock_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is asked for the endpoint's date, with the password that it wants."""
+    server = Server(90)
+    with ForwardProxy() as forward:
+        monkeypatch.setenv("HTTP_PROXY", forward.url.replace("//", "//me:x@"))
+        where = endpoint(server.host)
+        by = probe.proxy(where)
+        assert by is not None
+        connection = probe.connected(probe.addresses(by.name, by.port))
+        assert probe.skew_s(connection, where, by) == pytest.approx(90, abs=2)
+    server.close()
+    assert forward.seen == [("HEAD", f"http://{server.host}/bucket", "Basic bWU6eA==")]
+
+
+def test_tls_through_a_proxy(monkeypatch: pytest.MonkeyPatch, secure: Server, bundle: str) -> None:
+    """What is wrong with a certificate is seen through a tunnel, too."""
+    where = endpoint(secure.host, scheme="https")
+    with ForwardProxy() as forward:
+        monkeypatch.setenv("HTTPS_PROXY", forward.url)
+        problem = probe.tls_problem(where, None)
+        assert problem is not None
+        assert "not trusted" in str(problem)
+        assert probe.tls_problem(where, bundle) is None
+    assert [each[:2] for each in forward.seen] == [("CONNECT", secure.host)] * 2
+
+
+def test_a_proxy_that_opens_no_tunnel(secure: Server) -> None:
+    """It is said what it answered."""
+    with ForwardProxy(closed=True) as forward:
+        name, _, port = forward.host.partition(":")
+        by = probe.Proxy(name, int(port))
+        with pytest.raises(OSError, match="Tunnel connection failed: 403"):
+            probe.tunnel(endpoint(secure.host, scheme="https"), by)

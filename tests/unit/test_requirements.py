@@ -73,10 +73,12 @@ def test_a_directory_that_can_be_made_can_be_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A file is in the way; or it is not ours; or the link leads nowhere."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
+    assert requirements.why_unwritable(str(tmp_path / "file")) == "File exists"
     assert requirements.why_unwritable(str(tmp_path / "file" / "log")) == "Not a directory"
     assert requirements.why_unwritable(str(tmp_path / "link")) == "No such file or directory"
-    assert requirements.why_unwritable("/proc/self/log") is not None
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert requirements.why_unwritable(str(tmp_path / "log")) == "Permission denied"

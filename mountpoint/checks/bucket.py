@@ -1,0 +1,139 @@
+"""What may be done with the bucket: it is listed, and a byte of it is read. Nothing is written."""
+
+import time
+from concurrent.futures import Future
+from functools import partial
+
+from mountpoint import requirements
+from mountpoint.checks.checklist import Detail, Result, ok, skipped, warning
+from mountpoint.checks.subject import Objects, Subject, known
+from mountpoint.checks.words import size
+from mountpoint.config import MIB
+from mountpoint.errors import BadAnswer, MountError, OperationError, S3Error
+from mountpoint.opener import ARCHIVE_CLASSES
+from mountpoint.s3.client import ListPage, ObjectInfo, Transfer
+from mountpoint.s3.connect import mount_error, reach
+from mountpoint.s3.crt import CrtClient
+
+#: How far a listing looks for something to read, and how large that should be.
+MOST_PAGES = 3
+PAGE_KEYS = 1000
+LARGE_BYTES = 64 * MIB
+
+
+def bucket(subject: Subject) -> Result:
+    """Make the request that mounting begins with."""
+    config = subject.config
+    choice = known(subject.region)
+    begun_s = time.monotonic()
+    subject.client = reach(
+        config.bucket,
+        subject.credentials,
+        choice,
+        config.client,
+        subject.stopping,
+        subject.counters,
+    )
+    took_ms = round((time.monotonic() - begun_s) * 1e3)
+    there = subject.client.endpoint
+    moved = there != subject.endpoint
+    subject.endpoint = there
+    elsewhere = f", in {there.region}, which it names itself" if moved else ""
+    return ok(
+        f"it exists and may be listed{elsewhere}; first answer in {took_ms} ms",
+        region=there.region,
+        ms=took_ms,
+    )
+
+
+def listing(subject: Subject) -> Result:
+    """Look through a few pages for something to read."""
+    client, prefix = known(subject.client), subject.config.bucket.prefix
+    found = subject.objects = Objects()
+    token: str | None = None
+    for _ in range(MOST_PAGES):
+        page = _ask_page(subject, client, prefix, token)
+        for info in page.objects:
+            _see(found, info)
+        token = page.next_token
+        found.more = token is not None
+        if found.large is not None or token is None:
+            break
+    if not found.seen:
+        if prefix:
+            return warning("there is no object below the prefix", "check --prefix", objects=0)
+        return ok("the bucket is empty", objects=0)
+    details: dict[str, Detail] = {"objects": found.seen, "largest_bytes": found.largest_bytes}
+    said = f"{found.seen:,} {'object' if found.seen == 1 else 'objects'} seen"
+    said += ", and there are more" * found.more + f"; the largest has {size(found.largest_bytes)}"
+    if found.archived:
+        details["archived"] = found.archived
+        said += f"; {found.archived:,} in archive classes, to be restored before they are read"
+    return ok(said, **details)
+
+
+def _ask_page(subject: Subject, client: CrtClient, prefix: bytes, token: str | None) -> ListPage:
+    ask = partial(client.list, prefix, token=token, max_keys=PAGE_KEYS, flat=True)
+    try:
+        return subject.patience().ask(ask).answer()
+    except S3Error as error:
+        raise mount_error(subject.config.bucket, client.endpoint.host, error) from error
+
+
+def _see(found: Objects, info: ObjectInfo) -> None:
+    found.seen += 1
+    found.largest_bytes = max(found.largest_bytes, info.size_bytes)
+    if info.storage_class in ARCHIVE_CLASSES and not info.restored:
+        found.archived += 1
+    elif info.size_bytes and info.etag:
+        found.readable = found.readable or info
+        if info.size_bytes >= LARGE_BYTES:
+            found.large = found.large or info
+
+
+def read(subject: Subject) -> Result:
+    """Get one byte of the first object."""
+    info = known(subject.objects).readable
+    if info is None:
+        return skipped("no object that can be read was seen")
+    client = known(subject.client)
+    key = info.key.decode("utf-8", "surrogateescape")
+    try:
+        subject.patience().ask(lambda: _OneByte(client, info).future).answer()
+    except OperationError as error:
+        raise MountError(
+            f"'{key}' cannot be read: {error}",
+            error.hint or "the credentials need s3:GetObject on the bucket's objects",
+        ) from error
+    return ok(f"'{key}' can be read", key=key)
+
+
+class _OneByte:
+    """The first byte of an object, got: a BodySink."""
+
+    def __init__(self, client: CrtClient, info: ObjectInfo) -> None:
+        self.future: Future[None] = Future()
+        self._size_bytes = 0
+        self._transfer: Transfer = client.get(info.key, 0, 1, self, if_match=info.etag)
+
+    def on_headers(self, info: ObjectInfo) -> None:
+        """Do nothing: that it is the right version is If-Match's part."""
+
+    def on_body(self, chunk: bytes, offset: int) -> None:
+        """Count."""
+        self._size_bytes += len(chunk)
+
+    def finish(self, error: Exception | None) -> None:
+        """Pass the end on."""
+        if error is None and self._size_bytes != 1:
+            error = BadAnswer(f"{self._size_bytes} bytes came in place of one")
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error) if error else self.future.set_result(None)
+
+
+def write(subject: Subject) -> Result:
+    """Say that nothing is written, and whether the bucket is of the kind that is asked for."""
+    requirements.check_kind(subject.config, is_directory=known(subject.client).is_directory)
+    if subject.config.mount.read_only:
+        return skipped("--read-only: nothing is written")
+    return skipped("not tried: --check writes nothing to the bucket")

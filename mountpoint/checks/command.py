@@ -1,0 +1,68 @@
+"""`mount-s3 --check`: what is checked, in order, and the run."""
+
+import io
+import os
+import sys
+from dataclasses import replace
+
+from mountpoint import logs, memory
+from mountpoint.checks import bucket, machine, network, place
+from mountpoint.checks.checklist import Check, go_through
+from mountpoint.checks.report import bar, clean_by, write_json, write_text
+from mountpoint.checks.subject import Subject
+from mountpoint.checks.throughput import throughput
+from mountpoint.config import Config
+from mountpoint.log_render import Redactor
+from mountpoint.s3.crt import enable_crt_log
+
+#: As mounting goes through it. docs/check.md lists the names.
+CHECKS: tuple[Check[Subject], ...] = (
+    Check("fuse_device", machine.fuse_device),
+    Check("fuse_library", machine.fuse_library),
+    Check("kernel", machine.kernel),
+    Check("permissions", machine.permissions),
+    Check("fusermount", machine.fusermount),
+    Check("allow_other", machine.allow_other),
+    Check("directory", machine.directory),
+    Check("staging", machine.staging),
+    Check("log", machine.log),
+    Check("journal", machine.uploads_journal),
+    Check("configuration", place.configuration),
+    Check("credentials", place.credentials, needs=("configuration",)),
+    Check("region", place.region, needs=("configuration",)),
+    Check("endpoint", place.endpoint, needs=("region",)),
+    Check("dns", network.dns, needs=("endpoint",)),
+    Check("connection", network.connection, needs=("dns",)),
+    Check("tls", network.tls, needs=("connection",)),
+    Check("clock", network.clock, needs=("tls",)),
+    Check("bucket", bucket.bucket, needs=("credentials", "tls")),
+    Check("list", bucket.listing, needs=("bucket",)),
+    Check("read", bucket.read, needs=("list",)),
+    Check("write", bucket.write, needs=("bucket",)),
+    Check("throughput", throughput, needs=("read",)),
+)
+
+
+def run(config: Config, *, as_json: bool) -> int:
+    """Go through all of it and say what was found; return the exit code: 0, or 1 if any failed.
+
+    Nothing of it is left behind, also when it is interrupted.
+    """
+    memory.keep_freed()  # as a mount does: it is faster
+    logs.configure(replace(config.log, directory=None, foreground=True))
+    crt_level = logs.crt_log_level(config.log)
+    if crt_level is not None:
+        enable_crt_log(crt_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # keys are in any script, terminals are not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    clean = clean_by(Redactor.from_environment(os.environ))
+    subject = Subject(os.environ, bar, config)
+    results = go_through(CHECKS, subject)
+    try:
+        if as_json:
+            good = write_json(config, results, clean)
+        else:
+            good = write_text(config.bucket, results, clean)
+    finally:
+        subject.close()
+    return 0 if good else 1

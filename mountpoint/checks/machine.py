@@ -1,0 +1,154 @@
+"""What mounting needs of this machine. The rules are `requirements`' and those of who needs it."""
+
+import os
+import pwd
+import re
+
+from mountpoint import logs, requirements
+from mountpoint.checks.checklist import Result, ok, skipped, warning
+from mountpoint.checks.subject import Subject, within
+from mountpoint.config import MIB
+from mountpoint.errors import MountError
+from mountpoint.staging import area
+from mountpoint.writing import journal
+
+#: A directory on a file system that hangs answers never.
+DIRECTORY_S = 5.0
+HUNG = "a file system hangs there: see what is mounted (findmnt), and unmount it"
+#: FUSE_MAX_PAGES, without which `_channel` has nothing to negotiate.
+#: https://git.kernel.org/torvalds/c/5da784cce4308ae10a79e3c8c41b13fb9568e4e0
+WIDE_SINCE = (4, 20)
+
+
+def fuse_device(_subject: Subject) -> Result:
+    """Look whether the kernel has FUSE, and lets this user have it."""
+    requirements.check_device()
+    return ok("/dev/fuse can be opened")
+
+
+def fuse_library(_subject: Subject) -> Result:
+    """Load libfuse."""
+    version = requirements.check_library()
+    return ok(f"libfuse {version}", version=version)
+
+
+def kernel(subject: Subject) -> Result:
+    """Look how much the kernel reads at a time."""
+    release = os.uname().release
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    wide = numbers is not None and (int(numbers[1]), int(numbers[2])) >= WIDE_SINCE
+    if wide and subject.config.mount.channel:
+        return ok(f"Linux {release}: reads of up to 1 MiB", release=release, read_kib=1024)
+    said = f"Linux {release}: reads of up to 128 KiB, large files are read slower"
+    hint = "leave --no-channel out" if wide else "Linux 4.20 and newer reads 1 MiB at a time"
+    return warning(said, hint, release=release, read_kib=128)
+
+
+def permissions(subject: Subject) -> Result:
+    """Look whether this user may mount, and how."""
+    requirements.check_privileges()
+    uid = os.geteuid()
+    try:
+        name = f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        name = f"uid {uid}"
+    how = "fusermount" if requirements.needs_fusermount(subject.config.mount) else "mount(2)"
+    return ok(f"{name} mounts by {how}", uid=uid, by=how)
+
+
+def fusermount(subject: Subject) -> Result:
+    """Look whether the program is there."""
+    mount = subject.config.mount
+    if not requirements.needs_fusermount(mount):
+        return skipped("root needs it for --auto-unmount only")
+    requirements.check_fusermount(mount)
+    return ok("it is installed")
+
+
+def allow_other(subject: Subject) -> Result:
+    """Look whether others may be let in."""
+    mount = subject.config.mount
+    if not (mount.allow_other or mount.allow_root):
+        return skipped("neither --allow-other nor --allow-root is given")
+    requirements.check_allow_other(mount)
+    return ok("others may be let in")
+
+
+def directory(subject: Subject) -> Result:
+    """Look whether it can be mounted on."""
+    path = subject.directory
+    if path is None:
+        return skipped("no directory is given")
+
+    def look() -> Result:
+        requirements.check_directory(path)
+        if _is_empty(path):
+            return ok(f"'{path}' exists and is empty", directory=path)
+        return warning(
+            f"'{path}' exists and is not empty",
+            "what is in it cannot be seen while the bucket is mounted there",
+            directory=path,
+        )
+
+    return within(DIRECTORY_S, f"'{path}'", HUNG, look)
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except OSError:  # it can be mounted on, and not be listed
+        return True
+
+
+def staging(subject: Subject) -> Result:
+    """Look whether files can be staged, and how much."""
+    change = subject.config.change
+    path = change.staging_directory
+    if path is None:
+        return skipped("--staged-writes is not given")
+
+    def look() -> Result:
+        area.check_directory(path, subject.directory)
+        try:
+            room = area.check_room(path, change.staging_limit_bytes)
+        except OSError as error:
+            raise MountError(
+                f"'{path}' cannot be used: {error.strerror}", "choose another"
+            ) from None
+        usable_mib = room.usable_bytes // MIB
+        return ok(f"'{path}' has room for {usable_mib} MiB", directory=path, room_mib=usable_mib)
+
+    return within(DIRECTORY_S, f"'{path}'", HUNG, look)
+
+
+def log(subject: Subject) -> Result:
+    """Look whether there will be a log."""
+    config = subject.config.log
+    if config.no_log:
+        return skipped("--no-log")
+    if config.directory is not None:
+        reason = requirements.why_unwritable(config.directory)
+        if reason is not None:
+            raise logs.cannot_write(config.directory, reason)
+        return ok(f"a file in '{config.directory}'", directory=config.directory)
+    if config.foreground:
+        return ok("standard error")
+    if os.path.exists(logs.SYSLOG_SOCKET):
+        return ok("syslog")
+    return warning("there will be no log", logs.where(config))
+
+
+def uploads_journal(subject: Subject) -> Result:
+    """Look whether the uploads that are begun can be noted."""
+    if subject.config.mount.read_only:
+        return skipped("--read-only: nothing is uploaded")
+    path = str(journal.default_directory(subject.environ))
+    reason = requirements.why_unwritable(path)
+    if reason is None:
+        return ok(f"'{path}' can be written", directory=path)
+    return warning(
+        f"'{path}': {reason}: {journal.UNNOTED}",
+        "XDG_STATE_HOME names another place",
+        directory=path,
+    )

@@ -1,0 +1,107 @@
+"""How a checklist is shown: lines for a person, as they come, or one JSON object.
+
+Whatever is shown has gone through the log's redaction, and holds nothing but printable text.
+Colour and bar are for terminals only.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+import click
+
+from mountpoint.checks.checklist import Outcome, Result
+from mountpoint.checks.subject import Advance
+from mountpoint.config import BucketConfig, Config
+from mountpoint.log_render import printable
+from mountpoint.settings import describe
+
+COLOURS: dict[Outcome, str] = {
+    "ok": "green",
+    "warning": "yellow",
+    "failed": "red",
+    "skipped": "bright_black",
+}
+#: Widths of the first two columns.
+MARK = 9
+NAME = 14
+
+Clean = Callable[[str], str]
+
+
+def clean_by(redact: Clean) -> Clean:
+    """Return what makes any text fit to be shown."""
+    return lambda text: redact(printable(text))
+
+
+def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clean: Clean) -> bool:
+    """Write a line for each, what to do below it, and a summary; return whether all is well."""
+    # https://no-color.org
+    colours = _is_terminal(sys.stdout) and "NO_COLOR" not in os.environ
+    counts: Counter[Outcome] = Counter()
+    for name, result in results:
+        counts[result.outcome] += 1
+        mark = f"{result.outcome:<{MARK}}"
+        if colours:
+            mark = click.style(mark, fg=COLOURS[result.outcome])
+        click.echo(f"{mark}{name.replace('_', ' '):<{NAME}}{clean(result.finding)}")
+        if result.hint:
+            click.echo(f"{'':<{MARK + NAME}}> {clean(result.hint)}")
+    good = not counts["failed"]
+    verdict = "can be mounted" if good else "cannot be mounted like this"
+    shown = ", ".join(_count(counts[outcome], outcome) for outcome in COLOURS if counts[outcome])
+    click.echo(f"\n{describe(bucket)} {verdict}: {shown}")
+    return good
+
+
+def _count(number: int, outcome: Outcome) -> str:
+    return f"{number} warnings" if outcome == "warning" and number > 1 else f"{number} {outcome}"
+
+
+def write_json(config: Config, results: Iterable[tuple[str, Result]], clean: Clean) -> bool:
+    """Write one object once all is known; return whether all is well."""
+    checks = [_as_json(name, result, clean) for name, result in results]
+    good = all(check["outcome"] != "failed" for check in checks)
+    whole = {
+        "bucket": config.bucket.name,
+        "prefix": config.bucket.prefix.decode("utf-8", "surrogateescape"),
+        "directory": config.mount.directory or None,
+        "ok": good,
+        "checks": checks,
+    }
+    click.echo(json.dumps(whole, indent=2))
+    return good
+
+
+def _as_json(name: str, result: Result, clean: Clean) -> dict[str, Any]:
+    details = {
+        key: clean(value) if isinstance(value, str) else value
+        for key, value in result.details.items()
+    }
+    return {
+        "name": name,
+        "outcome": result.outcome,
+        "finding": clean(result.finding),
+        "hint": clean(result.hint),
+        "details": details,
+    }
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: the caller has closed it
+
+
+@contextlib.contextmanager
+def bar(total_bytes: int) -> Iterator[Advance]:
+    """Show on stderr how much of so many bytes has come, where that is a terminal."""
+    if not _is_terminal(sys.stderr):
+        yield lambda _: None
+        return
+    with click.progressbar(length=total_bytes, label="throughput", file=sys.stderr) as shown:
+        yield shown.update
+    # One line less: the result takes its place.
+    click.echo("\x1b[1A\x1b[2K", nl=False, err=True)

@@ -1,0 +1,112 @@
+"""How fast this machine reads the bucket: 64 MiB of one object, as a mount reads them.
+
+A thread reads as the kernel would, 1 MiB after another, from a stream (`reading.stream`) that
+fetches ahead by ranged GETs in parallel. Who measures waits beside it: so it ends in time, and
+Ctrl-C is heard.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mountpoint.checks.checklist import Result, ok, skipped, warning
+from mountpoint.checks.subject import Subject, known
+from mountpoint.config import DEFAULT_GBPS
+from mountpoint.errors import MountError, OperationError
+from mountpoint.reading.stream import ReadStream
+from mountpoint.reading.streams import Streams
+from mountpoint.s3.retry import Patience
+
+READ_BYTES = 64 << 20
+#: What the kernel asks for at a time.
+STEP_BYTES = 1 << 20
+MOST_S = 20.0
+#: How long a reader that was told to end may take.
+END_S = 2.0
+
+
+class Measured(NamedTuple):
+    """What came, and how long it took. `error`: why it ended before all had come."""
+
+    size_bytes: int
+    seconds: float
+    error: Exception | None = None
+
+
+def throughput(subject: Subject) -> Result:
+    """Measure it by the first object that is large enough."""
+    objects, client, config = known(subject.objects), known(subject.client), subject.config
+    if objects.large is None:
+        return skipped(f"no object of {READ_BYTES >> 20} MiB was seen")
+    patience = Patience(
+        try_s=config.client.try_timeout_s,
+        total_s=MOST_S,
+        stopping=subject.stopping,
+        most_tries=config.client.most_tries,
+        counters=subject.counters,
+    )
+    stream = Streams(client, config.read, patience, subject.counters).stream(objects.large)
+    with subject.progress(READ_BYTES) as advance:
+        measured = measure(stream, READ_BYTES, MOST_S, advance)
+    key = objects.large.key.decode("utf-8", "surrogateescape")
+    if measured.error is not None:
+        hint = measured.error.hint if isinstance(measured.error, OperationError) else ""
+        raise MountError(f"'{key}' cannot be read: {measured.error}", hint)
+    came_mib, rate = measured.size_bytes >> 20, measured.size_bytes / 1e6 / measured.seconds
+    gbps = config.client.throughput_gbps or DEFAULT_GBPS
+    said = (
+        f"{rate:.0f} MB/s: {came_mib} MiB of '{key}' in {measured.seconds:.1f} s; "
+        f"--maximum-throughput-gbps {gbps:g} aims at {gbps * 125:.0f} MB/s"
+    )
+    judged = ok if measured.size_bytes == READ_BYTES else _too_slow
+    return judged(
+        said,
+        key=key,
+        mb_per_s=round(rate, 1),
+        size_bytes=measured.size_bytes,
+        seconds=round(measured.seconds, 2),
+        aim_mb_per_s=round(gbps * 125, 2),
+    )
+
+
+def _too_slow(said: str, **details: str | int | float) -> Result:
+    hint = "--part-size 1048576 asks for less at a time; another region is far away"
+    return warning(said, hint, **details)
+
+
+def measure(
+    stream: ReadStream, size_bytes: int, most_s: float, advance: Callable[[int], None]
+) -> Measured:
+    """Read so much of `stream`, for at most so long, and close it."""
+    arrived: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            stream.open()
+            for offset in range(0, size_bytes, STEP_BYTES):
+                with memoryview(stream.read(offset, min(STEP_BYTES, size_bytes - offset))) as view:
+                    arrived.put(len(view))
+        except Exception as error:
+            arrived.put(error)
+
+    reader = threading.Thread(target=read, name="throughput", daemon=True)
+    begun_s = time.monotonic()
+    done_bytes = 0
+    reader.start()
+    try:
+        while done_bytes < size_bytes:
+            left_s = begun_s + most_s - time.monotonic()
+            try:
+                item = arrived.get(timeout=max(left_s, 0.0))
+            except queue.Empty:
+                break
+            if isinstance(item, Exception):
+                return Measured(done_bytes, time.monotonic() - begun_s, item)
+            done_bytes += item
+            advance(item)
+        return Measured(done_bytes, time.monotonic() - begun_s)
+    finally:
+        stream.close()
+        reader.join(END_S)
