@@ -158,7 +158,7 @@ class ClientConfig:
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
             raise MountError(
                 f"the CA bundle '{self.ca_bundle}' is not a file",
-                "--ca-bundle and AWS_CA_BUNDLE take a file of PEM certificates",
+                "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle name a file in PEM",
             )
         for name in self.interfaces:
             known = [each for _, each in socket.if_nameindex()]

@@ -165,6 +165,12 @@ class CredentialsUnavailable(AccessDenied):
     """There are no credentials to sign with, or they have expired."""
 
 
+class CredentialsEnded(CredentialsUnavailable):
+    """The credentials are good no longer, and newer ones are being looked for."""
+
+    retryable = True
+
+
 class PreconditionFailed(S3Error):
     """412: the object is not the version that was asked for, or not absent."""
 

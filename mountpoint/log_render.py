@@ -136,7 +136,14 @@ _NAMED = re.compile(
 _KNOWN = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,124}\b|\b(?:IQoJ|FwoG|FQoG|AgoJ)[A-Za-z0-9+/=_%-]{40,}"
 )
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+#: User and password in a URL, such as a proxy's.
+_LOGIN = re.compile(r"(?<=://)[^\s/\"'\\]*:[^\s/\"'\\]*(?=@)")
+_SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
 
 
 class Redactor:
@@ -157,6 +164,7 @@ class Redactor:
         """Return `line` without credentials."""
         if self._told is not None:
             line = self._told.sub(REDACTED, line)
+        line = _LOGIN.sub(REDACTED, line)
         return _KNOWN.sub(REDACTED, _NAMED.sub(rf"\1{REDACTED}", line))
 
 

@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, NamedTuple, Protocol, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
@@ -61,14 +61,22 @@ class Sink(Protocol):
         """Write one event."""
 
 
-def configure(config: LogConfig) -> "Recent":
-    """Set up logging for this process; return the lines that are kept.
+class Log(NamedTuple):
+    """What comes of `configure`: the lines that are kept, and where to write if all ends.
 
-    Raises MountError when the log cannot be had as asked.
+    `crashes` is a descriptor; None where there is only syslog.
     """
+
+    recent: "Recent"
+    crashes: int | None
+
+
+def configure(config: LogConfig) -> Log:
+    """Set up logging for this process. Raise MountError when the log cannot be had as asked."""
     chosen = effective_filter(config)
+    file = None if config.directory is None else _create_file(config.directory)
     recent = Recent(Redactor.from_environment(os.environ))
-    sinks = [*_sinks(config), recent]
+    sinks = [*_sinks(config, file), recent]
     structlog.configure(
         processors=[_add_time, structlog.processors.format_exc_info, _last],
         wrapper_class=cast(type[FilteringBoundLogger], _logger_class(chosen)),
@@ -76,7 +84,8 @@ def configure(config: LogConfig) -> "Recent":
         cache_logger_on_first_use=True,
     )
     _route_standard_library(chosen, sinks)
-    return recent
+    standard_error = 2 if config.foreground and sys.stderr is not None else None
+    return Log(recent, standard_error if file is None else file)
 
 
 def effective_filter(config: LogConfig) -> Filter:
@@ -223,14 +232,14 @@ def _last(logger: Any, method: str, event: EventDict) -> tuple[tuple[EventDict],
 # Sinks
 
 
-def _sinks(config: LogConfig) -> list[Sink]:
+def _sinks(config: LogConfig, file: int | None) -> list[Sink]:
     if config.no_log:
         return []
     redact = Redactor.from_environment(os.environ)
     sinks: list[Sink] = []
-    if config.directory is not None:
-        sinks.append(_File(_create_file(config.directory), redact))
-    if config.foreground:
+    if file is not None:
+        sinks.append(_File(file, redact))
+    if config.foreground and sys.stderr is not None:  # it may be closed
         sinks.append(_Console(sys.stderr, redact))
     return sinks or [_Syslog(SYSLOG_SOCKET, redact)]
 

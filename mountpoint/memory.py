@@ -25,6 +25,9 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 
+#: sys/prctl.h
+PR_SET_DUMPABLE = 4
+
 #: The largest that glibc takes.
 LARGEST_MMAP_THRESHOLD = 32 << 20
 NEVER_TRIM = (1 << 31) - 1
@@ -52,6 +55,17 @@ def keep_freed() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
         mallopt(M_ARENA_MAX, 1)  # what one thread frees, another one takes
+
+
+def keep_private() -> None:
+    """Keep this process's memory and environment from core files and from others' debuggers.
+
+    There are keys in it. Only root can look at it from then on (PR_SET_DUMPABLE(2const),
+    proc_pid(5)); ssh-agent does the same. What this process starts can be looked at.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
 
 def give_back() -> None:

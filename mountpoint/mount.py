@@ -6,6 +6,7 @@ mount on every way out goes through the unmount.
 """
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -51,8 +52,11 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     mounted, when that cannot come to be.
     """
     memory.keep_freed()
+    memory.keep_private()
     _allow_many_files()
-    recent = logs.configure(config.log)
+    recent, crashes = logs.configure(config.log)
+    if crashes is not None:
+        faulthandler.enable(crashes)  # there is no core file: see keep_private
     requirements.check_directory(config.mount.directory)
     requirements.check_fuse(config.mount)
     if config.change.staging_directory is not None:

@@ -1,76 +1,99 @@
-"""An HTTP proxy as companies have one: it forwards http, and opens tunnels for https.
+"""A real HTTP proxy (proxy.py), as companies have them: the only way out.
 
-`with ForwardProxy() as proxy:` and then HTTP_PROXY or HTTPS_PROXY is `proxy.url`. `proxy.seen` has
-each request's method, target and Proxy-Authorization. With `closed` it refuses all tunnels.
+`with ForwardProxy(folder) as proxy:` and then `proxy.url`. It resolves every name that ends in
+".test" to loopback, and nobody else does: what is reached by such a name has gone through it.
+It runs in a process of its own.
 """
 
-import contextlib
-import http.client
-import http.server
-import select
-import socket
-import threading
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+
+from proxy.http.parser import HttpParser
+from proxy.http.proxy import HttpProxyBasePlugin
+
+from tools.processes import end_process_group
+
+START_TIMEOUT_S = 30.0
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Names(HttpProxyBasePlugin):
+    """What the proxy does beyond proxying: its own names."""
+
+    def resolve_dns(self, host: str, port: int) -> tuple[str | None, None]:
+        return ("127.0.0.1" if host.endswith(".test") else None), None
+
+    def handle_client_request(self, request: HttpParser) -> HttpParser:
+        return request
+
+    def handle_upstream_chunk(self, chunk: memoryview) -> memoryview:
+        return chunk
 
 
 class ForwardProxy:
-    """The proxy, on loopback."""
+    """The proxy. `login` is "user:password", as clients have to send it."""
 
-    def __init__(self, *, closed: bool = False) -> None:
-        self.seen: list[tuple[str, str, str]] = []
-        proxy = self
+    def __init__(self, folder: Path, login: str = "") -> None:
+        self._folder = folder
+        self._options = ["--basic-auth", login] if login else []
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_CONNECT(self) -> None:
-                self._note()
-                if closed:
-                    self.send_error(403)
-                    return
-                name, _, port = self.path.rpartition(":")
-                with socket.create_connection((name, int(port)), timeout=30) as there:
-                    self.send_response_only(200)
-                    self.end_headers()
-                    _relay(self.connection, there)
-                self.close_connection = True
+    @property
+    def url(self) -> str:
+        """Where it listens; without a login."""
+        return f"http://127.0.0.1:{self.port}"
 
-            def do_GET(self) -> None:
-                self._note()
-                parts = urlsplit(self.path)
-                there = http.client.HTTPConnection(parts.netloc, timeout=30)
-                target = parts.path + (f"?{parts.query}" if parts.query else "")
-                there.request(self.command, target, headers=dict(self.headers.items()))
-                answer = there.getresponse()
-                body = answer.read()
-                self.send_response_only(answer.status)
-                for name, value in answer.getheaders():
-                    if name.lower() not in ("transfer-encoding", "connection"):
-                        self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-                there.close()
+    @property
+    def log(self) -> str:
+        """A line for each connection that has ended: whose it was, where it led."""
+        return (self._folder / "log").read_text()
 
-            do_HEAD = do_GET  # noqa: N815
+    def start(self) -> Self:
+        """Start it, on the port that it had before."""
+        self._folder.mkdir(exist_ok=True)
+        port_file = self._folder / "port"
+        port_file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1"]
+        command += ["--port", str(self.port), "--port-file", port_file]
+        command += [
+            "--num-acceptors",
+            "1",
+            "--num-workers",
+            "1",
+            "--log-file",
+            self._folder / "log",
+        ]
+        command += ["--plugins", f"{Names.__module__}.{Names.__name__}", *self._options]
+        self._process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={"PATH": os.environ["PATH"], "HOME": str(self._folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (port_file.exists() and port_file.read_text()):
+            assert self._process.poll() is None, "the proxy has ended"
+            assert time.monotonic() < deadline, "the proxy did not start"
+            time.sleep(0.02)
+        self.port = int(port_file.read_text())
+        return self
 
-            def _note(self) -> None:
-                authorization = self.headers.get("Proxy-Authorization", "")
-                proxy.seen.append((self.command, self.path, authorization))
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Quiet(http.server.ThreadingHTTPServer):
-            def handle_error(self, *_: object) -> None:
-                pass  # clients go away
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self._server.server_port}"
-        self.url = f"http://{self.host}"
+    def stop(self) -> None:
+        """End it, and all connections through it."""
+        process, self._process = self._process, None
+        if process is not None:
+            end_process_group(process.pid, process)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -78,16 +101,4 @@ class ForwardProxy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _relay(one: socket.socket, other: socket.socket) -> None:
-    """Pass bytes on in both directions until one side has ended."""
-    with contextlib.suppress(OSError):
-        while True:
-            for ready in select.select([one, other], [], [], 60)[0]:
-                piece = ready.recv(1 << 16)
-                if not piece:
-                    return
-                (other if ready is one else one).sendall(piece)
+        self.stop()

@@ -31,6 +31,7 @@ def bucket(subject: Subject) -> Result:
         subject.credentials,
         choice,
         config.client,
+        subject.environ,
         subject.stopping,
         subject.counters,
     )

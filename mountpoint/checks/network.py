@@ -19,11 +19,13 @@ NAME_S = 20.0
 REFUSED_SKEW_S = 15 * 60
 NOTABLE_SKEW_S = 60
 
+HIDDEN = "it is behind a proxy that is reached by TLS: what is there shows at 'bucket'"
+
 
 def dns(subject: Subject) -> Result:
     """Resolve the endpoint's name, or that of the proxy, which resolves the other."""
     by = subject.proxy
-    name, port = (by.name, by.port) if by else probe.place(known(subject.endpoint))
+    name, port = (by.host, by.port) if by else probe.place(known(subject.endpoint))
     try:
         what, hint = "name resolution", "check the network, and /etc/resolv.conf"
         subject.addresses = within(NAME_S, what, hint, partial(probe.addresses, name, port))
@@ -63,6 +65,8 @@ def tls(subject: Subject) -> Result:
     where = known(subject.endpoint)
     if where.scheme == "http":
         return skipped("the endpoint is http: nothing is encrypted")
+    if _is_hidden(subject):
+        return skipped(HIDDEN)
     name, _ = probe.place(where)
     try:
         if subject.proxy is not None:
@@ -80,6 +84,8 @@ def tls(subject: Subject) -> Result:
 
 def clock(subject: Subject) -> Result:
     """Compare the server's clock with ours."""
+    if _is_hidden(subject):
+        return skipped(HIDDEN)
     try:
         skew_s = probe.skew_s(known(subject.connection), known(subject.endpoint), subject.proxy)
     except OSError as error:
@@ -96,6 +102,11 @@ def clock(subject: Subject) -> Result:
     judged = failed if signed and off_s >= REFUSED_SKEW_S else warning
     why = ": S3 refuses what is signed more than 15 minutes off" if judged is failed else ""
     return judged(said + why, hint, skew_s=round(skew_s))
+
+
+def _is_hidden(subject: Subject) -> bool:
+    """Whether what is behind a proxy can be seen only by who speaks TLS within TLS."""
+    return subject.proxy is not None and subject.proxy.scheme == "https"
 
 
 def _unreachable(subject: Subject, error: OSError, interface: str = "") -> MountError:

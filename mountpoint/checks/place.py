@@ -7,8 +7,7 @@ from mountpoint.checks.checklist import Detail, Result, ok, skipped
 from mountpoint.checks.subject import Subject, known, within
 from mountpoint.checks.words import duration
 from mountpoint.config import Config
-from mountpoint.errors import MountError
-from mountpoint.s3 import probe
+from mountpoint.s3 import proxy
 from mountpoint.s3.connect import first_region
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.endpoint import RegionChoice, RegionSource, resolve
@@ -71,7 +70,8 @@ def credentials(subject: Subject) -> Result:
     if config.no_sign_request:
         return skipped("--no-sign-request")
     what, hint = "what gives the credentials", "run the profile's credential_process by hand"
-    subject.credentials = within(CREDENTIALS_S, what, hint, partial(Credentials, config))
+    look_up = partial(Credentials, config, ca_bundle=subject.config.client.ca_bundle)
+    subject.credentials = within(CREDENTIALS_S, what, hint, look_up)
     origin = subject.credentials.origin
     profile = origin.profile or "default"
     words = PROVIDERS.get(origin.method, origin.method or "unknown").format(profile)
@@ -110,14 +110,7 @@ def endpoint(subject: Subject) -> Result:
     source = subject.endpoint_source or "S3's rules"
     style = "path" if found.base_path else "virtual-host"
     url = f"{found.scheme}://{found.host}"
-    try:
-        subject.proxy = probe.proxy(found)
-    except ValueError:  # its text may quote a password
-        variable = f"{found.scheme.upper()}_PROXY"
-        raise MountError(
-            f"{variable} is not the URL of a proxy",
-            f"correct it, for example to http://proxy.example.com:3128, or unset {variable}",
-        ) from None
+    subject.proxy = proxy.settle(found.scheme, found.host, subject.environ)
     details: dict[str, Detail] = {"url": url, "style": style, "source": source}
     through = ""
     if subject.proxy is not None:

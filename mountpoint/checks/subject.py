@@ -16,7 +16,8 @@ from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice
-from mountpoint.s3.probe import Address, Proxy
+from mountpoint.s3.probe import Address
+from mountpoint.s3.proxy import Proxy
 from mountpoint.s3.retry import Patience
 
 T = TypeVar("T")

@@ -27,11 +27,11 @@ from mountpoint.errors import (
 )
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
+from mountpoint.s3 import probe, proxy
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
 from mountpoint.s3.instance import Instance
-from mountpoint.s3.probe import tls_problem
 from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,8 @@ DEFAULT_REGION = "us-east-1"
 TRY_S = 10.0
 TOTAL_S = 20.0
 MOST_TRIES = 3
-TLS_PROBE_AFTER_S = 1.0
+#: When to look what is wrong.
+PROBE_AFTER_S = 1.0
 
 
 def connect(
@@ -60,9 +61,11 @@ def connect(
 
     `instance` is asked for the region, where nobody else says one.
     """
-    credentials = None if credentials_config.no_sign_request else Credentials(credentials_config)
+    credentials = None
+    if not credentials_config.no_sign_request:
+        credentials = Credentials(credentials_config, ca_bundle=client_config.ca_bundle)
     choice = first_region(bucket, credentials_config, environ, instance)
-    return reach(bucket, credentials, choice, client_config, stopping, counters, meters)
+    return reach(bucket, credentials, choice, client_config, environ, stopping, counters, meters)
 
 
 def first_region(
@@ -81,6 +84,7 @@ def reach(
     credentials: Credentials | None,
     choice: RegionChoice,
     client_config: ClientConfig,
+    environ: Mapping[str, str],
     stopping: threading.Event,
     counters: Counters,
     meters: Meters | None = None,
@@ -99,7 +103,14 @@ def reach(
 
     def attempt(region: str) -> CrtClient:
         endpoint = resolve(bucket, region)
-        log.debug("endpoint", host=endpoint.host, path=endpoint.base_path, region=endpoint.region)
+        by = proxy.settle(endpoint.scheme, endpoint.host, environ)
+        log.debug(
+            "endpoint",
+            host=endpoint.host,
+            path=endpoint.base_path,
+            region=endpoint.region,
+            proxy=by,
+        )
         client = CrtClient(
             endpoint,
             credentials,
@@ -111,7 +122,7 @@ def reach(
             expected_owner=bucket.expected_owner,
         )
         try:
-            with _watching_tls(client, endpoint, client_config.ca_bundle):
+            with _watching(client, endpoint, client_config.ca_bundle, by):
                 patience.ask(lambda: client.list(bucket.prefix, max_keys=1)).answer()
         except BaseException as error:
             client.close()
@@ -135,28 +146,32 @@ def reach(
 
 
 @contextlib.contextmanager
-def _watching_tls(client: CrtClient, endpoint: Endpoint, ca_bundle: str | None) -> Iterator[None]:
-    """Interrupt the client, and raise the reason, when it waits for a handshake that failed."""
+def _watching(
+    client: CrtClient, endpoint: Endpoint, ca_bundle: str | None, by: proxy.Proxy | None
+) -> Iterator[None]:
+    """Raise what `probe` finds in place of the CRT's error, as soon as it is found."""
     found: list[TransportFault] = []
 
     def look() -> None:
-        problem = tls_problem(endpoint, ca_bundle)
+        problem = probe.problem(endpoint, ca_bundle, by)
         if problem is not None:
             found.append(problem)
             client.interrupt()
 
-    probe = threading.Timer(TLS_PROBE_AFTER_S, look)
-    probe.daemon = True
+    timer = threading.Timer(PROBE_AFTER_S, look)
+    timer.daemon = True
     if endpoint.scheme == "https":
-        probe.start()
+        timer.start()
     try:
         yield
     except (Interrupted, TransportFault) as error:
+        if by is not None and not found:  # a proxy that refuses does so at once
+            look()
         if found:
             raise found[0] from error
         raise
     finally:
-        probe.cancel()
+        timer.cancel()
 
 
 def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion) -> str:

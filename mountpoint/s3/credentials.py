@@ -5,9 +5,10 @@ One daemon thread does whatever may wait for a network, a process or a file: it 
 minute, and botocore renews what ends within 15 minutes. When that fails the old keys go on
 as long as they are valid.
 
-`refresh_now` is for when S3 says that keys have expired which look valid from here: the clock
-is wrong, or a tool has written new keys into a file with no word of when they end. Then the
-whole chain is gone through again.
+`explain` is for when S3 says that keys are good no longer which look valid from here: the clock
+is wrong, the machine was asleep, they were deleted, or a tool has written new keys into a file with
+no word of when they end. Then the whole chain is gone through again, and who asked S3 asks again
+meanwhile; but for some seconds after that has brought nothing, nobody waits for it.
 
 https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from mountpoint.config import CredentialsConfig
-from mountpoint.errors import CredentialsUnavailable, MountError
+from mountpoint.errors import CredentialsEnded, CredentialsUnavailable, MountError, S3Error
 from mountpoint.s3.profile import open_session
 from mountpoint.s3.refusal import masked, printable
 
@@ -72,6 +73,7 @@ class Origin(NamedTuple):
 class Credentials:
     """The keys of one mount. Make it after the fork: it starts a thread.
 
+    `ca_bundle` names the certificates that services which give keys have to have.
     Raise MountError at once when there are no credentials, or none that are valid.
     """
 
@@ -79,6 +81,7 @@ class Credentials:
         self,
         config: CredentialsConfig,
         *,
+        ca_bundle: str | None = None,
         interval_s: float = INTERVAL_S,
         resolve_again_after_s: float = RESOLVE_AGAIN_AFTER_S,
     ) -> None:
@@ -87,6 +90,7 @@ class Credentials:
 
         # Constants.
         self._profile = config.profile
+        self._ca_bundle = ca_bundle
         self._interval_s = interval_s
         self._hurry_interval_s = min(interval_s, HURRY_INTERVAL_S)
         self._resolve_again_after_s = resolve_again_after_s
@@ -98,6 +102,7 @@ class Credentials:
 
         # Mutable, written by the thread in one assignment, read by anybody.
         self._state: tuple[Keys, Any] = self._resolve()
+        self._in_vain_until = float("-inf")  # it is no use to wait for newer keys
         self._failure = ""  # why the last renewal failed, if it did
         self._hint = ""  # what to do about it
 
@@ -110,15 +115,18 @@ class Credentials:
     def __repr__(self) -> str:
         return f"Credentials(method={getattr(self._state[1], 'method', '')!r})"
 
-    def current(self) -> Keys:
-        """Return the keys to sign with, at once. Raise CredentialsUnavailable if expired."""
-        keys, source = self._state
-        if _ends_within(source, 0):
+    def latest(self) -> Keys:
+        """Return the keys to sign with, at once, even if they have ended: see `check`."""
+        return self._state[0]
+
+    def check(self) -> None:
+        """Raise CredentialsUnavailable if the keys have ended. It is retryable: see `explain`."""
+        if _ends_within(self._state[1], 0):
             reason = "the credentials have expired"
             if self._failure:
                 reason += f" and could not be renewed: {self._failure}"
-            raise CredentialsUnavailable(reason, hint=self._hint or "renew the credentials")
-        return keys
+            error = CredentialsUnavailable(reason, hint=self._hint or "renew the credentials")
+            raise self._ended(error)
 
     @property
     def origin(self) -> Origin:
@@ -132,9 +140,31 @@ class Credentials:
             expires_at if isinstance(expires_at, datetime) else None,
         )
 
-    def refresh_now(self) -> None:
-        """Have the credentials looked up anew, soon. Return at once."""
+    def explain(self, refusal: S3Error) -> S3Error:
+        """Return what a refusal of S3 means. If it is of the keys, others are looked for, soon.
+
+        It is retryable then, but for some seconds after that was in vain.
+        """
+        if isinstance(refusal, CredentialsUnavailable):
+            return self._ended(refusal)
+        silent = type(refusal) is S3Error and refusal.status == 400 and not refusal.code
+        if silent and self.latest().session_token:  # what has none does not end
+            # An answer to HEAD has no body to say it.
+            ended = self._ended(CredentialsUnavailable(str(refusal), status=400))
+            return ended if ended.retryable else refusal
+        return refusal
+
+    def _ended(self, error: CredentialsUnavailable) -> CredentialsUnavailable:
+        if time.monotonic() < self._in_vain_until:
+            return error
         self._wake.set()
+        return CredentialsEnded(
+            str(error),
+            code=error.code,
+            status=error.status,
+            request_id=error.request_id,
+            hint=error.hint,
+        )
 
     def close(self) -> None:
         """Stop the thread; one that is waiting for a network ends with the process."""
@@ -166,7 +196,10 @@ class Credentials:
             state = self._resolve() if anew else (_freeze(source), source)
         except Exception as error:  # whatever a provider raises: the thread goes on
             self._failed(_explain(error, self._effective_profile))
+            self._in_vain_until = time.monotonic() + self._resolve_again_after_s
             return
+        if anew and state[0] == keys:
+            self._in_vain_until = time.monotonic() + self._resolve_again_after_s
         self._state = state
         if state[0] == keys and _ends_within(state[1], HURRY_WITHIN_S):
             self._failed(MountError("there are no newer ones", "renew the credentials"))
@@ -187,6 +220,8 @@ class Credentials:
         self._resolved_at = time.monotonic()
         session = open_session(self._profile)
         self._effective_profile = session.profile
+        if self._ca_bundle is not None:  # for STS and SSO
+            session.set_config_variable("ca_bundle", self._ca_bundle)
         try:
             source = session.get_credentials()
             if source is None:
@@ -264,6 +299,11 @@ def _explain(error: Exception, profile: str | None) -> MountError:
     if isinstance(error, boto.NoRegionError):
         return MountError(
             f"{where} needs a region to get credentials", "set AWS_REGION, or the profile's region"
+        )
+    if isinstance(error, boto.SSLError):
+        return MountError(
+            f"the service that gives the credentials of {where} is not trusted: {message}",
+            "--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust",
         )
     if isinstance(error, boto.CredentialRetrievalError) and "custom-process" in str(error):
         return MountError(

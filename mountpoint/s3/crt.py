@@ -484,6 +484,12 @@ class CrtClient:
         if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
             exchange.end(NotOffered(f"{operation}: only directory buckets know it"))
             return
+        try:
+            if self._credentials is not None:
+                self._credentials.check()
+        except CredentialsUnavailable as error:
+            exchange.end(error)
+            return
         # Both before its answer can be there.
         self.counters.add(REQUESTS[operation])
         exchange.clock = self._meters.request(operation)
@@ -523,29 +529,21 @@ class CrtClient:
             return error
         if isinstance(error, S3ResponseError) and status is not None:
             refusal = wire.error_from_response(status, headers, body, what="")
-            if isinstance(refusal, CredentialsUnavailable) and self._credentials is not None:
-                self._credentials.refresh_now()
-            return refusal
+            return refusal if self._credentials is None else self._credentials.explain(refusal)
         name = getattr(error, "name", type(error).__name__)
         if name in CRT_REFUSALS:
             status, code = CRT_REFUSALS[name]
             return wire.error_from_response(
                 status, None, f"<Error><Code>{code}</Code></Error>".encode(), what=""
             )
-        if "CREDENTIALS" in name:
-            return self._credentials_error()
+        if "CREDENTIALS" in name:  # of a session with a directory bucket
+            return CredentialsUnavailable(f"there are none to sign with ({name})")
         hint = ""
         if "TLS" in name:
             hint = "--ca-bundle or AWS_CA_BUNDLE names the certificates to trust"
+        elif "PROXY" in name:
+            hint = "the proxy of HTTPS_PROXY refuses; NO_PROXY names what is reached without it"
         return TransportFault(f"{getattr(error, 'message', error)} ({name})", hint=hint)
-
-    def _credentials_error(self) -> S3Error:
-        try:
-            if self._credentials is not None:
-                self._credentials.current()
-        except CredentialsUnavailable as error:
-            return error
-        return CredentialsUnavailable("there are no credentials to sign with")
 
 
 def enable_crt_log(level: int) -> None:
@@ -574,7 +572,7 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
     except (AwsCrtError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise MountError(
             f"the CA bundle '{ca_bundle}' cannot be used: {error}",
-            "--ca-bundle and AWS_CA_BUNDLE take a file of PEM certificates",
+            "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle name a file in PEM",
         ) from error
 
 
@@ -584,7 +582,7 @@ def _signing_config(endpoint: Endpoint, credentials: Credentials | None) -> AwsS
 
     def current() -> AwsCredentials:
         keep_state()
-        now = credentials.current()
+        now = credentials.latest()  # what it raised the CRT would log, and forget
         return AwsCredentials(now.access_key_id, now.secret_access_key, now.session_token)
 
     return AwsSigningConfig(

@@ -1,28 +1,25 @@
 """What the network says of an endpoint, step by step: name, connection, TLS, the server's clock.
 
 The CRT goes the same steps by itself, but its errors do not tell which one failed, nor why: its
-TLS library keeps a failed handshake to itself for up to 30 seconds.
-https://aws.github.io/s2n-tls/usage-guide/ch03-error-handling.html (blinding)
-
-A proxy that variables name is used here because the CRT uses it.
+TLS library keeps a failed handshake to itself for up to 30 seconds, and then does not say which
+certificate it did not like (https://aws.github.io/s2n-tls/usage-guide/ch03-error-handling.html,
+blinding); what a proxy has answered is only in its log.
 
 Nothing is signed here, and nothing asked but for one HEAD without credentials. Each step takes at
 most `STEP_S`, but for names: resolv.conf(5) says how long these take.
 """
 
-import base64
 import contextlib
 import http.client
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from mountpoint.errors import TransportFault
 from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.proxy import Proxy
 from mountpoint.s3.wire import http_date_ns
 
 STEP_S = 5.0
@@ -30,37 +27,18 @@ STEP_S = 5.0
 #: addresses without a way to them.
 MOST_ADDRESSES = 2
 
+TRUST = "--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust"
+OTHER_NAME = "check --endpoint-url; --force-path-style leaves the bucket out of the host's name"
+#: By OpenSSL's number of what is wrong with a certificate.
+#: https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
+HINTS = {
+    9: "the certificate is not valid yet: check the clock of this machine",
+    10: "the server needs a new one; or the clock of this machine is wrong",
+    62: OTHER_NAME,
+    64: OTHER_NAME,
+}
+
 Address = tuple[socket.AddressFamily, tuple[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy. `headers` may have a password."""
-
-    name: str
-    port: int
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.port}"
-
-
-def proxy(endpoint: Endpoint) -> Proxy | None:
-    """Return the proxy that HTTPS_PROXY or HTTP_PROXY names for an endpoint, and NO_PROXY does not.
-
-    Raises ValueError for what is no URL.
-    """
-    url = urllib.request.getproxies().get(endpoint.scheme)
-    if not url or urllib.request.proxy_bypass(endpoint.host):
-        return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if not parts.hostname:
-        raise ValueError("it names no host")
-    headers = {}
-    if parts.username is not None:
-        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(words.encode()).decode()}"
-    return Proxy(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), headers)
 
 
 def place(endpoint: Endpoint) -> tuple[str, int]:
@@ -100,8 +78,8 @@ def connected(to: Sequence[Address], interface: str = "") -> socket.socket:
 
 
 def tunnel(endpoint: Endpoint, by: Proxy) -> socket.socket:
-    """Return a connection to an endpoint that a proxy has opened. Raises OSError."""
-    client = http.client.HTTPConnection(by.name, by.port, timeout=STEP_S)
+    """Return a connection to an endpoint that an http proxy has opened. Raises OSError."""
+    client = http.client.HTTPConnection(by.host, by.port, timeout=STEP_S)
     client.set_tunnel(*place(endpoint), headers=by.headers)
     try:
         client.connect()
@@ -118,27 +96,44 @@ def handshake(connection: socket.socket, name: str, ca_bundle: str | None) -> ss
     except ssl.SSLCertVerificationError as error:
         raise TransportFault(
             f"its TLS certificate is not trusted: {error.verify_message}",
-            hint="--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust",
+            hint=HINTS.get(error.verify_code, TRUST),
         ) from error
     except ssl.SSLError as error:
         reason = error.reason or "the handshake failed"
         raise TransportFault(f"TLS: {reason}", hint="is it https? check --endpoint-url") from error
 
 
-def tls_problem(endpoint: Endpoint, ca_bundle: str | None) -> TransportFault | None:
-    """Return what is wrong with TLS at an endpoint, if that is the problem."""
-    name, port = place(endpoint)
+def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> TransportFault | None:
+    """Return what is wrong with TLS at an endpoint, or with a proxy, if that is the problem."""
+    proxy = f"the proxy {by} of {by.variable}" if by is not None else ""
     try:
-        by = proxy(endpoint)
-        with (
-            tunnel(endpoint, by) if by else connected(addresses(name, port)) as connection,
-            handshake(connection, name, ca_bundle),
-        ):
-            return None
-    except TransportFault as problem:
-        return problem
-    except (OSError, ValueError):
-        return None
+        _go(endpoint, ca_bundle, by)
+    except TransportFault as fault:
+        if by is None or by.scheme == "http":
+            return fault
+        hint = "the proxy's certificate has to be one that the system trusts"
+        return TransportFault(f"{proxy}: {fault}", hint=hint)
+    except OSError as error:
+        if by is None:
+            return None  # the CRT says that, too
+        hint = f"check {by.variable}; NO_PROXY names what is reached without a proxy"
+        if " 407 " in str(error):
+            hint = f"the proxy wants another user and password: http://USER:PASSWORD@{by.host}"
+        return TransportFault(f"{proxy}: {error}", hint=hint)
+    return None
+
+
+def _go(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> None:
+    """Connect as the CRT does, to the first handshake's end. Raises TransportFault, OSError."""
+    name, port = place(endpoint)
+    if by is None:
+        handshake(connected(addresses(name, port)), name, ca_bundle).close()
+    elif by.scheme == "https":
+        handshake(connected(addresses(by.host, by.port)), by.host, None).close()
+    elif endpoint.scheme == "https":
+        handshake(tunnel(endpoint, by), name, ca_bundle).close()
+    else:
+        connected(addresses(by.host, by.port)).close()
 
 
 def skew_s(connection: socket.socket, endpoint: Endpoint, by: Proxy | None = None) -> float | None:

@@ -52,7 +52,7 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
         " (a requester-pays bucket needs --requester-pays)",
     ),
     "InvalidAccessKeyId": (
-        AccessDenied,
+        CredentialsUnavailable,
         "S3 does not know this access key: check the credentials, the profile and the endpoint",
     ),
     "SignatureDoesNotMatch": (
@@ -101,6 +101,7 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     401: (AccessDenied, ""),
     403: _BY_CODE["AccessDenied"],
     404: (NotFound, ""),
+    407: (AccessDenied, "the proxy of HTTP_PROXY wants another user and password"),
     408: (ServerFault, ""),
     412: (PreconditionFailed, ""),
     416: (BadAnswer, ""),

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/sdkref/latest/guide/feature-endpoints.html
 https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,17 +25,19 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is said; `endpoint_source` is by what. `max_attempts` None: nothing is."""
+    """What is said; `endpoint_source` is by what. `max_attempts`, `ca_bundle` None: nothing is."""
 
     endpoint_url: str | None = None
     endpoint_source: str = ""
     dual_stack: bool = False
     fips: bool = False
     max_attempts: int | None = None
+    ca_bundle: str | None = None
 
     def apply_to(self, config: Config) -> Config:
         """Return what the options and this say together. Raises MountError."""
-        client = replace(config.client, most_tries=self.max_attempts)
+        ca_bundle = config.client.ca_bundle or self.ca_bundle
+        client = replace(config.client, most_tries=self.max_attempts, ca_bundle=ca_bundle)
         return replace(config, bucket=self._bucket(config.bucket), client=client)
 
     def _bucket(self, bucket: BucketConfig) -> BucketConfig:
@@ -69,6 +72,7 @@ def surroundings(profile: str | None, environ: Mapping[str, str]) -> Surrounding
         dual_stack=_flag(session, environ, "AWS_USE_DUALSTACK_ENDPOINT"),
         fips=_flag(session, environ, "AWS_USE_FIPS_ENDPOINT"),
         max_attempts=_max_attempts(session, environ),
+        ca_bundle=_ca_bundle(session),
     )
 
 
@@ -109,6 +113,12 @@ def _flag(session: "Session", environ: Mapping[str, str], variable: str) -> bool
             f"{source} is {text!r}, neither 'true' nor 'false'", "set it to true, or unset it"
         )
     return text.lower() == "true"
+
+
+def _ca_bundle(session: "Session") -> str | None:
+    """Return the profile's; the variable's is as good as the option's."""
+    path = session.get_scoped_config().get("ca_bundle")
+    return os.path.abspath(os.path.expanduser(str(path))) if path else None
 
 
 def _max_attempts(session: "Session", environ: Mapping[str, str]) -> int | None:

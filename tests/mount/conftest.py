@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.conftest import Store
 from tests.mount.mounting import Mount, mounted
@@ -32,3 +33,16 @@ def mount(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mo
 def folder(tmp_path: Path) -> Path:
     """A folder to mount in."""
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """A certificate authority that nobody knows."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, folder: Path) -> Path:
+    """Its certificate, as a file."""
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    return folder / "ca.pem"

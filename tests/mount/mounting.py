@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ TIMEOUT_S = 45.0
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return ours without what it says of AWS, with `extra`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    """Return ours without what it says of AWS and of proxies, with `extra`."""
+    others = re.compile(r"AWS_|\w+_proxy$", re.IGNORECASE)
+    kept = {key: value for key, value in os.environ.items() if not others.match(key)}
     # The folder of the program: mount(8) finds it by PATH.
     kept["PATH"] = f"{PROGRAM.parent}:{kept['PATH']}"
     nothing = {

@@ -83,7 +83,7 @@ def test_unknown_key(store: Store, path: Path) -> None:
     """An access key that nobody has is refused."""
     env = store.environment | {"AWS_ACCESS_KEY_ID": "AKIANOBODYHASTHISKEY"}
     arguments = [store.bucket, path, *store_options(store)]
-    check_refused(*arguments, env=env, says=["denied", "InvalidAccessKeyId"])
+    check_refused(*arguments, env=env, says=["cannot be used", "InvalidAccessKeyId"])
 
 
 def test_unsigned_is_refused(store: Store, path: Path) -> None:

@@ -119,7 +119,8 @@ def test_relative_directory(store: Store, folder: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert is_mounted(path)
         (pid,) = mount_processes(Path("here"))
-        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        if os.geteuid() == 0:  # nobody else may look
+            assert os.readlink(f"/proc/{pid}/cwd") == "/"
         subprocess.run(["umount", path], check=True)
         eventually(lambda: not mount_processes(Path("here")))
     finally:

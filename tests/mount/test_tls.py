@@ -3,6 +3,7 @@
 import os
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,6 @@ from tests.mount.mounting import clean_up, mounted, run, store_options
 pytestmark = pytest.mark.mount
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    """A certificate authority that nobody knows."""
-    return trustme.CA()
-
-
-@pytest.fixture
-def bundle(authority: trustme.CA, folder: Path) -> Path:
-    """Its certificate, as a file."""
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    return folder / "ca.pem"
-
-
 @pytest.fixture
 def proxy(store: Store, authority: trustme.CA) -> Iterator[FaultyProxy]:
     """The store behind TLS, with a certificate of that authority."""
@@ -37,15 +25,18 @@ def proxy(store: Store, authority: trustme.CA) -> Iterator[FaultyProxy]:
         yield it
 
 
-@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("how", ["option", "environment", "profile"])
 def test_trusted(store: Store, folder: Path, proxy: FaultyProxy, bundle: Path, how: str) -> None:
-    """--ca-bundle and AWS_CA_BUNDLE make the server trusted; all bytes come through."""
+    """--ca-bundle, AWS_CA_BUNDLE or the profile make the server trusted; all bytes come through."""
     body = os.urandom(3 << 20)
     store.put("tls/file", body)
     options = ["--ca-bundle", str(bundle)] if how == "option" else []
     environment = store.environment
     if how == "environment":
         environment = environment | {"AWS_CA_BUNDLE": str(bundle)}
+    elif how == "profile":
+        (folder / "config").write_text(f"[default]\nca_bundle = {bundle}\n")
+        environment = environment | {"AWS_CONFIG_FILE": str(folder / "config")}
     there = Store(store.endpoint_url, store.bucket, environment)
     with mounted(there, folder, *options, endpoint_url=proxy.url) as mount:
         assert (mount.path / "tls" / "file").read_bytes() == body
@@ -67,6 +58,42 @@ def test_not_trusted(store: Store, folder: Path, proxy: FaultyProxy, trust: str)
         assert "TLS" in result.stderr
         assert "--ca-bundle" in result.stderr
         assert proxy.seen == []
+    finally:
+        clean_up(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "ends", "what", "hint"),
+    [
+        (["127.0.0.1"], datetime(2020, 1, 2, tzinfo=UTC), "certificate has expired", "clock"),
+        (["s3.example.com"], None, "not valid for '127.0.0.1'", "--endpoint-url"),
+    ],
+    ids=["expired", "of another name"],
+)
+def test_wrong_certificate(
+    store: Store,
+    folder: Path,
+    authority: trustme.CA,
+    bundle: Path,
+    names: list[str],
+    ends: datetime | None,
+    what: str,
+    hint: str,
+) -> None:
+    """Of a known CA, but not good: the message says why, and nothing is sent."""
+    path = folder / "mnt"
+    path.mkdir()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    begins = None if ends is None else ends - timedelta(days=1)
+    authority.issue_cert(*names, not_before=begins, not_after=ends).configure_cert(context)
+    try:
+        with FaultyProxy(store.endpoint_url, context) as server:
+            where = store_options(store, endpoint_url=server.url)
+            result = run(store.bucket, path, *where, "--ca-bundle", bundle, env=store.environment)
+            assert server.seen == []
+        assert result.returncode == 1
+        assert what in result.stderr
+        assert hint in result.stderr
     finally:
         clean_up(path)
 

@@ -12,9 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials as BotocoreCredentials
 
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
@@ -31,6 +28,7 @@ from mountpoint.s3.retry import Patience
 from mountpoint.tree import DirectoryMerge, Entry
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data
+from tests.signatures import Authorization, signature
 
 pytestmark = pytest.mark.server
 
@@ -93,18 +91,11 @@ def get(client: CrtClient, key: bytes, start: int, stop: int) -> Part:
 def check_signature(exchange: Exchange, url: str, secret: str) -> None:
     """Check that botocore gives the very same request the same signature."""
     given = {name.lower(): value for name, value in exchange.request_headers.items()}
-    fields = dict(
-        field.strip().split("=", 1)
-        for field in given["authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(",")
-    )
-    key_id, _, region, service, _ = fields["Credential"].split("/")
-    headers = {name: given[name] for name in fields["SignedHeaders"].split(";")}
-    request = AWSRequest(method=exchange.method, url=url + exchange.target, headers=headers)
-    request.context["timestamp"] = given["x-amz-date"]
-    auth = S3SigV4Auth(BotocoreCredentials(key_id, secret), service, region)
-    canonical = auth.canonical_request(request)
-    signature = auth.signature(auth.string_to_sign(request, canonical), request)
-    assert signature == fields["Signature"], canonical
+    authorization = Authorization.parse(given["authorization"])
+    headers = {name: given[name] for name in authorization.signed}
+    target = url + exchange.target
+    expected = signature(exchange.method, target, headers, authorization.scope, secret)
+    assert authorization.signature == expected, headers
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)

@@ -1,9 +1,12 @@
 """What AWS gives around S3, in small: an empty environment, and services on loopback."""
 
+import json
 import os
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -48,15 +51,99 @@ class Service(BaseHTTPRequestHandler):
         pass
 
 
+class Giver(Service):
+    """A service that gives keys, as the metadata services write them."""
+
+    def keys(self) -> dict[str, str]:
+        raise NotImplementedError
+
+
+class Container(Giver):
+    """A container's: ECS, or EKS Pod Identity. `token` is what its clients have to send."""
+
+    token = "container-token-5e8Q2wL0"
+
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.headers["Authorization"] != self.token:
+            return 400, json.dumps({"message": "no"})
+        return 200, json.dumps(self.keys())
+
+
+class Instance(Giver):
+    """The instance metadata service, version 2, with one role."""
+
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.command == "PUT":
+            return 200, "token"
+        if self.headers["x-aws-ec2-metadata-token"] != "token":
+            return 401, ""
+        if self.path.endswith("/security-credentials/"):
+            return 200, "a-role"
+        return 200, json.dumps(self.keys())
+
+
+class Sts(Giver):
+    """The Security Token Service: knows one web identity token and one access key."""
+
+    def answer(self, body: str) -> tuple[int, str]:
+        known = "WebIdentityToken=good" in body or "AKIDSOURCE" in self.headers.get(
+            "Authorization", ""
+        )
+        if not known:
+            return 403, (
+                "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>"
+                "<Message>Not authorized to perform sts:AssumeRole</Message></Error>"
+                "<RequestId>r</RequestId></ErrorResponse>"
+            )
+        action = "AssumeRoleWithWebIdentity" if "WebIdentity" in body else "AssumeRole"
+        keys = self.keys()
+        fields = {**keys, "SessionToken": keys["Token"]}
+        names = ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")
+        inner = "".join(f"<{name}>{fields[name]}</{name}>" for name in names)
+        return 200, (
+            f"<{action}Response><{action}Result><Credentials>{inner}</Credentials>"
+            f"</{action}Result></{action}Response>"
+        )
+
+
+class Sso(Giver):
+    """The portal of IAM Identity Center; `token` is the login that it knows."""
+
+    token = "sso-login-9Zt4KdM3"
+
+    def answer(self, body: str) -> tuple[int, str]:
+        if self.headers["x-amz-sso_bearer_token"] != self.token:
+            kind = "com.amazonaws.switchboard.portal#UnauthorizedException"
+            return 401, json.dumps(
+                {"__type": kind, "message": "Session token not found or invalid"}
+            )
+        keys = self.keys()
+        ends = datetime.fromisoformat(keys["Expiration"])
+        role = {
+            "accessKeyId": keys["AccessKeyId"],
+            "secretAccessKey": keys["SecretAccessKey"],
+            "sessionToken": keys["Token"],
+            "expiration": int(ends.timestamp() * 1000),
+        }
+        return 200, json.dumps({"roleCredentials": role})
+
+
 @contextmanager
-def serving(service: type[Service]) -> Iterator[tuple[str, type[Service]]]:
-    """Serve a fresh copy of `service` on a free port; yield its URL and the copy."""
-    fresh = type(service.__name__, (service,), {"requests": []})
+def serving(
+    service: type[Service], tls: ssl.SSLContext | None = None, **attributes: object
+) -> Iterator[tuple[str, type[Service]]]:
+    """Serve a fresh copy of `service`, with `attributes`, on a free port; yield URL and copy."""
+    fresh = type(service.__name__, (service,), {"requests": [], **attributes})
     with ThreadingHTTPServer(("127.0.0.1", 0), fresh) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", fresh
+            scheme = "http" if tls is None else "https"
+            yield f"{scheme}://127.0.0.1:{server.server_port}", fresh
         finally:
             server.shutdown()
             thread.join()

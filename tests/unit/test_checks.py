@@ -24,6 +24,7 @@ from mountpoint.config import (
     MIB,
     BucketConfig,
     ChangeConfig,
+    ClientConfig,
     Config,
     FileSystemConfig,
     LogConfig,
@@ -334,7 +335,7 @@ def test_journal(tmp_path: Path) -> None:
 )
 def test_credentials(monkeypatch: pytest.MonkeyPatch, origin: Origin, finding: str) -> None:
     """Provider, abbreviated key and expiry; nothing else of them."""
-    monkeypatch.setattr(place, "Credentials", lambda _: SimpleNamespace(origin=origin))
+    monkeypatch.setattr(place, "Credentials", lambda *_, **__: SimpleNamespace(origin=origin))
     result = place.credentials(subject())
     assert (result.outcome, result.finding) == ("ok", finding)
     assert result.details["provider"] == origin.method
@@ -382,12 +383,23 @@ def test_the_providers_are_botocores() -> None:
     assert set(place.PROVIDERS) <= methods
 
 
-def test_a_proxy_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("given", "expected"), [(None, 12.5), (3.0, 3.0)])
+def test_the_bandwidth_of_the_instance(
+    monkeypatch: pytest.MonkeyPatch, given: float | None, expected: float
+) -> None:
+    """What is measured is compared with what mounting would aim at."""
+    monkeypatch.setattr(place.Instance, "bandwidth_gbps", lambda _: 12.5)
+    monkeypatch.setattr(place.Instance, "region", lambda _: "eu-west-1")
+    asked = subject(client=ClientConfig(throughput_gbps=given))
+    place.region(asked)
+    assert asked.config.client.throughput_gbps == expected
+
+
+def test_a_proxy_that_is_none() -> None:
     """It is said which variable is wrong; its text may have a password."""
-    monkeypatch.setenv("HTTP_PROXY", "http://me:geheim@proxy:port")
-    monkeypatch.delenv("NO_PROXY", raising=False)
     where = BucketConfig("bucket", endpoint_url="http://store.example.com")
     asked = subject(bucket=where)
+    asked.environ = {"HTTP_PROXY": "http://me:geheim@proxy:port"}
     asked.region = RegionChoice("us-east-1", "default")
     with pytest.raises(MountError, match="HTTP_PROXY is not the URL of a proxy") as caught:
         place.endpoint(asked)

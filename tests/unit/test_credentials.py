@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,16 +14,24 @@ from pathlib import Path
 
 import pytest
 import structlog
+import trustme
 from structlog.testing import LogCapture
 
 from mountpoint.config import CredentialsConfig
-from mountpoint.errors import CredentialsUnavailable, MountError
+from mountpoint.errors import (
+    AccessDenied,
+    CredentialsUnavailable,
+    MountError,
+    S3Error,
+    WrongRegion,
+)
 from mountpoint.s3 import credentials as module
 from mountpoint.s3.credentials import Credentials
-from tests.unit.aws_fakes import Service, isolate, serving
+from tests.unit.aws_fakes import Instance, Service, Sts, isolate, serving
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 TOKEN = "FwoGZXIvYXdzEBYaDOSFODNN7EXAMPLETOKEN0123456789"
+KEYS = {"Code": "Success", "SecretAccessKey": SECRET, "Token": TOKEN}
 
 
 def in_seconds(seconds: float) -> str:
@@ -61,14 +70,29 @@ def start() -> Iterator[Start]:
     """Make Credentials that look every 50 ms, and close them."""
     made: list[Credentials] = []
 
-    def make(profile: str | None = None, interval_s: float = 0.05) -> Credentials:
-        config = CredentialsConfig(profile)
-        made.append(Credentials(config, interval_s=interval_s, resolve_again_after_s=0))
+    def make(
+        profile: str | None = None,
+        *,
+        interval_s: float = 0.05,
+        resolve_again_after_s: float = 0,
+        ca_bundle: str | None = None,
+    ) -> Credentials:
+        times = {"interval_s": interval_s, "resolve_again_after_s": resolve_again_after_s}
+        made.append(Credentials(CredentialsConfig(profile), ca_bundle=ca_bundle, **times))
         return made[-1]
 
     yield make
     for credentials in made:
         credentials.close()
+
+
+def trouble(credentials: Credentials) -> CredentialsUnavailable | None:
+    """Return why nothing can be signed."""
+    try:
+        credentials.check()
+    except CredentialsUnavailable as error:
+        return error
+    return None
 
 
 def refused(start: Start, profile: str | None = None) -> MountError:
@@ -88,9 +112,9 @@ def test_environment(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of the environment; the session token is None unless there is one."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    assert start().current() == ("AKIDENV", SECRET, None)
+    assert start().latest() == ("AKIDENV", SECRET, None)
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-    assert start().current() == ("AKIDENV", SECRET, TOKEN)
+    assert start().latest() == ("AKIDENV", SECRET, TOKEN)
 
 
 def test_nothing_secret_is_shown(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +123,7 @@ def test_nothing_secret_is_shown(start: Start, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
     credentials = start()
-    shown = f"{credentials!r} {credentials} {credentials.current()!r} {credentials.current()}"
+    shown = f"{credentials!r} {credentials} {credentials.latest()!r} {credentials.latest()}"
     assert "env" in shown
     assert not any(secret in shown for secret in ("AKIDENV", SECRET, TOKEN))
 
@@ -127,14 +151,14 @@ def test_shared_files(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch)
         "[profile work]\naws_access_key_id = AKIDWORK\naws_secret_access_key = w\n"
         "aws_session_token = t\n"
     )
-    assert start().current() == ("AKIDDEF", "d", None)
-    assert start("work").current() == ("AKIDWORK", "w", "t")
+    assert start().latest() == ("AKIDDEF", "d", None)
+    assert start("work").latest() == ("AKIDWORK", "w", "t")
     monkeypatch.setenv("AWS_PROFILE", "work")
-    assert start().current() == ("AKIDWORK", "w", "t")
+    assert start().latest() == ("AKIDWORK", "w", "t")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "e")
-    assert start().current() == ("AKIDENV", "e", None)
-    assert start("work").current() == ("AKIDWORK", "w", "t")
+    assert start().latest() == ("AKIDENV", "e", None)
+    assert start("work").latest() == ("AKIDWORK", "w", "t")
 
 
 def test_profile_unknown(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +198,42 @@ def test_file_rewritten_by_a_tool(start: Start, home: Path) -> None:
     credentials = start()
     file.write_text(keys.format("AKIDNEW"))
     time.sleep(0.2)
-    assert credentials.current().access_key_id == "AKIDOLD"
-    credentials.refresh_now()
-    until(lambda: credentials.current().access_key_id == "AKIDNEW")
+    assert credentials.latest().access_key_id == "AKIDOLD"
+    credentials.explain(CredentialsUnavailable())
+    until(lambda: credentials.latest().access_key_id == "AKIDNEW")
+
+
+def test_waiting_for_newer_keys(start: Start, home: Path, lines: list[dict[str, object]]) -> None:
+    """Who is told that keys have ended asks again, until looking for newer ones was in vain."""
+    file = home / "credentials"
+    file.write_text("[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n")
+    credentials = start(resolve_again_after_s=1)
+    said = CredentialsUnavailable("expired", code="ExpiredToken", status=400, request_id="r")
+    soon = credentials.explain(said)
+    assert soon.retryable
+    assert isinstance(soon, CredentialsUnavailable)
+    assert (str(soon), soon.code, soon.status, soon.request_id) == ("expired", said.code, 400, "r")
+    until(lambda: credentials.explain(said) is said)  # the file has the same keys
+    until(lambda: credentials.explain(said).retryable)  # some time has passed
+
+
+@pytest.mark.parametrize("token", [True, False])
+def test_answers_without_a_code(start: Start, home: Path, token: bool) -> None:
+    """400 without a reason, as HEAD gets it, is about keys if they are such as end."""
+    more = f"aws_session_token = {TOKEN}\n" if token else ""
+    keys = f"[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n{more}"
+    (home / "credentials").write_text(keys)
+    credentials = start(resolve_again_after_s=60)
+    refusal = S3Error("HTTP status 400", status=400)
+    soon = credentials.explain(refusal)
+    assert isinstance(soon, CredentialsUnavailable) is token
+    assert soon.retryable is token
+    for other in (
+        S3Error("InvalidRequest", status=400, code="InvalidRequest"),
+        WrongRegion("HTTP status 400", status=400, region="eu-west-1"),
+        AccessDenied("HTTP status 403", status=403),
+    ):
+        assert credentials.explain(other) is other
 
 
 def test_file_lost(start: Start, home: Path, lines: list[dict[str, object]]) -> None:
@@ -185,10 +242,10 @@ def test_file_lost(start: Start, home: Path, lines: list[dict[str, object]]) -> 
     file.write_text("[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n")
     credentials = start()
     file.unlink()
-    credentials.refresh_now()
+    credentials.explain(CredentialsUnavailable())
     until(lambda: bool(lines))
     assert "no AWS credentials" in str(lines[0]["reason"])
-    assert credentials.current().access_key_id == "AKIDOLD"
+    assert credentials.latest().access_key_id == "AKIDOLD"
 
 
 # --- Where they come from ---
@@ -234,7 +291,7 @@ def test_process(start: Start, process: Path) -> None:
     """What the command prints are the keys."""
     process.write_text(printed("AKIDPROC"))
     credentials = start()
-    assert credentials.current() == ("AKIDPROC", SECRET, None)
+    assert credentials.latest() == ("AKIDPROC", SECRET, None)
     assert credentials.origin[:2] == ("custom-process", None)
 
 
@@ -267,26 +324,23 @@ def test_expiry_and_recovery(start: Start, process: Path, lines: list[dict[str, 
     credentials = start()
     process.unlink()
     until(lambda: bool(lines))
-    assert credentials.current().access_key_id == "AKIDONE"
+    assert credentials.latest().access_key_id == "AKIDONE"
 
     def expired() -> bool:
-        try:
-            credentials.current()
-        except CredentialsUnavailable:
-            return True
-        return False
+        return isinstance(trouble(credentials), CredentialsUnavailable)
 
     until(expired)
-    with pytest.raises(CredentialsUnavailable, match="expired and could not be renewed") as caught:
-        credentials.current()
-    assert "credential_process" in str(caught.value)
-    assert caught.value.hint == "run its command by hand"
+    until(lambda: "expired and could not be renewed" in str(trouble(credentials)))
+    error = trouble(credentials)
+    assert error is not None
+    assert "credential_process" in str(error)
+    assert error.hint == "run its command by hand"
 
     process.write_text(printed("AKIDTWO", ends_s=3600))
     until(lambda: not expired())
-    assert credentials.current().access_key_id == "AKIDTWO"
+    assert credentials.latest().access_key_id == "AKIDTWO"
     assert [line["log_level"] for line in lines] == ["warning", "debug"]
-    assert SECRET not in repr(lines) + str(caught.value)
+    assert SECRET not in repr(lines) + str(error)
 
 
 def test_end_without_newer_keys(
@@ -299,7 +353,7 @@ def test_end_without_newer_keys(
     credentials = start()
     until(lambda: bool(lines))
     assert lines[0]["log_level"] == "warning"
-    assert credentials.current().access_key_id == "AKIDENV"
+    assert credentials.latest().access_key_id == "AKIDENV"
 
 
 def test_botocore_does_not_log_the_failure(
@@ -356,9 +410,9 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Keys]]:
 def test_container(start: Start, container: type[Keys]) -> None:
     """A container's keys are taken, and others once those are near their end."""
     credentials = start()
-    first = credentials.current()
+    first = credentials.latest()
     assert (first.secret_access_key, first.session_token) == (SECRET, TOKEN)
-    until(lambda: credentials.current() != first)
+    until(lambda: credentials.latest() != first)
     assert set(container.requests) == {"GET /keys"}
     assert credentials.origin.method == "container-role"
     assert credentials.origin.expires_at is not None
@@ -371,10 +425,10 @@ def test_container_fails(
     credentials = start()
     container.up = False
     until(lambda: any(line["log_level"] == "warning" for line in lines))
-    kept = credentials.current()
+    kept = credentials.latest()
     asked = len(container.requests)
     until(lambda: len(container.requests) > asked + 3)
-    assert credentials.current() == kept
+    assert credentials.latest() == kept
     assert sum(line["log_level"] == "warning" for line in lines) == 1
     assert not any(secret in repr(lines) for secret in (SECRET, TOKEN, kept.access_key_id))
 
@@ -388,60 +442,45 @@ def test_container_refuses(start: Start, container: type[Keys]) -> None:
 def test_current_never_waits(start: Start, container: type[Keys]) -> None:
     """While a renewal hangs, the keys that are there are answered."""
     credentials = start(interval_s=3600)
-    before = credentials.current()
+    before = credentials.latest()
     container.gate, container.entered = threading.Event(), threading.Event()
-    credentials.refresh_now()
+    credentials.explain(CredentialsUnavailable())
     assert container.entered.wait(20)
-    assert credentials.current() == before
+    assert credentials.latest() == before
     container.gate.set()
-    until(lambda: credentials.current() != before)
+    until(lambda: credentials.latest() != before)
 
 
 def test_requests_that_fail_together(start: Start, container: type[Keys]) -> None:
-    """Many calls of refresh_now while one renewal is under way are one more, not many."""
+    """All that find keys ended while one renewal is under way bring about one more, not many."""
     credentials = start(interval_s=3600)
     container.gate, container.entered = threading.Event(), threading.Event()
     before = len(container.requests)
-    credentials.refresh_now()
+    credentials.explain(CredentialsUnavailable())
     assert container.entered.wait(20)
     for _ in range(50):
-        credentials.refresh_now()
-    old = credentials.current()
+        credentials.explain(CredentialsUnavailable())
+    old = credentials.latest()
     container.gate.set()
-    until(lambda: credentials.current() != old)
+    until(lambda: credentials.latest() != old)
     credentials.close()
     assert len(container.requests) <= before + 4  # two of each pass through the chain
 
 
-class Instance(Service):
-    """The instance metadata service, version 2, with one role."""
-
-    def answer(self, body: str) -> tuple[int, str]:
-        if self.command == "PUT":
-            return 200, "token"
-        if self.headers["x-aws-ec2-metadata-token"] != "token":
-            return 401, ""
-        if self.path.endswith("/security-credentials/"):
-            return 200, "a-role"
-        keys = {
-            "Code": "Success",
-            "AccessKeyId": "AKIDROLE",
-            "SecretAccessKey": SECRET,
-            "Token": TOKEN,
-            "Expiration": in_seconds(3600),
-        }
-        return 200, json.dumps(keys)
+class OneRole(Instance):
+    def keys(self) -> dict[str, str]:
+        return KEYS | {"AccessKeyId": "AKIDROLE", "Expiration": in_seconds(3600)}
 
 
 def test_instance_role(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The role of an EC2 instance is the last resort, unless that service is turned off."""
-    with serving(Instance) as (url, service):
+    with serving(OneRole) as (url, service):
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
         refused(start)
         assert service.requests == []
         monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
         credentials = start()
-        assert credentials.current() == ("AKIDROLE", SECRET, TOKEN)
+        assert credentials.latest() == ("AKIDROLE", SECRET, TOKEN)
         assert credentials.origin.method == "iam-role"
         assert service.requests[0] == "PUT /latest/api/token"
 
@@ -449,31 +488,14 @@ def test_instance_role(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- STS and SSO ---
 
 
-class Sts(Service):
-    """The Security Token Service: knows one web identity token and one access key."""
-
-    def answer(self, body: str) -> tuple[int, str]:
-        known = "WebIdentityToken=good" in body or "AKIDSOURCE" in self.headers.get(
-            "Authorization", ""
-        )
-        if not known:
-            return 403, (
-                "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>"
-                "<Message>Not authorized to perform sts:AssumeRole</Message></Error>"
-                "<RequestId>r</RequestId></ErrorResponse>"
-            )
-        action = "AssumeRoleWithWebIdentity" if "WebIdentity" in body else "AssumeRole"
-        return 200, (
-            f"<{action}Response><{action}Result><Credentials><AccessKeyId>AKIDSTS</AccessKeyId>"
-            f"<SecretAccessKey>{SECRET}</SecretAccessKey><SessionToken>{TOKEN}</SessionToken>"
-            f"<Expiration>{in_seconds(3600)}</Expiration></Credentials></{action}Result>"
-            f"</{action}Response>"
-        )
+class OneSts(Sts):
+    def keys(self) -> dict[str, str]:
+        return KEYS | {"AccessKeyId": "AKIDSTS", "Expiration": in_seconds(3600)}
 
 
 @pytest.fixture
 def sts(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sts]]:
-    with serving(Sts) as (url, service):
+    with serving(OneSts) as (url, service):
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
         monkeypatch.setenv("AWS_REGION", "eu-west-1")
         yield service  # type: ignore[misc]
@@ -490,8 +512,28 @@ def test_web_identity(
     assert "sts:AssumeRole" in refused(start).what
     (home / "token").write_text("good")
     credentials = start()
-    assert credentials.current() == ("AKIDSTS", SECRET, TOKEN)
+    assert credentials.latest() == ("AKIDSTS", SECRET, TOKEN)
     assert credentials.origin.method == "assume-role-with-web-identity"
+
+
+def test_certificates_of_sts(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CA bundle of the mount counts for STS, too."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(home / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    (home / "token").write_text("good")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/r")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(home / "token"))
+    with serving(OneSts, context) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        error = refused(start)
+        assert "CERTIFICATE_VERIFY_FAILED" in error.what
+        assert "--ca-bundle" in error.hint
+        ca_bundle = str(home / "ca.pem")
+        assert start(ca_bundle=ca_bundle).latest() == ("AKIDSTS", SECRET, TOKEN)
 
 
 def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
@@ -503,7 +545,7 @@ def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
         "[b]\naws_access_key_id = AKIDOTHER\naws_secret_access_key = s\n"
     )
     credentials = start("good")
-    assert credentials.current() == ("AKIDSTS", SECRET, TOKEN)
+    assert credentials.latest() == ("AKIDSTS", SECRET, TOKEN)
     assert credentials.origin[:2] == ("assume-role", "good")
     assert credentials.origin.expires_at is not None
     error = refused(start, "bad")
@@ -576,9 +618,9 @@ def test_close_stops_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threading.active_count() == before + 1
     credentials.close()
     assert threading.active_count() == before
-    credentials.refresh_now()
+    credentials.explain(CredentialsUnavailable())
     credentials.close()
-    assert credentials.current().access_key_id == "AKIDENV"
+    assert credentials.latest().access_key_id == "AKIDENV"
 
 
 def test_no_thread_after_a_refusal(start: Start) -> None:

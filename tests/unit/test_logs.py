@@ -430,11 +430,20 @@ def test_secrets_of_the_environment_are_known_by_heart() -> None:
     assert redact(f"<{secret}>") == "<[redacted]>"
 
 
+@pytest.mark.parametrize("login", ["user:pass", "user:p%40ss", "u:p@s:s", ":pass"])
+def test_logins_in_urls(login: str) -> None:
+    """A proxy's user and password never appear, its place does."""
+    redact = Redactor.from_environment({})
+    line = f"HTTPS_PROXY=http://{login}@proxy.example.com:3128/ and more"
+    assert redact(line) == "HTTPS_PROXY=http://[redacted]@proxy.example.com:3128/ and more"
+
+
 def test_ordinary_lines_stay_as_they_are() -> None:
     """Keys and errors that only sound like credentials are left alone."""
     redact = Redactor.from_environment({"AWS_SECRET_ACCESS_KEY": "any"})
     for line in (
         "path=/tokens/secret-key/signature.txt errno=EACCES s3_code=SignatureDoesNotMatch",
+        "url=https://s3.example.com:9000/a@b endpoint=http://[::1]:9000 from=a:b@c",
         "the credentials have expired; many anyones; authorization failed",
         "continuation-token=1ueGcxLPRx1Tr request_id=4442587FB7D0A2F9",
     ):

@@ -15,6 +15,7 @@ import trustme
 from mountpoint.errors import TransportFault
 from mountpoint.s3 import probe
 from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.proxy import Proxy, settle
 from tests.forward_proxy import ForwardProxy
 
 
@@ -169,7 +170,7 @@ def test_what_is_no_web_server() -> None:
 
 def test_tls(secure: Server, bundle: str) -> None:
     """A certificate of an authority that is trusted: the date comes through."""
-    assert probe.tls_problem(endpoint(secure.host, scheme="https"), bundle) is None
+    assert probe.problem(endpoint(secure.host, scheme="https"), bundle, None) is None
     with probe.handshake(secure.connection(), "127.0.0.1", bundle) as connection:
         skew_s = probe.skew_s(connection, endpoint(secure.host, scheme="https"))
     assert skew_s == pytest.approx(0, abs=2)
@@ -180,7 +181,7 @@ def test_tls_that_is_not_trusted(secure: Server) -> None:
     with secure.connection() as raw, pytest.raises(TransportFault, match="not trusted") as caught:
         probe.handshake(raw, "127.0.0.1", None)
     assert "--ca-bundle" in caught.value.hint
-    problem = probe.tls_problem(endpoint(secure.host, scheme="https"), None)
+    problem = probe.problem(endpoint(secure.host, scheme="https"), None, None)
     assert problem is not None
     assert "not trusted" in str(problem)
 
@@ -188,7 +189,7 @@ def test_tls_that_is_not_trusted(secure: Server) -> None:
 def test_a_server_without_tls() -> None:
     """It is said that TLS is what fails."""
     server = Server(0)
-    problem = probe.tls_problem(endpoint(server.host, scheme="https"), None)
+    problem = probe.problem(endpoint(server.host, scheme="https"), None, None)
     server.close()
     assert problem is not None
     assert "TLS" in str(problem)
@@ -199,93 +200,60 @@ def test_nobody_there_is_no_problem_of_tls() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
-        assert probe.tls_problem(endpoint(host, scheme="https"), None) is None
+        assert probe.problem(endpoint(host, scheme="https"), None, None) is None
 
 
 # --- Proxies ---
 
-VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "REQUEST_METHOD")
 
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-@pytest.mark.parametrize(
-    ("environ", "scheme", "expected"),
-    [
-        ({}, "https", None),
-        ({"HTTPS_PROXY": "http://proxy.example.com:3128"}, "https", "proxy.example.com:3128"),
-        ({"https_proxy": "proxy.example.com:3128"}, "https", "proxy.example.com:3128"),
-        ({"HTTPS_PROXY": "http://proxy.example.com"}, "https", "proxy.example.com:80"),
-        ({"HTTPS_PROXY": "http://p:1"}, "http", None),
-        ({"HTTP_PROXY": "http://p:1"}, "http", "p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".amazonaws.com"}, "https", None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "example.com"}, "https", "p:1"),
-        ({"HTTPS_PROXY": "http://p:1", "no_proxy": "*"}, "https", None),
-    ],
-)
-def test_proxy(
-    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], scheme: str, expected: str | None
-) -> None:
-    """The variables are those that the CRT reads."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    found = probe.proxy(endpoint("bucket.s3.amazonaws.com", scheme=scheme))
-    assert (found and str(found)) == expected
-
-
-def test_the_password_of_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes into a header and is not shown."""
-    monkeypatch.setenv("HTTP_PROXY", "http://me:gehe%40im@proxy.example.com:3128")
-    found = probe.proxy(endpoint("s3.example.com"))
+def proxied(proxy: ForwardProxy, scheme: str, login: str = "") -> Proxy:
+    """Return a proxy as a variable names it."""
+    url = proxy.url.replace("//", f"//{login}@") if login else proxy.url
+    found = settle(scheme, "s3.example.com", {f"{scheme}_proxy": url})
     assert found is not None
-    assert found.headers == {"Proxy-Authorization": "Basic bWU6Z2VoZUBpbQ=="}
-    assert "gehe" not in f"{found} {found!r}"
-    assert "bWU6" not in f"{found} {found!r}"
+    return found
 
 
-@pytest.mark.parametrize("url", ["http://", "http://proxy:port", "http://[proxy"])
-def test_what_is_no_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """A variable that makes no sense is an error."""
-    monkeypatch.setenv("HTTP_PROXY", url)
-    with pytest.raises(ValueError, match=r"."):
-        probe.proxy(endpoint("s3.example.com"))
-
-
-def test_the_clock_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_through_a_proxy(tmp_path: Path) -> None:
     """The proxy is asked for the endpoint's date, with the password that it wants."""
     server = Server(90)
-    with ForwardProxy() as forward:
-        monkeypatch.setenv("HTTP_PROXY", forward.url.replace("//", "//me:x@"))
-        where = endpoint(server.host)
-        by = probe.proxy(where)
-        assert by is not None
-        connection = probe.connected(probe.addresses(by.name, by.port))
+    with ForwardProxy(tmp_path / "proxy", "me:x") as forward:
+        where, by = endpoint(server.host), proxied(forward, "http", "me:x")
+        connection = probe.connected(probe.addresses(by.host, by.port))
         assert probe.skew_s(connection, where, by) == pytest.approx(90, abs=2)
     server.close()
-    assert forward.seen == [("HEAD", f"http://{server.host}/bucket", "Basic bWU6eA==")]
 
 
-def test_tls_through_a_proxy(monkeypatch: pytest.MonkeyPatch, secure: Server, bundle: str) -> None:
+def test_tls_through_a_proxy(tmp_path: Path, secure: Server, bundle: str) -> None:
     """What is wrong with a certificate is seen through a tunnel, too."""
     where = endpoint(secure.host, scheme="https")
-    with ForwardProxy() as forward:
-        monkeypatch.setenv("HTTPS_PROXY", forward.url)
-        problem = probe.tls_problem(where, None)
+    with ForwardProxy(tmp_path / "proxy") as forward:
+        by = proxied(forward, "https")
+        problem = probe.problem(where, None, by)
         assert problem is not None
         assert "not trusted" in str(problem)
-        assert probe.tls_problem(where, bundle) is None
-    assert [each[:2] for each in forward.seen] == [("CONNECT", secure.host)] * 2
+        assert probe.problem(where, bundle, by) is None
+        assert secure.host in forward.log
 
 
-def test_a_proxy_that_opens_no_tunnel(secure: Server) -> None:
-    """It is said what it answered."""
-    with ForwardProxy(closed=True) as forward:
-        name, _, port = forward.host.partition(":")
-        by = probe.Proxy(name, int(port))
-        with pytest.raises(OSError, match="Tunnel connection failed: 403"):
-            probe.tunnel(endpoint(secure.host, scheme="https"), by)
+def test_a_proxy_that_opens_no_tunnel(tmp_path: Path, secure: Server) -> None:
+    """It is said what it answered, and which variable names it."""
+    where = endpoint(secure.host, scheme="https")
+    with ForwardProxy(tmp_path / "proxy", "me:x") as forward:
+        by = proxied(forward, "https")
+        with pytest.raises(OSError, match="Tunnel connection failed: 407"):
+            probe.tunnel(where, by)
+        problem = probe.problem(where, None, by)
+        assert problem is not None
+        assert f"the proxy {forward.url} of https_proxy" in str(problem)
+        assert "another user and password" in problem.hint
+
+
+def test_a_proxy_that_is_not_there(tmp_path: Path, secure: Server) -> None:
+    """It is the proxy that does not answer."""
+    with ForwardProxy(tmp_path / "proxy") as forward:
+        by = proxied(forward, "https")
+    problem = probe.problem(endpoint(secure.host, scheme="https"), None, by)
+    assert problem is not None
+    assert "refused" in str(problem)
+    assert "NO_PROXY" in problem.hint

@@ -41,7 +41,7 @@ def error(
         (403, "", errors.AccessDenied, "policy"),
         (403, "AccessDenied", errors.AccessDenied, "--requester-pays"),
         (403, "AllAccessDisabled", errors.AccessDenied, "policy"),
-        (403, "InvalidAccessKeyId", errors.AccessDenied, "does not know this access key"),
+        (403, "InvalidAccessKeyId", errors.CredentialsUnavailable, "does not know this access key"),
         (403, "SignatureDoesNotMatch", errors.AccessDenied, "secret access key"),
         (403, "RequestTimeTooSkewed", errors.AccessDenied, "clock"),
         (403, "InvalidObjectState", errors.AccessDenied, "restore"),

@@ -1,10 +1,11 @@
 """What variables and the AWS configuration say of endpoints, and what the options make of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mountpoint.config import BucketConfig, Config, FileSystemConfig, MountConfig
+from mountpoint.config import BucketConfig, ClientConfig, Config, FileSystemConfig, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.s3.surroundings import Surroundings, surroundings
 from tests.unit.aws_fakes import isolate
@@ -112,6 +113,24 @@ def test_applied() -> None:
     assert (found.bucket.endpoint_url, found.bucket.fips) == (URL, True)
     assert found.client.most_tries == 2
     assert around.apply_to(config(endpoint_url=OTHER_URL)).bucket.endpoint_url == OTHER_URL
+
+
+def test_ca_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile's is a path of the user's; an option's, or the variable's, comes first."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bundles = [tmp_path / "profile.pem", tmp_path / "option.pem"]
+    for bundle in bundles:
+        bundle.write_text("")
+    with (tmp_path / "config").open("a") as file:
+        file.write("[profile company]\nca_bundle = ~/profile.pem\n")
+    around = surroundings("company", {})
+    assert around.apply_to(config()).client.ca_bundle == str(bundles[0])
+    given = replace(config(), client=ClientConfig(ca_bundle=str(bundles[1])))
+    assert around.apply_to(given).client.ca_bundle == str(bundles[1])
+    assert surroundings("none", {}).apply_to(given).client.ca_bundle == str(bundles[1])
+    bundles[0].unlink()
+    with pytest.raises(MountError, match=r"profile\.pem"):
+        around.apply_to(config())
 
 
 def test_dual_stack_is_of_aws() -> None:

@@ -1,0 +1,178 @@
+"""Keys that end while the mount is in use, by each way that gives them, for real.
+
+What gives keys are services on loopback; the store takes only keys that they gave, and those until
+they end (`ways`).
+"""
+
+import errno
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import FaultyProxy
+from tests.mount.mounting import (
+    clean_up,
+    content,
+    errno_of,
+    eventually,
+    mounted,
+    run,
+    store_options,
+)
+from tests.mount.ways import WAYS, place
+from tests.temporary_keys import TemporaryKeys
+from tests.unit.aws_fakes import Container, Sso
+
+pytestmark = pytest.mark.mount
+
+#: The mount looks for newer keys every 5 s when they end soon.
+LIFE_S = 12.0
+BODY = random.Random(7).randbytes(32 << 20)
+STEP = 64 << 10
+
+
+@dataclass
+class Done:
+    """What a long read has come to."""
+
+    error: BaseException | None = None
+    keys: TemporaryKeys | None = None
+    log: str = ""
+
+
+def read_long(store: Store, folder: Path, way: str, done: Done) -> None:
+    """Read one open file all over until its first keys have long ended; write one, then."""
+    try:
+        with (
+            place(store, folder, way, LIFE_S) as it,
+            mounted(it.there, folder, "--debug", endpoint_url=it.url) as mount,
+        ):
+            done.keys = it.keys
+            until = time.monotonic() + 1.5 * LIFE_S
+            offsets = list(range(0, len(BODY), STEP))
+            random.Random(way).shuffle(offsets)
+            with (mount.path / "keys" / "long").open("rb", buffering=0) as file:
+                for offset in offsets:
+                    if time.monotonic() > until:
+                        break
+                    assert os.pread(file.fileno(), STEP, offset) == BODY[offset : offset + STEP]
+                    time.sleep(0.05)
+                else:
+                    raise AssertionError("there was too little to read")
+            (mount.path / "keys" / way).write_bytes(b"written")
+            done.log = mount.log
+    except BaseException as error:
+        done.error = error
+
+
+@pytest.fixture(scope="module")
+def reads(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """A long read by each of the ways, all at the same time."""
+    store.put("keys/long", BODY)
+    reads = {way: Done() for way in WAYS}
+    threads = [
+        threading.Thread(target=read_long, args=(store, tmp_path_factory.mktemp("way"), way, done))
+        for way, done in reads.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return reads
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_keys_end_while_reading(store: Store, reads: dict[str, Done], way: str) -> None:
+    """The file is read with several keys, one after another, and no error; nothing tells them."""
+    done = reads[way]
+    if done.error is not None:
+        raise done.error
+    assert done.keys is not None
+    assert len(set(done.keys.used)) >= 2
+    # botocore believes that an instance's keys live for ten minutes at least: S3 tells better.
+    assert set(done.keys.refused) == ({"ExpiredToken"} if way == "instance" else set())
+    assert content(store, f"keys/{way}") == b"written"
+    assert not any(key in done.log for key in done.keys.used)
+
+
+def test_renewal_fails(store: Store, folder: Path) -> None:
+    """When keys end and there are no newer ones it is EACCES, at once, until there are."""
+    store.put("keys/short", b"content")
+    with (
+        place(store, folder, "container", 8.0) as it,
+        mounted(it.there, folder, endpoint_url=it.url) as mount,
+    ):
+        file = mount.path / "keys" / "short"
+        assert file.read_bytes() == b"content"
+        it.service.token = "another"
+        eventually(lambda: errno_of(file.read_bytes) == errno.EACCES, within_s=30)
+        begun = time.monotonic()
+        assert errno_of(file.read_bytes) == errno.EACCES
+        assert time.monotonic() - begun < 5
+        assert "credentials cannot be renewed" in mount.log
+        assert "the credentials have expired and could not be renewed" in mount.log
+        assert "the service which gives the keys answers" in mount.log
+        it.service.token = Container.token
+        eventually(lambda: errno_of(file.read_bytes) is None, within_s=30)
+
+
+def test_keys_deleted(store: Store, folder: Path) -> None:
+    """Long-term keys are replaced in their file and deleted: reads go on with the new ones."""
+    store.put("keys/short", b"content")
+    keys = TemporaryKeys(store, life_s=3600)
+
+    def configure() -> None:
+        given = keys.issue()
+        (folder / "credentials").write_text(
+            f"[default]\naws_access_key_id = {given.access_key}\n"
+            f"aws_secret_access_key = {given.secret_key}\naws_session_token = {given.token}\n"
+        )
+
+    configure()
+    there = Store(
+        store.endpoint_url,
+        store.bucket,
+        {"AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"), "AWS_REGION": "us-east-1"},
+    )
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.before.append(keys.check)
+        with mounted(there, folder, endpoint_url=proxy.url) as mount:
+            file = mount.path / "keys" / "short"
+            assert file.read_bytes() == b"content"
+            keys.end_all()
+            configure()
+            assert file.read_bytes() == b"content"
+            assert set(keys.refused) == {"ExpiredToken"}
+
+
+def test_sso_login(store: Store, folder: Path) -> None:
+    """A login that has ended is said with the command to run; after that everything goes on."""
+    store.put("keys/short", b"content")
+    with (
+        place(store, folder, "SSO", 8.0) as it,
+        mounted(it.there, folder, endpoint_url=it.url) as mount,
+    ):
+        file = mount.path / "keys" / "short"
+        assert file.read_bytes() == b"content"
+        it.service.token = "a later login"
+        eventually(lambda: errno_of(file.read_bytes) == errno.EACCES, within_s=30)
+        assert 'hint="log in: aws sso login --profile work"' in mount.log
+        again = folder / "again"
+        again.mkdir()
+        try:
+            where = store_options(store, endpoint_url=it.url)
+            environ = it.there.environment | {"AWS_PROFILE": ""}
+            result = run(store.bucket, again, *where, "--profile", "work", env=environ)
+            assert result.returncode == 1
+            assert "the SSO session of profile 'work' has expired" in result.stderr
+            assert "aws sso login --profile work" in result.stderr
+        finally:
+            clean_up(again)
+        it.service.token = Sso.token
+        eventually(lambda: errno_of(file.read_bytes) is None, within_s=30)

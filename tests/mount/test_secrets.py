@@ -1,0 +1,187 @@
+"""Whatever a mount goes through, nobody else sees what it signs with.
+
+Each way that gives keys, with all that can be logged: files, output, command lines and what a
+crash leaves are looked through.
+"""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.faulty_proxy import refuse, times
+from tests.forward_proxy import ForwardProxy
+from tests.mount.mounting import (
+    PROGRAM,
+    clean_up,
+    environment,
+    errno_of,
+    eventually,
+    foreground,
+    store_options,
+)
+from tests.mount.ways import WAYS, Place, place
+from tools import mounting
+
+pytestmark = pytest.mark.mount
+
+PROXY_PASSWORD = "pr0xy-pass-6Kw2Zn"
+EVERYTHING = "trace,awscrt=trace,botocore=trace,urllib3=trace"
+#: Secrets are told from each other by less than the whole: a log may cut or encode them.
+PIECE = 14
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForwardProxy]:
+    with ForwardProxy(tmp_path_factory.mktemp("proxy"), f"user:{PROXY_PASSWORD}") as it:
+        yield it
+
+
+def by_variables(it: Place) -> dict[str, str]:
+    keys = it.keys.issue()
+    return {
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_SESSION_TOKEN": keys.token,
+    }
+
+
+def by_file(it: Place, folder: Path) -> dict[str, str]:
+    keys = it.keys.issue()
+    file = folder / "file"
+    file.write_text(
+        f"[default]\naws_access_key_id = {keys.access_key}\n"
+        f"aws_secret_access_key = {keys.secret_key}\naws_session_token = {keys.token}\n"
+    )
+    return {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+
+
+def found(secrets: list[str], text: str) -> list[str]:
+    """Return what of the secrets can be read in a text."""
+    pieces = {secret[at : at + PIECE] for secret in secrets for at in (0, len(secret) - PIECE)}
+    return sorted(piece for piece in pieces if piece in text)
+
+
+def command_lines() -> str:
+    """Return what ps(1) shows of everybody, but for the proxy, which is told so."""
+    texts = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            texts.append(path.read_bytes().decode("utf-8", "replace"))
+        except OSError:  # it has ended
+            continue
+    return "\n".join(text for text in texts if "--basic-auth" not in text)
+
+
+@contextmanager
+def running(it: Place, folder: Path, environ: dict[str, str]) -> Iterator[Path]:
+    """Mount in the background, log everything; yield the directory. Output goes to a file."""
+    path = folder / "mnt"
+    path.mkdir()
+    options = [*store_options(it.there, endpoint_url=it.url), "--debug", "--debug-crt"]
+    options += ["--log-directory", str(folder / "log")]
+    with (folder / "output").open("wb") as output:
+        done = subprocess.run(
+            [PROGRAM, it.there.bucket, path, *options],
+            env=environment(it.there.environment | environ | {"MOUNTPOINT_LOG": EVERYTHING}),
+            stdout=output,
+            stderr=output,
+            timeout=60,
+            check=False,
+        )
+    try:
+        assert done.returncode == 0, (folder / "output").read_text()
+        yield path
+    finally:
+        clean_up(path)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "variables", "file"])
+def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: str) -> None:
+    """Reads, writes, refusals, faults, renewal, counters, and the end of the process."""
+    store.put(f"secrets/{way}/file", b"content")
+    with place(store, folder, way if way in WAYS else "container") as it:
+        environ = {"HTTP_PROXY": f"http://user:{PROXY_PASSWORD}@127.0.0.1:{proxy.port}"}
+        if way == "variables":
+            environ |= by_variables(it)
+        elif way == "file":
+            environ |= by_file(it, folder)
+        with running(it, folder, environ) as path:
+            (pid,) = mounting.mount_processes(path)
+            seen = command_lines()
+            here = path / "secrets" / way
+            file = here / "file"
+            assert file.read_bytes() == b"content"
+            (here / "new").write_bytes(b"written")
+            assert errno_of(file.unlink) is not None
+            assert errno_of((here / "missing").read_bytes) is not None
+            it.proxy.faults.append(times(3, refuse(503, "SlowDown")))
+            (here / "more").write_bytes(b"x" * (6 << 20))
+            it.proxy.faults.append(times(3, refuse(403, "SignatureDoesNotMatch")))
+            assert errno_of(file.read_bytes) == errno.EACCES
+            secrets = [*it.secrets, PROXY_PASSWORD]
+            if way in ("process", "SSO"):  # ten seconds each: it has just looked
+                it.proxy.faults.clear()
+                it.keys.end_all()
+                assert file.read_bytes() == b"content"
+            os.kill(pid, signal.SIGUSR2)
+            seen += command_lines()
+            os.kill(pid, signal.SIGSEGV)
+            eventually(lambda: not mounting.mount_processes(path))
+        log = "".join(each.read_text(errors="replace") for each in (folder / "log").iterdir())
+        output = (folder / "output").read_text()
+        secrets += it.secrets
+    assert "logger=botocore." in log
+    assert "logger=awscrt." in log
+    assert "Fatal Python error: Segmentation fault" in log
+    assert found(secrets, log) == []
+    assert found(secrets, output) == []
+    assert found(secrets, seen) == []
+    # Signatures are good for a quarter of an hour.
+    assert not re.search(r"Signature=[0-9a-f]{64}", log)
+
+
+def test_refused_at_the_start(store: Store, folder: Path) -> None:
+    """Nor when nothing comes of the mount."""
+    with place(store, folder, "container") as it:
+        it.service.token = "another"
+        environ = it.there.environment | {"MOUNTPOINT_LOG": EVERYTHING}
+        done = subprocess.run(
+            [PROGRAM, store.bucket, folder, "--foreground", *store_options(store)],
+            env=environment(environ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "could not be obtained" in done.stderr
+        assert found(it.secrets, done.stdout + done.stderr) == []
+
+
+def test_no_core_file(store: Store, folder: Path) -> None:
+    """What is in memory is in no core file, even where these are wanted."""
+    wanted = f'cd "{folder}"; ulimit -c unlimited && exec "$@"'
+    with foreground(store, folder, before=["sh", "-c", wanted, "sh"]) as (program, _):
+        program.send_signal(signal.SIGSEGV)
+        _, status = os.waitpid(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+        assert os.WTERMSIG(status) == signal.SIGSEGV
+        assert not os.WCOREDUMP(status)
+
+
+def test_only_root_looks_at_it(store: Store, folder: Path) -> None:
+    """The variables that it was started with can be read by root alone, not by the same user."""
+    # Root's own processes: the group shows whose the file is.
+    before = ["setpriv", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    with foreground(store, folder, before=before) as (program, _):
+        assert os.stat(f"/proc/{program.pid}").st_gid != 0
+        owner = os.stat(f"/proc/{program.pid}/environ")
+        assert (owner.st_uid, owner.st_gid) == (0, 0)
