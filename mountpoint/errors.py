@@ -205,6 +205,10 @@ class NotOffered(S3Error):
     """501: the server does not know something that the request asks for."""
 
 
+class ChecksumsNotOffered(NotOffered):
+    """400 or 501: the server refuses the headers of checksums."""
+
+
 class WrongRegion(S3Error):
     """The bucket is in another region: `region`, or "" where the answer did not say it."""
 

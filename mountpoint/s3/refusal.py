@@ -14,6 +14,7 @@ from mountpoint.errors import (
     BadAnswer,
     BadDigest,
     BucketNotFound,
+    ChecksumsNotOffered,
     Contended,
     CredentialsUnavailable,
     NoSuchUpload,
@@ -120,7 +121,15 @@ _WRONG_REGION_CODES = frozenset(
     }
 )
 #: Nothing else is ever read from an error: it may quote keys, tokens and signatures.
-_ERROR_FIELDS = frozenset({"Code", "Message", "RequestId", "Region", "Endpoint", "Condition"})
+_ERROR_FIELDS = frozenset(
+    {"Code", "Message", "RequestId", "Region", "Endpoint", "Condition", "Header"}
+)
+#: How stores refuse a header that they do not know: 400 and InvalidArgument (Backblaze B2), 501 and
+#: NotImplemented (S3, Cloudflare R2, versitygw). The header is named in the text or beside it.
+#: https://github.com/vatesfr/xen-orchestra/issues/8358
+#: https://github.com/versity/versitygw/issues/2108
+_UNKNOWN_HEADER_CODES = frozenset({"InvalidArgument", "InvalidRequest", "NotImplemented", ""})
+_CHECKSUM_HEADER = re.compile(r"x-amz-(?:sdk-)?checksum", re.IGNORECASE)
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9/+=._:-]{1,128}")
 _ENDPOINT_REGION = re.compile(r"(?:^|[./])s3[.-](?:dualstack\.)?([a-z0-9-]+)\.amazonaws\.com")
@@ -157,6 +166,10 @@ def error_from_response(
         return WrongRegion(reason, region=region, hint=hint, **details)
     fallback: type[S3Error] = ServerFault if status >= 500 else S3Error
     kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status) or (fallback, "")
+    named = f"{fields.get('Message', '')} {fields.get('Header', '')}"
+    unknown_header = status in (400, 501) and code in _UNKNOWN_HEADER_CODES
+    if unknown_header and _CHECKSUM_HEADER.search(named):
+        kind, hint = ChecksumsNotOffered, ""
     # A rename has conditions on two objects.
     if kind is PreconditionFailed and fields.get("Condition", "").strip() == "If-None-Match":
         kind = AlreadyExists

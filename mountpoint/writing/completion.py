@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -48,6 +48,13 @@ log = structlog.get_logger(__name__)
 #: "The processing of a CompleteMultipartUpload request could take several minutes":
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
 COMPLETE_S = 300.0
+
+
+class Start(Protocol):
+    """Makes the request that makes the object, on this condition, with checksums or without."""
+
+    def __call__(self, condition: Condition, *, checksums: bool) -> "Future[Written]":
+        """Make it."""
 
 
 class Completion:
@@ -86,8 +93,9 @@ class Completion:
         """Make the object of one body."""
         size_bytes = body.size_bytes
 
-        def start() -> "Future[Written]":
-            return self._client.put_object(self.key, body, self._options, self._asked())
+        def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
+            sent = body if checksums else replace(body, checksum=None)
+            return self._client.put_object(self.key, sent, self._options, condition)
 
         def done(written: Written) -> None:
             self._completed(self._described(written, size_bytes))
@@ -106,14 +114,14 @@ class Completion:
         if name is not None and len(digests) == len(sent):
             whole = Checksum(name, checksum.of_parts(name, digests))
 
-        def start() -> "Future[Written]":
+        def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
             return self._client.complete_upload(
                 self.key,
                 upload_id,
                 parts,
                 size_bytes=size_bytes,
-                checksum=whole,
-                condition=self._asked(),
+                checksum=whole if checksums else None,
+                condition=condition,
             )
 
         def done(written: Written) -> None:
@@ -126,24 +134,32 @@ class Completion:
 
     def _send(
         self,
-        start: Callable[[], "Future[Written]"],
+        start: "Start",
         done: Callable[[Written], None],
         is_ours: Callable[[Stored], bool],
         size_bytes: int,
         try_s: float | None,
     ) -> None:
-        """Send the request that makes the object."""
+        """Send the request that makes the object, as far as the server knows what it asks."""
+        asked, checksums = ALWAYS, False
+
+        def begin() -> "Future[Written]":
+            nonlocal asked, checksums
+            asked = self.condition if self._line.knows_conditions() else ALWAYS
+            checksums = self._options.checksum is not None and self._line.knows_checksums()
+            return start(asked, checksums=checksums)
 
         def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._asked() != ALWAYS:
-                self._line.has_no_conditions()
+            if isinstance(error, NotOffered) and self._line.does_without(
+                error, condition=asked != ALWAYS, checksum=checksums
+            ):
                 self._errands.send(errand)
             elif errand.attempt or error.retryable or isinstance(error, NoSuchUpload):
                 self._find_out(error, is_ours)
             else:
                 self._failed(self._meaning(error))
 
-        errand = Errand(start, done, refused, size_bytes, try_s)
+        errand = Errand(begin, done, refused, size_bytes, try_s)
         self._errands.send(errand)
 
     def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
@@ -178,10 +194,6 @@ class Completion:
 
         start = functools.partial(self._client.head, self.key)
         self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
-
-    def _asked(self) -> Condition:
-        """The condition, as far as the server knows any."""
-        return self.condition if self._line.knows_conditions() else ALWAYS
 
     def _meaning(self, error: S3Error) -> S3Error:
         """What the refusal of a write means to who wanted to create, not to replace."""

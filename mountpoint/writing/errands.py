@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from mountpoint.errors import S3Error, Stalled
+from mountpoint.errors import NotOffered, S3Error, Stalled
 from mountpoint.s3.retry import Patience, Tries
 
 #: 2 Mbit/s. What is slower would need years for what is worth mounting.
@@ -49,8 +49,14 @@ class Line(Protocol[U]):
     def knows_conditions(self) -> bool:
         """Whether the server may know If-None-Match."""
 
-    def has_no_conditions(self) -> None:
-        """Note that it does not."""
+    def knows_checksums(self) -> bool:
+        """Whether the server may take checksums."""
+
+    def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
+        """Note what a server does not know that refused a request with a condition, a checksum.
+
+        True if it is worth it to ask again, for what is known now.
+        """
 
     def closed(self, upload: U) -> None:
         """Note that an upload is over."""

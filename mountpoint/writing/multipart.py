@@ -11,11 +11,12 @@ The upload's lock guards all of this.
 
 import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from mountpoint.budget import Lease
-from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
+from mountpoint.errors import NoSuchUpload, NotOffered, S3Error, TooLarge
 from mountpoint.s3 import checksum
 from mountpoint.s3.client import (
     Body,
@@ -43,6 +44,13 @@ class Sent:
     done: PartDone
     digest: bytes | None
     size_bytes: int
+
+
+class Start(Protocol):
+    """Makes a request, with checksums or without."""
+
+    def __call__(self, *, checksums: bool) -> "Future[Any]":
+        """Make it."""
 
 
 class Multipart:
@@ -99,8 +107,11 @@ class Multipart:
             self._lease.give(body.size_bytes)
 
         def go(upload_id: str) -> None:
-            start = functools.partial(self._client.upload_part, self.key, upload_id, number, body)
-            self._errands.send(Errand(start, done, self._failed, body.size_bytes))
+            def start(*, checksums: bool) -> "Future[Written]":
+                sent = body if checksums else replace(body, checksum=None)
+                return self._client.upload_part(self.key, upload_id, number, sent)
+
+            self._send(start, done, self._failed, body.size_bytes)
 
         self._with_id(go)
 
@@ -155,6 +166,33 @@ class Multipart:
         self._waiting_for_id.clear()
         self._abort()
 
+    def _send(
+        self,
+        start: Start,
+        done: Callable[[Any], None],
+        failed: Callable[[S3Error], None],
+        size_bytes: int = 0,
+        try_s: float | None = None,
+    ) -> None:
+        """Send a request that may say a checksum, as far as the server takes any."""
+        checksums = False
+
+        def begin() -> "Future[Any]":
+            nonlocal checksums
+            checksums = self._options.checksum is not None and self._line.knows_checksums()
+            return start(checksums=checksums)
+
+        def refused(error: S3Error) -> None:
+            if isinstance(error, NotOffered) and self._line.does_without(
+                error, condition=False, checksum=checksums
+            ):
+                self._errands.send(errand)
+            else:
+                failed(error)
+
+        errand = Errand(begin, done, refused, size_bytes, try_s)
+        self._errands.send(errand)
+
     def _number(self) -> int:
         if self.next_number > MOST_PARTS:
             raise TooLarge(
@@ -172,10 +210,12 @@ class Multipart:
         self._waiting_for_id.append(go)
         if not self.begun:
             self.begun, self.aborted = True, False
-            start = functools.partial(self._client.create_upload, self.key, self._options)
-            self._errands.send(
-                Errand(start, self.created, self._not_created, try_s=self._patience.try_s)
-            )
+
+            def start(*, checksums: bool) -> "Future[str]":
+                options = self._options if checksums else replace(self._options, checksum=None)
+                return self._client.create_upload(self.key, options)
+
+            self._send(start, self.created, self._not_created, try_s=self._patience.try_s)
 
     def created(self, upload_id: str) -> None:
         """Take the upload's id."""

@@ -16,7 +16,7 @@ import structlog
 
 from mountpoint.budget import Budget
 from mountpoint.config import MIB, WriteConfig
-from mountpoint.errors import Interrupted
+from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered
 from mountpoint.flight import Flight
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
@@ -63,7 +63,9 @@ class Uploads(Line[Sequential]):
         self._in_flight_bytes = 0
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
-        self._conditions = True  # the server knows them
+        # what the server may know, until it refuses it
+        self._conditions = True
+        self._checksums = True
 
     def upload(
         self,
@@ -201,13 +203,30 @@ class Uploads(Line[Sequential]):
         """See Line."""
         return self._conditions
 
-    def has_no_conditions(self) -> None:
+    def knows_checksums(self) -> bool:
         """See Line."""
-        if self._conditions:
-            log.info(
-                "this server knows no conditions: what others write meanwhile may be overwritten"
-            )
-        self._conditions = False
+        return self._checksums
+
+    def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
+        """See Line. Several may be refused at once, for what was asked before it was known."""
+        names_checksums = isinstance(error, ChecksumsNotOffered)
+        if condition and not names_checksums:
+            if self._conditions:
+                log.info(
+                    "this server knows no conditions: "
+                    "what others write meanwhile may be overwritten"
+                )
+            self._conditions = False
+            return True
+        if checksum:
+            if self._checksums:
+                log.warning(
+                    "this server takes no checksums: it does not compare what it is sent",
+                    reason=str(error),
+                )
+            self._checksums = False
+            return True
+        return False
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
         """See Line."""

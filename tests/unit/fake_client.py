@@ -178,7 +178,8 @@ class FakeClient:
 
     `knows_checksums` and `knows_conditions` are for stores that do not, `tells_of_copies` for those
     that tell no checksum of parts that they have copied, `ignores_conditions` for those that take
-    the conditions of copies and deletes, and do not heed them.
+    the conditions of copies and deletes, and do not heed them. Those that know no checksums ignore
+    them, unless they are refused.
     """
 
     lists_in_order = True
@@ -200,6 +201,7 @@ class FakeClient:
         self.delivered_bytes = 0
         self.cancelled = 0  #: requests that were cancelled before their end
         self.knows_checksums = True
+        self.refuses_checksums: S3Error | None = None  #: with which error
         self.knows_conditions = True
         self.tells_of_copies = True
         self.ignores_conditions = False
@@ -499,6 +501,7 @@ class FakeClient:
         """See ObjectClient."""
 
         def answer() -> str:
+            self._refuse(options.checksum)
             with self._lock:
                 self._uploads_begun += 1
                 upload_id = f"upload-{self._uploads_begun}"
@@ -535,6 +538,7 @@ class FakeClient:
         request = Request("complete_upload", key, size_bytes=size_bytes, condition=condition)
 
         def answer() -> Written:
+            self._refuse(checksum)
             with self._lock:
                 upload = self._upload(key, upload_id)
                 self._check(key, condition)
@@ -662,12 +666,17 @@ class FakeClient:
 
     def _received(self, body: Body) -> bytes:
         """Return the bytes of a body; BadDigest if they do not match its checksum."""
+        self._refuse(body.checksum)
         data = b"".join(bytes(piece) for piece in body.pieces)
         assert len(data) == body.size_bytes
         known = body.checksum if self.knows_checksums else None
         if known is not None and checksum.encoded(sum_of(known.name, data)) != known.value:
             raise BadDigest("not what was sent", code="BadDigest", status=400)
         return data
+
+    def _refuse(self, checksum: Checksum | ChecksumName | None) -> None:
+        if checksum is not None and self.refuses_checksums is not None:
+            raise self.refuses_checksums
 
     def _told(self, checksum: Checksum | None) -> str:
         return checksum.value if checksum is not None and self.knows_checksums else ""

@@ -130,6 +130,23 @@ def test_wrong_region(
 
 
 @pytest.mark.parametrize(
+    ("status", "code", "message", "more"),
+    [
+        (400, "InvalidArgument", "Unsupported header 'x-amz-checksum-crc32' received", ""),
+        (501, "NotImplemented", "Header 'x-amz-checksum-algorithm' with value 'CRC32C'", ""),
+        (501, "NotImplemented", "A header you provided", "<Header>X-Amz-Checksum-Crc32c</Header>"),
+        (400, "InvalidRequest", "Value for x-amz-checksum-type header is invalid.", ""),
+    ],
+)
+def test_refused_checksums(status: int, code: str, message: str, more: str) -> None:
+    """However a store says that it does not take these headers."""
+    assert type(error(status, code, message, more)) is errors.ChecksumsNotOffered
+    other = more.replace("Checksum-Crc32c", "Storage-Class")
+    assert type(error(status, code, "Header 'If-Match'", other)) is not errors.ChecksumsNotOffered
+    assert type(error(400, "BadDigest", message)) is errors.BadDigest
+
+
+@pytest.mark.parametrize(
     ("code", "condition", "kind"),
     [
         ("PreconditionFailed", "If-None-Match", errors.AlreadyExists),

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
@@ -139,6 +140,63 @@ def test_stores_without_conditions(world: World) -> None:
         False,
         False,
     ]
+
+
+def test_conditions_refused_of_several_at_once(world: World) -> None:
+    """What was asked before the first refusal is asked again too, without."""
+    world.client.knows_conditions = False
+    barrier = threading.Barrier(4)
+
+    def together(request: Request) -> None:
+        if request.kind == "put_object" and request.condition.absent:
+            barrier.wait(SAFE_S)
+
+    world.client.script = together
+    uploads = [world.uploads.upload(b"file-%d" % n, condition=ABSENT) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(upload.finish) for upload in uploads]:
+            future.result(SAFE_S)
+    assert world.client.count("put_object") == 8
+
+
+REFUSALS = {
+    "named": errors.ChecksumsNotOffered("InvalidArgument: Unsupported header", status=400),
+    "not named": errors.NotOffered("NotImplemented: a header", status=501),
+}
+
+
+@pytest.mark.parametrize("knows_conditions", [True, False])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_stores_that_refuse_checksums(world: World, refusal: str, knows_conditions: bool) -> None:
+    """They get none, after one refusal and one warning; if it names checksums, all else stays."""
+    world.client.refuses_checksums = REFUSALS[refusal]
+    world.client.knows_conditions = knows_conditions
+    with capture_logs() as lines:
+        for size in (5, 2 * PART + 5, 5):
+            upload = world.upload()
+            world.write(upload, data_of(size))
+            upload.finish()
+            assert world.client.content(KEY) == data_of(size)
+            world.client.delete(KEY)
+    assert [line["log_level"] for line in lines if "no checksums" in line["event"]] == ["warning"]
+    puts = [r.condition.absent for r in world.client.requests if r.kind == "put_object"]
+    if refusal == "named" and knows_conditions:
+        assert puts == [True, True, True]
+    assert world.client.count("create_upload") == 1
+    assert world.client.count("upload_part") == 3
+    world.check_over()
+
+
+def test_refused_at_the_beginning_of_an_upload(world: World) -> None:
+    """A large file may be the first that a store refuses a checksum of."""
+    world.client.refuses_checksums = REFUSALS["named"]
+    upload = world.upload()
+    world.write(upload, data_of(2 * PART + 5))
+    info = upload.finish()
+    assert world.client.content(KEY) == data_of(2 * PART + 5)
+    assert info.size_bytes == 2 * PART + 5
+    assert world.client.count("create_upload") == 2
+    world.check_over()
 
 
 # --- order ---
