@@ -41,13 +41,17 @@ class ListPage:
     """One page of ListObjectsV2.
 
     `objects` and `prefixes` are in the server's order. `next_token` is None on the last
-    page. `skipped` counts entries that made no sense and were left out.
+    page. `skipped` counts entries that made no sense and were left out. `encoded` says whether the
+    server has URL-encoded its keys, `by_marker` that it has answered with a page of ListObjects:
+    then the token is a marker.
     """
 
     objects: list[ObjectInfo]
     prefixes: list[bytes]
     next_token: str | None = None
     skipped: int = 0
+    encoded: bool = True
+    by_marker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,23 @@ class BodySink(Protocol):
         """Take the end: None when the whole answer has come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an endpoint can do of what S3 can, and reading relies on (`s3.abilities`).
+
+    `pages_by_token`: it knows ListObjectsV2. `starts_after`: it lists from where it is told.
+    `matches`: it heeds If-Match of a GET. `takes_checksum_mode`: it does not refuse that header.
+    """
+
+    pages_by_token: bool = True
+    starts_after: bool = True
+    matches: bool = True
+    takes_checksum_mode: bool = True
+
+
+S3_ABILITIES = Abilities()
+
+
 class Transfer(Protocol):
     """A GET under way."""
 
@@ -179,9 +200,9 @@ class Transfer(Protocol):
 class ObjectClient(Protocol):
     """The requests that the file system makes. Errors are `S3Error`s, in future or sink.
 
-    `lists_in_order` says whether keys are listed in the order of their bytes, so that a page
-    also tells which keys do not exist. `is_directory` says whether it is a directory bucket (S3
-    Express One Zone): only there objects are appended to and renamed.
+    `lists_in_order` says whether keys are listed in the order of their bytes and from where it is
+    asked, so that a page also tells which keys do not exist. `is_directory` says whether it is a
+    directory bucket (S3 Express One Zone): only there objects are appended to and renamed.
     """
 
     lists_in_order: bool

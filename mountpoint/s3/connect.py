@@ -9,6 +9,7 @@ never followed, so credentials go nowhere that the endpoint rules do not name.
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -28,6 +29,8 @@ from mountpoint.errors import (
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.s3 import probe, proxy
+from mountpoint.s3.abilities import find_abilities
+from mountpoint.s3.client import S3_ABILITIES, Abilities
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
@@ -43,8 +46,13 @@ DEFAULT_REGION = "us-east-1"
 TRY_S = 10.0
 TOTAL_S = 20.0
 MOST_TRIES = 3
+#: How long it is then asked with the bucket's name in the path.
+PATH_S = 8.0
 #: When to look what is wrong.
 PROBE_AFTER_S = 1.0
+
+#: What answers is no S3, or nothing does.
+NO_STORE = (TransportFault, BadAnswer, NotFound)
 
 
 def connect(
@@ -93,45 +101,9 @@ def reach(
 
     `credentials` None: unsigned. Raises MountError.
     """
-    patience = Patience(
-        try_s=TRY_S,
-        total_s=TOTAL_S,
-        stopping=stopping,
-        most_tries=min(client_config.most_tries or MOST_TRIES, MOST_TRIES),
-        counters=counters,
-    )
-
-    def attempt(region: str) -> CrtClient:
-        endpoint = resolve(bucket, region)
-        by = proxy.settle(endpoint.scheme, endpoint.host, environ)
-        log.debug(
-            "endpoint",
-            host=endpoint.host,
-            path=endpoint.base_path,
-            region=endpoint.region,
-            proxy=by,
-        )
-        client = CrtClient(
-            endpoint,
-            credentials,
-            client_config,
-            counters=counters,
-            meters=meters,
-            bucket=bucket.name,
-            requester_pays=bucket.requester_pays,
-            expected_owner=bucket.expected_owner,
-        )
-        try:
-            with _watching(client, endpoint, client_config.ca_bundle, by):
-                patience.ask(lambda: client.list(bucket.prefix, max_keys=1)).answer()
-        except BaseException as error:
-            client.close()
-            elsewhere = isinstance(error, WrongRegion) and error.region != endpoint.region
-            if isinstance(error, S3Error) and not elsewhere:
-                raise mount_error(bucket, endpoint.host, error) from error
-            raise
-        return client
-
+    attempt = _Attempts(
+        bucket, credentials, client_config, environ, stopping, counters, meters
+    ).attempt
     try:
         return attempt(choice.region)
     except WrongRegion as wrong:
@@ -143,6 +115,125 @@ def reach(
             f"bucket '{bucket.name}' names {region}, and there another region ({wrong})",
             "give the bucket's region with --region",
         ) from wrong
+
+
+class _Attempts:
+    """Clients of one bucket, wherever it is looked for."""
+
+    def __init__(
+        self,
+        bucket: BucketConfig,
+        credentials: Credentials | None,
+        config: ClientConfig,
+        environ: Mapping[str, str],
+        stopping: threading.Event,
+        counters: Counters,
+        meters: Meters | None,
+    ) -> None:
+        self._bucket = bucket
+        self._credentials = credentials
+        self._config = config
+        self._environ = environ
+        self._stopping = stopping
+        self._counters = counters
+        self._meters = meters
+
+    def attempt(self, region: str) -> CrtClient:
+        """Return a client that has listed the bucket once, if it is in `region`.
+
+        Raises WrongRegion where the bucket names another, and else MountError.
+        """
+        endpoint = resolve(self._bucket, region)
+        most_tries = min(self._config.most_tries or MOST_TRIES, MOST_TRIES)
+        try:
+            return self._listed(endpoint, try_s=TRY_S, total_s=TOTAL_S, most_tries=most_tries)
+        except S3Error as error:
+            if _names_another_region(error, endpoint):
+                raise
+            if self._may_want_path_style(endpoint, error):
+                client = self._by_path(region, error)
+                if client is not None:
+                    return client
+            raise mount_error(self._bucket, endpoint.host, error) from error
+
+    def _listed(
+        self, endpoint: Endpoint, *, try_s: float, total_s: float, most_tries: int
+    ) -> CrtClient:
+        """Return a client that has listed what is at the endpoint, and knows what that can do."""
+        by = proxy.settle(endpoint.scheme, endpoint.host, self._environ)
+        log.debug(
+            "endpoint",
+            host=endpoint.host,
+            path=endpoint.base_path,
+            region=endpoint.region,
+            proxy=by,
+        )
+        patience = Patience(
+            try_s=try_s,
+            total_s=total_s,
+            stopping=self._stopping,
+            most_tries=most_tries,
+            counters=self._counters,
+        )
+        prefix = self._bucket.prefix
+        client = self._client(endpoint, S3_ABILITIES)
+        try:
+            with _watching(client, endpoint, self._config.ca_bundle, by):
+                page = patience.ask(lambda: client.list(prefix, max_keys=1)).answer()
+            if endpoint.aws or endpoint.signing_algorithm == "v4-s3express":
+                return client
+            abilities = find_abilities(client, prefix, page, self._stopping)
+        except BaseException:
+            client.close()
+            raise
+        if abilities == S3_ABILITIES:
+            return client
+        client.close()
+        return self._client(endpoint, abilities)
+
+    def _client(self, endpoint: Endpoint, abilities: Abilities) -> CrtClient:
+        return CrtClient(
+            endpoint,
+            self._credentials,
+            self._config,
+            counters=self._counters,
+            meters=self._meters,
+            bucket=self._bucket.name,
+            requester_pays=self._bucket.requester_pays,
+            expected_owner=self._bucket.expected_owner,
+            abilities=abilities,
+        )
+
+    def _may_want_path_style(self, endpoint: Endpoint, error: S3Error) -> bool:
+        """Whether an endpoint may be one where the bucket's name stands in the path.
+
+        Such a store has no name BUCKET.HOST, or no certificate for it, or lists its buckets there.
+        """
+        virtual = not endpoint.aws and not endpoint.base_path
+        named = not self._bucket.name.startswith("arn:")
+        return virtual and named and not isinstance(error, CredentialsUnavailable | WrongRegion)
+
+    def _by_path(self, region: str, virtual: S3Error) -> CrtClient | None:
+        """Return a client that asks with the bucket's name in the path, after a `virtual` failure.
+
+        None where that fails too; raises MountError or WrongRegion where that failure tells more.
+        """
+        endpoint = resolve(replace(self._bucket, force_path_style=True), region)
+        try:
+            client = self._listed(endpoint, try_s=PATH_S, total_s=PATH_S, most_tries=2)
+        except S3Error as error:
+            log.debug("not by path either", error=str(error))
+            if _names_another_region(error, endpoint):
+                raise
+            if isinstance(virtual, NO_STORE) and not isinstance(error, NO_STORE):
+                raise mount_error(self._bucket, endpoint.host, error) from error
+            return None
+        log.info("the store has no virtual hosts for buckets: the bucket's name goes into the path")
+        return client
+
+
+def _names_another_region(error: S3Error, endpoint: Endpoint) -> bool:
+    return isinstance(error, WrongRegion) and error.region != endpoint.region
 
 
 @contextlib.contextmanager
@@ -220,6 +311,8 @@ def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
     if isinstance(error, BadAnswer | NotFound):
         return MountError(
             f"{host} does not answer like S3{said}",
-            "check --endpoint-url, and try --force-path-style for a store that is not AWS",
+            "check --endpoint-url, and leave --force-path-style out"
+            if bucket.force_path_style
+            else "check --endpoint-url",
         )
     return MountError(f"bucket '{name}' cannot be listed{said}", error.hint or "try again")

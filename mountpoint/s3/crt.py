@@ -66,6 +66,8 @@ from mountpoint.s3 import crt_log, wire, write_wire
 from mountpoint.s3.body import BodyStream
 from mountpoint.s3.client import (
     ALWAYS,
+    S3_ABILITIES,
+    Abilities,
     Body,
     BodySink,
     Checksum,
@@ -143,8 +145,8 @@ class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
     `credentials` None means unsigned requests. `bucket` is its name or ARN, as copies name it;
-    without one it is what the endpoint's path says. Raises MountError for a CA bundle that holds no
-    certificates.
+    without one it is what the endpoint's path says. `abilities` are the endpoint's. Raises
+    MountError for a CA bundle that holds no certificates.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class CrtClient:
         bucket: str = "",
         requester_pays: bool = False,
         expected_owner: str | None = None,
+        abilities: Abilities = S3_ABILITIES,
     ) -> None:
         # dependencies
         self.counters = counters
@@ -183,8 +186,9 @@ class CrtClient:
         )
         # constants
         self._part_bytes = part_bytes
-        self._verify_checksums = config.verify_checksums
-        self.lists_in_order = endpoint.lists_in_order
+        self._abilities = abilities
+        self._verify_checksums = config.verify_checksums and abilities.takes_checksum_mode
+        self.lists_in_order = endpoint.lists_in_order and abilities.starts_after
         self.is_directory = endpoint.directory
         self._headers: Headers = [
             ("Host", endpoint.host),
@@ -233,6 +237,7 @@ class CrtClient:
             token=token,
             start_after=start_after,
             max_keys=max_keys,
+            by_marker=not self._abilities.pages_by_token,
         )
 
         def parse(status: int, headers: Headers, body: bytes) -> ListPage:
@@ -254,7 +259,7 @@ class CrtClient:
         self.counters.add("bytes_asked", stop - start)
         target = wire.object_target(self._endpoint.base_path, key)
         verify = self._verify_checksums
-        if verify and whole and if_match is not None:
+        if verify and whole and if_match is not None and self._abilities.matches:
             # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, not even
             # with all of it. If-Match keeps out what may have become huge meanwhile.
             request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
@@ -277,7 +282,8 @@ class CrtClient:
         def parse(status: int, headers: Headers, body: bytes) -> Stored:
             return write_wire.stored(wire.object_info(key, status, headers), headers)
 
-        return self._ask("HEAD", "HeadObject", target, parse, [CHECKSUM_MODE])
+        mode = [CHECKSUM_MODE] if self._abilities.takes_checksum_mode else []
+        return self._ask("HEAD", "HeadObject", target, parse, mode)
 
     def put_object(
         self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS

@@ -47,7 +47,8 @@ class Endpoint:
 
     `base_path` is "" (the bucket is in the host name) or "/bucket". `region` is the one to
     sign for, "*" for multi-region access points. `directory` is whether what is there can only be
-    a directory bucket of AWS's own; `lists_in_order` is false for all that may be one.
+    a directory bucket of AWS's own, `aws` whether it is AWS's at all; `lists_in_order` is false for
+    all that may be a directory bucket.
     """
 
     scheme: str
@@ -58,6 +59,7 @@ class Endpoint:
     signing_algorithm: SigningAlgorithm
     directory: bool = False
     lists_in_order: bool = True
+    aws: bool = False
 
 
 class RegionChoice(NamedTuple):
@@ -187,6 +189,7 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
     name = next(name for name in _ALGORITHMS if name in schemes)
     signing = schemes[name]
     express = name == "sigv4-s3express"
+    aws = bucket.endpoint_url is None or _is_aws(url)
     return Endpoint(
         scheme=url.scheme,
         host=_host(url.scheme, url.netloc, url.port),
@@ -194,23 +197,26 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
         region=signing.get("signingRegion") or ",".join(signing["signingRegionSet"]),
         signing_name=signing["signingName"],
         signing_algorithm=_ALGORITHMS[name],
-        directory=express and (bucket.endpoint_url is None or _is_aws(url)),
+        directory=express
+        and aws
+        and (bucket.endpoint_url is None or ".s3express-" in (url.hostname or "")),
         # Directory buckets list in no order, and know no start-after:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         lists_in_order=not express,
+        aws=aws,
     )
 
 
 def _is_aws(url: SplitResult) -> bool:
-    """Whether a custom endpoint is S3 Express: names below amazonaws.com are AWS's, as TLS shows.
+    """Whether a custom endpoint is AWS's: names below amazonaws.com are, as TLS shows.
 
-    The rule set takes any bucket for a directory bucket whose name ends like one, wherever it is;
-    another store may have one of that name. Interface endpoints of a VPC have such hosts.
+    Interface endpoints of a VPC have such hosts. Of S3 Express these have another part in common:
+    the rule set takes any bucket for a directory bucket whose name ends like one, wherever it is;
+    another store may have one of that name.
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-networking.html
     """
     host = url.hostname or ""
-    suffix = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    return url.scheme == "https" and suffix and ".s3express-" in host
+    return url.scheme == "https" and host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _host(scheme: str, netloc: str, port: int | None) -> str:

@@ -72,21 +72,28 @@ def list_target(
     token: str | None,
     start_after: bytes | None = None,
     max_keys: int,
+    by_marker: bool = False,
 ) -> str:
-    """Return path and query of a ListObjectsV2 request.
+    """Return path and query of a ListObjectsV2 request; of ListObjects where `by_marker`.
 
     A token says by itself where to go on, so `start_after` is for a first page only.
 
     Without `encoding-type=url` one key with a control character, which XML 1.0 cannot carry,
     makes the page unreadable.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjects.html
     """
-    query = f"list-type=2&encoding-type=url&max-keys={max_keys}"
+    query = f"encoding-type=url&max-keys={max_keys}"
+    if not by_marker:
+        query = f"list-type=2&{query}"
     if delimiter:
         query += f"&delimiter={quote_from_bytes(delimiter, safe='')}"
     if prefix:
         query += f"&prefix={quote_from_bytes(prefix, safe='')}"
-    if token is not None:
+    if by_marker:
+        marker = _key_of_marker(token) if token is not None else start_after
+        query += f"&marker={quote_from_bytes(marker, safe='')}" if marker else ""
+    elif token is not None:
         query += f"&continuation-token={quote(token, safe='', errors='surrogatepass')}"
     elif start_after:
         query += f"&start-after={quote_from_bytes(start_after, safe='')}"
@@ -147,10 +154,6 @@ def parse_list(body: bytes, prefix: bytes) -> ListPage:
     truncated = page.get("IsTruncated", "false").strip().lower()
     if truncated not in ("true", "false"):
         raise BadAnswer("a listing that is neither truncated nor whole")
-    next_token = page.get("NextContinuationToken") if truncated == "true" else None
-    if truncated == "true" and not next_token:
-        raise BadAnswer("a truncated listing without a continuation token")
-
     decode = url_decoded if page.get("EncodingType") == "url" else verbatim
     objects: dict[bytes, ObjectInfo] = {}
     for texts in contents:
@@ -162,12 +165,29 @@ def parse_list(body: bytes, prefix: bytes) -> ListPage:
         name = decode(text)
         if name.startswith(prefix) and name.endswith(b"/") and len(name) > len(prefix):
             prefixes.setdefault(name)
+    # Pages of ListObjects always have the one, those of ListObjectsV2 the other.
+    by_marker = "Marker" in page and "KeyCount" not in page
+    next_token = None
+    if truncated == "true":
+        next_token = page.get("NextContinuationToken")
+        if by_marker:
+            last = [decode(texts[0]) for texts in contents[-1:]] + [*map(decode, common[-1:])]
+            marker = decode(page.get("NextMarker", "")) or max(last, default=b"")
+            next_token = marker.decode("utf-8", "surrogateescape")
+        if not next_token:
+            raise BadAnswer("a truncated listing without a continuation token")
     return ListPage(
         objects=list(objects.values()),
         prefixes=list(prefixes),
         next_token=next_token,
         skipped=len(contents) + len(common) - len(objects) - len(prefixes),
+        encoded=decode is url_decoded,
+        by_marker=by_marker,
     )
+
+
+def _key_of_marker(token: str) -> bytes:
+    return token.encode("utf-8", "surrogateescape")
 
 
 def _entries_read(body: bytes) -> tuple[bytes, list[list[Listed]]]:

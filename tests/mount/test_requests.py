@@ -126,6 +126,7 @@ def test_every_range_names_its_version(
     body = random.Random(4).randbytes(SIZE)
     etag = store.put("requests/large", body)
     with mounted(store, folder, "--debug", endpoint_url=proxy.url) as mount:
+        exchanges.clear()  # mounting asks for a version that is not there
         assert (mount.path / "requests" / "large").read_bytes() == body
         counted = mount.counters()
     gets = [exchange for exchange in exchanges if exchange.is_data]

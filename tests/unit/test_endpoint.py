@@ -101,7 +101,7 @@ def test_plain_endpoints(
     endpoint: Callable[[], Endpoint], host: str, base_path: str, region: str
 ) -> None:
     """Names, aliases, ARNs and options give AWS's documented host, path and signing region."""
-    assert endpoint() == Endpoint("https", host, base_path, region, "s3", "v4")
+    assert endpoint() == Endpoint("https", host, base_path, region, "s3", "v4", aws=True)
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,17 @@ def test_other_ways_of_signing(
 ) -> None:
     """Multi-region access points, Outposts, Object Lambda and directory buckets sign apart."""
     directory = algorithm == "v4-s3express"
-    expected = Endpoint(
+    assert endpoint() == Endpoint(
         "https",
         host,
         "",
         region,
         name,
         algorithm,
-        directory,
-        not directory,  # type: ignore[arg-type]
+        directory=directory,
+        lists_in_order=not directory,
+        aws=True,  # type: ignore[arg-type]
     )
-    assert endpoint() == expected
 
 
 # --- Bucket types ---
@@ -205,6 +205,21 @@ def test_custom_endpoint_with_its_own_region() -> None:
     """Another store's region name is signed as it is."""
     endpoint = where("bkt", "garage", endpoint_url="https://s3.example.com")
     assert endpoint.region == "garage"
+
+
+@pytest.mark.parametrize(
+    ("url", "aws"),
+    [
+        ("https://bucket.vpce-1a2b-3c4d.s3.us-east-1.vpce.amazonaws.com", True),
+        ("https://s3.cn-north-1.amazonaws.com.cn", True),
+        ("http://s3.us-east-1.amazonaws.com", False),  # nothing shows who that is
+        ("https://s3.example.com", False),
+        ("https://amazonaws.com.example.com", False),
+    ],
+)
+def test_which_custom_endpoints_are_aws(url: str, aws: bool) -> None:
+    """Those below AWS's own names, by TLS."""
+    assert where("bkt", endpoint_url=url).aws is aws
 
 
 def test_custom_endpoint_of_an_access_point() -> None:

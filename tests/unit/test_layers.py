@@ -55,6 +55,7 @@ LAYERS = (
     "mountpoint.s3.proxy",
     "mountpoint.s3.probe",
     "mountpoint.s3.retry",
+    "mountpoint.s3.abilities",
     "mountpoint.s3.checksum",
     "mountpoint.s3.crt_threads",
     "mountpoint.s3.exchange",

@@ -1,0 +1,113 @@
+"""What an endpoint that is not AWS's can do of what reading relies on: asked at mount, by reading.
+
+Two LISTs and one GET of a byte, each one try of a few seconds; the last two at the same time:
+
+* The page that mounting has listed shows whether it is one of ListObjectsV2, and encoded.
+* A LIST that is to start after the first key must not begin with that key.
+* A GET with the ETag that no object has must be 412; one that is refused for its
+  x-amz-checksum-mode says so. In an empty bucket it is of a key that is not there.
+
+What gives no answer is taken for S3's own way. What a store makes of checksums and conditions of
+writes is not asked here, because that would write: the first refusal tells (`writing.uploads`).
+"""
+
+import functools
+import threading
+
+import structlog
+
+from mountpoint.errors import ChecksumsNotOffered, S3Error
+from mountpoint.s3.client import (
+    Abilities,
+    ListPage,
+    ObjectClient,
+    ObjectInfo,
+)
+from mountpoint.s3.retry import Patience
+
+log = structlog.get_logger(__name__)
+
+#: How long any of the questions may take.
+TRY_S = 3.0
+#: An MD5 that nobody knows a text of: no object's.
+NO_ETAG = f'"{"0" * 32}"'
+#: Asked for in an empty bucket.
+NO_KEY = b".mount-s3-probe"
+
+
+def find_abilities(
+    client: ObjectClient, prefix: bytes, page: ListPage, stopping: threading.Event
+) -> Abilities:
+    """Return what the endpoint can do, where `page` is how it lists what is below `prefix`.
+
+    Logs one line for each thing that S3 can and it cannot.
+    """
+    patience = Patience(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
+    objects = _some_objects(client, prefix, patience) if page.objects or page.prefixes else []
+    first = objects[0].key if objects and not page.by_marker else None
+    answer = _Answer()
+    key = next((each.key for each in objects if each.size_bytes), prefix + NO_KEY)
+    transfer = client.get(key, 0, 1, answer, if_match=NO_ETAG)
+    starts_after = first is None or _starts_after(client, prefix, first, patience)
+    if not answer.came.wait(TRY_S):
+        transfer.cancel()
+    abilities = Abilities(
+        pages_by_token=not page.by_marker,
+        starts_after=starts_after,
+        matches=answer.info is None,
+        takes_checksum_mode=not isinstance(answer.error, ChecksumsNotOffered),
+    )
+    _tell(abilities, page)
+    return abilities
+
+
+def _some_objects(client: ObjectClient, prefix: bytes, patience: Patience) -> list[ObjectInfo]:
+    start = functools.partial(client.list, prefix, max_keys=2, flat=True)
+    try:
+        return patience.ask(start).answer().objects
+    except S3Error:
+        return []
+
+
+def _starts_after(client: ObjectClient, prefix: bytes, key: bytes, patience: Patience) -> bool:
+    start = functools.partial(client.list, prefix, start_after=key, max_keys=1, flat=True)
+    try:
+        rest = patience.ask(start).answer().objects
+    except S3Error:
+        return True
+    # Not compared with the key: stores that keep folders have another order.
+    return not rest or rest[0].key != key
+
+
+def _tell(abilities: Abilities, page: ListPage) -> None:
+    if not abilities.pages_by_token:
+        log.info("the store knows no ListObjectsV2: it is listed by markers (ListObjects)")
+    if not page.encoded:
+        log.info("the store does not encode keys: those with control characters are not listed")
+    if not abilities.starts_after:
+        log.info("the store ignores start-after: names are looked up one by one")
+    if not abilities.matches:
+        log.info("the store ignores If-Match: its answers' ETags are compared, as always")
+    if not abilities.takes_checksum_mode:
+        log.info("the store refuses x-amz-checksum-mode: what is read is not verified")
+
+
+class _Answer:
+    """Takes the answer to the GET."""
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+        self.info: ObjectInfo | None = None  # of the object that came in spite of the condition
+        self.error: Exception | None = None
+
+    def on_headers(self, info: ObjectInfo) -> None:
+        """See BodySink."""
+        self.info = info
+
+    def on_body(self, chunk: bytes, offset: int) -> None:
+        """See BodySink."""
+
+    def finish(self, error: Exception | None) -> None:
+        """See BodySink."""
+        self.error = error
+        self.came.set()

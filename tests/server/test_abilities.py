@@ -1,0 +1,300 @@
+"""What mounting finds out of an endpoint, and what is done instead.
+
+Stores that can do less are made of real ones: a proxy takes out of requests what they are not to
+know, in front of ministack, which checks no signatures.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import pytest
+from structlog.testing import capture_logs
+
+from mountpoint._fastpath import Part, slice_of
+from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
+from mountpoint.errors import MountError, PreconditionFailed
+from mountpoint.metrics import Counters
+from mountpoint.s3 import abilities, connect
+from mountpoint.s3.client import ListPage
+from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.endpoint import Endpoint
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy
+
+pytestmark = pytest.mark.server
+
+SAFE_S = 30.0
+KEYS = [b"probed/dir/%d" % n for n in range(3)] + [b"probed/file", b"probed/to\x01"]
+
+
+# --- lesser stores ---
+
+
+def without_parameter(*names: str) -> Fault:
+    """Let the store not see these parameters."""
+
+    def fault(exchange: Exchange) -> None:
+        path, _, query = exchange.target.partition("?")
+        kept = [each for each in query.split("&") if each.partition("=")[0] not in names]
+        exchange.target = f"{path}?{'&'.join(kept)}" if kept != [""] else path
+
+    return fault
+
+
+def without_header(name: str) -> Fault:
+    """Let the store not see this header of a GET."""
+
+    def fault(exchange: Exchange) -> None:
+        if exchange.method == "GET":
+            exchange.request_headers.pop(name, None)
+
+    return fault
+
+
+def refuse_checksum_mode(exchange: Exchange) -> None:
+    """Answer as Backblaze B2 does."""
+    if any(name.lower() == "x-amz-checksum-mode" for name in exchange.request_headers):
+        exchange.refuse(400, "InvalidArgument")
+        if exchange.body:
+            text = b"Unsupported header 'x-amz-checksum-mode' received for this API call."
+            exchange.body = exchange.body.replace(b"a fault", text)
+            exchange.headers = [("Content-Length", str(len(exchange.body)))]
+
+
+only_v1 = without_parameter("list-type", "start-after", "continuation-token")
+
+
+@pytest.fixture(scope="module")
+def filled(flat_store: Store) -> Store:
+    """The flat store, with some keys below `probed/`."""
+    for key in KEYS:
+        flat_store.put(key.decode(), b"body of " + key)
+    return flat_store
+
+
+@contextmanager
+def connected(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    *faults: Fault,
+    prefix: bytes = b"probed/",
+) -> Iterator[SimpleNamespace]:
+    """Connect as mounting does, through a proxy: `client`, `lines` of the log, `proxy`."""
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    with FaultyProxy(store.endpoint_url) as proxy, capture_logs() as lines:
+        proxy.before.extend(faults)
+        client = connect.connect(
+            BucketConfig(
+                store.bucket,
+                prefix,
+                "us-east-1",
+                endpoint_url=proxy.url,
+                force_path_style=True,
+            ),
+            CredentialsConfig(),
+            ClientConfig(),
+            os.environ,
+            threading.Event(),
+            Counters(),
+        )
+        found = [line["event"] for line in lines if line["log_level"] == "info"]
+        yield SimpleNamespace(client=client, found=found, proxy=proxy, seen=list(proxy.seen))
+        client.close()
+
+
+def read(client: CrtClient, key: bytes, size: int, etag: str, *, whole: bool = True) -> Part:
+    """Get an object of this version."""
+    part = Part(0, size, etag)
+    part.attach(client.get(key, 0, size, part, if_match=etag, whole=whole))
+    part.wait(SAFE_S)
+    return part
+
+
+def content(part: Part) -> bytes:
+    assert part.ready, part.error
+    return bytes(slice_of([part], part.start, part.stop))
+
+
+def all_pages(client: CrtClient, prefix: bytes, size: int) -> list[bytes]:
+    """List a directory, page by page; return its keys and prefixes."""
+    found: list[bytes] = []
+    token = None
+    while True:
+        page: ListPage = client.list(prefix, token=token, max_keys=size).result(SAFE_S)
+        found += [*(info.key for info in page.objects), *page.prefixes]
+        token = page.next_token
+        if token is None:
+            return found
+
+
+# --- tests ---
+
+
+@pytest.mark.parametrize("which", ["store", "flat_store"])
+def test_a_store_like_s3(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs two LISTs and a GET of a byte, and nothing is said."""
+    server: Store = request.getfixturevalue(which)
+    server.put("probed/dir/1", b"x")
+    server.put("probed/file", b"x")
+    with connected(server, monkeypatch) as it:
+        assert it.found == []
+        assert it.client.lists_in_order
+        assert [method for method, _ in it.seen] == ["GET"] * 4
+        lists = ["list-type=2" in target for _, target in it.seen]
+        assert lists[:2] == [True, True]
+        assert sum(lists) == 3
+
+
+def test_aws_is_not_asked(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There mounting is one LIST."""
+
+    def resolve(bucket: BucketConfig, region: str) -> Endpoint:
+        host = urlsplit(bucket.endpoint_url or "").netloc
+        return Endpoint("http", host, f"/{bucket.name}", region, "s3", "v4", aws=True)
+
+    monkeypatch.setattr(connect, "resolve", resolve)
+    with connected(filled, monkeypatch) as it:
+        assert len(it.seen) == 1
+
+
+def test_an_empty_bucket(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is not there tells whether checksums may be asked for."""
+    with connected(filled, monkeypatch, prefix=b"nothing/") as it:
+        assert it.found == []
+        assert len(it.seen) == 2
+    with connected(filled, monkeypatch, refuse_checksum_mode, prefix=b"nothing/") as it:
+        assert len(it.found) == 1
+    assert filled.client().list_objects_v2(Bucket=filled.bucket, Prefix="nothing/")["KeyCount"] == 0
+
+
+def test_list_objects_only(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store without ListObjectsV2 is listed by markers: all keys, whatever the pages."""
+    with connected(filled, monkeypatch, only_v1) as it:
+        assert it.found == [
+            "the store knows no ListObjectsV2: it is listed by markers (ListObjects)"
+        ]
+        for size in (1, 2, 3, 1000):
+            expected = [b"probed/dir/", b"probed/file", b"probed/to\x01"]
+            assert sorted(all_pages(it.client, b"probed/", size)) == expected
+            assert all_pages(it.client, b"probed/dir/", size) == KEYS[:3]
+        page = it.client.list(b"probed/dir/", start_after=KEYS[1]).result(SAFE_S)
+        assert [info.key for info in page.objects] == KEYS[2:3]
+
+
+def test_start_after_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not list from where it is told is not asked to."""
+    with connected(filled, monkeypatch, without_parameter("start-after")) as it:
+        assert it.found == ["the store ignores start-after: names are looked up one by one"]
+        assert not it.client.lists_in_order
+
+
+def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that ignores If-Match is asked for ranges; another version is noticed anyhow."""
+    with connected(filled, monkeypatch, without_header("If-Match")) as it:
+        assert it.found == [
+            "the store ignores If-Match: its answers' ETags are compared, as always"
+        ]
+        key, body = b"probed/file", b"body of probed/file"
+        etag = it.client.head(key).result(SAFE_S).etag
+        ranges: list[str | None] = []
+        it.proxy.before.append(
+            lambda exchange: ranges.append(exchange.request_headers.get("Range"))
+        )
+        assert content(read(it.client, key, len(body), etag)) == body
+        assert ranges == [f"bytes=0-{len(body) - 1}"]
+        for whole in (True, False):
+            other = read(it.client, key, len(body), '"another"', whole=whole)
+            assert isinstance(other.error, PreconditionFailed)
+
+
+def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that refuses to be asked for checksums is not asked again, and can be read."""
+    with connected(filled, monkeypatch, refuse_checksum_mode) as it:
+        assert it.found == ["the store refuses x-amz-checksum-mode: what is read is not verified"]
+        key, body = b"probed/file", b"body of probed/file"
+        etag = it.client.describe(key).result(SAFE_S).info.etag
+        for whole in (True, False):
+            assert content(read(it.client, key, len(body), etag, whole=whole)) == body
+
+
+def test_no_answer(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not answered in time is taken for S3's way: mounting does not wait for it."""
+    monkeypatch.setattr(abilities, "TRY_S", 0.2)
+
+    def slow(exchange: Exchange) -> None:
+        if exchange.is_data or "start-after" in exchange.target:
+            exchange.delay_s = SAFE_S
+
+    with connected(filled, monkeypatch, slow) as it:
+        assert it.found == []
+        assert it.client.lists_in_order
+
+
+# --- virtual hosts ---
+
+
+def resolve_virtual_to(host_of: Callable[[str], str]) -> Callable[[BucketConfig, str], Endpoint]:
+    """Return what finds a virtual host at an address of the test's, for want of a name service."""
+
+    def resolve(bucket: BucketConfig, region: str) -> Endpoint:
+        host = urlsplit(bucket.endpoint_url or "").netloc
+        if bucket.force_path_style:
+            return Endpoint("http", host, f"/{bucket.name}", region, "s3", "v4")
+        return Endpoint("http", host_of(host), "", region, "s3", "v4")
+
+    return resolve
+
+
+CLOSED = "127.0.0.1:9"  # nobody listens there
+
+
+@pytest.mark.parametrize("which", ["store", "flat_store"])
+@pytest.mark.parametrize("host_of", [lambda host: host, lambda host: CLOSED])
+def test_no_virtual_hosts(
+    which: str,
+    host_of: Callable[[str], str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that lists its buckets at BUCKET.HOST, or has no such name, is asked by path."""
+    server: Store = request.getfixturevalue(which)
+    server.put("by-path/file", b"x")
+    monkeypatch.setattr(connect, "resolve", resolve_virtual_to(host_of))
+    client, lines = _connect_by_name(server, monkeypatch)
+    page = client.list(b"by-path/").result(SAFE_S)
+    assert [info.key for info in page.objects] == [b"by-path/file"]
+    assert "the bucket's name goes into the path" in lines[-1]
+    client.close()
+
+
+def test_neither_virtual_nor_path(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of the address that was meant."""
+    monkeypatch.setattr(connect, "resolve", resolve_virtual_to(lambda host: CLOSED))
+    with pytest.raises(MountError, match=f"no answer from {CLOSED}"):
+        _connect_by_name(filled, monkeypatch, bucket="no-such-bucket")
+
+
+def _connect_by_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, bucket: str | None = None
+) -> tuple[CrtClient, list[str]]:
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    with capture_logs() as lines:
+        client = connect.connect(
+            BucketConfig(
+                bucket or store.bucket, region="us-east-1", endpoint_url=store.endpoint_url
+            ),
+            CredentialsConfig(),
+            ClientConfig(),
+            os.environ,
+            threading.Event(),
+            Counters(),
+        )
+    return client, [line["event"] for line in lines if line["log_level"] == "info"]
