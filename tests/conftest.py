@@ -15,7 +15,9 @@ import boto3
 import botocore.config
 import pytest
 
+from tests.stores import STORES
 from tools.servers import Ministack, SeaweedFS, Server
+from tools.servers.built import why_missing
 
 faulthandler.enable()
 
@@ -27,6 +29,7 @@ class Store:
     endpoint_url: str
     bucket: str
     environment: dict[str, str] = field(repr=False)
+    name: str = ""  # of the server, where a test wants to know
 
     def client(self) -> Any:
         """Return a boto3 client with the store's credentials."""
@@ -49,7 +52,7 @@ class Store:
 
 
 def _store(server: Server) -> Store:
-    return Store(server.endpoint_url, server.bucket, server.environment)
+    return Store(server.endpoint_url, server.bucket, server.environment, server.name)
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +73,14 @@ def flat_store() -> Iterator[Store]:
     """The server with S3's flat key space and order: for odd keys."""
     with Ministack() as server:
         yield _store(server)
+
+
+@pytest.fixture(scope="session", params=STORES)
+def each_store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """Each server that is here, one after another."""
+    server = STORES[request.param].server
+    reason = why_missing(server)
+    if reason is not None:
+        pytest.skip(reason)
+    with server() as running:
+        yield _store(running)

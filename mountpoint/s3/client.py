@@ -202,11 +202,13 @@ class ObjectClient(Protocol):
 
     `lists_in_order` says whether keys are listed in the order of their bytes and from where it is
     asked, so that a page also tells which keys do not exist. `is_directory` says whether it is a
-    directory bucket (S3 Express One Zone): only there objects are appended to and renamed.
+    directory bucket (S3 Express One Zone): only there objects are appended to and renamed. `is_aws`
+    says whether it is AWS's own S3, of which nothing has to be found out.
     """
 
     lists_in_order: bool
     is_directory: bool
+    is_aws: bool
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """HeadObject. NotFound when there is no such key."""

@@ -190,6 +190,7 @@ class CrtClient:
         self._verify_checksums = config.verify_checksums and abilities.takes_checksum_mode
         self.lists_in_order = endpoint.lists_in_order and abilities.starts_after
         self.is_directory = endpoint.directory
+        self.is_aws = endpoint.aws
         self._headers: Headers = [
             ("Host", endpoint.host),
             ("User-Agent", f"{config.user_agent_prefix} mount-s3/{__version__}".strip()),

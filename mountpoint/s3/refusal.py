@@ -129,7 +129,8 @@ _ERROR_FIELDS = frozenset(
 #: https://github.com/vatesfr/xen-orchestra/issues/8358
 #: https://github.com/versity/versitygw/issues/2108
 _UNKNOWN_HEADER_CODES = frozenset({"InvalidArgument", "InvalidRequest", "NotImplemented", ""})
-_CHECKSUM_HEADER = re.compile(r"x-amz-(?:sdk-)?checksum", re.IGNORECASE)
+#: The last is MinIO's, of a part that it is to copy into an upload with checksums.
+_CHECKSUM_HEADER = re.compile(r"x-amz-(?:sdk-)?checksum|checksum missing", re.IGNORECASE)
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9/+=._:-]{1,128}")
 _ENDPOINT_REGION = re.compile(r"(?:^|[./])s3[.-](?:dualstack\.)?([a-z0-9-]+)\.amazonaws\.com")

@@ -56,6 +56,7 @@ from mountpoint.s3.client import (
 from mountpoint.s3.retry import Patience, Question
 from mountpoint.writing.many import Result, for_each
 from mountpoint.writing.multipart import SLOWEST_COPY_BYTES_PER_S
+from mountpoint.writing.trial import CopyTrial
 from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ class Copies:
         self._client = client
         self._uploads = uploads
         self._patience = patience
+        self._trial = CopyTrial(client, uploads, patience)
         # constants
         self.renames = client.is_directory  #: without a copy
         self._config = config
@@ -118,7 +120,10 @@ class Copies:
         if stored.tags:
             log.warning("large objects are copied without their tags", key=source.key)
         options = self._uploads.encrypted(stored.options)
-        return replace(options, checksum=self._config.checksum)
+        checksum = self._config.checksum
+        if checksum is not None and not self._trial.takes_checksums(source, checksum):
+            checksum = None
+        return replace(options, checksum=checksum)
 
     def move(
         self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True

@@ -184,6 +184,7 @@ class FakeClient:
 
     lists_in_order = True
     is_directory = False  # a test makes it one
+    is_aws = True  # unless a test says no
 
     def __init__(
         self,
@@ -202,6 +203,7 @@ class FakeClient:
         self.cancelled = 0  #: requests that were cancelled before their end
         self.knows_checksums = True
         self.refuses_checksums: S3Error | None = None  #: with which error
+        self.refuses_copied_parts: S3Error | None = None  #: of uploads with checksums
         self.knows_conditions = True
         self.tells_of_copies = True
         self.ignores_conditions = False
@@ -642,6 +644,8 @@ class FakeClient:
             with self._lock:
                 etag = etag_of(data)
                 upload = self._upload(key, upload_id)
+                if self.refuses_copied_parts is not None and upload.options.checksum is not None:
+                    raise self.refuses_copied_parts
                 upload.parts[number] = (etag, data)
                 assert upload.options.checksum == checksum
                 known = self.knows_checksums and self.tells_of_copies and checksum

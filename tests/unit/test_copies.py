@@ -489,3 +489,54 @@ def test_progress(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         "moved": len(files),
         "found": len(files),
     }
+
+
+# --- stores that are not AWS's ---
+
+LARGE = 6 * MIB
+REFUSED_PART = errors.ChecksumsNotOffered("checksum missing", code="InvalidArgument", status=400)
+
+
+def copied_in_parts(place: Place) -> Stored:
+    """Copy a large source; return what is stored."""
+    data = data_of(LARGE)
+    described(place, data)
+    place.copies.copy(place.client.info(SOURCE), KEY)
+    assert place.client.content(KEY) == data
+    assert place.client.uploads == {}
+    place.check_over()
+    return place.client.describe(KEY).result(SAFE_S)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_parts_are_tried_once(place: Place, refuses: bool) -> None:
+    """Whether copied parts may have checksums is tried before the first, and not again."""
+    place.client.is_aws = False
+    place.configure()
+    if refuses:
+        place.client.refuses_copied_parts = REFUSED_PART
+    with capture_logs() as lines:
+        for begun in (2, 1):
+            stored = copied_in_parts(place)
+            assert ("crc32c" in stored.checksums) is not refuses
+            assert place.client.count("create_upload") == begun
+    assert len([line for line in lines if "no parts" in line["event"]]) == refuses
+
+
+def test_parts_are_not_tried_at_aws(place: Place) -> None:
+    """There is one upload, the one that is wanted."""
+    copied_in_parts(place)
+    assert place.client.count("create_upload") == 1
+
+
+@pytest.mark.parametrize("kind", ["create_upload", "copy_part", "abort_upload"])
+def test_a_trial_that_fails(place: Place, kind: str) -> None:
+    """It says nothing of the store, and is no failure of what was wanted."""
+    place.client.is_aws = False
+    place.configure()
+    place.client.inject(kind, Fault(error=errors.AccessDenied("no", status=403)))
+    data = data_of(LARGE)
+    described(place, data)
+    place.copies.copy(place.client.info(SOURCE), KEY)
+    assert place.client.content(KEY) == data
+    assert len(place.client.uploads) == (kind == "abort_upload")

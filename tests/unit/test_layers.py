@@ -79,6 +79,7 @@ LAYERS = (
     "mountpoint.writing.appending",
     "mountpoint.writing.uploads",
     "mountpoint.writing.many",
+    "mountpoint.writing.trial",
     "mountpoint.writing.copies",
     "mountpoint.writing.selfcopy",
     "mountpoint.listing.recent",

@@ -136,6 +136,7 @@ def test_wrong_region(
         (501, "NotImplemented", "Header 'x-amz-checksum-algorithm' with value 'CRC32C'", ""),
         (501, "NotImplemented", "A header you provided", "<Header>X-Amz-Checksum-Crc32c</Header>"),
         (400, "InvalidRequest", "Value for x-amz-checksum-type header is invalid.", ""),
+        (400, "InvalidArgument", 'Invalid: (checksum missing, want "CRC32C", got "")', ""),
     ],
 )
 def test_refused_checksums(status: int, code: str, message: str, more: str) -> None:

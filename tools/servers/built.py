@@ -13,20 +13,11 @@ from tools.servers.server import Server, ServerError
 FOLDER = Path(__file__).parent.parent.parent / ".state" / "stores"
 
 
-def why_not_built(name: str) -> str | None:
-    """Return why there is no such program, or None if there is."""
-    if os.access(FOLDER / name, os.X_OK):
-        return None
-    if shutil.which("go") is None:
-        return f"{name} is not built, and Go, which builds it, is not installed"
-    return f"{name} is not built: make stores"
-
-
 class _Built(Server):
     """A server with its data in a folder, whose bucket is made by a request."""
 
     def _program(self) -> str:
-        reason = why_not_built(self.name)
+        reason = why_missing(type(self))
         if reason is not None:
             raise ServerError(reason)
         return str(FOLDER / self.name)
@@ -76,3 +67,12 @@ class VersityGW(_Built):
         command += ["--quiet", "posix", "--sidecar", str(beside), str(data)]
         environment = {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
         return port, command, environment
+
+
+def why_missing(server: type[Server]) -> str | None:
+    """Return why there is no such server here, or None if there is: others come with .venv."""
+    if not issubclass(server, _Built) or os.access(FOLDER / server.name, os.X_OK):
+        return None
+    if shutil.which("go") is None:
+        return f"{server.name} is not built, and Go, which builds it, is not installed"
+    return f"{server.name} is not built: make stores"

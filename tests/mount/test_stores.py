@@ -1,0 +1,310 @@
+"""Every store, mounted: what works there. What is known not to is in tests/stores.py."""
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.mount.mounting import Mount, content, errno_of, eventually, mounted
+from tests.stores import LACKS
+
+pytestmark = pytest.mark.mount
+
+MIB = 1 << 20
+LARGE = random.Random(7).randbytes(20 * MIB + 12_345)
+OTHER = random.Random(8).randbytes(20 * MIB + 12_345)
+MANY = 2500
+ODD_NAMES = [
+    "a b",
+    "plus+and%41percent",
+    "ünïcödé 日本語",
+    "amp&eq=semi;",
+    "what?#hash",
+    "quote'\"",
+]
+OPTIONS = ["--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-append"]
+
+
+@pytest.fixture(autouse=True)
+def _lack(request: pytest.FixtureRequest, each_store: Store) -> None:
+    """What the table says that does not work must not work."""
+    behaviour = request.node.originalname.removeprefix("test_")
+    fact = LACKS.get((each_store.name, behaviour))
+    if fact is not None:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=f"{each_store.name}: {fact}"))
+
+
+@pytest.fixture(scope="module")
+def mount(each_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """The store's bucket, all changes allowed."""
+    folder = tmp_path_factory.mktemp(each_store.name)
+    with mounted(each_store, folder, "--debug", *OPTIONS) as it:
+        yield it
+
+
+def put_all(store: Store, objects: dict[str, bytes]) -> None:
+    """Put objects, several at a time."""
+    client = store.client()
+    with ThreadPoolExecutor(8) as pool:
+        for future in [
+            pool.submit(client.put_object, Bucket=store.bucket, Key=key, Body=body)
+            for key, body in objects.items()
+        ]:
+            future.result()
+
+
+def files_below(path: Path) -> dict[str, bytes]:
+    """Return all files below a directory, by their paths."""
+    found = [each for each in path.rglob("*") if each.is_file()]
+    return {str(each.relative_to(path)): each.read_bytes() for each in found}
+
+
+def tell(mount: Mount, path: Path, data: bytes, step: int = MIB) -> None:
+    """Write a new file in steps."""
+    with path.open("wb", buffering=0) as file:
+        for offset in range(0, len(data), step):
+            file.write(data[offset : offset + step])
+
+
+# --- Names ---
+
+
+def test_nested_directories(mount: Mount, each_store: Store) -> None:
+    objects = {f"tree/{a}/{b}/file-{c}": b"x" * c for a in "ab" for b in "cde" for c in range(3)}
+    objects |= {"tree/top": b"top", "tree/a!": b"before the directory", "tree/a0": b"behind it"}
+    put_all(each_store, objects)
+    assert files_below(mount.path / "tree") == {
+        key.removeprefix("tree/"): body for key, body in objects.items()
+    }
+    assert sorted(os.listdir(mount.path / "tree")) == ["a", "a!", "a0", "b", "top"]
+
+
+def test_many_names(mount: Mount, each_store: Store) -> None:
+    names = [f"{n:04d}-{'odd' if n % 2 else 'even'}" for n in range(MANY)]
+    put_all(each_store, {f"many/{name}": b"" for name in names})
+    assert sorted(os.listdir(mount.path / "many")) == names
+    assert (mount.path / "many" / names[MANY // 2]).stat().st_size == 0
+    assert not (mount.path / "many" / "1250-none").exists()
+
+
+def test_odd_names(mount: Mount, each_store: Store) -> None:
+    folder = mount.path / "odd"
+    for name in ODD_NAMES:
+        (mount.path / "odd").mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    listed = each_store.client().list_objects_v2(Bucket=each_store.bucket, Prefix="odd/")
+    assert sorted(item["Key"] for item in listed["Contents"]) == sorted(
+        f"odd/{name}" for name in ODD_NAMES
+    )
+    assert files_below(folder) == {name: name.encode() for name in ODD_NAMES}
+
+
+def test_control_characters(mount: Mount) -> None:
+    folder = mount.path / "control"
+    folder.mkdir()
+    for name in ("tab\there", "new\nline", "one\x01"):
+        (folder / name).write_bytes(b"x")
+    assert sorted(os.listdir(folder)) == ["new\nline", "one\x01", "tab\there"]
+    assert (folder / "one\x01").read_bytes() == b"x"
+
+
+def test_file_beside_directory(mount: Mount, each_store: Store) -> None:
+    put_all(each_store, {"beside/a": b"shadowed"})
+    put_all(each_store, {"beside/a/b": b"below"})
+    assert files_below(mount.path / "beside") == {"a/b": b"below"}
+
+
+# --- Reading ---
+
+
+def test_read_whole(mount: Mount, each_store: Store) -> None:
+    objects = {f"read/{size}": LARGE[:size] for size in (0, 1, 5000, 2 * MIB, len(LARGE))}
+    put_all(each_store, objects)
+    for key, body in objects.items():
+        assert (mount.path / key).read_bytes() == body
+
+
+def test_read_ranges(mount: Mount, each_store: Store) -> None:
+    each_store.put("ranges", LARGE)
+    chance = random.Random(3)
+    with open(mount.path / "ranges", "rb", buffering=0) as file:
+        for _ in range(40):
+            offset, size = chance.randrange(len(LARGE)), chance.randrange(1, 200_000)
+            assert os.pread(file.fileno(), size, offset) == LARGE[offset : offset + size]
+        assert os.pread(file.fileno(), 10, len(LARGE) - 3) == LARGE[-3:]
+
+
+def _read_on(path: Path, change: "object") -> tuple[bytes, int | None]:
+    """Read a file, `change` it after the first MiB; return what came, and the errno of the end."""
+    with open(path, "rb", buffering=0) as file:
+        got = file.read(MIB)
+        change()  # type: ignore[operator]
+        try:
+            while chunk := file.read(MIB):
+                got += chunk
+        except OSError as error:
+            return got, error.errno
+    return got, None
+
+
+def test_replaced_while_open(mount: Mount, each_store: Store) -> None:
+    each_store.put("replaced", LARGE)
+    got, error = _read_on(mount.path / "replaced", lambda: each_store.put("replaced", OTHER))
+    assert LARGE.startswith(got)
+    assert error == errno.ESTALE or (error is None and got == LARGE)
+    assert (mount.path / "replaced").read_bytes() == OTHER
+
+
+def test_deleted_while_open(mount: Mount, each_store: Store) -> None:
+    each_store.put("deleted", LARGE)
+    got, error = _read_on(mount.path / "deleted", lambda: each_store.delete("deleted"))
+    assert LARGE.startswith(got)
+    assert error in (errno.ESTALE, errno.ENOENT) or (error is None and got == LARGE)
+    assert not (mount.path / "deleted").exists()
+
+
+# --- Writing ---
+
+
+def test_write_small(mount: Mount, each_store: Store) -> None:
+    for size in (0, 1, 100_000):
+        (mount.path / f"small-{size}").write_bytes(LARGE[:size])
+        assert content(each_store, f"small-{size}") == LARGE[:size]
+        assert (mount.path / f"small-{size}").read_bytes() == LARGE[:size]
+
+
+def test_write_large(mount: Mount, each_store: Store) -> None:
+    tell(mount, mount.path / "large", LARGE)
+    assert content(each_store, "large") == LARGE
+    assert (mount.path / "large").read_bytes() == LARGE
+
+
+@pytest.mark.parametrize("size", [5, len(LARGE)])
+def test_created_by_two(mount: Mount, each_store: Store, size: int) -> None:
+    path = mount.path / f"two-{size}"
+    file = path.open("wb")
+    file.write(LARGE[:size])
+    each_store.put(path.name, b"theirs")
+    assert errno_of(file.close) == errno.EEXIST
+    assert content(each_store, path.name) == b"theirs"
+
+
+def test_overwrite(mount: Mount, each_store: Store) -> None:
+    for data in (LARGE[:100], OTHER, LARGE, OTHER[:5], b""):
+        tell(mount, mount.path / "over", data)
+        assert content(each_store, "over") == data
+        assert (mount.path / "over").read_bytes() == data
+
+
+def test_delete(mount: Mount, each_store: Store) -> None:
+    put_all(each_store, {f"gone/{a}/{b}": b"x" for a in "ab" for b in "cd"})
+    (mount.path / "gone" / "a" / "c").unlink()
+    assert content(each_store, "gone/a/c") is None
+    shutil.rmtree(mount.path / "gone")
+    assert not (mount.path / "gone").exists()
+    assert "Contents" not in each_store.client().list_objects_v2(
+        Bucket=each_store.bucket, Prefix="gone/"
+    )
+
+
+def test_directories_kept(each_store: Store, folder: Path) -> None:
+    with mounted(each_store, folder, "--keep-directories", "--allow-delete") as mount:
+        (mount.path / "kept" / "below").mkdir(parents=True)
+    with mounted(each_store, folder, "--keep-directories", "--allow-delete") as mount:
+        assert (mount.path / "kept" / "below").is_dir()
+        (mount.path / "kept" / "below").rmdir()
+        (mount.path / "kept").rmdir()
+    with mounted(each_store, folder) as mount:
+        assert not (mount.path / "kept").exists()
+
+
+def test_rename(mount: Mount, each_store: Store) -> None:
+    put_all(each_store, {"old/a b+%": LARGE, "old/deep/er": b"2", "old/deep/e": b"1"})
+    (mount.path / "old").rename(mount.path / "new")
+    expected = {"a b+%": LARGE, "deep/er": b"2", "deep/e": b"1"}
+    assert files_below(mount.path / "new") == expected
+    assert not (mount.path / "old").exists()
+    (mount.path / "new" / "deep" / "e").rename(mount.path / "new" / "deep" / "er")
+    assert content(each_store, "new/deep/er") == b"1"
+    assert content(each_store, "new/deep/e") is None
+
+
+def test_append_small(mount: Mount, each_store: Store) -> None:
+    (mount.path / "log").write_bytes(b"one ")
+    for word in (b"two ", b"three"):
+        with (mount.path / "log").open("ab") as file:
+            file.write(word)
+    assert content(each_store, "log") == b"one two three"
+    assert (mount.path / "log").read_bytes() == b"one two three"
+
+
+def test_append_large(mount: Mount, each_store: Store) -> None:
+    each_store.put("grown", LARGE)
+    with (mount.path / "grown").open("ab") as file:
+        file.write(OTHER[:MIB])
+    assert content(each_store, "grown") == LARGE + OTHER[:MIB]
+    assert (mount.path / "grown").read_bytes() == LARGE + OTHER[:MIB]
+
+
+@pytest.mark.parametrize("size", [5, len(LARGE)])
+def test_append_to_changed(mount: Mount, each_store: Store, size: int) -> None:
+    name = f"contended-{size}"
+    each_store.put(name, LARGE[:size])
+    file = (mount.path / name).open("ab", buffering=0)
+    each_store.put(name, OTHER[:size])
+
+    def append() -> None:
+        file.write(b"x")
+        file.close()
+
+    assert errno_of(append) == errno.ESTALE
+    assert content(each_store, name) == OTHER[:size]
+
+
+def test_attributes_kept(each_store: Store, folder: Path) -> None:
+    for _ in range(2):
+        with mounted(each_store, folder, "--attributes", "keep", *OPTIONS) as mount:
+            path = mount.path / "kept-attributes"
+            if not path.exists():
+                path.write_bytes(b"x")
+                path.chmod(0o640)
+                os.utime(path, ns=(1_500_000_000_000_000_000,) * 2)
+            assert path.stat().st_mode & 0o777 == 0o640
+            assert path.stat().st_mtime_ns == 1_500_000_000_000_000_000
+
+
+def test_staged(each_store: Store, folder: Path) -> None:
+    each_store.put("changed", LARGE)
+    (folder / "staging").mkdir()
+    with mounted(each_store, folder, "--staged-writes", folder / "staging", *OPTIONS) as mount:
+        with (mount.path / "changed").open("r+b") as file:
+            file.seek(MIB)
+            file.write(b"changed in the middle")
+        expected = bytearray(LARGE)
+        expected[MIB : MIB + 21] = b"changed in the middle"
+        eventually(lambda: content(each_store, "changed") == expected)
+        assert (mount.path / "changed").read_bytes() == expected
+
+
+# --- Checksums ---
+
+
+def test_checksums_stored(mount: Mount, each_store: Store) -> None:
+    (mount.path / "summed").write_bytes(b"hello")
+    head = each_store.client().head_object(
+        Bucket=each_store.bucket, Key="summed", ChecksumMode="ENABLED"
+    )
+    assert head.get("ChecksumCRC32C") == "mnG7TA=="
+
+
+def test_checksums_verified(mount: Mount) -> None:
+    (mount.path / "verified").write_bytes(b"hello")
+    before = mount.counters()["checksums_verified"]
+    assert (mount.path / "verified").read_bytes() == b"hello"
+    assert mount.counters()["checksums_verified"] == before + 1

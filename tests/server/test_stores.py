@@ -1,0 +1,253 @@
+"""What every store answers to what a mount asks of it. What each is known to is in tests/stores.py.
+
+The words: "yes" is as S3 does it, "ignored" that the store does as if it had not been asked.
+"""
+
+import base64
+import http.client
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.auth
+import botocore.awsrequest
+import botocore.credentials
+import pytest
+from awscrt import checksums
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from tests.conftest import Store
+from tests.stores import ANSWERS, IGNORED, NO, QUESTIONS, YES
+
+pytestmark = pytest.mark.server
+
+NO_ETAG = '"00000000000000000000000000000000"'
+FIRST_PART = b"a" * (5 << 20)
+
+
+class Asked:
+    """A store that is asked one question, about keys of its own."""
+
+    def __init__(self, store: Store, question: str) -> None:
+        self.store = store
+        self.at = {"Bucket": store.bucket}
+        self.prefix = f"asked/{question}/"
+        self.key = {**self.at, "Key": f"{self.prefix}one"}
+        self.client = self._client(store.environment["AWS_SECRET_ACCESS_KEY"])
+        self.client.put_object(**self.key, Body=b"hello", ChecksumCRC32C=crc32c(b"hello"))
+
+    def _client(self, secret: str) -> Any:
+        # What goes over the wire is what the question says, and nothing by itself.
+        config = Config(
+            s3={"addressing_style": "path"},
+            proxies={},
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.store.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=self.store.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=secret,
+            config=config,
+        )
+
+    # --- listing ---
+
+    def pages_by_token(self) -> str:
+        """ListObjectsV2 lists all, in several pages."""
+        self._put("two", "three")
+        keys: list[str] = []
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            **self.at, Prefix=self.prefix, PaginationConfig={"PageSize": 1}
+        )
+        for page in pages:
+            if "KeyCount" not in page:
+                return NO
+            keys += [item["Key"] for item in page.get("Contents", [])]
+        return YES if len(keys) == len(set(keys)) == 3 else NO
+
+    def starts_after(self) -> str:
+        """It begins after `start-after`."""
+        self._put("two")
+        return IGNORED if self.key["Key"] in self._listed(StartAfter=self.key["Key"]) else YES
+
+    def encodes(self) -> str:
+        """Keys come URL-encoded, if asked for."""
+        page = self.client.list_objects_v2(**self.at, Prefix=self.prefix, EncodingType="url")
+        return YES if page.get("EncodingType") == "url" else IGNORED
+
+    def order(self) -> str:
+        """Keys come in the order of their bytes."""
+        self._put("a/b", "a!")
+        listed = self._listed()
+        return "by bytes" if listed == sorted(listed) else "by folders"
+
+    def virtual_hosts(self) -> str:
+        """The bucket's name may be in the host's."""
+        url = urlsplit(self.store.endpoint_url)
+        host = f"{self.store.bucket}.s3.example.com:{url.port}"
+        request = botocore.awsrequest.AWSRequest(
+            "GET", f"http://{host}/{self.key['Key']}", headers={"Host": host}
+        )
+        keys = botocore.credentials.Credentials(
+            self.store.environment["AWS_ACCESS_KEY_ID"],
+            self.store.environment["AWS_SECRET_ACCESS_KEY"],
+        )
+        botocore.auth.S3SigV4Auth(keys, "s3", "us-east-1").add_auth(request)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=30)
+        try:
+            connection.request("GET", f"/{self.key['Key']}", headers=dict(request.headers.items()))
+            return YES if connection.getresponse().read() == b"hello" else NO
+        finally:
+            connection.close()
+
+    def signatures(self) -> str:
+        """A wrong secret is refused."""
+        return _heeded(lambda: self._client("wrong" * 8).get_object(**self.key), 403)
+
+    # --- conditions ---
+
+    def get_if_match(self) -> str:
+        """GetObject heeds If-Match."""
+        return _heeded(lambda: self.client.get_object(**self.key, IfMatch=NO_ETAG))
+
+    def put_if_none_match(self) -> str:
+        """PutObject heeds If-None-Match."""
+        return _heeded(lambda: self.client.put_object(**self.key, Body=b"x", IfNoneMatch="*"))
+
+    def put_if_match(self) -> str:
+        """PutObject heeds If-Match."""
+        return _heeded(lambda: self.client.put_object(**self.key, Body=b"x", IfMatch=NO_ETAG))
+
+    def complete_if_none_match(self) -> str:
+        """CompleteMultipartUpload heeds If-None-Match."""
+        return _heeded(lambda: self._upload(IfNoneMatch="*"))
+
+    def complete_if_match(self) -> str:
+        """CompleteMultipartUpload heeds If-Match."""
+        return _heeded(lambda: self._upload(IfMatch=NO_ETAG))
+
+    def copy_if_none_match(self) -> str:
+        """CopyObject heeds If-None-Match."""
+        return self._copied(IfNoneMatch="*")
+
+    def copy_if_match(self) -> str:
+        """CopyObject heeds If-Match."""
+        return self._copied(IfMatch=NO_ETAG)
+
+    def copy_source_if_match(self) -> str:
+        """CopyObject heeds x-amz-copy-source-if-match."""
+        return self._copied(CopySourceIfMatch=NO_ETAG)
+
+    def part_source_if_match(self) -> str:
+        """UploadPartCopy heeds x-amz-copy-source-if-match."""
+        self._put("large", body=FIRST_PART)
+        key = {**self.at, "Key": f"{self.prefix}copied"}
+        upload = self.client.create_multipart_upload(**key)["UploadId"]
+        source = f"{self.store.bucket}/{self.prefix}large"
+        asked = {"CopySource": source, "CopySourceIfMatch": NO_ETAG, "PartNumber": 1}
+        try:
+            return _heeded(lambda: self.client.upload_part_copy(**key, UploadId=upload, **asked))
+        finally:
+            self.client.abort_multipart_upload(**key, UploadId=upload)
+
+    def delete_if_match(self) -> str:
+        """DeleteObject heeds If-Match."""
+        return _heeded(lambda: self.client.delete_object(**self.key, IfMatch=NO_ETAG))
+
+    # --- checksums ---
+
+    def compares(self) -> str:
+        """A body that does not match its checksum is refused."""
+        wrong = crc32c(b"y")
+        return _heeded(
+            lambda: self.client.put_object(**self.key, Body=b"x", ChecksumCRC32C=wrong), 400
+        )
+
+    def tells(self) -> str:
+        """PutObject answers with the checksum."""
+        answer = self.client.put_object(**self.key, Body=b"x", ChecksumCRC32C=crc32c(b"x"))
+        return YES if answer.get("ChecksumCRC32C") == crc32c(b"x") else NO
+
+    def sends(self) -> str:
+        """GetObject sends it."""
+        answer = self.client.get_object(**self.key, ChecksumMode="ENABLED")
+        return YES if answer.get("ChecksumCRC32C") == crc32c(b"hello") else NO
+
+    def composes(self) -> str:
+        """An object of parts has the checksum of their checksums."""
+        self._upload()
+        head = self.client.head_object(**self.key, ChecksumMode="ENABLED")
+        told = head.get("ChecksumCRC32C")
+        if told is None:
+            return NO
+        parts = checksums.crc32c(FIRST_PART).to_bytes(4, "big")
+        parts += checksums.crc32c(b"b").to_bytes(4, "big")
+        return YES if told == f"{crc32c(parts)}-2" else "another"
+
+    # --- inside ---
+
+    def _put(self, *names: str, body: bytes = b"x") -> None:
+        for name in names:
+            self.client.put_object(**self.at, Key=self.prefix + name, Body=body)
+
+    def _listed(self, **options: str) -> list[str]:
+        page = self.client.list_objects_v2(**self.at, Prefix=self.prefix, **options)
+        return [item["Key"] for item in page.get("Contents", [])]
+
+    def _copied(self, **conditions: str) -> str:
+        self._put("source")
+        source = f"{self.store.bucket}/{self.prefix}source"
+        return _heeded(lambda: self.client.copy_object(**self.key, CopySource=source, **conditions))
+
+    def _upload(self, **conditions: str) -> None:
+        upload = self.client.create_multipart_upload(
+            **self.key, ChecksumAlgorithm="CRC32C", ChecksumType="COMPOSITE"
+        )["UploadId"]
+        parts = []
+        for number, body in ((1, FIRST_PART), (2, b"b")):
+            answer = self.client.upload_part(
+                **self.key,
+                UploadId=upload,
+                PartNumber=number,
+                Body=body,
+                ChecksumCRC32C=crc32c(body),
+            )
+            part = {"PartNumber": number, "ETag": answer["ETag"]}
+            if "ChecksumCRC32C" in answer:
+                part["ChecksumCRC32C"] = answer["ChecksumCRC32C"]
+            parts.append(part)
+        try:
+            self.client.complete_multipart_upload(
+                **self.key, UploadId=upload, MultipartUpload={"Parts": parts}, **conditions
+            )
+        except ClientError:
+            self.client.abort_multipart_upload(**self.key, UploadId=upload)
+            raise
+
+
+def crc32c(data: bytes) -> str:
+    """Return a checksum as S3 writes it."""
+    return base64.b64encode(checksums.crc32c(data).to_bytes(4, "big")).decode()
+
+
+def _heeded(ask: Callable[[], object], status: int = 412) -> str:
+    """Return whether what is asked is refused with this status."""
+    try:
+        ask()
+    except ClientError as error:
+        answered = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        return YES if answered == status else f"{answered} {error.response['Error']['Code']}"
+    return IGNORED
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_answers(each_store: Store, question: str) -> None:
+    """Each store answers as the table says, no better and no worse."""
+    answer = getattr(Asked(each_store, question), question)()
+    assert answer == ANSWERS[question][each_store.name]

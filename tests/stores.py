@@ -1,0 +1,92 @@
+"""The stores that a mount is tried with, what each does with what is asked of it, and what a mount
+cannot do there.
+
+`ANSWERS` is compared with the stores by tests/server/test_stores.py, `LACKS` by
+tests/mount/test_stores.py, one test for each of `BEHAVIOURS`: both fail when a store becomes worse,
+and when it becomes better. The tables of docs/stores.md are made of them:
+
+    python -m tests.stores
+
+writes them anew; tests/unit/test_docs.py compares.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.servers import MinIO, Ministack, Moto, SeaweedFS, Server, VersityGW
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "stores.md"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A store as it is tried: the version is that of constraints.txt or tools/build-stores."""
+
+    server: type[Server]
+    title: str
+
+
+STORES = {
+    "minio": Tried(MinIO, "MinIO 2026-02-12"),
+    "versitygw": Tried(VersityGW, "versitygw 1.8.0"),
+    "seaweedfs": Tried(SeaweedFS, "SeaweedFS 4.48"),
+    "ministack": Tried(Ministack, "ministack 1.5.33"),
+    "moto": Tried(Moto, "moto 5.2.5"),
+}
+
+YES, NO, IGNORED = "yes", "no", "ignored"
+
+#: What is asked, and what each store answers. See tests/server/test_stores.py for the words.
+QUESTIONS = {
+    "signatures": "a wrong secret key is refused",
+    "pages_by_token": "ListObjectsV2 in pages",
+    "starts_after": "`start-after`",
+    "encodes": "`encoding-type=url`",
+    "order": "keys are listed",
+    "virtual_hosts": "bucket in the host's name, as it is started here",
+    "get_if_match": "GetObject with `If-Match`",
+    "put_if_none_match": "PutObject with `If-None-Match: *`",
+    "put_if_match": "PutObject with `If-Match`",
+    "complete_if_none_match": "CompleteMultipartUpload with `If-None-Match: *`",
+    "complete_if_match": "CompleteMultipartUpload with `If-Match`",
+    "copy_if_none_match": "CopyObject with `If-None-Match: *`",
+    "copy_if_match": "CopyObject with `If-Match`",
+    "copy_source_if_match": "CopyObject with `x-amz-copy-source-if-match`",
+    "part_source_if_match": "UploadPartCopy with `x-amz-copy-source-if-match`",
+    "delete_if_match": "DeleteObject with `If-Match`",
+    "compares": "a body is compared with its CRC-32C",
+    "tells": "PutObject answers with the CRC-32C",
+    "sends": "GetObject sends the CRC-32C of what was put",
+    "composes": "an object of parts has the CRC-32C of its parts'",
+}
+ANSWERS: dict[str, dict[str, str]] = {}
+
+#: What a mount is tried with: the name of a test, and what it says in the table.
+BEHAVIOURS = {
+    "nested_directories": "directories in directories are listed, and nothing else",
+    "many_names": "a directory of 2,500 names, in several pages",
+    "odd_names": "names with spaces, unicode, `%`, `+`, `&`, `?`, quotes: written, listed, read",
+    "control_characters": "names with control characters",
+    "file_beside_directory": "objects `a` and `a/b` at once: `a` is a directory",
+    "read_whole": "a file of 20 MiB read whole, and small ones",
+    "read_ranges": "ranges of it, in any order",
+    "replaced_while_open": "replaced while it is read: the old bytes, then ESTALE, never mixed",
+    "deleted_while_open": "deleted while it is read: the old bytes, then ENOENT or ESTALE",
+    "write_small": "small files written (PutObject)",
+    "write_large": "files of several parts written (multipart upload)",
+    "created_by_two": "two create one file: the second gets EEXIST, and the first stays",
+    "overwrite": "files overwritten",
+    "delete": "files and trees deleted",
+    "directories_kept": "empty directories kept (`--keep-directories`)",
+    "rename": "files and directories renamed",
+    "append_small": "appended to small files",
+    "append_large": "appended to large files, whose bytes the store copies",
+    "append_to_changed": "appended to what others have replaced meanwhile: ESTALE, theirs stays",
+    "attributes_kept": "modes and times kept (`--attributes keep`)",
+    "staged": "a large file changed in the middle (`--staged-writes`)",
+    "checksums_stored": "what is written has its CRC-32C in the store",
+    "checksums_verified": "what is read is compared with it",
+}
+
+#: What a mount cannot do with a store, and what was seen.
+LACKS: dict[tuple[str, str], str] = {}
