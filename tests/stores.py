@@ -59,7 +59,31 @@ QUESTIONS = {
     "sends": "GetObject sends the CRC-32C of what was put",
     "composes": "an object of parts has the CRC-32C of its parts'",
 }
-ANSWERS: dict[str, dict[str, str]] = {}
+ANSWERS = {
+    question: dict(zip(STORES, words, strict=True))
+    for question, words in {
+        "signatures": (YES, YES, YES, IGNORED, IGNORED),
+        "pages_by_token": (YES, YES, YES, YES, YES),
+        "starts_after": (YES, YES, YES, YES, YES),
+        "encodes": (YES, IGNORED, YES, YES, YES),
+        "order": ("by bytes", "by bytes", "by folders", "by bytes", "by bytes"),
+        "virtual_hosts": (NO, NO, NO, YES, YES),
+        "get_if_match": (YES, YES, YES, YES, YES),
+        "put_if_none_match": (YES, YES, YES, YES, YES),
+        "put_if_match": (YES, YES, YES, YES, YES),
+        "complete_if_none_match": (YES, YES, YES, YES, YES),
+        "complete_if_match": (YES, YES, YES, YES, IGNORED),
+        "copy_if_none_match": (IGNORED, IGNORED, YES, IGNORED, IGNORED),
+        "copy_if_match": (IGNORED, IGNORED, YES, IGNORED, IGNORED),
+        "copy_source_if_match": (YES, YES, YES, YES, IGNORED),
+        "part_source_if_match": (YES, YES, YES, YES, IGNORED),
+        "delete_if_match": (IGNORED, YES, YES, YES, YES),
+        "compares": (YES, YES, YES, YES, IGNORED),
+        "tells": (YES, YES, YES, NO, NO),
+        "sends": (YES, YES, YES, YES, NO),
+        "composes": (YES, YES, YES, YES, "another"),
+    }.items()
+}
 
 #: What a mount is tried with: the name of a test, and what it says in the table.
 BEHAVIOURS = {
@@ -77,11 +101,13 @@ BEHAVIOURS = {
     "created_by_two": "two create one file: the second gets EEXIST, and the first stays",
     "overwrite": "files overwritten",
     "delete": "files and trees deleted",
+    "directories_vanish": "a directory that was removed with all that is in it is gone",
     "directories_kept": "empty directories kept (`--keep-directories`)",
     "rename": "files and directories renamed",
     "append_small": "appended to small files",
     "append_large": "appended to large files, whose bytes the store copies",
-    "append_to_changed": "appended to what others have replaced meanwhile: ESTALE, theirs stays",
+    "append_to_changed": "appended to what others replace meanwhile: ESTALE, and theirs stays",
+    "append_to_changed_large": "the same of a large file",
     "attributes_kept": "modes and times kept (`--attributes keep`)",
     "staged": "a large file changed in the middle (`--staged-writes`)",
     "checksums_stored": "what is written has its CRC-32C in the store",
@@ -89,4 +115,52 @@ BEHAVIOURS = {
 }
 
 #: What a mount cannot do with a store, and what was seen.
-LACKS: dict[tuple[str, str], str] = {}
+LACKS = {
+    ("minio", "file_beside_directory"): "hides `a/b` where there is an object `a`",
+    ("versitygw", "file_beside_directory"): "refuses it: keys are files and folders there",
+    ("versitygw", "control_characters"): "lists them as U+FFFD: it does not encode keys",
+    ("seaweedfs", "directories_vanish"): "lists folders that have become empty",
+    ("moto", "control_characters"): "answers 404 to a key with a newline",
+    ("moto", "checksums_stored"): "keeps none of what a PUT sends",
+    ("moto", "checksums_verified"): "sends none",
+}
+
+
+# --- the document ---
+
+#: Between these lines of it is what is made here.
+BEGIN, END = "<!-- made by python -m tests.stores -->", "<!-- end -->"
+
+
+def tables() -> str:
+    """Return the tables of the document."""
+    answers = [[QUESTIONS[each], *ANSWERS[each].values()] for each in QUESTIONS]
+    works = [
+        [says, *(LACKS.get((store, behaviour), YES) for store in STORES)]
+        for behaviour, says in BEHAVIOURS.items()
+    ]
+    titles = [store.title for store in STORES.values()]
+    return "\n\n".join(
+        [
+            "### What the stores answer",
+            _table(["asked", *titles], answers),
+            "### What works in a mount",
+            _table(["in a mount", *titles], works),
+        ]
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def renewed(document: str) -> str:
+    """Return the document with the tables as they are now."""
+    before, _, rest = document.partition(BEGIN)
+    _, _, behind = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{behind}"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(renewed(DOCUMENT.read_text()))

