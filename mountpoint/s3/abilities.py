@@ -1,6 +1,6 @@
 """What an endpoint that is not AWS's can do of what reading relies on: asked at mount, by reading.
 
-Two LISTs and one GET of a byte, each one try of a few seconds; the last two at the same time:
+Two LISTs and one GET of a byte, one try each, the last two at the same time; not for long:
 
 * The page that mounting has listed shows whether it is one of ListObjectsV2, and encoded.
 * A LIST that is to start after the first key must not begin with that key.
@@ -13,6 +13,7 @@ writes is not asked here, because that would write: the first refusal tells (`wr
 
 import functools
 import threading
+import time
 
 import structlog
 
@@ -27,7 +28,7 @@ from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)
 
-#: How long any of the questions may take.
+#: How long the first LIST may take, and again the other questions together.
 TRY_S = 3.0
 #: An MD5 that nobody knows a text of: no object's.
 NO_ETAG = f'"{"0" * 32}"'
@@ -47,9 +48,10 @@ def find_abilities(
     first = objects[0].key if objects and not page.by_marker else None
     answer = _Answer()
     key = next((each.key for each in objects if each.size_bytes), prefix + NO_KEY)
+    until_s = time.monotonic() + TRY_S
     transfer = client.get(key, 0, 1, answer, if_match=NO_ETAG)
     starts_after = first is None or _starts_after(client, prefix, first, patience)
-    if not answer.came.wait(TRY_S):
+    if not answer.came.wait(max(until_s - time.monotonic(), 0.0)):
         transfer.cancel()
     abilities = Abilities(
         pages_by_token=not page.by_marker,

@@ -237,22 +237,28 @@ def test_no_virtual_hosts(
     client.close()
 
 
-def test_neither_virtual_nor_path(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is that of the address that was meant."""
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("", "bucket 'no-such-bucket' does not exist at"), ("http://127.0.0.1:7", "from 127.0.0.1:9")],
+)
+def test_neither_virtual_nor_path(
+    filled: Store, monkeypatch: pytest.MonkeyPatch, url: str, message: str
+) -> None:
+    """The error is that of the store, where there is one; else that of the address meant."""
     monkeypatch.setattr(connect, "resolve", resolve_virtual_to(lambda host: CLOSED))
-    with pytest.raises(MountError, match=f"no answer from {CLOSED}"):
-        _connect_by_name(filled, monkeypatch, bucket="no-such-bucket")
+    with pytest.raises(MountError, match=message):
+        _connect_by_name(filled, monkeypatch, bucket="no-such-bucket", url=url)
 
 
 def _connect_by_name(
-    store: Store, monkeypatch: pytest.MonkeyPatch, *, bucket: str | None = None
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, bucket: str = "", url: str = ""
 ) -> tuple[CrtClient, list[str]]:
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     with capture_logs() as lines:
         client = connect.connect(
             BucketConfig(
-                bucket or store.bucket, region="us-east-1", endpoint_url=store.endpoint_url
+                bucket or store.bucket, region="us-east-1", endpoint_url=url or store.endpoint_url
             ),
             CredentialsConfig(),
             ClientConfig(),
