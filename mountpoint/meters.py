@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mountpoint._histogram import SCALE, Histogram, Timer
+from mountpoint._histogram import BUCKETS, SCALE, Histogram, Threads, Timer
 from mountpoint.processes import program_of
 
 #: A process may become another program (execve), as those of a shell do at once, and its number
@@ -25,6 +25,35 @@ MOST_THREADS = 4096
 #: What the mount does by itself, or for whom it cannot know (a process of another container).
 NOBODY = "(unknown)"
 OTHERS = "(others)"
+#: So long after a failure nobody knows any more how S3 is, unless it was asked again.
+RECENT_S = 60.0
+
+
+class Trouble:
+    """Since when requests have only failed, in ways that say that S3 cannot be used.
+
+    That one does not exist, or is another version, is an answer of an S3 that works.
+    """
+
+    def __init__(self) -> None:
+        # mutable, replaced in one step: begin, last failure, its reason
+        self._state: tuple[float, float, str] | None = None
+
+    def note(self, reason: str) -> None:
+        """Note how a request has ended; "" is well."""
+        state = self._state
+        if reason:
+            now_s = time.monotonic()
+            self._state = (now_s if state is None else state[0], now_s, reason)
+        elif state is not None:
+            self._state = None
+
+    def lasting(self, least_s: float) -> str:
+        """Return what has gone on for so long and is not over; "" if it is not known to."""
+        state, now_s = self._state, time.monotonic()
+        if state is None or now_s - state[0] < least_s or now_s - state[1] >= RECENT_S:
+            return ""
+        return f"all requests of the last {now_s - state[0]:.0f} s have failed: {state[2]}"
 
 
 class RequestMeter:
@@ -36,10 +65,6 @@ class RequestMeter:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._failures: dict[int, int] = {}
-
-    def begin(self) -> "RequestClock":
-        """Begin to measure a request."""
-        return RequestClock(self)
 
     def failed(self, status: int) -> None:
         """Count a failure; `status` is that of the answer, 0 if there was none."""
@@ -56,20 +81,25 @@ class RequestMeter:
 class RequestClock:
     """One request that is measured."""
 
-    __slots__ = ("_begun_ns", "_meter")
+    __slots__ = ("_begun_ns", "_meter", "_trouble")
 
-    def __init__(self, meter: RequestMeter) -> None:
+    def __init__(self, meter: RequestMeter, trouble: Trouble) -> None:
         self._meter = meter
+        self._trouble = trouble
         self._begun_ns = meter.timer.begin()
 
     def first_byte(self) -> None:
         """Note that the answer begins."""
         self._meter.first_byte_us.add((time.monotonic_ns() - self._begun_ns) // 1000)
 
-    def end(self, failure: int | None) -> None:
-        """Note the end; `failure` is the status of a failed one, 0 without an answer."""
+    def end(self, failure: int | None, trouble: str = "") -> None:
+        """Note the end; `failure` is the status of a failed one, 0 without an answer.
+
+        `trouble` is the reason where the failure says that S3 cannot be used.
+        """
         if failure is not None:
             self._meter.failed(failure)
+        self._trouble.note(trouble)
         self._meter.timer.end(self._begun_ns, failure is not None)
 
     def drop(self) -> None:
@@ -144,10 +174,15 @@ class Programs:
 
 
 class Meters:
-    """All of one mount. `operations` and `requests` have what there was at least one of."""
+    """All of one mount. `operations` and `requests` have what there was at least one of.
 
-    def __init__(self, asking: Callable[[], int] = lambda: 0) -> None:
+    `threads` is how many there are for operations.
+    """
+
+    def __init__(self, asking: Callable[[], int] = lambda: 0, threads: int = 0) -> None:
         self.programs = Programs(asking)
+        self.threads = Threads(threads)
+        self.trouble = Trouble()
         self.operations: dict[str, Timer] = {}
         self.requests: dict[str, RequestMeter] = {}
         self.read_bytes = Histogram()
@@ -155,13 +190,14 @@ class Meters:
 
     def operation(self, name: str) -> Timer:
         """Return what measures the operations of one name."""
-        return self.operations.get(name) or self.operations.setdefault(name, Timer())
+        return self.operations.get(name) or self.operations.setdefault(name, Timer(self.threads))
 
     def request(self, operation: str) -> RequestClock:
         """Begin to measure a request to S3."""
         self.programs.requested(operation)
         meter = self.requests.get(operation)
-        return (meter or self.requests.setdefault(operation, RequestMeter())).begin()
+        meter = meter or self.requests.setdefault(operation, RequestMeter())
+        return RequestClock(meter, self.trouble)
 
     def read(self, size_bytes: int) -> None:
         """Note what one read has brought."""
@@ -174,44 +210,63 @@ class Meters:
         self.programs.current().written_bytes.add(size_bytes)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all numbers, as JSON has them. Not of one moment: nothing stops for it."""
+        """Return all numbers, as JSON has them. Each histogram is of one moment, not all of one."""
         return {
-            "operations": {
-                name: _timed(timer) | {"failures": timer.failures}
-                for name, timer in list(self.operations.items())
-            },
+            "operations": {name: timer.numbers() for name, timer in list(self.operations.items())},
             "requests": {
-                name: _timed(meter.timer)
+                name: meter.timer.numbers()
                 | {
-                    "first_byte_us": _numbers(meter.first_byte_us),
+                    "first_byte_us": meter.first_byte_us.numbers(),
                     "failures": {str(status): n for status, n in sorted(meter.failures.items())},
                 }
                 for name, meter in list(self.requests.items())
             },
-            "read_bytes": _numbers(self.read_bytes),
-            "written_bytes": _numbers(self.written_bytes),
+            "read_bytes": self.read_bytes.numbers(),
+            "written_bytes": self.written_bytes.numbers(),
+            "threads": {
+                "total": self.threads.total,
+                "busy": self.threads.busy,
+                "idle": self.threads.idle.numbers(),
+            },
             "programs": self.programs.snapshot(),
         }
-
-
-def _timed(timer: Timer) -> dict[str, Any]:
-    return {"under_way": timer.under_way, "us": _numbers(timer.histogram)}
-
-
-def _numbers(histogram: Histogram) -> dict[str, Any]:
-    return {
-        "count": histogram.count,
-        "total": histogram.total,
-        "least": histogram.least,
-        "most": histogram.most,
-        "zeros": histogram.zeros,
-        "buckets": histogram.buckets(),
-    }
 
 
 def upper_bound(bucket: int) -> float:
     """Return the largest value that a bucket counts, of those that `Histogram.buckets` returns."""
     return math.pow(2.0, (bucket + 1) / (1 << SCALE))
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of what a histogram has counted between two of its snapshots.
+
+    Nobody has kept the least and the most of them: they are told by the buckets, 9 % off at most.
+    """
+    earlier, buckets = before["buckets"], list(after["buckets"])
+    for bucket, count in enumerate(earlier):
+        buckets[bucket] -= count
+    used = [bucket for bucket, count in enumerate(buckets) if count]
+    zeros = after["zeros"] - before["zeros"]
+    least = most = 0
+    if used:
+        least = 0 if zeros else max(_least_of(used[0]), after["least"])
+        # The last bucket has no end.
+        most = after["most"]
+        if used[-1] < BUCKETS - 1:
+            most = min(math.floor(upper_bound(used[-1])), most)
+    return {
+        "count": after["count"] - before["count"],
+        "total": after["total"] - before["total"],
+        "least": least,
+        "most": most,
+        "zeros": zeros,
+        "buckets": buckets[: used[-1] + 1] if used else [],
+    }
+
+
+def _least_of(bucket: int) -> int:
+    """Return the least whole number that a bucket counts; the first one counts nothing but ones."""
+    return 1 if bucket == 0 else math.floor(upper_bound(bucket - 1)) + 1
 
 
 def quantile(numbers: Mapping[str, Any], share: float) -> float:

@@ -10,7 +10,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 
-from mountpoint.errors import BadAnswer, ChecksumMismatch, S3Error
+from mountpoint.errors import (
+    BadAnswer,
+    ChecksumMismatch,
+    Contended,
+    NoSuchUpload,
+    NotFound,
+    PreconditionFailed,
+    S3Error,
+)
 from mountpoint.meters import RequestClock
 from mountpoint.metrics import Counters
 from mountpoint.s3 import checksum, wire
@@ -25,6 +33,9 @@ Headers = list[tuple[str, str]]
 #: The largest answer to a metadata request that is accepted: a LIST page of 1,000 keys of
 #: 1,024 bytes, each byte percent-encoded, with room for the other fields.
 MAX_METADATA_BYTES = 16 << 20
+
+#: Failures that say something of an object, and nothing of S3 or of who asks.
+EXPECTED = (NotFound, PreconditionFailed, Contended, NoSuchUpload)
 
 
 class Owner(Protocol):
@@ -91,8 +102,11 @@ class Exchange(ABC):
             return
         if self.cancelled and failure is not None:
             self.clock.drop()
+        elif failure is None:
+            self.clock.end(None)
         else:
-            self.clock.end(None if failure is None else failure.status)
+            expected = isinstance(failure, EXPECTED)
+            self.clock.end(failure.status, "" if expected else failure.code or str(failure))
 
     def end(self, error: Exception | None) -> None:
         """Deliver the outcome, once."""

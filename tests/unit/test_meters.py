@@ -6,9 +6,21 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mountpoint._histogram import SCALE, Histogram, Timer
-from mountpoint.meters import MOST_PROGRAMS, NOBODY, OTHERS, Meters, Programs, quantile, upper_bound
+from mountpoint._histogram import SCALE, Histogram, Threads, Timer
+from mountpoint.meters import (
+    MOST_PROGRAMS,
+    NOBODY,
+    OTHERS,
+    Meters,
+    Programs,
+    Trouble,
+    difference,
+    quantile,
+    upper_bound,
+)
 
 
 def numbers(values: list[int]) -> dict[str, object]:
@@ -77,6 +89,115 @@ def test_quantiles_are_close() -> None:
     for share in (0.1, 0.5, 0.9, 0.99, 1.0):
         exact = values[max(0, round(share * len(values)) - 1)]
         assert exact <= quantile(found, share) * 1.000_001 <= exact * 1.1, (seed, share)
+
+
+VALUES = st.lists(st.integers(0, 3) | st.integers(0, 1 << 42))
+
+
+@given(VALUES, VALUES)
+def test_the_difference_of_two_snapshots(earlier: list[int], later: list[int]) -> None:
+    """It has all that came between, exactly, but for the least and the most: 10 % off at most."""
+    found = difference(numbers(earlier), numbers(earlier + later))
+    expected = numbers(later)
+    for name in ("count", "total", "zeros", "buckets"):
+        assert found[name] == expected[name]
+    if later:
+        least, most = min(later), max(later)
+        assert least * 0.9 <= found["least"] <= least * 1.000_001
+        if most < 1 << 40:  # above that there is one bucket for all
+            assert most * 0.999_999 <= found["most"] <= most * 1.1
+        else:
+            assert found["most"] == max(earlier + later)
+    else:
+        assert (found["least"], found["most"]) == (0, 0)
+
+
+@given(st.lists(VALUES, max_size=5))
+def test_differences_add_up(groups: list[list[int]]) -> None:
+    """What several differences tell is what the last snapshot tells, whenever they were taken."""
+    seen: list[int] = []
+    before, sums, buckets = numbers([]), {"count": 0, "total": 0, "zeros": 0}, [0] * 400
+    for group in groups:
+        seen += group
+        after = numbers(seen)
+        delta = difference(before, after)
+        sums = {name: value + delta[name] for name, value in sums.items()}
+        for bucket, count in enumerate(delta["buckets"]):
+            buckets[bucket] += count
+        before = after
+    assert sums == {name: before[name] for name in sums}
+    assert buckets[: len(before["buckets"])] == before["buckets"]
+    assert sum(buckets) + before["zeros"] == before["count"]
+
+
+def test_a_snapshot_is_of_one_moment() -> None:
+    """However many count meanwhile: its buckets have as many values as it says."""
+    meters, done = Meters(), threading.Event()
+
+    def count() -> None:
+        value = 0
+        while not done.is_set():
+            value += 1
+            meters.operation("read").end(meters.operation("read").begin())
+            meters.read(value % 7)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2000):
+            snapshot = meters.snapshot()
+            for each in (
+                snapshot["read_bytes"],
+                *(t["us"] for t in snapshot["operations"].values()),
+            ):
+                assert each["count"] == each["zeros"] + sum(each["buckets"])
+            for timer in snapshot["operations"].values():
+                assert timer["begun"] == timer["us"]["count"] + timer["under_way"]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_busy_threads() -> None:
+    """What all timers of some threads have under way, and how many were idle at each begin."""
+    threads = Threads(3)
+    read, write = Timer(threads), Timer(threads)
+    first, second = read.begin(), write.begin()
+    assert (threads.busy, threads.over) == (2, 0)
+    read.end(first)
+    write.end(second)
+    write.begin()
+    assert (threads.busy, threads.over) == (1, 2)
+    assert threads.idle.numbers()["count"] == 3
+    assert (threads.idle.least, threads.idle.most, threads.idle.total) == (1, 2, 5)
+    for _ in range(5):  # more than there are, as far as it knows
+        read.begin()
+    assert (threads.idle.least, threads.busy) == (0, 6)
+
+
+def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures alone for a minute are told, with the last reason, as long as something is tried."""
+    now_s = [0.0]
+    monkeypatch.setattr("mountpoint.meters.time.monotonic", lambda: now_s[0])
+    trouble = Trouble()
+
+    def after(seconds: float, reason: str | None) -> str:
+        now_s[0] += seconds
+        if reason is not None:
+            trouble.note(reason)
+        return trouble.lasting(60)
+
+    assert after(0, "SlowDown") == ""
+    assert after(59, "SlowDown") == ""
+    assert after(2, "no connection") == "all requests of the last 61 s have failed: no connection"
+    assert after(59, None).startswith("all requests of the last 120 s")
+    assert after(1, None) == ""  # nobody has asked S3 for a minute: it is not known
+    assert after(1, "SlowDown") != ""
+    assert after(0, "") == ""
+    assert after(100, "SlowDown") == ""
+    assert after(59, "SlowDown") == ""
 
 
 def test_no_value_is_lost() -> None:
