@@ -43,6 +43,7 @@ WRITING = "Writing options"
 CLIENT = "Client options"
 OBJECTS = "New object options"
 CACHING = "Caching options"
+METRICS = "Metrics options"
 LOGGING = "Logging options"
 
 
@@ -277,6 +278,25 @@ LOGGING = "Logging options"
     help="How long a name that was not there is believed not to be.  [default: as --metadata-ttl]",
 )
 @option(
+    METRICS,
+    "--otlp-endpoint",
+    metavar="URL",
+    help="Send metrics to an OpenTelemetry collector: OTLP over HTTP.",
+)
+@option(
+    METRICS,
+    "--otlp-export-interval",
+    type=int,
+    metavar="SECONDS",
+    help="How often they are sent.  [default: 60]",
+)
+@option(
+    METRICS,
+    "--prometheus",
+    metavar="ADDRESS:PORT",
+    help="Serve /metrics and /healthz there; :PORT is this machine only.",
+)
+@option(
     LOGGING,
     "-l",
     "--log-directory",
@@ -285,6 +305,7 @@ LOGGING = "Logging options"
     shell_complete=directories,
 )
 @option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
+@option(LOGGING, "--log-metrics", is_flag=True, help="Log metrics, every 5 seconds.")
 @option(LOGGING, "--debug-crt", is_flag=True, help="Log what the AWS Common Runtime does.")
 @option(LOGGING, "--no-log", is_flag=True, help="Log nothing.")
 @click.version_option(

@@ -28,6 +28,9 @@ ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
 #: us-east-1, us-gov-west-1, cn-north-1, us-iso-east-1, ap-southeast-7, eusc-de-east-1
 REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
 ENDPOINT_URL = re.compile(r"https?://[^\s/?#@]+/?")
+OTLP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
+#: ADDRESS:PORT; an IPv6 address stands in brackets.
+LISTEN_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})")
 OTHER_REGION = re.compile(r"[\w.-]{1,64}")
 
 BucketType = Literal["general-purpose", "directory"]
@@ -336,14 +339,46 @@ class LogConfig:
     debug: bool = False
     debug_crt: bool = False
     no_log: bool = False
+    metrics: bool = False
     filter: str | None = None
 
     def __post_init__(self) -> None:
-        if self.no_log and (self.directory or self.debug or self.debug_crt):
+        if self.no_log and (self.directory or self.debug or self.debug_crt or self.metrics):
             raise MountError(
-                "--no-log excludes --log-directory, --debug and --debug-crt",
+                "--no-log excludes --log-directory, --debug, --debug-crt and --log-metrics",
                 "leave --no-log out to get a log",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """Where metrics go: to a collector, every so often, and to who fetches them at an address."""
+
+    otlp_endpoint: str | None = None
+    otlp_interval_s: int = 60
+    prometheus: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("--otlp-export-interval", self.otlp_interval_s, 1, 86_400, "seconds")
+        if self.otlp_endpoint is not None and not OTLP_URL.fullmatch(self.otlp_endpoint):
+            raise MountError(
+                f"'{self.otlp_endpoint}' is not the URL of a collector",
+                "for example: --otlp-endpoint http://localhost:4318; what signs goes into "
+                "OTEL_EXPORTER_OTLP_HEADERS",
+            )
+        if self.prometheus is not None:
+            _ = self.prometheus_address
+
+    @property
+    def prometheus_address(self) -> tuple[str, int]:
+        """Host and port of `prometheus`; without a host it is this machine's own only."""
+        found = LISTEN_ADDRESS.fullmatch(self.prometheus or "")
+        if found is None or int(found[3]) > 65_535:
+            raise MountError(
+                f"--prometheus '{self.prometheus}' is not ADDRESS:PORT",
+                "for example: --prometheus :9100, which is 127.0.0.1:9100, or [::1]:9100",
+            )
+        return found[1] or found[2] or "127.0.0.1", int(found[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +393,7 @@ class Config:
     client: ClientConfig = field(default_factory=ClientConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def with_throughput(self, gbps: float) -> "Config":

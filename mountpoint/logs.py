@@ -39,6 +39,8 @@ from mountpoint.errors import MountError
 from mountpoint.log_filter import OFF, Filter, parse_filter
 from mountpoint.log_render import Redactor, console_line, field_line
 
+#: The logger of all that is numbers: of the module that counts.
+METRICS = "mountpoint.metrics"
 SYSLOG_SOCKET = "/dev/log"
 #: LOG_USER, as the reference's default (RFC 5424, 6.2.1: 1 << 3).
 SYSLOG_FACILITY = 8
@@ -94,10 +96,10 @@ def effective_filter(config: LogConfig) -> Filter:
         return Filter(default=OFF)
     if config.filter:
         return parse_filter(config.filter)
-    return Filter(
-        default=logging.DEBUG if config.debug else logging.WARNING,
-        targets={"awscrt": logging.DEBUG if config.debug_crt else OFF},
-    )
+    targets = {"awscrt": logging.DEBUG if config.debug_crt else OFF}
+    if config.metrics:
+        targets[METRICS] = logging.INFO
+    return Filter(default=logging.DEBUG if config.debug else logging.WARNING, targets=targets)
 
 
 def crt_log_level(config: LogConfig) -> int | None:

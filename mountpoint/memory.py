@@ -48,6 +48,11 @@ def total_bytes() -> int:
     return min(limits)
 
 
+def resident_bytes() -> int:
+    """Return how much memory this process has in use: its resident set, proc_pid_statm(5)."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def keep_freed() -> None:
     """Have freed memory kept. Before there are threads; without glibc nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

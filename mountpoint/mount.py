@@ -20,6 +20,7 @@ from mountpoint.answers import Answers
 from mountpoint.config import Config, MountConfig
 from mountpoint.control import Control, socket_directory
 from mountpoint.errors import MountError
+from mountpoint.export.exports import Exports
 from mountpoint.filesystem import FileSystem
 from mountpoint.fuse import llfuse
 from mountpoint.meters import Meters
@@ -61,7 +62,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     requirements.check_fuse(config.mount)
     if config.change.staging_directory is not None:
         check_staging(config.change.staging_directory, config.mount.directory)
-    counters, meters = Counters(), Meters(fuse.request_pid)
+    counters, meters = Counters(), Meters(fuse.request_pid, config.mount.max_threads)
     watcher = SignalWatcher(counters.log)
     stopping = threading.Event()
     crt_level = logs.crt_log_level(config.log)
@@ -70,22 +71,28 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     config = surroundings(config.credentials.profile, os.environ).apply_to(config)
     instance = Instance(config.credentials.profile, os.environ)
     config = instance.apply_to(config)
-    client = connect(
-        config.bucket,
-        config.credentials,
-        config.client,
-        os.environ,
-        stopping,
-        counters,
-        meters,
-        instance,
-    )
-    try:
-        requirements.check_kind(config, is_directory=client.is_directory)
-        return _serve(config, client, stopping, counters, meters, recent, watcher, on_ready)
-    finally:
-        stopping.set()
-        client.close()
+    with Exports(config, counters, meters, stopping) as exports:
+        client = connect(
+            config.bucket,
+            config.credentials,
+            config.client,
+            os.environ,
+            stopping,
+            counters,
+            meters,
+            instance,
+        )
+
+        def ready() -> None:
+            exports.serving(client.check_credentials)
+            on_ready()
+
+        try:
+            requirements.check_kind(config, is_directory=client.is_directory)
+            return _serve(config, client, stopping, counters, meters, recent, watcher, ready)
+        finally:
+            stopping.set()
+            client.close()
 
 
 def _serve(

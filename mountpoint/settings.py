@@ -18,6 +18,7 @@ from mountpoint.config import (
     CredentialsConfig,
     FileSystemConfig,
     LogConfig,
+    MetricsConfig,
     MountConfig,
     ReadConfig,
     WriteConfig,
@@ -124,7 +125,12 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
         log=LogConfig(
             directory=options["log_directory"] and _absolute(options["log_directory"]),
             filter=os.environ.get("MOUNTPOINT_LOG") or None,
+            metrics=options["log_metrics"],
             **_same(options, "foreground", "debug", "debug_crt", "no_log"),
+        ),
+        metrics=MetricsConfig(
+            **_otlp(options["otlp_endpoint"], options["otlp_export_interval"]),
+            **_same(options, "prometheus"),
         ),
     )
     gbps = options["throughput_gbps"]
@@ -150,6 +156,15 @@ def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
         check_range("--staged-limit", limit_mib, *STAGED_MIB, "MiB")
     limit_bytes = None if limit_mib is None else limit_mib * MIB
     return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
+
+
+def _otlp(endpoint: str | None, interval_s: int | None) -> dict[str, Any]:
+    """Return what `MetricsConfig` says of a collector."""
+    if interval_s is None:
+        return {"otlp_endpoint": endpoint}
+    if endpoint is None:
+        raise MountError("--otlp-export-interval is given without --otlp-endpoint", "add a URL")
+    return {"otlp_endpoint": endpoint, "otlp_interval_s": interval_s}
 
 
 def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:

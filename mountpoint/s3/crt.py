@@ -519,6 +519,11 @@ class CrtClient:
         if exchange.ended:  # the answer was faster: see Exchange
             exchange.request = None
 
+    def check_credentials(self) -> None:
+        """Raise CredentialsUnavailable unless requests can be signed. Asks nobody."""
+        if self._credentials is not None:
+            self._credentials.check()
+
     def first_end(self, exchange: Exchange) -> bool:
         """Note the end of an exchange; True the first time."""
         with self._lock:

@@ -545,6 +545,7 @@ def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         "Client options:",
         "New object options:",
         "Caching options:",
+        "Metrics options:",
         "Logging options:",
         "Options:",
         "Examples:",

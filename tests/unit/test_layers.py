@@ -20,6 +20,7 @@ ROOT = Path(mountpoint.__file__).parent
 LAYERS = (
     "mountpoint",  # the version
     "mountpoint.s3",  # packages are empty
+    "mountpoint.export",
     "mountpoint.reading",
     "mountpoint.writing",
     "mountpoint.staging",
@@ -124,6 +125,12 @@ LAYERS = (
     "mountpoint.signals",
     "mountpoint.notify",
     "mountpoint.daemon",
+    "mountpoint.export.families",
+    "mountpoint.export.health",
+    "mountpoint.export.lines",
+    "mountpoint.export.otlp",
+    "mountpoint.export.prometheus",
+    "mountpoint.export.exports",
     "mountpoint.mount",
     "mountpoint.checks.checklist",
     "mountpoint.checks.subject",
@@ -153,6 +160,8 @@ LAYERS = (
 #: Who may import what. structlog is everybody's for `get_logger`; that only `logs` sets it up
 #: is tested below.
 PLACES = {
+    "opentelemetry": {"mountpoint.export.otlp"},
+    "prometheus_client": {"mountpoint.export.prometheus"},
     "awscrt": {"mountpoint.s3.crt", "mountpoint.s3.checksum"},
     "llfuse": {"mountpoint.fuse"},
     "botocore": {
@@ -195,6 +204,7 @@ PURE = (
     "mountpoint.staging.plan",
     "mountpoint.fstab",
     "mountpoint.log_filter",
+    "mountpoint.export.families",
 )
 IMPURE = {"os", "io", "time", "threading", "socket", "subprocess", "select", "signal", "pathlib"}
 

@@ -1,0 +1,294 @@
+"""What a mount shows to Prometheus and to probes, and that whoever connects cannot disturb it."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from tests.conftest import Store
+from tests.faulty_proxy import FaultyProxy
+from tests.mount.mounting import (
+    PROGRAM,
+    Mount,
+    clean_up,
+    environment,
+    eventually,
+    mounted,
+    run,
+    store_options,
+)
+from tools import mounting
+
+pytestmark = pytest.mark.mount
+
+#: As OpenTelemetry's rules make them of the reference's names.
+REFERENCE = {
+    "fuse_io_size_bytes": "histogram",
+    "fuse_request_errors": "counter",
+    "fuse_request_latency_microseconds": "histogram",
+    "process_memory_usage_bytes": "gauge",
+    "s3_request_count": "counter",
+    "s3_request_errors": "counter",
+    "s3_request_first_byte_latency_microseconds": "histogram",
+    "s3_request_total_latency_microseconds": "histogram",
+    "experimental_fuse_idle_threads": "histogram",
+    "experimental_fuse_total_threads_ratio": "gauge",
+}
+
+
+def address(mount: Mount) -> tuple[str, int]:
+    """Return where it listens; its log says it."""
+    (found,) = set(re.findall(r"url=http://(\S+):(\d+)/metrics", mount.log))
+    return found[0].strip("[]"), int(found[1])
+
+
+def get(mount: Mount, path: str, **headers: str) -> tuple[int, str]:
+    """Return status and body."""
+    connection = http.client.HTTPConnection(*address(mount), timeout=15)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def values(text: str) -> dict[tuple[str, frozenset[Any]], float]:
+    """Return all samples by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    """Return one sample."""
+    return values(text)[name, frozenset(labels.items())]
+
+
+def test_a_scrape(store: Store, folder: Path) -> None:
+    """Names and types are the reference's, numbers are what was done, and our own are there."""
+    store.put("prometheus/a", b"x" * 100_000)
+    options = ("--prefix", "prometheus/", "--prometheus", ":0", "--debug")
+    with mounted(store, folder, *options) as mount:
+        assert (mount.path / "a").read_bytes() == b"x" * 100_000
+        (mount.path / "new").write_bytes(b"y" * 3000)
+        counters = mount.counters()
+        status, text = get(mount, "/metrics")
+        assert status == 200
+        _, later = get(mount, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        assert address(mount)[0] == "127.0.0.1"
+    found = {family.name: family for family in parse(text)}
+    assert {name: found[name].type for name in REFERENCE} == REFERENCE
+    assert all(family.documentation for family in found.values())
+    assert {family.name for family in parse_openmetrics(later)} == set(found)
+
+    gets = {"s3_request": "GetObject"}
+    assert value(text, "s3_request_count_total", **gets) == counters["gets"] == 1
+    assert value(text, "fuse_io_size_bytes_sum", fuse_request="read") == 100_000
+    assert value(text, "fuse_io_size_bytes_sum", fuse_request="write") == 3000
+    assert value(text, "fuse_request_latency_microseconds_count", fuse_request="open") == 1
+    assert value(text, "experimental_fuse_total_threads_ratio") == 16
+    assert value(text, "process_memory_usage_bytes") > 10 << 20
+    for name, number in counters.items():
+        assert value(text, f"mount_s3_{name}_total") == number, name
+    mine = Path("/proc/self/comm").read_text().strip()
+    assert value(text, "mount_s3_program_bytes_read_total", program=mine) == 100_000
+    assert value(text, "mount_s3_program_requests_total", program=mine, **gets) == 1
+
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for sample in found["fuse_io_size_bytes"].samples
+        if sample.name.endswith("_bucket") and sample.labels["fuse_request"] == "write"
+    ]
+    assert buckets[-1] == (float("inf"), 1)
+    assert [le for le, _ in buckets[:-1]] == [float(1 << power) for power in range(9, 21)]
+    assert [count for le, count in buckets] == [float(le >= 4096) for le, _ in buckets]
+
+
+def test_slow_clients(store: Store, folder: Path) -> None:
+    """They keep nobody from an answer, and are cut after ten seconds, however busy they seem."""
+    with mounted(store, folder, "--prometheus", "[::1]:0", "--debug") as mount:
+        assert address(mount)[0] == "::1"
+        slow = [socket.create_connection(address(mount), timeout=1) for _ in range(4)]
+        begun_s = time.monotonic()
+        try:
+            for each in slow:
+                each.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+            assert get(mount, "/healthz") == (200, "ok\n")
+            assert get(mount, "/livez") == (200, "ok\n")
+            for each in slow:
+                while not is_closed(each):
+                    assert time.monotonic() - begun_s < 30
+        finally:
+            for each in slow:
+                each.close()
+        assert get(mount, "/healthz") == (200, "ok\n")
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Send one more byte; tell whether the other side has closed it."""
+    try:
+        connection.sendall(b"x")
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_what_else_can_be_asked(store: Store, folder: Path) -> None:
+    """Some of the metrics only; other paths and methods are refused."""
+    with mounted(store, folder, "--prometheus", "localhost:0", "--debug") as mount:
+        status, text = get(mount, "/metrics?name[]=process_memory_usage_bytes")
+        assert status == 200
+        assert {family.name for family in parse(text)} == {"process_memory_usage_bytes"}
+        status, text = get(mount, "/etc/passwd")
+        assert (status, text) == (404, "there are /metrics, /healthz and /livez\n")
+
+
+def test_more_than_may_connect(store: Store, folder: Path) -> None:
+    """What comes on top is closed at once, and the mount has no more threads for it."""
+    with mounted(store, folder, "--prometheus", ":0", "--debug") as mount:
+        before = threads(mount)
+        held = [socket.create_connection(address(mount), timeout=20) for _ in range(8)]
+        more = []
+        try:
+            eventually(lambda: threads(mount) == before + 8)
+            more = [socket.create_connection(address(mount), timeout=5) for _ in range(20)]
+            for each in more:
+                assert each.recv(1) == b""
+            assert threads(mount) == before + 8
+        finally:
+            for each in held + more:
+                each.close()
+        eventually(lambda: threads(mount) == before)
+        assert get(mount, "/healthz") == (200, "ok\n")
+
+
+def threads(mount: Mount) -> int:
+    """Return how many threads it has."""
+    return len(os.listdir(f"/proc/{mount.pid}/task"))
+
+
+def test_health_by_what_s3_answers(store: Store, folder: Path) -> None:
+    """When requests only fail it says so, and why. A restart would not help, so it is alive."""
+    store.put("health/a", b"x" * 10)
+    with FaultyProxy(store.endpoint_url) as proxy:
+        options = ("--prefix", "health/", "--prometheus", ":0", "--debug", "--read-timeout", "2")
+        with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+            with pytest.raises(FileNotFoundError):
+                (mount.path / "none").stat()
+            assert get(mount, "/healthz") == (200, "ok\n")
+            proxy.faults.append(lambda exchange: exchange.refuse(503, "SlowDown"))
+            for name in ("b", "c"):
+                with pytest.raises(OSError, match="error"):
+                    (mount.path / name).stat()
+            status, text = get(mount, "/healthz")
+            assert re.fullmatch(r"all requests of the last \d+ s have failed: SlowDown\n", text)
+            assert status == 503
+            assert get(mount, "/livez") == (200, "ok\n")
+            proxy.faults.clear()
+            assert (mount.path / "a").read_bytes() == b"x" * 10
+            assert get(mount, "/healthz") == (200, "ok\n")
+
+
+def test_health_before_it_is_mounted(store: Store, folder: Path) -> None:
+    """It answers from the beginning, and is not well before programs can use it."""
+    path, logs = folder / "mnt", folder / "log"
+    path.mkdir()
+    mount = Mount(path, logs)
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.faults.append(lambda exchange: setattr(exchange, "delay_s", 3.0))
+        options = ["--foreground", "--debug", "--prometheus", ":0", "--log-directory", str(logs)]
+        program = subprocess.Popen(
+            [PROGRAM, store.bucket, path, *options, *store_options(store, endpoint_url=proxy.url)],
+            env=environment(store.environment),
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            eventually(lambda: "/metrics" in mount.log)
+            assert get(mount, "/healthz") == (503, "it is not mounted yet\n")
+            assert get(mount, "/livez")[0] == 503
+            assert not mount.is_mounted()
+            eventually(lambda: get(mount, "/healthz")[0] == 200)
+            assert mount.is_mounted()
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(20) == 0
+            with pytest.raises(ConnectionRefusedError):
+                get(mount, "/healthz")
+        finally:
+            program.kill()
+            program.wait()
+            clean_up(path)
+
+
+def test_an_address_in_use(store: Store, folder: Path) -> None:
+    """It is said before anything is mounted."""
+    path = folder / "mnt"
+    path.mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        wanted = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run(
+            store.bucket, path, *store_options(store), "--prometheus", wanted, env=store.environment
+        )
+    assert result.returncode == 1
+    assert f"cannot listen at {wanted}: Address already in use" in result.stderr
+    assert not mounting.is_mounted(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("9100", "is not ADDRESS:PORT"),
+        ("192.0.2.1:9100", "cannot listen at 192.0.2.1:9100: Cannot assign requested address"),
+        ("no.such.host.invalid:9100", "'no.such.host.invalid' is no address of this machine"),
+    ],
+)
+def test_what_is_no_address(text: str, said: str, store: Store, folder: Path) -> None:
+    """It is refused in one message."""
+    options = [*store_options(store), "--prometheus", text]
+    result = run(store.bucket, folder, *options, env=store.environment)
+    assert (result.returncode, said in result.stderr) == (1, True), result.stderr
+    assert not mounting.is_mounted(folder)
+
+
+def test_health_when_credentials_end(store: Store, folder: Path) -> None:
+    """It is known without a request: nobody reads anything."""
+    script, config = folder / "keys", folder / "config"
+    until = datetime.now(UTC) + timedelta(seconds=8)
+    keys = {
+        "Version": 1,
+        "AccessKeyId": store.environment["AWS_ACCESS_KEY_ID"],
+        "SecretAccessKey": store.environment["AWS_SECRET_ACCESS_KEY"],
+        "Expiration": until.isoformat(),
+    }
+    script.write_text(json.dumps(keys))
+    config.write_text(f"[default]\ncredential_process = cat {script}\n")
+    gone = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    environ = {"AWS_CONFIG_FILE": str(config), "AWS_ENDPOINT_URL_S3": store.endpoint_url}
+    bare = replace(store, environment={k: v for k, v in store.environment.items() if k not in gone})
+    options = ("--force-path-style", "--prometheus", ":0", "--debug")
+    with mounted(bare, folder, *options, environ=environ) as mount:
+        assert get(mount, "/healthz") == (200, "ok\n")
+        eventually(lambda: get(mount, "/healthz")[0] == 503)
+        assert datetime.now(UTC) >= until
+        assert "the credentials have expired" in get(mount, "/healthz")[1]
+        assert get(mount, "/livez") == (200, "ok\n")
