@@ -1,9 +1,11 @@
 """What metrics become on their way out: deltas, Prometheus' buckets, lines of the log; health."""
 
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -13,17 +15,19 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from structlog.testing import capture_logs
 
+import mountpoint
 from mountpoint.errors import CredentialsUnavailable, MountError
 from mountpoint.export import exports, health
 from mountpoint.export.families import Family, families, own_families, since
 from mountpoint.export.health import Health
 from mountpoint.export.lines import Lines
 from mountpoint.export.otlp import _distribution
-from mountpoint.export.prometheus import _Collector
+from mountpoint.export.prometheus import _Collector, _converted
 from mountpoint.kernel import mount_points
 from mountpoint.meters import Meters
 from mountpoint.metrics import CounterName, Counters
 
+DOCUMENT = Path(mountpoint.__file__).parent.parent / "docs" / "metrics.md"
 #: What happens to a mount, in any order.
 EVENTS = st.lists(
     st.one_of(
@@ -348,3 +352,26 @@ def test_without_metrics_nothing_heavy_is_loaded() -> None:
     loaded = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
     assert "mountpoint.export.exports" in loaded
     assert not {"opentelemetry", "prometheus_client", "requests"} & loaded
+
+
+# The document
+
+
+def test_all_metrics_are_explained() -> None:
+    """By both names, with their labels; and there is none that the program does not have."""
+    text = DOCUMENT.read_text()
+    found = families(Meters().snapshot(), 0)
+    own = own_families(Counters().snapshot(), {})
+    for family in found:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{family.name}` |")]
+        assert f"| `{_exposed(family)}` |" in row
+        assert f"| {family.kind}" in row
+        assert all(f"`{label}`" in row for label in family.label_names)
+    assert set(re.findall(r"`(mount_s3_\w+_total)`", text)) == {_exposed(each) for each in own}
+    told = set(re.findall(r"^\| `([a-z0-9_]+\.[a-z0-9_.]+)` \|", text, re.MULTILINE))
+    assert told == {family.name for family in found}
+
+
+def _exposed(family: Family) -> str:
+    name = str(_converted(family).name)
+    return f"{name}_total" if family.kind == "counter" else name
