@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -38,6 +39,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from mountpoint._histogram import SCALE
 from mountpoint.errors import MountError
 from mountpoint.export.families import Family, since
+from mountpoint.log_render import Redactor
 from mountpoint.refusals import Refusals
 
 log = structlog.get_logger(__name__)
@@ -48,8 +50,9 @@ PATH = "/v1/metrics"
 SCOPE = InstrumentationScope("mountpoint-s3")
 #: The last export must not hold up the end of the mount.
 LAST_EXPORT_S = 3.0
-#: Of the exporter's own words the first say why it failed.
 LIBRARY = "opentelemetry"
+#: What lets us in at the collector: `name=value`, with commas between, percent-encoded.
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
 #: OpenTelemetry's variable, with our default.
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
@@ -62,7 +65,7 @@ class Otlp:
     ) -> None:
         # dependencies
         self._collect = collect
-        self._words = _Words()
+        self._words = _Words(environ)
         self._refusals = Refusals()
         # constants
         self._url = endpoint.rstrip("/").removesuffix(PATH) + PATH
@@ -76,13 +79,7 @@ class Otlp:
         self._failing = False
         library = logging.getLogger(LIBRARY)
         library.handlers, library.propagate = [self._words], False
-        try:
-            self._exporter = OTLPMetricExporter(endpoint=self._url)
-        except Exception as error:  # what its variables name is not there
-            raise MountError(
-                f"metrics cannot be sent to {self._url}: {error}",
-                "look at the variables OTEL_EXPORTER_OTLP_*",
-            ) from error
+        self._exporter = self._made(None)
 
     def export(self) -> None:
         """Send what there is since the last export that arrived."""
@@ -90,11 +87,25 @@ class Otlp:
 
     def export_last(self) -> None:
         """Send the last of it, in little time."""
-        self._send(OTLPMetricExporter(endpoint=self._url, timeout=LAST_EXPORT_S))
+        self._words.said.clear()
+        self._send(self._made(LAST_EXPORT_S))
 
     def interrupt(self) -> None:
         """End the waiting between tries of an export that is under way."""
         self._exporter.shutdown()
+
+    def _made(self, timeout_s: float | None) -> OTLPMetricExporter:
+        """Return an exporter. Raises MountError for variables that the library does not take."""
+        try:
+            exporter = OTLPMetricExporter(endpoint=self._url, timeout=timeout_s)
+        except Exception as error:  # whatever reading them raises
+            self._words.said.append(str(error))
+        if self._words.said:
+            raise MountError(
+                f"OpenTelemetry's library: {self._words.said[0]}",
+                "look at the variables OTEL_EXPORTER_OTLP_*",
+            )
+        return exporter
 
     def _send(self, exporter: OTLPMetricExporter) -> None:
         found, now_ns = self._collect(), time.time_ns()
@@ -133,14 +144,20 @@ class Otlp:
 
 
 class _Words(logging.Handler):
-    """What the library says while it exports. Its lines are ours to say, once a minute."""
+    """What the library says while it exports, without secrets. It is ours to log, once a minute.
 
-    def __init__(self) -> None:
+    The first words are those that say why something has failed.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(logging.WARNING)
+        pairs = [pair for name in HEADERS for pair in environ.get(name, "").split(",")]
+        values = [pair.partition("=")[2].strip() or pair.strip() for pair in pairs]
+        self._redact = Redactor([*values, *map(unquote, values)])
         self.said: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        self.said.append(self._redact(record.getMessage()))
 
 
 def _metric(

@@ -242,6 +242,41 @@ def test_wrong_options(options: list[str], said: str, store: Store, folder: Path
     assert not mounting.is_mounted(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "Unsupported compression type: zip"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "Invalid timeout value 'soon'"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "secret-of-mine", "Header format invalid!"),
+    ],
+)
+def test_wrong_variables(name: str, value: str, said: str, store: Store, folder: Path) -> None:
+    """What the library would ignore is refused, and a header's value is not shown."""
+    path = folder / "mnt"
+    path.mkdir()
+    options = [*store_options(store), "--otlp-endpoint", "http://127.0.0.1:1"]
+    result = run(store.bucket, path, *options, env=store.environment | {name: value})
+    assert (result.returncode, said in result.stderr) == (1, True), result.stderr
+    assert "secret-of-mine" not in result.stderr
+    assert not mounting.is_mounted(path)
+
+
+def test_a_header_that_cannot_be_sent(store: Store, folder: Path, collector: Collector) -> None:
+    """The warning says so, without the header's value."""
+    variables = {
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-api-key=secret-of%0Amine",
+        "AWS_ENDPOINT_URL_S3": store.endpoint_url,
+    }
+    options = ("--otlp-endpoint", collector.url, *EVERY_SECOND, "--force-path-style", "--debug")
+    with mounted(store, folder, *options, environ=variables) as mount:
+        eventually(lambda: "metrics could not be sent" in mount.log)
+        (warning,) = [line for line in mount.log.splitlines() if "level=warning" in line]
+    assert "header value" in warning
+    assert "[redacted]" in warning
+    assert "secret-of" not in mount.log
+    assert collector.exports == []
+
+
 def test_without_the_library(store: Store, folder: Path) -> None:
     """It is said before anything is mounted, with the command that brings it."""
     path, hidden = folder / "mnt", folder / "hidden"
