@@ -4,10 +4,8 @@ One method per command: a request in, an object for JSON out. Nothing secret is 
 """
 
 import os
-import resource
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mountpoint import __version__, fuse, logs
@@ -16,6 +14,7 @@ from mountpoint.config import Config
 from mountpoint.control import Command
 from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
+from mountpoint.memory import resident_bytes
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.s3.endpoint import Endpoint
@@ -68,7 +67,7 @@ class Answers:
             "directory": self._config.mount.directory,
             "read_only": self._config.mount.read_only,
             "uptime_s": time.monotonic() - self._began_s,
-            "rss_bytes": rss_bytes(),
+            "rss_bytes": resident_bytes(),
             "memory_held_bytes": self._budget.held_bytes,
             "memory_limit_bytes": self._budget.limit_bytes,
             "open_files": self._filesystem.open_files(),
@@ -100,9 +99,3 @@ class Answers:
         for directory, name in names:
             fuse.forget_name(directory, name)
         return {"forgotten": len(names)}
-
-
-def rss_bytes() -> int:
-    """Return the memory of this process that is in RAM."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * resource.getpagesize()

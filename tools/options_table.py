@@ -43,6 +43,8 @@ ONLY_VARIABLES = {
     "HTTPS_PROXY": "by which proxy S3 is reached, and credentials; `HTTP_PROXY` for `http://` "
     "endpoints",
     "NO_PROXY": "hosts that are reached without one",
+    "OTEL_EXPORTER_OTLP_HEADERS": "what is sent along to the collector; the library's other "
+    "variables count, too ([metrics.md](metrics.md))",
     "NO_COLOR": "no colours on a terminal",
     "XDG_STATE_HOME": "below which pending uploads are noted ([cleanup.md](cleanup.md))",
 }

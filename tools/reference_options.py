@@ -93,9 +93,9 @@ OPTIONS = (
     Known("--debug", differs="without it warnings are logged; there also what is at info level"),
     Known("--debug-crt"),
     Known("--no-log"),
-    Known("--log-metrics", missing="not yet: SIGUSR2 logs counters"),
-    Known("--otlp-endpoint", missing="not yet"),
-    Known("--otlp-export-interval", "60", missing="not yet"),
+    Known("--log-metrics", differs="only what has changed, with rates and quantiles"),
+    Known("--otlp-endpoint", differs="with the extra `otlp`: `pip install 'mount-s3[otlp]'`"),
+    Known("--otlp-export-interval", "60"),
     Known("--version"),
     Known("--help"),
 )

@@ -41,6 +41,7 @@ COUNTERS: Mapping[CounterName, str] = {
     "bytes_asked": "Bytes that GETs have asked for",
     "bytes_fetched": "Bytes of the bodies of GETs that have come",
     "bytes_read": "Bytes that the kernel has read, told with the next request or at the close",
+    "reads_waited": "Reads whose bytes were not all here",
     "bytes_prefetched": "Bytes of files that were fetched ahead of their opens",
     "bytes_prefetched_in_vain": "Those of them that nobody has opened",
     "bytes_sent": "Bytes of the bodies of PUTs and parts, retries included",

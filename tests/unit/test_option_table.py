@@ -41,6 +41,10 @@ EFFECTS = {
     "--file-mode": IDS,
     "-o": f"{M}/test_life.py::test_fstab",
     "--foreground": f"{M}/test_life.py::test_foreground",
+    "--otlp-endpoint": f"{M}/test_otlp.py::test_all_that_was_done_arrives",
+    "--otlp-export-interval": f"{M}/test_otlp.py::test_all_that_was_done_arrives",
+    "--prometheus": f"{M}/test_prometheus.py::test_a_scrape",
+    "--log-metrics": f"{M}/test_log_metrics.py::test_what_was_done_is_logged",
     "--check": f"{M}/test_check.py::test_all_is_well",
     "--json": f"{M}/test_check.py::test_all_is_well",
     "--allow-delete": f"{M}/test_write.py::test_directories",
@@ -138,13 +142,17 @@ def program() -> str:
 BY_LIBRARIES = {"AWS_PROFILE", "AWS_EC2_METADATA_DISABLED", "HTTPS_PROXY", "NO_PROXY"}
 
 
+#: What WSGI calls so: of a request to /metrics.
+OF_REQUESTS = {"PATH_INFO"}
+
+
 def test_variables() -> None:
     """Those of the tables are read, and those that are read are in the document."""
     options = {name for each in options_table.ENVIRONMENT.values() for name in each}
     told = options | set(options_table.ONLY_VARIABLES)
     assert sorted(name for name in told - BY_LIBRARIES if f'"{name}"' not in program()) == []
     read = re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', program())
-    assert sorted(set(read) - told) == []
+    assert sorted(set(read) - told - OF_REQUESTS) == []
     assert set(options_table.ENVIRONMENT) <= set(names())
 
 
