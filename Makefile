@@ -103,6 +103,10 @@ $(VENV)/.stamp-chart: $(VENV)/.stamp-packages
 bench-chart: setup $(VENV)/.stamp-chart ## Compare runs: ARGS='one.json two.json -o chart.svg'
 	@$(BIN)/python -m bench.chart $(ARGS)
 
+.PHONY: wheels
+wheels: setup ## Wheels for Debian 12 and 13, tried there (root); ARGS='debian-12' for other targets
+	@packaging/build-wheels $(or $(ARGS),debian-12 debian-13)
+
 .PHONY: format
 format: setup ## Let ruff correct what it can, and format
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,129 @@
+"""Wheels: of the source archive, on a real mount; and those of packaging/build-wheels."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.mount.mounting import eventually, mounted
+from tests.packages import ROOT, source_archive, sources
+
+pytestmark = pytest.mark.mount
+
+TARGET = "debian-12"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that pip makes of the source archive."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "--isolated", "wheel", "--no-index", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--no-build-isolation", "--wheel-dir", folder, source_archive(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_content(wheel: Path) -> None:
+    """All of the package, compiled, and nothing else: no generated C, no tests."""
+    package = {name for name in sources() if name.startswith("mountpoint/")}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    beside = {name for name in names if name.partition("/")[0].endswith((".dist-info", ".data"))}
+    compiled = {name for name in names if name.endswith(".so")}
+    assert {name.partition(".")[0] for name in compiled} == {
+        name.removesuffix(".pyx") for name in package if name.endswith(".pyx")
+    }
+    assert names - beside - compiled == package
+    assert any(name.endswith("/licenses/LICENSE") for name in beside)
+
+
+@pytest.mark.timeout(400)
+def test_mount(wheel: Path, store: Store, tmp_path: Path) -> None:
+    """What the wheel holds mounts, reads and writes."""
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    body = os.urandom(9 << 20)
+    store.put("wheels/file", body)
+    environ = {"PYTHONPATH": str(installed), "AWS_ENDPOINT_URL_S3": store.endpoint_url}
+    options = ("--prefix", "wheels/", "--force-path-style")
+    with mounted(store, tmp_path, *options, environ=environ) as mount:
+        assert str(installed) in Path(f"/proc/{mount.pid}/maps").read_text()
+        assert (mount.path / "file").read_bytes() == body
+        (mount.path / "copy").write_bytes(body)
+        assert (mount.path / "copy").read_bytes() == body
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """A folder for what packaging/build-wheels makes; skips where it cannot make Debian 12."""
+    check = subprocess.run(
+        [ROOT / "tools" / "clean-root", "check", TARGET],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check.returncode:
+        pytest.skip(f"no {TARGET} can be made here: {check.stderr.strip()}")
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    return folder
+
+
+def build(temporary: Path, output: Path) -> "subprocess.Popen[str]":
+    """Begin to build the wheels of Debian 12 into `output`."""
+    return subprocess.Popen(
+        [ROOT / "packaging" / "build-wheels", "--output", output, TARGET],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted(number: signal.Signals, temporary: Path, tmp_path: Path) -> None:
+    """Nothing stays of what was begun: no process, no mount, no file, and no wheels."""
+    with build(temporary, tmp_path / "wheels") as program:
+        try:
+            # debootstrap has begun: a second process works in the new root.
+            eventually(lambda: any(temporary.glob("build-wheels.*/build/debootstrap")))
+            program.send_signal(number)
+            assert program.wait(timeout=30) == 128 + number
+        finally:
+            program.kill()
+    assert list(temporary.iterdir()) == []
+    assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
+    assert not (tmp_path / "wheels" / TARGET).exists()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("MOUNT_S3_TEST_WHEELS"),
+    reason="takes about four minutes: set MOUNT_S3_TEST_WHEELS=1, or run make wheels",
+)
+@pytest.mark.timeout(1800)
+def test_build_wheels(temporary: Path, tmp_path: Path) -> None:
+    """In a new Debian 12: built, installed without a compiler, mounted, and all bytes compared."""
+    output = tmp_path / "wheels"
+    with build(temporary, output) as program:
+        said, _ = program.communicate()
+    assert program.returncode == 0, said
+    projects = {path.name.partition("-")[0] for path in (output / TARGET).iterdir()}
+    assert projects >= {"mount_s3", "llfuse", "awscrt", "botocore", "click", "structlog"}
+    log = (output / f"{TARGET}.log").read_text()
+    for user in ("root", "someone"):
+        assert f"as {user}: 5 files read, one written, all bytes are right" in log
+    # No host of a mirror or an index.
+    assert set(re.findall(r"://([^/\s]*)", log)) == {"..."}
+    assert list(temporary.iterdir()) == []
