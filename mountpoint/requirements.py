@@ -132,7 +132,7 @@ def missing_library(error: ImportError) -> MountError:
     """Return what it means that a library cannot be loaded."""
     return MountError(
         f"cannot load a library: {error}",
-        "libfuse 2.9 is in the package 'fuse' or 'libfuse2'; others come with mount-s3",
+        "libfuse 2.9: apt install libfuse2, or dnf install fuse-libs; others come with mount-s3",
     )
 
 
