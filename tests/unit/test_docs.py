@@ -12,6 +12,7 @@ from tests import stores
 from tests.mount import test_stores
 
 SOURCE = Path(mountpoint.__file__).parent
+SETUP = SOURCE.parent / "setup.py"
 TROUBLESHOOTING = SOURCE.parent / "docs" / "troubleshooting.md"
 #: The first cell of a row.
 MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
@@ -21,7 +22,7 @@ MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 def texts() -> str:
     """Return all literal text of the program, "…" where something is put in."""
     found = []
-    for path in SOURCE.rglob("*.py"):
+    for path in (SETUP, *SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
