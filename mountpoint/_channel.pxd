@@ -122,3 +122,5 @@ cdef enum:
 ctypedef int (*receive_function)(void*, fuse_buf*, void**) noexcept nogil
 ctypedef void* (*chan_new_function)(fuse_chan_ops*, int, size_t, void*) noexcept nogil
 ctypedef int (*chan_fd_function)(void*) noexcept nogil
+ctypedef void* (*kern_chan_new_function)(int) noexcept nogil
+ctypedef void* (*mount_function)(const char*, void*) noexcept nogil

@@ -12,6 +12,8 @@ once it sees a channel with room for them.
 A thread of llfuse takes a request, answers it, and takes the next one: so what there is to know
 of a request is kept per thread (`served`). That works without the channel, too.
 
+In the same way llfuse comes here to mount: what somebody else has mounted is only taken (`take`).
+
 Where any of this is not so (another loader, a libfuse linked statically, a kernel without
 MAX_PAGES), requests pass through unchanged, and everything works as plain llfuse.
 
@@ -47,9 +49,12 @@ cdef enum:
 cdef receive_function real_receive = NULL
 cdef chan_new_function chan_new = NULL
 cdef chan_fd_function chan_fd = NULL
+cdef kern_chan_new_function kern_chan_new = NULL
+cdef mount_function real_mount = NULL
 
 # One mount per process. Written by the thread that gets INIT, before there is a second request.
 cdef bint wanted = False
+cdef int taken = -1  # /dev/fuse, mounted by somebody else
 cdef void* channel = NULL
 cdef int descriptor = -1
 cdef InHeader init_header
@@ -98,6 +103,13 @@ cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answe
     answer.congestion_threshold = CONGESTION
     answer.time_gran_ns = 1
     answer.max_pages = PAGES
+
+
+cdef public void* fuse_mount(const char* directory, void* options) noexcept nogil:
+    """What llfuse calls to mount, in place of libfuse's function; NULL if it fails."""
+    if taken >= 0:
+        return kern_chan_new(taken)
+    return real_mount(directory, options)
 
 
 cdef public int fuse_session_receive_buf(
@@ -264,7 +276,10 @@ cdef int write_all(const iovec* pieces, size_t count) noexcept nogil:
 
 
 cdef bint is_resolved() noexcept nogil:
-    return real_receive != NULL and chan_new != NULL and chan_fd != NULL
+    return (
+        real_receive != NULL and real_mount != NULL
+        and chan_new != NULL and chan_fd != NULL and kern_chan_new != NULL
+    )
 
 
 def resolve(str library):
@@ -272,7 +287,7 @@ def resolve(str library):
 
     True if they are there: then requests pass through here if they come here at all.
     """
-    global real_receive, chan_new, chan_fd
+    global real_receive, real_mount, chan_new, chan_fd, kern_chan_new
     cdef bytes path = library.encode()
     cdef void* handle = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
     if handle == NULL:
@@ -281,6 +296,8 @@ def resolve(str library):
     real_receive = <receive_function>dlsym(handle, b"fuse_session_receive_buf")
     chan_new = <chan_new_function>dlsym(handle, b"fuse_chan_new")
     chan_fd = <chan_fd_function>dlsym(handle, b"fuse_chan_fd")
+    kern_chan_new = <kern_chan_new_function>dlsym(handle, b"fuse_kern_chan_new")
+    real_mount = <mount_function>dlsym(handle, b"fuse_mount")
     return is_resolved()
 
 
@@ -291,6 +308,17 @@ def want(bint yes):
         wanted = pthread_key_create(&memory_key, &unmap) == 0
     elif not yes:
         wanted = False
+
+
+def take(int number):
+    """Have the next mount be this descriptor of /dev/fuse, which is mounted already.
+
+    False if that cannot be: then `resolve` has failed.
+    """
+    global taken
+    if is_resolved():
+        taken = number
+    return is_resolved()
 
 
 def negotiated():

@@ -15,6 +15,7 @@ and doc/CONFIGURATION.md); README.md says which are ours. There is one table of 
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -31,6 +32,7 @@ from mountpoint.command import (
     unless_checking,
 )
 from mountpoint.config import MIB, Config
+from mountpoint.descriptor import claim
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 from mountpoint.notify import notify
@@ -314,6 +316,9 @@ LOGGING = "Logging options"
 def main(check: bool, as_json: bool, **options: Any) -> None:
     """Mount the S3 bucket BUCKET at DIRECTORY, as a file system."""
     config = make_config(**options)
+    if config.mount.descriptor is not None:
+        place = claim(config.mount.descriptor)
+        config = replace(config, mount=replace(config.mount, directory=place))
     if check:
         click.get_current_context().exit(_check(config, as_json=as_json))
     if as_json:

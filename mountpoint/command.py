@@ -85,7 +85,10 @@ class MountCommand(click.Command):
             formatter.write_dl(
                 [
                     ("BUCKET", "Bucket name, access point alias or ARN, or s3://BUCKET/PREFIX/."),
-                    ("DIRECTORY", "Existing directory to mount it at."),
+                    (
+                        "DIRECTORY",
+                        "Existing directory to mount it at, or /dev/fd/N (docs/containers.md).",
+                    ),
                 ]
             )
         topics: dict[str, list[tuple[str, str]]] = {}

@@ -307,9 +307,11 @@ class MountConfig:
     """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB.
 
     `directory` is "" where nothing is mounted, and nobody has said where it would be.
+    With a `descriptor`, of /dev/fuse, it is mounted already, and `directory` is only a name for it.
     """
 
     directory: str
+    descriptor: int | None = None
     read_only: bool = False
     auto_unmount: bool = False
     allow_root: bool = False
@@ -324,6 +326,12 @@ class MountConfig:
                 "--allow-root and --allow-other exclude each other",
                 "--allow-other includes root: leave --allow-root out",
             )
+        for given, name in ((self.read_only, "read-only"), (self.auto_unmount, "auto-unmount")):
+            if given and self.descriptor is not None:
+                raise MountError(
+                    f"--{name} has no effect with {self.directory}, which is mounted already",
+                    "it is for the process that mounts: see docs/containers.md",
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ finally:
 
 import llfuse  # noqa: E402  # after _channel
 
+from mountpoint.errors import MountError  # noqa: E402
+
 __all__ = [
     "Receivers",
     "forget_name",
@@ -29,6 +31,7 @@ __all__ = [
     "llfuse",
     "rename_flags",
     "request_pid",
+    "take",
     "widen",
 ]
 
@@ -48,6 +51,19 @@ def library_version() -> str:
 def widen(wanted: bool) -> None:
     """Say, before mounting, whether to negotiate what libfuse cannot."""
     _channel.want(wanted)
+
+
+def take(descriptor: int) -> None:
+    """Have llfuse serve /dev/fuse, mounted already, instead of mounting. It is closed at the end.
+
+    The directory that llfuse is told means nothing from then on. Raises MountError where llfuse
+    does not come to `_channel` to mount.
+    """
+    if not _channel.take(descriptor):
+        raise MountError(
+            "a mounted descriptor cannot be taken: libfuse is not a library of its own here",
+            "build llfuse against libfuse 2.9 as a shared library, or mount on a directory",
+        )
 
 
 def is_wide() -> bool:

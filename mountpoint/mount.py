@@ -58,8 +58,9 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     recent, crashes = logs.configure(config.log)
     if crashes is not None:
         faulthandler.enable(crashes)  # there is no core file: see keep_private
-    requirements.check_directory(config.mount.directory)
-    requirements.check_fuse(config.mount)
+    if config.mount.descriptor is None:
+        requirements.check_directory(config.mount.directory)
+        requirements.check_fuse(config.mount)
     if config.change.staging_directory is not None:
         check_staging(config.change.staging_directory, config.mount.directory)
     counters, meters = Counters(), Meters(fuse.request_pid, config.mount.max_threads)
@@ -157,6 +158,8 @@ def _serve(
     receivers = fuse.Receivers(nudge_workers)
     memory.start_sweeping([streams.sweep, filesystem.sweep, receivers.sweep], stopping)
     fuse.widen(config.mount.channel)
+    if config.mount.descriptor is not None:
+        fuse.take(config.mount.descriptor)
     watcher.mounting(interrupt)
     try:
         operations = Operations(filesystem, ready, meters)
@@ -175,12 +178,12 @@ def _serve(
         watcher.ended()
         control.close()
         interrupt()
-        llfuse.close(unmount=True)
+        llfuse.close(unmount=config.mount.descriptor is None)
         journal.close()
         if staging is not None:
             staging.close()
         counters.log()
-        log.info("unmounted", directory=directory)
+        log.info("unmounted" if config.mount.descriptor is None else "ended", directory=directory)
     if failure:
         raise failure[0]
     return 0
@@ -201,9 +204,15 @@ def mount_options(config: MountConfig) -> set[str]:
 
     default_permissions lets the kernel check modes, as the reference does; nonempty allows
     a directory with files in it, as mount(8) does; with big_writes there are more than 4 KiB in
-    a write; atomic_o_trunc lets `open` know that a file is to be replaced.
+    a write; atomic_o_trunc lets `open` know that a file is to be replaced. What is mounted
+    already gets only those that libfuse itself follows: it refuses the others.
     """
-    options = {
+    options = {"big_writes", "atomic_o_trunc"}
+    if config.allow_root:
+        options.add("allow_root")
+    if config.descriptor is not None:
+        return options
+    options |= {
         f"fsname={NAME}",
         f"subtype={SUBTYPE}",
         "default_permissions",
@@ -211,14 +220,10 @@ def mount_options(config: MountConfig) -> set[str]:
         "nosuid",
         "nodev",
         "noatime",
-        "big_writes",
-        "atomic_o_trunc",
         "ro" if config.read_only else "rw",
     }
     if config.auto_unmount:
         options.add("auto_unmount")
     if config.allow_other:
         options.add("allow_other")
-    if config.allow_root:
-        options.add("allow_root")
     return options

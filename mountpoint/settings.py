@@ -24,6 +24,7 @@ from mountpoint.config import (
     WriteConfig,
     check_range,
 )
+from mountpoint.descriptor import number_of
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 from mountpoint.memory import total_bytes
@@ -59,6 +60,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
     checksum = options["upload_checksums"]
     ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
     uid, gid = options["uid"], options["gid"]
+    descriptor = number_of(directory)
     config = Config(
         bucket=BucketConfig(
             name=name,
@@ -77,7 +79,8 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
         ),
         credentials=CredentialsConfig(**_same(options, "profile", "no_sign_request")),
         mount=MountConfig(
-            directory=directory and _absolute(directory),
+            directory=_absolute(directory) if directory and descriptor is None else directory,
+            descriptor=descriptor,
             **_same(
                 options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
             ),

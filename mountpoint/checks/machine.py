@@ -18,10 +18,14 @@ HUNG = "a file system hangs there: see what is mounted (findmnt), and unmount it
 #: FUSE_MAX_PAGES, without which `_channel` has nothing to negotiate.
 #: https://git.kernel.org/torvalds/c/5da784cce4308ae10a79e3c8c41b13fb9568e4e0
 WIDE_SINCE = (4, 20)
+#: With /dev/fd/N.
+MOUNTED = "another process has mounted"
 
 
-def fuse_device(_subject: Subject) -> Result:
+def fuse_device(subject: Subject) -> Result:
     """Look whether the kernel has FUSE, and lets this user have it."""
+    if subject.config.mount.descriptor is not None:
+        return skipped(MOUNTED)
     requirements.check_device()
     return ok("/dev/fuse can be opened")
 
@@ -46,6 +50,8 @@ def kernel(subject: Subject) -> Result:
 
 def permissions(subject: Subject) -> Result:
     """Look whether this user may mount, and how."""
+    if subject.config.mount.descriptor is not None:
+        return skipped(MOUNTED)
     requirements.check_privileges()
     uid = os.geteuid()
     try:
@@ -59,6 +65,8 @@ def permissions(subject: Subject) -> Result:
 def fusermount(subject: Subject) -> Result:
     """Look whether the program is there."""
     mount = subject.config.mount
+    if mount.descriptor is not None:
+        return skipped(MOUNTED)
     if not requirements.needs_fusermount(mount):
         return skipped("root needs it for --auto-unmount only")
     requirements.check_fusermount(mount)
@@ -68,6 +76,8 @@ def fusermount(subject: Subject) -> Result:
 def allow_other(subject: Subject) -> Result:
     """Look whether others may be let in."""
     mount = subject.config.mount
+    if mount.descriptor is not None:
+        return skipped(MOUNTED)
     if not (mount.allow_other or mount.allow_root):
         return skipped("neither --allow-other nor --allow-root is given")
     requirements.check_allow_other(mount)
@@ -79,6 +89,8 @@ def directory(subject: Subject) -> Result:
     path = subject.directory
     if path is None:
         return skipped("no directory is given")
+    if subject.config.mount.descriptor is not None:
+        return ok(f"'{path}' is mounted, and waits to be served", directory=path)
 
     def look() -> Result:
         requirements.check_directory(path)

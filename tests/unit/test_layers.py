@@ -116,6 +116,7 @@ LAYERS = (
     "mountpoint.refusals",
     "mountpoint.operations",
     "mountpoint.kernel",
+    "mountpoint.descriptor",
     "mountpoint.requirements",
     "mountpoint.log_filter",
     "mountpoint.log_render",
