@@ -78,6 +78,12 @@ test: lint ## Lint, types, and all tests, those on a real mount too
 stores: ## Build MinIO and versitygw for the tests of stores, where Go is
 	@tools/build-stores
 
+# The wheels are of the last commit, which is what is tested then.
+.PHONY: test-boot
+test-boot: setup ## Boot machines that mount by systemd, fstab and EC2's script (root, 10 min)
+	packaging/build-wheels debian-12
+	MOUNT_S3_BOOT=1 $(BIN)/python -m pytest tests/boot $(ARGS)
+
 .PHONY: lint
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

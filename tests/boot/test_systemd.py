@@ -1,0 +1,176 @@
+"""The shipped unit, and /etc/fstab, under a systemd that boots."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.boot.machine import REPOSITORY, Machine, wait_for
+from tests.conftest import Store
+from tests.mount.mounting import eventually, store_options
+from tools.servers import SeaweedFS
+
+# The first one makes the root.
+pytestmark = pytest.mark.timeout(1200)
+
+UNIT = REPOSITORY / "packaging" / "systemd" / "mount-s3@.service"
+SERVICE = "mount-s3@data.service"
+DIRECTORY = "/mnt/data"
+
+
+@pytest.fixture
+def server() -> Iterator[SeaweedFS]:
+    """A server of its own, which may be stopped."""
+    with SeaweedFS() as server:
+        server.client().put_object(Bucket=server.bucket, Key="boot/file", Body=b"content")
+        yield server
+
+
+@pytest.fixture
+def configured(machine: Machine, server: SeaweedFS) -> Machine:
+    """A machine with the unit and a bucket for it, not booted yet."""
+    machine.write("/etc/systemd/system/mount-s3@.service", UNIT.read_text())
+    machine.write("/root/.aws/credentials", credentials(server))
+    configure(machine, server)
+    return machine
+
+
+def options(server: SeaweedFS) -> list[str]:
+    """Return the options that lead to the server."""
+    return store_options(Store(server.endpoint_url, server.bucket, server.environment))
+
+
+def configure(machine: Machine, server: SeaweedFS, *more: str) -> None:
+    """Write what the unit reads."""
+    machine.write(
+        "/etc/mount-s3/data.conf",
+        f"BUCKET=s3://{server.bucket}/boot/\n"
+        f"DIRECTORY={DIRECTORY}\n"
+        f"OPTIONS={' '.join([*options(server), *more])}\n",
+    )
+
+
+def enable(machine: Machine) -> None:
+    """Have it start at boot, as `systemctl enable` does."""
+    machine.chroot(f"systemctl enable -q {SERVICE}")
+
+
+def credentials(server: SeaweedFS) -> str:
+    """Return the shared credentials file."""
+    return (
+        f"[default]\naws_access_key_id = {server.access_key}\n"
+        f"aws_secret_access_key = {server.secret_key}\n"
+    )
+
+
+def fstab(server: SeaweedFS) -> str:
+    """Return a line for /mnt/fstab."""
+    items = ["_netdev", "nofail", *(word.lstrip("-") for word in options(server))]
+    # A value follows its name.
+    text = ",".join(items).replace("endpoint-url,", "endpoint-url=").replace("region,", "region=")
+    return f"s3://{server.bucket}/boot/ /mnt/fstab fuse.mount-s3 {text} 0 0\n"
+
+
+@contextlib.contextmanager
+def silent(server: SeaweedFS) -> Iterator[None]:
+    """The server is there, and does not answer."""
+    pid = server.pid_if_running
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_started_and_stopped(configured: Machine, server: SeaweedFS) -> None:
+    """It is active when files can be read, and not before; stopped, nothing is mounted."""
+    configured.boot()
+    with silent(server):
+        configured.run("systemctl", "start", "--no-block", SERVICE)
+        time.sleep(5)
+        assert configured.state(SERVICE) == "activating"
+        assert configured.mounts() == []
+    configured.run("systemctl", "start", SERVICE)
+    assert configured.run("cat", f"{DIRECTORY}/file") == "content"
+    assert "is mounted at /mnt/data" in configured.show(SERVICE, "StatusText")
+    assert "is mounted at /mnt/data" in configured.run("journalctl", "--unit", SERVICE)
+
+    configured.run("sh", "-c", f"echo written >{DIRECTORY}/new")
+    configured.run("systemctl", "stop", SERVICE)
+    assert configured.state(SERVICE) == "inactive"
+    assert configured.show(SERVICE, "Result") == "success"
+    assert configured.mounts() == []
+    written = server.client().get_object(Bucket=server.bucket, Key="boot/new")["Body"].read()
+    assert written == b"written\n"
+
+
+def test_killed(configured: Machine) -> None:
+    """Who kills the process, or everything that belongs to it, finds it mounted again."""
+    configured.boot()
+    configured.run("systemctl", "start", SERVICE)
+    for restarts, who in enumerate(("main", "all"), 1):
+        configured.run("systemctl", "kill", f"--kill-who={who}", "--signal=KILL", SERVICE)
+        eventually(lambda n=restarts: configured.show(SERVICE, "NRestarts") == str(n), within_s=30)
+        wait_for(configured, SERVICE, "active")
+        assert configured.mounts() == [DIRECTORY]
+        assert configured.run("cat", f"{DIRECTORY}/file") == "content"
+
+
+def test_what_others_have_mounted_there(configured: Machine, server: SeaweedFS) -> None:
+    """A mount that is not the service's own, and works, stays."""
+    configured.boot()
+    configured.run("mkdir", DIRECTORY)
+    configured.run("mount-s3", f"s3://{server.bucket}/boot/", DIRECTORY, *options(server))
+    configured.run("systemctl", "start", "--no-block", SERVICE)
+    wait_for(configured, SERVICE, "activating")
+    eventually(lambda: configured.show(SERVICE, "NRestarts") == "1", within_s=30)
+    assert "is already a mount point" in configured.run("journalctl", "--unit", SERVICE)
+    assert configured.run("cat", f"{DIRECTORY}/file") == "content"
+
+
+def test_wrong_options(configured: Machine, server: SeaweedFS) -> None:
+    """They are not tried again, and the journal says what is wrong."""
+    configure(configured, server, "--no-such-option")
+    configured.boot()
+    configured.run("systemctl", "start", SERVICE, check=False)
+    assert configured.state(SERVICE) == "failed"
+    assert configured.show(SERVICE, "NRestarts") == "0"
+    assert "--no-such-option" in configured.run("journalctl", "--unit", SERVICE)
+
+
+def test_at_boot(configured: Machine, server: SeaweedFS) -> None:
+    """The unit and a line in /etc/fstab are mounted at boot, which waits for neither."""
+    configured.write("/etc/fstab", fstab(server))
+    enable(configured)
+    with silent(server):
+        configured.boot(until="multi-user.target")
+        time.sleep(2)
+        assert configured.state(SERVICE) == "activating"
+        assert configured.state("mnt-fstab.mount") == "activating"
+        assert configured.state("multi-user.target") == "active"
+        assert configured.mounts() == []
+    wait_for(configured, SERVICE, "active")
+    wait_for(configured, "mnt-fstab.mount", "active")
+    assert sorted(configured.mounts()) == [DIRECTORY, "/mnt/fstab"]
+    for directory in (DIRECTORY, "/mnt/fstab"):
+        assert configured.run("cat", f"{directory}/file") == "content"
+    assert "remote-fs" in configured.show("mnt-fstab.mount", "WantedBy")
+    configured.run("systemctl", "stop", "mnt-fstab.mount")
+    assert configured.mounts() == [DIRECTORY]
+
+
+def test_the_next_boot(configured: Machine) -> None:
+    """Shut down while it is mounted, the machine mounts again."""
+    enable(configured)
+    configured.boot()
+    wait_for(configured, SERVICE, "active")
+    before = time.monotonic()
+    configured.halt()
+    assert time.monotonic() - before < 45, "the mount has held up the shutdown"
+    configured.boot()
+    wait_for(configured, SERVICE, "active")
+    assert configured.run("cat", f"{DIRECTORY}/file") == "content"
