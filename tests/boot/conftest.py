@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot.machine import FOLDER, Machine, make_root, why_not
-
-#: As packaging/ec2/install does it.
-INSTALL = f"""
-python3 -m venv /opt/mount-s3
-/opt/mount-s3/bin/pip --isolated install -q --no-index --find-links {FOLDER} mount-s3
-ln -s /opt/mount-s3/bin/mount-s3 /usr/local/bin/mount-s3
-"""
+from tests.boot.machine import EC2, FOLDER, SCRIPT, Machine, make_root, why_not
+from tools.servers import SeaweedFS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,7 +27,8 @@ def root(_can_boot: None) -> Path:
 def installed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The layers of a machine on which mount-s3 has been installed."""
     with Machine(tmp_path_factory.mktemp("installed"), [root]) as machine:
-        machine.chroot(INSTALL)
+        machine.write(SCRIPT, (EC2 / "user-data.sh").read_text())
+        machine.chroot(f"WHEELS={FOLDER} BUCKET= bash {SCRIPT}")
     return [machine.layer, root]
 
 
@@ -42,3 +37,11 @@ def machine(installed: list[Path], tmp_path: Path) -> Iterator[Machine]:
     """A machine with mount-s3, not booted yet."""
     with Machine(tmp_path, installed) as it:
         yield it
+
+
+@pytest.fixture
+def server() -> Iterator[SeaweedFS]:
+    """A server of its own, which may be stopped."""
+    with SeaweedFS() as server:
+        server.client().put_object(Bucket=server.bucket, Key="boot/file", Body=b"content")
+        yield server

@@ -18,13 +18,16 @@ from typing import Self
 from tests.mount.mounting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
+EC2 = REPOSITORY / "packaging" / "ec2"
 CLEAN_ROOT = REPOSITORY / "tools" / "clean-root"
 TARGET = "debian-12"
-PACKAGES = ["systemd", "systemd-sysv", "dbus", "fuse", "python3", "python3-venv"]
+PACKAGES = ["systemd", "systemd-sysv", "dbus", "python3", "python3-venv"]
 #: What `packaging/build-wheels debian-12` has made.
 WHEELS = Path(os.environ.get("MOUNT_S3_WHEELS", REPOSITORY / "dist" / "wheels" / TARGET))
 #: Where they are in the machine.
 FOLDER = "/srv/wheels"
+#: Where `packaging/ec2/user-data.sh` is in the machine.
+SCRIPT = "/srv/user-data.sh"
 
 MAKE_ROOT_S = 900.0
 BOOT_S = 60.0

@@ -9,24 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.boot.machine import REPOSITORY, Machine, wait_for
-from tests.conftest import Store
-from tests.mount.mounting import eventually, store_options
+from tests.boot.server import DIRECTORY, SERVICE, credentials, options
+from tests.mount.mounting import eventually
 from tools.servers import SeaweedFS
 
 # The first one makes the root.
 pytestmark = pytest.mark.timeout(1200)
 
 UNIT = REPOSITORY / "packaging" / "systemd" / "mount-s3@.service"
-SERVICE = "mount-s3@data.service"
-DIRECTORY = "/mnt/data"
-
-
-@pytest.fixture
-def server() -> Iterator[SeaweedFS]:
-    """A server of its own, which may be stopped."""
-    with SeaweedFS() as server:
-        server.client().put_object(Bucket=server.bucket, Key="boot/file", Body=b"content")
-        yield server
 
 
 @pytest.fixture
@@ -36,11 +26,6 @@ def configured(machine: Machine, server: SeaweedFS) -> Machine:
     machine.write("/root/.aws/credentials", credentials(server))
     configure(machine, server)
     return machine
-
-
-def options(server: SeaweedFS) -> list[str]:
-    """Return the options that lead to the server."""
-    return store_options(Store(server.endpoint_url, server.bucket, server.environment))
 
 
 def configure(machine: Machine, server: SeaweedFS, *more: str) -> None:
@@ -56,14 +41,6 @@ def configure(machine: Machine, server: SeaweedFS, *more: str) -> None:
 def enable(machine: Machine) -> None:
     """Have it start at boot, as `systemctl enable` does."""
     machine.chroot(f"systemctl enable -q {SERVICE}")
-
-
-def credentials(server: SeaweedFS) -> str:
-    """Return the shared credentials file."""
-    return (
-        f"[default]\naws_access_key_id = {server.access_key}\n"
-        f"aws_secret_access_key = {server.secret_key}\n"
-    )
 
 
 def fstab(server: SeaweedFS) -> str:
