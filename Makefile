@@ -80,9 +80,9 @@ stores: ## Build MinIO and versitygw for the tests of stores, where Go is
 
 # The wheels are of the last commit, which is what is tested then.
 .PHONY: test-boot
-test-boot: setup ## Boot machines that mount by systemd, fstab and EC2's script (root, 10 min)
+test-boot: setup $(VENV)/.stamp-packaging ## Boot machines, lint and build what is in packaging/
 	packaging/build-wheels debian-12
-	MOUNT_S3_BOOT=1 $(BIN)/python -m pytest tests/boot $(ARGS)
+	MOUNT_S3_BOOT=1 $(BIN)/python -m pytest tests/boot tests/unit/test_packaging.py $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff (rules and format) and mypy
@@ -103,6 +103,12 @@ bench: setup ## Measure how fast a mount is (bench/README.md)
 $(VENV)/.stamp-chart: $(VENV)/.stamp-packages
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	    --no-build-isolation -e '.[bench]'
+	@touch $@
+
+# Of their own for the same reason.
+$(VENV)/.stamp-packaging: $(VENV)/.stamp-packages
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[packaging]'
 	@touch $@
 
 .PHONY: bench-chart

@@ -97,6 +97,8 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve one program after another until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     directory = os.path.realpath(arguments.directory)
+    if not is_mounted(directory):
+        os.makedirs(directory, exist_ok=True)
     address = Path(arguments.socket)
     with contextlib.suppress(FileNotFoundError):
         address.unlink()

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -320,6 +321,55 @@ def test_no_bucket(store: Store, place: Path) -> None:
     assert program.returncode == 1
     assert f"Error: the credentials for bucket '{store.bucket}' cannot be used" in said
     assert errno_of(lambda: os.listdir(place)) == errno.ENOTCONN
+
+
+#: Three mount namespaces, as of three containers that share a volume. The program's is without it.
+CONTAINERS = """
+set -e
+mount --bind {volume} {volume}
+mount --make-shared {volume}
+mount_for="{python} {mounter} serve --user={user} {socket} {volume}/data"
+unshare --mount --propagation unchanged $mount_for &
+unshare --mount --propagation slave sh -c '
+    for try in $(seq 200); do ! cat {volume}/data/file 2>/dev/null || exit 0; sleep 0.1; done
+    exit 1' &
+app=$!
+unshare --mount --propagation private sh -c '
+    umount --lazy {volume}
+    exec {become} {python} {mounter} run {socket} {serve}' &
+wait $app
+"""
+
+
+def test_in_containers(store: Store, place: Path) -> None:
+    """The volume shows the files where it is shared; who serves them does not even see it."""
+    store.put("containers/file", b"content")
+    volume = place.parent / "volume"
+    volume.mkdir()
+    (place.parent / "socket").mkdir()
+    words = [PROGRAM, "-f", store.bucket, "/dev/fd/N", "--prefix", "containers/"]
+    script = CONTAINERS.format(
+        volume=volume,
+        python=sys.executable,
+        mounter=MOUNTER,
+        user=unprivileged(),
+        socket=place.parent / "socket" / "socket",
+        become=shlex.join(become(unprivileged())),
+        serve=shlex.join(map(str, [*words, *store_options(store)])),
+    )
+    # Number 1 of its processes is the script: when it ends, so do all.
+    inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    done = subprocess.run(
+        [*inside, "sh", "-c", script],
+        env=environment(store.environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "content" in done.stdout
+    assert f"mounter: {volume}/data is mounted" in done.stderr
 
 
 def test_handed_on(store: Store, place: Path) -> None:

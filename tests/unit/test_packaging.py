@@ -31,5 +31,16 @@ def test_shell() -> None:
 
 
 def test_yaml() -> None:
-    """Image Builder's component: yamllint."""
+    """Image Builder's component and the pod: yamllint."""
     clean("yamllint", "--strict", "-c", PACKAGING / "yamllint.yml", PACKAGING)
+
+
+def test_container() -> None:
+    """The recipe of the image: hadolint."""
+    clean("hadolint", PACKAGING / "container" / "Containerfile")
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
+def test_kubernetes(version: str) -> None:
+    """The pod, by the API's schemas: of the first version that knows sidecars, and a late one."""
+    clean("kubernetes-validate", "--strict", "-k", version, PACKAGING / "kubernetes" / "pod.yml")
