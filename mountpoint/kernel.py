@@ -32,11 +32,12 @@ _USER = re.compile(rb"(?:^|,)user_id=(\d+)")
 def mount_points() -> dict[str, str]:
     """Return all mount points that this process sees, with their devices as "major:minor".
 
-    The last one mounted counts where there are several (proc_pid_mountinfo(5)).
+    The last one mounted counts where there are several (proc_pid_mountinfo(5)). autofs is none:
+    there nothing is mounted yet, and who asked for it waits for us (x-systemd.automount).
     """
     # Bytes: of what str takes for a space or the end of a line, only four are escaped there.
     with open("/proc/self/mountinfo", "rb") as file:
-        lines = [line.split(b" ") for line in file]
+        lines = [line.split(b" ") for line in file if b" - autofs " not in line]
     return {_unescaped(line[4]): line[2].decode("ascii") for line in lines}
 
 

@@ -16,6 +16,14 @@ from tools.servers import SeaweedFS
 # The first one makes the root.
 pytestmark = pytest.mark.timeout(1200)
 
+#: Ends the process that serves /mnt/fstab, and no other.
+KILL = """
+for process in /proc/[0-9]*; do
+    tr '\\0' ' ' <$process/cmdline | grep -q '/mount-s3 .* /mnt/fstab ' || continue
+    kill -KILL ${process#/proc/} && exit
+done
+exit 1
+"""
 UNIT = REPOSITORY / "packaging" / "systemd" / "mount-s3@.service"
 
 
@@ -138,6 +146,20 @@ def test_at_boot(configured: Machine, server: SeaweedFS) -> None:
     assert "remote-fs" in configured.show("mnt-fstab.mount", "WantedBy")
     configured.run("systemctl", "stop", "mnt-fstab.mount")
     assert configured.mounts() == [DIRECTORY]
+
+
+def test_automount(configured: Machine, server: SeaweedFS) -> None:
+    """With x-systemd.automount it is mounted when it is used, also after it was killed."""
+    line = fstab(server).replace("_netdev,", "_netdev,noauto,x-systemd.automount,auto-unmount,")
+    configured.write("/etc/fstab", line)
+    configured.boot()
+    assert configured.state("mnt-fstab.automount") == "active"
+    assert configured.mounts() == []
+    assert configured.run("cat", "/mnt/fstab/file") == "content"
+    assert configured.mounts() == ["/mnt/fstab"]
+    configured.run("sh", "-c", KILL)
+    eventually(lambda: configured.mounts() == [], within_s=30)
+    assert configured.run("cat", "/mnt/fstab/file") == "content"
 
 
 def test_the_next_boot(configured: Machine) -> None:
