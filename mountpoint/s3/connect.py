@@ -30,7 +30,7 @@ from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.s3 import probe, proxy
 from mountpoint.s3.abilities import find_abilities
-from mountpoint.s3.client import S3_ABILITIES, Abilities
+from mountpoint.s3.client import S3_ABILITIES, Abilities, ListPage
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
@@ -176,28 +176,36 @@ class _Attempts:
             counters=self._counters,
         )
         prefix = self._bucket.prefix
-        client = self._client(endpoint, S3_ABILITIES)
+        client = self._client(endpoint, S3_ABILITIES, self._meters)
         try:
             with _watching(client, endpoint, self._config.ca_bundle, by):
                 page = patience.ask(lambda: client.list(prefix, max_keys=1)).answer()
             if endpoint.aws or endpoint.signing_algorithm == "v4-s3express":
                 return client
-            abilities = find_abilities(client, prefix, page, self._stopping)
+            abilities = self._abilities(endpoint, page)
         except BaseException:
             client.close()
             raise
         if abilities == S3_ABILITIES:
             return client
         client.close()
-        return self._client(endpoint, abilities)
+        return self._client(endpoint, abilities, self._meters)
 
-    def _client(self, endpoint: Endpoint, abilities: Abilities) -> CrtClient:
+    def _abilities(self, endpoint: Endpoint, page: ListPage) -> Abilities:
+        """Ask what an endpoint can do; not metered: a refusal that is asked for is no failure."""
+        client = self._client(endpoint, S3_ABILITIES, None)
+        try:
+            return find_abilities(client, self._bucket.prefix, page, self._stopping)
+        finally:
+            client.close()
+
+    def _client(self, endpoint: Endpoint, abilities: Abilities, meters: Meters | None) -> CrtClient:
         return CrtClient(
             endpoint,
             self._credentials,
             self._config,
             counters=self._counters,
-            meters=self._meters,
+            meters=meters,
             bucket=self._bucket.name,
             requester_pays=self._bucket.requester_pays,
             expected_owner=self._bucket.expected_owner,
