@@ -1,10 +1,12 @@
-"""Every store, mounted: what works there. What is known not to is in tests/stores.py."""
+"""Every store, mounted: what works there. What each test is about, and what is known not to work,
+is in tests/stores.py.
+"""
 
 import errno
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,11 +67,11 @@ def files_below(path: Path) -> dict[str, bytes]:
     return {str(each.relative_to(path)): each.read_bytes() for each in found}
 
 
-def tell(mount: Mount, path: Path, data: bytes, step: int = MIB) -> None:
-    """Write a new file in steps."""
+def write(path: Path, data: bytes) -> None:
+    """Write a new file, 1 MiB at a time."""
     with path.open("wb", buffering=0) as file:
-        for offset in range(0, len(data), step):
-            file.write(data[offset : offset + step])
+        for offset in range(0, len(data), MIB):
+            file.write(data[offset : offset + MIB])
 
 
 # --- Names ---
@@ -140,11 +142,11 @@ def test_read_ranges(mount: Mount, each_store: Store) -> None:
         assert os.pread(file.fileno(), 10, len(LARGE) - 3) == LARGE[-3:]
 
 
-def _read_on(path: Path, change: "object") -> tuple[bytes, int | None]:
+def _read_on(path: Path, change: Callable[[], object]) -> tuple[bytes, int | None]:
     """Read a file, `change` it after the first MiB; return what came, and the errno of the end."""
     with open(path, "rb", buffering=0) as file:
         got = file.read(MIB)
-        change()  # type: ignore[operator]
+        change()
         try:
             while chunk := file.read(MIB):
                 got += chunk
@@ -180,7 +182,7 @@ def test_write_small(mount: Mount, each_store: Store) -> None:
 
 
 def test_write_large(mount: Mount, each_store: Store) -> None:
-    tell(mount, mount.path / "large", LARGE)
+    write(mount.path / "large", LARGE)
     assert content(each_store, "large") == LARGE
     assert (mount.path / "large").read_bytes() == LARGE
 
@@ -197,7 +199,7 @@ def test_created_by_two(mount: Mount, each_store: Store, size: int) -> None:
 
 def test_overwrite(mount: Mount, each_store: Store) -> None:
     for data in (LARGE[:100], OTHER, LARGE, OTHER[:5], b""):
-        tell(mount, mount.path / "over", data)
+        write(mount.path / "over", data)
         assert content(each_store, "over") == data
         assert (mount.path / "over").read_bytes() == data
 
