@@ -193,17 +193,25 @@ class _Attempts:
 
     def _abilities(self, endpoint: Endpoint, page: ListPage) -> Abilities:
         """Ask what an endpoint can do; not metered: a refusal that is asked for is no failure."""
-        client = self._client(endpoint, S3_ABILITIES, None)
+        # HEAD asks for checksums also where GET is not to.
+        config = replace(self._config, verify_checksums=True)
+        client = self._client(endpoint, S3_ABILITIES, None, config)
         try:
             return find_abilities(client, self._bucket.prefix, page, self._stopping)
         finally:
             client.close()
 
-    def _client(self, endpoint: Endpoint, abilities: Abilities, meters: Meters | None) -> CrtClient:
+    def _client(
+        self,
+        endpoint: Endpoint,
+        abilities: Abilities,
+        meters: Meters | None,
+        config: ClientConfig | None = None,
+    ) -> CrtClient:
         return CrtClient(
             endpoint,
             self._credentials,
-            self._config,
+            config or self._config,
             counters=self._counters,
             meters=meters,
             bucket=self._bucket.name,

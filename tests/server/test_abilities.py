@@ -28,6 +28,7 @@ from tests.lesser import only_v1, refuse_checksums, without_header, without_para
 pytestmark = pytest.mark.server
 
 SAFE_S = 30.0
+DEFAULTS = ClientConfig()
 KEYS = [b"probed/dir/%d" % n for n in range(3)] + [b"probed/file", b"probed/to\x01"]
 
 
@@ -45,6 +46,7 @@ def connected(
     monkeypatch: pytest.MonkeyPatch,
     *faults: Fault,
     prefix: bytes = b"probed/",
+    config: ClientConfig = DEFAULTS,
 ) -> Iterator[SimpleNamespace]:
     """Connect as mounting does, through a proxy: `client`, `lines` of the log, `proxy`."""
     for name, value in store.environment.items():
@@ -60,7 +62,7 @@ def connected(
                 force_path_style=True,
             ),
             CredentialsConfig(),
-            ClientConfig(),
+            config,
             os.environ,
             threading.Event(),
             Counters(),
@@ -177,9 +179,11 @@ def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
             assert isinstance(other.error, PreconditionFailed)
 
 
-def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verify", [True, False])
+def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verify: bool) -> None:
     """A store that refuses to be asked for checksums is not asked again, and can be read."""
-    with connected(filled, monkeypatch, refuse_checksums) as it:
+    config = ClientConfig(verify_checksums=verify)
+    with connected(filled, monkeypatch, refuse_checksums, config=config) as it:
         assert it.found == ["the store refuses x-amz-checksum-mode: what is read is not verified"]
         key, body = b"probed/file", b"body of probed/file"
         etag = it.client.describe(key).result(SAFE_S).info.etag
