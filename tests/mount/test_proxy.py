@@ -86,7 +86,7 @@ def test_tunnel(
         (mount.path / "proxy" / variable).write_bytes(body)
         assert f"proxy=http://127.0.0.1:{proxy.port}" in mount.log
         log = mount.log
-    assert f"CONNECT {NAME}:{server.port}" in proxy.log
+    eventually(lambda: f"CONNECT {NAME}:{server.port}" in proxy.log)
     got = store.client().get_object(Bucket=store.bucket, Key=f"proxy/{variable}")["Body"].read()
     assert got == body
     assert not any(word in log for word in (PASSWORD, ENCODED, "Proxy-Authorization"))

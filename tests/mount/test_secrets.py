@@ -1,7 +1,7 @@
 """Whatever a mount goes through, nobody else sees what it signs with.
 
-Each way that gives keys, with all that can be logged: files, output, command lines and what a
-crash leaves are looked through.
+Each way that gives keys, with all that can be logged: files, output, command lines, what the
+mount's socket tells and what a crash leaves are looked through.
 """
 
 import errno
@@ -80,6 +80,23 @@ def command_lines() -> str:
     return "\n".join(text for text in texts if "--basic-auth" not in text)
 
 
+def told(path: Path) -> str:
+    """Return what the mount tells by its socket."""
+    program = PROGRAM.with_name("mount-s3ctl")
+    texts = []
+    for words in (
+        ["log", "--lines", "1000", path],
+        ["stats", "--once", "--json", path],
+        ["status"],
+    ):
+        done = subprocess.run(
+            [program, *words], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout, done.stderr
+        texts.append(done.stdout)
+    return "\n".join(texts)
+
+
 @contextmanager
 def running(it: Place, folder: Path, environ: dict[str, str]) -> Iterator[Path]:
     """Mount in the background, log everything; yield the directory. Output goes to a file."""
@@ -132,7 +149,7 @@ def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: 
                 it.keys.end_all()
                 assert file.read_bytes() == b"content"
             os.kill(pid, signal.SIGUSR2)
-            seen += command_lines()
+            seen += command_lines() + told(path)
             os.kill(pid, signal.SIGSEGV)
             eventually(lambda: not mounting.mount_processes(path))
         log = "".join(each.read_text(errors="replace") for each in (folder / "log").iterdir())
@@ -164,6 +181,28 @@ def test_refused_at_the_start(store: Store, folder: Path) -> None:
         assert done.returncode == 1
         assert "could not be obtained" in done.stderr
         assert found(it.secrets, done.stdout + done.stderr) == []
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_checks(store: Store, folder: Path, proxy: ForwardProxy, form: list[str]) -> None:
+    """What --check says of keys and of the proxy does not help anybody else."""
+    with place(store, folder, "container") as it:
+        environ = it.there.environment | {
+            "HTTP_PROXY": f"http://user:{PROXY_PASSWORD}@127.0.0.1:{proxy.port}",
+            "MOUNTPOINT_LOG": EVERYTHING,
+        }
+        where = store_options(store, endpoint_url=it.url)
+        done = subprocess.run(
+            [PROGRAM, "--check", *form, store.bucket, *where],
+            env=environment(environ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "container" in done.stdout
+        assert f"127.0.0.1:{proxy.port}" in done.stdout
+        assert found([*it.secrets, PROXY_PASSWORD], done.stdout + done.stderr) == []
 
 
 def test_no_core_file(store: Store, folder: Path) -> None:

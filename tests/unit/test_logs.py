@@ -434,6 +434,14 @@ def test_secrets_of_the_environment_are_known_by_heart() -> None:
     assert redact(f"<{secret}>") == "<[redacted]>"
 
 
+def test_no_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program that was started without one logs elsewhere, and a crash nowhere."""
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
+    assert logs.configure(LogConfig(foreground=True)).crashes is None
+    structlog.get_logger("mountpoint").warning("nobody hears it")
+
+
 @pytest.mark.parametrize("login", ["user:pass", "user:p%40ss", "u:p@s:s", ":pass"])
 def test_logins_in_urls(login: str) -> None:
     """A proxy's user and password never appear, its place does."""
