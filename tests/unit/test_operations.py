@@ -181,6 +181,8 @@ SUBCLASSES = [
     (errors.BadAnswer, "EIO"),
     (errors.WrongRegion, "EIO"),
     (errors.CredentialsUnavailable, "EACCES"),
+    (errors.CredentialsEnded, "EACCES"),
+    (errors.ChecksumsNotOffered, "ENOTSUP"),
     (errors.WrongOffset, "ESTALE"),
 ]
 
