@@ -1,0 +1,175 @@
+"""The commands of the documents: each is run as it stands there, or named with who else runs it.
+
+A command is a line of a block of "sh". What it says of the reader's own (bucket, directories, the
+store's address) is replaced by what is here; nothing else is.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.conftest import Store
+from tests.mount.mounting import PROGRAM, TIMEOUT_S, clean_up, environment
+from tools.mounting import is_mounted
+
+pytestmark = pytest.mark.mount
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" / "README.md"])
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:mount-s3|mount-s3ctl|umount) ")
+
+#: What others run, by how it begins. A path of ours is where; else it is why nobody does.
+ELSEWHERE = {
+    r"make ": "tests/unit/test_docs.py",
+    r"(systemctl|mount|cp|mkdir|printf) ": "tests/boot/test_systemd.py",
+    r"WHEELS=\S+ BUCKET=": "tests/boot/test_ec2.py",
+    r"buildah ": "tests/boot/test_image.py",
+    r"mounter\.py ": "tests/boot/test_image.py",
+    r"(apt|python3|ln|rm) |/opt/mount-s3/bin/pip |sudo packaging/": "packaging/build-wheels",
+    r"\.venv/bin/python -m bench\.names": "bench/names.py",
+    r"aws |n=0|jq |    |done": "the AWS CLI is not installed by anything of ours",
+    r"prometheus ": "Prometheus is not installed by anything of ours",
+    r"pip install|python -m build": "tests/unit/test_source_archive.py",
+}
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield the documents' names and their commands, without comments."""
+    for path in DOCUMENTS:
+        for block in BLOCK.findall(path.read_text()):
+            for line in block.splitlines():
+                command = re.sub(r"(^|\s+)#( .*|$)", "", line).rstrip()
+                if command:
+                    yield path.name, command
+
+
+ALL = list(commands())
+RUN = [(name, command) for name, command in ALL if OURS.match(command + " ")]
+
+
+def test_there_are_some() -> None:
+    """The documents are read at all."""
+    assert len(RUN) > 20
+    assert len(ALL) > 60
+
+
+@pytest.mark.parametrize(("name", "command"), [each for each in ALL if each not in RUN])
+def test_who_runs_it(name: str, command: str) -> None:
+    """What is not run here is run elsewhere, or cannot be."""
+    found = [where for start, where in ELSEWHERE.items() if re.match(start, command)]
+    assert found, f"{name}: nobody runs {command!r}"
+    assert " " in found[0] or (ROOT / found[0]).exists()
+
+
+#: What goes on until Ctrl-C.
+ENDLESS = re.compile(r"mount-s3ctl (stats (?!.*--once)|log .*-f)")
+
+#: What the documents call directories.
+PLACES = ("/mnt/data", "~/logs", "~/data")
+
+
+class Reader:
+    """Somebody who follows the documents, with directories and a profile of their own."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store = store
+        self.places = {place: folder / place.strip("~/").replace("/", "-") for place in PLACES}
+        for path in self.places.values():
+            path.mkdir()
+        self._ca = folder / "ca.pem"
+        trustme.CA().cert_pem.write_to_path(str(self._ca))
+        config = folder / "config"
+        keys = "".join(
+            f"{name.lower()} = {value}\n"
+            for name, value in store.environment.items()
+            if name.startswith("AWS_")
+        )
+        config.write_text(f"[profile work]\n{keys}")
+        self.environment = environment(
+            {
+                **store.environment,
+                "AWS_CONFIG_FILE": str(config),
+                "AWS_ENDPOINT_URL_S3": store.endpoint_url,
+                "AWS_REGION": "us-east-1",
+            }
+        )
+
+    def own(self, command: str) -> str:
+        """Return a command with what is the reader's own."""
+        command = re.sub(
+            r"--endpoint-url \S+", f"--endpoint-url {self.store.endpoint_url}", command
+        )
+        command = command.replace("my-bucket", self.store.bucket).replace(".venv/bin/", "")
+        command = command.replace("mount-s3 data ", f"mount-s3 {self.store.bucket} ")
+        command = command.replace("ca.pem", str(self._ca))
+        for place, path in self.places.items():
+            command = command.replace(place, str(path))
+        return command if shutil.which("jq") else command.partition(" | jq ")[0]
+
+    def start(self, command: str) -> "subprocess.Popen[str]":
+        """Have bash run a command."""
+        return subprocess.Popen(
+            [
+                "bash",
+                "-o",
+                "pipefail",
+                "-c",
+                f"exec {command}" if ENDLESS.match(command) else command,
+            ],
+            env=self.environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.mark.parametrize(("name", "command"), RUN)
+def test_command(name: str, command: str, store: Store, flat_store: Store, folder: Path) -> None:
+    """It does what it is for: it mounts, unmounts, or says something, without an error."""
+    reader = Reader(flat_store if "--no-sign-request" in command else store, folder)
+    reader.store.put("logs/a file", b"x" * 100)
+    own = reader.own(command)
+    path = next((each for each in reader.places.values() if str(each) in own), None)
+    mounts = "mount-s3 " in own and path is not None and "--check" not in own
+    try:
+        if path is not None and ("mount-s3ctl" in own or own.startswith("umount")):
+            options = ["--endpoint-url", reader.store.endpoint_url]
+            done = subprocess.run(
+                [PROGRAM, reader.store.bucket, path, *options],
+                env=reader.environment, capture_output=True, text=True, timeout=TIMEOUT_S,
+                check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            os.listdir(path)
+            if "log" in own:
+                with pytest.raises(PermissionError):
+                    (path / "logs" / "a file").unlink()
+        process = reader.start(own)
+        if ENDLESS.match(own):
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0 or ENDLESS.match(own), said
+        if mounts:
+            assert path is not None
+            assert is_mounted(path)
+            assert os.listdir(path)
+        elif path is not None and "unmount" in own.replace(str(path), ""):
+            assert not is_mounted(path)
+        elif own.startswith("umount"):
+            assert path is not None
+            assert not is_mounted(path)
+    finally:
+        for each in reader.places.values():
+            clean_up(each)
