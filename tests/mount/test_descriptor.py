@@ -60,8 +60,10 @@ def become(user: int) -> list[str]:
 @functools.cache
 def unprivileged() -> int:
     """Return the user who serves."""
+    # By a shell: what setpriv itself starts it looks up with the privileges that it had.
+    script = 'exec "$0" -c "import mountpoint.mount"'
     done = subprocess.run(
-        [*become(NOBODY), sys.executable, "-c", "import mountpoint.mount"],
+        [*become(NOBODY), "sh", "-c", script, sys.executable],
         capture_output=True,
         check=False,
     )
