@@ -2,7 +2,9 @@
 
 A mount is a kernel's half and a client's half, and both share the processors. This measures each
 alone, on this machine, in this hour: a file system of zeros with the same channel, and the client
-with nothing behind it. A mount cannot be faster than the slower of the two.
+with nothing behind it. A mount cannot be faster than the slower of the two; and where each has to
+wait for the other (one small file after another), or each keeps all processors busy (many at once),
+not faster than both after one another: 1 / (1/a + 1/b).
 """
 
 import mmap
@@ -24,44 +26,51 @@ from bench.objects import KIB, MIB
 from mountpoint import fuse, kernel
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
 from mountpoint.fuse import llfuse
-from mountpoint.metrics import Counters
+from mountpoint.meters import Meters
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.connect import connect
 from tools import mounting
 
 ZEROS_BYTES = 4096 * MIB
+SMALL_BYTES = 100 * KIB
 GETS = 2000
 
 
 class Zeros(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
-    """One file, `zeros`, that answers every read at once."""
+    """A file `zeros`, and small ones with numbers for names. Every read is answered at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._zeros = memoryview(bytes(MIB))
 
     def getattr(self, inode: int, ctx: Any) -> Any:
-        """Return what the root or the file is."""
+        """Return what the root or a file is."""
         entry = llfuse.EntryAttributes()
         entry.st_ino = inode
         entry.st_mode = stat.S_IFDIR | 0o755 if inode == 1 else stat.S_IFREG | 0o444
-        entry.st_size = 0 if inode == 1 else ZEROS_BYTES
+        entry.st_size = {1: 0, 2: ZEROS_BYTES}.get(inode, SMALL_BYTES)
         entry.entry_timeout = entry.attr_timeout = 60.0
         return entry
 
     def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
-        """Find the file."""
-        if name != b"zeros":
-            raise llfuse.FUSEError(2)
-        return self.getattr(2, ctx)
+        """Find a file."""
+        if name == b"zeros":
+            return self.getattr(2, ctx)
+        if name.isdigit():
+            return self.getattr(10 + int(name), ctx)
+        raise llfuse.FUSEError(2)
 
     def open(self, inode: int, flags: int, ctx: Any) -> int:
-        """Open the file."""
-        return 2
+        """Open a file."""
+        return inode
 
     def read(self, fh: int, off: int, size: int) -> memoryview:
         """Return zeros."""
-        return self._zeros[: max(min(size, ZEROS_BYTES - off), 0)]
+        file_bytes = ZEROS_BYTES if fh == 2 else SMALL_BYTES
+        return self._zeros[: max(min(size, file_bytes - off), 0)]
+
+    def release(self, fh: int) -> None:
+        """Close a file."""
 
 
 def serve(folder: str) -> None:
@@ -86,6 +95,23 @@ def read_all(path: Path, step: int, flags: int) -> int:
     return total
 
 
+def read_small(folder: Path, at_once: int) -> float:
+    """Open, read and close small files; return how many per second."""
+
+    def read(number: int) -> None:
+        file = os.open(folder / str(number), os.O_RDONLY)
+        try:
+            while os.read(file, 128 * KIB):
+                pass
+        finally:
+            os.close(file)
+
+    start_s = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(read, range(at_once * GETS, (at_once + 1) * GETS)))
+    return GETS / (time.perf_counter() - start_s)
+
+
 def kernel_half() -> Iterator[str]:
     """Measure reads of zeros: what llfuse, the channel and the kernel take."""
     with tempfile.TemporaryDirectory(prefix="mount-s3-ceiling-") as name:
@@ -108,6 +134,11 @@ def kernel_half() -> Iterator[str]:
                 seconds = time.perf_counter() - start_s
                 cpu_s = process.cpu_seconds() + own_cpu_s() - cpu_s
                 yield line(label, f"{gigabytes / seconds * 1e3:.0f} MB/s", cpu_s / gigabytes, "GB")
+            for label, at_once in (("zeros, small files", 1), ("zeros, small by 16", 16)):
+                cpu_s = process.cpu_seconds()
+                rate = read_small(Path(name), at_once)
+                cpu_s = process.cpu_seconds() - cpu_s
+                yield line(label, f"{rate:.0f} /s", cpu_s / GETS * 1e3, "ms each")
         finally:
             mounting.unmount(Path(name))
             server.wait()
@@ -150,8 +181,8 @@ def client_half(client: ObjectClient, key: bytes) -> Iterator[str]:
     for label, size, at_once, count in (
         ("GET 8 MiB, 8 at once", 8 * MIB, 8, min(info.size_bytes // (8 * MIB), 512)),
         ("GET 4 KiB", 4 * KIB, 1, GETS),
-        ("GET 100 KiB", 100 * KIB, 1, GETS),
-        ("GET 100 KiB, 16 at once", 100 * KIB, 16, GETS),
+        ("GET 100 KiB", SMALL_BYTES, 1, GETS),
+        ("GET 100 KiB, 16 at once", SMALL_BYTES, 16, GETS),
     ):
         starts = [index * size % (info.size_bytes - size + 1) for index in range(count)]
         cpu_s, start_s = own_cpu_s(), time.perf_counter()
@@ -193,7 +224,7 @@ def main() -> int:
             ClientConfig(),
             os.environ | environment,
             threading.Event(),
-            Counters(),
+            Meters(),
         )
         for each in client_half(client, objects.LARGE.encode()):
             print(each, flush=True)

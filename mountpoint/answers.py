@@ -16,7 +16,6 @@ from mountpoint.errors import MountError
 from mountpoint.filesystem import FileSystem
 from mountpoint.memory import resident_bytes
 from mountpoint.meters import Meters
-from mountpoint.metrics import Counters
 from mountpoint.s3.endpoint import Endpoint
 
 
@@ -29,7 +28,6 @@ class Answers:
         endpoint: Endpoint,
         filesystem: FileSystem,
         budget: Budget,
-        counters: Counters,
         meters: Meters,
         recent: logs.Recent,
     ) -> None:
@@ -38,7 +36,6 @@ class Answers:
         self._endpoint = endpoint
         self._filesystem = filesystem
         self._budget = budget
-        self._counters = counters
         self._meters = meters
         self._recent = recent
         # constants
@@ -79,7 +76,7 @@ class Answers:
         return {
             "at_s": time.monotonic(),
             "status": self.status(request),
-            "counters": self._counters.snapshot(),
+            "counters": self._meters.counters.snapshot(),
             "meters": self._meters.snapshot(),
         }
 

@@ -1,6 +1,6 @@
 """How long operations and requests take, how many fail, how large they are, and for which programs.
 
-Beside the counters (`metrics`), which say how often and how much. One `Meters` per mount, handed to
+With the counters (`metrics`), which say how often and how much. One `Meters` per mount, handed to
 whoever measures: the FUSE adapter per operation (0.2 microseconds), the client per request. What is
 made of it, a table or an export, is not known here.
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mountpoint._histogram import BUCKETS, SCALE, Histogram, Threads, Timer
+from mountpoint.metrics import Counters
 from mountpoint.processes import program_of
 
 #: A process may become another program (execve), as those of a shell do at once, and its number
@@ -180,6 +181,7 @@ class Meters:
     """
 
     def __init__(self, asking: Callable[[], int] = lambda: 0, threads: int = 0) -> None:
+        self.counters = Counters()
         self.programs = Programs(asking)
         self.threads = Threads(threads)
         self.trouble = Trouble()

@@ -24,7 +24,6 @@ from mountpoint.export.exports import Exports
 from mountpoint.filesystem import FileSystem
 from mountpoint.fuse import llfuse
 from mountpoint.meters import Meters
-from mountpoint.metrics import Counters
 from mountpoint.operations import Operations
 from mountpoint.reading.streams import Streams
 from mountpoint.s3.connect import connect
@@ -63,8 +62,8 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
         requirements.check_fuse(config.mount)
     if config.change.staging_directory is not None:
         check_staging(config.change.staging_directory, config.mount.directory)
-    counters, meters = Counters(), Meters(fuse.request_pid, config.mount.max_threads)
-    watcher = SignalWatcher(counters.log)
+    meters = Meters(fuse.request_pid, config.mount.max_threads)
+    watcher = SignalWatcher(meters.counters.log)
     stopping = threading.Event()
     crt_level = logs.crt_log_level(config.log)
     if crt_level is not None:
@@ -72,14 +71,13 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     config = surroundings(config.credentials.profile, os.environ).apply_to(config)
     instance = Instance(config.credentials.profile, os.environ)
     config = instance.apply_to(config)
-    with Exports(config, counters, meters, stopping) as exports:
+    with Exports(config, meters, stopping) as exports:
         client = connect(
             config.bucket,
             config.credentials,
             config.client,
             os.environ,
             stopping,
-            counters,
             meters,
             instance,
         )
@@ -90,7 +88,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
 
         try:
             requirements.check_kind(config, is_directory=client.is_directory)
-            return _serve(config, client, stopping, counters, meters, recent, watcher, ready)
+            return _serve(config, client, stopping, meters, recent, watcher, ready)
         finally:
             stopping.set()
             client.close()
@@ -100,7 +98,6 @@ def _serve(
     config: Config,
     client: CrtClient,
     stopping: threading.Event,
-    counters: Counters,
     meters: Meters,
     recent: logs.Recent,
     watcher: SignalWatcher,
@@ -122,10 +119,10 @@ def _serve(
         total_s=config.read.timeout_s,
         stopping=stopping,
         most_tries=config.client.most_tries,
-        counters=counters,
+        counters=meters.counters,
     )
     directory = config.mount.directory
-    streams = Streams(client, config.read, patience, counters)
+    streams = Streams(client, config.read, patience, meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
     uploads = Uploads(client, config.write, streams.budget, patience, journal=journal)
     copies = Copies(client, config.write, uploads, patience)
@@ -170,7 +167,7 @@ def _serve(
             "the lines above, from the FUSE library, say why",
         ) from error
     log.info("mounted", bucket=config.bucket.name, directory=directory)
-    answers = Answers(config, client.endpoint, filesystem, streams.budget, counters, meters, recent)
+    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
     control = Control(socket_directory(os.environ), answers.commands())
     try:
         llfuse.main(workers=config.mount.max_threads)
@@ -182,7 +179,7 @@ def _serve(
         journal.close()
         if staging is not None:
             staging.close()
-        counters.log()
+        meters.counters.log()
         log.info("unmounted" if config.mount.descriptor is None else "ended", directory=directory)
     if failure:
         raise failure[0]

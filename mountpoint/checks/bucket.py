@@ -33,7 +33,7 @@ def bucket(subject: Subject) -> Result:
         config.client,
         subject.environ,
         subject.stopping,
-        subject.counters,
+        subject.meters,
     )
     took_ms = round((time.monotonic() - begun_s) * 1e3)
     there = subject.client.endpoint

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from mountpoint.config import Config
 from mountpoint.errors import MountError
-from mountpoint.metrics import Counters
+from mountpoint.meters import Meters
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
@@ -76,7 +76,7 @@ class Subject:
     client: CrtClient | None = None
     objects: Objects | None = None
     # thread-safe
-    counters: Counters = field(default_factory=Counters)
+    meters: Meters = field(default_factory=Meters)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -87,7 +87,7 @@ class Subject:
     def patience(self) -> Patience:
         """Return how long one question to S3 may take."""
         return Patience(
-            try_s=TRY_S, total_s=TOTAL_S, stopping=self.stopping, counters=self.counters
+            try_s=TRY_S, total_s=TOTAL_S, stopping=self.stopping, counters=self.meters.counters
         )
 
     def close(self) -> None:

@@ -45,9 +45,9 @@ def throughput(subject: Subject) -> Result:
         total_s=MOST_S,
         stopping=subject.stopping,
         most_tries=config.client.most_tries,
-        counters=subject.counters,
+        counters=subject.meters.counters,
     )
-    stream = Streams(client, config.read, patience, subject.counters).stream(objects.large)
+    stream = Streams(client, config.read, patience, subject.meters.counters).stream(objects.large)
     with subject.progress(READ_BYTES) as advance:
         measured = measure(stream, READ_BYTES, MOST_S, advance)
     key = objects.large.key.decode("utf-8", "surrogateescape")

@@ -24,7 +24,7 @@ from mountpoint.config import Config, LogConfig
 from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log_render import printable
-from mountpoint.metrics import Counters
+from mountpoint.meters import Meters
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import Patience
 from mountpoint.settings import describe, make_config
@@ -142,10 +142,15 @@ class _Cleanup:
         from mountpoint.s3.surroundings import surroundings
 
         config = surroundings(self._config.credentials.profile, os.environ).apply_to(self._config)
-        stopping, counters = threading.Event(), Counters()
-        patience = Patience(try_s=TRY_S, total_s=TOTAL_S, stopping=stopping, counters=counters)
+        stopping, meters = threading.Event(), Meters()
+        patience = Patience(
+            try_s=TRY_S,
+            total_s=TOTAL_S,
+            stopping=stopping,
+            most_tries=config.client.most_tries,
+        )
         client = connect(
-            config.bucket, config.credentials, config.client, os.environ, stopping, counters
+            config.bucket, config.credentials, config.client, os.environ, stopping, meters
         )
         try:
             with journals(directory) as found:

@@ -1,6 +1,6 @@
 """All that leaves a mount as metrics: to a collector, to who fetches them, to the log.
 
-    with Exports(config, counters, meters, stopping) as exports:
+    with Exports(config, meters, stopping) as exports:
         ...
         exports.serving(client.check_credentials)
 
@@ -26,7 +26,6 @@ from mountpoint.export.families import Family, families, own_families
 from mountpoint.export.health import Health
 from mountpoint.memory import resident_bytes
 from mountpoint.meters import Meters
-from mountpoint.metrics import Counters
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +36,8 @@ END_S = 5.0
 class Exports:
     """What the configuration asks for, for as long as a mount lives. Raises MountError."""
 
-    def __init__(
-        self, config: Config, counters: Counters, meters: Meters, stopping: threading.Event
-    ) -> None:
+    def __init__(self, config: Config, meters: Meters, stopping: threading.Event) -> None:
         # dependencies
-        self._counters = counters
         self._meters = meters
         self._health = Health(meters, stopping, config.mount.directory, config.read.timeout_s)
         # mutable
@@ -99,7 +95,7 @@ class Exports:
 
     def _all(self) -> list[Family]:
         snapshot = self._meters.snapshot()
-        own = own_families(self._counters.snapshot(), snapshot["programs"])
+        own = own_families(self._meters.counters.snapshot(), snapshot["programs"])
         return families(snapshot, resident_bytes()) + own
 
     def _at_end(self, action: Callable[[], None]) -> Callable[[], None]:

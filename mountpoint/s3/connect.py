@@ -27,7 +27,6 @@ from mountpoint.errors import (
     WrongRegion,
 )
 from mountpoint.meters import Meters
-from mountpoint.metrics import Counters
 from mountpoint.s3 import probe, proxy
 from mountpoint.s3.abilities import find_abilities
 from mountpoint.s3.client import S3_ABILITIES, Abilities, ListPage
@@ -61,8 +60,7 @@ def connect(
     client_config: ClientConfig,
     environ: Mapping[str, str],
     stopping: threading.Event,
-    counters: Counters,
-    meters: Meters | None = None,
+    meters: Meters,
     instance: Instance | None = None,
 ) -> CrtClient:
     """Return a client that has listed the bucket once. Raises MountError.
@@ -73,7 +71,7 @@ def connect(
     if not credentials_config.no_sign_request:
         credentials = Credentials(credentials_config, ca_bundle=client_config.ca_bundle)
     choice = first_region(bucket, credentials_config, environ, instance)
-    return reach(bucket, credentials, choice, client_config, environ, stopping, counters, meters)
+    return reach(bucket, credentials, choice, client_config, environ, stopping, meters)
 
 
 def first_region(
@@ -94,16 +92,13 @@ def reach(
     client_config: ClientConfig,
     environ: Mapping[str, str],
     stopping: threading.Event,
-    counters: Counters,
-    meters: Meters | None = None,
+    meters: Meters,
 ) -> CrtClient:
     """Return a client that has listed the bucket once, in `choice` or where the bucket says.
 
     `credentials` None: unsigned. Raises MountError.
     """
-    attempt = _Attempts(
-        bucket, credentials, client_config, environ, stopping, counters, meters
-    ).attempt
+    attempt = _Attempts(bucket, credentials, client_config, environ, stopping, meters).attempt
     try:
         return attempt(choice.region)
     except WrongRegion as wrong:
@@ -127,15 +122,13 @@ class _Attempts:
         config: ClientConfig,
         environ: Mapping[str, str],
         stopping: threading.Event,
-        counters: Counters,
-        meters: Meters | None,
+        meters: Meters,
     ) -> None:
         self._bucket = bucket
         self._credentials = credentials
         self._config = config
         self._environ = environ
         self._stopping = stopping
-        self._counters = counters
         self._meters = meters
 
     def attempt(self, region: str) -> CrtClient:
@@ -173,7 +166,7 @@ class _Attempts:
             total_s=total_s,
             stopping=self._stopping,
             most_tries=most_tries,
-            counters=self._counters,
+            counters=self._meters.counters,
         )
         prefix = self._bucket.prefix
         client = self._client(endpoint, S3_ABILITIES, self._meters)
@@ -212,7 +205,7 @@ class _Attempts:
             endpoint,
             self._credentials,
             config or self._config,
-            counters=self._counters,
+            counters=self._meters.counters,
             meters=meters,
             bucket=self._bucket.name,
             requester_pays=self._bucket.requester_pays,
