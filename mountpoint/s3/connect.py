@@ -185,10 +185,13 @@ class _Attempts:
         return self._client(endpoint, abilities, self._meters)
 
     def _abilities(self, endpoint: Endpoint, page: ListPage) -> Abilities:
-        """Ask what an endpoint can do; not metered: a refusal that is asked for is no failure."""
+        """Ask what an endpoint can do, which is no part of what a mount has done.
+
+        A refusal that is wanted is no failure, either.
+        """
         # HEAD asks for checksums also where GET is not to.
         config = replace(self._config, verify_checksums=True)
-        client = self._client(endpoint, S3_ABILITIES, None, config)
+        client = self._client(endpoint, S3_ABILITIES, Meters(), config)
         try:
             return find_abilities(client, self._bucket.prefix, page, self._stopping)
         finally:
@@ -198,14 +201,14 @@ class _Attempts:
         self,
         endpoint: Endpoint,
         abilities: Abilities,
-        meters: Meters | None,
+        meters: Meters,
         config: ClientConfig | None = None,
     ) -> CrtClient:
         return CrtClient(
             endpoint,
             self._credentials,
             config or self._config,
-            counters=self._meters.counters,
+            counters=meters.counters,
             meters=meters,
             bucket=self._bucket.name,
             requester_pays=self._bucket.requester_pays,
