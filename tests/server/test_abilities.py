@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from mountpoint._fastpath import Part, slice_of
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
 from mountpoint.errors import MountError, PreconditionFailed
-from mountpoint.metrics import Counters
+from mountpoint.meters import Meters
 from mountpoint.s3 import abilities, connect
 from mountpoint.s3.client import ListPage
 from mountpoint.s3.crt import CrtClient
@@ -65,7 +65,7 @@ def connected(
             config,
             os.environ,
             threading.Event(),
-            Counters(),
+            Meters(),
         )
         found = [line["event"] for line in lines if line["log_level"] == "info"]
         yield SimpleNamespace(client=client, found=found, proxy=proxy, seen=list(proxy.seen))
@@ -268,6 +268,6 @@ def _connect_by_name(
             ClientConfig(),
             os.environ,
             threading.Event(),
-            Counters(),
+            Meters(),
         )
     return client, [line["event"] for line in lines if line["log_level"] == "info"]
