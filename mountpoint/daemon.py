@@ -11,6 +11,9 @@ and a script that goes on after `mount-s3` finds the files.
 * One fork is enough. The second fork of the classic recipe keeps a session leader from
   gaining a controlling terminal by opening a tty, and nothing here ever opens one. In
   exchange the parent knows the process it waits for, and init adopts it when the parent ends.
+* The session is a new one only when the mount is ready. Until then the process stays in the
+  caller's group, which is systemd's where an automount asks: autofs has all others wait for the
+  mount when they come near its directory (fs/autofs/root.c, autofs_d_manage).
 * Descriptors that the caller left open to us are closed in the child at once. Standard
   output and error are given up when the mount is ready, so that `out=$(mount-s3 ...)`
   returns as soon as the parent ends.
@@ -219,7 +222,6 @@ def _child(work: Callable[[Callable[[], None]], int], writer: int, log_hint: str
     status = _Status(writer)
     code = 1
     try:
-        os.setsid()
         for number in (signal.SIGINT, signal.SIGHUP):
             # What is ignored is about a terminal, which this process leaves.
             signal.signal(number, signal.SIG_DFL)
@@ -242,7 +244,8 @@ def _child(work: Callable[[Callable[[], None]], int], writer: int, log_hint: str
 
 
 def _detach() -> None:
-    """Give up the caller's terminal or pipes and its working directory."""
+    """Give up the caller's terminal or pipes, its session and its working directory."""
+    os.setsid()
     _flush()
     _replace(1)
     _replace(2)

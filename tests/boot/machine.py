@@ -24,6 +24,8 @@ TARGET = "debian-12"
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "python3", "python3-venv"]
 #: What `packaging/build-wheels debian-12` has made.
 WHEELS = Path(os.environ.get("MOUNT_S3_WHEELS", REPOSITORY / "dist" / "wheels" / TARGET))
+#: Without it systemd knows no automount.
+AUTOFS = Path("/dev/autofs")
 #: Where they are in the machine.
 FOLDER = "/srv/wheels"
 #: Where `packaging/ec2/user-data.sh` is in the machine.
@@ -133,6 +135,7 @@ class Machine:
                     # Without a systemd outside there is nobody to ask for a scope.
                     *([] if Path("/run/systemd/system").exists() else ["--keep-unit"]),
                     "--bind=/dev/fuse",
+                    *(["--bind=/dev/autofs"] if AUTOFS.exists() else []),
                     f"--bind-ro={WHEELS}:{FOLDER}",
                     "--boot",
                 ],

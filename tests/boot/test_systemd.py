@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.boot.machine import REPOSITORY, Machine, wait_for
+from tests.boot.machine import AUTOFS, REPOSITORY, Machine, wait_for
 from tests.boot.server import DIRECTORY, SERVICE, credentials, options
 from tests.mount.mounting import eventually
 from tools.servers import SeaweedFS
@@ -148,6 +148,7 @@ def test_at_boot(configured: Machine, server: SeaweedFS) -> None:
     assert configured.mounts() == [DIRECTORY]
 
 
+@pytest.mark.skipif(not AUTOFS.exists(), reason="this kernel has no autofs")
 def test_automount(configured: Machine, server: SeaweedFS) -> None:
     """With x-systemd.automount it is mounted when it is used, also after it was killed."""
     line = fstab(server).replace("_netdev,", "_netdev,noauto,x-systemd.automount,auto-unmount,")

@@ -125,6 +125,22 @@ def test_detaches(tmp_path: Path) -> None:
     assert appears(report) == repr((True, "/", ["/dev/null"] * 3, "0o27"))
 
 
+def test_stays_in_the_callers_group_until_it_is_ready(tmp_path: Path) -> None:
+    """An automount point has everybody wait for the mount but systemd's own process group."""
+    report = tmp_path / "report"
+    body = """
+    group = os.getpgrp()
+    def work(ready):
+        before = os.getpgrp()
+        ready()
+        note(sys.argv[1], repr((before == group, os.getpgrp() == os.getpid())))
+        return 0
+    start(work)
+    """
+    assert run(body, report).returncode == 0
+    assert appears(report) == repr((True, True))
+
+
 def test_paths_in_the_environment_survive_the_change_of_directory(tmp_path: Path) -> None:
     """Relative paths that botocore reads later become absolute; "~" is left to botocore."""
     report = tmp_path / "report"
