@@ -22,7 +22,7 @@ def check_directory(directory: str) -> None:
     if directory in kernel.mount_points():
         dead = ""
         try:
-            os.stat(directory)
+            os.statvfs(directory)  # of what stat(2) tells the kernel may know it for a second
         except OSError as error:
             dead = f" that no longer answers ({error.strerror})"
         raise MountError(
