@@ -1,7 +1,8 @@
 """What requests cost by S3's list prices, in US dollars. An estimate: of requests only.
 
 For objects of the storage class STANDARD, without what a contract or a free tier takes off, and
-without data transfer. https://aws.amazon.com/s3/pricing/ (figures of 2026-11).
+without data transfer. Prices change rarely, and nobody is asked for them here: those of a bill are
+given by `--prices`. https://aws.amazon.com/s3/pricing/
 """
 
 from collections.abc import Mapping
