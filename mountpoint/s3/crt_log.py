@@ -5,9 +5,12 @@ locks of its own. Who logs then waits for the GIL, and who holds the GIL and mak
 waits for that lock: a deadlock for good, in a moment where eight programs read at once (awscrt
 0.38). So the CRT writes to a pipe, which it does from a thread that nothing waits for, and a
 thread of ours reads it. Another one flushes: the CRT writes with stdio, which keeps the last
-4 KiB to itself. When the process ends, what was logged in its last moment may be missing.
+4 KiB to itself. When the process ends, what was logged in its last moment may be missing: nobody
+reads any more then, and exit(3), which flushes stdio, would wait for a full pipe for good.
 """
 
+import atexit
+import contextlib
 import ctypes
 import functools
 import logging
@@ -36,11 +39,23 @@ def relay(start: Callable[[str], None]) -> None:
         start(f"/proc/self/fd/{writer}")
     finally:
         os.close(writer)  # the path has been opened
+    atexit.register(_let_go, os.fstat(reader))
     ended = threading.Event()
     read = functools.partial(_log_pipe, reader, ended)
     flush = functools.partial(_flush, ended)
     for work, name in ((read, "awscrt-log"), (flush, "awscrt-flush")):
         threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _let_go(pipe: os.stat_result) -> None:
+    """Have no writer of a pipe wait any more.
+
+    To close its other end is not enough: the CRT opens its log to read it, too ("a+").
+    """
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing has gone
+            if os.path.samestat(os.fstat(int(entry)), pipe):
+                os.set_blocking(int(entry), False)
 
 
 def _log_pipe(reader: int, ended: threading.Event) -> None:

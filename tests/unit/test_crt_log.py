@@ -77,3 +77,26 @@ made.set()
 os._exit(0 if logged.wait(20) else 2)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def test_the_end_of_the_process_does_not_wait_for_the_log() -> None:
+    """What is logged last, or waits in stdio, finds nobody who reads: exit(3) writes it all."""
+    program = """
+import atexit, ctypes, sys
+from mountpoint.s3 import crt_log
+libc = ctypes.CDLL(None)
+libc.fopen.restype = libc.malloc.restype = ctypes.c_void_p
+opened = []
+
+def start(path):
+    opened.append(ctypes.c_void_p(libc.fopen(path.encode(), b"a+")))
+    room = libc.malloc(4 << 20)  # stays when Python has gone
+    libc.setvbuf(opened[0], ctypes.c_void_p(room), 0, 4 << 20)  # _IOFBF
+
+# Called after what `relay` has registered.
+atexit.register(lambda: libc.fwrite(bytes(1 << 20), 1, 1 << 20, opened[0]))
+crt_log.relay(start)
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
+    assert done.returncode == 7
