@@ -82,7 +82,7 @@ from mountpoint.s3.client import (
     UploadPage,
     Written,
 )
-from mountpoint.s3.credentials import Credentials
+from mountpoint.s3.credentials import Credentials, Keys
 from mountpoint.s3.crt_threads import keep_state
 from mountpoint.s3.endpoint import Endpoint
 from mountpoint.s3.exchange import Download, Exchange, Headers, Inquiry
@@ -176,10 +176,10 @@ class CrtClient:
             region=endpoint.region,
             tls_mode=_tls_mode(endpoint),
             tls_connection_options=tls_options,
-            signing_config=_signing_config(endpoint, credentials),
+            signing_config=_session_signing(endpoint, credentials),
             part_size=part_bytes,
             throughput_target_gbps=config.throughput_gbps or DEFAULT_GBPS,
-            enable_s3express=endpoint.signing_algorithm == "v4-s3express",
+            enable_s3express=_has_sessions(endpoint),
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=config.connect_timeout_ms,
             network_interface_names=config.interfaces or None,
@@ -202,6 +202,8 @@ class CrtClient:
             self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
             self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
         self._bucket = bucket or endpoint.base_path.strip("/")
+        # mutable, exchanged in one step: the keys that requests are signed with, and how
+        self._signing: tuple[Keys, AwsSigningConfig] | None = None
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._under_way: set[Exchange] = set()
@@ -509,6 +511,7 @@ class CrtClient:
                 type=request_type,
                 request=HttpRequest(method, target, HttpHeaders(self._headers + extra), stream),
                 operation_name=operation,
+                signing_config=self._signing_config(),
                 on_headers=exchange.on_headers,
                 on_body=exchange.on_body,
                 on_done=exchange.on_done,
@@ -518,6 +521,20 @@ class CrtClient:
             exchange.end(TransportFault(f"{operation} could not be sent: {error}"))
         if exchange.ended:  # the answer was faster: see Exchange
             exchange.request = None
+
+    def _signing_config(self) -> AwsSigningConfig | None:
+        """Return how a request is signed, with the keys of now; None: not, or by the session's.
+
+        The keys are handed over. A provider that came to ask for them would need the interpreter
+        once more for each request, on the one thread that serves all connections.
+        """
+        if self._credentials is None or _has_sessions(self._endpoint):
+            return None
+        keys, signing = self._credentials.latest(), self._signing
+        if signing is None or signing[0] is not keys:
+            provider = AwsCredentialsProvider.new_static(*keys)
+            self._signing = signing = keys, _signed_by(provider, self._endpoint)
+        return signing[1]
 
     def check_credentials(self) -> None:
         """Raise CredentialsUnavailable unless requests can be signed. Asks nobody."""
@@ -588,21 +605,33 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
         ) from error
 
 
-def _signing_config(endpoint: Endpoint, credentials: Credentials | None) -> AwsSigningConfig | None:
-    if credentials is None:
+def _has_sessions(endpoint: Endpoint) -> bool:
+    """Whether the CRT itself gets keys for some minutes, with ours: those of directory buckets."""
+    return endpoint.signing_algorithm == "v4-s3express"
+
+
+def _session_signing(
+    endpoint: Endpoint, credentials: Credentials | None
+) -> AwsSigningConfig | None:
+    """Return how requests for sessions are signed; None where there are none."""
+    if credentials is None or not _has_sessions(endpoint):
         return None
 
     def current() -> AwsCredentials:
         keep_state()
-        now = credentials.latest()  # what it raised the CRT would log, and forget
-        return AwsCredentials(now.access_key_id, now.secret_access_key, now.session_token)
+        # What it raised the CRT would log, and forget.
+        return AwsCredentials(*credentials.latest())
 
+    return _signed_by(AwsCredentialsProvider.new_delegate(current), endpoint)
+
+
+def _signed_by(provider: AwsCredentialsProvider, endpoint: Endpoint) -> AwsSigningConfig:
     return AwsSigningConfig(
         algorithm=ALGORITHMS[endpoint.signing_algorithm],
         signature_type=AwsSignatureType.HTTP_REQUEST_HEADERS,
         service=endpoint.signing_name,
         region=endpoint.region,
-        credentials_provider=AwsCredentialsProvider.new_delegate(current),
+        credentials_provider=provider,
         signed_body_header_type=AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
         signed_body_value=AwsSignedBodyValue.UNSIGNED_PAYLOAD,
         use_double_uri_encode=False,

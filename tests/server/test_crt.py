@@ -15,13 +15,14 @@ import pytest
 
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
-from mountpoint.errors import Interrupted, NotFound, S3Error
+from mountpoint.errors import CredentialsUnavailable, Interrupted, NotFound, S3Error
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.pages import Span, just_before, reach_of
 from mountpoint.listing.recent import Listings
 from mountpoint.metrics import Counters
+from mountpoint.s3 import crt
 from mountpoint.s3.client import ListPage
-from mountpoint.s3.credentials import Credentials
+from mountpoint.s3.credentials import Credentials, Keys
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint
 from mountpoint.s3.retry import Patience
@@ -113,6 +114,33 @@ def test_signatures(seen: SimpleNamespace, store: Store, key: bytes) -> None:
 
 #: Names around "/"; those that end in it are directories, which have files.
 SIBLINGS = [b"a", b"a!", b"a-", b"a-1/", b"a.", b"a0", b"b/", b"b-1", b"b-2/", b"c", "ü".encode()]
+
+
+def test_each_request_has_the_keys_of_its_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are handed over once for all requests until there are others; nobody asks for them."""
+    made: list[str] = []
+    new_static = crt.AwsCredentialsProvider.new_static
+
+    def counting(*keys: str) -> Any:
+        made.append(keys[0])
+        return new_static(*keys)
+
+    monkeypatch.setattr(crt.AwsCredentialsProvider, "new_static", counting)
+    good = store.environment["AWS_ACCESS_KEY_ID"]
+    with connected(store, store.endpoint_url, monkeypatch) as client:
+        for _ in range(3):
+            assert isinstance(outcome(client.list(b"", max_keys=1)), ListPage)
+        assert made == [good]
+        credentials = client._credentials
+        assert credentials is not None
+        keys, source = credentials._state
+        credentials._state = Keys("AKIANOBODYHASTHIS", "secret", None), source
+        assert isinstance(outcome(client.list(b"", max_keys=1)), CredentialsUnavailable)
+        credentials._state = keys, source
+        assert isinstance(outcome(client.list(b"", max_keys=1)), ListPage)
+    assert made[:2] == [good, "AKIANOBODYHASTHIS"]
 
 
 @pytest.mark.parametrize("which", ["store", "flat_store"])
