@@ -48,16 +48,23 @@ def test_listed_whole(flat_store: Store, folder: Path, fault: Fault) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(
             pool.map(
-                lambda name: client.put_object(Bucket=flat_store.bucket, Key=f"pages/{name}/x"),
+                lambda name: client.put_object(Bucket=flat_store.bucket, Key=f"lesser/{name}/x"),
                 names,
             )
         )
-    with mounted_as(flat_store, folder, fault, "pages/") as mount:
+    with mounted_as(flat_store, folder, fault, "lesser/") as mount:
         assert sorted(os.listdir(mount.path)) == names
         for name in names[::250]:
             assert os.listdir(mount.path / name) == ["x"]
             assert (mount.path / name / "x").stat().st_size == 0
         assert not (mount.path / "1250-none").exists()
+    with ThreadPoolExecutor(8) as pool:  # others look through the whole bucket
+        list(
+            pool.map(
+                lambda name: client.delete_object(Bucket=flat_store.bucket, Key=f"lesser/{name}/x"),
+                names,
+            )
+        )
 
 
 @pytest.mark.parametrize("size", [MIB // 2, len(OLD)])

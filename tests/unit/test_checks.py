@@ -315,6 +315,9 @@ def test_journal(tmp_path: Path) -> None:
 
 # --- Who asks, and where ---
 
+#: By when it is looked at, minutes of other tests have passed.
+LATER = datetime.now(UTC) + timedelta(days=50)
+
 
 @pytest.mark.parametrize(
     ("origin", "finding"),
@@ -324,8 +327,8 @@ def test_journal(tmp_path: Path) -> None:
             "environment variables, access key AKIA…MPLE, no expiry is given",
         ),
         (
-            Origin("sso", "work", "ASIA…MPLE", datetime.now(UTC) + timedelta(hours=5)),
-            "SSO, profile 'work', access key ASIA…MPLE, they expire in 5 h",
+            Origin("sso", "work", "ASIA…MPLE", LATER),
+            "SSO, profile 'work', access key ASIA…MPLE, they expire in 50 days",
         ),
         (
             Origin("a new one", None, "…", None),
