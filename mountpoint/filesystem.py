@@ -1,7 +1,7 @@
 """What S3 looks like as a file system: one short method per operation.
 
 Types of this program in and out, domain errors raised; `operations.py` translates for
-llfuse. Thread-safe; llfuse's lock is not held here. The consistency contract, in short
+llfuse. Thread-safe. The consistency contract, in short
 (docs/semantics.md has it whole):
 
 * `open` asks S3, in the request that fetches the first bytes. When the object is no longer

@@ -37,6 +37,11 @@ __all__ = [
 
 _channel.resolve(llfuse.__file__)
 
+# llfuse looks its global lock up at every operation and holds it meanwhile. Nothing here needs it:
+# `Operations` are thread-safe. To take and to give it, and again around each operation, cost
+# four hand-overs of the interpreter's lock. `lock_released` has no meaning any more.
+llfuse.lock = contextlib.nullcontext()
+
 #: As long as a stream keeps its memory when nobody reads.
 IDLE_S = 5.0
 

@@ -1,9 +1,9 @@
 """The FUSE adapter: llfuse's types in, `FileSystem`'s methods, llfuse's types out.
 
-No semantics live here. One wrapper serves all operations: it releases llfuse's global lock
-(everything below is ordinary threaded Python), and turns whatever is raised into an errno
-and one log line. Any exception but `FUSEError` would end llfuse's main loop, so nothing
-else leaves the wrapper.
+No semantics live here. One wrapper serves all operations: it turns whatever is raised into an
+errno and one log line. Any exception but `FUSEError` would end llfuse's main loop, so nothing
+else leaves the wrapper. llfuse's threads come at the same time (`fuse` takes its lock away):
+everything is ordinary threaded Python.
 """
 
 import errno
@@ -76,16 +76,15 @@ def operation(
         def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
             timer = self._meters.operation(method.__name__)
             begun_ns = timer.begin()
-            with llfuse.lock_released:
-                path = self._path("file", args) if subject == "closed" else ""
-                failed = True
-                try:
-                    result = method(self, *args, **kwargs)
-                    failed = False
-                except Exception as error:
-                    self._fail(method.__name__, path or self._path(subject, args), error)
-                finally:
-                    timer.end(begun_ns, failed)
+            path = self._path("file", args) if subject == "closed" else ""
+            failed = True
+            try:
+                result = method(self, *args, **kwargs)
+                failed = False
+            except Exception as error:
+                self._fail(method.__name__, path or self._path(subject, args), error)
+            finally:
+                timer.end(begun_ns, failed)
             return result
 
         return wrapper

@@ -23,6 +23,8 @@ OPTIONS = {"fsname=recorder", "default_permissions", "big_writes", "atomic_o_tru
 WORKERS = 16
 #: After how long without a large write their memory goes back.
 IDLE_S = 2.0
+#: How long one fsync waits for another.
+PAIR_S = 10.0
 
 
 class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
@@ -30,10 +32,14 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
     def __init__(self) -> None:
         super().__init__()
-        # mutable, guarded by llfuse's lock
+        # mutable, each change one step of the interpreter
         self._numbers: dict[bytes, int] = {}
-        self._bodies: dict[int, bytearray] = {}
         self._next = itertools.count(llfuse.ROOT_INODE + 1)
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._bodies: dict[int, bytearray] = {}
+        # mutable, with a lock of its own
+        self._pair = threading.Barrier(2, timeout=PAIR_S)
 
     def init(self) -> None:
         """Say that requests are being served."""
@@ -68,17 +74,25 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
     def read(self, fh: int, off: int, size: int) -> bytes:
         """Return bytes of a file."""
-        return bytes(self._bodies[fh][off : off + size])
+        with self._lock:
+            return bytes(self._bodies[fh][off : off + size])
 
     def write(self, fh: int, off: int, buf: bytes) -> int:
         """Keep bytes of a file, while others write too: threads overtake each other here."""
         _record("write", off=off, size=len(buf))
-        with llfuse.lock_released:
-            threading.Event().wait(0.001)
-        body = self._bodies[fh]
-        body.extend(bytes(max(0, off + len(buf) - len(body))))
-        body[off : off + len(buf)] = buf
+        threading.Event().wait(0.001)
+        with self._lock:
+            body = self._bodies[fh]
+            body.extend(bytes(max(0, off + len(buf) - len(body))))
+            body[off : off + len(buf)] = buf
         return len(buf)
+
+    def fsync(self, fh: int, datasync: bool) -> None:
+        """Wait for another one; fail if none comes."""
+        try:
+            self._pair.wait()
+        except threading.BrokenBarrierError:
+            raise llfuse.FUSEError(errno.ETIMEDOUT) from None
 
     def rename(self, parent: int, name: bytes, to: int, new_name: bytes, ctx: Any) -> None:
         """Give a file another name."""

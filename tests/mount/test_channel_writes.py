@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_a_direct_write_arrives_in_order(recorder: Recorder) -> None:
         assert len(offsets) > 1
         assert offsets == sorted(offsets)
         assert path.read_bytes() == body[:]
+
+
+def test_operations_run_at_the_same_time(recorder: Recorder) -> None:
+    """llfuse's lock is never held: each of two fsyncs is answered when the other one is there."""
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context((recorder.path / name).open("xb")) for name in "ab"]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(os.fsync, [file.fileno() for file in files]))
 
 
 def test_opening_to_overwrite_is_one_request(recorder: Recorder) -> None:

@@ -44,9 +44,8 @@ class Adapter:
         self.operations = Operations(world.fs, self._on_ready)
 
     def __call__(self, name: str, *args: Any) -> Any:
-        """Call an operation with llfuse's lock held."""
-        with llfuse.lock:
-            return getattr(self.operations, name)(*args)
+        """Call an operation."""
+        return getattr(self.operations, name)(*args)
 
     def fails(self, name: str, *args: Any) -> tuple[str, Line]:
         """Return the errno and the one log line of an operation that fails."""
@@ -264,29 +263,6 @@ def test_what_s3_has_nothing_for(adapter: Adapter, name: str) -> None:
     assert code == expected
     assert (line["path"], line["log_level"]) == (path, "warning")
     assert adapter.world.client.count() == 0
-
-
-@pytest.mark.parametrize("name", [*CALLS, "statfs", "init"])
-def test_the_lock_is_released(adapter: Adapter, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Below the adapter llfuse's lock is free, so one operation's wait blocks no other."""
-    method, args, _ = CALLS.get(name, (name, (CTX,) if name == "statfs" else (), ""))
-    free = []
-
-    def look(*_: object, **__: object) -> Any:
-        free.append(llfuse.lock.acquire(60))
-        llfuse.lock.release()
-        raise errors.NoSuchEntry
-
-    if name == "init":
-        monkeypatch.setattr(adapter.operations, "_on_ready", look)
-    elif name == "statfs":
-        monkeypatch.setattr(llfuse, "StatvfsData", look)
-    else:
-        monkeypatch.setattr(adapter.world.fs, method, look)
-    assert adapter.fails(name, *args)[0] == "ENOENT"
-    assert free == [True]
-    with llfuse.lock:  # and it was taken again, and is free again now
-        pass
 
 
 # --- Where the errors come from ---
