@@ -37,7 +37,7 @@ from mountpoint.metrics import Counters
 from mountpoint.reading import stream
 from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES
 from mountpoint.reading.pace import Pace
-from mountpoint.reading.stream import HEAD_PART_BYTES, ReadStream
+from mountpoint.reading.stream import HEAD_PART_BYTES, SMALL_BYTES, ReadStream
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
@@ -355,6 +355,26 @@ def test_a_small_file_is_one_request(size: int) -> None:
         for offset in range(0, size, 50_000):
             reading.check(offset, 50_000)
         assert reading.client.ranges() == [(0, size)]
+
+
+@pytest.mark.parametrize("size", [1, SMALL_BYTES, SMALL_BYTES + 1])
+def test_open_of_a_small_file_brings_all_of_it(size: int) -> None:
+    """Up to a size the end is waited for and the first read waits no more; else the headers."""
+    with Reading(size, part_bytes=8 * MIB) as reading:
+        reading.client.inject("get", Fault(hang=True))
+        opening = Background(reading.stream.open)
+        reading.asked(1)
+        time.sleep(0.05)  # time for the headers to come
+        assert opening.ended == (size > SMALL_BYTES)
+        reading.stream.close()
+        opening.end()
+        again = reading.another()
+        again.open()
+        reading.client.quiet()
+        assert bytes(again.read(0, size)) == reading.data
+        assert reading.counters.snapshot()["reads_waited"] == 0
+        assert again.head_read
+        again.close()
 
 
 def test_open_of_a_large_file_fetches_its_head() -> None:
@@ -842,6 +862,19 @@ def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
         assert reader.end() is None
         assert reading.hedges() == (1, 1)
         assert reading.client.under_way() == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_a_small_file_whose_end_is_late() -> None:
+    """Open does not wait for it any longer, and the first read makes a second request."""
+    with Reading(SMALL_BYTES, part_bytes=8 * MIB) as reading:
+        for _ in range(flight.LEAST_KIN):
+            reading.pace.arrived(SMALL_BYTES, 0.001, waited=True)
+        reading.client.inject("get", Fault(hang=True))
+        assert reading.stream.open() == reading.client.info(KEY)
+        reading.check(0, SMALL_BYTES)
+        assert reading.client.count() == 2
+        assert reading.counters.snapshot()["hedges_won"] == 1
 
 
 @pytest.mark.usefixtures("_soon_late")
