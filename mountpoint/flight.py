@@ -13,7 +13,7 @@ others is stuck rather than slow, and a second one for the same bytes is mostly 
 Neither has a clock: durations are handed in.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from statistics import median
 
 from mountpoint.config import REQUEST_S
@@ -87,6 +87,8 @@ class Flight:
 KIN = 64
 #: Fewer say nothing about the slowest of twenty.
 LEAST_KIN = 20
+#: After so many more it is looked at again who is the slowest of twenty.
+JUDGED_KIN = 8
 #: Late is what takes so many times as long as the slowest of twenty, and never less than this:
 #: a machine that is busy delays everything by some tens of milliseconds.
 LATE_FACTOR = 3.0
@@ -95,28 +97,41 @@ LEAST_LATE_S = 0.1
 HEDGED_SHARE = 0.02
 
 
+class _Kin:
+    """Requests of about one size: the last of them, and when such a one is late."""
+
+    def __init__(self) -> None:
+        self.late_s = float("inf")
+        self._durations_s: deque[float] = deque(maxlen=KIN)
+        self._unjudged = 0
+
+    def arrived(self, duration_s: float) -> None:
+        """Note how long one took."""
+        self._durations_s.append(duration_s)
+        self._unjudged += 1
+        # Sorting for each would be most of the cost.
+        if self._unjudged >= (LEAST_KIN if self.late_s == float("inf") else JUDGED_KIN):
+            self._unjudged = 0
+            slowest_of_twenty_s = sorted(self._durations_s)[len(self._durations_s) * 95 // 100]
+            self.late_s = max(LATE_FACTOR * slowest_of_twenty_s, LEAST_LATE_S)
+
+
 class Lateness:
     """When a request is late for its size, and whether it may be made a second time."""
 
     def __init__(self) -> None:
-        self._durations_s: dict[int, deque[float]] = {}  # by bits of the size
-        self._late_s: dict[int, float] = {}
+        self._kin: defaultdict[int, _Kin] = defaultdict(_Kin)  # by bits of the size
         self._allowed = 1.0  # hedges; fractions add up
 
     def arrived(self, size_bytes: int, duration_s: float) -> None:
         """Note how long a request took."""
         self._allowed = min(self._allowed + HEDGED_SHARE, 10.0)
-        kin = size_bytes.bit_length()
-        durations_s = self._durations_s.setdefault(kin, deque(maxlen=KIN))
-        durations_s.append(duration_s)
-        # Sorting for each would be most of the cost.
-        if len(durations_s) >= LEAST_KIN and (kin not in self._late_s or not len(durations_s) % 8):
-            slowest_of_twenty_s = sorted(durations_s)[len(durations_s) * 95 // 100]
-            self._late_s[kin] = max(LATE_FACTOR * slowest_of_twenty_s, LEAST_LATE_S)
+        self._kin[size_bytes.bit_length()].arrived(duration_s)
 
     def late_s(self, size_bytes: int) -> float:
         """Return from when on a request is late; infinite while nothing is known."""
-        return self._late_s.get(size_bytes.bit_length(), float("inf"))
+        kin = self._kin.get(size_bytes.bit_length())
+        return float("inf") if kin is None else kin.late_s
 
     def hedge(self) -> bool:
         """Ask for one more request to be made twice; True if that is within the share."""

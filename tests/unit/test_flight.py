@@ -1,13 +1,17 @@
 """How much is in flight, and when a request is late: from durations alone."""
 
 import random
+from collections import deque
 
 import pytest
 
+from mountpoint import flight
 from mountpoint.flight import (
     BASE_PARTS,
     HEDGED_SHARE,
     JUDGED,
+    JUDGED_KIN,
+    KIN,
     LATE_FACTOR,
     LEAST_KIN,
     LEAST_LATE_S,
@@ -101,6 +105,22 @@ def test_one_slow_request_does_not_move_the_bound() -> None:
     for index in range(64):
         lateness.arrived(4096, 5.0 if index == 30 else 0.001)
     assert lateness.late_s(4096) == LEAST_LATE_S
+
+
+def test_not_each_request_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones are sorted for every eighth request, also when there have been many."""
+    sorts = []
+
+    def counted(durations_s: deque[float]) -> list[float]:
+        sorts.append(len(durations_s))
+        return sorted(durations_s)
+
+    monkeypatch.setattr(flight, "sorted", counted, raising=False)
+    lateness = Lateness()
+    for _ in range(LEAST_KIN + 100 * JUDGED_KIN):
+        lateness.arrived(100_000, 0.05)
+    assert len(sorts) == 101
+    assert sorts[-1] == KIN
 
 
 def test_the_share_of_second_requests() -> None:
