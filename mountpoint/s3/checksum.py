@@ -110,7 +110,10 @@ def expected(headers: Headers, info: ObjectInfo, start: int, stop: int) -> Expec
     if not kind and not _MULTIPART_ETAG.fullmatch(info.etag):
         kind = "FULL_OBJECT"
     for name in ALGORITHMS:
-        text, dash, parts = values.get(f"x-amz-checksum-{name}", "").partition("-")
+        value = values.get(f"x-amz-checksum-{name}")
+        if value is None:
+            continue
+        text, dash, parts = value.partition("-")
         digest = decoded(name, text)
         if digest is None:
             continue

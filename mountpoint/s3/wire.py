@@ -387,10 +387,13 @@ def _in_range_ns(seconds: int) -> int | None:
 
 def header(headers: Headers, name: str) -> str | None:
     """Return a header's value by its lower-case name; BadAnswer if it has two."""
-    values = {value.strip() for key, value in headers if key.lower() == name}
-    if len(values) > 1:
-        raise BadAnswer(f"two different {name} headers")
-    return values.pop() if values else None
+    found = None
+    for key, value in headers:
+        if key.lower() == name:
+            if found is not None and found != value.strip():
+                raise BadAnswer(f"two different {name} headers")
+            found = value.strip()
+    return found
 
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
