@@ -34,6 +34,7 @@ cdef class Part:
     # Guarded by mutex, because waiters look at them without the GIL:
     cdef int state                      # PENDING, READY or FAILED
     cdef bint described                 # headers are there, or the part has ended
+    cdef int want_headers               # threads that wait for the headers
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t changed
 

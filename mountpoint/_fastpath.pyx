@@ -233,7 +233,9 @@ cdef class Part:
         pthread_mutex_lock(&self.mutex)
         self.state = state
         self.described = described
-        pthread_cond_broadcast(&self.changed)
+        # Who waits for the end is not to be woken by the headers.
+        if state != PENDING or self.want_headers > 0:
+            pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
 
     cdef bint _wait(self, bint for_headers, double timeout_s) noexcept:
@@ -244,12 +246,14 @@ cdef class Part:
         until.tv_nsec = <long>((until_s - until.tv_sec) * 1e9)
         with nogil:
             pthread_mutex_lock(&self.mutex)
+            self.want_headers += for_headers
             while True:
                 done = self.described if for_headers else self.state != PENDING
                 # Any error of timedwait ends the wait: a timeout is the only one there is.
                 if done or pthread_cond_timedwait(&self.changed, &self.mutex, &until) != 0:
                     break
             done = self.described if for_headers else self.state != PENDING
+            self.want_headers -= for_headers
             pthread_mutex_unlock(&self.mutex)
         return done
 
