@@ -18,6 +18,8 @@ HEAD_BYTES = 32 * 1024
 #: Where the last files were read whole, so is one up to this size. Beyond it read-ahead has
 #: time to come into its own.
 LARGEST_WHOLE_BYTES = 8 * MIB
+#: Where that was one file only, its like: one up to so many times as large.
+LIKE = 2
 
 #: So many files of a directory are the experience with it.
 LAST_FILES = 4
@@ -39,9 +41,10 @@ class Expectation:
         """Return how much of an object to fetch when it is opened."""
         with self._lock:
             last = list(self._read.get(_directory(key), ()))
-        whole = len(last) >= 2 and all(whole for _, whole in last)
-        if whole and size_bytes <= LARGEST_WHOLE_BYTES:
-            return size_bytes
+        if last and all(whole for _, whole in last):
+            like_bytes = LIKE * last[0][0] if len(last) == 1 else LARGEST_WHOLE_BYTES
+            if size_bytes <= min(like_bytes, LARGEST_WHOLE_BYTES):
+                return size_bytes
         usual = size_bytes if size_bytes <= WHOLE_BYTES else HEAD_BYTES
         if len(last) < LAST_FILES:
             return usual

@@ -33,10 +33,26 @@ def test_without_experience(size: int, head: int) -> None:
 
 def test_files_that_are_read_whole() -> None:
     """After two of them one of a few MiB comes whole, and a large one does not."""
-    whole = (5 * MIB, 5 * MIB)
-    assert after(whole).head_bytes(b"d/a", 5 * MIB) == HEAD_BYTES
-    assert after(whole, whole).head_bytes(b"d/a", 5 * MIB) == 5 * MIB
+    whole = (2 * MIB, 2 * MIB)
+    assert after(whole, whole).head_bytes(b"d/a", LARGEST_WHOLE_BYTES) == LARGEST_WHOLE_BYTES
     assert after(whole, whole).head_bytes(b"d/a", LARGEST_WHOLE_BYTES + 1) == HEAD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("read", "size", "head"),
+    [
+        (2 * MIB, 4 * MIB, 4 * MIB),
+        (2 * MIB, 4 * MIB + 1, HEAD_BYTES),
+        (LARGEST_WHOLE_BYTES, LARGEST_WHOLE_BYTES, LARGEST_WHOLE_BYTES),
+        (LARGEST_WHOLE_BYTES, LARGEST_WHOLE_BYTES + 1, HEAD_BYTES),
+        (5000, WHOLE_BYTES, WHOLE_BYTES),
+        (5000, WHOLE_BYTES + 1, HEAD_BYTES),
+    ],
+)
+def test_one_file_that_was_read_whole(read: int, size: int, head: int) -> None:
+    """After it one that is not much larger comes whole."""
+    assert after((read, read)).head_bytes(b"d/a", size) == head
+    assert after((read, 5000)).head_bytes(b"d/a", WHOLE_BYTES + 1) == HEAD_BYTES
 
 
 def test_files_that_are_looked_at() -> None:
