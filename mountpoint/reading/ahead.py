@@ -31,8 +31,7 @@ from mountpoint.budget import Budget, Lease
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics import Counters
-from mountpoint.reading.expectation import Expectation
-from mountpoint.reading.stream import HEAD_PART_BYTES
+from mountpoint.reading.expectation import Expectation, parts_of
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 
 #: Returns so many of the files that come next, fewer where no more are known.
@@ -128,7 +127,7 @@ class Ahead:
         self._counters = counters
         self._expectation = expectation
         # constants
-        self._part_bytes = min(HEAD_PART_BYTES, config.part_size_bytes)
+        self._part_bytes = config.part_size_bytes
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._walks: OrderedDict[_Walk, None] = OrderedDict()  # the last used last
@@ -229,11 +228,11 @@ class Ahead:
         if not lease.try_take(size):
             return False
         parts = []
-        for start in range(0, size, self._part_bytes):
-            part = Part(start, min(start + self._part_bytes, size), info.etag, ahead=True)
-            whole = part.stop - start == size
+        for start, stop in parts_of(size, self._part_bytes):
+            part = Part(start, stop, info.etag, ahead=True)
+            whole = stop - start == size
             part.attach(
-                self._client.get(info.key, start, part.stop, part, if_match=info.etag, whole=whole)
+                self._client.get(info.key, start, stop, part, if_match=info.etag, whole=whole)
             )
             parts.append(part)
         walk.fetched[info.key] = _Fetched(info, parts, lease)

@@ -8,7 +8,7 @@ files before. Too small a head costs the reader one more round trip, too large a
 import threading
 from collections import OrderedDict, deque
 
-from mountpoint.window import MIB, PAGE_BYTES
+from mountpoint.window import MIB, PAGE_BYTES, Range
 
 #: Without experience: a file up to this size is fetched whole when it is opened, ...
 WHOLE_BYTES = MIB
@@ -20,6 +20,10 @@ HEAD_BYTES = 32 * 1024
 LARGEST_WHOLE_BYTES = 8 * MIB
 #: Where that was one file only, its like: one up to so many times as large.
 LIKE = 2
+
+#: A larger head is fetched in parts of this size at the same time: with 90 MB/s for each connection
+#: 9 ms after the first byte, and 1 MiB 12.
+HEAD_PART_BYTES = 768 * 1024
 
 #: So many files of a directory are the experience with it.
 LAST_FILES = 4
@@ -61,6 +65,12 @@ class Expectation:
             self._read.move_to_end(directory)
             if len(self._read) > MAX_DIRECTORIES:
                 self._read.popitem(last=False)
+
+
+def parts_of(head_bytes: int, most_bytes: int) -> list[Range]:
+    """Return the ranges in which to fetch a head, all at once: none larger than `most_bytes`."""
+    step = min(head_bytes if head_bytes <= WHOLE_BYTES else HEAD_PART_BYTES, most_bytes)
+    return [(start, min(start + step, head_bytes)) for start in range(0, head_bytes, step)]
 
 
 def _directory(key: bytes) -> bytes:

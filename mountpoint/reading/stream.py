@@ -30,7 +30,7 @@ from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
 from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, S3Error, Stalled
-from mountpoint.reading.expectation import HEAD_BYTES
+from mountpoint.reading.expectation import HEAD_BYTES, parts_of
 from mountpoint.reading.pace import Pace
 from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
 from mountpoint.s3.retry import Patience, Tries
@@ -38,8 +38,6 @@ from mountpoint.window import MIB, PAGE_BYTES, Range, Window
 
 Bytes = bytes | memoryview | Assembly
 
-#: A head is fetched in parts of this size at the same time, so that its first bytes come soon.
-HEAD_PART_BYTES = MIB
 #: When there is no memory to fetch ahead: a program may open files by the thousand.
 LEAST_BYTES = PAGE_BYTES
 #: Who opens an object up to this size gets it when all of it is here, 1.5 ms later at most. Its
@@ -248,11 +246,11 @@ class ReadStream:
         else:
             self._lease.take(stop)
         self._window.fetched_head(stop)
-        step = min(HEAD_PART_BYTES, self._config.part_size_bytes)
-        first = self._issue(0, min(step, stop), ahead=True)
-        for start in range(step, stop, step):
-            self._issue(start, min(start + step, stop), ahead=True)
-        return first
+        first, *others = parts_of(stop, self._config.part_size_bytes)
+        part = self._issue(*first, ahead=True)
+        for start, end in others:
+            self._issue(start, end, ahead=True)
+        return part
 
     def _cover(self, offset: int, stop: int, *, plan: bool) -> list[Part]:
         """Return parts that cover [offset, stop), issuing what is missing (lock held)."""

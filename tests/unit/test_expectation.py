@@ -4,11 +4,13 @@ import pytest
 
 from mountpoint.reading.expectation import (
     HEAD_BYTES,
+    HEAD_PART_BYTES,
     LARGEST_WHOLE_BYTES,
     LAST_FILES,
     MAX_DIRECTORIES,
     WHOLE_BYTES,
     Expectation,
+    parts_of,
 )
 
 MIB = 1 << 20
@@ -66,6 +68,23 @@ def test_files_that_are_looked_at() -> None:
 def test_files_of_which_nothing_was_read() -> None:
     """One page at least: opening needs a request in any case."""
     assert after(*[(100_000, 0)] * LAST_FILES).head_bytes(b"d/a", 100_000) == 4096
+
+
+@pytest.mark.parametrize(
+    ("head", "most", "sizes"),
+    [
+        (1, MIB, [1]),
+        (WHOLE_BYTES, MIB, [WHOLE_BYTES]),
+        (WHOLE_BYTES, 600_000, [600_000, WHOLE_BYTES - 600_000]),
+        (WHOLE_BYTES + 1, 8 * MIB, [HEAD_PART_BYTES, WHOLE_BYTES + 1 - HEAD_PART_BYTES]),
+        (5 * MIB, 8 * MIB, [HEAD_PART_BYTES] * 6 + [5 * MIB - 6 * HEAD_PART_BYTES]),
+    ],
+)
+def test_a_head_in_parts(head: int, most: int, sizes: list[int]) -> None:
+    """What is usual for a small file is one request; more are several, one behind the other."""
+    parts = parts_of(head, most)
+    assert [stop - start for start, stop in parts] == sizes
+    assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
 
 
 def test_each_directory_for_itself() -> None:

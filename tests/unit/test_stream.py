@@ -35,9 +35,9 @@ from mountpoint.errors import (
 )
 from mountpoint.metrics import Counters
 from mountpoint.reading import stream
-from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES
+from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES, parts_of
 from mountpoint.reading.pace import Pace
-from mountpoint.reading.stream import HEAD_PART_BYTES, SMALL_BYTES, ReadStream
+from mountpoint.reading.stream import SMALL_BYTES, ReadStream
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
@@ -392,27 +392,25 @@ def test_a_large_head_is_fetched_in_parts_at_once() -> None:
     """Of a head of 5 MiB the first one is there, and read, before the others have come."""
     with Reading(8 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
         opening = Background(reading.stream.open)
-        reading.asked(5)
-        assert reading.client.ranges() == [
-            (start, start + HEAD_PART_BYTES) for start in range(0, 5 * MIB, HEAD_PART_BYTES)
-        ]
+        reading.asked(7)
+        assert reading.client.ranges() == parts_of(5 * MIB, 8 * MIB)
         assert reading.budget.held_bytes == 5 * MIB
         reading.client.step()
         assert opening.end() == reading.client.info(KEY)
         reading.check(0, 16 * KIB)
-        assert reading.client.under_way() == 4
+        assert reading.client.under_way() == 6
 
 
 def test_a_large_head_comes_in_any_order() -> None:
     """Where the later parts of a head come first, all of it is read, each byte fetched once."""
     with Reading(5 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
         opening = Background(reading.stream.open)
-        reading.asked(5)
-        assert reading.client.step(5, last_first=True) == 5
+        reading.asked(7)
+        assert reading.client.step(7, last_first=True) == 7
         assert opening.end() == reading.client.info(KEY)
         for offset in range(0, 5 * MIB, 300_000):
             reading.check(offset, 300_000)
-        assert reading.client.count() == 5
+        assert reading.client.count() == 7
 
 
 def test_the_head_is_used_by_the_largest_read() -> None:
