@@ -41,6 +41,11 @@ JITTER_READS = 4
 #: the bytes, is what costs (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
 FIRST_AHEAD_BYTES = MIB
 
+#: A window is four parts or more, so that as many requests are in flight; six or more where a part
+#: is as large as this all the same. Four streams that share 160 MiB, with 90 MB/s for each
+#: connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with those of 8.
+LARGE_PART_BYTES = 4 * MIB
+
 #: Less is not worth a request of its own; and so much a run that goes on may cost in vain.
 LEAST_AHEAD_BYTES = MIB // 2
 
@@ -278,10 +283,10 @@ class Window:
             run.cursor = end
             run.ahead = 0 if looks else self._earned(run, ahead_bytes)
         self._absorb(run, swept)
-        # A quarter of the window per part keeps four requests or more in flight. Powers of two:
-        # pieces are cut at multiples, and those of one size and the next would not fit.
-        quarter = 1 << (max(run.ahead // 4, FIRST_AHEAD_BYTES).bit_length() - 1)
-        part = min(quarter, self._part)
+        # Powers of two: pieces are cut at multiples, and those of one size and the next would
+        # not fit.
+        share = max(run.ahead // 6, min(run.ahead // 4, LARGE_PART_BYTES), FIRST_AHEAD_BYTES)
+        part = min(1 << (share.bit_length() - 1), self._part)
         run.fetched = self._extended(run, part)
         first, last = self._mirrored(run, begin, max(end, run.fetched))
         pieces = list(_cut(first, last, part))

@@ -299,13 +299,13 @@ def test_from_the_start_it_ramps_up() -> None:
 
 
 def test_parts_grow_with_the_window() -> None:
-    """A quarter of the window per part: several requests in flight, none larger than a part."""
+    """Four parts in a window, six once they are large: several requests in flight."""
     reader = Reader(GIB)
     largest = []
     for index in range(9):
         ranges = reader.plan(index * 128 * KIB, 128 * KIB)
         largest.append(-(-max(stop - start for start, stop in ranges) // MIB))
-    assert largest == [1, 1, 1, 2, 4, 8, 8, 8, 8]
+    assert largest == [1, 1, 1, 2, 4, 4, 8, 8, 8]
 
 
 @pytest.mark.parametrize("begin", [0, 5 * GIB + 123 * PAGE_BYTES])
