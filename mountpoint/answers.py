@@ -60,7 +60,7 @@ class Answers:
             "prefix": bucket.prefix.decode("utf-8", "surrogateescape"),
             "endpoint": self._endpoint.host,
             "region": self._endpoint.region,
-            "is_aws": bucket.endpoint_url is None,
+            "is_aws": self._endpoint.aws,
             "directory": self._config.mount.directory,
             "read_only": self._config.mount.read_only,
             "uptime_s": time.monotonic() - self._began_s,
