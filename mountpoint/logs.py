@@ -77,8 +77,9 @@ def configure(config: LogConfig) -> Log:
     """Set up logging for this process. Raise MountError when the log cannot be had as asked."""
     chosen = effective_filter(config)
     file = None if config.directory is None else _create_file(config.directory)
-    recent = Recent(Redactor.from_environment(os.environ))
-    sinks = [*_sinks(config, file), recent]
+    redact = Redactor.from_environment(os.environ)
+    recent = Recent(redact)
+    sinks = [*_sinks(config, file, redact), recent]
     structlog.configure(
         processors=[_add_time, structlog.processors.format_exc_info, _last],
         wrapper_class=cast(type[FilteringBoundLogger], _logger_class(chosen)),
@@ -234,10 +235,19 @@ def _last(logger: Any, method: str, event: EventDict) -> tuple[tuple[EventDict],
 # Sinks
 
 
-def _sinks(config: LogConfig, file: int | None) -> list[Sink]:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person may be looking on. None: the caller has closed it."""
+    return stream is not None and stream.isatty()
+
+
+def wants_colours(stream: TextIO | None) -> bool:
+    """Whether that person wants colours: https://no-color.org."""
+    return is_terminal(stream) and "NO_COLOR" not in os.environ
+
+
+def _sinks(config: LogConfig, file: int | None, redact: Redactor) -> list[Sink]:
     if config.no_log:
         return []
-    redact = Redactor.from_environment(os.environ)
     sinks: list[Sink] = []
     if file is not None:
         sinks.append(_File(file, redact))
@@ -302,7 +312,7 @@ class _Console:
     def __init__(self, stream: TextIO, redact: Redactor) -> None:
         self._stream = stream
         self._redact = redact
-        self._colours = stream.isatty() and "NO_COLOR" not in os.environ  # https://no-color.org
+        self._colours = wants_colours(stream)
 
     def write(self, event: EventDict) -> None:
         text = self._redact(console_line(event, colours=self._colours)) + "\n"

@@ -10,6 +10,7 @@ from mountpoint.checks.words import duration
 from mountpoint.errors import MountError, TransportFault
 from mountpoint.s3 import probe
 from mountpoint.s3.connect import mount_error
+from mountpoint.s3.endpoint import authority
 
 #: resolv.conf(5): two tries of five seconds for each of, mostly, one or two servers.
 NAME_S = 20.0
@@ -54,7 +55,7 @@ def connection(subject: Subject) -> Result:
             raise _unreachable(subject, error, interface) from error
         took_ms = (time.monotonic() - begun_s) * 1e3
     address, port = known(subject.connection).getpeername()[:2]
-    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    shown = authority(address, port)
     return ok(
         f"{shown} takes connections, in {took_ms:.1f} ms", address=shown, ms=round(took_ms, 1)
     )

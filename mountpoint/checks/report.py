@@ -6,11 +6,10 @@ Colour and bar are for terminals only.
 
 import contextlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -18,6 +17,7 @@ from mountpoint.checks.checklist import Outcome, Result
 from mountpoint.checks.subject import Advance
 from mountpoint.config import BucketConfig, Config
 from mountpoint.log_render import printable
+from mountpoint.logs import is_terminal, wants_colours
 from mountpoint.settings import describe
 
 COLOURS: dict[Outcome, str] = {
@@ -40,8 +40,7 @@ def clean_by(redact: Clean) -> Clean:
 
 def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clean: Clean) -> bool:
     """Write a line for each, what to do below it, and a summary; return whether all is well."""
-    # https://no-color.org
-    colours = _is_terminal(sys.stdout) and "NO_COLOR" not in os.environ
+    colours = wants_colours(sys.stdout)
     counts: Counter[Outcome] = Counter()
     for name, result in results:
         counts[result.outcome] += 1
@@ -91,14 +90,10 @@ def _as_json(name: str, result: Result, clean: Clean) -> dict[str, Any]:
     }
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # None: the caller has closed it
-
-
 @contextlib.contextmanager
 def bar(total_bytes: int) -> Iterator[Advance]:
     """Show on stderr how much of so many bytes has come, where that is a terminal."""
-    if not _is_terminal(sys.stderr):
+    if not is_terminal(sys.stderr):
         yield lambda _: None
         return
     with click.progressbar(length=total_bytes, label="throughput", file=sys.stderr) as shown:

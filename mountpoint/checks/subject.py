@@ -13,6 +13,7 @@ from mountpoint.config import Config
 from mountpoint.errors import MountError
 from mountpoint.meters import Meters
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.connect import TOTAL_S, TRY_S
 from mountpoint.s3.credentials import Credentials
 from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint, RegionChoice
@@ -25,10 +26,6 @@ T = TypeVar("T")
 #: Called with how many bytes have come since it was last called.
 Advance = Callable[[int], None]
 Progress = Callable[[int], AbstractContextManager[Advance]]
-
-#: For one request, and for one thing with all retries: as patient as mounting is.
-TRY_S = 10.0
-TOTAL_S = 20.0
 
 
 @contextlib.contextmanager

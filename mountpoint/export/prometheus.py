@@ -31,6 +31,7 @@ from mountpoint._histogram import SCALE
 from mountpoint.errors import MountError
 from mountpoint.export.families import Family, Unit
 from mountpoint.export.health import Health
+from mountpoint.s3.endpoint import authority
 
 log = structlog.get_logger(__name__)
 
@@ -64,13 +65,13 @@ class Prometheus:
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise MountError(
-                f"--prometheus cannot listen at {_shown(host, port)}: {reason}",
+                f"--prometheus cannot listen at {authority(host, port)}: {reason}",
                 "give another ADDRESS:PORT; port 0 takes any that is free",
             ) from None
         threading.Thread(
             target=self._server.serve_forever, args=(LOOK_S,), name="prometheus", daemon=True
         ).start()
-        self.url = f"http://{_shown(host, self._server.server_port)}/metrics"
+        self.url = f"http://{authority(host, self._server.server_port)}/metrics"
         log.info("metrics can be fetched", url=self.url)
 
     def close(self) -> None:
@@ -89,10 +90,6 @@ def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         ) from None
     family, _, _, _, address = found[0]
     return family, address
-
-
-def _shown(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # What is served

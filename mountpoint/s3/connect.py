@@ -173,7 +173,7 @@ class _Attempts:
         try:
             with _watching(client, endpoint, self._config.ca_bundle, by):
                 page = patience.ask(lambda: client.list(prefix, max_keys=1)).answer()
-            if endpoint.aws or endpoint.signing_algorithm == "v4-s3express":
+            if endpoint.aws or endpoint.has_sessions:
                 return client
             abilities = self._abilities(endpoint, page)
         except BaseException:

@@ -1,9 +1,9 @@
 """Who signs the requests: botocore's credential chain, kept fresh ahead of time.
 
-The CRT asks for keys at every request, on its own threads, so `current` answers from memory.
-One daemon thread does whatever may wait for a network, a process or a file: it looks every
-minute, and botocore renews what ends within 15 minutes. When that fails the old keys go on
-as long as they are valid.
+Each request is signed with the `latest` keys, from memory; sessions with directory buckets ask for
+them on threads of the CRT. One daemon thread does whatever may wait for a network, a process or a
+file: it looks every minute, and botocore renews what ends within 15 minutes. When that fails the
+old keys go on as long as they are valid.
 
 `explain` is for when S3 says that keys are good no longer which look valid from here: the clock
 is wrong, the machine was asleep, they were deleted, or a tool has written new keys into a file with

@@ -179,7 +179,7 @@ class CrtClient:
             signing_config=_session_signing(endpoint, credentials),
             part_size=part_bytes,
             throughput_target_gbps=config.throughput_gbps or DEFAULT_GBPS,
-            enable_s3express=_has_sessions(endpoint),
+            enable_s3express=endpoint.has_sessions,
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=config.connect_timeout_ms,
             network_interface_names=config.interfaces or None,
@@ -528,7 +528,7 @@ class CrtClient:
         The keys are handed over. A provider that came to ask for them would need the interpreter
         once more for each request, on the one thread that serves all connections.
         """
-        if self._credentials is None or _has_sessions(self._endpoint):
+        if self._credentials is None or self._endpoint.has_sessions:
             return None
         keys, signing = self._credentials.latest(), self._signing
         if signing is None or signing[0] is not keys:
@@ -605,16 +605,11 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
         ) from error
 
 
-def _has_sessions(endpoint: Endpoint) -> bool:
-    """Whether the CRT itself gets keys for some minutes, with ours: those of directory buckets."""
-    return endpoint.signing_algorithm == "v4-s3express"
-
-
 def _session_signing(
     endpoint: Endpoint, credentials: Credentials | None
 ) -> AwsSigningConfig | None:
-    """Return how requests for sessions are signed; None where there are none."""
-    if credentials is None or not _has_sessions(endpoint):
+    """Return how the CRT asks for sessions, which it does by itself; None where there are none."""
+    if credentials is None or not endpoint.has_sessions:
         return None
 
     def current() -> AwsCredentials:

@@ -61,12 +61,22 @@ class Endpoint:
     lists_in_order: bool = True
     aws: bool = False
 
+    @property
+    def has_sessions(self) -> bool:
+        """Whether requests are signed with keys for some minutes: those of directory buckets."""
+        return self.signing_algorithm == "v4-s3express"
+
 
 class RegionChoice(NamedTuple):
     """A region, and who named it."""
 
     region: str
     source: RegionSource
+
+
+def authority(host: str, port: int) -> str:
+    """Return a host or an address with its port, as in URLs: RFC 3986, section 3.2."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def believable_region(text: str | None) -> str | None:
@@ -148,7 +158,7 @@ def resolve(bucket: BucketConfig, region: str) -> Endpoint:
     endpoint = _resolve(bucket, region)
     if bucket.bucket_type == "directory":
         return replace(endpoint, lists_in_order=False)
-    if bucket.bucket_type is None or endpoint.signing_algorithm != "v4-s3express":
+    if bucket.bucket_type is None or not endpoint.has_sessions:
         return endpoint
     if endpoint.directory:
         raise MountError(

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import proxy_bypass
 
 from mountpoint.errors import MountError
+from mountpoint.s3.endpoint import authority
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: Where the CRT would see the end of a user and password, or of the whole authority.
@@ -38,7 +39,7 @@ class Proxy:
     password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self._address()}"
+        return f"{self.scheme}://{authority(self.host, self.port)}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -51,10 +52,7 @@ class Proxy:
     def literal_url(self) -> str:
         """Return the URL as the CRT takes it: nothing in it is encoded."""
         login = f"{self.user}:{self.password}@" if self.password else ""
-        return f"{self.scheme}://{login}{self._address()}"
-
-    def _address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{self.scheme}://{login}{authority(self.host, self.port)}"
 
 
 def settle(scheme: str, host: str, environ: Mapping[str, str]) -> Proxy | None:
