@@ -45,6 +45,10 @@ FIRST_AHEAD_BYTES = MIB
 #: is as large as this all the same. Four streams that share 160 MiB, with 90 MB/s for each
 #: connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with those of 8.
 LARGE_PART_BYTES = 4 * MIB
+#: Of parts that are not of full size, so many are ahead of a reader at the most: four streams then
+#: have as many requests as the client has connections, 25. Others would only wait there, each with
+#: the memory of a full part (430 MB at the peak with nine, 385 with seven).
+MOST_PARTS = 7
 
 #: Less is not worth a request of its own; and so much a run that goes on may cost in vain.
 LEAST_AHEAD_BYTES = MIB // 2
@@ -287,7 +291,8 @@ class Window:
         # not fit.
         share = max(run.ahead // 6, min(run.ahead // 4, LARGE_PART_BYTES), FIRST_AHEAD_BYTES)
         part = min(1 << (share.bit_length() - 1), self._part)
-        run.fetched = self._extended(run, part)
+        ahead = run.ahead if part == self._part else min(run.ahead, MOST_PARTS * part)
+        run.fetched = self._extended(run, ahead, part)
         first, last = self._mirrored(run, begin, max(end, run.fetched))
         pieces = list(_cut(first, last, part))
         # A backward reader comes to the last piece first.
@@ -316,7 +321,7 @@ class Window:
         wanted = max(2 * run.ahead, FIRST_AHEAD_BYTES)
         return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
 
-    def _extended(self, run: _Run, part: int) -> int:
+    def _extended(self, run: _Run, ahead: int, part: int) -> int:
         """Return how far to fetch: in whole steps, or up to the end of the object.
 
         Fetching exactly up to cursor + ahead at each plan would leave ever smaller pieces
@@ -326,11 +331,11 @@ class Window:
         and S3 has checksums for these.
         """
         fetched = max(run.fetched, run.cursor)
-        wanted = run.cursor + run.ahead
+        wanted = run.cursor + ahead
         limit = self._limit(run)
         if wanted >= limit:
             return max(fetched, limit)
-        half = max(run.ahead // 2, LEAST_AHEAD_BYTES // 2)
+        half = max(ahead // 2, LEAST_AHEAD_BYTES // 2)
         step = part if half >= part else 1 << (half.bit_length() - 1)
         if run.backward:  # multiples in the object, not from its end
             return max(fetched, wanted - (wanted - self._size) % step)
