@@ -308,6 +308,22 @@ def test_parts_grow_with_the_window() -> None:
     assert largest == [1, 1, 1, 2, 4, 4, 8, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("share_mib", "part_mib", "most"),
+    [(16, 4, 4), (24, 4, 6), (38, 4, 7), (47, 4, 7), (48, 8, 6), (152, 8, 19)],
+)
+def test_parts_of_a_share(share_mib: int, part_mib: int, most: int) -> None:
+    """Who shares the memory has as many requests all the same; those of full size fill it."""
+    reader = Reader(GIB, ahead_bytes=share_mib * MIB)
+    ahead = 0
+    for offset in range(0, GIB, MIB):
+        reader.read(offset, MIB)
+        if offset >= GIB // 4 and offset < GIB // 2:
+            ahead = max(ahead, reader.requests[-1][1] - offset - MIB)
+            assert reader.requests[-1][1] - reader.requests[-1][0] == part_mib * MIB
+    assert (most - 1) * part_mib * MIB < ahead <= most * part_mib * MIB
+
+
 @pytest.mark.parametrize("begin", [0, 5 * GIB + 123 * PAGE_BYTES])
 @pytest.mark.parametrize("read_size", [128 * KIB, MIB])
 def test_whole_parts(begin: int, read_size: int) -> None:
