@@ -7,6 +7,7 @@ in place of the embedded SeaweedFS.
 
 import faulthandler
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,11 @@ from tools.servers import Ministack, SeaweedFS, Server
 from tools.servers.built import why_missing
 
 faulthandler.enable()
+
+# Who is started in the background of a script ignores SIGINT, and so would all programs that tests
+# start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
