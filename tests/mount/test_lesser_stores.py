@@ -3,7 +3,7 @@
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,26 +45,21 @@ def test_listed_whole(flat_store: Store, folder: Path, fault: Fault) -> None:
     """All names of several pages are listed, once each, and each can be looked up."""
     names = [f"{n:04d}" for n in range(2500)]
     client = flat_store.client()
-    with ThreadPoolExecutor(8) as pool:
-        list(
-            pool.map(
-                lambda name: client.put_object(Bucket=flat_store.bucket, Key=f"lesser/{name}/x"),
-                names,
+
+    def each(call: Callable[..., object]) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(
+                pool.map(lambda name: call(Bucket=flat_store.bucket, Key=f"lesser/{name}/x"), names)
             )
-        )
+
+    each(client.put_object)
     with mounted_as(flat_store, folder, fault, "lesser/") as mount:
         assert sorted(os.listdir(mount.path)) == names
         for name in names[::250]:
             assert os.listdir(mount.path / name) == ["x"]
             assert (mount.path / name / "x").stat().st_size == 0
         assert not (mount.path / "1250-none").exists()
-    with ThreadPoolExecutor(8) as pool:  # others look through the whole bucket
-        list(
-            pool.map(
-                lambda name: client.delete_object(Bucket=flat_store.bucket, Key=f"lesser/{name}/x"),
-                names,
-            )
-        )
+    each(client.delete_object)  # others look through the whole bucket
 
 
 @pytest.mark.parametrize("size", [MIB // 2, len(OLD)])
