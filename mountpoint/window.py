@@ -41,10 +41,11 @@ JITTER_READS = 4
 #: the bytes, is what costs (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
 FIRST_AHEAD_BYTES = MIB
 
-#: A window is four parts or more, so that as many requests are in flight; six or more where a part
-#: is as large as this all the same. Four streams that share 160 MiB, with 90 MB/s for each
-#: connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with those of 8.
-LARGE_PART_BYTES = 4 * MIB
+#: A window is four parts or more, so that as many requests are in flight. It is six or more where
+#: it is larger than what each of two readers has at first: then `flight`, which learns from parts
+#: of full size, has found that more in flight help. Four streams that share 160 MiB, with 90 MB/s
+#: for each connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with those of 8.
+FIRST_SHARE_BYTES = 32 * MIB
 #: Of parts that are not of full size, so many are ahead of a reader at the most: four streams then
 #: have as many requests as the client has connections, 25. Others would only wait there, each with
 #: the memory of a full part (430 MB at the peak with nine, 385 with seven).
@@ -289,7 +290,8 @@ class Window:
         self._absorb(run, swept)
         # Powers of two: pieces are cut at multiples, and those of one size and the next would
         # not fit.
-        share = max(run.ahead // 6, min(run.ahead // 4, LARGE_PART_BYTES), FIRST_AHEAD_BYTES)
+        parts = 4 if run.ahead <= FIRST_SHARE_BYTES else 6
+        share = max(run.ahead // parts, FIRST_AHEAD_BYTES)
         part = min(1 << (share.bit_length() - 1), self._part)
         ahead = run.ahead if part == self._part else min(run.ahead, MOST_PARTS * part)
         run.fetched = self._extended(run, ahead, part)

@@ -335,9 +335,8 @@ STEADY = {
     "backward": 2.0,
     "backward, odd size": 2.0,
     "backward from the middle": 2.0,
-    # Each has half of the window, and parts of 4 MiB.
-    "two streams": 2.75,
-    "two streams from anywhere": 2.75,
+    "two streams": 2.5,
+    "two streams from anywhere": 2.5,
 }
 
 
