@@ -6,6 +6,7 @@ in place of the embedded SeaweedFS.
 """
 
 import faulthandler
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -38,14 +39,12 @@ class Store:
     name: str = ""  # of the server, where a test wants to know
 
     def client(self) -> Any:
-        """Return a boto3 client with the store's credentials."""
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=self.environment.get("AWS_REGION", "us-east-1"),
-            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
-            config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
+        """Return a boto3 client with the store's credentials; all calls share one."""
+        return _client(
+            self.endpoint_url,
+            self.environment.get("AWS_REGION", "us-east-1"),
+            self.environment["AWS_ACCESS_KEY_ID"],
+            self.environment["AWS_SECRET_ACCESS_KEY"],
         )
 
     def put(self, key: str, body: bytes = b"") -> str:
@@ -55,6 +54,19 @@ class Store:
     def delete(self, key: str) -> None:
         """Delete an object."""
         self.client().delete_object(Bucket=self.bucket, Key=key)
+
+
+@functools.cache
+def _client(endpoint_url: str, region: str, access_key: str, secret_key: str) -> Any:
+    """Make a boto3 client. Cached: a session loads its models from disk, which takes 0.1 s."""
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
+    )
 
 
 def _store(server: Server) -> Store:
