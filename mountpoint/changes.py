@@ -127,15 +127,18 @@ class Changes:
             # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
             if not self._allows(flags):
                 option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
-                raise NotPermitted("the file exists", f"{option} lets it be written")
+                raise NotPermitted("the file exists", f"mount with {option} to allow it")
             base = newest(self._client, self._patience, inode)
             condition = unchanged(base)
         elif not self._config.allow_overwrite:
-            raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
         elif self._config.incremental_upload and inode.info is not None:
             condition = unchanged(inode.info)  # or a part that comes late could replace others
         if not self._inodes.is_alone(inode, SETTLE_S):
-            raise NotPermitted("the file is being read")
+            raise NotPermitted(
+                "the file is being read",
+                "mount with --staged-writes DIR to allow it, or wait until its readers close it",
+            )
         keeping = self._keeping
         handle = WriteHandle(
             inode,
@@ -157,7 +160,10 @@ class Changes:
 
     def read(self, handle: WriteHandle, offset: int, size: int) -> bytes:
         """Refuse: what is being written cannot be read."""
-        raise BadHandle("the file is being written: it can be read when it is closed")
+        raise BadHandle(
+            "the file is being written: it can be read when it is closed",
+            "mount with --staged-writes DIR to allow it",
+        )
 
     def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
         """Take the next bytes of a file; return how many."""
@@ -215,7 +221,10 @@ class Changes:
             if size_bytes == 0 and (handle.base is None or self._config.allow_overwrite):
                 handle.restart()
                 return
-            raise NotPermitted("a file that is being written can only be cut to nothing")
+            raise NotPermitted(
+                "a file that is being written can only be cut to nothing",
+                "mount with --staged-writes DIR to allow it",
+            )
         if size_bytes == 0:
             self._inodes.opened(inode)
             try:
@@ -225,7 +234,10 @@ class Changes:
             return
         if inode.info is not None and inode.info.size_bytes == size_bytes:
             return
-        raise NotPermitted("S3 takes whole objects: a file cannot be cut or lengthened")
+        raise NotPermitted(
+            "S3 takes whole objects: a file cannot be cut or lengthened",
+            "mount with --staged-writes DIR to allow it",
+        )
 
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
         """Set mode, owners or time of a file or directory that is there."""
@@ -246,7 +258,7 @@ class Changes:
         if info is None:
             raise IsADirectory()
         if not self._config.allow_delete:
-            raise NotPermitted("files may not be deleted", "--allow-delete lets them be")
+            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
         self._patience.ask(lambda: self._client.delete_object(info.key)).answer()
         self._local.keep(parent.key)
         self._changed(parent.key, entry.name, None)
@@ -255,7 +267,10 @@ class Changes:
         """Raise NotPermitted for a file that is being written; wait for one that is closed now."""
         assert isinstance(writer, WriteHandle)
         if not (writer.closing and writer.settled.wait(SETTLE_S)):
-            raise NotPermitted("the file is being written")
+            raise NotPermitted(
+                "the file is being written",
+                "mount with --staged-writes DIR to allow it, or wait until its writer closes it",
+            )
 
     def unlink_open(self, writer: Writer) -> bool:
         """Whether a file that is being written has been removed: it has to be there first."""
@@ -319,15 +334,24 @@ class Changes:
         if not self._local.add(handle):
             if handle.upload is not None:
                 handle.upload.abort()
-            raise NotPermitted("the file is being written")
+            raise NotPermitted(
+                "the file is being written",
+                "mount with --staged-writes DIR to allow it, or wait until its writer closes it",
+            )
         return handle
 
     def _go_on(self, handle: WriteHandle) -> None:
         """Let a file be written on whose upload has ended."""
         if handle.final:
-            raise NotSequential("the file has been uploaded: no more can be written")
+            raise NotSequential(
+                "the file has been uploaded: no more can be written",
+                "mount with --allow-append to allow it",
+            )
         if not self._inodes.is_alone(handle.inode, SETTLE_S):
-            raise NotPermitted("the file is being read")
+            raise NotPermitted(
+                "the file is being read",
+                "mount with --staged-writes DIR to allow it, or wait until its readers close it",
+            )
         with handle.settling:
             self._add(handle)
             handle.closing = False

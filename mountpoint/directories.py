@@ -64,7 +64,8 @@ class Directories:
         if self.check_empty(prefix):
             if not self._markers:
                 raise NotPermitted(
-                    "there is a directory marker in the bucket", "--keep-directories removes it"
+                    "there is a directory marker in the bucket",
+                    "mount with --keep-directories to allow it",
                 )
             self._patience.ask(lambda: self._client.delete_object(prefix)).answer()
         self._local.drop(prefix)

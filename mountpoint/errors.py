@@ -62,8 +62,22 @@ class IsADirectory(OperationError):
     """A file operation on a directory."""
 
 
-class NotPermitted(OperationError):
-    """The operation is not allowed, here or now; `hint` names the option that allows it."""
+#: How the hint of a refusal begins that no option lifts; a reason, or advice, follows.
+NO_OPTION = "no option allows it: "
+
+
+class Refusal(OperationError):
+    """The mount refuses what another file system may do.
+
+    `hint` names the option that allows it. Where there is none, `hint` begins with `NO_OPTION`.
+    """
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason, hint)
+
+
+class NotPermitted(Refusal):
+    """The operation is not allowed, here or now."""
 
 
 class EntryExists(OperationError):
@@ -74,16 +88,16 @@ class DirectoryNotEmpty(OperationError):
     """There is something in the directory."""
 
 
-class BadArgument(OperationError):
+class NotReplaceable(Refusal, EntryExists):
+    """A file may not take the place of another one."""
+
+
+class BadArgument(Refusal):
     """What is asked for cannot be."""
 
 
-class NotImplementedHere(OperationError):
-    """The operation does not exist without an option, which `hint` names."""
-
-
-class NotSupported(OperationError):
-    """S3 has nothing that corresponds to the operation."""
+class NotImplementedHere(Refusal):
+    """The operation does not exist without an option."""
 
 
 class BadHandle(OperationError):
@@ -94,10 +108,13 @@ class StaleInode(OperationError):
     """The inode's object version is no longer the newest: the kernel has to look again."""
 
 
-class NotSequential(OperationError):
+class NotSequential(Refusal):
     """A write that does not go on where the last one ended: uploads are sequential."""
 
-    hint = "S3 takes whole objects: write files from beginning to end"
+    def __init__(
+        self, reason: str, hint: str = "mount with --staged-writes DIR to write in any order"
+    ) -> None:
+        super().__init__(reason, hint)
 
 
 class WriterKilled(OperationError):
@@ -269,10 +286,10 @@ OUTCOMES: dict[type[Exception], Outcome] = {
     IsADirectory: Outcome(errno.EISDIR, logging.DEBUG),
     NotPermitted: Outcome(errno.EPERM, logging.WARNING),
     EntryExists: Outcome(errno.EEXIST, logging.DEBUG),
+    NotReplaceable: Outcome(errno.EEXIST, logging.WARNING),
     DirectoryNotEmpty: Outcome(errno.ENOTEMPTY, logging.DEBUG),
     BadArgument: Outcome(errno.EINVAL, logging.WARNING),
     NotImplementedHere: Outcome(errno.ENOSYS, logging.WARNING),
-    NotSupported: Outcome(errno.ENOTSUP, logging.DEBUG),
     BadHandle: Outcome(errno.EBADF, logging.WARNING),
     StaleInode: Outcome(errno.ESTALE, logging.DEBUG),
     NotSequential: Outcome(errno.EINVAL, logging.WARNING),
@@ -308,5 +325,8 @@ def staging_error(error: OSError) -> OperationError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFull(reason)
     if error.errno == errno.EFBIG:
-        return TooLarge(f"{reason}: more than its file system can hold in one file")
+        return TooLarge(
+            f"{reason}: more than its file system can hold in one file",
+            hint="give --staged-writes a directory of a file system that takes larger files",
+        )
     return StagingFault(reason)

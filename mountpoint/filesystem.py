@@ -407,7 +407,10 @@ class FileSystem:
         """Take bytes of a file; return how many."""
         handle = self._files.get(number)
         if isinstance(handle, ReadHandle):
-            raise BadHandle("the file is open for reading")
+            raise BadHandle(
+                "the file is open for reading",
+                "mount with --staged-writes DIR and --allow-overwrite to allow it",
+            )
         written: int = self._writing.write(handle, offset, data)
         return written
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
-from mountpoint.errors import BadArgument, BadHandle, NotSequential
+from mountpoint.errors import NO_OPTION, BadArgument, BadHandle, NotSequential
 from mountpoint.inodes import Inode
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
@@ -292,7 +292,10 @@ class StagedHandle:
 def check_flags(flags: int) -> None:
     """Raise BadArgument for what no file can be opened with that is to be written."""
     if flags & SYNC_FLAGS:
-        raise BadArgument("O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed")
+        raise BadArgument(
+            "O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed",
+            f"{NO_OPTION}leave the flag out, and use fsync(2)",
+        )
 
 
 def unchanged(info: ObjectInfo) -> Condition:

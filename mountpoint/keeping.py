@@ -178,8 +178,8 @@ class Keeping:
         if self._how == "refuse":
             raise NotPermitted(
                 "attributes cannot be changed",
-                "--attributes ignore accepts it without effect, keep keeps it in the object's "
-                "metadata",
+                "mount with --attributes keep to keep them in the object's metadata, or with "
+                "--attributes ignore to go on without them",
             )
         info = inode.info
         base = handle.base if handle is not None and handle.inode is inode else None

@@ -18,6 +18,7 @@ import structlog
 
 from mountpoint.attributes import Attributes
 from mountpoint.errors import (
+    NO_OPTION,
     BadArgument,
     NoSuchEntry,
     NotPermitted,
@@ -182,7 +183,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
         """Make an empty file."""
         if not stat.S_ISREG(mode):
-            raise BadArgument("S3 has files only: no pipes, sockets or devices")
+            raise BadArgument(
+                "S3 has files only: no pipes, sockets or devices", f"{NO_OPTION}make it elsewhere"
+            )
         handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
         self._fs.flush(handle, 0, killed=False)
         self._fs.release(handle)
@@ -239,7 +242,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         flags = rename_flags()
         if flags & ~RENAME_NOREPLACE:
-            raise BadArgument("names cannot be exchanged")
+            raise BadArgument(
+                "names cannot be exchanged", f"{NO_OPTION}rename them one after the other"
+            )
         self._fs.rename(parent, name, new_parent, new_name, replace=not flags)
 
     @operation("inode")
@@ -271,12 +276,12 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("child")
     def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
         """Refuse."""
-        raise NotPermitted("S3 has no symbolic links")
+        raise NotPermitted("S3 has no symbolic links", f"{NO_OPTION}copy what it leads to")
 
     @operation("inode")
     def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
         """Refuse."""
-        raise NotPermitted("S3 has no hard links")
+        raise NotPermitted("S3 has no hard links", f"{NO_OPTION}copy the file")
 
     def _fail(self, operation: str, path: str, error: Exception) -> NoReturn:
         """Log one line and raise the FUSEError that `error` means."""

@@ -14,12 +14,12 @@ from typing import Any
 from mountpoint.config import ChangeConfig
 from mountpoint.directories import Directories
 from mountpoint.errors import (
-    EntryExists,
     IsADirectory,
     NotADirectory,
     NotFound,
     NotImplementedHere,
     NotPermitted,
+    NotReplaceable,
     PreconditionFailed,
 )
 from mountpoint.handles import unchanged
@@ -62,7 +62,10 @@ class Renames:
     def check(self, parent: Inode, name: bytes) -> None:
         """Raise unless things may be renamed, and to this."""
         if not (self._config.allow_rename or self._copies.renames):
-            raise NotImplementedHere("S3 cannot rename", "--allow-rename copies and deletes")
+            raise NotImplementedHere(
+                "S3 cannot rename",
+                "mount with --allow-rename to allow it, by copying and deleting",
+            )
         check_new(parent.key, name)
 
     def file(
@@ -98,7 +101,9 @@ class Renames:
     ) -> None:
         """Rename a directory, and all that is in it."""
         if not self._config.allow_rename:
-            raise NotPermitted("directories are renamed object by object", "--allow-rename does it")
+            raise NotPermitted(
+                "directories are renamed object by object", "mount with --allow-rename to allow it"
+            )
         old, new = parent.key + entry.name + b"/", to.key + name + b"/"
         if target is not None:
             if not target.is_directory:
@@ -128,5 +133,5 @@ class Renames:
         if target.info is None:
             raise IsADirectory()
         if not self._config.allow_overwrite:
-            raise EntryExists("there is a file", "--allow-overwrite lets files be replaced")
+            raise NotReplaceable("there is a file", "mount with --allow-overwrite to allow it")
         return unchanged(target.info)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from mountpoint import tree
 from mountpoint.config import ChangeConfig, WriteConfig
 from mountpoint.errors import (
+    NO_OPTION,
     BadHandle,
     NotPermitted,
     OperationError,
@@ -94,7 +95,10 @@ class StagedChanges:
             writer = self._writer(inode, None, NEW, kept, new=True)
             with self._lock:
                 if not self._local.add(writer):
-                    raise NotPermitted("the file is being written")
+                    raise NotPermitted(
+                        "the file is being written",
+                        f"{NO_OPTION}another program has just made it",
+                    )
                 return self._join(writer, flags | os.O_RDWR, process)
         except BaseException:
             self._inodes.uncreate(inode)
@@ -134,7 +138,9 @@ class StagedChanges:
             other = self._local.writer(inode)
             if isinstance(other, StagedWriter):
                 return self._join(other, flags, process)
-        raise NotPermitted("the file is being written")
+        raise NotPermitted(
+            "the file is being written", f"{NO_OPTION}its writer closes it at this moment"
+        )
 
     def _writer(
         self,
@@ -182,7 +188,7 @@ class StagedChanges:
 
     def _check_allowed(self, flags: int = 0) -> None:
         if not self._allows(flags):
-            raise NotPermitted("the file exists", "--allow-overwrite lets files be changed")
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
 
     # --- while it is open ---
 
@@ -193,7 +199,7 @@ class StagedChanges:
     def write(self, handle: StagedHandle, offset: int, data: bytes) -> int:
         """Write at any offset; return how many bytes."""
         if not handle.writes:
-            raise BadHandle("the file is open for reading")
+            raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
         return handle.writer.write(offset, data)
 
     def flush(self, handle: StagedHandle, process: int, *, killed: bool) -> None:
@@ -265,7 +271,7 @@ class StagedChanges:
         base = writer.file.base
         stored = base is not None or not writer.new
         if stored and not self._config.allow_delete:
-            raise NotPermitted("files may not be deleted", "--allow-delete lets them be")
+            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
         key = writer.file.key
 
         def delete() -> None:
@@ -277,7 +283,7 @@ class StagedChanges:
     def displace(self, writer: StagedWriter) -> None:
         """Let another file take the name of one that is open."""
         if not self._config.allow_overwrite:
-            raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
         self._orphan(writer, lambda: None)
 
     def rename_open(

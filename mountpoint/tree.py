@@ -14,7 +14,7 @@ ends in `/`.
 
 from typing import NamedTuple
 
-from mountpoint.errors import BadArgument, NameTooLong
+from mountpoint.errors import NO_OPTION, BadArgument, NameTooLong
 from mountpoint.s3.client import ListPage, ObjectInfo
 
 #: NAME_MAX, linux/limits.h
@@ -61,7 +61,9 @@ def check_new(prefix: bytes, name: bytes) -> None:
     try:
         name.decode()
     except UnicodeDecodeError:
-        raise BadArgument("S3's keys are UTF-8, and this name is not") from None
+        raise BadArgument(
+            "S3's keys are UTF-8, and this name is not", f"{NO_OPTION}choose another name"
+        ) from None
 
 
 def decide(name: bytes, head: ObjectInfo | None, below: bool) -> Entry | None:

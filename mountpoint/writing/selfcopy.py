@@ -120,5 +120,6 @@ def check_size(size_bytes: int) -> None:
     """Raise NotPermitted for what is too large to be copied at once."""
     if size_bytes > MOST_COPY_BYTES:
         raise NotPermitted(
-            "attributes of an object above 5 GiB cannot be changed: S3 copies no more at once"
+            "attributes of an object above 5 GiB cannot be changed: S3 copies no more at once",
+            "mount with --attributes ignore to go on without them",
         )

@@ -200,7 +200,10 @@ class Upload(Sequential):
     def _turn(self) -> Iterator[None]:
         with super()._turn():
             if self._finishing:
-                raise NotSequential("the file has been uploaded already: no more can be written")
+                raise NotSequential(
+                    "the file has been uploaded already: no more can be written",
+                    "mount with --staged-writes DIR to allow it",
+                )
             yield
 
     def _misplaced(self, error: NotSequential) -> None:
