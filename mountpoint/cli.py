@@ -104,10 +104,15 @@ LOGGING = "Logging options"
 @option(MOUNT, "--file-mode", type=octal, metavar="MODE", help="File permissions.  [default: 0644]")
 @option(
     MOUNT,
+    "--fsname",
+    metavar="NAME",
+    help="Source that mount, df and findmnt show.  [default: s3://BUCKET/PREFIX]",
+)
+@option(
+    MOUNT,
     "-o",
     "fstab_options",
     multiple=True,
-    expose_value=False,
     metavar="ITEMS",
     help="Options as in /etc/fstab (see below).",
 )

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from mountpoint.config import INDEFINITE_TTL_S
 from mountpoint.errors import MountError
-from mountpoint.fstab import long_options
+from mountpoint.fstab import REFUSED, long_options
 from mountpoint.log_render import printable
 from mountpoint.s3.profile import open_session
 
@@ -28,6 +28,7 @@ between, 'ro' and 'rw'; a comma, backslash or double quote inside a value has a 
 \b
   s3://my-bucket/a/ /mnt/data fuse.mount-s3 _netdev,ro,allow-other 0 0
 
+Options that mount(8) has for all file systems may stand among them, such as nofail or noatime.
 Without 's3://' mount(8) makes a path of a name that is also a file's. It finds mount-s3 in
 /usr/local/bin and /usr/bin only; installed elsewhere, link it there.
 
@@ -67,7 +68,8 @@ class MountCommand(click.Command):
         if args:
             given, _, _ = self.make_parser(ctx).parse_args(list(args))
             with _click_errors():
-                args = [*long_options(given.get("fstab_options", ()), self._long_names()), *args]
+                names = self._long_names(), self._suggested()
+                args = [*long_options(given.get("fstab_options", ()), *names), *args]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -75,9 +77,14 @@ class MountCommand(click.Command):
         with _click_errors():
             return super().invoke(ctx)
 
-    def _long_names(self) -> list[str]:
-        names = (name for option in self.params for name in option.opts)
+    def _long_names(self, *, hidden: bool = True) -> list[str]:
+        options = (each for each in self.params if hidden or not getattr(each, "hidden", False))
+        names = (name for option in options for name in option.opts)
         return [name[2:] for name in names if name.startswith("--")]
+
+    def _suggested(self) -> list[str]:
+        """Return what may be meant by an item of `-o` that is not known."""
+        return ["ro", *(each for each in self._long_names(hidden=False) if each not in REFUSED)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the arguments, then the options topic by topic, in the table's order."""

@@ -306,6 +306,8 @@ class ChangeConfig:
 class MountConfig:
     """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB.
 
+    `fsname` is the source that the kernel's tables show (None: the program's name),
+    `kernel_options` are more of mount(8)'s options for the kernel, such as noexec.
     `directory` is "" where nothing is mounted, and nobody has said where it would be.
     With a `descriptor`, of /dev/fuse, it is mounted already, and `directory` is only a name for it.
     """
@@ -318,18 +320,27 @@ class MountConfig:
     allow_other: bool = False
     max_threads: int = 16
     channel: bool = True
+    fsname: str | None = None
+    kernel_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_range("--max-threads", self.max_threads, 1, 1024)
+        if self.fsname == "":
+            raise MountError("--fsname is empty", "give a name, or leave it out")
         if self.allow_root and self.allow_other:
             raise MountError(
                 "--allow-root and --allow-other exclude each other",
                 "--allow-other includes root: leave --allow-root out",
             )
-        for given, name in ((self.read_only, "read-only"), (self.auto_unmount, "auto-unmount")):
+        for given, name in (
+            (self.read_only, "--read-only"),
+            (self.auto_unmount, "--auto-unmount"),
+            (self.fsname is not None, "--fsname"),
+            (self.kernel_options, f"-o {','.join(self.kernel_options)}"),
+        ):
             if given and self.descriptor is not None:
                 raise MountError(
-                    f"--{name} has no effect with {self.directory}, which is mounted already",
+                    f"{name} has no effect with {self.directory}, which is mounted already",
                     "it is for the process that mounts: see docs/containers.md",
                 )
 

@@ -41,6 +41,12 @@ def mount_points() -> dict[str, str]:
     return {_unescaped(line[4]): line[2].decode("ascii") for line in lines}
 
 
+def knows(kind: str) -> bool:
+    """Whether the kernel has file systems of this type."""
+    with open("/proc/filesystems", encoding="ascii") as file:
+        return any(line.split()[-1:] == [kind] for line in file)
+
+
 class Mounted(NamedTuple):
     """A FUSE mount: where, and whose."""
 

@@ -40,8 +40,7 @@ from mountpoint.writing.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-#: What mount(8) shows: `mountpoint-s3 on /mnt type fuse.mount-s3`.
-NAME = "mountpoint-s3"
+#: What mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
 SUBTYPE = "mount-s3"
 
 
@@ -210,7 +209,7 @@ def mount_options(config: MountConfig) -> set[str]:
     if config.descriptor is not None:
         return options
     options |= {
-        f"fsname={NAME}",
+        f"fsname={_escaped(config.fsname or SUBTYPE)}",
         f"subtype={SUBTYPE}",
         "default_permissions",
         "nonempty",
@@ -223,4 +222,9 @@ def mount_options(config: MountConfig) -> set[str]:
         options.add("auto_unmount")
     if config.allow_other:
         options.add("allow_other")
-    return options
+    return options | {_escaped(each) for each in config.kernel_options}
+
+
+def _escaped(text: str) -> str:
+    """Return a text that libfuse reads as one option, whatever is in it (fuse_opt.c)."""
+    return text.replace("\\", r"\\").replace(",", r"\,")

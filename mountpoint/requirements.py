@@ -55,6 +55,7 @@ def check_fuse(config: MountConfig) -> None:
     check_device()
     check_privileges()
     check_fusermount(config)
+    check_contexts(config)
     check_allow_other(config)
 
 
@@ -102,6 +103,16 @@ def check_fusermount(config: MountConfig) -> None:
         raise MountError(
             "fusermount is missing: only root can mount without it, and --auto-unmount needs it",
             "install it: apt install fuse, or dnf install fuse",
+        )
+
+
+def check_contexts(config: MountConfig) -> None:
+    """Raise MountError if there are SELinux contexts, and not this process itself mounts."""
+    contexts = [each for each in config.kernel_options if "context=" in each]
+    if contexts and needs_fusermount(config):
+        raise MountError(
+            f"-o {contexts[0]} cannot be had: fusermount does not take SELinux contexts",
+            "mount as root, and without --auto-unmount; or leave it out",
         )
 
 

@@ -6,6 +6,7 @@ It does not look at the directory, the bucket or the credentials: `mount` does.
 import os
 from typing import Any
 
+from mountpoint import kernel
 from mountpoint.command import MINIMAL
 from mountpoint.config import (
     LEAST_PART_BYTES,
@@ -26,6 +27,7 @@ from mountpoint.config import (
 )
 from mountpoint.descriptor import number_of
 from mountpoint.errors import MountError
+from mountpoint.fstab import CONTEXTS, kernel_options
 from mountpoint.log_render import printable
 from mountpoint.memory import total_bytes
 
@@ -61,6 +63,10 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
     ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
     uid, gid = options["uid"], options["gid"]
     descriptor = number_of(directory)
+    fsname = options["fsname"]
+    if fsname is None and descriptor is None:
+        # mount -a compares it with the first field of the line, as that is written.
+        fsname = bucket if options["fstab_options"] else source(name, prefix)
     config = Config(
         bucket=BucketConfig(
             name=name,
@@ -85,6 +91,8 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
                 options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
             ),
             channel=not options["no_channel"],
+            fsname=fsname,
+            kernel_options=_kernel_options(options["fstab_options"]),
         ),
         filesystem=FileSystemConfig(
             uid=os.getuid() if uid is None else uid,
@@ -204,6 +212,19 @@ def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:
             "give the prefix in the URI or with --prefix",
         )
     return name, uri_prefix or prefix or ""
+
+
+def source(name: str, prefix: str) -> str:
+    """Return what mount(8), df(1) and findmnt(8) show for a bucket, or a part of it."""
+    return f"s3://{name}/{prefix}" if prefix else f"s3://{name}"
+
+
+def _kernel_options(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what the kernel is given. Without SELinux no contexts, as mount(8) does it."""
+    found = kernel_options(texts)
+    if kernel.knows("selinuxfs"):
+        return found
+    return tuple(each for each in found if each.partition("=")[0] not in CONTEXTS)
 
 
 def describe(bucket: BucketConfig) -> str:

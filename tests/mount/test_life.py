@@ -1,6 +1,7 @@
 """From start to end: background, foreground, signals, unmounting, fstab, what is left."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -211,33 +212,69 @@ def test_flags(store: Store, folder: Path, option: str, flag: str) -> None:
             if str(mount.path) in line
         ]
     name, _, kind, options = line.split()[:4]
-    assert (name, kind) == ("mountpoint-s3", "fuse.mount-s3")
+    assert (name, kind) == (f"s3://{store.bucket}", "fuse.mount-s3")
     wanted = {flag, "nosuid", "nodev", "default_permissions", "allow_other"}
     assert wanted <= set(options.split(","))
 
 
+#: A prefix that mount(8), libfuse and the kernel's tables have special characters of.
+ODD_PREFIX = "life/a b,c\\d\te\nf#g/"
+
+
+@pytest.mark.parametrize("mounter", [(), ("--auto-unmount",)], ids=["mount(2)", "fusermount"])
+@pytest.mark.parametrize("fsname", ["", "a,b\\"])
+def test_source(store: Store, folder: Path, fsname: str, mounter: tuple[str, ...]) -> None:
+    """findmnt and df show the bucket and the prefix, whatever is in it; or what --fsname says."""
+    options = [*mounter, *(("--fsname", fsname) if fsname else ())]
+    with mounted(store, folder, "--prefix", ODD_PREFIX, *options) as mount:
+        entry = subprocess.run(
+            ["findmnt", "--json", "--target", mount.path], capture_output=True, check=True
+        )
+        (found,) = json.loads(entry.stdout)["filesystems"]
+    assert found["source"] == (fsname or f"s3://{store.bucket}/{ODD_PREFIX}")
+    assert found["fstype"] == "fuse.mount-s3"
+
+
+#: Options of mount(8) that an fstab line often has, and that change nothing.
+USUAL = "_netdev,nofail,noatime,relatime,async,comment=logs,default_permissions,x-systemd.automount"
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="mount(8) with a file of its own is for root")
 def test_fstab(store: Store, folder: Path) -> None:
-    """A line in fstab with the type fuse.mount-s3 is mounted by mount(8)."""
+    """Lines in fstab with the type fuse.mount-s3 are mounted by mount(8), and only once.
+
+    "user" has it add noexec, which the kernel heeds.
+    """
     if shutil.which("mount.fuse") is None:
         pytest.skip("mount.fuse, of the fuse package, is not installed")
-    store.put("life/fstab/file", b"by mount")
-    path, fstab, programs = folder / "mnt", folder / "fstab", folder / "bin"
-    path.mkdir()
+    store.put("life/fstab/program", b"#!/bin/sh\necho runs\n")
+    fstab, programs = folder / "fstab", folder / "bin"
     programs.mkdir()
     (programs / "mount-s3").symlink_to(PROGRAM)
-    options = f"_netdev,nofail,endpoint-url={store.endpoint_url},region=us-east-1"
-    options += ",force-path-style,prefix=life/fstab/,uid=7,x-systemd.automount"
-    fstab.write_text(f"{store.bucket} {path} fuse.mount-s3 {options} 0 0\n")
+    of_store = f"endpoint-url={store.endpoint_url},region=us-east-1,force-path-style,file-mode=755"
+    odd = "".join(f"\\{ord(each):03o}" if each in " \\\t\n#" else each for each in ODD_PREFIX)
+    lines = {
+        "a": (f"s3://{store.bucket}/life/fstab/", f"{USUAL},uid=7"),
+        "b": (store.bucket, "prefix=life/fstab/,user,ro"),
+        "c": (f"s3://{store.bucket}/{odd}", "exec"),
+    }
+    for name, (source, options) in lines.items():
+        (folder / name).mkdir()
+        with fstab.open("a") as file:
+            file.write(f"{source} {folder}/{name} fuse.mount-s3 {of_store},{options} 0 0\n")
     # mount(8) looks for programs in the system's folders only. In a mount namespace of its
     # own, one of them is ours.
     script = f"""
+        cd {folder}
         set -e
         mount --bind {programs} /usr/local/sbin
-        mount --fstab {fstab} {path}
-        cat {path}/file
-        stat -c ' %u' {path}/file
-        umount {path}
+        mount --all --fstab fstab >&2
+        mount --all --fstab fstab
+        findmnt --noheadings --output TARGET --types fuse.mount-s3 | grep --count {folder}
+        findmnt --noheadings --output SOURCE,VFS-OPTIONS b
+        stat --format %u a/program
+        for each in a b; do $each/program 2>/dev/null || echo $?; done
+        umount a b c
     """
     try:
         result = subprocess.run(
@@ -245,14 +282,20 @@ def test_fstab(store: Store, folder: Path) -> None:
             env=environment(store.environment),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=90,
             check=False,
         )
-        assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout.split("\n")[-2] == "by mount 7"
-        eventually(lambda: not mount_processes(path))
+        assert result.stderr.count("is mounted at") == len(lines)
+        count, shown, owner, *ran = result.stdout.splitlines()
+        assert (count, owner, ran) == ("3", "7", ["runs", "126"])
+        source, options = shown.split()
+        assert source == store.bucket
+        assert {"ro", "noexec"} <= set(options.split(","))
+        for name in lines:
+            eventually(lambda path=folder / name: not mount_processes(path))
     finally:
-        clean_up(path)
+        for name in lines:
+            clean_up(folder / name)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")

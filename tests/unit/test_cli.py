@@ -95,7 +95,7 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
     """Bucket and directory alone give the reference's defaults and the user's own ids."""
     assert config_of(mounted) == Config(
         bucket=BucketConfig("bucket"),
-        mount=MountConfig("/mnt", max_threads=16),
+        mount=MountConfig("/mnt", max_threads=16, fsname="s3://bucket"),
         filesystem=FileSystemConfig(os.getuid(), os.getgid(), 0o755, 0o644),
         credentials=CredentialsConfig(),
         client=ClientConfig(part_size_bytes=8 * MIB),
@@ -409,7 +409,6 @@ def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.Monke
         (["bucket", "/mnt", "-o", "--uid=2"], "use -o uid=2"),
         (["bucket", "/mnt", "-o", "-f"], "no dashes"),
         (["bucket", "/mnt", "-o", "allow_othr"], "did you mean 'allow-other'?"),
-        (["bucket", "/mnt", "-o", "noexec"], "unknown option 'noexec'"),
         (["bucket", "/mnt", "-o", "o=x"], "unknown option 'o'"),
         (["bucket", "/mnt", "-o", "help"], "--help"),
         (["bucket", "/mnt", "-o", "check"], "nothing would be mounted"),
@@ -494,7 +493,7 @@ def test_line_of_mount_fuse(mounted: Mounted) -> None:
     config = config_of(mounted, "-o", words)
     assert config == Config(
         bucket=BucketConfig("bucket", region="eu-west-1"),
-        mount=MountConfig("/mnt", allow_other=True),
+        mount=MountConfig("/mnt", allow_other=True, fsname="bucket"),
         filesystem=FileSystemConfig(os.getuid(), os.getgid()),
         read=default_read_config(),
     )

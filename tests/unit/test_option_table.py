@@ -39,6 +39,7 @@ EFFECTS = {
     "--gid": IDS,
     "--dir-mode": IDS,
     "--file-mode": IDS,
+    "--fsname": f"{M}/test_life.py::test_source",
     "-o": f"{M}/test_life.py::test_fstab",
     "--foreground": f"{M}/test_life.py::test_foreground",
     "--otlp-endpoint": f"{M}/test_otlp.py::test_all_that_was_done_arrives",

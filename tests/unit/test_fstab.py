@@ -1,0 +1,187 @@
+"""What is in /etc/fstab: each option of mount(8), and what may be meant by others."""
+
+import pytest
+
+from mountpoint import cli, fstab, kernel, requirements, settings
+from mountpoint.config import MountConfig
+from mountpoint.errors import MountError
+from mountpoint.mount import mount_options
+from tests.unit.test_cli import Mounted, config_of, mounted, refusal, run
+
+__all__ = ["mounted"]
+
+CONTEXT = "system_u:object_r:httpd_sys_content_t:s0:c127,c456"
+
+#: The options that mount(8) has for every file system (util-linux 2.41).
+TAKEN = """
+    async atime noatime auto noauto defaults dev nodev diratime nodiratime exec group
+    noiversion nomand _netdev nofail relatime norelatime strictatime nostrictatime lazytime
+    nolazytime suid nosuid silent loud owner rw user user=me nouser users x-systemd.automount
+    x-systemd.requires=network.target X-mount.mkdir=0755 nosymfollow comment=mine uhelper=udisks2
+    helper=fuse default_permissions nonempty
+"""
+REFUSED = """
+    sync dirsync iversion mand remount bind rbind move loop loop=/dev/loop0 offset=512
+    sizelimit=4096 shared slave private unbindable rshared rslave rprivate runbindable umask=022
+    dmask=022 fmask=022
+"""
+
+
+@pytest.mark.parametrize("item", TAKEN.split())
+def test_taken_in_silence(mounted: Mounted, item: str) -> None:
+    """What means nothing here changes nothing."""
+    assert config_of(mounted, "-o", item) == config_of(mounted, "-o", "rw")
+
+
+@pytest.mark.parametrize("item", REFUSED.split())
+def test_refused_by_name(mounted: Mounted, item: str) -> None:
+    """What would mean something is not ignored; the second line says what to do."""
+    name = item.partition("=")[0]
+    said = refusal("bucket", "/mnt", "-o", item)
+    assert f"-o {item}: '{name}' is not for -o {fstab.REFUSED[name]}" in said
+    assert mounted.config is None
+
+
+def test_read_only(mounted: Mounted) -> None:
+    """The one that is an option of ours by another name."""
+    assert config_of(mounted, "-o", "ro").mount.read_only
+
+
+def test_all_are_refused_for_a_reason() -> None:
+    """Nothing is both, and each reason is a sentence."""
+    assert not fstab.REFUSED.keys() & (fstab.FOR_MOUNT | fstab.WITHOUT_EFFECT | fstab.KERNEL)
+    assert all(" " in reason for reason in fstab.REFUSED.values())
+
+
+# --- suggestions ---
+
+
+@pytest.mark.parametrize(
+    ("item", "hint"),
+    [
+        ("cache=/tmp/cache", "mount-s3 --help lists the options"),
+        ("chek", "mount-s3 --help lists the options"),
+        ("jsonn", "mount-s3 --help lists the options"),
+        ("no-chanel", "mount-s3 --help lists the options"),
+        ("allow_othr", "did you mean 'allow-other'?"),
+        ("read-timout=7", "did you mean 'read-timeout'?"),
+    ],
+)
+def test_only_what_is_taken_is_suggested(mounted: Mounted, item: str, hint: str) -> None:
+    """No suggestion is refused when it is followed."""
+    assert hint in refusal("bucket", "/mnt", "-o", item)
+
+
+def test_suggestions_are_taken() -> None:
+    """Each is an option that -o knows."""
+    names = cli.main._suggested()
+    assert len(names) > 40
+    assert not {"check", "json", "no-channel", "help", "version"} & set(names)
+
+
+# --- for the kernel ---
+
+
+@pytest.fixture
+def selinux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with SELinux."""
+    monkeypatch.setattr(kernel, "knows", lambda kind: kind == "selinuxfs")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["rw,noexec,nosuid,nodev,user"], ("noexec",)),
+        (["noexec,exec"], ()),
+        (["exec", "noexec"], ("noexec",)),
+        (['context="a:b,c",rw'], ('context="a:b,c"',)),
+        (["context=a:b,fscontext=c"], ('context="a:b"', 'fscontext="c"')),
+        (['rootcontext="a"', 'defcontext="b",rootcontext="c"'],
+         ('rootcontext="c"', 'defcontext="b"')),
+        (['context="a:b'], ('context="a:b"',)),
+    ],
+)  # fmt: skip
+def test_for_the_kernel(texts: list[str], expected: tuple[str, ...]) -> None:
+    """noexec and SELinux's contexts, which mount(8) quotes."""
+    assert fstab.kernel_options(texts) == expected
+    assert [each for each in fstab.long_options(texts, [], []) if each != "--read-only"] == []
+
+
+def test_contexts_with_selinux(mounted: Mounted, selinux: None) -> None:
+    """libfuse gets them in one piece, whatever commas are in them."""
+    config = config_of(mounted, "-o", f'noexec,context="{CONTEXT}"').mount
+    assert config.kernel_options == ("noexec", f'context="{CONTEXT}"')
+    escaped = CONTEXT.replace(",", "\\,")
+    assert {"noexec", f'context="{escaped}"'} <= mount_options(config)
+
+
+def test_contexts_without_selinux(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would refuse them; mount(8) leaves them out, too."""
+    monkeypatch.setattr(kernel, "knows", lambda kind: False)
+    assert config_of(mounted, "-o", f'context="{CONTEXT}",noexec').mount.kernel_options == (
+        "noexec",
+    )
+
+
+def test_contexts_and_fusermount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fusermount knows no contexts: that is said before."""
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    requirements.check_contexts(MountConfig("/mnt", kernel_options=("noexec", 'context="a"')))
+    for euid, auto in ((1000, False), (0, True)):
+        monkeypatch.setattr("os.geteuid", lambda euid=euid: euid)
+        requirements.check_contexts(MountConfig("/mnt", kernel_options=("noexec",)))
+        with pytest.raises(MountError, match="fusermount does not take SELinux contexts"):
+            requirements.check_contexts(
+                MountConfig("/mnt", auto_unmount=auto, kernel_options=('fscontext="a"',))
+            )
+
+
+def test_types_of_file_systems() -> None:
+    """The kernel's list is read as it is."""
+    assert kernel.knows("proc")
+    assert not kernel.knows("nodev")
+
+
+# --- the source ---
+
+
+@pytest.mark.parametrize(
+    ("bucket", "options", "expected"),
+    [
+        ("bucket", [], "s3://bucket"),
+        ("s3://bucket/", [], "s3://bucket"),
+        ("bucket", ["--prefix", "a b,c/"], "s3://bucket/a b,c/"),
+        ("s3://bucket/a/", [], "s3://bucket/a/"),
+        # mount -a compares it with the line, as that is written.
+        ("bucket", ["-o", "rw,prefix=a/"], "bucket"),
+        ("s3://bucket/", ["-o", "rw"], "s3://bucket/"),
+        ("bucket", ["-o", "fsname=mountpoint-s3"], "mountpoint-s3"),
+        ("bucket", ["--fsname", "x"], "x"),
+    ],
+)
+def test_source(mounted: Mounted, bucket: str, options: list[str], expected: str) -> None:
+    """What the kernel's tables show is the bucket, unless another name is given."""
+    assert run(bucket, "/mnt", *options).exit_code == 0
+    assert mounted.config is not None
+    assert mounted.config.mount.fsname == expected
+
+
+def test_source_of_libfuse() -> None:
+    """Commas and backslashes are part of the name."""
+    assert r"fsname=s3://b/a\,b\\c/" in mount_options(MountConfig("/mnt", fsname="s3://b/a,b\\c/"))
+
+
+def test_of_a_descriptor(mounted: Mounted) -> None:
+    """What is mounted already has its source and its flags."""
+    assert "has no effect" in refusal("bucket", "/dev/fd/3", "--fsname", "x")
+    assert "-o noexec has no effect" in refusal("bucket", "/dev/fd/3", "-o", "noexec")
+    assert "--fsname is empty" in refusal("bucket", "/mnt", "--fsname", "")
+    config = settings.make_config("bucket", "/dev/fd/3", **config_options())
+    assert config.mount.fsname is None
+
+
+def config_options() -> dict[str, object]:
+    """Return the options as click hands them over when none is given."""
+    context = cli.main.make_context("mount-s3", ["bucket", "/mnt"])
+    others = ("bucket", "directory", "check", "as_json")
+    return {name: value for name, value in context.params.items() if name not in others}
