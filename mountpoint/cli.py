@@ -104,6 +104,12 @@ LOGGING = "Logging options"
 @option(MOUNT, "--file-mode", type=octal, metavar="MODE", help="File permissions.  [default: 0644]")
 @option(
     MOUNT,
+    "--inode32",
+    is_flag=True,
+    help="Inode numbers below 2^32, for 32-bit programs.",
+)
+@option(
+    MOUNT,
     "--fsname",
     metavar="NAME",
     help="Source that mount, df and findmnt show.  [default: s3://BUCKET/PREFIX]",

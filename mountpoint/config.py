@@ -249,6 +249,7 @@ class FileSystemConfig:
 
     `ttl_s` bounds the age of names, attributes and, without `asks_on_open`, of the version
     that is opened; `negative_ttl_s` the age of the knowledge that a name does not exist.
+    With `inode32` inode numbers have 32 bits.
     """
 
     uid: int
@@ -258,6 +259,7 @@ class FileSystemConfig:
     ttl_s: float = MINIMAL_TTL_S
     negative_ttl_s: float = 0.0
     asks_on_open: bool = True
+    inode32: bool = False
 
     def __post_init__(self) -> None:
         check_range("--metadata-ttl", self.ttl_s, 0, INDEFINITE_TTL_S, "seconds")

@@ -43,7 +43,7 @@ from mountpoint.handles import (
     WriteHandle,
 )
 from mountpoint.heads import Heads
-from mountpoint.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, InodeTable
 from mountpoint.keeping import Keeping
 from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.lookups import Lookups
@@ -123,7 +123,7 @@ class FileSystem:
         # mutable: how often names were to be forgotten
         self._refreshes = 0
         # mutable, each with a lock of its own
-        self._inodes = InodeTable(prefix)
+        self._inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS)
         self._listings = Listings(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
         self._lookups = Lookups(
             client,

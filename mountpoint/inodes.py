@@ -7,7 +7,9 @@ those of another version. Directories have one number each.
 
 A number is a digest of key and version. So a listing shows the number that a lookup will
 give, and a file has the same number in every mount, without anything being remembered. Two
-live inodes never share a number: the second takes the next free one.
+live inodes never share a number: the second takes the next free one. With 32 bits (--inode32)
+that is not rare: among a million files there are 116 pairs of equal digests. Of those a listing
+may show another number than the lookup gives.
 
 A file that is written here has its number before it has a version. It keeps it when the upload
 gives it one: what the kernel has in its pages is what was written. Lookups of that version then
@@ -31,6 +33,11 @@ InodeNumber = NewType("InodeNumber", int)
 #: FUSE_ROOT_ID
 ROOT = InodeNumber(1)
 
+#: How long a number is: the interpreter keeps integers in digits of 30 bits, and whatever room a
+#: sum or a shift had on the way. Of a million numbers two are equal once in 150,000 times.
+LONG_BITS = 56
+#: What stat(2) and readdir(3) of 32-bit programs without large-file support can tell.
+SHORT_BITS = 32
 
 #: Size, mtime, flags: what is packed in front of ETag and storage class.
 _NUMBERS = struct.Struct("<qqB")
@@ -173,10 +180,12 @@ def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
 class InodeTable:
     """All inodes that kernel or handles hold. Thread-safe; no method waits.
 
-    `prefix` is what the root directory stands for.
+    `prefix` is what the root directory stands for, `bits` how long numbers are.
     """
 
-    def __init__(self, prefix: bytes) -> None:
+    def __init__(self, prefix: bytes, bits: int = LONG_BITS) -> None:
+        # constants
+        self._bits = bits
         self.root = Inode(ROOT, None, prefix, None, fresh_until_s=float("inf"), lookups=1)
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -336,16 +345,16 @@ class InodeTable:
         """Raise AssertionError if an invariant is broken."""
         with self._lock:
             for number, inode in self._inodes.items():
-                assert inode.number == number
+                assert inode.number == number < 1 << self._bits
                 assert inode.lookups > 0 or inode.opens > 0, inode
             assert self._alias_of == {number: alias for alias, number in self._aliases.items()}
             for alias, number in self._aliases.items():
-                assert alias == digest(self._inodes[number].key, self._inodes[number].info)
+                assert alias == self._digest(self._inodes[number].key, self._inodes[number].info)
 
     def _number(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number of the entry's inode, or a free one for it (lock held)."""
         key = _key(parent, entry)
-        number = digest(key, entry.info)
+        number = self._digest(key, entry.info)
         number = self._aliases.get(number, number)
         while True:
             inode = self._inodes.get(InodeNumber(number))
@@ -354,7 +363,7 @@ class InodeTable:
             same = inode.parent is parent and inode.name == entry.name
             if (same or inode.key == key) and inode.is_version(entry):
                 return InodeNumber(number)
-            number += 1
+            number = max((number + 1) % (1 << self._bits), ROOT + 1)
 
     def _drop_unheld(self, inode: Inode) -> bool:
         if inode.lookups > 0 or inode.opens > 0:
@@ -367,7 +376,7 @@ class InodeTable:
     def _alias(self, inode: Inode) -> None:
         """Let an inode be found by the number that its key and version have now."""
         self._drop_alias(inode)
-        number = digest(inode.key, inode.info)
+        number = self._digest(inode.key, inode.info)
         if number == inode.number:
             return
         # Equal content, written again after it was deleted: the last inode is the one.
@@ -382,20 +391,19 @@ class InodeTable:
         if number is not None:
             del self._aliases[number]
 
+    def _digest(self, key: bytes, info: ObjectInfo | None) -> int:
+        return digest(key, info, self._bits)
+
     def _no_version(self) -> str:
         """Return an ETag that no object has: those are quoted."""
         return f"unborn-{next(self._unborn)}"
 
 
-def digest(key: bytes, info: ObjectInfo | None) -> int:
-    """Return a number of 56 bits, above the root's, for a key and a version. Pure.
-
-    The interpreter keeps integers in digits of 30 bits, and whatever room a sum or a shift had
-    on the way. Of a million numbers two are equal once in 150,000 times.
-    """
+def digest(key: bytes, info: ObjectInfo | None, bits: int) -> int:
+    """Return a number of so many bits, above the root's, for a key and a version. Pure."""
     version = b"" if info is None else f"{info.etag}\n{info.size_bytes}".encode()
     # A NUL ends the key: none that can be reached has one.
-    value = hashlib.blake2b(key + b"\0" + version, digest_size=7).digest()
+    value = hashlib.blake2b(key + b"\0" + version, digest_size=bits // 8).digest()
     return max(int.from_bytes(value, "little"), ROOT + 1)
 
 

@@ -42,10 +42,12 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: struct statvfs, as the reference shows a bucket: no end of room, so that programs that
-#: check for free space go on. Blocks of 4 KiB; 2^50 of them are 4 EiB.
+#: st_blksize: what programs read and write at once.
 BLOCK_BYTES = 4096
-BLOCKS = 1 << 50
+#: struct statvfs: no end of room, so that programs that check for free space go on. All numbers
+#: fit into a signed one of 32 bits, for programs that know no others: 2 PiB in blocks of 1 MiB.
+ROOM_BLOCK_BYTES = 1 << 20
+ROOM_BLOCKS = (1 << 31) - 1
 
 #: Of renameat2(2), linux/fs.h.
 RENAME_NOREPLACE = 1
@@ -264,9 +266,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def statfs(self, ctx: Any) -> Any:
         """Return a file system without end."""
         stats = llfuse.StatvfsData()
-        stats.f_bsize = stats.f_frsize = BLOCK_BYTES
-        stats.f_blocks = stats.f_bfree = stats.f_bavail = BLOCKS
-        stats.f_files = stats.f_ffree = stats.f_favail = BLOCKS
+        stats.f_bsize = stats.f_frsize = ROOM_BLOCK_BYTES
+        stats.f_blocks = stats.f_bfree = stats.f_bavail = ROOM_BLOCKS
+        stats.f_files = stats.f_ffree = stats.f_favail = ROOM_BLOCKS
         stats.f_namemax = MAX_NAME_BYTES
         return stats
 

@@ -99,6 +99,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             gid=os.getgid() if gid is None else gid,
             **_caching(options["metadata_ttl"], options["negative_metadata_ttl"]),
             **_given(options, "dir_mode", "file_mode"),
+            **_same(options, "inode32"),
         ),
         client=ClientConfig(
             throughput_gbps=options["throughput_gbps"],

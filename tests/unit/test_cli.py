@@ -213,6 +213,8 @@ def test_memory_by_the_machine(
         (["--max-threads", "1"], "mount.max_threads", 1),
         (["--uid", "0"], "filesystem.uid", 0),
         (["--gid", "4294967294"], "filesystem.gid", 4294967294),
+        (["--inode32"], "filesystem.inode32", True),
+        (["-o", "inode32"], "filesystem.inode32", True),
         (["--dir-mode", "700"], "filesystem.dir_mode", 0o700),
         (["--file-mode", "0000"], "filesystem.file_mode", 0),
         (["--maximum-throughput-gbps", "100"], "client.throughput_gbps", 100),

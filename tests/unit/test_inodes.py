@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from mountpoint import inodes
 from mountpoint.errors import StaleInode
-from mountpoint.inodes import ROOT, Inode, InodeNumber, InodeTable
+from mountpoint.inodes import ROOT, SHORT_BITS, Inode, InodeNumber, InodeTable
 from mountpoint.s3 import wire
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.kept import NOTHING, FileAttributes
@@ -113,13 +113,33 @@ def test_numbers_of_listed_names() -> None:
 
 def test_numbers_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two inodes whose digests are equal still have numbers of their own."""
-    monkeypatch.setattr(inodes, "digest", lambda key, info: 1000)
+    monkeypatch.setattr(inodes, "digest", lambda key, info, bits: 1000)
     table = InodeTable(b"")
     one = table.looked_up(table.root, file(b"a"), 0.0)
     two = table.looked_up(table.root, file(b"b"), 0.0)
     assert one.number != two.number
     assert table.looked_up(table.root, file(b"b"), 0.0) is two
     assert table.number_of(table.root, file(b"a")) == one.number
+    table.check()
+
+
+def test_short_numbers() -> None:
+    """They fit into 32 bits, are those of the listing, and the same in every mount."""
+    table, other_mount = InodeTable(b"", SHORT_BITS), InodeTable(b"", SHORT_BITS)
+    entries = [file(b"%d" % each) for each in range(1000)]
+    numbers = [table.number_of(table.root, entry) for entry in entries]
+    assert 1 << 31 < max(numbers) < 1 << 32
+    assert [other_mount.number_of(other_mount.root, entry) for entry in entries] == numbers
+    assert [table.looked_up(table.root, entry, 0.0).number for entry in entries] == numbers
+    table.check()
+
+
+def test_short_numbers_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows the last number is the first one that no root has."""
+    monkeypatch.setattr(inodes, "digest", lambda key, info, bits: (1 << bits) - 1)
+    table = InodeTable(b"", SHORT_BITS)
+    found = [table.looked_up(table.root, file(name), 0.0).number for name in (b"a", b"b", b"c")]
+    assert found == [(1 << 32) - 1, ROOT + 1, ROOT + 2]
     table.check()
 
 

@@ -39,6 +39,7 @@ EFFECTS = {
     "--gid": IDS,
     "--dir-mode": IDS,
     "--file-mode": IDS,
+    "--inode32": f"{M}/test_32_bits.py::test_calls",
     "--fsname": f"{M}/test_life.py::test_source",
     "-o": f"{M}/test_life.py::test_fstab",
     "--foreground": f"{M}/test_life.py::test_foreground",
