@@ -25,6 +25,7 @@ from mountpoint.command import (
     MountCommand,
     directories,
     files,
+    number_of,
     octal,
     option,
     profiles,
@@ -152,7 +153,7 @@ LOGGING = "Logging options"
 @option(
     WRITING,
     "--staged-limit",
-    type=int,
+    type=number_of("MiB", MIB),
     metavar="MIB",
     help="Room for them, MiB.  [default: half of what is free]",
 )
@@ -194,7 +195,7 @@ LOGGING = "Logging options"
 @option(
     CLIENT,
     "--part-size",
-    type=int,
+    type=number_of("bytes", 1),
     default=8 * MIB,
     metavar="SIZE",
     show_default=True,
@@ -203,14 +204,14 @@ LOGGING = "Logging options"
 @option(
     CLIENT,
     "--read-part-size",
-    type=int,
+    type=number_of("bytes", 1),
     metavar="SIZE",
     help="Bytes per GET.  [default: --part-size]",
 )
 @option(
     CLIENT,
     "--write-part-size",
-    type=int,
+    type=number_of("bytes", 1),
     metavar="SIZE",
     help="Bytes per part of an upload, 5 MiB or more.  [default: --part-size]",
 )
@@ -226,7 +227,7 @@ LOGGING = "Logging options"
 @option(
     CLIENT,
     "--memory-target",
-    type=int,
+    type=number_of("MiB", MIB),
     metavar="MIB",
     help="Memory for data, MiB.  [default: a quarter of the machine's, 128 to 1024]",
 )
@@ -299,7 +300,7 @@ LOGGING = "Logging options"
 @option(
     METRICS,
     "--otlp-export-interval",
-    type=int,
+    type=number_of("seconds"),
     metavar="SECONDS",
     help="How often they are sent.  [default: 60]",
 )
@@ -339,6 +340,11 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     if not config.log.foreground:
         daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
+        if logs.is_in_memory_only(config.log):
+            directory = printable(config.mount.directory)
+            what = "there is no syslog here: the log is in memory only"
+            hint = f"(mount-s3ctl log {directory}); --log-directory DIR makes files of it"
+            click.echo(f"{what} {hint}", err=True)
         return
 
     def ready() -> None:

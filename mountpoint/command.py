@@ -21,6 +21,9 @@ from mountpoint.s3.profile import open_session
 #: Stands for the word "minimal" where seconds are told.
 MINIMAL = -1.0
 
+#: A size as people write it, such as 8M, 8 MiB or 8mb.
+_SIZE = re.compile(r"(\d+) ?([KMGT])(?:i?B)?", re.IGNORECASE)
+
 EPILOG = """\
 In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashes, with commas
 between, 'ro' and 'rw'; a comma, backslash or double quote inside a value has a backslash before it:
@@ -132,6 +135,21 @@ def octal(text: str) -> int:
         return int(text, 8)
     except ValueError:
         raise click.BadParameter(f"'{text}' is not an octal number such as 0755.") from None
+
+
+def number_of(unit: str, of_bytes: int = 0) -> Callable[[str | int], int]:
+    """Return what reads a whole number of a unit, of so many bytes if it is one of sizes."""
+
+    def read(text: str | int) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            size = _SIZE.fullmatch(str(text)) if of_bytes else None
+            meant = int(size[1]) << 10 * (1 + "kmgt".index(size[2].lower())) if size else 0
+            more = f": {text} is {meant // of_bytes}" if meant and meant % of_bytes == 0 else ""
+            raise click.BadParameter(f"'{text}' is not a whole number of {unit}{more}.") from None
+
+    return read
 
 
 def time_to_live(text: str) -> float:

@@ -125,6 +125,12 @@ def where(config: LogConfig) -> str:
     return "there is no syslog here; for a log use --log-directory DIR or --foreground"
 
 
+def is_in_memory_only(config: LogConfig) -> bool:
+    """Whether a log is wanted, and no line of it goes anywhere that outlives the process."""
+    elsewhere = config.no_log or config.foreground or config.directory is not None
+    return not elsewhere and not os.path.exists(SYSLOG_SOCKET)
+
+
 # Levels
 
 

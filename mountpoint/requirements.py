@@ -30,7 +30,7 @@ def check_directory(directory: str) -> None:
             f"unmount it first (umount {directory}), or choose another directory",
         )
     try:
-        mode = os.stat(directory).st_mode
+        status = os.stat(directory)
     except FileNotFoundError:
         raise MountError(
             f"the directory '{directory}' does not exist", f"make it first: mkdir -p {directory}"
@@ -40,13 +40,14 @@ def check_directory(directory: str) -> None:
             f"'{directory}' cannot be used: {error.strerror}",
             "choose a directory that you can enter",
         ) from None
-    if not stat.S_ISDIR(mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise MountError(f"'{directory}' is not a directory", "choose an existing directory")
     # So says fusermount, for all that cannot mount by themselves.
     if not _may_mount() and not os.access(directory, os.W_OK):
+        own = status.st_uid == os.getuid()
         raise MountError(
             f"'{directory}' cannot be written: only root may mount there",
-            "choose a directory of your own",
+            f"allow it: chmod u+w {directory}" if own else "choose a directory of your own",
         )
 
 

@@ -91,7 +91,7 @@ def _try(directory: str) -> str | None:
     except subprocess.TimeoutExpired:
         return "the kernel does not answer"
     lines = done.stderr.strip().splitlines()
-    return None if done.returncode == 0 else lines[-1] if lines else "it is busy"
+    return None if done.returncode == 0 else lines[-1].rstrip(".") if lines else "it is busy"
 
 
 def _bar(writing: list[dict[str, Any]]) -> Any:

@@ -70,7 +70,8 @@ def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
     path = folder / "mnt"
     path.mkdir()
     try:
-        result = run(store.bucket, path, *store_options(store), env=store.environment)
+        options = [*store_options(store), "--log-directory", folder / "log"]
+        result = run(store.bucket, path, *options, env=store.environment)
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout == f"bucket {store.bucket} is mounted at {path}\n"
     finally:

@@ -252,7 +252,7 @@ def test_allow_root(store: Store) -> None:
         path.mkdir()
         path.chmod(0o777)
         for options, allowed in (([], False), (["--allow-root"], True)):
-            arguments = [store.bucket, str(path), *store_options(store), *options]
+            arguments = [store.bucket, str(path), *store_options(store), "--no-log", *options]
             script = f"""
                 set -e
                 echo user_allow_other > {folder}/fuse.conf

@@ -52,6 +52,7 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
         work(lambda: None)
 
     monkeypatch.setattr(cli, "_mount", stand_in.mount)
+    monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/")  # as if there were a syslog
     monkeypatch.setattr(daemon, "run_in_background", in_background)
     for name in ("AWS_CA_BUNDLE", "MOUNTPOINT_LOG"):
         monkeypatch.delenv(name, raising=False)
@@ -328,6 +329,24 @@ def test_says_what_is_mounted(
     assert (result.exit_code, result.stdout, result.stderr) == (0, said, "")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [([], True), (["-d"], True), (["-l", "/var/x"], False), (["--no-log"], False), (["-f"], False)],
+)
+def test_says_that_there_is_no_log(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch, options: list[str], told: bool
+) -> None:
+    """In the background without syslog: once, on stderr, with what makes one."""
+    monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/nowhere")
+    result = run("bucket", "/mnt", *options)
+    assert (result.exit_code, result.stdout) == (0, "bucket bucket is mounted at /mnt\n")
+    said = (
+        "there is no syslog here: the log is in memory only (mount-s3ctl log /mnt); "
+        "--log-directory DIR makes files of it\n"
+    )
+    assert result.stderr == (said if told else "")
+
+
 def test_paths_become_absolute(
     mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +457,13 @@ def test_refused_with_exit_1(mounted: Mounted, arguments: list[str], words: str)
         (["bucket", "/mnt", "-o", "read-checksums=1"], "'1' is not one of 'on', 'off'"),
         (["bucket", "/mnt", "-o", "uid=root"], "'root' is not a valid integer"),
         (["bucket", "/mnt", "-o", "debug=1"], "--debug"),
+        (["bucket", "/mnt", "--part-size", "8M"], "not a whole number of bytes: 8M is 8388608."),
+        (["bucket", "/mnt", "-o", "read-part-size=8 MiB"], "bytes: 8 MiB is 8388608."),
+        (["bucket", "/mnt", "--write-part-size", "1gb"], "bytes: 1gb is 1073741824."),
+        (["bucket", "/mnt", "--part-size", "8.5M"], "'8.5M' is not a whole number of bytes."),
+        (["bucket", "/mnt", "--memory-target", "1G"], "not a whole number of MiB: 1G is 1024."),
+        (["bucket", "/mnt", "--staged-limit", "1k"], "'1k' is not a whole number of MiB."),
+        (["bucket", "/mnt", "--otlp-export-interval", "1m"], "not a whole number of seconds."),
         (["bucket", "/mnt", "--dir-mode", "rwx"], "'rwx' is not an octal number"),
         (["bucket", "/mnt", "--file-mode", "0888"], "'0888' is not an octal number"),
     ],

@@ -50,8 +50,13 @@ def test_a_directory_that_fusermount_would_refuse(
     status(monkeypatch, CapEff=CAP_SYS_ADMIN)
     requirements.check_directory(str(tmp_path))
     status(monkeypatch)
-    with pytest.raises(MountError, match="only root may mount there"):
+    with pytest.raises(MountError, match="only root may mount there") as caught:
         requirements.check_directory(str(tmp_path))
+    assert caught.value.hint == f"allow it: chmod u+w {tmp_path}"
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    with pytest.raises(MountError, match="only root may mount there") as caught:
+        requirements.check_directory(str(tmp_path))
+    assert caught.value.hint == "choose a directory of your own"
 
 
 def test_fusermount_is_looked_for_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
