@@ -94,10 +94,14 @@ class StaleInode(OperationError):
     """The inode's object version is no longer the newest: the kernel has to look again."""
 
 
+class Superseded(StaleInode):
+    """Others have the inode open: the kernel has to look again, and finds another inode."""
+
+
 class NotSequential(OperationError):
     """A write that does not go on where the last one ended: uploads are sequential."""
 
-    hint = "S3 takes whole objects: write files from beginning to end"
+    hint = "S3 takes whole objects: --staged-writes DIR lets files be written in any order"
 
 
 class WriterKilled(OperationError):
