@@ -130,12 +130,17 @@ def test_two_loops_append(streamed: Mount, place: Path, flat_store: Store) -> No
     assert stored(flat_store, streamed, path) == path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["streamed", "staged"])
-def test_appended_while_it_is_followed(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str
-) -> None:
+def test_appended_while_it_is_followed(place: Path, tmp_path: Path) -> None:
     """`tail -F` beside `>>`: every append works, and tail shows the last one."""
-    path = request.getfixturevalue(kind).path / "followed"
+    follow(place / "followed", tmp_path)
+
+
+def test_staged_while_it_is_followed(staged: Mount, tmp_path: Path) -> None:
+    """The same for a file that is staged."""
+    follow(staged.path / "followed", tmp_path)
+
+
+def follow(path: Path, tmp_path: Path) -> None:
     path.write_text("first\n")
     said = tmp_path / "said"
     with said.open("wb") as output:
