@@ -28,6 +28,7 @@ MOST_WAITING = 4
 
 BEING_READ = "the file is being read"
 BEING_READ_HINT = "--staged-writes DIR lets several programs have it open, and one write it"
+BY_DESCRIPTOR_HINT = "it was opened by a descriptor, as in /proc/self/fd: its name would do"
 
 
 class Readers:
@@ -89,7 +90,7 @@ class Readers:
             before = self._expected.pop(inode.key, None)
             if before is not None and before[1:] == (inode.number, process):
                 self._changed.notify_all()
-                raise NotPermitted(BEING_READ, BEING_READ_HINT)
+                raise NotPermitted(BEING_READ, BY_DESCRIPTOR_HINT)
             self._expected[inode.key] = (now_s + RETURN_S, inode.number, process)
         self._inodes.disown(inode, inode.info)
         raise Superseded("other programs have the file open: it gets another inode")

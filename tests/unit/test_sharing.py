@@ -125,8 +125,9 @@ def test_the_same_inode_again(world: Mounted) -> None:
     world.fs.open(number, os.O_RDONLY)
     with pytest.raises(Superseded):
         world.fs.open(number, OVERWRITE, ONE)
-    with pytest.raises(NotPermitted, match="being read"):
+    with pytest.raises(NotPermitted, match="being read") as caught:
         world.fs.open(number, OVERWRITE, ONE)
+    assert "/proc/self/fd" in caught.value.hint
     with pytest.raises(Superseded):
         world.fs.open(number, OVERWRITE, TWO)
 
