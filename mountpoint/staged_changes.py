@@ -135,12 +135,13 @@ class StagedChanges:
         raise NotPermitted("the file exists", "--allow-overwrite lets files be changed")
 
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
-        if self._readers.are_there(inode):
-            self._readers.leave(inode, process)
         base, kept = None, self._keeping.of_replaced(inode)
         if not flags & os.O_TRUNC:
             base = newest(self._client, self._patience, inode)
             kept = self._keeping.of_base(base)
+        if self._readers.are_there(inode):
+            # Now that it is the newest version: the kernel looks again only once.
+            self._readers.leave(inode, process)
         writer = self._writer(inode, base, ALWAYS, kept, new=False)
         with self._lock:
             added = self._local.add(writer)

@@ -199,11 +199,6 @@ class WriteOpener:
                 raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
             option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
             raise NotPermitted("the file exists", f"{option} lets it be written")
-        if not reads:
-            # The kernel drops the pages of what is cut to nothing, and of nothing else.
-            paged = inode.paged and not flags & os.O_TRUNC
-            if paged or self._readers.are_there(inode) or self._open_file(inode) is not None:
-                self._readers.leave(inode, process)
         if not flags & os.O_TRUNC:
             # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
             base = newest(self._client, self._patience, inode)
@@ -211,6 +206,12 @@ class WriteOpener:
         elif inode.info is not None and (reads or self._config.incremental_upload):
             # What it read is what it replaces; and a part that comes late could replace others.
             condition = unchanged(inode.info)
+        if not reads:
+            # Now that it is the newest version: the kernel looks again only once. It drops the
+            # pages of what is cut to nothing, and of nothing else.
+            paged = inode.paged and base is not None
+            if paged or self._readers.are_there(inode) or self._open_file(inode) is not None:
+                self._readers.leave(inode, process)
         keeping = self._keeping
         handle = WriteHandle(
             inode,

@@ -202,6 +202,18 @@ def test_a_writer_that_a_reader_does_not_see(
     assert not world.fs._readers._counts
 
 
+def test_replaced_by_others_and_read_here() -> None:
+    """The kernel looks again once: for what is there now, and not before that for another inode."""
+    with mounted({b"a": b"earlier"}, **ALL) as world:
+        number = world.look(b"a").inode
+        world.fs.open(number, os.O_RDONLY)
+        world.client.put(b"a", b"theirs")
+        writer = open_as_kernel(world, b"a", APPEND, ONE)
+        world.fs.write(writer, 6, b"2")
+        world.close(writer, ONE)
+        assert world.client.content(b"a") == b"theirs2"
+
+
 # --- Appending by several ---
 
 
