@@ -232,9 +232,9 @@ class Changes:
         if isinstance(handle, WriteHandle):
             self._cut(handle, size_bytes)
             return
-        if inode.info is not None and inode.info.size_bytes == size_bytes:
-            return
         if size_bytes:
+            if inode.info is not None and inode.info.size_bytes == size_bytes:
+                return
             raise NotPermitted(
                 "S3 takes whole objects: a file cannot be cut or lengthened",
                 "--staged-writes DIR lets it be",

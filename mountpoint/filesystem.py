@@ -314,8 +314,9 @@ class FileSystem:
         opened = None if number is None else self._files.get(number)
         if number is not None and isinstance(opened, ReadHandle):
             opened = None
-            info = inode.info
-            if not size_bytes and info is not None and info.size_bytes:
+            if inode.info is not None and inode.info.size_bytes == size_bytes:
+                return
+            if not size_bytes:
                 self._take_over(number, None)
                 return
         self._writing.truncate(inode, size_bytes, opened)

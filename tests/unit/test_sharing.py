@@ -444,6 +444,17 @@ def test_not_while_others_read_it() -> None:
         assert world.client.content(b"a") == b"earlierx"
 
 
+def test_cut_to_the_size_that_it_has() -> None:
+    """That changes nothing, and needs no option."""
+    with mounted({b"a": b"123", b"b": b""}) as world:
+        for name, size in ((b"a", 3), (b"b", 0)):
+            number = world.look(name).inode
+            handle = world.fs.open(number, os.O_RDWR, ONE)
+            cut_open(world, handle, number, size)
+            world.close(handle, ONE)
+        assert world.client.count("put_object") == 0
+
+
 @pytest.mark.parametrize("option", ["allow_append", "allow_overwrite"])
 def test_an_empty_file_that_is_read_and_written(option: str) -> None:
     """To write it anew and to append to it is the same."""
