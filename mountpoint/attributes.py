@@ -81,7 +81,7 @@ class Showing:
         return Attributes(
             inode=inode.number,
             mode=stat.S_IFREG | (config.file_mode if kept.mode is None else kept.mode),
-            links=1,
+            links=0 if writer is not None and writer.removed else 1,
             size_bytes=size_bytes,
             mtime_ns=mtime_ns,
             ctime_ns=mtime_ns if writer is not None else info.mtime_ns,

@@ -6,8 +6,8 @@ nobody is told: descriptors are duplicated (dup, `dd`, a shell's redirection) an
 opened the file, once something has been written; what is left then (empty files, files that
 somebody else has gone on writing) is uploaded when the last descriptor is gone, which no
 program waits for. If it was not the last one and more is written, what is there is the beginning
-of another upload. fsync(2) always ends the upload. A process that is killed closes its files as
-well: then nothing comes into being, for nobody knows whether they were complete.
+of another upload. fsync(2) ends the upload in the same way. A process that is killed closes its
+files as well: then nothing comes into being, for nobody knows whether they were complete.
 
 Appending is such another upload from the start: the server copies what is there, what is written
 comes behind it, and all of it takes the old object's place when the file is closed.
@@ -16,39 +16,45 @@ Without an option nothing is replaced and nothing deleted, not even by a race: a
 upload has the condition that there is still no object of that name.
 """
 
+import functools
 import mimetypes
 import os
 import time
-import weakref
 from collections.abc import Callable
 
 from mountpoint import tree
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import (
+    NO_OPTION,
     BadHandle,
     IsADirectory,
     NotPermitted,
     NotSequential,
     OperationError,
+    PreconditionFailed,
     WriterKilled,
 )
-from mountpoint.handles import WriteHandle, check_flags, unchanged
-from mountpoint.heads import newest
+from mountpoint.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags, unchanged
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames, Writer
-from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
+from mountpoint.readers import BEING_READ, BEING_READ_HINT, Readers
+from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.kept import NOTHING, FileAttributes, formatted
 from mountpoint.s3.retry import Patience
 from mountpoint.tree import Entry
+from mountpoint.write_opener import (
+    ANY_ORDER,
+    BEING_WRITTEN,
+    LOOK_S,
+    SETTLE_S,
+    WriteOpener,
+    may_write,
+)
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.sequential import Sequential
+from mountpoint.writing.source import fetch
 from mountpoint.writing.uploads import Uploads
-
-#: How long somebody waits for a file that has been closed to be there (`touch a; cat a`), and for
-#: who has closed it to be gone (`cat a; echo > a`). The kernel tells us of the last close a moment
-#: after the program has gone on, and the next program's open may overtake it.
-SETTLE_S = 1.0
 
 
 class Changes:
@@ -67,6 +73,7 @@ class Changes:
         copies: Copies,
         inodes: InodeTable,
         local: LocalNames,
+        readers: Readers,
         keeping: Keeping,
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
@@ -78,12 +85,11 @@ class Changes:
         self._copies = copies
         self._inodes = inodes
         self._local = local
+        self._readers = readers
         self._keeping = keeping
         self._config = config
         self._changed = changed
-        # mutable: files that are uploaded and still open, by key; used in single steps
-        self._settled: weakref.WeakValueDictionary[bytes, WriteHandle]
-        self._settled = weakref.WeakValueDictionary()
+        self._opener = WriteOpener(client, patience, local, readers, keeping, config, self._begin)
 
     def create(
         self,
@@ -92,111 +98,117 @@ class Changes:
         flags: int,
         process: int,
         attributes: FileAttributes = NOTHING,
-    ) -> WriteHandle:
+    ) -> StreamedHandle:
         """Begin a new file. Its inode counts one lookup and one open."""
         check_flags(flags)
         tree.check_new(parent.key, name)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
             kept = self._keeping.of_new(attributes)
-            return self._add(WriteHandle(inode, process, self._begin, condition=NEW, kept=kept))
+            appends = bool(flags & os.O_APPEND)
+            handle = WriteHandle(inode, self._begin, condition=NEW, kept=kept, appends=appends)
+            opened = StreamedHandle(handle, process, writes=may_write(flags))
+            self._add(handle)
+            return opened
         except BaseException:
             self._inodes.uncreate(inode)
             raise
 
-    def open(self, inode: Inode, flags: int, process: int) -> WriteHandle | None:
-        """Open a file that is to be written; None: it is only read.
+    def open(self, inode: Inode, flags: int, process: int) -> StreamedHandle | None:
+        """See WriteOpener."""
+        return self._opener.open(inode, flags, process)
 
-        O_RDWR alone opens it for reading, as with the reference: many programs that ask for
-        both only read.
+    def is_written(self, inode: Inode) -> bool:
+        """See WriteOpener."""
+        return self._opener.is_written(inode)
+
+    def take_over(self, reading: ReadHandle, offset: int | None) -> StreamedHandle:
+        """See WriteOpener."""
+        return self._opener.take_over(reading, offset)
+
+    # --- while it is open ---
+
+    def read(self, opened: StreamedHandle, offset: int, size: int) -> bytes:
+        """Return the bytes [offset, offset + size) as far as S3 has them.
+
+        What was written after the last upload is waited for, for a moment.
         """
-        writer = self._local.writer(inode)
-        if writer is not None:
-            self.check_unwritten(writer)
-        access = flags & os.O_ACCMODE
-        appends = access == os.O_RDWR and flags & os.O_APPEND
-        if access == os.O_WRONLY or flags & os.O_TRUNC or appends:
-            return self._change(inode, flags, process)
-        return None
+        handle = opened.file
+        while True:
+            base, stop = handle.base, min(offset + size, handle.size_bytes)
+            if offset >= stop:
+                return b""
+            if base is None or stop > handle.stored_bytes:
+                if handle.removed or opened.wrote or not handle.settled.wait(SETTLE_S):
+                    raise BadHandle("what is being written cannot be read", ANY_ORDER)
+                handle.check()
+                continue
+            try:
+                start = functools.partial(fetch, self._client, base, offset, stop)
+                return self._patience.ask(start).answer()
+            except PreconditionFailed:
+                if handle.base is base:
+                    raise
 
-    def _change(self, inode: Inode, flags: int, process: int) -> WriteHandle:
-        """Begin to write a file anew, or behind its end. The inode must have been opened."""
-        check_flags(flags)
-        base, condition = None, ALWAYS
-        if not flags & os.O_TRUNC:
-            # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
-            if not self._allows(flags):
-                option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
-                raise NotPermitted("the file exists", f"mount with {option} to allow it")
-            base = newest(self._client, self._patience, inode)
-            condition = unchanged(base)
-        elif not self._config.allow_overwrite:
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
-        elif self._config.incremental_upload and inode.info is not None:
-            condition = unchanged(inode.info)  # or a part that comes late could replace others
-        if not self._inodes.is_alone(inode, SETTLE_S):
-            raise NotPermitted(
-                "the file is being read",
-                "mount with --staged-writes DIR to allow it, or wait until its readers close it",
-            )
-        keeping = self._keeping
-        handle = WriteHandle(
-            inode,
-            process,
-            self._begin,
-            condition=condition,
-            kept=keeping.of_replaced(inode) if base is None else keeping.of_base(base),
-            base=base,
-            replaces=True,
-        )
-        return self._add(handle)
-
-    def _allows(self, flags: int) -> bool:
-        """Whether a file may be opened to be written that is not cut to nothing."""
-        config = self._config
-        if flags & os.O_APPEND:
-            return config.allow_append or config.incremental_upload
-        return config.allow_overwrite or config.incremental_upload
-
-    def read(self, handle: WriteHandle, offset: int, size: int) -> bytes:
-        """Refuse: what is being written cannot be read."""
-        raise BadHandle(
-            "the file is being written: it can be read when it is closed",
-            "mount with --staged-writes DIR to allow it",
-        )
-
-    def write(self, handle: WriteHandle, offset: int, data: bytes) -> int:
+    def write(self, opened: StreamedHandle, offset: int, data: bytes) -> int:
         """Take the next bytes of a file; return how many."""
+        handle = opened.file
+        if not opened.writes:
+            raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
+        while handle.finishing and not handle.settled.wait(LOOK_S):
+            handle.check()
+        if handle.discards(offset, len(data)):
+            return len(data)
         handle.check()
+        if handle.opens > 1 and offset != handle.size_bytes:  # what others have written stays
+            raise NotSequential(f"a write at {offset}, where {handle.size_bytes} was next")
         if handle.settled.is_set():
             self._go_on(handle)
         try:
-            return handle.write(offset, data)
+            written = handle.write(offset, data)
         except OperationError as error:
+            if handle.discards(offset, len(data)):
+                return len(data)
             self._lost(handle, error)
             raise
+        opened.wrote = True
+        return written
 
-    def flush(self, handle: WriteHandle, process: int, *, killed: bool) -> None:
+    def flush(self, opened: StreamedHandle, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor; upload what was written if it is the opener."""
-        handle.flushed, handle.killed = True, killed
+        handle = opened.file
+        handle.flushed = True
+        if handle.removed or not opened.writes:
+            return
+        handle.killed = killed
         try:
             handle.check()
         except OperationError as error:
             self._lost(handle, error)
             raise
-        if process == handle.opener and not killed:
+        if process == opened.opener and not killed:
             handle.closing = True
-            if handle.size_bytes if handle.upload is not None else self._keeping.left(handle):
+            wrote = opened.wrote and handle.size_bytes
+            if wrote if handle.upload is not None else self._keeping.left(handle):
                 self._finish(handle)
 
-    def sync(self, handle: WriteHandle) -> None:
+    def sync(self, opened: StreamedHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
-        handle.final = not (self._config.allow_append or self._config.incremental_upload)
+        handle = opened.file
         if handle.upload is not None or self._keeping.left(handle):
             self._finish(handle)
 
-    def release(self, handle: WriteHandle) -> None:
-        """End a file that has no descriptor any more."""
+    def release(self, opened: StreamedHandle) -> None:
+        """Close a file; with the last one who has it open it ends."""
+        handle = opened.file
+        with handle.settling:
+            handle.opens -= 1
+            if handle.opens:
+                return
+        if handle.removed:
+            self._local.discard(handle)
+            return
+        handle.closing = True
         upload = handle.upload
         try:
             if handle.settled.is_set():
@@ -212,40 +224,57 @@ class Changes:
             if upload is not None:
                 upload.abort()
 
-    def truncate(self, inode: Inode, size_bytes: int) -> None:
-        """Give a file another size, where that is what a new upload can bring about."""
-        handle = self._local.writer(inode)
+    def truncate(self, inode: Inode, size_bytes: int, opened: StreamedHandle | None = None) -> None:
+        """Give a file another size, where that is what a new upload can bring about.
+
+        `opened`: through that handle; else by its name.
+        """
+        handle = self._local.writer(inode) if opened is None else opened.file
         if isinstance(handle, WriteHandle):
-            if size_bytes == handle.size_bytes:
-                return
-            if size_bytes == 0 and (handle.base is None or self._config.allow_overwrite):
-                handle.restart()
+            self._cut(handle, size_bytes)
+            return
+        if size_bytes:
+            if inode.info is not None and inode.info.size_bytes == size_bytes:
                 return
             raise NotPermitted(
-                "a file that is being written can only be cut to nothing",
+                "S3 takes whole objects: a file cannot be cut or lengthened",
                 "mount with --staged-writes DIR to allow it",
             )
-        if size_bytes == 0:
-            self._inodes.opened(inode)
+        self._inodes.opened(inode)
+        try:
+            anew = self._opener.change(inode, os.O_WRONLY | os.O_TRUNC, 0)
+            if anew is None:
+                raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
             try:
-                self.sync(self._change(inode, os.O_WRONLY | os.O_TRUNC, 0))
+                self.sync(anew)
             finally:
-                self._inodes.released(inode)
-            return
-        if inode.info is not None and inode.info.size_bytes == size_bytes:
-            return
-        raise NotPermitted(
-            "S3 takes whole objects: a file cannot be cut or lengthened",
-            "mount with --staged-writes DIR to allow it",
-        )
+                self.release(anew)
+        finally:
+            self._inodes.released(inode)
+
+    def _cut(self, handle: WriteHandle, size_bytes: int) -> None:
+        """Give another size to a file that is being written."""
+        if handle.removed:
+            handle.resize(size_bytes)
+        elif size_bytes != handle.size_bytes:
+            stored = handle.replaces and handle.base is not None
+            if size_bytes or (stored and not self._config.allow_overwrite):
+                raise NotPermitted(
+                    "a file that is being written can only be cut to nothing", ANY_ORDER
+                )
+            if handle.settled.is_set():
+                self._go_on(handle)
+            handle.restart()
 
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
         """Set mode, owners or time of a file or directory that is there."""
-        self._keeping.set(inode, attributes, self._settled.get(inode.key))
+        self._keeping.set(inode, attributes, self._opener.settled.get(inode.key))
 
     def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
         """Set them of a file that is being written; False: it is there now."""
         assert isinstance(writer, WriteHandle)
+        if writer.removed:
+            return True
         with writer.settling:
             if writer.settled.is_set():
                 return False
@@ -260,21 +289,41 @@ class Changes:
         if not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
         self._patience.ask(lambda: self._client.delete_object(info.key)).answer()
+        self._remove_open(info.key)
         self._local.keep(parent.key)
         self._changed(parent.key, entry.name, None)
 
     def check_unwritten(self, writer: Writer) -> None:
         """Raise NotPermitted for a file that is being written; wait for one that is closed now."""
         assert isinstance(writer, WriteHandle)
-        if not (writer.closing and writer.settled.wait(SETTLE_S)):
-            raise NotPermitted(
-                "the file is being written",
-                "mount with --staged-writes DIR to allow it, or wait until its writer closes it",
-            )
+        self._opener.await_end(writer, 0.0)
 
     def unlink_open(self, writer: Writer) -> bool:
-        """Whether a file that is being written has been removed: it has to be there first."""
-        self.check_unwritten(writer)
+        """Remove a file that is being written, of which nothing comes then; False: it is there now.
+
+        Who has it open goes on without an error, and the upload is given up. Deleting is only what
+        removes an object.
+        """
+        assert isinstance(writer, WriteHandle)
+        inode, stored = writer.inode, writer.replaces or writer.base is not None
+        if stored and not self._config.allow_delete:
+            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
+        while not writer.settled.is_set():
+            if writer.finishing:
+                self.check_unwritten(writer)
+                continue
+            if stored:
+                self._patience.ask(lambda: self._client.delete_object(inode.key)).answer()
+            with writer.settling:
+                if writer.finishing or writer.settled.is_set():
+                    continue
+                begun = writer.remove()
+            self._local.forget_name(writer)
+            self._local.keep(inode.directory)
+            self._changed(inode.directory, inode.name, None)
+            if begun is not None:
+                begun.abort()
+            return True
         return False
 
     def displace(self, writer: Writer) -> None:
@@ -307,6 +356,14 @@ class Changes:
 
     # --- inside ---
 
+    def _remove_open(self, key: bytes) -> None:
+        """Let a file go on, for who has it open, whose object has been deleted."""
+        handle = self._opener.settled.pop(key, None)
+        if handle is not None:
+            with handle.settling:
+                if handle.settled.is_set():
+                    handle.remove()
+
     def _begin(
         self, handle: WriteHandle, base: ObjectInfo | None
     ) -> tuple[Sequential, FileAttributes]:
@@ -330,36 +387,30 @@ class Changes:
         )
         return upload, handle.kept
 
-    def _add(self, handle: WriteHandle) -> WriteHandle:
+    def _add(self, handle: WriteHandle) -> None:
         if not self._local.add(handle):
             if handle.upload is not None:
                 handle.upload.abort()
-            raise NotPermitted(
-                "the file is being written",
-                "mount with --staged-writes DIR to allow it, or wait until its writer closes it",
-            )
-        return handle
+            raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
 
     def _go_on(self, handle: WriteHandle) -> None:
         """Let a file be written on whose upload has ended."""
-        if handle.final:
-            raise NotSequential(
-                "the file has been uploaded: no more can be written",
-                "mount with --allow-append to allow it",
-            )
-        if not self._inodes.is_alone(handle.inode, SETTLE_S):
-            raise NotPermitted(
-                "the file is being read",
-                "mount with --staged-writes DIR to allow it, or wait until its readers close it",
-            )
+        if self._readers.are_there(handle.inode):
+            raise NotPermitted(BEING_READ, BEING_READ_HINT)
         with handle.settling:
+            if not handle.settled.is_set():
+                return  # somebody else was faster
             self._add(handle)
-            handle.closing = False
+            handle.closing = handle.finishing = False
             handle.settled.clear()
 
     def _finish(self, handle: WriteHandle) -> None:
         """Complete what is being uploaded of a file, under its name and with its attributes."""
-        upload, info = handle.upload, handle.base
+        with handle.settling:
+            if handle.removed:
+                return
+            handle.finishing = True
+            upload, info = handle.upload, handle.base
         refused: OperationError | None = None
         try:
             if upload is not None:
@@ -401,15 +452,13 @@ class Changes:
             if upload is not None or info is not handle.base:
                 # Known before it is forgotten that it is being written: it is there all the time.
                 self._changed(inode.directory, inode.name, info)
-                if handle.base is None or upload is None:
-                    self._inodes.became(inode, info, 0.0)
-                else:
-                    # The kernel may have its last page, with zeros where there is something now.
-                    self._inodes.disown(inode, info)
+                # Of what was appended to the kernel has no pages, or not its last one.
+                self._inodes.became(inode, info, 0.0, paged=not handle.appends)
                 handle.base, handle.upload = info, None
                 handle.condition = unchanged(info)
-            self._settled[info.key] = handle
+            self._opener.settled[info.key] = handle
             self._local.discard(handle)
+            handle.finishing = False
             handle.settled.set()
             return True
 

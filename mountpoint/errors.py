@@ -108,6 +108,10 @@ class StaleInode(OperationError):
     """The inode's object version is no longer the newest: the kernel has to look again."""
 
 
+class Superseded(StaleInode):
+    """Others have the inode open: the kernel has to look again, and finds another inode."""
+
+
 class NotSequential(Refusal):
     """A write that does not go on where the last one ended: uploads are sequential."""
 

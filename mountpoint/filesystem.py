@@ -33,6 +33,7 @@ from mountpoint.errors import (
     NotFound,
     PreconditionFailed,
     StaleInode,
+    Superseded,
 )
 from mountpoint.handles import (
     DirectoryHandle,
@@ -40,7 +41,7 @@ from mountpoint.handles import (
     HandleTable,
     ReadHandle,
     StagedHandle,
-    WriteHandle,
+    StreamedHandle,
 )
 from mountpoint.heads import Heads
 from mountpoint.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, InodeTable
@@ -52,6 +53,7 @@ from mountpoint.local import LocalNames
 from mountpoint.memory import drop_leftovers, give_back
 from mountpoint.names import Names
 from mountpoint.opener import Opener
+from mountpoint.readers import Readers
 from mountpoint.reading.stream import Bytes
 from mountpoint.reading.streams import Streams
 from mountpoint.renames import Renames
@@ -134,6 +136,7 @@ class FileSystem:
         )
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
         self._local = LocalNames(prefix)
+        self._readers = Readers(self._inodes)
         self._keeping = Keeping(
             SelfCopies(client, uploads, patience), self._inodes, change, self._changed
         )
@@ -168,6 +171,7 @@ class FileSystem:
             copies,
             self._inodes,
             self._local,
+            self._readers,
             self._keeping,
             change,
             self._changed,
@@ -182,6 +186,7 @@ class FileSystem:
                 copies,
                 self._inodes,
                 self._local,
+                self._readers,
                 self._keeping,
                 change,
                 write,
@@ -198,7 +203,7 @@ class FileSystem:
             self._listings.forget_below,
             self._writing.moved,
         )
-        self._files: HandleTable[ReadHandle | WriteHandle | StagedHandle] = HandleTable()
+        self._files: HandleTable[ReadHandle | StreamedHandle | StagedHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
 
     # --- names and attributes ---
@@ -283,21 +288,38 @@ class FileSystem:
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
+        handle: HandleNumber | None = None,
     ) -> Attributes:
-        """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set."""
+        """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set.
+
+        `handle` is the open file through which it is set (ftruncate), if it is.
+        """
         inode = self._inodes.get(number)
         try:
             if size_bytes is not None:
-                self._writing.truncate(inode, size_bytes)
+                self._truncate(inode, size_bytes, handle)
                 return self._showing.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
             if writer is None or not self._writing.set_open(writer, attributes):
                 self._changes.set_attributes(inode, attributes)
+        except Superseded:
+            raise
         except (PreconditionFailed, NotFound, StaleInode):
             self._opener.disbelieve(inode)
             raise
         return self.getattr(number)
+
+    def _truncate(self, inode: Inode, size_bytes: int, number: HandleNumber | None) -> None:
+        opened = None if number is None else self._files.get(number)
+        if number is not None and isinstance(opened, ReadHandle):
+            opened = None
+            if inode.info is not None and inode.info.size_bytes == size_bytes:
+                return
+            if not size_bytes:
+                self._take_over(number, None)
+                return
+        self._writing.truncate(inode, size_bytes, opened)
 
     # --- directories ---
 
@@ -378,10 +400,19 @@ class FileSystem:
             raise IsADirectory()
         self._inodes.opened(inode)  # so that it stays while S3 is asked
         try:
-            changing = self._writing.open(inode, flags, process)
+            changing = self._open_to_write(inode, flags, process)
             if changing is not None:
                 return self._files.add(changing)
-            handle = self._opener.open(inode, direct=bool(flags & os.O_DIRECT))
+            try:
+                writer = process if flags & os.O_ACCMODE == os.O_RDWR else None
+                direct = bool(flags & os.O_DIRECT)
+                handle = self._opener.open(inode, direct=direct, writer=writer)
+            except BaseException:
+                self._readers.end(inode)
+                raise
+        except Superseded:
+            self._inodes.released(inode)
+            raise
         except (PreconditionFailed, NotFound, StaleInode) as error:
             self._inodes.released(inode)
             raise self._opener.missed(inode, flags, error) from None
@@ -390,6 +421,17 @@ class FileSystem:
             raise
         self._on_open(inode.key)
         return self._files.add(handle)
+
+    def _open_to_write(self, inode: Inode, flags: int, process: int) -> Any:
+        """Open a file that somebody writes, or is to write; else count a reader."""
+        while True:
+            changing = self._writing.open(inode, flags, process)
+            if changing is not None:
+                return changing
+            self._readers.begin(inode)
+            if not self._writing.is_written(inode):
+                return None
+            self._readers.end(inode)  # a writer has come meanwhile
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
@@ -407,12 +449,22 @@ class FileSystem:
         """Take bytes of a file; return how many."""
         handle = self._files.get(number)
         if isinstance(handle, ReadHandle):
-            raise BadHandle(
-                "the file is open for reading",
-                "mount with --staged-writes DIR and --allow-overwrite to allow it",
-            )
+            handle = self._take_over(number, offset)
         written: int = self._writing.write(handle, offset, data)
         return written
+
+    def _take_over(self, number: HandleNumber, offset: int | None) -> Any:
+        """Let a file be written that was opened for reading: see `Changes.take_over`.
+
+        The kernel has what writes to an inode, or cuts it, take turns.
+        """
+        reading = self._files.get(number)
+        assert isinstance(reading, ReadHandle)
+        handle = self._writing.take_over(reading, offset)
+        self._files.replace(number, handle)
+        reading.close()
+        self._readers.end(reading.inode)
+        return handle
 
     def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor of a file, by itself or because it was killed."""
@@ -435,12 +487,13 @@ class FileSystem:
             else:
                 handle.close()
                 handle.inode.paged = handle.inode.paged or handle.was_read
+                self._readers.end(handle.inode)
         finally:
             self._inodes.released(handle.inode)
 
-    def is_staged(self, number: HandleNumber) -> bool:
+    def is_shared(self, number: HandleNumber) -> bool:
         """Whether others may change what an open file holds: nobody may keep pages of it."""
-        return isinstance(self._files.get(number), StagedHandle)
+        return not isinstance(self._files.get(number), ReadHandle)
 
     def unlink(self, parent: InodeNumber, name: bytes) -> None:
         """Delete a file."""
@@ -510,6 +563,7 @@ class FileSystem:
         return [
             BeingWritten(self._shown(each.inode.key), each.size_bytes, each.pending_bytes)
             for each in self._local.writers()
+            if not each.removed
         ]
 
     # --- for log lines ---
@@ -525,8 +579,7 @@ class FileSystem:
 
     def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
         """Return the path below the mount of an open file or directory."""
-        table: HandleTable[ReadHandle | WriteHandle | StagedHandle] | HandleTable[DirectoryHandle]
-        table = self._directories if directory else self._files
+        table: HandleTable[Any] = self._directories if directory else self._files
         try:
             return self._shown(table.get(number).inode.key)
         except BadHandle:

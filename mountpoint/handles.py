@@ -63,6 +63,10 @@ class HandleTable(Generic[H]):
     def __len__(self) -> int:
         return len(self._handles)
 
+    def replace(self, number: HandleNumber, handle: H) -> None:
+        """Let a number stand for another handle."""
+        self._handles[number] = handle
+
     def remove(self, number: HandleNumber) -> H:
         """Forget and return a handle. Raises BadHandle."""
         try:
@@ -72,10 +76,16 @@ class HandleTable(Generic[H]):
 
 
 class ReadHandle:
-    """A file open for reading. `stream` is None for an empty object."""
+    """A file open for reading. `stream` is None for an empty object.
 
-    def __init__(self, inode: Inode, stream: ReadStream | None) -> None:
+    `writer` is the process that opened it if that asked for writing, too (O_RDWR); else None.
+    """
+
+    def __init__(
+        self, inode: Inode, stream: ReadStream | None, *, writer: int | None = None
+    ) -> None:
         self.inode = inode
+        self.writer = writer
         self._stream = stream
 
     @property
@@ -94,32 +104,32 @@ class ReadHandle:
 
 
 class WriteHandle:
-    """A file open for writing: one upload, whatever descriptors there are of it.
+    """A file that is being written as one upload: what all its `StreamedHandle`s share.
 
-    `opener` is the process that opened it. Others come to have it by fork(2) or from a socket; it
-    is the opener's close that ends the upload (`changes`). When that was a duplicate's, writing
-    may go on: then what is there, `base`, is the beginning of another upload. So it is from the
-    start for who appends. `begin` makes an upload of it, on such a base or on nothing, and says
-    which attributes go along. `replaces`: there is an object under this name.
+    When the upload has ended and a descriptor is still open, writing may go on: then what is
+    there, `base`, is the beginning of another upload. A file that is opened to append to begins
+    so. `begin` makes an upload of it, on such a base or on nothing, and says which attributes go
+    along. `replaces`: there is an object under this name. `appends`: whatever is written comes
+    behind all else (O_APPEND).
     """
 
     def __init__(
         self,
         inode: Inode,
-        opener: int,
         begin: "Begin",
         *,
         condition: Condition,
         kept: FileAttributes = NOTHING,
         base: ObjectInfo | None = None,
         replaces: bool = False,
+        appends: bool = False,
     ) -> None:
         # dependencies
         self.inode = inode
         self._begin = begin
         # constants
-        self.opener = opener
         self.replaces = replaces
+        self.appends = appends
         # mutable
         self.condition = condition  # of the next upload
         self.base = base
@@ -127,23 +137,36 @@ class WriteHandle:
         self.told = kept  # what the object keeps, or will when it is uploaded
         self.mtime_ns = self._time(base)  # of the last write, or as it was set
         self.upload: Sequential | None = None  # None: nothing is to be uploaded
+        self._on_base = False  # the upload begins with what `base` has
         if base is None:
             self.upload, self.told = begin(self, None)
         self.closing = False  # its opener has closed a descriptor of it
         self.flushed = False  # a descriptor of it has been closed, so there was one
         self.killed = False  # who closed a descriptor last was being killed
-        self.final = False  # nothing may be written any more
+        self.finishing = False  # its upload is being completed
+        self.removed = False  # it has no name any more: nothing comes of what is written
+        self._removed_bytes = 0
         self.settled = threading.Event()  # nothing is to be uploaded, or there never will be
         self._failure: Exception | None = None
         self.settling = threading.Lock()  # held to set it and what goes with it
+        self.opens = 0  # its StreamedHandles, guarded by settling
+        self.writers = 0  # how many have been able to write it
         self._claimed: Sequential | None = None  # by who brings it to its place
 
     @property
     def size_bytes(self) -> int:
         """How large the file has become."""
+        if self.removed:
+            return self._removed_bytes
         if self.upload is not None:
             return self.upload.size_bytes
         return 0 if self.base is None else self.base.size_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """How much of it, from its beginning, `base` has."""
+        going_on = self.upload is not None and not self._on_base
+        return 0 if self.base is None or going_on else self.base.size_bytes
 
     @property
     def pending_bytes(self) -> int:
@@ -159,11 +182,30 @@ class WriteHandle:
         self.mtime_ns = time.time_ns()
         return written
 
+    def remove(self) -> Sequential | None:
+        """Let nothing come of it, without an error; return the upload that is to be aborted."""
+        self._removed_bytes = self.size_bytes
+        self.removed = True
+        begun, self.upload = self.upload, None
+        self.settled.set()
+        return begun
+
+    def discards(self, offset: int, size_bytes: int) -> bool:
+        """Whether it has been removed, so that what is written makes nothing but its size."""
+        if self.removed:
+            self._removed_bytes = max(self._removed_bytes, offset + size_bytes)
+        return self.removed
+
+    def resize(self, size_bytes: int) -> None:
+        """Note the size of a file that has been removed."""
+        self._removed_bytes = size_bytes
+
     def restart(self) -> None:
         """Begin anew, with nothing written."""
         begun = self.upload
         self.kept = replace(self.kept, mtime_ns=None)
         self.mtime_ns = time.time_ns()
+        self._on_base = False
         self.upload, self.told = self._begin(self, None)
         if begun is not None:
             begun.abort()
@@ -207,10 +249,30 @@ class WriteHandle:
         if offset != base.size_bytes:
             raise NotSequential(f"a write at {offset}, where {base.size_bytes} was next")
         upload, self.told = self._begin(self, base)
-        self.upload = upload
+        self.upload, self._on_base = upload, True
         if isinstance(upload, Upload):
             upload.copy(base, 0, base.size_bytes)
         return upload
+
+
+class StreamedHandle:
+    """A file that is being written, open; `opener` is the process that opened it.
+
+    Other processes come to have it by fork(2) or from a socket. The opener's close ends the
+    upload (`changes`). The lock of `file` is held, or nobody else has it yet.
+    """
+
+    def __init__(self, file: WriteHandle, opener: int, *, writes: bool) -> None:
+        # dependencies
+        self.file = file
+        self.inode = file.inode
+        # constants
+        self.opener = opener
+        self.writes = writes
+        # mutable
+        self.wrote = False  # something was written through it
+        file.opens += 1
+        file.writers += writes
 
 
 #: Makes the upload of a file, on a base or not, and says which attributes go along.
@@ -247,6 +309,11 @@ class StagedWriter:
     def size_bytes(self) -> int:
         """How large the file is."""
         return self.file.size_bytes
+
+    @property
+    def removed(self) -> bool:
+        """Whether it has no name any more."""
+        return self.file.unlinked
 
     @property
     def pending_bytes(self) -> int:

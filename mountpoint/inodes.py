@@ -189,7 +189,6 @@ class InodeTable:
         self.root = Inode(ROOT, None, prefix, None, fresh_until_s=float("inf"), lookups=1)
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._released = threading.Condition(self._lock)
         self._inodes: dict[InodeNumber, Inode] = {ROOT: self.root}
         #: Numbers that versions would have, to those of the inodes that have become them.
         self._aliases: dict[int, InodeNumber] = {}
@@ -314,12 +313,6 @@ class InodeTable:
         with self._lock:
             inode.opens -= 1
             self._drop_unheld(inode)
-            self._released.notify_all()
-
-    def is_alone(self, inode: Inode, within_s: float) -> bool:
-        """Whether the caller's handle is an inode's only one, now or within so many seconds."""
-        with self._released:
-            return self._released.wait_for(lambda: inode.opens <= 1, within_s)
 
     def forget(self, number: InodeNumber, lookups: int) -> Inode | None:
         """Uncount what the kernel no longer holds; return the inode if it is gone now.

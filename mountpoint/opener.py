@@ -58,9 +58,10 @@ class Opener:
         # constants
         self._asks_always = asks_always
 
-    def open(self, inode: Inode, *, direct: bool) -> ReadHandle:
+    def open(self, inode: Inode, *, direct: bool, writer: int | None = None) -> ReadHandle:
         """Open a file, if the inode's version is the newest, or, unless `direct`, believed to be.
 
+        `writer` is the process, if it opens the file to write, too (O_RDWR).
         Raises StaleInode, PreconditionFailed or NotFound when it is not, ObjectArchived, and
         S3Errors.
         """
@@ -68,8 +69,8 @@ class Opener:
         assert info is not None
         asked_at_s = time.monotonic()
         if not direct and self._believes(inode, info, asked_at_s):
-            return ReadHandle(inode, self._stream_unasked(inode, info))
-        handle = ReadHandle(inode, self._open_stream(inode, info))
+            return ReadHandle(inode, self._stream_unasked(inode, info), writer=writer)
+        handle = ReadHandle(inode, self._open_stream(inode, info), writer=writer)
         self._listings.see(inode.directory, asked_at_s)
         return handle
 

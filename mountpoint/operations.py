@@ -198,7 +198,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         writes = flags & (os.O_ACCMODE | os.O_TRUNC)
         handle = self._fs.open(inode, flags, process_of(ctx.pid) if writes else ctx.pid)
-        if self._fs.is_staged(handle):
+        if self._fs.is_shared(handle):
             go_direct()
         return handle
 
@@ -259,6 +259,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
+            handle=fh,
         )
         return _entry_attributes(attributes)
 

@@ -21,13 +21,15 @@ from mountpoint.errors import (
     BadHandle,
     NotPermitted,
     OperationError,
+    Superseded,
     WriterKilled,
 )
-from mountpoint.handles import StagedHandle, StagedWriter, check_flags, unchanged
+from mountpoint.handles import ReadHandle, StagedHandle, StagedWriter, check_flags, unchanged
 from mountpoint.heads import newest
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames
+from mountpoint.readers import Readers
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
@@ -55,6 +57,7 @@ class StagedChanges:
         copies: Copies,
         inodes: InodeTable,
         local: LocalNames,
+        readers: Readers,
         keeping: Keeping,
         config: ChangeConfig,
         write: WriteConfig,
@@ -68,6 +71,7 @@ class StagedChanges:
         self._copies = copies
         self._inodes = inodes
         self._local = local
+        self._readers = readers
         self._keeping = keeping
         self._changed = changed
         # constants
@@ -124,23 +128,43 @@ class StagedChanges:
         self._check_allowed(flags)
         return self._stage(inode, flags, process)
 
+    def is_written(self, inode: Inode) -> bool:
+        """Whether an inode is open for somebody who may write."""
+        return isinstance(self._local.writer(inode), StagedWriter)
+
+    def take_over(self, reading: ReadHandle, offset: int | None) -> StagedHandle:
+        """Refuse: what may be changed is staged when it is opened to be read and written."""
+        if reading.writer is None:
+            raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
+        raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
         base, kept = None, self._keeping.of_replaced(inode)
         if not flags & os.O_TRUNC:
             base = newest(self._client, self._patience, inode)
             kept = self._keeping.of_base(base)
+        if self._readers.are_there(inode):
+            # Now that it is the newest version: the kernel looks again only once.
+            self._readers.leave(inode, process)
         writer = self._writer(inode, base, ALWAYS, kept, new=False)
         with self._lock:
-            if self._local.add(writer):
+            added = self._local.add(writer)
+            if added and not self._readers.are_there(inode):
+                self._readers.arrived(inode)
                 return self._join(writer, flags, process)
-            writer.file.unlink(lambda: None)  # somebody else was faster
-            writer.file.close()
-            other = self._local.writer(inode)
-            if isinstance(other, StagedWriter):
-                return self._join(other, flags, process)
-        raise NotPermitted(
-            "the file is being written", f"{NO_OPTION}its writer closes it at this moment"
-        )
+            if added:
+                self._local.discard(writer)  # a reader came meanwhile, and did not see it
+            other = self._local.file(inode.directory, inode.name)
+            joined = None
+            if isinstance(other, StagedWriter) and other.inode is inode:
+                joined = self._join(other, flags, process)
+        writer.file.unlink(lambda: None)
+        writer.file.close()
+        if joined is not None:
+            return joined
+        if added:
+            self._readers.leave(inode, process)
+        raise Superseded("the file is open, and has another inode")
 
     def _writer(
         self,
@@ -235,9 +259,9 @@ class StagedChanges:
                 self._leave(writer)  # it is there, whatever became of its attributes
                 raise
 
-    def truncate(self, inode: Inode, size_bytes: int) -> None:
-        """Give a file another size."""
-        writer = self._local.writer(inode)
+    def truncate(self, inode: Inode, size_bytes: int, opened: StagedHandle | None = None) -> None:
+        """Give a file another size. `opened`: through that handle; else by its name."""
+        writer = self._local.writer(inode) if opened is None else opened.writer
         if isinstance(writer, StagedWriter):
             writer.truncate(size_bytes)
             return

@@ -131,6 +131,11 @@ class StagedFile(Tenant):
         return self._content.extents.dirty and not self._unlinked
 
     @property
+    def unlinked(self) -> bool:
+        """Whether it has been removed, and is only open still."""
+        return self._unlinked
+
+    @property
     def used_s(self) -> float:
         """See Tenant."""
         return self._content.used_s

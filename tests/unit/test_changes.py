@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mountpoint import changes
+from mountpoint import write_opener
 from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import (
     AccessDenied,
@@ -153,19 +153,31 @@ def test_another_offset(offset: int) -> None:
         assert world.client.content(b"a") == b"again"
 
 
-def test_fsync_is_the_end() -> None:
-    """After fsync the object is there, and nothing more can be written; closing is no error."""
+def test_fsync() -> None:
+    """After fsync the object is there, and can be read; closing changes nothing."""
     with mounted() as world:
         handle = world.create(b"a")
         world.fs.write(handle, 0, b"123")
         world.fs.fsync(handle)
         assert world.client.content(b"a") == b"123"
-        with pytest.raises(NotSequential):
-            world.fs.write(handle, 3, b"4")
         assert world.read_file(world.look(b"a").inode) == b"123"
         world.close(handle)
-        assert world.client.content(b"a") == b"123"
         assert writes(world) == ["put_object"]
+
+
+@pytest.mark.parametrize("size", [3, PART + 5])
+def test_going_on_after_fsync(size: int) -> None:
+    """A new file goes on after fsync, also without --allow-append, and is whole in the end."""
+    first, second = os.urandom(size), os.urandom(4)
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, first)
+        world.fs.fsync(handle)
+        world.fs.write(handle, size, second)
+        assert world.client.content(b"a") == first
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == first + second
+        assert world.client.uploads == {}
 
 
 # --- Who closes ---
@@ -242,36 +254,26 @@ def test_killed_after_the_close() -> None:
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR, os.O_WRONLY, OVERWRITE])
-def test_opened_by_others(flags: int) -> None:
-    """A file that is being written can neither be read nor written by others."""
+def test_opened_by_others(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of which something is written can neither be read nor written by others."""
+    monkeypatch.setattr(write_opener, "TURN_S", 0.0)
     with mounted(allow_overwrite=True) as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode
-        with pytest.raises(NotPermitted):
-            world.fs.open(number, flags, OPENER)
-        with pytest.raises(BadHandle):
-            world.fs.read(handle, 0, 10)
         world.fs.write(handle, 0, b"1")
+        with pytest.raises(NotPermitted) as caught:
+            world.fs.open(number, flags, OPENER)
+        assert "--staged-writes" in caught.value.hint
+        with pytest.raises(BadHandle) as unreadable:
+            world.fs.read(handle, 0, 10)
+        assert "--staged-writes" in unreadable.value.hint
         world.close(handle, OPENER)
         assert world.read_file(number) == b"1"
 
 
-def test_unlink_while_it_is_written() -> None:
-    """A file that is being written cannot be deleted."""
-    with mounted({b"a": b"old"}, allow_delete=True, allow_overwrite=True) as world:
-        new = world.create(b"b")
-        over = world.fs.open(world.look(b"a").inode, OVERWRITE)
-        for name in (b"a", b"b"):
-            with pytest.raises(NotPermitted):
-                world.fs.unlink(ROOT, name)
-        world.close(new)
-        world.close(over)
-        assert world.client.keys() == [b"a", b"b"]
-
-
 def test_an_empty_file_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`touch a; cat a`: who comes between close and upload waits for it."""
-    monkeypatch.setattr(changes, "SETTLE_S", 60.0)
+    monkeypatch.setattr(write_opener, "SETTLE_S", 60.0)
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode
@@ -431,25 +433,22 @@ def test_writing_into_the_middle() -> None:
         assert world.read_file(world.look(b"a").inode) == b"earlier"
 
 
-def test_overwriting_what_is_being_read() -> None:
-    """Who reads a file reads it to the end: nobody replaces it here meanwhile."""
-    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
-        number = world.look(b"a").inode
-        reader = world.fs.open(number, os.O_RDONLY)
-        with pytest.raises(NotPermitted, match="read"):
-            world.fs.open(number, OVERWRITE)
-        world.fs.release(reader)
-        world.close(world.fs.open(number, OVERWRITE))
-        assert world.client.content(b"a") == b""
-
-
 def test_opened_to_read_and_write() -> None:
     """O_RDWR without truncation reads; a write through it fails."""
     with mounted({b"a": b"1"}) as world:
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
         assert bytes(world.fs.read(handle, 0, 10)) == b"1"
-        with pytest.raises(BadHandle):
+        with pytest.raises(BadHandle) as caught:
             world.fs.write(handle, 0, b"2")
+        assert "--staged-writes" in caught.value.hint
+        for change in (
+            lambda: world.fs.write(handle, 1, b"2"),
+            lambda: world.fs.set_attributes(
+                world.look(b"a").inode, size_bytes=0, mtime_ns=None, handle=handle
+            ),
+        ):
+            with pytest.raises(NotPermitted, match="exists"):
+                change()
         world.fs.flush(handle, OPENER, killed=False)
         world.fs.fsync(handle)
         world.fs.release(handle)
@@ -657,10 +656,25 @@ def test_appending(size: int) -> None:
         assert world.client.content(b"a") == earlier
         world.close(handle, OPENER)
         assert world.client.content(b"a") == earlier + b"more"
-        later = world.look(b"a").inode
-        assert later != number  # the kernel may have the last page of the other one
-        assert world.read_file(later) == earlier + b"more"
+        assert world.look(b"a").inode == number  # of which the kernel has no pages
+        assert world.read_file(number) == earlier + b"more"
         assert world.client.uploads == {}
+
+
+def test_appending_to_what_was_read() -> None:
+    """The kernel may have the last page of what was read: what is appended has another inode."""
+    with mounted({b"a": b"1"}, allow_append=True) as world:
+        number = world.look(b"a").inode
+        world.read_file(number)
+        with pytest.raises(StaleInode):
+            world.fs.open(number, APPEND, OPENER)
+        later = world.look(b"a").inode
+        assert later != number
+        handle = world.fs.open(later, APPEND, OPENER)
+        world.fs.write(handle, 1, b"2")
+        world.close(handle, OPENER)
+        assert world.look(b"a").inode == later
+        assert world.read_file(later) == b"12"
 
 
 def test_appending_nothing() -> None:
@@ -728,22 +742,6 @@ def test_going_on_where_somebody_else_was() -> None:
         assert world.client.content(b"a") == b"theirs"
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_going_on_after_fsync(allowed: bool) -> None:
-    """After fsync a file is written on with --allow-append only."""
-    with mounted(allow_append=allowed) as world:
-        handle = world.create(b"a", OPENER)
-        world.fs.write(handle, 0, b"1")
-        world.fs.fsync(handle)
-        if allowed:
-            world.fs.write(handle, 1, b"2")
-        else:
-            with pytest.raises(NotSequential):
-                world.fs.write(handle, 1, b"2")
-        world.close(handle, OPENER)
-        assert world.client.content(b"a") == (b"12" if allowed else b"1")
-
-
 @pytest.mark.parametrize("now", [b"2", b"23", None])
 def test_open_to_append_to_what_has_changed(now: bytes | None) -> None:
     """The kernel looks again, and finds what is there now: a new version, or nothing."""
@@ -764,19 +762,3 @@ def test_open_to_append_to_what_has_changed(now: bytes | None) -> None:
         world.fs.write(handle, len(now), b"more")
         world.close(handle, 1)
         assert world.client.content(b"a") == now + b"more"
-
-
-def test_a_close_that_is_told_late() -> None:
-    """Who opens a file to replace it waits for a moment for who has just closed it."""
-    with mounted({b"a": b"1"}, allow_overwrite=True) as world:
-        number = world.look(b"a").inode
-        reader = world.fs.open(number, os.O_RDONLY)
-        late = threading.Timer(0.1, world.fs.release, [reader])
-        late.start()
-        try:
-            handle = world.fs.open(number, OVERWRITE, OPENER)
-        finally:
-            late.join()
-        world.fs.write(handle, 0, b"2")
-        world.close(handle, OPENER)
-        assert world.client.content(b"a") == b"2"

@@ -1,0 +1,575 @@
+"""Files that several have open, some of them to write, without a kernel."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mountpoint import changes, readers, write_opener
+from mountpoint.config import MIB, WriteConfig
+from mountpoint.errors import (
+    BadHandle,
+    NoSuchEntry,
+    NotPermitted,
+    NotSequential,
+    PreconditionFailed,
+    StaleInode,
+    Superseded,
+    WriterKilled,
+)
+from mountpoint.handles import HandleNumber
+from mountpoint.inodes import ROOT, Inode, InodeNumber
+from mountpoint.local import Writer
+from mountpoint.staging.area import StagingArea
+from tests.unit.fake_client import Fault, Request
+from tests.unit.mounted import Mounted, mounted
+
+OVERWRITE = os.O_WRONLY | os.O_TRUNC
+APPEND = os.O_WRONLY | os.O_APPEND
+LOCK = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+ONE, TWO = 100, 200
+PART = WriteConfig().part_size_bytes
+ALL = {"allow_overwrite": True, "allow_append": True, "allow_delete": True}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for what no other thread does."""
+    monkeypatch.setattr(write_opener, "SETTLE_S", 0.0)
+    monkeypatch.setattr(write_opener, "TURN_S", 0.0)
+    monkeypatch.setattr(changes, "SETTLE_S", 0.0)
+
+
+@pytest.fixture(params=["streamed", "staged"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
+    """A mount with a file `a`, that may do everything; it streams, or it stages."""
+    staging = None
+    if request.param == "staged":
+        staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
+    with mounted({b"a": b"earlier"}, staging=staging, **ALL) as world:
+        yield world
+    if staging is not None:
+        staging.close()
+
+
+def open_as_kernel(world: Mounted, path: bytes, flags: int, process: int) -> HandleNumber:
+    """Open a file by its name, which the kernel looks up once more after ESTALE."""
+    number = world.look(path).inode
+    try:
+        return world.fs.open(number, flags, process)
+    except StaleInode:
+        again = world.look(path).inode
+        assert again != number
+        return world.fs.open(again, flags, process)
+
+
+def cut_as_kernel(world: Mounted, path: bytes) -> None:
+    """Cut a file to nothing by its name."""
+    try:
+        world.fs.set_attributes(world.look(path).inode, size_bytes=0, mtime_ns=None)
+    except StaleInode:
+        world.fs.set_attributes(world.look(path).inode, size_bytes=0, mtime_ns=None)
+
+
+def cut_open(world: Mounted, handle: HandleNumber, number: InodeNumber, size: int = 0) -> None:
+    """Cut a file through a descriptor."""
+    world.fs.set_attributes(number, size_bytes=size, mtime_ns=None, handle=handle)
+
+
+# --- Readers ---
+
+
+@pytest.mark.parametrize(
+    "flags", [OVERWRITE, os.O_RDWR | os.O_TRUNC, APPEND, os.O_RDWR | os.O_APPEND]
+)
+def test_a_reader_keeps_its_version(world: Mounted, flags: int) -> None:
+    """Who reads a file has its size and bytes to the end; a writer gets another inode."""
+    number = world.look(b"a").inode
+    reader = world.fs.open(number, os.O_RDONLY)
+    writer = open_as_kernel(world, b"a", flags, ONE)
+    start = 0 if flags & os.O_TRUNC else 7
+    world.fs.write(writer, start, b"later")
+    world.close(writer, ONE)
+    assert world.client.content(b"a") == (b"later" if flags & os.O_TRUNC else b"earlierlater")
+    assert world.fs.getattr(number).size_bytes == 7
+    assert bytes(world.fs.read(reader, 0, 100)) == b"earlier"
+    world.fs.release(reader)
+    world.fs._inodes.check()
+    assert world.read_file(world.look(b"a").inode) == world.client.content(b"a")
+
+
+def test_a_reader_and_a_cut_by_name(world: Mounted) -> None:
+    """truncate(2) finds another inode, too."""
+    number = world.look(b"a").inode
+    reader = world.fs.open(number, os.O_RDONLY)
+    cut_as_kernel(world, b"a")
+    assert world.client.content(b"a") == b""
+    assert world.fs.getattr(number).size_bytes == 7
+    assert bytes(world.fs.read(reader, 0, 100)) == b"earlier"
+
+
+def test_a_reader_of_an_inode_that_was_left(world: Mounted) -> None:
+    """Who knows the old inode only has to look again."""
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    open_as_kernel(world, b"a", OVERWRITE, ONE)
+    with pytest.raises(StaleInode):
+        world.fs.open(number, os.O_RDONLY)
+
+
+def test_the_same_inode_again(world: Mounted) -> None:
+    """A program that opens by descriptor does not come to another inode, and is told why."""
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    with pytest.raises(Superseded):
+        world.fs.open(number, OVERWRITE, ONE)
+    with pytest.raises(NotPermitted, match="being read") as caught:
+        world.fs.open(number, OVERWRITE, ONE)
+    assert "/proc/self/fd" in caught.value.hint
+    with pytest.raises(Superseded):
+        world.fs.open(number, OVERWRITE, TWO)
+
+
+def test_readers_wait_for_a_writer_that_looks_again(
+    world: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opens the new inode before the writer does so finds the writer there."""
+    monkeypatch.setattr(readers, "RETURN_S", 60.0)
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    with pytest.raises(Superseded):
+        world.fs.open(number, OVERWRITE, ONE)
+    again, found = world.look(b"a").inode, []
+
+    def read() -> None:
+        try:
+            found.append(bytes(world.fs.read(world.fs.open(again, os.O_RDONLY, TWO), 0, 100)))
+        except NotPermitted as error:
+            found.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not world.fs._readers._waiting:
+        reader.join(0.001)
+    writer = world.fs.open(again, OVERWRITE, ONE)
+    reader.join()
+    assert found in ([b""], ["the file is being written"])  # staged: all see what is written
+    world.close(writer, ONE)
+
+
+def test_a_reader_that_a_writer_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes after a writer has looked for readers is not written under."""
+    with mounted({b"a": b"earlier"}, **ALL) as world:
+        number = world.look(b"a").inode
+        added = world.fs._local.add
+        opened: list[HandleNumber] = []
+
+        def add(writer: Writer) -> bool:
+            if not opened:
+                opened.append(world.fs.open(number, os.O_RDONLY, TWO))
+            return added(writer)
+
+        monkeypatch.setattr(world.fs._local, "add", add)
+        writer = open_as_kernel(world, b"a", OVERWRITE, ONE)
+        world.fs.write(writer, 0, b"later")
+        world.close(writer, ONE)
+        assert bytes(world.fs.read(opened[0], 0, 100)) == b"earlier"
+        assert world.client.content(b"a") == b"later"
+        assert world.client.uploads == {}
+
+
+def test_a_writer_that_a_reader_does_not_see(
+    world: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes after a reader has looked for writers is found."""
+    number = world.look(b"a").inode
+    begin = world.fs._readers.begin
+    opened: list[HandleNumber] = []
+
+    def begin_late(inode: Inode) -> None:
+        if not opened:
+            opened.append(world.fs.open(number, OVERWRITE, ONE))
+        begin(inode)
+
+    monkeypatch.setattr(world.fs._readers, "begin", begin_late)
+    if world.fs._writing is world.fs._changes:
+        with pytest.raises(NotPermitted, match="being written"):
+            world.fs.open(number, os.O_RDONLY, TWO)
+    else:
+        assert bytes(world.fs.read(world.fs.open(number, os.O_RDONLY, TWO), 0, 100)) == b""
+    assert not world.fs._readers._counts
+
+
+def test_replaced_by_others_and_read_here() -> None:
+    """The kernel looks again once: for what is there now, and not before that for another inode."""
+    with mounted({b"a": b"earlier"}, **ALL) as world:
+        number = world.look(b"a").inode
+        world.fs.open(number, os.O_RDONLY)
+        world.client.put(b"a", b"theirs")
+        writer = open_as_kernel(world, b"a", APPEND, ONE)
+        world.fs.write(writer, 6, b"2")
+        world.close(writer, ONE)
+        assert world.client.content(b"a") == b"theirs2"
+
+
+# --- Appending by several ---
+
+
+@pytest.mark.parametrize("size", [0, 5, PART + 1])
+def test_two_append(size: int) -> None:
+    """What is written by turns is there whole, when the one closes and when the other does."""
+    earlier = os.urandom(size)
+    with mounted({b"a": earlier}, **ALL) as world:
+        number = world.look(b"a").inode
+        one, two = (world.fs.open(number, APPEND, each) for each in (ONE, TWO))
+        world.fs.write(one, size, b"1")
+        world.fs.write(two, size + 1, b"2")
+        world.close(one, ONE)
+        assert world.client.content(b"a") == earlier + b"12"
+        world.fs.write(two, size + 2, b"3")
+        third = world.fs.open(world.look(b"a").inode, APPEND, 300)
+        assert world.look(b"a").size_bytes == size + 3
+        world.fs.write(third, size + 3, b"4")
+        world.close(two, TWO)
+        world.close(third, 300)
+        assert world.client.content(b"a") == earlier + b"1234"
+        assert world.client.uploads == {}
+        assert world.fs._local.writers() == []
+
+
+def test_one_of_two_is_killed() -> None:
+    """What the other one has closed is there."""
+    with mounted({b"a": b"0"}, **ALL) as world:
+        number = world.look(b"a").inode
+        one, two = (world.fs.open(number, APPEND, each) for each in (ONE, TWO))
+        world.fs.write(one, 1, b"1")
+        world.close(one, ONE)
+        world.fs.write(two, 2, b"2")
+        with pytest.raises(WriterKilled):
+            world.close(two, TWO, killed=True)
+        assert world.client.content(b"a") == b"01"
+
+
+def test_writing_waits_for_an_upload_that_ends() -> None:
+    """What comes while another one's close is under way is written behind it."""
+    with mounted({b"a": b"0"}, **ALL) as world:
+        number = world.look(b"a").inode
+        one, two = (world.fs.open(number, APPEND, each) for each in (ONE, TWO))
+        world.fs.write(one, 1, b"1")
+        sending, go_on = threading.Event(), threading.Event()
+        put = world.client.put_object
+
+        def put_object(*arguments: object) -> object:
+            sending.set()
+            assert go_on.wait(20)
+            return put(*arguments)  # type: ignore[arg-type]
+
+        world.client.put_object = put_object  # type: ignore[method-assign, assignment]
+        close = threading.Thread(target=world.close, args=(one, ONE))
+        close.start()
+        assert sending.wait(20)
+        write = threading.Thread(target=world.fs.write, args=(two, 2, b"2"))
+        write.start()
+        go_on.set()
+        write.join()
+        close.join()
+        world.close(two, TWO)
+        assert world.client.content(b"a") == b"012"
+
+
+def test_an_append_waits_for_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who would append to a file that is being written anew waits for its end."""
+    monkeypatch.setattr(write_opener, "TURN_S", 60.0)
+    with mounted(**ALL) as world:
+        handle = world.create(b"a", ONE)
+        world.fs.write(handle, 0, b"1")
+        number = world.look(b"a").inode
+        close = threading.Timer(0.05, world.close, [handle, ONE])
+        close.start()
+        append = open_as_kernel(world, b"a", APPEND, TWO)
+        close.join()
+        assert world.look(b"a").inode != number or not world.fs._inodes.get(number).paged
+        world.fs.write(append, 1, b"2")
+        world.close(append, TWO)
+        assert world.client.content(b"a") == b"12"
+
+
+def test_appending_to_what_others_have_replaced() -> None:
+    """A file that this mount has open is not joined when it is another version: look again."""
+    with mounted({b"a": b"0"}, **ALL) as world:
+        number = world.look(b"a").inode
+        one = world.fs.open(number, APPEND, ONE)
+        world.fs.write(one, 1, b"1")
+        world.fs.fsync(one)
+        world.client.put(b"a", b"theirs")
+        for flags in (APPEND, os.O_RDONLY):
+            with pytest.raises(StaleInode):
+                world.fs.open(number, flags, TWO)
+        two = world.fs.open(world.look(b"a").inode, APPEND, TWO)
+        world.fs.write(two, 6, b"2")
+        world.close(two, TWO)
+        assert world.client.content(b"a") == b"theirs2"
+        with pytest.raises(PreconditionFailed):
+            world.fs.write(one, 2, b"lost")
+
+
+# --- Locks ---
+
+
+@pytest.mark.parametrize("flags", [LOCK, os.O_RDWR, os.O_WRONLY, OVERWRITE, APPEND])
+def test_a_new_file_is_opened_twice(flags: int) -> None:
+    """While nothing is written it can be opened again to be written, under the same inode."""
+    with mounted() as world:
+        one, found = world.fs.create(ROOT, b"a", LOCK, ONE)
+        two = world.fs.open(found.inode, flags, TWO)
+        assert bytes(world.fs.read(two, 0, 100)) == b""
+        assert world.look(b"a").inode == found.inode
+        world.close(one, ONE)
+        assert world.client.keys() == []
+        world.close(two, TWO)
+        assert world.client.content(b"a") == b""
+
+
+def test_who_only_reads_a_new_file() -> None:
+    """It is refused, lest it takes it for an empty file; but not where it stays one: flock(1)."""
+    with mounted() as world:
+        world.create(b"a", ONE)
+        with pytest.raises(NotPermitted):
+            world.fs.open(world.look(b"a").inode, os.O_RDONLY, TWO)
+        lock, found = world.fs.create(ROOT, b"lock", os.O_RDONLY, ONE)
+        other = world.fs.open(found.inode, os.O_RDONLY, TWO)
+        world.fs.release(other)
+        world.close(lock, ONE)
+        assert world.client.content(b"lock") == b""
+
+
+def test_a_write_that_would_harm_others() -> None:
+    """Of two that share a file the one that writes elsewhere is refused, and the file goes on."""
+    with mounted() as world:
+        one, found = world.fs.create(ROOT, b"a", LOCK, ONE)
+        two = world.fs.open(found.inode, LOCK, TWO)
+        world.fs.write(one, 0, b"123")
+        with pytest.raises(NotSequential):
+            world.fs.write(two, 0, b"4")
+        world.close(two, TWO)
+        assert world.client.keys() == []
+        world.close(one, ONE)
+        assert world.client.content(b"a") == b"123"
+
+
+# --- Reading what is open to be written ---
+
+
+def test_reading_what_was_synced() -> None:
+    """What S3 has can be read through any descriptor; what it has not yet is waited for."""
+    with mounted(**ALL) as world:
+        handle, found = world.fs.create(ROOT, b"a", os.O_RDWR, ONE)
+        world.fs.write(handle, 0, b"1234")
+        world.fs.fsync(handle)
+        reader = world.fs.open(found.inode, os.O_RDONLY, TWO)
+        for each in (handle, reader):
+            assert bytes(world.fs.read(each, 1, 100)) == b"234"
+            assert bytes(world.fs.read(each, 4, 100)) == b""
+        world.fs.write(handle, 4, b"56")
+        for each in (handle, reader):
+            assert bytes(world.fs.read(each, 1, 2)) == b"23"
+            with pytest.raises(BadHandle):
+                world.fs.read(each, 3, 3)
+        world.close(handle, ONE)
+        assert bytes(world.fs.read(reader, 0, 100)) == b"123456"
+        world.fs.release(reader)
+
+
+def test_cut_to_nothing_after_a_sync() -> None:
+    """A file that was synced begins anew when its writer cuts it."""
+    with mounted() as world:
+        handle, found = world.fs.create(ROOT, b"a", os.O_RDWR, ONE)
+        world.fs.write(handle, 0, b"1234")
+        world.fs.fsync(handle)
+        cut_open(world, handle, found.inode)
+        world.fs.write(handle, 0, b"5")
+        world.close(handle, ONE)
+        assert world.client.content(b"a") == b"5"
+
+
+# --- Opened to be read and written ---
+
+
+def test_read_and_written_anew() -> None:
+    """PHP's `r+`, Samba, `copytruncate`: what was read is replaced, by one descriptor."""
+    with mounted({b"a": b"earlier"}, **ALL) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_RDWR, ONE)
+        assert bytes(world.fs.read(handle, 0, 100)) == b"earlier"
+        cut_open(world, handle, number)
+        assert world.look(b"a").size_bytes == 0
+        world.fs.write(handle, 0, b"later")
+        world.close(handle, ONE)
+        assert world.client.content(b"a") == b"later"
+        assert world.look(b"a").inode == number
+        world.fs._inodes.check()
+
+
+def test_read_and_replaced_by_others_meanwhile() -> None:
+    """What was not read is not replaced."""
+    with mounted({b"a": b"earlier"}, **ALL) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_RDWR, ONE)
+        world.client.put(b"a", b"theirs")
+        cut_open(world, handle, number)
+        world.fs.write(handle, 0, b"later")
+        with pytest.raises(PreconditionFailed):
+            world.close(handle, ONE)
+        assert world.client.content(b"a") == b"theirs"
+
+
+def test_not_while_others_read_it() -> None:
+    """A descriptor stays with its inode: where others read that, it is not cut under them."""
+    with mounted({b"a": b"earlier"}, **ALL) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_RDWR, ONE)
+        reader = world.fs.open(number, os.O_RDONLY, TWO)
+        for change in (
+            lambda: cut_open(world, handle, number),
+            lambda: world.fs.write(handle, 7, b"x"),
+        ):
+            with pytest.raises(NotPermitted, match="being read") as caught:
+                change()
+            assert "--staged-writes" in caught.value.hint
+        world.fs.release(reader)
+        world.fs.write(handle, 7, b"x")
+        world.close(handle, ONE)
+        assert world.client.content(b"a") == b"earlierx"
+
+
+def test_cut_to_the_size_that_it_has() -> None:
+    """That changes nothing, and needs no option."""
+    with mounted({b"a": b"123", b"b": b""}) as world:
+        for name, size in ((b"a", 3), (b"b", 0)):
+            number = world.look(name).inode
+            handle = world.fs.open(number, os.O_RDWR, ONE)
+            cut_open(world, handle, number, size)
+            world.close(handle, ONE)
+        assert world.client.count("put_object") == 0
+
+
+@pytest.mark.parametrize("option", ["allow_append", "allow_overwrite"])
+def test_an_empty_file_that_is_read_and_written(option: str) -> None:
+    """To write it anew and to append to it is the same."""
+    with mounted({b"a": b""}, **{option: True}) as world:
+        handle = world.fs.open(world.look(b"a").inode, os.O_RDWR, ONE)
+        world.fs.write(handle, 0, b"1")
+        world.close(handle, ONE)
+        assert world.client.content(b"a") == b"1"
+
+
+# --- Removed while it is written ---
+
+
+@pytest.mark.parametrize("size", [0, 3, 2 * PART])
+def test_removing_a_new_file(size: int) -> None:
+    """Nothing comes of it, no option is needed, and who has it open goes on without an error."""
+    with mounted() as world:
+        handle = world.create(b"a", ONE)
+        number = world.look(b"a").inode
+        if size:
+            world.fs.write(handle, 0, bytes(size))
+        world.fs.unlink(ROOT, b"a")
+        assert world.fs.getattr(number).links == 0
+        assert world.fs.being_written() == []
+        world.fs.set_attributes(number, size_bytes=None, mtime_ns=5, mode=0o600)
+        with pytest.raises(NoSuchEntry):
+            world.look(b"a")
+        assert world.names() == []
+        world.fs.write(handle, size, b"more")
+        assert world.fs.getattr(number).size_bytes == size + 4
+        cut_open(world, handle, number, 2)
+        assert world.fs.getattr(number).size_bytes == 2
+        world.write_file(b"a", b"another")
+        world.fs.fsync(handle)
+        world.close(handle, ONE)
+        assert world.client.content(b"a") == b"another"
+        assert (world.client.uploads, world.fs._local.writers()) == ({}, [])
+        world.fs._inodes.check()
+
+
+def test_removing_what_replaces_another() -> None:
+    """That deletes an object, and needs the option."""
+    for allowed in (False, True):
+        with mounted({b"a": b"1"}, allow_overwrite=True, allow_delete=allowed) as world:
+            handle = world.fs.open(world.look(b"a").inode, OVERWRITE, ONE)
+            world.fs.write(handle, 0, b"2")
+            if allowed:
+                world.fs.unlink(ROOT, b"a")
+            else:
+                with pytest.raises(NotPermitted) as caught:
+                    world.fs.unlink(ROOT, b"a")
+                assert "--allow-delete" in caught.value.hint
+            world.close(handle, ONE)
+            assert world.client.keys() == ([] if allowed else [b"a"])
+
+
+def test_a_removal_that_fails() -> None:
+    """Then nothing has changed: the file comes to be."""
+    with mounted({b"a": b"1"}, **ALL) as world:
+        handle = world.fs.open(world.look(b"a").inode, OVERWRITE, ONE)
+        world.fs.write(handle, 0, b"2")
+
+        def refuse(request: Request) -> Fault | None:
+            return Fault(error=PreconditionFailed()) if request.kind == "delete_object" else None
+
+        world.client.script = refuse
+        with pytest.raises(PreconditionFailed):
+            world.fs.unlink(ROOT, b"a")
+        world.client.script = None
+        world.close(handle, ONE)
+        assert world.client.content(b"a") == b"2"
+
+
+def test_removed_after_a_sync() -> None:
+    """Who goes on to write what has been deleted makes nothing of it, and gets no error."""
+    with mounted(**ALL) as world:
+        handle = world.create(b"a", ONE)
+        world.fs.write(handle, 0, b"1")
+        world.fs.fsync(handle)
+        world.fs.unlink(ROOT, b"a")
+        world.fs.write(handle, 1, b"2")
+        world.close(handle, ONE)
+        assert world.client.keys() == []
+
+
+ENDS: list[Callable[[Mounted, HandleNumber], None]] = [
+    lambda world, handle: world.close(handle, ONE),
+    lambda world, handle: world.fs.fsync(handle),
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_removal_waits_for_an_upload_that_ends(
+    end: Callable[[Mounted, HandleNumber], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is just coming to be is removed when it is there."""
+    monkeypatch.setattr(write_opener, "SETTLE_S", 60.0)
+    with mounted(**ALL) as world:
+        handle = world.create(b"a", ONE)
+        world.fs.write(handle, 0, b"1")
+        sending, go_on = threading.Event(), threading.Event()
+        put = world.client.put_object
+
+        def put_object(*arguments: object) -> object:
+            sending.set()
+            assert go_on.wait(20)
+            return put(*arguments)  # type: ignore[arg-type]
+
+        world.client.put_object = put_object  # type: ignore[method-assign, assignment]
+        ending = threading.Thread(target=end, args=(world, handle))
+        ending.start()
+        assert sending.wait(20)
+        removal = threading.Thread(target=world.fs.unlink, args=(ROOT, b"a"))
+        removal.start()
+        go_on.set()
+        ending.join()
+        removal.join()
+        assert world.client.keys() == []
