@@ -22,6 +22,7 @@ from mountpoint import cli, logs
 from mountpoint.command import printable_lines
 from mountpoint.config import Config, LogConfig
 from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
+from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log_render import printable
 from mountpoint.meters import Meters
@@ -190,7 +191,8 @@ class _Cleanup:
         if dry_run:
             return self._report([Done(each, "kept", each.why) for each in judged], 0, True)
         if ask and foreign:
-            question = f"Abort {_uploads(foreign)} that no mount of this machine and user began?"
+            others = count(foreign, "upload")
+            question = f"Abort {others} that no mount of this machine and user began?"
             click.confirm(question, abort=True, err=True)
         done = list(carry_out(client, patience, judged))
         over = {id(each.pending) for each in done if each.outcome in ("aborted", "gone")}
@@ -216,7 +218,7 @@ class _Cleanup:
         upload = done.pending.upload
         key = printable(upload.key.decode("utf-8", "surrogateescape"))
         why = f"  ({printable(done.why)})" if done.why else ""
-        return f"{name:<11}  {_ago(self._now_ns - upload.started_ns):>8} old  {key}{why}"
+        return f"{name:<11}  {age((self._now_ns - upload.started_ns) // 10**9):>8} old  {key}{why}"
 
 
 def _outcome(done: Done, dry_run: bool) -> str:
@@ -235,14 +237,3 @@ def _as_json(done: Done, name: str) -> dict[str, Any]:
         "outcome": name.replace(" ", "_"),
         "why": done.why,
     }
-
-
-def _ago(age_ns: int) -> str:
-    """Return an age in its largest unit: 59 s, 3 h, 12 d."""
-    age_s = max(age_ns // 10**9, 0)
-    unit = next(unit for unit in "dhms" if age_s >= UNITS_S[unit] or unit == "s")
-    return f"{age_s // UNITS_S[unit]} {unit}"
-
-
-def _uploads(count: int) -> str:
-    return "1 upload" if count == 1 else f"{count} uploads"

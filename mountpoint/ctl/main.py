@@ -5,6 +5,7 @@ Exit codes: 0; 1 for a MountError; 2 for what click refuses by itself; 130 for C
 
 import json
 import os
+import sys
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from mountpoint.command import directories, printable_lines
 from mountpoint.ctl import mounts, stats, unmount
 from mountpoint.ctl.cleanup import cleanup
 from mountpoint.ctl.prices import Prices
+from mountpoint.ctl.progress import Progress
+from mountpoint.ctl.words import age, size
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 
@@ -64,7 +67,7 @@ def status(as_json: bool) -> None:
     for mount in found:
         said = mount.status
         bucket = said["bucket"] + ("/" + said["prefix"] if said["prefix"] else "")
-        cells = (stats.age(said["uptime_s"]), str(said["pid"]), stats.size(said["rss_bytes"]))
+        cells = (age(said["uptime_s"]), str(said["pid"]), size(said["rss_bytes"]))
         counts = (str(said["open_files"]), str(len(said["being_written"])))
         rows.append((printable(mount.directory), printable(bucket), *cells, *counts))
     rows += [(printable(each.directory), "does not answer", *("",) * 5) for each in dead]
@@ -154,5 +157,5 @@ def unmount_(directory: str, timeout: float) -> None:
                 f"'{directory}' is a directory in a mount", f"unmount '{mount.directory}'"
             )
         place = mount.directory
-    unmount.unmount(place, mount, timeout)
+    unmount.unmount(place, mount, timeout, Progress(sys.stderr))
     click.echo(f"{printable(place)} is unmounted")

@@ -11,6 +11,7 @@ import click
 from mountpoint.ctl import prices
 from mountpoint.ctl.mounts import Mount
 from mountpoint.ctl.rates import difference
+from mountpoint.ctl.words import age, dollars, milliseconds, number, size
 from mountpoint.log_render import printable
 from mountpoint.meters import quantile
 
@@ -160,43 +161,6 @@ def _counts(requests: Mapping[str, Any]) -> dict[str, float]:
     return {name: each["us"]["count"] for name, each in requests.items()}
 
 
-# How numbers look
-
-
 def row(name: str, *cells: str) -> str:
     """Return a line of the table."""
     return f"{name:<{NAME_CHARS}}{''.join(f' {cell:>{CELL_CHARS}}' for cell in cells)}".rstrip()
-
-
-def size(size_bytes: float) -> str:
-    """Return a size in its largest unit: 999 B, 1.5 MB, 12 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 999.5:
-            return f"{number(size_bytes)} {unit}"
-        size_bytes /= 1000
-    return f"{number(size_bytes)} TB"
-
-
-def number(value: float) -> str:
-    """Return a number with two digits at least, and no more behind the point than matter."""
-    return f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
-
-
-def milliseconds(us: float) -> str:
-    """Return a time; "-" of none."""
-    if not us:
-        return "-"
-    return f"{us:.0f} us" if us < 999.5 else f"{us / 1000:.1f} ms"
-
-
-def dollars(amount: float) -> str:
-    """Return an amount of money."""
-    return f"${amount:.2f}" if amount >= 0.01 or not amount else f"${amount:.6f}"
-
-
-def age(seconds: float) -> str:
-    """Return a time in its largest unit: 59 s, 3 h, 12 d."""
-    for unit, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= length_s:
-            return f"{seconds // length_s:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -6,7 +6,8 @@ import pytest
 
 from mountpoint.ctl.prices import BY_REGION, FREE, READS, Prices, cost, of_region
 from mountpoint.ctl.rates import difference
-from mountpoint.ctl.stats import age, dollars, milliseconds, size, table
+from mountpoint.ctl.stats import table
+from mountpoint.ctl.words import age, dollars, milliseconds, size
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.s3.crt import REQUESTS
