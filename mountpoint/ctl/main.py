@@ -1,20 +1,16 @@
-"""`mount-s3ctl`: look after mounts. One command each; mounts answer over their control sockets.
+"""The commands of `mount-s3ctl` and their options."""
 
-Exit codes: 0; 1 for a MountError; 2 for what click refuses by itself; 130 for Ctrl-C.
-"""
-
-import json
 import os
 import sys
 import time
-from typing import Any
 
 import click
 
 from mountpoint import __version__
-from mountpoint.command import directories, printable_lines
+from mountpoint.command import directories
 from mountpoint.ctl import mounts, stats, unmount
 from mountpoint.ctl.cleanup import cleanup
+from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.prices import Prices
 from mountpoint.ctl.progress import Progress
 from mountpoint.ctl.words import age, size
@@ -22,17 +18,6 @@ from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 
 FOLLOW_S = 0.5
-
-
-class Group(click.Group):
-    """A group with MountErrors as click's errors."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except MountError as error:
-            raise click.ClickException(printable_lines(str(error))) from None
 
 
 @click.group(
@@ -46,11 +31,10 @@ def main() -> None:
 main.add_command(cleanup)
 
 argument = click.argument("directory", metavar="DIR", shell_complete=directories)
-as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
 @main.command()
-@as_json
+@json_option
 def status(as_json: bool) -> None:
     """List the mounts of this user."""
     found = mounts.answering(os.environ)
@@ -58,7 +42,7 @@ def status(as_json: bool) -> None:
     if as_json:
         answers = [{**mount.status, "answers": True} for mount in found]
         answers += [{"directory": each.directory, "answers": False} for each in dead]
-        click.echo(json.dumps(answers))
+        write_json(answers)
         return
     if not found and not dead:
         click.echo("nothing is mounted")
@@ -88,7 +72,7 @@ def status(as_json: bool) -> None:
     "--prices", type=(float, float), metavar="WRITES READS",
     help="Dollars for 1,000 PUT, COPY, POST or LIST requests, and for 1,000 GET or HEAD.",
 )  # fmt: skip
-@as_json
+@json_option
 def stats_(
     directory: str,
     interval: float,

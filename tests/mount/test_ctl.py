@@ -174,7 +174,7 @@ def test_stats_as_a_table(store: Store, folder: Path) -> None:
         live.send_signal(signal.SIGINT)
         live.communicate(timeout=TIMEOUT_S)
         assert sum(line.startswith("read by programs") for line in seen) >= 2
-        assert live.returncode in (1, 130)
+        assert live.returncode == 0
 
 
 def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:

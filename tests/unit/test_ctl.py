@@ -6,7 +6,7 @@ import pytest
 
 from mountpoint.ctl.prices import BY_REGION, FREE, READS, Prices, cost, of_region
 from mountpoint.ctl.rates import difference
-from mountpoint.ctl.stats import table
+from mountpoint.ctl.table import lines, table
 from mountpoint.ctl.words import age, dollars, milliseconds, size
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
@@ -65,13 +65,17 @@ def test_a_table_of_rates() -> None:
         meters.read(1_000_000)
         meters.operation("read").end(meters.operation("read").begin())
     counters.add("reads_waited")
-    found = table(answer(meters, counters, 12.0), before, None)
-    assert found[0].startswith("bucket at /mnt: up 1 min, pid 7, 50 MB RSS, 1 open files")
+    found = lines(table(answer(meters, counters, 12.0), before))
+    assert found[:2] == [
+        "bucket at /mnt",
+        "up 1 min, pid 7, 50 MB RSS, 1 open file, 0 being written",
+    ]
+    assert "in the last 2 s" in found[3]
     assert rows(found)["read"][:1] == ["2"]
     assert "read by programs            2.0 MB" not in "\n".join(found)
     (total,) = [line for line in found if line.startswith("read by programs")]
     assert total.split()[3:] == ["2", "MB", "5", "MB"]
-    assert "reads that found their bytes here 75.0 %" in "\n".join(found)
+    assert "reads without a wait for S3: 75.0 %" in "\n".join(found)
 
 
 def test_costs_by_program() -> None:
@@ -81,7 +85,7 @@ def test_costs_by_program() -> None:
         meters.request("GetObject").end(None)
     for _ in range(100):
         meters.request("ListObjectsV2").end(None)
-    found = "\n".join(table(answer(meters, counters, 0.0), None, None))
+    found = "\n".join(lines(table(answer(meters, counters, 0.0), None)))
     # 1,000 GET and 100 LIST in 100 seconds.
     assert f"${(0.00043 + 0.1 * 0.0054) * 36:.2f}" in found
     assert "requests so far $0.000970 (prices: list, eu-central-1)" in found
