@@ -27,6 +27,7 @@ class Terminal:
         self._parser = pyte.ByteStream(self._screen)
         self.stream: TextIO = open(self._slave, "w", closefd=False)  # noqa: SIM115
         self.output = b""
+        self._programs: list[subprocess.Popen[bytes]] = []
         self.resize(columns, rows)
 
     def resize(self, columns: int, rows: int) -> None:
@@ -62,7 +63,7 @@ class Terminal:
 
     def run(self, command: Sequence[str | Path], env: dict[str, str]) -> "subprocess.Popen[bytes]":
         """Start a program on it, which gets the signals that its keys cause."""
-        return subprocess.Popen(
+        program = subprocess.Popen(
             command,
             stdin=self._slave,
             stdout=self._slave,
@@ -72,6 +73,8 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             cwd="/",
         )
+        self._programs.append(program)
+        return program
 
     def wait(self, program: "subprocess.Popen[bytes]", within_s: float = 20.0) -> int:
         """Wait until a program has ended, and take what it writes; return its exit code."""
@@ -79,7 +82,10 @@ class Terminal:
         return program.returncode
 
     def close(self) -> None:
-        """Switch it off."""
+        """Switch it off, and end what runs on it."""
+        for program in self._programs:
+            program.kill()
+            program.wait()
         self.stream.close()
         os.close(self._slave)
         os.close(self._master)

@@ -2,13 +2,12 @@
 
 import os
 import sys
-import time
 
 import click
 
 from mountpoint import __version__
 from mountpoint.command import directories
-from mountpoint.ctl import mounts, stats, unmount
+from mountpoint.ctl import log, mounts, stats, unmount
 from mountpoint.ctl.cleanup import cleanup
 from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.prices import Prices
@@ -16,8 +15,6 @@ from mountpoint.ctl.progress import Progress
 from mountpoint.ctl.words import age, size
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
-
-FOLLOW_S = 0.5
 
 
 @click.group(
@@ -86,25 +83,16 @@ def stats_(
     stats.show(mount, interval_s=interval, once=once, as_json=as_json, given=given)
 
 
-@main.command()
+@main.command(name="log")
 @argument
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, metavar="N", show_default=True,
               help="How many of the last lines; 1000 are kept.")  # fmt: skip
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged, until Ctrl-C.")
-def log(directory: str, lines: int, follow: bool) -> None:
+@json_option
+def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
     """Show the log of the mount at DIR, wherever it goes."""
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
-    answer = mount.ask("log")
-    shown = answer["lines"][-lines:] if lines else []
-    last = answer["lines"][-1][0] if answer["lines"] else 0
-    while True:
-        for _, line in shown:
-            click.echo(printable(line))
-        if not follow:
-            return
-        time.sleep(FOLLOW_S)
-        shown = mount.ask("log", after=last)["lines"]
-        last = shown[-1][0] if shown else last
+    log.show(mount, most=lines, follow=follow, as_json=as_json)
 
 
 @main.command()

@@ -193,6 +193,8 @@ def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:
             assert follower.stdout.readline() == line + "\n"
             assert errno_of(lambda: os.rename(mount.path / "file", mount.path / "other"))
             assert "operation=rename" in follower.stdout.readline()
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(TIMEOUT_S) == 0
         finally:
             follower.kill()
             follower.communicate()

@@ -160,6 +160,7 @@ LAYERS = (
     "mountpoint.ctl.table",
     "mountpoint.ctl.screen",
     "mountpoint.ctl.stats",
+    "mountpoint.ctl.log",
     "mountpoint.ctl.unmount",
     "mountpoint.ctl.main",
 )
@@ -183,6 +184,7 @@ PLACES = {
         "mountpoint.command",
         "mountpoint.ctl.cleanup",
         "mountpoint.ctl.group",
+        "mountpoint.ctl.log",
         "mountpoint.ctl.main",
         "mountpoint.ctl.stats",
         "mountpoint.checks.report",
