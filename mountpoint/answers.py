@@ -63,6 +63,8 @@ class Answers:
             "is_aws": self._endpoint.aws,
             "directory": self._config.mount.directory,
             "read_only": self._config.mount.read_only,
+            "metadata_ttl_s": self._config.filesystem.ttl_s,
+            "negative_metadata_ttl_s": self._config.filesystem.negative_ttl_s,
             "uptime_s": time.monotonic() - self._began_s,
             "rss_bytes": resident_bytes(),
             "memory_held_bytes": self._budget.held_bytes,

@@ -7,12 +7,12 @@ import click
 
 from mountpoint import __version__
 from mountpoint.command import directories
-from mountpoint.ctl import log, mounts, stats, unmount
+from mountpoint.ctl import log, mounts, refresh, stats, unmount
 from mountpoint.ctl.cleanup import cleanup
 from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.prices import Prices
 from mountpoint.ctl.progress import Progress
-from mountpoint.ctl.words import age, size
+from mountpoint.ctl.words import age, count, size
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 
@@ -95,10 +95,11 @@ def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
     log.show(mount, most=lines, follow=follow, as_json=as_json)
 
 
-@main.command()
+@main.command(name="refresh")
 @argument
 @click.argument("path", required=False, default="", metavar="[PATH]")
-def refresh(directory: str, path: str) -> None:
+@json_option
+def refresh_(directory: str, path: str, as_json: bool) -> None:
     """Forget what is known of PATH in DIR, and of all below it: it is asked for again.
 
     For mounts with --metadata-ttl, when something else has changed the bucket. Without PATH it is
@@ -106,8 +107,12 @@ def refresh(directory: str, path: str) -> None:
     """
     place = os.path.join(directory, path.lstrip("/")) if path else directory
     mount, below = mounts.at(place, mounts.answering(os.environ))
-    count = mount.ask("refresh", path=below)["forgotten"]
-    click.echo(f"forgotten: {count} names below {printable(mount.directory)}/{printable(below)}")
+    forgotten = refresh.refresh(mount, below)
+    if as_json:
+        write_json({"directory": mount.directory, "path": below, "forgotten": forgotten})
+        return
+    place = printable(os.path.join(mount.directory, below))
+    click.echo(f"forgotten: {count(forgotten, 'name')} at or below {place}")
 
 
 @main.command(name="unmount")

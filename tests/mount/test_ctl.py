@@ -229,6 +229,20 @@ def test_refresh_forgets_names(store: Store, folder: Path) -> None:
         held.close()
         assert (mount.path / "b" / "changed").read_bytes() == b"old"  # that was not asked for
 
+        store.put("ctl/refresh/new/below/file", b"new")  # nothing is known of it, but it is there
+        assert done("refresh", mount.path, "new/below") == (
+            f"forgotten: 0 names at or below {mount.path}/new/below\n"
+        )
+        assert (mount.path / "new" / "below" / "file").read_bytes() == b"new"
+
+        refused = ctl("refresh", mount.path, "nothing/")
+        assert refused.returncode == 1
+        assert f"'nothing' does not exist in the mount at '{mount.path}'" in refused.stderr
+        assert ctl("refresh", mount.path / "a" / "kept" / "x").returncode == 1
+
+        store.client().delete_object(Bucket=store.bucket, Key="ctl/refresh/a/kept")
+        assert done("refresh", mount.path, "a/kept").startswith("forgotten: 1 name ")
+
         done("refresh", mount.path / "b" / "changed")
         assert (mount.path / "b" / "changed").read_bytes() == b"newer"
         assert int(done("refresh", mount.path).split()[1]) >= 4

@@ -161,6 +161,7 @@ LAYERS = (
     "mountpoint.ctl.screen",
     "mountpoint.ctl.stats",
     "mountpoint.ctl.log",
+    "mountpoint.ctl.refresh",
     "mountpoint.ctl.unmount",
     "mountpoint.ctl.main",
 )
