@@ -153,7 +153,9 @@ def _serve(
         client.interrupt()
 
     receivers = fuse.Receivers(nudge_workers)
-    memory.start_sweeping([streams.sweep, filesystem.sweep, receivers.sweep], stopping)
+    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
+    sweeps = [streams.sweep, filesystem.sweep, receivers.sweep, answers.sweep]
+    memory.start_sweeping(sweeps, stopping)
     fuse.widen(config.mount.channel)
     if config.mount.descriptor is not None:
         fuse.take(config.mount.descriptor)
@@ -167,7 +169,6 @@ def _serve(
             "the lines above, from the FUSE library, say why",
         ) from error
     log.info("mounted", bucket=config.bucket.name, directory=directory)
-    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
     control = Control(socket_directory(os.environ), answers.commands())
     try:
         llfuse.main(workers=config.mount.max_threads)

@@ -7,12 +7,12 @@ import click
 
 from mountpoint import __version__
 from mountpoint.command import directories
-from mountpoint.ctl import log, mounts, refresh, stats, unmount
+from mountpoint.ctl import log, mounts, refresh, stats, status, terminal, unmount
 from mountpoint.ctl.cleanup import cleanup
 from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.prices import Prices
 from mountpoint.ctl.progress import Progress
-from mountpoint.ctl.words import age, count, size
+from mountpoint.ctl.words import count
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 
@@ -30,32 +30,22 @@ main.add_command(cleanup)
 argument = click.argument("directory", metavar="DIR", shell_complete=directories)
 
 
-@main.command()
+@main.command(name="status")
+@click.argument("directory", required=False, metavar="[DIR]", shell_complete=directories)
 @json_option
-def status(as_json: bool) -> None:
-    """List the mounts of this user."""
-    found = mounts.answering(os.environ)
-    dead = mounts.silent(found)
+def status_(directory: str | None, as_json: bool) -> None:
+    """Tell of the mounts of this user, or of the one at DIR."""
+    found, dead = mounts.answering(os.environ), []
+    if directory is None:
+        dead = mounts.silent(found)
+    else:
+        found = [mounts.at(directory, found)[0]]
     if as_json:
         answers = [{**mount.status, "answers": True} for mount in found]
-        answers += [{"directory": each.directory, "answers": False} for each in dead]
-        write_json(answers)
-        return
-    if not found and not dead:
-        click.echo("nothing is mounted")
-        return
-    rows = [("DIRECTORY", "BUCKET", "UP", "PID", "RSS", "OPEN", "WRITING")]
-    for mount in found:
-        said = mount.status
-        bucket = said["bucket"] + ("/" + said["prefix"] if said["prefix"] else "")
-        cells = (age(said["uptime_s"]), str(said["pid"]), size(said["rss_bytes"]))
-        counts = (str(said["open_files"]), str(len(said["being_written"])))
-        rows.append((printable(mount.directory), printable(bucket), *cells, *counts))
-    rows += [(printable(each.directory), "does not answer", *("",) * 5) for each in dead]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for each in rows:
-        cells_ = (cell.ljust(width) for cell, width in zip(each, widths, strict=True))
-        click.echo("  ".join(cells_).rstrip())
+        write_json([*answers, *({"directory": each.directory, "answers": False} for each in dead)])
+    else:
+        width = terminal.columns(sys.stdout)
+        click.echo(status.text([mount.status for mount in found], dead, width))
 
 
 @main.command(name="stats")
@@ -121,7 +111,8 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
     "--timeout", type=click.FloatRange(0), default=3600.0, metavar="SECONDS", show_default=True,
     help="How long to wait for what is being written.",
 )  # fmt: skip
-def unmount_(directory: str, timeout: float) -> None:
+@json_option
+def unmount_(directory: str, timeout: float, as_json: bool) -> None:
     """Unmount DIR, once what is being written to it is in S3."""
     found = mounts.answering(os.environ)
     dead = {each.directory for each in mounts.silent(found)}
@@ -134,5 +125,8 @@ def unmount_(directory: str, timeout: float) -> None:
                 f"'{directory}' is a directory in a mount", f"unmount '{mount.directory}'"
             )
         place = mount.directory
-    unmount.unmount(place, mount, timeout, Progress(sys.stderr))
-    click.echo(f"{printable(place)} is unmounted")
+    unmount.unmount(place, mount, timeout, Progress(None if as_json else sys.stderr))
+    if as_json:
+        write_json({"directory": place, "unmounted": True})
+    else:
+        click.echo(f"{printable(place)} is unmounted")

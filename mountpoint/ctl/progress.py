@@ -51,14 +51,14 @@ class Sent:
 
 
 class Progress:
-    """Shows it on a stream. `show` again and again, then `done` or, if given up, `leave`."""
+    """Shows it on a stream (None: nowhere): `show` at each step, then `done`, else `leave`."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         # dependencies
         self._stream = stream
         self._clock = clock
         # constants
-        self._redraws = terminal.can_redraw(stream)
+        self._redraws = stream is not None and terminal.can_redraw(stream)
         # mutable: those of one run, from the first `show` to the end
         self._sent: Sent | None = None
         self._label = ""
@@ -95,13 +95,15 @@ class Progress:
         self._sent = None
 
     def _draw(self, sent: Sent) -> None:
+        assert self._stream is not None
         # The last column stays free: some terminals go on to the next line when it is written.
         width = terminal.columns(self._stream) - 1
         self._write(f"{BEGIN_LINE}{line(self._label, sent, width)}{CLEAR_REST}")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def files(writing: Sequence[Writing]) -> str:

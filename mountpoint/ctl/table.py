@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mountpoint.ctl import prices
 from mountpoint.ctl.rates import difference
-from mountpoint.ctl.words import age, count, dollars, milliseconds, number, size
+from mountpoint.ctl.words import age, count, dollars, milliseconds, number, size, title
 from mountpoint.log_render import printable
 from mountpoint.meters import quantile
 
@@ -108,9 +108,8 @@ def _joined(blocks: Sequence[Block], kept: Sequence[int], between: list[str]) ->
 
 
 def _head(status: Mapping[str, Any]) -> list[str]:
-    bucket = status["bucket"] + ("/" + status["prefix"] if status["prefix"] else "")
     return [
-        f"{printable(bucket)} at {printable(status['directory'])}",
+        title(status),
         f"up {age(status['uptime_s'])}, pid {status['pid']}, {size(status['rss_bytes'])} RSS, "
         f"{count(status['open_files'], 'open file')}, {len(status['being_written'])} being written",
     ]

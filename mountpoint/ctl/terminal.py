@@ -5,6 +5,8 @@ import unicodedata
 from typing import TextIO
 
 COLUMNS = 80
+#: The width of what is no terminal: nothing is broken there.
+NO_WIDTH = 1 << 30
 
 
 def can_redraw(stream: TextIO) -> bool:
@@ -14,6 +16,8 @@ def can_redraw(stream: TextIO) -> bool:
 
 def columns(stream: TextIO) -> int:
     """Return the width of the terminal now: its user may resize it at any time."""
+    if not stream.isatty():
+        return NO_WIDTH
     try:
         return os.get_terminal_size(stream.fileno()).columns or COLUMNS
     except (OSError, ValueError):

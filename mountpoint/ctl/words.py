@@ -1,4 +1,15 @@
-"""Pure: numbers in words: sizes, times, money."""
+"""Pure: what a mount is called; numbers in words: sizes, times, money."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mountpoint.log_render import printable
+
+
+def title(status: Mapping[str, Any]) -> str:
+    """Return what is mounted where, of a mount's status."""
+    bucket = status["bucket"] + ("/" + status["prefix"] if status["prefix"] else "")
+    return f"{printable(bucket)} at {printable(status['directory'])}"
 
 
 def size(size_bytes: float) -> str:

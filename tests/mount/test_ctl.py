@@ -87,8 +87,18 @@ def program(mount: Mount, script: str) -> Iterator["subprocess.Popen[str]"]:
         process.communicate()
 
 
+def documented(section: str) -> set[str]:
+    """Return the names of JSON fields that the document has for a command."""
+    text = (Path(__file__).parents[2] / "docs" / "mount-s3ctl.md").read_text()
+    found = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    table = found[1][found[1].index("| field") :]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
 def test_status_tells_what_is_mounted(store: Store, folder: Path) -> None:
-    """A line of a table, and an object: where, of what, by whom, what is open."""
+    """Some lines, and an object: where, of what, by whom, what is open, what may be changed."""
     store.put("ctl/status/a", b"x" * 1000)
     with mounted(store, folder, "--prefix", "ctl/status/", "--read-only") as mount:
         with (mount.path / "a").open("rb"):
@@ -97,16 +107,76 @@ def test_status_tells_what_is_mounted(store: Store, folder: Path) -> None:
                 for each in json.loads(done("status", "--json"))
                 if each["directory"] == str(mount.path)
             ]
+        assert set(found[0]) == documented("status")
         told = {name: found[0][name] for name in ("bucket", "prefix", "pid", "open_files")}
         assert told == {
             "bucket": store.bucket, "prefix": "ctl/status/", "pid": mount.pid, "open_files": 1
         }  # fmt: skip
-        assert (found[0]["read_only"], found[0]["being_written"]) == (True, [])
+        assert (found[0]["read_only"], found[0]["options"]) == (True, [])
+        assert (found[0]["being_written"], found[0]["trouble"]) == ([], "")
         assert 10 << 20 < found[0]["rss_bytes"] < 1 << 30
-        lines = [line for line in done("status").splitlines() if str(mount.path) in line]
-        assert len(lines) == 1
-        assert f"{store.bucket}/ctl/status/" in lines[0]
-        assert str(mount.pid) in lines[0].split()
+        assert json.loads(done("status", mount.path / "a", "--json"))[0]["pid"] == mount.pid
+        text = done("status", mount.path)
+        assert text.startswith(f"{store.bucket}/ctl/status/ at {mount.path}\n")
+        assert f"{store.bucket}/ctl/status/ at {mount.path}\n" in done("status")
+        for said in (
+            f"process {mount.pid}",
+            "read-only",
+            store.endpoint_url.partition("//")[2],
+            "region us-east-1",
+            "requests/s",
+            "--memory-target",
+            f"see the newest log in {folder / 'log'}",
+        ):
+            assert said in text, said
+
+
+def test_every_command_as_json(store: Store, folder: Path) -> None:
+    """The fields are those of the document; errors are JSON, too."""
+    store.put("ctl/json/a", b"x" * 100_000)
+    options = ("--prefix", "ctl/json/", "--allow-delete", "--attributes", "ignore")
+    with mounted(store, folder, *options) as mount:
+        assert (mount.path / "a").read_bytes() == b"x" * 100_000
+        (status,) = json.loads(done("status", mount.path, "--json"))
+        assert status["options"] == ["--allow-delete", "--attributes ignore"]
+        assert status["log_directory"] == str(folder / "log")
+        rates = status["rates"]
+        text = (Path(__file__).parents[2] / "docs" / "mount-s3ctl.md").read_text()
+        assert [name for name in rates if f"`{name}`" not in text] == []
+        assert rates["read_bytes_per_s"] * rates["over_s"] == pytest.approx(100_000)
+        assert rates["requests_per_s"] > 0
+
+        numbers = stats(mount)
+        inner = {f"meters.{name}" for name in numbers.pop("meters")}
+        assert set(numbers) | inner == documented("stats")
+        assert numbers["counters"]["bytes_fetched"] == 100_000
+        assert set(numbers["status"]) | {"answers"} == documented("status")
+
+        assert errno_of(lambda: os.rename(mount.path / "a", mount.path / "b")) is not None
+        line = json.loads(done("log", mount.path, "--json").splitlines()[-1])
+        assert set(line) == documented("log")
+        assert line["level"] == "warning"
+        assert line["fields"]["operation"] == "rename"
+
+        forgotten = json.loads(done("refresh", mount.path, "a", "--json"))
+        assert set(forgotten) == documented("refresh")
+        assert forgotten["path"] == "a"
+
+        refused = ctl("refresh", mount.path, "nothing", "--json")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        error = json.loads(refused.stderr)
+        assert error["exit_code"] == 1
+        assert "'nothing' does not exist" in error["error"]
+        assert error["hint"]
+
+        where = [store.bucket, "--endpoint-url", store.endpoint_url, "--force-path-style"]
+        where += ["--region", "us-east-1", "--journals", str(folder)]
+        found = json.loads(done("cleanup", *where, "--json", **store.environment))
+        assert set(found) == documented("cleanup")
+
+        gone = json.loads(done("unmount", mount.path, "--json"))
+        assert gone == {"directory": str(mount.path), "unmounted": True}
+        assert set(gone) == documented("unmount")
 
 
 def test_status_tells_of_mounts_that_do_not_answer(store: Store, folder: Path) -> None:
@@ -116,7 +186,9 @@ def test_status_tells_of_mounts_that_do_not_answer(store: Store, folder: Path) -
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
         lines = [line for line in done("status").splitlines() if str(mount.path) in line]
-        assert [line.endswith("does not answer") for line in lines] == [True]
+        assert lines == [f"{mount.path} does not answer"]
+        dead = [each for each in json.loads(done("status", "--json")) if not each["answers"]]
+        assert {"directory": str(mount.path), "answers": False} in dead
         assert not path.exists()
         refused = ctl("stats", mount.path, "--once")
         assert refused.returncode == 1

@@ -160,6 +160,7 @@ LAYERS = (
     "mountpoint.ctl.table",
     "mountpoint.ctl.screen",
     "mountpoint.ctl.stats",
+    "mountpoint.ctl.status",
     "mountpoint.ctl.log",
     "mountpoint.ctl.refresh",
     "mountpoint.ctl.unmount",
