@@ -115,6 +115,18 @@ class Answers:
             fuse.forget_name(directory, name)
         return {"forgotten": len(names)}
 
+    def levels(self) -> dict[str, int]:
+        """Return what there is of something now, for metrics (`export.families.LEVELS`)."""
+        writing = self._filesystem.being_written()
+        return {
+            "open_files": self._filesystem.open_files(),
+            "files_being_written": len(writing),
+            "upload_pending": sum(each.pending_bytes for each in writing),
+            "data_memory": self._budget.held_bytes,
+            "data_memory_limit": self._budget.limit_bytes,
+            "busy_threads": self._meters.threads.busy,
+        }
+
     def _rates(self) -> dict[str, float]:
         began_s, before = self._samples[0]
         over_s = max(time.monotonic() - began_s, 1e-3)

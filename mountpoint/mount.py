@@ -82,8 +82,8 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
             instance,
         )
 
-        def ready() -> None:
-            exports.serving(client.check_credentials)
+        def ready(answers: Answers) -> None:
+            exports.serving(client.check_credentials, answers.levels)
             on_ready()
 
         try:
@@ -101,7 +101,7 @@ def _serve(
     meters: Meters,
     recent: logs.Recent,
     watcher: SignalWatcher,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[Answers], None],
 ) -> int:
     failure: list[Exception] = []
 
@@ -109,7 +109,7 @@ def _serve(
         log.debug("the kernel asks", at_most_kib=1024 if fuse.is_wide() else 128)
         watcher.serving()
         try:
-            on_ready()
+            on_ready(answers)
         except Exception as error:
             failure.append(error)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -9,6 +9,7 @@ from mountpoint import answers as answers_
 from mountpoint import cli
 from mountpoint.answers import Answers
 from mountpoint.config import BucketConfig, ChangeConfig, Config, FileSystemConfig, MountConfig
+from mountpoint.export.families import LEVELS
 from mountpoint.log_render import Redactor
 from mountpoint.logs import Recent
 from mountpoint.meters import Meters
@@ -90,3 +91,10 @@ def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: lis
     assert (status["read_only"], status["options"]) == (read_only, options)
     known = {name for option in cli.main.params for name in option.opts}
     assert {option.split()[0] for option in options} <= known
+
+
+def test_levels() -> None:
+    """They are those that the metrics have names for."""
+    with mounted({}) as world:
+        answers = Answers(CONFIG, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([])))
+        assert set(answers.levels()) == set(LEVELS)
