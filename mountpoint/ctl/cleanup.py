@@ -106,10 +106,10 @@ def cleanup(
     directory: str | None,
     **options: Any,
 ) -> None:
-    """Abort the multipart uploads that killed mounts have left in BUCKET.
+    """Abort the uploads that killed mounts left in BUCKET.
 
-    Their parts cost money, and no listing shows them. What is aborted was begun by a mount of
-    this machine and user that is dead, and more than an hour ago.
+    Their parts cost money, and no listing shows them. Without options this aborts multipart
+    uploads that dead mounts of this machine and user began more than an hour ago.
     """
     config = config_of(bucket, options)
     logs.configure(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))

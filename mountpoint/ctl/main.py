@@ -34,7 +34,7 @@ argument = click.argument("directory", metavar="DIR", shell_complete=directories
 @click.argument("directory", required=False, metavar="[DIR]", shell_complete=directories)
 @json_option
 def status_(directory: str | None, as_json: bool) -> None:
-    """Tell of the mounts of this user, or of the one at DIR."""
+    """List the mounts of this user, or only the one at DIR."""
     found, dead = mounts.answering(os.environ), []
     if directory is None:
         dead = mounts.silent(found)
@@ -51,10 +51,10 @@ def status_(directory: str | None, as_json: bool) -> None:
 @main.command(name="stats")
 @argument
 @click.option(
-    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS",
-    show_default=True, help="How often.",
+    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1, metavar="SECONDS",
+    show_default=True, help="Time between two tables.",
 )  # fmt: skip
-@click.option("--once", is_flag=True, help="What it has done so far, and no more.")
+@click.option("--once", is_flag=True, help="One table of what was done since it was mounted.")
 @click.option(
     "--prices", type=(float, float), metavar="WRITES READS",
     help="Dollars for 1,000 PUT, COPY, POST or LIST requests, and for 1,000 GET or HEAD.",
@@ -67,7 +67,11 @@ def stats_(
     prices: tuple[float, float] | None,
     as_json: bool,
 ) -> None:
-    """Show what the mount at DIR does, until Ctrl-C."""
+    """Show what the mount at DIR does, until q or Ctrl-C.
+
+    Rates, latencies, failures, and which programs cause what. Without a terminal: one table after
+    another.
+    """
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
     given = Prices(*prices) if prices else None
     stats.show(mount, interval_s=interval, once=once, as_json=as_json, given=given)
@@ -76,11 +80,11 @@ def stats_(
 @main.command(name="log")
 @argument
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, metavar="N", show_default=True,
-              help="How many of the last lines; 1000 are kept.")  # fmt: skip
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged, until Ctrl-C.")
+              help="How many of the last lines; a mount keeps 1000.")  # fmt: skip
+@click.option("-f", "--follow", is_flag=True, help="Then follow the log until Ctrl-C.")
 @json_option
 def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
-    """Show the log of the mount at DIR, wherever it goes."""
+    """Show the log of the mount at DIR, wherever it is written."""
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
     log.show(mount, most=lines, follow=follow, as_json=as_json)
 
@@ -90,10 +94,10 @@ def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
 @click.argument("path", required=False, default="", metavar="[PATH]")
 @json_option
 def refresh_(directory: str, path: str, as_json: bool) -> None:
-    """Forget what is known of PATH in DIR, and of all below it: it is asked for again.
+    """Have the mount at DIR ask S3 again for PATH.
 
-    For mounts with --metadata-ttl, when something else has changed the bucket. Without PATH it is
-    all of DIR. Open files stay the versions that they are.
+    It forgets PATH and all below it; without PATH, everything. For mounts with --metadata-ttl,
+    when something else has changed the bucket. An open file stays the version that it is.
     """
     place = os.path.join(directory, path.lstrip("/")) if path else directory
     mount, below = mounts.at(place, mounts.answering(os.environ))
@@ -108,12 +112,12 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
 @main.command(name="unmount")
 @argument
 @click.option(
-    "--timeout", type=click.FloatRange(0), default=3600.0, metavar="SECONDS", show_default=True,
-    help="How long to wait for what is being written.",
+    "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
+    help="How long to wait for files that are being written.",
 )  # fmt: skip
 @json_option
 def unmount_(directory: str, timeout: float, as_json: bool) -> None:
-    """Unmount DIR, once what is being written to it is in S3."""
+    """Wait until all files of DIR are in S3, then unmount it."""
     found = mounts.answering(os.environ)
     dead = {each.directory for each in mounts.silent(found)}
     place = os.path.realpath(directory)

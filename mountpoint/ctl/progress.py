@@ -13,7 +13,9 @@ from mountpoint.ctl.words import size
 from mountpoint.log_render import printable
 
 LINE_S = 30.0
-BEGIN_LINE, CLEAR_REST = "\r", "\x1b[K"
+#: The cursor waits at the beginning of the line, and all below is cleared: a terminal that becomes
+#: narrower breaks the line into rows, and the cursor stays in the first of them.
+CLEAR_BELOW, TO_BEGINNING = "\x1b[J", "\r"
 LEAST_BAR, MOST_BAR = 10, 40
 #: A name that is cut to less says nothing.
 LEAST_LABEL = 12
@@ -98,7 +100,7 @@ class Progress:
         assert self._stream is not None
         # The last column stays free: some terminals go on to the next line when it is written.
         width = terminal.columns(self._stream) - 1
-        self._write(f"{BEGIN_LINE}{line(self._label, sent, width)}{CLEAR_REST}")
+        self._write(f"{line(self._label, sent, width)}{CLEAR_BELOW}{TO_BEGINNING}")
 
     def _write(self, text: str) -> None:
         if self._stream is not None:

@@ -72,7 +72,7 @@ def test_narrow_terminals_lose_the_bar_first() -> None:
 
 
 def test_a_terminal_that_is_resized() -> None:
-    """The next step has the new width; nothing of the old line is left."""
+    """The next step has the new width, and nothing of the old line is left."""
     with terminal(120) as screen:
         shown = Progress(screen.stream)
         for columns in (120, 60, 100, 30, 80):
@@ -80,6 +80,8 @@ def test_a_terminal_that_is_resized() -> None:
             shown.show([writing("/a/file", 40_000_000, 30_000_000)])
             assert len(screen.lines) == 1, screen.text
             assert screen.text.count("25 %") == 1
+            # At the beginning it stays in the first row of a line that is broken into rows.
+            assert screen.output.endswith(b"\x1b[J\r")
 
 
 def test_the_share_never_decreases() -> None:
