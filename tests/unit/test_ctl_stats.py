@@ -12,6 +12,7 @@ import pytest
 
 from mountpoint.ctl import main, mounts
 from mountpoint.ctl.table import IDLE_S, Activity, lines, table
+from mountpoint.errors import MountError
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from tests.terminal import ALTERNATE, NORMAL, Terminal, terminal
@@ -91,7 +92,8 @@ class FakeMount:
 
     directory = "/mnt"
 
-    def __init__(self) -> None:
+    def __init__(self, ends_s: float) -> None:
+        self._ends_s = ends_s
         self._meters = busy_meters()
         self._at_s = 0.0
 
@@ -99,13 +101,15 @@ class FakeMount:
         """Answer `stats`."""
         assert command == "stats"
         self._at_s += 1.0
+        if self._at_s > self._ends_s:
+            raise MountError("the mount at '/mnt' has ended")
         self._meters.read(1_000_000)
         return answer(self._meters, Counters(), self._at_s)
 
 
-def run_stats() -> None:
+def run_stats(ends_s: float = 1e9) -> None:
     """Be `mount-s3ctl stats` for a mount that is not there."""
-    found = SimpleNamespace(directory="/mnt", ask=FakeMount().ask)
+    found = SimpleNamespace(directory="/mnt", ask=FakeMount(ends_s).ask)
     mounts.answering = lambda environ: [found]  # type: ignore[assignment]
     main.main(["stats", "/mnt", *sys.argv[1:]])
 
@@ -120,8 +124,8 @@ def screen() -> Iterator[Terminal]:
         yield made
 
 
-SCRIPT = "from tests.unit.test_ctl_stats import run_stats; run_stats()"
-COMMAND = [sys.executable, "-c", SCRIPT, "-i", "0.2"]
+IMPORT = "from tests.unit.test_ctl_stats import run_stats; "
+COMMAND = [sys.executable, "-c", IMPORT + "run_stats()", "-i", "0.2"]
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
@@ -155,3 +159,10 @@ def test_q_ends_it(screen: Terminal) -> None:
     screen.type(b"q")
     assert screen.wait(program) == 0
     assert NORMAL in screen.output
+
+
+def test_the_mount_ends(screen: Terminal) -> None:
+    """The error is shown on the usual screen."""
+    program = screen.run([sys.executable, "-c", IMPORT + "run_stats(3)", "-i", "0.2"], ENVIRON)
+    assert screen.wait(program) == 1
+    assert plain(screen.output.partition(NORMAL)[2]) == "Error: the mount at '/mnt' has ended"
