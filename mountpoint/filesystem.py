@@ -541,11 +541,15 @@ class FileSystem:
         too. What is open stays the version that it is.
         """
         self._refreshes += 1
-        key = self._inodes.root.key + path
-        directory = key[: key.rfind(b"/") + 1]
+        key = self._inodes.root.key
+        *above, last = path.split(b"/")
+        for name in above:
+            if self._listings.find(key, name) is None:  # it may be believed to be absent
+                self._listings.discard(key, name)
+            key += name + b"/"
         if path:
-            self._listings.discard(directory, key[len(directory) :])
-            key += b"/"
+            self._listings.discard(key, last)
+            key += last + b"/"
         self._listings.forget_below(key)
         self._names.forget_absent()
         self._ahead.changed()

@@ -7,9 +7,11 @@ cursor or turns the direction of text, and bytes that are not UTF-8: `\n`, `\x1b
 So an event is always one line, and a key cannot forge another.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 REDACTED = "[redacted]"
 
@@ -20,6 +22,11 @@ _UNPRINTABLE = re.compile(f"[{_CONTROL}]")
 _UNSAFE = re.compile(rf'[{_CONTROL}\\"]')
 _PLAIN = re.compile(r"[^\s=\"\\]+")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\\": "\\\\", '"': r"\""}
+
+_LONG = {escape: character for character, escape in _SHORT.items()}
+_ESCAPED = re.compile(r"\\(?:[nrt\\\"]|x[0-9a-f]{2}|u[0-9a-f]{4})")
+#: A field of a line; the quote at the end may be cut off.
+_PAIR = re.compile(r"([^\s=\"]+)=(?:\"((?:[^\"\\]|\\.)*)\"?|(\S*))")
 
 _FIRST = ("timestamp", "level", "logger", "event", "exception")
 
@@ -39,10 +46,11 @@ def field_line(event: Mapping[str, object]) -> str:
     return " ".join(words)
 
 
-def console_line(event: Mapping[str, object], colours: bool) -> str:
+def console_line(event: Mapping[str, object], colours: bool, *, dated: bool = False) -> str:
     """Return the event for a person at a terminal; a traceback follows, indented."""
     level = str(event["level"])
-    clock = time.strftime("%H:%M:%S", time.localtime(_seconds(event)))
+    form = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
+    clock = time.strftime(form, time.localtime(_seconds(event)))
     shown = f"{level.upper():8}"
     if colours:
         shown = f"\x1b[{_COLOURS.get(level, 0)}m{shown}\x1b[0m"
@@ -51,6 +59,20 @@ def console_line(event: Mapping[str, object], colours: bool) -> str:
     if exception := event.get("exception"):
         lines += [f"    {printable(line)}" for line in str(exception).split("\n")]
     return "\n".join(lines)
+
+
+def parsed(line: str) -> dict[str, object]:
+    """Return the event of a line that `field_line` made; all values but the time are text.
+
+    The line may have been cut. An escaped byte of 0x80 and more becomes a surrogate again.
+    """
+    event: dict[str, object] = {"timestamp": 0.0, "level": ""}
+    for found in _PAIR.finditer(line):
+        name, quoted, plain = found.groups()
+        event[name] = plain if quoted is None else _ESCAPED.sub(_unescape, quoted)
+    with contextlib.suppress(ValueError):
+        event["timestamp"] = datetime.fromisoformat(str(event["timestamp"])).timestamp()
+    return event
 
 
 def _pairs(event: Mapping[str, object], names: Iterator[str] | tuple[str, ...]) -> list[str]:
@@ -85,6 +107,14 @@ def _escape(found: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _unescape(found: re.Match[str]) -> str:
+    escape = found.group()
+    if escape in _LONG:
+        return _LONG[escape]
+    code = int(escape[2:], 16)
+    return chr(code + 0xDC00 if escape[1] == "x" and code >= 0x80 else code)
 
 
 def _seconds(event: Mapping[str, object]) -> float:

@@ -81,8 +81,8 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
             instance,
         )
 
-        def ready() -> None:
-            exports.serving(client.check_credentials)
+        def ready(answers: Answers) -> None:
+            exports.serving(client.check_credentials, answers.levels)
             on_ready()
 
         try:
@@ -100,7 +100,7 @@ def _serve(
     meters: Meters,
     recent: logs.Recent,
     watcher: SignalWatcher,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[Answers], None],
 ) -> int:
     failure: list[Exception] = []
 
@@ -108,7 +108,7 @@ def _serve(
         log.debug("the kernel asks", at_most_kib=1024 if fuse.is_wide() else 128)
         watcher.serving()
         try:
-            on_ready()
+            on_ready(answers)
         except Exception as error:
             failure.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -152,7 +152,9 @@ def _serve(
         client.interrupt()
 
     receivers = fuse.Receivers(nudge_workers)
-    memory.start_sweeping([streams.sweep, filesystem.sweep, receivers.sweep], stopping)
+    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
+    sweeps = [streams.sweep, filesystem.sweep, receivers.sweep, answers.sweep]
+    memory.start_sweeping(sweeps, stopping)
     fuse.widen(config.mount.channel)
     if config.mount.descriptor is not None:
         fuse.take(config.mount.descriptor)
@@ -166,7 +168,6 @@ def _serve(
             "the lines above, from the FUSE library, say why",
         ) from error
     log.info("mounted", bucket=config.bucket.name, directory=directory)
-    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
     control = Control(socket_directory(os.environ), answers.commands())
     try:
         llfuse.main(workers=config.mount.max_threads)

@@ -31,9 +31,10 @@ EXIT_STATUS = {
         ("2", "Options that are not known, or values that are none."),
     ],
     "mount-s3ctl": [
-        ("0", "All is done."),
-        ("1", "Something failed: one line says what."),
+        ("0", "All is done; also after Ctrl-C where a command runs until then."),
+        ("1", "Something failed: one or two lines say what."),
         ("2", "Options that are not known, or values that are none."),
+        ("130", "Interrupted with Ctrl-C before all was done."),
     ],
 }
 SEE_ALSO = {

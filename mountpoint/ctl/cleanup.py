@@ -3,14 +3,13 @@
 The options that say which bucket, where, and who asks are those of `mount-s3`, taken from its own
 table: both programs know the same ones and take them the same way.
 
-Exit codes: 0 for all is done; 1 for a MountError, what could not be aborted, and a question that
-was answered with no; 2 for what click refuses by itself.
+The exit code is 1 also where an upload could not be aborted.
 """
 
 import copy
-import json
 import os
 import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 import click
 
 from mountpoint import cli, logs
-from mountpoint.command import printable_lines
 from mountpoint.config import Config, LogConfig
+from mountpoint.ctl.group import json_option, write_json
 from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
+from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log_render import printable
 from mountpoint.meters import Meters
@@ -89,7 +89,7 @@ def config_of(bucket: str, options: dict[str, Any]) -> Config:
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before --all.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@json_option
 @click.option(
     "--journals",
     "directory",
@@ -106,19 +106,16 @@ def cleanup(
     directory: str | None,
     **options: Any,
 ) -> None:
-    """Abort the multipart uploads that killed mounts have left in BUCKET.
+    """Abort the uploads that killed mounts left in BUCKET.
 
-    Their parts cost money, and no listing shows them. What is aborted was begun by a mount of
-    this machine and user that is dead, and more than an hour ago.
+    Their parts cost money, and no listing shows them. Without options this aborts multipart
+    uploads that dead mounts of this machine and user began more than an hour ago.
     """
-    try:
-        config = config_of(bucket, options)
-        logs.configure(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))
-        where = Path(directory) if directory else default_directory(os.environ)
-        command = _Cleanup(config, older_than_s, everything, as_json)
-        code = command.run(where, ask=everything and not yes, dry_run=dry_run)
-    except MountError as error:
-        raise click.ClickException(printable_lines(str(error))) from None
+    config = config_of(bucket, options)
+    logs.configure(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))
+    where = Path(directory) if directory else default_directory(os.environ)
+    command = _Cleanup(config, older_than_s, everything, as_json)
+    code = command.run(where, ask=everything and not yes, dry_run=dry_run)
     click.get_current_context().exit(code)
 
 
@@ -190,8 +187,10 @@ class _Cleanup:
         if dry_run:
             return self._report([Done(each, "kept", each.why) for each in judged], 0, True)
         if ask and foreign:
-            question = f"Abort {_uploads(foreign)} that no mount of this machine and user began?"
-            click.confirm(question, abort=True, err=True)
+            others = count(foreign, "upload")
+            question = f"Abort {others} that no mount of this machine and user began?"
+            if not _is_confirmed(question):
+                raise MountError("nothing was aborted: the answer was not yes")
         done = list(carry_out(client, patience, judged))
         over = {id(each.pending) for each in done if each.outcome in ("aborted", "gone")}
         still = [each.upload for each in judged if id(each) not in over]
@@ -203,7 +202,7 @@ class _Cleanup:
         failed = names.count("failed")
         if self._as_json:
             uploads = [_as_json(each, name) for each, name in zip(done, names, strict=True)]
-            click.echo(json.dumps({"uploads": uploads, "forgotten": struck, "dry_run": dry_run}))
+            write_json({"uploads": uploads, "forgotten": struck, "dry_run": dry_run})
             return 1 if failed else 0
         for each, name in zip(done, names, strict=True):
             click.echo(self._line(each, name))
@@ -216,7 +215,18 @@ class _Cleanup:
         upload = done.pending.upload
         key = printable(upload.key.decode("utf-8", "surrogateescape"))
         why = f"  ({printable(done.why)})" if done.why else ""
-        return f"{name:<11}  {_ago(self._now_ns - upload.started_ns):>8} old  {key}{why}"
+        return f"{name:<11}  {age((self._now_ns - upload.started_ns) // 10**9):>8} old  {key}{why}"
+
+
+def _is_confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C
+            raise
+        raise MountError(
+            "nothing was aborted: there is nobody to answer the question", "add --yes"
+        ) from None
 
 
 def _outcome(done: Done, dry_run: bool) -> str:
@@ -235,14 +245,3 @@ def _as_json(done: Done, name: str) -> dict[str, Any]:
         "outcome": name.replace(" ", "_"),
         "why": done.why,
     }
-
-
-def _ago(age_ns: int) -> str:
-    """Return an age in its largest unit: 59 s, 3 h, 12 d."""
-    age_s = max(age_ns // 10**9, 0)
-    unit = next(unit for unit in "dhms" if age_s >= UNITS_S[unit] or unit == "s")
-    return f"{age_s // UNITS_S[unit]} {unit}"
-
-
-def _uploads(count: int) -> str:
-    return "1 upload" if count == 1 else f"{count} uploads"

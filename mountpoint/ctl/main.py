@@ -1,35 +1,20 @@
-"""`mount-s3ctl`: look after mounts. One command each; mounts answer over their control sockets.
+"""The commands of `mount-s3ctl` and their options."""
 
-Exit codes: 0; 1 for a MountError; 2 for what click refuses by itself; 130 for Ctrl-C.
-"""
-
-import json
 import os
-import time
-from typing import Any
+import sys
 
 import click
 
 from mountpoint import __version__
-from mountpoint.command import directories, printable_lines
-from mountpoint.ctl import mounts, stats, unmount
+from mountpoint.command import directories
+from mountpoint.ctl import log, mounts, refresh, stats, status, terminal, unmount
 from mountpoint.ctl.cleanup import cleanup
+from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.prices import Prices
+from mountpoint.ctl.progress import Progress
+from mountpoint.ctl.words import count
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
-
-FOLLOW_S = 0.5
-
-
-class Group(click.Group):
-    """A group with MountErrors as click's errors."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except MountError as error:
-            raise click.ClickException(printable_lines(str(error))) from None
 
 
 @click.group(
@@ -43,49 +28,38 @@ def main() -> None:
 main.add_command(cleanup)
 
 argument = click.argument("directory", metavar="DIR", shell_complete=directories)
-as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
-@main.command()
-@as_json
-def status(as_json: bool) -> None:
-    """List the mounts of this user."""
-    found = mounts.answering(os.environ)
-    dead = mounts.silent(found)
+@main.command(name="status")
+@click.argument("directory", required=False, metavar="[DIR]", shell_complete=directories)
+@json_option
+def status_(directory: str | None, as_json: bool) -> None:
+    """List the mounts of this user, or only the one at DIR."""
+    found, dead = mounts.answering(os.environ), []
+    if directory is None:
+        dead = mounts.silent(found)
+    else:
+        found = [mounts.at(directory, found)[0]]
     if as_json:
         answers = [{**mount.status, "answers": True} for mount in found]
-        answers += [{"directory": each.directory, "answers": False} for each in dead]
-        click.echo(json.dumps(answers))
-        return
-    if not found and not dead:
-        click.echo("nothing is mounted")
-        return
-    rows = [("DIRECTORY", "BUCKET", "UP", "PID", "RSS", "OPEN", "WRITING")]
-    for mount in found:
-        said = mount.status
-        bucket = said["bucket"] + ("/" + said["prefix"] if said["prefix"] else "")
-        cells = (stats.age(said["uptime_s"]), str(said["pid"]), stats.size(said["rss_bytes"]))
-        counts = (str(said["open_files"]), str(len(said["being_written"])))
-        rows.append((printable(mount.directory), printable(bucket), *cells, *counts))
-    rows += [(printable(each.directory), "does not answer", *("",) * 5) for each in dead]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for each in rows:
-        cells_ = (cell.ljust(width) for cell, width in zip(each, widths, strict=True))
-        click.echo("  ".join(cells_).rstrip())
+        write_json([*answers, *({"directory": each.directory, "answers": False} for each in dead)])
+    else:
+        width = terminal.columns(sys.stdout)
+        click.echo(status.text([mount.status for mount in found], dead, width))
 
 
 @main.command(name="stats")
 @argument
 @click.option(
-    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS",
-    show_default=True, help="How often.",
+    "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1, metavar="SECONDS",
+    show_default=True, help="Time between two tables.",
 )  # fmt: skip
-@click.option("--once", is_flag=True, help="What it has done so far, and no more.")
+@click.option("--once", is_flag=True, help="One table of what was done since it was mounted.")
 @click.option(
     "--prices", type=(float, float), metavar="WRITES READS",
     help="Dollars for 1,000 PUT, COPY, POST or LIST requests, and for 1,000 GET or HEAD.",
 )  # fmt: skip
-@as_json
+@json_option
 def stats_(
     directory: str,
     interval: float,
@@ -93,56 +67,57 @@ def stats_(
     prices: tuple[float, float] | None,
     as_json: bool,
 ) -> None:
-    """Show what the mount at DIR does, until Ctrl-C."""
+    """Show what the mount at DIR does, until q or Ctrl-C.
+
+    Rates, latencies, failures, and which programs cause what. Without a terminal: one table after
+    another.
+    """
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
     given = Prices(*prices) if prices else None
     stats.show(mount, interval_s=interval, once=once, as_json=as_json, given=given)
 
 
-@main.command()
+@main.command(name="log")
 @argument
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, metavar="N", show_default=True,
-              help="How many of the last lines; 1000 are kept.")  # fmt: skip
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged, until Ctrl-C.")
-def log(directory: str, lines: int, follow: bool) -> None:
-    """Show the log of the mount at DIR, wherever it goes."""
+              help="How many of the last lines; a mount keeps 1000.")  # fmt: skip
+@click.option("-f", "--follow", is_flag=True, help="Then follow the log until Ctrl-C.")
+@json_option
+def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
+    """Show the log of the mount at DIR, wherever it is written."""
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
-    answer = mount.ask("log")
-    shown = answer["lines"][-lines:] if lines else []
-    last = answer["lines"][-1][0] if answer["lines"] else 0
-    while True:
-        for _, line in shown:
-            click.echo(printable(line))
-        if not follow:
-            return
-        time.sleep(FOLLOW_S)
-        shown = mount.ask("log", after=last)["lines"]
-        last = shown[-1][0] if shown else last
+    log.show(mount, most=lines, follow=follow, as_json=as_json)
 
 
-@main.command()
+@main.command(name="refresh")
 @argument
 @click.argument("path", required=False, default="", metavar="[PATH]")
-def refresh(directory: str, path: str) -> None:
-    """Forget what is known of PATH in DIR, and of all below it: it is asked for again.
+@json_option
+def refresh_(directory: str, path: str, as_json: bool) -> None:
+    """Have the mount at DIR ask S3 again for PATH.
 
-    For mounts with --metadata-ttl, when something else has changed the bucket. Without PATH it is
-    all of DIR. Open files stay the versions that they are.
+    It forgets PATH and all below it; without PATH, everything. For mounts with --metadata-ttl,
+    when something else has changed the bucket. An open file stays the version that it is.
     """
     place = os.path.join(directory, path.lstrip("/")) if path else directory
     mount, below = mounts.at(place, mounts.answering(os.environ))
-    count = mount.ask("refresh", path=below)["forgotten"]
-    click.echo(f"forgotten: {count} names below {printable(mount.directory)}/{printable(below)}")
+    forgotten = refresh.refresh(mount, below)
+    if as_json:
+        write_json({"directory": mount.directory, "path": below, "forgotten": forgotten})
+        return
+    place = printable(os.path.join(mount.directory, below))
+    click.echo(f"forgotten: {count(forgotten, 'name')} at or below {place}")
 
 
 @main.command(name="unmount")
 @argument
 @click.option(
-    "--timeout", type=click.FloatRange(0), default=3600.0, metavar="SECONDS", show_default=True,
-    help="How long to wait for what is being written.",
+    "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
+    help="How long to wait for files that are being written.",
 )  # fmt: skip
-def unmount_(directory: str, timeout: float) -> None:
-    """Unmount DIR, once what is being written to it is in S3."""
+@json_option
+def unmount_(directory: str, timeout: float, as_json: bool) -> None:
+    """Wait until all files of DIR are in S3, then unmount it."""
     found = mounts.answering(os.environ)
     dead = {each.directory for each in mounts.silent(found)}
     place = os.path.realpath(directory)
@@ -154,5 +129,8 @@ def unmount_(directory: str, timeout: float) -> None:
                 f"'{directory}' is a directory in a mount", f"unmount '{mount.directory}'"
             )
         place = mount.directory
-    unmount.unmount(place, mount, timeout)
-    click.echo(f"{printable(place)} is unmounted")
+    unmount.unmount(place, mount, timeout, Progress(None if as_json else sys.stderr))
+    if as_json:
+        write_json({"directory": place, "unmounted": True})
+    else:
+        click.echo(f"{printable(place)} is unmounted")

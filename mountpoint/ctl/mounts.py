@@ -31,6 +31,8 @@ class Mount:
         """Ask it. Raises MountError when it has ended, or cannot do it."""
         try:
             return ask(self.socket, command, **request)
+        except (ConnectionError, FileNotFoundError):
+            raise MountError(f"the mount at '{self.directory}' has ended") from None
         except (OSError, ValueError) as error:
             raise MountError(f"the mount at '{self.directory}' does not answer: {error}") from error
 

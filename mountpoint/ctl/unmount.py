@@ -1,24 +1,20 @@
-"""`mount-s3ctl unmount`: wait until what is written is in S3, then unmount.
+"""`mount-s3ctl unmount`: wait until all files that are being written are in S3, then unmount.
 
-umount(8) refuses as long as a file is open, and what a program has written is in S3 when it has
-closed the file: so it is tried again and again while anything is being written. What else keeps the
-mount busy (an open file that is read, a shell that stands in it) is not waited for, but named.
+umount(8) refuses while a file is open, and a file is in S3 once the program has closed it: so this
+waits while any file is being written. Whatever else keeps the mount busy (a program that reads a
+file, a shell whose directory it is) is named, and not waited for.
 """
 
 import contextlib
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import click
 
 from mountpoint.ctl.mounts import Mount
-from mountpoint.ctl.stats import size
+from mountpoint.ctl.progress import Progress, files
 from mountpoint.errors import MountError
 from mountpoint.log_render import printable
 from mountpoint.processes import program_of
@@ -26,49 +22,58 @@ from mountpoint.processes import program_of
 POLL_S = 0.5
 #: Programs that have just closed their files may take a moment to go away.
 BUSY_S = 3.0
-#: What the process of a mount takes at most to give up what is left (`writing.uploads.ABORT_S`).
+#: The longest that the process of a mount takes to end (`writing.uploads.ABORT_S`).
 END_S = 30.0
 #: How many programs are named.
 MOST_NAMED = 5
 
 
-def unmount(directory: str, mount: Mount | None, timeout_s: float) -> None:
-    """Unmount; `mount` None: its process has died, or does not answer.
+def unmount(directory: str, mount: Mount | None, timeout_s: float, progress: Progress) -> None:
+    """Unmount; `mount` is None where its process has died or does not answer.
 
-    Raises MountError when it stays busy, or writing takes longer than `timeout_s`.
+    Raises MountError when the mount stays busy, or writing takes longer than `timeout_s`.
     """
+    process = _process(mount)
+    try:
+        _until_unmounted(directory, mount, timeout_s, progress)
+    finally:
+        progress.leave()
+    _wait_for_end(process, directory)
+
+
+def _until_unmounted(
+    directory: str, mount: Mount | None, timeout_s: float, progress: Progress
+) -> None:
     began_s = time.monotonic()
     busy_since_s: float | None = None
-    process = _process(mount)
-    with contextlib.ExitStack() as stack:
-        bar: Any = None
-        while True:
-            writing = mount.ask("status")["being_written"] if mount is not None else []
-            if not writing or bar is None:
-                problem = _try(directory)
-                if problem is None:
-                    break
-            now_s = time.monotonic()
-            if writing:
-                busy_since_s = None
-                bar = bar or stack.enter_context(_bar(writing))
-                _advance(bar, writing)
-                if now_s - began_s > timeout_s:
-                    raise MountError(
-                        f"'{directory}' is still being written to: {_files(writing)}",
-                        "wait for longer with --timeout, or end what writes",
-                    )
-            else:
-                busy_since_s = busy_since_s or now_s
-                if now_s - busy_since_s > BUSY_S:
-                    users = ", ".join(_users(directory))
-                    raise MountError(
-                        f"'{directory}' cannot be unmounted: {problem}"
-                        + (f"; it is used by {users}" if users else ""),
-                        "end what uses it, and leave the directory",
-                    )
-            time.sleep(POLL_S)
-    _wait_for_end(process, directory)
+    has_waited = False
+    while True:
+        writing = mount.ask("status")["being_written"] if mount is not None else []
+        if not writing:
+            progress.done()
+        if not (writing and has_waited):
+            problem = _try(directory)
+            if problem is None:
+                return
+        now_s = time.monotonic()
+        if writing:
+            has_waited, busy_since_s = True, None
+            progress.show(writing)
+            if now_s - began_s > timeout_s:
+                raise MountError(
+                    f"'{directory}' is still being written to: {files(writing)}",
+                    "wait for longer with --timeout, or end what writes",
+                )
+        else:
+            busy_since_s = busy_since_s or now_s
+            if now_s - busy_since_s > BUSY_S:
+                users = ", ".join(_users(directory))
+                raise MountError(
+                    f"'{directory}' cannot be unmounted: {problem}"
+                    + (f"; it is used by {users}" if users else ""),
+                    "end what uses it, and leave the directory",
+                )
+        time.sleep(POLL_S)
 
 
 def _try(directory: str) -> str | None:
@@ -90,27 +95,11 @@ def _try(directory: str) -> str | None:
         ) from None
     except subprocess.TimeoutExpired:
         return "the kernel does not answer"
-    lines = done.stderr.strip().splitlines()
-    return None if done.returncode == 0 else lines[-1].rstrip(".") if lines else "it is busy"
-
-
-def _bar(writing: list[dict[str, Any]]) -> Any:
-    total = sum(each["size_bytes"] for each in writing)
-    label = f"Waiting for {_files(writing)}"
-    return click.progressbar(length=max(total, 1), label=label, file=sys.stderr)
-
-
-def _advance(bar: Any, writing: list[dict[str, Any]]) -> None:
-    """Show how much of what is known to be written is in S3."""
-    pending = sum(each["pending_bytes"] for each in writing)
-    bar.length = max(bar.length, sum(each["size_bytes"] for each in writing))
-    bar.update(max(bar.length - pending - bar.pos, 0))
-
-
-def _files(writing: list[dict[str, Any]]) -> str:
-    if len(writing) == 1:
-        return f"{printable(writing[0]['path'])} ({size(writing[0]['size_bytes'])})"
-    return f"{len(writing)} files ({size(sum(each['size_bytes'] for each in writing))})"
+    if done.returncode == 0:
+        return None
+    # Such as "umount: /mnt: target is busy."
+    lines = done.stderr.strip().splitlines() or ["it is busy"]
+    return lines[-1].rsplit(": ", 1)[-1].rstrip(".")
 
 
 def _users(directory: str) -> Iterator[str]:

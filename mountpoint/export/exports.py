@@ -2,7 +2,7 @@
 
     with Exports(config, meters, stopping) as exports:
         ...
-        exports.serving(client.check_credentials)
+        exports.serving(client.check_credentials, answers.levels)
 
 Each has one thread, made after the fork. None waits for another, and the file system for none of
 them. What cannot work (a library that is missing, an address in use) is said before anything is
@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 #: How long the end of a mount may take for the last numbers.
 END_S = 5.0
 
+#: Returns what `families.LEVELS` describes.
+Levels = Callable[[], Mapping[str, int]]
+
 
 class Exports:
     """What the configuration asks for, for as long as a mount lives. Raises MountError."""
@@ -42,6 +45,7 @@ class Exports:
         self._health = Health(meters, stopping, config.mount.directory, config.read.timeout_s)
         # mutable
         self._served = False
+        self._levels: Levels = dict
         self._ends = contextlib.ExitStack()
         try:
             self._start(config)
@@ -49,9 +53,10 @@ class Exports:
             self._ends.close()
             raise
 
-    def serving(self, check_credentials: Callable[[], None]) -> None:
-        """Note that the mount serves requests, with credentials that can be checked."""
+    def serving(self, check_credentials: Callable[[], None], levels: Levels) -> None:
+        """Note that the mount serves requests, with credentials and levels to ask for."""
         self._served = True
+        self._levels = levels
         self._health.serving(check_credentials)
 
     def __enter__(self) -> Self:
@@ -95,7 +100,8 @@ class Exports:
 
     def _all(self) -> list[Family]:
         snapshot = self._meters.snapshot()
-        own = own_families(self._meters.counters.snapshot(), snapshot["programs"])
+        counters = self._meters.counters.snapshot()
+        own = own_families(counters, snapshot["programs"], self._levels())
         return families(snapshot, resident_bytes()) + own
 
     def _at_end(self, action: Callable[[], None]) -> Callable[[], None]:

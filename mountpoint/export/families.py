@@ -13,8 +13,8 @@ from mountpoint.meters import difference
 from mountpoint.metrics import CounterName
 
 Kind = Literal["counter", "gauge", "histogram"]
-#: UCUM: bytes, microseconds, a plain number. https://ucum.org/ucum
-Unit = Literal["By", "us", "1"]
+#: UCUM: bytes, microseconds, a plain number; what is counted is no unit. https://ucum.org/ucum
+Unit = Literal["By", "us", "1", "{file}", "{thread}"]
 #: Label values, in the order of the family's label names.
 Labels = tuple[str, ...]
 
@@ -57,6 +57,15 @@ PROGRAMS = {
     "bytes_read": "Bytes that a program has read",
     "writes": "Writes of a program",
     "bytes_written": "Bytes that a program has written",
+}
+#: What `Answers.levels` tells, with units: what there is of something now.
+LEVELS: Mapping[str, tuple[Unit, str]] = {
+    "open_files": ("{file}", "File handles that are open"),
+    "files_being_written": ("{file}", "Files that are being written"),
+    "upload_pending": ("By", "Bytes of these files that are not in S3"),
+    "data_memory": ("By", "Data in memory: read ahead, or to be written"),
+    "data_memory_limit": ("By", "The most of it, --memory-target"),
+    "busy_threads": ("{thread}", "Threads that serve an operation"),
 }
 
 
@@ -177,9 +186,11 @@ def families(snapshot: Mapping[str, Any], resident_bytes: int) -> list[Family]:
 
 
 def own_families(
-    counters: Mapping[str, int], programs: Mapping[str, Mapping[str, Any]]
+    counters: Mapping[str, int],
+    programs: Mapping[str, Mapping[str, Any]],
+    levels: Mapping[str, int],
 ) -> list[Family]:
-    """Return what only we count: `Counters`, and what each program has caused."""
+    """Return what only we count: `Counters`, what each program has caused, and `LEVELS`."""
     found = [
         Family(f"mount_s3.{name}", "counter", "1", help_, (), {(): counters[name]})
         for name, help_ in COUNTERS.items()
@@ -189,6 +200,9 @@ def own_families(
         found.append(
             Family(f"mount_s3.program_{name}", "counter", "1", help_, ("program",), points)
         )
+    for name, (unit, help_) in LEVELS.items():
+        now: dict[Labels, int] = {(): levels[name]} if name in levels else {}
+        found.append(Family(f"mount_s3.{name}", "gauge", unit, help_, (), now))
     requests: dict[Labels, int] = {
         (program, request): count
         for program, each in programs.items()

@@ -41,7 +41,9 @@ LONGEST_S = 10.0
 #: How often who takes too long is looked for.
 LOOK_S = 0.5
 
-UNITS: Mapping[Unit, str] = {"By": "_bytes", "us": "_microseconds", "1": ""}
+UNITS: Mapping[Unit, str] = {
+    "By": "_bytes", "us": "_microseconds", "1": "", "{file}": "", "{thread}": ""
+}  # fmt: skip
 #: Powers of two at which buckets end, by unit: 16 us to 134 s, 512 bytes to 1 MiB (the most that
 #: the kernel reads at once), 1 to 1024.
 POWERS: Mapping[Unit, range] = {"By": range(9, 21), "us": range(4, 28), "1": range(0, 11)}

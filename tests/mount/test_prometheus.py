@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from tests import dashboard
 from tests.conftest import Store
 from tests.faulty_proxy import FaultyProxy
 from tests.mount.mounting import (
@@ -119,6 +120,32 @@ def test_a_scrape(store: Store, folder: Path) -> None:
     assert buckets[-1] == (float("inf"), 1)
     assert [le for le, _ in buckets[:-1]] == [float(1 << power) for power in range(9, 21)]
     assert [count for le, count in buckets] == [float(le >= 4096) for le, _ in buckets]
+
+
+def test_the_dashboard(store: Store, folder: Path) -> None:
+    """Every metric and label that its queries use is one that a mount exports."""
+    store.put("dashboard/a", b"x" * 1000)
+    store.put("dashboard/gone", b"x" * 1000)
+    options = ("--prefix", "dashboard/", "--prometheus", ":0", "--debug")
+    with mounted(store, folder, *options) as mount:
+        assert (mount.path / "a").read_bytes() == b"x" * 1000
+        (mount.path / "new").write_bytes(b"y" * 3000)
+        assert (mount.path / "gone").stat().st_size == 1000
+        store.delete("dashboard/gone")
+        with pytest.raises(OSError, match="gone"):  # a failed request
+            (mount.path / "gone").read_bytes()
+        with (mount.path / "a").open("rb"):
+            _, text = get(mount, "/metrics")
+    exported: dict[str, set[str]] = {}
+    for name, labels in values(text):
+        exported.setdefault(name, set()).update(label for label, _ in labels)
+    for query in dashboard.queries():
+        for use in dashboard.uses(query):
+            assert use.metric in exported, query
+            assert use.labels - dashboard.SCRAPED <= exported[use.metric], query
+    assert value(text, "mount_s3_open_files") == 1
+    assert value(text, "mount_s3_files_being_written") == 0
+    assert value(text, "mount_s3_data_memory_limit_bytes") >= 128 << 20
 
 
 def test_slow_clients(store: Store, folder: Path) -> None:

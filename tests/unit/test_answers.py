@@ -1,14 +1,23 @@
 """What a mount answers to `mount-s3ctl`, where a mount on a server of the tests cannot show it."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
+from mountpoint import answers as answers_
+from mountpoint import cli
 from mountpoint.answers import Answers
-from mountpoint.config import BucketConfig, Config, FileSystemConfig, MountConfig
+from mountpoint.config import BucketConfig, ChangeConfig, Config, FileSystemConfig, MountConfig
+from mountpoint.export.families import LEVELS
 from mountpoint.log_render import Redactor
 from mountpoint.logs import Recent
 from mountpoint.meters import Meters
 from mountpoint.s3.endpoint import resolve
 from tests.unit.mounted import mounted
+
+CONFIG = Config(BucketConfig("bucket"), MountConfig("/mnt"), FileSystemConfig(0, 0))
+ENDPOINT = resolve(CONFIG.bucket, "eu-west-1")
 
 
 @pytest.mark.parametrize(
@@ -29,3 +38,63 @@ def test_whose_prices_are_meant(endpoint_url: str | None, is_aws: bool) -> None:
         status = answers.status({})
     assert status["is_aws"] is is_aws
     assert status["endpoint"] == endpoint.host
+
+
+def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are averages over the last ten seconds, or since it was mounted."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(answers_, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    meters = Meters()
+    with mounted({}) as world:
+        answers = Answers(CONFIG, ENDPOINT, world.fs, world.budget, meters, Recent(Redactor([])))
+
+        def rates_after(seconds: int, read_bytes: int) -> tuple[float, float]:
+            for _ in range(seconds):
+                clock.now_s += 1
+                meters.read(read_bytes)
+                answers.sweep()
+            rates = answers.status({})["rates"]
+            return rates["over_s"], rates["read_bytes_per_s"]
+
+        assert rates_after(2, 1000) == (2, 1000)
+        assert rates_after(8, 500) == (10, 600)
+        assert rates_after(30, 50) == (10, 50)
+        meters.request("GetObject").end(500)
+        meters.request("GetObject").end(None)
+        rates = answers.status({})["rates"]
+        assert (rates["requests_per_s"], rates["failed_requests_per_s"]) == (0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("read_only", "change", "options"),
+    [
+        (False, ChangeConfig(), []),
+        (True, ChangeConfig(allow_delete=True), []),
+        (
+            False,
+            ChangeConfig(allow_delete=True, allow_rename=True, staging_directory="/scratch"),
+            ["--allow-delete", "--allow-rename", "--staged-writes /scratch"],
+        ),
+        (
+            False,
+            ChangeConfig(incremental_upload=True, allow_append=True, attributes="keep"),
+            ["--allow-append", "--incremental-upload", "--attributes keep"],
+        ),
+    ],
+)
+def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: list[str]) -> None:
+    """The options that allow more than new files; every one of them exists."""
+    config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
+    with mounted({}) as world:
+        answers = Answers(config, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([])))
+        status = answers.status({})
+    assert (status["read_only"], status["options"]) == (read_only, options)
+    known = {name for option in cli.main.params for name in option.opts}
+    assert {option.split()[0] for option in options} <= known
+
+
+def test_levels() -> None:
+    """They are those that the metrics have names for."""
+    with mounted({}) as world:
+        answers = Answers(CONFIG, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([])))
+        assert set(answers.levels()) == set(LEVELS)

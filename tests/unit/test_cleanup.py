@@ -267,3 +267,23 @@ def test_json_of_any_key(
     code, output = run(*arguments)
     assert "\\x1b[31m\\xff" in output
     assert "\x1b" not in output
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [("n\n", "the answer was not yes"), ("", "nobody to answer")]
+)
+def test_what_is_not_confirmed(
+    client: FakeClient,
+    noted: Journals,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    reason: str,
+) -> None:
+    """Others' uploads stay, with the exit code 1, and a reason."""
+    monkeypatch.setattr(connect, "connect", lambda *_: client)
+    begin(client, b"key")
+    arguments = ["cleanup", "bucket", "--journals", str(noted.directory), "--all"]
+    result = CliRunner().invoke(main, [*arguments, "--older-than", "0"], input=answer)
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert len(client.uploads) == 1

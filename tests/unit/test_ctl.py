@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from mountpoint.ctl import status
 from mountpoint.ctl.prices import BY_REGION, FREE, READS, Prices, cost, of_region
 from mountpoint.ctl.rates import difference
-from mountpoint.ctl.stats import age, dollars, milliseconds, size, table
+from mountpoint.ctl.table import lines, table
+from mountpoint.ctl.words import age, dollars, milliseconds, size
+from mountpoint.kernel import Mounted
 from mountpoint.meters import Meters
 from mountpoint.metrics import Counters
 from mountpoint.s3.crt import REQUESTS
@@ -64,13 +67,17 @@ def test_a_table_of_rates() -> None:
         meters.read(1_000_000)
         meters.operation("read").end(meters.operation("read").begin())
     counters.add("reads_waited")
-    found = table(answer(meters, counters, 12.0), before, None)
-    assert found[0].startswith("bucket at /mnt: up 1 min, pid 7, 50 MB RSS, 1 open files")
+    found = lines(table(answer(meters, counters, 12.0), before))
+    assert found[:2] == [
+        "bucket at /mnt",
+        "up 1 min, pid 7, 50 MB RSS, 1 open file, 0 being written",
+    ]
+    assert "in the last 2 s" in found[3]
     assert rows(found)["read"][:1] == ["2"]
     assert "read by programs            2.0 MB" not in "\n".join(found)
     (total,) = [line for line in found if line.startswith("read by programs")]
     assert total.split()[3:] == ["2", "MB", "5", "MB"]
-    assert "reads that found their bytes here 75.0 %" in "\n".join(found)
+    assert "reads without a wait for S3: 75.0 %" in "\n".join(found)
 
 
 def test_costs_by_program() -> None:
@@ -80,7 +87,7 @@ def test_costs_by_program() -> None:
         meters.request("GetObject").end(None)
     for _ in range(100):
         meters.request("ListObjectsV2").end(None)
-    found = "\n".join(table(answer(meters, counters, 0.0), None, None))
+    found = "\n".join(lines(table(answer(meters, counters, 0.0), None)))
     # 1,000 GET and 100 LIST in 100 seconds.
     assert f"${(0.00043 + 0.1 * 0.0054) * 36:.2f}" in found
     assert "requests so far $0.000970 (prices: list, eu-central-1)" in found
@@ -126,3 +133,46 @@ def test_times_and_money() -> None:
         "$1234.50",
     ]
     assert [age(s) for s in (5, 60, 7200, 200_000)] == ["5 s", "1 min", "2 h", "2 d"]
+
+
+# --- status ---
+
+FULL = STATUS | {
+    "version": "1.2.3", "read_only": False, "options": ["--allow-delete"], "endpoint": "s3.x",
+    "rates": {"read_bytes_per_s": 1.5e6, "written_bytes_per_s": 0, "requests_per_s": 2.5},
+    "memory_held_bytes": 5 << 20, "memory_limit_bytes": 256 << 20, "trouble": "",
+    "log": "see the newest log in /var/log/mount-s3",
+    "being_written": [{"path": "/a", "size_bytes": 10_000_000, "pending_bytes": 4_000_000}],
+}  # fmt: skip
+
+
+def test_status_in_lines() -> None:
+    """What a user wants first."""
+    assert status.text([FULL], []).splitlines() == [
+        "bucket at /mnt",
+        "  running    for 1 min, process 7",
+        "  changes    new files, --allow-delete",
+        "  endpoint   s3.x, region eu-central-1",
+        "  rates      1.5 MB/s read, 0 B/s written, 2.5 requests/s",
+        "  memory     48 MiB resident; data 5 of 256 MiB (--memory-target)",
+        "  files      1 open, 1 file being written (4 MB not yet in S3)",
+        "  log        see the newest log in /var/log/mount-s3",
+    ]
+
+
+def test_status_of_others() -> None:
+    """In trouble, read-only, with long words, of another version, dead; each apart."""
+    troubled = FULL | {
+        "trouble": "all requests of the last 12 s have failed: SlowDown",
+        "read_only": True,
+        "log": "see the newest log in /" + "long/" * 20,
+    }
+    found = status.text([troubled, STATUS | {"version": "0.9"}], [Mounted("/dead", 0)], 60)
+    first, second, third = found.split("\n\n")
+    assert first.splitlines()[1] == "  trouble    all requests of the last 12 s have failed:"
+    assert first.splitlines()[2] == "             SlowDown"
+    assert "  changes    none, it is read-only" in first
+    assert first.splitlines()[-1] == "             /" + "long/" * 20
+    assert second.startswith("bucket at /mnt\n  version    0.9, not this one")
+    assert third == "/dead does not answer"
+    assert status.text([], []) == "nothing is mounted"

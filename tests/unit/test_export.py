@@ -131,7 +131,7 @@ def test_cancelled_requests_are_counted() -> None:
 def test_all_counters_are_told() -> None:
     """Each of `Counters` has a metric and a text."""
     counters = Counters()
-    found = {family.name: family for family in own_families(counters.snapshot(), {})}
+    found = {family.name: family for family in own_families(counters.snapshot(), {}, {})}
     for name in get_args(CounterName):
         assert found[f"mount_s3.{name}"].help
         assert found[f"mount_s3.{name}"].points == {(): 0}
@@ -209,7 +209,7 @@ def test_any_program_name_can_be_told() -> None:
     numbers: Mapping[str, Any] = {
         "reads": 1, "bytes_read": 2, "writes": 3, "bytes_written": 4, "requests": {"GetObject": 5}
     }  # fmt: skip
-    found = own_families(Counters().snapshot(), {name: numbers})
+    found = own_families(Counters().snapshot(), {name: numbers}, {})
     text = generate_latest(_Collector(lambda: found)).decode()
     labels = [
         sample.labels["program"]
@@ -379,13 +379,13 @@ def test_all_metrics_are_explained() -> None:
     """By both names, with their labels; and there is none that the program does not have."""
     text = DOCUMENT.read_text()
     found = families(Meters().snapshot(), 0)
-    own = own_families(Counters().snapshot(), {})
+    own = own_families(Counters().snapshot(), {}, {})
     for family in found:
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{family.name}` |")]
         assert f"| `{_exposed(family)}` |" in row
         assert f"| {family.kind}" in row
         assert all(f"`{label}`" in row for label in family.label_names)
-    assert set(re.findall(r"`(mount_s3_\w+_total)`", text)) == {_exposed(each) for each in own}
+    assert set(re.findall(r"`(mount_s3_\w+)`", text)) == {_exposed(each) for each in own}
     told = set(re.findall(r"^\| `([a-z0-9_]+\.[a-z0-9_.]+)` \|", text, re.MULTILINE))
     assert told == {family.name for family in found}
 

@@ -67,6 +67,21 @@ def test_what_was_absent_is_asked_for() -> None:
         assert world.look(b"a/new").size_bytes == 1
 
 
+def test_what_was_absent_above_is_asked_for() -> None:
+    """The directories of the path may be new, too."""
+    with mounted(OBJECTS, **FOR_EVER) as world:
+        world.names()
+        for path in (b"new", b"a/new"):
+            with pytest.raises(NoSuchEntry):
+                world.look(path)
+        for path in (b"new/below/file", b"a/new/below/file"):
+            world.client.put(path, b"1")
+            with pytest.raises(NoSuchEntry):
+                world.look(path)
+            world.fs.refresh(path)
+            assert world.look(path).size_bytes == 1
+
+
 def test_what_is_on_its_way_is_not_believed_later() -> None:
     """A lookup that was asked before is answered, but counts for nobody after it."""
     with mounted(OBJECTS, **FOR_EVER) as world:

@@ -1,0 +1,69 @@
+"""What all commands of `mount-s3ctl` share: `--json`, how errors look, exit codes.
+
+A command writes its result to standard output. With `--json` that is JSON, and so is an error, on
+standard error: an object with "error", "hint" and "exit_code". Exit codes: 0; 1 for a MountError;
+2 for a command line that makes no sense; 130 for Ctrl-C. Commands that run until Ctrl-C handle it
+themselves, and end with 0.
+"""
+
+import json
+import sys
+from typing import IO, Any
+
+import click
+
+from mountpoint.command import printable_lines
+from mountpoint.errors import MountError
+
+INTERRUPTED = 130
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+
+
+def write_json(result: Any) -> None:
+    """Write the result of a command, or one of a stream of them, as a line."""
+    click.echo(json.dumps(result))
+
+
+class Group(click.Group):
+    """A group of commands whose errors are JSON where the command line has --json."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; look for --json first, because errors may be found before it is reached."""
+        ctx.meta[__name__] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        as_json = ctx.meta[__name__]
+        try:
+            return super().invoke(ctx)
+        except MountError as error:
+            raise _Failure(error.what, error.hint, as_json) from None
+        except click.UsageError as error:
+            raise (_Misuse(error.format_message(), "", as_json) if as_json else error) from None
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True, nl=sys.stderr.isatty())  # the shell's prompt begins a line
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+class _Failure(click.ClickException):
+    """An error with a hint, as text or as JSON."""
+
+    def __init__(self, what: str, hint: str, as_json: bool) -> None:
+        super().__init__(printable_lines(f"{what}\n{hint}".strip()))
+        error = {"error": what, "hint": hint, "exit_code": self.exit_code}
+        self._json = error if as_json else None
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write it to standard error."""
+        if self._json is None:
+            super().show(file)
+        else:
+            click.echo(json.dumps(self._json), file=file, err=True)
+
+
+class _Misuse(_Failure):
+    """A command line that makes no sense."""
+
+    exit_code = click.UsageError.exit_code

@@ -1,0 +1,85 @@
+"""`mount-s3ctl status`: what is mounted, and how it is."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mountpoint.ctl.terminal import NO_WIDTH
+from mountpoint.ctl.words import age, count, number, size, title
+from mountpoint.kernel import Mounted
+from mountpoint.log_render import printable
+
+NAME_CHARS = 10
+MIB = 1 << 20
+
+
+def text(
+    mounts: Sequence[Mapping[str, Any]], dead: Sequence[Mounted], width: int = NO_WIDTH
+) -> str:
+    """Return some lines for each mount, of what it says (`Answers.status`) or does not."""
+    blocks = []
+    for status in mounts:
+        lines = [_lines(*fact, width) for fact in _told(status)]
+        blocks.append("\n".join([title(status), *lines]))
+    blocks += [f"{printable(each.directory)} does not answer" for each in dead]
+    return "\n\n".join(blocks) or "nothing is mounted"
+
+
+def _lines(name: str, fact: str, width: int) -> str:
+    return textwrap.fill(
+        printable(fact),
+        width,
+        initial_indent=f"  {name:<{NAME_CHARS}} ",
+        subsequent_indent=" " * (NAME_CHARS + 3),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _told(status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    try:
+        return _facts(status)
+    except KeyError:  # the program was updated since it was mounted
+        return [("version", f"{status['version']}, not this one: mount it again to see more")]
+
+
+def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("running", f"for {age(status['uptime_s'])}, process {status['pid']}"),
+        ("changes", _changes(status)),
+        ("endpoint", f"{status['endpoint']}, region {status['region']}"),
+        ("rates", _rates(status["rates"])),
+        ("memory", _memory(status)),
+        ("files", _files(status)),
+        ("log", status["log"] or "standard error"),
+    ]
+    if status["trouble"]:
+        facts.insert(0, ("trouble", status["trouble"]))
+    return facts
+
+
+def _changes(status: Mapping[str, Any]) -> str:
+    if status["read_only"]:
+        return "none, it is read-only"
+    return ", ".join(["new files", *status["options"]])
+
+
+def _rates(rates: Mapping[str, float]) -> str:
+    read, written = size(rates["read_bytes_per_s"]), size(rates["written_bytes_per_s"])
+    return f"{read}/s read, {written}/s written, {number(rates['requests_per_s'])} requests/s"
+
+
+def _memory(status: Mapping[str, Any]) -> str:
+    # In the unit of the option.
+    sizes = ("rss_bytes", "memory_held_bytes", "memory_limit_bytes")
+    rss, held, limit = (round(status[name] / MIB) for name in sizes)
+    return f"{rss} MiB resident; data {held} of {limit} MiB (--memory-target)"
+
+
+def _files(status: Mapping[str, Any]) -> str:
+    writing = status["being_written"]
+    opened = f"{status['open_files']} open"
+    if not writing:
+        return opened
+    pending = size(sum(each["pending_bytes"] for each in writing))
+    return f"{opened}, {count(len(writing), 'file')} being written ({pending} not yet in S3)"

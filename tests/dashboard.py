@@ -1,0 +1,54 @@
+"""The Grafana dashboard, and what its queries ask Prometheus for."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import promql_parser
+
+PATH = Path(__file__).parents[1] / "packaging" / "grafana" / "mount-s3.json"
+#: Those that Prometheus adds to what it fetches.
+SCRAPED = frozenset({"instance", "job"})
+
+
+class Use(NamedTuple):
+    """A metric in a query, and the labels that the query needs it to have."""
+
+    metric: str
+    labels: frozenset[str]
+
+
+def load() -> dict[str, Any]:
+    """Return the dashboard."""
+    found: dict[str, Any] = json.loads(PATH.read_text())
+    return found
+
+
+def panels() -> list[dict[str, Any]]:
+    """Return the panels that show something."""
+    return [panel for panel in load()["panels"] if panel["type"] != "row"]
+
+
+def queries() -> list[str]:
+    """Return all queries, as Prometheus gets them from Grafana."""
+    found = [target["expr"] for panel in panels() for target in panel["targets"]]
+    return [query.replace("$__rate_interval", "5m") for query in found]
+
+
+def uses(query: str) -> list[Use]:
+    """Return all metrics of a query. Raises ValueError where it is no PromQL."""
+    return list(_uses(promql_parser.parse(query), frozenset()))
+
+
+def _uses(node: Any, grouped: frozenset[str]) -> Iterator[Use]:
+    if isinstance(node, promql_parser.VectorSelector):
+        matched = {matcher.name for matcher in node.matchers.matchers}
+        yield Use(node.name, grouped | matched)
+        return
+    if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
+        grouped = grouped | set(node.modifier.labels)
+    for name in ("lhs", "rhs", "expr", "args", "vector_selector"):
+        inner = getattr(node, name, None) or []
+        for each in inner if isinstance(inner, list) else [inner]:
+            yield from _uses(each, grouped)

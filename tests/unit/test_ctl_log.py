@@ -1,0 +1,111 @@
+"""`mount-s3ctl log`: lines as people read them, as they were written, as JSON; how it ends."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountpoint.ctl import main, mounts
+from mountpoint.log_render import console_line, field_line, parsed
+from tests.terminal import terminal
+
+ROOT = Path(__file__).parents[2]
+EVENT = {
+    "timestamp": 1795421910.5,
+    "level": "warning",
+    "logger": "mountpoint.operations",
+    "event": 'it "failed"',
+    "path": "/a file",
+    "errno": "EPERM",
+}
+LINES = [[1, field_line(EVENT)], [2, field_line({**EVENT, "level": "error", "path": "/b"})]]
+
+TEXT = st.text().map(lambda text: text.translate(dict.fromkeys(range(128, 160))))
+NAME = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+
+
+@given(st.dictionaries(NAME, TEXT.filter(bool)), TEXT)
+def test_lines_are_read_as_they_were_written(fields: dict[str, str], text: str) -> None:
+    """Whatever is in them."""
+    event = {"timestamp": 1795421910.25, "level": "info", "logger": "x", **fields, "event": text}
+    found = parsed(field_line(event))
+    assert found == {name: value for name, value in event.items() if name != "exc_info"}
+
+
+@given(st.text(), st.integers(0, 100))
+def test_lines_that_were_cut(text: str, length: int) -> None:
+    """They are shown as far as they go, and on one line."""
+    line = field_line({**EVENT, "path": text})[:length]
+    assert "\n" not in console_line(parsed(line), colours=False)
+
+
+def run_log(answers: list[list[Any]] | None = None) -> None:
+    """Be `mount-s3ctl log` for a mount that is not there."""
+    left = [*(answers or [LINES])]
+
+    def ask(command: str, **request: int) -> dict[str, Any]:
+        assert command == "log"
+        return {"lines": left.pop(0) if left else []}
+
+    found = SimpleNamespace(directory="/mnt", ask=ask)
+    mounts.answering = lambda environ: [found]  # type: ignore[assignment]
+    main.main(["log", "/mnt", *sys.argv[1:]])
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run it with its output in a pipe; return that."""
+    found = SimpleNamespace(directory="/mnt", ask=lambda command: {"lines": LINES})
+    monkeypatch.setattr(mounts, "answering", lambda environ: [found])
+    result = CliRunner().invoke(main.main, ["log", "/mnt", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_pipe_gets_the_lines_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads logs of mounts reads these."""
+    assert run(monkeypatch=monkeypatch).splitlines() == [line for _, line in LINES]
+    assert run("-n", "1", monkeypatch=monkeypatch).splitlines() == [LINES[1][1]]
+    assert run("-n", "0", monkeypatch=monkeypatch) == ""
+
+
+def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object a line: what all have, and the event's own fields."""
+    first = json.loads(run("--json", monkeypatch=monkeypatch).splitlines()[0])
+    assert first == {
+        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S.500000Z", time.gmtime(EVENT["timestamp"])),
+        "level": "warning",
+        "logger": "mountpoint.operations",
+        "event": 'it "failed"',
+        "exception": "",
+        "fields": {"path": "/a file", "errno": "EPERM"},
+    }
+
+
+def test_a_terminal_and_ctrl_c() -> None:
+    """Date, level in colour, message, fields, whole words; it follows until Ctrl-C, silently."""
+    script = "from tests.unit.test_ctl_log import run_log; run_log()"
+    environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environ |= {"PYTHONPATH": str(ROOT), "TZ": "UTC"}
+    with terminal(80) as screen:
+        program = screen.run([sys.executable, "-c", script, "-f"], environ)
+        screen.until(lambda text: "ERROR" in text)
+        shown = screen.lines
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(EVENT["timestamp"]))
+        assert shown == [
+            f'{clock} WARNING  mountpoint.operations: it "failed"',
+            '    path="/a file" errno=EPERM',
+            f'{clock} ERROR    mountpoint.operations: it "failed" path=/b',
+            "    errno=EPERM",
+        ]
+        assert b"\x1b[33mWARNING" in screen.output
+        screen.type(b"\x03")
+        assert screen.wait(program) == 0
+        assert [line for line in screen.lines[4:] if line != "^C"] == []

@@ -1,0 +1,165 @@
+"""How far an unmount is: on terminals of any width, and elsewhere."""
+
+import io
+from typing import Any
+
+import pytest
+
+from mountpoint.ctl import progress
+from mountpoint.ctl.progress import LINE_S, Progress, Sent
+from mountpoint.ctl.terminal import fit, width_of
+from tests.terminal import TERM, terminal
+
+
+@pytest.fixture(autouse=True)
+def _term(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", TERM)
+
+
+def writing(path: str, size: int, pending: int) -> dict[str, Any]:
+    """Return a file as the mount describes it."""
+    return {"path": path, "size_bytes": size, "pending_bytes": pending}
+
+
+def steps(path: str = "/a/file") -> list[list[dict[str, Any]]]:
+    """Return what a mount answers while one file grows and is sent."""
+    return [[writing(path, 10**7 * n, 10**7 * (10 - n))] for n in range(6, 11)]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 79, 80, 81, 200])
+@pytest.mark.parametrize("path", ["/a/file", "/" + "long/" * 40, "/" + "日本語" * 30])
+def test_one_line_is_drawn_again(columns: int, path: str) -> None:
+    """However wide the terminal is, and whatever the file is called."""
+    with terminal(columns) as screen:
+        shown = Progress(screen.stream)
+        for each in steps(path):
+            shown.show(each)
+            assert len(screen.lines) == 1, screen.text
+        shown.done()
+        (line,) = screen.lines
+        assert "100 %" in line
+
+
+def test_it_says_what_and_how_much() -> None:
+    """A bar, a percentage, bytes; and the next line is free when it ends."""
+    with terminal(80) as screen:
+        shown = Progress(screen.stream)
+        shown.show([writing("/a/file", 40_000_000, 30_000_000)])
+        bar = "#" * 8 + "-" * 25
+        assert screen.lines == [f"Waiting for /a/file  [{bar}]   25 %  10 MB of 40 MB"]
+        shown.done()
+        screen.stream.write("next\n")
+        screen.stream.flush()
+        assert screen.lines[0].endswith("100 %  40 MB of 40 MB")
+        assert screen.lines[1] == "next"
+
+
+def test_narrow_terminals_lose_the_bar_first() -> None:
+    """Then the end of the name, then the bytes, then the name."""
+    with terminal(50) as screen:
+        shown = Progress(screen.stream)
+        shown.show([writing("/a/file", 40_000_000, 30_000_000)])
+        assert screen.lines == ["Waiting for /a/file   25 %  10 MB of 40 MB"]
+        for columns, line in [
+            (40, "Waiting for /a/…   25 %  10 MB of 40 MB"),
+            (30, "Waiting for /a/file   25 %"),
+            (20, "Waiting for…   25 %"),
+            (10, "25 %"),
+        ]:
+            screen.resize(columns, 24)
+            shown.show([writing("/a/file", 40_000_000, 30_000_000)])
+            assert screen.lines == [line], columns
+
+
+def test_a_terminal_that_is_resized() -> None:
+    """The next step has the new width, and nothing of the old line is left."""
+    with terminal(120) as screen:
+        shown = Progress(screen.stream)
+        for columns in (120, 60, 100, 30, 80):
+            screen.resize(columns, 24)
+            shown.show([writing("/a/file", 40_000_000, 30_000_000)])
+            assert len(screen.lines) == 1, screen.text
+            assert screen.text.count("25 %") == 1
+            # At the beginning it stays in the first row of a line that is broken into rows.
+            assert screen.output.endswith(b"\x1b[J\r")
+
+
+def test_the_share_never_decreases() -> None:
+    """Not when a file grows, nor when another one begins; all is there only at the end."""
+    sent = Sent()
+    shares = []
+    for each in [
+        [writing("/a", 100, 50)],
+        [writing("/a", 1000, 900)],
+        [writing("/a", 1000, 0)],
+        [writing("/a", 1000, 0), writing("/b", 4000, 4000)],
+        [writing("/b", 4000, 0)],
+    ]:
+        sent.note(each)
+        shares.append(sent.share)
+    assert shares == sorted(shares)
+    assert shares[0] == 0.5
+    assert shares[-1] < 1
+    assert (sent.sent_bytes, sent.total_bytes) == (5000, 5000)
+    sent.finish()
+    assert sent.share == 1
+
+
+def test_what_is_no_terminal_gets_a_line_now_and_then() -> None:
+    """One at once, one every so often, one at the end; no control characters."""
+    stream, now_s = io.StringIO(), 100.0
+    shown = Progress(stream, lambda: now_s)
+    for pending in (90, 80, 70, 60):
+        shown.show([writing("/a", 100, pending)])
+        now_s += LINE_S / 2
+    shown.done()
+    shown.done()
+    assert stream.getvalue().splitlines() == [
+        "Waiting for /a: 10 %, 10 B of 100 B",
+        "Waiting for /a: 30 %, 30 B of 100 B",
+        "All is in S3: 100 B of 100 B",
+    ]
+
+
+def test_a_dumb_terminal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot write over a line."""
+    monkeypatch.setenv("TERM", "dumb")
+    with terminal() as screen:
+        shown = Progress(screen.stream)
+        shown.show([writing("/a", 100, 90)])
+        assert screen.lines == ["Waiting for /a: 10 %, 10 B of 100 B"]
+        assert b"\x1b" not in screen.output
+
+
+def test_nothing_is_written_when_nothing_is_waited_for() -> None:
+    """An unmount of what is idle is one line, which is not this one's."""
+    stream = io.StringIO()
+    shown = Progress(stream)
+    shown.done()
+    shown.leave()
+    assert stream.getvalue() == ""
+
+
+def test_many_files() -> None:
+    """They are counted."""
+    assert progress.files([writing("/a", 100, 0), writing("/b", 100, 0)]) == "2 files (200 B)"
+    assert progress.files([writing("/\x1b[2J", 100, 0)]) == r"/\x1b[2J (100 B)"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "cut"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdef", 5, "abcd…"),
+        ("日本語", 6, "日本語"),
+        ("日本語", 5, "日本…"),
+        ("日本語", 4, "日…"),
+        ("e\u0301e\u0301", 2, "e\u0301e\u0301"),
+        ("abc", 1, "…"),
+        ("abc", 0, ""),
+    ],
+)
+def test_what_fits(text: str, width: int, cut: str) -> None:
+    """Columns are counted, not characters."""
+    assert fit(text, width) == cut
+    assert width_of(cut) <= width

@@ -1,0 +1,168 @@
+"""`mount-s3ctl stats` on terminals of any size: what is shown, and how it ends."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mountpoint.ctl import main, mounts
+from mountpoint.ctl.table import IDLE_S, Activity, lines, table
+from mountpoint.errors import MountError
+from mountpoint.meters import Meters
+from mountpoint.metrics import Counters
+from tests.terminal import ALTERNATE, NORMAL, Terminal, terminal
+from tests.unit.test_ctl import answer
+
+ROOT = Path(__file__).parents[2]
+
+
+def busy_meters(programs: int = 30) -> Meters:
+    """Return what a mount has measured that did everything, for many programs."""
+    meters = Meters()
+    for name in ("read", "lookup", "open", "getattr", "readdir", "write", "release", "flush"):
+        for _ in range(3):
+            meters.operation(name).end(meters.operation(name).begin())
+    for name in ("GetObject", "ListObjectsV2", "HeadObject", "PutObject", "UploadPart"):
+        meters.request(name).end(None)
+    meters.programs.requested("GetObject")
+    for number in range(programs):
+        program = meters.programs._named(f"program-{number}")
+        program.read_bytes.add(1 << number)
+    return meters
+
+
+@pytest.mark.parametrize("height", [1, 5, 12, 20, 24, 30, 50, 200])
+def test_the_table_fits(height: int) -> None:
+    """Whatever the height is; all that is left out is counted."""
+    blocks = table(answer(busy_meters(), Counters(), 10.0), None)
+    shown = lines(blocks, height)
+    assert len(shown) <= height
+    whole = lines(blocks)
+    if height >= len(whole):
+        assert shown == whole
+    if 20 <= height < len(whole):
+        assert len(shown) == height
+        left_out = sum(int(line.split()[0]) for line in shown if line.endswith(" more"))
+        rows = [line for line in shown if line and not line.endswith(" more")]
+        assert len(rows) + left_out == len([line for line in whole if line])
+
+
+def test_24_rows() -> None:
+    """Some rows of each kind are there, the costliest programs, and the prices."""
+    shown = lines(table(answer(busy_meters(), Counters(), 10.0), None), 24)
+    assert len(shown) == 24
+    assert max(map(len, shown)) <= 79
+    first = [line.split()[0] for line in shown]
+    for name in ("operation", "request", "GetObject", "program", "(unknown)", "program-29"):
+        assert name in first
+    assert "program-3" not in first
+    assert shown[-1].startswith("requests so far $")
+
+
+def test_idle_programs_go_away() -> None:
+    """A minute after the last thing that they did; and come back."""
+    meters, activity = busy_meters(2), Activity()
+    numbers = {"at_s": 0.0, "meters": meters.snapshot()}
+    everybody = {"program-0", "program-1", "(unknown)"}
+    assert activity.note(numbers, None) == everybody
+
+    def later(at_s: float) -> set[str]:
+        nonlocal numbers
+        before, numbers = numbers, {"at_s": at_s, "meters": meters.snapshot()}
+        return activity.note(numbers, before)
+
+    meters.programs._named("program-1").read_bytes.add(1)
+    assert later(IDLE_S - 1) == everybody
+    assert later(IDLE_S) == {"program-1"}
+    assert later(2 * IDLE_S) == set()
+    meters.programs._named("program-0").written_bytes.add(1)
+    assert later(2 * IDLE_S + 1) == {"program-0"}
+
+
+# --- on a terminal ---
+
+
+class FakeMount:
+    """A mount that answers more each time, or ends."""
+
+    directory = "/mnt"
+
+    def __init__(self, ends_s: float) -> None:
+        self._ends_s = ends_s
+        self._meters = busy_meters()
+        self._at_s = 0.0
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Answer `stats`."""
+        assert command == "stats"
+        self._at_s += 1.0
+        if self._at_s > self._ends_s:
+            raise MountError("the mount at '/mnt' has ended")
+        self._meters.read(1_000_000)
+        return answer(self._meters, Counters(), self._at_s)
+
+
+def run_stats(ends_s: float = 1e9) -> None:
+    """Be `mount-s3ctl stats` for a mount that is not there."""
+    found = SimpleNamespace(directory="/mnt", ask=FakeMount(ends_s).ask)
+    mounts.answering = lambda environ: [found]  # type: ignore[assignment]
+    main.main(["stats", "/mnt", *sys.argv[1:]])
+
+
+@pytest.fixture
+def screen() -> Iterator[Terminal]:
+    """A usual one, on which something stands already."""
+    with terminal(80, 24) as made:
+        made.stream.write("before\n")
+        made.stream.flush()
+        made.until(lambda text: text == "before")
+        yield made
+
+
+IMPORT = "from tests.unit.test_ctl_stats import run_stats; "
+COMMAND = [sys.executable, "-c", IMPORT + "run_stats()", "-i", "0.2"]
+ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_it_has_a_screen_of_its_own(screen: Terminal) -> None:
+    """As high as the terminal is; Ctrl-C ends it, with nothing left and no word."""
+    program = screen.run(COMMAND, ENVIRON)
+    text = screen.until(lambda text: "in the last 1 s" in text)
+    assert screen.output.count(ALTERNATE) == 1
+    assert len(screen.lines) == 24
+    assert screen.lines[0] == "bucket at /mnt"
+    assert "program-29" in text
+    screen.resize(60, 30)
+    screen.type(b"x")  # any other key
+    screen.until(lambda _: len(screen.lines) == 30)
+    screen.type(b"\x03")
+    assert screen.wait(program) == 0
+    before, _, after = screen.output.partition(ALTERNATE)
+    assert plain(before) == "before"
+    assert plain(after.partition(NORMAL)[2]) == ""
+
+
+def plain(output: bytes) -> str:
+    """Return what a terminal is sent without the sequences that it follows."""
+    return re.sub(r"\x1b(\[[?\d;]*[a-zA-Z]|[()].|.)", "", output.decode()).strip()
+
+
+def test_q_ends_it(screen: Terminal) -> None:
+    """As in top and less."""
+    program = screen.run(COMMAND, ENVIRON)
+    screen.until(lambda text: "program-29" in text)
+    screen.type(b"q")
+    assert screen.wait(program) == 0
+    assert NORMAL in screen.output
+
+
+def test_the_mount_ends(screen: Terminal) -> None:
+    """The error is shown on the usual screen."""
+    program = screen.run([sys.executable, "-c", IMPORT + "run_stats(3)", "-i", "0.2"], ENVIRON)
+    assert screen.wait(program) == 1
+    assert plain(screen.output.partition(NORMAL)[2]) == "Error: the mount at '/mnt' has ended"

@@ -1,0 +1,70 @@
+"""The Grafana dashboard is one that Grafana can show."""
+
+import re
+
+import pytest
+
+from tests.dashboard import SCRAPED, Use, load, panels, queries, uses
+
+COLUMNS = 24
+
+
+def test_what_a_query_uses() -> None:
+    """Metrics and labels are found wherever they stand."""
+    query = 'topk(5, sum by (a, b) (rate(x_total{c="1"}[5m]))) / on (d) (y{e!="2"} offset 1m) or z'
+    assert uses(query) == [
+        Use("x_total", frozenset({"a", "b", "c"})),
+        Use("y", frozenset({"e"})),
+        Use("z", frozenset()),
+    ]
+    with pytest.raises(ValueError, match="unclosed"):
+        uses("sum(rate(x[5m])")
+
+
+def test_every_query_is_of_the_chosen_mounts() -> None:
+    """It is PromQL, and its metrics are those of the instances that are chosen above."""
+    assert len(queries()) > 20
+    for query in queries():
+        assert uses(query) or "vector" in query
+        assert all("instance" in use.labels for use in uses(query)), query
+
+
+def test_panels() -> None:
+    """Each has a number, a title, a unit, a data source that can be chosen, and its own place."""
+    found = load()["panels"]
+    assert len({panel["id"] for panel in found}) == len(found)
+    taken = set()
+    for panel in found:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert panel["title"]
+        assert max(x for x, _ in cells) < COLUMNS
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    for panel in panels():
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(set(letters)) == len(letters)
+
+
+def test_legends_name_labels_that_are_there() -> None:
+    """A legend has the labels that the query keeps."""
+    for panel in panels():
+        for target in panel["targets"]:
+            named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            query = target["expr"].replace("$__rate_interval", "5m")
+            assert all(named <= use.labels for use in uses(query)), target["expr"]
+
+
+def test_variables() -> None:
+    """The data source, and the mounts that it knows of."""
+    variables = {each["name"]: each for each in load()["templating"]["list"]}
+    assert set(variables) == {"datasource", "instance"}
+    (metric, label) = re.findall(r"label_values\((\w+), (\w+)\)", str(variables["instance"]))[0]
+    assert metric in {use.metric for query in queries() for use in uses(query)}
+    assert label in SCRAPED
