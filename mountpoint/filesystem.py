@@ -435,6 +435,10 @@ class FileSystem:
         finally:
             self._inodes.released(handle.inode)
 
+    def is_read(self, number: HandleNumber) -> bool:
+        """Whether an open file can only be read, whatever it was opened for."""
+        return isinstance(self._files.get(number), ReadHandle)
+
     def is_staged(self, number: HandleNumber) -> bool:
         """Whether others may change what an open file holds: nobody may keep pages of it."""
         return isinstance(self._files.get(number), StagedHandle)

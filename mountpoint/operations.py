@@ -26,7 +26,7 @@ from mountpoint.errors import (
     outcome,
 )
 from mountpoint.filesystem import DirectoryEntry, FileSystem
-from mountpoint.fuse import go_direct, llfuse, rename_flags, request_pid
+from mountpoint.fuse import go_direct, is_wide, llfuse, rename_flags, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
 from mountpoint.meters import Meters
@@ -195,6 +195,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         handle = self._fs.open(inode, flags, process_of(ctx.pid) if writes else ctx.pid)
         if self._fs.is_staged(handle):
             go_direct()
+        elif flags & os.O_ACCMODE == os.O_RDWR and self._fs.is_read(handle) and not is_wide():
+            # The channel keeps the kernel from mapping it for shared writing (`flags_of_open`).
+            self._fs.release(handle)
+            raise NotPermitted(
+                "this kernel would show what is stored in a mapping of the file, and not write it",
+                "open it to be read only, or mount with --staged-writes DIR and --allow-overwrite",
+            )
         return handle
 
     @operation("file")
