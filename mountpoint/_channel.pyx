@@ -25,7 +25,7 @@ Layouts and the protocol's numbers are in `_channel.pxd`.
 from libc.errno cimport EINTR, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
-from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC, O_WRONLY
+from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC
 
 cdef enum:
     MAX_WRITE_BYTES = 1 << 20
@@ -201,14 +201,14 @@ cdef int as_rename(char* request, int size) noexcept nogil:
 
 cpdef uint32_t flags_of_open(uint32_t flags) noexcept nogil:
     """Return the flags that the answer gets, by those of open(2)."""
-    if flags & O_TRUNC or flags & O_ACCMODE == O_WRONLY:
+    if flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY:
         # Writes go past the page cache. In it they cost three times as much, and take the place
         # of what is read; and with O_DIRECT it passes the pieces of a write on all at once
-        # (ASYNC_DIO), which arrive in any order.
+        # (ASYNC_DIO), which arrive in any order. Nor can such a file be mapped for shared writing
+        # (ENODEV): what a program stores in a mapping would be in the pages of a file that is only
+        # read here, for all other readers to see, and in no object.
         return DIRECT_IO
-    if flags & O_ACCMODE == O_RDONLY:
-        return NOFLUSH  # close(2) need not wait for an answer
-    return 0
+    return NOFLUSH  # close(2) need not wait for an answer
 
 
 cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:

@@ -27,7 +27,7 @@ from mountpoint.errors import (
     outcome,
 )
 from mountpoint.filesystem import DirectoryEntry, FileSystem
-from mountpoint.fuse import go_direct, llfuse, rename_flags, request_pid
+from mountpoint.fuse import go_direct, is_wide, llfuse, rename_flags, request_pid
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import InodeNumber
 from mountpoint.meters import Meters
@@ -200,6 +200,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         handle = self._fs.open(inode, flags, process_of(ctx.pid) if writes else ctx.pid)
         if self._fs.is_shared(handle):
             go_direct()
+        elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide():
+            # The channel keeps the kernel from mapping it for shared writing (`flags_of_open`).
+            self._fs.release(handle)
+            raise NotPermitted(
+                "a mapping of the file could be written to, and nothing would come of it",
+                "mount with --staged-writes DIR and --allow-overwrite, or open it to be read only",
+            )
         return handle
 
     @operation("file")

@@ -1,6 +1,7 @@
 """Large reads from the kernel: with the channel, without it, with another libfuse."""
 
 import ctypes.util
+import errno
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from mountpoint import kernel
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import Mount, mounted
+from tests.mount.mounting import Mount, errno_of, mounted
 
 pytestmark = pytest.mark.mount
 
@@ -46,6 +47,16 @@ def test_both_ways(
     with mounted(store, tmp_path, "--debug", *options) as mount:
         assert (mount.path / name).read_bytes() == BODY
         assert largest_read(mount) == expected
+
+
+def test_no_writable_mapping(store: Store, tmp_path: Path, name: str) -> None:
+    """Without the channel nothing keeps a program from storing into pages that others read: the
+    open for reading and writing is refused, and the log says what to do."""
+    with mounted(store, tmp_path, "--no-channel") as mount:
+        path = mount.path / name
+        assert errno_of(lambda: path.open("r+b")) == errno.EPERM
+        assert "--staged-writes DIR" in mount.log
+        assert path.read_bytes() == BODY
 
 
 def test_the_kernel_reads_ahead(store: Store, tmp_path: Path, name: str) -> None:

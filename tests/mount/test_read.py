@@ -1,6 +1,7 @@
 """Reading through a real mount from a real server: every byte, however it is asked for."""
 
 import concurrent.futures
+import errno
 import hashlib
 import mmap
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.mount.mounting import Mount
+from tests.mount.mounting import Mount, errno_of
 
 pytestmark = pytest.mark.mount
 
@@ -119,6 +120,21 @@ def test_mmap(mount: Mount, files: dict[int, bytes]) -> None:
         assert view[size - 10 :] == files[size][-10:]
         assert view[PART - 5 : PART + 5] == files[size][PART - 5 : PART + 5]
         assert hashlib.sha256(view).digest() == hashlib.sha256(files[size]).digest()
+
+
+def test_a_writable_mapping(mount: Mount, files: dict[int, bytes]) -> None:
+    """A file that is opened for both but only read cannot be mapped for shared writing."""
+    size = 3 * PART + 12345
+    path = path_of(mount, size)
+    with open(path, "rb") as reader, open(path, "r+b") as file:
+        assert errno_of(lambda: mmap.mmap(file.fileno(), 0)) == errno.ENODEV
+        assert file.read() == files[size]
+        private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+        with private:
+            private[:4] = b"mine"
+            assert private[4:] == files[size][4:]
+        assert reader.read() == files[size]
+    assert path.read_bytes() == files[size]
 
 
 @pytest.mark.parametrize("size", [4097, PART + 1, 3 * PART + 12345])

@@ -82,11 +82,11 @@ def test_a_library_that_is_not_loaded() -> None:
         (os.O_WRONLY, DIRECT_IO),
         (os.O_WRONLY | os.O_APPEND, DIRECT_IO),
         (os.O_RDWR | os.O_TRUNC, DIRECT_IO),
-        (os.O_RDWR, 0),
+        (os.O_RDWR, DIRECT_IO),
     ],
 )
 def test_what_is_opened(flags: int, expected: int) -> None:
-    """Who only reads does not wait when it closes; what only writes leaves the page cache alone."""
+    """A close of a file that is only read waits for nothing; others leave the page cache alone."""
     assert _channel.flags_of_open(flags) == expected
 
 

@@ -233,6 +233,7 @@ def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log as structlog does by default, also where another test has bound this logger."""
     monkeypatch.setattr(operations, "log", structlog.get_logger())
     monkeypatch.setattr("mountpoint.changes.SETTLE_S", 0.05)
+    monkeypatch.setattr(operations, "is_wide", lambda: True)
 
 
 OBJECTS = {b"a": b"content", b"b": b"2", b"d/": b""}
