@@ -195,6 +195,7 @@ class Changes:
     def sync(self, opened: StreamedHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
         handle = opened.file
+        handle.check()
         if handle.upload is not None or self._keeping.left(handle):
             self._finish(handle)
 
@@ -242,7 +243,8 @@ class Changes:
             )
         self._inodes.opened(inode)
         try:
-            anew = self._opener.change(inode, os.O_WRONLY | os.O_TRUNC, 0)
+            beside = self._opener.open_file(inode)
+            anew = self._opener.change(inode, os.O_WRONLY | os.O_TRUNC, 0, beside=beside)
             if anew is None:
                 raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
             try:

@@ -37,7 +37,7 @@ from mountpoint.inodes import Inode
 from mountpoint.keeping import Keeping
 from mountpoint.local import LocalNames
 from mountpoint.readers import BEING_READ, BEING_READ_HINT, Readers
-from mountpoint.s3.client import ALWAYS, ObjectClient
+from mountpoint.s3.client import ALWAYS, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
 
 #: How long somebody waits for a file that has been closed to be there (`touch a; cat a`), and for
@@ -96,7 +96,7 @@ class WriteOpener:
         both only read.
         """
         while True:
-            handle = self._open_file(inode)
+            handle = self.open_file(inode)
             if handle is not None:
                 if handle.closing and not handle.size_bytes:
                     handle.settled.wait(min(SOON_S, SETTLE_S))
@@ -110,13 +110,13 @@ class WriteOpener:
                     continue
             if not _changes(flags):
                 return None
-            opened = self.change(inode, flags, process)
+            opened = self.change(inode, flags, process, beside=handle)
             if opened is not None:
                 return opened
 
     def is_written(self, inode: Inode) -> bool:
         """Whether an inode is open for somebody who may write."""
-        return self._open_file(inode) is not None
+        return self.open_file(inode) is not None
 
     def take_over(self, reading: ReadHandle, offset: int | None) -> StreamedHandle:
         """Let a file be written that was opened to be read and written (O_RDWR).
@@ -139,7 +139,7 @@ class WriteOpener:
             raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
         return opened
 
-    def _open_file(self, inode: Inode) -> WriteHandle | None:
+    def open_file(self, inode: Inode) -> WriteHandle | None:
         """Return the file of an inode that is being written, or is open to be written on."""
         writer = self._local.writer(inode)
         if isinstance(writer, WriteHandle):
@@ -158,7 +158,8 @@ class WriteOpener:
         try:
             newest(self._client, self._patience, handle.inode)
         except (StaleInode, NotFound):
-            if handle.base is base and handle.upload is None:
+            same = handle.base is base and handle.upload is None
+            if same and self.open_file(handle.inode) is handle:
                 raise
             return False
         return True
@@ -186,15 +187,22 @@ class WriteOpener:
             return StreamedHandle(handle, process, writes=writes)
 
     def change(
-        self, inode: Inode, flags: int, process: int, *, reads: bool = False
+        self,
+        inode: Inode,
+        flags: int,
+        process: int,
+        *,
+        reads: bool = False,
+        beside: WriteHandle | None = None,
     ) -> StreamedHandle | None:
         """Begin to write a file anew, or behind its end; None if somebody else is faster.
 
-        `reads`: the caller has it open for reading, and nobody else. Raises Superseded if the
-        kernel has to find another inode for it.
+        `reads`: the caller has it open for reading, and nobody else. `beside`: who has it open to
+        write it on, and cannot be joined. Raises Superseded if the kernel has to find another
+        inode for it.
         """
         check_flags(flags)
-        base, condition = None, ALWAYS
+        base, condition, known = None, ALWAYS, inode.info
         if not self._allows(flags):
             if flags & os.O_TRUNC:
                 raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
@@ -202,16 +210,24 @@ class WriteOpener:
             raise NotPermitted("the file exists", f"mount with {option} to allow it")
         if not flags & os.O_TRUNC:
             # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
-            base = newest(self._client, self._patience, inode)
+            try:
+                base = newest(self._client, self._patience, inode)
+            except (StaleInode, NotFound):
+                if self._local.writer(inode) is not None or _is_another(inode.info, known):
+                    return None
+                raise
             condition = unchanged(base)
-        elif inode.info is not None and (reads or self._config.incremental_upload):
+        elif known is not None and (reads or self._config.incremental_upload):
             # What it read is what it replaces; and a part that comes late could replace others.
-            condition = unchanged(inode.info)
+            condition = unchanged(known)
         if not reads:
             # Now that it is the newest version: the kernel looks again only once. It drops the
             # pages of what is cut to nothing, and of nothing else.
             paged = inode.paged and base is not None
-            if paged or self._readers.are_there(inode) or self._open_file(inode) is not None:
+            handle = self.open_file(inode)
+            if handle is not None and handle is not beside:
+                return None
+            if paged or handle is not None or self._readers.are_there(inode):
                 self._readers.leave(inode, process)
         keeping = self._keeping
         handle = WriteHandle(
@@ -230,6 +246,9 @@ class WriteOpener:
             other = self._local.file(inode.directory, inode.name)
             if other is not None and other.inode is not inode:
                 raise Superseded("the file is being written, and has another inode")
+            return None
+        if base is not None and _is_another(inode.info, base):  # written meanwhile by others here
+            self._local.discard(handle)
             return None
         if not reads and self._readers.are_there(inode):  # who came meanwhile, and did not see it
             self._local.discard(handle)
@@ -276,6 +295,10 @@ def _appends(flags: int) -> bool:
 def _changes(flags: int) -> bool:
     """Whether a file that is opened like this is to be changed; O_RDWR alone is not enough."""
     return flags & os.O_ACCMODE == os.O_WRONLY or bool(flags & os.O_TRUNC) or _appends(flags)
+
+
+def _is_another(info: ObjectInfo | None, known: ObjectInfo | None) -> bool:
+    return (info and info.etag) != (known and known.etag)
 
 
 def _takes_turns(flags: int) -> bool:

@@ -117,7 +117,15 @@ def test_a_reader_and_a_staged_file(staged: Mount, flat_store: Store, case: str)
 
 def test_two_loops_append(streamed: Mount, place: Path, flat_store: Store) -> None:
     """Of what two shells append at the same time no line is lost."""
-    path = place / "log"
+    append(place / "log", flat_store, streamed)
+
+
+def test_two_loops_append_to_a_staged_file(staged: Mount, flat_store: Store) -> None:
+    """The same for a file that is staged."""
+    append(staged.path / "appended", flat_store, staged)
+
+
+def append(path: Path, store: Store, mount: Mount) -> None:
     loop = "for i in $(seq 50); do echo {}-$i >> {} || exit 1; done"
     shells = [
         subprocess.Popen(["bash", "-c", loop.format(name, path)], stderr=subprocess.PIPE, text=True)
@@ -127,7 +135,7 @@ def test_two_loops_append(streamed: Mount, place: Path, flat_store: Store) -> No
     assert (said, [shell.returncode for shell in shells]) == (["", ""], [0, 0])
     lines = path.read_text().splitlines()
     assert sorted(lines) == sorted(f"{name}-{i}" for name in "ab" for i in range(1, 51))
-    assert stored(flat_store, streamed, path) == path.read_bytes()
+    eventually(lambda: stored(store, mount, path) == path.read_bytes())
 
 
 def test_appended_while_it_is_followed(place: Path, tmp_path: Path) -> None:

@@ -315,6 +315,43 @@ def test_appending_to_what_others_have_replaced() -> None:
             world.fs.write(one, 2, b"lost")
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_others_append_while_s3_is_asked(refused: bool) -> None:
+    """A version that another program of this mount has made meanwhile is appended to."""
+    with mounted({b"a": b"0"}, **ALL) as world:
+        number = world.look(b"a").inode
+        head = world.client.head
+        asked: list[bytes] = []
+
+        def head_late(key: bytes) -> object:
+            asked.append(key)
+            answer = None if refused else head(key)
+            if len(asked) == 1:
+                one = world.fs.open(number, APPEND, ONE)
+                world.fs.write(one, 1, b"1")
+                world.close(one, ONE)
+            return answer or head(key)
+
+        world.client.head = head_late  # type: ignore[method-assign, assignment]
+        two = world.fs.open(number, APPEND, TWO)
+        world.fs.write(two, 2, b"2")
+        world.close(two, TWO)
+        assert world.client.content(b"a") == b"012"
+
+
+def test_an_error_of_a_write_is_told_by_fsync() -> None:
+    """It is told as long as the file is open, also where what was there before is in S3."""
+    with mounted() as world:
+        handle = world.create(b"a", ONE)
+        world.fs.fsync(handle)
+        with pytest.raises(NotSequential):
+            world.fs.write(handle, 1, b"x")
+        with pytest.raises(NotSequential):
+            world.fs.fsync(handle)
+        world.fs.release(handle)
+        assert world.client.content(b"a") == b""
+
+
 # --- Locks ---
 
 
