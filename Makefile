@@ -84,6 +84,10 @@ test-boot: setup $(VENV)/.stamp-packaging ## Boot machines, lint and build what 
 	packaging/build-wheels debian-12
 	MOUNT_S3_BOOT=1 $(BIN)/python -m pytest tests/boot tests/unit/test_packaging.py $(ARGS)
 
+.PHONY: test-programs
+test-programs: setup $(VENV)/.stamp-programs ## Write and serve files with large programs: datasets, Orbax, nginx, Samba
+	$(BIN)/python -m pytest tests/mount/test_programs.py tests/mount/test_file_servers.py $(ARGS)
+
 .PHONY: lint
 lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
@@ -109,6 +113,11 @@ $(VENV)/.stamp-chart: $(VENV)/.stamp-packages
 $(VENV)/.stamp-packaging: $(VENV)/.stamp-packages
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	    --no-build-isolation -e '.[packaging]'
+	@touch $@
+
+$(VENV)/.stamp-programs: $(VENV)/.stamp-packages
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	    --no-build-isolation -e '.[programs]'
 	@touch $@
 
 .PHONY: bench-chart

@@ -1,0 +1,168 @@
+"""Programs that serve files over the network, with a mount as their folder: nginx and Samba."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Store
+from tests.mount.mounting import Mount, content, eventually, mounted
+from tools.processes import Ports, end_process_group
+
+pytestmark = pytest.mark.mount
+
+NGINX = """
+user root;
+daemon off;
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    sendfile on;
+    server {{
+        listen 127.0.0.1:{port};
+        root {root};
+        autoindex on;
+    }}
+}}
+"""
+
+SAMBA = """
+[global]
+    interfaces = lo
+    bind interfaces only = yes
+    smb ports = {port}
+    server role = standalone
+    map to guest = bad user
+    guest account = root
+    log file = {folder}/log
+    pid directory = {folder}
+    lock directory = {folder}
+    state directory = {folder}
+    cache directory = {folder}
+    private dir = {folder}
+    ncalrpc dir = {folder}/ncalrpc
+    disable netbios = yes
+    load printers = no
+    store dos attributes = no
+    map archive = no
+[mount]
+    path = {root}
+    guest ok = yes
+    read only = no
+"""
+
+
+@pytest.fixture
+def program_folder(tmp_path: Path) -> Path:
+    """A folder for the files of a server."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def running(*command: str | Path, port: int) -> Iterator[None]:
+    """Run a server until it answers on its port; end it afterwards."""
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as server,
+    ):
+        try:
+            eventually(lambda: server.poll() is not None or answers(port))
+            log.seek(0)
+            assert server.poll() is None, log.read()
+            yield
+        finally:
+            end_process_group(server.pid, server)
+
+
+def answers(port: int) -> bool:
+    """Whether a server listens on a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    ports = Ports()
+    port = ports.one()
+    ports.release()
+    return port
+
+
+def needs(*programs: str) -> None:
+    """Skip where one of the programs is not installed, or this is not root."""
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    if os.geteuid() != 0:
+        pytest.skip("the server has to be root, as the owner of the mount")
+
+
+def test_nginx(store: Store, folder: Path, program_folder: Path) -> None:
+    """nginx sends a file whole, in ranges and as a listing, from a mount."""
+    needs("nginx")
+    data = os.urandom(3_000_000)
+    store.put("nginx/data", data)
+    port = free_port()
+    configuration = program_folder / "nginx.conf"
+    with mounted(store, folder, "--prefix", "nginx/") as mount:
+        configuration.write_text(NGINX.format(folder=program_folder, port=port, root=mount.path))
+        with running("nginx", "-p", program_folder, "-c", configuration, port=port):
+            assert fetch(port, "data") == data
+            assert fetch(port, "data", "bytes=1000000-1000999") == data[1_000_000:1_001_000]
+            assert b">data</a>" in fetch(port, "")
+
+
+def fetch(port: int, path: str, content_range: str = "bytes=0-") -> bytes:
+    """Return what a web server answers for a range of a path."""
+    headers = {"Range": content_range} if path else {}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        body: bytes = answer.read()
+    return body
+
+
+def test_samba(store: Store, folder: Path, program_folder: Path) -> None:
+    """A Samba share of a mount takes files, replaces, renames, sends and deletes them."""
+    needs("smbd", "smbclient")
+    port = free_port()
+    configuration = program_folder / "smb.conf"
+    one, two = program_folder / "one", program_folder / "two"
+    one.write_bytes(os.urandom(2_000_000))
+    two.write_bytes(os.urandom(1_000_000))
+    options = ("--allow-overwrite", "--allow-delete", "--allow-rename", "--attributes", "ignore")
+    with mounted(store, folder, "--prefix", "samba/", *options) as mount:
+        configuration.write_text(SAMBA.format(folder=program_folder, port=port, root=mount.path))
+        smbd = ("smbd", "--foreground", "--no-process-group", "--debug-stdout")
+        with running(*smbd, "--configfile", configuration, port=port):
+            share(mount, port, program_folder, f"put {one} a; put {two} b; mkdir d; rename b d/b")
+            eventually(lambda: content(store, "samba/a") == one.read_bytes())
+            eventually(lambda: content(store, "samba/d/b") == two.read_bytes())
+            share(mount, port, program_folder, f"get a {program_folder}/got; put {two} a; del d/b")
+            assert (program_folder / "got").read_bytes() == one.read_bytes()
+            eventually(lambda: content(store, "samba/a") == two.read_bytes())
+            eventually(lambda: content(store, "samba/d/b") is None)
+
+
+def share(mount: Mount, port: int, folder: Path, commands: str) -> None:
+    """Run commands of smbclient on the share."""
+    address = ("//127.0.0.1/mount", "--port", str(port), "--no-pass")
+    client = ("smbclient", *address, "--configfile", folder / "smb.conf", "--command", commands)
+    done = subprocess.run(client, capture_output=True, text=True, timeout=60, check=False)
+    said = done.stdout + done.stderr
+    assert (done.returncode, "NT_STATUS" in said) == (0, False), said + mount.log
