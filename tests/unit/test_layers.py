@@ -33,6 +33,7 @@ LAYERS = (
     "mountpoint.processes",
     "mountpoint.meters",
     "mountpoint.mountinfo",
+    "mountpoint.cgroup",
     "mountpoint.spill",
     "mountpoint.s3.kept",
     "mountpoint.s3.client",
