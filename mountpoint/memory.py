@@ -17,8 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-#: Version 2 and version 1 of control groups, as a container sees its own.
-LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+from mountpoint.cgroup import memory_limit_bytes
 
 #: malloc.h of glibc
 M_TRIM_THRESHOLD = -1
@@ -37,15 +36,10 @@ SWEEP_S = 1.0
 
 
 def total_bytes() -> int:
-    """Return the memory of this machine, or of the container where that is less."""
+    """Return the memory of this machine, or the limit of a control group where that is less."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [installed]
-    for path in LIMIT_FILES:
-        try:
-            limits.append(int(Path(path).read_text("ascii")))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return min(limits)
+    limit_bytes = memory_limit_bytes()
+    return installed if limit_bytes is None else min(installed, limit_bytes)
 
 
 def resident_bytes() -> int:

@@ -32,6 +32,7 @@ from mountpoint.s3.instance import Instance
 from mountpoint.s3.retry import Patience
 from mountpoint.s3.surroundings import surroundings
 from mountpoint.signals import SignalWatcher, nudge_workers
+from mountpoint.spill import Spill, default_directories
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.area import check_directory as check_staging
 from mountpoint.writing.copies import Copies
@@ -123,7 +124,8 @@ def _serve(
     directory = config.mount.directory
     streams = Streams(client, config.read, patience, meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
-    uploads = Uploads(client, config.write, streams.budget, patience, journal=journal)
+    spill = Spill(default_directories(os.environ))
+    uploads = Uploads(client, config.write, streams.budget, patience, journal=journal, spill=spill)
     copies = Copies(client, config.write, uploads, patience)
     staging = None
     if config.change.staging_directory is not None:
@@ -153,8 +155,8 @@ def _serve(
 
     receivers = fuse.Receivers(nudge_workers)
     answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
-    sweeps = [streams.sweep, filesystem.sweep, receivers.sweep, answers.sweep]
-    memory.start_sweeping(sweeps, stopping)
+    swept = (streams, uploads, filesystem, receivers, answers)
+    memory.start_sweeping([each.sweep for each in swept], stopping)
     fuse.widen(config.mount.channel)
     if config.mount.descriptor is not None:
         fuse.take(config.mount.descriptor)

@@ -46,6 +46,8 @@ ONLY_VARIABLES = {
     "OTEL_EXPORTER_OTLP_HEADERS": "what is sent along to the collector; the library's other "
     "variables count, too ([metrics.md](metrics.md))",
     "NO_COLOR": "no colours on a terminal",
+    "TMPDIR": "where temporary files go that have to hold what is written while memory is short "
+    "([writing.md](writing.md#new-files))",
     "XDG_STATE_HOME": "below which pending uploads are noted ([cleanup.md](cleanup.md))",
 }
 

@@ -8,6 +8,7 @@ handed over as they came; joining them first would be a second copy, and a secon
 import os
 
 from mountpoint.s3.client import Body
+from mountpoint.spill import FileRange
 
 
 class BodyStream:
@@ -30,10 +31,11 @@ class BodyStream:
         while self._next < len(self._pieces) and filled < len(buffer):
             piece = self._pieces[self._next]
             size = min(len(piece) - self._offset, len(buffer) - filled)
-            whole = size == len(piece)
-            buffer[filled : filled + size] = (
-                piece if whole else memoryview(piece)[self._offset : self._offset + size]
-            )
+            room = memoryview(buffer)[filled : filled + size]
+            if isinstance(piece, FileRange):
+                piece.read_into(room, self._offset)
+            else:
+                room[:] = memoryview(piece)[self._offset : self._offset + size]
             filled += size
             self._offset += size
             if self._offset == len(piece):

@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from mountpoint.s3.kept import FileAttributes
+from mountpoint.spill import FileRange
 
 #: The checksums that uploads can carry, by the name in their header.
 ChecksumName = Literal["crc32c", "crc64nvme"]
+
+#: What the body of a request is made of.
+Piece = bytes | bytearray | memoryview | FileRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,14 @@ class Body:
     `checksum` goes with them, and the server refuses what does not match it.
     """
 
-    pieces: Sequence[bytes | bytearray | memoryview] = ()
+    pieces: Sequence[Piece] = ()
     size_bytes: int = 0
     checksum: Checksum | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much of it is in memory: what is in temporary files is not."""
+        return sum(len(each) for each in self.pieces if not isinstance(each, FileRange))
 
 
 @dataclass(frozen=True, slots=True)

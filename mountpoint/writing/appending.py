@@ -18,6 +18,7 @@ Not known here: how many parts an object has that others have begun (S3 takes 10
 """
 
 import functools
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -48,9 +49,10 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import Spill
 from mountpoint.writing.errands import Errand, Line
-from mountpoint.writing.parts import Gathering
-from mountpoint.writing.sequential import Sequential
+from mountpoint.writing.gathering import Gathering
+from mountpoint.writing.sequential import LOOK_S, Sequential
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +80,7 @@ class Appending(Sequential):
         options: PutOptions,
         part_bytes: int,
         lease: Lease,
+        spill: Spill,
         line: Line[Sequential],
         patience: Patience,
     ) -> None:
@@ -90,6 +93,7 @@ class Appending(Sequential):
             part_bytes=part_bytes,
             checksum=options.checksum,
             lease=lease,
+            spill=spill,
             line=line,
             patience=patience,
         )
@@ -177,10 +181,17 @@ class Appending(Sequential):
     def _is_on_its_way(self) -> bool:
         return bool(self._errands)
 
+    def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
+        super()._wait(LOOK_S if self._waiting and not self._errands else most_s)
+        self._advance()
+
     def _advance(self) -> None:
-        # Send the next part, if none is under way.
+        # Send the next part, if none is under way and there is a place for it.
         if not self._waiting or self._errands or self._failure is not None:
             return
+        size_bytes = self._waiting[0].size_bytes
+        if size_bytes and not self._line.take_place(self, 0, size_bytes, queues=False):
+            return  # it is tried again by who waits, and once a second
         body, before = self._waiting.popleft(), self._info
 
         def start() -> "Future[Written]":
@@ -195,7 +206,7 @@ class Appending(Sequential):
             )
 
         def done(written: Written) -> None:
-            self._arrived(body, self._described(before, body, written))
+            self._has_arrived(body, self._described(before, body, written))
 
         def refused(error: S3Error) -> None:
             if errand.attempt or error.retryable:
@@ -214,7 +225,7 @@ class Appending(Sequential):
         def done(stored: Stored) -> None:
             if self._has(stored, body, before):
                 log.debug("an earlier try had arrived", key=self.key, error=str(error))
-                self._arrived(body, stored.info)
+                self._has_arrived(body, stored.info)
             else:
                 self.fail(self._meaning(error, before))
 
@@ -235,9 +246,9 @@ class Appending(Sequential):
         untouched = stored.info.etag == self._condition.etag
         return stored.info.size_bytes == body.size_bytes and not untouched
 
-    def _arrived(self, body: Body, info: ObjectInfo) -> None:
+    def _has_arrived(self, body: Body, info: ObjectInfo) -> None:
         self._info = info
-        self._lease.give(body.size_bytes)
+        self._arrived(body)
 
     def _described(self, before: ObjectInfo | None, body: Body, written: Written) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000

@@ -40,6 +40,7 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import FileRange
 from mountpoint.writing.errands import Errand, Errands, Line
 from mountpoint.writing.multipart import Sent
 
@@ -234,7 +235,7 @@ def _matches(
 def _md5(body: Body) -> str:
     hashed = hashlib.md5(usedforsecurity=False)
     for piece in body.pieces:
-        hashed.update(piece)
+        hashed.update(bytes(piece) if isinstance(piece, FileRange) else piece)
     return hashed.hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 Nobody has to wait for an errand. Its answer is noted by the client's thread that brings it. What
 has failed, or has been silent for too long, is noticed and sent again by whoever waits for the
-upload (`drive`), and not before: so there is no timer.
+upload (`drive`), and once a second for uploads that nobody waits for: others may wait for their
+place on the line.
 
 The upload's lock guards all of this.
 """
@@ -28,20 +29,23 @@ U = TypeVar("U", contravariant=True)
 class Line(Protocol[U]):
     """What an upload shares with the others of its mount."""
 
-    def may_send(self, upload: U, in_flight: int) -> bool:
-        """Whether an upload with so many parts in flight may send one more; with none it may."""
+    def take_place(
+        self, upload: U, in_flight: int, size_bytes: int, *, queues: bool = True
+    ) -> bool:
+        """Take a place for one more body of an upload that has `in_flight`; False to ask again.
+
+        The bytes of all bodies together are bounded, because the CRT holds a copy of each. Who
+        `queues` gets a place before those that ask later, and has to ask until there is one.
+        """
+
+    def leave_place(self, upload: U, size_bytes: int) -> None:
+        """Give a place back: the body has arrived."""
 
     def busy(self) -> bool:
         """Whether anything is in flight, of any upload."""
 
-    def sent(self, upload: U, size_bytes: int) -> None:
-        """Note that a body is under way."""
-
-    def ended(self, upload: U, size_bytes: int, duration_s: float | None, *, waited: bool) -> None:
-        """Note that it has arrived, after `duration_s`, or not (None).
-
-        `waited` is whether its writer had to wait for parts in flight.
-        """
+    def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
+        """Note how long a body took; `waited` is whether its writer had to wait for a place."""
 
     def allowed_s(self, size_bytes: int) -> float:
         """Seconds that a body of this size may take."""
@@ -100,6 +104,14 @@ class Errand:
     tries: Tries | None = None  # since its first failure
     attempt: int = 0  # of its tries, the first is 0
 
+    def end(self) -> None:
+        """Let go of the bytes: `refused` may refer to this, and a cycle waits for the collector."""
+        self.start = self.done = self.refused = _over
+
+
+def _over(*_: Any) -> Any:
+    raise AssertionError("the request is over")
+
 
 class Errands:
     """The errands of `owner`, which shares a `line`. All with the owner's lock held."""
@@ -111,7 +123,7 @@ class Errands:
         self._patience = patience
         # mutable
         self._open: list[Errand] = []  # under way, or to be sent again
-        self.waited = False  # the writer, for parts in flight, since the last has arrived
+        self.waited = False  # the writer, for a place, since the last part has arrived
 
     def __len__(self) -> int:
         return len(self._open)
@@ -121,8 +133,6 @@ class Errands:
         if errand not in self._open:
             self._open.append(errand)
         errand.began_s = time.monotonic()
-        if errand.size_bytes:
-            self._line.sent(self._owner, errand.size_bytes)
         try_s = errand.try_s
         if try_s is None:
             try_s = self._line.allowed_s(errand.size_bytes)
@@ -137,12 +147,16 @@ class Errands:
             return False  # it was given up before
         errand.future = None
         error = future.exception()
-        self._off_the_line(errand, arrived=error is None)
+        if errand.size_bytes and error is None:
+            duration_s = time.monotonic() - errand.began_s
+            self._line.arrived(errand.size_bytes, duration_s, waited=self.waited)
+            self.waited = False
         if isinstance(error, S3Error):
             self._failed(errand, error)
             return False
         self._open.remove(errand)
         errand.done(future.result())
+        errand.end()
         return True
 
     def drop_all(self, *, but: Callable[[Any], None] | None = None) -> None:
@@ -152,12 +166,7 @@ class Errands:
         self._open = kept
         for errand in dropped:
             self._drop(errand)
-
-    def _off_the_line(self, errand: Errand, *, arrived: bool) -> None:
-        if errand.size_bytes:
-            duration_s = time.monotonic() - errand.began_s if arrived else None
-            self._line.ended(self._owner, errand.size_bytes, duration_s, waited=self.waited)
-            self.waited = False
+            errand.end()
 
     def _failed(self, errand: Errand, error: S3Error) -> None:
         """Note when to try again, or that it is of no use."""
@@ -170,12 +179,13 @@ class Errands:
             error.hint = error.hint or "all retries failed"
         self._open.remove(errand)
         errand.refused(error)
+        if errand not in self._open:  # else it has been sent again
+            errand.end()
 
     def _drop(self, errand: Errand) -> None:
         """Cancel a request whose answer nobody wants."""
         future, errand.future = errand.future, None
         if future is not None:
-            self._off_the_line(errand, arrived=False)
             future.cancel()
 
     def drive(self) -> bool:

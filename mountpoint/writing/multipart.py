@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from mountpoint.budget import Lease
 from mountpoint.errors import NoSuchUpload, NotOffered, S3Error, TooLarge
 from mountpoint.s3 import checksum
 from mountpoint.s3.client import (
@@ -56,7 +55,8 @@ class Start(Protocol):
 class Multipart:
     """The multipart upload of `key`; nothing is asked before the first part.
 
-    `failed` is told of what no retry helped. All with the upload's lock held.
+    `arrived` is called with each body that S3 has taken, `failed` with what no retry helped. All
+    with the upload's lock held.
     """
 
     def __init__(
@@ -67,23 +67,23 @@ class Multipart:
         *,
         errands: Errands,
         line: Line[Any],
-        lease: Lease,
         patience: Patience,
+        arrived: Callable[[Body], None],
         failed: Callable[[Exception], None],
     ) -> None:
         # dependencies
         self._client = client
         self._errands = errands
         self._line = line
-        self._lease = lease
         self._patience = patience
+        self._arrived = arrived
         self._failed = failed
         # mutable
         self.key = key  # until it has begun
         self._options = options  # until it has begun
         self.begun = False  # CreateMultipartUpload has been sent
         self.upload_id: str | None = None
-        self.in_flight = 0  # parts whose bytes are in memory
+        self.in_flight = 0  # parts that are sent
         self.copying = 0  # parts that the server copies
         self.aborted = True  # nothing is pending at S3
         self._given_up = False
@@ -104,7 +104,7 @@ class Multipart:
             told = body.checksum if written.checksum else None
             self._sent[number] = Sent(PartDone(number, written.etag, told), digest, body.size_bytes)
             self.in_flight -= 1
-            self._lease.give(body.size_bytes)
+            self._arrived(body)
 
         def go(upload_id: str) -> None:
             def start(*, checksums: bool) -> "Future[Written]":

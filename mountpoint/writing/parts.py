@@ -1,16 +1,13 @@
-"""Pure: how a file is cut into parts, sent or copied, and the bytes of the one being gathered.
+"""Pure: how a file is cut into parts, which are sent or copied.
 
 S3 takes 10,000 parts of 5 MiB to 5 GiB; all but the last must reach the least size
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). How large a file becomes is
 known at its end only, so parts grow with it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountpoint.config import LEAST_PART_BYTES, MIB, MOST_PART_BYTES
-from mountpoint.s3.checksum import ALGORITHMS, Hash, encoded
-from mountpoint.s3.client import Body, Checksum, ChecksumName
 
 MOST_PARTS = 10_000
 
@@ -22,12 +19,6 @@ GROWTH = 1250
 #: So many parts may be as small as S3 takes them wherever they are, when ranges are copied: what
 #: would be too small a part has to be read. Those after them, growing, reach 5 TiB still.
 FREE_PARTS = 2_400
-
-#: Smaller writes are put together: a `bytes` of its own costs 33 bytes more, and a file may be
-#: written byte by byte.
-SMALL_BYTES = 16 << 10
-#: To pieces of this size, or adding to one would copy it again and again.
-PIECE_BYTES = 128 << 10
 
 
 def part_size(least_bytes: int, before_bytes: int) -> int:
@@ -107,43 +98,3 @@ def copied_size(limits: Limits, number: int, before_bytes: int, left_bytes: int)
     if left_bytes - size >= least_size(limits, number + 1, before_bytes + size):
         return size
     return left_bytes if left_bytes <= MOST_PART_BYTES else left_bytes // 2
-
-
-class Gathering:
-    """The bytes of one part, as they come. Large writes are kept as they are, not copied."""
-
-    def __init__(self, checksum: ChecksumName | None) -> None:
-        # constants
-        self._checksum = checksum
-        # mutable
-        self.size_bytes = 0
-        self._pieces: list[bytes | bytearray | memoryview] = []
-        self._open: bytearray | None = None  # the last piece, if small writes are put together
-        new: Callable[[], Hash] | None = ALGORITHMS[checksum].new if checksum else None
-        self._hash = new() if new else None
-
-    def append(self, data: bytes | memoryview) -> None:
-        """Take the next bytes, which nobody may change."""
-        self.size_bytes += len(data)
-        if self._hash is not None:
-            self._hash.update(data)
-        if len(data) >= SMALL_BYTES:
-            self._pieces.append(data)
-            self._open = None
-        elif self._open is not None and len(self._open) < PIECE_BYTES:
-            self._open += data
-        else:
-            self._open = bytearray(data)
-            self._pieces.append(self._open)
-
-    @property
-    def digest(self) -> bytes:
-        """The checksum of all bytes so far; b"" without one."""
-        return b"" if self._hash is None else self._hash.digest()
-
-    def body(self) -> Body:
-        """Return all bytes with their checksum. Nothing may be added afterwards."""
-        checksum = None
-        if self._checksum is not None:
-            checksum = Checksum(self._checksum, encoded(self.digest))
-        return Body(self._pieces, self.size_bytes, checksum)

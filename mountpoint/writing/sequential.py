@@ -3,13 +3,15 @@
 Bytes are gathered into parts. Who writes takes turns, and returns when the bytes are in memory.
 Each request is an `Errand`: its answer comes on a client's thread, which notes it and gives memory
 back. What failed, or has been silent for too long, is sent again by whoever waits for this
-upload, as with reads: a writer that has to wait for memory, or `finish`. A program that computes
-between two writes costs nothing, and there is no timer.
+upload, as with reads: a writer that has to wait for memory, or `finish`. While nobody waits,
+`drive` is called once a second.
 
-Memory: what a writer gathers is asked of the budget. If it is refused and something is on its
-way, the writer waits until that has arrived: that is the back-pressure. If nothing is it is
-granted, after a moment in which parts of other uploads may come back, or nothing ever would; so
-uploads together exceed the budget by no more than the part that each is gathering.
+Memory: a writer asks the budget for what it gathers. What the budget refuses goes to a temporary
+file (`spill`) until its part has been sent. Waiting for memory could be for good, because one
+program may write all files in turn. What slows a writer down that is faster than S3 is the line:
+it bounds the parts in flight. Where no temporary file can be written, a writer waits for its own
+parts in flight, or for a moment, and then takes the memory all the same: so uploads together exceed
+the budget by no more than the part that each is gathering.
 
 Not known here: the requests (`upload`, `appending`), file handles, directories, whether a key may
 be overwritten.
@@ -25,15 +27,18 @@ from typing import Any
 
 from mountpoint.budget import Lease
 from mountpoint.errors import Interrupted, NotSequential
-from mountpoint.s3.client import ChecksumName, Condition, ObjectInfo
+from mountpoint.s3.client import Body, ChecksumName, Condition, ObjectInfo
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import Spill
 from mountpoint.writing.errands import Errand, Errands, Line
-from mountpoint.writing.parts import Gathering, part_size
+from mountpoint.writing.gathering import Gathering
+from mountpoint.writing.parts import part_size
 
-#: How long a writer that has nothing on its way waits for memory that others give back, and how
-#: often it looks: none of the others knows of it. A part takes 0.1 s on S3.
+#: How long a writer without parts on their way waits for memory of other uploads, where there are
+#: no temporary files. A part takes 0.1 s on S3.
 PRESSED_S = 0.25
-PRESSED_LOOK_S = 0.01
+#: How often a writer looks that waits for what other uploads give back: they cannot wake it.
+LOOK_S = 0.01
 
 
 class Sequential(ABC):
@@ -50,11 +55,13 @@ class Sequential(ABC):
         part_bytes: int,
         checksum: ChecksumName | None,
         lease: Lease,
+        spill: Spill,
         line: Line["Sequential"],
         patience: Patience,
     ) -> None:
         # dependencies
         self._lease = lease
+        self._spill = spill
         self._line = line
         self._patience = patience
         # constants
@@ -65,6 +72,7 @@ class Sequential(ABC):
         self._errands = Errands(self, line, patience)
         self._size_bytes = size_bytes
         self._gathering = Gathering(checksum)
+        self._pending_bytes = 0
         self._failure: Exception | None = None
         self._writing = False  # somebody adds bytes, maybe waiting
 
@@ -75,13 +83,13 @@ class Sequential(ABC):
 
     @property
     def pending_bytes(self) -> int:
-        """How much of it is in memory only."""
-        return self._lease.held_bytes
+        """How much of what was written S3 does not have yet."""
+        return self._pending_bytes
 
     def write(self, offset: int, data: bytes) -> int:
         """Take the next bytes, which must begin where the last ones ended.
 
-        Returns when they are in memory, having waited for some if need be. Raises NotSequential
+        Returns when they are gathered, having waited for memory if need be. Raises NotSequential
         for any other offset, and what has become of earlier parts; and more, as subclasses say.
         """
         with self._changed, self._turn():
@@ -109,6 +117,17 @@ class Sequential(ABC):
         """Raise what has become of parts on their way, if that is known and bad."""
         with self._changed:
             self._check()
+
+    def drive(self) -> None:
+        """Send again what has to be: once a second, for what nobody waits for."""
+        with self._changed:
+            try:
+                while self._failure is None and self._errands.drive():
+                    pass
+                if self._failure is None:
+                    self._advance()
+            except Exception as failure:  # nobody else would hear of it
+                self.fail(failure)
 
     @abstractmethod
     def fail(self, error: Exception) -> None:
@@ -174,8 +193,8 @@ class Sequential(ABC):
         if self._failure is not None:
             raise self._failure
 
-    def _gather(self, data: bytes, *, taken: bool = False) -> None:
-        """Gather bytes, and seal parts that are full. `taken`: memory for them has been taken."""
+    def _gather(self, data: bytes) -> None:
+        """Gather bytes, and seal parts that are full."""
         rest = memoryview(data)
         while rest:
             self._check()
@@ -185,28 +204,38 @@ class Sequential(ABC):
                 self._seal()
                 continue
             size = min(room, len(rest))
-            if not taken:
-                self._take(size)
-            self._gathering.append(data if size == len(data) else rest[:size])
+            self._keep(data if size == len(data) else rest[:size])
             self._size_bytes += size
+            self._pending_bytes += size
             rest = rest[size:]
 
-    def _take(self, size_bytes: int) -> None:
-        """Take memory for what is to be gathered; wait for it while anything is on its way."""
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Add bytes to the part: in memory, or in a temporary file if there is none left."""
         patient_until_s = time.monotonic() + PRESSED_S
-        while not self._lease.try_take(size_bytes):
+        while not self._lease.try_take(len(data)):
+            if self._gathering.spill(data, self._spill):
+                return
             if self._is_on_its_way():
                 self._wait()
             elif self._line.busy() and time.monotonic() < patient_until_s:
-                self._wait(PRESSED_LOOK_S)
+                self._wait(LOOK_S)
             else:
-                self._lease.take(size_bytes)
-                return
+                self._lease.take(len(data))
+                break
+        self._gathering.append(data)
+
+    def _arrived(self, body: Body) -> None:
+        """Give back what a body held that S3 has taken."""
+        self._lease.give(body.memory_bytes)
+        self._pending_bytes -= body.size_bytes
+        if body.size_bytes:
+            self._line.leave_place(self, body.size_bytes)
 
     def _let_go(self) -> None:
         """Give back what an upload has that is over."""
         self._gathering = Gathering(None)
         self._lease.give(self._lease.held_bytes)
+        self._pending_bytes = 0
         self._line.closed(self)
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:

@@ -148,4 +148,6 @@ class Reading:
 
     def pop(self) -> bytes | None:
         """Take the next piece, if it is there."""
-        return self._pieces.popleft().data if self._pieces[0].data is not None else None
+        if not self._pieces or self._pieces[0].data is None:
+            return None
+        return self._pieces.popleft().data

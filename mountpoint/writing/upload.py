@@ -20,11 +20,13 @@ from mountpoint.budget import Lease
 from mountpoint.errors import Interrupted, NotSequential, TooLarge
 from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import Spill
 from mountpoint.writing.completion import Completion
 from mountpoint.writing.errands import Errand, Line
+from mountpoint.writing.gathering import Gathering
 from mountpoint.writing.multipart import ABORT_S, Multipart
-from mountpoint.writing.parts import S3_LIMITS, Gathering, Limits, next_step
-from mountpoint.writing.sequential import Sequential
+from mountpoint.writing.parts import S3_LIMITS, Limits, next_step
+from mountpoint.writing.sequential import LOOK_S, Sequential
 from mountpoint.writing.source import Reading
 
 log = structlog.get_logger(__name__)
@@ -50,6 +52,7 @@ class Upload(Sequential):
         part_bytes: int,
         limits: Limits = S3_LIMITS,
         lease: Lease,
+        spill: Spill,
         line: Line[Sequential],
         patience: Patience,
     ) -> None:
@@ -58,6 +61,7 @@ class Upload(Sequential):
             part_bytes=part_bytes,
             checksum=options.checksum,
             lease=lease,
+            spill=spill,
             line=line,
             patience=patience,
         )
@@ -73,8 +77,8 @@ class Upload(Sequential):
             options,
             errands=self._errands,
             line=line,
-            lease=lease,
             patience=patience,
+            arrived=self._arrived,
             failed=self.fail,
         )
         self._completion = Completion(
@@ -127,8 +131,8 @@ class Upload(Sequential):
         """
         with self._changed:
             self._check()
-            while self._writing:
-                self._wait()
+            while not self._finishing and (self._writing or not self._has_place()):
+                self._wait(LOOK_S)
             if not self._finishing:
                 self._finishing = True
                 if not self._multipart.begun:
@@ -218,17 +222,18 @@ class Upload(Sequential):
             self._client, source, start, stop, errands=self._errands, failed=self.fail
         )
         while not reading.over:
-            if not reading.under_way:
-                self._take(reading.next_bytes)
-                reading.ask(self._patience.try_s)
             while reading.may_ask and self._lease.try_take(reading.next_bytes):
+                reading.ask(self._patience.try_s)
+            if not reading.under_way and not self._is_on_its_way():
+                self._lease.take(reading.next_bytes)  # one request, or nothing would come
                 reading.ask(self._patience.try_s)
             self._check()
             data = reading.pop()
             if data is None:
                 self._wait()
             else:
-                self._gather(data, taken=True)
+                self._lease.give(len(data))
+                self._gather(data)
 
     def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Have the server copy a part, after what has been gathered."""
@@ -243,11 +248,18 @@ class Upload(Sequential):
 
     def _seal(self) -> None:
         """Send the part that has been gathered, when it is its turn."""
-        while not self._line.may_send(self, self._multipart.in_flight):
-            self._errands.waited = True
-            self._wait()
+        while not self._has_place():
+            self._wait(LOOK_S)
         self._send_gathered()
         self._check()
+
+    def _has_place(self) -> bool:
+        """Whether what was gathered may be sent now: then it has to be."""
+        size_bytes, in_flight = self._gathering.size_bytes, self._multipart.in_flight
+        if size_bytes and not self._line.take_place(self, in_flight, size_bytes):
+            self._errands.waited = True
+            return False
+        return True
 
     def _send_gathered(self) -> None:
         body, digest = self._gathering.body(), self._gathering.digest

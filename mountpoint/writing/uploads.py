@@ -8,7 +8,7 @@ for parts that are under way together come late together.
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered
 from mountpoint.flight import Flight
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import Spill
 from mountpoint.writing.appending import Appending
 from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
 from mountpoint.writing.journal import Journal
@@ -46,21 +47,25 @@ class Uploads(Line[Sequential]):
         patience: Patience,
         limits: Limits = S3_LIMITS,
         journal: Journal | None = None,
+        spill: Spill | None = None,
     ) -> None:
         # dependencies
         self._client = client
         self._config = config
         self._budget = budget
         self._patience = patience
+        self._spill = spill or Spill(())
         self._journal = journal
         # constants
         self._limits = limits
+        self._most_bytes = budget.limit_bytes * 3 // 4  # in flight
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._open: set[Sequential] = set()
-        self._in_flight: Counter[Sequential] = Counter()  # bodies, of those that send any
+        self._places: dict[Sequential, int] = {}  # bytes in flight, of those that send any
+        self._in_flight_bytes = 0  # invariant: the sum of _places
+        self._queue: dict[Sequential, None] = {}  # those that wait for a place, in order
         self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
-        self._in_flight_bytes = 0
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
         # what the server may know, until it refuses it
@@ -88,6 +93,7 @@ class Uploads(Line[Sequential]):
             part_bytes=self._config.part_size_bytes,
             limits=self._limits,
             lease=self._budget.lease(of_all=True),
+            spill=self._spill,
             line=self,
             patience=self._patience,
         )
@@ -115,6 +121,7 @@ class Uploads(Line[Sequential]):
             options=self._options(content_type, metadata),
             part_bytes=self._config.part_size_bytes,
             lease=self._budget.lease(of_all=True),
+            spill=self._spill,
             line=self,
             patience=self._patience,
         )
@@ -155,34 +162,53 @@ class Uploads(Line[Sequential]):
         for upload in uploads:
             upload.abort(until_s)
 
+    def sweep(self) -> None:
+        """Send again what has to be of uploads that nobody waits for; once a second."""
+        with self._lock:
+            uploads = list(self._open)
+        for upload in uploads:
+            upload.drive()
+
     # --- Line ---
 
-    def may_send(self, upload: Sequential, in_flight: int) -> bool:
+    def take_place(
+        self, upload: Sequential, in_flight: int, size_bytes: int, *, queues: bool = True
+    ) -> bool:
         """See Line."""
         with self._lock:
-            self._in_flight[upload] += 0  # it shares from now on, also while it waits for its id
-            return in_flight < max(self._flight.parts // len(self._in_flight), 1)
+            self._places.setdefault(upload, 0)  # it shares from now on, also while it waits
+            if in_flight >= max(self._flight.parts // len(self._places), 1):
+                self._queue.pop(upload, None)  # its own parts come first
+                return False
+            # All together have as much as one of them could have alone.
+            most_bytes = self._flight.parts * max(size_bytes, self._config.part_size_bytes)
+            fits = self._in_flight_bytes + size_bytes <= min(most_bytes, self._most_bytes)
+            first = next(iter(self._queue), upload) is upload
+            if not first or (self._in_flight_bytes and not fits):
+                if queues:
+                    self._queue.setdefault(upload)
+                return False
+            self._queue.pop(upload, None)
+            self._places[upload] += size_bytes
+            self._in_flight_bytes += size_bytes
+            return True
+
+    def leave_place(self, upload: Sequential, size_bytes: int) -> None:
+        """See Line."""
+        with self._lock:
+            self._in_flight_bytes -= size_bytes
+            self._places[upload] -= size_bytes
+            if not self._places[upload]:
+                del self._places[upload]
 
     def busy(self) -> bool:
         """See Line."""
         return self._in_flight_bytes > 0
 
-    def sent(self, upload: Sequential, size_bytes: int) -> None:
+    def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
         """See Line."""
         with self._lock:
-            self._in_flight[upload] += 1
-            self._in_flight_bytes += size_bytes
-
-    def ended(
-        self, upload: Sequential, size_bytes: int, duration_s: float | None, *, waited: bool
-    ) -> None:
-        """See Line."""
-        with self._lock:
-            self._in_flight_bytes -= size_bytes
-            self._in_flight[upload] -= 1
-            if not self._in_flight[upload]:
-                del self._in_flight[upload]
-            if duration_s is None or size_bytes < MIB:  # mostly latency
+            if size_bytes < MIB:  # mostly latency
                 return
             self._s_per_byte.append(duration_s / size_bytes)
             if size_bytes == self._config.part_size_bytes:
@@ -242,4 +268,5 @@ class Uploads(Line[Sequential]):
         """See Line."""
         with self._lock:
             self._open.discard(upload)
-            del self._in_flight[upload]
+            self._queue.pop(upload, None)
+            self._in_flight_bytes -= self._places.pop(upload, 0)

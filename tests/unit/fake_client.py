@@ -887,6 +887,7 @@ class _Inquiry(_Exchange, Generic[T]):
         self.end(self.ask(), None)
 
     def deliver(self, result: Any, error: Exception | None) -> None:
+        self.__dict__.pop("ask", None)  # it has the body, which is not to wait for the collector
         try:
             if error is None:
                 self.future.set_result(result)

@@ -18,11 +18,13 @@ from mountpoint.metrics import Counters
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import Spill
 from mountpoint.writing.appending import MOST_WAITING, Appending
 from mountpoint.writing.uploads import Uploads
 from tests.unit.aws_fakes import isolate
 from tests.unit.directory_bucket import connected, directory_bucket, endpoint_of
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
+from tests.unit.uploading import spilled_files
 
 PART = 5 * MIB
 KEY = b"dir/log"
@@ -49,7 +51,9 @@ class World:
             try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
         )
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s)
-        self.uploads = Uploads(self.client, config, self.budget, patience)
+        self.uploads = Uploads(
+            self.client, config, self.budget, patience, spill=Spill(["/var/tmp"])
+        )
 
     def new(self, condition: Condition = ABSENT) -> Appending:
         return self.uploads.appending(KEY, base=None, condition=condition)
@@ -66,7 +70,8 @@ class World:
         self.client.quiet()
         assert self.budget.held_bytes == 0
         assert self.uploads._open == set()
-        assert not self.uploads._in_flight
+        assert not self.uploads._places
+        assert spilled_files() == 0
         assert self.uploads._in_flight_bytes == 0
 
 
@@ -217,20 +222,30 @@ def test_parts_go_out_while_it_is_written(world: World) -> None:
 
 
 def test_memory(world: World) -> None:
-    """Two writers keep to the budget, but for the part that each gathers."""
-    world.budget = Budget(2 * PART)
+    """Many writers keep to the budget, and to what may be in flight of all together."""
+    world.budget = Budget(4 * PART)
     world.configure()
-    most = 0
-    writers = [world.uploads.appending(key, base=None, condition=ABSENT) for key in (b"a", b"b")]
-    for _ in range(20):
+    most_held = most_in_flight = 0
+
+    def script(_: Request) -> Fault | None:
+        nonlocal most_held, most_in_flight
+        most_held = max(most_held, world.budget.held_bytes)
+        most_in_flight = max(most_in_flight, world.uploads._in_flight_bytes)
+        return Fault(delay_s=0.002)
+
+    world.client.script = script
+    keys = [b"%d" % number for number in range(6)]
+    writers = [world.uploads.appending(key, base=None, condition=ABSENT) for key in keys]
+    for _ in range(11):
         for writer in writers:
             append(writer, data_of(MIB))
-            most = max(most, world.budget.held_bytes)
     for writer in writers:
         writer.finish()
         writer.abort()
-    assert most <= 4 * PART
-    assert len(world.client.content(b"a")) == 20 * MIB
+    assert most_held <= 4 * PART
+    assert PART < most_in_flight <= 3 * PART
+    for key in keys:
+        assert world.client.content(key) == data_of(MIB) * 11
     world.check_over()
 
 

@@ -1,17 +1,14 @@
-"""How a file is cut into parts, and what a part's bytes become."""
+"""How a file is cut into parts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint.config import LEAST_PART_BYTES, MOST_PART_BYTES
-from mountpoint.s3 import checksum
 from mountpoint.writing.parts import (
     FREE_PARTS,
     MOST_PARTS,
     S3_LIMITS,
-    SMALL_BYTES,
-    Gathering,
     least_size,
     next_step,
     part_size,
@@ -49,35 +46,6 @@ def test_the_largest_parts_reach_what_s3_can_hold() -> None:
 def test_sizes(before: int, size_mib: int) -> None:
     """Files of everyday size have parts of the size that was asked for."""
     assert part_size(8 * MIB, before) == size_mib * MIB
-
-
-@given(st.lists(st.one_of(st.binary(max_size=40), st.integers(SMALL_BYTES, SMALL_BYTES + 9))))
-def test_gathering(writes: list[bytes | int]) -> None:
-    """A part has the bytes of all writes, small and large, and their checksum."""
-    gathering = Gathering("crc32c")
-    data = [bytes([each % 251]) * each if isinstance(each, int) else each for each in writes]
-    for each in data:
-        gathering.append(each)
-    body = gathering.body()
-    assert b"".join(map(bytes, body.pieces)) == b"".join(data)
-    assert body.size_bytes == sum(map(len, data))
-    hashed = checksum.ALGORITHMS["crc32c"].new()
-    hashed.update(b"".join(data))
-    assert body.checksum is not None
-    assert body.checksum.value == checksum.encoded(hashed.digest())
-
-
-def test_bytes_are_kept_as_they_came_or_put_together() -> None:
-    """A large write is not copied; a million small ones are not a million objects."""
-    gathering = Gathering(None)
-    large = bytes(SMALL_BYTES)
-    gathering.append(large)
-    for _ in range(1_000_000):
-        gathering.append(b"x")
-    body = gathering.body()
-    assert body.pieces[0] is large
-    assert len(body.pieces) < 10
-    assert body.checksum is None
 
 
 @given(

@@ -1,5 +1,6 @@
 """Uploads: what is asked of S3, what comes of faults, and that nothing is lost or kept."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
+from mountpoint.spill import Spill
 from mountpoint.writing.upload import Upload
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import ABSENT, KEY, MIB, PART, World, data_of
+from tests.unit.uploading import ABSENT, KEY, MIB, PART, World, data_of, spilled_files
 
 
 @pytest.fixture
@@ -429,18 +431,193 @@ def test_how_long_a_part_may_take(world: World) -> None:
     """As long as all that is in flight takes on a slow line; later four times what others took."""
     world.configure(stall_s=5.0)
     upload = world.upload()
-    for _ in range(4):
-        world.uploads.sent(upload, PART)
+    for in_flight in range(4):
+        assert world.uploads.take_place(upload, in_flight, PART)
     assert world.uploads.allowed_s(PART) == 5.0 + 4 * 20.0
-    world.uploads.ended(upload, PART, 2.0, waited=False)
+    world.uploads.leave_place(upload, PART)
+    world.uploads.arrived(PART, 2.0, waited=False)
     assert world.uploads.allowed_s(PART) == pytest.approx(5.0 + 8.0)
     assert world.uploads.allowed_s(2 * PART) == pytest.approx(5.0 + 16.0)
-    for _ in range(3):
-        world.uploads.ended(upload, PART, None, waited=False)
     upload.abort()
+    world.check_over()
 
 
 # --- memory ---
+
+
+#: Parts of many files, below what S3 takes.
+SMALL_PART = 256 << 10
+
+
+class Watched(World):
+    """A world that notes the most that was ever held and in flight, with little memory."""
+
+    def __init__(self, client: FakeClient, limit_bytes: int = 4 * SMALL_PART) -> None:
+        super().__init__(client, limit_bytes)
+        self.configure(part_bytes=SMALL_PART)
+        self.most_in_flight_bytes = 0
+        client.script = self.watch
+
+    def watch(self, request: Request) -> Fault | None:
+        in_flight = self.uploads._in_flight_bytes
+        self.most_in_flight_bytes = max(self.most_in_flight_bytes, in_flight)
+        self.most_held_bytes = max(self.most_held_bytes, self.budget.held_bytes)
+        return Fault(delay_s=0.002) if request.kind == "upload_part" else None
+
+    def key(self, number: int) -> bytes:
+        return b"file-%d" % number
+
+    def check_files(self, sizes: list[int]) -> None:
+        for number, size in enumerate(sizes):
+            assert self.client.content(self.key(number)) == data_of(size)
+        self.check_over()
+        assert self.most_held_bytes <= self.budget.limit_bytes
+        assert self.most_in_flight_bytes <= self.budget.limit_bytes * 3 // 4
+
+
+@pytest.mark.parametrize("step", [64 << 10, 6_000])
+def test_many_files_written_in_turn(step: int) -> None:
+    """One thread writes more files than memory has room for, in turn: bounded, and no deadlock."""
+    with FakeClient() as client:
+        world = Watched(client)
+        size = 2 * SMALL_PART + 1
+        uploads = [world.uploads.upload(world.key(number)) for number in range(24)]
+        data = data_of(size)
+        spilled = 0
+        for start in range(0, size, step):
+            for upload in uploads:
+                upload.write(start, data[start : start + step])
+            spilled = max(spilled, spilled_files())
+        # Of each upload what is gathered and what is in flight.
+        assert len(uploads) // 2 < spilled <= 2 * len(uploads)
+        for upload in uploads:
+            upload.finish()
+        world.check_files([size] * len(uploads))
+
+
+def test_many_files_written_by_threads() -> None:
+    """The same by threads that write as fast as they can, and close all at the same time."""
+    with FakeClient() as client:
+        world = Watched(client)
+        sizes = [SMALL_PART - 1, SMALL_PART + 1, 3 * SMALL_PART] * 8
+
+        def write(number: int) -> None:
+            upload = world.uploads.upload(world.key(number))
+            world.write(upload, data_of(sizes[number]), 64 << 10)
+            upload.finish()
+
+        with ThreadPoolExecutor(len(sizes)) as pool:
+            list(pool.map(write, range(len(sizes))))
+        world.check_files(sizes)
+
+
+def test_small_files_take_what_they_hold() -> None:
+    """A file that has not reached a part takes no memory beyond its bytes."""
+    with FakeClient() as client:
+        world = Watched(client)
+        uploads = [world.uploads.upload(world.key(number)) for number in range(100)]
+        for upload in uploads:
+            world.write(upload, data_of(10_000))
+        assert world.budget.held_bytes == 100 * 10_000
+        assert [upload.pending_bytes for upload in uploads] == [10_000] * 100
+        assert spilled_files() == 0
+        for upload in uploads:
+            upload.finish()
+        world.check_files([10_000] * 100)
+
+
+def test_pending_bytes() -> None:
+    """What S3 does not have is pending, in memory or not."""
+    with FakeClient() as client:
+        world = World(client, limit_bytes=PART)
+        upload = world.upload()
+        world.write(upload, data_of(3 * PART))
+        client.quiet()
+        assert upload.pending_bytes == PART, "it may become larger"
+        world.write(upload, data_of(7))
+        client.quiet()
+        assert upload.pending_bytes == 7
+        upload.finish()
+        assert upload.pending_bytes == 0
+        world.check_over()
+
+
+@pytest.mark.parametrize("over", ["written", "given up"])
+def test_parts_do_not_wait_for_the_collector(over: str) -> None:
+    """A part's bytes are gone when it has arrived, or its upload has failed."""
+    with FakeClient() as client:
+        world = World(client, limit_bytes=1)
+        upload = world.upload()
+        gc.disable()
+        try:
+            world.write(upload, data_of(4 * PART + 2))
+            if over == "written":
+                client.quiet()
+                assert spilled_files() == 1, "the last part"
+                upload.finish()
+            else:
+                upload.abort()
+            client.quiet()
+            assert spilled_files() == 0
+        finally:
+            gc.enable()
+        world.check_over()
+
+
+def test_a_part_that_is_larger_than_memory() -> None:
+    """It goes when nothing else is in flight."""
+    with FakeClient() as client:
+        world = World(client, limit_bytes=PART // 2)
+        world.write(upload := world.upload(), data_of(3 * PART))
+        assert world.most_held_bytes <= PART // 2
+        upload.finish()
+        assert client.content(KEY) == data_of(3 * PART)
+        world.check_over()
+
+
+def test_places_are_given_in_order(world: World) -> None:
+    """Who has waited longest for a place on the line gets the next one."""
+    line = world.uploads
+    first, second, third, fourth = (world.uploads.upload(b"%d" % n) for n in range(4))
+    most = world.uploads._flight.parts * PART
+    assert line.take_place(first, 0, most)
+    assert not line.take_place(second, 0, PART)
+    assert not line.take_place(third, 0, 1)
+    assert not line.take_place(fourth, 0, 1, queues=False)
+    line.leave_place(first, most)
+    assert not line.take_place(third, 0, 1)
+    second.abort()
+    assert not line.take_place(fourth, 0, 1, queues=False)
+    assert line.take_place(third, 0, 1)
+    assert line.take_place(fourth, 0, 1, queues=False)
+    for upload in (first, third, fourth):
+        upload.abort()
+    world.check_over()
+
+
+def test_what_nobody_waits_for_does_not_hold_others_up() -> None:
+    """A part that is silent is sent again by the sweep, so its place becomes free."""
+    with FakeClient() as client:
+        world = World(client, limit_bytes=PART)
+        silent, other = world.uploads.upload(b"silent"), world.uploads.upload(b"other")
+        client.inject("upload_part", Fault(silent=True))
+        world.write(silent, data_of(PART + 1))
+        world.write(other, data_of(PART))
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(other.finish)
+            while not world.uploads._queue:
+                time.sleep(0.001)
+            for errand in silent._errands._open:
+                errand.late_s = 0.0
+            while not future.done():
+                world.uploads.sweep()
+                time.sleep(0.001)
+            future.result()
+        silent.finish()
+        world.check_over()
+
+
+# --- memory, where there is no disk ---
 
 
 @pytest.mark.parametrize("writers", [1, 4])
@@ -451,7 +628,7 @@ def test_the_budget_is_never_exceeded(writers: int) -> None:
     """
     with FakeClient() as client:
         client.script = lambda request: Fault(delay_s=0.002)
-        world = World(client, limit_bytes=5 * PART)
+        world = without_disk(client, 5 * PART)
 
         def write(number: int) -> None:
             upload = world.uploads.upload(b"file-%d" % number)
@@ -468,7 +645,7 @@ def test_the_budget_is_never_exceeded(writers: int) -> None:
 def test_many_writers_and_little_memory() -> None:
     """More files than there is memory for go on, one part at a time."""
     with FakeClient() as client:
-        world = World(client, limit_bytes=PART)
+        world = without_disk(client, PART)
         uploads = [world.uploads.upload(b"file-%d" % number) for number in range(6)]
         for start in range(0, 2 * PART, MIB):
             for upload in uploads:
@@ -477,6 +654,14 @@ def test_many_writers_and_little_memory() -> None:
         for upload in uploads:
             upload.finish()
         world.check_over()
+
+
+def without_disk(client: FakeClient, limit_bytes: int) -> World:
+    """Return a world that cannot write temporary files."""
+    world = World(client, limit_bytes)
+    world.spill = Spill(())
+    world.configure()
+    return world
 
 
 def test_readers_and_writers_share(world: World) -> None:

@@ -1,12 +1,15 @@
 """Uploads over a fake client, with all that they share."""
 
+import os
 import threading
+from contextlib import suppress
 
 from mountpoint.budget import Budget
 from mountpoint.config import WriteConfig
 from mountpoint.metrics import Counters
 from mountpoint.s3.client import Condition
 from mountpoint.s3.retry import Patience
+from mountpoint.spill import Spill
 from mountpoint.writing.parts import S3_LIMITS, Limits
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
@@ -29,6 +32,7 @@ class World:
         self.stopping = threading.Event()
         self.counters = Counters()
         self.budget = Budget(limit_bytes)
+        self.spill = Spill(["/var/tmp"])
         self.most_held_bytes = 0
         self.configure()
 
@@ -54,7 +58,9 @@ class World:
         object.__setattr__(config, "part_size_bytes", part_bytes)  # tests may go below S3's least
         self.config = config
         self.patience = patience
-        self.uploads = Uploads(self.client, config, self.budget, patience, self.limits)
+        self.uploads = Uploads(
+            self.client, config, self.budget, patience, self.limits, spill=self.spill
+        )
 
     def upload(self, condition: Condition = ABSENT) -> Upload:
         return self.uploads.upload(KEY, condition=condition)
@@ -76,8 +82,20 @@ class World:
         assert self.budget.held_bytes == 0
         assert self.client.uploads == {}
         assert self.uploads._open == set()
-        assert not self.uploads._in_flight
+        assert not self.uploads._places
+        assert not self.uploads._queue
         assert self.uploads._in_flight_bytes == 0
+        assert spilled_files() == 0
+
+
+def spilled_files() -> int:
+    """Return how many files without a name this process has open below /var/tmp."""
+    count = 0
+    for each in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            target = os.readlink(f"/proc/self/fd/{each}")
+            count += target.startswith("/var/tmp/") and target.endswith("(deleted)")
+    return count
 
 
 def data_of(size: int) -> bytes:

@@ -1,0 +1,142 @@
+"""The bytes of a part: in memory or in temporary files, and that these go away."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from mountpoint import spill as spill_module
+from mountpoint.mountinfo import mounts
+from mountpoint.s3 import checksum
+from mountpoint.s3.body import BodyStream
+from mountpoint.spill import Spill, default_directories
+from mountpoint.writing.gathering import SMALL_BYTES, Gathering
+
+MIB = 1 << 20
+
+
+def open_files() -> int:
+    """Return how many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@given(st.lists(st.one_of(st.binary(max_size=40), st.integers(SMALL_BYTES, SMALL_BYTES + 9))))
+def test_gathering(writes: list[bytes | int]) -> None:
+    """A part has the bytes of all writes, small and large, and their checksum."""
+    gathering = Gathering("crc32c")
+    data = [bytes([each % 251]) * each if isinstance(each, int) else each for each in writes]
+    for each in data:
+        gathering.append(each)
+    body = gathering.body()
+    assert b"".join(map(bytes, body.pieces)) == b"".join(data)
+    assert body.size_bytes == body.memory_bytes == sum(map(len, data))
+    hashed = checksum.ALGORITHMS["crc32c"].new()
+    hashed.update(b"".join(data))
+    assert body.checksum is not None
+    assert body.checksum.value == checksum.encoded(hashed.digest())
+
+
+def test_bytes_are_kept_as_they_came_or_put_together() -> None:
+    """A large write is not copied; a million small ones are not a million objects."""
+    gathering = Gathering(None)
+    large = bytes(SMALL_BYTES)
+    gathering.append(large)
+    for _ in range(1_000_000):
+        gathering.append(b"x")
+    body = gathering.body()
+    assert body.pieces[0] is large
+    assert len(body.pieces) < 10
+    assert body.checksum is None
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 3 * SMALL_BYTES))), st.integers(1, SMALL_BYTES)
+)
+def test_spilled(writes: list[tuple[bool, int]], step: int) -> None:
+    """What is in memory and what is not come in the order of the writes, however they are read."""
+    spill = Spill(["/var/tmp"])
+    before = open_files()
+    gathering, whole = Gathering("crc32c"), b""
+    for index, (spilled, size) in enumerate(writes):
+        data = bytes([index % 251]) * size
+        whole += data
+        if spilled:
+            assert gathering.spill(data, spill)
+        else:
+            gathering.append(data)
+    body = gathering.body()
+    assert body.size_bytes == len(whole)
+    assert body.memory_bytes == sum(size for spilled, size in writes if not spilled)
+    hashed = checksum.ALGORITHMS["crc32c"].new()
+    hashed.update(whole)
+    assert gathering.digest == hashed.digest()
+    assert open_files() == before + any(spilled for spilled, _ in writes), "one for the part"
+    stream, buffer, read = BodyStream(body), bytearray(step), b""
+    while size := stream.readinto1(memoryview(buffer)):
+        read += buffer[:size]
+    assert read == whole
+    del gathering, body, stream
+    assert open_files() == before
+
+
+def test_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files have no names, also where the file system cannot make them so."""
+    for number in (1, 2):
+        spill = Spill([str(tmp_path / "missing"), str(tmp_path)])
+        gathering = Gathering(None)
+        with capture_logs() as logs:
+            assert gathering.spill(b"x" * number, spill)
+            assert gathering.spill(b"y", spill)
+        assert [line["directory"] for line in logs] == [str(tmp_path)]
+        assert list(tmp_path.iterdir()) == []
+        assert b"".join(map(bytes, gathering.body().pieces)) == b"x" * number + b"y"
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_CREAT | os.O_DIRECTORY)  # refused
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """Where nothing can be written the log says so once, and what was gathered is as before."""
+    spill = Spill([str(tmp_path)] if full else [str(tmp_path / "missing")])
+    gathering = Gathering(None)
+    gathering.append(b"first")
+    before = open_files()
+
+    def no_room(*_: object) -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(spill_module.os, "pwrite", no_room)
+    with capture_logs() as logs:
+        assert not gathering.spill(b"x", spill)
+        assert not gathering.spill(b"x", spill)
+    (line,) = logs
+    assert line["log_level"] == "warning"
+    assert "--memory-target" in line["event"]
+    gathering.append(b"second")
+    assert b"".join(map(bytes, gathering.body().pieces)) == b"firstsecond"
+    assert open_files() == before
+
+
+def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TMPDIR if it is set; else those that are not in memory."""
+    assert default_directories({"TMPDIR": "/a"}) == ["/a"]
+    monkeypatch.setattr(spill_module, "IN_MEMORY", frozenset())
+    assert default_directories({}) == ["/var/tmp", "/tmp"]
+    kinds = {each.kind for each in mounts()}
+    monkeypatch.setattr(spill_module, "IN_MEMORY", kinds)
+    assert default_directories({"TMPDIR": ""}) == []
+
+
+def test_mountinfo(tmp_path: Path) -> None:
+    """Fields are read as proc_pid_mountinfo(5) has them, names with spaces and UTF-8 too."""
+    file = tmp_path / "mountinfo"
+    file.write_bytes(
+        b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=x\n"
+        b"31 23 0:28 / /caf\xc3\xa9 rw - tmpfs tmpfs rw\n"
+    )
+    one, other = mounts(str(file))
+    assert one == ("98:0", "/mnt1", "/mnt 2", "ext3", ("rw", "errors=x"))
+    assert (other.directory, other.kind) == ("/caf\u00e9", "tmpfs")
