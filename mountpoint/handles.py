@@ -254,6 +254,11 @@ class StagedWriter:
         return self.file.size_bytes if self.file.dirty else 0
 
     @property
+    def is_stored(self) -> bool:
+        """Whether there is an object under its key."""
+        return self.file.base is not None or not self.new
+
+    @property
     def told(self) -> FileAttributes:
         """What the object keeps, as it is in S3 now."""
         base = self.file.base

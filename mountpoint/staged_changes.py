@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mountpoint import tree
 from mountpoint.config import ChangeConfig, WriteConfig
@@ -32,7 +33,7 @@ from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged import StagedFile
-from mountpoint.writing.copies import Copies
+from mountpoint.writing.copies import Copies, same
 from mountpoint.writing.source import fetch
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
@@ -262,8 +263,7 @@ class StagedChanges:
 
     def unlink_open(self, writer: StagedWriter) -> bool:
         """Remove a file that is open, for whom it goes on; False: it has been closed meanwhile."""
-        base = writer.file.base
-        stored = base is not None or not writer.new
+        stored, inode = writer.is_stored, writer.inode
         if stored and not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "--allow-delete lets them be")
         key = writer.file.key
@@ -272,13 +272,21 @@ class StagedChanges:
             if stored:
                 self._patience.ask(lambda: self._client.delete_object(key)).answer()
 
-        return self._orphan(writer, delete)
+        if not self._orphan(writer, delete):
+            return False
+        self._local.keep(inode.directory)
+        self._changed(inode.directory, inode.name, None)
+        return True
 
-    def displace(self, writer: StagedWriter) -> None:
-        """Let another file take the name of one that is open."""
+    def displace(self, writer: StagedWriter, move: Callable[[], None]) -> None:
+        """Have `move` give another file the name of one that is open.
+
+        Until that has succeeded the open file keeps its name and all that was written to it.
+        """
         if not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "--allow-overwrite lets files be replaced")
-        self._orphan(writer, lambda: None)
+        if not self._orphan(writer, move):
+            move()
 
     def rename_open(
         self, writer: StagedWriter, parent: Inode, name: bytes, condition: Condition
@@ -288,24 +296,49 @@ class StagedChanges:
         directory, old = inode.directory, inode.name
         key = parent.key + name
         try:
-            if condition != NEW:
-                file.sync()  # it takes the place of another one, which StagedFile does not know
-            file.move(key, lambda base: self._copies.move(base, key, condition=condition))
+            # StagedFile knows neither of an object that it replaces under its new name, nor of
+            # one that is to leave its old name.
+            if condition != NEW or (writer.is_stored and file.base is None):
+                file.sync()
+            if file.key != key:  # it is there if half of its directory has been renamed before
+                file.move(key, lambda base: self._copies.move(base, key, condition=condition))
         except BadHandle:
             return False
-        self._local.discard(writer)
-        self._inodes.moved(inode, parent, name)
-        self._local.add(writer)
+        self._local.rename(writer, lambda: self._inodes.moved(inode, parent, name))
         self._changed(parent.key, name, file.base)
         self._changed(directory, old, None)
         return True
 
+    def check_movable(self, writer: StagedWriter) -> None:
+        """Nothing: what is staged can be renamed at any time."""
+
+    def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
+        """Have a file follow its object, which its directory takes along."""
+        directory, slash, name = source.key.rpartition(b"/")
+        writer = self._local.file(directory + slash, name)
+        if isinstance(writer, StagedWriter) and writer.file.key == source.key:
+            self._follow(writer, copy.key, source, copy)
+
     def moved(self, writer: StagedWriter) -> None:
         """Take what a renamed directory has made of the key of an open file."""
-        key = writer.inode.key
-        if writer.file.key != key:
-            ask = self._patience.ask
-            writer.file.move(key, lambda _: ask(lambda: self._client.head(key)).answer())
+        if writer.file.key != writer.inode.key:
+            self._follow(writer, writer.inode.key)
+
+    def _follow(
+        self,
+        writer: StagedWriter,
+        key: bytes,
+        source: ObjectInfo | None = None,
+        copy: ObjectInfo | None = None,
+    ) -> None:
+        """Give a file another key; its base is `copy` then, if that is a copy of its base."""
+
+        def moved(base: ObjectInfo) -> ObjectInfo:
+            if source is not None and copy is not None and same(source.etag, base.etag):
+                return copy
+            return replace(base, key=key)  # others have replaced it: uploading will say so
+
+        writer.file.move(key, moved)
 
     def check_unwritten(self, writer: StagedWriter) -> None:
         """Nothing: what is staged can be read, removed and renamed at any time."""
@@ -322,25 +355,27 @@ class StagedChanges:
         if self._local.writer(inode) is writer:
             info = self._keeping.finish_staged(writer)
             if info is not None:
-                self._changed(inode.directory, inode.name, info)
+                self._tell(info)
 
     def _store(self, writer: StagedWriter) -> None:
-        inode = writer.inode
         if not writer.file.dirty:
             return
         info = writer.file.sync()
         if info is not None:
-            self._changed(inode.directory, inode.name, info)
+            self._tell(info)
+
+    def _tell(self, info: ObjectInfo) -> None:
+        """Say what is there now: not under the inode's name if half of a directory has moved."""
+        directory, slash, name = info.key.rpartition(b"/")
+        self._changed(directory + slash, name, info)
 
     def _orphan(self, writer: StagedWriter, delete: Callable[[], None]) -> bool:
-        inode = writer.inode
+        """Take the name from a file, once `delete` is done; False: it has been closed meanwhile."""
         try:
             writer.file.unlink(delete)
         except BadHandle:
             return False
         self._local.forget_name(writer)
-        self._local.keep(inode.directory)
-        self._changed(inode.directory, inode.name, None)
         with self._lock:
             idle = not writer.handles
         if idle:

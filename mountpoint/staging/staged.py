@@ -131,6 +131,11 @@ class StagedFile(Tenant):
         return self._content.extents.dirty and not self._unlinked
 
     @property
+    def unlinked(self) -> bool:
+        """Whether it has been removed, and is only open still."""
+        return self._unlinked
+
+    @property
     def used_s(self) -> float:
         """See Tenant."""
         return self._content.used_s
@@ -272,10 +277,11 @@ class StagedFile(Tenant):
     # --- removing, moving, the end ---
 
     def unlink(self, delete: Callable[[], None]) -> None:
-        """Remove the file: `delete` removes the object. From then on nothing is uploaded.
+        """Remove the file: `delete` removes the object, or puts another one in its place.
 
-        It can be read and written until it is closed, as far as it is local. Where `delete`
-        raises, everything is as before.
+        From then on nothing is uploaded. It can be read and written until it is closed, as far as
+        it is local. Until `delete` returns nothing is uploaded either; where it raises, everything
+        is as before.
         """
         with self._alone():
             delete()
@@ -287,15 +293,18 @@ class StagedFile(Tenant):
         """Give the file another key: `copy` moves the base there, and returns what it is now.
 
         A file without a base, which has never been uploaded, only changes its key; `sync` first
-        if it is to replace another one. Where `copy` raises, everything is as before.
+        if it is to replace another one. Nothing becomes of a file that has been removed. Where
+        `copy` raises, everything is as before.
         """
         with self._alone():
             base = self.base
+            if self._unlinked:
+                return
             moved = None if base is None else copy(base)
             with self._changed:
                 self._key, self._content.base = key, moved
                 if self._journal is not None:
-                    self._write_journal()
+                    self._note_move()
 
     def reclaim(self, size_bytes: int) -> int:
         """See Tenant."""
@@ -367,6 +376,18 @@ class StagedFile(Tenant):
         if self._journal is None:
             self._journal = Journal(self._content.path)
         self._journal.rewrite(self._subject(), self._content.extents, fetched=self._failed)
+
+    def _note_move(self) -> None:
+        """Have the journal name the new key; it has been moved, also where that cannot be."""
+        try:
+            self._write_journal()
+        except OperationError as error:
+            log.warning(
+                "the journal of a staged file still has its earlier key",
+                path=str(self._content.path),
+                key=self._key,
+                reason=str(error),
+            )
 
     def _describe(self) -> None:
         """Have the file found by others: on the disk, with a description."""
