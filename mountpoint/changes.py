@@ -206,7 +206,7 @@ class Changes:
             if upload is not None:
                 upload.abort()
 
-    def truncate(self, inode: Inode, size_bytes: int) -> None:
+    def truncate(self, inode: Inode, size_bytes: int, opened: WriteHandle | None = None) -> None:
         """Give a file another size, where that is what a new upload can bring about."""
         handle = self._local.writer(inode)
         if isinstance(handle, WriteHandle):

@@ -283,12 +283,18 @@ class FileSystem:
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
+        handle: HandleNumber | None = None,
     ) -> Attributes:
-        """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set."""
+        """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set.
+
+        `handle` is the open file through which it is set (ftruncate), if it is.
+        """
         inode = self._inodes.get(number)
         try:
             if size_bytes is not None:
-                self._writing.truncate(inode, size_bytes)
+                opened = None if handle is None else self._files.get(handle)
+                opened = None if isinstance(opened, ReadHandle) else opened
+                self._writing.truncate(inode, size_bytes, opened)
                 return self._showing.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)

@@ -252,6 +252,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
+            handle=fh,
         )
         return _entry_attributes(attributes)
 

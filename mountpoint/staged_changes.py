@@ -6,7 +6,9 @@ others write; the kernel keeps no pages of it meanwhile. It is uploaded when its
 by fsync(2), and with the last close.
 
 What could not be uploaded stays: the file is still seen as it was written, and the next close or
-fsync tries again. Who is killed has written nothing since the last fsync, as after a power failure.
+fsync tries again. A process that is killed has written nothing since the last fsync or close, as
+after a power failure: the file is again what was uploaded then, or could not be. Where several
+processes have changed it since, the last of them decides.
 """
 
 import os
@@ -96,7 +98,7 @@ class StagedChanges:
             with self._lock:
                 if not self._local.add(writer):
                     raise NotPermitted("the file is being written")
-                return self._join(writer, flags | os.O_RDWR, process)
+                return self._join(writer, flags | os.O_RDWR | os.O_TRUNC, process)
         except BaseException:
             self._inodes.uncreate(inode)
             raise
@@ -112,7 +114,11 @@ class StagedChanges:
                 handle = self._join(writer, flags, process)
         if isinstance(writer, StagedWriter):
             if flags & os.O_TRUNC:
-                writer.truncate(0)
+                try:
+                    writer.truncate(0)
+                except OperationError:
+                    self._part(handle)
+                    raise
             return handle
         if not flags & (os.O_ACCMODE | os.O_TRUNC):
             return None
@@ -173,9 +179,10 @@ class StagedChanges:
 
     def _join(self, writer: StagedWriter, flags: int, process: int) -> StagedHandle:
         """Add a handle (lock held)."""
-        writer.handles += 1
         writes = flags & os.O_ACCMODE != os.O_RDONLY
-        return StagedHandle(writer, process, writes=writes)
+        handle = StagedHandle(writer, process, writes=writes, changed=bool(flags & os.O_TRUNC))
+        writer.handles.add(handle)
+        return handle
 
     def _allows(self, flags: int) -> bool:
         appends = bool(flags & os.O_APPEND) and not flags & os.O_TRUNC
@@ -195,15 +202,16 @@ class StagedChanges:
         """Write at any offset; return how many bytes."""
         if not handle.writes:
             raise BadHandle("the file is open for reading")
-        return handle.writer.write(offset, data)
+        return handle.write(offset, data)
 
     def flush(self, handle: StagedHandle, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor; upload what was written if it is the opener."""
-        writer = handle.writer
-        if handle.writes:
-            writer.flushed, writer.killed = True, killed
-        if handle.writes and process == handle.opener and not killed and writer.touched:
-            self._upload(writer)
+        if not handle.writes:
+            return
+        handle.flushed, handle.killed = True, killed
+        kept = handle.writer.file.failed and not handle.changed
+        if process == handle.opener and not killed and (handle.wrote or kept):
+            self._upload(handle.writer)
 
     def sync(self, handle: StagedHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
@@ -212,17 +220,19 @@ class StagedChanges:
     def release(self, handle: StagedHandle) -> None:
         """Close a handle; with the last one the file leaves the disk, once it is in S3."""
         writer = handle.writer
-        with self._lock:
-            writer.handles -= 1
-            if writer.handles:
-                return
-        # Who is killed within open(2) never has a descriptor that could be closed.
-        never_had = not writer.flushed and not writer.touched
-        if (writer.killed or never_had) and writer.file.dirty:
-            writer.file.unlink(lambda: None)
-            self._leave(writer)
+        if handle.changed and handle.is_lost and writer.file.dirty:
+            self._give_up(handle)
             raise WriterKilled("the process that wrote the file was killed")
-        self._store(writer)
+        with self._lock:
+            writer.handles.discard(handle)
+            last = not writer.handles
+        if handle.changed or (last and writer.file.failed):
+            self._store(writer)
+        if not last:
+            return
+        if writer.file.dirty and not writer.file.failed:
+            self._drop(writer)  # all who have changed it were killed
+            return
         while not self._leave(writer, complete=True):
             try:
                 self._keep(writer)
@@ -230,26 +240,41 @@ class StagedChanges:
                 self._leave(writer)  # it is there, whatever became of its attributes
                 raise
 
-    def truncate(self, inode: Inode, size_bytes: int) -> None:
-        """Give a file another size."""
-        writer = self._local.writer(inode)
-        if isinstance(writer, StagedWriter):
-            writer.truncate(size_bytes)
+    def truncate(self, inode: Inode, size_bytes: int, opened: StagedHandle | None = None) -> None:
+        """Give a file another size. `opened`: through that handle; else by its name.
+
+        By its name it is uploaded at once, unless others are writing it; if that fails it is as
+        before.
+        """
+        if opened is not None:
+            opened.truncate(size_bytes)
             return
-        if inode.info is not None and inode.info.size_bytes == size_bytes:
-            return
-        self._check_allowed()
-        flags = os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC
         self._inodes.opened(inode)
         try:
-            handle = self._stage(inode, flags, 0)
+            handle = self._open_to_truncate(inode, size_bytes)
+            if handle is None:
+                return
             try:
-                handle.writer.truncate(size_bytes)
-                self._upload(handle.writer)
-            finally:
-                self.release(handle)
+                handle.truncate(size_bytes)
+                if not self._is_changed(handle.writer, but=handle):
+                    self._store(handle.writer, keep=False)
+            except OperationError:
+                self._give_up(handle)
+                raise
+            self.release(handle)
         finally:
             self._inodes.released(inode)
+
+    def _open_to_truncate(self, inode: Inode, size_bytes: int) -> StagedHandle | None:
+        """Return a handle; None if the file has that size."""
+        with self._lock:
+            writer = self._local.writer(inode)
+            if isinstance(writer, StagedWriter):
+                return self._join(writer, os.O_WRONLY, 0)
+        if inode.info is not None and inode.info.size_bytes == size_bytes:
+            return None
+        self._check_allowed()
+        return self._stage(inode, os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC, 0)
 
     def set_open(self, writer: StagedWriter, attributes: FileAttributes) -> bool:
         """Set mode, owners or time of a file that is open; False: it has been closed meanwhile."""
@@ -357,10 +382,20 @@ class StagedChanges:
             if info is not None:
                 self._tell(info)
 
-    def _store(self, writer: StagedWriter) -> None:
+    def _store(self, writer: StagedWriter, *, keep: bool = True) -> None:
+        """Upload what has changed. From now on nobody's end takes that back."""
         if not writer.file.dirty:
             return
-        info = writer.file.sync()
+        with self._lock:
+            changed = [each for each in writer.handles if each.changed]
+            for each in changed:
+                each.changed = False
+        try:
+            info = writer.file.sync(keep=keep)
+        except OperationError:
+            for each in () if keep else changed:
+                each.changed = True
+            raise
         if info is not None:
             self._tell(info)
 
@@ -376,26 +411,53 @@ class StagedChanges:
         except BadHandle:
             return False
         self._local.forget_name(writer)
-        with self._lock:
-            idle = not writer.handles
-        if idle:
-            self._leave(writer)
+        self._leave(writer)
         return True
+
+    def _is_changed(self, writer: StagedWriter, *, but: StagedHandle) -> bool:
+        """Whether anybody else has changed a file since uploading it was tried."""
+        with self._lock:
+            return any(each.changed for each in writer.handles if each is not but)
+
+    def _give_up(self, handle: StagedHandle) -> None:
+        """Close a handle, and take back what was changed through it, if nobody else has since."""
+        writer = handle.writer
+        back = self._is_changed(writer, but=handle) or writer.file.revert()
+        self._part(handle)
+        if not back:
+            self._drop(writer)
+
+    def _part(self, handle: StagedHandle) -> None:
+        """Close a handle of which nothing is to be uploaded."""
+        with self._lock:
+            handle.writer.handles.discard(handle)
+        self._leave(handle.writer)
+
+    def _drop(self, writer: StagedWriter) -> None:
+        """Let nothing become of a file, if nobody has it open."""
+        with self._lock:
+            if not writer.handles:
+                writer.file.unlink(lambda: None)
+                self._close(writer)
 
     def _leave(self, writer: StagedWriter, *, complete: bool = False) -> bool:
         """Let go of a file that nobody has open; False, if `complete`: something is to be kept."""
         with self._lock:
             if writer.handles:
                 return True
-            inode = writer.inode
-            if complete and self._local.writer(inode) is writer and self._keeping.is_left(writer):
+            named = self._local.writer(writer.inode) is writer
+            if complete and named and self._keeping.is_left(writer):
                 return False
-            if not writer.file.close():
-                return True
-            info = writer.file.base
-            if info is not None and writer.new and info.key == inode.key:
-                self._inodes.became(inode, info, 0.0)
-            else:
-                self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
-            self._local.discard(writer)
+            self._close(writer)
             return True
+
+    def _close(self, writer: StagedWriter) -> None:
+        """Let go of a file that is in S3, or is not to be (lock held)."""
+        if not writer.file.close():
+            return
+        inode, info = writer.inode, writer.file.base
+        if info is not None and writer.new and info.key == inode.key:
+            self._inodes.became(inode, info, 0.0)
+        else:
+            self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
+        self._local.discard(writer)
