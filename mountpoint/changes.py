@@ -328,23 +328,31 @@ class Changes:
             return True
         return False
 
-    def displace(self, writer: Writer) -> None:
-        """Check that another file may take the name of one that is being written."""
+    def displace(self, writer: Writer, move: Callable[[], None]) -> None:
+        """Have `move` give another file the name of one that is being written: once it is not."""
         self.check_unwritten(writer)
+        move()
 
     def rename_open(self, writer: Writer, parent: Inode, name: bytes, condition: Condition) -> bool:
         """Rename a file that is being written, if it is new; False: it is there now."""
         assert isinstance(writer, WriteHandle)
         with writer.settling:
             if not writer.replaces and writer.base is None and not writer.settled.is_set():
-                self._local.discard(writer)
-                self._inodes.moved(writer.inode, parent, name)
+                self._local.rename(writer, lambda: self._inodes.moved(writer.inode, parent, name))
                 writer.condition = condition
-                self._local.add(writer)
                 self._rename_upload(writer)
                 return True
         self.check_unwritten(writer)
         return False
+
+    def check_movable(self, writer: Writer) -> None:
+        """Raise NotPermitted for a file of which S3 has the beginning under the name it has."""
+        assert isinstance(writer, WriteHandle)
+        if writer.base is not None or self._config.incremental_upload:
+            self.check_unwritten(writer)
+
+    def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
+        """Nothing: what is being written depends on no object."""
 
     def moved(self, writer: Writer) -> None:
         """Take what a renamed directory has made of the name of a file that is being written."""

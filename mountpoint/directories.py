@@ -61,19 +61,26 @@ class Directories:
         if not entry.is_directory:
             raise NotADirectory()
         prefix = parent.key + entry.name + b"/"
-        if self.check_empty(prefix):
-            if not self._markers:
-                raise NotPermitted(
-                    "there is a directory marker in the bucket",
-                    "mount with --keep-directories to allow it",
-                )
+        if self.check_replaceable(prefix):
             self._patience.ask(lambda: self._client.delete_object(prefix)).answer()
         self._local.drop(prefix)
         self._local.keep(parent.key)
         self._changed(parent.key, entry.name, None)
 
-    def check_empty(self, prefix: bytes) -> bool:
-        """Raise DirectoryNotEmpty if there is anything below; return whether there is a marker."""
+    def check_replaceable(self, prefix: bytes) -> bool:
+        """Return whether there is a marker.
+
+        Raises DirectoryNotEmpty if there is anything below, NotPermitted if the marker may not go.
+        """
+        marker = self._check_empty(prefix)
+        if marker and not self._markers:
+            raise NotPermitted(
+                "there is a directory marker in the bucket",
+                "mount with --keep-directories to allow it",
+            )
+        return marker
+
+    def _check_empty(self, prefix: bytes) -> bool:
         if not self._local.is_empty(prefix):
             raise DirectoryNotEmpty()
         keys = self._keys_below(prefix)

@@ -26,7 +26,6 @@ from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
 from mountpoint.directories import Directories
 from mountpoint.errors import (
     BadHandle,
-    EntryExists,
     IsADirectory,
     NameTooLong,
     NotADirectory,
@@ -196,12 +195,13 @@ class FileSystem:
         self._renames = Renames(
             copies,
             self._making,
+            self._writing,
+            self._names,
+            self._listings,
             self._inodes,
             self._local,
             change,
             self._changed,
-            self._listings.forget_below,
-            self._writing.moved,
         )
         self._files: HandleTable[ReadHandle | StreamedHandle | StagedHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
@@ -515,24 +515,7 @@ class FileSystem:
     ) -> None:
         """Rename a file or directory; what has the new name is replaced, where that is allowed."""
         directory, to = self._directory(parent), self._directory(new_parent)
-        self._renames.check(to, new_name)
-        displaced = self._local.file(to.key, new_name)
-        if displaced is not None and replace:
-            self._writing.displace(displaced)
-        target, look = self._names.target(to, new_name)
-        if not replace and (target or displaced):
-            raise EntryExists("there is something of this name")
-        writer = self._local.file(directory.key, name)
-        if writer is not None:
-            condition = self._renames.condition(target)
-            if self._writing.rename_open(writer, to, new_name, condition):
-                return
-        entry = self._names.find(directory.key, name)[0]
-        if entry.is_directory:
-            self._renames.directory(directory, entry, to, new_name, target)
-        else:
-            self._renames.file(directory, entry, to, new_name, target, look=look)
-            self._listings.gone(directory.key, name)
+        self._renames.rename(directory, name, to, new_name, replace=replace)
 
     def refresh(self, path: bytes) -> list[tuple[InodeNumber, bytes]]:
         """Forget what is known of a path below the mount, and of all below that; "" is the root.

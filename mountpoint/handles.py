@@ -296,10 +296,7 @@ class StagedWriter:
         self.new = new
         self._keeps = kept is not None
         # mutable
-        self.handles = 0  # guarded by who makes them
-        self.touched = False  # something was written since it was opened
-        self.flushed = False  # somebody has closed a descriptor of it
-        self.killed = False  # who closed a descriptor last was being killed
+        self.handles: set[StagedHandle] = set()  # guarded by who makes them
         self.kept = kept or NOTHING  # what the object is to keep, but for the time
         self.set_ns: int | None = None  # the time, as it was set since it was written last
         self.settling = threading.Lock()  # held to change them
@@ -321,6 +318,11 @@ class StagedWriter:
         return self.file.size_bytes if self.file.dirty else 0
 
     @property
+    def is_stored(self) -> bool:
+        """Whether there is an object under its key."""
+        return self.file.base is not None or not self.new
+
+    @property
     def told(self) -> FileAttributes:
         """What the object keeps, as it is in S3 now."""
         base = self.file.base
@@ -337,23 +339,55 @@ class StagedWriter:
     def write(self, offset: int, data: bytes) -> int:
         """Write at any offset; return how many bytes."""
         written = self.file.write(offset, data)
-        self.touched, self.set_ns = True, None
+        self.set_ns = None
         return written
 
     def truncate(self, size_bytes: int) -> None:
         """Cut it off, or continue it with zeros."""
         self.file.truncate(size_bytes)
-        self.touched, self.set_ns = True, None
+        self.set_ns = None
 
 
 class StagedHandle:
-    """A staged file, open; `opener` is the process that opened it."""
+    """A staged file, open; `opener` is the process that opened it.
 
-    def __init__(self, writer: StagedWriter, opener: int, *, writes: bool) -> None:
+    `changed`: the file was changed through it, and uploading that has not been tried since. A file
+    that was made or cut to nothing by opening it has changed by that.
+    """
+
+    def __init__(
+        self, writer: StagedWriter, opener: int, *, writes: bool, changed: bool = False
+    ) -> None:
+        # dependencies
         self.writer = writer
         self.inode = writer.inode
+        # constants
         self.opener = opener
         self.writes = writes
+        # mutable
+        self.changed = changed
+        self.wrote = False  # at any time, after it was opened
+        self.flushed = False  # a descriptor of it has been closed, so there was one
+        self.killed = False  # who closed a descriptor last was being killed
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing is to become of what was changed: its process was killed.
+
+        Who is killed within open(2) never has a descriptor that could be closed.
+        """
+        return self.killed or not (self.flushed or self.wrote)
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Write at any offset; return how many bytes."""
+        written = self.writer.write(offset, data)
+        self.wrote = self.changed = True  # afterwards: or an upload before it would be taken for it
+        return written
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cut the file off, or continue it with zeros."""
+        self.writer.truncate(size_bytes)
+        self.wrote = self.changed = True
 
 
 def check_flags(flags: int) -> None:

@@ -149,7 +149,7 @@ class Keeping:
     def is_left(self, writer: StagedWriter) -> bool:
         """Whether the object of a staged file is still to keep something."""
         wanted = replace(writer.kept, mtime_ns=writer.set_ns)
-        if writer.file.base is None or wanted == writer.tried:
+        if writer.file.base is None or writer.file.unlinked or wanted == writer.tried:
             return False
         return self._is_more(writer.told, wanted)
 

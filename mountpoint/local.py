@@ -8,6 +8,7 @@
 """
 
 import threading
+from collections.abc import Callable
 
 from mountpoint.handles import StagedWriter, WriteHandle
 from mountpoint.inodes import Inode, InodeNumber
@@ -68,14 +69,38 @@ class LocalNames:
         with self._lock:
             self._forget_name(writer)
 
+    def rename(self, writer: Writer, move: Callable[[], None]) -> None:
+        """Follow a file that is being written to the name that `move` gives its inode.
+
+        It takes the place of another file of that name. Under one of the two names it is there
+        all the time.
+        """
+        with self._lock:
+            inode = writer.inode
+            before = self._place(writer, inode.name)
+            move()
+            if before is not None:
+                self._files.setdefault(inode.directory, {})[inode.name] = writer
+                if before != (inode.directory, inode.name):
+                    self._drop(*before)
+
     def _forget_name(self, writer: Writer) -> None:
+        place = self._place(writer, writer.inode.name)
+        if place is not None:
+            self._drop(*place)
+
+    def _place(self, writer: Writer, name: bytes) -> tuple[bytes, bytes] | None:
         # Its directory may have been renamed since.
         for directory, files in self._files.items():
-            if files.get(writer.inode.name) is writer:
-                del files[writer.inode.name]
-                if not files:
-                    del self._files[directory]
-                return
+            if files.get(name) is writer:
+                return directory, name
+        return None
+
+    def _drop(self, directory: bytes, name: bytes) -> None:
+        files = self._files[directory]
+        del files[name]
+        if not files:
+            del self._files[directory]
 
     def writers(self) -> list[Writer]:
         """Return who writes anything."""

@@ -6,14 +6,16 @@ closed (`changes`).
 
 A directory is renamed by moving all that is below it, several objects at a time. If that fails in
 the middle some objects have been moved: the error says so, and each is in one of the two places.
+A file that is staged follows its object, so that it is uploaded to where that is.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mountpoint.config import ChangeConfig
 from mountpoint.directories import Directories
 from mountpoint.errors import (
+    EntryExists,
     IsADirectory,
     NotADirectory,
     NotFound,
@@ -24,51 +26,109 @@ from mountpoint.errors import (
 )
 from mountpoint.handles import unchanged
 from mountpoint.inodes import Inode, InodeTable
+from mountpoint.listing.recent import Listings
 from mountpoint.local import LocalNames
+from mountpoint.names import Names
 from mountpoint.s3.client import NEW, Condition, ObjectInfo
 from mountpoint.tree import Entry, check_new
 from mountpoint.writing.copies import Copies
+
+TAKEN = "there is something of this name"
+
+
+class Writing(Protocol):
+    """The files that are being written: `Changes` or `StagedChanges`."""
+
+    def displace(self, writer: Any, move: Callable[[], None]) -> None:
+        """Have `move` give another file the name of one that is being written."""
+
+    def rename_open(self, writer: Any, parent: Inode, name: bytes, condition: Condition) -> bool:
+        """Rename a file that is being written; False: it is there now."""
+
+    def check_movable(self, writer: Any) -> None:
+        """Raise NotPermitted if a file is written in a way that its directory has to stay."""
+
+    def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
+        """Note that an object has moved with its directory, which may still fail for others."""
+
+    def moved(self, writer: Any) -> None:
+        """Take what a renamed directory has made of the name of a file that is being written."""
 
 
 class Renames:
     """Renames of one mount. Thread-safe; no lock is held while waiting.
 
     `changed` is called with directory, name, and what is there now (None: nothing, or nobody
-    knows), after S3 has done it; `forget` with the prefix of a directory that is another one now;
-    `moved` with who writes a file, which may be below another directory now.
+    knows), after S3 has done it. `writing` has the files that are being written.
     """
 
     def __init__(
         self,
         copies: Copies,
         directories: Directories,
+        writing: Writing,
+        names: Names,
+        listings: Listings,
         inodes: InodeTable,
         local: LocalNames,
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
-        forget: Callable[[bytes], None],
-        moved: Callable[[Any], None],
     ) -> None:
         # dependencies
         self._copies = copies
         self._directories = directories
+        self._writing = writing
+        self._names = names
+        self._listings = listings
         self._inodes = inodes
         self._local = local
         self._config = config
         self._changed = changed
-        self._forget = forget
-        self._moved = moved
 
-    def check(self, parent: Inode, name: bytes) -> None:
-        """Raise unless things may be renamed, and to this."""
+    def rename(
+        self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool
+    ) -> None:
+        """Rename a file or directory; what has the new name is replaced, where that is allowed.
+
+        What is replaced stays as it is until the other one has its name.
+        """
         if not (self._config.allow_rename or self._copies.renames):
             raise NotImplementedHere(
                 "S3 cannot rename",
                 "mount with --allow-rename to allow it, by copying and deleting",
             )
-        check_new(parent.key, name)
+        check_new(to.key, new_name)
 
-    def file(
+        def move() -> None:
+            self._move(parent, name, to, new_name, replace=replace)
+
+        displaced = self._local.file(to.key, new_name)
+        if displaced is None:
+            move()
+        elif replace:
+            self._writing.displace(displaced, move)
+        else:
+            raise EntryExists(TAKEN)
+
+    def _move(
+        self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool
+    ) -> None:
+        target, look = self._names.target(to, new_name)
+        if target is not None and not replace:
+            raise EntryExists(TAKEN)
+        writer = self._local.file(parent.key, name)
+        if writer is not None:
+            condition = self._condition(target)
+            if self._writing.rename_open(writer, to, new_name, condition):
+                return
+        entry = self._names.find(parent.key, name)[0]
+        if entry.is_directory:
+            self._directory(parent, entry, to, new_name, target)
+        else:
+            self._file(parent, entry, to, new_name, target, look=look)
+            self._listings.gone(parent.key, name)
+
+    def _file(
         self,
         parent: Inode,
         entry: Entry,
@@ -80,7 +140,7 @@ class Renames:
     ) -> None:
         """Rename a file. `look` False: it is known that there is nothing of the new name."""
         assert entry.info is not None
-        condition = self.condition(target)
+        condition = self._condition(target)
         try:
             info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
         except (PreconditionFailed, NotFound):
@@ -96,7 +156,7 @@ class Renames:
         self._changed(to.key, name, info)
         self._changed(parent.key, entry.name, None)
 
-    def directory(
+    def _directory(
         self, parent: Inode, entry: Entry, to: Inode, name: bytes, target: Entry | None
     ) -> None:
         """Rename a directory, and all that is in it."""
@@ -105,28 +165,32 @@ class Renames:
                 "directories are renamed object by object", "mount with --allow-rename to allow it"
             )
         old, new = parent.key + entry.name + b"/", to.key + name + b"/"
+        marker = False
         if target is not None:
             if not target.is_directory:
                 raise NotADirectory()
-            if self._directories.check_empty(new):
-                self._directories.remove(to, target)
+            marker = self._directories.check_replaceable(new)
+        for writer in self._local.writers():
+            if writer.inode.key.startswith(old):
+                self._writing.check_movable(writer)
         try:
-            self._copies.move_all(old, new)
+            moved = self._writing.object_moved
+            self._copies.move_all(old, new, marker=marker, moved=moved)
         finally:
-            self._forget(old)
-            self._forget(new)
+            self._listings.forget_below(old)
+            self._listings.forget_below(new)
         inode = self._inodes.find(parent, entry)
         if inode is not None:
             self._inodes.moved(inode, to, name)
         self._local.move_directory(old, new)
         for writer in self._local.writers():
-            self._moved(writer)
+            self._writing.moved(writer)
         self._local.keep(new)
         self._local.keep(parent.key)
         self._changed(to.key, name, None)
         self._changed(parent.key, entry.name, None)
 
-    def condition(self, target: Entry | None) -> Condition:
+    def _condition(self, target: Entry | None) -> Condition:
         """Return the condition for what takes the place of `target`."""
         if target is None:
             return NEW

@@ -6,13 +6,16 @@ others write; the kernel keeps no pages of it meanwhile. It is uploaded when its
 by fsync(2), and with the last close.
 
 What could not be uploaded stays: the file is still seen as it was written, and the next close or
-fsync tries again. Who is killed has written nothing since the last fsync, as after a power failure.
+fsync tries again. A process that is killed has written nothing since the last fsync or close, as
+after a power failure: the file is again what was uploaded then, or could not be. Where several
+processes have changed it since, the last of them decides.
 """
 
 import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mountpoint import tree
 from mountpoint.config import ChangeConfig, WriteConfig
@@ -35,7 +38,7 @@ from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged import StagedFile
-from mountpoint.writing.copies import Copies
+from mountpoint.writing.copies import Copies, same
 from mountpoint.writing.source import fetch
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
@@ -103,7 +106,7 @@ class StagedChanges:
                         "the file is being written",
                         f"{NO_OPTION}another program has just made it",
                     )
-                return self._join(writer, flags | os.O_RDWR, process)
+                return self._join(writer, flags | os.O_RDWR | os.O_TRUNC, process)
         except BaseException:
             self._inodes.uncreate(inode)
             raise
@@ -119,7 +122,11 @@ class StagedChanges:
                 handle = self._join(writer, flags, process)
         if isinstance(writer, StagedWriter):
             if flags & os.O_TRUNC:
-                writer.truncate(0)
+                try:
+                    writer.truncate(0)
+                except OperationError:
+                    self._part(handle)
+                    raise
             return handle
         if not flags & (os.O_ACCMODE | os.O_TRUNC):
             return None
@@ -202,9 +209,10 @@ class StagedChanges:
 
     def _join(self, writer: StagedWriter, flags: int, process: int) -> StagedHandle:
         """Add a handle (lock held)."""
-        writer.handles += 1
         writes = flags & os.O_ACCMODE != os.O_RDONLY
-        return StagedHandle(writer, process, writes=writes)
+        handle = StagedHandle(writer, process, writes=writes, changed=bool(flags & os.O_TRUNC))
+        writer.handles.add(handle)
+        return handle
 
     def _allows(self, flags: int) -> bool:
         appends = bool(flags & os.O_APPEND) and not flags & os.O_TRUNC
@@ -224,15 +232,16 @@ class StagedChanges:
         """Write at any offset; return how many bytes."""
         if not handle.writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
-        return handle.writer.write(offset, data)
+        return handle.write(offset, data)
 
     def flush(self, handle: StagedHandle, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor; upload what was written if it is the opener."""
-        writer = handle.writer
-        if handle.writes:
-            writer.flushed, writer.killed = True, killed
-        if handle.writes and process == handle.opener and not killed and writer.touched:
-            self._upload(writer)
+        if not handle.writes:
+            return
+        handle.flushed, handle.killed = True, killed
+        kept = handle.writer.file.failed and not handle.changed
+        if process == handle.opener and not killed and (handle.wrote or kept):
+            self._upload(handle.writer)
 
     def sync(self, handle: StagedHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
@@ -241,17 +250,19 @@ class StagedChanges:
     def release(self, handle: StagedHandle) -> None:
         """Close a handle; with the last one the file leaves the disk, once it is in S3."""
         writer = handle.writer
-        with self._lock:
-            writer.handles -= 1
-            if writer.handles:
-                return
-        # Who is killed within open(2) never has a descriptor that could be closed.
-        never_had = not writer.flushed and not writer.touched
-        if (writer.killed or never_had) and writer.file.dirty:
-            writer.file.unlink(lambda: None)
-            self._leave(writer)
+        if handle.changed and handle.is_lost and writer.file.dirty:
+            self._give_up(handle)
             raise WriterKilled("the process that wrote the file was killed")
-        self._store(writer)
+        with self._lock:
+            writer.handles.discard(handle)
+            last = not writer.handles
+        if handle.changed or (last and writer.file.failed):
+            self._store(writer)
+        if not last:
+            return
+        if writer.file.dirty and not writer.file.failed:
+            self._drop(writer)  # all who have changed it were killed
+            return
         while not self._leave(writer, complete=True):
             try:
                 self._keep(writer)
@@ -260,25 +271,40 @@ class StagedChanges:
                 raise
 
     def truncate(self, inode: Inode, size_bytes: int, opened: StagedHandle | None = None) -> None:
-        """Give a file another size. `opened`: through that handle; else by its name."""
-        writer = self._local.writer(inode) if opened is None else opened.writer
-        if isinstance(writer, StagedWriter):
-            writer.truncate(size_bytes)
+        """Give a file another size. `opened`: through that handle; else by its name.
+
+        By its name it is uploaded at once, unless others are writing it; if that fails it is as
+        before.
+        """
+        if opened is not None:
+            opened.truncate(size_bytes)
             return
-        if inode.info is not None and inode.info.size_bytes == size_bytes:
-            return
-        self._check_allowed()
-        flags = os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC
         self._inodes.opened(inode)
         try:
-            handle = self._stage(inode, flags, 0)
+            handle = self._open_to_truncate(inode, size_bytes)
+            if handle is None:
+                return
             try:
-                handle.writer.truncate(size_bytes)
-                self._upload(handle.writer)
-            finally:
-                self.release(handle)
+                handle.truncate(size_bytes)
+                if not self._is_changed(handle.writer, but=handle):
+                    self._store(handle.writer, keep=False)
+            except OperationError:
+                self._give_up(handle)
+                raise
+            self.release(handle)
         finally:
             self._inodes.released(inode)
+
+    def _open_to_truncate(self, inode: Inode, size_bytes: int) -> StagedHandle | None:
+        """Return a handle; None if the file has that size."""
+        with self._lock:
+            writer = self._local.writer(inode)
+            if isinstance(writer, StagedWriter):
+                return self._join(writer, os.O_WRONLY, 0)
+        if inode.info is not None and inode.info.size_bytes == size_bytes:
+            return None
+        self._check_allowed()
+        return self._stage(inode, os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC, 0)
 
     def set_open(self, writer: StagedWriter, attributes: FileAttributes) -> bool:
         """Set mode, owners or time of a file that is open; False: it has been closed meanwhile."""
@@ -292,8 +318,7 @@ class StagedChanges:
 
     def unlink_open(self, writer: StagedWriter) -> bool:
         """Remove a file that is open, for whom it goes on; False: it has been closed meanwhile."""
-        base = writer.file.base
-        stored = base is not None or not writer.new
+        stored, inode = writer.is_stored, writer.inode
         if stored and not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
         key = writer.file.key
@@ -302,13 +327,21 @@ class StagedChanges:
             if stored:
                 self._patience.ask(lambda: self._client.delete_object(key)).answer()
 
-        return self._orphan(writer, delete)
+        if not self._orphan(writer, delete):
+            return False
+        self._local.keep(inode.directory)
+        self._changed(inode.directory, inode.name, None)
+        return True
 
-    def displace(self, writer: StagedWriter) -> None:
-        """Let another file take the name of one that is open."""
+    def displace(self, writer: StagedWriter, move: Callable[[], None]) -> None:
+        """Have `move` give another file the name of one that is open.
+
+        Until that has succeeded the open file keeps its name and all that was written to it.
+        """
         if not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
-        self._orphan(writer, lambda: None)
+        if not self._orphan(writer, move):
+            move()
 
     def rename_open(
         self, writer: StagedWriter, parent: Inode, name: bytes, condition: Condition
@@ -318,24 +351,49 @@ class StagedChanges:
         directory, old = inode.directory, inode.name
         key = parent.key + name
         try:
-            if condition != NEW:
-                file.sync()  # it takes the place of another one, which StagedFile does not know
-            file.move(key, lambda base: self._copies.move(base, key, condition=condition))
+            # StagedFile knows neither of an object that it replaces under its new name, nor of
+            # one that is to leave its old name.
+            if condition != NEW or (writer.is_stored and file.base is None):
+                file.sync()
+            if file.key != key:  # it is there if half of its directory has been renamed before
+                file.move(key, lambda base: self._copies.move(base, key, condition=condition))
         except BadHandle:
             return False
-        self._local.discard(writer)
-        self._inodes.moved(inode, parent, name)
-        self._local.add(writer)
+        self._local.rename(writer, lambda: self._inodes.moved(inode, parent, name))
         self._changed(parent.key, name, file.base)
         self._changed(directory, old, None)
         return True
 
+    def check_movable(self, writer: StagedWriter) -> None:
+        """Nothing: what is staged can be renamed at any time."""
+
+    def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
+        """Have a file follow its object, which its directory takes along."""
+        directory, slash, name = source.key.rpartition(b"/")
+        writer = self._local.file(directory + slash, name)
+        if isinstance(writer, StagedWriter) and writer.file.key == source.key:
+            self._follow(writer, copy.key, source, copy)
+
     def moved(self, writer: StagedWriter) -> None:
         """Take what a renamed directory has made of the key of an open file."""
-        key = writer.inode.key
-        if writer.file.key != key:
-            ask = self._patience.ask
-            writer.file.move(key, lambda _: ask(lambda: self._client.head(key)).answer())
+        if writer.file.key != writer.inode.key:
+            self._follow(writer, writer.inode.key)
+
+    def _follow(
+        self,
+        writer: StagedWriter,
+        key: bytes,
+        source: ObjectInfo | None = None,
+        copy: ObjectInfo | None = None,
+    ) -> None:
+        """Give a file another key; its base is `copy` then, if that is a copy of its base."""
+
+        def moved(base: ObjectInfo) -> ObjectInfo:
+            if source is not None and copy is not None and same(source.etag, base.etag):
+                return copy
+            return replace(base, key=key)  # others have replaced it: uploading will say so
+
+        writer.file.move(key, moved)
 
     def check_unwritten(self, writer: StagedWriter) -> None:
         """Nothing: what is staged can be read, removed and renamed at any time."""
@@ -352,45 +410,84 @@ class StagedChanges:
         if self._local.writer(inode) is writer:
             info = self._keeping.finish_staged(writer)
             if info is not None:
-                self._changed(inode.directory, inode.name, info)
+                self._tell(info)
 
-    def _store(self, writer: StagedWriter) -> None:
-        inode = writer.inode
+    def _store(self, writer: StagedWriter, *, keep: bool = True) -> None:
+        """Upload what has changed. From now on nobody's end takes that back."""
         if not writer.file.dirty:
             return
-        info = writer.file.sync()
+        with self._lock:
+            changed = [each for each in writer.handles if each.changed]
+            for each in changed:
+                each.changed = False
+        try:
+            info = writer.file.sync(keep=keep)
+        except OperationError:
+            for each in () if keep else changed:
+                each.changed = True
+            raise
         if info is not None:
-            self._changed(inode.directory, inode.name, info)
+            self._tell(info)
+
+    def _tell(self, info: ObjectInfo) -> None:
+        """Say what is there now: not under the inode's name if half of a directory has moved."""
+        directory, slash, name = info.key.rpartition(b"/")
+        self._changed(directory + slash, name, info)
 
     def _orphan(self, writer: StagedWriter, delete: Callable[[], None]) -> bool:
-        inode = writer.inode
+        """Take the name from a file, once `delete` is done; False: it has been closed meanwhile."""
         try:
             writer.file.unlink(delete)
         except BadHandle:
             return False
         self._local.forget_name(writer)
-        self._local.keep(inode.directory)
-        self._changed(inode.directory, inode.name, None)
-        with self._lock:
-            idle = not writer.handles
-        if idle:
-            self._leave(writer)
+        self._leave(writer)
         return True
+
+    def _is_changed(self, writer: StagedWriter, *, but: StagedHandle) -> bool:
+        """Whether anybody else has changed a file since uploading it was tried."""
+        with self._lock:
+            return any(each.changed for each in writer.handles if each is not but)
+
+    def _give_up(self, handle: StagedHandle) -> None:
+        """Close a handle, and take back what was changed through it, if nobody else has since."""
+        writer = handle.writer
+        back = self._is_changed(writer, but=handle) or writer.file.revert()
+        self._part(handle)
+        if not back:
+            self._drop(writer)
+
+    def _part(self, handle: StagedHandle) -> None:
+        """Close a handle of which nothing is to be uploaded."""
+        with self._lock:
+            handle.writer.handles.discard(handle)
+        self._leave(handle.writer)
+
+    def _drop(self, writer: StagedWriter) -> None:
+        """Let nothing become of a file, if nobody has it open."""
+        with self._lock:
+            if not writer.handles:
+                writer.file.unlink(lambda: None)
+                self._close(writer)
 
     def _leave(self, writer: StagedWriter, *, complete: bool = False) -> bool:
         """Let go of a file that nobody has open; False, if `complete`: something is to be kept."""
         with self._lock:
             if writer.handles:
                 return True
-            inode = writer.inode
-            if complete and self._local.writer(inode) is writer and self._keeping.is_left(writer):
+            named = self._local.writer(writer.inode) is writer
+            if complete and named and self._keeping.is_left(writer):
                 return False
-            if not writer.file.close():
-                return True
-            info = writer.file.base
-            if info is not None and writer.new and info.key == inode.key:
-                self._inodes.became(inode, info, 0.0)
-            else:
-                self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
-            self._local.discard(writer)
+            self._close(writer)
             return True
+
+    def _close(self, writer: StagedWriter) -> None:
+        """Let go of a file that is in S3, or is not to be (lock held)."""
+        if not writer.file.close():
+            return
+        inode, info = writer.inode, writer.file.base
+        if info is not None and writer.new and info.key == inode.key:
+            self._inodes.became(inode, info, 0.0)
+        else:
+            self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
+        self._local.discard(writer)

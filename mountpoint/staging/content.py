@@ -8,6 +8,7 @@ same. Writing fetches nothing, not even for parts of a block.
 Not known here: when the file may be changed, and what becomes of it.
 """
 
+import copy
 import threading
 import time
 from collections.abc import Callable
@@ -187,6 +188,47 @@ class Content:
         """Cut it off, or continue it with zeros."""
         self._local.truncate(size_bytes)
         self.extents.truncate(size_bytes)
+
+    def fork(self, stop: int) -> tuple[LocalFile, Extents] | int:
+        """Go on in a copy of the local file, cut off at `stop`; return what it was copied from.
+
+        Or return how many bytes of room that takes, where there are not so many.
+        """
+        extents = copy.deepcopy(self.extents)
+        extents.truncate(stop)
+        local = LocalFile(self._area, self._area.new_path())
+        try:
+            local.truncate(stop)
+            for start, last in extents.local:
+                need_bytes = local.copy(self._local, start, last)
+                if need_bytes:
+                    local.close(keep=False)
+                    return need_bytes
+        except BaseException:
+            local.close(keep=False)
+            raise
+        before = self._local, self.extents
+        self._exchange(local, extents)
+        return before
+
+    def resume(self, local: LocalFile, extents: Extents) -> None:
+        """Go on in another local file, with these extents; the one before it goes."""
+        self._local.close(keep=False)
+        self._exchange(local, extents)
+
+    def reset(self) -> None:
+        """Be as the base is, with nothing local."""
+        assert self.base is not None
+        local = LocalFile(self._area, self._area.new_path())
+        try:
+            local.truncate(self.base.size_bytes)
+        except OperationError:
+            local.close(keep=False)
+            raise
+        self.resume(local, Extents(self.base.size_bytes))
+
+    def _exchange(self, local: LocalFile, extents: Extents) -> None:
+        self._local, self.path, self.extents = local, local.path, extents
 
     def became(self, info: ObjectInfo) -> None:
         """Note that an object has been made of it."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from mountpoint.config import MIB
 from mountpoint.errors import StagingFault, staging_error
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.ranges import Ranges
@@ -20,6 +21,8 @@ from mountpoint.staging.ranges import Ranges
 log = structlog.get_logger(__name__)
 
 BLOCK_BYTES = 4096
+#: Where copy_file_range(2) does not work files are copied in pieces of this size.
+COPY_BYTES = MIB
 
 #: linux/falloc.h
 FALLOC_FL_KEEP_SIZE = 1
@@ -78,6 +81,34 @@ class LocalFile:
         except OSError as error:
             raise staging_error(error) from error
         return 0
+
+    def copy(self, source: "LocalFile", start: int, stop: int) -> int:
+        """Copy what another file has in the bytes [start, stop), sharing blocks where that works.
+
+        Or return how many bytes of room that takes, where the area has not so many.
+        """
+        for first, last in source._blocks.within(start, stop):
+            begin, end = first - first % BLOCK_BYTES, _up(last)
+            new_bytes = sum(after - before for before, after in self._blocks.gaps(begin, end))
+            if not self._area.try_take(new_bytes):
+                return new_bytes
+            self._blocks.add(begin, end)
+            try:
+                while first < last:
+                    first += self._copy_some(source, first, last)
+            except OSError as error:
+                raise staging_error(error) from error
+        return 0
+
+    def _copy_some(self, source: "LocalFile", start: int, stop: int) -> int:
+        try:
+            done = os.copy_file_range(source._fd, self._fd, stop - start, start, start)
+        except OSError:  # the file system cannot do it, or what is wrong shows again
+            data = source.read(start, min(start + COPY_BYTES, stop))
+            done = os.pwrite(self._fd, data, start)
+        if not done:
+            raise StagingFault(f"somebody has cut off '{source.path}'")
+        return done
 
     def truncate(self, size_bytes: int) -> None:
         """Cut it off, or continue it with zeros, which take no room."""

@@ -9,7 +9,8 @@ the file as it was at one moment. Reading goes on. That wait ends with the uploa
 are bounded, or with the mount.
 
 When an upload fails, everything stays as it was, and the next `sync` tries again. The local file
-and its description (`journal`) stay until one succeeds, also beyond the end of the mount.
+and its description (`journal`) stay until one succeeds, also beyond the end of the mount. Before it
+is changed again it is set aside (`aside`), so that `revert` can have it back.
 
 Not known here: inodes, handles, whether an object may be replaced.
 """
@@ -35,6 +36,7 @@ from mountpoint.errors import (
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.staging import journal, leftovers
 from mountpoint.staging.area import StagingArea, Tenant
+from mountpoint.staging.aside import Aside
 from mountpoint.staging.content import Content, Fetch
 from mountpoint.staging.journal import Journal, Subject
 from mountpoint.staging.plan import Segment, segments
@@ -100,6 +102,7 @@ class StagedFile(Tenant):
         self._mtime_ns = time.time_ns() if base is None else base.mtime_ns
         self._busy = False  # being uploaded, removed or moved: nobody may change it
         self._failed = False  # the last upload; then nothing local is given back
+        self._aside: Aside | None = None  # what it was then, if it has changed since
         self._unlinked = False
         area.add(self)
 
@@ -127,8 +130,14 @@ class StagedFile(Tenant):
 
     @property
     def dirty(self) -> bool:
-        """Whether S3 does not have it as it is now, and is to have it."""
-        return self._content.extents.dirty and not self._unlinked
+        """Whether S3 does not have it as it is now, and is to have it; or it is still kept."""
+        changed = self._content.extents.dirty or self._aside is not None
+        return changed and not self._unlinked
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last upload has failed, so that it is kept."""
+        return self._failed
 
     @property
     def unlinked(self) -> bool:
@@ -157,26 +166,26 @@ class StagedFile(Tenant):
         """
         if not data:
             return 0
-        for _ in range(MOST_TRIES):
-            with self._changed:
-                self._begin_change()
-                need_bytes = self._content.write(offset, data)
-                if not need_bytes:
-                    self._note_write(offset, offset + len(data))
-                    return len(data)
-            if not self._area.reclaim(need_bytes):
-                break
-        raise StagingFull(
-            f"{self._area.used_bytes // MIB} MiB are staged: there is no room for more"
-        )
+
+        def write() -> int:
+            need_bytes = self._begin_change(self.size_bytes) or self._content.write(offset, data)
+            if not need_bytes:
+                self._note_write(offset, offset + len(data))
+            return need_bytes
+
+        self._with_room(write)
+        return len(data)
 
     def truncate(self, size_bytes: int) -> None:
         """Cut the file off, or continue it with zeros. Fetches nothing. Raises as `write`."""
-        with self._changed:
+
+        def truncate() -> int:
             if size_bytes == self.size_bytes:
                 self._content.check_open()
-                return
-            self._begin_change()
+                return 0
+            need_bytes = self._begin_change(min(size_bytes, self.size_bytes))
+            if need_bytes:
+                return need_bytes
             try:
                 if self._journal is not None:
                     self._journal.truncates(size_bytes)
@@ -184,15 +193,54 @@ class StagedFile(Tenant):
             except OperationError:
                 self._write_journal()
                 raise
+            return 0
 
-    def _begin_change(self) -> None:
-        """Wait until the file may be changed, and have it noted that it is."""
+        self._with_room(truncate)
+
+    def _with_room(self, change: Callable[[], int]) -> None:
+        """Have a change made, with the lock held; make the room that it returns."""
+        for _ in range(MOST_TRIES):
+            with self._changed:
+                need_bytes = change()
+            if not need_bytes:
+                return
+            if not self._area.reclaim(need_bytes):
+                break
+        raise StagingFull(
+            f"{self._area.used_bytes // MIB} MiB are staged: there is no room for more"
+        )
+
+    def _begin_change(self, stop: int) -> int:
+        """Wait until the file may be changed, and have it noted that it is.
+
+        Returns how many bytes of room that takes, where there are not so many. Of what is kept
+        only the bytes up to `stop` are needed any more.
+        """
         self._wait_idle()
         self._content.check_open()
+        if self._failed and self._aside is None and not self._unlinked:
+            need_bytes = self._set_aside(stop)
+            if need_bytes:
+                return need_bytes
         if self._journal is None:
             self._write_journal()
         self._mtime_ns = time.time_ns()
         self._content.used_s = time.monotonic()
+        return 0
+
+    def _set_aside(self, stop: int) -> int:
+        forked = self._content.fork(stop)
+        if isinstance(forked, int):
+            return forked
+        assert self._journal is not None
+        self._aside = Aside(*forked, self._journal, self._mtime_ns)
+        self._journal = None
+        try:
+            self._write_journal()
+        except OperationError:
+            self._take_back(self._aside)
+            raise
+        return 0
 
     def _note_write(self, start: int, stop: int) -> None:
         if self._journal is not None:
@@ -202,21 +250,26 @@ class StagedFile(Tenant):
 
     # --- uploading ---
 
-    def sync(self) -> ObjectInfo | None:
+    def sync(self, *, keep: bool = True) -> ObjectInfo | None:
         """Upload the file if it has changed; return the object. None if it has been removed.
 
         When this returns S3 has all that was written before it was called. Raises what the upload
-        does, with a hint that says where the file is kept; calling it again tries again.
+        does, with a hint that says where the file is kept; calling it again tries again. Unless
+        it is to `keep` it then, which is when `revert` should follow.
         """
         with self._alone():
             if not self.dirty:
                 return None if self._unlinked else self.base
-            try:
-                info = self._upload(segments(self._content.extents, self._part_bytes))
-            except BaseException as error:
-                self._keep(error)
-                raise
+            info = self.base
+            if self._content.extents.dirty:  # else what is kept has been undone since
+                try:
+                    info = self._upload(segments(self._content.extents, self._part_bytes))
+                except BaseException as error:
+                    if keep:
+                        self._keep(error)
+                    raise
             with self._changed:
+                assert info is not None
                 self._content.became(info)
                 self._mtime_ns = info.mtime_ns
                 self._failed = False
@@ -256,6 +309,7 @@ class StagedFile(Tenant):
         with self._changed:
             if not self._content.closed:
                 self._describe()
+                self._drop_aside()
         where = f"what was written is kept in '{self._content.path}' (docs/staging.md)"
         if isinstance(error, OperationError) and where not in error.hint:
             error.hint = f"{error.hint}; {where}" if error.hint else where
@@ -274,13 +328,34 @@ class StagedFile(Tenant):
         except OperationError as error:
             log.debug("what is missing cannot be fetched", key=self._key, reason=str(error))
 
+    def revert(self) -> bool:
+        """Take back what was changed since the last upload, whether that succeeded or failed.
+
+        False, with nothing done, if there has been none.
+        """
+        with self._changed:
+            self._wait_idle()
+            self._content.check_open()
+            if self._unlinked:
+                return True
+            if self._aside is not None:
+                self._take_back(self._aside)
+            elif not self._failed:
+                if self.base is None:
+                    return False
+                self._content.reset()
+                self._mtime_ns = self.base.mtime_ns
+                self._forget()
+            return True
+
     # --- removing, moving, the end ---
 
     def unlink(self, delete: Callable[[], None]) -> None:
-        """Remove the file: `delete` removes the object. From then on nothing is uploaded.
+        """Remove the file: `delete` removes the object, or puts another one in its place.
 
-        It can be read and written until it is closed, as far as it is local. Where `delete`
-        raises, everything is as before.
+        From then on nothing is uploaded. It can be read and written until it is closed, as far as
+        it is local. Until `delete` returns nothing is uploaded either; where it raises, everything
+        is as before.
         """
         with self._alone():
             delete()
@@ -292,15 +367,18 @@ class StagedFile(Tenant):
         """Give the file another key: `copy` moves the base there, and returns what it is now.
 
         A file without a base, which has never been uploaded, only changes its key; `sync` first
-        if it is to replace another one. Where `copy` raises, everything is as before.
+        if it is to replace another one. Nothing becomes of a file that has been removed. Where
+        `copy` raises, everything is as before.
         """
         with self._alone():
             base = self.base
+            if self._unlinked:
+                return
             moved = None if base is None else copy(base)
             with self._changed:
                 self._key, self._content.base = key, moved
                 if self._journal is not None:
-                    self._write_journal()
+                    self._note_move()
 
     def reclaim(self, size_bytes: int) -> int:
         """See Tenant."""
@@ -333,6 +411,9 @@ class StagedFile(Tenant):
             if not self.dirty:
                 self._remove()
                 return
+            if self._aside is not None:
+                self._aside.keep(self._subject())
+                self._aside = None
             self._failed = True  # it stays as it is
             self._describe()
             leftovers.say_kept(self._content.path, self._subject(), self._content.extents)
@@ -369,9 +450,23 @@ class StagedFile(Tenant):
         """Write the journal, for the first time or anew."""
         if self._unlinked:
             return
-        if self._journal is None:
-            self._journal = Journal(self._content.path)
-        self._journal.rewrite(self._subject(), self._content.extents, fetched=self._failed)
+        journal_ = self._journal or Journal(self._content.path)
+        journal_.rewrite(self._subject(), self._content.extents, fetched=self._failed)
+        self._journal = journal_
+
+    def _note_move(self) -> None:
+        """Have the journal name the new key; it has been moved, also where that cannot be."""
+        try:
+            self._write_journal()
+            if self._aside is not None:
+                self._aside.describe(self._subject())
+        except OperationError as error:
+            log.warning(
+                "the journal of a staged file still has its earlier key",
+                path=str(self._content.path),
+                key=self._key,
+                reason=str(error),
+            )
 
     def _describe(self) -> None:
         """Have the file found by others: on the disk, with a description."""
@@ -382,11 +477,25 @@ class StagedFile(Tenant):
         except OperationError as error:
             log.warning("the description of a kept file cannot be written", reason=str(error))
 
+    def _take_back(self, aside: Aside) -> None:
+        """Go on with what was set aside."""
+        self._aside = None
+        if self._journal is not None:
+            self._journal.remove()
+        self._content.resume(aside.local, aside.extents)
+        self._journal, self._mtime_ns = aside.journal, aside.mtime_ns
+
+    def _drop_aside(self) -> None:
+        if self._aside is not None:
+            self._aside.remove()
+            self._aside = None
+
     def _forget(self) -> None:
-        """Note on the disk that nobody needs the local file."""
+        """Note on the disk that nobody needs the local file, nor what was set aside."""
         if self._journal is not None:
             self._journal.remove()
             self._journal = None
+        self._drop_aside()
 
     def _remove(self) -> None:
         self._forget()

@@ -28,7 +28,7 @@ be called with a lock held.
 import functools
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import structlog
@@ -166,12 +166,21 @@ class Copies:
             raise BadAnswer(f"{shown(source.key)} was renamed to {shown(key)}, and is not there")
         return there
 
-    def move_all(self, prefix: bytes, new_prefix: bytes) -> int:
+    def move_all(
+        self,
+        prefix: bytes,
+        new_prefix: bytes,
+        *,
+        marker: bool = False,
+        moved: Callable[[ObjectInfo, ObjectInfo], None] = lambda source, copy: None,
+    ) -> int:
         """Move all objects whose keys begin with `prefix`; return how many there were.
 
-        Nothing is overwritten. Ends at the first failure: then some objects have been moved, the
-        one that failed may be in both places, and none is in neither. The error says how many,
-        which and why. Raises ValueError when one prefix begins with the other.
+        Nothing is overwritten but, with `marker`, the object `new_prefix` itself. `moved` is called
+        with each object as it was and as it is now, by several threads. Ends at the first failure:
+        then some objects have been moved, the one that failed may be in both places, and none is in
+        neither. The error says how many, which and why. Raises ValueError when one prefix begins
+        with the other.
         """
         if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
             raise ValueError("a directory cannot be moved into itself, or to what it is in")
@@ -194,7 +203,11 @@ class Copies:
                     return
 
         def move(source: ObjectInfo) -> None:
-            self._move_listed(source, new_prefix + source.key[len(prefix) :], look=look)
+            key = new_prefix + source.key[len(prefix) :]
+            condition = ALWAYS if marker and key == new_prefix else NEW
+            done = self._move_listed(source, key, condition, look=look)
+            if done is not None:
+                moved(*done)
 
         def progress(moved: int) -> None:
             nonlocal told_s
@@ -207,18 +220,21 @@ class Copies:
         self._check_all(result, prefix, new_prefix)
         return result.done
 
-    def _move_listed(self, source: ObjectInfo, key: bytes, *, look: bool) -> None:
-        """Move an object as a listing told of it. It is no error that it is gone."""
+    def _move_listed(
+        self, source: ObjectInfo, key: bytes, condition: Condition, *, look: bool
+    ) -> tuple[ObjectInfo, ObjectInfo] | None:
+        """Move an object as a listing told of it; return what it was and is. None: it is gone."""
         if not source.etag:  # some stores do not tell it of what is being written
             there = self._head(source.key)
             if there is None:
-                return
+                return None
             source = there
         try:
-            self.move(source, key, condition=NEW, look=look)
+            return source, self.move(source, key, condition=condition, look=look)
         except NotFound:
             if self._head(source.key) is not None:
                 raise
+            return None
 
     def _check_all(self, result: Result[ObjectInfo], prefix: bytes, new_prefix: bytes) -> None:
         """Raise what has become of moving many, if not all have been moved."""

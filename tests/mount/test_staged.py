@@ -259,6 +259,58 @@ def test_an_upload_that_fails(flat_store: Store, folder: Path) -> None:
         eventually(mount.has_ended)
 
 
+def deny_writes(exchange: Exchange) -> None:
+    """Refuse for good."""
+    if exchange.is_write:
+        exchange.refuse(403, "AccessDenied")
+
+
+def killed(path: Path, *, writes: bytes) -> None:
+    """Have a process open a file and write to it, and kill it."""
+    script = f"""
+import time
+file = open({str(path)!r}, "r+b", buffering=0)
+file.write({writes!r})
+print(1, flush=True); time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_what_is_kept_outlives_those_that_come_next(flat_store: Store, folder: Path) -> None:
+    """Neither a process that is killed nor a rename that fails takes anything of it."""
+    with FaultyProxy(flat_store.endpoint_url) as proxy:
+        with staged(flat_store, folder, "--prefix", "outlives/",
+                    endpoint_url=proxy.url) as mount:  # fmt: skip
+            path, other = mount.path / "a", mount.path / "b"
+            path.write_bytes(b"earlier")
+            other.write_bytes(b"other")
+            proxy.before.append(deny_writes)
+            file = path.open("r+b", buffering=0)
+            file.write(b"LATER")
+            assert errno_of(file.close) == errno.EACCES
+            killed(path, writes=b"")
+            eventually(lambda: "operation=release" in mount.log)
+            killed(path, writes=b"partial!")
+            eventually(lambda: "was killed" in mount.log)
+            assert errno_of(lambda: other.rename(path)) == errno.EACCES
+            assert errno_of(lambda: os.truncate(path, 2)) == errno.EACCES
+            assert path.read_bytes() == b"LATERer"
+            assert content(flat_store, "outlives/a") == b"earlier"
+            proxy.before.clear()
+            with path.open("rb"):
+                subprocess.run(["sync", path], check=True, timeout=60)
+            assert content(flat_store, "outlives/a") == b"LATERer"
+            other.rename(path)
+            assert path.read_bytes() == content(flat_store, "outlives/a") == b"other"
+            assert list((folder / "stage").glob("*/*.data")) == []
+        eventually(mount.has_ended)
+
+
 def test_what_a_killed_mount_leaves(flat_store: Store, folder: Path) -> None:
     """The next mount says where it is and what is to be done, and leaves it there."""
     with staged(flat_store, folder, "--prefix", "left/") as mount:

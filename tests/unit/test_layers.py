@@ -100,6 +100,7 @@ LAYERS = (
     "mountpoint.staging.leftovers",
     "mountpoint.staging.area",
     "mountpoint.staging.local",
+    "mountpoint.staging.aside",
     "mountpoint.staging.content",
     "mountpoint.staging.staged",
     "mountpoint.inodes",

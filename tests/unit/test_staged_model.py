@@ -33,12 +33,14 @@ class Staged(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.world = World(Path(self.folder.name))
         self.model = bytearray()
+        self.tried: bytes | None = None  # what was uploaded last, or could not be
         self.salt = 0
         self.replaced = False
         base = None
         if size is not None:
             self.model += data_of(size)
-            base = self.world.bucket.put(bytes(self.model))
+            self.tried = bytes(self.model)
+            base = self.world.bucket.put(self.tried)
         self.file = self.open(base)
 
     def open(self, base: staged.ObjectInfo | None) -> StagedFile:
@@ -66,17 +68,35 @@ class Staged(RuleBasedStateMachine):
         try:
             assert self.file.write(offset, data) == size
         except StagingFull:
-            area = self.world.area
-            assert area.used_bytes + size + 8192 > area.limit_bytes
+            self.is_full(size)
             return
         self.model += bytes(max(offset + size - len(self.model), 0))
         self.model[offset : offset + size] = data
 
     @rule(size=SPOTS)
     def truncate(self, size: int) -> None:
-        self.file.truncate(size)
+        try:
+            self.file.truncate(size)
+        except StagingFull:
+            self.is_full(0)
+            return
         del self.model[size:]
         self.model += bytes(size - len(self.model))
+
+    def is_full(self, size: int) -> None:
+        """Check that there is no room, also for a copy of what is kept if that is to change."""
+        area, file = self.world.area, self.file
+        copied = file._content._local.allocated_bytes if file.failed else 0
+        assert area.used_bytes + size + 8192 + copied > area.limit_bytes
+
+    @rule()
+    def revert(self) -> None:
+        """Who has changed the file is killed: it is as it was uploaded, or could not be."""
+        if self.file.revert():
+            assert self.tried is not None
+            self.model = bytearray(self.tried)
+        else:
+            assert self.tried is None
 
     @rule(offset=SPOTS, size=SIZES)
     def read(self, offset: int, size: int) -> None:
@@ -87,11 +107,12 @@ class Staged(RuleBasedStateMachine):
 
     @rule()
     def sync(self) -> None:
-        if self.replaced and self.file.dirty:
+        if self.replaced and self.file._content.extents.dirty:
             self.refused(PreconditionFailed)
             return
-        changed = self.file.dirty
+        changed = self.file._content.extents.dirty
         info = self.file.sync()
+        self.tried = bytes(self.model)
         assert not self.file.dirty
         if changed:
             assert info == self.world.bucket.info()
@@ -100,7 +121,7 @@ class Staged(RuleBasedStateMachine):
     @rule(refused=st.booleans())
     def fail(self, refused: bool) -> None:
         """The upload fails: for good, so that the file is made whole, or for a moment."""
-        if not self.file.dirty or self.replaced:
+        if not self.file._content.extents.dirty or self.replaced:
             return
         failure = AccessDenied("no") if refused else ServerFault("down")
         self.world.bucket.failure = failure
@@ -114,6 +135,7 @@ class Staged(RuleBasedStateMachine):
         """Check that an upload fails, and that who asked is told where the file is."""
         with pytest.raises(expected) as caught:
             self.file.sync()
+        self.tried = bytes(self.model)
         assert str(self.world.area.path) in getattr(caught.value, "hint", "")
         assert self.file.dirty
 
@@ -150,35 +172,46 @@ class Staged(RuleBasedStateMachine):
         """What the area counts are the blocks of the local file, and the kernel agrees."""
         if hasattr(self, "file"):
             self.file._content.extents.check()
-            local = self.file._content._local
-            assert self.world.area.used_bytes == local.allocated_bytes
-            # On ext4 a block of the file's own map may be counted too.
-            assert local.path.stat().st_blocks * 512 <= local.allocated_bytes + 4096 * 2
+            aside = self.file._aside
+            locals_ = [self.file._content._local] + ([] if aside is None else [aside.local])
+            assert self.world.area.used_bytes == sum(each.allocated_bytes for each in locals_)
+            for local in locals_:
+                # On ext4 a block of the file's own map may be counted too.
+                assert local.path.stat().st_blocks * 512 <= local.allocated_bytes + 4096 * 2
 
     @invariant()
     def what_a_crash_leaves_is_the_file(self) -> None:
-        """The local file, its journal and the base are enough to have it back at any moment."""
+        """The local file, its journal and the base are enough to have it back at any moment.
+
+        So is what is kept while the file is changed further.
+        """
         if not hasattr(self, "file"):
             return
         assert self.file.size_bytes == len(self.model)
         data = self.file._content.path
-        journal = data.with_suffix(".journal")
-        if not journal.exists():
+        if data.with_suffix(".journal").exists():
+            self.check_left(data, bytes(self.model))
+        else:
             assert not (self.file.dirty and self.model)
-            return
-        subject, extents = replay(journal)
+        if self.file._aside is not None:
+            assert self.tried is not None
+            self.check_left(self.file._aside.local.path, self.tried)
+
+    def check_left(self, data: Path, expected: bytes) -> None:
+        """Check that a local file is `expected`, as its journal tells it."""
+        subject, extents = replay(data.with_suffix(".journal"))
         assert subject.key == KEY
         assert subject.base_etag == (self.file.base.etag if self.file.base else None)
         left = bytearray(data.read_bytes())
-        assert len(left) == len(self.model) == extents.size_bytes
+        assert len(left) == len(expected) == extents.size_bytes
         missing = extents.missing(0, len(left))
         if missing and not self.replaced:
             base = self.world.bucket.objects[KEY]
             for start, stop in missing:
                 left[start:stop] = base[start:stop]
         for start, stop in missing if self.replaced else ():
-            left[start:stop] = self.model[start:stop]
-        assert left == self.model
+            left[start:stop] = expected[start:stop]
+        assert left == expected
 
 
 TestStaged = Staged.TestCase

@@ -1,0 +1,326 @@
+"""What could not be uploaded stays as it was, whoever opens the file next and is killed then."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mountpoint.errors import AccessDenied, StagingFull, WriterKilled
+from mountpoint.staging import leftovers
+from tests.unit.fake_client import Fault
+from tests.unit.mounted import Mounted
+from tests.unit.staging_world import KEY, MIB, World, data_of
+from tests.unit.test_attributes_changes import staged
+from tests.unit.test_changes import is_there
+from tests.unit.test_staged_names import kept
+
+REFUSED = Fault(error=AccessDenied("no", status=403))
+FIRST, SECOND, THIRD = 11, 12, 13
+
+
+def open_file(world: Mounted, process: int, flags: int = os.O_RDWR) -> int:
+    """Open the file `a` for a process."""
+    return world.fs.open(world.look(b"a").inode, flags, process)
+
+
+def kill(world: Mounted, handle: int, process: int) -> None:
+    """Close a file as the kernel does it for a process that was killed."""
+    world.fs.flush(handle, process, killed=True)
+    world.fs.release(handle)
+
+
+def keep(world: Mounted, handle: int, process: int) -> None:
+    """Close a file whose upload fails."""
+    world.client.inject("put_object", REFUSED, REFUSED)
+    with pytest.raises(AccessDenied):
+        world.fs.flush(handle, process, killed=False)
+    with pytest.raises(AccessDenied):
+        world.fs.release(handle)
+    world.client.inject("put_object")
+
+
+@pytest.fixture(params=["new", "changed"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
+    """A mount with a file `a` that is kept: "LATER", a new file or in place of another."""
+    with staged(tmp_path) as world:
+        if request.param == "changed":
+            world.client.put(b"a", b"EARLIER"[:5])
+            handle = open_file(world, FIRST)
+        else:
+            handle = world.create(b"a", FIRST)
+        world.fs.write(handle, 0, b"LATER")
+        keep(world, handle, FIRST)
+        assert kept(tmp_path) == [b"LATER"]
+        yield world
+
+
+def check_stays(world: Mounted, path: Path) -> None:
+    """Check that the file is as it was kept, and that closing it again uploads it."""
+    assert kept(path) == [b"LATER"]
+    (described,) = path.rglob("*.json")
+    assert json.loads(described.read_text())["size"] == 5
+    handle = open_file(world, THIRD)
+    assert world.fs.read(handle, 0, 10) == b"LATER"
+    world.close(handle, THIRD)
+    assert world.client.contents() == {b"a": b"LATER"}
+    assert kept(path) == []
+    assert world.fs._local.writers() == []
+
+
+def test_killed_without_a_write(world: Mounted, tmp_path: Path) -> None:
+    """It is uploaded by that close, as by any other; or it stays."""
+    world.client.inject("put_object", REFUSED)
+    handle = open_file(world, SECOND)
+    with pytest.raises(AccessDenied):
+        kill(world, handle, SECOND)
+    check_stays(world, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["write", "append", "cut", "anew", "anew and write", "in open"])
+def test_killed_after_a_change(world: Mounted, tmp_path: Path, how: str) -> None:
+    """What the killed process has changed is taken back."""
+    anew = os.O_TRUNC if how.startswith("anew") or how == "in open" else 0
+    handle = open_file(world, SECOND, os.O_RDWR | anew)
+    if how in ("write", "anew and write"):
+        world.fs.write(handle, 1, b"xyz")
+    elif how == "append":
+        world.fs.write(handle, 5, b"xyz")
+    elif how == "cut":
+        number = world.look(b"a").inode
+        world.fs.set_attributes(number, size_bytes=2, mtime_ns=None, handle=handle)
+    assert b"LATER" in kept(tmp_path)
+    if how != "in open":
+        world.fs.flush(handle, SECOND, killed=True)
+    with pytest.raises(WriterKilled):
+        world.fs.release(handle)
+    check_stays(world, tmp_path)
+
+
+def test_killed_while_others_read(world: Mounted, tmp_path: Path) -> None:
+    """Who has the file open sees what is kept again, and its close changes nothing."""
+    idle, reader = open_file(world, THIRD), open_file(world, THIRD, os.O_RDONLY)
+    handle = open_file(world, SECOND)
+    world.fs.write(handle, 0, b"partial")
+    with pytest.raises(WriterKilled):
+        kill(world, handle, SECOND)
+    for each in (idle, reader):
+        assert world.fs.read(each, 0, 10) == b"LATER"
+    world.close(reader, THIRD)
+    world.client.inject("put_object", REFUSED, REFUSED)
+    for end in (lambda: world.fs.flush(idle, THIRD, killed=False), lambda: world.fs.release(idle)):
+        with pytest.raises(AccessDenied):
+            end()
+    check_stays(world, tmp_path)
+
+
+def test_killed_while_others_write(world: Mounted) -> None:
+    """Where two have changed the file it is the other's close that counts."""
+    other, handle = open_file(world, THIRD), open_file(world, SECOND)
+    world.fs.write(other, 5, b"!")
+    world.fs.write(handle, 6, b"?")
+    with pytest.raises(WriterKilled):
+        kill(world, handle, SECOND)
+    world.close(other, THIRD)
+    assert world.client.contents() == {b"a": b"LATER!?"}
+
+
+def test_all_that_write_are_killed(world: Mounted, tmp_path: Path) -> None:
+    """The last of them takes back what all have changed."""
+    handles = [open_file(world, process) for process in (SECOND, THIRD)]
+    for handle in handles:
+        world.fs.write(handle, 0, b"partial")
+    for handle, process in zip(handles, (SECOND, THIRD), strict=True):
+        with pytest.raises(WriterKilled):
+            kill(world, handle, process)
+    check_stays(world, tmp_path)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_open_while_another_fails_to_upload(tmp_path: Path, stored: bool) -> None:
+    """Bytes of a process that has closed the file survive one that is killed last."""
+    with staged(tmp_path) as world:
+        if stored:
+            world.client.put(b"a", b"early")
+        first = open_file(world, FIRST) if stored else world.create(b"a", FIRST)
+        last = open_file(world, SECOND)
+        world.fs.write(first, 0, b"LATER")
+        world.client.inject("put_object", REFUSED)
+        with pytest.raises(AccessDenied):
+            world.fs.flush(first, FIRST, killed=False)
+        world.fs.release(first)
+        world.fs.write(last, 0, b"partial")
+        with pytest.raises(WriterKilled):
+            kill(world, last, SECOND)
+        check_stays(world, tmp_path)
+
+
+def test_passed_on_and_closed(tmp_path: Path) -> None:
+    """What was changed is uploaded by the last close of a handle, also by another process."""
+    with staged(tmp_path) as world:
+        world.client.put(b"a", b"early")
+        first, last = open_file(world, FIRST), open_file(world, SECOND)
+        world.fs.write(first, 0, b"LATER")
+        world.close(first, THIRD)
+        world.fs.write(last, 0, b"partial")
+        with pytest.raises(WriterKilled):
+            kill(world, last, SECOND)
+        assert world.client.contents() == {b"a": b"LATER"}
+        assert is_there(world, b"a")
+        assert kept(tmp_path) == []
+
+
+def test_killed_while_others_have_it_open(tmp_path: Path) -> None:
+    """What was uploaded last is seen again, and is what the others go on with."""
+    with staged(tmp_path) as world:
+        world.client.put(b"a", b"early")
+        other, handle = open_file(world, THIRD), open_file(world, SECOND)
+        world.fs.write(handle, 0, b"partial")
+        with pytest.raises(WriterKilled):
+            kill(world, handle, SECOND)
+        assert world.fs.read(other, 0, 10) == b"early"
+        world.fs.write(other, 5, b"!")
+        world.close(other, THIRD)
+        assert world.client.contents() == {b"a": b"early!"}
+
+
+def test_a_new_file_that_others_have_open(tmp_path: Path) -> None:
+    """Nothing comes into being of which only a killed process has written anything."""
+    with staged(tmp_path) as world:
+        handle = world.create(b"a", FIRST)
+        world.fs.write(handle, 0, b"partial")
+        reader = open_file(world, SECOND, os.O_RDONLY)
+        with pytest.raises(WriterKilled):
+            kill(world, handle, FIRST)
+        world.close(reader, SECOND)
+        assert world.client.contents() == {}
+        assert not is_there(world, b"a")
+        assert world.fs._local.writers() == []
+
+
+# --- Cutting ---
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_cutting_what_is_kept_fails(world: Mounted, tmp_path: Path, size: int) -> None:
+    """The kept file is as it was."""
+    world.client.inject("put_object", REFUSED)
+    with pytest.raises(AccessDenied):
+        world.fs.set_attributes(world.look(b"a").inode, size_bytes=size, mtime_ns=None)
+    check_stays(world, tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_cutting_fails(tmp_path: Path, size: int) -> None:
+    """A file that cannot be uploaded with another size has the one that it had."""
+    with staged(tmp_path) as world:
+        world.client.put(b"a", b"early")
+        for reader in (False, True):
+            handle = open_file(world, SECOND, os.O_RDWR) if reader else None
+            world.client.inject("put_object", REFUSED)
+            with pytest.raises(AccessDenied):
+                world.fs.set_attributes(world.look(b"a").inode, size_bytes=size, mtime_ns=None)
+            assert world.look(b"a").size_bytes == 5
+            if handle is not None:
+                assert world.fs.read(handle, 0, 10) == b"early"
+                world.close(handle, SECOND)
+        assert world.client.contents() == {b"a": b"early"}
+        assert kept(tmp_path) == []
+        world.fs.set_attributes(world.look(b"a").inode, size_bytes=size, mtime_ns=None)
+        assert world.client.contents() == {b"a": b"early"[:size]}
+
+
+def test_opening_anew_fails(
+    world: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kept file is as it was, and can be opened, uploaded and let go."""
+
+    def full(*args: object, **more: object) -> None:
+        raise StagingFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mountpoint.staging.staged.Journal.rewrite", full)
+        with pytest.raises(StagingFull):
+            open_file(world, SECOND, os.O_RDWR | os.O_TRUNC)
+    check_stays(world, tmp_path)
+
+
+# --- On the disk ---
+
+
+def test_a_mount_that_dies_leaves_both(tmp_path: Path) -> None:
+    """What was kept and what has been written since are described by the next mount."""
+    world = World(tmp_path)
+    file = world.file(world.bucket.put(data_of(3 * MIB)))
+    file.write(0, b"kept")
+    world.bucket.failure = AccessDenied("no")
+    with pytest.raises(AccessDenied):
+        file.sync()
+    file.truncate(MIB)
+    file.write(5, b"since")
+    os.close(world.area._lock_fd)  # as its end does it
+    leftovers.clear(tmp_path, "bucket")
+    left = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("*.json"))]
+    assert [(each["size"], each["complete"], each["key"]) for each in left] == [
+        (3 * MIB, True, KEY.decode()), (MIB, True, KEY.decode()),
+    ]  # fmt: skip
+    data = [path.read_bytes() for path in sorted(tmp_path.rglob("*.data"))]
+    assert data[0] == b"kept" + data_of(3 * MIB)[4:]
+    assert data[1] == b"kept" + data_of(MIB)[4:5] + b"since" + data_of(MIB)[10:]
+
+
+def test_the_end_of_the_mount_keeps_both(tmp_path: Path) -> None:
+    """Nobody has been killed, and nothing uploaded."""
+    world = World(tmp_path)
+    file = world.file()
+    file.write(0, b"kept")
+    world.bucket.failure = AccessDenied("no")
+    with pytest.raises(AccessDenied):
+        file.sync()
+    file.write(0, b"since")
+    file.move(b"dir/moved", lambda base: base)
+    world.area.close()
+    assert kept(tmp_path) == [b"kept", b"since"]
+    left = [json.loads(path.read_text())["key"] for path in tmp_path.rglob("*.json")]
+    assert left == ["dir/moved"] * 2
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_copy_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: bool) -> None:
+    """What is kept counts with its copy; where there is no room for that it does not change."""
+    if not copies:
+        monkeypatch.setattr(os, "copy_file_range", no_copy)
+    world = World(tmp_path, 20 * MIB)
+    file = world.file()
+    file.write(9 * MIB, data_of(MIB))
+    file.write(0, data_of(8 * MIB))
+    world.bucket.failure = AccessDenied("no")
+    with pytest.raises(AccessDenied):
+        file.sync()
+    file.write(0, b"x")
+    assert world.area.used_bytes == 18 * MIB
+    assert file.read(0, 16 * MIB) == b"x" + data_of(8 * MIB)[1:] + bytes(MIB) + data_of(MIB)
+    assert file.revert()
+    assert world.area.used_bytes == 9 * MIB
+    file.write(8 * MIB, data_of(MIB))
+    with pytest.raises(AccessDenied):
+        file.sync()
+    assert world.area.used_bytes == 10 * MIB
+    file.revert()
+    file.write(0, b"x")
+    with pytest.raises(StagingFull):
+        file.write(30 * MIB, b"x")
+    file.revert()
+    world.area.limit_bytes = 19 * MIB
+    with pytest.raises(StagingFull):
+        file.write(0, b"x")
+    file.truncate(0)
+    assert file.revert()
+    assert file.read(0, 8 * MIB) == data_of(8 * MIB)
+    world.area.close()
+
+
+def no_copy(*args: object) -> int:
+    """Be a kernel that cannot copy between these files."""
+    raise OSError(95, "Operation not supported")
