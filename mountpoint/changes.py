@@ -155,13 +155,13 @@ class Changes:
         handle = opened.file
         if not opened.writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
-        while handle.finishing and not handle.settled.wait(LOOK_S):
-            handle.check()
+        self._await_upload(handle)
         if handle.discards(offset, len(data)):
             return len(data)
         handle.check()
-        if handle.opens > 1 and offset != handle.size_bytes:  # what others have written stays
-            raise NotSequential(f"a write at {offset}, where {handle.size_bytes} was next")
+        if handle.opens > 1 and offset not in (handle.written_bytes, handle.size_bytes):
+            # What others have written stays.
+            raise NotSequential(f"a write at {offset}, where {handle.written_bytes} was next")
         if handle.settled.is_set():
             self._go_on(handle)
         try:
@@ -233,6 +233,8 @@ class Changes:
         handle = self._local.writer(inode) if opened is None else opened.file
         if isinstance(handle, WriteHandle):
             self._cut(handle, size_bytes)
+            if opened is not None:
+                opened.wrote = True
             return
         if size_bytes:
             if inode.info is not None and inode.info.size_bytes == size_bytes:
@@ -258,15 +260,28 @@ class Changes:
         """Give another size to a file that is being written."""
         if handle.removed:
             handle.resize(size_bytes)
-        elif size_bytes != handle.size_bytes:
-            stored = handle.replaces and handle.base is not None
-            if size_bytes or (stored and not self._config.allow_overwrite):
-                raise NotPermitted(
-                    "a file that is being written can only be cut to nothing", ANY_ORDER
-                )
-            if handle.settled.is_set():
-                self._go_on(handle)
+            return
+        self._await_upload(handle)
+        if size_bytes == handle.size_bytes:
+            return
+        stored = handle.replaces and handle.base is not None
+        if not size_bytes and stored and not self._config.allow_overwrite:
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+        if 0 < size_bytes < handle.written_bytes:
+            raise NotPermitted(
+                "what has been written of a file cannot be cut off, except all of it", ANY_ORDER
+            )
+        if handle.settled.is_set():
+            self._go_on(handle)
+        if size_bytes:
+            handle.set_size(size_bytes)
+        else:
             handle.restart()
+
+    def _await_upload(self, handle: WriteHandle) -> None:
+        """Wait for an upload that is being completed, for what comes after it."""
+        while handle.finishing and not handle.settled.wait(LOOK_S):
+            handle.check()
 
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
         """Set mode, owners or time of a file or directory that is there."""
@@ -426,7 +441,7 @@ class Changes:
             if upload is not None:
                 upload.rename(handle.inode.key, handle.condition)
                 self._keeping.finishing(handle, upload)
-                info = upload.finish()
+                info = handle.finish(upload)
                 if not handle.claim(upload):  # somebody else does the rest, or has
                     while handle.upload is upload and not handle.settled.wait(SETTLE_S):
                         pass

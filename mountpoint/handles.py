@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
-from mountpoint.errors import NO_OPTION, BadArgument, BadHandle, NotSequential
+from mountpoint.errors import NO_OPTION, BadArgument, BadHandle, NotSequential, TooLarge
 from mountpoint.inodes import Inode
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
@@ -21,6 +21,7 @@ from mountpoint.s3.kept import NOTHING, FileAttributes
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.staged import StagedFile
 from mountpoint.tree import Entry
+from mountpoint.writing.parts import MOST_OBJECT_BYTES
 from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.upload import Upload
 
@@ -146,6 +147,7 @@ class WriteHandle:
         self.finishing = False  # its upload is being completed
         self.removed = False  # it has no name any more: nothing comes of what is written
         self._removed_bytes = 0
+        self._least_bytes = 0  # the size as it was set: zeros follow what is written
         self.settled = threading.Event()  # nothing is to be uploaded, or there never will be
         self._failure: Exception | None = None
         self.settling = threading.Lock()  # held to set it and what goes with it
@@ -155,9 +157,14 @@ class WriteHandle:
 
     @property
     def size_bytes(self) -> int:
-        """How large the file has become."""
+        """How large the file has become, or was set."""
         if self.removed:
             return self._removed_bytes
+        return max(self.written_bytes, self._least_bytes)
+
+    @property
+    def written_bytes(self) -> int:
+        """Where the next write is to begin."""
         if self.upload is not None:
             return self.upload.size_bytes
         return 0 if self.base is None else self.base.size_bytes
@@ -174,10 +181,21 @@ class WriteHandle:
         return 0 if self.upload is None else self.upload.pending_bytes
 
     def write(self, offset: int, data: bytes) -> int:
-        """Take the next bytes; return how many. Raises NotSequential, and what uploads raise."""
+        """Take the next bytes; return how many. Raises NotSequential, and what uploads raise.
+
+        Zeros beyond the next byte only set the size: glibc's posix_fallocate writes one at the
+        end of each block. What is written at the end of the size that was set has zeros before it.
+        """
+        size_bytes = self.size_bytes
+        ahead = offset > self.written_bytes
+        if ahead and data.count(0) == len(data):
+            self.set_size(max(size_bytes, offset + len(data)))
+            return len(data)
         upload = self.upload
         if upload is None:
             upload = self._go_on(offset)
+        if ahead and offset == size_bytes:
+            upload.extend(offset)
         written = upload.write(offset, data)
         self.mtime_ns = time.time_ns()
         return written
@@ -200,9 +218,26 @@ class WriteHandle:
         """Note the size of a file that has been removed."""
         self._removed_bytes = size_bytes
 
+    def set_size(self, size_bytes: int) -> None:
+        """Note the size that the file is to have: at least what has been written.
+
+        Raises TooLarge.
+        """
+        if size_bytes > MOST_OBJECT_BYTES:
+            raise TooLarge(f"{size_bytes} bytes; an object has {MOST_OBJECT_BYTES} at most")
+        if self.upload is None and size_bytes > self.written_bytes:
+            self._go_on(self.written_bytes)
+        self._least_bytes = size_bytes
+        self.mtime_ns = time.time_ns()
+
+    def finish(self, upload: Sequential) -> ObjectInfo:
+        """Finish an upload of this file, with the size that was set."""
+        return upload.finish(self._least_bytes)
+
     def restart(self) -> None:
         """Begin anew, with nothing written."""
         begun = self.upload
+        self._least_bytes = 0
         self.kept = replace(self.kept, mtime_ns=None)
         self.mtime_ns = time.time_ns()
         self._on_base = False

@@ -107,15 +107,16 @@ class Appending(Sequential):
         self._info = base  # the object with all parts that have arrived
         self._waiting: deque[Body] = deque()  # parts, complete and in order
 
-    def finish(self) -> ObjectInfo:
+    def finish(self, size_bytes: int = 0) -> ObjectInfo:
         """Send all that was written until now; return the object with it. More may follow.
 
-        Of a new object to which nothing was written this makes an empty one. Raises AlreadyExists
-        or PreconditionFailed when the object is not what it was, any S3Error that retries did not
-        help, Interrupted when the mount goes away.
+        Zeros come first, until it has `size_bytes`. Of a new object to which nothing was written
+        this makes an empty one. Raises AlreadyExists or PreconditionFailed when the object is not
+        what it was, any S3Error that retries did not help, Interrupted when the mount goes away.
         """
         with self._changed:
             with self._turn():
+                self._gather_zeros(size_bytes)
                 if self._gathering.size_bytes or not self._is_begun():
                     self._seal()
             size_bytes = self._size_bytes

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from mountpoint.config import LEAST_PART_BYTES, MIB, MOST_PART_BYTES
 
 MOST_PARTS = 10_000
+#: No object can be larger: as many parts as there may be, each as large as it may be.
+MOST_OBJECT_BYTES = MOST_PARTS * MOST_PART_BYTES
 
 #: A part is at least this share of what is before it: so 10,000 parts reach 5 TiB from the least
 #: part size that can be chosen, and those of 8 MiB begin to grow at 10 GB. A file of 100 GiB ends

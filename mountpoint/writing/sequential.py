@@ -40,6 +40,9 @@ PRESSED_S = 0.25
 #: How often a writer looks that waits for what other uploads give back: they cannot wake it.
 LOOK_S = 0.01
 
+#: Zeros are gathered in pieces of this size; all pieces are the same memory.
+ZEROS = bytes(1 << 20)
+
 
 class Sequential(ABC):
     """The upload of an object that has `size_bytes` already, with memory from `lease`.
@@ -101,9 +104,17 @@ class Sequential(ABC):
             self._gather(data)
             return len(data)
 
+    def extend(self, size_bytes: int) -> None:
+        """Go on with zeros until the object has this size. Raises what `write` raises."""
+        with self._changed, self._turn():
+            self._gather_zeros(size_bytes)
+
     @abstractmethod
-    def finish(self) -> ObjectInfo:
-        """Upload what is left; return the object, which is in S3 with all that was written."""
+    def finish(self, size_bytes: int = 0) -> ObjectInfo:
+        """Upload what is left; return the object, which is in S3 with all that was written.
+
+        It has at least `size_bytes`: what is missing is zeros.
+        """
 
     @abstractmethod
     def rename(self, key: bytes, condition: Condition) -> bool:
@@ -208,6 +219,11 @@ class Sequential(ABC):
             self._size_bytes += size
             self._pending_bytes += size
             rest = rest[size:]
+
+    def _gather_zeros(self, size_bytes: int) -> None:
+        """Gather zeros until the object has this size (its turn)."""
+        while (left := size_bytes - self._size_bytes) > 0:
+            self._gather(ZEROS[:left])
 
     def _keep(self, data: bytes | memoryview) -> None:
         """Add bytes to the part: in memory, or in a temporary file if there is none left."""

@@ -122,18 +122,20 @@ class Upload(Sequential):
                     self._read(source, start, start + step.size_bytes)
                 start += step.size_bytes
 
-    def finish(self) -> ObjectInfo:
+    def finish(self, size_bytes: int = 0) -> ObjectInfo:
         """Upload what is left and complete the object; return it. Again: the same answer.
 
-        When this returns the object is in S3, with the bytes that were written. Raises
-        AlreadyExists or PreconditionFailed when its condition was not met, any S3Error that
-        retries did not help, Interrupted when the mount goes away.
+        Zeros come first, until it has `size_bytes`. When this returns the object is in S3, with the
+        bytes that were written. Raises AlreadyExists or PreconditionFailed when its condition was
+        not met, any S3Error that retries did not help, Interrupted when the mount goes away.
         """
         with self._changed:
             self._check()
             while not self._finishing and (self._writing or not self._has_place()):
                 self._wait(LOOK_S)
             if not self._finishing:
+                with super()._turn():
+                    self._gather_zeros(size_bytes)
                 self._finishing = True
                 if not self._multipart.begun:
                     self._completion.put(self._gathering.body())

@@ -123,6 +123,8 @@ CASES = [
     Case("shutil.rmtree", "shutil.rmtree('tree')", (DELETE,), prepare="cp -r $IN/tree tree", python=True),
     Case("zipfile", "import zipfile\nwith zipfile.ZipFile('a.zip', 'w') as z: z.write(IN / 'text', 'text')", options=EDIT, python=True, same=False, check="unzip -qt a.zip > $TMP/said"),
     Case("tarfile, gzip, json, pickle", "import tarfile, gzip, json, pickle\ntarfile.open('a.tar', 'w').add(IN / 'tree', 'tree')\ngzip.open('a.gz', 'w').write(b'1')\njson.dump([1], open('a.json', 'w'))\npickle.dump([1], open('a.pickle', 'wb'))", python=True, same=False),
+    Case("a size set first, then renamed", "import os\nwith open('a.tmp', 'wb') as f:\n    f.truncate(3000000)\n    f.write(b'1' * 2000000)\nos.rename('a.tmp', 'a')\nwith open('b', 'wb') as f: os.posix_fallocate(f.fileno(), 0, 100000); f.write(b'1' * 5000)", (RENAME,), python=True),
+    Case("truncate -s of a new file", "truncate -s 10000000 a"),
     Case("numpy.save", "import numpy\nnumpy.save('a.npy', numpy.arange(1000000))\nassert (numpy.load('a.npy') == numpy.arange(1000000)).all()", python=True, modules=("numpy",)),
     Case("numpy.savez", "import numpy\nnumpy.savez('a.npz', a=numpy.arange(1000000))\nassert (numpy.load('a.npz')['a'] == numpy.arange(1000000)).all()", EDIT, python=True, same=False, modules=("numpy",)),
     Case("pandas.to_csv", "import pandas\npandas.DataFrame({'a': range(100000)}).to_csv('a.csv')", python=True, modules=("pandas",)),

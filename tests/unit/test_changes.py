@@ -25,6 +25,7 @@ from mountpoint.errors import (
     OperationError,
     S3Error,
     StaleInode,
+    TooLarge,
     WriterKilled,
 )
 from mountpoint.inodes import ROOT
@@ -479,8 +480,88 @@ def test_attributes_of_what_is_there() -> None:
                 world.fs.set_attributes(number, size_bytes=None, mtime_ns=5)
 
 
+@pytest.mark.parametrize("written", [0, 5, PART, 2 * PART + 1])
+def test_a_size_beyond_what_is_written(written: int) -> None:
+    """It is seen at once, may become smaller again, and is made good with zeros at the end."""
+    size = 3 * PART + 7
+    data = os.urandom(written)
+    with mounted(memory_bytes=64 * MIB) as world:
+        handle = world.create(b"a")
+        number = world.look(b"a").inode
+        world.fs.set_attributes(number, size_bytes=size + 9, mtime_ns=None)
+        for offset in range(0, written, MIB):
+            world.fs.write(handle, offset, data[offset : offset + MIB])
+        assert world.look(b"a").size_bytes == size + 9
+        assert world.fs.set_attributes(number, size_bytes=size, mtime_ns=None).size_bytes == size
+        world.close(handle)
+        assert world.client.content(b"a") == data + bytes(size - written)
+        assert world.look(b"a").size_bytes == size
+
+
+def test_a_size_that_is_reached() -> None:
+    """As safetensors writes: the final size first, then all bytes; the zeros are nowhere."""
+    data = os.urandom(2 * MIB + 1)
+    with mounted() as world:
+        handle = world.create(b"a")
+        number = world.look(b"a").inode
+        world.fs.set_attributes(number, size_bytes=len(data), mtime_ns=None)
+        for offset in range(0, len(data), MIB):
+            world.fs.write(handle, offset, data[offset : offset + MIB])
+        world.close(handle)
+        assert world.client.content(b"a") == data
+
+
+def test_a_size_can_be_given_up() -> None:
+    """A file that is cut to what is written, or to nothing, has no zeros."""
+    with mounted() as world:
+        for name, cut in ((b"a", 3), (b"b", 0)):
+            handle = world.create(name)
+            number = world.look(name).inode
+            world.fs.write(handle, 0, b"123")
+            for size in (100, cut):
+                world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
+            world.close(handle)
+            world.fs.sweep()
+        assert world.client.content(b"a") == b"123"
+        assert world.client.content(b"b") == b""
+
+
+def test_zeros_beyond_the_end_set_the_size() -> None:
+    """As glibc's posix_fallocate writes, a zero at the end of each block; then all in order."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        for offset in (4095, 8191, 9999):
+            assert world.fs.write(handle, offset, b"\0") == 1
+        assert world.look(b"a").size_bytes == 10_000
+        world.fs.write(handle, 0, b"1" * 6000)
+        world.close(handle)
+        assert world.client.content(b"a") == b"1" * 6000 + bytes(4000)
+
+
+def test_written_at_the_end_of_the_size_that_was_set() -> None:
+    """What is appended to a file that was lengthened has zeros before it."""
+    with mounted({b"a": b"123"}, allow_append=True) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_WRONLY | os.O_APPEND)
+        world.fs.set_attributes(number, size_bytes=5, mtime_ns=None)
+        world.fs.write(handle, 5, b"45")
+        world.close(handle)
+        assert world.client.content(b"a") == b"123\0\00045"
+
+
+def test_a_size_that_no_object_has() -> None:
+    """It is refused when it is set, and the file goes on."""
+    with mounted() as world:
+        handle = world.create(b"a")
+        with pytest.raises(TooLarge):
+            world.fs.set_attributes(world.look(b"a").inode, size_bytes=1 << 60, mtime_ns=None)
+        world.fs.write(handle, 0, b"1")
+        world.close(handle)
+        assert world.client.content(b"a") == b"1"
+
+
 def test_truncation_of_a_file_that_is_written() -> None:
-    """To nothing it begins anew; to the size that it has is no change; else it is refused."""
+    """To nothing it begins anew; to the size that it has is no change; below it is refused."""
     with mounted() as world:
         handle = world.create(b"a")
         number = world.look(b"a").inode

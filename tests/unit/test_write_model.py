@@ -470,14 +470,16 @@ class Mounts(RuleBasedStateMachine):
                 it.world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
         except NotPermitted:
             assert size not in (0, known)
+            # Only what was not written can be cut off: what was is no zeros.
+            assert not writing or it.view.writing[path][size:].strip(b"\0")
         except StaleInode:
             assert size == known  # nothing was done; the kernel looks again
         else:
-            assert size in (0, known)
+            assert writing or size in (0, known)
             if writing:
                 (writer,) = [each for each in it.writers if each.path == path and each.pending]
-                if size == 0:
-                    writer.data = it.view.writing[path] = b""
+                writer.data = writer.data[:size].ljust(size, b"\0")
+                it.view.writing[path] = writer.data
             elif size == 0:
                 self.bucket.put(path, b"", self.now_s)
                 self.note(it, path, b"")
