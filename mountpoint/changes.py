@@ -36,6 +36,7 @@ from mountpoint.handles import WriteHandle, check_flags, unchanged
 from mountpoint.heads import newest
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
+from mountpoint.key_locks import KeyLocks
 from mountpoint.local import LocalNames, Writer
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.kept import NOTHING, FileAttributes, formatted
@@ -63,6 +64,7 @@ class Changes:
         self,
         client: ObjectClient,
         patience: Patience,
+        key_locks: KeyLocks,
         uploads: Uploads,
         copies: Copies,
         inodes: InodeTable,
@@ -74,6 +76,7 @@ class Changes:
         # dependencies
         self._client = client
         self._patience = patience
+        self._key_locks = key_locks
         self._uploads = uploads
         self._copies = copies
         self._inodes = inodes
@@ -229,7 +232,8 @@ class Changes:
 
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
         """Set mode, owners or time of a file or directory that is there."""
-        self._keeping.set(inode, attributes, self._settled.get(inode.key))
+        with self._key_locks.shared(lambda: inode.key):
+            self._keeping.set(inode, attributes, self._settled.get(inode.key))
 
     def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
         """Set them of a file that is being written; False: it is there now."""
@@ -256,6 +260,15 @@ class Changes:
         assert isinstance(writer, WriteHandle)
         if not (writer.closing and writer.settled.wait(SETTLE_S)):
             raise NotPermitted("the file is being written")
+
+    def await_end(self, writer: Writer, *, replaced: bool) -> None:
+        """Wait for a file that is closed now, if it has to be there before it is renamed.
+
+        `replaced`: another one is to have its name. Its end needs its key, which a rename holds.
+        """
+        assert isinstance(writer, WriteHandle)
+        if writer.closing and (replaced or writer.replaces or writer.base is not None):
+            writer.settled.wait(SETTLE_S)
 
     def unlink_open(self, writer: Writer) -> bool:
         """Whether a file that is being written has been removed: it has to be there first."""
@@ -343,6 +356,10 @@ class Changes:
 
     def _finish(self, handle: WriteHandle) -> None:
         """Complete what is being uploaded of a file, under its name and with its attributes."""
+        with self._key_locks.shared(lambda: handle.inode.key):
+            self._complete(handle)
+
+    def _complete(self, handle: WriteHandle) -> None:
         upload, info = handle.upload, handle.base
         refused: OperationError | None = None
         try:
