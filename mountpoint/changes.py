@@ -37,6 +37,7 @@ from mountpoint.errors import (
 from mountpoint.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags, unchanged
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
+from mountpoint.key_locks import KeyLocks
 from mountpoint.local import LocalNames, Writer
 from mountpoint.readers import BEING_READ, BEING_READ_HINT, Readers
 from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
@@ -69,6 +70,7 @@ class Changes:
         self,
         client: ObjectClient,
         patience: Patience,
+        key_locks: KeyLocks,
         uploads: Uploads,
         copies: Copies,
         inodes: InodeTable,
@@ -81,6 +83,7 @@ class Changes:
         # dependencies
         self._client = client
         self._patience = patience
+        self._key_locks = key_locks
         self._uploads = uploads
         self._copies = copies
         self._inodes = inodes
@@ -285,7 +288,8 @@ class Changes:
 
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
         """Set mode, owners or time of a file or directory that is there."""
-        self._keeping.set(inode, attributes, self._opener.settled.get(inode.key))
+        with self._key_locks.shared(lambda: inode.key):
+            self._keeping.set(inode, attributes, self._opener.settled.get(inode.key))
 
     def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
         """Set them of a file that is being written; False: it is there now."""
@@ -315,6 +319,16 @@ class Changes:
         assert isinstance(writer, WriteHandle)
         self._opener.await_end(writer, 0.0)
 
+    def await_end(self, writer: Writer, *, replaced: bool) -> None:
+        """Wait for a file that is closed now, if it has to be there before it is renamed.
+
+        `replaced`: another one is to have its name. Its end needs its key, which a rename holds.
+        """
+        assert isinstance(writer, WriteHandle)
+        ends = writer.closing or writer.finishing
+        if ends and (replaced or writer.replaces or writer.base is not None):
+            writer.settled.wait(SETTLE_S)
+
     def unlink_open(self, writer: Writer) -> bool:
         """Remove a file that is being written, of which nothing comes then; False: it is there now.
 
@@ -325,23 +339,20 @@ class Changes:
         inode, stored = writer.inode, writer.replaces or writer.base is not None
         if stored and not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
-        while not writer.settled.is_set():
-            if writer.finishing:
-                self.check_unwritten(writer)
-                continue
+        # Alone with its key no upload of it is being completed.
+        with self._key_locks.alone(lambda: [inode.key]):
+            if writer.settled.is_set():
+                return False
             if stored:
                 self._patience.ask(lambda: self._client.delete_object(inode.key)).answer()
             with writer.settling:
-                if writer.finishing or writer.settled.is_set():
-                    continue
                 begun = writer.remove()
             self._local.forget_name(writer)
             self._local.keep(inode.directory)
             self._changed(inode.directory, inode.name, None)
-            if begun is not None:
-                begun.abort()
-            return True
-        return False
+        if begun is not None:
+            begun.abort()
+        return True
 
     def displace(self, writer: Writer, move: Callable[[], None]) -> None:
         """Have `move` give another file the name of one that is being written: once it is not."""
@@ -431,6 +442,10 @@ class Changes:
 
     def _finish(self, handle: WriteHandle) -> None:
         """Complete what is being uploaded of a file, under its name and with its attributes."""
+        with self._key_locks.shared(lambda: handle.inode.key):
+            self._complete(handle)
+
+    def _complete(self, handle: WriteHandle) -> None:
         with handle.settling:
             if handle.removed:
                 return

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import DirectoryNotEmpty, NotADirectory, NotPermitted, Stalled
 from mountpoint.inodes import Inode
+from mountpoint.key_locks import KeyLocks
 from mountpoint.local import LocalNames
 from mountpoint.s3.client import NEW, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
@@ -28,6 +29,7 @@ class Directories:
         self,
         client: ObjectClient,
         patience: Patience,
+        key_locks: KeyLocks,
         uploads: Uploads,
         local: LocalNames,
         config: ChangeConfig,
@@ -36,6 +38,7 @@ class Directories:
         # dependencies
         self._client = client
         self._patience = patience
+        self._key_locks = key_locks
         self._uploads = uploads
         self._local = local
         self._changed = changed
@@ -45,27 +48,29 @@ class Directories:
     def make(self, parent: Inode, name: bytes) -> Entry:
         """Make a directory."""
         check_new(parent.key, name + b"/")
-        prefix = parent.key + name + b"/"
-        if self._markers:
-            marker = self._uploads.upload(prefix, condition=NEW)
-            try:
-                marker.finish()
-            finally:
-                marker.abort()
-            self._changed(parent.key, name, None)
-        self._local.keep(prefix)
+        with self._key_locks.shared(lambda: parent.key + name + b"/"):
+            prefix = parent.key + name + b"/"
+            if self._markers:
+                marker = self._uploads.upload(prefix, condition=NEW)
+                try:
+                    marker.finish()
+                finally:
+                    marker.abort()
+                self._changed(parent.key, name, None)
+            self._local.keep(prefix)
         return Entry(name, None)
 
     def remove(self, parent: Inode, entry: Entry) -> None:
         """Remove a directory in which there is nothing."""
         if not entry.is_directory:
             raise NotADirectory()
-        prefix = parent.key + entry.name + b"/"
-        if self.check_replaceable(prefix):
-            self._patience.ask(lambda: self._client.delete_object(prefix)).answer()
-        self._local.drop(prefix)
-        self._local.keep(parent.key)
-        self._changed(parent.key, entry.name, None)
+        with self._key_locks.shared(lambda: parent.key + entry.name + b"/"):
+            prefix = parent.key + entry.name + b"/"
+            if self.check_replaceable(prefix):
+                self._patience.ask(lambda: self._client.delete_object(prefix)).answer()
+            self._local.drop(prefix)
+            self._local.keep(parent.key)
+            self._changed(parent.key, entry.name, None)
 
     def check_replaceable(self, prefix: bytes) -> bool:
         """Return whether there is a marker.

@@ -45,6 +45,7 @@ from mountpoint.handles import (
 from mountpoint.heads import Heads
 from mountpoint.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, InodeTable
 from mountpoint.keeping import Keeping
+from mountpoint.key_locks import KeyLocks
 from mountpoint.listing.ahead import WalkAhead
 from mountpoint.listing.lookups import Lookups
 from mountpoint.listing.recent import Listings
@@ -136,6 +137,7 @@ class FileSystem:
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
         self._local = LocalNames(prefix)
         self._readers = Readers(self._inodes)
+        self._key_locks = KeyLocks(patience.stopping)
         self._keeping = Keeping(
             SelfCopies(client, uploads, patience), self._inodes, change, self._changed
         )
@@ -166,6 +168,7 @@ class FileSystem:
         self._changes = Changes(
             client,
             patience,
+            self._key_locks,
             uploads,
             copies,
             self._inodes,
@@ -181,6 +184,7 @@ class FileSystem:
                 staging,
                 client,
                 patience,
+                self._key_locks,
                 uploads,
                 copies,
                 self._inodes,
@@ -191,9 +195,12 @@ class FileSystem:
                 write,
                 self._changed,
             )
-        self._making = Directories(client, patience, uploads, self._local, change, self._changed)
+        self._making = Directories(
+            client, patience, self._key_locks, uploads, self._local, change, self._changed
+        )
         self._renames = Renames(
             copies,
+            self._key_locks,
             self._making,
             self._writing,
             self._names,
@@ -501,8 +508,9 @@ class FileSystem:
         writer = self._local.file(directory.key, name)
         if writer is not None and self._writing.unlink_open(writer):
             return
-        self._changes.unlink(directory, self._names.find(directory.key, name)[0])
-        self._listings.gone(directory.key, name)
+        with self._key_locks.alone(lambda: [directory.key + name]):
+            self._changes.unlink(directory, self._names.find(directory.key, name)[0])
+            self._listings.gone(directory.key, name)
 
     def rename(
         self,

@@ -7,6 +7,10 @@ closed (`changes`).
 A directory is renamed by moving all that is below it, several objects at a time. If that fails in
 the middle some objects have been moved: the error says so, and each is in one of the two places.
 A file that is staged follows its object, so that it is uploaded to where that is.
+
+What is still under way is waited for, under both names and below them: a program's last close, say,
+which the kernel tells of after the program has gone on. What comes meanwhile waits for the rename
+(`key_locks`).
 """
 
 from collections.abc import Callable
@@ -26,6 +30,7 @@ from mountpoint.errors import (
 )
 from mountpoint.handles import unchanged
 from mountpoint.inodes import Inode, InodeTable
+from mountpoint.key_locks import KeyLocks
 from mountpoint.listing.recent import Listings
 from mountpoint.local import LocalNames
 from mountpoint.names import Names
@@ -38,6 +43,9 @@ TAKEN = "there is something of this name"
 
 class Writing(Protocol):
     """The files that are being written: `Changes` or `StagedChanges`."""
+
+    def await_end(self, writer: Any, *, replaced: bool) -> None:
+        """Wait for a file that is closed now, if it has to be there before it is renamed."""
 
     def displace(self, writer: Any, move: Callable[[], None]) -> None:
         """Have `move` give another file the name of one that is being written."""
@@ -65,6 +73,7 @@ class Renames:
     def __init__(
         self,
         copies: Copies,
+        key_locks: KeyLocks,
         directories: Directories,
         writing: Writing,
         names: Names,
@@ -76,6 +85,7 @@ class Renames:
     ) -> None:
         # dependencies
         self._copies = copies
+        self._key_locks = key_locks
         self._directories = directories
         self._writing = writing
         self._names = names
@@ -99,16 +109,25 @@ class Renames:
             )
         check_new(to.key, new_name)
 
+        def keys() -> list[bytes]:
+            files = [parent.key + name, to.key + new_name]
+            return files + [each + b"/" for each in files]
+
         def move() -> None:
             self._move(parent, name, to, new_name, replace=replace)
 
-        displaced = self._local.file(to.key, new_name)
-        if displaced is None:
-            move()
-        elif replace:
-            self._writing.displace(displaced, move)
-        else:
-            raise EntryExists(TAKEN)
+        for directory, each in ((parent, name), (to, new_name)):
+            writer = self._local.file(directory.key, each)
+            if writer is not None:
+                self._writing.await_end(writer, replaced=directory is to and each == new_name)
+        with self._key_locks.alone(keys):
+            displaced = self._local.file(to.key, new_name)
+            if displaced is None:
+                move()
+            elif replace:
+                self._writing.displace(displaced, move)
+            else:
+                raise EntryExists(TAKEN)
 
     def _move(
         self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool

@@ -31,6 +31,7 @@ from mountpoint.handles import ReadHandle, StagedHandle, StagedWriter, check_fla
 from mountpoint.heads import newest
 from mountpoint.inodes import Inode, InodeTable
 from mountpoint.keeping import Keeping
+from mountpoint.key_locks import KeyLocks
 from mountpoint.local import LocalNames
 from mountpoint.readers import Readers
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
@@ -56,6 +57,7 @@ class StagedChanges:
         area: StagingArea,
         client: ObjectClient,
         patience: Patience,
+        key_locks: KeyLocks,
         uploads: Uploads,
         copies: Copies,
         inodes: InodeTable,
@@ -70,6 +72,7 @@ class StagedChanges:
         self._area = area
         self._client = client
         self._patience = patience
+        self._key_locks = key_locks
         self._uploads = uploads
         self._copies = copies
         self._inodes = inodes
@@ -99,14 +102,15 @@ class StagedChanges:
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
             kept = self._keeping.of_new(attributes)
-            writer = self._writer(inode, None, NEW, kept, new=True)
-            with self._lock:
-                if not self._local.add(writer):
-                    raise NotPermitted(
-                        "the file is being written",
-                        f"{NO_OPTION}another program has just made it",
-                    )
-                return self._join(writer, flags | os.O_RDWR | os.O_TRUNC, process)
+            with self._key_locks.shared(lambda: inode.key):
+                writer = self._writer(inode, None, NEW, kept, new=True)
+                with self._lock:
+                    if not self._local.add(writer):
+                        raise NotPermitted(
+                            "the file is being written",
+                            f"{NO_OPTION}another program has just made it",
+                        )
+                    return self._join(writer, flags | os.O_RDWR | os.O_TRUNC, process)
         except BaseException:
             self._inodes.uncreate(inode)
             raise
@@ -133,7 +137,8 @@ class StagedChanges:
         if flags & os.O_ACCMODE == os.O_RDWR and not self._allows(flags):
             return None  # many programs that ask for both only read
         self._check_allowed(flags)
-        return self._stage(inode, flags, process)
+        with self._key_locks.shared(lambda: inode.key):
+            return self._stage(inode, flags, process)
 
     def is_written(self, inode: Inode) -> bool:
         """Whether an inode is open for somebody who may write."""
@@ -249,6 +254,10 @@ class StagedChanges:
 
     def release(self, handle: StagedHandle) -> None:
         """Close a handle; with the last one the file leaves the disk, once it is in S3."""
+        with self._key_locks.shared(lambda: handle.inode.key):
+            self._release(handle)
+
+    def _release(self, handle: StagedHandle) -> None:
         writer = handle.writer
         if handle.changed and handle.is_lost and writer.file.dirty:
             self._give_up(handle)
@@ -284,14 +293,15 @@ class StagedChanges:
             handle = self._open_to_truncate(inode, size_bytes)
             if handle is None:
                 return
-            try:
-                handle.truncate(size_bytes)
-                if not self._is_changed(handle.writer, but=handle):
-                    self._store(handle.writer, keep=False)
-            except OperationError:
-                self._give_up(handle)
-                raise
-            self.release(handle)
+            with self._key_locks.shared(lambda: inode.key):
+                try:
+                    handle.truncate(size_bytes)
+                    if not self._is_changed(handle.writer, but=handle):
+                        self._store(handle.writer, keep=False)
+                except OperationError:
+                    self._give_up(handle)
+                    raise
+                self._release(handle)
         finally:
             self._inodes.released(inode)
 
@@ -304,7 +314,8 @@ class StagedChanges:
         if inode.info is not None and inode.info.size_bytes == size_bytes:
             return None
         self._check_allowed()
-        return self._stage(inode, os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC, 0)
+        with self._key_locks.shared(lambda: inode.key):
+            return self._stage(inode, os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC, 0)
 
     def set_open(self, writer: StagedWriter, attributes: FileAttributes) -> bool:
         """Set mode, owners or time of a file that is open; False: it has been closed meanwhile."""
@@ -321,17 +332,21 @@ class StagedChanges:
         stored, inode = writer.is_stored, writer.inode
         if stored and not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
-        key = writer.file.key
 
         def delete() -> None:
             if stored:
+                key = writer.file.key
                 self._patience.ask(lambda: self._client.delete_object(key)).answer()
 
-        if not self._orphan(writer, delete):
-            return False
-        self._local.keep(inode.directory)
-        self._changed(inode.directory, inode.name, None)
-        return True
+        with self._key_locks.alone(lambda: [inode.key]):
+            if not self._orphan(writer, delete):
+                return False
+            self._local.keep(inode.directory)
+            self._changed(inode.directory, inode.name, None)
+            return True
+
+    def await_end(self, writer: StagedWriter, *, replaced: bool) -> None:
+        """Nothing: what is staged can be renamed and replaced at any time."""
 
     def displace(self, writer: StagedWriter, move: Callable[[], None]) -> None:
         """Have `move` give another file the name of one that is open.
@@ -401,8 +416,9 @@ class StagedChanges:
     # --- inside ---
 
     def _upload(self, writer: StagedWriter) -> None:
-        self._store(writer)
-        self._keep(writer)
+        with self._key_locks.shared(lambda: writer.inode.key):
+            self._store(writer)
+            self._keep(writer)
 
     def _keep(self, writer: StagedWriter) -> None:
         """Have the object keep what was set since it was uploaded."""

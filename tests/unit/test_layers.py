@@ -104,6 +104,7 @@ LAYERS = (
     "mountpoint.staging.content",
     "mountpoint.staging.staged",
     "mountpoint.inodes",
+    "mountpoint.key_locks",
     "mountpoint.handles",
     "mountpoint.local",
     "mountpoint.readers",
