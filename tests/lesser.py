@@ -48,5 +48,16 @@ def refuse_conditions(exchange: Exchange) -> None:
         exchange.refuse(501, "NotImplemented")
 
 
+def refuse_copied_parts(status: int, code: str) -> Fault:
+    """Refuse UploadPartCopy."""
+
+    def fault(exchange: Exchange) -> None:
+        names = {name.lower() for name in exchange.request_headers}
+        if "x-amz-copy-source" in names and "partNumber=" in exchange.target:
+            exchange.refuse(status, code)
+
+    return fault
+
+
 #: A store that knows ListObjects only.
 only_v1 = without_parameter("list-type", "start-after", "continuation-token")

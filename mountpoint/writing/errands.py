@@ -62,6 +62,15 @@ class Line(Protocol[U]):
         True if it is worth it to ask again, for what is known now.
         """
 
+    def copies_parts(self) -> bool | None:
+        """Whether the server copies parts of objects; None until it has done so or refused it."""
+
+    def part_copied(self) -> None:
+        """Note that it does."""
+
+    def does_without_copies(self, error: S3Error) -> bool:
+        """Note that it does not, if that is what `error` means; True if so."""
+
     def closed(self, upload: U) -> None:
         """Note that an upload is over."""
 

@@ -116,7 +116,10 @@ class Multipart:
         self._with_id(go)
 
     def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
-        """Have [start, stop) of this version copied as the next part. Raises TooLarge as `send`."""
+        """Have [start, stop) of this version copied as the next part. Raises TooLarge as `send`.
+
+        Where the server copies no parts (`Line.copies_parts`), the number is free again.
+        """
         number = self._number()
         self.copying += 1
         name = self._options.checksum
@@ -128,6 +131,15 @@ class Multipart:
                 told = Checksum(name, written.checksum) if digest is not None else None
             self._sent[number] = Sent(PartDone(number, written.etag, told), digest, stop - start)
             self.copying -= 1
+            self._line.part_copied()
+
+        def refused(error: S3Error) -> None:
+            # The caller waits for the first part that is copied, so there is none behind it.
+            if number == self.next_number - 1 and self._line.does_without_copies(error):
+                self.next_number = number
+                self.copying -= 1
+            else:
+                self._failed(error)
 
         def go(upload_id: str) -> None:
             begin = functools.partial(
@@ -142,7 +154,7 @@ class Multipart:
                 checksum=name,
             )
             try_s = self._patience.try_s + (stop - start) / SLOWEST_COPY_BYTES_PER_S
-            self._errands.send(Errand(begin, done, self._failed, try_s=try_s))
+            self._errands.send(Errand(begin, done, refused, try_s=try_s))
 
         self._with_id(go)
 

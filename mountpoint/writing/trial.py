@@ -3,8 +3,8 @@
 S3 computes the checksum of a part that it copies. MinIO refuses such a part, as if its bytes had
 been sent without their checksum, and by then bytes of the same upload may be gone that nobody has
 any more. So the first time that a file is going to be put together of copies, an upload is begun,
-a part copied into it, and the upload aborted: three requests, and nothing that anybody sees. AWS is
-not tried.
+a part copied into it, and the upload aborted: three requests, and nothing that anybody sees. A
+store that copies no parts at all shows it then, too. AWS is not tried.
 """
 
 import functools
@@ -35,6 +35,8 @@ class CopyTrial:
         """Whether parts of this object may be copied into an upload with such checksums."""
         if source.size_bytes <= LEAST_PART_BYTES or not self._uploads.knows_checksums():
             return True  # nothing of it is copied, or nothing has checksums
+        if self._uploads.copies_parts() is False:
+            return True
         if self._takes_checksums is None:
             self._takes_checksums = self._try(source, name)
         return self._takes_checksums is not False
@@ -61,6 +63,7 @@ class CopyTrial:
                 checksum=name,
             )
             self._patience.ask(copy).answer()
+            self._uploads.part_copied()
             return True
         except ChecksumsNotOffered as error:
             log.info(
@@ -69,8 +72,8 @@ class CopyTrial:
                 reason=str(error),
             )
             return False
-        except S3Error:
-            return None
+        except S3Error as error:
+            return True if self._uploads.does_without_copies(error) else None
         finally:
             self._abort(source.key, upload_id)
 

@@ -116,10 +116,13 @@ class Upload(Sequential):
                     source.size_bytes,
                     stop - start,
                 )
-                if step.copied:
-                    self._copy_part(source, start, start + step.size_bytes)
-                else:
+                if self._line.copies_parts() is False:
+                    self._read(source, start, stop)
+                    return
+                if not step.copied:
                     self._read(source, start, start + step.size_bytes)
+                elif not self._copy_part(source, start, start + step.size_bytes):
+                    continue
                 start += step.size_bytes
 
     def finish(self, size_bytes: int = 0) -> ObjectInfo:
@@ -237,16 +240,22 @@ class Upload(Sequential):
                 self._lease.give(len(data))
                 self._gather(data)
 
-    def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> None:
-        """Have the server copy a part, after what has been gathered."""
+    def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> bool:
+        """Have the server copy a part, after what has been gathered; False if it copies none."""
         if self._gathering.size_bytes:
             self._seal()
         while self._multipart.copying >= COPIES:
             self._wait()
+        number = self._multipart.next_number
         with self._numbered():
             self._multipart.copy(source, start, stop)
-        self._size_bytes += stop - start
+        while self._multipart.copying and not self._line.copies_parts():
+            self._wait()
         self._check()
+        if self._multipart.next_number == number:
+            return False
+        self._size_bytes += stop - start
+        return True
 
     def _seal(self) -> None:
         """Send the part that has been gathered, when it is its turn."""

@@ -16,7 +16,7 @@ import structlog
 
 from mountpoint.budget import Budget
 from mountpoint.config import MIB, WriteConfig
-from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered
+from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered, S3Error
 from mountpoint.flight import Flight
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
@@ -30,6 +30,9 @@ from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.upload import Upload
 
 log = structlog.get_logger(__name__)
+
+#: How servers refuse an operation that they do not know, beside 501.
+NO_SUCH_OPERATION = (400, 405)
 
 #: A part may take so many times as long per byte as the slowest of the last ones.
 SLACK = 4.0
@@ -71,6 +74,7 @@ class Uploads(Line[Sequential]):
         # what the server may know, until it refuses it
         self._conditions = True
         self._checksums = True
+        self._copies_parts = True if client.is_aws or client.is_directory else None
 
     def upload(
         self,
@@ -253,6 +257,30 @@ class Uploads(Line[Sequential]):
             self._checksums = False
             return True
         return False
+
+    def copies_parts(self) -> bool | None:
+        """See Line."""
+        return self._copies_parts
+
+    def part_copied(self) -> None:
+        """See Line."""
+        self._copies_parts = True
+
+    def does_without_copies(self, error: S3Error) -> bool:
+        """See Line. Where a part has been copied already, the refusal is of something else."""
+        unknown = isinstance(error, NotOffered) or (
+            type(error) is S3Error and error.status in NO_SUCH_OPERATION
+        )
+        if not unknown or self._copies_parts:
+            return False
+        if self._copies_parts is None:
+            log.info(
+                "this server copies no parts of objects: "
+                "what is in the bucket already is read and sent again",
+                reason=str(error),
+            )
+        self._copies_parts = False
+        return True
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
         """See Line."""

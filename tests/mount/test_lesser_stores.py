@@ -16,6 +16,7 @@ from tests.lesser import (
     only_v1,
     refuse_checksums,
     refuse_conditions,
+    refuse_copied_parts,
     without_header,
     without_parameter,
 )
@@ -29,9 +30,11 @@ NEW = random.Random(2).randbytes(20 * MIB)
 
 
 @contextmanager
-def mounted_as(store: Store, folder: Path, fault: Fault, prefix: str) -> Iterator[Mount]:
+def mounted_as(
+    store: Store, folder: Path, fault: Fault, prefix: str, *more: str
+) -> Iterator[Mount]:
     """Mount what is below a prefix of the store, as one that can do less."""
-    options = ["--debug", "--prefix", prefix, "--allow-overwrite", "--allow-append"]
+    options = ["--debug", "--prefix", prefix, "--allow-overwrite", "--allow-append", *more]
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.before.append(fault)
         with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
@@ -98,6 +101,36 @@ def test_written_where_checksums_are_refused(flat_store: Store, folder: Path, fi
         warnings = [line for line in mount.log.splitlines() if "level=warning" in line]
         assert len(warnings) == 1
         assert "this server takes no checksums" in warnings[0]
+    assert pending(flat_store, prefix) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(501, "NotImplemented"), (400, "InvalidRequest"), (405, "MethodNotAllowed")],
+)
+@pytest.mark.parametrize("staged", [False, True])
+def test_written_where_no_parts_are_copied(
+    flat_store: Store, folder: Path, status: int, code: str, staged: bool
+) -> None:
+    """What is appended to large files, or changed in them, is there; the log has one line."""
+    prefix = f"uncopied-{status}-{staged}/"
+    staging = folder / "staging"
+    staging.mkdir(mode=0o700)
+    more = ["--staged-writes", str(staging)] if staged else []
+    flat_store.put(f"{prefix}file", OLD)
+    expected = bytearray(OLD)
+    fault = refuse_copied_parts(status, code)
+    with mounted_as(flat_store, folder, fault, prefix, *more) as mount:
+        for line in (b"first\n", b"second\n"):
+            with (mount.path / "file").open("r+b" if staged else "ab") as file:
+                file.write(line)
+            if staged:
+                expected[: len(line)] = line
+            else:
+                expected += line
+            assert content(flat_store, f"{prefix}file") == expected
+            assert (mount.path / "file").read_bytes() == expected
+        assert mount.log.count("this server copies no parts of objects") == 1
     assert pending(flat_store, prefix) == []
 
 

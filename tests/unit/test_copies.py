@@ -523,6 +523,21 @@ def test_parts_are_tried_once(place: Place, refuses: bool) -> None:
     assert len([line for line in lines if "no parts" in line["event"]]) == refuses
 
 
+def test_parts_that_are_not_copied_at_all(place: Place) -> None:
+    """The trial shows it: the copy is read and sent, with checksums, and nothing is tried again."""
+    place.client.is_aws = False
+    place.configure()
+    refusal = errors.NotOffered("no", code="NotImplemented", status=501)
+    place.client.script = lambda request: (
+        Fault(error=refusal) if request.kind == "copy_part" else None
+    )
+    for begun in (2, 1):
+        stored = copied_in_parts(place)
+        assert "crc32c" in stored.checksums
+        assert place.client.count("create_upload") == begun
+        assert place.client.count("copy_part") == begun - 1
+
+
 def test_parts_are_not_tried_at_aws(place: Place) -> None:
     """There is one upload, the one that is wanted."""
     copied_in_parts(place)

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
@@ -327,6 +328,84 @@ def test_a_refusal_is_for_good(world: World) -> None:
         copy_and_finish(upload, info)
     upload.abort()
     assert world.client.keys() == [SOURCE]
+    world.check_over()
+
+
+NO_COPIES = [
+    errors.NotOffered("a header", code="NotImplemented", status=501),
+    errors.S3Error("not known", code="InvalidRequest", status=400),
+    errors.S3Error("not allowed", code="MethodNotAllowed", status=405),
+    errors.ChecksumsNotOffered("checksum missing", code="InvalidRequest", status=400),
+]
+
+
+@pytest.mark.parametrize("error", NO_COPIES, ids=lambda error: f"{error.status}-{error.code}")
+@pytest.mark.parametrize("written", [0, 1000, PART + 1000])
+def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, written: int) -> None:
+    """What it does not copy is read and sent; it is asked once in all, and the log says so."""
+    world.client.is_aws = False
+    world.limits = Limits(PART, PART)
+    world.configure()
+    refused = Fault(error=error)
+    world.client.script = lambda request: refused if request.kind == "copy_part" else None
+    info, data = put(world, 4 * PART + 7)
+    first, last = random_bytes(written, 1), random_bytes(300, 2)
+    with capture_logs() as lines:
+        for _ in range(2):
+            upload = world.upload(Condition())
+            world.write(upload, first)
+            upload.copy(info, 0, info.size_bytes)
+            world.write(upload, last)
+            upload.finish()
+            assert world.client.content(KEY) == first + data + last
+    assert world.client.count("copy_part") == 1
+    assert len([line for line in lines if "copies no parts" in line["event"]]) == 1
+    world.check_over()
+
+
+def test_several_at_once_at_a_store_that_copies_no_parts(world: World) -> None:
+    """Uploads that are all refused their first copy are all whole."""
+    world.client.is_aws = False
+    world.configure()
+    together = threading.Barrier(3)
+
+    def script(request: Request) -> Fault | None:
+        if request.kind != "copy_part":
+            return None
+        together.wait(SAFE_S)
+        return Fault(error=NO_COPIES[0])
+
+    world.client.script = script
+    info, data = put(world, 2 * PART)
+
+    def copy(number: int) -> None:
+        upload = world.uploads.upload(b"%d" % number)
+        upload.copy(info, 0, info.size_bytes)
+        world.write(upload, b"x")
+        upload.finish()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(copy, range(3)))
+    for number in range(3):
+        assert world.client.content(b"%d" % number) == data + b"x"
+    world.check_over()
+
+
+@pytest.mark.parametrize("copied_before", [False, True])
+def test_a_refusal_of_something_else(world: World, copied_before: bool) -> None:
+    """Where parts are copied a refusal is one of this copy, and no reason to read."""
+    world.client.is_aws = False
+    world.configure()
+    info, _ = put(world, 2 * PART)
+    if copied_before:
+        copy_and_finish(world.uploads.upload(b"before"), info)
+    error = NO_COPIES[1] if copied_before else errors.AccessDenied("no", status=403)
+    world.client.inject("copy_part", Fault(error=error))
+    upload = world.upload()
+    with pytest.raises(errors.S3Error, match=str(error)):
+        copy_and_finish(upload, info)
+    assert world.client.count("get") == 0
+    upload.abort()
     world.check_over()
 
 
