@@ -149,11 +149,13 @@ class S3Error(OperationError):
     """S3 refused a request or did not answer it.
 
     `code` is S3's own error code ("NoSuchKey"), `status` the HTTP status (0: no answer),
-    `request_id` what AWS support asks for. `retryable` is a property of the class: whether
-    the same request may succeed a moment later.
+    `request_id` what AWS support asks for. Two properties of the class: `retryable`, whether
+    the same request may succeed a moment later; `most_tries`, after how many tries that is given
+    up before time is up, because the answer will stay what it is.
     """
 
     retryable = False
+    most_tries: int | None = None
 
     def __init__(
         self,
@@ -274,6 +276,13 @@ class BadAnswer(S3Error):
     """An answer that makes no sense: wrong length, malformed XML, missing headers."""
 
     retryable = True
+
+
+class Unusable(BadAnswer):
+    """An answer without what reading relies on: mostly the store, or a proxy, always answers so."""
+
+    hint = "a proxy on the way may change answers: mount-s3 --check reads a byte, and says more"
+    most_tries = 3
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,7 @@ faults it passes everything on, the Host header too, so that signatures stay rig
 it speaks TLS to its clients. `proxy.before` has faults that see a request before its body has been
 read and before the server is asked: what they answer, or cut, the server hears nothing of.
 
-Known to it is only what HTTP needs: one request, one answer, Content-Length.
+It knows only what HTTP needs: one request, one answer, with Content-Length or in chunks.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+CHUNK_BYTES = 64 << 10
+
 
 @dataclass
 class Exchange:
@@ -29,8 +31,9 @@ class Exchange:
 
     `cut_at` closes the connection after so many bytes of the body, `delay_s` waits before
     the headers and `stall_at` before that byte of the body, until the proxy ends. `lost` closes
-    it without an answer. What was asked has been done in each case, but for faults in `before`;
-    these may also set `taken`: the connection is closed after so many bytes of the request.
+    it without an answer. `chunked` sends the body in chunks, without its length. What was asked has
+    been done in each case, but for faults in `before`; these may also set `taken`: the connection
+    is closed after so many bytes of the request.
     """
 
     method: str
@@ -44,6 +47,7 @@ class Exchange:
     stall_at: int | None = None
     delay_s: float = 0.0
     lost: bool = False
+    chunked: bool = False
     taken: int | None = None
 
     @property
@@ -78,6 +82,10 @@ class Exchange:
     def is_list(self) -> bool:
         """Whether it is a ListObjectsV2."""
         return self.method == "GET" and "list-type=2" in self.target
+
+    def drop_header(self, name: str) -> None:
+        """Take a header out of the answer."""
+        self.headers = [each for each in self.headers if each[0].lower() != name]
 
     def refuse(self, status: int, code: str) -> None:
         """Answer with an S3 error."""
@@ -188,10 +196,15 @@ class FaultyProxy:
         if exchange.lost:
             handler.close_connection = True
             return
+        if exchange.chunked:
+            exchange.drop_header("content-length")
+            exchange.headers.append(("Transfer-Encoding", "chunked"))
         handler.send_response_only(exchange.status)
         for name, value in exchange.headers:
             handler.send_header(name, value)
         handler.end_headers()
+        if exchange.chunked and exchange.method != "HEAD":
+            exchange.body = in_chunks(exchange.body)
         body = memoryview(exchange.body)
         if exchange.stall_at is not None:
             handler.wfile.write(body[: exchange.stall_at])
@@ -229,6 +242,13 @@ class FaultyProxy:
                 exchange.headers.append(("Content-Length", str(len(exchange.body))))
         finally:
             connection.close()
+
+
+def in_chunks(body: bytes) -> bytes:
+    """Return a body as `Transfer-Encoding: chunked` has it."""
+    chunks = [body[start : start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
+    framed = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]]
+    return b"".join(framed)
 
 
 def flip_bit(exchange: Exchange) -> None:

@@ -1,7 +1,13 @@
-"""Stores that can do less than S3, made of real ones: faults for a proxy's `before` in front of
-ministack, which checks no signatures. They take out of requests what the store is not to know, or
-refuse it as stores do that were met.
+"""Stores that can do less than S3, made of real ones: faults for a proxy in front of ministack,
+which checks no signatures.
+
+Those for the proxy's `before` take out of requests what the store is not to know, or refuse it as
+real stores do. Those for its `faults` write answers as other stores and proxies do.
 """
+
+import html
+import re
+from collections.abc import Callable
 
 from tests.faulty_proxy import Exchange, Fault
 
@@ -57,6 +63,38 @@ def refuse_copied_parts(status: int, code: str) -> Fault:
             exchange.refuse(status, code)
 
     return fault
+
+
+def refuse_if_match(exchange: Exchange) -> None:
+    """Take no ETag for a match of a GET, as a server does that has weak ones only."""
+    if exchange.method == "GET" and exchange.header("if-match") is not None:
+        exchange.refuse(412, "PreconditionFailed")
+
+
+def change_etags(change: Callable[[str], str]) -> Fault:
+    """Return the fault of changing how ETags are written, in headers and listings."""
+
+    def in_body(match: re.Match[bytes]) -> bytes:
+        etag = html.unescape(match[1].decode())
+        return f"<ETag>{html.escape(change(etag))}</ETag>".encode()
+
+    def fault(exchange: Exchange) -> None:
+        exchange.headers = [
+            (name, change(value) if name.lower() == "etag" else value)
+            for name, value in exchange.headers
+        ]
+        if exchange.is_list:
+            exchange.body = re.sub(rb"<ETag>([^<]*)</ETag>", in_body, exchange.body)
+            exchange.drop_header("content-length")
+            exchange.headers.append(("Content-Length", str(len(exchange.body))))
+
+    return fault
+
+
+def without_lengths(exchange: Exchange) -> None:
+    """Answer HEAD without a length, and GET of objects in chunks, as some proxies do."""
+    if exchange.method == "HEAD" or (exchange.is_data and exchange.status in (200, 206)):
+        exchange.chunked = True
 
 
 #: A store that knows ListObjects only.

@@ -9,7 +9,14 @@ from mountpoint.checks.checklist import Detail, Result, ok, skipped, warning
 from mountpoint.checks.subject import Objects, Subject, known
 from mountpoint.checks.words import size
 from mountpoint.config import MIB
-from mountpoint.errors import BadAnswer, MountError, OperationError, S3Error
+from mountpoint.errors import (
+    AccessDenied,
+    BadAnswer,
+    MountError,
+    OperationError,
+    PreconditionFailed,
+    S3Error,
+)
 from mountpoint.opener import ARCHIVE_CLASSES
 from mountpoint.s3.client import ListPage, ObjectInfo, Transfer
 from mountpoint.s3.connect import mount_error, reach
@@ -102,23 +109,33 @@ def read(subject: Subject) -> Result:
     try:
         subject.patience().ask(lambda: _OneByte(client, info).future).answer()
     except OperationError as error:
-        raise MountError(
-            f"'{key}' cannot be read: {error}",
-            error.hint or "the credentials need s3:GetObject on the bucket's objects",
-        ) from error
+        raise MountError(f"'{key}' cannot be read: {error}", _hint(error)) from error
     return ok(f"'{key}' can be read", key=key)
 
 
+def _hint(error: OperationError) -> str:
+    if isinstance(error, AccessDenied):
+        return "the credentials need s3:GetObject on the bucket's objects"
+    if isinstance(error, PreconditionFailed):
+        return "if it was not replaced just now, the store lists other ETags than it sends"
+    return error.hint or "the store, or a proxy on the way, answers in another way than S3"
+
+
 class _OneByte:
-    """The first byte of an object, got: a BodySink."""
+    """The first byte of an object of the version that was listed, got: a BodySink."""
 
     def __init__(self, client: CrtClient, info: ObjectInfo) -> None:
         self.future: Future[None] = Future()
+        self._etag = info.etag
         self._size_bytes = 0
+        self._other: PreconditionFailed | None = None
         self._transfer: Transfer = client.get(info.key, 0, 1, self, if_match=info.etag)
 
     def on_headers(self, info: ObjectInfo) -> None:
-        """Do nothing: that it is the right version is If-Match's part."""
+        """Compare the version, as reading does."""
+        if info.etag != self._etag:
+            said = f"it is listed with the ETag {self._etag}, and sent with {info.etag}"
+            self._other = PreconditionFailed(said)
 
     def on_body(self, chunk: bytes, offset: int) -> None:
         """Count."""
@@ -126,6 +143,7 @@ class _OneByte:
 
     def finish(self, error: Exception | None) -> None:
         """Pass the end on."""
+        error = self._other or error
         if error is None and self._size_bytes != 1:
             error = BadAnswer(f"{self._size_bytes} bytes came in place of one")
         if self.future.set_running_or_notify_cancel():

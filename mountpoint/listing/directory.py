@@ -186,7 +186,7 @@ class DirectoryListing:
                 if run.asked is asked and run.failed:
                     self._failed(run, error)
         # A guess is not made again: what it would have told is asked for by a token.
-        if error is not None and not was_guessed and not (error.retryable and tries.again()):
+        if error is not None and not was_guessed and not tries.again(error):
             raise error
 
     def _failed(self, run: Run, error: S3Error | None) -> None:

@@ -393,7 +393,7 @@ class ReadStream:
                 self._window.slow_down()
         if not isinstance(error, S3Error):
             raise error
-        if not error.retryable or not tries.again():
+        if not tries.again(error):
             self._give_up(error)
 
     def _give_up(self, error: S3Error) -> NoReturn:

@@ -1,11 +1,13 @@
 """What an endpoint that is not AWS's can do of what reading relies on: asked at mount, by reading.
 
-Two LISTs and one GET of a byte, one try each, the last two at the same time; not for long:
+Two LISTs and two GETs of a byte, one try each, the last three at the same time; not for long:
 
 * The page that mounting has listed shows whether it is one of ListObjectsV2, and encoded.
 * A LIST that is to start after the first key must not begin with that key.
 * A GET with the ETag that no object has must be 412; one that is refused for its
   x-amz-checksum-mode says so. In an empty bucket it is of a key that is not there.
+* A GET with the ETag that the object is listed with must not be 412, as it is where a store, or a
+  proxy, has weak ETags only: If-Match compares strongly.
 
 What gives no answer is taken for S3's own way. What a store makes of checksums and conditions of
 writes is not asked here, because that would write: the first refusal tells (`writing.uploads`).
@@ -17,7 +19,7 @@ import time
 
 import structlog
 
-from mountpoint.errors import ChecksumsNotOffered, S3Error
+from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
     Abilities,
     ListPage,
@@ -46,18 +48,20 @@ def find_abilities(
     patience = Patience(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
     objects = _some_objects(client, prefix, patience) if page.objects or page.prefixes else []
     first = objects[0].key if objects and not page.by_marker else None
-    answer = _Answer()
-    key = next((each.key for each in objects if each.size_bytes), prefix + NO_KEY)
+    filled = next((each for each in objects if each.size_bytes), None)
+    key = prefix + NO_KEY if filled is None else filled.key
     until_s = time.monotonic() + TRY_S
-    transfer = client.get(key, 0, 1, answer, if_match=NO_ETAG)
+    other = _Answer(client, key, NO_ETAG)
+    own = _Answer(client, key, filled.etag) if filled is not None and filled.etag else None
     starts_after = first is None or _starts_after(client, prefix, first, patience)
-    if not answer.came.wait(max(until_s - time.monotonic(), 0.0)):
-        transfer.cancel()
+    for answer in (other, own):
+        if answer is not None:
+            answer.wait(until_s)
     abilities = Abilities(
         pages_by_token=not page.by_marker,
         starts_after=starts_after,
-        matches=answer.info is None,
-        takes_checksum_mode=not isinstance(answer.error, ChecksumsNotOffered),
+        matches=other.info is None and not (own and isinstance(own.error, PreconditionFailed)),
+        takes_checksum_mode=not isinstance(other.error, ChecksumsNotOffered),
     )
     _tell(abilities, page)
     return abilities
@@ -89,18 +93,24 @@ def _tell(abilities: Abilities, page: ListPage) -> None:
     if not abilities.starts_after:
         log.info("the store ignores start-after: names are looked up one by one")
     if not abilities.matches:
-        log.info("the store ignores If-Match: its answers' ETags are compared, as always")
+        log.info("If-Match does not hold at this store: its answers' ETags are compared, as always")
     if not abilities.takes_checksum_mode:
         log.info("the store refuses x-amz-checksum-mode: what is read is not verified")
 
 
 class _Answer:
-    """Takes the answer to the GET."""
+    """A GET of one byte with If-Match, and the answer to it."""
 
-    def __init__(self) -> None:
-        self.came = threading.Event()
-        self.info: ObjectInfo | None = None  # of the object that came in spite of the condition
+    def __init__(self, client: ObjectClient, key: bytes, etag: str) -> None:
+        self.info: ObjectInfo | None = None  # of the object that came
         self.error: Exception | None = None
+        self._came = threading.Event()
+        self._transfer = client.get(key, 0, 1, self, if_match=etag)
+
+    def wait(self, until_s: float) -> None:
+        """Wait for it; not after that time by the monotonic clock."""
+        if not self._came.wait(max(until_s - time.monotonic(), 0.0)):
+            self._transfer.cancel()
 
     def on_headers(self, info: ObjectInfo) -> None:
         """See BodySink."""
@@ -112,4 +122,4 @@ class _Answer:
     def finish(self, error: Exception | None) -> None:
         """See BodySink."""
         self.error = error
-        self.came.set()
+        self._came.set()

@@ -26,9 +26,10 @@ Piece = bytes | bytearray | memoryview | FileRange
 class ObjectInfo:
     """One object version, as LIST, HEAD or GET describe it.
 
-    `etag` is kept as it came, quotes included: If-Match wants it so. `restored` matters for
-    archive storage classes only. `attributes` are those of the file that its metadata keep; None
-    where nobody has said: LIST does not. They are no part of the version, nor of equality.
+    `etag` is in the form that If-Match wants, in quotes; "" where it is not told. `restored`
+    matters for archive storage classes only. `attributes` are those of the file that its metadata
+    keep; None where nobody has said: LIST does not. They are no part of the version, nor of
+    equality.
     """
 
     key: bytes
@@ -187,7 +188,8 @@ class Abilities:
     """What an endpoint can do of what S3 can, and reading relies on (`s3.abilities`).
 
     `pages_by_token`: it knows ListObjectsV2. `starts_after`: it lists from where it is told.
-    `matches`: it heeds If-Match of a GET. `takes_checksum_mode`: it does not refuse that header.
+    `matches`: If-Match of a GET holds for an object's own ETag, and for no other.
+    `takes_checksum_mode`: it does not refuse that header.
     """
 
     pages_by_token: bool = True

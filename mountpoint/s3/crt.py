@@ -14,6 +14,7 @@ name, so a client serves exactly one endpoint.
 Must be made after the fork: the CRT's threads do not survive one.
 """
 
+import functools
 import logging
 import ssl
 import threading
@@ -22,6 +23,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 import awscrt.io
+import structlog
 from awscrt.auth import (
     AwsCredentials,
     AwsCredentialsProvider,
@@ -59,10 +61,11 @@ from mountpoint.errors import (
     NotOffered,
     S3Error,
     TransportFault,
+    Unusable,
 )
 from mountpoint.meters import Meters
 from mountpoint.metrics import CounterName, Counters
-from mountpoint.s3 import crt_log, wire, write_wire
+from mountpoint.s3 import crt_log, sizes, wire, write_wire
 from mountpoint.s3.body import BodyStream
 from mountpoint.s3.client import (
     ALWAYS,
@@ -83,9 +86,12 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.credentials import Credentials, Keys
+from mountpoint.s3.crt_errors import crt_error
 from mountpoint.s3.crt_threads import keep_state
 from mountpoint.s3.endpoint import Endpoint
 from mountpoint.s3.exchange import Download, Exchange, Headers, Inquiry
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -101,15 +107,6 @@ CRT_LEVELS = (
 #: The CRT refuses to start with parts that it has no memory for (over 128 MiB at 0.01 Gbps, over
 #: 1 GiB at 10). It cuts larger requests into parts; ours are no larger than this.
 MAX_CRT_PART_BYTES = 64 << 20
-
-#: Refusals that the CRT would retry, had it been allowed to. Of these it keeps neither headers
-#: nor body, only a name of its own: so the log cannot have their request ids.
-CRT_REFUSALS = {
-    "AWS_ERROR_S3_SLOW_DOWN": (503, "SlowDown"),
-    "AWS_ERROR_S3_INTERNAL_ERROR": (500, "InternalError"),
-    "AWS_ERROR_S3_REQUEST_TIMEOUT": (400, "RequestTimeout"),
-    "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
-}
 
 #: Which counter an operation is counted by.
 REQUESTS: dict[str, CounterName] = {
@@ -216,12 +213,7 @@ class CrtClient:
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key)
-
-        def parse(status: int, headers: Headers, body: bytes) -> ObjectInfo:
-            return wire.object_info(key, status, headers)
-
-        return self._ask("HEAD", "HeadObject", target, parse)
+        return self._described(key, [], lambda info, _: info)
 
     def list(
         self,
@@ -262,7 +254,9 @@ class CrtClient:
         self.counters.add("bytes_asked", stop - start)
         target = wire.object_target(self._endpoint.base_path, key)
         verify = self._verify_checksums
-        if verify and whole and if_match is not None and self._abilities.matches:
+        if not self._abilities.matches:
+            if_match = None  # the sink compares the answer's ETag
+        if verify and whole and if_match is not None:
             # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, not even
             # with all of it. If-Match keeps out what may have become huge meanwhile.
             request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
@@ -274,19 +268,14 @@ class CrtClient:
                 extra.append(CHECKSUM_MODE)
         if if_match is not None:
             extra.append(("If-Match", if_match))
-        download = Download(self, key, start, stop, sink, verify=verify)
+        download = Download(self, key, start, stop, sink, whole=whole, verify=verify)
         self._send(download, request_type, "GetObject", "GET", target, extra)
         return download
 
     def describe(self, key: bytes) -> "Future[Stored]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key)
-
-        def parse(status: int, headers: Headers, body: bytes) -> Stored:
-            return write_wire.stored(wire.object_info(key, status, headers), headers)
-
         mode = [CHECKSUM_MODE] if self._abilities.takes_checksum_mode else []
-        return self._ask("HEAD", "HeadObject", target, parse, mode)
+        return self._described(key, mode, write_wire.stored)
 
     def put_object(
         self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
@@ -451,6 +440,14 @@ class CrtClient:
         self._send(inquiry, default, operation, method, target, extra or [], body)
         return inquiry.future
 
+    def _described(
+        self, key: bytes, extra: Headers, describe: Callable[[ObjectInfo, Headers], T]
+    ) -> "Future[T]":
+        target = wire.object_target(self._endpoint.base_path, key)
+        heading = self._ask("HEAD", "HeadObject", target, _only_headers, extra)
+        few = functools.partial(self.list, key, max_keys=sizes.FEW_KEYS)
+        return sizes.described(key, heading, few, describe)
+
     def _send_body(
         self, operation: str, target: str, extra: Headers, body: Body
     ) -> "Future[Written]":
@@ -518,7 +515,7 @@ class CrtClient:
             )
         except AwsCrtError as error:
             exchange.clock.drop()
-            exchange.end(TransportFault(f"{operation} could not be sent: {error}"))
+            exchange.end(_crt_error(error))
         if exchange.ended:  # the answer was faster: see Exchange
             exchange.request = None
 
@@ -559,26 +556,26 @@ class CrtClient:
         if isinstance(error, S3ResponseError) and status is not None:
             refusal = wire.error_from_response(status, headers, body, what="")
             return refusal if self._credentials is None else self._credentials.explain(refusal)
-        name = getattr(error, "name", type(error).__name__)
-        if name in CRT_REFUSALS:
-            status, code = CRT_REFUSALS[name]
-            return wire.error_from_response(
-                status, None, f"<Error><Code>{code}</Code></Error>".encode(), what=""
-            )
-        if "CREDENTIALS" in name:  # of a session with a directory bucket
-            return CredentialsUnavailable(f"there are none to sign with ({name})")
-        hint = ""
-        if "TLS" in name:
-            hint = "--ca-bundle or AWS_CA_BUNDLE names the certificates to trust"
-        elif "PROXY" in name:
-            hint = "the proxy of HTTPS_PROXY refuses; NO_PROXY names what is reached without it"
-        return TransportFault(f"{getattr(error, 'message', error)} ({name})", hint=hint)
+        return _crt_error(error)
 
 
 def enable_crt_log(level: int) -> None:
     """Send the CRT's own log to the standard library's loggers `awscrt.*`, once a process."""
     crt_level = next(name for least, name in CRT_LEVELS if level >= least)
     crt_log.relay(lambda path: awscrt.io.init_logging(crt_level, path))
+
+
+def _crt_error(error: BaseException) -> S3Error:
+    name = getattr(error, "name", type(error).__name__)
+    message = str(getattr(error, "message", error))
+    meaning = crt_error(name, message)
+    if isinstance(meaning, TransportFault | Unusable):
+        log.debug("the client library failed", error=name, message=message)
+    return meaning
+
+
+def _only_headers(_status: int, headers: Headers, _body: bytes) -> Headers:
+    return headers
 
 
 def _nothing(_status: int, _headers: Headers, _body: bytes) -> None:

@@ -18,6 +18,7 @@ from mountpoint.errors import (
     NotFound,
     PreconditionFailed,
     S3Error,
+    Unusable,
 )
 from mountpoint.meters import RequestClock
 from mountpoint.metrics import Counters
@@ -176,18 +177,28 @@ class Inquiry(Exchange, Generic[T]):
 class Download(Exchange):
     """A ranged GET: bytes go to the sink as they come.
 
-    With `verify` they are compared with the answer's checksum, where it has one, before the
-    sink is told that all is there.
+    `whole` says that the range is the whole object. With `verify` the bytes are compared with the
+    answer's checksum, where it has one, before the sink is told that all is there.
     """
 
     def __init__(
-        self, owner: Owner, key: bytes, start: int, stop: int, sink: BodySink, *, verify: bool
+        self,
+        owner: Owner,
+        key: bytes,
+        start: int,
+        stop: int,
+        sink: BodySink,
+        *,
+        whole: bool,
+        verify: bool,
     ) -> None:
         super().__init__(owner)
         self._key = key
         self._start = start
         self._stop = stop
         self._sink = sink
+        # What is sent in chunks has no length. The sink counts the bytes, and compares the ETag.
+        self._size_bytes = stop if whole else None
         self._verify = verify
         self._verification: Verification | None = None
 
@@ -196,11 +207,15 @@ class Download(Exchange):
         super().on_headers(status_code, headers)
         if status_code not in (200, 206):
             return  # it comes again with the body, as an error
-        info = wire.object_info(self._key, status_code, headers)
-        whole = (0, info.size_bytes, info.size_bytes)
-        answered = wire.content_range(headers) if status_code == 206 else whole
-        if answered is None or answered[:2] != (self._start, self._stop):
-            raise BadAnswer(f"asked for bytes {self._start}-{self._stop}, was sent {answered}")
+        info = wire.object_info(self._key, status_code, headers, size_bytes=self._size_bytes)
+        answered = (0, info.size_bytes)
+        if status_code == 206:
+            answered = (wire.content_range(headers) or (0, 0))[:2]
+        if answered != (self._start, self._stop):
+            asked = f"bytes {self._start}-{self._stop} were asked for"
+            if status_code == 200 and self._size_bytes is None:
+                raise Unusable(f"{asked}, and the whole object was sent", status=status_code)
+            raise BadAnswer(f"{asked}, and {answered[0]}-{answered[1]} were sent")
         if self._verify:
             promise = checksum.expected(headers, info, self._start, self._stop)
             self._verification = promise and Verification(promise)

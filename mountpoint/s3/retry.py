@@ -6,6 +6,7 @@ detection takes 30 seconds a try and cannot be set); who waits for the answer dr
 retries, so there is no timer thread and no retry that nobody wants any more.
 """
 
+import math
 import random
 import threading
 import time
@@ -105,7 +106,7 @@ class Question(Generic[T]):
                 error: S3Error = Stalled(f"no answer within {self._try_s:.0f} s")
             except S3Error as failure:
                 error = failure
-            if not error.retryable or not tries.again():
+            if not tries.again(error):
                 raise error
             self.retried = True
             self._future = self._start()
@@ -132,13 +133,15 @@ class Tries:
         self._patience.counters.add("retries")
         return wait_s
 
-    def again(self) -> bool:
-        """Pause before the next try; False when there is no time for one.
+    def again(self, error: S3Error) -> bool:
+        """Pause before the next try; False where `error` allows none, or time is up.
 
         Raises Interrupted when the mount goes away.
         """
+        if not error.retryable:
+            return False
         wait_s = self.pause_s()
-        if wait_s is None:
+        if wait_s is None or self._attempt >= (error.most_tries or math.inf):
             return False
         if self._patience.stopping.wait(wait_s):
             raise Interrupted("the mount is going away")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
-from mountpoint.errors import BadAnswer
+from mountpoint.errors import BadAnswer, Unusable
 from mountpoint.s3 import kept
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.refusal import Headers, error_from_response, printable
@@ -36,6 +36,8 @@ __all__ = [
     "parse_list",
     "printable",
     "range_header",
+    "strong_etag",
+    "told_size",
     "url_decoded",
     "verbatim",
 ]
@@ -300,13 +302,14 @@ def _listed_object(
     mtime_ns = iso_date_ns(date) if len(date) <= DATE_MAX_CHARS else None
     if not key or not key.startswith(prefix) or size_bytes is None or mtime_ns is None:
         return None
-    if not is_header_text(etag):
+    strong = strong_etag(etag)
+    if strong is None:
         return None
     return ObjectInfo(
         key,
         size_bytes,
         mtime_ns,
-        etag,
+        strong,
         sys.intern(storage_class) or "STANDARD",  # one text for all of a hundred thousand
         in_progress == "false" and expiry != "",
     )
@@ -321,8 +324,26 @@ def _size(text: str) -> int | None:
 
 
 def is_header_text(text: str) -> bool:
-    """Whether an ETag can go back as If-Match: no control characters, nothing to smuggle."""
+    """Whether a value can go back in a header: no control characters, nothing to smuggle."""
     return text.isascii() and text.isprintable()
+
+
+def strong_etag(text: str) -> str | None:
+    """Return an ETag in the one form that S3 writes and If-Match wants; "" where there is none.
+
+    None if it could not go back in a header.
+
+    Some stores list ETags without quotes (NetApp ONTAP), and proxies that may compress mark them
+    as weak (`W/"..."`), in some answers and not in others. What names the version is the text
+    between the quotes, in each of these forms.
+    https://www.rfc-editor.org/rfc/rfc9110#name-etag
+    """
+    text = text.strip().removeprefix("W/")
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    if not is_header_text(text):
+        return None
+    return f'"{text}"' if text else ""
 
 
 # --- Dates ---
@@ -415,22 +436,40 @@ def content_range(headers: Headers) -> tuple[int, int, int] | None:
     raise BadAnswer(f"the Content-Range '{printable(value, 80)}' makes no sense")
 
 
-def object_info(key: bytes, status: int, headers: Headers) -> ObjectInfo:
-    """Return what the headers of a HEAD or GET answer say of the whole object.
+def told_size(status: int, headers: Headers) -> int | None:
+    """Return the size of the whole object that a HEAD or GET answer tells; None if it tells none.
 
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
-    Raise BadAnswer when size or ETag are missing or make no sense.
+    Raise BadAnswer when what it tells makes no sense.
     """
     if status == 206:
         bounds = content_range(headers)
-        size_bytes = bounds[2] if bounds is not None else None
-    else:
-        size_bytes = _size(header(headers, "content-length") or "")
+        return None if bounds is None else bounds[2]
+    length = header(headers, "content-length")
+    size_bytes = None if length is None else _size(length)
+    if length is not None and size_bytes is None:
+        raise BadAnswer(f"the Content-Length '{printable(length, 40)}' makes no sense")
+    return size_bytes
+
+
+def object_info(
+    key: bytes, status: int, headers: Headers, *, size_bytes: int | None = None
+) -> ObjectInfo:
+    """Return what the headers of a HEAD or GET answer say of the whole object.
+
+    `size_bytes` is its size where the answer tells none: bodies that a proxy sends in chunks have
+    no Content-Length. Raise BadAnswer when size or ETag are missing or make no sense.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
+    """
+    told = told_size(status, headers)
+    size_bytes = size_bytes if told is None else told
     if size_bytes is None:
-        raise BadAnswer("an object without a sensible length", status=status)
-    etag = header(headers, "etag")
-    if not etag or not is_header_text(etag):
-        raise BadAnswer("an object without a sensible ETag", status=status)
+        raise Unusable("the answer does not tell the object's size", status=status)
+    value = header(headers, "etag")
+    if value is None:
+        raise Unusable("the answer does not tell the object's ETag", status=status)
+    etag = strong_etag(value)
+    if not etag:
+        raise BadAnswer(f"the ETag '{printable(value, 80)}' makes no sense", status=status)
     restore = header(headers, "x-amz-restore") or ""
     return ObjectInfo(
         key=key,

@@ -349,8 +349,9 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
     return Stored(info, checksums, options, int(tags) if re.fullmatch("[0-9]{1,3}", tags) else 0)
 
 
-def _sensible_etag(etag: str) -> str:
-    if not etag or not wire.is_header_text(etag):
+def _sensible_etag(text: str) -> str:
+    etag = wire.strong_etag(text)
+    if not etag:
         raise BadAnswer("the answer to a write has no sensible ETag")
     return etag
 

@@ -3,7 +3,7 @@
 import errno
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +11,28 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.faulty_proxy import Fault, FaultyProxy
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.lesser import (
+    change_etags,
     only_v1,
     refuse_checksums,
     refuse_conditions,
     refuse_copied_parts,
+    refuse_if_match,
     without_header,
+    without_lengths,
     without_parameter,
 )
-from tests.mount.mounting import Mount, content, mounted, pending
+from tests.mount.mounting import (
+    Mount,
+    content,
+    errno_of,
+    eventually,
+    mounted,
+    pending,
+    run,
+    store_options,
+)
 
 pytestmark = pytest.mark.mount
 
@@ -31,12 +43,18 @@ NEW = random.Random(2).randbytes(20 * MIB)
 
 @contextmanager
 def mounted_as(
-    store: Store, folder: Path, fault: Fault, prefix: str, *more: str
+    store: Store,
+    folder: Path,
+    fault: Fault | None,
+    prefix: str,
+    *more: str,
+    answers: Sequence[Fault] = (),
 ) -> Iterator[Mount]:
-    """Mount what is below a prefix of the store, as one that can do less."""
+    """Mount what is below a prefix of the store, as one that can do less, or answers otherwise."""
     options = ["--debug", "--prefix", prefix, "--allow-overwrite", "--allow-append", *more]
     with FaultyProxy(store.endpoint_url) as proxy:
-        proxy.before.append(fault)
+        proxy.before.extend([fault] if fault else [])
+        proxy.faults.extend(answers)
         with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
             yield mount
 
@@ -82,6 +100,100 @@ def test_replaced_where_if_match_is_ignored(flat_store: Store, folder: Path, siz
         assert OLD.startswith(got)
         assert error == errno.ESTALE or (error is None and got == OLD[:size])
         assert (mount.path / "file").read_bytes() == NEW[:size]
+
+
+def unquoted_lists(exchange: Exchange) -> None:
+    """List ETags without quotes, and send them with quotes, as NetApp ONTAP does."""
+    if exchange.is_list:
+        change_etags(lambda etag: etag.strip('"'))(exchange)
+
+
+def weak_etags(exchange: Exchange) -> None:
+    """Mark ETags as weak, in headers only, as proxies do that may compress."""
+    if not exchange.is_list:
+        change_etags(lambda etag: f"W/{etag}")(exchange)
+
+
+BEFORE, AFTER = OLD[: 3 * MIB], NEW[: 3 * MIB]
+OTHER_ANSWERS: dict[str, tuple[Fault | None, Fault]] = {
+    "unquoted in listings": (None, unquoted_lists),
+    "weak in headers": (None, weak_etags),
+    "weak, and never a match": (refuse_if_match, weak_etags),
+    "no lengths": (None, without_lengths),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ANSWERS)
+def test_answers_in_other_forms(flat_store: Store, folder: Path, kind: str) -> None:
+    """Files are read rightly, again and again, changed and replaced; --check reads the same way."""
+    fault, answer = OTHER_ANSWERS[kind]
+    prefix = f"forms-{len(kind)}/"
+    bodies = {"empty": b"", "small": b"hello", "large": BEFORE}
+    for name, body in bodies.items():
+        flat_store.put(prefix + name, body)
+    with mounted_as(flat_store, folder, fault, prefix, answers=[answer]) as mount:
+        for _ in range(2):  # the second time the kernel has pages, and HEAD is asked
+            for name, body in bodies.items():
+                assert (mount.path / name).stat().st_size == len(body)
+                assert (mount.path / name).read_bytes() == body
+        flat_store.put(f"{prefix}large", AFTER)
+        eventually(lambda: errno_of(lambda: (mount.path / "large").read_bytes()) is None)
+        eventually(lambda: (mount.path / "large").read_bytes() == AFTER)
+        (mount.path / "written").write_bytes(AFTER)
+        assert (mount.path / "written").read_bytes() == AFTER
+        with (mount.path / "small").open("ab") as file:
+            file.write(b", world")
+        assert (mount.path / "small").read_bytes() == b"hello, world"
+        assert not [line for line in mount.log.splitlines() if "level=warning" in line]
+    with FaultyProxy(flat_store.endpoint_url) as proxy:
+        proxy.before.extend([fault] if fault else [])
+        proxy.faults.append(answer)
+        options = store_options(flat_store, endpoint_url=proxy.url)
+        arguments = ["--check", flat_store.bucket, "--prefix", prefix, *options]
+        found = run(*arguments, env=flat_store.environment)
+    assert found.returncode == 0, found.stdout
+
+
+def whole_for_a_range(exchange: Exchange) -> None:
+    """Ignore Range: answer with the whole object."""
+    if exchange.is_data:
+        exchange.request_headers.pop("Range", None)
+
+
+def no_etag(exchange: Exchange) -> None:
+    """Leave the ETag out of answers to GET."""
+    if exchange.is_data:
+        exchange.drop_header("etag")
+
+
+UNUSABLE: dict[str, tuple[Fault | None, Fault | None, str]] = {
+    "no ETag": (None, no_etag, "does not tell the object's ETag"),
+    "no ranges": (whole_for_a_range, None, "does the store ignore Range?"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_answers_that_cannot_be_read(flat_store: Store, folder: Path, kind: str) -> None:
+    """It is EIO after three tries, with one line that says why; --check says the same."""
+    fault, answer, reason = UNUSABLE[kind]
+    flat_store.put("unusable/file", BEFORE)
+    with FaultyProxy(flat_store.endpoint_url) as proxy:
+        proxy.before.extend([fault] if fault else [])
+        proxy.faults.extend([answer] if answer else [])
+        options = store_options(flat_store, endpoint_url=proxy.url)
+        where = [flat_store.bucket, "--prefix", "unusable/"]
+        with mounted(flat_store, folder, "--prefix", "unusable/", endpoint_url=proxy.url) as mount:
+            (mount.path / "file").stat()
+            proxy.seen.clear()
+            assert errno_of((mount.path / "file").open) == errno.EIO
+            assert len(proxy.seen) == 3
+            (line,) = [line for line in mount.log.splitlines() if "level=warning" in line]
+            assert reason in line
+            assert "a proxy on the way may change answers" in line
+        found = run("--check", *where, *options, env=flat_store.environment)
+    assert found.returncode == 1
+    assert reason in found.stdout
+    assert "s3:GetObject" not in found.stdout
 
 
 @pytest.mark.parametrize("first", [100, len(OLD)])

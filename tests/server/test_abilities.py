@@ -23,7 +23,13 @@ from mountpoint.s3.crt import CrtClient
 from mountpoint.s3.endpoint import Endpoint
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
-from tests.lesser import only_v1, refuse_checksums, without_header, without_parameter
+from tests.lesser import (
+    only_v1,
+    refuse_checksums,
+    refuse_if_match,
+    without_header,
+    without_parameter,
+)
 
 pytestmark = pytest.mark.server
 
@@ -104,14 +110,14 @@ def all_pages(client: CrtClient, prefix: bytes, size: int) -> list[bytes]:
 def test_a_store_like_s3(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs two LISTs and a GET of a byte, and nothing is said."""
+    """It costs two LISTs and two GETs of a byte, and nothing is said."""
     server: Store = request.getfixturevalue(which)
     server.put("probed/dir/1", b"x")
     server.put("probed/file", b"x")
     with connected(server, monkeypatch) as it:
         assert it.found == []
         assert it.client.lists_in_order
-        assert [method for method, _ in it.seen] == ["GET"] * 4
+        assert [method for method, _ in it.seen] == ["GET"] * 5
         lists = ["list-type=2" in target for _, target in it.seen]
         assert lists[:2] == [True, True]
         assert sum(lists) == 3
@@ -164,7 +170,7 @@ def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
     """A store that ignores If-Match is asked for ranges; another version is noticed anyhow."""
     with connected(filled, monkeypatch, without_header("If-Match")) as it:
         assert it.found == [
-            "the store ignores If-Match: its answers' ETags are compared, as always"
+            "If-Match does not hold at this store: its answers' ETags are compared, as always"
         ]
         key, body = b"probed/file", b"body of probed/file"
         etag = it.client.head(key).result(SAFE_S).etag
@@ -175,6 +181,20 @@ def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
         assert content(read(it.client, key, len(body), etag)) == body
         assert ranges == [f"bytes=0-{len(body) - 1}"]
         for whole in (True, False):
+            other = read(it.client, key, len(body), '"another"', whole=whole)
+            assert isinstance(other.error, PreconditionFailed)
+
+
+def test_if_match_never_holds(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store with weak ETags only matches none of them: it is asked without the condition."""
+    with connected(filled, monkeypatch, refuse_if_match) as it:
+        assert it.found == [
+            "If-Match does not hold at this store: its answers' ETags are compared, as always"
+        ]
+        key, body = b"probed/file", b"body of probed/file"
+        etag = it.client.head(key).result(SAFE_S).etag
+        for whole in (True, False):
+            assert content(read(it.client, key, len(body), etag, whole=whole)) == body
             other = read(it.client, key, len(body), '"another"', whole=whole)
             assert isinstance(other.error, PreconditionFailed)
 

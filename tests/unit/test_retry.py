@@ -18,6 +18,7 @@ from mountpoint.errors import (
     ServerFault,
     Stalled,
     Throttled,
+    Unusable,
 )
 from mountpoint.s3 import retry
 from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience, pause_s
@@ -221,6 +222,20 @@ def test_most_tries(clock: Clock, most: int) -> None:
     assert len(asked.futures) == most
 
 
+def test_what_will_stay_as_it_is(clock: Clock) -> None:
+    """An answer that a store always gives is asked for three times, not for a minute."""
+    asked = Asked(clock, Unusable("no ETag"))
+    assert isinstance(failing(patience(clock).ask(asked).answer), Unusable)
+    assert len(asked.futures) == 3
+    assert clock.now_s < 1001.0
+    asked = Asked(clock, Unusable("no ETag"), Unusable("no ETag"), "answer")
+    assert patience(clock).ask(asked).answer() == "answer"
+    # After other failures it is not asked for again at all.
+    asked = Asked(clock, *[ServerFault("500")] * 4, Unusable("no ETag"))
+    assert isinstance(failing(patience(clock).ask(asked).answer), Unusable)
+    assert len(asked.futures) == 5
+
+
 def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
     """When the mount goes away during a pause, Interrupted is raised and nothing asked."""
     clock.ends_at_s = 1000.12
@@ -244,12 +259,12 @@ def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 1000.0)
     stopping = threading.Event()
     tries = Patience(try_s=1.0, total_s=10_000.0, stopping=stopping).begin()
-    assert tries.again()
+    assert tries.again(ServerFault())
     results: list[Exception] = []
 
     def pause() -> None:
         try:
-            tries.again()
+            tries.again(ServerFault())
         except Interrupted as error:
             results.append(error)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mountpoint.errors import BadAnswer
+from mountpoint.errors import BadAnswer, Unusable
 from mountpoint.s3 import wire
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.kept import NOTHING, FileAttributes
@@ -489,7 +489,7 @@ def test_senseless_content_range(value: str) -> None:
 @pytest.mark.parametrize("length", [None, "", "-1", "five", "5.0", "1_0", str(2**63), "9" * 5000])
 def test_senseless_length(length: str | None) -> None:
     """An object whose length is missing, negative or no number is BadAnswer."""
-    with pytest.raises(BadAnswer, match="length"):
+    with pytest.raises(BadAnswer, match=r"Content-Length|size"):
         wire.object_info(b"k", 200, with_header("Content-Length", length))
 
 
@@ -498,6 +498,39 @@ def test_two_lengths() -> None:
     assert wire.object_info(b"k", 200, [*HEAD, ("content-length", "5")]).size_bytes == 5
     with pytest.raises(BadAnswer, match="two different"):
         wire.object_info(b"k", 200, [*HEAD, ("content-length", "6")])
+
+
+def test_length_that_only_the_caller_knows() -> None:
+    """A missing length is the caller's; what the answer tells counts more."""
+    chunked = with_header("Content-Length", None)
+    assert wire.told_size(200, chunked) is None
+    assert wire.object_info(b"k", 200, chunked, size_bytes=7).size_bytes == 7
+    assert wire.object_info(b"k", 200, HEAD, size_bytes=7).size_bytes == 5
+    with pytest.raises(Unusable):
+        wire.object_info(b"k", 200, chunked)
+    with pytest.raises(BadAnswer):
+        wire.object_info(b"k", 200, with_header("Content-Length", "x"), size_bytes=7)
+
+
+FORMS = {ETAG: ETAG, ETAG.strip('"'): ETAG, f"W/{ETAG}": ETAG, f" {ETAG}": ETAG, '"': '"""'}
+
+
+@pytest.mark.parametrize(("told", "etag"), FORMS.items())
+def test_forms_of_one_etag(told: str, etag: str) -> None:
+    """Without quotes, or weak: it is the same version, in listings and in headers."""
+    assert wire.strong_etag(told) == etag
+    assert wire.object_info(b"k", 200, with_header("ETag", told)).etag == etag
+    (listed,) = wire.parse_list(page(contents(etag=told)), b"").objects
+    assert listed.etag == etag
+
+
+@pytest.mark.parametrize("told", ["", '""', 'W/""', " "])
+def test_an_etag_that_is_not_told(told: str) -> None:
+    """A listing may name none; an object that is read has one."""
+    (listed,) = wire.parse_list(page(contents(etag=told)), b"").objects
+    assert listed.etag == ""
+    with pytest.raises(BadAnswer, match="ETag"):
+        wire.object_info(b"k", 200, with_header("ETag", told))
 
 
 @pytest.mark.parametrize("etag", [None, "", '"a\r\nb"', '"ü"'])

@@ -1,0 +1,87 @@
+"""The size of what HEAD tells no size of: by a listing, of the same version, or an error."""
+
+from concurrent.futures import Future
+
+import pytest
+
+from mountpoint.errors import NotFound, Unusable
+from mountpoint.s3 import sizes, wire
+from mountpoint.s3.client import ListPage, ObjectInfo
+
+ETAG = '"e"'
+HEADERS = [("ETag", ETAG), ("x-amz-meta-mode", "33152")]
+
+
+class Place:
+    """A HEAD and a LIST that a test answers."""
+
+    def __init__(self) -> None:
+        self.heading: Future[wire.Headers] = Future()
+        self.pages: list[Future[ListPage]] = []
+        self.result = sizes.described(b"k", self.heading, self._ask_page, lambda info, _: info)
+
+    def _ask_page(self) -> "Future[ListPage]":
+        self.pages.append(Future())
+        return self.pages[-1]
+
+    def list(self, *infos: ObjectInfo) -> None:
+        """Answer the LIST."""
+        self.pages[0].set_result(ListPage(list(infos), []))
+
+
+def listed(key: bytes = b"k", size: int = 7, etag: str = ETAG) -> ObjectInfo:
+    return ObjectInfo(key, size, 0, etag)
+
+
+def test_told_by_head() -> None:
+    """Mostly HEAD tells it, and nothing is listed."""
+    place = Place()
+    place.heading.set_result([*HEADERS, ("Content-Length", "5")])
+    assert place.result.result(0).size_bytes == 5
+    assert not place.pages
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_told_by_a_listing(size: int) -> None:
+    """All but the size is HEAD's."""
+    place = Place()
+    place.heading.set_result(HEADERS)
+    place.list(listed(b"k/", 1), listed(size=size), listed(b"k2", 2))
+    found = place.result.result(0)
+    assert found.size_bytes == size
+    assert found.attributes is not None
+    assert found.attributes.mode == 0o600
+
+
+@pytest.mark.parametrize("infos", [[], [listed(b"k2")], [listed(etag='"other"')]])
+def test_told_of_another_version(infos: list[ObjectInfo]) -> None:
+    """The size of another object, or of another version of it, is never taken."""
+    place = Place()
+    place.heading.set_result(HEADERS)
+    place.list(*infos)
+    with pytest.raises(Unusable):
+        place.result.result(0)
+
+
+def test_failures_pass() -> None:
+    """That there is no such key, or that it may not be listed, is the answer."""
+    place = Place()
+    place.heading.set_exception(NotFound())
+    with pytest.raises(NotFound):
+        place.result.result(0)
+    place = Place()
+    place.heading.set_result(HEADERS)
+    place.pages[0].set_exception(Unusable("no"))
+    with pytest.raises(Unusable, match="no"):
+        place.result.result(0)
+
+
+def test_cancelled() -> None:
+    """Whichever request is under way goes with it."""
+    place = Place()
+    place.result.cancel()
+    assert place.heading.cancelled()
+    place = Place()
+    place.heading.set_result(HEADERS)
+    place.result.cancel()
+    assert place.pages[0].cancelled()
