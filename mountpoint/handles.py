@@ -77,6 +77,7 @@ class ReadHandle:
     def __init__(self, inode: Inode, stream: ReadStream | None) -> None:
         self.inode = inode
         self._stream = stream
+        self.damaged = False  # what was read of it was not what S3 has
 
     @property
     def was_read(self) -> bool:
