@@ -21,7 +21,9 @@ cdef class Part:
     cdef object transfer                # to cancel it; None before and after
     cdef readonly object error          # why it failed
     cdef readonly object info           # ObjectInfo from the headers, or None
-    cdef bytes data                     # all of it, once ready
+    cdef readonly bytes data            # all of it, once ready
+    cdef object summing                 # makes its checksums of all of it, or None
+    cdef readonly object sums           # these, or None
     cdef list chunks                    # what has come so far, if in several pieces
     cdef long long received             # bytes
     cdef bint finished                  # no callback comes any more

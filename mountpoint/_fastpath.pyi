@@ -1,6 +1,6 @@
 """Types of the extension module; its docstrings are in `_fastpath.pyx`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mountpoint.s3.client import ObjectInfo, Transfer
 
@@ -14,7 +14,17 @@ class Part:
     overtaken: bool
     error: Exception | None
     info: ObjectInfo | None
-    def __init__(self, start: int, stop: int, etag: str, *, ahead: bool = False) -> None: ...
+    data: bytes
+    sums: dict[str, int] | None
+    def __init__(
+        self,
+        start: int,
+        stop: int,
+        etag: str,
+        *,
+        ahead: bool = False,
+        summing: Callable[[bytes], dict[str, int] | None] | None = None,
+    ) -> None: ...
     def on_headers(self, info: ObjectInfo) -> None: ...
     def on_body(self, chunk: bytes, offset: int) -> None: ...
     def finish(self, error: Exception | None) -> None: ...

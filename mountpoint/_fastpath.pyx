@@ -57,10 +57,11 @@ cdef class Part:
     """One ranged GET: the range [start, stop) of an object, arriving.
 
     It is the `BodySink` of its request. Bytes that do not follow each other, too many, too
-    few, or of another version than `etag` make it fail; a reader never sees them.
+    few, or of another version than `etag` make it fail; a reader never sees them. When all are
+    there `sums` becomes what `summing` makes of them.
     """
 
-    def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False):
+    def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False, summing=None):
         cdef pthread_condattr_t attributes
         if not 0 <= start < stop:
             raise ValueError(f"not a range: [{start}, {stop})")
@@ -68,6 +69,7 @@ cdef class Part:
         self.stop = stop
         self.etag = etag
         self.ahead = ahead
+        self.summing = summing
         self.issued_at_s = now_s()
         pthread_mutex_init(&self.mutex, NULL)
         pthread_condattr_init(&attributes)
@@ -136,6 +138,11 @@ cdef class Part:
                 return
             self.data = data
             self.chunks = None
+        if self.summing is not None:
+            sums = self.summing(self.data)
+            if self.state != PENDING:  # as does this
+                return
+            self.sums = sums
         self._end(READY)
         if primary is not None:
             (<Part>primary)._take_over(self)

@@ -135,6 +135,12 @@ class StagingFault(OperationError):
     """The disk where files are staged does not do what it should."""
 
 
+class FileDamaged(OperationError):
+    """A file that was read whole is not what the checksum of the object says."""
+
+    hint = "open it again to fetch it anew; --read-checksums off reads without comparing"
+
+
 class ObjectArchived(OperationError):
     """The object is in an archive storage class and has not been restored."""
 
@@ -309,6 +315,7 @@ OUTCOMES: dict[type[Exception], Outcome] = {
     WriterKilled: Outcome(errno.EIO, logging.WARNING),
     StagingFull: Outcome(errno.ENOSPC, logging.WARNING),
     StagingFault: Outcome(errno.EIO, logging.WARNING),
+    FileDamaged: Outcome(errno.EIO, logging.WARNING),
     ObjectArchived: Outcome(errno.EACCES, logging.WARNING),
     Interrupted: Outcome(errno.EIO, logging.INFO),
     NotFound: Outcome(errno.ENOENT, logging.WARNING),

@@ -26,6 +26,7 @@ from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
 from mountpoint.directories import Directories
 from mountpoint.errors import (
     BadHandle,
+    FileDamaged,
     IsADirectory,
     NameTooLong,
     NotADirectory,
@@ -96,7 +97,8 @@ class BeingWritten(NamedTuple):
 class FileSystem:
     """The bucket, from `prefix` down, as a tree of files.
 
-    `on_open` is called with the key of each file that is opened, before the kernel knows.
+    `on_open` is called with the key of each file that is opened, before the kernel knows;
+    `on_damage` with the inode of a file of which the kernel may have pages that are not S3's.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class FileSystem:
         patience: Patience,
         staging: StagingArea | None = None,
         on_open: Callable[[bytes], None] = lambda key: None,
+        on_damage: Callable[[InodeNumber], None] = lambda inode: None,
     ) -> None:
         # dependencies
+        self._on_damage = on_damage
         self._on_open = on_open
         self._client = client
         self._config = config
@@ -450,6 +454,12 @@ class FileSystem:
             return handle.read(offset, size)
         except (PreconditionFailed, NotFound):
             self._opener.disbelieve(handle.inode)
+            raise
+        except FileDamaged:
+            if not handle.damaged:
+                handle.damaged = True
+                self._inodes.disown(handle.inode, handle.inode.info)
+                self._on_damage(handle.inode.number)
             raise
 
     def write(self, number: HandleNumber, offset: int, data: bytes) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ from mountpoint.errors import MountError  # noqa: E402
 __all__ = [
     "Receivers",
     "forget_name",
+    "forget_pages",
     "go_direct",
     "is_wide",
     "library_version",
@@ -108,6 +110,19 @@ def forget_name(directory: int, name: bytes) -> None:
     """
     with contextlib.suppress(OSError):
         llfuse.invalidate_entry(directory, name)
+
+
+def forget_pages(inode: int) -> None:
+    """Let the kernel forget the pages of a file, soon: a thread of its own does it.
+
+    The kernel waits for the reads of these pages that are served.
+    """
+
+    def forget() -> None:
+        with contextlib.suppress(OSError):
+            llfuse.invalidate_inode(inode)
+
+    threading.Thread(target=forget, name="forget", daemon=True).start()
 
 
 class Receivers:

@@ -88,6 +88,7 @@ class ReadHandle:
         self.inode = inode
         self.writer = writer
         self._stream = stream
+        self.damaged = False  # what was read of it was not what S3 has
 
     @property
     def was_read(self) -> bool:

@@ -146,6 +146,7 @@ def _serve(
         patience=patience,
         staging=staging,
         on_open=kernel.ReadAhead(directory).set_for,
+        on_damage=fuse.forget_pages,
     )
 
     def interrupt() -> None:

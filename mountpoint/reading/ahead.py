@@ -32,7 +32,9 @@ from mountpoint.config import ReadConfig
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics import Counters
 from mountpoint.reading.expectation import Expectation, parts_of
+from mountpoint.reading.whole import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
 
 #: Returns so many of the files that come next, fewer where no more are known.
 Following = Callable[[int], list[ObjectInfo]]
@@ -55,16 +57,27 @@ LATE_OPENS = 16
 MOST_WALKS = 32
 
 
-class _Fetched:
-    """A file that has been asked for. `passed` counts the opens beyond it."""
+class Fetched:
+    """A file that has been asked for, and its checksum, if it comes in several parts.
 
-    __slots__ = ("info", "lease", "parts", "passed")
+    `passed` counts the opens beyond it.
+    """
 
-    def __init__(self, info: ObjectInfo, parts: list[Part], lease: Lease) -> None:
+    __slots__ = ("info", "lease", "parts", "passed", "whole")
+
+    def __init__(self, info: ObjectInfo, whole: WholeChecksum | None, lease: Lease) -> None:
         self.info = info
-        self.parts = parts
+        self.whole = whole
         self.lease = lease
+        self.parts: list[Part] = []
         self.passed = 0
+
+    def cancel(self) -> None:
+        """Stop what is under way."""
+        for part in self.parts:
+            part.cancel()
+        if self.whole is not None:
+            self.whole.give_up()
 
 
 class _Walk:
@@ -83,7 +96,7 @@ class _Walk:
         self.limit = MOST_FILES
         self.sweeps = 0  # since the last open
         self.expected: deque[bytes] = deque()
-        self.fetched: dict[bytes, _Fetched] = {}
+        self.fetched: dict[bytes, Fetched] = {}
 
     @property
     def window(self) -> int:
@@ -120,6 +133,7 @@ class Ahead:
         budget: Budget,
         counters: Counters,
         expectation: Expectation,
+        patience: Patience,
     ) -> None:
         # dependencies
         self._client = client
@@ -128,6 +142,7 @@ class Ahead:
         self._expectation = expectation
         # constants
         self._part_bytes = config.part_size_bytes
+        self._wait_s = patience.once_s
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._walks: OrderedDict[_Walk, None] = OrderedDict()  # the last used last
@@ -135,13 +150,13 @@ class Ahead:
         self._files = 0
         self._bytes = 0
 
-    def opened(self, info: ObjectInfo, following: Following) -> list[Part]:
+    def opened(self, info: ObjectInfo, following: Following) -> Fetched | None:
         """Note an open, fetch what comes next, and return what had been fetched of this file.
 
-        That is all of it, arriving, and its memory is the caller's to take; or nothing. Raises
+        That is all of it, arriving, and its memory is the caller's to take; or None. Raises
         PreconditionFailed or NotFound when fetching has shown that this version is not there.
         """
-        dropped: list[_Fetched] = []
+        dropped: list[Fetched] = []
         with self._lock:
             walk = self._walk_of.pop(info.key, None) or _Walk()
             self._walks[walk] = None
@@ -162,11 +177,11 @@ class Ahead:
             while len(self._walks) > MOST_WALKS:
                 self._forget(next(iter(self._walks)), dropped)
         self._cancel(dropped)
-        return [] if found is None else self._checked(found)
+        return None if found is None else self._checked(found)
 
     def sweep(self, patience: int) -> None:
         """Let go of what walks have ahead that have not moved since `patience` sweeps."""
-        dropped: list[_Fetched] = []
+        dropped: list[Fetched] = []
         with self._lock:
             for walk in self._walks:
                 walk.sweeps += 1
@@ -195,7 +210,7 @@ class Ahead:
 
     # --- inside (lock held, but for the last two) ---
 
-    def _go_on(self, walk: _Walk, coming: list[ObjectInfo], dropped: list[_Fetched]) -> None:
+    def _go_on(self, walk: _Walk, coming: list[ObjectInfo], dropped: list[Fetched]) -> None:
         """Move a walk on to where `coming` is what follows."""
         skipped = [each for each in walk.fetched.values() if each.info.key < walk.last]
         for place, fetched in enumerate(skipped, 1):
@@ -227,28 +242,35 @@ class Ahead:
         lease = self._budget.lease()
         if not lease.try_take(size):
             return False
-        parts = []
-        for start, stop in parts_of(size, self._part_bytes):
-            part = Part(start, stop, info.etag, ahead=True)
-            whole = stop - start == size
+        ranges = parts_of(size, self._part_bytes)
+        several = self._client.verifies and len(ranges) > 1
+        whole = WholeChecksum(self._client, info, self._wait_s) if several else None
+        summing = None if whole is None else whole.sums
+        fetched = Fetched(info, whole, lease)
+        if whole is not None:
+            whole.ask()
+        for start, stop in ranges:
+            part = Part(start, stop, info.etag, ahead=True, summing=summing)
             part.attach(
-                self._client.get(info.key, start, stop, part, if_match=info.etag, whole=whole)
+                self._client.get(
+                    info.key, start, stop, part, if_match=info.etag, whole=stop - start == size
+                )
             )
-            parts.append(part)
-        walk.fetched[info.key] = _Fetched(info, parts, lease)
+            fetched.parts.append(part)
+        walk.fetched[info.key] = fetched
         self._files += 1
         self._bytes += size
         self._counters.add("bytes_prefetched", size)
         return True
 
-    def _pass_over(self, walk: _Walk, fetched: _Fetched, dropped: list[_Fetched]) -> None:
+    def _pass_over(self, walk: _Walk, fetched: Fetched, dropped: list[Fetched]) -> None:
         del walk.fetched[fetched.info.key]
         self._forget_key(walk, fetched.info.key)
         self._release(fetched)
         walk.passed_over()
         dropped.append(fetched)
 
-    def _forget(self, walk: _Walk, dropped: list[_Fetched]) -> None:
+    def _forget(self, walk: _Walk, dropped: list[Fetched]) -> None:
         for fetched in list(walk.fetched.values()):
             self._pass_over(walk, fetched, dropped)
         while walk.expected:
@@ -261,26 +283,25 @@ class Ahead:
         if not known and self._walk_of.get(key) is walk:
             del self._walk_of[key]
 
-    def _release(self, fetched: _Fetched) -> None:
+    def _release(self, fetched: Fetched) -> None:
         self._files -= 1
         self._bytes -= fetched.info.size_bytes
         fetched.lease.give(fetched.info.size_bytes)
 
-    def _cancel(self, dropped: list[_Fetched]) -> None:
+    def _cancel(self, dropped: list[Fetched]) -> None:
         for fetched in dropped:
             self._counters.add("bytes_prefetched_in_vain", fetched.info.size_bytes)
-            for part in fetched.parts:
-                part.cancel()
+            fetched.cancel()
 
-    def _checked(self, fetched: _Fetched) -> list[Part]:
-        """Return the parts; nothing if one has failed."""
+    def _checked(self, fetched: Fetched) -> Fetched | None:
+        """Return it; None if a part has failed."""
         error = next((part.error for part in fetched.parts if part.failed), None)
         if error is None:
-            return fetched.parts
+            return fetched
         self._cancel([fetched])
         if isinstance(error, PreconditionFailed | NotFound):
             raise error
-        return []
+        return None
 
 
 def _same_version(one: ObjectInfo, other: ObjectInfo) -> bool:

@@ -17,6 +17,10 @@ A range whose bytes did not match their checksum is fetched again as it was, not
 reader needs of it: S3 has checksums for whole objects and for parts as they were uploaded, and
 other bytes of the same place would come without one.
 
+Where parts come without checksums, a file that is read whole is compared with that of the whole
+object at its end (`whole`). If it does not match, the read that has come to the end fails, and so
+do all later ones.
+
 Parts behind the reader go when the next plan is made, and what was fetched exactly for a
 random read goes as soon as that read is answered: the kernel's page cache keeps it. A stream
 that nobody reads any more gives everything back (`rest`).
@@ -29,9 +33,10 @@ from typing import NoReturn
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
 from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
-from mountpoint.errors import BadHandle, ChecksumMismatch, S3Error, Stalled
+from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
 from mountpoint.reading.expectation import HEAD_BYTES, parts_of
 from mountpoint.reading.pace import Pace
+from mountpoint.reading.whole import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
 from mountpoint.s3.retry import Patience, Tries
 from mountpoint.window import MIB, PAGE_BYTES, Range, Window
@@ -43,6 +48,10 @@ LEAST_BYTES = PAGE_BYTES
 #: Who opens an object up to this size gets it when all of it is here, 1.5 ms later at most. Its
 #: first read then waits for nothing: a thread is woken once per file, not twice.
 SMALL_BYTES = 128 * 1024
+
+#: Who has come so far from the start is likely to read the object to its end: then S3 is asked
+#: for its checksum. So is who has all of a smaller one on its way.
+ASK_BYTES = 2 * MIB
 
 #: The slowest link that is not taken for a stall. The client delivers a part's bytes only
 #: when all of them are there, so silence has to be allowed for as long as they may take.
@@ -83,6 +92,7 @@ class ReadStream:
         # constants
         self.key = info.key
         self.size_bytes = info.size_bytes
+        self._info = info
         self._etag = info.etag
         self._head_bytes = head_bytes
         # mutable, guarded by _lock
@@ -101,6 +111,8 @@ class ReadStream:
         self._mismatched: set[tuple[int, int]] = set()
         # mutable, guarded by the GIL
         self._parts = PartMap()
+        self._whole: WholeChecksum | None = None  # from the first part on that is not all of it
+        self._damage = ""  # why nothing can be read any more
 
     def open(self) -> ObjectInfo:
         """Fetch the head of the object and return what S3 says of it now.
@@ -139,9 +151,13 @@ class ReadStream:
         """Let the first read fetch the head, in place of `open`."""
         self._head_due = True
 
-    def adopt(self, parts: list[Part]) -> None:
-        """Take the whole object, which was asked for ahead, in place of `open`."""
+    def adopt(self, parts: list[Part], whole: WholeChecksum | None) -> None:
+        """Take the whole object, which was asked for ahead, in place of `open`.
+
+        So may have been its checksum.
+        """
         with self._lock:
+            self._whole = whole
             self._lease.take(self.size_bytes)
             for part in parts:
                 self._parts.insert(part)
@@ -203,6 +219,8 @@ class ReadStream:
             parts = self._clear()
         for part in parts:
             part.cancel()
+        if self._whole is not None:
+            self._whole.give_up()
         self._on_close(self)
 
     def _count_read(self) -> None:
@@ -217,6 +235,8 @@ class ReadStream:
         return self._parts.clear()
 
     def _fetch(self, offset: int, stop: int) -> Bytes:
+        if self._damage:
+            raise FileDamaged(self._damage)
         tries = self._patience.begin()
         with self._lock:
             self._waiting += 1
@@ -228,6 +248,7 @@ class ReadStream:
                 self._replace_failed(late, tries)
                 with self._lock:
                     parts = self._cover(offset, stop, plan=False)
+            self._check_whole()
             return slice_of(parts, offset, stop)
         finally:
             with self._lock:
@@ -235,6 +256,18 @@ class ReadStream:
                 self._parts.note_read(stop - offset)
                 self._count_read()
                 self._drop([part for part in parts if not part.ahead and part.stop <= stop])
+
+    def _check_whole(self) -> None:
+        """Raise FileDamaged if all of the object has been read, and is not what S3 has."""
+        name = None if self._whole is None else self._whole.check()
+        if name is None:
+            return
+        with self._lock:
+            self._damage = f"the file does not match its {name} checksum: it was changed on the way"
+            parts = self._clear()
+        for part in parts:
+            part.cancel()
+        raise FileDamaged(self._damage)
 
     def _issue_head(self) -> Part:
         """Issue the first GETs, as far as there is memory; return the first (lock held)."""
@@ -248,6 +281,8 @@ class ReadStream:
         self._window.fetched_head(stop)
         first, *others = parts_of(stop, self._config.part_size_bytes)
         part = self._issue(*first, ahead=True)
+        if others and stop == self.size_bytes and self._whole is not None:
+            self._whole.ask()  # before the others: when they arrive it is known
         for start, end in others:
             self._issue(start, end, ahead=True)
         return part
@@ -275,10 +310,22 @@ class ReadStream:
         first, last = min(start for start, _ in todo), max(end for _, end in todo)
         self._issue_mismatched(first, last)
         self._issue_gaps(todo, offset, stop)
+        if self._whole is not None and not self._whole.asked:
+            self._ask_whole(self._whole, offset)
         parts = self._parts.covering(offset, stop)
         for part in parts:
             touch(part)
         return parts
+
+    def _ask_whole(self, whole: WholeChecksum, offset: int) -> None:
+        """Ask for the object's checksum if a reader is likely to come to its end (lock held)."""
+        front = whole.front
+        if front >= ASK_BYTES or (
+            offset <= front
+            and not self._parts.gaps(front, self.size_bytes)
+            and len(self._parts) > 1
+        ):
+            whole.ask()
 
     def _issue_gaps(self, ranges: list[Range], offset: int, stop: int) -> None:
         """Issue what is missing of `ranges`, of which a read of [offset, stop) waits for some.
@@ -313,7 +360,10 @@ class ReadStream:
 
     def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
         """Send one ranged GET whose memory has been taken (lock held)."""
-        part = Part(start, stop, self._etag, ahead=ahead)
+        if self._whole is None and self._client.verifies and stop - start < self.size_bytes:
+            self._whole = WholeChecksum(self._client, self._info, self._patience.once_s)
+        summing = None if self._whole is None else self._whole.sums
+        part = Part(start, stop, self._etag, ahead=ahead, summing=summing)
         self._parts.insert(part)
         part.attach(self._get(part))
         return part
@@ -362,6 +412,8 @@ class ReadStream:
         """Let others learn, once, how long a part took, and grow parts again after a stall."""
         if not part.claim_note():
             return
+        if self._whole is not None:
+            self._whole.add(part)
         size, duration_s = part.stop - part.start, part.duration_s()
         self._pace.arrived(size, duration_s, waited=waited)
         if self._window.slowed:

@@ -45,7 +45,7 @@ class Streams:
             most_bytes=config.most_ahead_bytes,
         )
         self._expectation = Expectation()
-        self.ahead = Ahead(client, config, self.budget, counters, self._expectation)
+        self.ahead = Ahead(client, config, self.budget, counters, self._expectation, patience)
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
         self._refusals = 0  # of the budget, at the last look
@@ -73,12 +73,12 @@ class Streams:
         is whether the kernel may hold this one's bytes. Raises PreconditionFailed or NotFound
         when this one was fetched ahead and is not that version.
         """
-        parts = self.ahead.opened(info, following)
+        fetched = self.ahead.opened(info, following)
         if info.size_bytes == 0:
             return None
         stream = self.stream(info)
-        if parts:
-            stream.adopt(parts)
+        if fetched is not None:
+            stream.adopt(fetched.parts, fetched.whole)
         elif not paged:
             stream.open_when_read()
         return stream

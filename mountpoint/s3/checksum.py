@@ -22,12 +22,12 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from awscrt import checksums
 
-from mountpoint.s3.client import ChecksumName, ObjectInfo
+from mountpoint.s3.client import ChecksumName, ObjectInfo, Stored
 from mountpoint.s3.refusal import Headers
 
 
@@ -87,6 +87,25 @@ ALGORITHMS: dict[str, Algorithm] = {
     "md5": Algorithm(16, lambda: hashlib.md5(usedforsecurity=False)),
 }
 
+
+class Crc(NamedTuple):
+    """A checksum of which those of two ranges, side by side, make that of both together.
+
+    `of(data, 0)` computes one, without the GIL; `combine(first, second, size_of_second)` joins two.
+    """
+
+    of: Callable[[bytes | memoryview, int], int]
+    combine: Callable[[int, int, int], int]
+
+
+#: By the name in the header, cheapest first.
+CRCS: dict[str, Crc] = {
+    "crc64nvme": Crc(checksums.crc64nvme, checksums.combine_crc64nvme),
+    "crc32c": Crc(checksums.crc32c, checksums.combine_crc32c),
+    "crc32": Crc(zlib.crc32, checksums.combine_crc32),
+}
+
+_PREFIX = "x-amz-checksum-"
 #: S3 numbers the parts of an upload from 1 to 10,000.
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-fA-F]+-\d{1,5}"?', re.ASCII)
 
@@ -104,13 +123,24 @@ def expected(headers: Headers, info: ObjectInfo, start: int, stop: int) -> Expec
 
     None where it promises nothing that could be compared, or in a form that makes no sense.
     """
-    values = {name.lower(): value.strip() for name, value in headers}
+    values = {name.lower().removeprefix(_PREFIX): value.strip() for name, value in headers}
     whole = (start, stop) == (0, info.size_bytes)
-    kind = values.get("x-amz-checksum-type", "").upper()
+    return _promised(values, values.get("type", ""), info, ALGORITHMS, whole=whole)
+
+
+def expected_of_whole(stored: Stored) -> Expected | None:
+    """Return the CRC that the whole object has; None where S3 has none, or only of its parts."""
+    return _promised(stored.checksums, stored.checksum_type, stored.info, CRCS, whole=True)
+
+
+def _promised(
+    values: Mapping[str, str], kind: str, info: ObjectInfo, names: Iterable[str], *, whole: bool
+) -> Expected | None:
+    kind = kind.upper()
     if not kind and not _MULTIPART_ETAG.fullmatch(info.etag):
         kind = "FULL_OBJECT"
-    for name in ALGORITHMS:
-        value = values.get(f"x-amz-checksum-{name}")
+    for name in names:
+        value = values.get(name)
         if value is None:
             continue
         text, dash, parts = value.partition("-")
@@ -161,8 +191,7 @@ class Verification:
     def __init__(self, expected: Expected) -> None:
         self.name = expected.name
         self._expected = expected
-        self._algorithm = ALGORITHMS[expected.name]
-        self._hash = self._algorithm.new()
+        self._hash = ALGORITHMS[expected.name].new()
 
     def update(self, chunk: bytes) -> None:
         """Take the next bytes. Releases the GIL while it computes."""
@@ -170,9 +199,17 @@ class Verification:
 
     def matches(self) -> bool:
         """Whether all that came is what was promised."""
-        digest = self._hash.digest()
-        if self._expected.of_part:
-            outer = self._algorithm.new()
-            outer.update(digest)
-            digest = outer.digest()
-        return digest == self._expected.digest
+        return _is(self._expected, self._hash.digest())
+
+
+def crc_matches(expected: Expected, value: int) -> bool:
+    """Whether a whole object's CRC is what was promised."""
+    return _is(expected, value.to_bytes(ALGORITHMS[expected.name].size_bytes, "big"))
+
+
+def _is(expected: Expected, digest: bytes) -> bool:
+    if expected.of_part:
+        outer = ALGORITHMS[expected.name].new()
+        outer.update(digest)
+        digest = outer.digest()
+    return digest == expected.digest

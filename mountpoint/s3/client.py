@@ -140,6 +140,7 @@ class PartDone:
 class Stored:
     """An object with the checksums that S3 has of it, by name; composite ones end in "-N".
 
+    `checksum_type` is "FULL_OBJECT", "COMPOSITE", or "" where the store does not say.
     `options` describe it as who has put it could have: content type, metadata, other headers.
     `tags` is how many it has, as far as we may know.
     """
@@ -148,6 +149,7 @@ class Stored:
     checksums: Mapping[str, str]
     options: PutOptions = field(default_factory=PutOptions)
     tags: int = 0
+    checksum_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +216,11 @@ class ObjectClient(Protocol):
     `lists_in_order` says whether keys are listed in the order of their bytes and from where it is
     asked, so that a page also tells which keys do not exist. `is_directory` says whether it is a
     directory bucket (S3 Express One Zone): only there objects are appended to and renamed. `is_aws`
-    says whether it is AWS's own S3, of which nothing has to be found out.
+    says whether it is AWS's own S3, of which nothing has to be found out. `verifies` says whether
+    what is read is compared with the checksums that the store has of it.
     """
 
+    verifies: bool
     lists_in_order: bool
     is_directory: bool
     is_aws: bool

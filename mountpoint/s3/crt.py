@@ -184,7 +184,7 @@ class CrtClient:
         # constants
         self._part_bytes = part_bytes
         self._abilities = abilities
-        self._verify_checksums = config.verify_checksums and abilities.takes_checksum_mode
+        self.verifies = config.verify_checksums and abilities.takes_checksum_mode
         self.lists_in_order = endpoint.lists_in_order and abilities.starts_after
         self.is_directory = endpoint.directory
         self.is_aws = endpoint.aws
@@ -253,7 +253,7 @@ class CrtClient:
         """See ObjectClient."""
         self.counters.add("bytes_asked", stop - start)
         target = wire.object_target(self._endpoint.base_path, key)
-        verify = self._verify_checksums
+        verify = self.verifies
         if not self._abilities.matches:
             if_match = None  # the sink compares the answer's ETag
         if verify and whole and if_match is not None:

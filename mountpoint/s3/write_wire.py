@@ -346,7 +346,13 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
         headers=kept,
     )
     tags = values.get("x-amz-tagging-count", "")
-    return Stored(info, checksums, options, int(tags) if re.fullmatch("[0-9]{1,3}", tags) else 0)
+    return Stored(
+        info,
+        checksums,
+        options,
+        int(tags) if re.fullmatch("[0-9]{1,3}", tags) else 0,
+        values.get(f"{prefix}type", ""),
+    )
 
 
 def _sensible_etag(text: str) -> str:

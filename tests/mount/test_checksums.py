@@ -3,6 +3,7 @@
 import base64
 import errno
 import random
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.faulty_proxy import Exchange, FaultyProxy, flip_bit, on_data, times
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy, flip_bit, on_data, times
 from tests.mount.mounting import errno_of, mounted
 
 pytestmark = pytest.mark.mount
@@ -70,6 +71,58 @@ def test_always(server: Store, folder: Path, proxy: FaultyProxy, name: str) -> N
         assert any(all(part in line for part in said) for line in lines), "\n".join(lines)
         proxy.faults.clear()
         assert path.read_bytes() == (SMALL if name == "small" else LARGE)
+
+
+def in_the_middle(fault: Fault) -> Fault:
+    """Return `fault`, but only for GETs from the middle of an object."""
+
+    def filtered(exchange: Exchange) -> None:
+        found = re.fullmatch(r"bytes=(\d+)-\d+", exchange.header("Range") or "")
+        if exchange.is_data and found is not None and int(found[1]) >= 2 << 20:
+            fault(exchange)
+
+    return filtered
+
+
+def heads_of(proxy: FaultyProxy, file: str) -> int:
+    """Return how often a file's description has been asked for."""
+    return sum(method == "HEAD" and file in target for method, target in proxy.seen)
+
+
+def put_in_parts(server: Store, key: str, data: bytes) -> str:
+    """Upload in parts, with a checksum of the whole; return which one the server has of it."""
+    client = server.client()
+    at = {"Bucket": server.bucket, "Key": key}
+    kind = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+    upload = {**at, "UploadId": client.create_multipart_upload(**at, **kind)["UploadId"]}
+    parts = []
+    for number in (1, 2):
+        body = data[: 7 << 20] if number == 1 else data[7 << 20 :]
+        sent = {"Body": body, "ChecksumAlgorithm": "CRC64NVME"}
+        done = client.upload_part(**upload, PartNumber=number, **sent)
+        parts.append({"PartNumber": number, "ETag": done["ETag"]})
+    client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+    head = client.head_object(**at, ChecksumMode="ENABLED")
+    return "crc64nvme" if head["ChecksumType"] == "FULL_OBJECT" else ""
+
+
+def test_the_whole(server: Store, folder: Path, proxy: FaultyProxy) -> None:
+    """A bit of a large object without checksums of its parts: EIO at its end, and not again."""
+    names = {"large": "crc32"}
+    if name := put_in_parts(server, "checksums/parts", LARGE):
+        names["parts"] = name
+    with mounted(server, folder, "--prefix", "checksums/", endpoint_url=proxy.url) as mount:
+        for file, checksum in names.items():
+            path = mount.path / file
+            proxy.faults[:] = [in_the_middle(flip_bit)]
+            assert errno_of(path.read_bytes) == errno.EIO
+            proxy.faults.clear()
+            lines = [line for line in mount.log.splitlines() if f"path=/{file}" in line]
+            assert len(lines) == 1, mount.log
+            assert f"does not match its {checksum} checksum" in lines[0]
+            assert "operation=read" in lines[0]
+            assert heads_of(proxy, file) == 1
+            assert path.read_bytes() == LARGE
 
 
 def test_turned_off(server: Store, folder: Path, proxy: FaultyProxy) -> None:

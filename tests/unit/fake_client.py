@@ -182,6 +182,7 @@ class FakeClient:
     them, unless they are refused.
     """
 
+    verifies = True
     lists_in_order = True
     is_directory = False  # a test makes it one
     is_aws = True  # unless a test says no
@@ -213,6 +214,7 @@ class FakeClient:
         self._lock = threading.Lock()  # guards all that is below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
         self._checksums: dict[bytes, dict[str, str]] = {}
+        self._checksum_types: dict[bytes, str] = {}  # where a test says so
         self._options: dict[bytes, PutOptions] = {}
         self.uploads: dict[str, Upload] = {}
         self._uploads_begun = 0
@@ -257,6 +259,15 @@ class FakeClient:
             told = None if storage_class == "STANDARD" else storage_class
             self._options[key] = PutOptions(storage_class=told, metadata=metadata or {})
         return info
+
+    def keep_checksum(
+        self, key: bytes, name: str, *, of: bytes | None = None, kind: str = "FULL_OBJECT"
+    ) -> None:
+        """Have an object's checksum, or that of other bytes: those that it was put with."""
+        value = checksum.encoded(sum_of(name, self.content(key) if of is None else of))
+        with self._lock:
+            self._checksums[key] = {name: value}
+            self._checksum_types[key] = kind
 
     def content(self, key: bytes) -> bytes:
         """Return the bytes of an object."""
@@ -408,7 +419,9 @@ class FakeClient:
             info = self._object(key)[0]
             with self._lock:
                 known = self._checksums.get(key, {}) if self.knows_checksums else {}
-                return Stored(info, dict(known), self._options.get(key, PutOptions()))
+                options = self._options.get(key, PutOptions())
+                kind = self._checksum_types.get(key, "")
+                return Stored(info, dict(known), options, checksum_type=kind)
 
         return self._ask(Request("head", key), answer)
 

@@ -3,6 +3,7 @@
 import os
 import queue
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from mountpoint.reading.ahead import FEW_FILES, LATE_OPENS, MOST_FILES, Ahead
 from mountpoint.reading.expectation import Expectation
 from mountpoint.reading.streams import IDLE_SWEEPS
 from mountpoint.s3.client import ObjectInfo
-from tests.unit.fake_client import FakeClient, Fault
+from mountpoint.s3.retry import Patience
+from tests.unit.fake_client import SAFE_S, FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
 
 KIB = 1 << 10
@@ -424,7 +426,8 @@ def test_invariants(steps: list[tuple[str, int, int]]) -> None:
     with FakeClient({name(index): content(index, 8) for index in range(100)}) as client:
         infos = [client.info(name(index)) for index in range(100)]
         counters, budget = Counters(), Budget(MIB)
-        it = Ahead(client, ReadConfig(), budget, counters, Expectation())
+        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+        it = Ahead(client, ReadConfig(), budget, counters, Expectation(), patience)
         opens = 0
 
         def following(index: int) -> Callable[[int], list[ObjectInfo]]:

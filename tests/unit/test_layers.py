@@ -71,6 +71,7 @@ LAYERS = (
     "mountpoint._fastpath",
     "mountpoint.reading.expectation",
     "mountpoint.reading.pace",
+    "mountpoint.reading.whole",
     "mountpoint.reading.stream",
     "mountpoint.reading.ahead",
     "mountpoint.reading.streams",
