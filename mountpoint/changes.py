@@ -53,6 +53,7 @@ from mountpoint.write_opener import (
     may_write,
 )
 from mountpoint.writing.copies import Copies
+from mountpoint.writing.proof import WriteProof
 from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.source import fetch
 from mountpoint.writing.uploads import Uploads
@@ -85,6 +86,7 @@ class Changes:
         self._patience = patience
         self._key_locks = key_locks
         self._uploads = uploads
+        self._proof = WriteProof(client, uploads, patience)
         self._copies = copies
         self._inodes = inodes
         self._local = local
@@ -92,7 +94,9 @@ class Changes:
         self._keeping = keeping
         self._config = config
         self._changed = changed
-        self._opener = WriteOpener(client, patience, local, readers, keeping, config, self._begin)
+        self._opener = WriteOpener(
+            client, patience, self._proof, local, readers, keeping, config, self._begin
+        )
 
     def create(
         self,
@@ -105,6 +109,7 @@ class Changes:
         """Begin a new file. Its inode counts one lookup and one open."""
         check_flags(flags)
         tree.check_new(parent.key, name)
+        self._proof.require(parent.key + name, NEW)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
             kept = self._keeping.of_new(attributes)

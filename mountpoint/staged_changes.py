@@ -40,6 +40,7 @@ from mountpoint.s3.retry import Patience
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged import StagedFile
 from mountpoint.writing.copies import Copies, same
+from mountpoint.writing.proof import WriteProof
 from mountpoint.writing.source import fetch
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
@@ -74,6 +75,7 @@ class StagedChanges:
         self._patience = patience
         self._key_locks = key_locks
         self._uploads = uploads
+        self._proof = WriteProof(client, uploads, patience)
         self._copies = copies
         self._inodes = inodes
         self._local = local
@@ -99,6 +101,7 @@ class StagedChanges:
         """Begin a new file. Its inode counts one lookup and one open."""
         check_flags(flags)
         tree.check_new(parent.key, name)
+        self._proof.require(parent.key + name, NEW)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
             kept = self._keeping.of_new(attributes)
@@ -151,6 +154,7 @@ class StagedChanges:
         raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
 
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
+        self._proof.require(inode.key, ALWAYS)
         base, kept = None, self._keeping.of_replaced(inode)
         if not flags & os.O_TRUNC:
             base = newest(self._client, self._patience, inode)

@@ -39,6 +39,7 @@ from mountpoint.local import LocalNames
 from mountpoint.readers import BEING_READ, BEING_READ_HINT, Readers
 from mountpoint.s3.client import ALWAYS, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
+from mountpoint.writing.proof import WriteProof
 
 #: How long somebody waits for a file that has been closed to be there (`touch a; cat a`), and for
 #: who has closed it to be gone (`cat a; echo > a`). The kernel tells us of the last close a moment
@@ -69,6 +70,7 @@ class WriteOpener:
         self,
         client: ObjectClient,
         patience: Patience,
+        proof: WriteProof,
         local: LocalNames,
         readers: Readers,
         keeping: Keeping,
@@ -78,6 +80,7 @@ class WriteOpener:
         # dependencies
         self._client = client
         self._patience = patience
+        self._proof = proof
         self._local = local
         self._readers = readers
         self._keeping = keeping
@@ -220,6 +223,7 @@ class WriteOpener:
         elif known is not None and (reads or self._config.incremental_upload):
             # What it read is what it replaces; and a part that comes late could replace others.
             condition = unchanged(known)
+        self._proof.require(inode.key, condition)
         if not reads:
             # Now that it is the newest version: the kernel looks again only once. It drops the
             # pages of what is cut to nothing, and of nothing else.

@@ -30,6 +30,7 @@ import structlog
 
 from mountpoint.budget import Lease
 from mountpoint.errors import (
+    AccessDenied,
     AlreadyExists,
     Interrupted,
     NotFound,
@@ -138,6 +139,8 @@ class Appending(Sequential):
             if self._failure is not None:
                 return
             self._failure = error
+            if isinstance(error, AccessDenied):
+                self._line.denied()
             self._errands.drop_all()
             self._waiting.clear()
             self._let_go()

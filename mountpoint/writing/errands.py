@@ -71,6 +71,9 @@ class Line(Protocol[U]):
     def does_without_copies(self, error: S3Error) -> bool:
         """Note that it does not, if that is what `error` means; True if so."""
 
+    def denied(self) -> None:
+        """Note that S3 does not let an object be written."""
+
     def closed(self, upload: U) -> None:
         """Note that an upload is over."""
 

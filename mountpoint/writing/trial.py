@@ -75,14 +75,4 @@ class CopyTrial:
         except S3Error as error:
             return True if self._uploads.does_without_copies(error) else None
         finally:
-            self._abort(source.key, upload_id)
-
-    def _abort(self, key: bytes, upload_id: str) -> None:
-        try:
-            self._patience.ask(
-                functools.partial(self._client.abort_upload, key, upload_id)
-            ).answer()
-        except S3Error as error:
-            log.warning("an upload may have been left in the bucket", key=key, error=str(error))
-        else:
-            self._uploads.multipart_ended(upload_id)
+            self._uploads.abort_unused(source.key, upload_id)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import structlog
 
 from mountpoint.budget import Lease
-from mountpoint.errors import Interrupted, NotSequential, TooLarge
+from mountpoint.errors import AccessDenied, Interrupted, NotSequential, TooLarge
 from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
 from mountpoint.spill import Spill
@@ -179,6 +179,8 @@ class Upload(Sequential):
             if self._info is not None or self._failure is not None:
                 return
             self._failure = error
+            if isinstance(error, AccessDenied):
+                self._line.denied()
             # What is being begun is waited for: its answer says what to abort.
             self._errands.drop_all(but=self._multipart.created)
             self._let_go()

@@ -71,6 +71,8 @@ class Uploads(Line[Sequential]):
         self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
+        # mutable: whether it is believed that objects may be written; set in single steps
+        self.may_write = False
         # what the server may know, until it refuses it
         self._conditions = True
         self._checksums = True
@@ -151,6 +153,15 @@ class Uploads(Line[Sequential]):
         """Return options with the encryption that this mount's objects have."""
         sse, sse_kms_key_id = self._config.sse, self._config.sse_kms_key_id
         return replace(options, sse=sse, sse_kms_key_id=sse_kms_key_id)
+
+    def abort_unused(self, key: bytes, upload_id: str) -> None:
+        """Abort a multipart upload that was begun to try something. Waits; raises Interrupted."""
+        try:
+            self._patience.ask(lambda: self._client.abort_upload(key, upload_id)).answer()
+        except S3Error as error:
+            log.warning("an upload may have been left in the bucket", key=key, error=str(error))
+        else:
+            self.multipart_ended(upload_id)
 
     def interrupt(self) -> None:
         """Give up all uploads: their writers fail, their parts go. Waits for at most 5 seconds.
@@ -291,6 +302,10 @@ class Uploads(Line[Sequential]):
         """See Line."""
         if self._journal is not None:
             self._journal.ended(upload_id)
+
+    def denied(self) -> None:
+        """See Line."""
+        self.may_write = False
 
     def closed(self, upload: Sequential) -> None:
         """See Line."""

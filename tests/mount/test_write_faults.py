@@ -8,6 +8,7 @@ import concurrent.futures
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,21 @@ def proxy(store: Store) -> Iterator[FaultyProxy]:
     """A proxy in front of the store."""
     with FaultyProxy(store.endpoint_url) as it:
         yield it
+
+
+@pytest.fixture(scope="module")
+def readable(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount with credentials that may not write."""
+
+    def deny(exchange: Exchange) -> None:
+        if exchange.is_write:
+            exchange.refuse(403, "AccessDenied")
+
+    with FaultyProxy(store.endpoint_url) as proxy:
+        proxy.before.append(deny)
+        folder = tmp_path_factory.mktemp("readable")
+        with mounted(store, folder, "--prefix", "readable/", endpoint_url=proxy.url) as it:
+            yield it
 
 
 def write(path: Path, data: bytes, step: int, *, sync: bool = False) -> bool:
@@ -202,6 +218,22 @@ def test_the_last_answer_is_lost(
         assert content(store, prefix + "a") == BLOB[:size]
         assert (mount.path / "a").read_bytes() == BLOB[:size]
     assert pending(store, prefix) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+@pytest.mark.parametrize("command", ["echo a > f", "/bin/echo a > f"])
+def test_nothing_may_be_written(readable: Mount, shell: str, command: str) -> None:
+    """Shells do not look at what close(2) returns; the redirection itself fails, each time."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    for _ in range(2):
+        done = subprocess.run([shell, "-c", command], cwd=readable.path, check=False)
+        assert done.returncode != 0
+    assert list(readable.path.iterdir()) == []
+    denied = [line for line in readable.log.splitlines() if "operation=create" in line]
+    assert all("path=/f" in line and "s3:PutObject" in line for line in denied)
+    assert len(denied) % 2 == 0
+    assert denied
 
 
 def test_retries_end(store: Store, folder: Path, proxy: FaultyProxy) -> None:

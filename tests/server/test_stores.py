@@ -18,6 +18,7 @@ from awscrt import checksums
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from mountpoint.writing.proof import NO_PARTS, NO_UPLOAD
 from tests.conftest import Store
 from tests.stores import ANSWERS, IGNORED, NO, QUESTIONS, YES
 
@@ -251,3 +252,22 @@ def test_answers(each_store: Store, question: str) -> None:
     """Each store answers as the table says, no better and no worse."""
     answer = getattr(Asked(each_store, question), question)()
     assert answer == ANSWERS[question][each_store.name]
+
+
+def test_completing_an_upload_that_does_not_exist(each_store: Store) -> None:
+    """No store takes it for a want of permission, and nothing has changed."""
+    asked = Asked(each_store, "proof")
+    absent = {**asked.at, "Key": f"{asked.prefix}none"}
+    parts = {"Parts": [{"PartNumber": each.number, "ETag": each.etag} for each in NO_PARTS]}
+    for key in (asked.key, absent):
+        try:
+            asked.client.complete_multipart_upload(
+                **key, UploadId=NO_UPLOAD, MultipartUpload=parts, IfNoneMatch="*"
+            )
+            status = 200  # versitygw, of an object that is there: as if it had been done before
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        assert status != 403
+    assert asked.client.get_object(**asked.key)["Body"].read() == b"hello"
+    listed = asked.client.list_objects_v2(**asked.at, Prefix=asked.prefix)
+    assert [each["Key"] for each in listed["Contents"]] == [asked.key["Key"]]

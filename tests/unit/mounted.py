@@ -46,6 +46,7 @@ class Mounted:
         self.budget = self.streams.budget
         write = options.pop("write", WriteConfig())
         self.uploads = Uploads(client, write, self.budget, patience)
+        self.uploads.may_write = not options.pop("unproven", False)
         change = {name: options.pop(name) for name in CHANGES if name in options}
         staging = options.pop("staging", None)
         self.fs = FileSystem(
@@ -124,7 +125,8 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
     """Make a bucket and its file system.
 
     The options are FileSystemConfig's, ChangeConfig's and FakeClient's, `prefix`, `total_s`,
-    `memory_bytes` and `write` (a WriteConfig).
+    `memory_bytes`, `write` (a WriteConfig), and `unproven`: the first file is to prove that objects
+    may be written.
     """
     clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s

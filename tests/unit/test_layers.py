@@ -88,6 +88,7 @@ LAYERS = (
     "mountpoint.writing.uploads",
     "mountpoint.writing.many",
     "mountpoint.writing.trial",
+    "mountpoint.writing.proof",
     "mountpoint.writing.copies",
     "mountpoint.writing.selfcopy",
     "mountpoint.listing.recent",

@@ -1,0 +1,146 @@
+"""Whether objects may be written is asked with the first file, and not again."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mountpoint.config import MIB, WriteConfig
+from mountpoint.errors import (
+    AccessDenied,
+    CredentialsUnavailable,
+    NotOffered,
+    S3Error,
+    ServerFault,
+)
+from mountpoint.inodes import ROOT
+from mountpoint.staging.area import StagingArea
+from tests.unit.fake_client import Fault, Request
+from tests.unit.mounted import Mounted, mounted
+
+DENIED = Fault(error=AccessDenied("denied", code="AccessDenied", status=403))
+
+
+def kinds(world: Mounted) -> list[str]:
+    """Return the kinds of all requests so far."""
+    return [request.kind for request in world.client.requests]
+
+
+def test_one_request_once() -> None:
+    """An upload that does not exist is completed for the first file; later files ask nothing."""
+    with mounted(unproven=True) as world:
+        for name in (b"a", b"b"):
+            world.write_file(name, b"1")
+        assert kinds(world) == ["complete_upload", "put_object", "put_object"]
+        assert world.client.uploads == {}
+
+
+def test_denied() -> None:
+    """The open fails, leaves nothing, and names the permission; the next one asks again."""
+    with mounted(unproven=True) as world:
+        world.client.inject("complete_upload", DENIED)
+        world.client.inject("create_upload", DENIED)
+        with pytest.raises(AccessDenied) as caught:
+            world.create(b"a")
+        assert "s3:PutObject" in caught.value.hint
+        assert world.names() == []
+        world.write_file(b"a", b"1")
+        assert world.client.content(b"a") == b"1"
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND])
+def test_files_that_are_there(flags: int) -> None:
+    """Who opens a file to change it is told, too; who reads it is not asked about."""
+    with mounted({b"a": b"1"}, unproven=True, allow_overwrite=True, allow_append=True) as world:
+        number = world.look(b"a").inode
+        assert world.read_file(number) == b"1"
+        assert world.client.count("complete_upload") == 0
+        world.client.inject("complete_upload", DENIED)
+        world.client.inject("create_upload", DENIED)
+        with pytest.raises(AccessDenied):
+            world.fs.open(number, flags)
+        assert world.read_file(number) == b"1"
+
+
+def test_staged_files(tmp_path: Path) -> None:
+    """They are proven when they are opened: a new one, and one that is there."""
+    staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
+    with mounted({b"a": b"1"}, staging=staging, unproven=True, allow_overwrite=True) as world:
+        for attempt in (
+            lambda: world.create(b"b"),
+            lambda: world.fs.open(world.look(b"a").inode, os.O_RDWR),
+        ):
+            world.client.inject("complete_upload", DENIED)
+            world.client.inject("create_upload", DENIED)
+            with pytest.raises(AccessDenied):
+                attempt()
+        world.close(world.create(b"b"))
+        assert world.client.content(b"b") == b""
+
+
+def test_a_policy_that_wants_headers() -> None:
+    """Where an upload may be begun, with the mount's encryption, it is; it does not stay."""
+    with mounted(unproven=True, write=WriteConfig(sse="AES256")) as world:
+        world.client.inject("complete_upload", DENIED)
+        world.write_file(b"a", b"1")
+        assert kinds(world) == ["complete_upload", "create_upload", "abort_upload", "put_object"]
+        assert world.client.uploads == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AccessDenied("HTTP status 403", status=403),
+        NotOffered("not known", status=501),
+        S3Error("bad request", code="InvalidArgument", status=400),
+    ],
+    ids=["a proxy's 403", "501", "400"],
+)
+def test_other_answers_refuse_nobody(error: S3Error) -> None:
+    """The upload is tried, and what it is answered counts."""
+    with mounted(unproven=True) as world:
+        world.client.inject("complete_upload", Fault(error=error))
+        world.write_file(b"a", b"1")
+        world.write_file(b"b", b"1")
+        assert kinds(world) == ["complete_upload", "put_object", "put_object"]
+
+
+def test_a_failing_store() -> None:
+    """A fault is asked again, as any other; then the upload is tried."""
+    with mounted(unproven=True, total_s=0.2) as world:
+        world.client.script = lambda request: (
+            Fault(error=ServerFault("fault", status=500))
+            if request.kind == "complete_upload"
+            else None
+        )
+        world.write_file(b"a", b"1")
+        assert world.client.content(b"a") == b"1"
+
+
+def test_no_credentials() -> None:
+    """What nothing can be signed for is denied, without S3's word."""
+    with mounted(unproven=True) as world:
+
+        def script(request: Request) -> Fault | None:
+            return Fault(error=CredentialsUnavailable("none"))
+
+        world.client.script = script
+        with pytest.raises(CredentialsUnavailable):
+            world.fs.create(ROOT, b"a", os.O_WRONLY, 0)
+
+
+def test_an_upload_that_is_denied() -> None:
+    """A policy may cover some keys only: the next file asks again."""
+    with mounted(unproven=True) as world:
+        world.write_file(b"a", b"1")
+        world.client.inject("put_object", DENIED)
+        with pytest.raises(AccessDenied):
+            world.write_file(b"b", b"1")
+        world.write_file(b"c", b"1")
+        assert kinds(world) == [
+            "complete_upload",
+            "put_object",
+            "put_object",
+            "complete_upload",
+            "put_object",
+        ]
