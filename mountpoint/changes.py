@@ -17,7 +17,6 @@ upload has the condition that there is still no object of that name.
 """
 
 import functools
-import mimetypes
 import os
 import time
 from collections.abc import Callable
@@ -420,12 +419,8 @@ class Changes:
             options = self._copies.options_of(base)
             options, told = self._keeping.on_base(handle, options, None)
             return self._uploads.upload(key, condition=condition, options=options), told
-        content_type = None
-        if self._config.content_types:
-            content_type, _ = mimetypes.guess_type(key.decode("utf-8", "replace"), strict=False)
-        upload = self._uploads.upload(
-            key, condition=condition, content_type=content_type, metadata=formatted(handle.kept)
-        )
+        metadata = formatted(handle.kept)
+        upload = self._uploads.upload(key, condition=condition, metadata=metadata)
         return upload, handle.kept
 
     def _add(self, handle: WriteHandle) -> None:

@@ -205,8 +205,9 @@ class WriteConfig:
 
     `part_size_bytes` is the size of the first parts, and what larger files are cut into;
     `checksum` None sends none. `storage_class`, `sse` and `sse_kms_key_id` None leave them to
-    the bucket. `most_ahead_bytes` is the most that is in flight of all files together,
-    `stall_s` how long one try may be silent beyond what its size, or others like it, take.
+    the bucket. With `content_types` those go by the objects' names. `most_ahead_bytes` is the most
+    that is in flight of all files together, `stall_s` how long one try may be silent beyond what
+    its size, or others like it, take.
     """
 
     part_size_bytes: int = 8 * MIB
@@ -214,6 +215,7 @@ class WriteConfig:
     storage_class: str | None = None
     sse: str | None = None
     sse_kms_key_id: str | None = None
+    content_types: bool = False
     # Twelve connections to S3 bring 1 GB/s; more is only memory, ours and the CRT's copy.
     most_ahead_bytes: int = 96 * MIB
     stall_s: float = 5.0
@@ -279,10 +281,9 @@ class ChangeConfig:
     """What may be changed beyond writing new files.
 
     With `incremental_upload`, for directory buckets, files grow in the bucket while they are
-    written. `keep_directories` is whether they get marker objects, `content_types` whether to
-    guess them. With a `staging_directory` files are written there first, and may hold
-    `staging_limit_bytes` of it (None: a share of what is free). `attributes` says what happens to
-    modes, owners and times that are set (`keeping`).
+    written. `keep_directories` is whether they get marker objects. With a `staging_directory` files
+    are written there first, and may hold `staging_limit_bytes` of it (None: a share of what is
+    free). `attributes` says what happens to modes, owners and times that are set (`keeping`).
     """
 
     allow_overwrite: bool = False
@@ -293,7 +294,6 @@ class ChangeConfig:
     keep_directories: bool = False
     staging_directory: str | None = None
     staging_limit_bytes: int | None = None
-    content_types: bool = False
     attributes: Literal["refuse", "ignore", "keep"] = "refuse"
 
     def __post_init__(self) -> None:

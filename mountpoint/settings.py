@@ -110,7 +110,6 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             user_agent_prefix=options["user_agent_prefix"] or "",
         ),
         change=ChangeConfig(
-            content_types=options["infer_content_type"],
             **_staging(options["staged_writes"], options["staged_limit"]),
             **_same(
                 options,
@@ -132,6 +131,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             # Parts as small as they may be for reads are too small for uploads.
             part_size_bytes=write_part_size or max(part_size, LEAST_PART_BYTES),
             checksum=None if checksum == "off" else checksum,
+            content_types=options["infer_content_type"],
             **_same(options, "storage_class", "sse", "sse_kms_key_id"),
         ),
         log=LogConfig(

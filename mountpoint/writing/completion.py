@@ -90,6 +90,10 @@ class Completion:
         """Let the object have this metadata; before any request was sent."""
         self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
 
+    def retype(self, content_type: str | None) -> None:
+        """Let the object have this content type; before any request was sent."""
+        self._options = replace(self._options, content_type=content_type)
+
     def put(self, body: Body) -> None:
         """Make the object of one body."""
         size_bytes = body.size_bytes

@@ -54,6 +54,7 @@ from mountpoint.s3.client import (
     Stored,
 )
 from mountpoint.s3.retry import Patience, Question
+from mountpoint.writing.content_types import after_rename, by_name
 from mountpoint.writing.many import Result, for_each
 from mountpoint.writing.multipart import SLOWEST_COPY_BYTES_PER_S
 from mountpoint.writing.trial import CopyTrial
@@ -281,8 +282,12 @@ class Copies:
 
     def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
         """Have the whole object copied; return the copy's ETag."""
-        storage_class = None if source.storage_class == "STANDARD" else source.storage_class
-        options = self._uploads.encrypted(PutOptions(storage_class=storage_class))
+        options = self._retyped(source, key)
+        keep_metadata = options is None
+        if options is None:
+            storage_class = None if source.storage_class == "STANDARD" else source.storage_class
+            options = PutOptions(storage_class=storage_class)
+        options = self._uploads.encrypted(options)
         asked = condition if self._conditional_copies else ALWAYS
         start = functools.partial(
             self._client.copy_object,
@@ -290,7 +295,7 @@ class Copies:
             key,
             source_etag=source.etag,
             options=options,
-            keep_metadata=True,
+            keep_metadata=keep_metadata,
             condition=asked,
         )
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
@@ -314,6 +319,16 @@ class Copies:
                 raise explained(error, f"{shown(source.key)} has changed meanwhile") from error
             raise
 
+    def _retyped(self, source: ObjectInfo, key: bytes) -> PutOptions | None:
+        """Return what the copy is to be if its content type is another by its name, else None."""
+        if not self._config.content_types or by_name(source.key) == by_name(key):
+            return None
+        options = self._ask_stored(source.key).options
+        content_type = after_rename(options.content_type, source.key, key)
+        if content_type == options.content_type:
+            return None
+        return replace(options, content_type=content_type)
+
     def _made(self, source: ObjectInfo, key: bytes) -> str | None:
         """Return the ETag of what is at `key`, if it is as good as a copy of `source`."""
         try:
@@ -331,6 +346,9 @@ class Copies:
     def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
         """Have the object copied part by part; return the copy's ETag."""
         options = self.options_of(source)
+        if self._config.content_types:
+            content_type = after_rename(options.content_type, source.key, key)
+            options = replace(options, content_type=content_type)
         upload = self._uploads.upload(key, condition=condition, options=options)
         try:
             upload.copy(source, 0, source.size_bytes)

@@ -95,6 +95,10 @@ class Multipart:
         """Let the object have this metadata; before the upload has begun."""
         self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
 
+    def retype(self, content_type: str | None) -> None:
+        """Let the object have this content type; before the upload has begun."""
+        self._options = replace(self._options, content_type=content_type)
+
     def send(self, body: Body, digest: bytes) -> None:
         """Send the next part. Raises TooLarge when there are no more."""
         number = self._number()

@@ -22,6 +22,7 @@ from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import Patience
 from mountpoint.spill import Spill
 from mountpoint.writing.completion import Completion
+from mountpoint.writing.content_types import after_rename
 from mountpoint.writing.errands import Errand, Line
 from mountpoint.writing.gathering import Gathering
 from mountpoint.writing.multipart import ABORT_S, Multipart
@@ -51,6 +52,7 @@ class Upload(Sequential):
         condition: Condition,
         part_bytes: int,
         limits: Limits = S3_LIMITS,
+        types_follow_names: bool = False,
         lease: Lease,
         spill: Spill,
         line: Line[Sequential],
@@ -69,8 +71,10 @@ class Upload(Sequential):
         self._client = client
         # constants
         self._limits = limits
+        self._types_follow_names = types_follow_names
         # mutable, guarded by _changed
         self.key = key
+        self._content_type = options.content_type
         self._multipart = Multipart(
             client,
             key,
@@ -154,6 +158,10 @@ class Upload(Sequential):
         with self._changed:
             if self._multipart.begun or self._finishing:
                 return False
+            if self._types_follow_names:
+                self._content_type = after_rename(self._content_type, self.key, key)
+                self._multipart.retype(self._content_type)
+                self._completion.retype(self._content_type)
             self.key = self._multipart.key = self._completion.key = key
             self._completion.condition = condition
             return True

@@ -22,6 +22,7 @@ from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, Pu
 from mountpoint.s3.retry import Patience
 from mountpoint.spill import Spill
 from mountpoint.writing.appending import Appending
+from mountpoint.writing.content_types import by_name
 from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
 from mountpoint.writing.journal import Journal
 from mountpoint.writing.multipart import ABORT_S
@@ -83,7 +84,6 @@ class Uploads(Line[Sequential]):
         key: bytes,
         *,
         condition: Condition = ALWAYS,
-        content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
         options: PutOptions | None = None,
     ) -> Upload:
@@ -94,10 +94,11 @@ class Uploads(Line[Sequential]):
         upload = Upload(
             self._client,
             key,
-            options=options or self._options(content_type, metadata),
+            options=options or self._options(key, metadata),
             condition=condition,
             part_bytes=self._config.part_size_bytes,
             limits=self._limits,
+            types_follow_names=self._config.content_types,
             lease=self._budget.lease(of_all=True),
             spill=self._spill,
             line=self,
@@ -112,7 +113,6 @@ class Uploads(Line[Sequential]):
         *,
         base: ObjectInfo | None,
         condition: Condition = ALWAYS,
-        content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Appending:
         """Begin to append to `base`, or to a new object; nothing is sent yet. See Appending.
@@ -124,7 +124,7 @@ class Uploads(Line[Sequential]):
             key,
             base=base,
             condition=condition,
-            options=self._options(content_type, metadata),
+            options=self._options(key, metadata),
             part_bytes=self._config.part_size_bytes,
             lease=self._budget.lease(of_all=True),
             spill=self._spill,
@@ -134,10 +134,10 @@ class Uploads(Line[Sequential]):
         self._add(appending)
         return appending
 
-    def _options(self, content_type: str | None, metadata: Mapping[str, str] | None) -> PutOptions:
+    def _options(self, key: bytes, metadata: Mapping[str, str] | None) -> PutOptions:
         options = PutOptions(
             storage_class=self._config.storage_class,
-            content_type=content_type,
+            content_type=by_name(key) if self._config.content_types else None,
             metadata=metadata or {},
             checksum=self._config.checksum,
         )

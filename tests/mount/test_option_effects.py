@@ -21,6 +21,7 @@ from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import (
     PROGRAM,
     clean_up,
+    content,
     environment,
     errno_of,
     eventually,
@@ -104,6 +105,30 @@ def test_new_objects(flat_store: Store, folder: Path, proxy: FaultyProxy) -> Non
     assert put.header("x-amz-server-side-encryption-aws-kms-key-id") == "alias/mine"
     assert put.header("Content-Type") == "text/html"
     assert put.header("x-amz-checksum-crc64nvme") is not None
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_content_types_of_final_names(flat_store: Store, folder: Path, staged: bool) -> None:
+    """What programs write under another name first has the type of the name that it ends with."""
+    (folder / "stage").mkdir()
+    prefix = f"types-{staged}/"
+    options = ["--infer-content-type", "--allow-rename", "--allow-overwrite", "--prefix", prefix]
+    options += ["--staged-writes", str(folder / "stage")] if staged else []
+    with mounted(flat_store, folder, *options) as mount:
+        path = mount.path / "page.html"
+        path.write_bytes(b"1")
+        subprocess.run(["sed", "-i", "s/1/2/", path], check=True)
+        (mount.path / "new.tmp").write_bytes(b"3")
+        (mount.path / "new.tmp").replace(mount.path / "new.css")
+        (mount.path / "direct.png").write_bytes(b"4")
+
+    def found(name: str) -> str:
+        at = {"Bucket": flat_store.bucket, "Key": prefix + name}
+        return str(flat_store.client().head_object(**at)["ContentType"])
+
+    assert content(flat_store, f"{prefix}page.html") == b"2"
+    types = [found(name) for name in ("page.html", "new.css", "direct.png")]
+    assert types == ["text/html", "text/css", "image/png"]
 
 
 def test_new_objects_by_default(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:

@@ -592,7 +592,7 @@ def test_truncation_of_what_is_there() -> None:
 @pytest.mark.parametrize(("on", "expected"), [(True, "image/png"), (False, None)])
 def test_content_types(on: bool, expected: str | None) -> None:
     """With --infer-content-type the type goes by the name."""
-    with mounted(content_types=on) as world:
+    with mounted(write=WriteConfig(content_types=on)) as world:
         seen: list[Any] = []
         put = world.client.put_object
 

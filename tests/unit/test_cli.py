@@ -237,7 +237,7 @@ def test_memory_by_the_machine(
         (["--sse", "AES256"], "write.sse", "AES256"),
         (["--sse", "aws:kms", "--sse-kms-key-id", "k"], "write.sse_kms_key_id", "k"),
         (["--expected-bucket-owner", "111122223333"], "bucket.expected_owner", "111122223333"),
-        (["--infer-content-type"], "change.content_types", True),
+        (["--infer-content-type"], "write.content_types", True),
         (["--allow-delete"], "change.allow_delete", True),
         (["--allow-rename"], "change.allow_rename", True),
         (["--allow-append"], "change.allow_append", True),

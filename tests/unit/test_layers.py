@@ -77,6 +77,7 @@ LAYERS = (
     "mountpoint.reading.streams",
     "mountpoint.writing.parts",
     "mountpoint.writing.gathering",
+    "mountpoint.writing.content_types",
     "mountpoint.writing.journal",
     "mountpoint.writing.errands",
     "mountpoint.writing.source",
