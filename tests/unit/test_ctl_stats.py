@@ -104,6 +104,8 @@ class FakeMount:
         if self._at_s > self._ends_s:
             raise MountError("the mount at '/mnt' has ended")
         self._meters.read(1_000_000)
+        for number in range(30):  # or they would leave the screen after a minute
+            self._meters.programs._named(f"program-{number}").read_bytes.add(1)
         return answer(self._meters, Counters(), self._at_s)
 
 

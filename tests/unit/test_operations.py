@@ -180,6 +180,7 @@ SUBCLASSES = [
     (errors.Contended, "EIO"),
     (errors.NoSuchUpload, "EIO"),
     (errors.BadAnswer, "EIO"),
+    (errors.Unusable, "EIO"),
     (errors.WrongRegion, "EIO"),
     (errors.CredentialsUnavailable, "EACCES"),
     (errors.CredentialsEnded, "EACCES"),

@@ -147,6 +147,9 @@ BY_LIBRARIES = {"AWS_PROFILE", "AWS_EC2_METADATA_DISABLED", "HTTPS_PROXY", "NO_P
 #: What WSGI calls so: of a request to /metrics.
 OF_REQUESTS = {"PATH_INFO"}
 
+#: What a terminal can show. Terminals set it, not users.
+OF_TERMINALS = {"TERM"}
+
 
 def test_variables() -> None:
     """Those of the tables are read, and those that are read are in the document."""
@@ -154,7 +157,7 @@ def test_variables() -> None:
     told = options | set(options_table.ONLY_VARIABLES)
     assert sorted(name for name in told - BY_LIBRARIES if f'"{name}"' not in program()) == []
     read = re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', program())
-    assert sorted(set(read) - told - OF_REQUESTS) == []
+    assert sorted(set(read) - told - OF_REQUESTS - OF_TERMINALS) == []
     assert set(options_table.ENVIRONMENT) <= set(names())
 
 
