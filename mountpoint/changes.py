@@ -34,7 +34,7 @@ from mountpoint.errors import (
     WriterKilled,
 )
 from mountpoint.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags, unchanged
-from mountpoint.inodes import Inode, InodeTable
+from mountpoint.inodes import Inode, InodeTable, Paged
 from mountpoint.keeping import Keeping
 from mountpoint.key_locks import KeyLocks
 from mountpoint.local import LocalNames, Writer
@@ -493,7 +493,8 @@ class Changes:
                 # Known before it is forgotten that it is being written: it is there all the time.
                 self._changed(inode.directory, inode.name, info)
                 # Of what was appended to the kernel has no pages, or not its last one.
-                self._inodes.became(inode, info, 0.0, paged=not handle.appends)
+                paged = Paged.NOT if handle.appends else Paged.SOME
+                self._inodes.became(inode, info, 0.0, paged=paged)
                 handle.base, handle.upload = info, None
                 handle.condition = unchanged(info)
             self._opener.settled[info.key] = handle

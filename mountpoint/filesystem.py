@@ -503,7 +503,7 @@ class FileSystem:
                 self._writing.release(handle)
             else:
                 handle.close()
-                handle.inode.paged = handle.inode.paged or handle.was_read
+                handle.inode.paged = max(handle.inode.paged, handle.paged)
                 self._readers.end(handle.inode)
         finally:
             self._inodes.released(handle.inode)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Generic, NewType, Protocol, TypeVar
 
 from mountpoint.errors import NO_OPTION, BadArgument, BadHandle, NotSequential, TooLarge
-from mountpoint.inodes import Inode
+from mountpoint.inodes import Inode, Paged
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
 from mountpoint.listing.recent import Listings
@@ -91,9 +91,12 @@ class ReadHandle:
         self.damaged = False  # what was read of it was not what S3 has
 
     @property
-    def was_read(self) -> bool:
-        """Whether there have been bytes for the kernel to keep."""
-        return self._stream is not None and self._stream.read_bytes > 0
+    def paged(self) -> Paged:
+        """How much there has been for the kernel to keep."""
+        if self._stream is None or self._stream.read_bytes == 0:
+            return Paged.NOT
+        whole = self._stream.read_bytes >= self._stream.size_bytes
+        return Paged.ALL if whole else Paged.SOME
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""

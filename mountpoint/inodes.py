@@ -21,6 +21,7 @@ import itertools
 import struct
 import threading
 from dataclasses import replace
+from enum import IntEnum
 from typing import NewType
 
 from mountpoint.errors import StaleInode
@@ -47,6 +48,14 @@ _RESTORED, _TOLD, _ANY = 1, 2, 4
 _KEPT = struct.Struct("<iqqq")
 
 
+class Paged(IntEnum):
+    """How much of a file the kernel may hold: no page, some, or all."""
+
+    NOT = 0
+    SOME = 1
+    ALL = 2
+
+
 class Inode:
     """A directory, or one version of an object.
 
@@ -58,7 +67,7 @@ class Inode:
     `parent` is the directory that it is in, None for the root; `name` is the root's prefix
     there. `lookups` is what the kernel holds, `opens` our open handles; an inode stays while
     either is positive. `fresh_until_s` says how long (monotonic clock) the attributes may be
-    believed. `paged` is set once data was read, so that the kernel may hold pages of it.
+    believed. `paged` says what was read, so that the kernel may hold pages of it.
     """
 
     __slots__ = (
@@ -94,7 +103,7 @@ class Inode:
         self.fresh_until_s = fresh_until_s
         self.lookups = lookups
         self.opens = 0
-        self.paged = False
+        self.paged = Paged.NOT
 
     @property
     def is_directory(self) -> bool:
@@ -251,7 +260,7 @@ class InodeTable:
         self.released(inode)
 
     def became(
-        self, inode: Inode, info: ObjectInfo, fresh_until_s: float, *, paged: bool = True
+        self, inode: Inode, info: ObjectInfo, fresh_until_s: float, *, paged: Paged = Paged.SOME
     ) -> None:
         """Note that an inode is this version from now on: it was written through it.
 

@@ -20,7 +20,7 @@ from mountpoint.errors import (
 )
 from mountpoint.handles import ReadHandle
 from mountpoint.heads import newest
-from mountpoint.inodes import Inode
+from mountpoint.inodes import Inode, Paged
 from mountpoint.listing.recent import Listings
 from mountpoint.names import Names
 from mountpoint.reading.stream import ReadStream
@@ -70,7 +70,7 @@ class Opener:
         asked_at_s = time.monotonic()
         if not direct and self._believes(inode, info, asked_at_s):
             return ReadHandle(inode, self._stream_unasked(inode, info), writer=writer)
-        handle = ReadHandle(inode, self._open_stream(inode, info), writer=writer)
+        handle = ReadHandle(inode, self._open_stream(inode, info, direct=direct), writer=writer)
         self._listings.see(inode.directory, asked_at_s)
         return handle
 
@@ -119,11 +119,14 @@ class Opener:
             return [each for each in infos if each.storage_class not in ARCHIVE_CLASSES]
 
         try:
-            return self._streams.unasked(info, following, paged=inode.paged)
+            stream = self._streams.unasked(info, following, paged=bool(inode.paged))
         except (PreconditionFailed, NotFound):  # when it was fetched ahead
-            return self._open_stream(inode, info)
+            return self._open_stream(inode, info, direct=False)
+        if stream is not None:
+            _expect_gaps(inode, stream)
+        return stream
 
-    def _open_stream(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
+    def _open_stream(self, inode: Inode, info: ObjectInfo, *, direct: bool) -> ReadStream | None:
         """Return a stream of the inode's version, if it is the newest one."""
         archived = info.storage_class in ARCHIVE_CLASSES
         stream = self._streams.stream(info) if info.size_bytes > 0 else None
@@ -139,5 +142,12 @@ class Opener:
             if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
             inode.describe(version)
-        inode.paged = True
+            if stream is not None and not direct:
+                _expect_gaps(inode, stream)
+        inode.paged = max(inode.paged, Paged.SOME)
         return stream
+
+
+def _expect_gaps(inode: Inode, stream: ReadStream) -> None:
+    if inode.paged is Paged.ALL:
+        stream.expect_gaps()

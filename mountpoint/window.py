@@ -20,6 +20,12 @@ What is fetched and never read costs as much as what is read, so a run earns its
   beyond that with an eighth of what it has read;
 * in no case into what another run has read.
 
+Where all of the object has been read before, the kernel has most of its pages, and the reads
+that come here are of the *gaps* between them. So a run goes on behind what it skips, and that is
+fetched with the rest, as long as it is no more than what was read, and a quarter. Of a file of
+which every other MiB was lost all is fetched, in as many requests as for the first time; one for
+each gap would be eight times as many.
+
 Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its
 next pieces are fetched ahead, each exactly.
 """
@@ -97,6 +103,7 @@ class _Run:
     ahead: int  # how far beyond the cursor to fetch
     used: int  # the number of the last plan made for it
     largest: int  # read
+    before: int = 0  # how much had been read in all when it began
     backward: bool = False
 
     @property
@@ -113,14 +120,16 @@ class _Run:
         """
         return min(JITTER_READS * self.largest, self.length // 2)
 
-    def holds(self, begin: int) -> bool:
+    def holds(self, begin: int, skips: int) -> bool:
+        """Whether a read belongs to it, which may skip so much."""
         if self.ahead == 0:  # one read so far, mostly: the second has to follow it
-            return self.cursor - PAGE_BYTES <= begin <= self.cursor
-        return self.cursor - self.slack <= begin <= max(self.fetched, self.cursor + self.slack)
+            return self.cursor - PAGE_BYTES <= begin <= self.cursor + skips
+        reach = max(self.slack, skips)
+        return self.cursor - self.slack <= begin <= max(self.fetched, self.cursor + reach)
 
-    def leaps(self, begin: int) -> bool:
-        """Whether a read that it holds has skipped something: what is fetched serves it still."""
-        return begin > self.cursor + max(self.slack, PAGE_BYTES)
+    def leaps(self, begin: int, skips: int) -> bool:
+        """Whether a read that it holds has skipped more: what is fetched serves it still."""
+        return begin > self.cursor + max(self.slack, PAGE_BYTES, skips)
 
 
 @dataclass(slots=True)
@@ -157,6 +166,8 @@ class Window:
         self._size = size_bytes
         self._largest_part = part_bytes
         # mutable
+        self._gaps = False  # the kernel may have pages between the reads
+        self._read = 0  # bytes, before the read that is being planned
         self._part = part_bytes
         self._runs: list[_Run] = []  # the most recently used last
         self._stride = _Stride()
@@ -167,14 +178,25 @@ class Window:
         self._hit_stop = 0
         self._last: _Run | None = None  # whose read came last, where that is certain
 
-    def plan(self, offset: int, size: int, *, ahead_bytes: int, hit_stop: int = 0) -> list[Range]:
+    def plan(
+        self,
+        offset: int,
+        size: int,
+        *,
+        ahead_bytes: int,
+        hit_stop: int = 0,
+        read_bytes: int = 0,
+    ) -> list[Range]:
         """Return what to fetch for a read of [offset, offset + size), within the object.
 
         Each range is one request; the first cover the read, the others are the most urgent
         first. `ahead_bytes` is how much may lie ahead of all readers together, `hit_stop`
-        where the last read ended that was served without a plan.
+        where the last read ended that was served without a plan, `read_bytes` how much has been
+        asked for before, in all.
         """
         stop = offset + size
+        self._read = read_bytes
+        self._gaps = self._gaps or read_bytes >= self._size
         self._plans += 1
         self._note_hit(hit_stop)
         self._runs = [run for run in self._runs if self._plans - run.used <= RETIRE_PLANS]
@@ -188,6 +210,10 @@ class Window:
         if self._runs:
             self._jumped(self._runs[-1])
         return self._begun(offset, stop, ahead_bytes)
+
+    def expect_gaps(self) -> None:
+        """Note that the kernel had pages of the whole object: earlier reads were of all of it."""
+        self._gaps = True
 
     def fetched_head(self, stop: int) -> None:
         """Note that [0, stop) has been fetched for a reader who has not come yet."""
@@ -253,7 +279,9 @@ class Window:
             fetched = min(max(start + length, stop), self._size)
         if len(self._runs) == MAX_RUNS:
             del self._runs[0]
-        self._last = _Run(start, stop, fetched, fetched - stop, self._plans, stop - start)
+        self._last = _Run(
+            start, stop, fetched, fetched - stop, self._plans, stop - start, self._read
+        )
         self._runs.append(self._last)
         part = min(max((fetched - start) // 4, FIRST_AHEAD_BYTES), self._part)
         read = [(start, stop)] if stop - start <= self._part else _cut(start, stop, self._part)
@@ -278,9 +306,10 @@ class Window:
         begin, end = self._mirrored(run, offset, stop)
         run.used = self._plans
         run.largest = max(run.largest, end - begin)
-        if self._last is run and run.leaps(begin):
+        if self._last is run and run.leaps(begin, self._skips(run)):
             self._jumped(run)
             run.start = run.cursor = begin
+            run.before = self._read
         self._last = run
         swept = run.cursor
         if end > run.cursor:
@@ -308,8 +337,15 @@ class Window:
 
     def _earned(self, run: _Run, ahead_bytes: int) -> int:
         """Return how far to read ahead of a run that has just moved on."""
-        readers = sum(self._plans - each.used < ACTIVE_PLANS for each in self._runs if each.ahead)
-        if run.start == 0 and not run.backward and readers <= 1:
+        readers = sum(
+            self._plans - each.used < ACTIVE_PLANS
+            for each in self._runs
+            if each.ahead and each.cursor < self._size  # else it has come to its end
+        )
+        from_start = run.start == 0 and not run.backward
+        # What lies before its first read may have been read from the kernel's pages.
+        from_start = from_start or (self._gaps and not self._jumps_about())
+        if from_start and readers <= 1:
             earned = self._size
         elif self._jumps_about():
             usual = self._usual_length()
@@ -356,6 +392,17 @@ class Window:
             default=self._size,
         )
 
+    def _useful(self, run: _Run) -> int:
+        """Return how much of what a run has passed was read."""
+        return min(self._read - run.before, run.length)
+
+    def _skips(self, run: _Run) -> int:
+        """Return how much a run may skip now: a quarter more than what it has read, in all."""
+        if not self._gaps:
+            return 0
+        useful = self._useful(run)
+        return max(useful + useful // 4 - (run.length - useful), 0)
+
     def _jumps_about(self) -> bool:
         """Whether the reader leaves its runs for good. Two jumps are a footer or a header."""
         return self._jumps > 1 + self._returns
@@ -399,7 +446,7 @@ class Window:
         near = []
         for run in self._runs:
             begin = self._mirrored(run, offset, stop)[0]
-            if run.holds(begin):
+            if run.holds(begin, self._skips(run)):
                 near.append((abs(run.cursor - begin), run))
         return min(near, key=lambda pair: pair[0])[1] if near else None
 

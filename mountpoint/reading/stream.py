@@ -103,6 +103,7 @@ class ReadStream:
         self._head_due = False  # the first read fetches the head
         self._head_read = False  # somebody has read from what `open` fetched
         self._waiting = 0  # calls that are waiting for parts
+        self._waiting_bytes = 0  # that they are to read
         self._timely = 0  # parts in a row that came in time
         self._rests = 0  # times that `rest` has found no read since the last
         self._rested_at_bytes = 0  # what had been read then
@@ -150,6 +151,10 @@ class ReadStream:
     def open_when_read(self) -> None:
         """Let the first read fetch the head, in place of `open`."""
         self._head_due = True
+
+    def expect_gaps(self) -> None:
+        """Note that the kernel had pages of the whole object, and may have lost some."""
+        self._window.expect_gaps()
 
     def adopt(self, parts: list[Part], whole: WholeChecksum | None) -> None:
         """Take the whole object, which was asked for ahead, in place of `open`.
@@ -241,6 +246,7 @@ class ReadStream:
         with self._lock:
             self._waiting += 1
             parts = self._cover(offset, stop, plan=True)
+            self._waiting_bytes += stop - offset
         if not all(part.ready for part in parts):
             self._pace.waited()
         try:
@@ -253,6 +259,7 @@ class ReadStream:
         finally:
             with self._lock:
                 self._waiting -= 1
+                self._waiting_bytes -= stop - offset
                 self._parts.note_read(stop - offset)
                 self._count_read()
                 self._drop([part for part in parts if not part.ahead and part.stop <= stop])
@@ -303,6 +310,7 @@ class ReadStream:
                 stop - offset,
                 ahead_bytes=self._lease.share_bytes,
                 hit_stop=self._parts.hit_stop,
+                read_bytes=self._parts.read_bytes + self._waiting_bytes,
             )
             self._drop_behind(offset, stop)
             # What failed before this read came is no answer to it.

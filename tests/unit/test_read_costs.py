@@ -389,3 +389,64 @@ def test_a_pause_costs_what_was_ahead() -> None:
         it.world.fs.release(handle)
         assert it.cost <= 1.2
         assert it.requests <= 512 * MIB // PART_BYTES + 3 * RAMP_REQUESTS
+
+
+# --- What the page cache has lost ---
+
+
+def gaps(size: int, lost: int, distance: int, read: int) -> Iterator[Piece]:
+    """Yield what the kernel reads of a file of which its cache has lost every so many bytes."""
+    for start in range(0, size, distance):
+        yield from pieces(start, min(start + lost, size), read)
+
+
+@pytest.mark.parametrize("from_start", [True, False])
+@pytest.mark.parametrize("read_size", [128 * KIB, 512 * KIB, MIB])
+@pytest.mark.parametrize(
+    ("lost", "distance"),
+    [(MIB, 2 * MIB), (2 * MIB, 4 * MIB), (3 * MIB, 4 * MIB), (MIB, 2 * MIB + 64 * KIB)],
+)
+@pytest.mark.parametrize("size", [64 * MIB, 256 * MIB])
+def test_pages_that_were_lost(
+    size: int, lost: int, distance: int, read_size: int, from_start: bool
+) -> None:
+    """Half a file that the cache has lost, here and there, takes as many requests as all of it."""
+    with program({b"a": size}) as it:
+        it.read_file(b"a", pieces(0, size, MIB))
+        requests = it.requests
+        it.begin()
+        reads = gaps(size, lost, distance, read_size)
+        if not from_start:
+            reads = (
+                (offset + lost, read) for offset, read in reads if offset + lost + read <= size
+            )
+        it.read_file(b"a", reads)
+        assert it.requests <= 1.2 * requests
+        assert it.cost <= 2.1
+
+
+def test_pages_that_were_lost_while_it_is_open() -> None:
+    """It is the same where the file has been open all the time."""
+    size = 64 * MIB
+    with program({b"a": size}) as it:
+        handle = it.open(b"a")
+        for read in pieces(0, size, MIB):
+            it.read(handle, *read)
+        requests = it.requests
+        it.begin()
+        for read in gaps(size, MIB, 2 * MIB, 512 * KIB):
+            it.read(handle, *read)
+        it.world.fs.release(handle)
+        assert it.requests <= 1.2 * requests
+        assert it.cost <= 2.1
+
+
+@pytest.mark.parametrize("pattern", ["parquet", "stride 256K of 512K", "zip", "random 128K"])
+def test_patterns_in_a_file_of_which_some_was_read(pattern: str) -> None:
+    """Where the kernel cannot have the rest, who skips some of a file wants what he reads."""
+    kind = PATTERNS[pattern]
+    with program({b"a": kind.size_bytes}) as it:
+        it.read_file(b"a", pieces(0, 8 * MIB, MIB))
+        it.begin()
+        it.read_file(b"a", kind.reads(1))
+        assert it.cost <= kind.most
