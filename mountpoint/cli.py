@@ -237,7 +237,7 @@ LOGGING = "Logging options"
     type=float,
     default=60.0,
     metavar="SECONDS",
-    help="Longest wait for S3, then EIO.  [default: 60]",
+    help="Longest wait of a file's opening and reads in all for S3, then EIO.  [default: 60]",
 )
 @option(
     CLIENT,

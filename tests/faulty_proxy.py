@@ -23,6 +23,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 CHUNK_BYTES = 64 << 10
+#: Between the bodies of an endless answer.
+PAUSE_S = 0.02
 
 
 @dataclass
@@ -31,9 +33,10 @@ class Exchange:
 
     `cut_at` closes the connection after so many bytes of the body, `delay_s` waits before
     the headers and `stall_at` before that byte of the body, until the proxy ends. `lost` closes
-    it without an answer. `chunked` sends the body in chunks, without its length. What was asked has
-    been done in each case, but for faults in `before`; these may also set `taken`: the connection
-    is closed after so many bytes of the request.
+    it without an answer. `endless` repeats the body for as long as anybody takes it, for which
+    the headers have to leave room. `chunked` sends the body in chunks, without its length. What
+    was asked has been done in each case, but for faults in `before`; these may also set `taken`:
+    the connection is closed after so many bytes of the request.
     """
 
     method: str
@@ -47,6 +50,7 @@ class Exchange:
     stall_at: int | None = None
     delay_s: float = 0.0
     lost: bool = False
+    endless: bool = False
     chunked: bool = False
     taken: int | None = None
 
@@ -211,6 +215,9 @@ class FaultyProxy:
             handler.wfile.flush()
             self._stopping.wait()
             handler.close_connection = True
+        elif exchange.endless:
+            while not self._stopping.wait(PAUSE_S):
+                handler.wfile.write(body)
         elif exchange.cut_at is not None:
             handler.wfile.write(body[: exchange.cut_at])
             handler.wfile.flush()

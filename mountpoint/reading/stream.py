@@ -7,8 +7,9 @@ bytes belong to one version of the object.
 
 The waiting reader drives everything that takes time. It wakes when its part has come, has
 failed, or has been silent for too long; then it replaces the part by a new request and
-waits again, until the total is used up. So a part that was fetched ahead and failed costs
-nothing until somebody wants it, and there is no thread that has to notice.
+waits again, until the total is used up, which open and reads share while nothing comes
+(`Allowance`). So a part that was fetched ahead and failed costs nothing until somebody wants it,
+and there is no thread that has to notice.
 
 A part that takes several times as long as its kin is asked for a second time, and whichever
 comes first counts (`_hedged`).
@@ -28,7 +29,6 @@ that nobody reads any more gives everything back (`rest`).
 
 import threading
 from collections.abc import Callable
-from typing import NoReturn
 
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
 from mountpoint.budget import Budget
@@ -38,7 +38,7 @@ from mountpoint.reading.expectation import HEAD_BYTES, parts_of
 from mountpoint.reading.pace import Pace
 from mountpoint.reading.whole import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.retry import Allowance, Patience, Tries
 from mountpoint.window import MIB, PAGE_BYTES, Range, Window
 
 Bytes = bytes | memoryview | Assembly
@@ -56,6 +56,8 @@ ASK_BYTES = 2 * MIB
 #: The slowest link that is not taken for a stall. The client delivers a part's bytes only
 #: when all of them are there, so silence has to be allowed for as long as they may take.
 SLOWEST_BYTES_PER_S = MIB
+
+RETRIES_FAILED = "all retries failed; --read-timeout sets how long they go on"
 
 #: After a stall parts are smaller. So many that come in a tenth of the time allowed, and
 #: they grow again.
@@ -88,6 +90,7 @@ class ReadStream:
         self._config = config
         self._pace = pace
         self._patience = patience
+        self._allowance = Allowance(patience)
         self._on_close = on_close
         # constants
         self.key = info.key
@@ -122,7 +125,7 @@ class ReadStream:
         when the version is no longer the newest, NotFound when the object is gone. The
         object must not be empty.
         """
-        tries = self._patience.begin()
+        tries = self._allowance.begin()
         with self._lock:
             self._waiting += 1
             head = self._issue_head()
@@ -140,6 +143,10 @@ class ReadStream:
                     if small and head.ready:
                         touch(head)  # there is nothing to plan
                         self._note(head, waited=True)
+                    if head.ready:
+                        self._allowance.brought()
+                    else:
+                        self._allowance.in_vain(tries, used_up=False)
                     return head.info
                 with self._lock:
                     self._lease.take(head.stop)
@@ -242,7 +249,7 @@ class ReadStream:
     def _fetch(self, offset: int, stop: int) -> Bytes:
         if self._damage:
             raise FileDamaged(self._damage)
-        tries = self._patience.begin()
+        tries = self._allowance.begin()
         with self._lock:
             self._waiting += 1
             parts = self._cover(offset, stop, plan=True)
@@ -254,6 +261,7 @@ class ReadStream:
                 self._replace_failed(late, tries)
                 with self._lock:
                     parts = self._cover(offset, stop, plan=False)
+            self._allowance.brought()
             self._check_whole()
             return slice_of(parts, offset, stop)
         finally:
@@ -454,12 +462,10 @@ class ReadStream:
         if not isinstance(error, S3Error):
             raise error
         if not tries.again(error):
-            self._give_up(error)
-
-    def _give_up(self, error: S3Error) -> NoReturn:
-        if error.retryable:
-            error.hint = error.hint or "all retries failed; --read-timeout sets how long they go on"
-        raise error
+            if error.retryable:
+                self._allowance.in_vain(tries, used_up=True)
+                error.hint = error.hint or RETRIES_FAILED
+            raise error
 
     def _drop_behind(self, offset: int, stop: int) -> None:
         """Let go of what no reader is near to any more; [offset, stop) is read now (lock held)."""

@@ -55,13 +55,13 @@ from awscrt.s3 import (
 from mountpoint import __version__
 from mountpoint.config import DEFAULT_GBPS, ClientConfig
 from mountpoint.errors import (
+    BadAnswer,
     CredentialsUnavailable,
     Interrupted,
     MountError,
     NotOffered,
     S3Error,
     TransportFault,
-    Unusable,
 )
 from mountpoint.meters import Meters
 from mountpoint.metrics import CounterName, Counters
@@ -569,7 +569,7 @@ def _crt_error(error: BaseException) -> S3Error:
     name = getattr(error, "name", type(error).__name__)
     message = str(getattr(error, "message", error))
     meaning = crt_error(name, message)
-    if isinstance(meaning, TransportFault | Unusable):
+    if isinstance(meaning, TransportFault | BadAnswer):
         log.debug("the client library failed", error=name, message=message)
     return meaning
 

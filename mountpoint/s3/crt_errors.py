@@ -4,7 +4,7 @@ The CRT's names and texts are for programmers: what users see is in plain words,
 in the log at debug level.
 """
 
-from mountpoint.errors import CredentialsUnavailable, S3Error, TransportFault, Unusable
+from mountpoint.errors import BadAnswer, CredentialsUnavailable, S3Error, TransportFault, Unusable
 from mountpoint.s3.refusal import error_from_response
 
 #: Refusals that the CRT would retry, had it been allowed to. Of these it keeps neither headers
@@ -25,8 +25,11 @@ UNUSABLE = {
     "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER": (
         "the answer does not tell its range (Content-Range): does the store ignore Range?"
     ),
-    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the Content-Range of the answer makes no sense",
     "AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER": "the answer does not tell the object's size",
+}
+#: Answers that were changed, most likely on the way.
+SENSELESS = {
+    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the Content-Range of the answer makes no sense",
     "AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER": "the Content-Length makes no sense",
 }
 
@@ -61,6 +64,8 @@ def crt_error(name: str, message: str) -> S3Error:
         return error_from_response(status, None, body, what="")
     if name in UNUSABLE:
         return Unusable(UNUSABLE[name])
+    if name in SENSELESS:
+        return BadAnswer(SENSELESS[name])
     if "CREDENTIALS" in name:  # of a session with a directory bucket
         return CredentialsUnavailable("there are no credentials to sign with")
     return TransportFault(WORDS.get(name) or _plain(message), hint=_hint(name))

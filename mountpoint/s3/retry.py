@@ -113,12 +113,23 @@ class Question(Generic[T]):
 
 
 class Tries:
-    """The tries of one request: how many there were, and when to give up."""
+    """The tries of one request: how many there were, and when to give up.
 
-    def __init__(self, patience: Patience) -> None:
+    `total_s` and `most_tries` are the patience's, where they are not given.
+    """
+
+    def __init__(
+        self,
+        patience: Patience,
+        *,
+        total_s: float | None = None,
+        most_tries: int | None = None,
+    ) -> None:
         self._patience = patience
         self._attempt = 0
-        self.until_s = time.monotonic() + patience.total_s
+        self._most_tries = most_tries or patience.most_tries
+        self.begun_s = time.monotonic()
+        self.until_s = self.begun_s + (patience.total_s if total_s is None else total_s)
 
     def left_s(self) -> float:
         """Seconds until the total runs out."""
@@ -128,7 +139,7 @@ class Tries:
         """Count a try that failed; seconds to wait before the next, None if there is no time."""
         self._attempt += 1
         wait_s = pause_s(self._attempt, random.random())
-        if self._attempt == self._patience.most_tries or wait_s >= self.left_s():
+        if self._attempt == self._most_tries or wait_s >= self.left_s():
             return None
         self._patience.counters.add("retries")
         return wait_s
@@ -146,3 +157,40 @@ class Tries:
         if self._patience.stopping.wait(wait_s):
             raise Interrupted("the mount is going away")
         return True
+
+
+class Allowance:
+    """One total for all waits in a row that bring nothing: those for one open file. Thread-safe.
+
+    Once it is used up each wait is for one try, until one brings something. So a program that
+    opens and reads a file, or the kernel that reads a page once more after an error, does not
+    wait for the total anew.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        # dependencies
+        self._patience = patience
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._waited_s = 0.0
+        self._used_up = False
+
+    def begin(self) -> Tries:
+        """Start a wait, for what is left."""
+        with self._lock:
+            left_s = self._patience.total_s - self._waited_s
+            if self._used_up or left_s <= 0:
+                return Tries(self._patience, total_s=self._patience.once_s, most_tries=1)
+            return Tries(self._patience, total_s=left_s)
+
+    def brought(self) -> None:
+        """Note that a wait has brought something: the next ones have the whole total."""
+        with self._lock:
+            self._waited_s = 0.0
+            self._used_up = False
+
+    def in_vain(self, tries: Tries, *, used_up: bool) -> None:
+        """Note that a wait has ended and brought nothing; with `used_up` it was given up."""
+        with self._lock:
+            self._waited_s += time.monotonic() - tries.begun_s
+            self._used_up = self._used_up or used_up

@@ -181,6 +181,28 @@ def test_silence_without_end(mount: Mount, proxy: FaultyProxy) -> None:
     assert (mount.path / "file").read_bytes() == BODY
 
 
+def test_one_total_for_a_file(store: Store, folder: Path, proxy: FaultyProxy) -> None:
+    """All that the kernel reads of one file, ahead and again, fails after one --read-timeout."""
+    good = 3
+
+    def other_range(exchange: Exchange) -> None:
+        nonlocal good
+        if exchange.is_data:
+            good -= 1
+        if exchange.is_data and good < 0:
+            exchange.headers = [
+                (name, re.sub(r"bytes \d+-", "bytes 1-", value)) for name, value in exchange.headers
+            ]
+
+    with mounted(
+        store, folder, "--read-timeout", "6", "--prefix", "faults/", endpoint_url=proxy.url
+    ) as mount:
+        proxy.faults.append(other_range)
+        begun_s = time.monotonic()
+        assert fails_with(mount.path / "file") == errno.EIO
+        assert time.monotonic() - begun_s < 11  # with a total for each of three reads it is 17
+
+
 def test_unmount_during_silence(mount: Mount, proxy: FaultyProxy) -> None:
     """SIGTERM ends a mount at once while readers wait for a silent server."""
 

@@ -21,7 +21,7 @@ from mountpoint.errors import (
     Unusable,
 )
 from mountpoint.s3 import retry
-from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience, pause_s
+from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Allowance, Patience, pause_s
 
 
 class Clock:
@@ -274,3 +274,34 @@ def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> Non
     thread.join(60.0)
     assert not thread.is_alive()
     assert len(results) == 1
+
+
+# --- Waits in a row ---
+
+
+def test_waits_that_bring_nothing_share_one_total(clock: Clock) -> None:
+    """An open that got headers only, and the read after it, wait for the total together."""
+    allowance = Allowance(patience(clock, total_s=60.0))
+    opening = allowance.begin()
+    clock.now_s += 25.0
+    allowance.in_vain(opening, used_up=False)
+    clock.now_s += 1000.0  # nobody waits meanwhile
+    assert allowance.begin().left_s() == pytest.approx(35.0)
+
+
+@pytest.mark.parametrize("waited_s", [57.0, 61.0])
+def test_after_it_is_used_up_each_wait_is_one_try(clock: Clock, waited_s: float) -> None:
+    """Until one brings something; then there is the whole total again."""
+    allowance = Allowance(patience(clock, total_s=60.0))
+    tries = allowance.begin()
+    clock.now_s += waited_s
+    allowance.in_vain(tries, used_up=True)
+    for _ in range(3):
+        tries = allowance.begin()
+        assert tries.left_s() == pytest.approx(10.0)
+        assert not tries.again(ServerFault())
+        allowance.in_vain(tries, used_up=True)
+    allowance.brought()
+    tries = allowance.begin()
+    assert tries.left_s() == pytest.approx(60.0)
+    assert tries.again(ServerFault())

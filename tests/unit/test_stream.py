@@ -615,6 +615,25 @@ def test_failing_forever_is_eio(fault: Fault, opened: bool) -> None:
         assert reading.client.under_way() == 0
 
 
+def test_after_the_total_each_read_is_one_try() -> None:
+    """Whoever reads on after EIO waits for no second total, until bytes come again."""
+    with Reading(50_000, stall_s=0.03, total_s=0.3) as reading:
+        reading.client.script = lambda request: FAULTS["changed on the way"]
+        with pytest.raises(ChecksumMismatch):
+            reading.stream.read(0, 50_000)
+        for _ in range(3):
+            before = reading.client.count()
+            with pytest.raises(ChecksumMismatch):
+                reading.stream.read(0, 50_000)
+            assert reading.client.count() == before + 1
+        reading.client.script = None
+        reading.check(0, 4096)
+        reading.client.inject("get", *[FAULTS["throttled"]] * 2)
+        reading.stream.rest(1)
+        reading.stream.rest(1)
+        reading.check(0, 50_000)
+
+
 def test_silence_is_a_stall() -> None:
     """No answer at all is said as such: how long, and how many bytes did not come."""
     with Reading(50_000, stall_s=0.01, total_s=0.2) as reading:
