@@ -508,6 +508,11 @@ class FileSystem:
         finally:
             self._inodes.released(handle.inode)
 
+    def has_bytes(self, number: HandleNumber) -> bool:
+        """Whether there is anything in an open file that could be mapped."""
+        info = self._files.get(number).inode.info
+        return info is not None and info.size_bytes > 0
+
     def is_shared(self, number: HandleNumber) -> bool:
         """Whether others may change what an open file holds: nobody may keep pages of it."""
         return not isinstance(self._files.get(number), ReadHandle)

@@ -200,7 +200,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         handle = self._fs.open(inode, flags, process_of(ctx.pid) if writes else ctx.pid)
         if self._fs.is_shared(handle):
             go_direct()
-        elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide():
+        elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide() and self._fs.has_bytes(handle):
             # The channel keeps the kernel from mapping it for shared writing (`flags_of_open`).
             self._fs.release(handle)
             raise NotPermitted(
