@@ -6,7 +6,9 @@ Colour and bar are for terminals only.
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,6 +31,8 @@ COLOURS: dict[Outcome, str] = {
 #: Widths of the first two columns.
 MARK = 9
 NAME = 14
+#: Of the third column, on narrow terminals.
+LEAST_WIDTH = 40
 
 Clean = Callable[[str], str]
 
@@ -41,20 +45,40 @@ def clean_by(redact: Clean) -> Clean:
 def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clean: Clean) -> bool:
     """Write a line for each, what to do below it, and a summary; return whether all is well."""
     colours = wants_colours(sys.stdout)
+    width = _width()
     counts: Counter[Outcome] = Counter()
     for name, result in results:
         counts[result.outcome] += 1
         mark = f"{result.outcome:<{MARK}}"
         if colours:
             mark = click.style(mark, fg=COLOURS[result.outcome])
-        click.echo(f"{mark}{name.replace('_', ' '):<{NAME}}{clean(result.finding)}")
+        first, *others = _lines(clean(result.finding), width)
         if result.hint:
-            click.echo(f"{'':<{MARK + NAME}}> {clean(result.hint)}")
+            hint, *more = _lines(clean(result.hint), width and width - len("> "))
+            others += [f"> {hint}", *(f"  {line}" for line in more)]
+        click.echo(f"{mark}{name.replace('_', ' '):<{NAME}}{first}")
+        for line in others:
+            click.echo(f"{'':<{MARK + NAME}}{line}")
     good = not counts["failed"]
     verdict = "can be mounted" if good else "cannot be mounted like this"
     shown = ", ".join(_count(counts[outcome], outcome) for outcome in COLOURS if counts[outcome])
     click.echo(f"\n{describe(bucket)} {verdict}: {shown}")
     return good
+
+
+def _width() -> int | None:
+    """Return how many columns a terminal leaves to findings; None where there is no terminal."""
+    if not is_terminal(sys.stdout):
+        return None
+    columns, _ = shutil.get_terminal_size()
+    return max(columns - MARK - NAME, LEAST_WIDTH)
+
+
+def _lines(text: str, width: int | None) -> list[str]:
+    """Break text at spaces only: words, paths and URLs stay whole."""
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _count(number: int, outcome: Outcome) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import botocore.credentials
 import pytest
 
-from mountpoint.checks import bucket, machine, network, place, words
+from mountpoint.checks import bucket, machine, network, place, report, words
 from mountpoint.checks.checklist import Check, Result, failed, go_through, ok, skipped, warning
 from mountpoint.checks.command import CHECKS
 from mountpoint.checks.report import clean_by, write_json, write_text
@@ -171,6 +171,24 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
         "\n"
         "bucket bucket cannot be mounted like this: 1 ok, 1 warning, 1 failed, 1 skipped\n"
     )
+
+
+def test_a_terminal_gets_lines_that_break_at_spaces(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words, paths and options stay whole; what follows stays in its column."""
+    monkeypatch.setattr(report, "is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = "/a/very-long/path-of-more-columns-than-are-left/for-it-on-a-terminal"
+    finding = f"the directory '{path}' cannot be used as it is: it cannot be entered"
+    text = shown(capsys, [("directory", failed(finding, f"{finding}, --force-path-style helps"))])
+    lines = text.partition("\n\n")[0].splitlines()
+    columns = [line[23:] for line in lines]
+    assert {line[:23].strip() for line in lines[1:]} == {""}
+    assert all(len(line) <= 80 or path in line for line in lines)
+    words = " ".join(columns).replace("> ", "").split()
+    assert words == f"{finding} {finding}, --force-path-style helps".split()
 
 
 def test_text_of_what_can_be_mounted(capsys: pytest.CaptureFixture[str]) -> None:
