@@ -5,11 +5,12 @@ Nothing here touches a mount itself: a process that waits on its own mount may h
 """
 
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
+
+from mountpoint.mountinfo import mounts
 
 log = structlog.get_logger(__name__)
 
@@ -26,8 +27,6 @@ READ_IN_PIECES = frozenset(
     b" sqlite3 tif tiff vortex whl xlsx zarr zip".split()
 )
 
-_USER = re.compile(rb"(?:^|,)user_id=(\d+)")
-
 
 def mount_points() -> dict[str, str]:
     """Return all mount points that this process sees, with their devices as "major:minor".
@@ -35,10 +34,7 @@ def mount_points() -> dict[str, str]:
     The last one mounted counts where there are several (proc_pid_mountinfo(5)). autofs is none:
     there nothing is mounted yet, and who asked for it waits for us (x-systemd.automount).
     """
-    # Bytes: of what str takes for a space or the end of a line, only four are escaped there.
-    with open("/proc/self/mountinfo", "rb") as file:
-        lines = [line.split(b" ") for line in file if b" - autofs " not in line]
-    return {_unescaped(line[4]): line[2].decode("ascii") for line in lines}
+    return {each.directory: each.device for each in mounts() if each.kind != "autofs"}
 
 
 def knows(kind: str) -> bool:
@@ -57,13 +53,10 @@ class Mounted(NamedTuple):
 def fuse_mounts(kind: str) -> list[Mounted]:
     """Return all mounts of a type, such as fuse.mount-s3, that this process sees."""
     found = []
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            fields, _, behind = line.rstrip(b"\n").partition(b" - ")
-            name, _, options = behind.split(b" ", 2)
-            user = _USER.search(options)
-            if name == kind.encode() and user is not None:
-                found.append(Mounted(_unescaped(fields.split(b" ")[4]), int(user[1])))
+    for each in mounts():
+        options = dict(option.partition("=")[::2] for option in each.options)
+        if each.kind == kind and "user_id" in options:
+            found.append(Mounted(each.directory, int(options["user_id"])))
     return found
 
 
@@ -103,9 +96,3 @@ class ReadAhead:
         except (OSError, KeyError) as error:
             self._refused = True
             log.debug("read-ahead stays as it is: buffered reads may be slower", reason=str(error))
-
-
-def _unescaped(field: bytes) -> str:
-    for code in (b"040", b"011", b"012", b"134"):  # space, tab, newline, backslash
-        field = field.replace(b"\\" + code, bytes([int(code, 8)]))
-    return os.fsdecode(field)

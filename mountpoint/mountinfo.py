@@ -1,5 +1,6 @@
 """What /proc/self/mountinfo says of the mounts that this process sees (proc_pid_mountinfo(5))."""
 
+import os
 import re
 from typing import NamedTuple
 
@@ -42,4 +43,4 @@ def mounts(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
 
 def _text(field: bytes) -> str:
     plain = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field)
-    return plain.decode("utf-8", "surrogateescape")
+    return os.fsdecode(plain)
