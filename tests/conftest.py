@@ -40,7 +40,14 @@ class Store:
 
     def client(self) -> Any:
         """Return a boto3 client with the store's credentials; all calls share one."""
-        return _client(
+        return _shared_client(*self._settings())
+
+    def new_client(self) -> Any:
+        """Return a boto3 client of its own, with the variables of the environment as they are."""
+        return _client(*self._settings())
+
+    def _settings(self) -> tuple[str, str, str, str]:
+        return (
             self.endpoint_url,
             self.environment.get("AWS_REGION", "us-east-1"),
             self.environment["AWS_ACCESS_KEY_ID"],
@@ -56,9 +63,7 @@ class Store:
         self.client().delete_object(Bucket=self.bucket, Key=key)
 
 
-@functools.cache
 def _client(endpoint_url: str, region: str, access_key: str, secret_key: str) -> Any:
-    """Make a boto3 client. Cached: a session loads its models from disk, which takes 0.1 s."""
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint_url,
@@ -67,6 +72,10 @@ def _client(endpoint_url: str, region: str, access_key: str, secret_key: str) ->
         aws_secret_access_key=secret_key,
         config=botocore.config.Config(s3={"addressing_style": "path"}, proxies={}),
     )
+
+
+#: A session loads its models from disk, which takes 0.1 s.
+_shared_client = functools.cache(_client)
 
 
 def _store(server: Server) -> Store:
