@@ -60,6 +60,8 @@ cdef int descriptor = -1
 cdef InHeader init_header
 cdef InitIn init_in
 cdef bint done = False
+# Whether the kernel has said that there will be no more requests.
+cdef bint over = False
 cdef fuse_chan_ops operations
 
 # The request that this thread serves: llfuse answers it before it asks for another one.
@@ -116,6 +118,7 @@ cdef public int fuse_session_receive_buf(
     void* session, fuse_buf* buf, void** chp
 ) noexcept nogil:
     """What llfuse calls for each request, in place of libfuse's function."""
+    global over
     cdef int size
     served.pid = 0
     served.opens = 0
@@ -124,6 +127,8 @@ cdef public int fuse_session_receive_buf(
     if wanted and not make_room(buf):
         return -ENOMEM
     size = real_receive(session, buf, chp)
+    if size == 0:  # ENODEV: unmounted, or aborted by `umount -f`
+        over = True
     if size < <int>sizeof(InHeader):
         return size
     if wanted and size > LARGE_BYTES:
@@ -324,6 +329,11 @@ def take(int number):
 def negotiated():
     """Whether the kernel offers reads of 1 MiB, and gets them; known from INIT on."""
     return channel != NULL
+
+
+def is_over():
+    """Whether the kernel has ended the mount, while requests may still be served."""
+    return over
 
 
 def request_pid():

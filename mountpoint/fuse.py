@@ -78,6 +78,11 @@ def is_wide() -> bool:
     return _channel.negotiated()
 
 
+def is_over() -> bool:
+    """Whether the kernel has ended the mount: no answer to a read is of use any more."""
+    return _channel.is_over()
+
+
 def request_pid() -> int:
     """Return who asks for the operation that this thread serves; 0 where that is unknown.
 

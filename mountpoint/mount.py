@@ -114,15 +114,19 @@ def _serve(
             failure.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    patience = Patience(
-        try_s=config.client.try_timeout_s,
-        total_s=config.read.timeout_s,
-        stopping=stopping,
-        most_tries=config.client.most_tries,
-        counters=meters.counters,
-    )
+    def patience_until(stopping: threading.Event) -> Patience:
+        return Patience(
+            try_s=config.client.try_timeout_s,
+            total_s=config.read.timeout_s,
+            stopping=stopping,
+            most_tries=config.client.most_tries,
+            counters=meters.counters,
+        )
+
+    patience = patience_until(stopping)
     directory = config.mount.directory
-    streams = Streams(client, config.read, patience, meters.counters)
+    # Reads end as soon as the kernel ends the mount; what is written then is still uploaded.
+    streams = Streams(client, config.read, patience_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
     spill = Spill(default_directories(os.environ))
     uploads = Uploads(client, config.write, streams.budget, patience, journal=journal, spill=spill)
@@ -151,13 +155,18 @@ def _serve(
 
     def interrupt() -> None:
         stopping.set()
+        streams.end()
         uploads.interrupt()  # it aborts what is not complete, for which it needs the client
         client.interrupt()
+
+    def end_reads() -> None:
+        if fuse.is_over():
+            streams.end()
 
     receivers = fuse.Receivers(nudge_workers)
     answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
     swept = (streams, uploads, filesystem, receivers, answers)
-    memory.start_sweeping([each.sweep for each in swept], stopping)
+    memory.start_sweeping([*(each.sweep for each in swept), end_reads], stopping)
     fuse.widen(config.mount.channel)
     if config.mount.descriptor is not None:
         fuse.take(config.mount.descriptor)

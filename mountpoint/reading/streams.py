@@ -95,6 +95,12 @@ class Streams:
         if self._empty_sweeps == IDLE_SWEEPS:
             give_back()
 
+    def end(self) -> None:
+        """End all reads: those that wait fail with Interrupted, and so do later ones."""
+        self._patience.stopping.set()
+        for stream in self._open.copy():
+            stream.close()
+
     def _closed(self, stream: ReadStream) -> None:
         self._open.discard(stream)
         read_bytes = stream.read_bytes if stream.head_read else 0

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse, times
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy, on_data, on_lists, refuse, times
 from tests.mount.mounting import Mount, errno_of, eventually, mounted
 
 pytestmark = pytest.mark.mount
@@ -223,6 +224,44 @@ def test_unmount_during_silence(mount: Mount, proxy: FaultyProxy) -> None:
         eventually(mount.has_ended, within_s=6)
         assert all(reader.result(timeout=10) is not None for reader in readers)
     assert not mount.is_mounted()
+
+
+def endless(exchange: Exchange) -> None:
+    """Answer with a body that has no end."""
+    exchange.endless = True
+    exchange.drop_header("content-length")
+    exchange.headers.append(("Content-Length", str(1 << 40)))
+
+
+def another_range(exchange: Exchange) -> None:
+    """Answer another range than was asked for."""
+    exchange.status = 206
+    exchange.drop_header("content-range")
+    exchange.headers.append(("Content-Range", f"bytes 7-{6 + len(exchange.body)}/{1 << 41}"))
+
+
+@pytest.mark.parametrize("fault", [endless, another_range])
+@pytest.mark.parametrize("aborted", [False, True])
+def test_the_end_during_wrong_answers(
+    mount: Mount, proxy: FaultyProxy, fault: Fault, aborted: bool
+) -> None:
+    """The process ends within 5 s, by a signal or `umount -f`, while reads are tried again."""
+    if aborted and os.geteuid() != 0:
+        pytest.skip("only root may force an unmount")
+    (mount.path / "file").stat()
+    pid = mount.pid
+    proxy.seen.clear()
+    proxy.faults.append(on_data(fault))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(fails_with, mount.path / name) for name in ("file", "other")]
+        eventually(lambda: sum(target.endswith("/other") for _, target in proxy.seen) > 0)
+        if aborted:
+            subprocess.run(["umount", "-f", mount.path], check=False, capture_output=True)
+            subprocess.run(["umount", "-l", mount.path], check=False, capture_output=True)
+        else:
+            os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), within_s=5)
+        assert all(reader.result(timeout=10) is not None for reader in readers)
 
 
 def test_hostile_listings(mount: Mount, proxy: FaultyProxy) -> None:
