@@ -23,11 +23,14 @@ DEFAULT_GBPS = 10.0
 #: General purpose buckets: 3 to 63 of these characters.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 #: Upper case and "_" are for old buckets in us-east-1 and for other stores.
-BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+#: "TENANT:BUCKET" is Ceph's, and ":BUCKET" one without a tenant:
+#: https://docs.ceph.com/en/latest/radosgw/multitenancy/
+BUCKET_NAME = re.compile(r"(?:[A-Za-z0-9_]*:)?[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
 #: us-east-1, us-gov-west-1, cn-north-1, us-iso-east-1, ap-southeast-7, eusc-de-east-1
 REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
-ENDPOINT_URL = re.compile(r"https?://[^\s/?#@]+/?")
+#: A path is that of a store behind a proxy, which shares the host with others.
+ENDPOINT_URL = re.compile(r"https?://[^\s/?#@]+(?:/[\w.~%+-]+)*/?", re.ASCII)
 OTLP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 #: ADDRESS:PORT; an IPv6 address stands in brackets.
 LISTEN_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})")

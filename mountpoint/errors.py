@@ -246,6 +246,14 @@ class WrongRegion(S3Error):
         self.region = region
 
 
+class Redirected(S3Error):
+    """3xx to another place than S3's own: `location` is its URL, without a path."""
+
+    def __init__(self, reason: str = "", *, location: str, **details: str | int) -> None:
+        super().__init__(reason, **details)  # type: ignore[arg-type]
+        self.location = location
+
+
 class Throttled(S3Error):
     """503 SlowDown, 429: S3 asks for fewer requests."""
 

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -22,6 +23,7 @@ from mountpoint.errors import (
     Interrupted,
     MountError,
     NotFound,
+    Redirected,
     S3Error,
     TransportFault,
     WrongRegion,
@@ -223,7 +225,11 @@ class _Attempts:
         """
         virtual = not endpoint.aws and not endpoint.base_path
         named = not self._bucket.name.startswith("arn:")
-        return virtual and named and not isinstance(error, CredentialsUnavailable | WrongRegion)
+        return (
+            virtual
+            and named
+            and not isinstance(error, CredentialsUnavailable | Redirected | WrongRegion)
+        )
 
     def _by_path(self, region: str, virtual: S3Error) -> CrtClient | None:
         """Return a client that asks with the bucket's name in the path, after a `virtual` failure.
@@ -320,6 +326,11 @@ def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
             f"no answer from {host}{said}",
             error.hint or "check the network, --endpoint-url and --region",
         )
+    if isinstance(error, Redirected):
+        return MountError(
+            f"the endpoint {host} redirects to {error.location}: redirects are not followed",
+            f"if that is your store, give --endpoint-url {_redirected_url(bucket, error)}",
+        )
     if isinstance(error, BadAnswer | NotFound):
         return MountError(
             f"{host} does not answer like S3{said}",
@@ -328,3 +339,10 @@ def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
             else "check --endpoint-url",
         )
     return MountError(f"bucket '{name}' cannot be listed{said}", error.hint or "try again")
+
+
+def _redirected_url(bucket: BucketConfig, error: Redirected) -> str:
+    """Return the endpoint that a redirect means: without the bucket, with the endpoint's path."""
+    scheme, _, host = error.location.partition("://")
+    path = urlsplit(bucket.endpoint_url or "").path.rstrip("/")
+    return f"{scheme}://{host.removeprefix(f'{bucket.name}.')}{path}"

@@ -45,7 +45,8 @@ _ANY_REGION = re.compile(r"[\w.-]{1,64}", re.ASCII)
 class Endpoint:
     """Where requests go. `host` has the port unless it is the scheme's own.
 
-    `base_path` is "" (the bucket is in the host name) or "/bucket". `region` is the one to
+    `base_path` is "" (the bucket is in the host name) or "/bucket", after the path of the
+    endpoint's URL. `region` is the one to
     sign for, "*" for multi-region access points. `directory` is whether what is there can only be
     a directory bucket of AWS's own, `aws` whether it is AWS's at all; `lists_in_order` is false for
     all that may be a directory bucket.
@@ -177,6 +178,11 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
     """Return what the rule set says."""
     from botocore.exceptions import BotoCoreError
 
+    if ":" in bucket.name and not bucket.name.startswith("arn:") and bucket.endpoint_url is None:
+        raise MountError(
+            f"'{bucket.name}' is not the name of a bucket at AWS",
+            "TENANT:BUCKET is Ceph's form: give the store with --endpoint-url",
+        )
     try:
         answer = _rules().resolve_endpoint(
             Bucket=bucket.name,
@@ -239,11 +245,15 @@ def _has_no_subdomains(bucket: BucketConfig) -> bool:
     """Whether the endpoint's host cannot have the bucket's name in front.
 
     The rule set knows that of IP addresses; "localhost" and the names of containers
-    ("minio") have no subdomains either, as name resolution goes.
+    ("minio") have no subdomains either, as name resolution goes. A store below a path shares its
+    host with others.
     """
     if bucket.endpoint_url is None or bucket.name.startswith("arn:"):
         return False
-    host = urlsplit(bucket.endpoint_url).hostname or ""
+    url = urlsplit(bucket.endpoint_url)
+    if url.path.strip("/"):
+        return True
+    host = url.hostname or ""
     try:
         ipaddress.ip_address(host)
     except ValueError:

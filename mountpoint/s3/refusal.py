@@ -23,6 +23,7 @@ from mountpoint.errors import (
     ObjectArchived,
     OutOfSpace,
     PreconditionFailed,
+    Redirected,
     S3Error,
     ServerFault,
     Throttled,
@@ -112,6 +113,7 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     507: (OutOfSpace, ""),
 }
 _REDIRECTS = frozenset({301, 302, 307, 308})
+_LOCATION = re.compile(r"https?://[A-Za-z0-9.-]{1,253}(?::\d{1,5})?(?=/|$)", re.IGNORECASE)
 _WRONG_REGION_CODES = frozenset(
     {
         "AuthorizationHeaderMalformed",
@@ -161,6 +163,9 @@ def error_from_response(
         reason = f"{what}: {reason}"
 
     region = _other_region(fields, headers)
+    location = _location(headers)
+    if status in _REDIRECTS and not code and not region and location:
+        return Redirected(f"{reason}, to {location}", location=location, **details)
     silent = status in _REDIRECTS or (status == 400 and not code and region)
     if silent or code in _WRONG_REGION_CODES:
         hint = f"--region {region}" if region else "give the bucket's own region with --region"
@@ -203,6 +208,12 @@ def request_id(headers: Headers, in_body: str = "") -> str:
         if _REQUEST_ID.fullmatch(text):
             return text
     return ""
+
+
+def _location(headers: Headers) -> str:
+    """Return where a redirect leads, without its path, or "" if it makes no sense."""
+    match = _LOCATION.match(_first_header(headers, "location"))
+    return match[0].lower() if match else ""
 
 
 def _other_region(fields: dict[str, str], headers: Headers) -> str:

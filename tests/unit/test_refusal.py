@@ -114,7 +114,6 @@ def test_class_and_hint(status: int, code: str, kind: type[errors.S3Error], hint
         (301, "PermanentRedirect", "<Endpoint>evil.example.com</Endpoint>", [], ""),
         (301, "", "", [("x-amz-bucket-region", "evil.example.com/")], ""),
         (301, "", "", [("x-amz-bucket-region", "eu-west-1\n")], "eu-west-1"),
-        (301, "", "", [("Location", "https://s3.eu-west-1.evil.example.com/")], ""),
         (400, "AuthorizationHeaderMalformed", "<Region>x@evil</Region>", [], ""),
     ],
 )  # fmt: skip
@@ -263,3 +262,19 @@ def test_who_may_not_do_what_is_shown() -> None:
     )
     assert str(error(403, "AccessDenied", message)).endswith(message)
     assert refusal.masked("arn:aws:iam::1:x/AKIAIOSFODNN7EXAMPLE") == "arn:aws:iam::1:x/***"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_that_is_not_s3s(status: int) -> None:
+    """From http to https, or anywhere: where to, without path and query, which may be secret."""
+    to = [("Location", "https://S3.example.com:8443/bucket/?X-Amz-Signature=secret")]
+    error = wire.error_from_response(status, to, b"<html>moved</html>", what="")
+    assert isinstance(error, errors.Redirected)
+    assert error.location == "https://s3.example.com:8443"
+    assert "secret" not in str(error)
+    # S3's own name a region, or a code.
+    region = [*to, ("x-amz-bucket-region", "eu-west-1")]
+    assert isinstance(wire.error_from_response(status, region, b"", what=""), errors.WrongRegion)
+    for odd in ("/login", "https://user@evil.example.com/", "javascript:x", "https://a b/"):
+        error = wire.error_from_response(status, [("Location", odd)], b"", what="")
+        assert isinstance(error, errors.WrongRegion)

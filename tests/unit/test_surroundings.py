@@ -141,7 +141,10 @@ def test_dual_stack_is_of_aws() -> None:
     assert not Surroundings(endpoint_url=URL, dual_stack=True).apply_to(config()).bucket.dual_stack
 
 
-@pytest.mark.parametrize("url", ["one.example", "https://one.example/path", "s3://bucket", "x"])
+@pytest.mark.parametrize(
+    "url",
+    ["one.example", "https://one.example/?x", "s3://bucket", "x"],
+)
 def test_no_endpoint(url: str) -> None:
     """Who has named it is told."""
     with pytest.raises(MountError, match="of AWS_ENDPOINT_URL is not an endpoint URL"):
