@@ -97,8 +97,10 @@ class BeingWritten(NamedTuple):
 class FileSystem:
     """The bucket, from `prefix` down, as a tree of files.
 
-    `on_open` is called with the key of each file that is opened, before the kernel knows;
-    `on_damage` with the inode of a file of which the kernel may have pages that are not S3's.
+    `on_open` is called with the key of each file that is opened, before the kernel knows, and
+    whether little of it is likely to be read; it returns whether the kernel will make little
+    more of that. `on_damage` is called with the inode of a file of which the kernel may have
+    pages that are not S3's.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class FileSystem:
         copies: Copies,
         patience: Patience,
         staging: StagingArea | None = None,
-        on_open: Callable[[bytes], None] = lambda key: None,
+        on_open: Callable[[bytes, bool], bool] = lambda key, looked_at: False,
         on_damage: Callable[[InodeNumber], None] = lambda inode: None,
     ) -> None:
         # dependencies
@@ -430,7 +432,8 @@ class FileSystem:
         except BaseException:
             self._inodes.released(inode)
             raise
-        self._on_open(inode.key)
+        if self._on_open(inode.key, handle.looked_at):
+            handle.read_exactly()
         return self._files.add(handle)
 
     def _open_to_write(self, inode: Inode, flags: int, process: int) -> Any:

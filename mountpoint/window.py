@@ -18,6 +18,7 @@ What is fetched and never read costs as much as what is read, so a run earns its
 * where the handle *jumps* (new runs begin and old ones are not returned to: a Parquet
   reader, a zip reader), a new run is fetched at once as far as all of the last ones went, and
   beyond that with an eighth of what it has read;
+* where little was read of the last files, from the start on up to where those reads ended;
 * in no case into what another run has read.
 
 Where all of the object has been read before, the kernel has most of its pages, and the reads
@@ -159,12 +160,16 @@ class _Stride:
 
 
 class Window:
-    """The policy of one handle on an object of `size_bytes`. Requests are `part_bytes` at most."""
+    """The policy of one handle on an object of `size_bytes`. Requests are `part_bytes` at most.
 
-    def __init__(self, size_bytes: int, *, part_bytes: int) -> None:
+    `reach_bytes` is where the reader is expected to stop, when it begins at the start.
+    """
+
+    def __init__(self, size_bytes: int, *, part_bytes: int, reach_bytes: int | None = None) -> None:
         # constants
         self._size = size_bytes
         self._largest_part = part_bytes
+        self._reach = size_bytes if reach_bytes is None else min(reach_bytes, size_bytes)
         # mutable
         self._gaps = False  # the kernel may have pages between the reads
         self._read = 0  # bytes, before the read that is being planned
@@ -273,7 +278,8 @@ class Window:
         start, stop = self._pages(offset, stop)
         fetched = stop
         if start == 0 and stop >= LARGE_READ_BYTES:
-            fetched = min(stop + min(FIRST_AHEAD_BYTES, ahead_bytes), self._size)
+            end = self._reach if stop <= self._reach else self._size
+            fetched = min(stop + min(FIRST_AHEAD_BYTES, ahead_bytes), end)
         elif self._jumps_about():
             length = min(self._usual_length(), stop - start + ahead_bytes)
             fetched = min(max(start + length, stop), self._size)
@@ -380,7 +386,11 @@ class Window:
         return max(fetched, wanted - wanted % step)
 
     def _limit(self, run: _Run) -> int:
-        """Return where another reader has begun, or the object ends: beyond that all is read."""
+        """Return where another reader has begun, or the object ends: beyond that all is read.
+
+        Or where a reader from the start is expected to stop, until it has gone on.
+        """
+        expected = run.start == 0 and not run.backward and run.cursor <= self._reach
         return min(
             (
                 other.start
@@ -389,7 +399,7 @@ class Window:
                 and other.start >= run.cursor
                 and other.length >= FIRST_AHEAD_BYTES
             ),
-            default=self._size,
+            default=self._reach if expected else self._size,
         )
 
     def _useful(self, run: _Run) -> int:

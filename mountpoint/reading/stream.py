@@ -68,6 +68,8 @@ TIMELY_SHARE = 0.1
 class ReadStream:
     """The bytes of `info`'s version of an object, of which `open` fetches `head_bytes`.
 
+    Who reads from its start is expected to stop at `reach_bytes`, unless that is None; `looked_at`
+    is whether little of it is likely to be read.
     `on_close` is called with the stream when it is closed.
 
     Thread-safe. `_lock` guards the plan and what is issued; it is never held while waiting.
@@ -79,6 +81,8 @@ class ReadStream:
         info: ObjectInfo,
         *,
         head_bytes: int,
+        reach_bytes: int | None = None,
+        looked_at: bool = False,
         config: ReadConfig,
         budget: Budget,
         pace: Pace,
@@ -98,13 +102,18 @@ class ReadStream:
         self._info = info
         self._etag = info.etag
         self._head_bytes = head_bytes
+        self.looked_at = looked_at
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._lease = budget.lease()
-        self._window = Window(info.size_bytes, part_bytes=config.part_size_bytes)
+        self._window = Window(
+            info.size_bytes, part_bytes=config.part_size_bytes, reach_bytes=reach_bytes
+        )
         self._closed = False
         self._head_due = False  # the first read fetches the head
-        self._head_read = False  # somebody has read from what `open` fetched
+        self._head_fetched = False
+        self._head_read = False  # somebody has read from it
+        self.exact = False  # the kernel makes little more of what programs read
         self._waiting = 0  # calls that are waiting for parts
         self._waiting_bytes = 0  # that they are to read
         self._timely = 0  # parts in a row that came in time
@@ -174,6 +183,7 @@ class ReadStream:
             for part in parts:
                 self._parts.insert(part)
             self._head_bytes = self.size_bytes
+            self._head_fetched = True
             self._window.fetched_head(self.size_bytes)
 
     def read(self, offset: int, size: int) -> Bytes:
@@ -198,6 +208,11 @@ class ReadStream:
     def held_bytes(self) -> int:
         """How much memory it holds."""
         return self._lease.held_bytes
+
+    @property
+    def head_fetched(self) -> bool:
+        """Whether the head was fetched: else the kernel may have served what programs read."""
+        return self._head_fetched
 
     @property
     def head_read(self) -> bool:
@@ -286,6 +301,7 @@ class ReadStream:
 
     def _issue_head(self) -> Part:
         """Issue the first GETs, as far as there is memory; return the first (lock held)."""
+        self._head_fetched = True
         stop = self._head_bytes
         for less in (HEAD_BYTES, LEAST_BYTES):
             if self._lease.try_take(stop):

@@ -57,6 +57,8 @@ class Streams:
             self._client,
             info,
             head_bytes=self._expectation.head_bytes(info.key, info.size_bytes),
+            reach_bytes=self._expectation.reach_bytes(info.key),
+            looked_at=self._expectation.is_looked_at(info.key),
             config=self._config,
             budget=self.budget,
             pace=self._pace,
@@ -103,5 +105,11 @@ class Streams:
 
     def _closed(self, stream: ReadStream) -> None:
         self._open.discard(stream)
-        read_bytes = stream.read_bytes if stream.head_read else 0
-        self._expectation.closed(stream.key, stream.size_bytes, read_bytes)
+        if stream.head_fetched:
+            self._expectation.closed(
+                stream.key,
+                stream.size_bytes,
+                stream.read_bytes,
+                elsewhere=not stream.head_read,
+                exact=stream.exact,
+            )

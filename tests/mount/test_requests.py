@@ -205,6 +205,26 @@ def test_pages_that_were_lost(
     assert again <= 1.2 * first
 
 
+def test_a_little_of_many_files(store: Store, folder: Path) -> None:
+    """Of files that programs only look at no more is fetched than the kernel asks for.
+
+    That is what programs read, where the kernel's read-ahead may be set.
+    """
+    for number in range(60):
+        store.put(f"requests/looks/{number:02}", b"x" * 100_000)
+    with mounted(store, folder, "--prefix", "requests/looks/", "--debug") as mount:
+        for number, path in enumerate(sorted(mount.path.iterdir())):
+            with path.open("rb", buffering=0) as file:
+                assert file.read(4096) == b"x" * 4096
+            if number == 0:
+                before = mount.counters()
+        after = mount.counters()
+        read, asked = (after[name] - before[name] for name in ("bytes_read", "bytes_asked"))
+        assert asked <= 1.1 * read
+        if "read-ahead stays" not in mount.log:
+            assert asked <= 1.1 * 59 * 4096
+
+
 def twice(mount: Mount) -> int:
     """Return how many requests have been made a second time: a busy machine was late with them."""
     counted = mount.counters()

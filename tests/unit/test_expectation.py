@@ -3,10 +3,12 @@
 import pytest
 
 from mountpoint.reading.expectation import (
+    ALIKE_BYTES,
     HEAD_BYTES,
     HEAD_PART_BYTES,
     LARGEST_WHOLE_BYTES,
     LAST_FILES,
+    LOOK_BYTES,
     MAX_DIRECTORIES,
     WHOLE_BYTES,
     Expectation,
@@ -54,15 +56,61 @@ def test_files_that_are_read_whole() -> None:
 def test_one_file_that_was_read_whole(read: int, size: int, head: int) -> None:
     """After it one that is not much larger comes whole."""
     assert after((read, read)).head_bytes(b"d/a", size) == head
-    assert after((read, 5000)).head_bytes(b"d/a", WHOLE_BYTES + 1) == HEAD_BYTES
+    assert after((read, read), (MIB, 5000)).head_bytes(b"d/a", WHOLE_BYTES + 1) == HEAD_BYTES
 
 
 def test_files_that_are_looked_at() -> None:
-    """After some of which little was read, little is fetched; one that was read ends that."""
+    """After one of which little was read, little is fetched; one that was read ends that."""
     little = [(100_000, 5000)] * LAST_FILES
-    assert after(*little).head_bytes(b"d/a", 100_000) == 8192
-    assert after(*little[1:]).head_bytes(b"d/a", 100_000) == 100_000
-    assert after(*little, (100_000, 100_000)).head_bytes(b"d/a", 100_000) == 100_000
+    for count in range(1, LAST_FILES + 1):
+        assert after(*little[:count]).head_bytes(b"d/a", 100_000) == 8192
+        read = after(*little[:count], (50_000, 50_000))
+        assert read.head_bytes(b"d/a", 50_000) == 50_000
+    assert after(*little[:2], (50_000, 50_000)).head_bytes(b"d/a", 100_000) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("reads", "head", "reach"),
+    [
+        ([100_000], HEAD_BYTES, 102_400),
+        ([100_000, 60_000], 102_400, 102_400),
+        ([100_000, 40_000], HEAD_BYTES, 102_400),
+        ([ALIKE_BYTES + 1] * 2, HEAD_BYTES, ALIKE_BYTES + 4096),
+        ([LOOK_BYTES] * 4, HEAD_BYTES, LOOK_BYTES),
+        ([5000] * 3 + [LOOK_BYTES + 1], HEAD_BYTES, LOOK_BYTES + 4096),
+    ],
+)
+def test_how_far_programs_look(reads: list[int], head: int, reach: int) -> None:
+    """What is read of each file is fetched at once; and how far programs look is known."""
+    expectation = after(*((4 * MIB, read) for read in reads))
+    assert expectation.head_bytes(b"d/a", 4 * MIB) == head
+    assert expectation.reach_bytes(b"d/a") == reach
+    assert expectation.is_looked_at(b"d/a") == (max(reads) <= LOOK_BYTES)
+
+
+def test_nothing_is_known_of_how_far_programs_look() -> None:
+    """Not without experience, nor where files are read whole."""
+    for expectation in (Expectation(), after((5000, 5000))):
+        assert expectation.reach_bytes(b"d/a") is None
+        assert not expectation.is_looked_at(b"d/a")
+
+
+def test_files_that_are_read_elsewhere() -> None:
+    """Who reads the ends of files looks at them, too; who reads much of them does not."""
+    expectation = Expectation()
+    for read, looks in ((20_000, True), (LOOK_BYTES + 1, False)):
+        expectation.closed(b"d/a", 9 * MIB, read, elsewhere=True)
+        assert expectation.reach_bytes(b"d/a") == 4096
+        assert expectation.head_bytes(b"d/a", 9 * MIB) == 4096
+        assert expectation.is_looked_at(b"d/a") == looks
+
+
+def test_what_the_kernel_makes_of_a_page() -> None:
+    """What was read exactly says more than what the kernel has made larger."""
+    expectation = after((4 * MIB, 16_384))
+    assert expectation.head_bytes(b"d/a", 4 * MIB) == 16_384
+    expectation.closed(b"d/1", 4 * MIB, 4096, exact=True)
+    assert expectation.head_bytes(b"d/a", 4 * MIB) == 4096
 
 
 def test_files_of_which_nothing_was_read() -> None:

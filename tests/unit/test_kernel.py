@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from mountpoint import kernel
-from mountpoint.kernel import PIECES_READ_AHEAD_KB, READ_AHEAD_KB, ReadAhead
+from mountpoint.kernel import LOOK_READ_AHEAD_KB, PIECES_READ_AHEAD_KB, READ_AHEAD_KB, ReadAhead
 
 
 class Setting:
@@ -28,9 +28,9 @@ class Setting:
         self.writes += 1
         self.file.write_text(text, encoding)
 
-    def after(self, key: bytes) -> int:
+    def after(self, key: bytes, *, looked_at: bool = False) -> int:
         """Open a file; return what the setting is then."""
-        self.read_ahead.set_for(key)
+        assert self.read_ahead.set_for(key, looked_at) == looked_at
         return int(self.file.read_text())
 
 
@@ -54,6 +54,15 @@ def test_files_that_are_read_in_pieces(setting: Setting, key: bytes) -> None:
     assert setting.after(key) == PIECES_READ_AHEAD_KB
 
 
+@pytest.mark.parametrize("key", [b"a", b"b.parquet"])
+def test_files_that_are_looked_at(setting: Setting, key: bytes) -> None:
+    """Where little of a file is likely to be read the kernel does not read ahead."""
+    assert setting.after(b"before") == READ_AHEAD_KB
+    for _ in range(2):
+        assert setting.after(key, looked_at=True) == LOOK_READ_AHEAD_KB
+    assert setting.after(b"behind") == READ_AHEAD_KB
+
+
 def test_written_only_when_it_changes(setting: Setting) -> None:
     """Opening many files of one kind costs nothing."""
     for key in [b"a", b"b", b"c.zip", b"d.zip", b"e"]:
@@ -73,7 +82,7 @@ def test_refused_once_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     read_ahead = ReadAhead("/mnt")
     with capture_logs() as lines:
         for _ in range(3):
-            read_ahead.set_for(b"a")
+            assert not read_ahead.set_for(b"a", True)
     assert len(asked) == 1
     assert [line["log_level"] for line in lines] == ["debug"]
 

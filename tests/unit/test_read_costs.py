@@ -17,7 +17,7 @@ from bench.patterns import PAGE_BYTES, Piece, pieces
 from mountpoint import flight
 from mountpoint.handles import HandleNumber
 from mountpoint.inodes import ROOT
-from mountpoint.reading.expectation import HEAD_BYTES, LAST_FILES, WHOLE_BYTES
+from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES
 from mountpoint.s3.client import ObjectInfo
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient
 from tests.unit.mounted import Mounted, mounted
@@ -297,15 +297,40 @@ def test_the_first_byte(size: int) -> None:
 @pytest.mark.parametrize("size", [100 * KIB, MIB, 8 * MIB, GIB])
 @pytest.mark.parametrize("read_size", [4 * KIB, 16 * KIB, 64 * KIB])
 def test_open_read_a_little_close(size: int, read_size: int) -> None:
-    """Where a little of each file is read, open fetches that, but for the first few files."""
+    """Where a little of each file is read, open fetches that, but for the first one."""
     sizes = {b"%04d" % index: size for index in range(500)}
     with program(sizes) as it:
         for count, name in enumerate(sizes):
-            if count == LAST_FILES:
+            if count == 1:
                 it.begin()
             it.read_file(name, iter([(0, read_size)]))
-        assert it.cost <= COST
-        assert it.requests <= 2 * (len(sizes) - LAST_FILES)
+        assert it.cost == 1
+        assert it.requests <= len(sizes) + 1
+
+
+@pytest.mark.parametrize("read_size", [128 * KIB, 256 * KIB, MIB, 3 * MIB])
+def test_the_beginning_of_larger_files(read_size: int) -> None:
+    """Where programs read a part of each file, nothing is fetched ahead beyond that."""
+    sizes = {b"%04d" % index: 5 * MIB for index in range(100)}
+    with program(sizes) as it:
+        for count, name in enumerate(sizes):
+            if count == 1:
+                it.begin()
+            it.read_file(name, pieces(0, read_size, 128 * KIB))
+        assert it.cost <= RANDOM_COST
+        assert it.requests <= 5 * len(sizes)
+
+
+@pytest.mark.parametrize("little", [1, 4])
+def test_a_whole_file_after_some_that_were_looked_at(little: int) -> None:
+    """Who reads on where others have stopped has it in large requests, and once."""
+    with program({b"%d" % index: 64 * MIB for index in range(little + 1)}) as it:
+        for index in range(little):
+            it.read_file(b"%d" % index, iter([(0, 64 * KIB)]))
+        it.begin()
+        it.read_file(b"%d" % little, pieces(0, 64 * MIB, 128 * KIB))
+        assert it.asked_bytes == 64 * MIB
+        assert it.requests <= 64 * MIB // PART_BYTES + RAMP_REQUESTS
 
 
 def test_the_end_of_many_files() -> None:

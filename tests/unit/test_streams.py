@@ -246,15 +246,24 @@ def test_what_was_read_says_what_is_fetched(mount: Mount) -> None:
     assert opened(mount, 7) == [(0, HEAD_BYTES)]
     for index in range(LAST_FILES):
         stream = mount.stream(index)
+        stream.open()
         check(stream, 0, 5000)
         stream.close()
     assert opened(mount, 7) == [(0, 8 * KIB)]
+
+
+def test_what_the_kernel_has_says_nothing(mount: Mount) -> None:
+    """Where nothing was fetched with open, programs may have read what the kernel has."""
+    for index in range(LAST_FILES):
+        mount.stream(index).close()
+    assert opened(mount, 7) == [(0, HEAD_BYTES)]
 
 
 def test_a_stream_that_rested_tells_all_it_read(mount: Mount) -> None:
     """What was read before a rest counts with what was read after it."""
     for index in range(LAST_FILES):
         stream = mount.stream(index)
+        stream.open()
         check(stream, 0, 4 * KIB)
         mount.sweep(IDLE_SWEEPS + 1)
         check(stream, 4 * KIB, 8 * KIB)
