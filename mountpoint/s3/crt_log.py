@@ -28,6 +28,8 @@ LEVELS = {
     "TRACE": logging.DEBUG,
 }
 FLUSH_S = 0.2
+#: No less than a pipe holds by default.
+PIPE_BYTES = 1 << 20
 #: [LEVEL] [time] [thread] [subject] - text
 HEAD = re.compile(r"\[([A-Z]+)\] \[[^]]*\] \[[^]]*\] \[([^]]*)\] - ")
 
@@ -48,14 +50,17 @@ def relay(start: Callable[[str], None]) -> None:
 
 
 def _let_go(pipe: os.stat_result) -> None:
-    """Have no writer of a pipe wait any more.
+    """Have no writer of a pipe wait any more, nor one that waits already.
 
     To close its other end is not enough: the CRT opens its log to read it, too ("a+").
     """
     for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing has gone
+        with contextlib.suppress(OSError):  # the descriptor of the listing is closed by now
             if os.path.samestat(os.fstat(int(entry)), pipe):
                 os.set_blocking(int(entry), False)
+                # A writer that waits looks at the flag again only when there is room. Until then
+                # it holds the lock of the stream, which exit(3) takes to flush it.
+                os.read(int(entry), PIPE_BYTES)
 
 
 def _log_pipe(reader: int, ended: threading.Event) -> None:

@@ -100,3 +100,24 @@ sys.exit(7)
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
     assert done.returncode == 7
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_full_pipe() -> None:
+    """The CRT's thread that writes its log waits in a full pipe, and the process for that thread."""
+    program = """
+import logging, os, select, sys, threading
+from awscrt.io import EventLoopGroup
+from mountpoint.s3 import crt, crt_log
+
+reader, writer = os.pipe()
+room = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY)
+os.pipe = lambda: (reader, writer)
+crt_log.log_lines = lambda lines: threading.Event().wait()
+crt.enable_crt_log(logging.DEBUG)
+groups = []
+while select.select([], [room], [], 0.1)[1]:
+    groups.append(EventLoopGroup(1))
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
+    assert done.returncode == 7
