@@ -16,6 +16,7 @@ import socket
 import socketserver
 import ssl
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -117,6 +118,8 @@ class FaultyProxy:
         self.faults: list[Fault] = []
         self.before: list[Fault] = []
         self._connections: set[socket.socket] = set()
+        self._cut: set[socket.socket] = set()  # by cut_all, and still being served
+        self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by path
         self.seen: list[tuple[str, str]] = []  # method and target of every request
         self._stopping = threading.Event()
         proxy = self
@@ -130,6 +133,7 @@ class FaultyProxy:
 
             def finish(self) -> None:
                 proxy._connections.discard(self.connection)
+                proxy._cut.discard(self.connection)
                 super().finish()
 
             def do_GET(self) -> None:
@@ -175,6 +179,7 @@ class FaultyProxy:
     def cut_all(self) -> None:
         """Close all connections, whatever is under way on them."""
         for connection in list(self._connections):
+            self._cut.add(connection)
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -193,7 +198,11 @@ class FaultyProxy:
             handler.close_connection = True
             return
         if not exchange.status:
-            self._ask_upstream(exchange)
+            with self._turn_of(exchange):
+                if handler.connection in self._cut:
+                    handler.close_connection = True
+                    return
+                self._ask_upstream(exchange)
             for fault in list(self.faults):
                 fault(exchange)
         self._stopping.wait(exchange.delay_s)
@@ -224,6 +233,19 @@ class FaultyProxy:
             handler.close_connection = True
         else:
             handler.wfile.write(body)
+
+    def _turn_of(self, exchange: Exchange) -> contextlib.AbstractContextManager[object]:
+        """Return what a request holds while the server works on it.
+
+        Writes of one object arrive in the order in which they were sent. A network keeps a
+        connection's bytes no longer than the connection, but a thread of this proxy may: it would
+        bring a request whose connection was cut after the one that was sent in its place, and after
+        the next version of the object.
+        """
+        if not exchange.is_write or "partNumber=" in exchange.target:
+            return contextlib.nullcontext()
+        path, _, _ = exchange.target.partition("?")
+        return self._writing[path]
 
     def _ask_upstream(self, exchange: Exchange) -> None:
         assert self._upstream.hostname is not None

@@ -157,7 +157,7 @@ def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: 
         secrets += it.secrets
     assert "logger=botocore." in log
     assert "logger=awscrt." in log
-    assert "Fatal Python error: Segmentation fault" in log
+    assert "Fatal Python error: " in log  # other threads may log before the rest of the line
     assert found(secrets, log) == []
     assert found(secrets, output) == []
     assert found(secrets, seen) == []

@@ -103,7 +103,7 @@ sys.exit(7)
 
 
 def test_the_end_of_the_process_does_not_wait_for_a_full_pipe() -> None:
-    """The CRT's thread that writes its log waits in a full pipe, and the process for that thread."""
+    """The CRT's thread waits in a full pipe, and the process waits for that thread."""
     program = """
 import logging, os, select, sys, threading
 from awscrt.io import EventLoopGroup
