@@ -137,18 +137,17 @@ class Upload(Sequential):
         not met, any S3Error that retries did not help, Interrupted when the mount goes away.
         """
         with self._changed:
-            self._check()
-            while not self._finishing and (self._writing or not self._has_place()):
-                self._wait(LOOK_S)
-            if not self._finishing:
-                with super()._turn():
+            with super()._turn():
+                if not self._finishing:
                     self._gather_zeros(size_bytes)
-                self._finishing = True
-                if not self._multipart.begun:
-                    self._completion.put(self._gathering.body())
-                elif self._gathering.size_bytes:
-                    self._send_gathered()
-                self._advance()
+                    while not self._has_place():  # of all that is gathered, zeros too
+                        self._wait(LOOK_S)
+                    self._finishing = True
+                    if not self._multipart.begun:
+                        self._completion.put(self._gathering.body())
+                    elif self._gathering.size_bytes:
+                        self._send_gathered()
+                    self._advance()
             while self._info is None:
                 self._wait()
             return self._info

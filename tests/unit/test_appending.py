@@ -18,13 +18,12 @@ from mountpoint.metrics import Counters
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
 from mountpoint.s3.retry import Patience
-from mountpoint.spill import Spill
 from mountpoint.writing.appending import MOST_WAITING, Appending
 from mountpoint.writing.uploads import Uploads
 from tests.unit.aws_fakes import isolate
 from tests.unit.directory_bucket import connected, directory_bucket, endpoint_of
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import spilled_files
+from tests.unit.uploading import CountedSpill, until
 
 PART = 5 * MIB
 KEY = b"dir/log"
@@ -41,6 +40,7 @@ class World:
         self.stopping = threading.Event()
         self.counters = Counters()
         self.budget = Budget(limit_bytes)
+        self.spill = CountedSpill("/var/tmp")
         self.configure()
 
     def configure(
@@ -51,9 +51,7 @@ class World:
             try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
         )
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s)
-        self.uploads = Uploads(
-            self.client, config, self.budget, patience, spill=Spill(["/var/tmp"])
-        )
+        self.uploads = Uploads(self.client, config, self.budget, patience, spill=self.spill)
 
     def new(self, condition: Condition = ABSENT) -> Appending:
         return self.uploads.appending(KEY, base=None, condition=condition)
@@ -71,7 +69,7 @@ class World:
         assert self.budget.held_bytes == 0
         assert self.uploads._open == set()
         assert not self.uploads._places
-        assert spilled_files() == 0
+        until(lambda: self.spill.files == 0)
         assert self.uploads._in_flight_bytes == 0
 
 

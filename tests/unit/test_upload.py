@@ -14,10 +14,9 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.spill import Spill
 from mountpoint.writing.upload import Upload
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import ABSENT, KEY, MIB, PART, World, data_of, spilled_files
+from tests.unit.uploading import ABSENT, KEY, MIB, PART, CountedSpill, World, data_of, until
 
 
 @pytest.fixture
@@ -92,6 +91,22 @@ def test_writes_of_any_size(sizes: list[int]) -> None:
             start += size
         assert upload.finish().size_bytes == len(data)
         assert client.content(KEY) == data
+        world.check_over()
+
+
+def test_zeros_take_places_as_all_bytes_do(world: World) -> None:
+    """A last part that zeros have made larger has a place of its own, of its size."""
+
+    def last_arrives_last(request: Request) -> None:
+        if request.kind == "upload_part" and request.number == 3:
+            until(lambda: world.uploads._in_flight_bytes <= request.size_bytes)
+
+    world.client.script = last_arrives_last
+    for written in (0, 5, 2 * PART + 3):
+        upload = world.upload(Condition())
+        world.write(upload, data_of(written))
+        upload.finish(2 * PART + 7)
+        assert world.client.content(KEY) == data_of(written) + bytes(2 * PART + 7 - written)
         world.check_over()
 
 
@@ -487,7 +502,7 @@ def test_many_files_written_in_turn(step: int) -> None:
         for start in range(0, size, step):
             for upload in uploads:
                 upload.write(start, data[start : start + step])
-            spilled = max(spilled, spilled_files())
+            spilled = max(spilled, world.spill.files)
         # Of each upload what is gathered and what is in flight.
         assert len(uploads) // 2 < spilled <= 2 * len(uploads)
         for upload in uploads:
@@ -520,7 +535,7 @@ def test_small_files_take_what_they_hold() -> None:
             world.write(upload, data_of(10_000))
         assert world.budget.held_bytes == 100 * 10_000
         assert [upload.pending_bytes for upload in uploads] == [10_000] * 100
-        assert spilled_files() == 0
+        assert world.spill.files == 0
         for upload in uploads:
             upload.finish()
         world.check_files([10_000] * 100)
@@ -552,13 +567,11 @@ def test_parts_do_not_wait_for_the_collector(over: str) -> None:
         try:
             world.write(upload, data_of(4 * PART + 2))
             if over == "written":
-                client.quiet()
-                assert spilled_files() == 1, "the last part"
+                until(lambda: world.spill.files == 1)  # the last part
                 upload.finish()
             else:
                 upload.abort()
-            client.quiet()
-            assert spilled_files() == 0
+            until(lambda: world.spill.files == 0)
         finally:
             gc.enable()
         world.check_over()
@@ -659,7 +672,7 @@ def test_many_writers_and_little_memory() -> None:
 def without_disk(client: FakeClient, limit_bytes: int) -> World:
     """Return a world that cannot write temporary files."""
     world = World(client, limit_bytes)
-    world.spill = Spill(())
+    world.spill = CountedSpill()
     world.configure()
     return world
 

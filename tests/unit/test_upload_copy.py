@@ -2,8 +2,7 @@
 
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -17,7 +16,7 @@ from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.writing.parts import Limits
 from mountpoint.writing.upload import Upload
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import KEY, MIB, PART, World, data_of
+from tests.unit.uploading import KEY, MIB, PART, World, data_of, until
 
 SOURCE = b"source"
 
@@ -45,14 +44,6 @@ def copy_and_finish(upload: Upload, info: ObjectInfo) -> None:
     """Make a copy, for where it is of no matter which of the two fails."""
     upload.copy(info, 0, info.size_bytes)
     upload.finish()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that is sure to come."""
-    until_s = time.monotonic() + SAFE_S
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
 
 
 # --- what works ---

@@ -1,15 +1,16 @@
 """Uploads over a fake client, with all that they share."""
 
-import os
 import threading
-from contextlib import suppress
+import time
+import weakref
+from collections.abc import Callable
 
 from mountpoint.budget import Budget
 from mountpoint.config import WriteConfig
 from mountpoint.metrics import Counters
 from mountpoint.s3.client import Condition
 from mountpoint.s3.retry import Patience
-from mountpoint.spill import Spill
+from mountpoint.spill import Spill, TemporaryFile
 from mountpoint.writing.parts import S3_LIMITS, Limits
 from mountpoint.writing.upload import Upload
 from mountpoint.writing.uploads import Uploads
@@ -19,6 +20,25 @@ MIB = 1 << 20
 PART = 5 * MIB
 KEY = b"dir/file"
 ABSENT = Condition(absent=True)
+
+
+class CountedSpill(Spill):
+    """Knows how many of its temporary files exist: of no others in this process."""
+
+    def __init__(self, *directories: str) -> None:
+        super().__init__(directories)
+        self._files: weakref.WeakSet[TemporaryFile] = weakref.WeakSet()
+
+    @property
+    def files(self) -> int:
+        """How many there are."""
+        return len(self._files)
+
+    def _begin(self) -> TemporaryFile:
+        file = super()._begin()
+        if self.directory:  # it is no longer tried out
+            self._files.add(file)
+        return file
 
 
 class World:
@@ -32,7 +52,7 @@ class World:
         self.stopping = threading.Event()
         self.counters = Counters()
         self.budget = Budget(limit_bytes)
-        self.spill = Spill(["/var/tmp"])
+        self.spill = CountedSpill("/var/tmp")
         self.most_held_bytes = 0
         self.configure()
 
@@ -85,17 +105,15 @@ class World:
         assert not self.uploads._places
         assert not self.uploads._queue
         assert self.uploads._in_flight_bytes == 0
-        assert spilled_files() == 0
+        until(lambda: self.spill.files == 0)
 
 
-def spilled_files() -> int:
-    """Return how many files without a name this process has open below /var/tmp."""
-    count = 0
-    for each in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # the listing's own
-            target = os.readlink(f"/proc/self/fd/{each}")
-            count += target.startswith("/var/tmp/") and target.endswith("(deleted)")
-    return count
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that other threads do in a moment: a fake client's lets go of a body."""
+    until_s = time.monotonic() + SAFE_S
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
 
 
 def data_of(size: int) -> bytes:
