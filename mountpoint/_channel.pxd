@@ -2,7 +2,7 @@
 #
 # Layouts and numbers: include/uapi/linux/fuse.h; fuse_lowlevel.h and fuse_common.h of libfuse 2.9.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<dlfcn.h>" nogil:
     void* dlopen(const char*, int)
@@ -78,6 +78,11 @@ cdef struct OutHeader:
     int error
     uint64_t unique
 
+cdef struct InvalInodeOut:
+    uint64_t inode
+    int64_t offset
+    int64_t length
+
 cdef struct InitOut:
     uint32_t major
     uint32_t minor
@@ -104,6 +109,9 @@ cdef enum:
     INIT = 26
     CREATE = 35
     RENAME2 = 45
+
+    # What the kernel is told without having asked.
+    INVAL_INODE = 2
 
     BUF_IS_FD = 1 << 1  # of libfuse
     SHORT_INIT_OUT = 24  # bytes of libfuse's answer: up to max_write

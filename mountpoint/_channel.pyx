@@ -354,6 +354,33 @@ def go_direct():
     served.flags = DIRECT_IO
 
 
+def drop_pages(uint64_t inode):
+    """Have the kernel forget all pages and attributes of an inode; True once it has none.
+
+    Not where the channel is libfuse's.
+    """
+    cdef OutHeader header
+    cdef InvalInodeOut out
+    cdef iovec pieces[2]
+    cdef bint dropped
+    if channel == NULL:
+        return False
+    header.error = INVAL_INODE
+    header.unique = 0
+    out.inode = inode
+    out.offset = 0
+    out.length = 0
+    header.length = <uint32_t>(sizeof(OutHeader) + sizeof(InvalInodeOut))
+    pieces[0].iov_base = &header
+    pieces[0].iov_len = sizeof(OutHeader)
+    pieces[1].iov_base = &out
+    pieces[1].iov_len = sizeof(InvalInodeOut)
+    with nogil:
+        # ENOENT: the kernel knows no such inode.
+        dropped = writev(descriptor, pieces, 2) >= 0 or errno == ENOENT
+    return dropped
+
+
 def last_large():
     """When the last large request came, as time.monotonic_ns() says it; 0 if there was none."""
     return last_large_ns

@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mountpoint import tree
 from mountpoint.attributes import Attributes, Showing
@@ -44,6 +44,7 @@ from mountpoint.handles import (
     StreamedHandle,
 )
 from mountpoint.heads import Heads
+from mountpoint.held import Held
 from mountpoint.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, InodeTable
 from mountpoint.keeping import Keeping
 from mountpoint.key_locks import KeyLocks
@@ -67,6 +68,8 @@ from mountpoint.tree import Entry
 from mountpoint.writing.copies import Copies
 from mountpoint.writing.selfcopy import SelfCopies
 from mountpoint.writing.uploads import Uploads
+
+T = TypeVar("T")
 
 #: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
 ENTRIES_PER_READ = 128
@@ -100,7 +103,7 @@ class FileSystem:
     `on_open` is called with the key of each file that is opened, before the kernel knows, and
     whether little of it is likely to be read; it returns whether the kernel will make little
     more of that. `on_damage` is called with the inode of a file of which the kernel may have
-    pages that are not S3's.
+    pages that are not S3's. `drop_pages`: see Readers.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class FileSystem:
         staging: StagingArea | None = None,
         on_open: Callable[[bytes, bool], bool] = lambda key, looked_at: False,
         on_damage: Callable[[InodeNumber], None] = lambda inode: None,
+        drop_pages: Callable[[InodeNumber], bool] = lambda inode: True,
     ) -> None:
         # dependencies
         self._on_damage = on_damage
@@ -142,7 +146,7 @@ class FileSystem:
         )
         self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
         self._local = LocalNames(prefix)
-        self._readers = Readers(self._inodes)
+        self._readers = Readers(self._inodes, drop_pages)
         self._key_locks = KeyLocks(patience.stopping)
         self._keeping = Keeping(
             SelfCopies(client, uploads, patience), self._inodes, change, self._changed
@@ -201,6 +205,15 @@ class FileSystem:
                 write,
                 self._changed,
             )
+        self._held = Held(
+            client,
+            patience,
+            self._inodes,
+            self._local,
+            self._readers,
+            is_written=self._writing.is_written,
+            ttl_s=config.ttl_s,
+        )
         self._making = Directories(
             client, patience, self._key_locks, uploads, self._local, change, self._changed
         )
@@ -237,8 +250,8 @@ class FileSystem:
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
 
-    def getattr(self, number: InodeNumber) -> Attributes:
-        """Return the attributes of an inode; asks S3 when they are too old."""
+    def getattr(self, number: InodeNumber, thread: int = 0) -> Attributes:
+        """Return the attributes of an inode, for a thread; asks S3 when they are too old."""
         inode = self._inodes.get(number)
         if self._local.writer(inode) is not None:
             return self._showing.attributes(inode, 0.0)
@@ -251,7 +264,10 @@ class FileSystem:
         refreshes = self._refreshes
         entry, fresh_until_s = self._names.look(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
-            raise StaleInode("the object was replaced")
+            if inode.is_directory or not self._held.comes_again(inode, thread):
+                raise StaleInode("the object was replaced")
+            self._held.catch_up(inode)
+            return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
         if entry.info is not None:
             inode.describe(entry.info)
         if refreshes == self._refreshes:
@@ -302,15 +318,17 @@ class FileSystem:
         uid: int | None = None,
         gid: int | None = None,
         handle: HandleNumber | None = None,
+        thread: int = 0,
     ) -> Attributes:
         """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set.
 
-        `handle` is the open file through which it is set (ftruncate), if it is.
+        `handle` is the open file through which it is set (ftruncate), if it is; `thread` is who
+        asks.
         """
         inode = self._inodes.get(number)
         try:
             if size_bytes is not None:
-                self._truncate(inode, size_bytes, handle)
+                self._up_to_date(inode, thread, lambda: self._truncate(inode, size_bytes, handle))
                 return self._showing.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
@@ -406,11 +424,26 @@ class FileSystem:
         handle = self._writing.create(self._directory(parent), name, flags, process, attributes)
         return self._files.add(handle), self._showing.attributes(handle.inode, 0.0)
 
-    def open(self, number: InodeNumber, flags: int, process: int = 0) -> HandleNumber:
-        """Open a file for a process: to read it, or to write it anew."""
+    def open(
+        self, number: InodeNumber, flags: int, process: int = 0, thread: int = 0
+    ) -> HandleNumber:
+        """Open a file for a process, and one of its threads: to read it, or to write it anew."""
         inode = self._inodes.get(number)
         if inode.is_directory:
             raise IsADirectory()
+        return self._up_to_date(inode, thread, lambda: self._open(inode, flags, process))
+
+    def _up_to_date(self, inode: Inode, thread: int, act: Callable[[], T]) -> T:
+        """Do something with an inode, which becomes its newest version first if it has to."""
+        try:
+            return act()
+        except StaleInode:
+            if not self._held.comes_again(inode, thread):
+                raise
+            self._held.catch_up(inode)
+            return act()
+
+    def _open(self, inode: Inode, flags: int, process: int) -> HandleNumber:
         self._inodes.opened(inode)  # so that it stays while S3 is asked
         try:
             changing = self._open_to_write(inode, flags, process)

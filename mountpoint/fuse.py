@@ -25,6 +25,7 @@ from mountpoint.errors import MountError  # noqa: E402
 
 __all__ = [
     "Receivers",
+    "drop_pages",
     "forget_name",
     "forget_pages",
     "go_direct",
@@ -128,6 +129,14 @@ def forget_pages(inode: int) -> None:
             llfuse.invalidate_inode(inode)
 
     threading.Thread(target=forget, name="forget", daemon=True).start()
+
+
+def drop_pages(inode: int) -> bool:
+    """Have the kernel forget pages and attributes of a file that nobody has open; False if not.
+
+    It waits for reads of that file: there must be none. Without the channel it cannot be done.
+    """
+    return _channel.drop_pages(inode)
 
 
 class Receivers:

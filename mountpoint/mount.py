@@ -151,6 +151,7 @@ def _serve(
         staging=staging,
         on_open=kernel.ReadAhead(directory).set_for,
         on_damage=fuse.forget_pages,
+        drop_pages=fuse.drop_pages,
     )
 
     def interrupt() -> None:

@@ -128,7 +128,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("inode")
     def getattr(self, inode: InodeNumber, ctx: Any) -> Any:
         """See FileSystem."""
-        return _entry_attributes(self._fs.getattr(inode))
+        return _entry_attributes(self._fs.getattr(inode, ctx.pid))
 
     @operation("mount")
     def forget(self, inode_list: list[tuple[InodeNumber, int]]) -> None:
@@ -197,7 +197,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
         """See FileSystem."""
         writes = flags & (os.O_ACCMODE | os.O_TRUNC)
-        handle = self._fs.open(inode, flags, process_of(ctx.pid) if writes else ctx.pid)
+        process = process_of(ctx.pid) if writes else ctx.pid
+        handle = self._fs.open(inode, flags, process, ctx.pid)
         if self._fs.is_shared(handle):
             go_direct()
         elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide() and self._fs.has_bytes(handle):
@@ -267,6 +268,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             handle=fh,
+            thread=ctx.pid,
         )
         return _entry_attributes(attributes)
 

@@ -8,17 +8,19 @@ looks the name up again, finds another inode, and opens that one for the writer.
 The kernel does so once. A reader that opens the new inode in between would make it fail, so it
 waits until the writer is there.
 
-A program that opens a file through a descriptor (/proc/self/fd/N) always opens the same inode: it
-is told that the file is being read.
+A program that opens a file by a reference (/proc/self/fd/N) always opens the same inode (`held`).
 """
 
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import NoReturn
 
-from mountpoint.errors import NO_OPTION, NotPermitted, Superseded
-from mountpoint.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.errors import Superseded
+from mountpoint.inodes import Inode, InodeNumber, InodeTable, Paged
+from mountpoint.s3.client import ObjectInfo
+from mountpoint.tree import Entry
 
 #: How long readers wait for a writer that looks a name up again. It takes two requests of the
 #: kernel, and one of S3 at most.
@@ -28,33 +30,33 @@ MOST_WAITING = 4
 
 BEING_READ = "the file is being read"
 BEING_READ_HINT = "mount with --staged-writes DIR to let it be read and written at the same time"
-BY_DESCRIPTOR_HINT = f"{NO_OPTION}open it by its name, not by a descriptor (/proc/self/fd)"
 
 
 class Readers:
-    """The readers of all inodes of a mount. Thread-safe; waits end within RETURN_S."""
+    """The readers of all inodes of a mount. Thread-safe; waits end within RETURN_S.
 
-    def __init__(self, inodes: InodeTable) -> None:
+    `drop_pages` has the kernel forget what it keeps of an inode that nobody has open; it returns
+    whether that is certain.
+    """
+
+    def __init__(self, inodes: InodeTable, drop_pages: Callable[[InodeNumber], bool]) -> None:
         # dependencies
         self._inodes = inodes
+        self._drop_pages = drop_pages
         # mutable, guarded by _changed
         self._changed = threading.Condition()
         self._counts: Counter[InodeNumber] = Counter()
-        #: By key: until when a writer is expected, the inode that it left, and its process.
-        self._expected: dict[bytes, tuple[float, InodeNumber, int]] = {}
+        #: By key: until when a writer is expected.
+        self._expected: dict[bytes, float] = {}
         self._waiting = 0
 
     def begin(self, inode: Inode) -> None:
         """Count a reader, after the writer that is expected."""
         with self._changed:
-            expected = self._expected.get(inode.key)
-            if expected is not None and self._waiting < MOST_WAITING:
-                self._waiting += 1
-                try:
-                    left_s = expected[0] - time.monotonic()
-                    self._changed.wait_for(lambda: inode.key not in self._expected, left_s)
-                finally:
-                    self._waiting -= 1
+            expected_s = self._expected.get(inode.key)
+            if expected_s is not None:
+                left_s = expected_s - time.monotonic()
+                self._wait(lambda: inode.key not in self._expected, left_s)
             self._counts[inode.number] += 1
 
     def end(self, inode: Inode) -> None:
@@ -77,21 +79,14 @@ class Readers:
         with self._changed:
             return self._changed.wait_for(lambda: self._counts[inode.number] <= 1, within_s)
 
-    def leave(self, inode: Inode, process: int) -> NoReturn:
-        """Leave an inode to those who have it open, and raise Superseded for a process that writes.
-
-        Raises NotPermitted if the process has just been told so and came to the same inode.
-        """
+    def leave(self, inode: Inode) -> NoReturn:
+        """Leave an inode to those who have it open, and raise Superseded for who writes."""
         now_s = time.monotonic()
         with self._changed:
-            late = [key for key, each in self._expected.items() if each[0] <= now_s]
+            late = [key for key, until_s in self._expected.items() if until_s <= now_s]
             for key in late:
                 del self._expected[key]
-            before = self._expected.pop(inode.key, None)
-            if before is not None and before[1:] == (inode.number, process):
-                self._changed.notify_all()
-                raise NotPermitted(BEING_READ, BY_DESCRIPTOR_HINT)
-            self._expected[inode.key] = (now_s + RETURN_S, inode.number, process)
+            self._expected[inode.key] = now_s + RETURN_S
         self._inodes.disown(inode, inode.info)
         raise Superseded("other programs have the file open: it gets another inode")
 
@@ -100,3 +95,34 @@ class Readers:
         with self._changed:
             if self._expected.pop(inode.key, None) is not None:
                 self._changed.notify_all()
+
+    def became(self, inode: Inode, info: ObjectInfo) -> bool:
+        """Note what was written through an inode that nobody has open; False if pages forbid it."""
+        if not self._drop_pages(inode.number):
+            return False
+        self._inodes.became(inode, info, 0.0, paged=Paged.NOT)
+        return True
+
+    def catch_up(self, inode: Inode, entry: Entry, fresh_until_s: float) -> bool:
+        """Let an inode be the version `entry`; False while others read an earlier one through it.
+
+        The kernel tells of a close a moment after the program has gone on.
+        """
+        assert entry.info is not None
+        with self._changed:
+            if inode.is_version(entry):
+                return True
+            self._wait(lambda: not self.are_there(inode), RETURN_S)
+            if self.are_there(inode) or not self._drop_pages(inode.number):
+                return False
+            self._inodes.became(inode, entry.info, fresh_until_s, paged=Paged.NOT)
+            return True
+
+    def _wait(self, condition: Callable[[], bool], within_s: float) -> None:
+        """Wait for a condition, with the lock; not if too many wait already."""
+        if self._waiting < MOST_WAITING:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(condition, within_s)
+            finally:
+                self._waiting -= 1

@@ -161,7 +161,7 @@ class StagedChanges:
             kept = self._keeping.of_base(base)
         if self._readers.are_there(inode):
             # Now that it is the newest version: the kernel looks again only once.
-            self._readers.leave(inode, process)
+            self._readers.leave(inode)
         writer = self._writer(inode, base, ALWAYS, kept, new=False)
         with self._lock:
             added = self._local.add(writer)
@@ -179,7 +179,7 @@ class StagedChanges:
         if joined is not None:
             return joined
         if added:
-            self._readers.leave(inode, process)
+            self._readers.leave(inode)
         raise Superseded("the file is open, and has another inode")
 
     def _writer(
@@ -506,8 +506,9 @@ class StagedChanges:
         if not writer.file.close():
             return
         inode, info = writer.inode, writer.file.base
-        if info is not None and writer.new and info.key == inode.key:
+        same_key = info is not None and info.key == inode.key
+        if info is not None and same_key and writer.new:
             self._inodes.became(inode, info, 0.0)
-        else:
+        elif info is None or not same_key or not self._readers.became(inode, info):
             self._inodes.disown(inode, info)  # the kernel may have pages of an earlier version
         self._local.discard(writer)

@@ -232,7 +232,7 @@ class WriteOpener:
             if handle is not None and handle is not beside:
                 return None
             if paged or handle is not None or self._readers.are_there(inode):
-                self._readers.leave(inode, process)
+                self._readers.leave(inode)
         keeping = self._keeping
         handle = WriteHandle(
             inode,
@@ -258,7 +258,7 @@ class WriteOpener:
             self._local.discard(handle)
             if handle.upload is not None:
                 handle.upload.abort()
-            self._readers.leave(inode, process)
+            self._readers.leave(inode)
         self._readers.arrived(inode)
         return opened
 

@@ -1,6 +1,7 @@
 """Programs that serve files over the network, with a mount as their folder: nginx and Samba."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.mount.mounting import Mount, content, eventually, mounted
+from tests.mount.mounting import Mount, content, errno_of, eventually, mounted
 from tools.processes import Ports, end_process_group
 
 pytestmark = pytest.mark.mount
@@ -137,26 +138,69 @@ def fetch(port: int, path: str, content_range: str = "bytes=0-") -> bytes:
     return body
 
 
-def test_samba(store: Store, folder: Path, program_folder: Path) -> None:
+@pytest.fixture(params=["streamed", "staged"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """What a share needs, with staged writes and without."""
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    staged = ["--staged-writes", str(staging)] if request.param == "staged" else []
+    allowed = ["--allow-overwrite", "--allow-delete", "--allow-rename"]
+    return [*allowed, "--attributes", "ignore", *staged]
+
+
+def test_samba(store: Store, folder: Path, program_folder: Path, options: list[str]) -> None:
     """A Samba share of a mount takes files, replaces, renames, sends and deletes them."""
     needs("smbd", "smbclient")
     port = free_port()
     configuration = program_folder / "smb.conf"
-    one, two = program_folder / "one", program_folder / "two"
+    one, two, got = (program_folder / name for name in ("one", "two", "got"))
     one.write_bytes(os.urandom(2_000_000))
     two.write_bytes(os.urandom(1_000_000))
-    options = ("--allow-overwrite", "--allow-delete", "--allow-rename", "--attributes", "ignore")
-    with mounted(store, folder, "--prefix", "samba/", *options) as mount:
+    prefix = f"samba{len(options)}/"
+    with mounted(store, folder, "--prefix", prefix, *options) as mount:
         configuration.write_text(SAMBA.format(folder=program_folder, port=port, root=mount.path))
         smbd = ("smbd", "--foreground", "--no-process-group", "--debug-stdout")
         with running(*smbd, "--configfile", configuration, port=port):
             share(mount, port, program_folder, f"put {one} a; put {two} b; mkdir d; rename b d/b")
-            eventually(lambda: content(store, "samba/a") == one.read_bytes())
-            eventually(lambda: content(store, "samba/d/b") == two.read_bytes())
-            share(mount, port, program_folder, f"get a {program_folder}/got; put {two} a; del d/b")
-            assert (program_folder / "got").read_bytes() == one.read_bytes()
-            eventually(lambda: content(store, "samba/a") == two.read_bytes())
-            eventually(lambda: content(store, "samba/d/b") is None)
+            eventually(lambda: content(store, f"{prefix}a") == one.read_bytes())
+            eventually(lambda: content(store, f"{prefix}d/b") == two.read_bytes())
+            share(mount, port, program_folder, f"get a {got}; put {two} a; del d/b")
+            assert got.read_bytes() == one.read_bytes()
+            eventually(lambda: content(store, f"{prefix}a") == two.read_bytes())
+            eventually(lambda: content(store, f"{prefix}d/b") is None)
+            for each in (one, two):
+                share(mount, port, program_folder, f"put {each} a; get a {got}; put {each} a")
+                assert got.read_bytes() == each.read_bytes()
+
+
+def test_a_reference(store: Store, folder: Path, options: list[str]) -> None:
+    """A file can be opened by a descriptor whose version is not the newest any more."""
+    key = f"reference{len(options)}/a"
+    store.put(key, b"earlier")
+    with mounted(store, folder, "--prefix", key[:-1], *options) as mount:
+        path = mount.path / "a"
+        descriptor = os.open(path, os.O_PATH)
+        reference = Path(f"/proc/self/fd/{descriptor}")
+        try:
+            assert reference.read_bytes() == b"earlier"
+            path.write_bytes(b"ours, larger")
+            assert os.fstat(descriptor).st_size == 12
+            assert reference.read_bytes() == b"ours, larger"
+            store.put(key, b"theirs")
+            assert reference.read_bytes() == b"theirs"
+            assert reference.stat().st_size == 6
+            reference.write_bytes(b"by the reference")
+            assert path.read_bytes() == reference.read_bytes() == b"by the reference"
+            eventually(lambda: content(store, key) == b"by the reference")
+            with path.open("rb") as reader:
+                assert errno_of(lambda: reference.write_bytes(b"x")) == errno.EPERM
+                path.write_bytes(b"by name")
+                assert reader.read() == b"by the reference"
+            assert reference.read_bytes() == b"by name"
+            path.unlink()
+            assert errno_of(reference.read_bytes) == errno.ENOENT
+        finally:
+            os.close(descriptor)
 
 
 def share(mount: Mount, port: int, folder: Path, commands: str) -> None:

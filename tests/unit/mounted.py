@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mountpoint import changes, filesystem, handles, names, opener
+from mountpoint import changes, filesystem, handles, held, names, opener
 from mountpoint.attributes import Attributes
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
 from mountpoint.filesystem import DirectoryEntry, FileSystem
@@ -142,6 +142,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
         patch.setattr(opener, "time", clock)
         patch.setattr(changes, "time", clock)
         patch.setattr(handles, "time", clock)
+        patch.setattr(held, "time", clock)
         patch.setattr(ahead, "time", clock)
         patch.setattr(directory, "time", clock)
         patch.setattr(lookups, "time", clock)

@@ -120,6 +120,7 @@ LAYERS = (
     "mountpoint.write_opener",
     "mountpoint.changes",
     "mountpoint.staged_changes",
+    "mountpoint.held",
     "mountpoint.directories",
     "mountpoint.renames",
     "mountpoint.opener",

@@ -560,7 +560,7 @@ def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPa
     for name, field in fields.items():
         chosen = SimpleNamespace(**nothing | {f"update_{field}": True})
         adapter("setattr", ROOT, ATTRIBUTES, chosen, 3, CTX)
-        assert asked.pop() == dict.fromkeys(names) | {name: names[name], "handle": 3}
+        assert asked.pop() == dict.fromkeys(names) | {name: names[name], "handle": 3, "thread": 1}
 
 
 def test_a_refusal_is_said_once(adapter: Adapter) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,17 +120,97 @@ def test_a_reader_of_an_inode_that_was_left(world: Mounted) -> None:
         world.fs.open(number, os.O_RDONLY)
 
 
-def test_the_same_inode_again(world: Mounted) -> None:
-    """A program that opens by descriptor does not come to another inode, and is told why."""
+def open_by_reference(world: Mounted, number: InodeNumber, flags: int) -> HandleNumber:
+    """Open a file by a descriptor of it, as the kernel does it: with the same inode, twice."""
+    with suppress(StaleInode):
+        return world.fs.open(number, flags, ONE, thread=ONE)
+    return world.fs.open(number, flags, ONE, thread=ONE)
+
+
+def test_a_reference_to_a_file_that_is_read(
+    world: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that writes by a descriptor is told why it cannot, and can when the reader goes."""
+    monkeypatch.setattr(readers, "RETURN_S", 0.0)
     number = world.look(b"a").inode
-    world.fs.open(number, os.O_RDONLY)
-    with pytest.raises(Superseded):
-        world.fs.open(number, OVERWRITE, ONE)
+    reader = world.fs.open(number, os.O_RDONLY)
     with pytest.raises(NotPermitted, match="being read") as caught:
-        world.fs.open(number, OVERWRITE, ONE)
+        open_by_reference(world, number, OVERWRITE)
     assert "/proc/self/fd" in caught.value.hint
     with pytest.raises(Superseded):
-        world.fs.open(number, OVERWRITE, TWO)
+        world.fs.open(number, OVERWRITE, TWO, thread=TWO)
+    assert bytes(world.fs.read(reader, 0, 100)) == b"earlier"
+    world.fs.release(reader)
+    writer = open_by_reference(world, number, OVERWRITE)
+    world.fs.write(writer, 0, b"later")
+    world.close(writer, ONE)
+    assert world.client.content(b"a") == b"later"
+    reader = open_by_reference(world, number, os.O_RDONLY)
+    assert bytes(world.fs.read(reader, 0, 100)) == b"later"
+    world.fs._inodes.check()
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, OVERWRITE, APPEND])
+def test_a_reference_to_an_earlier_version(world: Mounted, flags: int) -> None:
+    """What others have made of the name since is opened; attributes are those of that, too."""
+    number = world.look(b"a").inode
+    world.client.put(b"a", b"theirs, larger")
+    handle = open_by_reference(world, number, flags)
+    if flags == os.O_RDONLY:
+        assert bytes(world.fs.read(handle, 0, 100)) == b"theirs, larger"
+        assert world.fs.getattr(number).size_bytes == 14
+    else:
+        world.fs.write(handle, 14 if flags == APPEND else 0, b", and ours")
+    world.close(handle, ONE)
+    expected = {os.O_RDONLY: b"theirs, larger", OVERWRITE: b", and ours"}
+    assert world.client.content(b"a") == expected.get(flags, b"theirs, larger, and ours")
+    world.client.put(b"a", b"theirs again")
+    world.pass_s(60)
+    with pytest.raises(StaleInode):
+        world.fs.getattr(number, TWO)
+    assert world.fs.getattr(number, TWO).size_bytes == 12
+    world.client.delete(b"a")
+    with pytest.raises((StaleInode, NoSuchEntry)):
+        open_by_reference(world, number, os.O_RDONLY)
+    world.fs._inodes.check()
+
+
+def test_a_reference_to_a_name_that_others_write(world: Mounted) -> None:
+    """An earlier inode is no way past whoever writes the file under another one."""
+    number = world.look(b"a").inode
+    reader = world.fs.open(number, os.O_RDONLY)
+    writer = open_as_kernel(world, b"a", OVERWRITE, TWO)
+    world.fs.release(reader)
+    world.fs.write(writer, 0, b"theirs")
+    for flags in (os.O_RDONLY, OVERWRITE):
+        with pytest.raises(NotPermitted, match="being written"):
+            open_by_reference(world, number, flags)
+    world.close(writer, TWO)
+    reader = open_by_reference(world, number, os.O_RDONLY)
+    assert bytes(world.fs.read(reader, 0, 100)) == b"theirs"
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_the_inode_of_a_staged_file(tmp_path: Path, drops: bool) -> None:
+    """It stays, if the kernel has no pages of an earlier version any more; or there is another."""
+    staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
+    with mounted({b"a": b"earlier"}, staging=staging, **ALL) as world:
+        dropped: list[InodeNumber] = []
+
+        def drop(number: InodeNumber) -> bool:
+            dropped.append(number)
+            return drops
+
+        world.fs._readers._drop_pages = drop
+        number = world.look(b"a").inode
+        writer = world.fs.open(number, OVERWRITE, ONE)
+        world.fs.write(writer, 0, b"later")
+        world.close(writer, ONE)
+        assert dropped == [number]
+        assert (world.look(b"a").inode == number) == drops
+        assert world.read_file(world.look(b"a").inode) == b"later"
+        world.fs._inodes.check()
+    staging.close()
 
 
 def test_readers_wait_for_a_writer_that_looks_again(
