@@ -418,7 +418,10 @@ class Changes:
         if base is not None:
             options = self._copies.options_of(base)
             options, told = self._keeping.on_base(handle, options, None)
-            return self._uploads.upload(key, condition=condition, options=options), told
+            upload = self._uploads.upload(
+                key, condition=condition, options=options, known_bytes=base.size_bytes
+            )
+            return upload, told
         metadata = formatted(handle.kept)
         upload = self._uploads.upload(key, condition=condition, metadata=metadata)
         return upload, handle.kept

@@ -210,11 +210,16 @@ class StagedChanges:
     def _begin(
         self, writer: StagedWriter, first: Condition, key: bytes, base: ObjectInfo | None
     ) -> Upload:
+        size_bytes = writer.file.size_bytes
         if base is None:
             metadata = self._keeping.metadata(writer)
-            return self._uploads.upload(key, condition=first, metadata=metadata)
+            return self._uploads.upload(
+                key, condition=first, metadata=metadata, known_bytes=size_bytes
+            )
         options, _ = self._keeping.on_base(writer, self._copies.options_of(base), writer.mtime_ns)
-        return self._uploads.upload(key, condition=unchanged(base), options=options)
+        return self._uploads.upload(
+            key, condition=unchanged(base), options=options, known_bytes=size_bytes
+        )
 
     def _join(self, writer: StagedWriter, flags: int, process: int) -> StagedHandle:
         """Add a handle (lock held)."""

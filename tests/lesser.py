@@ -8,6 +8,7 @@ real stores do. Those for its `faults` write answers as other stores and proxies
 import html
 import re
 from collections.abc import Callable
+from urllib.parse import parse_qsl, urlsplit
 
 from tests.faulty_proxy import Exchange, Fault
 
@@ -63,6 +64,37 @@ def refuse_copied_parts(status: int, code: str) -> Fault:
             exchange.refuse(status, code)
 
     return fault
+
+
+class RefuseUnequalParts:
+    """Refuse to make an object of parts that have not one size, in the words of Cloudflare R2.
+
+    https://developers.cloudflare.com/r2/objects/multipart-objects/ for a proxy's `before`;
+    `refused` counts.
+    """
+
+    def __init__(self) -> None:
+        self.refused = 0
+        self._sizes: dict[tuple[str, int], int] = {}  # by upload and number
+
+    def __call__(self, exchange: Exchange) -> None:
+        """See Fault."""
+        query = dict(parse_qsl(urlsplit(exchange.target).query))
+        upload_id = query.get("uploadId", "")
+        if exchange.method == "PUT" and "partNumber" in query:
+            copied = re.fullmatch(
+                r"bytes=(\d+)-(\d+)", exchange.header("x-amz-copy-source-range") or ""
+            )
+            size = int(copied[2]) - int(copied[1]) + 1 if copied else exchange.body_size
+            self._sizes[upload_id, int(query["partNumber"])] = size
+        elif exchange.method == "POST" and upload_id:
+            sizes = [size for (each, _), size in sorted(self._sizes.items()) if each == upload_id]
+            if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
+                self.refused += 1
+                exchange.refuse(400, "InvalidPart")
+                text = b"All non-trailing parts must have the same length."
+                exchange.body = exchange.body.replace(b"a fault", text)
+                exchange.headers = [("Content-Length", str(len(exchange.body)))]
 
 
 def refuse_if_match(exchange: Exchange) -> None:

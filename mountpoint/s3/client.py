@@ -216,14 +216,16 @@ class ObjectClient(Protocol):
     `lists_in_order` says whether keys are listed in the order of their bytes and from where it is
     asked, so that a page also tells which keys do not exist. `is_directory` says whether it is a
     directory bucket (S3 Express One Zone): only there objects are appended to and renamed. `is_aws`
-    says whether it is AWS's own S3, of which nothing has to be found out. `verifies` says whether
-    what is read is compared with the checksums that the store has of it.
+    says whether it is AWS's own S3, of which nothing has to be found out. `wants_equal_parts` says
+    whether all parts of an upload but the last have to have one size; None where nobody knows.
+    `verifies` says whether what is read is compared with the checksums that the store has of it.
     """
 
     verifies: bool
     lists_in_order: bool
     is_directory: bool
     is_aws: bool
+    wants_equal_parts: bool | None
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """HeadObject. NotFound when there is no such key."""

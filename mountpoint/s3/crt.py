@@ -188,6 +188,7 @@ class CrtClient:
         self.lists_in_order = endpoint.lists_in_order and abilities.starts_after
         self.is_directory = endpoint.directory
         self.is_aws = endpoint.aws
+        self.wants_equal_parts = endpoint.wants_equal_parts
         self._headers: Headers = [
             ("Host", endpoint.host),
             ("User-Agent", f"{config.user_agent_prefix} mount-s3/{__version__}".strip()),

@@ -37,6 +37,8 @@ _ALGORITHMS: dict[str, SigningAlgorithm] = {
 #: In place of a name whose end makes the rule set take it for a directory bucket's.
 _STAND_IN = "no-directory-bucket"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+#: https://developers.cloudflare.com/r2/objects/multipart-objects/
+_EQUAL_PARTS = ".r2.cloudflarestorage.com"
 #: Region names of other stores ("garage", "auto"), as in `BucketConfig`.
 _ANY_REGION = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -66,6 +68,14 @@ class Endpoint:
     def has_sessions(self) -> bool:
         """Whether requests are signed with keys for some minutes: those of directory buckets."""
         return self.signing_algorithm == "v4-s3express"
+
+    @property
+    def wants_equal_parts(self) -> bool | None:
+        """Whether all parts of an upload but the last have to have one size; None: unknown."""
+        if self.aws or self.directory:
+            return False
+        name = self.host.rpartition(":")[0] or self.host
+        return True if name.lower().endswith(_EQUAL_PARTS) else None
 
 
 class RegionChoice(NamedTuple):

@@ -39,7 +39,7 @@ from mountpoint.staging.area import StagingArea, Tenant
 from mountpoint.staging.aside import Aside
 from mountpoint.staging.content import Content, Fetch
 from mountpoint.staging.journal import Journal, Subject
-from mountpoint.staging.plan import Segment, segments
+from mountpoint.staging.plan import segments
 
 log = structlog.get_logger(__name__)
 
@@ -54,13 +54,18 @@ MOST_TRIES = 16
 
 
 class Sink(Protocol):
-    """The upload of one object (`writing.upload.Upload`)."""
+    """The upload of one object (`writing.upload.Upload`).
+
+    `equal_bytes` is the size of all its parts but the last, where they have to have one size.
+    """
+
+    equal_bytes: int | None
 
     def write(self, offset: int, data: bytes) -> int:
         """Append bytes, at the offset that has been reached."""
 
-    def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
-        """Append a range of an object's version."""
+    def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
+        """Append a range of an object's version; `last`: nothing follows it."""
 
     def finish(self) -> ObjectInfo:
         """Complete it."""
@@ -263,7 +268,7 @@ class StagedFile(Tenant):
             info = self.base
             if self._content.extents.dirty:  # else what is kept has been undone since
                 try:
-                    info = self._upload(segments(self._content.extents, self._part_bytes))
+                    info = self._upload()
                 except BaseException as error:
                     if keep:
                         self._keep(error)
@@ -277,14 +282,15 @@ class StagedFile(Tenant):
                     self._forget()
             return info
 
-    def _upload(self, plan: list[Segment]) -> ObjectInfo:
+    def _upload(self) -> ObjectInfo:
         base = self.base
         sink = self._begin(self._key, base)
         try:
-            for segment in plan:
+            for segment in segments(self._content.extents, self._part_bytes, sink.equal_bytes):
                 if segment.copied:
                     assert base is not None
-                    sink.copy(base, segment.start, segment.stop)
+                    last = segment.stop == self.size_bytes
+                    sink.copy(base, segment.start, segment.stop, last=last)
                     continue
                 start = segment.start
                 while start < segment.stop:  # in pieces that begin where blocks do

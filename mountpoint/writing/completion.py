@@ -43,12 +43,19 @@ from mountpoint.s3.retry import Patience
 from mountpoint.spill import FileRange
 from mountpoint.writing.errands import Errand, Errands, Line
 from mountpoint.writing.multipart import Sent
+from mountpoint.writing.parts import MOST_PARTS, are_equal
 
 log = structlog.get_logger(__name__)
 
 #: "The processing of a CompleteMultipartUpload request could take several minutes":
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
 COMPLETE_S = 300.0
+
+#: What is to be done after parts were refused that had grown with the file.
+WRITE_AGAIN = (
+    "write the file again: its parts will have one size, --write-part-size, "
+    f"and {MOST_PARTS} of them are all that a file can have"
+)
 
 
 class Start(Protocol):
@@ -85,6 +92,7 @@ class Completion:
         self.key = key
         self.condition = condition
         self._options = options  # until the first request is sent
+        self._unequal = False  # its parts have different sizes
 
     def describe(self, metadata: Mapping[str, str]) -> None:
         """Let the object have this metadata; before any request was sent."""
@@ -113,6 +121,7 @@ class Completion:
     def complete(self, upload_id: str, sent: Sequence[Sent], size_bytes: int) -> None:
         """Make the object, of this size, of all parts, which have arrived."""
         parts = [each.done for each in sent]
+        self._unequal = not are_equal([each.size_bytes for each in sent])
         whole = None
         name = self._options.checksum
         digests = [(each.digest, each.size_bytes) for each in sent if each.digest is not None]
@@ -130,6 +139,8 @@ class Completion:
             )
 
         def done(written: Written) -> None:
+            if self._unequal:
+                self._line.took_unequal_parts()
             self._look(self._described(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
@@ -202,6 +213,8 @@ class Completion:
 
     def _meaning(self, error: S3Error) -> S3Error:
         """What the refusal of a write means to who wanted to create, not to replace."""
+        if self._unequal and self._line.wants_equal_parts(error):
+            error.hint = WRITE_AGAIN
         if type(error) is not PreconditionFailed or not self.condition.absent:
             return error
         return AlreadyExists(

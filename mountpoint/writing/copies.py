@@ -349,9 +349,12 @@ class Copies:
         if self._config.content_types:
             content_type = after_rename(options.content_type, source.key, key)
             options = replace(options, content_type=content_type)
-        upload = self._uploads.upload(key, condition=condition, options=options)
+        size_bytes = source.size_bytes
+        upload = self._uploads.upload(
+            key, condition=condition, options=options, known_bytes=size_bytes, only_copied=True
+        )
         try:
-            upload.copy(source, 0, source.size_bytes)
+            upload.copy(source, 0, size_bytes, last=True)
             return upload.finish().etag
         finally:
             upload.abort()  # nothing, if it is complete

@@ -71,6 +71,15 @@ class Line(Protocol[U]):
     def does_without_copies(self, error: S3Error) -> bool:
         """Note that it does not, if that is what `error` means; True if so."""
 
+    def took_unequal_parts(self) -> None:
+        """Note that the server has made an object of parts of different sizes."""
+
+    def wants_equal_parts(self, error: S3Error) -> bool:
+        """Note that it makes none, if that is what `error` means; True if so.
+
+        `error` refused parts of different sizes.
+        """
+
     def denied(self) -> None:
         """Note that S3 does not let an object be written."""
 

@@ -3,8 +3,14 @@
 S3 takes 10,000 parts of 5 MiB to 5 GiB; all but the last must reach the least size
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). How large a file becomes is
 known at its end only, so parts grow with it.
+
+Some stores want all parts but the last to have one size (Cloudflare R2:
+https://developers.cloudflare.com/r2/objects/multipart-objects/). That of a file whose size is known
+is `part_size` at its end, for 1,250 parts; others reach 10,000 parts of the size that they began
+with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mountpoint.config import LEAST_PART_BYTES, MIB, MOST_PART_BYTES
@@ -90,6 +96,35 @@ def next_step(
     if missing:
         return Step(copied=False, size_bytes=missing)
     return Step(copied=True, size_bytes=copied_size(limits, number, at, left_bytes))
+
+
+def next_equal_step(
+    limits: Limits,
+    equal_bytes: int,
+    gathered_bytes: int,
+    source_bytes: int,
+    left_bytes: int,
+    *,
+    last: bool,
+) -> Step:
+    """Return what `next_step` does where all parts but the last have `equal_bytes`.
+
+    `last`: nothing follows the range, so its end may be copied, however small it is.
+    """
+    if source_bytes <= limits.least_part_bytes:
+        return Step(copied=False, size_bytes=left_bytes)
+    missing = equal_bytes - gathered_bytes if gathered_bytes else 0
+    rest = left_bytes - missing
+    if rest <= 0 or (rest < equal_bytes and not last):
+        return Step(copied=False, size_bytes=left_bytes)
+    if missing:
+        return Step(copied=False, size_bytes=missing)
+    return Step(copied=True, size_bytes=min(rest, equal_bytes))
+
+
+def are_equal(sizes: Sequence[int]) -> bool:
+    """Whether parts of these sizes have one size, but for the last, which may be smaller."""
+    return all(size == sizes[0] for size in sizes[:-1]) and (not sizes or sizes[-1] <= sizes[0])
 
 
 def copied_size(limits: Limits, number: int, before_bytes: int, left_bytes: int) -> int:

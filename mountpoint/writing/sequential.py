@@ -204,13 +204,17 @@ class Sequential(ABC):
         if self._failure is not None:
             raise self._failure
 
+    def _part_size(self, before_bytes: int) -> int:
+        """Return how large the part becomes that begins after `before_bytes`."""
+        return part_size(self._part_bytes, before_bytes)
+
     def _gather(self, data: bytes) -> None:
         """Gather bytes, and seal parts that are full."""
         rest = memoryview(data)
         while rest:
             self._check()
             before = self._size_bytes - self._gathering.size_bytes
-            room = part_size(self._part_bytes, before) - self._gathering.size_bytes
+            room = self._part_size(before) - self._gathering.size_bytes
             if room <= 0:
                 self._seal()
                 continue

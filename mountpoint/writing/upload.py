@@ -6,6 +6,7 @@ CompleteMultipartUpload makes them one object (`sequential` has what is not pecu
 
 What another object has already, `copy` appends: the server copies it as parts of their own, and
 only what is too small to be one is read and gathered like what is written (`parts.next_step`).
+Where all parts have to have one size, so has what is copied (`parts.next_equal_step`).
 
 Not known here: the requests (`multipart`, `completion`).
 """
@@ -26,7 +27,7 @@ from mountpoint.writing.content_types import after_rename
 from mountpoint.writing.errands import Errand, Line
 from mountpoint.writing.gathering import Gathering
 from mountpoint.writing.multipart import ABORT_S, Multipart
-from mountpoint.writing.parts import S3_LIMITS, Limits, next_step
+from mountpoint.writing.parts import S3_LIMITS, Limits, Step, next_equal_step, next_step
 from mountpoint.writing.sequential import LOOK_S, Sequential
 from mountpoint.writing.source import Reading
 
@@ -39,6 +40,7 @@ COPIES = 8
 class Upload(Sequential):
     """The upload of the object `key`, with memory from `lease`. See Sequential.
 
+    With `equal_bytes` all parts have that size, but the last, which may be smaller.
     After an error, also of a write at a wrong offset, the object will not come into being. No more
     can be written after `finish`; TooLarge is raised beyond what S3 takes.
     """
@@ -51,6 +53,7 @@ class Upload(Sequential):
         options: PutOptions,
         condition: Condition,
         part_bytes: int,
+        equal_bytes: int | None = None,
         limits: Limits = S3_LIMITS,
         types_follow_names: bool = False,
         lease: Lease,
@@ -70,6 +73,7 @@ class Upload(Sequential):
         # dependencies
         self._client = client
         # constants
+        self.equal_bytes = equal_bytes
         self._limits = limits
         self._types_follow_names = types_follow_names
         # mutable, guarded by _changed
@@ -99,9 +103,10 @@ class Upload(Sequential):
         self._finishing = False
         self._info: ObjectInfo | None = None  # what has become of it
 
-    def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
+    def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
         """Take the bytes [start, stop) of an object version of this bucket as the next ones.
 
+        `last` promises that nothing follows them: equal parts then need not read their end.
         Returns when what is read of them is in memory; what the server copies may be under way.
         Raises PreconditionFailed or NotFound when that version is there no more, and what `write`
         raises; it may come with a later call. After an error the object will not come into being.
@@ -110,16 +115,7 @@ class Upload(Sequential):
             raise ValueError(f"bytes {start}-{stop} of {source.size_bytes}")
         with self._changed, self._turn():
             while start < stop:
-                gathered = self._gathering.size_bytes
-                before = self._size_bytes - gathered
-                step = next_step(
-                    self._limits,
-                    self._multipart.next_number,
-                    before,
-                    gathered,
-                    source.size_bytes,
-                    stop - start,
-                )
+                step = self._next_step(source.size_bytes, stop - start, last=last)
                 if self._line.copies_parts() is False:
                     self._read(source, start, stop)
                     return
@@ -226,6 +222,20 @@ class Upload(Sequential):
 
     def _misplaced(self, error: NotSequential) -> None:
         self.fail(error)
+
+    def _part_size(self, before_bytes: int) -> int:
+        return self.equal_bytes or super()._part_size(before_bytes)
+
+    def _next_step(self, source_bytes: int, left_bytes: int, *, last: bool) -> Step:
+        """Return what to do with the next of a range of a source."""
+        gathered = self._gathering.size_bytes
+        if self.equal_bytes is not None:
+            return next_equal_step(
+                self._limits, self.equal_bytes, gathered, source_bytes, left_bytes, last=last
+            )
+        before = self._size_bytes - gathered
+        number = self._multipart.next_number
+        return next_step(self._limits, number, before, gathered, source_bytes, left_bytes)
 
     def _is_on_its_way(self) -> bool:
         return self._multipart.in_flight > 0

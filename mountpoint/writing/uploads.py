@@ -26,7 +26,7 @@ from mountpoint.writing.content_types import by_name
 from mountpoint.writing.errands import SLOWEST_BYTES_PER_S, Line
 from mountpoint.writing.journal import Journal
 from mountpoint.writing.multipart import ABORT_S
-from mountpoint.writing.parts import S3_LIMITS, Limits
+from mountpoint.writing.parts import S3_LIMITS, Limits, part_size
 from mountpoint.writing.sequential import Sequential
 from mountpoint.writing.upload import Upload
 
@@ -34,6 +34,10 @@ log = structlog.get_logger(__name__)
 
 #: How servers refuse an operation that they do not know, beside 501.
 NO_SUCH_OPERATION = (400, 405)
+
+#: How servers refuse parts of different sizes, of which each is large enough. Cloudflare R2:
+#: InvalidPart, "All non-trailing parts must have the same length".
+UNEQUAL_PARTS = ("InvalidPart", "EntityTooSmall")
 
 #: A part may take so many times as long per byte as the slowest of the last ones.
 SLACK = 4.0
@@ -78,6 +82,7 @@ class Uploads(Line[Sequential]):
         self._conditions = True
         self._checksums = True
         self._copies_parts = True if client.is_aws or client.is_directory else None
+        self._wants_equal_parts = client.wants_equal_parts
 
     def upload(
         self,
@@ -86,10 +91,13 @@ class Uploads(Line[Sequential]):
         condition: Condition = ALWAYS,
         metadata: Mapping[str, str] | None = None,
         options: PutOptions | None = None,
+        known_bytes: int | None = None,
+        only_copied: bool = False,
     ) -> Upload:
         """Begin the upload of one object; nothing is sent yet. Raises Interrupted.
 
-        `options` are what it is to be in place of what this mount's objects are.
+        `options` are what it is to be in place of what this mount's objects are. `known_bytes` is
+        how large it becomes at least, where that is known. `only_copied`: nothing is written to it.
         """
         upload = Upload(
             self._client,
@@ -97,6 +105,7 @@ class Uploads(Line[Sequential]):
             options=options or self._options(key, metadata),
             condition=condition,
             part_bytes=self._config.part_size_bytes,
+            equal_bytes=self._equal_bytes(known_bytes, only_copied=only_copied),
             limits=self._limits,
             types_follow_names=self._config.content_types,
             lease=self._budget.lease(of_all=True),
@@ -106,6 +115,21 @@ class Uploads(Line[Sequential]):
         )
         self._add(upload)
         return upload
+
+    def _equal_bytes(self, known_bytes: int | None, *, only_copied: bool) -> int | None:
+        """Return the size that all parts are to have; None: they may have any.
+
+        As long as it is not known what the server wants they have one size wherever that is no
+        limit: where the size of the file is known. Others grow with the file, or could not.
+        """
+        if self._wants_equal_parts is False:
+            return None
+        if known_bytes is None:
+            return self._config.part_size_bytes if self._wants_equal_parts else None
+        least_bytes = self._config.part_size_bytes
+        if only_copied and self._copies_parts is not False:
+            least_bytes = max(least_bytes, self._limits.copied_part_bytes)
+        return part_size(least_bytes, known_bytes)
 
     def appending(
         self,
@@ -291,6 +315,23 @@ class Uploads(Line[Sequential]):
                 reason=str(error),
             )
         self._copies_parts = False
+        return True
+
+    def took_unequal_parts(self) -> None:
+        """See Line."""
+        if self._wants_equal_parts is None:
+            self._wants_equal_parts = False
+
+    def wants_equal_parts(self, error: S3Error) -> bool:
+        """See Line. Where it has taken such parts, the refusal is of something else."""
+        if error.code not in UNEQUAL_PARTS or self._wants_equal_parts is False:
+            return False
+        if self._wants_equal_parts is None:
+            log.info(
+                "this server wants parts of one size: the next files get them",
+                reason=str(error),
+            )
+        self._wants_equal_parts = True
         return True
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.lesser import (
+    RefuseUnequalParts,
     change_etags,
     only_v1,
     refuse_checksums,
@@ -243,6 +244,39 @@ def test_written_where_no_parts_are_copied(
             assert content(flat_store, f"{prefix}file") == expected
             assert (mount.path / "file").read_bytes() == expected
         assert mount.log.count("this server copies no parts of objects") == 1
+    assert pending(flat_store, prefix) == []
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_written_where_parts_have_to_have_one_size(
+    flat_store: Store, folder: Path, staged: bool
+) -> None:
+    """Large files are appended to, and changed in the middle: the store refuses none of it."""
+    prefix = f"equal-{staged}/"
+    staging = folder / "staging"
+    staging.mkdir(mode=0o700)
+    more = ["--staged-writes", str(staging)] if staged else []
+    refuse = RefuseUnequalParts()
+    with mounted_as(flat_store, folder, refuse, prefix, *more) as mount:
+        path = mount.path / "file"
+        path.write_bytes(OLD)
+        expected = bytearray(OLD)
+        assert content(flat_store, f"{prefix}file") == expected
+        for line in (b"first\n", NEW[: 9 * MIB]):
+            with path.open("ab") as file:
+                file.write(line)
+            expected += line
+            assert content(flat_store, f"{prefix}file") == expected
+        if staged:
+            for offset in (10 * MIB, 17 * MIB + 3):
+                with path.open("r+b") as file:
+                    file.seek(offset)
+                    file.write(b"changed")
+                expected[offset : offset + 7] = b"changed"
+                assert content(flat_store, f"{prefix}file") == expected
+        assert path.read_bytes() == expected
+        assert "level=warning" not in mount.log
+    assert refuse.refused == 0
     assert pending(flat_store, prefix) == []
 
 

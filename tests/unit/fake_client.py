@@ -47,6 +47,7 @@ from mountpoint.s3.client import (
     UploadPage,
     Written,
 )
+from mountpoint.writing.parts import are_equal
 
 T = TypeVar("T")
 
@@ -186,6 +187,7 @@ class FakeClient:
     lists_in_order = True
     is_directory = False  # a test makes it one
     is_aws = True  # unless a test says no
+    wants_equal_parts: bool | None = False  # unless a test says otherwise
 
     def __init__(
         self,
@@ -204,6 +206,7 @@ class FakeClient:
         self.cancelled = 0  #: requests that were cancelled before their end
         self.knows_checksums = True
         self.refuses_checksums: S3Error | None = None  #: with which error
+        self.refuses_unequal_parts = False  #: when they are to become an object, as R2 does
         self.refuses_copied_parts: S3Error | None = None  #: of uploads with checksums
         self.knows_conditions = True
         self.tells_of_copies = True
@@ -757,6 +760,8 @@ class FakeClient:
             found.append(data)
         if any(len(data) < self.least_part_bytes for data in found[:-1]):
             raise S3Error("a part is too small", code="EntityTooSmall", status=400)
+        if self.refuses_unequal_parts and not are_equal([len(data) for data in found]):
+            raise S3Error("not the same length", code="InvalidPart", status=400)
         if sum(map(len, found)) != size_bytes:
             raise S3Error("not all bytes are there", code="InvalidRequest", status=400)
         known = None

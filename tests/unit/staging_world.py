@@ -71,6 +71,7 @@ class Sink:
         self.key = key
         self.base = base
         self.data = bytearray()
+        self.equal_bytes: int | None = None
 
     def write(self, offset: int, data: bytes) -> int:
         """See Sink."""
@@ -80,7 +81,7 @@ class Sink:
         self.data += data
         return len(data)
 
-    def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
+    def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
         """See Sink."""
         assert start == len(self.data)
         self.bucket.copied.append((start, stop))

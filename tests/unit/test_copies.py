@@ -538,6 +538,23 @@ def test_parts_that_are_not_copied_at_all(place: Place) -> None:
         assert place.client.count("copy_part") == begun - 1
 
 
+def test_parts_have_one_size_where_they_may_have_to(place: Place) -> None:
+    """All is copied, the end too, although nobody knows what the store wants."""
+    place.client.is_aws = False
+    place.client.wants_equal_parts = None
+    place.client.refuses_unequal_parts = True
+    place.configure()
+    place.client.requests.clear()
+    data = data_of(LARGE + 1)
+    described(place, data)
+    place.copies.copy(place.client.info(SOURCE), KEY)
+    assert place.client.content(KEY) == data
+    copied = [each.size_bytes for each in place.client.requests if each.kind == "copy_part"]
+    assert copied[1:] == [5 * MIB, MIB + 1]  # after the trial
+    assert place.client.count("get") == 0
+    place.check_over()
+
+
 def test_parts_are_not_tried_at_aws(place: Place) -> None:
     """There is one upload, the one that is wanted."""
     copied_in_parts(place)

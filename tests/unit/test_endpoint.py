@@ -222,6 +222,22 @@ def test_which_custom_endpoints_are_aws(url: str, aws: bool) -> None:
     assert where("bkt", endpoint_url=url).aws is aws
 
 
+@pytest.mark.parametrize(
+    ("url", "equal"),
+    [
+        (None, False),
+        ("https://s3.us-east-1.amazonaws.com", False),
+        ("https://1a2b3c.r2.cloudflarestorage.com", True),
+        ("https://1a2b3c.eu.r2.cloudflarestorage.com:8443", True),
+        ("https://r2.cloudflarestorage.com.example.com", None),
+        ("http://127.0.0.1:9000", None),
+    ],
+)
+def test_which_endpoints_want_parts_of_one_size(url: str | None, equal: bool | None) -> None:
+    """AWS does not, Cloudflare R2 does; of others nobody knows."""
+    assert where("bkt", endpoint_url=url).wants_equal_parts is equal
+
+
 def test_custom_endpoint_of_an_access_point() -> None:
     """An access point behind a private endpoint keeps its own host name and region."""
     endpoint = where(ACCESS_POINT, endpoint_url="https://vpce-1.example.com")

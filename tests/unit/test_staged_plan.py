@@ -124,11 +124,13 @@ TestBytewise.settings = settings(max_examples=150, stateful_step_count=25, deadl
 # --- what is uploaded ---
 
 
-def planned(extents: Extents, part_bytes: int = PART) -> list[tuple[str, float, float]]:
+def planned(
+    extents: Extents, part_bytes: int = PART, equal_bytes: int | None = None
+) -> list[tuple[str, float, float]]:
     """Return the segments in MiB."""
     return [
         ("copy" if each.copied else "send", each.start / MIB, each.stop / MIB)
-        for each in segments(extents, part_bytes)
+        for each in segments(extents, part_bytes, equal_bytes)
     ]
 
 
@@ -199,6 +201,23 @@ def test_what_was_cut_off_is_zeros() -> None:
     assert planned(extents) == [("copy", 0, 30), ("send", 30, 60)]
 
 
+def test_where_parts_have_one_size_whole_parts_are_copied() -> None:
+    """What is sent are the parts that have changes; the end is copied as it is."""
+    extents = base(100 * MIB, (50 * MIB, 51 * MIB), (55 * MIB, 57 * MIB), (80 * MIB, 81 * MIB))
+    assert planned(extents, equal_bytes=PART) == [
+        ("copy", 0, 48),
+        ("send", 48, 64),
+        ("copy", 64, 80),
+        ("send", 80, 88),
+        ("copy", 88, 100),
+    ]
+    assert planned(base(100 * MIB, (0, 1)), equal_bytes=PART) == [("send", 0, 8), ("copy", 8, 100)]
+    appended = base(100 * MIB, (100 * MIB, 101 * MIB))
+    assert planned(appended, equal_bytes=PART) == [("copy", 0, 96), ("send", 96, 101)]
+    small = base(7 * MIB, (7 * MIB, 7 * MIB + 1))
+    assert planned(small, equal_bytes=PART) == [("send", 0, 7 + 1 / MIB)]
+
+
 @pytest.mark.parametrize("size", [100 * GIB, 5 << 40])
 def test_there_are_parts_for_all_segments(size: int) -> None:
     """However many changes there are, no more than 10,000 parts come of them."""
@@ -221,9 +240,14 @@ def test_there_are_parts_for_all_segments(size: int) -> None:
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 10)), max_size=6),
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 10)), max_size=3),
     st.integers(-1, 60),
+    st.booleans(),
 )
 def test_every_plan_can_be_uploaded(
-    size: int, writes: list[tuple[int, int]], reads: list[tuple[int, int]], cut: int
+    size: int,
+    writes: list[tuple[int, int]],
+    reads: list[tuple[int, int]],
+    cut: int,
+    equal: bool,
 ) -> None:
     """Segments cover the file in order, copies are unchanged, and no part but the last is small."""
     extents = Extents(size * MIB)
@@ -234,7 +258,7 @@ def test_every_plan_can_be_uploaded(
             extents.fetched(first, last)
     for start, length in writes:
         extents.write(start * MIB, (start + length) * MIB)
-    found = segments(extents, PART)
+    found = segments(extents, PART, PART if equal else None)
     position = 0
     for each in found:
         assert each.start == position < each.stop
@@ -244,8 +268,10 @@ def test_every_plan_can_be_uploaded(
             assert covering
             assert covering[0][1] >= each.stop
             missing = sum(b - a for a, b in extents.missing(each.start, each.stop))
-            assert each.stop - each.start + missing >= WORTH_BYTES
-        if each.copied or each != found[-1]:
+            assert equal or each.stop - each.start + missing >= WORTH_BYTES
+        if equal:
+            assert each.start % PART == 0
+        elif each.copied or each != found[-1]:
             tail = (each.stop - each.start) % PART
             assert each.stop - each.start >= LEAST_PART_BYTES
             assert each.copied or tail == 0 or tail >= LEAST_PART_BYTES
