@@ -15,6 +15,8 @@ SHELL := /bin/bash
 PYTHON ?=
 # Arguments for pytest: make test ARGS='tests/test_tree.py -x'.
 ARGS ?=
+# How many processes run the tests. A store that the variables name is one, with one bucket.
+WORKERS ?= $(if $(MOUNT_S3_TEST_ENDPOINT),1,$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))))
 # KEEP=1 leaves the demo mounted.
 KEEP ?=
 
@@ -71,7 +73,7 @@ demo-stop: ## Unmount and remove what `make demo KEEP=1` left
 
 .PHONY: test
 test: lint ## Lint, types, and all tests, those on a real mount too
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # Minutes the first time, so that it is no part of the tests, which use what is there.
 .PHONY: stores

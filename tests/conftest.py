@@ -1,7 +1,7 @@
 """What all tests share: the S3 servers.
 
-Servers start once per run, when the first test asks for one. `MOUNT_S3_TEST_ENDPOINT` and
-`MOUNT_S3_TEST_BUCKET` (with credentials in the usual variables) name a running server to use
+Servers start once per run and worker, when the first test asks for one. `MOUNT_S3_TEST_ENDPOINT`
+and `MOUNT_S3_TEST_BUCKET` (with credentials in the usual variables) name a running server to use
 in place of the embedded SeaweedFS.
 """
 

@@ -68,7 +68,7 @@ class Bucket:
         self.check_nothing_left()
 
     def check_nothing_left(self) -> None:
-        assert self.client.list_uploads(b"").result(SAFE_S).uploads == []
+        assert self.client.list_uploads(b"upload/").result(SAFE_S).uploads == []
         assert self.budget.held_bytes == 0
 
 
@@ -76,13 +76,11 @@ class Bucket:
 def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket of each server."""
     store: Store = request.getfixturevalue(request.param)
-    for prefix in ("upload/", "abort/"):
-        for item in (
-            store.client().list_objects_v2(Bucket=store.bucket, Prefix=prefix).get("Contents", [])
-        ):
-            store.delete(item["Key"])
     client = store.client()
-    for pending in client.list_multipart_uploads(Bucket=store.bucket).get("Uploads", []):
+    ours = {"Bucket": store.bucket, "Prefix": "upload/"}
+    for item in client.list_objects_v2(**ours).get("Contents", []):
+        store.delete(item["Key"])
+    for pending in client.list_multipart_uploads(**ours).get("Uploads", []):
         client.abort_multipart_upload(
             Bucket=store.bucket, Key=pending["Key"], UploadId=pending["UploadId"]
         )
