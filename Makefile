@@ -22,7 +22,7 @@ KEEP ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTENSION_SOURCES := setup.py $(wildcard mountpoint/*.pyx mountpoint/*.pxd)
+EXTENSION_SOURCES := setup.py $(shell find mountpoint -name '*.pyx' -o -name '*.pxd')
 
 # A checkout that was moved, or whose interpreter is gone, has a .venv that does not work: its
 # scripts name absolute paths. The stamp holds the path it was made for; a mismatch makes it anew.
@@ -140,5 +140,5 @@ format: setup ## Let ruff correct what it can, and format
 clean: ## Remove everything that these commands made
 	@if [ -e .state/demo ] && [ -x $(BIN)/python ]; then $(BIN)/python -m tools.demo stop; fi
 	rm -rf $(VENV) .state build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f mountpoint/*.so $(patsubst %.pyx,%.c,$(wildcard mountpoint/*.pyx)) mountpoint/*.h
+	find mountpoint -name '*.so' -delete -o -name '*.[ch]' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -98,8 +98,8 @@ class Build(build_ext):
 
 setup(
     ext_modules=[
-        Extension(f"mountpoint.{path.stem}", [str(path)])
-        for path in sorted(Path("mountpoint").glob("*.pyx"))
+        Extension(".".join(path.with_suffix("").parts), [str(path)])
+        for path in sorted(Path("mountpoint").rglob("*.pyx"))
     ],
     cmdclass={"dist_info": Metadata, "build_ext": Build},
 )

@@ -23,12 +23,13 @@ from typing import Any
 
 from bench import measure, objects, run
 from bench.objects import KIB, MIB
-from mountpoint import fuse, kernel
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
-from mountpoint.fuse import llfuse
-from mountpoint.meters import Meters
+from mountpoint.fuse import binding as fuse
+from mountpoint.fuse.binding import llfuse
+from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.connect import connect
+from mountpoint.system import kernel
 from tools import mounting
 
 ZEROS_BYTES = 4096 * MIB

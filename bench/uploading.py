@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 import click
 
-from mountpoint.budget import Budget
 from mountpoint.config import ClientConfig, WriteConfig
-from mountpoint.metrics import Counters
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
+from mountpoint.metrics.counters import Counters
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.uploads import Uploads
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.upload.uploads import Uploads
 
 MIB = 1 << 20
 

@@ -9,8 +9,8 @@ memory comes from a small pool and returns there once the reply is out.
 The GIL guards everything here but a part's `state` and `described`, which waiters look at
 without it; the part's own mutex guards those.
 
-What this module does not know: which ranges to fetch (`mountpoint.window`), when to give
-up (`mountpoint.reading.stream`), how a request is made (`mountpoint.s3`).
+What this module does not know: which ranges to fetch (`mountpoint.read.readahead`), when to give
+up (`mountpoint.read.stream`), how a request is made (`mountpoint.s3`).
 """
 
 cimport cython

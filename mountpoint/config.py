@@ -286,7 +286,7 @@ class ChangeConfig:
     With `incremental_upload`, for directory buckets, files grow in the bucket while they are
     written. `keep_directories` is whether they get marker objects. With a `staging_directory` files
     are written there first, and may hold `staging_limit_bytes` of it (None: a share of what is
-    free). `attributes` says what happens to modes, owners and times that are set (`keeping`).
+    free). `fs/attributes` says what happens to modes, owners and times that are set (`fs/setattr`).
     """
 
     allow_overwrite: bool = False

@@ -1,6 +1,6 @@
-"""Make `mountpoint/s3/bandwidth.tsv`: the network bandwidth of each EC2 instance type.
+"""Make `mountpoint/s3/aws/bandwidth.tsv`: the network bandwidth of each EC2 instance type.
 
-    python -m tools.bandwidth_table FILE --source TEXT > mountpoint/s3/bandwidth.tsv
+    python -m tools.bandwidth_table FILE --source TEXT > mountpoint/s3/aws/bandwidth.tsv
 
 FILE is what EC2's DescribeInstanceTypes answers: as `aws ec2 describe-instance-types` prints it, or
 as moto (Apache-2.0) ships it in `moto/ec2/resources/instance_types.json.gz`; TEXT says which. The

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from mountpoint import __version__, cli
+from mountpoint import __version__
+from mountpoint.cli import main as cli
 from mountpoint.ctl import main as ctl
 from tools.options_table import ENVIRONMENT, ONLY_VARIABLES
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from mountpoint import cli
+from mountpoint.cli import main as cli
 from tools.reference_options import OPTIONS, VARIABLES, Known
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"

@@ -4,7 +4,6 @@ import time
 from concurrent.futures import Future
 from functools import partial
 
-from mountpoint import requirements
 from mountpoint.checks.checklist import Detail, Result, ok, skipped, warning
 from mountpoint.checks.subject import Objects, Subject, known
 from mountpoint.checks.words import size
@@ -17,10 +16,11 @@ from mountpoint.errors import (
     PreconditionFailed,
     S3Error,
 )
-from mountpoint.opener import ARCHIVE_CLASSES
+from mountpoint.fs.open import ARCHIVE_CLASSES
+from mountpoint.mount import preflight as requirements
 from mountpoint.s3.client import ListPage, ObjectInfo, Transfer
 from mountpoint.s3.connect import mount_error, reach
-from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.crt.client import CrtClient
 
 #: How far a listing looks for something to read, and how large that should be.
 MOST_PAGES = 3

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from mountpoint import daemon
 from mountpoint.errors import MountError
+from mountpoint.mount import daemon
 
 T = TypeVar("T")
 Outcome = Literal["ok", "warning", "failed", "skipped"]

@@ -5,15 +5,16 @@ import os
 import sys
 from dataclasses import replace
 
-from mountpoint import logs, memory
 from mountpoint.checks import bucket, machine, network, place
 from mountpoint.checks.checklist import Check, go_through
 from mountpoint.checks.report import bar, clean_by, write_json, write_text
 from mountpoint.checks.subject import Subject
 from mountpoint.checks.throughput import throughput
 from mountpoint.config import Config
-from mountpoint.log_render import Redactor
-from mountpoint.s3.crt import enable_crt_log
+from mountpoint.log import setup as logs
+from mountpoint.log.format import Redactor
+from mountpoint.s3.crt.client import enable_crt_log
+from mountpoint.system import memory
 
 #: As mounting goes through it. docs/check.md lists the names.
 CHECKS: tuple[Check[Subject], ...] = (

@@ -1,21 +1,22 @@
-"""What mounting needs of this machine. The rules are `requirements`' and those of who needs it."""
+"""What mounting needs of this machine, by the rules of `mount/preflight` and of its users."""
 
 import os
 import pwd
 import re
 
-from mountpoint import logs, requirements
 from mountpoint.checks.checklist import Result, ok, skipped, warning
 from mountpoint.checks.subject import Subject, within
 from mountpoint.config import MIB
 from mountpoint.errors import MountError
+from mountpoint.log import setup as logs
+from mountpoint.mount import preflight as requirements
 from mountpoint.staging import area
-from mountpoint.writing import journal
+from mountpoint.upload import pending_journal as journal
 
 #: A directory on a file system that hangs answers never.
 DIRECTORY_S = 5.0
 HUNG = "a file system hangs there: see what is mounted (findmnt), and unmount it"
-#: FUSE_MAX_PAGES, without which `_channel` has nothing to negotiate.
+#: FUSE_MAX_PAGES, without which `fuse/_channel` has nothing to negotiate.
 #: https://git.kernel.org/torvalds/c/5da784cce4308ae10a79e3c8c41b13fb9568e4e0
 WIDE_SINCE = (4, 20)
 #: With /dev/fd/N.

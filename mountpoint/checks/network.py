@@ -10,7 +10,7 @@ from mountpoint.checks.words import duration
 from mountpoint.errors import MountError, TransportFault
 from mountpoint.s3 import probe
 from mountpoint.s3.connect import mount_error
-from mountpoint.s3.endpoint import authority
+from mountpoint.system.addresses import authority
 
 #: resolv.conf(5): two tries of five seconds for each of, mostly, one or two servers.
 NAME_S = 20.0

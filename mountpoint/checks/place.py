@@ -7,12 +7,12 @@ from mountpoint.checks.checklist import Detail, Result, ok, skipped
 from mountpoint.checks.subject import Subject, known, within
 from mountpoint.checks.words import duration
 from mountpoint.config import Config
-from mountpoint.s3 import proxy
+from mountpoint.s3.aws import proxy
+from mountpoint.s3.aws.credentials import Credentials
+from mountpoint.s3.aws.ec2 import Instance
+from mountpoint.s3.aws.endpoint import RegionChoice, RegionSource, resolve
+from mountpoint.s3.aws.settings import surroundings
 from mountpoint.s3.connect import first_region
-from mountpoint.s3.credentials import Credentials
-from mountpoint.s3.endpoint import RegionChoice, RegionSource, resolve
-from mountpoint.s3.instance import Instance
-from mountpoint.s3.surroundings import surroundings
 
 #: A credential_process may ask a person, who is gone.
 CREDENTIALS_S = 60.0

@@ -18,9 +18,9 @@ import click
 from mountpoint.checks.checklist import Outcome, Result
 from mountpoint.checks.subject import Advance
 from mountpoint.config import BucketConfig, Config
-from mountpoint.log_render import printable
-from mountpoint.logs import is_terminal, wants_colours
-from mountpoint.settings import describe
+from mountpoint.log.format import printable
+from mountpoint.log.setup import is_terminal, wants_colours
+from mountpoint.log.words import describe
 
 COLOURS: dict[Outcome, str] = {
     "ok": "green",

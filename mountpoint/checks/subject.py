@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from mountpoint.config import Config
 from mountpoint.errors import MountError
-from mountpoint.meters import Meters
+from mountpoint.metrics.recorder import Meters
+from mountpoint.s3.aws.credentials import Credentials
+from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
+from mountpoint.s3.aws.proxy import Proxy
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.connect import TOTAL_S, TRY_S
-from mountpoint.s3.credentials import Credentials
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint, RegionChoice
+from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.probe import Address
-from mountpoint.s3.proxy import Proxy
 from mountpoint.s3.retry import Patience
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from mountpoint.checks.checklist import Result, ok, skipped, warning
 from mountpoint.checks.subject import Subject, known
 from mountpoint.config import DEFAULT_GBPS
 from mountpoint.errors import MountError, OperationError
-from mountpoint.reading.stream import ReadStream
-from mountpoint.reading.streams import Streams
+from mountpoint.read.stream import ReadStream
+from mountpoint.read.streams import Streams
 from mountpoint.s3.retry import Patience
 
 READ_BYTES = 64 << 20

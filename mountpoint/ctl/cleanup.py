@@ -17,18 +17,20 @@ from typing import Any
 
 import click
 
-from mountpoint import cli, logs
+from mountpoint.cli import main as cli
+from mountpoint.cli.settings import make_config
 from mountpoint.config import Config, LogConfig
 from mountpoint.ctl.group import json_option, write_json
 from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
 from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
-from mountpoint.log_render import printable
-from mountpoint.meters import Meters
+from mountpoint.log import setup as logs
+from mountpoint.log.format import printable
+from mountpoint.log.words import describe
+from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import Patience
-from mountpoint.settings import describe, make_config
-from mountpoint.writing.journal import Found, Place, default_directory, journals
+from mountpoint.upload.pending_journal import Found, Place, default_directory, journals
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 #: How long anyone waits for one page or one abort, with all retries.
@@ -135,8 +137,8 @@ class _Cleanup:
 
     def run(self, directory: Path, *, ask: bool, dry_run: bool) -> int:
         """Do it; return the exit code. Raises MountError."""
+        from mountpoint.s3.aws.settings import surroundings
         from mountpoint.s3.connect import connect  # what is heavy: not for --help
-        from mountpoint.s3.surroundings import surroundings
 
         config = surroundings(self._config.credentials.profile, os.environ).apply_to(self._config)
         stopping, meters = threading.Event(), Meters()

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import click
 
-from mountpoint.command import printable_lines
+from mountpoint.cli.command import printable_lines
 from mountpoint.errors import MountError
 
 INTERRUPTED = 130

@@ -16,8 +16,8 @@ import click
 from mountpoint.ctl import terminal
 from mountpoint.ctl.group import write_json
 from mountpoint.ctl.mounts import Mount
-from mountpoint.log_render import console_line, parsed, printable
-from mountpoint.logs import is_terminal, wants_colours
+from mountpoint.log.format import console_line, parsed, printable
+from mountpoint.log.setup import is_terminal, wants_colours
 
 POLL_S = 0.5
 INDENT = "    "

@@ -6,15 +6,16 @@ import sys
 import click
 
 from mountpoint import __version__
-from mountpoint.command import directories
-from mountpoint.ctl import log, mounts, refresh, stats, status, terminal, unmount
+from mountpoint.cli.command import directories
+from mountpoint.ctl import log, mounts, refresh, status, terminal, unmount
 from mountpoint.ctl.cleanup import cleanup
 from mountpoint.ctl.group import Group, json_option, write_json
-from mountpoint.ctl.prices import Prices
 from mountpoint.ctl.progress import Progress
+from mountpoint.ctl.stats import command as stats
+from mountpoint.ctl.stats.prices import Prices
 from mountpoint.ctl.words import count
 from mountpoint.errors import MountError
-from mountpoint.log_render import printable
+from mountpoint.log.format import printable
 
 
 @click.group(

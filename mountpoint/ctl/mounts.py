@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountpoint.control import SUFFIX, ask, socket_directory
 from mountpoint.errors import MountError
-from mountpoint.kernel import Mounted, fuse_mounts
+from mountpoint.mount.control import SUFFIX, ask, socket_directory
+from mountpoint.system.kernel import Mounted, fuse_mounts
 
 #: The type that mounts of this program have.
 TYPE = "fuse.mount-s3"

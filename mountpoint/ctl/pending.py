@@ -18,7 +18,7 @@ from typing import Literal
 from mountpoint.errors import NoSuchUpload, OperationError
 from mountpoint.s3.client import ObjectClient, PendingUpload
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.journal import Begun, Found, Place
+from mountpoint.upload.pending_journal import Begun, Found, Place
 
 #: Requests under way at once: an abort takes 20 to 50 ms on S3.
 AT_ONCE = 16

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from mountpoint.ctl import terminal
 from mountpoint.ctl.words import size
-from mountpoint.log_render import printable
+from mountpoint.log.format import printable
 
 LINE_S = 30.0
 #: The cursor waits at the beginning of the line, and all below is cleared: a terminal that becomes

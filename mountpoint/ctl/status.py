@@ -6,8 +6,8 @@ from typing import Any
 
 from mountpoint.ctl.terminal import NO_WIDTH
 from mountpoint.ctl.words import age, count, number, size, title
-from mountpoint.kernel import Mounted
-from mountpoint.log_render import printable
+from mountpoint.log.format import printable
+from mountpoint.system.kernel import Mounted
 
 NAME_CHARS = 10
 MIB = 1 << 20

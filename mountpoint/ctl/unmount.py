@@ -16,8 +16,8 @@ from pathlib import Path
 from mountpoint.ctl.mounts import Mount
 from mountpoint.ctl.progress import Progress, files
 from mountpoint.errors import MountError
-from mountpoint.log_render import printable
-from mountpoint.processes import program_of
+from mountpoint.log.format import printable
+from mountpoint.system.procfs import program_of
 
 POLL_S = 0.5
 #: Programs that have just closed their files may take a moment to go away.

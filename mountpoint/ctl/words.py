@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mountpoint.log_render import printable
+from mountpoint.log.format import printable
 
 
 def title(status: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 **Runs.** S3 gives at most 1,000 names a page, each page after the one before: 50 ms for every
 thousand names. So from the second page on, which `ls | head` never asks for, further pages are
-asked for at once, each beginning where names are guessed to go on (`ranges`). Such a page and
+asked for at once, each beginning where names are guessed to go on (`split_points`). Such a page and
 those that follow it by their tokens are a *run*. The first run begins at the beginning; the
 run in front is the one from which names are given out.
 
@@ -36,14 +36,14 @@ from concurrent.futures import CancelledError
 import structlog
 
 from mountpoint.errors import BadAnswer, S3Error, Stalled
+from mountpoint.listing.cache import Listings
 from mountpoint.listing.flat import Listed
+from mountpoint.listing.page_chain import Arrived, Asked, Run
 from mountpoint.listing.pages import END, Span
-from mountpoint.listing.ranges import Guess, guess
-from mountpoint.listing.recent import Listings
-from mountpoint.listing.runs import Arrived, Asked, Run
+from mountpoint.listing.split_points import Guess, guess
+from mountpoint.listing.tree import MAX_KEY_BYTES, DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectClient
 from mountpoint.s3.retry import Patience, Tries
-from mountpoint.tree import MAX_KEY_BYTES, DirectoryMerge, Entry
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,8 @@ in it is what `tree.DirectoryMerge` would make of its own listing.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import DirectoryMerge, Entry
 
 
 class Listed(NamedTuple):

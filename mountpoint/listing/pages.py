@@ -13,8 +13,8 @@ told by a page that is in neither order, or that begins before it should.
 from bisect import bisect_left
 from typing import NamedTuple
 
+from mountpoint.listing.tree import MAX_KEY_BYTES
 from mountpoint.s3.client import ListPage
-from mountpoint.tree import MAX_KEY_BYTES
 
 #: The reach of a directory's last page: beyond any name.
 END = b"\xff" * (MAX_KEY_BYTES + 1)

@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from mountpoint.s3.kept import FileAttributes
-from mountpoint.spill import FileRange
+from mountpoint.s3.wire.posix_metadata import FileAttributes
+from mountpoint.system.spill import FileRange
 
 #: The checksums that uploads can carry, by the name in their header.
 ChecksumName = Literal["crc32c", "crc64nvme"]

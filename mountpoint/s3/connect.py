@@ -28,14 +28,15 @@ from mountpoint.errors import (
     TransportFault,
     WrongRegion,
 )
-from mountpoint.meters import Meters
-from mountpoint.s3 import probe, proxy
-from mountpoint.s3.abilities import find_abilities
+from mountpoint.metrics.recorder import Meters
+from mountpoint.s3 import probe
+from mountpoint.s3.aws import proxy
+from mountpoint.s3.aws.credentials import Credentials
+from mountpoint.s3.aws.ec2 import Instance
+from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice, configured_region, resolve
+from mountpoint.s3.capabilities import find_abilities
 from mountpoint.s3.client import S3_ABILITIES, Abilities, ListPage
-from mountpoint.s3.credentials import Credentials
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint, RegionChoice, configured_region, resolve
-from mountpoint.s3.instance import Instance
+from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import Patience
 
 log = structlog.get_logger(__name__)

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from mountpoint.errors import TransportFault
-from mountpoint.s3.endpoint import Endpoint
-from mountpoint.s3.proxy import Proxy
-from mountpoint.s3.wire import http_date_ns
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.aws.proxy import Proxy
+from mountpoint.s3.wire.reading import http_date_ns
 
 STEP_S = 5.0
 #: Of the addresses of a name, of either kind: S3 tells eight of each, and of IPv6 there may be

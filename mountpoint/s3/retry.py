@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from mountpoint.errors import Interrupted, S3Error, Stalled
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
 
 T = TypeVar("T")
 

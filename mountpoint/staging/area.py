@@ -7,7 +7,7 @@ which others may cause: a share of it always stays free.
 Who is refused asks for room to be made (`reclaim`): copies of what is in S3 are dropped (holes are
 punched), of the files first that were not used for the longest time. What was changed stays.
 
-A mount has a directory of its own, and a lock in it that tells others that it lives (`leftovers`).
+A mount has a directory of its own, and a lock in it that tells others that it lives (`recovery`).
 """
 
 import fcntl
@@ -24,7 +24,7 @@ import structlog
 
 from mountpoint.config import MIB
 from mountpoint.errors import MountError
-from mountpoint.staging import leftovers
+from mountpoint.staging import recovery as leftovers
 
 log = structlog.get_logger(__name__)
 
@@ -218,7 +218,7 @@ def check_directory(directory: str, mount_directory: str | None) -> None:
 
 def _own_directory(root: Path) -> tuple[Path, int]:
     """Make a directory for this mount, and take its lock. Raises OSError."""
-    # Under a name that `leftovers` does not look at, until it is locked.
+    # Under a name that `recovery` does not look at, until it is locked.
     made = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     fd = os.open(made / leftovers.LOCK, flags, 0o600)

@@ -9,10 +9,11 @@ the copy is killed. A mount that dies in between leaves both.
 
 from dataclasses import dataclass
 
-from mountpoint.staging import journal, leftovers
+from mountpoint.staging import journal
+from mountpoint.staging import recovery as leftovers
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.journal import Journal, Subject
-from mountpoint.staging.local import LocalFile
+from mountpoint.staging.sparse_file import LocalFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from mountpoint.errors import BadAnswer, BadHandle, Interrupted, OperationError,
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.extents import Extents
-from mountpoint.staging.local import BLOCK_BYTES, LocalFile
-from mountpoint.staging.ranges import Range, Ranges
+from mountpoint.staging.range_set import Range, Ranges
+from mountpoint.staging.sparse_file import BLOCK_BYTES, LocalFile
 
 #: What is missing is fetched in blocks of this size. A request takes 20 to 30 ms, and 1 MiB then
 #: 11 ms more: what lies around it is nearly free. The kernel asks for no more at a time.

@@ -8,13 +8,13 @@ A byte of the file is one of four:
 * *zero*: it lies where the file was once cut off, or beyond the base's end, and nobody has written
   it since. The local file has a hole there too, which reads as what it should.
 
-`local` holds the first two. The base's bytes count up to `_base_stop` only, which moves back when
-the file is cut shorter and never forward: what is appended later does not bring them back.
+`sparse_file` holds the first two. The base's bytes count up to `_base_stop` only, which moves back
+when the file is cut shorter and never forward: what is appended later does not bring them back.
 
 Known in bytes, not in blocks or pages: so a write of a part of a page fetches nothing.
 """
 
-from mountpoint.staging.ranges import Range, Ranges
+from mountpoint.staging.range_set import Range, Ranges
 
 
 class Extents:

@@ -14,8 +14,11 @@ import sys
 import threading
 from typing import Any
 
-from mountpoint import fuse, memory, processes, signals
-from mountpoint.fuse import llfuse
+from mountpoint.fuse import binding as fuse
+from mountpoint.fuse.binding import llfuse
+from mountpoint.mount import signals
+from mountpoint.system import memory
+from mountpoint.system import procfs as processes
 
 #: What the program asks of libfuse for writing.
 OPTIONS = {"fsname=recorder", "default_permissions", "big_writes", "atomic_o_trunc"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import llfuse
 import pytest
 
-from mountpoint import kernel
+from mountpoint.system import kernel
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import Mount, errno_of, mounted
@@ -94,7 +94,11 @@ def test_a_libfuse_that_a_wheel_brings(store: Store, tmp_path: Path, name: str) 
     (bundle / extension.name).write_bytes(renamed)
     more = {"PYTHONPATH": str(bundle), "LD_LIBRARY_PATH": str(bundle)}
     loaded = subprocess.run(
-        [sys.executable, "-c", "import mountpoint.fuse; print(open('/proc/self/maps').read())"],
+        [
+            sys.executable,
+            "-c",
+            "import mountpoint.fuse.binding; print(open('/proc/self/maps').read())",
+        ],
         env=os.environ | more,
         capture_output=True,
         text=True,

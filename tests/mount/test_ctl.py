@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mountpoint.control import SUFFIX, ask, socket_directory
+from mountpoint.mount.control import SUFFIX, ask, socket_directory
 from tests.conftest import Store
 from tests.mount.mounting import (
     PROGRAM,
@@ -531,7 +531,7 @@ def test_a_mount_without_a_socket_mounts(store: Store, folder: Path) -> None:
     script = """
 import os, sys
 os.geteuid = lambda: 12345
-from mountpoint.control import Control, socket_directory
+from mountpoint.mount.control import Control, socket_directory
 from pathlib import Path
 print(socket_directory({"XDG_STATE_HOME": sys.argv[1]}))
 control = Control(Path(sys.argv[1]) / "below", {})
@@ -546,7 +546,7 @@ control.close()
 
 def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
     """unix(7) allows 107 bytes of an address, and home directories may be longer."""
-    from mountpoint.control import Control
+    from mountpoint.mount.control import Control
 
     directory = tmp_path.joinpath(*["a-directory-with-a-long-name"] * 6)
     control = Control(directory, {"echo": lambda request: {"told": request["word"]}})

@@ -61,7 +61,7 @@ def become(user: int) -> list[str]:
 def unprivileged() -> int:
     """Return the user who serves."""
     # By a shell: what setpriv itself starts it looks up with the privileges that it had.
-    script = 'exec "$0" -c "import mountpoint.mount"'
+    script = 'exec "$0" -c "import mountpoint.mount.run"'
     done = subprocess.run(
         [*become(NOBODY), "sh", "-c", script, sys.executable],
         capture_output=True,

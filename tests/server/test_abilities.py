@@ -16,11 +16,12 @@ from structlog.testing import capture_logs
 from mountpoint._fastpath import Part, slice_of
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
 from mountpoint.errors import MountError, PreconditionFailed
-from mountpoint.meters import Meters
-from mountpoint.s3 import abilities, connect
+from mountpoint.metrics.recorder import Meters
+from mountpoint.s3 import capabilities as abilities
+from mountpoint.s3 import connect
+from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ListPage
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.crt.client import CrtClient
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.lesser import (

@@ -12,8 +12,8 @@ import pytest
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig
 from mountpoint.errors import ChecksumMismatch
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.crt.client import CrtClient
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy, flip_bit, on_data
 

@@ -23,12 +23,12 @@ import sys, threading, time
 from pathlib import Path
 from urllib.parse import urlsplit
 from mountpoint.config import ClientConfig, CredentialsConfig
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Body, PutOptions
-from mountpoint.s3.credentials import Credentials
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
-from mountpoint.writing.journal import Journal, Place
+from mountpoint.s3.aws.credentials import Credentials
+from mountpoint.s3.crt.client import CrtClient
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.upload.pending_journal import Journal, Place
 directory, url, bucket, *keys = sys.argv[1:]
 endpoint = Endpoint("http", urlsplit(url).netloc, f"/{bucket}", "us-east-1", "s3", "v4")
 client = CrtClient(endpoint, Credentials(CredentialsConfig()), ClientConfig(), counters=Counters())

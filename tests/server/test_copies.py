@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from mountpoint import errors
-from mountpoint.budget import Budget
 from mountpoint.config import WriteConfig
-from mountpoint.metrics import Counters
+from mountpoint.copy.objects import Copies
+from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
-from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.copies import Copies
-from mountpoint.writing.parts import Limits
-from mountpoint.writing.uploads import Uploads
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.upload.parts import Limits
+from mountpoint.upload.uploads import Uploads
 from tests.conftest import Store
 from tests.faulty_proxy import FaultyProxy, refuse, times
 from tests.server.test_crt import connected

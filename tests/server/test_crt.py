@@ -16,17 +16,17 @@ import pytest
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
 from mountpoint.errors import CredentialsUnavailable, Interrupted, NotFound, S3Error
+from mountpoint.listing.cache import Listings
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.pages import Span, just_before, reach_of
-from mountpoint.listing.recent import Listings
-from mountpoint.metrics import Counters
-from mountpoint.s3 import crt
+from mountpoint.listing.tree import DirectoryMerge, Entry
+from mountpoint.metrics.counters import Counters
+from mountpoint.s3.aws.credentials import Credentials, Keys
+from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ListPage
-from mountpoint.s3.credentials import Credentials, Keys
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.crt import client as crt
+from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import Patience
-from mountpoint.tree import DirectoryMerge, Entry
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data
 from tests.signatures import Authorization, signature

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.budget import Budget
 from mountpoint.config import WriteConfig
 from mountpoint.errors import PreconditionFailed
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.s3.crt import CrtClient
+from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import Patience
 from mountpoint.staging.area import StagingArea
-from mountpoint.staging.staged import StagedFile
-from mountpoint.writing import source
-from mountpoint.writing.parts import Limits
-from mountpoint.writing.upload import Upload
-from mountpoint.writing.uploads import Uploads
+from mountpoint.staging.staged_file import StagedFile
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.upload import source
+from mountpoint.upload.parts import Limits
+from mountpoint.upload.upload import Upload
+from mountpoint.upload.uploads import Uploads
 from tests.conftest import Store
 from tests.server.test_crt import connected
 from tests.server.test_upload import SAFE_S

@@ -18,7 +18,7 @@ from awscrt import checksums
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from mountpoint.writing.proof import NO_PARTS, NO_UPLOAD
+from mountpoint.fs.writes.probe import NO_PARTS, NO_UPLOAD
 from tests.conftest import Store
 from tests.stores import ANSWERS, IGNORED, NO, QUESTIONS, YES
 

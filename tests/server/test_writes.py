@@ -24,9 +24,8 @@ from mountpoint.errors import (
     Throttled,
     TransportFault,
 )
-from mountpoint.metrics import Counters
-from mountpoint.s3 import checksum
-from mountpoint.s3.body import BodyStream
+from mountpoint.metrics.counters import Counters
+from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import (
     Body,
     Checksum,
@@ -36,8 +35,9 @@ from mountpoint.s3.client import (
     PutOptions,
     Written,
 )
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
+from mountpoint.s3.crt.body import BodyStream
+from mountpoint.s3.crt.client import CrtClient
+from mountpoint.s3.wire import checksum
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.server.test_crt import ODD_KEYS, check_signature, connected
@@ -400,7 +400,7 @@ def test_nothing_is_kept(client: CrtClient, monkeypatch: pytest.MonkeyPatch) -> 
             super().__init__(body)
             streams.append(weakref.ref(self))
 
-    monkeypatch.setattr("mountpoint.s3.crt.BodyStream", Noted)
+    monkeypatch.setattr("mountpoint.s3.crt.client.BodyStream", Noted)
     gc.collect()
     gc.disable()
     try:

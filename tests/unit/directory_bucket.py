@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from mountpoint.config import ClientConfig, CredentialsConfig
-from mountpoint.metrics import Counters
-from mountpoint.s3 import checksum
-from mountpoint.s3.credentials import Credentials
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import Endpoint
+from mountpoint.metrics.counters import Counters
+from mountpoint.s3.aws.credentials import Credentials
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.crt.client import CrtClient
+from mountpoint.s3.wire import checksum
 
 SESSION = """<?xml version="1.0" encoding="UTF-8"?>
 <CreateSessionResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Credentials>

@@ -29,8 +29,6 @@ from mountpoint.errors import (
     TransportFault,
     WrongOffset,
 )
-from mountpoint.s3 import checksum, kept
-from mountpoint.s3.checksum import encoded
 from mountpoint.s3.client import (
     ALWAYS,
     Body,
@@ -47,7 +45,10 @@ from mountpoint.s3.client import (
     UploadPage,
     Written,
 )
-from mountpoint.writing.parts import are_equal
+from mountpoint.s3.wire import checksum
+from mountpoint.s3.wire import posix_metadata as kept
+from mountpoint.s3.wire.checksum import encoded
+from mountpoint.upload.parts import are_equal
 
 T = TypeVar("T")
 

@@ -11,19 +11,25 @@ from typing import Any
 
 import pytest
 
-from mountpoint import changes, filesystem, handles, held, names, opener
-from mountpoint.attributes import Attributes
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
-from mountpoint.filesystem import DirectoryEntry, FileSystem
-from mountpoint.handles import HandleNumber
-from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listing import ahead, directory, lookups, siblings
-from mountpoint.listing.recent import Listings
-from mountpoint.metrics import Counters
-from mountpoint.reading.streams import Streams
+from mountpoint.copy.objects import Copies
+from mountpoint.fs import filesystem, handles, names
+from mountpoint.fs import open as opener
+from mountpoint.fs.attributes import Attributes
+from mountpoint.fs.filesystem import DirectoryEntry, FileSystem
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.fs.writes import reopen as held
+from mountpoint.fs.writes import streamed as changes
+from mountpoint.listing import batch_lookup as siblings
+from mountpoint.listing import directory
+from mountpoint.listing import prefetch as ahead
+from mountpoint.listing import resolver as lookups
+from mountpoint.listing.cache import Listings
+from mountpoint.metrics.counters import Counters
+from mountpoint.read.streams import Streams
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.copies import Copies
-from mountpoint.writing.uploads import Uploads
+from mountpoint.upload.uploads import Uploads
 from tests.unit.fake_client import SAFE_S, FakeClient
 
 UID, GID = 1000, 100

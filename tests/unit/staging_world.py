@@ -8,7 +8,7 @@ from pathlib import Path
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.staging.area import StagingArea
-from mountpoint.staging.staged import StagedFile
+from mountpoint.staging.staged_file import StagedFile
 from tests.unit.fake_client import MTIME_NS, etag_of
 
 MIB = 1 << 20

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mountpoint.budget import Budget
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NoSuchEntry, ServerFault, StaleInode
-from mountpoint.inodes import ROOT
-from mountpoint.metrics import Counters
-from mountpoint.reading import ahead
-from mountpoint.reading.ahead import FEW_FILES, LATE_OPENS, MOST_FILES, Ahead
-from mountpoint.reading.expectation import Expectation
-from mountpoint.reading.streams import IDLE_SWEEPS
+from mountpoint.fs.inodes import ROOT
+from mountpoint.metrics.counters import Counters
+from mountpoint.read import prefetch as ahead
+from mountpoint.read.history import Expectation
+from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MOST_FILES, Ahead
+from mountpoint.read.streams import IDLE_SWEEPS
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience
+from mountpoint.transfer.memory_budget import Budget
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
 

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from mountpoint import answers as answers_
-from mountpoint import cli
-from mountpoint.answers import Answers
+from mountpoint.cli import main as cli
 from mountpoint.config import BucketConfig, ChangeConfig, Config, FileSystemConfig, MountConfig
-from mountpoint.export.families import LEVELS
-from mountpoint.log_render import Redactor
-from mountpoint.logs import Recent
-from mountpoint.meters import Meters
-from mountpoint.s3.endpoint import resolve
+from mountpoint.log.format import Redactor
+from mountpoint.log.setup import Recent
+from mountpoint.metrics.export.families import LEVELS
+from mountpoint.metrics.recorder import Meters
+from mountpoint.mount import commands as answers_
+from mountpoint.mount.commands import Answers
+from mountpoint.s3.aws.endpoint import resolve
 from tests.unit.mounted import mounted
 
 CONFIG = Config(BucketConfig("bucket"), MountConfig("/mnt"), FileSystemConfig(0, 0))

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mountpoint import errors
-from mountpoint.budget import Budget
 from mountpoint.config import MIB, WriteConfig
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.appending import MOST_WAITING, Appending
-from mountpoint.writing.uploads import Uploads
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.upload.append import MOST_WAITING, Appending
+from mountpoint.upload.uploads import Uploads
 from tests.unit.aws_fakes import isolate
 from tests.unit.directory_bucket import connected, directory_bucket, endpoint_of
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request

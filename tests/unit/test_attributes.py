@@ -9,6 +9,7 @@ import pytest
 
 from mountpoint import errors
 from mountpoint.config import WriteConfig
+from mountpoint.copy import metadata as selfcopy
 from mountpoint.errors import (
     AccessDenied,
     NoSuchEntry,
@@ -16,9 +17,8 @@ from mountpoint.errors import (
     StaleInode,
     TransportFault,
 )
-from mountpoint.inodes import ROOT
-from mountpoint.s3.kept import FileAttributes
-from mountpoint.writing import selfcopy
+from mountpoint.fs.inodes import ROOT
+from mountpoint.s3.wire.posix_metadata import FileAttributes
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, Mounted, mounted
 

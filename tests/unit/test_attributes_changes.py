@@ -17,7 +17,7 @@ from mountpoint.errors import (
     PreconditionFailed,
     StaleInode,
 )
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault
 from tests.unit.mounted import GID, UID, Mounted, mounted

@@ -16,7 +16,7 @@ from bench.measure import COLUMNS, Result, Run
 from bench.objects import KIB, MIB, WrongBytes, check, content
 from bench.patterns import Piece
 from bench.reading import Work, opened
-from mountpoint.s3.wire import parse_list
+from mountpoint.s3.wire.reading import parse_list
 from tests.unit.fake_client import FakeClient
 from tools.mounting import logged_counters
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.budget import LEAST_SHARE_BYTES, STREAM_BYTES, Budget
+from mountpoint.transfer.memory_budget import LEAST_SHARE_BYTES, STREAM_BYTES, Budget
 
 MIB = 1 << 20
 LIMIT = 1000

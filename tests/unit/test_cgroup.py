@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.cgroup import memory_limit_bytes
-from mountpoint.mountinfo import mounts
+from mountpoint.system.cgroup import memory_limit_bytes
+from mountpoint.system.mounts import mounts
 
 MIB = 1 << 20
 NO_LIMIT = 9223372036854771712
@@ -156,8 +156,8 @@ def test_real_groups(group: Path) -> None:
     script = (
         "import os, sys\n"
         "open(sys.argv[1], 'w').write(str(os.getpid()))\n"
-        "from mountpoint.memory import total_bytes\n"
-        "from mountpoint.settings import memory_bytes\n"
+        "from mountpoint.system.memory import total_bytes\n"
+        "from mountpoint.cli.settings import memory_bytes\n"
         "print(total_bytes(), memory_bytes(None))\n"
     )
     found = subprocess.run(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from mountpoint import write_opener
 from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import (
     AccessDenied,
@@ -28,7 +27,8 @@ from mountpoint.errors import (
     TooLarge,
     WriterKilled,
 )
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
+from mountpoint.fs.writes import open as write_opener
 from mountpoint.s3.client import Condition
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from mountpoint import _channel
+from mountpoint.fuse import _channel
 
 #: Linux 6.18 to libfuse 2.9.9: INIT without its header (struct fuse_init_in of 7.36 and later).
 REQUEST = bytes.fromhex("07000000 2d000000 00000200 fbffff73 fd050000".replace(" ", "")) + bytes(44)

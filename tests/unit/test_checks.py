@@ -31,11 +31,11 @@ from mountpoint.config import (
     MountConfig,
 )
 from mountpoint.errors import AccessDenied, BadHandle, MountError, TransportFault
-from mountpoint.log_render import Redactor
+from mountpoint.log.format import Redactor
 from mountpoint.s3 import probe
+from mountpoint.s3.aws.credentials import Origin
+from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.credentials import Origin
-from mountpoint.s3.endpoint import Endpoint, RegionChoice
 from tests.unit.aws_fakes import isolate
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "check.md"

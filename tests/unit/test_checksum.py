@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint.s3 import checksum
-from mountpoint.s3.checksum import ALGORITHMS, Expected, Verification, expected
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.wire import checksum
+from mountpoint.s3.wire.checksum import ALGORITHMS, Expected, Verification, expected
 
 CHECK = b"123456789"
 #: The algorithms' own test vectors.

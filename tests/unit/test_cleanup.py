@@ -12,15 +12,16 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint import cli, errors
+from mountpoint import errors
+from mountpoint.cli import main as cli
 from mountpoint.ctl.cleanup import config_of, duration
 from mountpoint.ctl.main import main
 from mountpoint.ctl.pending import carry_out, judge, listed, strike
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import connect
 from mountpoint.s3.client import PendingUpload, PutOptions
 from mountpoint.s3.retry import Patience
-from mountpoint.writing.journal import Found, Journal, Place, journals
+from mountpoint.upload.pending_journal import Found, Journal, Place, journals
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault
 
 PLACE = Place("bucket")

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mountpoint
-from mountpoint import cli, daemon, logs, settings
+from mountpoint.cli import main as cli
+from mountpoint.cli import settings
+from mountpoint.cli.fstab import split_items
 from mountpoint.config import (
     MIB,
     BucketConfig,
@@ -27,7 +29,9 @@ from mountpoint.config import (
     ReadConfig,
 )
 from mountpoint.errors import MountError
-from mountpoint.fstab import split_items
+from mountpoint.log import setup as logs
+from mountpoint.log.words import describe
+from mountpoint.mount import daemon
 
 
 class Mounted:
@@ -310,7 +314,7 @@ def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
     """What the shell passes as bytes arrives as these bytes."""
     config = config_of(mounted, "--prefix", os.fsdecode(b"\xff/"))
     assert config.bucket.prefix == b"\xff/"
-    assert settings.describe(config.bucket) == r"prefix \xff/ of bucket bucket"
+    assert describe(config.bucket) == r"prefix \xff/ of bucket bucket"
 
 
 @pytest.mark.parametrize("mode", [(), ("-f",)])
@@ -653,7 +657,7 @@ def test_bad_log_filter_reaches_the_terminal(
 ) -> None:
     """An error of the real background process comes out of the command, with exit 1."""
     monkeypatch.setenv("MOUNTPOINT_LOG", "debgu")
-    program = "from mountpoint.cli import main; main(prog_name='mount-s3')"
+    program = "from mountpoint.cli.main import main; main(prog_name='mount-s3')"
     done = subprocess.run(
         [sys.executable, "-c", program, "bucket", str(tmp_path)],
         capture_output=True,
@@ -671,7 +675,7 @@ def test_bad_log_filter_reaches_the_terminal(
 
 def complete(**environ: str) -> str:
     """Return what the program says to a shell that asks it."""
-    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli.main import main; main()"
     ours = {name: text for name, text in os.environ.items() if name != "AWS_PROFILE"}
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mountpoint.config import WriteConfig
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
 from mountpoint.s3.client import Body, PutOptions
+from mountpoint.s3.content_types import after_rename, by_name
 from mountpoint.staging.area import StagingArea
-from mountpoint.writing.content_types import after_rename, by_name
 from tests.unit.mounted import Mounted, mounted
 
 INFER = WriteConfig(content_types=True)

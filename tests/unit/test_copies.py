@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from mountpoint import errors
+from mountpoint.copy import objects as copies_module
+from mountpoint.copy.objects import Copies
 from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Stored
-from mountpoint.writing import copies as copies_module
-from mountpoint.writing.copies import Copies
-from mountpoint.writing.parts import Limits
+from mountpoint.upload.parts import Limits
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import ABSENT, MIB, World, data_of
 

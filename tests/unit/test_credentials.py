@@ -25,8 +25,8 @@ from mountpoint.errors import (
     S3Error,
     WrongRegion,
 )
-from mountpoint.s3 import credentials as module
-from mountpoint.s3.credentials import Credentials
+from mountpoint.s3.aws import credentials as module
+from mountpoint.s3.aws.credentials import Credentials
 from tests.unit.aws_fakes import Instance, Service, Sts, isolate, serving
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -593,7 +593,7 @@ def test_sso_expired(home: Path, profile: str, cached: bool) -> None:
     code = (
         "from mountpoint.config import CredentialsConfig\n"
         "from mountpoint.errors import MountError\n"
-        "from mountpoint.s3.credentials import Credentials\n"
+        "from mountpoint.s3.aws.credentials import Credentials\n"
         f"try: Credentials(CredentialsConfig({profile!r}))\n"
         "except MountError as error: print(error)\n"
     )

@@ -11,7 +11,7 @@ from mountpoint.errors import (
     TransportFault,
     Unusable,
 )
-from mountpoint.s3.crt_errors import REFUSALS, SENSELESS, UNUSABLE, WORDS, crt_error
+from mountpoint.s3.crt.errors import REFUSALS, SENSELESS, UNUSABLE, WORDS, crt_error
 
 #: As aws-c-* number them: 1024 for each library.
 NAMES = {

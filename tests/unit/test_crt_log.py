@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.s3 import crt_log
+from mountpoint.s3.crt import log as crt_log
 
 LINES = [
     "began before us\n",
@@ -59,7 +59,7 @@ def test_who_makes_a_request_never_waits_for_the_log() -> None:
     program = """
 import logging, os, threading
 from awscrt.io import EventLoopGroup
-from mountpoint.s3.crt import enable_crt_log
+from mountpoint.s3.crt.client import enable_crt_log
 
 made, logged = threading.Event(), threading.Event()
 
@@ -83,7 +83,7 @@ def test_the_end_of_the_process_does_not_wait_for_the_log() -> None:
     """What is logged last, or waits in stdio, finds nobody who reads: exit(3) writes it all."""
     program = """
 import atexit, ctypes, sys
-from mountpoint.s3 import crt_log
+from mountpoint.s3.crt import log as crt_log
 libc = ctypes.CDLL(None)
 libc.fopen.restype = libc.malloc.restype = ctypes.c_void_p
 opened = []
@@ -107,7 +107,8 @@ def test_the_end_of_the_process_does_not_wait_for_a_full_pipe() -> None:
     program = """
 import logging, os, select, sys, threading
 from awscrt.io import EventLoopGroup
-from mountpoint.s3 import crt, crt_log
+from mountpoint.s3.crt import client as crt
+from mountpoint.s3.crt import log as crt_log
 
 reader, writer = os.pipe()
 room = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY)

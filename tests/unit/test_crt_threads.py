@@ -3,10 +3,10 @@
 import threading
 
 from mountpoint.config import BucketConfig, ClientConfig
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
+from mountpoint.s3.aws.endpoint import resolve
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import resolve
+from mountpoint.s3.crt.client import CrtClient
 
 #: Nobody listens there, so a request ends at once, on a thread of the CRT.
 NOWHERE = "http://127.0.0.1:1"

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from mountpoint.ctl import status
-from mountpoint.ctl.prices import BY_REGION, FREE, READS, Prices, cost, of_region
-from mountpoint.ctl.rates import difference
-from mountpoint.ctl.table import lines, table
+from mountpoint.ctl.stats.prices import BY_REGION, FREE, READS, Prices, cost, of_region
+from mountpoint.ctl.stats.rates import difference
+from mountpoint.ctl.stats.table import lines, table
 from mountpoint.ctl.words import age, dollars, milliseconds, size
-from mountpoint.kernel import Mounted
-from mountpoint.meters import Meters
-from mountpoint.metrics import Counters
-from mountpoint.s3.crt import REQUESTS
+from mountpoint.metrics.counters import Counters
+from mountpoint.metrics.recorder import Meters
+from mountpoint.s3.crt.client import REQUESTS
+from mountpoint.system.kernel import Mounted
 
 STATUS = {
     "bucket": "bucket", "prefix": "", "directory": "/mnt", "pid": 7, "uptime_s": 100.0,

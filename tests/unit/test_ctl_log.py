@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint.ctl import main, mounts
-from mountpoint.log_render import console_line, field_line, parsed
+from mountpoint.log.format import console_line, field_line, parsed
 from tests.terminal import terminal
 
 ROOT = Path(__file__).parents[2]
 EVENT = {
     "timestamp": 1795421910.5,
     "level": "warning",
-    "logger": "mountpoint.operations",
+    "logger": "mountpoint.fuse.operations",
     "event": 'it "failed"',
     "path": "/a file",
     "errno": "EPERM",
@@ -82,7 +82,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first == {
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S.500000Z", time.gmtime(EVENT["timestamp"])),
         "level": "warning",
-        "logger": "mountpoint.operations",
+        "logger": "mountpoint.fuse.operations",
         "event": 'it "failed"',
         "exception": "",
         "fields": {"path": "/a file", "errno": "EPERM"},
@@ -100,9 +100,9 @@ def test_a_terminal_and_ctrl_c() -> None:
         shown = screen.lines
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(EVENT["timestamp"]))
         assert shown == [
-            f'{clock} WARNING  mountpoint.operations: it "failed"',
+            f'{clock} WARNING  mountpoint.fuse.operations: it "failed"',
             '    path="/a file" errno=EPERM',
-            f'{clock} ERROR    mountpoint.operations: it "failed" path=/b',
+            f'{clock} ERROR    mountpoint.fuse.operations: it "failed" path=/b',
             "    errno=EPERM",
         ]
         assert b"\x1b[33mWARNING" in screen.output

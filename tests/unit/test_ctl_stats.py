@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from mountpoint.ctl import main, mounts
-from mountpoint.ctl.table import IDLE_S, Activity, lines, table
+from mountpoint.ctl.stats.table import IDLE_S, Activity, lines, table
 from mountpoint.errors import MountError
-from mountpoint.meters import Meters
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
+from mountpoint.metrics.recorder import Meters
 from tests.terminal import ALTERNATE, NORMAL, Terminal, terminal
 from tests.unit.test_ctl import answer
 

@@ -12,7 +12,7 @@ import pytest
 
 HEAD = """
 import os, sys, signal, time
-from mountpoint.daemon import run_in_background
+from mountpoint.mount.daemon import run_in_background
 from mountpoint.errors import MountError
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever runs the tests ignores

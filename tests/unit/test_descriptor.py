@@ -2,7 +2,7 @@
 
 import pytest
 
-from mountpoint.descriptor import number_of
+from mountpoint.fuse.fd_mount import number_of
 
 
 @pytest.mark.parametrize(

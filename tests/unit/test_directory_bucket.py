@@ -12,9 +12,9 @@ import pytest
 
 from mountpoint import errors
 from mountpoint.config import BucketConfig
+from mountpoint.s3.aws.endpoint import resolve
 from mountpoint.s3.client import ALWAYS, Body, Checksum, Condition, PutOptions, Written
-from mountpoint.s3.crt import CrtClient
-from mountpoint.s3.endpoint import resolve
+from mountpoint.s3.crt.client import CrtClient
 from tests.unit.aws_fakes import isolate
 from tests.unit.directory_bucket import (
     DirectoryBucket,

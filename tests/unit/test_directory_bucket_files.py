@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mountpoint.errors import EntryExists, NotPermitted, PreconditionFailed
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import FakeClient
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.test_changes import OPENER, OVERWRITE, PART, writes

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from mountpoint.errors import AccessDenied, Interrupted, ServerFault
 from mountpoint.listing import flat
+from mountpoint.listing.cache import Listings
 from mountpoint.listing.directory import (
     FIRST_AHEAD,
     MOST_AHEAD,
     READY_NAMES,
     DirectoryListing,
 )
+from mountpoint.listing.page_chain import Asked
 from mountpoint.listing.pages import END
-from mountpoint.listing.recent import Listings
-from mountpoint.listing.runs import Asked
+from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.retry import Patience
-from mountpoint.tree import DirectoryMerge, Entry
 from tests.unit.fake_client import FakeClient, Fault, Request, list_page, path_page
 from tests.unit.tree_model import tree_of
 

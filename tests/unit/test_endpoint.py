@@ -10,7 +10,7 @@ import pytest
 
 from mountpoint.config import BucketConfig, CredentialsConfig
 from mountpoint.errors import MountError
-from mountpoint.s3.endpoint import (
+from mountpoint.s3.aws.endpoint import (
     Endpoint,
     RegionChoice,
     believable_region,

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition
-from mountpoint.writing import multipart, parts
-from mountpoint.writing.parts import Limits, are_equal
+from mountpoint.upload import multipart, parts
+from mountpoint.upload.parts import Limits, are_equal
 from tests.unit.fake_client import FakeClient, Fault
 from tests.unit.test_upload_copy import put, random_bytes
 from tests.unit.uploading import KEY, MIB, PART, World, data_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mountpoint.reading.expectation import (
+from mountpoint.read.history import (
     ALIKE_BYTES,
     HEAD_BYTES,
     HEAD_PART_BYTES,

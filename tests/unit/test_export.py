@@ -20,15 +20,15 @@ from structlog.testing import capture_logs
 
 import mountpoint
 from mountpoint.errors import CredentialsUnavailable, MountError
-from mountpoint.export import exports, health
-from mountpoint.export.families import Family, families, own_families, since
-from mountpoint.export.health import Health
-from mountpoint.export.lines import Lines
-from mountpoint.export.otlp import _distribution
-from mountpoint.export.prometheus import _Collector, _converted
-from mountpoint.kernel import mount_points
-from mountpoint.meters import Meters
-from mountpoint.metrics import CounterName, Counters
+from mountpoint.metrics.counters import CounterName, Counters
+from mountpoint.metrics.export import exports, health
+from mountpoint.metrics.export.families import Family, families, own_families, since
+from mountpoint.metrics.export.health import Health
+from mountpoint.metrics.export.lines import Lines
+from mountpoint.metrics.export.otlp import _distribution
+from mountpoint.metrics.export.prometheus import _Collector, _converted
+from mountpoint.metrics.recorder import Meters
+from mountpoint.system.kernel import mount_points
 
 DOCUMENT = Path(mountpoint.__file__).parent.parent / "docs" / "metrics.md"
 #: What happens to a mount, in any order.
@@ -270,7 +270,7 @@ class World:
         self.now_s = 1000.0
         self.meters = Meters(threads=2)
         self.stopping = threading.Event()
-        monkeypatch.setattr("mountpoint.meters.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("mountpoint.metrics.recorder.time.monotonic", lambda: self.now_s)
         self.health = Health(self.meters, self.stopping, directory, 60, lambda: self.now_s)
 
     def serve(self, check: Any = lambda: None) -> None:
@@ -366,9 +366,9 @@ def test_an_extra_that_is_missing() -> None:
 
 def test_without_metrics_nothing_heavy_is_loaded() -> None:
     """The libraries are imported by who asks for them."""
-    program = "import sys, mountpoint.mount; print(*sys.modules)"
+    program = "import sys, mountpoint.mount.run; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
-    assert "mountpoint.export.exports" in loaded
+    assert "mountpoint.metrics.export.exports" in loaded
     assert not {"opentelemetry", "prometheus_client", "requests"} & loaded
 
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint import filesystem
 from mountpoint.errors import (
     AccessDenied,
     BadHandle,
@@ -25,12 +24,13 @@ from mountpoint.errors import (
     StaleInode,
     Stalled,
 )
-from mountpoint.handles import HandleNumber
-from mountpoint.inodes import ROOT, InodeNumber
+from mountpoint.fs import filesystem
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.listing.batch_lookup import AHEAD_S
 from mountpoint.listing.directory import MOST_AHEAD
-from mountpoint.listing.siblings import AHEAD_S
+from mountpoint.listing.tree import FEW_KEYS
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import FEW_KEYS
 from tests.unit.fake_client import MTIME_NS, FakeClient, Fault, Request
 from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, mounted
 from tests.unit.tree_model import Tree, tree_of

@@ -4,8 +4,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.listing.flat import FlatListing
+from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import DirectoryMerge, Entry
 from tests.unit.fake_client import FakeClient, Request, list_page
 
 KEYS = st.lists(

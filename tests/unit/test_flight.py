@@ -5,8 +5,8 @@ from collections import deque
 
 import pytest
 
-from mountpoint import flight
-from mountpoint.flight import (
+from mountpoint.transfer import concurrency as flight
+from mountpoint.transfer.concurrency import (
     BASE_PARTS,
     HEDGED_SHARE,
     JUDGED,

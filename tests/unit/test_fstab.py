@@ -2,10 +2,13 @@
 
 import pytest
 
-from mountpoint import cli, fstab, kernel, requirements, settings
+from mountpoint.cli import fstab, settings
+from mountpoint.cli import main as cli
 from mountpoint.config import MountConfig
 from mountpoint.errors import MountError
-from mountpoint.mount import mount_options
+from mountpoint.mount import preflight as requirements
+from mountpoint.mount.run import mount_options
+from mountpoint.system import kernel
 from tests.unit.test_cli import Mounted, config_of, mounted, refusal, run
 
 __all__ = ["mounted"]

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from mountpoint import spill as spill_module
-from mountpoint.mountinfo import mounts
-from mountpoint.s3 import checksum
-from mountpoint.s3.body import BodyStream
-from mountpoint.spill import Spill, default_directories
-from mountpoint.writing.gathering import SMALL_BYTES, Gathering
+from mountpoint.s3.crt.body import BodyStream
+from mountpoint.s3.wire import checksum
+from mountpoint.system import spill as spill_module
+from mountpoint.system.mounts import mounts
+from mountpoint.system.spill import Spill, default_directories
+from mountpoint.upload.part_buffer import SMALL_BYTES, Gathering
 
 MIB = 1 << 20
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, ServerFault
-from mountpoint.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
-from mountpoint.inodes import ROOT, Inode, InodeTable
+from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
+from mountpoint.fs.inodes import ROOT, Inode, InodeTable
 from mountpoint.listing import directory
+from mountpoint.listing.cache import Listings
+from mountpoint.listing.page_chain import Asked
 from mountpoint.listing.pages import END
-from mountpoint.listing.recent import Listings
-from mountpoint.listing.runs import Asked
+from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.retry import Patience
-from mountpoint.tree import Entry
 from tests.unit.fake_client import FakeClient, Fault, Request
 from tests.unit.tree_model import tree_of
 

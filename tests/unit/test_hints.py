@@ -16,12 +16,13 @@ import structlog
 from structlog.testing import capture_logs
 
 import mountpoint
-from mountpoint import errors, operations
+from mountpoint import errors
+from mountpoint.copy import metadata as selfcopy
 from mountpoint.errors import NO_OPTION
-from mountpoint.inodes import ROOT
-from mountpoint.operations import Operations
+from mountpoint.fs.inodes import ROOT
+from mountpoint.fuse import operations
+from mountpoint.fuse.operations import Operations
 from mountpoint.staging.area import StagingArea
-from mountpoint.writing import selfcopy
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.test_operations import CTX
 from tools import options_table
@@ -232,7 +233,7 @@ def said(program: Program, act: Callable[[Program], Any]) -> tuple[str, Any]:
 def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log as structlog does by default, also where another test has bound this logger."""
     monkeypatch.setattr(operations, "log", structlog.get_logger())
-    monkeypatch.setattr("mountpoint.changes.SETTLE_S", 0.05)
+    monkeypatch.setattr("mountpoint.fs.writes.streamed.SETTLE_S", 0.05)
     monkeypatch.setattr(operations, "is_wide", lambda: True)
 
 

@@ -18,14 +18,14 @@ from hypothesis.stateful import (
     rule,
 )
 
-from mountpoint import inodes
 from mountpoint.errors import StaleInode
-from mountpoint.inodes import ROOT, SHORT_BITS, Inode, InodeNumber, InodeTable
-from mountpoint.s3 import wire
+from mountpoint.fs import inodes
+from mountpoint.fs.inodes import ROOT, SHORT_BITS, Inode, InodeNumber, InodeTable
+from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.kept import NOTHING, FileAttributes
-from mountpoint.s3.wire import parse_list
-from mountpoint.tree import DirectoryMerge, Entry
+from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
+from mountpoint.s3.wire.reading import parse_list
 
 #: What a known name may take, all included: a million are 330 MB.
 MOST_BYTES_EACH = 345

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mountpoint.config import BucketConfig, Config, FileSystemConfig, MountConfig
-from mountpoint.s3 import instance
-from mountpoint.s3.instance import Instance, bandwidth_gbps
+from mountpoint.s3.aws import ec2 as instance
+from mountpoint.s3.aws.ec2 import Instance, bandwidth_gbps
 from tests.unit.aws_fakes import Service, isolate, serving
 from tools import bandwidth_table
 
@@ -198,7 +198,8 @@ def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None
     """The program asks before it connects, and says in one line what it has found."""
     code = """
 import sys
-from mountpoint import cli, mount
+from mountpoint.cli import main as cli
+from mountpoint.mount import run as mount
 from mountpoint.errors import MountError
 def connect(bucket, credentials, client, *rest):
     raise MountError(f"target {client.throughput_gbps}, region {rest[-1].region()}")

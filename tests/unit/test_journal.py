@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.config import BucketConfig
-from mountpoint.writing import journal as module
-from mountpoint.writing.journal import Journal, Place, default_directory, journals
+from mountpoint.upload import pending_journal as module
+from mountpoint.upload.pending_journal import Journal, Place, default_directory, journals
 
 PLACE = Place("bucket", "http://127.0.0.1:9000")
 KEYS = [b"plain", b"a b/\n\x01", "ü".encode(), b"not-utf8\xff", b'quote"\\']
@@ -26,7 +26,7 @@ KEYS = [b"plain", b"a b/\n\x01", "ü".encode(), b"not-utf8\xff", b'quote"\\']
 WRITER = """
 import sys, time
 from pathlib import Path
-from mountpoint.writing.journal import Journal, Place
+from mountpoint.upload.pending_journal import Journal, Place
 journal = Journal(Path(sys.argv[1]), Place("bucket", "http://127.0.0.1:9000"))
 for name in sys.argv[2:]:
     journal.begun(f"key {name}".encode(), name)

@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from mountpoint import kernel
-from mountpoint.kernel import LOOK_READ_AHEAD_KB, PIECES_READ_AHEAD_KB, READ_AHEAD_KB, ReadAhead
+from mountpoint.system import kernel
+from mountpoint.system.kernel import (
+    LOOK_READ_AHEAD_KB,
+    PIECES_READ_AHEAD_KB,
+    READ_AHEAD_KB,
+    ReadAhead,
+)
 
 
 class Setting:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint import key_locks
 from mountpoint.errors import Interrupted
-from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.key_locks import KeyLocks
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.fs.writes import key_locks
+from mountpoint.fs.writes.key_locks import KeyLocks
 from tests.unit.fake_client import SAFE_S, Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.test_attributes_changes import staged

@@ -1,12 +1,14 @@
-"""The layer rule: a module imports only from rows above it, and each library has its place.
+"""The layer rule: a package imports only from those below it, and each library has its place.
 
 Imports are read from the source, so that those inside functions and under TYPE_CHECKING
-count as well. A module without a row fails: deciding where it stands is part of adding it.
+count as well. Within a package modules import each other without circles.
 """
 
 import ast
+import graphlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,225 +18,83 @@ import mountpoint
 
 ROOT = Path(mountpoint.__file__).parent
 
-#: Top to bottom. `tree` takes a ListPage apart, so it stands below the page's definition.
-LAYERS = (
-    "mountpoint",  # the version
-    "mountpoint.s3",  # packages are empty
-    "mountpoint.export",
-    "mountpoint.reading",
-    "mountpoint.writing",
-    "mountpoint.staging",
-    "mountpoint.listing",
-    "mountpoint.checks",
-    "mountpoint.errors",
-    "mountpoint.config",
-    "mountpoint.metrics",
-    "mountpoint._histogram",
-    "mountpoint.processes",
-    "mountpoint.meters",
-    "mountpoint.mountinfo",
-    "mountpoint.cgroup",
-    "mountpoint.spill",
-    "mountpoint.s3.kept",
-    "mountpoint.s3.client",
-    "mountpoint.tree",
-    "mountpoint.listing.pages",
-    "mountpoint.listing.walk",
-    "mountpoint.listing.flat",
-    "mountpoint.listing.ranges",
-    "mountpoint.window",
-    "mountpoint.budget",
-    "mountpoint.flight",
-    "mountpoint.memory",
-    "mountpoint.s3.safexml",
-    "mountpoint.s3.refusal",
-    "mountpoint.s3.wire",
-    "mountpoint.s3.write_wire",
-    "mountpoint.s3.crt_errors",
-    "mountpoint.s3.sizes",
-    "mountpoint.s3.body",
-    "mountpoint.s3.profile",
-    "mountpoint.s3.surroundings",
-    "mountpoint.s3.instance",
-    "mountpoint.s3.endpoint",
-    "mountpoint.s3.credentials",
-    "mountpoint.s3.proxy",
-    "mountpoint.s3.probe",
-    "mountpoint.s3.retry",
-    "mountpoint.s3.abilities",
-    "mountpoint.s3.checksum",
-    "mountpoint.s3.crt_threads",
-    "mountpoint.s3.exchange",
-    "mountpoint.s3.crt_log",
-    "mountpoint.s3.crt",
-    "mountpoint.s3.connect",
-    "mountpoint._fastpath",
-    "mountpoint.reading.expectation",
-    "mountpoint.reading.pace",
-    "mountpoint.reading.whole",
-    "mountpoint.reading.stream",
-    "mountpoint.reading.ahead",
-    "mountpoint.reading.streams",
-    "mountpoint.writing.parts",
-    "mountpoint.writing.gathering",
-    "mountpoint.writing.content_types",
-    "mountpoint.writing.journal",
-    "mountpoint.writing.errands",
-    "mountpoint.writing.source",
-    "mountpoint.writing.multipart",
-    "mountpoint.writing.completion",
-    "mountpoint.writing.sequential",
-    "mountpoint.writing.upload",
-    "mountpoint.writing.appending",
-    "mountpoint.writing.uploads",
-    "mountpoint.writing.many",
-    "mountpoint.writing.trial",
-    "mountpoint.writing.proof",
-    "mountpoint.writing.copies",
-    "mountpoint.writing.selfcopy",
-    "mountpoint.listing.recent",
-    "mountpoint.listing.siblings",
-    "mountpoint.listing.lookups",
-    "mountpoint.listing.runs",
-    "mountpoint.listing.ahead",
-    "mountpoint.listing.directory",
-    "mountpoint.staging.ranges",
-    "mountpoint.staging.extents",
-    "mountpoint.staging.plan",
-    "mountpoint.staging.journal",
-    "mountpoint.staging.leftovers",
-    "mountpoint.staging.area",
-    "mountpoint.staging.local",
-    "mountpoint.staging.aside",
-    "mountpoint.staging.content",
-    "mountpoint.staging.staged",
-    "mountpoint.inodes",
-    "mountpoint.key_locks",
-    "mountpoint.handles",
-    "mountpoint.local",
-    "mountpoint.readers",
-    "mountpoint.attributes",
-    "mountpoint.keeping",
-    "mountpoint.heads",
-    "mountpoint.names",
-    "mountpoint.write_opener",
-    "mountpoint.changes",
-    "mountpoint.staged_changes",
-    "mountpoint.held",
-    "mountpoint.directories",
-    "mountpoint.renames",
-    "mountpoint.opener",
-    "mountpoint.filesystem",
-    "mountpoint._channel",
-    "mountpoint.fuse",
-    "mountpoint.refusals",
-    "mountpoint.operations",
-    "mountpoint.kernel",
-    "mountpoint.descriptor",
-    "mountpoint.requirements",
-    "mountpoint.log_filter",
-    "mountpoint.log_render",
-    "mountpoint.logs",
-    "mountpoint.control",
-    "mountpoint.answers",
-    "mountpoint.signals",
-    "mountpoint.notify",
-    "mountpoint.daemon",
-    "mountpoint.export.families",
-    "mountpoint.export.health",
-    "mountpoint.export.lines",
-    "mountpoint.export.otlp",
-    "mountpoint.export.prometheus",
-    "mountpoint.export.exports",
-    "mountpoint.mount",
-    "mountpoint.checks.checklist",
-    "mountpoint.checks.subject",
-    "mountpoint.checks.words",
-    "mountpoint.checks.machine",
-    "mountpoint.checks.place",
-    "mountpoint.checks.network",
-    "mountpoint.checks.bucket",
-    "mountpoint.checks.throughput",
-    "mountpoint.fstab",
-    "mountpoint.command",
-    "mountpoint.settings",
-    "mountpoint.checks.report",
-    "mountpoint.checks.command",
-    "mountpoint.cli",
-    "mountpoint.ctl",
-    "mountpoint.ctl.words",
-    "mountpoint.ctl.terminal",
-    "mountpoint.ctl.group",
-    "mountpoint.ctl.pending",
-    "mountpoint.ctl.cleanup",
-    "mountpoint.ctl.mounts",
-    "mountpoint.ctl.progress",
-    "mountpoint.ctl.prices",
-    "mountpoint.ctl.rates",
-    "mountpoint.ctl.table",
-    "mountpoint.ctl.screen",
-    "mountpoint.ctl.stats",
-    "mountpoint.ctl.status",
-    "mountpoint.ctl.log",
-    "mountpoint.ctl.refresh",
-    "mountpoint.ctl.unmount",
-    "mountpoint.ctl.main",
+#: Lowest first: a package imports only from those before it.
+PACKAGES = (
+    "errors",
+    "config",
+    "system",
+    "log",
+    "metrics",
+    "s3",
+    "_fastpath",
+    "transfer",
+    "listing",
+    "read",
+    "upload",
+    "copy",
+    "staging",
+    "fs",
+    "fuse",
+    "mount",
+    "checks",
+    "cli",
+    "ctl",
 )
 
 #: Who may import what. structlog is everybody's for `get_logger`; that only `logs` sets it up
 #: is tested below.
 PLACES = {
-    "opentelemetry": {"mountpoint.export.otlp"},
-    "prometheus_client": {"mountpoint.export.prometheus"},
-    "awscrt": {"mountpoint.s3.crt", "mountpoint.s3.checksum"},
-    "llfuse": {"mountpoint.fuse"},
+    "opentelemetry": {"mountpoint.metrics.export.otlp"},
+    "prometheus_client": {"mountpoint.metrics.export.prometheus"},
+    "awscrt": {"mountpoint.s3.crt.client", "mountpoint.s3.wire.checksum"},
+    "llfuse": {"mountpoint.fuse.binding"},
     "botocore": {
-        "mountpoint.s3.endpoint",
-        "mountpoint.s3.credentials",
-        "mountpoint.s3.instance",
-        "mountpoint.s3.profile",
-        "mountpoint.s3.surroundings",
+        "mountpoint.s3.aws.endpoint",
+        "mountpoint.s3.aws.credentials",
+        "mountpoint.s3.aws.ec2",
+        "mountpoint.s3.aws.profile",
+        "mountpoint.s3.aws.settings",
     },
     "click": {
-        "mountpoint.cli",
-        "mountpoint.command",
+        "mountpoint.cli.main",
+        "mountpoint.cli.command",
         "mountpoint.ctl.cleanup",
         "mountpoint.ctl.group",
         "mountpoint.ctl.log",
         "mountpoint.ctl.main",
-        "mountpoint.ctl.stats",
+        "mountpoint.ctl.stats.command",
         "mountpoint.checks.report",
     },
-    "errno": {"mountpoint.errors", "mountpoint.operations"},
+    "errno": {"mountpoint.errors", "mountpoint.fuse.operations"},
 }
 EVERYWHERE = {"structlog"}
 
 #: Pure modules decide from values alone: no locks, clocks, environment or I/O.
 PURE = (
-    "mountpoint.tree",
+    "mountpoint.listing.tree",
     "mountpoint.listing.pages",
-    "mountpoint.listing.walk",
+    "mountpoint.listing.walk_detector",
     "mountpoint.listing.flat",
-    "mountpoint.listing.ranges",
-    "mountpoint.window",
-    "mountpoint.flight",
-    "mountpoint.s3.kept",
-    "mountpoint.s3.wire",
-    "mountpoint.s3.write_wire",
-    "mountpoint.s3.crt_errors",
-    "mountpoint.s3.sizes",
-    "mountpoint.s3.checksum",
-    "mountpoint.writing.parts",
-    "mountpoint.staging.ranges",
+    "mountpoint.listing.split_points",
+    "mountpoint.read.readahead",
+    "mountpoint.transfer.concurrency",
+    "mountpoint.s3.wire.posix_metadata",
+    "mountpoint.s3.wire.reading",
+    "mountpoint.s3.wire.writing",
+    "mountpoint.s3.crt.errors",
+    "mountpoint.s3.crt.sizes",
+    "mountpoint.s3.wire.checksum",
+    "mountpoint.upload.parts",
+    "mountpoint.staging.range_set",
     "mountpoint.staging.extents",
-    "mountpoint.staging.plan",
-    "mountpoint.fstab",
-    "mountpoint.log_filter",
-    "mountpoint.export.families",
+    "mountpoint.staging.upload_plan",
+    "mountpoint.cli.fstab",
+    "mountpoint.log.filter",
+    "mountpoint.metrics.export.families",
     "mountpoint.ctl.words",
-    "mountpoint.ctl.prices",
-    "mountpoint.ctl.rates",
-    "mountpoint.ctl.table",
+    "mountpoint.ctl.stats.prices",
+    "mountpoint.ctl.stats.rates",
+    "mountpoint.ctl.stats.table",
 )
 IMPURE = {"os", "io", "time", "threading", "socket", "subprocess", "select", "signal", "pathlib"}
 
@@ -284,17 +144,44 @@ def libraries(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(path)} - {"mountpoint"}
 
 
-def test_every_module_has_a_row() -> None:
-    """A new module is put into the table by whoever writes it."""
-    assert sorted(MODULES - set(LAYERS)) == []
-    assert len(set(LAYERS)) == len(LAYERS)
+def package_of(name: str) -> str:
+    """Return the package that a module is in, or the module where it is in none."""
+    return name.split(".")[1]
+
+
+def test_every_package_has_a_row() -> None:
+    """Whoever adds a package decides where it stands."""
+    assert {package_of(name) for name in MODULES if name != "mountpoint"} == set(PACKAGES)
+    assert len(set(PACKAGES)) == len(PACKAGES)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_come_from_rows_above(path: Path) -> None:
-    """No module imports from its own row's others or from below, so there are no cycles."""
-    row = LAYERS.index(module_name(path))
-    assert sorted(name for name in own_imports(path) if LAYERS.index(name) > row) == []
+def test_imports_come_from_packages_below(path: Path) -> None:
+    """No package imports from one above it."""
+    name = module_name(path)
+    others = own_imports(path) - {"mountpoint"}
+    row = len(PACKAGES) if name == "mountpoint" else PACKAGES.index(package_of(name))
+    assert sorted(each for each in others if PACKAGES.index(package_of(each)) > row) == []
+
+
+def test_no_circles() -> None:
+    """No module imports itself by way of others."""
+    needs: dict[str, set[str]] = {}
+    for path in SOURCES:
+        own = {
+            each
+            for each in own_imports(path)
+            if not (ROOT.parent / each.replace(".", "/")).is_dir()
+        }
+        needs.setdefault(module_name(path), set()).update(own)
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
+
+
+def test_packages_are_small() -> None:
+    """A dozen modules in a package are as many as a reader looks through."""
+    modules = {path.with_suffix("") for path in SOURCES if path.stem != "__init__"}
+    sizes = Counter(path.parent for path in modules)
+    assert {path.name: size for path, size in sizes.items() if size > 12} == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -315,7 +202,7 @@ def test_only_logs_configures_structlog() -> None:
     """Elsewhere structlog is get_logger, and the question whether it is configured."""
     allowed = {"get_logger", "is_configured"}
     for path in SOURCES:
-        if module_name(path) != "mountpoint.logs":
+        if module_name(path) != "mountpoint.log.setup":
             used = set(re.findall(r"\bstructlog\.(\w+)", path.read_text(encoding="utf-8")))
             assert used <= allowed, path.name
 
@@ -347,7 +234,7 @@ def test_the_reader_of_cython_sources_sees_all_forms(tmp_path: Path) -> None:
         "libc.string",
         "libc.string.memcpy",
         "mountpoint.errors.S3Error",
-        "mountpoint.tree",
-        "mountpoint.window",
+        "mountpoint.listing.tree",
+        "mountpoint.read.readahead",
     }
     assert "nothing" not in set(imports(path))

@@ -17,11 +17,11 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint import logs
 from mountpoint.config import LogConfig
 from mountpoint.errors import MountError
-from mountpoint.log_filter import OFF, TRACE, parse_filter
-from mountpoint.log_render import Redactor, console_line, field_line, printable
+from mountpoint.log import setup as logs
+from mountpoint.log.filter import OFF, TRACE, parse_filter
+from mountpoint.log.format import Redactor, console_line, field_line, printable
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 TOKEN = "IQoJb3JpZ2luX2VjEJr//////////wEaCXVzLWVhc3QtMSJHMEUCIQDk" + "Zx9+/aB3" * 20 + "=="
@@ -40,7 +40,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     root = logging.getLogger()
     level = root.level
-    names = ("awscrt", "awscrt.io", "botocore", "mountpoint", "mountpoint.reading")
+    names = ("awscrt", "awscrt.io", "botocore", "mountpoint", "mountpoint.read")
     levels = {name: logging.getLogger(name).level for name in names}
     yield
     for handler in bridges():
@@ -97,7 +97,7 @@ def test_file_is_private_and_named_like_the_references(tmp_path: Path) -> None:
     """--log-directory makes the directory 0700 and in it one file 0600 with the time."""
     directory = tmp_path / "a" / "logs"
     logs.configure(LogConfig(directory=str(directory)))
-    structlog.get_logger("mountpoint.operations").warning("read failed", errno="EIO")
+    structlog.get_logger("mountpoint.fuse.operations").warning("read failed", errno="EIO")
     (path,) = directory.iterdir()
     pattern = r"mountpoint-s3-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ\.[A-Za-z0-9]{6}\.log"
     assert re.fullmatch(pattern, path.name)
@@ -124,13 +124,13 @@ def test_background_writes_to_syslog(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "log"))
     syslog = Syslog(tmp_path / "log")
     logs.configure(LogConfig())
-    log = structlog.get_logger("mountpoint.reading")
+    log = structlog.get_logger("mountpoint.read")
     log.info("not shown")
     log.warning("slow", size_bytes=5)
     log.error("bad")
     head = rf"mount-s3\[{os.getpid()}\]: timestamp=\S+ level="
     assert re.fullmatch(
-        rf"<12>{head}warning logger=mountpoint.reading event=slow size_bytes=5", syslog.receive()
+        rf"<12>{head}warning logger=mountpoint.read event=slow size_bytes=5", syslog.receive()
     )
     assert re.match(rf"<11>{head}error ", syslog.receive())
     syslog.socket.close()
@@ -143,7 +143,7 @@ def test_syslog_that_comes_late_or_again_is_found(
     path = tmp_path / "log"
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(path))
     logs.configure(LogConfig())
-    log = structlog.get_logger("mountpoint.reading")
+    log = structlog.get_logger("mountpoint.read")
     log.error("lost")
     for event in ("first", "second"):
         syslog = Syslog(path)
@@ -156,7 +156,7 @@ def test_syslog_that_comes_late_or_again_is_found(
 def test_foreground_writes_to_stderr_without_colours(stderr: Stderr) -> None:
     """On a stream that is no terminal a line has no escape sequences."""
     logs.configure(LogConfig(foreground=True))
-    structlog.get_logger("mountpoint.mount").warning("two words", path="/a b", code=None)
+    structlog.get_logger("mountpoint.mount.run").warning("two words", path="/a b", code=None)
     pattern = r'\d\d:\d\d:\d\d WARNING  mountpoint\.mount: two words path="/a b"\n'
     assert re.fullmatch(pattern, stderr.getvalue())
 
@@ -164,7 +164,7 @@ def test_foreground_writes_to_stderr_without_colours(stderr: Stderr) -> None:
 def test_foreground_with_directory_writes_both(tmp_path: Path, stderr: Stderr) -> None:
     """Who asks for a file gets it in the foreground as well."""
     logs.configure(LogConfig(foreground=True, directory=str(tmp_path)))
-    structlog.get_logger("mountpoint.mount").warning("both")
+    structlog.get_logger("mountpoint.mount.run").warning("both")
     assert "both" in stderr.getvalue()
     assert len(log_lines(tmp_path)) == 1
 
@@ -174,16 +174,16 @@ def test_closed_stderr_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     logs.configure(LogConfig(foreground=True))
-    structlog.get_logger("mountpoint.mount").error("written")
+    structlog.get_logger("mountpoint.mount.run").error("written")
     assert "written" in stream.getvalue()
     stream.close()
-    structlog.get_logger("mountpoint.mount").error("lost")
+    structlog.get_logger("mountpoint.mount.run").error("lost")
 
 
 def test_no_log(stderr: Stderr) -> None:
     """--no-log silences everything, critical and third parties included."""
     logs.configure(LogConfig(foreground=True, no_log=True))
-    structlog.get_logger("mountpoint.mount").critical("hidden")
+    structlog.get_logger("mountpoint.mount.run").critical("hidden")
     logging.getLogger("botocore.auth").critical("hidden")
     assert stderr.getvalue() == ""
 
@@ -194,22 +194,22 @@ def test_no_log(stderr: Stderr) -> None:
 @pytest.mark.parametrize(
     ("config", "name", "level"),
     [
-        (LogConfig(), "mountpoint.reading", logging.WARNING),
+        (LogConfig(), "mountpoint.read", logging.WARNING),
         (LogConfig(), "awscrt.http", OFF),
-        (LogConfig(debug=True), "mountpoint.reading", logging.DEBUG),
+        (LogConfig(debug=True), "mountpoint.read", logging.DEBUG),
         (LogConfig(debug=True), "awscrt.http", OFF),
         (LogConfig(debug_crt=True), "awscrt.http", logging.DEBUG),
-        (LogConfig(debug_crt=True), "mountpoint.mount", logging.WARNING),
-        (LogConfig(debug=True, filter="error"), "mountpoint.mount", logging.ERROR),
+        (LogConfig(debug_crt=True), "mountpoint.mount.run", logging.WARNING),
+        (LogConfig(debug=True, filter="error"), "mountpoint.mount.run", logging.ERROR),
         (LogConfig(metrics=True), "mountpoint.metrics", logging.INFO),
-        (LogConfig(metrics=True), "mountpoint.mount", logging.WARNING),
+        (LogConfig(metrics=True), "mountpoint.mount.run", logging.WARNING),
         (LogConfig(metrics=True, debug=True), "mountpoint.metrics", logging.INFO),
         (LogConfig(metrics=True, filter="warn"), "mountpoint.metrics", logging.WARNING),
         (LogConfig(filter="trace,awscrt=warn"), "awscrt", logging.WARNING),
-        (LogConfig(filter="trace,awscrt=warn"), "mountpoint.tree", TRACE),
-        (LogConfig(filter="mountpoint.reading=debug"), "mountpoint.reading.stream", logging.DEBUG),
-        (LogConfig(filter="mountpoint.reading=debug"), "mountpoint.readings", logging.WARNING),
-        (LogConfig(filter="mountpoint.reading=debug"), "awscrt", OFF),
+        (LogConfig(filter="trace,awscrt=warn"), "mountpoint.listing.tree", TRACE),
+        (LogConfig(filter="mountpoint.read=debug"), "mountpoint.read.stream", logging.DEBUG),
+        (LogConfig(filter="mountpoint.read=debug"), "mountpoint.readings", logging.WARNING),
+        (LogConfig(filter="mountpoint.read=debug"), "awscrt", OFF),
         (LogConfig(filter=" INFO , awscrt = Off ,"), "mountpoint", logging.INFO),
         (LogConfig(filter="mountpoint_s3::fs=debug"), "mountpoint.fs", logging.WARNING),
         (LogConfig(no_log=True, filter="trace"), "mountpoint", OFF),
@@ -253,7 +253,7 @@ def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
         def __str__(self) -> str:
             raise AssertionError("rendered")
 
-    logs.configure(LogConfig(foreground=True, filter="warn,mountpoint.reading=debug"))
+    logs.configure(LogConfig(foreground=True, filter="warn,mountpoint.read=debug"))
     quiet, loud = (structlog.get_logger(f"mountpoint.{name}") for name in ("inodes", "reading.x"))
     quiet.debug("hidden", value=Untouchable())
     quiet.info("hidden %s", Untouchable())
@@ -293,7 +293,9 @@ def test_a_newline_in_a_value_does_not_make_a_line(tmp_path: Path) -> None:
     """A key with control characters is escaped: an event is one line."""
     logs.configure(LogConfig(directory=str(tmp_path)))
     key = b'a\nlevel=critical event="forged"\x1b[2J\xff\\'
-    structlog.get_logger("mountpoint.mount").warning("bad\nkey", path=key, other="b\u202ec\u2028")
+    structlog.get_logger("mountpoint.mount.run").warning(
+        "bad\nkey", path=key, other="b\u202ec\u2028"
+    )
     (line,) = log_lines(tmp_path)
     assert line.endswith(
         r' event="bad\nkey" path="a\nlevel=critical event=\"forged\"\x1b[2J\xff\\"'
@@ -324,12 +326,12 @@ def test_exception_is_one_line_in_files_and_a_traceback_for_people(
     try:
         raise ValueError("two\nlines")
     except ValueError:
-        structlog.get_logger("mountpoint.mount").exception("failed", path="/a")
+        structlog.get_logger("mountpoint.mount.run").exception("failed", path="/a")
     (line,) = log_lines(tmp_path)
     assert r"path=/a exception=\"Traceback".replace(r"\"", '"') in line
     assert line.endswith(r"ValueError: two\nlines" + '"')
     first, *others = stderr.getvalue().splitlines()
-    assert first.endswith("mountpoint.mount: failed path=/a")
+    assert first.endswith("mountpoint.mount.run: failed path=/a")
     assert others[0] == "    Traceback (most recent call last):"
     assert all(other.startswith("    ") for other in others)
 
@@ -364,7 +366,9 @@ def test_what_nobody_catches_is_logged(tmp_path: Path) -> None:
         logging.captureWarnings(True)
         warnings.warn("old method", DeprecationWarning, stacklevel=1)
     died, ignored, warned = log_lines(tmp_path)
-    assert 'level=critical logger=mountpoint.logs event="a thread died" thread=worker-1' in died
+    assert (
+        'level=critical logger=mountpoint.log.setup event="a thread died" thread=worker-1' in died
+    )
     assert "thread trouble" in died
     assert "level=error" in ignored
     assert "callback trouble" in ignored
@@ -400,7 +404,7 @@ def test_what_nobody_catches_is_logged(tmp_path: Path) -> None:
         f"Credentials(access_key='AKIAIOSFODNN7EXAMPLE', secret_key='{SECRET}')",
     ],
 )
-@pytest.mark.parametrize("logger", ["mountpoint.mount", "botocore.auth", "awscrt.auth"])
+@pytest.mark.parametrize("logger", ["mountpoint.mount.run", "botocore.auth", "awscrt.auth"])
 def test_credentials_never_appear(tmp_path: Path, stderr: Stderr, text: str, logger: str) -> None:
     """Whoever logs a credential, as an event, a field or an exception: it is taken out."""
     config = LogConfig(

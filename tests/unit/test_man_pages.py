@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from mountpoint import cli
-from mountpoint.command import EPILOG
+from mountpoint.cli import main as cli
+from mountpoint.cli.command import EPILOG
 from mountpoint.ctl import main as ctl
 from tools import man_pages
 

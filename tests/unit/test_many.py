@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.writing.many import Result, for_each
+from mountpoint.transfer.parallel import Result, for_each
 
 
 def run(

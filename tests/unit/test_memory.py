@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint import memory
+from mountpoint.system import memory
 from tests.unit.fake_client import SAFE_S
 
 INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -17,7 +17,7 @@ INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 #: Prints RSS in MiB with 200 MiB freed: as it is, kept, and given back.
 SCRIPT = """
 import sys
-from mountpoint import memory
+from mountpoint.system import memory
 def rss():
     status = open("/proc/self/status").read()
     return int(status.partition("VmRSS:")[2].split()[0]) >> 10

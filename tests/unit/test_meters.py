@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint._histogram import SCALE, Histogram, Threads, Timer
-from mountpoint.meters import (
+from mountpoint.metrics._histogram import SCALE, Histogram, Threads, Timer
+from mountpoint.metrics.recorder import (
     MOST_PROGRAMS,
     NOBODY,
     OTHERS,
@@ -180,7 +180,7 @@ def test_busy_threads() -> None:
 def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures alone for a minute are told, with the last reason, as long as something is tried."""
     now_s = [0.0]
-    monkeypatch.setattr("mountpoint.meters.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("mountpoint.metrics.recorder.time.monotonic", lambda: now_s[0])
     trouble = Trouble()
 
     def after(seconds: float, reason: str | None) -> str:
@@ -289,7 +289,9 @@ def test_who_cannot_be_known() -> None:
 def test_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ones have names; what comes later is told together."""
     threads = iter(range(1, 10_000))
-    monkeypatch.setattr("mountpoint.meters.program_of", lambda thread: (f"p{thread}", thread))
+    monkeypatch.setattr(
+        "mountpoint.metrics.recorder.program_of", lambda thread: (f"p{thread}", thread)
+    )
     programs = Programs(lambda: next(threads))
     for _ in range(9_999):
         programs.requested("GetObject")

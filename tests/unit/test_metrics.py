@@ -6,8 +6,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from mountpoint import metrics
-from mountpoint.metrics import NAMES, Counters
+from mountpoint.metrics import counters as metrics
+from mountpoint.metrics.counters import NAMES, Counters
 
 
 def test_all_begin_at_zero() -> None:

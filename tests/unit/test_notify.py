@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from mountpoint.notify import notify
+from mountpoint.system.sd_notify import notify
 
 
 @contextmanager

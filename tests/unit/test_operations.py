@@ -13,9 +13,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from mountpoint import errors, operations
-from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.operations import NEW_TTL_S, Operations
+from mountpoint import errors
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.fuse import operations
+from mountpoint.fuse.operations import NEW_TTL_S, Operations
 from tests.unit.fake_client import MTIME_NS, REQUEST_ID, Fault
 from tests.unit.mounted import GID, UID, Mounted, mounted
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mountpoint.listing import pages
 from mountpoint.listing.pages import END, Account, Span, Spans, just_before, reach_of
+from mountpoint.listing.tree import DirectoryMerge, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import DirectoryMerge, is_name
 from tests.unit.fake_client import list_page, path_page
 from tests.unit.tree_model import tree_of
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint.config import LEAST_PART_BYTES, MOST_PART_BYTES
-from mountpoint.writing.parts import (
+from mountpoint.upload.parts import (
     FREE_PARTS,
     MOST_PARTS,
     S3_LIMITS,

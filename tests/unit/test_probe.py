@@ -14,8 +14,8 @@ import trustme
 
 from mountpoint.errors import TransportFault
 from mountpoint.s3 import probe
-from mountpoint.s3.endpoint import Endpoint
-from mountpoint.s3.proxy import Proxy, settle
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.aws.proxy import Proxy, settle
 from tests.forward_proxy import ForwardProxy
 
 

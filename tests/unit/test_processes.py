@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mountpoint.processes import process_of, program_of, who_closes
+from mountpoint.system.procfs import process_of, program_of, who_closes
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from mountpoint.errors import (
     S3Error,
     ServerFault,
 )
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted

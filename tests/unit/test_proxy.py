@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mountpoint.errors import MountError
-from mountpoint.s3.proxy import bypassed, settle
+from mountpoint.s3.aws.proxy import bypassed, settle
 
 HOST = "bucket.s3.eu-west-1.amazonaws.com"
 
@@ -111,7 +111,7 @@ def test_only_the_crt_is_told() -> None:
     """botocore reads `os.environ`, where the password is still encoded; the C library's is not."""
     code = (
         "import ctypes, os\n"
-        "from mountpoint.s3.proxy import settle\n"
+        "from mountpoint.s3.aws.proxy import settle\n"
         "settle('https', 'h', os.environ)\n"
         "getenv = ctypes.CDLL(None).getenv\n"
         "getenv.restype = ctypes.c_char_p\n"

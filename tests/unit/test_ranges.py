@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mountpoint.listing.ranges import guess
-from mountpoint.tree import is_name
+from mountpoint.listing.split_points import guess
+from mountpoint.listing.tree import is_name
 
 PAGE = 1000
 

@@ -14,11 +14,11 @@ import pytest
 
 from bench.objects import KIB, MIB
 from bench.patterns import PAGE_BYTES, Piece, pieces
-from mountpoint import flight
-from mountpoint.handles import HandleNumber
-from mountpoint.inodes import ROOT
-from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.fs.inodes import ROOT
+from mountpoint.read.history import HEAD_BYTES, WHOLE_BYTES
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.transfer import concurrency as flight
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.listing import recent as module
+from mountpoint.listing import cache as module
+from mountpoint.listing.cache import Listings
 from mountpoint.listing.pages import END, Span
-from mountpoint.listing.recent import Listings
+from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.tree import Entry
 
 
 class Clock:

@@ -4,8 +4,8 @@ import pytest
 
 from mountpoint.config import INDEFINITE_TTL_S
 from mountpoint.errors import NoSuchEntry
-from mountpoint.inodes import ROOT
-from mountpoint.listing.recent import Listings
+from mountpoint.fs.inodes import ROOT
+from mountpoint.listing.cache import Listings
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.test_recent import Clock, names

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint import errors
-from mountpoint.s3 import refusal, wire
+from mountpoint.s3.wire import errors as refusal
+from mountpoint.s3.wire import reading as wire
 
 DATA = Path(__file__).with_name("data")
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from mountpoint.refusals import MANY_REFUSALS, QUIET_S, Refusals
+from mountpoint.log.throttle import MANY_REFUSALS, QUIET_S, Refusals
 
 
 def make() -> tuple[Refusals, SimpleNamespace]:

@@ -17,7 +17,7 @@ from mountpoint.errors import (
     NotPermitted,
     PreconditionFailed,
 )
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.test_changes import OPENER, OVERWRITE, PART, is_there, writes

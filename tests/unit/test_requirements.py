@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint import requirements
 from mountpoint.config import MountConfig
 from mountpoint.errors import MountError
-from mountpoint.requirements import CAP_SYS_ADMIN
+from mountpoint.mount import preflight as requirements
+from mountpoint.mount.preflight import CAP_SYS_ADMIN
 
 
 def status(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:

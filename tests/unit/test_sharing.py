@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint import changes, readers, write_opener
 from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import (
     BadHandle,
@@ -20,9 +19,12 @@ from mountpoint.errors import (
     Superseded,
     WriterKilled,
 )
-from mountpoint.handles import HandleNumber
-from mountpoint.inodes import ROOT, Inode, InodeNumber
-from mountpoint.local import Writer
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.fs.inodes import ROOT, Inode, InodeNumber
+from mountpoint.fs.overlay import Writer
+from mountpoint.fs.writes import open as write_opener
+from mountpoint.fs.writes import readers
+from mountpoint.fs.writes import streamed as changes
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mountpoint.attributes import Attributes
 from mountpoint.errors import (
     AccessDenied,
     Interrupted,
@@ -21,13 +20,14 @@ from mountpoint.errors import (
     StaleInode,
     Throttled,
 )
-from mountpoint.inodes import ROOT
-from mountpoint.listing import siblings
+from mountpoint.fs.attributes import Attributes
+from mountpoint.fs.inodes import ROOT
+from mountpoint.listing import batch_lookup as siblings
+from mountpoint.listing.batch_lookup import AHEAD_S
 from mountpoint.listing.directory import MOST_AHEAD
 from mountpoint.listing.pages import LOOKUPS_ALONE
-from mountpoint.listing.siblings import AHEAD_S
+from mountpoint.listing.tree import FEW_KEYS, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import FEW_KEYS, is_name
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request, list_page, path_page
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import tree_of

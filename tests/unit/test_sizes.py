@@ -5,8 +5,9 @@ from concurrent.futures import Future
 import pytest
 
 from mountpoint.errors import NotFound, Unusable
-from mountpoint.s3 import sizes, wire
 from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.s3.crt import sizes
+from mountpoint.s3.wire import reading as wire
 
 ETAG = '"e"'
 HEADERS = [("ETag", ETAG), ("x-amz-meta-mode", "33152")]

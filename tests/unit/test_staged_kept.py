@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mountpoint.errors import AccessDenied, StagingFull, WriterKilled
-from mountpoint.staging import leftovers
+from mountpoint.staging import recovery as leftovers
 from tests.unit.fake_client import Fault
 from tests.unit.mounted import Mounted
 from tests.unit.staging_world import KEY, MIB, World, data_of
@@ -240,7 +240,7 @@ def test_opening_anew_fails(
         raise StagingFull("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mountpoint.staging.staged.Journal.rewrite", full)
+        patch.setattr("mountpoint.staging.staged_file.Journal.rewrite", full)
         with pytest.raises(StagingFull):
             open_file(world, SECOND, os.O_RDWR | os.O_TRUNC)
     check_stays(world, tmp_path)

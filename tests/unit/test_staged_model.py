@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mountpoint.errors import AccessDenied, PreconditionFailed, ServerFault, StagingFull
-from mountpoint.staging import content, plan, staged
+from mountpoint.staging import content
+from mountpoint.staging import staged_file as staged
+from mountpoint.staging import upload_plan as plan
 from mountpoint.staging.journal import replay
-from mountpoint.staging.staged import StagedFile
+from mountpoint.staging.staged_file import StagedFile
 from tests.unit.staging_world import KEY, World, data_of
 
 KIB = 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mountpoint.errors import AccessDenied, NotPermitted, PreconditionFailed
-from mountpoint.inodes import ROOT
+from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted
 from tests.unit.test_attributes_changes import staged

@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mountpoint.config import LEAST_PART_BYTES
 from mountpoint.staging.extents import Extents
-from mountpoint.staging.plan import WORTH_BYTES, segments
-from mountpoint.staging.ranges import Ranges
-from mountpoint.writing.parts import MOST_PARTS, part_size
+from mountpoint.staging.range_set import Ranges
+from mountpoint.staging.upload_plan import WORTH_BYTES, segments
+from mountpoint.upload.parts import MOST_PARTS, part_size
 
 MIB = 1 << 20
 GIB = 1 << 30

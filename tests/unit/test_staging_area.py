@@ -17,7 +17,7 @@ from mountpoint.staging import area as area_module
 from mountpoint.staging.area import StagingArea, check_directory
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.journal import WORTH_LINES, Journal, Subject, replay
-from mountpoint.staging.local import LocalFile
+from mountpoint.staging.sparse_file import LocalFile
 from tests.unit.staging_world import KEY, MIB, World, data_of
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +162,7 @@ def test_what_other_users_left_is_not_touched(
     """In a directory that several users share each one clears its own."""
     left = killed(tmp_path)
     before = names(left)
-    monkeypatch.setattr("mountpoint.staging.leftovers.os.geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("mountpoint.staging.recovery.os.geteuid", lambda: os.getuid() + 1)
     StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
     assert names(left) == before
 

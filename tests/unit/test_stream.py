@@ -15,8 +15,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bench.patterns import backwards
-from mountpoint import flight
-from mountpoint.budget import Budget, Lease
 from mountpoint.config import ReadConfig
 from mountpoint.errors import (
     AccessDenied,
@@ -33,15 +31,17 @@ from mountpoint.errors import (
     TransportFault,
     outcome,
 )
-from mountpoint.metrics import Counters
-from mountpoint.reading import stream
-from mountpoint.reading.expectation import HEAD_BYTES, WHOLE_BYTES, parts_of
-from mountpoint.reading.pace import Pace
-from mountpoint.reading.stream import SMALL_BYTES, ReadStream
+from mountpoint.metrics.counters import Counters
+from mountpoint.read import stream
+from mountpoint.read.history import HEAD_BYTES, WHOLE_BYTES, parts_of
+from mountpoint.read.readahead import RETIRE_PLANS
+from mountpoint.read.stream import SMALL_BYTES, ReadStream
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience, Tries
-from mountpoint.window import RETIRE_PLANS
+from mountpoint.transfer import concurrency as flight
+from mountpoint.transfer.memory_budget import Budget, Lease
+from mountpoint.transfer.stats import Pace
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.patterns import at_random
 

@@ -10,10 +10,10 @@ import pytest
 
 from mountpoint.config import ReadConfig
 from mountpoint.errors import BadHandle
-from mountpoint.reading import streams as module
-from mountpoint.reading.expectation import HEAD_BYTES, LAST_FILES
-from mountpoint.reading.stream import ReadStream
-from mountpoint.reading.streams import IDLE_SWEEPS, PRESSED_SWEEPS, Streams
+from mountpoint.read import streams as module
+from mountpoint.read.history import HEAD_BYTES, LAST_FILES
+from mountpoint.read.stream import ReadStream
+from mountpoint.read.streams import IDLE_SWEEPS, PRESSED_SWEEPS, Streams
 from mountpoint.s3.retry import Patience
 from tests.unit.fake_client import SAFE_S, FakeClient
 

@@ -7,7 +7,7 @@ import pytest
 
 from mountpoint.config import BucketConfig, ClientConfig, Config, FileSystemConfig, MountConfig
 from mountpoint.errors import MountError
-from mountpoint.s3.surroundings import Surroundings, surroundings
+from mountpoint.s3.aws.settings import Surroundings, surroundings
 from tests.unit.aws_fakes import isolate
 
 URL, OTHER_URL = "https://one.example", "https://two.example"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mountpoint.listing.tree import DirectoryMerge, Entry, decide, is_name, told_by
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.tree import DirectoryMerge, Entry, decide, is_name, told_by
 from tests.unit.fake_client import list_page, path_page
 from tests.unit.tree_model import Tree, directories, linux_can_name, tree_of
 

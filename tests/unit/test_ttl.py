@@ -16,8 +16,8 @@ from mountpoint.errors import (
     PreconditionFailed,
     StaleInode,
 )
-from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listing.siblings import AHEAD_S
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.listing.batch_lookup import AHEAD_S
 from tests.unit.fake_client import FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import tree_of

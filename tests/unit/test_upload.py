@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.writing.upload import Upload
+from mountpoint.upload.upload import Upload
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import ABSENT, KEY, MIB, PART, CountedSpill, World, data_of, until
 
@@ -755,7 +755,7 @@ def test_abort_does_not_begin_anything(world: World) -> None:
 
 def test_abort_is_tried_again_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault is tried again; a server that is silent is not waited for."""
-    monkeypatch.setattr("mountpoint.writing.upload.ABORT_S", 0.2)
+    monkeypatch.setattr("mountpoint.upload.upload.ABORT_S", 0.2)
     world.client.inject("abort_upload", Fault(error=errors.Throttled("slow down")))
     upload = world.upload()
     world.write(upload, data_of(2 * PART))

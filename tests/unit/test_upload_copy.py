@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.writing.parts import Limits
-from mountpoint.writing.upload import Upload
+from mountpoint.upload.parts import Limits
+from mountpoint.upload.upload import Upload
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import KEY, MIB, PART, World, data_of, until
 

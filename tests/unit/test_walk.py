@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from mountpoint.listing.walk import FEW_STEPS, MAX_LISTED, WITHIN_S, Walk
+from mountpoint.listing.walk_detector import FEW_STEPS, MAX_LISTED, WITHIN_S, Walk
 
 TREE = {
     b"t/": [b"t/a/", b"t/b/", b"t/c/"],

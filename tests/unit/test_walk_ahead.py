@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint.errors import AccessDenied, Interrupted, NoSuchEntry, ServerFault
-from mountpoint.inodes import ROOT, InodeNumber
-from mountpoint.listing.ahead import FIRST_TRUST, MAX_AGE_S, MAX_ASKED, MAX_WALKERS
-from mountpoint.tree import is_name
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.listing.prefetch import FIRST_TRUST, MAX_AGE_S, MAX_ASKED, MAX_WALKERS
+from mountpoint.listing.tree import is_name
 from tests.unit.fake_client import FakeClient, Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import directories, tree_of

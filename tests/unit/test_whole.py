@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.patterns import Piece, in_turn, pieces
-from mountpoint import flight
 from mountpoint._fastpath import Part
 from mountpoint.errors import FileDamaged, ServerFault
-from mountpoint.handles import HandleNumber
-from mountpoint.reading import whole
-from mountpoint.reading.expectation import LAST_FILES
-from mountpoint.reading.whole import MOST_PLACES, WholeChecksum
-from mountpoint.s3.checksum import ALGORITHMS, CRCS, Expected, crc_matches
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.read import whole_checksum as whole
+from mountpoint.read.history import LAST_FILES
+from mountpoint.read.whole_checksum import MOST_PLACES, WholeChecksum
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.wire.checksum import ALGORITHMS, CRCS, Expected, crc_matches
+from mountpoint.transfer import concurrency as flight
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, etag_of
 from tests.unit.mounted import Mounted, mounted
 

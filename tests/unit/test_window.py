@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.objects import KIB, MIB
 from bench.patterns import Piece, backwards, pieces
-from mountpoint.window import (
+from mountpoint.read.readahead import (
     FIRST_AHEAD_BYTES,
     JITTER_READS,
     LARGE_READ_BYTES,

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mountpoint.errors import BadAnswer, Unusable
-from mountpoint.s3 import wire
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.s3.kept import NOTHING, FileAttributes
+from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 
 DATA = Path(__file__).with_name("data")
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'

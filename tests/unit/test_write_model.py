@@ -12,7 +12,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mountpoint import changes, write_opener
 from mountpoint.config import WriteConfig
 from mountpoint.errors import (
     AccessDenied,
@@ -28,9 +27,11 @@ from mountpoint.errors import (
     Superseded,
     WriterKilled,
 )
-from mountpoint.filesystem import Attributes
-from mountpoint.handles import HandleNumber
-from mountpoint.inodes import ROOT, InodeNumber
+from mountpoint.fs.filesystem import Attributes
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.fs.writes import open as write_opener
+from mountpoint.fs.writes import streamed as changes
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.write_model import ABSENT, Bucket, Path, View, ancestors, parent_of

@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint.errors import BadAnswer, BadDigest, ServerFault
-from mountpoint.s3 import write_wire
-from mountpoint.s3.body import BodyStream
 from mountpoint.s3.client import (
     ALWAYS,
     Body,
@@ -20,6 +18,8 @@ from mountpoint.s3.client import (
     PendingUpload,
     PutOptions,
 )
+from mountpoint.s3.crt.body import BodyStream
+from mountpoint.s3.wire import writing as write_wire
 
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
 DATE = ("Date", "Wed, 01 May 2024 10:11:12 GMT")

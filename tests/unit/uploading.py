@@ -5,15 +5,15 @@ import time
 import weakref
 from collections.abc import Callable
 
-from mountpoint.budget import Budget
 from mountpoint.config import WriteConfig
-from mountpoint.metrics import Counters
+from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Condition
 from mountpoint.s3.retry import Patience
-from mountpoint.spill import Spill, TemporaryFile
-from mountpoint.writing.parts import S3_LIMITS, Limits
-from mountpoint.writing.upload import Upload
-from mountpoint.writing.uploads import Uploads
+from mountpoint.system.spill import Spill, TemporaryFile
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.upload.parts import S3_LIMITS, Limits
+from mountpoint.upload.upload import Upload
+from mountpoint.upload.uploads import Uploads
 from tests.unit.fake_client import SAFE_S, FakeClient
 
 MIB = 1 << 20

@@ -1,0 +1,384 @@
+"""The command line of `mount-s3`: the table of its options, then mount.
+
+The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
+and doc/CONFIGURATION.md); README.md says which are ours. There is one table of options, click's;
+`command` parses it, `settings` makes a `Config` of what was given.
+
+* Exit codes: 0 mounted in the background, or unmounted in the foreground, or checked; 1 for every
+  MountError, values out of range and contradictions among them; 2 for what click refuses by
+  itself (an unknown option, a missing argument, a word where a number belongs), as the
+  reference's parser does.
+* Nothing heavy is imported here: `--help` and wrong options answer at once, and what starts
+  threads is imported after the fork (`mount/daemon`).
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from mountpoint import __version__
+from mountpoint.cli.command import (
+    MountCommand,
+    directories,
+    files,
+    number_of,
+    octal,
+    option,
+    profiles,
+    time_to_live,
+    unless_checking,
+)
+from mountpoint.cli.settings import make_config
+from mountpoint.config import MIB, Config
+from mountpoint.errors import MountError
+from mountpoint.fuse.fd_mount import claim
+from mountpoint.log import setup as logs
+from mountpoint.log.format import printable
+from mountpoint.log.words import describe
+from mountpoint.mount import daemon
+from mountpoint.mount import preflight as requirements
+from mountpoint.system.sd_notify import notify
+
+BUCKET = "Bucket options"
+CREDENTIALS = "AWS credentials options"
+MOUNT = "Mount options"
+WRITING = "Writing options"
+CLIENT = "Client options"
+OBJECTS = "New object options"
+CACHING = "Caching options"
+METRICS = "Metrics options"
+LOGGING = "Logging options"
+
+
+@click.command(
+    cls=MountCommand,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    options_metavar="[OPTIONS]",
+)
+@click.argument("bucket", metavar="BUCKET")
+@click.argument(
+    "directory",
+    metavar="DIRECTORY",
+    required=False,
+    callback=unless_checking,
+    shell_complete=directories,
+)
+@option(BUCKET, "--prefix", metavar="PREFIX", help="Mount this part only; ends in '/'.")
+@option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: found]")
+@option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
+@option(BUCKET, "--force-path-style", is_flag=True, help="Bucket in the path, not in the host.")
+@option(BUCKET, "--dual-stack", is_flag=True, help="Use endpoints with IPv6 and IPv4.")
+@option(BUCKET, "--transfer-acceleration", is_flag=True, help="Use S3 Transfer Acceleration.")
+@option(BUCKET, "--requester-pays", is_flag=True, help="Pay for requests to others' buckets.")
+@option(
+    BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if the bucket is another account's."
+)
+@option(
+    BUCKET,
+    "--bucket-type",
+    type=click.Choice(["general-purpose", "directory"]),
+    metavar="general-purpose|directory",
+    label="--bucket-type TYPE",
+    help="What it is: general-purpose or directory.  [default: by name and endpoint]",
+)
+@option(CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign: no credentials.")
+@option(
+    CREDENTIALS,
+    "--profile",
+    metavar="PROFILE",
+    help="Profile of the credential files.",
+    shell_complete=profiles,
+)
+@option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
+@option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
+@option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
+@option(MOUNT, "--allow-other", is_flag=True, help="Let all users access it, also root.")
+@option(MOUNT, "--uid", type=int, metavar="UID", help="Owner of the files.  [default: you]")
+@option(MOUNT, "--gid", type=int, metavar="GID", help="Group of the files.  [default: yours]")
+@option(
+    MOUNT,
+    "--dir-mode",
+    type=octal,
+    metavar="MODE",
+    help="Directory permissions.  [default: 0755]",
+)
+@option(MOUNT, "--file-mode", type=octal, metavar="MODE", help="File permissions.  [default: 0644]")
+@option(
+    MOUNT,
+    "--inode32",
+    is_flag=True,
+    help="Inode numbers below 2^32, for 32-bit programs.",
+)
+@option(
+    MOUNT,
+    "--fsname",
+    metavar="NAME",
+    help="Source that mount, df and findmnt show.  [default: s3://BUCKET/PREFIX]",
+)
+@option(
+    MOUNT,
+    "-o",
+    "fstab_options",
+    multiple=True,
+    metavar="ITEMS",
+    help="Options as in /etc/fstab (see below).",
+)
+@option(MOUNT, "-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@option(
+    MOUNT,
+    "--check",
+    is_flag=True,
+    is_eager=True,
+    help="Do not mount: check all that it needs. DIRECTORY may be left out.",
+)
+@option(MOUNT, "--json", "as_json", is_flag=True, help="With --check: write one JSON object.")
+@option(WRITING, "--allow-delete", is_flag=True, help="Let files be deleted.")
+@option(WRITING, "--allow-overwrite", is_flag=True, help="Let files be replaced.")
+@option(WRITING, "--allow-rename", is_flag=True, help="Let files and directories be renamed.")
+@option(WRITING, "--allow-append", is_flag=True, help="Let files be written on.")
+@option(
+    WRITING,
+    "--incremental-upload",
+    is_flag=True,
+    help="Let files grow in the bucket as they are written. Directory buckets only.",
+)
+@option(WRITING, "--keep-directories", is_flag=True, help="Keep new directories by markers.")
+@option(
+    WRITING,
+    "--staged-writes",
+    metavar="DIR",
+    help="Write files in any order, on a local disk first.",
+    shell_complete=directories,
+)
+@option(
+    WRITING,
+    "--staged-limit",
+    type=number_of("MiB", MIB),
+    metavar="MIB",
+    help="Room for them, MiB.  [default: half of what is free]",
+)
+@option(
+    WRITING,
+    "--attributes",
+    type=click.Choice(["refuse", "ignore", "keep"]),
+    default="refuse",
+    metavar="refuse|ignore|keep",
+    label="--attributes HOW",
+    help="What chmod, chown and touch do: refuse, ignore or keep in metadata.  [default: refuse]",
+)
+@option(
+    CLIENT,
+    "--maximum-throughput-gbps",
+    "--throughput-target-gbps",
+    "throughput_gbps",
+    label="--maximum-throughput-gbps N",
+    type=float,
+    metavar="N",
+    help="Throughput to aim at, in Gbit/s.  [default: the EC2 instance's, else 10]",
+)
+@option(
+    CLIENT,
+    "--max-threads",
+    type=int,
+    default=16,
+    metavar="N",
+    show_default=True,
+    help="Threads that serve the kernel.",
+)
+@option(
+    CLIENT,
+    "--no-channel",
+    is_flag=True,
+    hidden=True,
+    help="Negotiate with the kernel only what the FUSE library does.",
+)
+@option(
+    CLIENT,
+    "--part-size",
+    type=number_of("bytes", 1),
+    default=8 * MIB,
+    metavar="SIZE",
+    show_default=True,
+    help="Bytes per request, 65536 or more.",
+)
+@option(
+    CLIENT,
+    "--read-part-size",
+    type=number_of("bytes", 1),
+    metavar="SIZE",
+    help="Bytes per GET.  [default: --part-size]",
+)
+@option(
+    CLIENT,
+    "--write-part-size",
+    type=number_of("bytes", 1),
+    metavar="SIZE",
+    help="Bytes per part of an upload, 5 MiB or more.  [default: --part-size]",
+)
+@option(
+    CLIENT,
+    "--upload-checksums",
+    type=click.Choice(["crc32c", "crc64nvme", "off"]),
+    default="crc32c",
+    metavar="crc32c|crc64nvme|off",
+    label="--upload-checksums WHICH",
+    help="Checksum of uploads: crc32c, crc64nvme or off.  [default: crc32c]",
+)
+@option(
+    CLIENT,
+    "--memory-target",
+    type=number_of("MiB", MIB),
+    metavar="MIB",
+    help="Memory for data, MiB.  [default: a quarter of the machine's, 128 to 1024]",
+)
+@option(
+    CLIENT,
+    "--read-timeout",
+    type=float,
+    default=60.0,
+    metavar="SECONDS",
+    help="Longest wait of a file's opening and reads in all for S3, then EIO.  [default: 60]",
+)
+@option(
+    CLIENT,
+    "--read-checksums",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    metavar="on|off",
+    show_default=True,
+    help="Compare what is read with S3's checksums.",
+)
+@option(
+    CLIENT,
+    "--ca-bundle",
+    metavar="FILE",
+    help="Certificates to trust, PEM.",
+    shell_complete=files,
+)
+@option(
+    CLIENT,
+    "--bind",
+    "interfaces",
+    multiple=True,
+    metavar="INTERFACE",
+    help="Reach S3 by this network interface; several share the connections.",
+)
+@option(
+    CLIENT,
+    "--user-agent-prefix",
+    metavar="TEXT",
+    help="Text in front of the User-Agent header of all requests.",
+)
+@option(OBJECTS, "--storage-class", metavar="CLASS", help="Storage class of new objects.")
+@option(OBJECTS, "--sse", metavar="TYPE", help="Encryption: AES256, aws:kms or aws:kms:dsse.")
+@option(OBJECTS, "--sse-kms-key-id", metavar="KEY", help="KMS key of the encryption.")
+@option(OBJECTS, "--infer-content-type", is_flag=True, help="Content types by the names' endings.")
+@option(
+    CACHING,
+    "--metadata-ttl",
+    type=time_to_live,
+    default="minimal",
+    metavar="SECONDS|indefinite|minimal",
+    label="--metadata-ttl TTL",
+    help="How long names, attributes and versions are believed: SECONDS, indefinite or minimal "
+    "(1 s, and open always asks).  [default: minimal]",
+)
+@option(
+    CACHING,
+    "--negative-metadata-ttl",
+    type=time_to_live,
+    metavar="SECONDS|indefinite|minimal",
+    label="--negative-metadata-ttl TTL",
+    help="How long a name that was not there is believed not to be.  [default: as --metadata-ttl]",
+)
+@option(
+    METRICS,
+    "--otlp-endpoint",
+    metavar="URL",
+    help="Send metrics to an OpenTelemetry collector: OTLP over HTTP.",
+)
+@option(
+    METRICS,
+    "--otlp-export-interval",
+    type=number_of("seconds"),
+    metavar="SECONDS",
+    help="How often they are sent.  [default: 60]",
+)
+@option(
+    METRICS,
+    "--prometheus",
+    metavar="ADDRESS:PORT",
+    help="Serve /metrics and /healthz there; :PORT is this machine only.",
+)
+@option(
+    LOGGING,
+    "-l",
+    "--log-directory",
+    metavar="DIRECTORY",
+    help="Log to a new file there.  [default: syslog]",
+    shell_complete=directories,
+)
+@option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
+@option(LOGGING, "--log-metrics", is_flag=True, help="Log metrics, every 5 seconds.")
+@option(LOGGING, "--debug-crt", is_flag=True, help="Log what the AWS Common Runtime does.")
+@option(LOGGING, "--no-log", is_flag=True, help="Log nothing.")
+@click.version_option(
+    __version__, "-V", "--version", prog_name="mount-s3", message="%(prog)s %(version)s"
+)
+def main(check: bool, as_json: bool, **options: Any) -> None:
+    """Mount the S3 bucket BUCKET at DIRECTORY, as a file system."""
+    config = make_config(**options)
+    if config.mount.descriptor is not None:
+        place = claim(config.mount.descriptor)
+        config = replace(config, mount=replace(config.mount, directory=place))
+    if check:
+        click.get_current_context().exit(_check(config, as_json=as_json))
+    if as_json:
+        raise MountError("--json is for --check", "add --check, or leave --json out")
+    done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
+    log_hint = logs.where(config.log)
+    if not config.log.foreground:
+        daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
+        click.echo(done)
+        if logs.is_in_memory_only(config.log):
+            directory = printable(config.mount.directory)
+            what = "there is no syslog here: the log is in memory only"
+            hint = f"(mount-s3ctl log {directory}); --log-directory DIR makes files of it"
+            click.echo(f"{what} {hint}", err=True)
+        return
+
+    def ready() -> None:
+        click.echo(done)
+        notify(os.environ, READY="1", STATUS=done)
+
+    try:
+        code = _mount(config, ready)
+    except (MountError, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        raise daemon.unexpected(error, log_hint) from None
+    click.get_current_context().exit(code)
+
+
+def _check(config: Config, *, as_json: bool) -> int:
+    """Say what would keep the bucket from being mounted; return the exit code."""
+    try:
+        from mountpoint.checks import command
+
+        return command.run(config, as_json=as_json)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 128 + signal.SIGINT
+
+
+def _mount(config: Config, on_ready: Callable[[], None]) -> int:
+    """Mount and serve until unmounted. Loads what starts threads: not before the fork."""
+    try:
+        from mountpoint.mount import run as mount
+    except ImportError as error:
+        raise requirements.missing_library(error) from error
+    return mount.run(config, on_ready)

@@ -1,0 +1,245 @@
+"""Options to `Config`: defaults that depend on the machine, paths made absolute, values checked.
+
+It does not look at the directory, the bucket or the credentials: `mount/run` does.
+"""
+
+import os
+from typing import Any
+
+from mountpoint.cli.command import MINIMAL
+from mountpoint.cli.fstab import CONTEXTS, kernel_options
+from mountpoint.config import (
+    LEAST_PART_BYTES,
+    MIB,
+    MINIMAL_TTL_S,
+    BucketConfig,
+    ChangeConfig,
+    ClientConfig,
+    Config,
+    CredentialsConfig,
+    FileSystemConfig,
+    LogConfig,
+    MetricsConfig,
+    MountConfig,
+    ReadConfig,
+    WriteConfig,
+    check_range,
+)
+from mountpoint.errors import MountError
+from mountpoint.fuse.fd_mount import number_of
+from mountpoint.system import kernel
+from mountpoint.system.memory import total_bytes
+
+#: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET). 5 GiB is the largest
+#: part S3 takes: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MIN_PART_BYTES = 64 << 10
+MAX_PART_BYTES = 5 << 30
+#: Reads split larger parts, so that a part ahead and a second reader fit into the memory.
+MAX_READ_PART_BYTES = 64 * MIB
+
+#: Memory for reading, unless told: a quarter of the machine's, between these.
+LEAST_MEMORY_BYTES = 128 * MIB
+MOST_MEMORY_BYTES = 1024 * MIB
+#: What may be told, in MiB.
+MEMORY_MIB = (16, 1 << 20)
+
+#: Room for staged files, in MiB.
+STAGED_MIB = (16, 1 << 30)
+
+
+def make_config(bucket: str, directory: str, **options: Any) -> Config:
+    """Return the checked configuration for the options as click hands them over.
+
+    Paths become absolute. Raises MountError for values out of range and contradictions.
+    """
+    name, prefix = split_bucket(bucket, options["prefix"])
+    timeout = options["read_timeout"]
+    part_size = _part_size(options, "part_size", MIN_PART_BYTES)
+    read_part_size = _part_size(options, "read_part_size", MIN_PART_BYTES) or part_size
+    write_part_size = _part_size(options, "write_part_size", LEAST_PART_BYTES)
+    check_range("--read-timeout", timeout, 1, 86_400, "seconds")
+    checksum = options["upload_checksums"]
+    ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
+    uid, gid = options["uid"], options["gid"]
+    descriptor = number_of(directory)
+    fsname = options["fsname"]
+    if fsname is None and descriptor is None:
+        # mount -a compares it with the first field of the line, as that is written.
+        fsname = bucket if options["fstab_options"] else source(name, prefix)
+    config = Config(
+        bucket=BucketConfig(
+            name=name,
+            prefix=os.fsencode(prefix),
+            **_same(
+                options,
+                "region",
+                "endpoint_url",
+                "force_path_style",
+                "dual_stack",
+                "transfer_acceleration",
+                "requester_pays",
+                "bucket_type",
+            ),
+            expected_owner=options["expected_bucket_owner"],
+        ),
+        credentials=CredentialsConfig(**_same(options, "profile", "no_sign_request")),
+        mount=MountConfig(
+            directory=_absolute(directory) if directory and descriptor is None else directory,
+            descriptor=descriptor,
+            **_same(
+                options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
+            ),
+            channel=not options["no_channel"],
+            fsname=fsname,
+            kernel_options=_kernel_options(options["fstab_options"]),
+        ),
+        filesystem=FileSystemConfig(
+            uid=os.getuid() if uid is None else uid,
+            gid=os.getgid() if gid is None else gid,
+            **_caching(options["metadata_ttl"], options["negative_metadata_ttl"]),
+            **_given(options, "dir_mode", "file_mode"),
+            **_same(options, "inode32"),
+        ),
+        client=ClientConfig(
+            throughput_gbps=options["throughput_gbps"],
+            part_size_bytes=part_size,
+            ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
+            verify_checksums=options["read_checksums"] == "on",
+            interfaces=tuple(options["interfaces"]),
+            user_agent_prefix=options["user_agent_prefix"] or "",
+        ),
+        change=ChangeConfig(
+            **_staging(options["staged_writes"], options["staged_limit"]),
+            **_same(
+                options,
+                "allow_delete",
+                "allow_overwrite",
+                "allow_rename",
+                "allow_append",
+                "incremental_upload",
+                "keep_directories",
+                "attributes",
+            ),
+        ),
+        read=ReadConfig(
+            part_size_bytes=min(read_part_size, MAX_READ_PART_BYTES),
+            memory_bytes=memory_bytes(options["memory_target"]),
+            timeout_s=timeout,
+        ),
+        write=WriteConfig(
+            # Parts as small as they may be for reads are too small for uploads.
+            part_size_bytes=write_part_size or max(part_size, LEAST_PART_BYTES),
+            checksum=None if checksum == "off" else checksum,
+            content_types=options["infer_content_type"],
+            **_same(options, "storage_class", "sse", "sse_kms_key_id"),
+        ),
+        log=LogConfig(
+            directory=options["log_directory"] and _absolute(options["log_directory"]),
+            filter=os.environ.get("MOUNTPOINT_LOG") or None,
+            metrics=options["log_metrics"],
+            **_same(options, "foreground", "debug", "debug_crt", "no_log"),
+        ),
+        metrics=MetricsConfig(
+            **_otlp(options["otlp_endpoint"], options["otlp_export_interval"]),
+            **_same(options, "prometheus"),
+        ),
+    )
+    gbps = options["throughput_gbps"]
+    return config if gbps is None else config.with_throughput(gbps)
+
+
+def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:
+    """Return the part size that an option tells; 0 if it is not given."""
+    size = options[name]
+    if size is None:
+        return 0
+    check_range(f"--{name.replace('_', '-')}", size, least_bytes, MAX_PART_BYTES, "bytes")
+    return int(size)
+
+
+def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
+    """Return what `ChangeConfig` says of staged writes."""
+    if directory is None:
+        if limit_mib is not None:
+            raise MountError("--staged-limit is given without --staged-writes", "add a directory")
+        return {}
+    if limit_mib is not None:
+        check_range("--staged-limit", limit_mib, *STAGED_MIB, "MiB")
+    limit_bytes = None if limit_mib is None else limit_mib * MIB
+    return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
+
+
+def _otlp(endpoint: str | None, interval_s: int | None) -> dict[str, Any]:
+    """Return what `MetricsConfig` says of a collector."""
+    if interval_s is None:
+        return {"otlp_endpoint": endpoint}
+    if endpoint is None:
+        raise MountError("--otlp-export-interval is given without --otlp-endpoint", "add a URL")
+    return {"otlp_endpoint": endpoint, "otlp_interval_s": interval_s}
+
+
+def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
+    """Return what `FileSystemConfig` calls the two times to live."""
+    negative_ttl_s = ttl_s if negative_ttl_s is None else negative_ttl_s
+    return {
+        "ttl_s": MINIMAL_TTL_S if ttl_s == MINIMAL else ttl_s,
+        "negative_ttl_s": max(negative_ttl_s, 0.0),
+        "asks_on_open": ttl_s <= 0,
+    }
+
+
+def memory_bytes(target_mib: int | None) -> int:
+    """Return the memory for reading: as told, or by what this machine has."""
+    if target_mib is not None:
+        check_range("--memory-target", target_mib, *MEMORY_MIB, "MiB")
+        return target_mib * MIB
+    return min(max(total_bytes() // 4, LEAST_MEMORY_BYTES), MOST_MEMORY_BYTES)
+
+
+def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:
+    """Return the bucket's name and the prefix, from a name or an s3:// URI and `--prefix`."""
+    if not bucket.startswith("s3://"):
+        return bucket, prefix or ""
+    name, _, uri_prefix = bucket.removeprefix("s3://").partition("/")
+    if name.startswith("arn:"):
+        raise MountError(
+            f"'{bucket}': an ARN cannot stand in an s3:// URI",
+            "give the ARN alone, and --prefix for a part of it",
+        )
+    if uri_prefix and prefix:
+        raise MountError(
+            f"'{bucket}' and --prefix {prefix} exclude each other",
+            "give the prefix in the URI or with --prefix",
+        )
+    return name, uri_prefix or prefix or ""
+
+
+def source(name: str, prefix: str) -> str:
+    """Return what mount(8), df(1) and findmnt(8) show for a bucket, or a part of it."""
+    return f"s3://{name}/{prefix}" if prefix else f"s3://{name}"
+
+
+def _kernel_options(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what the kernel is given. Without SELinux no contexts, as mount(8) does it."""
+    found = kernel_options(texts)
+    if kernel.knows("selinuxfs"):
+        return found
+    return tuple(each for each in found if each.partition("=")[0] not in CONTEXTS)
+
+
+def _same(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names}
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if options[name] is not None}
+
+
+def _absolute(path: str) -> str:
+    """Return `path` from the root, as the kernel sees it: ".." after a symlink is real."""
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError:  # only for a relative path
+        raise MountError(
+            "the current directory does not exist any more", "give absolute paths"
+        ) from None

@@ -1,0 +1,125 @@
+"""Changing the metadata of an object: S3 copies it to where it is.
+
+There is no other way (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
+Content type, storage class, all other metadata and the headers that S3 keeps stay as HEAD tells
+them; encryption is as this mount's or the bucket's. The ETag stays too, unless the object was
+uploaded in parts or KMS encrypts; `Last-Modified` never does.
+
+The copy is of the one version that is meant, and replaces that version only. Not all stores know
+the second condition: there, what somebody else writes at this very moment may be lost.
+
+A lost answer: what HEAD then shows with our attributes and its old size is as good as ours.
+
+Not to be called with a lock held.
+"""
+
+import functools
+from dataclasses import replace
+
+import structlog
+
+from mountpoint.copy.objects import MOST_COPY_BYTES, same
+from mountpoint.errors import NotOffered, NotPermitted, PreconditionFailed, S3Error
+from mountpoint.s3.client import (
+    ALWAYS,
+    Condition,
+    ObjectClient,
+    ObjectInfo,
+    PutOptions,
+    Stored,
+    Written,
+)
+from mountpoint.s3.retry import Patience
+from mountpoint.s3.wire import posix_metadata as kept
+from mountpoint.s3.wire.posix_metadata import FileAttributes
+from mountpoint.upload.multipart import SLOWEST_COPY_BYTES_PER_S
+from mountpoint.upload.uploads import Uploads
+
+log = structlog.get_logger(__name__)
+
+
+class SelfCopies:
+    """Changes what objects keep of their files' attributes. Thread-safe; its callers wait."""
+
+    def __init__(self, client: ObjectClient, uploads: Uploads, patience: Patience) -> None:
+        # dependencies
+        self._client = client
+        self._uploads = uploads
+        self._patience = patience
+        # mutable: what the store has been found not to know; set once, by anyone
+        self._conditions = True
+
+    def keep(self, source: ObjectInfo, attributes: FileAttributes) -> ObjectInfo:
+        """Let this version keep these attributes beside what it keeps; return what it is then.
+
+        Nothing is asked of S3 but one HEAD where it keeps them already. Raises NotPermitted above
+        5 GiB, PreconditionFailed or NotFound when that version is there no more, and what retries
+        did not help.
+        """
+        check_size(source.size_bytes)
+        stored = self._stored(source.key)
+        if not same(stored.info.etag, source.etag):
+            raise PreconditionFailed("the object was replaced meanwhile")
+        before = kept.parsed(stored.options.metadata)
+        wanted = before.updated(attributes)
+        if wanted == before:
+            return stored.info
+        metadata = kept.replaced(stored.options.metadata, wanted)
+        options = self._uploads.encrypted(replace(stored.options, metadata=metadata))
+        written = self._copied(stored.info, options, wanted)
+        if written is None or not written.date_ns:
+            return self._stored(source.key).info
+        etag = written.etag
+        if same(etag, stored.info.etag):
+            etag = stored.info.etag  # as HEAD and LIST tell it
+        elif not etag.startswith('"'):
+            return self._stored(source.key).info
+        return replace(stored.info, etag=etag, mtime_ns=written.date_ns, attributes=wanted)
+
+    def _copied(
+        self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes
+    ) -> Written | None:
+        """Have the object copied; None if an earlier try has done it."""
+        condition = Condition(etag=source.etag) if self._conditions else ALWAYS
+        start = functools.partial(
+            self._client.copy_object,
+            source.key,
+            source.key,
+            source_etag=source.etag,
+            options=options,
+            condition=condition,
+        )
+        more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
+        question = self._patience.ask(start, more_s=more_s)
+        try:
+            return question.answer()
+        except NotOffered:
+            if condition == ALWAYS:
+                raise
+            log.info("this server copies without conditions: what others write may be lost")
+            self._conditions = False
+            return self._copied(source, options, wanted)
+        except S3Error as error:
+            if (question.retried or error.retryable) and self._is_done(source, wanted):
+                log.debug("an earlier try had been done", key=source.key, error=str(error))
+                return None
+            raise
+
+    def _is_done(self, source: ObjectInfo, wanted: FileAttributes) -> bool:
+        try:
+            there = self._stored(source.key).info
+        except S3Error:
+            return False
+        return there.attributes == wanted and there.size_bytes == source.size_bytes
+
+    def _stored(self, key: bytes) -> Stored:
+        return self._patience.ask(functools.partial(self._client.describe, key)).answer()
+
+
+def check_size(size_bytes: int) -> None:
+    """Raise NotPermitted for what is too large to be copied at once."""
+    if size_bytes > MOST_COPY_BYTES:
+        raise NotPermitted(
+            "attributes of an object above 5 GiB cannot be changed: S3 copies no more at once",
+            "mount with --attributes ignore to go on without them",
+        )

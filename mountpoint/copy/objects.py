@@ -1,0 +1,436 @@
+"""Copying and moving objects within the bucket: by the server, and checked before anything goes.
+
+A copy is one CopyObject up to 5 GiB, above that an `Upload` whose parts the server copies. Both are
+of the one version that is meant. Content type, metadata, storage class and the headers that S3
+keeps go along; encryption is as this mount's or the bucket's. Tags go with CopyObject, not with
+parts. Never copied are ACLs, retention and legal holds, and website redirects, and a copy has its
+own time (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html).
+
+Order: the copy is made, HEAD has shown it there with the source's size and the ETag that was
+answered, and only then the source goes, if it is still the version that was copied. So at every
+moment one of the two keys has the bytes. What fails in between leaves both.
+
+Conditions: not all stores that ignore If-None-Match of a CopyObject say so, nor If-Match of a
+DELETE. So HEAD looks before, and where the store knows conditions they close the window between
+the two requests; where it does not, whoever writes in that window loses.
+
+A lost answer: a copy that was tried before and is then refused, or is out of tries, is looked for.
+What has the source's size and ETag, or a checksum of it, is as good as ours. The ETag of a copy of
+what was uploaded in parts is another; without checksums such a copy is taken for somebody else's:
+an error, and both are there.
+
+In directory buckets there is RenameObject, which takes the place of all this.
+
+How long: each request as `Patience` has it, and for each 8 MiB that it copies a second more. Not to
+be called with a lock held.
+"""
+
+import functools
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import structlog
+
+from mountpoint.config import MOST_PART_BYTES, WriteConfig
+from mountpoint.errors import (
+    AlreadyExists,
+    BadAnswer,
+    Interrupted,
+    NotFound,
+    NotOffered,
+    PreconditionFailed,
+    S3Error,
+)
+from mountpoint.s3.client import (
+    ALWAYS,
+    NEW,
+    Condition,
+    ListPage,
+    ObjectClient,
+    ObjectInfo,
+    PutOptions,
+    Stored,
+)
+from mountpoint.s3.content_types import after_rename, by_name
+from mountpoint.s3.retry import Patience, Question
+from mountpoint.transfer.parallel import Result, for_each
+from mountpoint.upload.copy_probe import CopyTrial
+from mountpoint.upload.multipart import SLOWEST_COPY_BYTES_PER_S
+from mountpoint.upload.uploads import Uploads
+
+log = structlog.get_logger(__name__)
+
+#: What CopyObject copies: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MOST_COPY_BYTES = MOST_PART_BYTES
+#: Objects moved at a time. Each takes five requests, one after another: so 300 a second.
+MOVES = 32
+#: How often a line tells how far a large directory is.
+PROGRESS_S = 5.0
+
+
+class Copies:
+    """Copies and moves the objects of a mount. Thread-safe; its callers wait.
+
+    Objects above `most_copy_bytes` are copied in parts.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        config: WriteConfig,
+        uploads: Uploads,
+        patience: Patience,
+        *,
+        most_copy_bytes: int = MOST_COPY_BYTES,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._uploads = uploads
+        self._patience = patience
+        self._trial = CopyTrial(client, uploads, patience)
+        # constants
+        self.renames = client.is_directory  #: without a copy
+        self._config = config
+        self._most_copy_bytes = most_copy_bytes
+        # mutable: what the store has been found not to know; set once, by anyone
+        self._conditional_copies = True
+        self._conditional_deletes = True
+
+    def copy(
+        self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
+    ) -> ObjectInfo:
+        """Copy this version to `key`; return the copy, once HEAD has shown it there.
+
+        `look` False: the caller knows already that the condition is met. Raises AlreadyExists or
+        PreconditionFailed when it is not, PreconditionFailed or NotFound when the source is
+        not that version any more, and what retries did not help.
+        """
+        etag = self._copy(source, key, condition, look=look)
+        return self._confirmed(source, key, etag)
+
+    def options_of(self, source: ObjectInfo) -> PutOptions:
+        """Return what an object is to be that has this version's bytes, or begins with them.
+
+        Raises PreconditionFailed or NotFound when it is not that version any more.
+        """
+        stored = self._ask_stored(source.key)
+        if not same(stored.info.etag, source.etag):
+            raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
+        if stored.tags:
+            log.warning("large objects are copied without their tags", key=source.key)
+        options = self._uploads.encrypted(stored.options)
+        checksum = self._config.checksum
+        if checksum is not None and not self._trial.takes_checksums(source, checksum):
+            checksum = None
+        return replace(options, checksum=checksum)
+
+    def move(
+        self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
+    ) -> ObjectInfo:
+        """Copy this version to `key`, then delete it; return the copy.
+
+        Raises what `copy` does, with the source untouched. When the source has changed meanwhile,
+        or cannot be deleted, the copy stays as well and the error says so.
+        """
+        if source.key == key:
+            raise ValueError("an object cannot be moved to where it is")
+        if self.renames:
+            return self._rename(source, key, condition)
+        etag = self._copy(source, key, condition, look=look)
+        there = self._ask_head(source.key)  # at the same time as the copy
+        copied = self._confirmed(source, key, etag)
+        try:
+            self._delete(source, there)
+        except S3Error as error:
+            raise explained(
+                error,
+                f"{shown(source.key)} has been copied to {shown(key)} and could not be deleted: "
+                f"both are there ({error})",
+            ) from error
+        return copied
+
+    def _rename(self, source: ObjectInfo, key: bytes, condition: Condition) -> ObjectInfo:
+        """Have a directory bucket rename an object; return it as it is then."""
+        start = functools.partial(
+            self._client.rename_object,
+            source.key,
+            key,
+            source_etag=source.etag,
+            condition=condition,
+            token=uuid.uuid4().hex,  # the same for all tries: what is done is not done again
+        )
+        self._patience.ask(start).answer()
+        there = self._head(key)
+        if there is None or there.size_bytes != source.size_bytes:
+            raise BadAnswer(f"{shown(source.key)} was renamed to {shown(key)}, and is not there")
+        return there
+
+    def move_all(
+        self,
+        prefix: bytes,
+        new_prefix: bytes,
+        *,
+        marker: bool = False,
+        moved: Callable[[ObjectInfo, ObjectInfo], None] = lambda source, copy: None,
+    ) -> int:
+        """Move all objects whose keys begin with `prefix`; return how many there were.
+
+        Nothing is overwritten but, with `marker`, the object `new_prefix` itself. `moved` is called
+        with each object as it was and as it is now, by several threads. Ends at the first failure:
+        then some objects have been moved, the one that failed may be in both places, and none is in
+        neither. The error says how many, which and why. Raises ValueError when one prefix begins
+        with the other.
+        """
+        if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
+            raise ValueError("a directory cannot be moved into itself, or to what it is in")
+        there = self._page(new_prefix, None, 1)
+        look = bool(there.objects or there.skipped)
+        found = 0
+        told_s = time.monotonic()
+
+        def sources() -> Iterator[ObjectInfo]:
+            nonlocal found
+            token: str | None = None
+            while True:
+                page = self._page(prefix, token)
+                found += len(page.objects)
+                yield from page.objects
+                if page.skipped:
+                    raise BadAnswer(f"{page.skipped} keys of the listing make no sense")
+                token = page.next_token
+                if token is None:
+                    return
+
+        def move(source: ObjectInfo) -> None:
+            key = new_prefix + source.key[len(prefix) :]
+            condition = ALWAYS if marker and key == new_prefix else NEW
+            done = self._move_listed(source, key, condition, look=look)
+            if done is not None:
+                moved(*done)
+
+        def progress(moved: int) -> None:
+            nonlocal told_s
+            if time.monotonic() - told_s >= PROGRESS_S:
+                told_s = time.monotonic()
+                log.info("moving", prefix=prefix, to=new_prefix, moved=moved, found=found)
+
+        stopping = self._patience.stopping
+        result = for_each(move, sources(), workers=MOVES, stopping=stopping, progress=progress)
+        self._check_all(result, prefix, new_prefix)
+        return result.done
+
+    def _move_listed(
+        self, source: ObjectInfo, key: bytes, condition: Condition, *, look: bool
+    ) -> tuple[ObjectInfo, ObjectInfo] | None:
+        """Move an object as a listing told of it; return what it was and is. None: it is gone."""
+        if not source.etag:  # some stores do not tell it of what is being written
+            there = self._head(source.key)
+            if there is None:
+                return None
+            source = there
+        try:
+            return source, self.move(source, key, condition=condition, look=look)
+        except NotFound:
+            if self._head(source.key) is not None:
+                raise
+            return None
+
+    def _check_all(self, result: Result[ObjectInfo], prefix: bytes, new_prefix: bytes) -> None:
+        """Raise what has become of moving many, if not all have been moved."""
+        if not result.failed and not result.stopped:
+            return
+        text = f"{result.done} objects of {shown(prefix)} have been moved to {shown(new_prefix)}; "
+        if not result.failed:
+            raise Interrupted(text + "the mount is going away")
+        source, error = result.failed[0]
+        others = f" (and {len(result.failed) - 1} others)" if len(result.failed) > 1 else ""
+        what = "the listing of the others" if source is None else shown(source.key)
+        text += f"{what}{others} failed: {error}"
+        if isinstance(error, S3Error):
+            raise explained(error, text) from error
+        raise Interrupted(text) if isinstance(error, Interrupted) else error
+
+    # --- the copy ---
+
+    def _copy(self, source: ObjectInfo, key: bytes, condition: Condition, *, look: bool) -> str:
+        """Copy this version; return the copy's ETag."""
+        if look:
+            self._look(key, condition)
+        try:
+            if source.size_bytes > self._most_copy_bytes:
+                return self._copy_in_parts(source, key, condition)
+            return self._copy_at_once(source, key, condition)
+        except NotFound:
+            self._look(key, condition)  # 404 is of what was to be replaced, too
+            raise
+
+    def _look(self, key: bytes, condition: Condition) -> None:
+        """Check the condition, as far as that can be done before."""
+        if condition == ALWAYS:
+            return
+        there = self._head(key)
+        if condition.absent and there is not None:
+            raise AlreadyExists(f"{shown(key)} is there already")
+        if condition.etag is None:
+            return
+        if there is None:
+            raise PreconditionFailed(f"{shown(key)}, which was to be replaced, is gone")
+        if not same(there.etag, condition.etag):
+            raise PreconditionFailed(f"{shown(key)}, which was to be replaced, has changed")
+
+    def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
+        """Have the whole object copied; return the copy's ETag."""
+        options = self._retyped(source, key)
+        keep_metadata = options is None
+        if options is None:
+            storage_class = None if source.storage_class == "STANDARD" else source.storage_class
+            options = PutOptions(storage_class=storage_class)
+        options = self._uploads.encrypted(options)
+        asked = condition if self._conditional_copies else ALWAYS
+        start = functools.partial(
+            self._client.copy_object,
+            source.key,
+            key,
+            source_etag=source.etag,
+            options=options,
+            keep_metadata=keep_metadata,
+            condition=asked,
+        )
+        more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
+        question = self._patience.ask(start, more_s=more_s)
+        try:
+            return question.answer().etag
+        except NotOffered:
+            if asked == ALWAYS:
+                raise
+            log.info("this server copies without conditions: what others create is overwritten")
+            self._conditional_copies = False
+            return self._copy_at_once(source, key, condition)
+        except S3Error as error:
+            if question.retried or error.retryable:
+                made = self._made(source, key)
+                if made is not None:
+                    log.debug("an earlier try had been done", key=key, error=str(error))
+                    return made
+            if type(error) is PreconditionFailed:
+                self._look(key, condition)  # 412 is of either condition
+                raise explained(error, f"{shown(source.key)} has changed meanwhile") from error
+            raise
+
+    def _retyped(self, source: ObjectInfo, key: bytes) -> PutOptions | None:
+        """Return what the copy is to be if its content type is another by its name, else None."""
+        if not self._config.content_types or by_name(source.key) == by_name(key):
+            return None
+        options = self._ask_stored(source.key).options
+        content_type = after_rename(options.content_type, source.key, key)
+        if content_type == options.content_type:
+            return None
+        return replace(options, content_type=content_type)
+
+    def _made(self, source: ObjectInfo, key: bytes) -> str | None:
+        """Return the ETag of what is at `key`, if it is as good as a copy of `source`."""
+        try:
+            ours = self._ask_stored(source.key)
+            there = self._ask_stored(key)
+        except S3Error:
+            return None
+        if not same(ours.info.etag, source.etag) or there.info.size_bytes != source.size_bytes:
+            return None
+        is_ours = same(there.info.etag, source.etag) or any(
+            there.checksums.get(name) == value for name, value in ours.checksums.items()
+        )
+        return there.info.etag if is_ours else None
+
+    def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
+        """Have the object copied part by part; return the copy's ETag."""
+        options = self.options_of(source)
+        if self._config.content_types:
+            content_type = after_rename(options.content_type, source.key, key)
+            options = replace(options, content_type=content_type)
+        size_bytes = source.size_bytes
+        upload = self._uploads.upload(
+            key, condition=condition, options=options, known_bytes=size_bytes, only_copied=True
+        )
+        try:
+            upload.copy(source, 0, size_bytes, last=True)
+            return upload.finish().etag
+        finally:
+            upload.abort()  # nothing, if it is complete
+
+    def _confirmed(self, source: ObjectInfo, key: bytes, etag: str) -> ObjectInfo:
+        """Return the copy as it is in the bucket. Raises when it is not what was made."""
+        there = self._head(key)
+        if there is None:
+            raise BadAnswer(f"{shown(key)} was copied, and is not there")
+        if not same(there.etag, etag):
+            raise PreconditionFailed(f"{shown(key)} was copied, and has been replaced since")
+        if there.size_bytes != source.size_bytes:
+            raise BadAnswer(
+                f"{shown(key)} was copied with {there.size_bytes} of {source.size_bytes} bytes"
+            )
+        return there
+
+    # --- the source ---
+
+    def _delete(self, source: ObjectInfo, asked: Question[ObjectInfo]) -> None:
+        """Delete this version, if it is what was `asked` for. It is no error that it is gone."""
+        try:
+            there = asked.answer()
+        except NotFound:
+            return
+        if not same(there.etag, source.etag):
+            raise PreconditionFailed("it has changed meanwhile")
+        etag = source.etag if self._conditional_deletes else None
+        start = functools.partial(self._client.delete_object, source.key, etag=etag)
+        question = self._patience.ask(start)
+        try:
+            question.answer()
+        except NotFound:
+            pass
+        except NotOffered:
+            if etag is None:
+                raise
+            self._conditional_deletes = False
+            self._delete(source, self._ask_head(source.key))
+        except S3Error:
+            # Done by an earlier try, or by somebody else: some stores say 412 of what is gone.
+            if self._head(source.key) is not None:
+                raise
+
+    # --- questions ---
+
+    def _page(self, prefix: bytes, token: str | None, max_keys: int = 1000) -> ListPage:
+        start = functools.partial(
+            self._client.list, prefix, token=token, max_keys=max_keys, flat=True
+        )
+        return self._patience.ask(start).answer()
+
+    def _ask_head(self, key: bytes) -> Question[ObjectInfo]:
+        return self._patience.ask(functools.partial(self._client.head, key))
+
+    def _head(self, key: bytes) -> ObjectInfo | None:
+        try:
+            return self._ask_head(key).answer()
+        except NotFound:
+            return None
+
+    def _ask_stored(self, key: bytes) -> Stored:
+        return self._patience.ask(functools.partial(self._client.describe, key)).answer()
+
+
+def same(etag: str, other: str) -> bool:
+    """Whether two ETags are one. Some stores leave out the quotes, in some answers."""
+    return etag.strip('"') == other.strip('"')
+
+
+def shown(key: bytes) -> str:
+    """Return a key as it stands in messages."""
+    return repr(key.decode("utf-8", "backslashreplace"))
+
+
+def explained(error: S3Error, text: str) -> S3Error:
+    """Return the same error with another text."""
+    details = {"code": error.code, "status": error.status, "request_id": error.request_id}
+    return type(error)(text, hint=error.hint, **details)  # type: ignore[arg-type]

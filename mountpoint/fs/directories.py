@@ -1,0 +1,109 @@
+"""Making and removing directories.
+
+S3 has none: one is there when a key is below it. So a new one is a matter of this mount alone
+(`overlay`), unless it is to be kept by a marker, an empty object whose key ends in "/".
+"""
+
+import functools
+from collections.abc import Callable
+
+from mountpoint.config import ChangeConfig
+from mountpoint.errors import DirectoryNotEmpty, NotADirectory, NotPermitted, Stalled
+from mountpoint.fs.inodes import Inode
+from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.writes.key_locks import KeyLocks
+from mountpoint.listing.tree import Entry, check_new
+from mountpoint.s3.client import NEW, ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.upload.uploads import Uploads
+
+
+class Directories:
+    """Directories of one mount. Thread-safe; no lock is held while waiting.
+
+    `changed` is called with directory, name, and what is there now (None: nothing), after S3
+    has done it.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        patience: Patience,
+        key_locks: KeyLocks,
+        uploads: Uploads,
+        local: LocalNames,
+        config: ChangeConfig,
+        changed: Callable[[bytes, bytes, ObjectInfo | None], None],
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._key_locks = key_locks
+        self._uploads = uploads
+        self._local = local
+        self._changed = changed
+        # constants
+        self._markers = config.keep_directories
+
+    def make(self, parent: Inode, name: bytes) -> Entry:
+        """Make a directory."""
+        check_new(parent.key, name + b"/")
+        with self._key_locks.shared(lambda: parent.key + name + b"/"):
+            prefix = parent.key + name + b"/"
+            if self._markers:
+                marker = self._uploads.upload(prefix, condition=NEW)
+                try:
+                    marker.finish()
+                finally:
+                    marker.abort()
+                self._changed(parent.key, name, None)
+            self._local.keep(prefix)
+        return Entry(name, None)
+
+    def remove(self, parent: Inode, entry: Entry) -> None:
+        """Remove a directory in which there is nothing."""
+        if not entry.is_directory:
+            raise NotADirectory()
+        with self._key_locks.shared(lambda: parent.key + entry.name + b"/"):
+            prefix = parent.key + entry.name + b"/"
+            if self.check_replaceable(prefix):
+                self._patience.ask(lambda: self._client.delete_object(prefix)).answer()
+            self._local.drop(prefix)
+            self._local.keep(parent.key)
+            self._changed(parent.key, entry.name, None)
+
+    def check_replaceable(self, prefix: bytes) -> bool:
+        """Return whether there is a marker.
+
+        Raises DirectoryNotEmpty if there is anything below, NotPermitted if the marker may not go.
+        """
+        marker = self._check_empty(prefix)
+        if marker and not self._markers:
+            raise NotPermitted(
+                "there is a directory marker in the bucket",
+                "mount with --keep-directories to allow it",
+            )
+        return marker
+
+    def _check_empty(self, prefix: bytes) -> bool:
+        if not self._local.is_empty(prefix):
+            raise DirectoryNotEmpty()
+        keys = self._keys_below(prefix)
+        if any(key != prefix for key in keys):
+            raise DirectoryNotEmpty()
+        return bool(keys)
+
+    def _keys_below(self, prefix: bytes) -> list[bytes]:
+        """Return the first keys below a directory, its marker included: two are enough to know."""
+        tries = self._patience.begin()
+        keys: list[bytes] = []
+        token = None
+        while True:
+            asked = functools.partial(self._client.list, prefix, token=token, max_keys=2, flat=True)
+            page = self._patience.ask(asked, tries).answer()
+            keys += [info.key for info in page.objects]
+            token = page.next_token
+            if len(keys) > 1 or token is None:
+                return keys
+            if tries.left_s() <= 0:
+                raise Stalled("the listing has only empty pages")

@@ -1,0 +1,218 @@
+"""Attributes that programs set: refused, ignored, or kept in the object's metadata.
+
+A file that is being written takes whatever is set, in any case: programs that write files set modes
+and times without need. If attributes are kept they go along with its upload. That is free until
+the upload's first request has been sent: at the end, for a file of one part, and always for one
+that is staged. What is set later is a copy of the object by the server, once it is complete.
+
+An object that is there is copied by the server for each change. Directories are no objects:
+nothing is kept of them.
+
+The time of a file is kept, too, if it was set, or if it can be told for nothing: it is that of the
+last write then, and stays what it is when the object is copied. Else it is the object's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mountpoint.config import ChangeConfig
+from mountpoint.copy.metadata import SelfCopies, check_size
+from mountpoint.errors import NotFound, NotPermitted, PreconditionFailed, StaleInode
+from mountpoint.fs.handles import StagedWriter, WriteHandle
+from mountpoint.fs.inodes import Inode, InodeTable
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ObjectInfo, PutOptions
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted, parsed, replaced
+from mountpoint.upload.sequential import Sequential
+
+
+class Keeping:
+    """What becomes of attributes that are set, in one mount. Thread-safe; no lock is held.
+
+    `changed` is called with directory, name, and what is there now (None: nothing), after S3
+    has done it.
+    """
+
+    def __init__(
+        self,
+        copies: SelfCopies,
+        inodes: InodeTable,
+        config: ChangeConfig,
+        changed: Callable[[bytes, bytes, ObjectInfo | None], None],
+    ) -> None:
+        # dependencies
+        self._copies = copies
+        self._inodes = inodes
+        self._changed = changed
+        # constants
+        self._how = config.attributes
+
+    @property
+    def keeps(self) -> bool:
+        """Whether attributes are kept, and shown."""
+        return self._how == "keep"
+
+    # --- files that are being written: how they begin ---
+
+    def of_new(self, attributes: FileAttributes) -> FileAttributes:
+        """Return what is to be kept of a new file."""
+        return attributes if self.keeps else NOTHING
+
+    def of_replaced(self, inode: Inode) -> FileAttributes:
+        """Return what is to be kept of a file that is written anew: all but its time."""
+        return NOTHING if inode.info is None else replace(self.of_base(inode.info), mtime_ns=None)
+
+    def of_base(self, base: ObjectInfo) -> FileAttributes:
+        """Return what is to be kept of a file that is changed, as HEAD has told it."""
+        return base.attributes or NOTHING if self.keeps else NOTHING
+
+    def on_base(
+        self, writer: WriteHandle | StagedWriter, options: PutOptions, mtime_ns: int | None
+    ) -> tuple[PutOptions, FileAttributes]:
+        """Return how a file's next version is uploaded, and what that keeps: of the last one all
+        that has not been set here since, but its time."""
+        if not self.keeps:
+            return options, NOTHING
+        there = parsed(options.metadata)
+        with writer.settling:
+            writer.kept = there.updated(_since(writer.told, writer.kept))
+            told = replace(writer.kept, mtime_ns=mtime_ns)
+        return replace(options, metadata=replaced(options.metadata, told)), told
+
+    # --- files that are being written, from their beginning to their end ---
+
+    def note(self, handle: WriteHandle, attributes: FileAttributes) -> None:
+        """Take what is set of a file that is being written (its lock held).
+
+        Raises NotPermitted where it could not be kept any more.
+        """
+        if self.keeps:
+            noted = handle.kept.updated(attributes)
+            timeless = replace(noted, mtime_ns=None)  # writing may go on
+            if handle.upload is not None and handle.upload.describe(formatted(timeless)):
+                handle.told = timeless
+            else:
+                check_size(handle.size_bytes)
+            handle.kept = noted
+        if attributes.mtime_ns is not None:
+            handle.mtime_ns = attributes.mtime_ns
+
+    def finishing(self, handle: WriteHandle, upload: Sequential) -> None:
+        """Let a file's attributes go along with its upload, if they still can."""
+        if not self.keeps:
+            return
+        with handle.settling:
+            noted = replace(handle.kept, mtime_ns=handle.mtime_ns)
+            if upload is handle.upload and upload.describe(formatted(noted)):
+                handle.told = noted
+
+    def left(self, handle: WriteHandle) -> FileAttributes | None:
+        """Return what a complete upload is still to keep; None: nothing."""
+        wanted = handle.kept
+        if wanted.mtime_ns != handle.mtime_ns:  # something was written since it was set
+            wanted = replace(wanted, mtime_ns=None)
+        return wanted if self._is_more(handle.told, wanted) else None
+
+    def finished(self, handle: WriteHandle, info: ObjectInfo) -> ObjectInfo:
+        """Return what an upload has become, once it keeps what did not go along with it.
+
+        Whatever that raises, it is tried once: the object is there.
+        """
+        wanted = self.left(handle)
+        if wanted is None:
+            return info
+        handle.told = handle.told.updated(wanted)
+        return self._copies.keep(info, wanted)
+
+    # --- files that are staged ---
+
+    def note_staged(self, writer: StagedWriter, attributes: FileAttributes) -> None:
+        """Take what is set of a staged file. Raises NotPermitted where it could not be kept."""
+        if self.keeps:
+            check_size(0 if writer.file.dirty else writer.size_bytes)
+            with writer.settling:
+                writer.kept = writer.kept.updated(replace(attributes, mtime_ns=None))
+                writer.tried = None
+        if attributes.mtime_ns is not None:
+            writer.set_ns = attributes.mtime_ns
+
+    def of_staged(self, kept: FileAttributes) -> FileAttributes | None:
+        """Return what a staged file is to keep at first; None: nothing ever."""
+        return kept if self.keeps else None
+
+    def metadata(self, writer: StagedWriter) -> dict[str, str]:
+        """Return the metadata of the first version of a staged file."""
+        if not self.keeps:
+            return {}
+        return formatted(replace(writer.kept, mtime_ns=writer.mtime_ns))
+
+    def is_left(self, writer: StagedWriter) -> bool:
+        """Whether the object of a staged file is still to keep something."""
+        wanted = replace(writer.kept, mtime_ns=writer.set_ns)
+        if writer.file.base is None or writer.file.unlinked or wanted == writer.tried:
+            return False
+        return self._is_more(writer.told, wanted)
+
+    def finish_staged(self, writer: StagedWriter) -> ObjectInfo | None:
+        """Let the object of a staged file keep what was set since it was uploaded.
+
+        Returns what it is then; None if nothing has changed. Whatever that raises, it is tried
+        once: the object is there, and not all stores tell what they were told.
+        """
+        wanted = replace(writer.kept, mtime_ns=writer.set_ns)
+        if not self.is_left(writer):
+            return None
+        writer.tried = wanted
+        writer.file.move(writer.file.key, lambda base: self._copies.keep(base, wanted))
+        return writer.file.base
+
+    # --- objects that are there ---
+
+    def set(
+        self, inode: Inode, attributes: FileAttributes, handle: WriteHandle | None = None
+    ) -> None:
+        """Set attributes of an object or directory; `handle`: who may go on writing it.
+
+        Raises NotPermitted, StaleInode when it is another object, and what `SelfCopies` does.
+        """
+        if self._how == "refuse":
+            raise NotPermitted(
+                "attributes cannot be changed",
+                "mount with --attributes keep to keep them in the object's metadata, or with "
+                "--attributes ignore to go on without them",
+            )
+        info = inode.info
+        base = handle.base if handle is not None and handle.inode is inode else None
+        if base is not None and not inode.is_version(Entry(inode.name, base)):
+            info = base
+        if info is None or not self._is_more(info.attributes, attributes):
+            return
+        try:
+            become = self._copies.keep(info, attributes)
+        except (PreconditionFailed, NotFound):
+            self._changed(inode.directory, inode.name, None)
+            inode.fresh_until_s = 0.0
+            raise StaleInode("the object was replaced") from None
+        self._changed(inode.directory, inode.name, become)
+        if inode.is_version(Entry(inode.name, info)):
+            self._inodes.became(inode, become, 0.0, paged=inode.paged)
+        else:  # it was written on: the kernel may have pages of what was there before
+            self._inodes.disown(inode, become)
+        if handle is not None and handle.base is not None and handle.base.etag == info.etag:
+            handle.became(become)
+
+    def _is_more(self, told: FileAttributes | None, wanted: FileAttributes) -> bool:
+        """Whether an object that keeps `told` is to keep something else."""
+        if not self.keeps or wanted == NOTHING:
+            return False
+        return told is None or told.updated(wanted) != told
+
+
+def _since(told: FileAttributes, kept: FileAttributes) -> FileAttributes:
+    """Return what was set since `told`."""
+    return FileAttributes(
+        None if kept.mode == told.mode else kept.mode,
+        None if kept.uid == told.uid else kept.uid,
+        None if kept.gid == told.gid else kept.gid,
+        None if kept.mtime_ns == told.mtime_ns else kept.mtime_ns,
+    )

@@ -1,0 +1,128 @@
+"""Who has files open for reading: a writer must not disturb them.
+
+The kernel keeps the size and the pages of a file by its inode, for every program that has it open.
+So nothing is written through an inode that is open for reading. The inode is left to its readers,
+which keep the version that they opened, and the writer gets Superseded (ESTALE). The kernel then
+looks the name up again, finds another inode, and opens that one for the writer.
+
+The kernel does so once. A reader that opens the new inode in between would make it fail, so it
+waits until the writer is there.
+
+A program that opens a file by a reference (/proc/self/fd/N) always opens the same inode (`reopen`).
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import NoReturn
+
+from mountpoint.errors import Superseded
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, Paged
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ObjectInfo
+
+#: How long readers wait for a writer that looks a name up again. It takes two requests of the
+#: kernel, and one of S3 at most.
+RETURN_S = 1.0
+#: How many threads wait here at most: the writer's own requests need one.
+MOST_WAITING = 4
+
+BEING_READ = "the file is being read"
+BEING_READ_HINT = "mount with --staged-writes DIR to let it be read and written at the same time"
+
+
+class Readers:
+    """The readers of all inodes of a mount. Thread-safe; waits end within RETURN_S.
+
+    `drop_pages` has the kernel forget what it keeps of an inode that nobody has open; it returns
+    whether that is certain.
+    """
+
+    def __init__(self, inodes: InodeTable, drop_pages: Callable[[InodeNumber], bool]) -> None:
+        # dependencies
+        self._inodes = inodes
+        self._drop_pages = drop_pages
+        # mutable, guarded by _changed
+        self._changed = threading.Condition()
+        self._counts: Counter[InodeNumber] = Counter()
+        #: By key: until when a writer is expected.
+        self._expected: dict[bytes, float] = {}
+        self._waiting = 0
+
+    def begin(self, inode: Inode) -> None:
+        """Count a reader, after the writer that is expected."""
+        with self._changed:
+            expected_s = self._expected.get(inode.key)
+            if expected_s is not None:
+                left_s = expected_s - time.monotonic()
+                self._wait(lambda: inode.key not in self._expected, left_s)
+            self._counts[inode.number] += 1
+
+    def end(self, inode: Inode) -> None:
+        """Uncount a reader."""
+        with self._changed:
+            self._counts[inode.number] -= 1
+            if not self._counts[inode.number]:
+                del self._counts[inode.number]
+            self._changed.notify_all()
+
+    def are_there(self, inode: Inode) -> bool:
+        """Whether anybody reads an inode."""
+        return inode.number in self._counts
+
+    def is_only(self, inode: Inode, within_s: float) -> bool:
+        """Whether the caller is an inode's only reader, now or within so many seconds.
+
+        The kernel tells of a close a moment after the program has gone on.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self._counts[inode.number] <= 1, within_s)
+
+    def leave(self, inode: Inode) -> NoReturn:
+        """Leave an inode to those who have it open, and raise Superseded for who writes."""
+        now_s = time.monotonic()
+        with self._changed:
+            late = [key for key, until_s in self._expected.items() if until_s <= now_s]
+            for key in late:
+                del self._expected[key]
+            self._expected[inode.key] = now_s + RETURN_S
+        self._inodes.disown(inode, inode.info)
+        raise Superseded("other programs have the file open: it gets another inode")
+
+    def arrived(self, inode: Inode) -> None:
+        """Note that a writer has opened an inode: from now on readers find the writer."""
+        with self._changed:
+            if self._expected.pop(inode.key, None) is not None:
+                self._changed.notify_all()
+
+    def became(self, inode: Inode, info: ObjectInfo) -> bool:
+        """Note what was written through an inode that nobody has open; False if pages forbid it."""
+        if not self._drop_pages(inode.number):
+            return False
+        self._inodes.became(inode, info, 0.0, paged=Paged.NOT)
+        return True
+
+    def catch_up(self, inode: Inode, entry: Entry, fresh_until_s: float) -> bool:
+        """Let an inode be the version `entry`; False while others read an earlier one through it.
+
+        The kernel tells of a close a moment after the program has gone on.
+        """
+        assert entry.info is not None
+        with self._changed:
+            if inode.is_version(entry):
+                return True
+            self._wait(lambda: not self.are_there(inode), RETURN_S)
+            if self.are_there(inode) or not self._drop_pages(inode.number):
+                return False
+            self._inodes.became(inode, entry.info, fresh_until_s, paged=Paged.NOT)
+            return True
+
+    def _wait(self, condition: Callable[[], bool], within_s: float) -> None:
+        """Wait for a condition, with the lock; not if too many wait already."""
+        if self._waiting < MOST_WAITING:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(condition, within_s)
+            finally:
+                self._waiting -= 1

@@ -1,0 +1,97 @@
+"""Opening a file by a reference that a program holds: O_PATH and /proc/self/fd/N, as Samba does it.
+
+After ESTALE the kernel looks a name up again, and comes with the inode of the newest version. A
+reference has no name that could be looked up: the kernel comes with the same inode. That inode
+then becomes the version that its name has now, as soon as nobody reads an earlier one through it.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+
+from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.writes.open import BEING_WRITTEN
+from mountpoint.fs.writes.readers import BEING_READ, Readers
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.retry import Patience
+
+#: The kernel comes again at once, having looked the name up: at most one request of S3.
+AGAIN_S = 1.0
+
+BY_DESCRIPTOR_HINT = f"{NO_OPTION}open it by its name, not by a descriptor (/proc/self/fd)"
+
+
+class Held:
+    """The inodes of a mount that programs open by a reference. Thread-safe; its callers wait.
+
+    `is_written` says whether an inode is open for somebody who may write it.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        patience: Patience,
+        inodes: InodeTable,
+        local: LocalNames,
+        readers: Readers,
+        *,
+        is_written: Callable[[Inode], bool],
+        ttl_s: float,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._inodes = inodes
+        self._local = local
+        self._readers = readers
+        self._is_written = is_written
+        # constants
+        self._ttl_s = ttl_s
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        #: Until when a thread that was told to look again is expected, by inode and thread.
+        self._told: dict[tuple[InodeNumber, int], float] = {}
+
+    def comes_again(self, inode: Inode, thread: int) -> bool:
+        """Whether a thread comes to the same inode again; else note that it is told to look again.
+
+        0 stands for a thread that is not known.
+        """
+        now_s = time.monotonic()
+        with self._lock:
+            self._told = {key: until_s for key, until_s in self._told.items() if until_s > now_s}
+            if self._told.pop((inode.number, thread), None) is not None:
+                return True
+            if thread:
+                self._told[inode.number, thread] = now_s + AGAIN_S
+            return False
+
+    def catch_up(self, inode: Inode) -> None:
+        """Let an inode become the newest version of its name.
+
+        Raises NotPermitted while others read an earlier version through it, or write the file;
+        NoSuchEntry, and S3Errors.
+        """
+        try:
+            self._catch_up(inode)
+        except NotPermitted:
+            self._readers.arrived(inode)  # no writer comes now
+            raise
+
+    def _catch_up(self, inode: Inode) -> None:
+        asked_at_s = time.monotonic()
+        try:
+            start = functools.partial(self._client.head, inode.key)
+            entry = Entry(inode.name, self._patience.ask(start).answer())
+        except NotFound:
+            raise NoSuchEntry("the object was deleted") from None
+        other = self._inodes.find(inode.parent or inode, entry)
+        written = self._local.file(inode.directory, inode.name) is not None
+        if written or any(each is not None and self._is_written(each) for each in (inode, other)):
+            raise NotPermitted(BEING_WRITTEN, BY_DESCRIPTOR_HINT)
+        if not self._readers.catch_up(inode, entry, asked_at_s + self._ttl_s):
+            raise NotPermitted(BEING_READ, BY_DESCRIPTOR_HINT)

@@ -1,0 +1,517 @@
+"""Changing files: new ones, overwriting, appending, deleting.
+
+A new object is there when its file is closed, whole, or never. Which close is the last one
+nobody is told: descriptors are duplicated (dup, `dd`, a shell's redirection) and inherited
+(fork), and each of them is closed. As with the reference it is a close by the process that
+opened the file, once something has been written; what is left then (empty files, files that
+somebody else has gone on writing) is uploaded when the last descriptor is gone, which no
+program waits for. If it was not the last one and more is written, what is there is the beginning
+of another upload. fsync(2) ends the upload in the same way. A process that is killed closes its
+files as well: then nothing comes into being, for nobody knows whether they were complete.
+
+Appending is such another upload from the start: the server copies what is there, what is written
+comes behind it, and all of it takes the old object's place when the file is closed.
+
+Without an option nothing is replaced and nothing deleted, not even by a race: a new file's
+upload has the condition that there is still no object of that name.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+
+from mountpoint.config import ChangeConfig
+from mountpoint.copy.objects import Copies
+from mountpoint.errors import (
+    NO_OPTION,
+    BadHandle,
+    IsADirectory,
+    NotPermitted,
+    NotSequential,
+    OperationError,
+    PreconditionFailed,
+    WriterKilled,
+)
+from mountpoint.fs.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags, unchanged
+from mountpoint.fs.inodes import Inode, InodeTable, Paged
+from mountpoint.fs.overlay import LocalNames, Writer
+from mountpoint.fs.setattr import Keeping
+from mountpoint.fs.writes.key_locks import KeyLocks
+from mountpoint.fs.writes.open import (
+    ANY_ORDER,
+    BEING_WRITTEN,
+    LOOK_S,
+    SETTLE_S,
+    WriteOpener,
+    may_write,
+)
+from mountpoint.fs.writes.probe import WriteProof
+from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT, Readers
+from mountpoint.listing import tree
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
+from mountpoint.upload.sequential import Sequential
+from mountpoint.upload.source import fetch
+from mountpoint.upload.uploads import Uploads
+
+
+class Changes:
+    """Changes of one mount's tree. Thread-safe; no lock is held while waiting.
+
+    `changed` is called with directory, name, and what is there now (None: nothing), after S3
+    has done it. Every method raises the domain errors that say why something cannot be, and
+    S3Errors.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        patience: Patience,
+        key_locks: KeyLocks,
+        uploads: Uploads,
+        copies: Copies,
+        inodes: InodeTable,
+        local: LocalNames,
+        readers: Readers,
+        keeping: Keeping,
+        config: ChangeConfig,
+        changed: Callable[[bytes, bytes, ObjectInfo | None], None],
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._key_locks = key_locks
+        self._uploads = uploads
+        self._proof = WriteProof(client, uploads, patience)
+        self._copies = copies
+        self._inodes = inodes
+        self._local = local
+        self._readers = readers
+        self._keeping = keeping
+        self._config = config
+        self._changed = changed
+        self._opener = WriteOpener(
+            client, patience, self._proof, local, readers, keeping, config, self._begin
+        )
+
+    def create(
+        self,
+        parent: Inode,
+        name: bytes,
+        flags: int,
+        process: int,
+        attributes: FileAttributes = NOTHING,
+    ) -> StreamedHandle:
+        """Begin a new file. Its inode counts one lookup and one open."""
+        check_flags(flags)
+        tree.check_new(parent.key, name)
+        self._proof.require(parent.key + name, NEW)
+        inode = self._inodes.create(parent, name, time.time_ns())
+        try:
+            kept = self._keeping.of_new(attributes)
+            appends = bool(flags & os.O_APPEND)
+            handle = WriteHandle(inode, self._begin, condition=NEW, kept=kept, appends=appends)
+            opened = StreamedHandle(handle, process, writes=may_write(flags))
+            self._add(handle)
+            return opened
+        except BaseException:
+            self._inodes.uncreate(inode)
+            raise
+
+    def open(self, inode: Inode, flags: int, process: int) -> StreamedHandle | None:
+        """See WriteOpener."""
+        return self._opener.open(inode, flags, process)
+
+    def is_written(self, inode: Inode) -> bool:
+        """See WriteOpener."""
+        return self._opener.is_written(inode)
+
+    def take_over(self, reading: ReadHandle, offset: int | None) -> StreamedHandle:
+        """See WriteOpener."""
+        return self._opener.take_over(reading, offset)
+
+    # --- while it is open ---
+
+    def read(self, opened: StreamedHandle, offset: int, size: int) -> bytes:
+        """Return the bytes [offset, offset + size) as far as S3 has them.
+
+        What was written after the last upload is waited for, for a moment.
+        """
+        handle = opened.file
+        while True:
+            base, stop = handle.base, min(offset + size, handle.size_bytes)
+            if offset >= stop:
+                return b""
+            if base is None or stop > handle.stored_bytes:
+                if handle.removed or opened.wrote or not handle.settled.wait(SETTLE_S):
+                    raise BadHandle("what is being written cannot be read", ANY_ORDER)
+                handle.check()
+                continue
+            try:
+                start = functools.partial(fetch, self._client, base, offset, stop)
+                return self._patience.ask(start).answer()
+            except PreconditionFailed:
+                if handle.base is base:
+                    raise
+
+    def write(self, opened: StreamedHandle, offset: int, data: bytes) -> int:
+        """Take the next bytes of a file; return how many."""
+        handle = opened.file
+        if not opened.writes:
+            raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
+        self._await_upload(handle)
+        if handle.discards(offset, len(data)):
+            return len(data)
+        handle.check()
+        if handle.opens > 1 and offset not in (handle.written_bytes, handle.size_bytes):
+            # What others have written stays.
+            raise NotSequential(f"a write at {offset}, where {handle.written_bytes} was next")
+        if handle.settled.is_set():
+            self._go_on(handle)
+        try:
+            written = handle.write(offset, data)
+        except OperationError as error:
+            if handle.discards(offset, len(data)):
+                return len(data)
+            self._lost(handle, error)
+            raise
+        opened.wrote = True
+        return written
+
+    def flush(self, opened: StreamedHandle, process: int, *, killed: bool) -> None:
+        """Note that a process closes a descriptor; upload what was written if it is the opener."""
+        handle = opened.file
+        handle.flushed = True
+        if handle.removed or not opened.writes:
+            return
+        handle.killed = killed
+        try:
+            handle.check()
+        except OperationError as error:
+            self._lost(handle, error)
+            raise
+        if process == opened.opener and not killed:
+            handle.closing = True
+            wrote = opened.wrote and handle.size_bytes
+            if wrote if handle.upload is not None else self._keeping.left(handle):
+                self._finish(handle)
+
+    def sync(self, opened: StreamedHandle) -> None:
+        """Upload a file; what was written is in S3 when this returns."""
+        handle = opened.file
+        handle.check()
+        if handle.upload is not None or self._keeping.left(handle):
+            self._finish(handle)
+
+    def release(self, opened: StreamedHandle) -> None:
+        """Close a file; with the last one who has it open it ends."""
+        handle = opened.file
+        with handle.settling:
+            handle.opens -= 1
+            if handle.opens:
+                return
+        if handle.removed:
+            self._local.discard(handle)
+            return
+        handle.closing = True
+        upload = handle.upload
+        try:
+            if handle.settled.is_set():
+                return
+            # Who is killed within open(2) never has a descriptor that could be closed.
+            never_had = upload is not None and not handle.flushed and not upload.size_bytes
+            if upload is not None and (handle.killed or never_had):
+                error = WriterKilled("the process that wrote the file was killed")
+                self._lost(handle, error)
+                raise error
+            self._finish(handle)
+        finally:
+            if upload is not None:
+                upload.abort()
+
+    def truncate(self, inode: Inode, size_bytes: int, opened: StreamedHandle | None = None) -> None:
+        """Give a file another size, where that is what a new upload can bring about.
+
+        `opened`: through that handle; else by its name.
+        """
+        handle = self._local.writer(inode) if opened is None else opened.file
+        if isinstance(handle, WriteHandle):
+            self._cut(handle, size_bytes)
+            if opened is not None:
+                opened.wrote = True
+            return
+        if size_bytes:
+            if inode.info is not None and inode.info.size_bytes == size_bytes:
+                return
+            raise NotPermitted(
+                "S3 takes whole objects: a file cannot be cut or lengthened",
+                "mount with --staged-writes DIR to allow it",
+            )
+        self._inodes.opened(inode)
+        try:
+            beside = self._opener.open_file(inode)
+            anew = self._opener.change(inode, os.O_WRONLY | os.O_TRUNC, 0, beside=beside)
+            if anew is None:
+                raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
+            try:
+                self.sync(anew)
+            finally:
+                self.release(anew)
+        finally:
+            self._inodes.released(inode)
+
+    def _cut(self, handle: WriteHandle, size_bytes: int) -> None:
+        """Give another size to a file that is being written."""
+        if handle.removed:
+            handle.resize(size_bytes)
+            return
+        self._await_upload(handle)
+        if size_bytes == handle.size_bytes:
+            return
+        stored = handle.replaces and handle.base is not None
+        if not size_bytes and stored and not self._config.allow_overwrite:
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+        if 0 < size_bytes < handle.written_bytes:
+            raise NotPermitted(
+                "what has been written of a file cannot be cut off, except all of it", ANY_ORDER
+            )
+        if handle.settled.is_set():
+            self._go_on(handle)
+        if size_bytes:
+            handle.set_size(size_bytes)
+        else:
+            handle.restart()
+
+    def _await_upload(self, handle: WriteHandle) -> None:
+        """Wait for an upload that is being completed, for what comes after it."""
+        while handle.finishing and not handle.settled.wait(LOOK_S):
+            handle.check()
+
+    def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
+        """Set mode, owners or time of a file or directory that is there."""
+        with self._key_locks.shared(lambda: inode.key):
+            self._keeping.set(inode, attributes, self._opener.settled.get(inode.key))
+
+    def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
+        """Set them of a file that is being written; False: it is there now."""
+        assert isinstance(writer, WriteHandle)
+        if writer.removed:
+            return True
+        with writer.settling:
+            if writer.settled.is_set():
+                return False
+            self._keeping.note(writer, attributes)
+            return True
+
+    def unlink(self, parent: Inode, entry: Entry) -> None:
+        """Delete an object."""
+        info = entry.info
+        if info is None:
+            raise IsADirectory()
+        if not self._config.allow_delete:
+            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
+        self._patience.ask(lambda: self._client.delete_object(info.key)).answer()
+        self._remove_open(info.key)
+        self._local.keep(parent.key)
+        self._changed(parent.key, entry.name, None)
+
+    def check_unwritten(self, writer: Writer) -> None:
+        """Raise NotPermitted for a file that is being written; wait for one that is closed now."""
+        assert isinstance(writer, WriteHandle)
+        self._opener.await_end(writer, 0.0)
+
+    def await_end(self, writer: Writer, *, replaced: bool) -> None:
+        """Wait for a file that is closed now, if it has to be there before it is renamed.
+
+        `replaced`: another one is to have its name. Its end needs its key, which a rename holds.
+        """
+        assert isinstance(writer, WriteHandle)
+        ends = writer.closing or writer.finishing
+        if ends and (replaced or writer.replaces or writer.base is not None):
+            writer.settled.wait(SETTLE_S)
+
+    def unlink_open(self, writer: Writer) -> bool:
+        """Remove a file that is being written, of which nothing comes then; False: it is there now.
+
+        Who has it open goes on without an error, and the upload is given up. Deleting is only what
+        removes an object.
+        """
+        assert isinstance(writer, WriteHandle)
+        inode, stored = writer.inode, writer.replaces or writer.base is not None
+        if stored and not self._config.allow_delete:
+            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
+        # Alone with its key no upload of it is being completed.
+        with self._key_locks.alone(lambda: [inode.key]):
+            if writer.settled.is_set():
+                return False
+            if stored:
+                self._patience.ask(lambda: self._client.delete_object(inode.key)).answer()
+            with writer.settling:
+                begun = writer.remove()
+            self._local.forget_name(writer)
+            self._local.keep(inode.directory)
+            self._changed(inode.directory, inode.name, None)
+        if begun is not None:
+            begun.abort()
+        return True
+
+    def displace(self, writer: Writer, move: Callable[[], None]) -> None:
+        """Have `move` give another file the name of one that is being written: once it is not."""
+        self.check_unwritten(writer)
+        move()
+
+    def rename_open(self, writer: Writer, parent: Inode, name: bytes, condition: Condition) -> bool:
+        """Rename a file that is being written, if it is new; False: it is there now."""
+        assert isinstance(writer, WriteHandle)
+        with writer.settling:
+            if not writer.replaces and writer.base is None and not writer.settled.is_set():
+                self._local.rename(writer, lambda: self._inodes.moved(writer.inode, parent, name))
+                writer.condition = condition
+                self._rename_upload(writer)
+                return True
+        self.check_unwritten(writer)
+        return False
+
+    def check_movable(self, writer: Writer) -> None:
+        """Raise NotPermitted for a file of which S3 has the beginning under the name it has."""
+        assert isinstance(writer, WriteHandle)
+        if writer.base is not None or self._config.incremental_upload:
+            self.check_unwritten(writer)
+
+    def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
+        """Nothing: what is being written depends on no object."""
+
+    def moved(self, writer: Writer) -> None:
+        """Take what a renamed directory has made of the name of a file that is being written."""
+        assert isinstance(writer, WriteHandle)
+        self._rename_upload(writer)
+
+    def _rename_upload(self, handle: WriteHandle) -> None:
+        """Give an upload the key that its file has now; what has begun is moved at its end."""
+        if handle.upload is not None:
+            handle.upload.rename(handle.inode.key, handle.condition)
+
+    # --- inside ---
+
+    def _remove_open(self, key: bytes) -> None:
+        """Let a file go on, for who has it open, whose object has been deleted."""
+        handle = self._opener.settled.pop(key, None)
+        if handle is not None:
+            with handle.settling:
+                if handle.settled.is_set():
+                    handle.remove()
+
+    def _begin(
+        self, handle: WriteHandle, base: ObjectInfo | None
+    ) -> tuple[Sequential, FileAttributes]:
+        """Return an upload of a file, whatever its name is by now, and what that keeps of it."""
+        key, condition = handle.inode.key, handle.condition
+        if self._config.incremental_upload:
+            metadata = formatted(handle.kept) if base is None else {}
+            appending = self._uploads.appending(
+                key, base=base, condition=condition, metadata=metadata
+            )
+            return appending, handle.kept
+        if base is not None:
+            options = self._copies.options_of(base)
+            options, told = self._keeping.on_base(handle, options, None)
+            upload = self._uploads.upload(
+                key, condition=condition, options=options, known_bytes=base.size_bytes
+            )
+            return upload, told
+        metadata = formatted(handle.kept)
+        upload = self._uploads.upload(key, condition=condition, metadata=metadata)
+        return upload, handle.kept
+
+    def _add(self, handle: WriteHandle) -> None:
+        if not self._local.add(handle):
+            if handle.upload is not None:
+                handle.upload.abort()
+            raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
+
+    def _go_on(self, handle: WriteHandle) -> None:
+        """Let a file be written on whose upload has ended."""
+        if self._readers.are_there(handle.inode):
+            raise NotPermitted(BEING_READ, BEING_READ_HINT)
+        with handle.settling:
+            if not handle.settled.is_set():
+                return  # somebody else was faster
+            self._add(handle)
+            handle.closing = handle.finishing = False
+            handle.settled.clear()
+
+    def _finish(self, handle: WriteHandle) -> None:
+        """Complete what is being uploaded of a file, under its name and with its attributes."""
+        with self._key_locks.shared(lambda: handle.inode.key):
+            self._complete(handle)
+
+    def _complete(self, handle: WriteHandle) -> None:
+        with handle.settling:
+            if handle.removed:
+                return
+            handle.finishing = True
+            upload, info = handle.upload, handle.base
+        refused: OperationError | None = None
+        try:
+            if upload is not None:
+                upload.rename(handle.inode.key, handle.condition)
+                self._keeping.finishing(handle, upload)
+                info = handle.finish(upload)
+                if not handle.claim(upload):  # somebody else does the rest, or has
+                    while handle.upload is upload and not handle.settled.wait(SETTLE_S):
+                        pass
+                    handle.check()
+                    return
+            assert info is not None
+            while not self._settle(handle, upload, info):
+                if upload is not None and info.key != handle.inode.key:
+                    info = self._copies.move(info, handle.inode.key, condition=handle.condition)
+                    continue
+                try:
+                    info = self._keeping.finished(handle, info)
+                except OperationError as error:
+                    refused = error  # it is there all the same
+        except OperationError as error:
+            self._lost(handle, error)
+            raise
+        if upload is not None:
+            upload.abort()  # nothing: all of it is there
+        if refused is not None:
+            raise refused
+
+    def _settle(self, handle: WriteHandle, upload: Sequential | None, info: ObjectInfo) -> bool:
+        """Note that all is as it is to be; False if its name or its attributes are not."""
+        inode = handle.inode
+        with handle.settling:
+            if upload is not handle.upload:
+                return True  # somebody else has
+            if upload is not None and info.key != inode.key:
+                return False
+            if self._keeping.left(handle):
+                return False
+            if upload is not None or info is not handle.base:
+                # Known before it is forgotten that it is being written: it is there all the time.
+                self._changed(inode.directory, inode.name, info)
+                # Of what was appended to the kernel has no pages, or not its last one.
+                paged = Paged.NOT if handle.appends else Paged.SOME
+                self._inodes.became(inode, info, 0.0, paged=paged)
+                handle.base, handle.upload = info, None
+                handle.condition = unchanged(info)
+            self._opener.settled[info.key] = handle
+            self._local.discard(handle)
+            handle.finishing = False
+            handle.settled.set()
+            return True
+
+    def _lost(self, handle: WriteHandle, error: OperationError) -> None:
+        """Note that a file will not come into being."""
+        inode = handle.inode
+        with handle.settling:
+            handle.fail(error)
+            if self._local.discard(handle):
+                self._inodes.disown(inode)
+                self._changed(inode.directory, inode.name, None)
+            handle.settled.set()

@@ -1,0 +1,85 @@
+"""`/dev/fd/N` in place of the directory: another process has mounted, and handed /dev/fuse on.
+
+That process opens /dev/fuse, calls mount(2) with `fd=N` among the options, and has us inherit the
+descriptor. So this one needs neither privileges nor fusermount, and says nothing about how it is
+mounted: whoever has mounted also unmounts. The syntax, and which options are refused with it, are
+the reference's (mountpoint-s3-fs/src/fuse/config.rs).
+
+What is known of a descriptor is what the kernel tells: poll(2) of /dev/fuse says POLLERR unless
+something is mounted with it, and POLLIN when a request waits; the first one, INIT, waits from
+mount(2) on (fs/fuse/dev.c, fs/fuse/inode.c).
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import select
+import stat
+
+from mountpoint.errors import MountError
+from mountpoint.system import kernel
+
+#: Documentation/admin-guide/devices.txt: a misc device.
+FUSE_DEVICE = os.makedev(10, 229)
+
+HOW = (
+    "open /dev/fuse for reading and writing, mount with fd=N, and start mount-s3 with the "
+    "descriptor open as N (docs/containers.md)"
+)
+
+
+def number_of(directory: str) -> int | None:
+    """Return N where `directory` is /dev/fd/N, else None."""
+    match = re.fullmatch(r"/dev/fd/([0-9]{1,9})", directory, re.ASCII)
+    return int(match[1]) if match else None
+
+
+def claim(number: int) -> str:
+    """Make the descriptor ours alone, and return where it is mounted, as far as that can be seen.
+
+    No program that we start inherits it from then on, and going to the background keeps it
+    (`mount/daemon` closes what is inheritable). Raises MountError unless a mount waits to be
+    served.
+    """
+    name = f"/dev/fd/{number}"
+    try:
+        what = os.fstat(number)
+    except OSError:
+        raise MountError(f"'{name}' is not an open descriptor", HOW) from None
+    if not stat.S_ISCHR(what.st_mode) or what.st_rdev != FUSE_DEVICE:
+        raise MountError(f"'{name}' is not /dev/fuse", HOW)
+    if number <= 2:
+        raise MountError(f"'{name}' is standard input or output", "hand /dev/fuse on as 3 or more")
+    if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise MountError(f"'{name}' is not open for reading and writing", HOW)
+    _check_mounted(number, name)
+    os.set_inheritable(number, False)
+    os.set_blocking(number, True)  # it is waited on by threads
+    return _mount_point(number) or name
+
+
+def _check_mounted(number: int, name: str) -> None:
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    events = poll.poll(0)
+    if not events:
+        raise MountError(
+            f"'{name}' has been served before", "each mount-s3 needs a mount of its own: mount anew"
+        )
+    if events[0][1] & select.POLLERR:
+        raise MountError(f"nothing is mounted with '{name}'", HOW)
+
+
+def _mount_point(number: int) -> str | None:
+    """Return the directory, where the kernel tells (Linux 6.18) and this process sees it."""
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/self/fdinfo/{number}", encoding="ascii") as file,
+    ):
+        for line in file:
+            if line.startswith("fuse_connection:"):
+                device = f"0:{line.split()[1]}"
+                points = kernel.mount_points().items()
+                return next((point for point, its in points if its == device), None)
+    return None

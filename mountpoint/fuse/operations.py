@@ -1,0 +1,369 @@
+"""The FUSE adapter: llfuse's types in, `FileSystem`'s methods, llfuse's types out.
+
+No semantics live here. One wrapper serves all operations: it turns whatever is raised into an
+errno and one log line. Any exception but `FUSEError` would end llfuse's main loop, so nothing
+else leaves the wrapper. llfuse's threads come at the same time (`binding` takes its lock away):
+everything is ordinary threaded Python.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import structlog
+
+from mountpoint.errors import (
+    NO_OPTION,
+    BadArgument,
+    NoSuchEntry,
+    NotPermitted,
+    OperationError,
+    S3Error,
+    outcome,
+)
+from mountpoint.fs.attributes import Attributes
+from mountpoint.fs.filesystem import DirectoryEntry, FileSystem
+from mountpoint.fs.handles import HandleNumber
+from mountpoint.fs.inodes import InodeNumber
+from mountpoint.fuse.binding import go_direct, is_wide, llfuse, rename_flags, request_pid
+from mountpoint.listing.tree import MAX_NAME_BYTES
+from mountpoint.log.throttle import Refusals
+from mountpoint.metrics.recorder import Meters
+from mountpoint.read.stream import Bytes
+from mountpoint.s3.wire.posix_metadata import FileAttributes
+from mountpoint.system.procfs import process_of, program_of, who_closes
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: st_blksize: what programs read and write at once.
+BLOCK_BYTES = 4096
+#: struct statvfs: no end of room, so that programs that check for free space go on. All numbers
+#: fit into a signed one of 32 bits, for programs that know no others: 2 PiB in blocks of 1 MiB.
+ROOM_BLOCK_BYTES = 1 << 20
+ROOM_BLOCKS = (1 << 31) - 1
+
+#: Of renameat2(2), linux/fs.h.
+RENAME_NOREPLACE = 1
+
+#: How long the kernel may believe that a name does not exist. We know when a listing names it,
+#: the kernel does not: `ls` shows a new file, and a second later at most it can be opened.
+LONGEST_ABSENCE_S = 1.0
+
+#: How long the kernel may believe what a new file looks like: programs ask twice before their
+#: first write. After it the kernel asks anew, and nobody else can write it.
+NEW_TTL_S = 0.1
+
+
+def operation(
+    subject: str,
+) -> Callable[
+    [Callable[Concatenate["Operations", P], R]], Callable[Concatenate["Operations", P], R]
+]:
+    """Make a method an operation. `subject` says what its first arguments name:
+
+    "inode", "child" (inode and name), "file" or "directory" (a handle), "mount"; or "closed", a
+    file's handle that is nobody's any more when the operation ends.
+    """
+
+    def decorate(
+        method: Callable[Concatenate["Operations", P], R],
+    ) -> Callable[Concatenate["Operations", P], R]:
+        @functools.wraps(method)
+        def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+            timer = self._meters.operation(method.__name__)
+            begun_ns = timer.begin()
+            path = self._path("file", args) if subject == "closed" else ""
+            failed = True
+            try:
+                result = method(self, *args, **kwargs)
+                failed = False
+            except Exception as error:
+                self._fail(method.__name__, path or self._path(subject, args), error)
+            finally:
+                timer.end(begun_ns, failed)
+            return result
+
+        return wrapper
+
+    return decorate
+
+
+class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
+    """What llfuse calls, for one `FileSystem`.
+
+    `on_ready` is called when the kernel has said hello: from then on the mount serves.
+    """
+
+    def __init__(
+        self, filesystem: FileSystem, on_ready: Callable[[], None], meters: Meters | None = None
+    ) -> None:
+        super().__init__()
+        self._meters = meters or Meters()
+        self._fs = filesystem
+        self._on_ready = on_ready
+        self._refusals = Refusals()
+
+    @operation("mount")
+    def init(self) -> None:
+        """Say that requests are being served."""
+        self._on_ready()
+
+    @operation("child")
+    def lookup(self, parent: InodeNumber, name: bytes, ctx: Any) -> Any:
+        """See FileSystem. What may be believed not to exist the kernel is told so, with a ttl."""
+        try:
+            return _entry_attributes(self._fs.lookup(parent, name))
+        except NoSuchEntry as error:
+            if error.ttl_s <= 0:
+                raise
+            return _no_entry(min(error.ttl_s, LONGEST_ABSENCE_S))
+
+    @operation("inode")
+    def getattr(self, inode: InodeNumber, ctx: Any) -> Any:
+        """See FileSystem."""
+        return _entry_attributes(self._fs.getattr(inode, ctx.pid))
+
+    @operation("mount")
+    def forget(self, inode_list: list[tuple[InodeNumber, int]]) -> None:
+        """See FileSystem."""
+        for inode, lookups in inode_list:
+            self._fs.forget(inode, lookups)
+
+    @operation("inode")
+    def access(self, inode: InodeNumber, mode: int, ctx: Any) -> bool:
+        """See FileSystem."""
+        return self._fs.access(inode, mode, ctx.uid, ctx.gid)
+
+    @operation("inode")
+    def opendir(self, inode: InodeNumber, ctx: Any) -> HandleNumber:
+        """See FileSystem."""
+        return self._fs.opendir(inode, ctx.pid)
+
+    @operation("directory")
+    def readdir(self, fh: HandleNumber, off: int) -> list[tuple[bytes, Any, int]]:
+        """See FileSystem. A list, because llfuse iterates under its lock."""
+        return [
+            (entry.name, _listed_attributes(entry), entry.next_position)
+            for entry in self._fs.readdir(fh, off)
+        ]
+
+    @operation("directory")
+    def releasedir(self, fh: HandleNumber) -> None:
+        """See FileSystem."""
+        self._fs.releasedir(fh)
+
+    @operation("child")
+    def mkdir(self, parent: InodeNumber, name: bytes, mode: int, ctx: Any) -> Any:
+        """See FileSystem. Directories have the mount's mode."""
+        return _entry_attributes(self._fs.mkdir(parent, name))
+
+    @operation("child")
+    def rmdir(self, parent: InodeNumber, name: bytes, ctx: Any) -> None:
+        """See FileSystem."""
+        self._fs.rmdir(parent, name)
+
+    @operation("child")
+    def create(
+        self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[HandleNumber, Any]:
+        """See FileSystem. The kernel has taken away what the process's umask does."""
+        handle, attributes = self._fs.create(
+            parent, name, flags, process_of(ctx.pid), _of_new(mode, ctx)
+        )
+        entry = _entry_attributes(attributes)
+        entry.attr_timeout = NEW_TTL_S
+        return handle, entry
+
+    @operation("child")
+    def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+        """Make an empty file."""
+        if not stat.S_ISREG(mode):
+            raise BadArgument(
+                "S3 has files only: no pipes, sockets or devices", f"{NO_OPTION}make it elsewhere"
+            )
+        handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
+        self._fs.flush(handle, 0, killed=False)
+        self._fs.release(handle)
+        return _entry_attributes(self._fs.lookup(parent, name))
+
+    @operation("inode")
+    def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
+        """See FileSystem."""
+        writes = flags & (os.O_ACCMODE | os.O_TRUNC)
+        process = process_of(ctx.pid) if writes else ctx.pid
+        handle = self._fs.open(inode, flags, process, ctx.pid)
+        if self._fs.is_shared(handle):
+            go_direct()
+        elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide() and self._fs.has_bytes(handle):
+            # The channel keeps the kernel from mapping it for shared writing (`flags_of_open`).
+            self._fs.release(handle)
+            raise NotPermitted(
+                "a mapping of the file could be written to, and nothing would come of it",
+                "mount with --staged-writes DIR and --allow-overwrite, or open it to be read only",
+            )
+        return handle
+
+    @operation("file")
+    def read(self, fh: HandleNumber, off: int, size: int) -> Bytes:
+        """See FileSystem. llfuse replies from the buffer's own memory."""
+        data = self._fs.read(fh, off, size)
+        self._meters.read(len(data))
+        return data
+
+    @operation("file")
+    def write(self, fh: HandleNumber, off: int, buf: bytes) -> int:
+        """See FileSystem."""
+        size = self._fs.write(fh, off, buf)
+        self._meters.written(size)
+        return size
+
+    @operation("file")
+    def flush(self, fh: HandleNumber) -> None:
+        """See FileSystem."""
+        process, killed = who_closes(request_pid())
+        self._fs.flush(fh, process, killed=killed)
+
+    @operation("file")
+    def fsync(self, fh: HandleNumber, datasync: bool) -> None:
+        """See FileSystem."""
+        self._fs.fsync(fh)
+
+    @operation("closed")
+    def release(self, fh: HandleNumber) -> None:
+        """See FileSystem."""
+        self._fs.release(fh)
+
+    @operation("child")
+    def unlink(self, parent: InodeNumber, name: bytes, ctx: Any) -> None:
+        """See FileSystem."""
+        self._fs.unlink(parent, name)
+
+    @operation("child")
+    def rename(
+        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
+    ) -> None:
+        """See FileSystem."""
+        flags = rename_flags()
+        if flags & ~RENAME_NOREPLACE:
+            raise BadArgument(
+                "names cannot be exchanged", f"{NO_OPTION}rename them one after the other"
+            )
+        self._fs.rename(parent, name, new_parent, new_name, replace=not flags)
+
+    @operation("inode")
+    def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
+        """See FileSystem."""
+        attributes = self._fs.set_attributes(
+            inode,
+            size_bytes=attr.st_size if fields.update_size else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            handle=fh,
+            thread=ctx.pid,
+        )
+        return _entry_attributes(attributes)
+
+    @operation("mount")
+    def statfs(self, ctx: Any) -> Any:
+        """Return a file system without end."""
+        stats = llfuse.StatvfsData()
+        stats.f_bsize = stats.f_frsize = ROOM_BLOCK_BYTES
+        stats.f_blocks = stats.f_bfree = stats.f_bavail = ROOM_BLOCKS
+        stats.f_files = stats.f_ffree = stats.f_favail = ROOM_BLOCKS
+        stats.f_namemax = MAX_NAME_BYTES
+        return stats
+
+    # What S3 cannot have. Extended attributes and fsync of directories are left to llfuse's
+    # defaults: ENOSYS, after which the kernel answers by itself and asks no more.
+
+    @operation("child")
+    def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        raise NotPermitted("S3 has no symbolic links", f"{NO_OPTION}copy what it leads to")
+
+    @operation("inode")
+    def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
+        """Refuse."""
+        raise NotPermitted("S3 has no hard links", f"{NO_OPTION}copy the file")
+
+    def _fail(self, operation: str, path: str, error: Exception) -> NoReturn:
+        """Log one line and raise the FUSEError that `error` means."""
+        number, level = outcome(error)
+        details: dict[str, Any] = {
+            "operation": operation,
+            "path": path,
+            "errno": errno.errorcode[number],
+        }
+        if isinstance(error, OperationError):
+            details["reason"] = str(error) or type(error).__name__
+            if isinstance(error, S3Error):
+                details |= {"s3_code": error.code, "s3_status": error.status}
+                details["request_id"] = error.request_id
+            elif level >= logging.WARNING:
+                before = self._refusals.note((operation, path, details["reason"]))
+                if before is None:
+                    raise llfuse.FUSEError(number) from None
+                details["program"], details["pid"] = program_of(request_pid())
+                details["times_before"] = before
+            if error.hint:
+                details["hint"] = error.hint
+            details = {key: value for key, value in details.items() if value not in ("", 0)}
+            log.log(level, "operation failed", **details)
+        else:
+            log.log(level, "operation failed: a bug", exc_info=error, **details)
+        raise llfuse.FUSEError(number) from None
+
+    def _path(self, subject: str, args: tuple[Any, ...]) -> str:
+        if subject == "child":
+            return self._fs.path_of(args[0], args[1])
+        if subject == "inode":
+            return self._fs.path_of(args[0])
+        if subject in ("file", "directory"):
+            return self._fs.path_of_handle(args[0], directory=subject == "directory")
+        return "/"
+
+
+def _of_new(mode: int, ctx: Any) -> FileAttributes:
+    return FileAttributes(stat.S_IMODE(mode), ctx.uid, ctx.gid)
+
+
+def _entry_attributes(attributes: Attributes) -> Any:
+    entry = llfuse.EntryAttributes()
+    entry.st_ino = attributes.inode
+    entry.st_mode = attributes.mode
+    entry.st_nlink = attributes.links
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_size = attributes.size_bytes
+    entry.st_blocks = -(-attributes.size_bytes // 512)
+    entry.st_blksize = BLOCK_BYTES
+    entry.st_atime_ns = attributes.mtime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    entry.entry_timeout = attributes.ttl_s
+    entry.attr_timeout = attributes.ttl_s
+    return entry
+
+
+def _no_entry(ttl_s: float) -> Any:
+    """Return what llfuse takes for a name that does not exist, for so long."""
+    entry = llfuse.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = ttl_s
+    return entry
+
+
+def _listed_attributes(entry: DirectoryEntry) -> Any:
+    attributes = llfuse.EntryAttributes()
+    attributes.st_ino = entry.inode
+    attributes.st_mode = entry.mode
+    return attributes

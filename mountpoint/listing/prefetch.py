@@ -1,0 +1,256 @@
+"""Directories listed before they are opened, for who walks through a tree (`walk_detector`).
+
+There are two ways. One flat LIST, without a delimiter, tells of 1,000 keys in all the
+directories that they are in (`flat`): where directories are small that is one request
+instead of a hundred. It begins at the directory that is opened and goes on a page ahead of
+the walk, as long as that is worth it (`pages.Account`). Where directories are large it is
+not; then the next few siblings are listed side by side, each by the request that it would
+have cost anyway.
+
+What was asked for more than `MAX_AGE_S` ago is not used. Who does not walk gets a listing
+that was asked for after `opendir`, always.
+"""
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import CancelledError
+from functools import partial
+
+import structlog
+
+from mountpoint.errors import OperationError
+from mountpoint.listing.cache import Listings
+from mountpoint.listing.flat import FlatListing, Listed
+from mountpoint.listing.page_chain import Asked
+from mountpoint.listing.pages import Account
+from mountpoint.listing.tree import Entry
+from mountpoint.listing.walk_detector import Walk
+from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.retry import Patience
+
+log = structlog.get_logger(__name__)
+
+#: Half of the second that is allowed. The attributes of the files come from the same page, are
+#: asked for after the listing, and have to be younger than a second, too.
+MAX_AGE_S = 0.5
+#: Siblings that are listed side by side.
+MAX_ASKED = 4
+#: How many of them are asked for on trust; each one that is used is good for two more.
+FIRST_TRUST = 4
+MAX_TRUST = 8
+#: Processes that are watched.
+MAX_WALKERS = 16
+
+
+class WalkAhead:
+    """What is listed ahead of all walks. Thread-safe; no lock is held while waiting."""
+
+    def __init__(
+        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+    ) -> None:
+        # dependencies
+        self._new_walker = partial(_Walker, client, patience, listings, ttl_s)
+        # constants
+        self._max_age_s = min(MAX_AGE_S, ttl_s / 2)
+        self._enabled = client.lists_in_order and ttl_s > 0
+        # mutable, guarded by _lock; a walker by itself
+        self._lock = threading.Lock()
+        self._walkers: OrderedDict[int, _Walker] = OrderedDict()  # by process, last used last
+        self._changed_at_s = -math.inf
+
+    def changed(self) -> None:
+        """Note that this mount has changed something: what was asked for before is too old."""
+        self._changed_at_s = math.nextafter(time.monotonic(), math.inf)
+
+    def opened(self, process: int, directory: bytes) -> Listed | Asked | None:
+        """Note that a process opens a directory; return what is known of it.
+
+        Waits for a page that is under way, as long as for one try. Raises nothing.
+        """
+        walker = self._walker(process)
+        if walker is None:
+            return None
+        try:
+            now_s = time.monotonic()
+            if not walker.walk.opened(directory, now_s):
+                return None
+            oldest_s = max(now_s - self._max_age_s, self._changed_at_s)
+            asked = walker.next.take(directory, oldest_s)
+            if asked is None:
+                whole = walker.flat.take(directory, walker.walk.top, oldest_s)
+                if whole is not None:
+                    return whole
+            else:
+                walker.flat.skip()
+            if walker.flat.rests:
+                walker.next.ask(walker.walk.next_after(directory, MAX_ASKED))
+            return asked
+        finally:
+            walker.busy.release()
+
+    def listed(self, process: int, directory: bytes, entries: list[Entry]) -> None:
+        """Note that a process has read more of a directory."""
+        children = [directory + each.name + b"/" for each in entries if each.is_directory]
+        walker = self._walker(process) if children else None
+        if walker is not None:
+            walker.walk.listed(directory, children)
+            walker.busy.release()
+
+    def _walker(self, process: int) -> "_Walker | None":
+        """Return the walker of a process, made busy; None while it is, or for nobody.
+
+        Calls of a process come one after another, unless its threads share open directories.
+        The kernel does not tell the numbers of processes in other containers: they are 0.
+        """
+        if not self._enabled or process == 0:
+            return None
+        with self._lock:
+            walker = self._walkers.get(process)
+            if walker is None:
+                walker = self._walkers[process] = self._new_walker()
+            self._walkers.move_to_end(process)
+            if len(self._walkers) > MAX_WALKERS:
+                self._walkers.popitem(last=False)
+            return walker if walker.busy.acquire(blocking=False) else None
+
+
+class _Walker:
+    """One process. Who has `busy` may use it; nobody waits for that."""
+
+    def __init__(
+        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+    ) -> None:
+        self.busy = threading.Lock()
+        self.walk = Walk()
+        self.flat = _Flat(client, patience, listings, ttl_s)
+        self.next = _Next(client)
+
+
+class _Flat:
+    """A flat listing that goes on ahead of a walk."""
+
+    def __init__(
+        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._listings = listings
+        # mutable
+        self._account = Account(ttl_s)
+        self._base = b""
+        self._listing: FlatListing | None = None
+        self._token: str | None = None  # of the page after the last one
+        self._asked: Asked | None = None  # the page under way
+        self._whole: dict[bytes, Listed] = {}
+        self._to_come = 0  # of the last page
+        self._few = 0  # with so many to come the next page is asked for
+
+    @property
+    def rests(self) -> bool:
+        """Whether it was not worth it lately: the next directories are too large."""
+        return self._account.rests
+
+    def skip(self) -> None:
+        """Note a directory that it is not needed for."""
+        self._account.skip()
+
+    def take(self, directory: bytes, base: bytes, oldest_s: float) -> Listed | None:
+        """Return a directory in a walk that began at `base`, if it is known whole."""
+        self._whole = {
+            prefix: each for prefix, each in self._whole.items() if each.asked_at_s >= oldest_s
+        }
+        if directory not in self._whole:
+            if self._asked is None:
+                self._ask_for(directory, base)
+            self._receive()
+        found = self._whole.get(directory)
+        if found is not None:
+            self._account.answered(time.monotonic())
+            self._to_come -= 1
+            if self._to_come <= self._few:
+                self._ask_next()
+        return found
+
+    def _ask_for(self, directory: bytes, base: bytes) -> None:
+        """Ask for a page that tells of a directory, if one is worth it."""
+        if self._listing is not None and self._listing.is_in(directory):
+            # It is larger than what was ahead. Its subdirectories are there, if any are.
+            if self._to_come <= 0:
+                self._ask_next()
+            return
+        self._stop()
+        if self._account.buys_page(time.monotonic(), known=True):
+            self._base = base
+            self._listing = FlatListing(base, directory)
+            self._ask(directory, None)
+
+    def _ask_next(self) -> None:
+        if (
+            self._asked is None
+            and self._token is not None
+            and self._account.buys_page(time.monotonic(), known=True)
+        ):
+            self._ask(None, self._token)
+
+    def _ask(self, start_after: bytes | None, token: str | None) -> None:
+        asked_at_s = time.monotonic()
+        future = self._client.list(self._base, start_after=start_after, token=token, flat=True)
+        self._asked = Asked(future, asked_at_s)
+
+    def _stop(self) -> None:
+        self._listing = None
+        self._token = None
+
+    def _receive(self) -> None:
+        """Take the page under way, if there is one."""
+        asked, self._asked = self._asked, None
+        if asked is None or self._listing is None:
+            return
+        try:
+            page = asked.future.result(self._patience.once_s)
+            whole = self._listing.feed(page, asked.asked_at_s)
+        except (OperationError, CancelledError, TimeoutError) as error:
+            asked.future.cancel()
+            prefix = self._base.decode("utf-8", "backslashreplace")
+            log.debug("a tree could not be listed ahead", prefix=prefix, reason=str(error))
+            whole = None
+        if whole is None:
+            self._stop()
+            self._account.pause()
+            return
+        self._token = page.next_token
+        self._whole |= {each.prefix: each for each in whole}
+        self._to_come = len(whole)
+        self._few = len(whole) // 2
+        for each in whole:
+            self._listings.see(each.prefix, each.asked_at_s)
+
+
+class _Next:
+    """The siblings that come next, listed side by side."""
+
+    def __init__(self, client: ObjectClient) -> None:
+        self._client = client
+        self._trust = FIRST_TRUST
+        self._asked: dict[bytes, Asked] = {}
+
+    def take(self, directory: bytes, oldest_s: float) -> Asked | None:
+        """Return what was asked for of a directory."""
+        for prefix, asked in list(self._asked.items()):
+            if asked.asked_at_s < oldest_s:
+                self._asked.pop(prefix).future.cancel()
+        found = self._asked.pop(directory, None)
+        if found is not None:
+            self._trust = min(self._trust + 2, MAX_TRUST)
+        return found
+
+    def ask(self, directories: list[bytes]) -> None:
+        """Ask for directories that come next, as far as they are trusted to be opened."""
+        for directory in directories:
+            if self._trust > 0 and directory not in self._asked:
+                self._trust -= 1
+                asked_at_s = time.monotonic()
+                self._asked[directory] = Asked(self._client.list(directory), asked_at_s)

@@ -1,0 +1,119 @@
+"""What a name is: from what is known, else from S3.
+
+In this order: that it is known not to exist; a page that names it, or that is asked for
+because it will answer for its neighbours as well (`batch_lookup`); one LIST of the few keys
+that begin with the name; and where too much else begins so, HEAD and LIST at the same time.
+"""
+
+import time
+
+from mountpoint.errors import NoSuchEntry, NotFound, Stalled
+from mountpoint.listing import tree
+from mountpoint.listing.batch_lookup import Siblings
+from mountpoint.listing.cache import Listings
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience, Tries
+
+
+class Lookups:
+    """Lookups in all directories of a mount. Thread-safe; no lock is held while waiting.
+
+    What has only `ahead_s` left to be believed is renewed when it is looked up.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        patience: Patience,
+        listings: Listings,
+        *,
+        ttl_s: float,
+        negative_ttl_s: float,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._patience = patience
+        self._listings = listings
+        self._siblings = Siblings(client, patience, listings, ttl_s)
+        # constants
+        self._ttl_s = ttl_s
+        self._negative_ttl_s = negative_ttl_s
+        self.ahead_s = self._siblings.ahead_s
+
+    def forget(self, directory: bytes) -> None:
+        """Forget what is known of how a directory is listed."""
+        self._siblings.forget(directory)
+
+    def find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
+        """Return what a name is, and until when (monotonic clock) that may be believed.
+
+        Raises NoSuchEntry, with how long that may be believed; S3Errors, Stalled, Interrupted.
+        """
+        if not tree.is_name(name):
+            raise NoSuchEntry()
+        if len(directory) + len(name) > tree.MAX_KEY_BYTES:
+            raise NoSuchEntry("no key is that long")
+        asked_at_s = time.monotonic()
+        absent_until_s = self._listings.absent(directory, name)
+        if absent_until_s is not None:
+            raise NoSuchEntry(ttl_s=min(absent_until_s - asked_at_s, self._negative_ttl_s))
+        tries = self._patience.begin()
+        try:
+            return self._siblings.find(directory, name) or self._alone(directory, name, tries)
+        except NoSuchEntry:
+            self._listings.missed(directory, name, asked_at_s)
+            passed_s = time.monotonic() - asked_at_s
+            raise NoSuchEntry(ttl_s=max(self._negative_ttl_s - passed_s, 0.0)) from None
+
+    def _alone(self, directory: bytes, name: bytes, tries: Tries) -> tuple[Entry, float]:
+        asked_at_s = time.monotonic()
+        entry = self._by_list(directory, name, tries)
+        if entry is None:
+            entry = self._by_both(directory, name, tries)
+        self._listings.add(directory, [entry], asked_at_s)
+        return entry, asked_at_s + self._ttl_s
+
+    def _by_list(self, directory: bytes, name: bytes, tries: Tries) -> Entry | None:
+        """Return what one LIST says of a name, or None if that is not enough to know."""
+        if not self._client.lists_in_order:
+            return None
+        key = directory + name
+        page = self._patience.ask(
+            lambda: self._client.list(key, max_keys=tree.FEW_KEYS), tries
+        ).answer()
+        certain, entry = tree.told_by(page, key, name)
+        if certain and entry is None:
+            raise NoSuchEntry()
+        return entry
+
+    def _by_both(self, directory: bytes, name: bytes, tries: Tries) -> Entry:
+        """Return what HEAD and LIST, asked at the same time, say of a name."""
+        key = directory + name
+        heading = self._patience.ask(lambda: self._client.head(key), tries)
+        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", tries)
+        head: ObjectInfo | None = None
+        if not below:
+            try:
+                head = heading.answer()
+            except NotFound:
+                head = None
+        entry = tree.decide(name, head, below)
+        if entry is None:
+            raise NoSuchEntry()
+        return entry
+
+    def _any_below(self, prefix: bytes, tries: Tries) -> bool:
+        """Whether any key begins with `prefix`."""
+        page = self._first_below(prefix, None, tries)
+        # S3 may send empty pages before the one that matters.
+        while not (page.objects or page.prefixes or page.next_token is None):
+            if tries.left_s() <= 0:
+                raise Stalled("the listing has only empty pages")
+            page = self._first_below(prefix, page.next_token, tries)
+        return bool(page.objects or page.prefixes)
+
+    def _first_below(self, prefix: bytes, token: str | None, tries: Tries) -> ListPage:
+        return self._patience.ask(
+            lambda: self._client.list(prefix, token=token, max_keys=1), tries
+        ).answer()

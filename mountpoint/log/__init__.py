@@ -1,0 +1,1 @@
+"""The log: where lines go, which ones, and what they look like."""

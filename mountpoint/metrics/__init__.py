@@ -1,0 +1,1 @@
+"""Counters and durations of what a mount does, and their export."""

@@ -1,0 +1,238 @@
+"""The metrics of a mount by their names: what is exported, in which unit, with which labels.
+
+Names, kinds, units and labels of `families` are the reference's (doc/METRICS.md there), so that
+what reads the one reads the other. `own_families` has what only we count. What a number becomes
+on its way (OTLP, Prometheus' text, a line of the log) is not known here. Pure.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from mountpoint.metrics.counters import CounterName
+from mountpoint.metrics.recorder import difference
+
+Kind = Literal["counter", "gauge", "histogram"]
+#: UCUM: bytes, microseconds, a plain number; what is counted is no unit. https://ucum.org/ucum
+Unit = Literal["By", "us", "1", "{file}", "{thread}"]
+#: Label values, in the order of the family's label names.
+Labels = tuple[str, ...]
+
+#: The reference's `http_status` of a request without an answer.
+NO_ANSWER = "-1"
+#: A histogram that has counted nothing.
+NOTHING: Mapping[str, Any] = {
+    "count": 0, "total": 0, "least": 0, "most": 0, "zeros": 0, "buckets": []
+}  # fmt: skip
+
+#: What each of `metrics.Counters` counts.
+COUNTERS: Mapping[CounterName, str] = {
+    "gets": "GetObject requests, retries included",
+    "heads": "HeadObject requests",
+    "lists": "Listings: ListObjectsV2, ListMultipartUploads",
+    "puts": "PutObject requests",
+    "uploads": "Multipart uploads that were begun",
+    "parts": "Parts of multipart uploads that were sent",
+    "completes": "Multipart uploads that were completed",
+    "aborts": "Multipart uploads that were given up",
+    "deletes": "DeleteObject requests",
+    "copies": "Copies by the server: CopyObject, UploadPartCopy",
+    "renames": "RenameObject requests (directory buckets)",
+    "bytes_asked": "Bytes that GETs have asked for",
+    "bytes_fetched": "Bytes of the bodies of GETs that have come",
+    "bytes_read": "Bytes that the kernel has read, told with the next request or at the close",
+    "reads_waited": "Reads whose bytes were not all here",
+    "bytes_prefetched": "Bytes of files that were fetched ahead of their opens",
+    "bytes_prefetched_in_vain": "Those of them that nobody has opened",
+    "bytes_sent": "Bytes of the bodies of PUTs and parts, retries included",
+    "retries": "Requests that were made again",
+    "hedges": "Second requests for what took too long",
+    "hedges_won": "Those of them that came first",
+    "checksums_verified": "Bodies that were compared with a checksum",
+    "checksums_absent": "Bodies that came without a checksum",
+}
+#: What `Programs` counts of each program.
+PROGRAMS = {
+    "reads": "Reads of a program",
+    "bytes_read": "Bytes that a program has read",
+    "writes": "Writes of a program",
+    "bytes_written": "Bytes that a program has written",
+}
+#: What `Answers.levels` tells, with units: what there is of something now.
+LEVELS: Mapping[str, tuple[Unit, str]] = {
+    "open_files": ("{file}", "File handles that are open"),
+    "files_being_written": ("{file}", "Files that are being written"),
+    "upload_pending": ("By", "Bytes of these files that are not in S3"),
+    "data_memory": ("By", "Data in memory: read ahead, or to be written"),
+    "data_memory_limit": ("By", "The most of it, --memory-target"),
+    "busy_threads": ("{thread}", "Threads that serve an operation"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric, with a value for each combination of labels.
+
+    The value of a histogram is its numbers, as `Histogram.numbers` returns them; others' are whole.
+    """
+
+    name: str
+    kind: Kind
+    unit: Unit
+    help: str
+    label_names: tuple[str, ...]
+    points: Mapping[Labels, Any]
+
+    def labelled(self) -> list[tuple[dict[str, str], Any]]:
+        """Return each value with its labels by their names."""
+        return [
+            (dict(zip(self.label_names, labels, strict=True)), value)
+            for labels, value in self.points.items()
+        ]
+
+
+def families(snapshot: Mapping[str, Any], resident_bytes: int) -> list[Family]:
+    """Return the reference's metrics, of a snapshot of `Meters`."""
+    operations, requests = snapshot["operations"], snapshot["requests"]
+    threads = snapshot["threads"]
+    errors: dict[Labels, int] = {
+        (name, NO_ANSWER if status == "0" else status): count
+        for name, each in requests.items()
+        for status, count in each["failures"].items()
+    }
+    by_operation, by_request = ("fuse_request",), ("s3_request",)
+    return [
+        Family(
+            "fuse.io_size",
+            "histogram",
+            "By",
+            "Bytes that one read brought, or one write took",
+            by_operation,
+            {("read",): snapshot["read_bytes"], ("write",): snapshot["written_bytes"]},
+        ),
+        Family(
+            "fuse.request_errors",
+            "counter",
+            "1",
+            "Operations that failed",
+            by_operation,
+            {(name,): each["failures"] for name, each in operations.items()},
+        ),
+        Family(
+            "fuse.request_latency",
+            "histogram",
+            "us",
+            "How long operations took",
+            by_operation,
+            {(name,): each["us"] for name, each in operations.items()},
+        ),
+        Family(
+            "process.memory_usage",
+            "gauge",
+            "By",
+            "Resident set of the process",
+            (),
+            {(): resident_bytes},
+        ),
+        Family(
+            "s3.request_count",
+            "counter",
+            "1",
+            "Requests that were sent, cancelled ones too",
+            by_request,
+            {(name,): each["begun"] for name, each in requests.items()},
+        ),
+        Family(
+            "s3.request_errors",
+            "counter",
+            "1",
+            "Requests that failed",
+            ("s3_request", "http_status"),
+            errors,
+        ),
+        Family(
+            "s3.request_first_byte_latency",
+            "histogram",
+            "us",
+            "From a request until its answer begins",
+            by_request,
+            {(name,): each["first_byte_us"] for name, each in requests.items()},
+        ),
+        Family(
+            "s3.request_total_latency",
+            "histogram",
+            "us",
+            "From a request until its answer is there",
+            by_request,
+            {(name,): each["us"] for name, each in requests.items()},
+        ),
+        Family(
+            "experimental.fuse.idle_threads",
+            "histogram",
+            "1",
+            "Threads without an operation, each time one begins",
+            (),
+            {(): threads["idle"]},
+        ),
+        Family(
+            "experimental.fuse.total_threads",
+            "gauge",
+            "1",
+            "Threads for operations",
+            (),
+            {(): threads["total"]},
+        ),
+    ]
+
+
+def own_families(
+    counters: Mapping[str, int],
+    programs: Mapping[str, Mapping[str, Any]],
+    levels: Mapping[str, int],
+) -> list[Family]:
+    """Return what only we count: `Counters`, what each program has caused, and `LEVELS`."""
+    found = [
+        Family(f"mount_s3.{name}", "counter", "1", help_, (), {(): counters[name]})
+        for name, help_ in COUNTERS.items()
+    ]
+    for name, help_ in PROGRAMS.items():
+        points: dict[Labels, int] = {(program,): each[name] for program, each in programs.items()}
+        found.append(
+            Family(f"mount_s3.program_{name}", "counter", "1", help_, ("program",), points)
+        )
+    for name, (unit, help_) in LEVELS.items():
+        now: dict[Labels, int] = {(): levels[name]} if name in levels else {}
+        found.append(Family(f"mount_s3.{name}", "gauge", unit, help_, (), now))
+    requests: dict[Labels, int] = {
+        (program, request): count
+        for program, each in programs.items()
+        for request, count in each["requests"].items()
+    }
+    labels = ("program", "s3_request")
+    help_ = "Requests that were sent for a program"
+    return [*found, Family("mount_s3.program_requests", "counter", "1", help_, labels, requests)]
+
+
+def since(before: Iterable[Family], after: Iterable[Family]) -> list[Family]:
+    """Return what has come between, without what has not changed. Gauges are as they are."""
+    earlier = {family.name: family.points for family in before}
+    found = [
+        family
+        if family.kind == "gauge"
+        else replace(family, points=_changed(family, earlier.get(family.name, {})))
+        for family in after
+    ]
+    return [family for family in found if family.points]
+
+
+def _changed(family: Family, before: Mapping[Labels, Any]) -> dict[Labels, Any]:
+    found = {}
+    for labels, value in family.points.items():
+        if family.kind == "histogram":
+            delta: Any = difference(before.get(labels, NOTHING), value)
+            some = delta["count"]
+        else:
+            some = delta = value - before.get(labels, 0)
+        if some:
+            found[labels] = delta
+    return found

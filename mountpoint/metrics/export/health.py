@@ -1,0 +1,89 @@
+"""Whether a mount is well: what /healthz answers.
+
+Three things can be known without asking anybody. *It serves*: it is mounted, and not all of its
+threads are stuck. *Its credentials* are valid. *S3 works*: requests of programs have not done
+nothing but fail. Nothing is sent to S3 for a probe, and the mount itself is never looked at: a
+process that waits on its own mount may hang for good.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from mountpoint.errors import CredentialsUnavailable
+from mountpoint.metrics.recorder import Meters
+from mountpoint.system.kernel import mount_points
+
+#: With all threads busy, no operation and no request may take longer to end: requests have shorter
+#: deadlines.
+STUCK_S = 180.0
+
+
+class Health:
+    """Of one mount. Thread-safe. `patience_s` is how long anybody waits for S3."""
+
+    def __init__(
+        self,
+        meters: Meters,
+        stopping: threading.Event,
+        directory: str,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # dependencies
+        self._meters = meters
+        self._stopping = stopping
+        self._check_credentials: Callable[[], None] = _nothing
+        # constants
+        self._directory = directory
+        self._patience_s = patience_s
+        self._clock = clock
+        # mutable, each replaced in one step
+        self._serving = False
+        self._is_seen = False  # what is mounted by a descriptor we may not see
+        self._progress: tuple[int, float] = (-1, 0.0)  # what was over, and since when
+
+    def serving(self, check_credentials: Callable[[], None]) -> None:
+        """Note that requests are being served, with credentials that can be checked."""
+        self._check_credentials = check_credentials
+        self._is_seen = self._directory in mount_points()
+        self._serving = True
+
+    def why_not_alive(self) -> str:
+        """Return what a restart would repair, or ""."""
+        if self._stopping.is_set():
+            return "it is being unmounted"
+        if not self._serving:
+            return "it is not mounted yet"
+        if self._is_seen and self._directory not in mount_points():
+            return f"nothing is mounted at {self._directory} any more"
+        return self._stuck()
+
+    def why_not_well(self) -> str:
+        """Return why programs cannot use it, or ""."""
+        reason = self.why_not_alive()
+        if reason:
+            return reason
+        try:
+            self._check_credentials()
+        except CredentialsUnavailable as error:
+            return str(error)
+        return self._meters.trouble.lasting(self._patience_s)
+
+    def _stuck(self) -> str:
+        threads = self._meters.threads
+        if not threads.total or threads.busy < threads.total:
+            self._progress = (-1, 0.0)
+            return ""
+        over = threads.over + sum(each.timer.over for each in list(self._meters.requests.values()))
+        now_s = self._clock()
+        if over != self._progress[0]:
+            self._progress = (over, now_s)
+        stuck_s = now_s - self._progress[1]
+        if stuck_s < STUCK_S:
+            return ""
+        return f"all {threads.total} threads are busy, and nothing has ended for {stuck_s:.0f} s"
+
+
+def _nothing() -> None:
+    """Before there are credentials there is nothing to check."""

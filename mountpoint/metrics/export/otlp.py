@@ -1,0 +1,205 @@
+"""Metrics to a collector: OTLP over HTTP, as the reference sends them.
+
+What was counted since the last export that arrived goes out as *deltas*, histograms as they are
+kept: with exponential buckets. Numbers are aggregated here (`metrics/recorder`), so of
+OpenTelemetry's SDK only its data classes and its exporter are used: what it knows of headers,
+certificates, compression and retries holds, with its variables (OTEL_EXPORTER_OTLP_HEADERS ...).
+
+What a collector did not take is part of the next export: nothing is lost while it is away. Who has
+taken an export and could not say so in time gets it again.
+
+The extra `otlp` brings the libraries. https://opentelemetry.io/docs/specs/otlp/
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+import structlog
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Buckets,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Gauge,
+    Metric,
+    MetricExportResult,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.resources import OTELResourceDetector
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from mountpoint.errors import MountError
+from mountpoint.log.format import Redactor
+from mountpoint.log.throttle import Refusals
+from mountpoint.metrics._histogram import SCALE
+from mountpoint.metrics.export.families import Family, since
+
+log = structlog.get_logger(__name__)
+
+#: Where its collectors take metrics; the reference adds it to what it is given, too.
+PATH = "/v1/metrics"
+#: The reference's.
+SCOPE = InstrumentationScope("mountpoint-s3")
+#: The last export must not hold up the end of the mount.
+LAST_EXPORT_S = 3.0
+LIBRARY = "opentelemetry"
+#: What lets us in at the collector: `name=value`, with commas between, percent-encoded.
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
+#: OpenTelemetry's variable, with our default.
+TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+
+
+class Otlp:
+    """Sends what `collect` returns. One thread calls `export`, and at the end `export_last`."""
+
+    def __init__(
+        self, endpoint: str, collect: Callable[[], list[Family]], environ: Mapping[str, str]
+    ) -> None:
+        # dependencies
+        self._collect = collect
+        self._words = _Words(environ)
+        self._refusals = Refusals()
+        # constants
+        self._url = endpoint.rstrip("/").removesuffix(PATH) + PATH
+        self._cumulative = environ.get(TEMPORALITY, "").strip().lower() == "cumulative"
+        # The reference names no resource, because collectors make dimensions of it: here only
+        # what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES tell.
+        self._resource = OTELResourceDetector().detect()
+        # mutable, of the thread that exports
+        self._sent: list[Family] = []
+        self._sent_ns = time.time_ns()
+        self._failing = False
+        library = logging.getLogger(LIBRARY)
+        library.handlers, library.propagate = [self._words], False
+        self._exporter = self._made(None)
+
+    def export(self) -> None:
+        """Send what there is since the last export that arrived."""
+        self._send(self._exporter)
+
+    def export_last(self) -> None:
+        """Send the last of it, in little time."""
+        self._words.said.clear()
+        self._send(self._made(LAST_EXPORT_S))
+
+    def interrupt(self) -> None:
+        """End the waiting between tries of an export that is under way."""
+        self._exporter.shutdown()
+
+    def _made(self, timeout_s: float | None) -> OTLPMetricExporter:
+        """Return an exporter. Raises MountError for variables that the library does not take."""
+        try:
+            exporter = OTLPMetricExporter(endpoint=self._url, timeout=timeout_s)
+        except Exception as error:  # whatever reading them raises
+            self._words.said.append(str(error))
+        if self._words.said:
+            raise MountError(
+                f"OpenTelemetry's library: {self._words.said[0]}",
+                "look at the variables OTEL_EXPORTER_OTLP_*",
+            )
+        return exporter
+
+    def _send(self, exporter: OTLPMetricExporter) -> None:
+        found, now_ns = self._collect(), time.time_ns()
+        # The clock may have been set back.
+        begun_ns = min(self._sent_ns, now_ns)
+        data = self._data(since(self._sent, found), begun_ns, now_ns)
+        self._words.said.clear()
+        if exporter.export(data) is MetricExportResult.SUCCESS:
+            if not self._cumulative:
+                self._sent, self._sent_ns = found, now_ns
+            if self._failing:
+                log.info("metrics are sent again", url=self._url)
+            self._failing = False
+            return
+        self._failing = True
+        before = self._refusals.note(self._url)
+        if before is not None:
+            log.warning(
+                "metrics could not be sent",
+                url=self._url,
+                reason=next(iter(self._words.said), "no answer"),
+                times_before=before or None,
+                hint="they are kept until the collector takes them",
+            )
+
+    def _data(self, found: Sequence[Family], begun_ns: int, now_ns: int) -> MetricsData:
+        temporality = AggregationTemporality.DELTA
+        if self._cumulative:
+            temporality = AggregationTemporality.CUMULATIVE
+        metrics = [_metric(family, temporality, begun_ns, now_ns) for family in found]
+        scope = ScopeMetrics(scope=SCOPE, metrics=metrics, schema_url="")
+        resource = ResourceMetrics(
+            resource=self._resource, scope_metrics=[scope], schema_url=self._resource.schema_url
+        )
+        return MetricsData([resource])
+
+
+class _Words(logging.Handler):
+    """What the library says while it exports, without secrets. It is ours to log, once a minute.
+
+    The first words are those that say why something has failed.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(logging.WARNING)
+        pairs = [pair for name in HEADERS for pair in environ.get(name, "").split(",")]
+        values = [pair.partition("=")[2].strip() or pair.strip() for pair in pairs]
+        self._redact = Redactor([*values, *map(unquote, values)])
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(self._redact(record.getMessage()))
+
+
+def _metric(
+    family: Family, temporality: AggregationTemporality, begun_ns: int, now_ns: int
+) -> Metric:
+    data: Any
+    if family.kind == "histogram":
+        points = [_distribution(*point, begun_ns, now_ns) for point in family.labelled()]
+        data = ExponentialHistogram(points, temporality)
+    else:
+        values = family.labelled()
+        if family.kind == "gauge":  # doubles, as the reference's
+            data = Gauge([NumberDataPoint(labels, 0, now_ns, float(n)) for labels, n in values])
+        else:
+            numbers = [NumberDataPoint(labels, begun_ns, now_ns, n) for labels, n in values]
+            data = Sum(numbers, temporality, is_monotonic=True)
+    return Metric(name=family.name, description=family.help, unit=family.unit, data=data)
+
+
+def _distribution(
+    labels: dict[str, str], numbers: Mapping[str, Any], begun_ns: int, now_ns: int
+) -> ExponentialHistogramDataPoint:
+    """Return a histogram's numbers as a data point.
+
+    Our first bucket counts nothing but ones, which are the end of OpenTelemetry's bucket -1.
+    """
+    ones, *others = numbers["buckets"] or [0]
+    counts, offset = ([ones, 0, *others] if others else [ones]), -1
+    while counts and not counts[0]:
+        del counts[0]
+        offset += 1
+    return ExponentialHistogramDataPoint(
+        attributes=labels,
+        start_time_unix_nano=begun_ns,
+        time_unix_nano=now_ns,
+        count=numbers["count"],
+        sum=numbers["total"],
+        scale=SCALE,
+        zero_count=numbers["zeros"],
+        positive=Buckets(offset, counts),
+        negative=Buckets(0, []),
+        flags=0,
+        min=numbers["least"],
+        max=numbers["most"],
+    )

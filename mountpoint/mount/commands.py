@@ -1,0 +1,171 @@
+"""What a running mount answers to `mount-s3ctl`, over its control socket (`control`).
+
+One method per command: a request in, an object for JSON out. docs/mount-s3ctl.md documents the
+names, and users' scripts rely on them. Nothing secret is known here.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from mountpoint import __version__
+from mountpoint.config import Config
+from mountpoint.errors import MountError
+from mountpoint.fs.filesystem import FileSystem
+from mountpoint.fuse import binding as fuse
+from mountpoint.log import setup as logs
+from mountpoint.metrics.recorder import Meters
+from mountpoint.mount.control import Command
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.system.memory import resident_bytes
+from mountpoint.transfer.memory_budget import Budget
+
+#: Rates are averages over so many seconds: programs read in bursts.
+RATE_S = 10
+
+
+class Answers:
+    """The commands of one mount. Thread-safe. `sweep` is to be called every second."""
+
+    def __init__(
+        self,
+        config: Config,
+        endpoint: Endpoint,
+        filesystem: FileSystem,
+        budget: Budget,
+        meters: Meters,
+        recent: logs.Recent,
+    ) -> None:
+        # dependencies
+        self._config = config
+        self._endpoint = endpoint
+        self._filesystem = filesystem
+        self._budget = budget
+        self._meters = meters
+        self._recent = recent
+        # constants
+        self._began_s = time.monotonic()
+        # mutable; every change is one step of the interpreter: totals, and when they were taken
+        self._samples = deque([(self._began_s, self._totals())], maxlen=RATE_S + 1)
+
+    def sweep(self) -> None:
+        """Take a sample for the rates."""
+        self._samples.append((time.monotonic(), self._totals()))
+
+    def commands(self) -> dict[str, Command]:
+        """Return the methods that answer, by the commands' names."""
+        return {
+            "status": self.status,
+            "stats": self.stats,
+            "log": self.log,
+            "refresh": self.refresh,
+        }
+
+    def status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
+        """What is mounted where, since when, and what it holds."""
+        bucket = self._config.bucket
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "bucket": bucket.name,
+            "prefix": bucket.prefix.decode("utf-8", "surrogateescape"),
+            "endpoint": self._endpoint.host,
+            "region": self._endpoint.region,
+            "is_aws": self._endpoint.aws,
+            "directory": self._config.mount.directory,
+            "read_only": self._config.mount.read_only,
+            "options": _write_options(self._config),
+            "metadata_ttl_s": self._config.filesystem.ttl_s,
+            "negative_metadata_ttl_s": self._config.filesystem.negative_ttl_s,
+            "uptime_s": time.monotonic() - self._began_s,
+            "rss_bytes": resident_bytes(),
+            "memory_held_bytes": self._budget.held_bytes,
+            "memory_limit_bytes": self._budget.limit_bytes,
+            "open_files": self._filesystem.open_files(),
+            "being_written": [each._asdict() for each in self._filesystem.being_written()],
+            "rates": self._rates(),
+            "trouble": self._meters.trouble.lasting(0.0),
+            "log": logs.where(self._config.log),
+            "log_directory": self._config.log.directory,
+        }
+
+    def stats(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """All numbers since the mount began, and its status."""
+        return {
+            "at_s": time.monotonic(),
+            "status": self.status(request),
+            "counters": self._meters.counters.snapshot(),
+            "meters": self._meters.snapshot(),
+        }
+
+    def log(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The last lines of the log, of those after the number `after`."""
+        after = request.get("after", 0)
+        if not isinstance(after, int):
+            raise MountError("'after' is the number of a line")
+        return {"lines": self._recent.after(after), "where": logs.where(self._config.log)}
+
+    def refresh(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Forget what is known of `path`, below the mount, and of all below it."""
+        path = request.get("path")
+        if not isinstance(path, str):
+            raise MountError("'path' is a path below the mount")
+        names = self._filesystem.refresh(os.fsencode(path.strip("/")))
+        for directory, name in names:
+            fuse.forget_name(directory, name)
+        return {"forgotten": len(names)}
+
+    def levels(self) -> dict[str, int]:
+        """Return what there is of something now, for metrics (`export.families.LEVELS`)."""
+        writing = self._filesystem.being_written()
+        return {
+            "open_files": self._filesystem.open_files(),
+            "files_being_written": len(writing),
+            "upload_pending": sum(each.pending_bytes for each in writing),
+            "data_memory": self._budget.held_bytes,
+            "data_memory_limit": self._budget.limit_bytes,
+            "busy_threads": self._meters.threads.busy,
+        }
+
+    def _rates(self) -> dict[str, float]:
+        began_s, before = self._samples[0]
+        over_s = max(time.monotonic() - began_s, 1e-3)
+        rates = {
+            f"{name}_per_s": (total - before[name]) / over_s
+            for name, total in self._totals().items()
+        }
+        return {"over_s": over_s, **rates}
+
+    def _totals(self) -> dict[str, int]:
+        counters, requests = self._meters.counters.snapshot(), list(self._meters.requests.values())
+        return {
+            "read_bytes": self._meters.read_bytes.total,
+            "written_bytes": self._meters.written_bytes.total,
+            "fetched_bytes": counters["bytes_fetched"],
+            "sent_bytes": counters["bytes_sent"],
+            "requests": sum(each.timer.over + each.timer.under_way for each in requests),
+            "failed_requests": sum(each.timer.failures for each in requests),
+        }
+
+
+def _write_options(config: Config) -> list[str]:
+    """Return the options that allow more than new files; none of a mount that is read-only."""
+    change = config.change
+    if config.mount.read_only:
+        return []
+    switches = (
+        "allow_overwrite",
+        "allow_delete",
+        "allow_rename",
+        "allow_append",
+        "incremental_upload",
+        "keep_directories",
+    )
+    found = [f"--{name.replace('_', '-')}" for name in switches if getattr(change, name)]
+    if change.attributes != "refuse":
+        found.append(f"--attributes {change.attributes}")
+    if change.staging_directory is not None:
+        found.append(f"--staged-writes {change.staging_directory}")
+    return found

@@ -1,0 +1,168 @@
+"""The control socket of a mount: how `mount-s3ctl` asks it, over a unix socket of its owner's.
+
+Each mount listens on one socket in `socket_directory`, which nobody else can enter; and who
+connects has to be its owner or root (SO_PEERCRED, unix(7)). A connection is one line of JSON each
+way: an object whose "command" names what is asked, and an object back, with "error" in it if that
+could not be done. They are served one after another, each within `CLIENT_S`.
+
+What is answered is not known here (`commands`).
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from mountpoint.errors import MountError
+from mountpoint.upload.pending_journal import default_directory
+
+log = structlog.get_logger(__name__)
+
+SUFFIX = ".sock"
+#: How long a client may take to say what it wants, and to take the answer.
+CLIENT_S = 5.0
+#: How long a mount may take to answer: forgetting a million names takes some seconds.
+ANSWER_S = 60.0
+MOST_REQUEST_BYTES = 64 << 10
+BACKLOG = 16
+
+#: What a command does with a request.
+Command = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def socket_directory(environ: Mapping[str, str]) -> Path:
+    """Return where this user's sockets are: root's in /run, others' beside their journals.
+
+    Not in XDG_RUNTIME_DIR: that goes when the user logs out, and the mount stays.
+    """
+    return Path("/run/mount-s3") if os.geteuid() == 0 else default_directory(environ) / "control"
+
+
+class Control:
+    """The socket of this process. That it cannot be made is logged and no error."""
+
+    def __init__(self, directory: Path, commands: Mapping[str, Command]) -> None:
+        # dependencies
+        self._commands = commands
+        # constants
+        self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        self._listener: socket.socket | None = None
+        try:
+            self._listener = _listen(self._path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            log.warning(
+                "no control socket: mount-s3ctl cannot ask", path=str(self._path), reason=reason
+            )
+            return
+        threading.Thread(target=self._serve, name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        if self._listener is None:
+            return
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends `accept`
+        self._listener.close()
+
+    def _serve(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), connection:  # it has gone
+                connection.settimeout(CLIENT_S)
+                if _peer_uid(connection) in (0, os.geteuid()):
+                    answer = self._answer(_line(connection, MOST_REQUEST_BYTES))
+                    connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            command = self._commands[request["command"]]
+        except (ValueError, KeyError, TypeError):
+            return {"error": f"what is asked must be one of {', '.join(self._commands)}"}
+        try:
+            return command(request)
+        except Exception as error:
+            if not isinstance(error, MountError):
+                log.error("a command failed: a bug", request=request, exc_info=error)
+            return {"error": str(error)}
+
+
+def ask(path: Path, command: str, /, **request: Any) -> dict[str, Any]:
+    """Ask the mount that listens at `path`.
+
+    Raises ConnectionRefusedError if nobody does any more, other OSErrors, MountError for what it
+    answers that it cannot do.
+    """
+    with _reachable(path) as address, socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(CLIENT_S)
+        connection.connect(address)
+        connection.settimeout(ANSWER_S)
+        connection.sendall(json.dumps({**request, "command": command}).encode() + b"\n")
+        line = _line(connection, None)
+    if not line:
+        raise ConnectionResetError("the mount has ended")
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise MountError(answer["error"])
+    return answer
+
+
+def _listen(path: Path) -> socket.socket:
+    """Return a listening socket that only its owner can open. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.parent.stat()
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise PermissionError(0, "others can enter the directory")
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with _reachable(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """Yield an address of a socket that is short enough: unix(7) allows 107 bytes."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return int(credentials.unpack(found)[1])
+
+
+def _line(connection: socket.socket, most_bytes: int | None) -> bytes:
+    """Return the first line that comes, or what there is of it at the end."""
+    received = bytearray()
+    while not received.endswith(b"\n"):
+        chunk = connection.recv(1 << 16)
+        received += chunk
+        if not chunk or (most_bytes is not None and len(received) > most_bytes):
+            break
+    return bytes(received)

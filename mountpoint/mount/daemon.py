@@ -1,0 +1,282 @@
+"""Going to the background: fork, a status pipe, detach.
+
+The parent waits until the child says that the mount serves requests, and only then lets
+the caller's prompt come back. So an error that shows while mounting reaches the terminal,
+and a script that goes on after `mount-s3` finds the files.
+
+* The fork happens before any CRT object exists: its threads would not survive it. Whatever
+  starts threads is imported and built by `work`, in the child.
+* The child writes one message to the pipe: `READY`, or `FAILED` and the text of the error.
+  No message and the end of the pipe mean that it died; its exit status says how.
+* One fork is enough. The second fork of the classic recipe keeps a session leader from
+  gaining a controlling terminal by opening a tty, and nothing here ever opens one. In
+  exchange the parent knows the process it waits for, and init adopts it when the parent ends.
+* The session is a new one only when the mount is ready. Until then the process stays in the
+  caller's group, which is systemd's where an automount asks: autofs has all others wait for the
+  mount when they come near its directory (fs/autofs/root.c, autofs_d_manage).
+* Descriptors that the caller left open to us are closed in the child at once. Standard
+  output and error are given up when the mount is ready, so that `out=$(mount-s3 ...)`
+  returns as soon as the parent ends.
+* The umask stays. The working directory becomes "/", so that the caller's file system can
+  be unmounted; paths from the command line are absolute by then (`cli/main`), and those that
+  botocore will read from the environment later are made so here.
+
+It does not know what a mount is, and nothing of signals after the mount is ready.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+import structlog
+
+from mountpoint.errors import MountError
+
+log = structlog.get_logger(__name__)
+
+READY = b"R"
+FAILED = b"E"
+
+#: An error is one or two lines; PIPE_BUF (4096 on Linux, pipe(7)) is what a pipe takes in one
+#: piece and without waiting for the reader.
+MAX_MESSAGE_BYTES = select.PIPE_BUF - 1
+
+#: How long the parent waits for the child. Each request on the way has its own deadline, 60 s
+#: by default; systemd gives a mount unit 90 s (DefaultTimeoutStartSec), and then the mount
+#: should have ended by itself and said why.
+START_TIMEOUT_S = 85.0
+
+#: How long a child that has been told to stop may take to unmount.
+STOP_TIMEOUT_S = 10.0
+
+#: Files that botocore reads again when credentials are refreshed.
+#: https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html
+PATH_VARIABLES = (
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CA_BUNDLE",
+)
+
+
+def run_in_background(
+    work: Callable[[Callable[[], None]], int],
+    *,
+    log_hint: str = "",
+    timeout_s: float = START_TIMEOUT_S,
+) -> None:
+    """Run `work(on_ready)` in a child process; return once it has called `on_ready`.
+
+    The child never returns from here: it ends with what `work` returns as its exit status.
+    `on_ready` raises MountError when nobody waits for the mount any longer. `log_hint` says
+    where the log is.
+
+    Raises MountError: what the child raised, or that it died or took too long. An exception
+    in the parent, such as Ctrl-C, stops the child first.
+    """
+    _open_standard_descriptors()
+    _flush()  # or the child would write the same text again
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _child(work, writer, log_hint)
+    os.close(writer)
+    try:
+        with _termination_raises():
+            _wait_until_ready(pid, reader, log_hint, timeout_s)
+    except MountError:
+        raise
+    except BaseException:
+        _stop(pid, reader)
+        raise
+    finally:
+        os.close(reader)
+
+
+def unexpected(error: BaseException, log_hint: str) -> MountError:
+    """Make the two lines about an error that nobody foresaw, and log it in full."""
+    if structlog.is_configured():
+        log.critical("unexpected error", exc_info=error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return MountError(f"unexpected error: {text}{where}", log_hint)
+
+
+# The parent
+
+
+def _wait_until_ready(pid: int, reader: int, log_hint: str, timeout_s: float) -> None:
+    if not _readable(reader, timeout_s):
+        _stop(pid, reader)
+        raise MountError(f"the mount was not ready after {timeout_s:g} seconds", log_hint)
+    message = os.read(reader, select.PIPE_BUF)
+    if message == READY:
+        return
+    code = _reap(pid, reader)
+    if message.startswith(FAILED):
+        what, _, hint = message[1:].decode("utf-8", "replace").partition("\n")
+        raise MountError(what, hint)
+    how = f"exit status {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    raise MountError(f"the mount process ended before the mount was ready: {how}", log_hint)
+
+
+def _stop(pid: int, reader: int) -> None:
+    """Ask the child to unmount and end, and see to it that it does."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGTERM)
+        _reap(pid, reader)
+
+
+def _reap(pid: int, reader: int) -> int:
+    """Wait for the child's end, which also ends the pipe, and return its exit code."""
+    while _readable(reader, STOP_TIMEOUT_S):
+        if not os.read(reader, select.PIPE_BUF):
+            break
+    else:
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _readable(reader: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+@contextlib.contextmanager
+def _termination_raises() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that the child is stopped on the way out."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    ending = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        ending.append(signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in ending}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_standard_descriptors() -> None:
+    """Open 0 to 2 where the caller closed them, or the pipe would take their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+# The child
+
+
+class _Status:
+    """The child's end of the pipe: one message, then closed.
+
+    `_descriptor` is None from then on, because its number may soon be another file's.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def ready(self) -> None:
+        """Detach from the caller and tell the parent that the mount is ready, once."""
+        if self._descriptor is None:
+            return
+        _detach()
+        try:
+            self._send(READY)
+        except BrokenPipeError:
+            raise MountError("the process that asked for the mount is gone") from None
+
+    def failed(self, error: MountError) -> None:
+        """Tell the parent, when it still listens, why there is no mount."""
+        if self._descriptor is not None:
+            text = str(error).encode("utf-8", "backslashreplace")
+            with contextlib.suppress(BrokenPipeError):
+                self._send(FAILED + text[:MAX_MESSAGE_BYTES])
+
+    def _send(self, message: bytes) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        assert descriptor is not None
+        try:
+            os.write(descriptor, message)
+        finally:
+            if message == READY:  # otherwise the end of the process ends the pipe
+                os.close(descriptor)
+
+
+def _child(work: Callable[[Callable[[], None]], int], writer: int, log_hint: str) -> NoReturn:
+    """Run `work` and end the process. `os._exit`: the parent's exit handlers are not ours."""
+    status = _Status(writer)
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            # What is ignored is about a terminal, which this process leaves.
+            signal.signal(number, signal.SIG_DFL)
+        _close_inherited()
+        _replace(0)
+        code = work(status.ready)
+        status.failed(MountError("the mount ended before it was ready", log_hint))
+    except MountError as error:
+        if structlog.is_configured():
+            log.error("mount failed", reason=error.what, hint=error.hint)
+        status.failed(error)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        status.failed(unexpected(error, log_hint))
+    finally:
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+        os._exit(code)
+
+
+def _detach() -> None:
+    """Give up the caller's terminal or pipes, its session and its working directory."""
+    os.setsid()
+    _flush()
+    _replace(1)
+    _replace(2)
+    for name in PATH_VARIABLES:
+        value = os.environ.get(name)
+        if value and not value.startswith("~"):
+            os.environ[name] = os.path.abspath(value)
+    os.chdir("/")
+
+
+def _close_inherited() -> None:
+    """Close what the caller left open to us.
+
+    An inheritable descriptor is the caller's: Python makes all of its own non-inheritable
+    (PEP 446), and exec has closed the others.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        with contextlib.suppress(OSError):  # the listing's own is closed by now
+            if descriptor > 2 and os.get_inheritable(descriptor):
+                os.close(descriptor)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by the caller
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+
+def _replace(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor)
+    os.close(null)

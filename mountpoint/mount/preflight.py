@@ -1,0 +1,199 @@
+"""What mounting needs of this machine, and of the bucket, before anything is mounted.
+
+`run` and `checks` ask the same functions, so that both say the same. They raise MountError.
+Nothing here asks S3.
+"""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from mountpoint.config import Config, MountConfig
+from mountpoint.errors import MountError
+from mountpoint.system import kernel
+
+#: Its bit in /proc/self/status: capabilities(7).
+CAP_SYS_ADMIN = 1 << 21
+
+
+def check_directory(directory: str) -> None:
+    """Raise MountError unless something can be mounted on `directory`."""
+    if directory in kernel.mount_points():
+        dead = ""
+        try:
+            os.statvfs(directory)  # of what stat(2) tells the kernel may know it for a second
+        except OSError as error:
+            dead = f" that no longer answers ({error.strerror})"
+        raise MountError(
+            f"'{directory}' is already a mount point{dead}",
+            f"unmount it first (umount {directory}), or choose another directory",
+        )
+    try:
+        status = os.stat(directory)
+    except FileNotFoundError:
+        raise MountError(
+            f"the directory '{directory}' does not exist", f"make it first: mkdir -p {directory}"
+        ) from None
+    except OSError as error:
+        raise MountError(
+            f"'{directory}' cannot be used: {error.strerror}",
+            "choose a directory that you can enter",
+        ) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"'{directory}' is not a directory", "choose an existing directory")
+    # So says fusermount, for all that cannot mount by themselves.
+    if not _may_mount() and not os.access(directory, os.W_OK):
+        own = status.st_uid == os.getuid()
+        raise MountError(
+            f"'{directory}' cannot be written: only root may mount there",
+            f"allow it: chmod u+w {directory}" if own else "choose a directory of your own",
+        )
+
+
+def check_fuse(config: MountConfig) -> None:
+    """Raise MountError unless FUSE can be used as `config` says."""
+    check_device()
+    check_privileges()
+    check_fusermount(config)
+    check_contexts(config)
+    check_allow_other(config)
+
+
+def check_device() -> None:
+    """Raise MountError unless /dev/fuse can be opened."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except FileNotFoundError:
+        raise MountError(
+            "there is no /dev/fuse",
+            "load the kernel module (modprobe fuse); in a container add --device /dev/fuse "
+            "--cap-add SYS_ADMIN",
+        ) from None
+    except OSError as error:
+        raise MountError(
+            f"/dev/fuse cannot be opened: {error.strerror}",
+            "run as root, or get access to the device; in a container add --device /dev/fuse "
+            "--cap-add SYS_ADMIN",
+        ) from None
+
+
+def check_privileges() -> None:
+    """Raise MountError if neither this process nor fusermount, which is setuid, may mount.
+
+    mount(2) wants CAP_SYS_ADMIN. No setuid program gets what the bounding set lacks, as it does
+    in most containers, nor anything under no_new_privs (capabilities(7), prctl(2)).
+    """
+    if _may_mount():
+        return
+    if _status("NoNewPrivs", 0) == 1:
+        raise MountError(
+            "this process may not mount, nor get the right to (no_new_privs)",
+            "a service: leave NoNewPrivileges= out; a container: allow privilege escalation",
+        )
+    if not CAP_SYS_ADMIN & _status("CapBnd"):
+        raise MountError(
+            "this process may not mount: it has no CAP_SYS_ADMIN, and cannot get it",
+            "in a container add --cap-add SYS_ADMIN",
+        )
+
+
+def check_fusermount(config: MountConfig) -> None:
+    """Raise MountError if the program is needed and missing."""
+    if needs_fusermount(config) and shutil.which("fusermount") is None:
+        raise MountError(
+            "fusermount is missing: only root can mount without it, and --auto-unmount needs it",
+            "install it: apt install fuse, or dnf install fuse",
+        )
+
+
+def check_contexts(config: MountConfig) -> None:
+    """Raise MountError if there are SELinux contexts, and not this process itself mounts."""
+    contexts = [each for each in config.kernel_options if "context=" in each]
+    if contexts and needs_fusermount(config):
+        raise MountError(
+            f"-o {contexts[0]} cannot be had: fusermount does not take SELinux contexts",
+            "mount as root, and without --auto-unmount; or leave it out",
+        )
+
+
+def needs_fusermount(config: MountConfig) -> bool:
+    """Whether it is not this process itself that mounts."""
+    return os.geteuid() != 0 or config.auto_unmount
+
+
+def check_allow_other(config: MountConfig) -> None:
+    """Raise MountError if others are to be let in, by a user who may not do so."""
+    if (config.allow_other or config.allow_root) and not _users_may_allow_other():
+        raise MountError(
+            "--allow-other and --allow-root are for root, unless /etc/fuse.conf allows them",
+            "put a line 'user_allow_other' into /etc/fuse.conf, or leave the option out",
+        )
+
+
+def check_library() -> str:
+    """Load the FUSE library, and return its version. Raises MountError."""
+    try:
+        from mountpoint.fuse import binding as fuse
+    except ImportError as error:
+        raise missing_library(error) from error
+    return fuse.library_version()
+
+
+def missing_library(error: ImportError) -> MountError:
+    """Return what it means that a library cannot be loaded."""
+    return MountError(
+        f"cannot load a library: {error}",
+        "libfuse 2.9: apt install libfuse2, or dnf install fuse-libs; others come with mount-s3",
+    )
+
+
+def check_kind(config: Config, *, is_directory: bool) -> None:
+    """Raise MountError if a bucket of another kind is needed; `is_directory` is which it is."""
+    if config.change.incremental_upload and not is_directory:
+        raise MountError(
+            f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
+            "leave --incremental-upload out; --allow-append works with any bucket, by copies",
+        )
+
+
+def why_unwritable(directory: str) -> str | None:
+    """Return why no file can be made in `directory`, which is made first if it is not there.
+
+    None if it can. Nothing is made now.
+    """
+    wanted = path = Path(directory).absolute()
+    try:
+        while not os.path.lexists(path):
+            path = path.parent
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return "File exists" if path == wanted else "Not a directory"
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return "Read-only file system"
+    except OSError as error:
+        return error.strerror
+    return None if os.access(path, os.W_OK | os.X_OK) else "Permission denied"
+
+
+def _may_mount() -> bool:
+    """Whether this process may call mount(2)."""
+    return bool(CAP_SYS_ADMIN & _status("CapEff"))
+
+
+def _users_may_allow_other() -> bool:
+    if os.geteuid() == 0:
+        return True
+    try:
+        with open("/etc/fuse.conf", encoding="utf-8", errors="replace") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
+
+
+def _status(name: str, unknown: int = CAP_SYS_ADMIN) -> int:
+    """Return a hexadecimal number of /proc/self/status; `unknown` where it is not told."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1], 16)
+    return unknown

@@ -1,0 +1,247 @@
+"""The composition root: check, connect, build everything, mount, serve, unmount.
+
+Runs in the process that serves the mount, after the fork. The order matters: whatever can
+be checked without S3 comes first, S3 is asked before anything is mounted, and from the
+mount on every way out goes through the unmount.
+"""
+
+import contextlib
+import faulthandler
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from mountpoint.config import Config, MountConfig
+from mountpoint.copy.objects import Copies
+from mountpoint.errors import MountError
+from mountpoint.fs.filesystem import FileSystem
+from mountpoint.fuse import binding as fuse
+from mountpoint.fuse.binding import llfuse
+from mountpoint.fuse.operations import Operations
+from mountpoint.log import setup as logs
+from mountpoint.metrics.export.exports import Exports
+from mountpoint.metrics.recorder import Meters
+from mountpoint.mount import preflight as requirements
+from mountpoint.mount.commands import Answers
+from mountpoint.mount.control import Control, socket_directory
+from mountpoint.mount.signals import SignalWatcher, nudge_workers
+from mountpoint.read.streams import Streams
+from mountpoint.s3.aws.ec2 import Instance
+from mountpoint.s3.aws.settings import surroundings
+from mountpoint.s3.connect import connect
+from mountpoint.s3.crt.client import CrtClient, enable_crt_log
+from mountpoint.s3.retry import Patience
+from mountpoint.staging.area import StagingArea
+from mountpoint.staging.area import check_directory as check_staging
+from mountpoint.system import kernel, memory
+from mountpoint.system.spill import Spill, default_directories
+from mountpoint.upload.pending_journal import Journal, Place, default_directory
+from mountpoint.upload.uploads import Uploads
+
+log = structlog.get_logger(__name__)
+
+#: What mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
+SUBTYPE = "mount-s3"
+
+
+def run(config: Config, on_ready: Callable[[], None]) -> int:
+    """Mount and serve until unmounted or told to end; return the exit code.
+
+    `on_ready` is called once the mount serves requests. Raises MountError, with nothing
+    mounted, when that cannot come to be.
+    """
+    memory.keep_freed()
+    memory.keep_private()
+    _allow_many_files()
+    recent, crashes = logs.configure(config.log)
+    if crashes is not None:
+        faulthandler.enable(crashes)  # there is no core file: see keep_private
+    if config.mount.descriptor is None:
+        requirements.check_directory(config.mount.directory)
+        requirements.check_fuse(config.mount)
+    if config.change.staging_directory is not None:
+        check_staging(config.change.staging_directory, config.mount.directory)
+    meters = Meters(fuse.request_pid, config.mount.max_threads)
+    watcher = SignalWatcher(meters.counters.log)
+    stopping = threading.Event()
+    crt_level = logs.crt_log_level(config.log)
+    if crt_level is not None:
+        enable_crt_log(crt_level)
+    config = surroundings(config.credentials.profile, os.environ).apply_to(config)
+    instance = Instance(config.credentials.profile, os.environ)
+    config = instance.apply_to(config)
+    with Exports(config, meters, stopping) as exports:
+        client = connect(
+            config.bucket,
+            config.credentials,
+            config.client,
+            os.environ,
+            stopping,
+            meters,
+            instance,
+        )
+
+        def ready(answers: Answers) -> None:
+            exports.serving(client.check_credentials, answers.levels)
+            on_ready()
+
+        try:
+            requirements.check_kind(config, is_directory=client.is_directory)
+            return _serve(config, client, stopping, meters, recent, watcher, ready)
+        finally:
+            stopping.set()
+            client.close()
+
+
+def _serve(
+    config: Config,
+    client: CrtClient,
+    stopping: threading.Event,
+    meters: Meters,
+    recent: logs.Recent,
+    watcher: SignalWatcher,
+    on_ready: Callable[[Answers], None],
+) -> int:
+    failure: list[Exception] = []
+
+    def ready() -> None:
+        log.debug("the kernel asks", at_most_kib=1024 if fuse.is_wide() else 128)
+        watcher.serving()
+        try:
+            on_ready(answers)
+        except Exception as error:
+            failure.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def patience_until(stopping: threading.Event) -> Patience:
+        return Patience(
+            try_s=config.client.try_timeout_s,
+            total_s=config.read.timeout_s,
+            stopping=stopping,
+            most_tries=config.client.most_tries,
+            counters=meters.counters,
+        )
+
+    patience = patience_until(stopping)
+    directory = config.mount.directory
+    # Reads end as soon as the kernel ends the mount; what is written then is still uploaded.
+    streams = Streams(client, config.read, patience_until(threading.Event()), meters.counters)
+    journal = Journal(default_directory(os.environ), Place.of(config.bucket))
+    spill = Spill(default_directories(os.environ))
+    uploads = Uploads(client, config.write, streams.budget, patience, journal=journal, spill=spill)
+    copies = Copies(client, config.write, uploads, patience)
+    staging = None
+    if config.change.staging_directory is not None:
+        staging = StagingArea(
+            config.change.staging_directory,
+            config.bucket.name,
+            config.change.staging_limit_bytes,
+        )
+    filesystem = FileSystem(
+        client,
+        prefix=config.bucket.prefix,
+        config=config.filesystem,
+        change=config.change,
+        write=config.write,
+        streams=streams,
+        uploads=uploads,
+        copies=copies,
+        patience=patience,
+        staging=staging,
+        on_open=kernel.ReadAhead(directory).set_for,
+        on_damage=fuse.forget_pages,
+        drop_pages=fuse.drop_pages,
+    )
+
+    def interrupt() -> None:
+        stopping.set()
+        streams.end()
+        uploads.interrupt()  # it aborts what is not complete, for which it needs the client
+        client.interrupt()
+
+    def end_reads() -> None:
+        if fuse.is_over():
+            streams.end()
+
+    receivers = fuse.Receivers(nudge_workers)
+    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
+    swept = (streams, uploads, filesystem, receivers, answers)
+    memory.start_sweeping([*(each.sweep for each in swept), end_reads], stopping)
+    fuse.widen(config.mount.channel)
+    if config.mount.descriptor is not None:
+        fuse.take(config.mount.descriptor)
+    watcher.mounting(interrupt)
+    try:
+        operations = Operations(filesystem, ready, meters)
+        llfuse.init(operations, directory, mount_options(config.mount))
+    except RuntimeError as error:
+        raise MountError(
+            f"'{directory}' could not be mounted: {error}",
+            "the lines above, from the FUSE library, say why",
+        ) from error
+    log.info("mounted", bucket=config.bucket.name, directory=directory)
+    control = Control(socket_directory(os.environ), answers.commands())
+    try:
+        llfuse.main(workers=config.mount.max_threads)
+    finally:
+        watcher.ended()
+        control.close()
+        interrupt()
+        llfuse.close(unmount=config.mount.descriptor is None)
+        journal.close()
+        if staging is not None:
+            staging.close()
+        meters.counters.log()
+        log.info("unmounted" if config.mount.descriptor is None else "ended", directory=directory)
+    if failure:
+        raise failure[0]
+    return 0
+
+
+def _allow_many_files() -> None:
+    """Raise the number of descriptors as far as it goes: staged files and connections have some.
+
+    The usual limit of 1024 is for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def mount_options(config: MountConfig) -> set[str]:
+    """Return the options for the FUSE library.
+
+    default_permissions lets the kernel check modes, as the reference does; nonempty allows
+    a directory with files in it, as mount(8) does; with big_writes there are more than 4 KiB in
+    a write; atomic_o_trunc lets `open` know that a file is to be replaced. What is mounted
+    already gets only those that libfuse itself follows: it refuses the others.
+    """
+    options = {"big_writes", "atomic_o_trunc"}
+    if config.allow_root:
+        options.add("allow_root")
+    if config.descriptor is not None:
+        return options
+    options |= {
+        f"fsname={_escaped(config.fsname or SUBTYPE)}",
+        f"subtype={SUBTYPE}",
+        "default_permissions",
+        "nonempty",
+        "nosuid",
+        "nodev",
+        "noatime",
+        "ro" if config.read_only else "rw",
+    }
+    if config.auto_unmount:
+        options.add("auto_unmount")
+    if config.allow_other:
+        options.add("allow_other")
+    return options | {_escaped(each) for each in config.kernel_options}
+
+
+def _escaped(text: str) -> str:
+    """Return a text that libfuse reads as one option, whatever is in it (fuse_opt.c)."""
+    return text.replace("\\", r"\\").replace(",", r"\,")

@@ -1,0 +1,493 @@
+"""Read-ahead policy: fed with the reads of one handle, it says which bytes to fetch. Pure.
+
+It knows positions and nothing else: no clock, no memory budget, no S3. The stream calls
+`plan` for a read whose bytes are not here, and once for each part that a reader reaches.
+
+A handle may be read by several sequential readers at once (threads, merged runs, the
+kernel's own read-ahead that comes concurrently and out of order), so the policy follows
+several *runs*. A read that belongs to no run begins one, and is fetched exactly, in whole
+pages: random readers stay at that. A second read that follows makes the run sequential, a
+second read just before it makes it a backward one; from then on it holds every read in its
+neighbourhood, and with each its read-ahead doubles, from 1 MiB up to what memory allows.
+
+What is fetched and never read costs as much as what is read, so a run earns its read-ahead:
+
+* the only reader, from the start of the object: without condition, once it reads 128 KiB at once
+  or goes on;
+* others: a quarter of what they have read so far; an eighth where many read in turns;
+* where the handle *jumps* (new runs begin and old ones are not returned to: a Parquet
+  reader, a zip reader), a new run is fetched at once as far as all of the last ones went, and
+  beyond that with an eighth of what it has read;
+* where little was read of the last files, from the start on up to where those reads ended;
+* in no case into what another run has read.
+
+Where all of the object has been read before, the kernel has most of its pages, and the reads
+that come here are of the *gaps* between them. So a run goes on behind what it skips, and that is
+fetched with the rest, as long as it is no more than what was read, and a quarter. Of a file of
+which every other MiB was lost all is fetched, in as many requests as for the first time; one for
+each gap would be eight times as many.
+
+Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its
+next pieces are fetched ahead, each exactly.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Range = tuple[int, int]
+
+PAGE_BYTES = 4096
+MIB = 1 << 20
+
+#: Several reads of one sequential reader are under way at once (kernel read-ahead, large reads
+#: with O_DIRECT, queues of io_uring) and arrive in any order: so many places off.
+JITTER_READS = 4
+
+#: The first step of read-ahead, and the smallest part of it: below 1 MiB the request, not
+#: the bytes, is what costs (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
+FIRST_AHEAD_BYTES = MIB
+
+#: A window is four parts or more, so that as many requests are in flight. It is six or more where
+#: it is larger than what each of two readers has at first: then `transfer/concurrency`, which
+#: learns from parts of full size, has found that more in flight help. Four streams that share 160
+#: MiB, with 90 MB/s for each connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with
+#: those of 8.
+FIRST_SHARE_BYTES = 32 * MIB
+#: Of parts that are not of full size, so many are ahead of a reader at the most: four streams then
+#: have as many requests as the client has connections, 25. Others would only wait there, each with
+#: the memory of a full part (430 MB at the peak with nine, 385 with seven).
+MOST_PARTS = 7
+
+#: Less is not worth a request of its own; and so much a run that goes on may cost in vain.
+LEAST_AHEAD_BYTES = MIB // 2
+
+#: A first read of this size is a program that copies, not one that looks: the kernel makes
+#: 16 KiB of a read of 4 KiB, and 128 KiB or more of the buffers of cat, cp and Python.
+LARGE_READ_BYTES = 128 * 1024
+
+#: Sequential readers of one handle that are told apart. A merge of sixteen runs is the most
+#: that has been seen in the field; the rest are the random reads between them.
+MAX_RUNS = 32
+
+#: A run is forgotten when so many plans were made for others since its last. Readers that
+#: take turns make one each; but one whose reads are hits plans only at every part it reaches,
+#: and in random turn somebody is always late: of 32 in random turn, 64 plans lost one in two
+#: hundred reads, 128 none in six runs.
+RETIRE_PLANS = 4 * MAX_RUNS
+
+#: Of so many jumps and returns the older half counts half.
+COUNTED_TURNS = 128
+
+#: How many of the last runs say how long runs are.
+LAST_LENGTHS = 8
+
+#: A reader that made one of so many last plans takes part in what may lie ahead.
+ACTIVE_PLANS = 32
+
+#: Beyond so many readers at once, each fetches half as far ahead: together it is as much.
+FEW_READERS = 4
+
+#: Pieces of a stride that are fetched ahead at most, so that a short one costs little.
+MAX_PIECES = 32
+
+
+@dataclass(slots=True)
+class _Run:
+    """One sequential reader. A backward one is kept mirrored: positions from the object's end.
+
+    Invariants: start <= cursor <= fetched <= size of the object; ahead >= 0.
+    """
+
+    start: int  # where it began
+    cursor: int  # the end of its furthest read
+    fetched: int  # the end of what has been planned for it
+    ahead: int  # how far beyond the cursor to fetch
+    used: int  # the number of the last plan made for it
+    largest: int  # read
+    before: int = 0  # how much had been read in all when it began
+    backward: bool = False
+
+    @property
+    def length(self) -> int:
+        """How far it has come."""
+        return self.cursor - self.start
+
+    @property
+    def slack(self) -> int:
+        """How far off a read may be to belong to it.
+
+        Never more than half of what has been read: two reads do not reach for the whole
+        neighbourhood.
+        """
+        return min(JITTER_READS * self.largest, self.length // 2)
+
+    def holds(self, begin: int, skips: int) -> bool:
+        """Whether a read belongs to it, which may skip so much."""
+        if self.ahead == 0:  # one read so far, mostly: the second has to follow it
+            return self.cursor - PAGE_BYTES <= begin <= self.cursor + skips
+        reach = max(self.slack, skips)
+        return self.cursor - self.slack <= begin <= max(self.fetched, self.cursor + reach)
+
+    def leaps(self, begin: int, skips: int) -> bool:
+        """Whether a read that it holds has skipped more: what is fetched serves it still."""
+        return begin > self.cursor + max(self.slack, PAGE_BYTES, skips)
+
+
+@dataclass(slots=True)
+class _Stride:
+    """The last read that belonged to no run, and how it lay to the one before."""
+
+    offset: int = -1
+    size: int = 0
+    distance: int = 0
+    hits: int = 0  # reads at this distance, after the two that showed it
+    ahead: int = 0  # pieces planned beyond `offset`
+
+    def hit(self, offset: int, size: int) -> bool:
+        """Take the next read; True if it is where the stride expects it."""
+        distance = offset - self.offset
+        apart = abs(distance) >= size + 2 * PAGE_BYTES  # no page is in two pieces
+        expected = apart and self.offset >= 0 and size == self.size and distance == self.distance
+        self.hits = self.hits + 1 if expected else 0
+        self.ahead = max(self.ahead - 1, 0) if expected else 0
+        self.offset, self.size, self.distance = offset, size, distance
+        return expected
+
+    def reach(self) -> Range:
+        """Return the range from the last read to the furthest piece planned."""
+        last = self.offset + self.ahead * self.distance
+        return min(self.offset, last), max(self.offset, last) + self.size
+
+
+class Window:
+    """The policy of one handle on an object of `size_bytes`. Requests are `part_bytes` at most.
+
+    `reach_bytes` is where the reader is expected to stop, when it begins at the start.
+    """
+
+    def __init__(self, size_bytes: int, *, part_bytes: int, reach_bytes: int | None = None) -> None:
+        # constants
+        self._size = size_bytes
+        self._largest_part = part_bytes
+        self._reach = size_bytes if reach_bytes is None else min(reach_bytes, size_bytes)
+        # mutable
+        self._gaps = False  # the kernel may have pages between the reads
+        self._read = 0  # bytes, before the read that is being planned
+        self._part = part_bytes
+        self._runs: list[_Run] = []  # the most recently used last
+        self._stride = _Stride()
+        self._plans = 0
+        self._jumps = 0  # runs begun
+        self._returns = 0  # reads that went back to a run that was not the last one
+        self._lengths: deque[int] = deque(maxlen=LAST_LENGTHS)  # of runs that were left
+        self._hit_stop = 0
+        self._last: _Run | None = None  # whose read came last, where that is certain
+
+    def plan(
+        self,
+        offset: int,
+        size: int,
+        *,
+        ahead_bytes: int,
+        hit_stop: int = 0,
+        read_bytes: int = 0,
+    ) -> list[Range]:
+        """Return what to fetch for a read of [offset, offset + size), within the object.
+
+        Each range is one request; the first cover the read, the others are the most urgent
+        first. `ahead_bytes` is how much may lie ahead of all readers together, `hit_stop`
+        where the last read ended that was served without a plan, `read_bytes` how much has been
+        asked for before, in all.
+        """
+        stop = offset + size
+        self._read = read_bytes
+        self._gaps = self._gaps or read_bytes >= self._size
+        self._plans += 1
+        self._note_hit(hit_stop)
+        self._runs = [run for run in self._runs if self._plans - run.used <= RETIRE_PLANS]
+        run = self._run_at(offset, stop) or self._turned(offset, stop)
+        if run is not None:
+            if run is not self._runs[-1]:
+                self._count(returns=1)
+            return list(self._followed(run, offset, stop, ahead_bytes))
+        if self._stride.hit(offset, size):
+            return self._strided(offset, stop, ahead_bytes)
+        if self._runs:
+            self._jumped(self._runs[-1])
+        return self._begun(offset, stop, ahead_bytes)
+
+    def expect_gaps(self) -> None:
+        """Note that the kernel had pages of the whole object: earlier reads were of all of it."""
+        self._gaps = True
+
+    def fetched_head(self, stop: int) -> None:
+        """Note that [0, stop) has been fetched for a reader who has not come yet."""
+        self._runs.append(_Run(0, 0, min(stop, self._size), 0, self._plans, 0))
+
+    def keeps(self, start: int, stop: int) -> bool:
+        """Whether a reader may still come to [start, stop)."""
+        if self._stride.ahead:
+            low, high = self._stride.reach()
+            if low < stop and start < high:
+                return True
+        for run in self._runs:
+            begin, end = self._mirrored(run, start, stop)
+            behind = run.cursor - min(JITTER_READS * run.largest, run.length)
+            ahead = max(run.fetched, run.cursor + run.slack)
+            if behind < end and begin < ahead:
+                return True
+        return False
+
+    def forget_ahead(self, hit_stop: int) -> None:
+        """Note that nothing is fetched any more beyond what was read: start again slowly.
+
+        `hit_stop` is as for `plan`.
+        """
+        self._note_hit(hit_stop)
+        self._stride = _Stride()
+        for run in self._runs:
+            run.fetched, run.ahead = run.cursor, 0
+
+    def slow_down(self) -> None:
+        """Halve the parts: a request has taken too long for its size."""
+        self._part = min(self._part, max(self._part // 2, 32 * PAGE_BYTES))
+        for run in self._runs:
+            run.ahead //= 2
+            run.fetched = run.cursor
+
+    def speed_up(self) -> None:
+        """Double the parts, up to the largest: requests come in time again."""
+        self._part = min(2 * self._part, self._largest_part)
+
+    @property
+    def slowed(self) -> bool:
+        """Whether parts are smaller than they might be."""
+        return self._part < self._largest_part
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        assert len(self._runs) <= MAX_RUNS
+        for run in self._runs:
+            assert 0 <= run.start <= run.cursor <= run.fetched <= self._size, run
+            assert run.ahead >= 0, run
+
+    # --- the kinds of reads ---
+
+    def _begun(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
+        """Plan a read that belongs to nothing."""
+        start, stop = self._pages(offset, stop)
+        fetched = stop
+        if start == 0 and stop >= LARGE_READ_BYTES:
+            end = self._reach if stop <= self._reach else self._size
+            fetched = min(stop + min(FIRST_AHEAD_BYTES, ahead_bytes), end)
+        elif self._jumps_about():
+            length = min(self._usual_length(), stop - start + ahead_bytes)
+            fetched = min(max(start + length, stop), self._size)
+        if len(self._runs) == MAX_RUNS:
+            del self._runs[0]
+        self._last = _Run(
+            start, stop, fetched, fetched - stop, self._plans, stop - start, self._read
+        )
+        self._runs.append(self._last)
+        part = min(max((fetched - start) // 4, FIRST_AHEAD_BYTES), self._part)
+        read = [(start, stop)] if stop - start <= self._part else _cut(start, stop, self._part)
+        return [*read, *_cut(stop, fetched, part)]
+
+    def _strided(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
+        """Plan a read that lies as far from the last one as that from the one before."""
+        stride = self._stride
+        wanted = min(2**stride.hits, MAX_PIECES, ahead_bytes // (stop - offset))
+        ranges = []
+        for piece in range(wanted + 1):
+            start = offset + piece * stride.distance
+            end = start + stop - offset
+            if start < 0 or start >= self._size:
+                break
+            stride.ahead = max(stride.ahead, piece)
+            ranges.append(self._pages(start, end))
+        return ranges
+
+    def _followed(self, run: _Run, offset: int, stop: int, ahead_bytes: int) -> Iterator[Range]:
+        """Plan a read that belongs to a run."""
+        begin, end = self._mirrored(run, offset, stop)
+        run.used = self._plans
+        run.largest = max(run.largest, end - begin)
+        if self._last is run and run.leaps(begin, self._skips(run)):
+            self._jumped(run)
+            run.start = run.cursor = begin
+            run.before = self._read
+        self._last = run
+        swept = run.cursor
+        if end > run.cursor:
+            looks = run.length == 0 and end - begin < LARGE_READ_BYTES
+            run.cursor = end
+            run.ahead = 0 if looks else self._earned(run, ahead_bytes)
+        self._absorb(run, swept)
+        # Powers of two: pieces are cut at multiples, and those of one size and the next would
+        # not fit.
+        parts = 4 if run.ahead <= FIRST_SHARE_BYTES else 6
+        share = max(run.ahead // parts, FIRST_AHEAD_BYTES)
+        part = min(1 << (share.bit_length() - 1), self._part)
+        ahead = run.ahead if part == self._part else min(run.ahead, MOST_PARTS * part)
+        run.fetched = self._extended(run, ahead, part)
+        first, last = self._mirrored(run, begin, max(end, run.fetched))
+        pieces = list(_cut(first, last, part))
+        # A backward reader comes to the last piece first.
+        yield from reversed(pieces) if run.backward else pieces
+
+    def _pages(self, start: int, stop: int) -> Range:
+        """Return the range in whole pages, but for the object's last."""
+        return start - start % PAGE_BYTES, min(stop + -stop % PAGE_BYTES, self._size)
+
+    # --- how far ---
+
+    def _earned(self, run: _Run, ahead_bytes: int) -> int:
+        """Return how far to read ahead of a run that has just moved on."""
+        readers = sum(
+            self._plans - each.used < ACTIVE_PLANS
+            for each in self._runs
+            if each.ahead and each.cursor < self._size  # else it has come to its end
+        )
+        from_start = run.start == 0 and not run.backward
+        # What lies before its first read may have been read from the kernel's pages.
+        from_start = from_start or (self._gaps and not self._jumps_about())
+        if from_start and readers <= 1:
+            earned = self._size
+        elif self._jumps_about():
+            usual = self._usual_length()
+            if run.length <= usual:
+                earned = usual - run.length
+            else:
+                earned = run.length // (8 if run.length <= 4 * usual else 4)
+        else:
+            part = 4 if readers <= FEW_READERS else 8
+            earned = max(run.length // part, min(run.length, LEAST_AHEAD_BYTES))
+        wanted = max(2 * run.ahead, FIRST_AHEAD_BYTES)
+        return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
+
+    def _extended(self, run: _Run, ahead: int, part: int) -> int:
+        """Return how far to fetch: in whole steps, or up to the end of the object.
+
+        Fetching exactly up to cursor + ahead at each plan would leave ever smaller pieces
+        (4 GiB took 2,760 requests instead of 519). A step is a part, or half of the window
+        while that is less, so that at least half of the window is always there. Steps end at
+        multiples of themselves: so whole parts are those in which most objects were uploaded,
+        and S3 has checksums for these.
+        """
+        fetched = max(run.fetched, run.cursor)
+        wanted = run.cursor + ahead
+        limit = self._limit(run)
+        if wanted >= limit:
+            return max(fetched, limit)
+        half = max(ahead // 2, LEAST_AHEAD_BYTES // 2)
+        step = part if half >= part else 1 << (half.bit_length() - 1)
+        if run.backward:  # multiples in the object, not from its end
+            return max(fetched, wanted - (wanted - self._size) % step)
+        return max(fetched, wanted - wanted % step)
+
+    def _limit(self, run: _Run) -> int:
+        """Return where another reader has begun, or the object ends: beyond that all is read.
+
+        Or where a reader from the start is expected to stop, until it has gone on.
+        """
+        expected = run.start == 0 and not run.backward and run.cursor <= self._reach
+        return min(
+            (
+                other.start
+                for other in self._runs
+                if other.backward == run.backward
+                and other.start >= run.cursor
+                and other.length >= FIRST_AHEAD_BYTES
+            ),
+            default=self._reach if expected else self._size,
+        )
+
+    def _useful(self, run: _Run) -> int:
+        """Return how much of what a run has passed was read."""
+        return min(self._read - run.before, run.length)
+
+    def _skips(self, run: _Run) -> int:
+        """Return how much a run may skip now: a quarter more than what it has read, in all."""
+        if not self._gaps:
+            return 0
+        useful = self._useful(run)
+        return max(useful + useful // 4 - (run.length - useful), 0)
+
+    def _jumps_about(self) -> bool:
+        """Whether the reader leaves its runs for good. Two jumps are a footer or a header."""
+        return self._jumps > 1 + self._returns
+
+    def _usual_length(self) -> int:
+        """Return how far all of the last runs went."""
+        return min(self._lengths, default=0)
+
+    def _jumped(self, left: _Run) -> None:
+        """Note that the reader has left a run."""
+        if left.length:
+            self._lengths.append(left.length)
+        self._count(jumps=1)
+
+    def _count(self, *, jumps: int = 0, returns: int = 0) -> None:
+        self._jumps += jumps
+        self._returns += returns
+        if self._jumps + self._returns >= COUNTED_TURNS:
+            self._jumps //= 2
+            self._returns //= 2
+
+    # --- which run ---
+
+    def _note_hit(self, stop: int) -> None:
+        """Move the run on whose bytes were read without a plan."""
+        if stop == self._hit_stop:
+            return
+        self._hit_stop = stop
+        self._last = None
+        for run in self._runs:
+            # Of a backward read this is the wrong end.
+            if not run.backward and run.cursor <= stop <= run.fetched:
+                self._last = run
+                run.cursor, run.used = stop, self._plans
+
+    def _mirrored(self, run: _Run, start: int, stop: int) -> Range:
+        """Turn a range into the run's direction, or back."""
+        return (self._size - stop, self._size - start) if run.backward else (start, stop)
+
+    def _run_at(self, offset: int, stop: int) -> _Run | None:
+        near = []
+        for run in self._runs:
+            begin = self._mirrored(run, offset, stop)[0]
+            if run.holds(begin, self._skips(run)):
+                near.append((abs(run.cursor - begin), run))
+        return min(near, key=lambda pair: pair[0])[1] if near else None
+
+    def _turned(self, offset: int, stop: int) -> _Run | None:
+        """Return the run of a single read that this read ends at: it is a backward one."""
+        for run in reversed(self._runs):
+            if run.ahead or run.backward or not run.length:
+                continue
+            if abs(run.start - stop) < PAGE_BYTES:
+                run.start, run.cursor = self._size - run.cursor, self._size - run.start
+                run.fetched = run.cursor
+                run.backward = True
+                return run
+        return None
+
+    def _absorb(self, run: _Run, swept: int) -> None:
+        """Forget runs that this one has passed: they were its own reads, out of order."""
+        low, high = swept - run.slack, run.cursor + run.slack
+        self._runs = [
+            other
+            for other in self._runs
+            if other is not run
+            and not (other.backward == run.backward and low <= other.cursor <= high)
+        ]
+        self._runs.append(run)  # the most recently used is last
+
+
+def _cut(start: int, stop: int, part: int) -> Iterator[Range]:
+    """Cut [start, stop) at multiples of `part`."""
+    while start < stop:
+        end = min(start - start % part + part, stop)
+        yield start, end
+        start = end

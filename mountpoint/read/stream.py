@@ -1,0 +1,502 @@
+"""One open object's bytes: from a read to ranged GETs and back.
+
+A read whose bytes are here is one call into `_fastpath`. Otherwise, and once for each part
+that a reader reaches, the stream asks its `Window` what to fetch, takes the memory from the
+budget, and issues ranged GETs for what no part covers yet, each with If-Match so that all
+bytes belong to one version of the object.
+
+The waiting reader drives everything that takes time. It wakes when its part has come, has
+failed, or has been silent for too long; then it replaces the part by a new request and
+waits again, until the total is used up, which open and reads share while nothing comes
+(`Allowance`). So a part that was fetched ahead and failed costs nothing until somebody wants it,
+and there is no thread that has to notice.
+
+A part that takes several times as long as its kin is asked for a second time, and whichever
+comes first counts (`_hedged`).
+
+A range whose bytes did not match their checksum is fetched again as it was, not only what a
+reader needs of it: S3 has checksums for whole objects and for parts as they were uploaded, and
+other bytes of the same place would come without one.
+
+Where parts come without checksums, a file that is read whole is compared with that of the whole
+object at its end (`whole_checksum`). If it does not match, the read that has come to the end fails,
+and so do all later ones.
+
+Parts behind the reader go when the next plan is made, and what was fetched exactly for a
+random read goes as soon as that read is answered: the kernel's page cache keeps it. A stream
+that nobody reads any more gives everything back (`rest`).
+"""
+
+import threading
+from collections.abc import Callable
+
+from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
+from mountpoint.config import ReadConfig
+from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
+from mountpoint.read.history import HEAD_BYTES, parts_of
+from mountpoint.read.readahead import MIB, PAGE_BYTES, Range, Window
+from mountpoint.read.whole_checksum import WholeChecksum
+from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
+from mountpoint.s3.retry import Allowance, Patience, Tries
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.transfer.stats import Pace
+
+Bytes = bytes | memoryview | Assembly
+
+#: When there is no memory to fetch ahead: a program may open files by the thousand.
+LEAST_BYTES = PAGE_BYTES
+#: Who opens an object up to this size gets it when all of it is here, 1.5 ms later at most. Its
+#: first read then waits for nothing: a thread is woken once per file, not twice.
+SMALL_BYTES = 128 * 1024
+
+#: Who has come so far from the start is likely to read the object to its end: then S3 is asked
+#: for its checksum. So is who has all of a smaller one on its way.
+ASK_BYTES = 2 * MIB
+
+#: The slowest link that is not taken for a stall. The client delivers a part's bytes only
+#: when all of them are there, so silence has to be allowed for as long as they may take.
+SLOWEST_BYTES_PER_S = MIB
+
+RETRIES_FAILED = "all retries failed; --read-timeout sets how long they go on"
+
+#: After a stall parts are smaller. So many that come in a tenth of the time allowed, and
+#: they grow again.
+TIMELY_PARTS = 8
+TIMELY_SHARE = 0.1
+
+
+class ReadStream:
+    """The bytes of `info`'s version of an object, of which `open` fetches `head_bytes`.
+
+    Who reads from its start is expected to stop at `reach_bytes`, unless that is None; `looked_at`
+    is whether little of it is likely to be read.
+    `on_close` is called with the stream when it is closed.
+
+    Thread-safe. `_lock` guards the plan and what is issued; it is never held while waiting.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        info: ObjectInfo,
+        *,
+        head_bytes: int,
+        reach_bytes: int | None = None,
+        looked_at: bool = False,
+        config: ReadConfig,
+        budget: Budget,
+        pace: Pace,
+        patience: Patience,
+        on_close: Callable[["ReadStream"], None],
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._config = config
+        self._pace = pace
+        self._patience = patience
+        self._allowance = Allowance(patience)
+        self._on_close = on_close
+        # constants
+        self.key = info.key
+        self.size_bytes = info.size_bytes
+        self._info = info
+        self._etag = info.etag
+        self._head_bytes = head_bytes
+        self.looked_at = looked_at
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._lease = budget.lease()
+        self._window = Window(
+            info.size_bytes, part_bytes=config.part_size_bytes, reach_bytes=reach_bytes
+        )
+        self._closed = False
+        self._head_due = False  # the first read fetches the head
+        self._head_fetched = False
+        self._head_read = False  # somebody has read from it
+        self.exact = False  # the kernel makes little more of what programs read
+        self._waiting = 0  # calls that are waiting for parts
+        self._waiting_bytes = 0  # that they are to read
+        self._timely = 0  # parts in a row that came in time
+        self._rests = 0  # times that `rest` has found no read since the last
+        self._rested_at_bytes = 0  # what had been read then
+        self._counted_bytes = 0  # what of `read_bytes` has been counted
+        # The ranges that have once come with another checksum than they have.
+        self._mismatched: set[tuple[int, int]] = set()
+        # mutable, guarded by the GIL
+        self._parts = PartMap()
+        self._whole: WholeChecksum | None = None  # from the first part on that is not all of it
+        self._damage = ""  # why nothing can be read any more
+
+    def open(self) -> ObjectInfo:
+        """Fetch the head of the object and return what S3 says of it now.
+
+        That is freshness check and first data in one round trip. Raises PreconditionFailed
+        when the version is no longer the newest, NotFound when the object is gone. The
+        object must not be empty.
+        """
+        tries = self._allowance.begin()
+        with self._lock:
+            self._waiting += 1
+            head = self._issue_head()
+        small = head.stop == self.size_bytes <= SMALL_BYTES
+        try:
+            while True:
+                if small:
+                    soon_s = self._pace.late_s(head.stop)
+                    head.wait(min(soon_s, self._time_for(head, tries)))
+                head.wait_for_headers(self._time_for(head, tries))
+                if head.info is None or head.failed:
+                    self._replace_failed(head, tries)
+                # Also when it came just as it was being given up.
+                if head.info is not None and not head.failed:
+                    if small and head.ready:
+                        touch(head)  # there is nothing to plan
+                        self._note(head, waited=True)
+                    if head.ready:
+                        self._allowance.brought()
+                    else:
+                        self._allowance.in_vain(tries, used_up=False)
+                    return head.info
+                with self._lock:
+                    self._lease.take(head.stop)
+                    head = self._issue(0, head.stop, ahead=True)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def open_when_read(self) -> None:
+        """Let the first read fetch the head, in place of `open`."""
+        self._head_due = True
+
+    def expect_gaps(self) -> None:
+        """Note that the kernel had pages of the whole object, and may have lost some."""
+        self._window.expect_gaps()
+
+    def adopt(self, parts: list[Part], whole: WholeChecksum | None) -> None:
+        """Take the whole object, which was asked for ahead, in place of `open`.
+
+        So may have been its checksum.
+        """
+        with self._lock:
+            self._whole = whole
+            self._lease.take(self.size_bytes)
+            for part in parts:
+                self._parts.insert(part)
+            self._head_bytes = self.size_bytes
+            self._head_fetched = True
+            self._window.fetched_head(self.size_bytes)
+
+    def read(self, offset: int, size: int) -> Bytes:
+        """Return the bytes [offset, offset + size), fewer only at the end of the object.
+
+        The result is a buffer that nobody changes. Raises PreconditionFailed or NotFound
+        when the object was replaced or deleted, other S3Errors when S3 does not deliver
+        within `timeout_s`, Interrupted when the mount goes away.
+        """
+        stop = min(offset + size, self.size_bytes)
+        if offset >= stop:
+            return b""
+        view = self._parts.ready(offset, stop)
+        return self._fetch(offset, stop) if view is None else view
+
+    @property
+    def read_bytes(self) -> int:
+        """How much has been read."""
+        return self._parts.read_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it holds."""
+        return self._lease.held_bytes
+
+    @property
+    def head_fetched(self) -> bool:
+        """Whether the head was fetched: else the kernel may have served what programs read."""
+        return self._head_fetched
+
+    @property
+    def head_read(self) -> bool:
+        """Whether anybody has read from what `open` fetched."""
+        if self._head_bytes == self.size_bytes:
+            return self.read_bytes > 0
+        return self._head_read
+
+    def rest(self, patience: int) -> None:
+        """Give everything back if this is the `patience`-th call without a read between them."""
+        with self._lock:
+            read_bytes = self._parts.read_bytes
+            if self._waiting or read_bytes != self._rested_at_bytes:
+                self._rests, self._rested_at_bytes = 0, read_bytes
+                return
+            self._rests += 1
+            if self._rests < patience or self._closed:
+                return
+            self._window.forget_ahead(self._parts.hit_stop)
+            parts = self._clear()
+        for part in parts:
+            part.cancel()
+
+    def close(self) -> None:
+        """Cancel what is in flight and give all memory back."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._count_read()
+            parts = self._clear()
+        for part in parts:
+            part.cancel()
+        if self._whole is not None:
+            self._whole.give_up()
+        self._on_close(self)
+
+    def _count_read(self) -> None:
+        """Count what has been read since this was last called (lock held)."""
+        read_bytes = self._parts.read_bytes
+        self._pace.read(read_bytes - self._counted_bytes)
+        self._counted_bytes = read_bytes
+
+    def _clear(self) -> list[Part]:
+        """Forget all parts and return them (lock held)."""
+        self._lease.give(self._lease.held_bytes)
+        return self._parts.clear()
+
+    def _fetch(self, offset: int, stop: int) -> Bytes:
+        if self._damage:
+            raise FileDamaged(self._damage)
+        tries = self._allowance.begin()
+        with self._lock:
+            self._waiting += 1
+            parts = self._cover(offset, stop, plan=True)
+            self._waiting_bytes += stop - offset
+        if not all(part.ready for part in parts):
+            self._pace.waited()
+        try:
+            while (late := self._wait(parts, tries)) is not None:
+                self._replace_failed(late, tries)
+                with self._lock:
+                    parts = self._cover(offset, stop, plan=False)
+            self._allowance.brought()
+            self._check_whole()
+            return slice_of(parts, offset, stop)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                self._waiting_bytes -= stop - offset
+                self._parts.note_read(stop - offset)
+                self._count_read()
+                self._drop([part for part in parts if not part.ahead and part.stop <= stop])
+
+    def _check_whole(self) -> None:
+        """Raise FileDamaged if all of the object has been read, and is not what S3 has."""
+        name = None if self._whole is None else self._whole.check()
+        if name is None:
+            return
+        with self._lock:
+            self._damage = f"the file does not match its {name} checksum: it was changed on the way"
+            parts = self._clear()
+        for part in parts:
+            part.cancel()
+        raise FileDamaged(self._damage)
+
+    def _issue_head(self) -> Part:
+        """Issue the first GETs, as far as there is memory; return the first (lock held)."""
+        self._head_fetched = True
+        stop = self._head_bytes
+        for less in (HEAD_BYTES, LEAST_BYTES):
+            if self._lease.try_take(stop):
+                break
+            stop = min(stop, less)
+        else:
+            self._lease.take(stop)
+        self._window.fetched_head(stop)
+        first, *others = parts_of(stop, self._config.part_size_bytes)
+        part = self._issue(*first, ahead=True)
+        if others and stop == self.size_bytes and self._whole is not None:
+            self._whole.ask()  # before the others: when they arrive it is known
+        for start, end in others:
+            self._issue(start, end, ahead=True)
+        return part
+
+    def _cover(self, offset: int, stop: int, *, plan: bool) -> list[Part]:
+        """Return parts that cover [offset, stop), issuing what is missing (lock held)."""
+        if self._closed:
+            raise BadHandle("the file has been closed")
+        if self._head_due:
+            self._head_due = False
+            if offset < self._head_bytes:
+                self._issue_head()
+        self._head_read = self._head_read or offset < self._head_bytes
+        todo: list[Range] = [(offset, stop)]
+        if plan:
+            todo = self._window.plan(
+                offset,
+                stop - offset,
+                ahead_bytes=self._lease.share_bytes,
+                hit_stop=self._parts.hit_stop,
+                read_bytes=self._parts.read_bytes + self._waiting_bytes,
+            )
+            self._drop_behind(offset, stop)
+            # What failed before this read came is no answer to it.
+            self._drop([part for part in self._parts.covering(offset, stop) if part.failed])
+        first, last = min(start for start, _ in todo), max(end for _, end in todo)
+        self._issue_mismatched(first, last)
+        self._issue_gaps(todo, offset, stop)
+        if self._whole is not None and not self._whole.asked:
+            self._ask_whole(self._whole, offset)
+        parts = self._parts.covering(offset, stop)
+        for part in parts:
+            touch(part)
+        return parts
+
+    def _ask_whole(self, whole: WholeChecksum, offset: int) -> None:
+        """Ask for the object's checksum if a reader is likely to come to its end (lock held)."""
+        front = whole.front
+        if front >= ASK_BYTES or (
+            offset <= front
+            and not self._parts.gaps(front, self.size_bytes)
+            and len(self._parts) > 1
+        ):
+            whole.ask()
+
+    def _issue_gaps(self, ranges: list[Range], offset: int, stop: int) -> None:
+        """Issue what is missing of `ranges`, of which a read of [offset, stop) waits for some.
+
+        What nobody is waiting for is left out from where there is no memory on (lock held).
+        """
+        room = True
+        for start, end in [gap for each in ranges for gap in self._parts.gaps(*each)]:
+            waiting = start < stop and offset < end
+            if not (waiting or room):
+                continue
+            exactly = waiting and offset - PAGE_BYTES < start and end < stop + PAGE_BYTES
+            room = self._lease.try_take(end - start)
+            if room:
+                self._issue(start, end, ahead=not exactly)
+            elif waiting:
+                start, end = max(start, offset), min(end, stop)
+                self._lease.take(end - start)
+                self._issue(start, end, ahead=False)
+                room = exactly
+
+    def _issue_mismatched(self, first: int, last: int) -> None:
+        """Issue again, as they were, the mismatched ranges that [first, last) touches (lock held).
+
+        Not as memory allows: in smaller pieces nothing could be compared.
+        """
+        for start, stop in self._mismatched:
+            touches = start < last and first < stop
+            if touches and self._parts.gaps(start, stop) == [(start, stop)]:
+                self._lease.take(stop - start)
+                self._issue(start, stop, ahead=True)
+
+    def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
+        """Send one ranged GET whose memory has been taken (lock held)."""
+        if self._whole is None and self._client.verifies and stop - start < self.size_bytes:
+            self._whole = WholeChecksum(self._client, self._info, self._patience.once_s)
+        summing = None if self._whole is None else self._whole.sums
+        part = Part(start, stop, self._etag, ahead=ahead, summing=summing)
+        self._parts.insert(part)
+        part.attach(self._get(part))
+        return part
+
+    def _get(self, part: Part) -> Transfer:
+        start, stop = part.start, part.stop
+        whole = (start, stop) == (0, self.size_bytes)
+        return self._client.get(self.key, start, stop, part, if_match=self._etag, whole=whole)
+
+    def _wait(self, parts: list[Part], tries: Tries) -> Part | None:
+        """Wait for all; return the first that failed or has been silent for too long."""
+        for part in parts:
+            waited = not part.ready
+            if waited:
+                late_s = self._pace.late_s(part.stop - part.start) - part.age_s()
+                if late_s < self._time_for(part, tries) and not part.wait(late_s):
+                    self._hedged(part, tries)
+                else:
+                    part.wait(self._time_for(part, tries))
+                if not part.ready:
+                    return part
+            self._note(part, waited=waited)
+        return None
+
+    def _hedged(self, part: Part, tries: Tries) -> None:
+        """Wait for a part that is late, with a second request where that is allowed."""
+        size = part.stop - part.start
+        hedge = None
+        with self._lock:
+            if not self._closed and part.claim_hedge() and self._lease.try_take(size):
+                if self._pace.hedge():
+                    hedge = Part(part.start, part.stop, part.etag)
+                    hedge.serve(part)
+                    hedge.attach(self._get(hedge))
+                else:
+                    self._lease.give(size)
+        part.wait(self._time_for(part, tries))
+        if hedge is not None:
+            hedge.cancel()
+            with self._lock:
+                if not self._closed:  # closing has given everything back
+                    self._lease.give(size)
+            self._pace.hedged(won=part.overtaken)
+
+    def _note(self, part: Part, *, waited: bool) -> None:
+        """Let others learn, once, how long a part took, and grow parts again after a stall."""
+        if not part.claim_note():
+            return
+        if self._whole is not None:
+            self._whole.add(part)
+        size, duration_s = part.stop - part.start, part.duration_s()
+        self._pace.arrived(size, duration_s, waited=waited)
+        if self._window.slowed:
+            timely = duration_s < TIMELY_SHARE * self._allowed_s(part)
+            self._timely = self._timely + 1 if timely else 0
+            if self._timely >= TIMELY_PARTS:
+                self._timely = 0
+                with self._lock:
+                    self._window.speed_up()
+
+    def _time_for(self, part: Part, tries: Tries) -> float:
+        """Seconds that this part may still take."""
+        return max(min(self._allowed_s(part) - part.age_s(), tries.left_s()), 0.0)
+
+    def _allowed_s(self, part: Part) -> float:
+        """Seconds that one try of this part may take."""
+        return self._config.stall_s + (part.stop - part.start) / SLOWEST_BYTES_PER_S
+
+    def _replace_failed(self, part: Part, tries: Tries) -> None:
+        """Make way for a new try of this part's range, or raise why there is none."""
+        stalled = not part.failed
+        part.cancel(Stalled(f"{part.stop - part.start} bytes did not come in {part.age_s():.1f} s"))
+        error = part.error
+        if error is None:  # it has become ready while it was being given up
+            return
+        with self._lock:
+            self._drop([part])
+            if stalled:
+                self._window.slow_down()
+        if not isinstance(error, S3Error):
+            raise error
+        if not tries.again(error):
+            if error.retryable:
+                self._allowance.in_vain(tries, used_up=True)
+                error.hint = error.hint or RETRIES_FAILED
+            raise error
+
+    def _drop_behind(self, offset: int, stop: int) -> None:
+        """Let go of what no reader is near to any more; [offset, stop) is read now (lock held)."""
+        wanted = self._parts.covering(offset, stop)
+        passed = [part for part in self._parts if not self._window.keeps(part.start, part.stop)]
+        passed = [part for part in passed if part not in wanted]
+        # Somebody may be waiting for a part that has been touched and has not ended yet.
+        passed = [part for part in passed if part.ready or part.failed or not part.touched]
+        self._drop(passed)
+        for part in passed:
+            part.cancel()
+
+    def _drop(self, parts: list[Part]) -> None:
+        for part in parts:
+            if self._parts.remove(part):
+                self._lease.give(part.stop - part.start)
+            if isinstance(part.error, ChecksumMismatch):
+                self._mismatched.add((part.start, part.stop))

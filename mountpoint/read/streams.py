@@ -1,0 +1,115 @@
+"""All open streams of a mount: what they share, and what the idle ones give back.
+
+A stream that nobody reads from keeps what was fetched ahead for a while: the program may be
+computing. After `IDLE_SWEEPS` looks it is cancelled and given back; at once, nearly, when others
+are refused memory. When nothing is left the memory goes back to the system.
+"""
+
+from mountpoint.config import ReadConfig
+from mountpoint.metrics.counters import Counters
+from mountpoint.read.history import Expectation
+from mountpoint.read.prefetch import Ahead, Following
+from mountpoint.read.stream import ReadStream
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import Patience
+from mountpoint.system.memory import give_back
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.transfer.stats import Pace
+
+#: A stream is idle after so many looks without a read, ...
+IDLE_SWEEPS = 5
+#: ... and with so many when others had to go without memory.
+PRESSED_SWEEPS = 1
+
+
+class Streams:
+    """Makes the streams of a mount. Thread-safe."""
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        config: ReadConfig,
+        patience: Patience,
+        counters: Counters | None = None,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._config = config
+        self._patience = patience
+        self.budget = Budget(config.memory_bytes)
+        counters = counters or Counters()
+        self._pace = Pace(
+            self.budget,
+            counters,
+            part_bytes=config.part_size_bytes,
+            most_bytes=config.most_ahead_bytes,
+        )
+        self._expectation = Expectation()
+        self.ahead = Ahead(client, config, self.budget, counters, self._expectation, patience)
+        # mutable
+        self._open: set[ReadStream] = set()  # each change is one step of the interpreter
+        self._refusals = 0  # of the budget, at the last look
+        self._empty_sweeps = 0
+
+    def stream(self, info: ObjectInfo) -> ReadStream:
+        """Return a stream of this version of an object, which must not be empty."""
+        stream = ReadStream(
+            self._client,
+            info,
+            head_bytes=self._expectation.head_bytes(info.key, info.size_bytes),
+            reach_bytes=self._expectation.reach_bytes(info.key),
+            looked_at=self._expectation.is_looked_at(info.key),
+            config=self._config,
+            budget=self.budget,
+            pace=self._pace,
+            patience=self._patience,
+            on_close=self._closed,
+        )
+        self._open.add(stream)
+        return stream
+
+    def unasked(self, info: ObjectInfo, following: Following, *, paged: bool) -> ReadStream | None:
+        """Return a stream of a version that is believed to be the newest; None if it is empty.
+
+        `following` tells the files that may be opened next, and some are fetched ahead; `paged`
+        is whether the kernel may hold this one's bytes. Raises PreconditionFailed or NotFound
+        when this one was fetched ahead and is not that version.
+        """
+        fetched = self.ahead.opened(info, following)
+        if info.size_bytes == 0:
+            return None
+        stream = self.stream(info)
+        if fetched is not None:
+            stream.adopt(fetched.parts, fetched.whole)
+        elif not paged:
+            stream.open_when_read()
+        return stream
+
+    def sweep(self) -> None:
+        """Let idle streams give back what they hold; once a second."""
+        refusals = self.budget.refusals
+        pressed = refusals != self._refusals
+        self._refusals = refusals
+        for stream in [each for each in self._open.copy() if each.held_bytes]:
+            stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
+        self.ahead.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
+        self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
+        if self._empty_sweeps == IDLE_SWEEPS:
+            give_back()
+
+    def end(self) -> None:
+        """End all reads: those that wait fail with Interrupted, and so do later ones."""
+        self._patience.stopping.set()
+        for stream in self._open.copy():
+            stream.close()
+
+    def _closed(self, stream: ReadStream) -> None:
+        self._open.discard(stream)
+        if stream.head_fetched:
+            self._expectation.closed(
+                stream.key,
+                stream.size_bytes,
+                stream.read_bytes,
+                elsewhere=not stream.head_read,
+                exact=stream.exact,
+            )

@@ -1,0 +1,1 @@
+"""`ObjectClient` over the AWS Common Runtime."""

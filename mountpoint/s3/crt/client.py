@@ -1,0 +1,635 @@
+"""`ObjectClient` over the AWS Common Runtime. Beside it only `s3/wire/checksum` imports awscrt.
+
+How it works: one `S3Client` for one endpoint, one event loop thread (more were slower on
+two cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a
+single ranged request; a GET without a range, HEAD and LIST are DEFAULT requests, which it
+sends as they are: also those that write, so parts of an upload are ours to cut and to repeat.
+They are signed without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a
+signed header. Callbacks come on CRT threads with the GIL. The CRT's retries are off: who waits
+decides (`s3.retry`).
+
+The CRT finds a server by the Host header of the request and reuses connections by host
+name, so a client serves exactly one endpoint.
+
+Must be made after the fork: the CRT's threads do not survive one.
+"""
+
+import functools
+import logging
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+import awscrt.io
+import structlog
+from awscrt.auth import (
+    AwsCredentials,
+    AwsCredentialsProvider,
+    AwsSignatureType,
+    AwsSignedBodyHeaderType,
+    AwsSignedBodyValue,
+    AwsSigningAlgorithm,
+    AwsSigningConfig,
+)
+from awscrt.exceptions import AwsCrtError
+from awscrt.http import HttpHeaders, HttpRequest
+from awscrt.io import (
+    ClientBootstrap,
+    ClientTlsContext,
+    DefaultHostResolver,
+    EventLoopGroup,
+    TlsConnectionOptions,
+    TlsContextOptions,
+)
+from awscrt.s3 import (
+    S3Client,
+    S3RequestTlsMode,
+    S3RequestType,
+    S3ResponseError,
+    S3RetryConfig,
+    S3RetryMode,
+)
+
+from mountpoint import __version__
+from mountpoint.config import DEFAULT_GBPS, ClientConfig
+from mountpoint.errors import (
+    BadAnswer,
+    CredentialsUnavailable,
+    Interrupted,
+    MountError,
+    NotOffered,
+    S3Error,
+    TransportFault,
+)
+from mountpoint.metrics.counters import CounterName, Counters
+from mountpoint.metrics.recorder import Meters
+from mountpoint.s3.aws.credentials import Credentials, Keys
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.client import (
+    ALWAYS,
+    S3_ABILITIES,
+    Abilities,
+    Body,
+    BodySink,
+    Checksum,
+    ChecksumName,
+    Condition,
+    ListPage,
+    ObjectInfo,
+    PartDone,
+    PutOptions,
+    Stored,
+    Transfer,
+    UploadPage,
+    Written,
+)
+from mountpoint.s3.crt import log as crt_log
+from mountpoint.s3.crt import sizes
+from mountpoint.s3.crt.body import BodyStream
+from mountpoint.s3.crt.errors import crt_error
+from mountpoint.s3.crt.exchange import Download, Exchange, Headers, Inquiry
+from mountpoint.s3.crt.threads import keep_state
+from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import writing as write_wire
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: The CRT's levels, by the standard library's that include them.
+CRT_LEVELS = (
+    (logging.ERROR, awscrt.io.LogLevel.Error),
+    (logging.WARNING, awscrt.io.LogLevel.Warn),
+    (logging.INFO, awscrt.io.LogLevel.Info),
+    (logging.DEBUG, awscrt.io.LogLevel.Debug),
+    (0, awscrt.io.LogLevel.Trace),
+)
+
+#: The CRT refuses to start with parts that it has no memory for (over 128 MiB at 0.01 Gbps, over
+#: 1 GiB at 10). It cuts larger requests into parts; ours are no larger than this.
+MAX_CRT_PART_BYTES = 64 << 20
+
+#: Which counter an operation is counted by.
+REQUESTS: dict[str, CounterName] = {
+    "GetObject": "gets",
+    "HeadObject": "heads",
+    "ListObjectsV2": "lists",
+    "ListMultipartUploads": "lists",
+    "PutObject": "puts",
+    "CreateMultipartUpload": "uploads",
+    "UploadPart": "parts",
+    "UploadPartCopy": "copies",
+    "CompleteMultipartUpload": "completes",
+    "AbortMultipartUpload": "aborts",
+    "DeleteObject": "deletes",
+    "CopyObject": "copies",
+    # Names of ours: on the wire both are PutObject but for a header and a query.
+    "AppendObject": "puts",
+    "RenameObject": "renames",
+}
+#: Whoever does not know them takes them for a PUT that replaces the object, and answers 200.
+ONLY_IN_DIRECTORIES = frozenset({"AppendObject", "RenameObject"})
+#: Without it S3 sends no checksums.
+CHECKSUM_MODE = ("x-amz-checksum-mode", "ENABLED")
+
+ALGORITHMS = {
+    "v4": AwsSigningAlgorithm.V4,
+    "v4a": AwsSigningAlgorithm.V4_ASYMMETRIC,
+    "v4-s3express": AwsSigningAlgorithm.V4_S3EXPRESS,
+}
+
+
+class CrtClient:
+    """An `ObjectClient` for the bucket at `endpoint`.
+
+    `credentials` None means unsigned requests. `bucket` is its name or ARN, as copies name it;
+    without one it is what the endpoint's path says. `abilities` are the endpoint's. Raises
+    MountError for a CA bundle that holds no certificates.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        credentials: Credentials | None,
+        config: ClientConfig,
+        *,
+        counters: Counters,
+        meters: Meters | None = None,
+        bucket: str = "",
+        requester_pays: bool = False,
+        expected_owner: str | None = None,
+        abilities: Abilities = S3_ABILITIES,
+    ) -> None:
+        # dependencies
+        self.counters = counters
+        self._meters = meters or Meters()
+        self._endpoint = endpoint
+        self._credentials = credentials
+        # Before the CRT's own objects: an exception that passes them on its way is lost.
+        tls_options = _tls_options(config.ca_bundle)
+        loops = EventLoopGroup(1)
+        part_bytes = min(config.part_size_bytes, MAX_CRT_PART_BYTES)
+        self._client = S3Client(
+            bootstrap=ClientBootstrap(loops, DefaultHostResolver(loops)),
+            region=endpoint.region,
+            tls_mode=_tls_mode(endpoint),
+            tls_connection_options=tls_options,
+            signing_config=_session_signing(endpoint, credentials),
+            part_size=part_bytes,
+            throughput_target_gbps=config.throughput_gbps or DEFAULT_GBPS,
+            enable_s3express=endpoint.has_sessions,
+            retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
+            connect_timeout_ms=config.connect_timeout_ms,
+            network_interface_names=config.interfaces or None,
+        )
+        # constants
+        self._part_bytes = part_bytes
+        self._abilities = abilities
+        self.verifies = config.verify_checksums and abilities.takes_checksum_mode
+        self.lists_in_order = endpoint.lists_in_order and abilities.starts_after
+        self.is_directory = endpoint.directory
+        self.is_aws = endpoint.aws
+        self.wants_equal_parts = endpoint.wants_equal_parts
+        self._headers: Headers = [
+            ("Host", endpoint.host),
+            ("User-Agent", f"{config.user_agent_prefix} mount-s3/{__version__}".strip()),
+        ]
+        if requester_pays:
+            self._headers.append(("x-amz-request-payer", "requester"))
+        self._copy_headers: Headers = []
+        if expected_owner is not None:
+            self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
+            self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
+        self._bucket = bucket or endpoint.base_path.strip("/")
+        # mutable, exchanged in one step: the keys that requests are signed with, and how
+        self._signing: tuple[Keys, AwsSigningConfig] | None = None
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._under_way: set[Exchange] = set()
+        self._interrupted = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it asks."""
+        return self._endpoint
+
+    def head(self, key: bytes) -> "Future[ObjectInfo]":
+        """See ObjectClient."""
+        return self._described(key, [], lambda info, _: info)
+
+    def list(
+        self,
+        prefix: bytes,
+        *,
+        token: str | None = None,
+        start_after: bytes | None = None,
+        max_keys: int = 1000,
+        flat: bool = False,
+    ) -> "Future[ListPage]":
+        """See ObjectClient."""
+        target = wire.list_target(
+            self._endpoint.base_path,
+            prefix,
+            delimiter=b"" if flat else b"/",
+            token=token,
+            start_after=start_after,
+            max_keys=max_keys,
+            by_marker=not self._abilities.pages_by_token,
+        )
+
+        def parse(status: int, headers: Headers, body: bytes) -> ListPage:
+            return wire.parse_list(body, prefix)
+
+        return self._ask("GET", "ListObjectsV2", target, parse)
+
+    def get(
+        self,
+        key: bytes,
+        start: int,
+        stop: int,
+        sink: BodySink,
+        *,
+        if_match: str | None,
+        whole: bool = False,
+    ) -> Transfer:
+        """See ObjectClient."""
+        self.counters.add("bytes_asked", stop - start)
+        target = wire.object_target(self._endpoint.base_path, key)
+        verify = self.verifies
+        if not self._abilities.matches:
+            if_match = None  # the sink compares the answer's ETag
+        if verify and whole and if_match is not None:
+            # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, not even
+            # with all of it. If-Match keeps out what may have become huge meanwhile.
+            request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
+        else:
+            request_type = S3RequestType.GET_OBJECT
+            extra = [("Range", wire.range_header(start, stop))]
+            # What is larger the CRT cuts, and then shows the headers of the first piece.
+            if verify and stop - start <= self._part_bytes:
+                extra.append(CHECKSUM_MODE)
+        if if_match is not None:
+            extra.append(("If-Match", if_match))
+        download = Download(self, key, start, stop, sink, whole=whole, verify=verify)
+        self._send(download, request_type, "GetObject", "GET", target, extra)
+        return download
+
+    def describe(self, key: bytes) -> "Future[Stored]":
+        """See ObjectClient."""
+        mode = [CHECKSUM_MODE] if self._abilities.takes_checksum_mode else []
+        return self._described(key, mode, write_wire.stored)
+
+    def put_object(
+        self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        headers = write_wire.option_headers(options) + write_wire.condition_headers(condition)
+        return self._send_body("PutObject", target, headers, body)
+
+    def append_object(
+        self,
+        key: bytes,
+        body: Body,
+        *,
+        offset: int,
+        options: PutOptions,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        headers = write_wire.append_headers(offset, options, condition)
+        headers += write_wire.checksum_headers(body.checksum)
+        after = offset + body.size_bytes
+        self.counters.add("bytes_sent", body.size_bytes)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.appended(headers, after)
+
+        return self._ask("PUT", "AppendObject", target, parse, headers, body)
+
+    def rename_object(
+        self, source: bytes, key: bytes, *, source_etag: str, condition: Condition, token: str
+    ) -> "Future[None]":
+        """See ObjectClient."""
+        target = write_wire.rename_target(self._endpoint.base_path, key)
+        headers = write_wire.rename_headers(source, source_etag, condition, token)
+
+        def parse(status: int, headers: Headers, body: bytes) -> None:
+            write_wire.renamed(headers)
+
+        return self._ask("PUT", "RenameObject", target, parse, headers, Body())
+
+    def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key) + "?uploads"
+        headers = write_wire.create_headers(options)
+
+        def parse(status: int, headers: Headers, body: bytes) -> str:
+            return write_wire.upload_id(headers, body)
+
+        return self._ask("POST", "CreateMultipartUpload", target, parse, headers, Body())
+
+    def upload_part(self, key: bytes, upload_id: str, number: int, body: Body) -> "Future[Written]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
+        return self._send_body("UploadPart", target, [], body)
+
+    def complete_upload(
+        self,
+        key: bytes,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        *,
+        size_bytes: int,
+        checksum: Checksum | None,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id)
+        headers = write_wire.complete_headers(size_bytes, checksum, condition)
+        headers.append(("Content-Type", "application/xml"))
+        xml = write_wire.complete_body(parts)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.completed(headers, body, checksum)
+
+        operation = "CompleteMultipartUpload"
+        return self._ask("POST", operation, target, parse, headers, Body([xml], len(xml)))
+
+    def abort_upload(self, key: bytes, upload_id: str) -> "Future[None]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id)
+        return self._ask("DELETE", "AbortMultipartUpload", target, _nothing)
+
+    def list_uploads(
+        self, prefix: bytes, *, after: tuple[bytes, str] | None = None
+    ) -> "Future[UploadPage]":
+        """See ObjectClient."""
+        target = write_wire.uploads_target(self._endpoint.base_path, prefix, after)
+
+        def parse(status: int, headers: Headers, body: bytes) -> UploadPage:
+            return write_wire.uploads_page(body, prefix)
+
+        return self._ask("GET", "ListMultipartUploads", target, parse)
+
+    def delete_object(self, key: bytes, *, etag: str | None = None) -> "Future[None]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        headers = write_wire.condition_headers(Condition(etag=etag))
+        return self._ask("DELETE", "DeleteObject", target, _nothing, headers)
+
+    def copy_object(
+        self,
+        source: bytes,
+        key: bytes,
+        *,
+        source_etag: str,
+        options: PutOptions | None = None,
+        keep_metadata: bool = False,
+        condition: Condition = ALWAYS,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = wire.object_target(self._endpoint.base_path, key)
+        place = write_wire.copy_source(self._bucket, source)
+        headers = write_wire.copy_headers(
+            place, source_etag, options, condition, keep_metadata=keep_metadata
+        )
+        return self._copy("CopyObject", target, headers)
+
+    def copy_part(
+        self,
+        source: bytes,
+        key: bytes,
+        upload_id: str,
+        number: int,
+        start: int,
+        stop: int,
+        *,
+        source_etag: str,
+        checksum: ChecksumName | None = None,
+    ) -> "Future[Written]":
+        """See ObjectClient."""
+        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
+        place = write_wire.copy_source(self._bucket, source)
+        headers = write_wire.copy_part_headers(place, source_etag, start, stop)
+        return self._copy("UploadPartCopy", target, headers, checksum)
+
+    def interrupt(self) -> None:
+        """See ObjectClient."""
+        with self._lock:
+            self._interrupted = True
+            under_way = list(self._under_way)
+        for exchange in under_way:
+            exchange.end(Interrupted("the mount is going away"))
+            exchange.cancel()
+
+    def close(self) -> None:
+        """See ObjectClient."""
+        self.interrupt()
+
+    def _ask(
+        self,
+        method: str,
+        operation: str,
+        target: str,
+        parse: Callable[[int, Headers, bytes], T],
+        extra: Headers | None = None,
+        body: Body | None = None,
+    ) -> "Future[T]":
+        inquiry = Inquiry(self, operation, parse)
+        default = S3RequestType.DEFAULT
+        self._send(inquiry, default, operation, method, target, extra or [], body)
+        return inquiry.future
+
+    def _described(
+        self, key: bytes, extra: Headers, describe: Callable[[ObjectInfo, Headers], T]
+    ) -> "Future[T]":
+        target = wire.object_target(self._endpoint.base_path, key)
+        heading = self._ask("HEAD", "HeadObject", target, _only_headers, extra)
+        few = functools.partial(self.list, key, max_keys=sizes.FEW_KEYS)
+        return sizes.described(key, heading, few, describe)
+
+    def _send_body(
+        self, operation: str, target: str, extra: Headers, body: Body
+    ) -> "Future[Written]":
+        """Put an object or a part; what is answered must have the body's checksum."""
+        checksum = body.checksum
+        self.counters.add("bytes_sent", body.size_bytes)
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.written(headers, checksum)
+
+        headers = extra + write_wire.checksum_headers(checksum)
+        return self._ask("PUT", operation, target, parse, headers, body)
+
+    def _copy(
+        self, operation: str, target: str, headers: Headers, checksum: ChecksumName | None = None
+    ) -> "Future[Written]":
+        root = "CopyObjectResult" if operation == "CopyObject" else "CopyPartResult"
+
+        def parse(status: int, headers: Headers, body: bytes) -> Written:
+            return write_wire.copied(headers, body, root, checksum)
+
+        return self._ask("PUT", operation, target, parse, headers + self._copy_headers, Body())
+
+    def _send(
+        self,
+        exchange: Exchange,
+        request_type: S3RequestType,
+        operation: str,
+        method: str,
+        target: str,
+        extra: Headers,
+        body: Body | None = None,
+    ) -> None:
+        with self._lock:
+            self._under_way.add(exchange)
+            interrupted = self._interrupted
+        if interrupted:
+            exchange.end(Interrupted("the mount is going away"))
+            return
+        if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
+            exchange.end(NotOffered(f"{operation}: only directory buckets know it"))
+            return
+        try:
+            if self._credentials is not None:
+                self._credentials.check()
+        except CredentialsUnavailable as error:
+            exchange.end(error)
+            return
+        # Both before its answer can be there.
+        self.counters.add(REQUESTS[operation])
+        exchange.clock = self._meters.request(operation)
+        stream = None
+        if body is not None:  # S3 wants a length also of nothing
+            extra = [*extra, ("Content-Length", str(body.size_bytes))]
+            stream = BodyStream(body) if body.size_bytes else None
+        try:
+            exchange.request = self._client.make_request(
+                type=request_type,
+                request=HttpRequest(method, target, HttpHeaders(self._headers + extra), stream),
+                operation_name=operation,
+                signing_config=self._signing_config(),
+                on_headers=exchange.on_headers,
+                on_body=exchange.on_body,
+                on_done=exchange.on_done,
+            )
+        except AwsCrtError as error:
+            exchange.clock.drop()
+            exchange.end(_crt_error(error))
+        if exchange.ended:  # the answer was faster: see Exchange
+            exchange.request = None
+
+    def _signing_config(self) -> AwsSigningConfig | None:
+        """Return how a request is signed, with the keys of now; None: not, or by the session's.
+
+        The keys are handed over. A provider that came to ask for them would need the interpreter
+        once more for each request, on the one thread that serves all connections.
+        """
+        if self._credentials is None or self._endpoint.has_sessions:
+            return None
+        keys, signing = self._credentials.latest(), self._signing
+        if signing is None or signing[0] is not keys:
+            provider = AwsCredentialsProvider.new_static(*keys)
+            self._signing = signing = keys, _signed_by(provider, self._endpoint)
+        return signing[1]
+
+    def check_credentials(self) -> None:
+        """Raise CredentialsUnavailable unless requests can be signed. Asks nobody."""
+        if self._credentials is not None:
+            self._credentials.check()
+
+    def first_end(self, exchange: Exchange) -> bool:
+        """Note the end of an exchange; True the first time."""
+        with self._lock:
+            if exchange not in self._under_way:
+                return False
+            self._under_way.remove(exchange)
+            exchange.ended = True
+            return True
+
+    def error_of(
+        self, error: BaseException, status: int | None, headers: Headers | None, body: bytes | None
+    ) -> S3Error:
+        """Return what the CRT's error means."""
+        if isinstance(error, S3Error):  # raised by a callback of ours
+            return error
+        if isinstance(error, S3ResponseError) and status is not None:
+            refusal = wire.error_from_response(status, headers, body, what="")
+            return refusal if self._credentials is None else self._credentials.explain(refusal)
+        return _crt_error(error)
+
+
+def enable_crt_log(level: int) -> None:
+    """Send the CRT's own log to the standard library's loggers `awscrt.*`, once a process."""
+    crt_level = next(name for least, name in CRT_LEVELS if level >= least)
+    crt_log.relay(lambda path: awscrt.io.init_logging(crt_level, path))
+
+
+def _crt_error(error: BaseException) -> S3Error:
+    name = getattr(error, "name", type(error).__name__)
+    message = str(getattr(error, "message", error))
+    meaning = crt_error(name, message)
+    if isinstance(meaning, TransportFault | BadAnswer):
+        log.debug("the client library failed", error=name, message=message)
+    return meaning
+
+
+def _only_headers(_status: int, headers: Headers, _body: bytes) -> Headers:
+    return headers
+
+
+def _nothing(_status: int, _headers: Headers, _body: bytes) -> None:
+    """Take an answer that says only that it is done."""
+
+
+def _tls_mode(endpoint: Endpoint) -> S3RequestTlsMode:
+    return S3RequestTlsMode.DISABLED if endpoint.scheme == "http" else S3RequestTlsMode.ENABLED
+
+
+def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
+    if ca_bundle is None:
+        return None
+    try:
+        # The CRT takes a file without certificates, and fails later without a reason.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_bundle)
+        options = TlsContextOptions()
+        options.override_default_trust_store_from_path(None, ca_bundle)
+        return ClientTlsContext(options).new_connection_options()
+    except (AwsCrtError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise MountError(
+            f"the CA bundle '{ca_bundle}' cannot be used: {error}",
+            "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle name a file in PEM",
+        ) from error
+
+
+def _session_signing(
+    endpoint: Endpoint, credentials: Credentials | None
+) -> AwsSigningConfig | None:
+    """Return how the CRT asks for sessions, which it does by itself; None where there are none."""
+    if credentials is None or not endpoint.has_sessions:
+        return None
+
+    def current() -> AwsCredentials:
+        keep_state()
+        # What it raised the CRT would log, and forget.
+        return AwsCredentials(*credentials.latest())
+
+    return _signed_by(AwsCredentialsProvider.new_delegate(current), endpoint)
+
+
+def _signed_by(provider: AwsCredentialsProvider, endpoint: Endpoint) -> AwsSigningConfig:
+    return AwsSigningConfig(
+        algorithm=ALGORITHMS[endpoint.signing_algorithm],
+        signature_type=AwsSignatureType.HTTP_REQUEST_HEADERS,
+        service=endpoint.signing_name,
+        region=endpoint.region,
+        credentials_provider=provider,
+        signed_body_header_type=AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
+        signed_body_value=AwsSignedBodyValue.UNSIGNED_PAYLOAD,
+        use_double_uri_encode=False,
+        should_normalize_uri_path=False,
+    )

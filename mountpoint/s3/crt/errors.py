@@ -1,0 +1,84 @@
+"""Pure: what an error of the CRT's own means, by its name. Refusals of S3's are `s3/wire/errors`'s
+part.
+
+The CRT's names and texts are for programmers: what users see is in plain words, and the names are
+in the log at debug level.
+"""
+
+from mountpoint.errors import BadAnswer, CredentialsUnavailable, S3Error, TransportFault, Unusable
+from mountpoint.s3.wire.errors import error_from_response
+
+#: Refusals that the CRT would retry, had it been allowed to. Of these it keeps neither headers
+#: nor body, only a name of its own: so the log cannot have their request ids.
+REFUSALS = {
+    "AWS_ERROR_S3_SLOW_DOWN": (503, "SlowDown"),
+    "AWS_ERROR_S3_INTERNAL_ERROR": (500, "InternalError"),
+    "AWS_ERROR_S3_REQUEST_TIMEOUT": (400, "RequestTimeout"),
+    "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
+}
+
+#: Answers to GETs of a range that lack what the CRT itself relies on.
+UNUSABLE = {
+    "AWS_ERROR_S3_MISSING_ETAG": "the answer does not tell the object's ETag",
+    "AWS_ERROR_DEST_COPY_TOO_SMALL": (  # that of the range
+        "more bytes came than were asked for: does the store ignore Range?"
+    ),
+    "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER": (
+        "the answer does not tell its range (Content-Range): does the store ignore Range?"
+    ),
+    "AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER": "the answer does not tell the object's size",
+}
+#: Answers that were changed, most likely on the way.
+SENSELESS = {
+    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the Content-Range of the answer makes no sense",
+    "AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER": "the Content-Length makes no sense",
+}
+
+CLOSED = "the server closed the connection"
+UNKNOWN_NAME = "the host name cannot be resolved"
+WORDS = {
+    "AWS_IO_SOCKET_CONNECTION_REFUSED": "the connection was refused",
+    "AWS_IO_SOCKET_TIMEOUT": "the connection timed out",
+    "AWS_IO_SOCKET_NO_ROUTE_TO_HOST": "there is no route to the host",
+    "AWS_IO_SOCKET_NETWORK_DOWN": "the network is down",
+    "AWS_IO_SOCKET_CLOSED": CLOSED,
+    "AWS_IO_SOCKET_NOT_CONNECTED": CLOSED,
+    "AWS_IO_DNS_QUERY_FAILED": UNKNOWN_NAME,
+    "AWS_IO_DNS_QUERY_AGAIN": UNKNOWN_NAME,
+    "AWS_IO_DNS_INVALID_NAME": UNKNOWN_NAME,
+    "AWS_IO_DNS_NO_ADDRESS_FOR_HOST": "the host name has no address",
+    "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE": "TLS could not be negotiated",
+    "AWS_IO_TLS_NEGOTIATION_TIMEOUT": "TLS could not be negotiated in time",
+    "AWS_ERROR_HTTP_CONNECTION_CLOSED": CLOSED,
+    "AWS_ERROR_HTTP_SERVER_CLOSED": CLOSED,
+    "AWS_ERROR_HTTP_PROXY_CONNECT_FAILED": "the proxy opened no connection",
+    "AWS_ERROR_HTTP_PROTOCOL_ERROR": "the answer is not HTTP as it should be",
+    "AWS_ERROR_S3_INVALID_RESPONSE_STATUS": "the answer has an unexpected HTTP status",
+}
+
+
+def crt_error(name: str, message: str) -> S3Error:
+    """Return what an error of the CRT's means that has this name and message."""
+    if name in REFUSALS:
+        status, code = REFUSALS[name]
+        body = f"<Error><Code>{code}</Code></Error>".encode()
+        return error_from_response(status, None, body, what="")
+    if name in UNUSABLE:
+        return Unusable(UNUSABLE[name])
+    if name in SENSELESS:
+        return BadAnswer(SENSELESS[name])
+    if "CREDENTIALS" in name:  # of a session with a directory bucket
+        return CredentialsUnavailable("there are no credentials to sign with")
+    return TransportFault(WORDS.get(name) or _plain(message), hint=_hint(name))
+
+
+def _hint(name: str) -> str:
+    if "TLS" in name:
+        return "--ca-bundle or AWS_CA_BUNDLE names the certificates to trust"
+    if "PROXY" in name:
+        return "the proxy of HTTPS_PROXY refuses; NO_PROXY names what is reached without it"
+    return ""
+
+
+def _plain(message: str) -> str:
+    return message.strip().rstrip(".") or "no answer"

@@ -1,0 +1,251 @@
+"""One request to S3 and its answer: from the client's callbacks to who asked.
+
+Callbacks come on the client's threads, in the order headers, body, done. An exchange ends once:
+by its answer, or because the mount goes away, whichever is first.
+"""
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Generic, Protocol, TypeVar
+
+from mountpoint.errors import (
+    BadAnswer,
+    ChecksumMismatch,
+    Contended,
+    NoSuchUpload,
+    NotFound,
+    PreconditionFailed,
+    S3Error,
+    Unusable,
+)
+from mountpoint.metrics.counters import Counters
+from mountpoint.metrics.recorder import RequestClock
+from mountpoint.s3.client import BodySink, Transfer
+from mountpoint.s3.crt.threads import keep_state
+from mountpoint.s3.wire import checksum
+from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire.checksum import Verification
+from mountpoint.s3.wire.errors import request_id
+
+T = TypeVar("T")
+Headers = list[tuple[str, str]]
+
+#: The largest answer to a metadata request that is accepted: a LIST page of 1,000 keys of
+#: 1,024 bytes, each byte percent-encoded, with room for the other fields.
+MAX_METADATA_BYTES = 16 << 20
+
+#: Failures that say something of an object, and nothing of S3 or of who asks.
+EXPECTED = (NotFound, PreconditionFailed, Contended, NoSuchUpload)
+
+
+class Owner(Protocol):
+    """What an exchange needs of its client."""
+
+    counters: Counters
+
+    def first_end(self, exchange: "Exchange") -> bool:
+        """Note the end of an exchange; True the first time."""
+
+    def error_of(
+        self, error: BaseException, status: int | None, headers: Headers | None, body: bytes | None
+    ) -> S3Error:
+        """Return what the error of a request means."""
+
+
+class Exchange(ABC):
+    """One request and its answer.
+
+    Request, callbacks and exchange hold each other; `request` is cleared at the end, or
+    every body that ever came would stay in memory.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.request: Transfer | None = None
+        self.clock: RequestClock | None = None  # from when it is sent
+        self.ended = False
+        self.cancelled = False
+        self.status = 0
+        self.headers: Headers = []
+
+    def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
+        """Take the answer's first part."""
+        keep_state()
+        if self.clock is not None and not self.status:
+            self.clock.first_byte()
+        self.status = status_code
+        self.headers = headers
+
+    @abstractmethod
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Take the next bytes."""
+
+    def on_done(
+        self,
+        error: BaseException | None = None,
+        error_headers: Headers | None = None,
+        error_body: bytes | None = None,
+        status_code: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Take the end."""
+        keep_state()
+        self.request = None
+        failure = None
+        if error is not None:
+            failure = self.owner.error_of(error, status_code, error_headers, error_body)
+        self._stop_clock(failure)
+        self.end(failure)
+
+    def _stop_clock(self, failure: S3Error | None) -> None:
+        if self.clock is None:
+            return
+        if self.cancelled and failure is not None:
+            self.clock.drop()
+        elif failure is None:
+            self.clock.end(None)
+        else:
+            expected = isinstance(failure, EXPECTED)
+            self.clock.end(failure.status, "" if expected else failure.code or str(failure))
+
+    def end(self, error: Exception | None) -> None:
+        """Deliver the outcome, once."""
+        if self.owner.first_end(self):
+            self.deliver(error)
+
+    @abstractmethod
+    def deliver(self, error: Exception | None) -> None:
+        """Hand the outcome to who asked."""
+
+    def cancel(self) -> None:
+        """Stop the request, if it is under way."""
+        self.cancelled = True
+        request = self.request
+        if request is not None:
+            request.cancel()
+
+
+class Inquiry(Exchange, Generic[T]):
+    """A metadata request: the whole answer is parsed into a future."""
+
+    def __init__(
+        self, owner: Owner, operation: str, parse: Callable[[int, Headers, bytes], T]
+    ) -> None:
+        super().__init__(owner)
+        self._operation = operation
+        self._parse = parse
+        self._chunks: list[bytes] = []
+        self._size_bytes = 0
+        self.future: Future[T] = Future()
+        # Not strongly: a future keeps its callbacks, and with this cycle whatever the others of
+        # them hold, a part of an upload for example, until the collector comes.
+        inquiry = weakref.ref(self)
+
+        def on_future(future: "Future[T]") -> None:
+            asked = inquiry()
+            if asked is not None and future.cancelled():
+                asked.cancel()
+
+        self.future.add_done_callback(on_future)
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Keep the bytes. Raises BadAnswer when there are too many."""
+        keep_state()
+        self._size_bytes += len(chunk)
+        if self._size_bytes > MAX_METADATA_BYTES:
+            raise BadAnswer(f"the answer to {self._operation} is over {MAX_METADATA_BYTES} bytes")
+        self._chunks.append(chunk)
+
+    def deliver(self, error: Exception | None) -> None:
+        """Parse the answer into the future, which nobody may wait for any more."""
+        answer = None
+        if error is None:
+            try:
+                answer = self._parse(self.status, self.headers, b"".join(self._chunks))
+            except Exception as failure:
+                error = failure
+        try:
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(answer)  # type: ignore[arg-type]  # parsed: a T
+        except InvalidStateError:
+            pass  # cancelled
+
+
+class Download(Exchange):
+    """A ranged GET: bytes go to the sink as they come.
+
+    `whole` says that the range is the whole object. With `verify` the bytes are compared with the
+    answer's checksum, where it has one, before the sink is told that all is there.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        key: bytes,
+        start: int,
+        stop: int,
+        sink: BodySink,
+        *,
+        whole: bool,
+        verify: bool,
+    ) -> None:
+        super().__init__(owner)
+        self._key = key
+        self._start = start
+        self._stop = stop
+        self._sink = sink
+        # What is sent in chunks has no length. The sink counts the bytes, and compares the ETag.
+        self._size_bytes = stop if whole else None
+        self._verify = verify
+        self._verification: Verification | None = None
+
+    def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
+        """Check that the answer is to what was asked. Raises BadAnswer."""
+        super().on_headers(status_code, headers)
+        if status_code not in (200, 206):
+            return  # it comes again with the body, as an error
+        info = wire.object_info(self._key, status_code, headers, size_bytes=self._size_bytes)
+        answered = (0, info.size_bytes)
+        if status_code == 206:
+            answered = (wire.content_range(headers) or (0, 0))[:2]
+        if answered != (self._start, self._stop):
+            asked = f"bytes {self._start}-{self._stop} were asked for"
+            if status_code == 200 and self._size_bytes is None:
+                raise Unusable(f"{asked}, and the whole object was sent", status=status_code)
+            raise BadAnswer(f"{asked}, and {answered[0]}-{answered[1]} were sent")
+        if self._verify:
+            promise = checksum.expected(headers, info, self._start, self._stop)
+            self._verification = promise and Verification(promise)
+        self._sink.on_headers(info)
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Pass bytes on."""
+        keep_state()
+        self.owner.counters.add("bytes_fetched", len(chunk))
+        if not self.ended:
+            if self._verification is not None:
+                self._verification.update(chunk)
+            self._sink.on_body(chunk, offset)
+
+    def deliver(self, error: Exception | None) -> None:
+        """Pass the end on."""
+        if error is None and self._verify:
+            error = self._mismatch()
+        self._sink.finish(error)
+
+    def _mismatch(self) -> ChecksumMismatch | None:
+        """Return what is wrong with the body, and count what is known of it."""
+        verification = self._verification
+        if verification is not None and not verification.matches():
+            return ChecksumMismatch(
+                f"the body does not match its {verification.name} checksum",
+                status=self.status,
+                request_id=request_id(self.headers),
+            )
+        absent = verification is None
+        self.owner.counters.add("checksums_absent" if absent else "checksums_verified")
+        return None

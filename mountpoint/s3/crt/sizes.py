@@ -1,0 +1,81 @@
+"""The size of an object whose HEAD does not tell it, from a listing.
+
+Proxies that send bodies in chunks leave Content-Length out of the answers to HEAD, some of them
+only for texts, which they may compress. A LIST of the key then tells the size, and counts only if
+it names the same ETag: so the size is that of this version, or the request fails.
+"""
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import TypeVar
+
+from mountpoint.errors import Unusable
+from mountpoint.s3.client import ListPage, ObjectInfo
+from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire.errors import Headers
+
+T = TypeVar("T")
+
+#: Of the keys that begin with this one, it is the first; stores that keep folders may differ.
+FEW_KEYS = 10
+
+
+def described(
+    key: bytes,
+    heading: "Future[Headers]",
+    ask_page: "Callable[[], Future[ListPage]]",
+    describe: Callable[[ObjectInfo, Headers], T],
+) -> "Future[T]":
+    """Return the description of an object by the headers of a HEAD.
+
+    Where they tell no size, `ask_page` lists the first keys that begin with `key`.
+    """
+    result: Future[T] = Future()
+    under_way: list[Future[Headers] | Future[ListPage]] = [heading]
+
+    def end(size_bytes: int | None) -> None:
+        headers = heading.result()
+        info = wire.object_info(key, 200, headers, size_bytes=size_bytes)
+        under_way.clear()
+        result.set_result(describe(info, headers))
+
+    def fail(error: Exception) -> None:
+        under_way.clear()
+        result.set_exception(error)
+
+    def on_page(page: "Future[ListPage]") -> None:
+        with contextlib.suppress(InvalidStateError):  # cancelled
+            try:
+                end(_listed_size(key, heading.result(), page.result()))
+            except Exception as error:
+                fail(error)
+
+    def on_head(_: "Future[Headers]") -> None:
+        with contextlib.suppress(InvalidStateError):
+            try:
+                if wire.told_size(200, heading.result()) is not None:
+                    end(None)
+                    return
+                page = ask_page()
+                under_way[:] = [page]
+                page.add_done_callback(on_page)
+            except Exception as error:
+                fail(error)
+
+    def on_result(_: "Future[T]") -> None:
+        if result.cancelled():
+            for each in under_way:
+                each.cancel()
+
+    result.add_done_callback(on_result)
+    heading.add_done_callback(on_head)
+    return result
+
+
+def _listed_size(key: bytes, headers: Headers, page: ListPage) -> int:
+    info = wire.object_info(key, 200, headers, size_bytes=0)
+    for listed in page.objects:
+        if (listed.key, listed.etag) == (key, info.etag):
+            return listed.size_bytes
+    raise Unusable("neither HEAD nor a listing tells the size of this version")

@@ -1,0 +1,1 @@
+"""Pure: what requests and answers look like on the wire, and what answers mean."""

@@ -1,0 +1,392 @@
+"""Pure: what writing requests look like on the wire, and what is answered. See `reading`.
+
+Checksums are ours: computed over the bytes that we hold, sent in a header, and compared with
+what the server says it has stored. Three requests may be answered with the status 200 and an
+error in the body, because S3 answers before it has finished: CompleteMultipartUpload, CopyObject,
+UploadPartCopy (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html).
+awscrt 0.38 notices by itself, and answers with an error; that is not promised anywhere.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from urllib.parse import quote, quote_from_bytes
+from xml.sax.saxutils import escape
+
+from mountpoint.errors import BadAnswer, BadDigest, S3Error
+from mountpoint.s3.client import (
+    Checksum,
+    ChecksumName,
+    Condition,
+    ObjectInfo,
+    PartDone,
+    PendingUpload,
+    PutOptions,
+    Stored,
+    UploadPage,
+    Written,
+)
+from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire.errors import Headers, error_from_response, request_id
+from mountpoint.s3.wire.xml import read_xml
+
+#: How S3 makes the checksum of an object from those of its parts. CRC64NVME knows no other way;
+#: of the two of CRC32C this one lets a reader compare single parts (`s3.checksum`).
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
+CHECKSUM_TYPES = {"crc32c": "COMPOSITE", "crc64nvme": "FULL_OBJECT"}
+
+#: What S3 keeps with an object beside Content-Type and the user's own metadata, and copies with it.
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
+KEPT_HEADERS = (
+    "Cache-Control",
+    "Content-Disposition",
+    "Content-Encoding",
+    "Content-Language",
+    "Expires",
+)
+
+#: Of 1,000 uploads with keys of 1,024 bytes, each as "%XX".
+UPLOADS_MAX_BYTES = 16 << 20
+#: What CompleteMultipartUpload and the copies answer: a few fields, one of them the key.
+ANSWER_MAX_BYTES = 64 << 10
+#: S3's are about 130 characters of Base64; other stores have their own forms.
+UPLOAD_ID_MAX_CHARS = 1024
+
+#: A key may have characters that XML 1.0 cannot carry, and these answers cannot be had encoded.
+_ECHOED = re.compile(rb"<(Key|Location)>[^<]*</\1>")
+
+_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+
+
+# --- Requests ---
+
+
+def uploads_target(base_path: str, prefix: bytes, after: tuple[bytes, str] | None) -> str:
+    """Return path and query of a ListMultipartUploads request."""
+    query = "uploads&encoding-type=url&max-uploads=1000"
+    if prefix:
+        query += f"&prefix={quote_from_bytes(prefix, safe='')}"
+    if after is not None:
+        key, upload_id = after
+        query += f"&key-marker={quote_from_bytes(key, safe='')}"
+        if upload_id:  # directory buckets go on by the key alone
+            query += f"&upload-id-marker={quote(upload_id, safe='')}"
+    return f"{base_path or '/'}?{query}"
+
+
+def upload_target(base_path: str, key: bytes, upload_id: str, number: int | None = None) -> str:
+    """Return path and query of a request for a multipart upload, or for one part of it."""
+    part = "" if number is None else f"partNumber={number}&"
+    target = wire.object_target(base_path, key)
+    return f"{target}?{part}uploadId={quote(upload_id, safe='')}"
+
+
+def copy_source(bucket: str, key: bytes) -> str:
+    """Return the x-amz-copy-source of a key: of a bucket, or behind an access point's ARN.
+
+    It is URL-encoded, and "+" would be read as a space.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+    """
+    place = f"{bucket}/object" if bucket.startswith("arn:") else bucket
+    return f"{quote(place, safe='/:')}/{quote_from_bytes(key, safe='/')}"
+
+
+def option_headers(options: PutOptions) -> Headers:
+    """Return what PutObject, CreateMultipartUpload and CopyObject say of the new object."""
+    named = {
+        "x-amz-storage-class": options.storage_class,
+        "x-amz-server-side-encryption": options.sse,
+        "x-amz-server-side-encryption-aws-kms-key-id": options.sse_kms_key_id,
+        "Content-Type": options.content_type,
+    }
+    headers = [(name, value) for name, value in named.items() if value is not None]
+    headers += options.headers.items()
+    return headers + [(f"x-amz-meta-{name}", text) for name, text in options.metadata.items()]
+
+
+def condition_headers(condition: Condition) -> Headers:
+    """Return the headers of a write that may not replace everything."""
+    headers: Headers = []
+    if condition.absent:
+        headers.append(("If-None-Match", "*"))
+    if condition.etag is not None:
+        headers.append(("If-Match", condition.etag))
+    return headers
+
+
+def checksum_headers(checksum: Checksum | None) -> Headers:
+    """Return the header of a body's checksum."""
+    return [] if checksum is None else [(f"x-amz-checksum-{checksum.name}", checksum.value)]
+
+
+def create_headers(options: PutOptions) -> Headers:
+    """Return the headers of a CreateMultipartUpload."""
+    headers = option_headers(options)
+    if options.checksum is not None:
+        headers.append(("x-amz-checksum-algorithm", options.checksum.upper()))
+        headers.append(("x-amz-checksum-type", CHECKSUM_TYPES[options.checksum]))
+    return headers
+
+
+def complete_headers(size_bytes: int, checksum: Checksum | None, condition: Condition) -> Headers:
+    """Return the headers of a CompleteMultipartUpload.
+
+    A composite checksum is compared in the answer only: S3 makes it from the parts' in the body.
+    """
+    headers = [("x-amz-mp-object-size", str(size_bytes)), *condition_headers(condition)]
+    if checksum is not None:
+        kind = CHECKSUM_TYPES[checksum.name]
+        headers.append(("x-amz-checksum-type", kind))
+        if kind == "FULL_OBJECT":
+            headers += checksum_headers(checksum)
+    return headers
+
+
+def complete_body(parts: Sequence[PartDone]) -> bytes:
+    """Return the body of a CompleteMultipartUpload. A part's checksum is named if it has one."""
+    pieces = [f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">']
+    for part in parts:
+        pieces.append(
+            f"<Part><PartNumber>{part.number}</PartNumber><ETag>{escape(part.etag)}</ETag>"
+        )
+        if part.checksum is not None:
+            name = f"Checksum{part.checksum.name.upper()}"
+            pieces.append(f"<{name}>{part.checksum.value}</{name}>")
+        pieces.append("</Part>")
+    pieces.append("</CompleteMultipartUpload>")
+    return "".join(pieces).encode()
+
+
+def copy_headers(
+    source: str,
+    source_etag: str,
+    options: PutOptions | None,
+    condition: Condition,
+    *,
+    keep_metadata: bool = False,
+) -> Headers:
+    """Return the headers of a CopyObject."""
+    headers = [("x-amz-copy-source", source), ("x-amz-copy-source-if-match", source_etag)]
+    if options is not None and keep_metadata:  # S3's default is COPY
+        options = replace(options, content_type=None, metadata={}, headers={})
+    if options is not None:
+        headers += option_headers(options)
+        if not keep_metadata:
+            headers.append(("x-amz-metadata-directive", "REPLACE"))
+        if options.checksum is not None:
+            headers.append(("x-amz-checksum-algorithm", options.checksum.upper()))
+    return headers + condition_headers(condition)
+
+
+def copy_part_headers(source: str, source_etag: str, start: int, stop: int) -> Headers:
+    """Return the headers of an UploadPartCopy."""
+    return [
+        ("x-amz-copy-source", source),
+        ("x-amz-copy-source-if-match", source_etag),
+        ("x-amz-copy-source-range", wire.range_header(start, stop)),
+    ]
+
+
+def append_headers(offset: int, options: PutOptions, condition: Condition) -> Headers:
+    """Return the headers of a PutObject that adds to an object; the rest of it is as it was.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html (EncryptionTypeMismatch)
+    """
+    encryption = PutOptions(sse=options.sse, sse_kms_key_id=options.sse_kms_key_id)
+    headers = [("x-amz-write-offset-bytes", str(offset)), *option_headers(encryption)]
+    return headers + condition_headers(condition)
+
+
+def rename_target(base_path: str, key: bytes) -> str:
+    """Return path and query of a RenameObject to `key`."""
+    return wire.object_target(base_path, key) + "?renameObject"
+
+
+def rename_headers(source: bytes, source_etag: str, condition: Condition, token: str) -> Headers:
+    """Return the headers of a RenameObject.
+
+    The source is its key, URL-encoded, without the bucket.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_RenameObject.html
+    """
+    return [
+        ("x-amz-rename-source", quote_from_bytes(source, safe="/")),
+        ("x-amz-rename-source-if-match", source_etag),
+        ("x-amz-client-token", token),
+        *condition_headers(condition),
+    ]
+
+
+# --- Answers ---
+
+
+def written(headers: Headers, sent: Checksum | None) -> Written:
+    """Return what the answer to a PutObject or UploadPart says.
+
+    Raise BadAnswer without a sensible ETag, and BadDigest when the server says that it has
+    stored another checksum than was `sent`.
+    """
+    etag = _sensible_etag(wire.header(headers, "etag") or "")
+    told = "" if sent is None else wire.header(headers, f"x-amz-checksum-{sent.name}") or ""
+    _compare(sent, told, headers)
+    return Written(etag, told, _date_ns(headers))
+
+
+def appended(headers: Headers, size_bytes: int) -> Written:
+    """Return what the answer to an append says, after which the object has `size_bytes`.
+
+    What is said of its checksum is that of the whole object, or of the bytes that were sent: S3
+    does not say which, and has compared the latter. Raise S3Error if it is of another size.
+    """
+    etag = _sensible_etag(wire.header(headers, "etag") or "")
+    told = (wire.header(headers, "x-amz-object-size") or "").strip()
+    if told and told != str(size_bytes):
+        raise S3Error(
+            f"an append made an object of {wire.printable(told, 20)} bytes, not of {size_bytes}",
+            request_id=request_id(headers),
+        )
+    return Written(etag, "", _date_ns(headers))
+
+
+def renamed(headers: Headers) -> None:
+    """Take the answer to a RenameObject. Raise S3Error if it is that to a PutObject."""
+    if wire.header(headers, "etag"):
+        raise S3Error(
+            "the server has taken a rename for a PUT: the file is empty now, its source as it was",
+            request_id=request_id(headers),
+        )
+
+
+def upload_id(headers: Headers, body: bytes) -> str:
+    """Return the id that the answer to a CreateMultipartUpload names."""
+    fields = _answer(headers, body, "InitiateMultipartUploadResult", "")
+    text = fields.get("UploadId", "").strip()
+    if not text or len(text) > UPLOAD_ID_MAX_CHARS or not text.isprintable():
+        raise BadAnswer("a multipart upload without a sensible id", request_id=request_id(headers))
+    return text
+
+
+def completed(headers: Headers, body: bytes, expected: Checksum | None) -> Written:
+    """Return what the answer to a CompleteMultipartUpload says. Raises what an error in it says.
+
+    A server that tells another checksum than `expected` has put something else together: BadDigest.
+    """
+    fields = _answer(headers, body, "CompleteMultipartUploadResult", "CompleteMultipartUpload")
+    etag = _sensible_etag(fields.get("ETag", "").strip())
+    told = ""
+    if expected is not None:
+        told = fields.get(f"Checksum{expected.name.upper()}", "").strip()
+        kind = fields.get("ChecksumType", "").strip() or ("COMPOSITE" if "-" in told else "")
+        if kind == CHECKSUM_TYPES[expected.name]:
+            _compare(expected, told, headers)
+    return Written(etag, told, _date_ns(headers))
+
+
+def copied(
+    headers: Headers, body: bytes, root: str, checksum: ChecksumName | None = None
+) -> Written:
+    """Return what the answer to a CopyObject or UploadPartCopy says; `root` is its element."""
+    fields = _answer(headers, body, root, root.removesuffix("Result"))
+    etag = _sensible_etag(fields.get("ETag", "").strip())
+    told = fields.get(f"Checksum{checksum.upper()}", "").strip() if checksum else ""
+    return Written(etag, told, wire.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
+
+
+def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
+    """Return the page that the body of a ListMultipartUploads answer describes.
+
+    An entry that makes no sense is left out. Raise BadAnswer when the page makes none.
+    """
+    page: dict[str, str] = {}
+    entries: list[dict[str, str]] = []
+    entry: dict[str, str] = {}
+
+    def on_end(depth: int, name: str, texts: list[str]) -> None:
+        nonlocal entry
+        if depth == 2:
+            entry[name] = "".join(texts)
+        elif depth == 1 and name == "Upload":
+            entries.append(entry)
+            entry = {}
+        elif depth == 1:
+            page[name] = "".join(texts)
+
+    root = read_xml(body, UPLOADS_MAX_BYTES, on_end)
+    if root != "ListMultipartUploadsResult":
+        raise BadAnswer(f"the answer to ListMultipartUploads is <{wire.printable(root, 40)}>")
+    decode = wire.url_decoded if page.get("EncodingType") == "url" else wire.verbatim
+    uploads = []
+    for fields in entries:
+        key, identity = decode(fields.get("Key", "")), fields.get("UploadId", "").strip()
+        started_ns = wire.iso_date_ns(fields.get("Initiated", "").strip())
+        if key.startswith(prefix) and key and identity and started_ns is not None:
+            uploads.append(PendingUpload(key, identity, started_ns))
+    marker = None
+    if page.get("IsTruncated", "false").strip().lower() == "true":
+        marker = decode(page.get("NextKeyMarker", "")), page.get("NextUploadIdMarker", "").strip()
+        if not marker[0]:
+            raise BadAnswer("a truncated listing of uploads without a marker to go on")
+    return UploadPage(uploads, marker)
+
+
+def stored(info: ObjectInfo, headers: Headers) -> Stored:
+    """Return the description of an object with what checksums the answer to a HEAD tells."""
+    prefix = "x-amz-checksum-"
+    values = {name.lower(): value.strip() for name, value in headers}
+    checksums = {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix) and name not in (f"{prefix}type", f"{prefix}mode")
+    }
+    sendable = {name: value for name, value in values.items() if wire.is_header_text(value)}
+    kept = {name: sendable[name.lower()] for name in KEPT_HEADERS if sendable.get(name.lower())}
+    options = PutOptions(
+        storage_class=None if info.storage_class == "STANDARD" else info.storage_class,
+        content_type=sendable.get("content-type"),
+        metadata=wire.metadata(list(sendable.items())),
+        headers=kept,
+    )
+    tags = values.get("x-amz-tagging-count", "")
+    return Stored(
+        info,
+        checksums,
+        options,
+        int(tags) if re.fullmatch("[0-9]{1,3}", tags) else 0,
+        values.get(f"{prefix}type", ""),
+    )
+
+
+def _sensible_etag(text: str) -> str:
+    etag = wire.strong_etag(text)
+    if not etag:
+        raise BadAnswer("the answer to a write has no sensible ETag")
+    return etag
+
+
+def _compare(expected: Checksum | None, told: str, headers: Headers) -> None:
+    # S3 is not of one mind whether a composite checksum ends in "-N".
+    if expected is not None and told and told.partition("-")[0] != expected.value.partition("-")[0]:
+        raise BadDigest(
+            f"the server has stored another {expected.name} than was sent",
+            request_id=request_id(headers),
+        )
+
+
+def _date_ns(headers: Headers) -> int:
+    return wire.http_date_ns(wire.header(headers, "date") or "")
+
+
+def _answer(headers: Headers, body: bytes, root: str, what: str) -> dict[str, str]:
+    """Return the fields of an answer whose element is `root`; raise the error that it is."""
+    fields: dict[str, str] = {}
+
+    def on_end(depth: int, name: str, texts: list[str]) -> None:
+        if depth == 1:
+            fields.setdefault(name, "".join(texts))
+
+    # Spaces before the declaration: see `errors`.
+    found = read_xml(_ECHOED.sub(b"", body.lstrip()), ANSWER_MAX_BYTES, on_end)
+    if found == "Error":
+        raise error_from_response(500, headers, body, what=what)
+    if found != root:
+        raise BadAnswer(f"the answer is <{wire.printable(found, 40)}>, not <{root}>")
+    return fields

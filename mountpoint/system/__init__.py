@@ -1,0 +1,1 @@
+"""Facts of the host: memory, control groups, mounts, processes, temporary files."""

@@ -1,0 +1,1 @@
+"""What all transfers share: the memory budget, bytes in flight, durations of requests."""

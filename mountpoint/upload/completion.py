@@ -1,0 +1,266 @@
+"""The request that makes an object: PutObject, or CompleteMultipartUpload and a look at the result.
+
+A lost answer: a PUT, or the completion, that was tried before and is then refused may have been
+done by an earlier try (If-None-Match fails on the object that we have just made; a completed
+upload is no longer there). Then, and when tries run out, HEAD tells: if the object there has our
+size and checksum, or our ETag where there are no checksums, it is ours, or just as good.
+
+The upload's lock guards all of this.
+"""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Protocol
+
+import structlog
+
+from mountpoint.errors import (
+    AlreadyExists,
+    BadAnswer,
+    NoSuchUpload,
+    NotOffered,
+    PreconditionFailed,
+    S3Error,
+)
+from mountpoint.s3.client import (
+    ALWAYS,
+    Body,
+    Checksum,
+    Condition,
+    ObjectClient,
+    ObjectInfo,
+    PartDone,
+    PutOptions,
+    Stored,
+    Written,
+)
+from mountpoint.s3.retry import Patience
+from mountpoint.s3.wire import checksum
+from mountpoint.s3.wire import posix_metadata as kept
+from mountpoint.system.spill import FileRange
+from mountpoint.upload.multipart import Sent
+from mountpoint.upload.parts import MOST_PARTS, are_equal
+from mountpoint.upload.requests import Errand, Errands, Line
+
+log = structlog.get_logger(__name__)
+
+#: "The processing of a CompleteMultipartUpload request could take several minutes":
+#: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
+COMPLETE_S = 300.0
+
+#: What is to be done after parts were refused that had grown with the file.
+WRITE_AGAIN = (
+    "write the file again: its parts will have one size, --write-part-size, "
+    f"and {MOST_PARTS} of them are all that a file can have"
+)
+
+
+class Start(Protocol):
+    """Makes the request that makes the object, on this condition, with checksums or without."""
+
+    def __call__(self, condition: Condition, *, checksums: bool) -> "Future[Written]":
+        """Make it."""
+
+
+class Completion:
+    """The end of the upload of `key`. `completed` or `failed` is called once, with the lock."""
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        key: bytes,
+        options: PutOptions,
+        condition: Condition,
+        *,
+        errands: Errands,
+        line: Line[Any],
+        patience: Patience,
+        completed: Callable[[ObjectInfo], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._errands = errands
+        self._line = line
+        self._patience = patience
+        self._completed = completed
+        self._failed = failed
+        # mutable, until the object is made
+        self.key = key
+        self.condition = condition
+        self._options = options  # until the first request is sent
+        self._unequal = False  # its parts have different sizes
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Let the object have this metadata; before any request was sent."""
+        self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
+
+    def retype(self, content_type: str | None) -> None:
+        """Let the object have this content type; before any request was sent."""
+        self._options = replace(self._options, content_type=content_type)
+
+    def put(self, body: Body) -> None:
+        """Make the object of one body."""
+        size_bytes = body.size_bytes
+
+        def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
+            sent = body if checksums else replace(body, checksum=None)
+            return self._client.put_object(self.key, sent, self._options, condition)
+
+        def done(written: Written) -> None:
+            self._completed(self._described(written, size_bytes))
+
+        def is_ours(stored: Stored) -> bool:
+            return _matches(stored, size_bytes, body.checksum, lambda: _md5(body))
+
+        self._send(start, done, is_ours, size_bytes, None)
+
+    def complete(self, upload_id: str, sent: Sequence[Sent], size_bytes: int) -> None:
+        """Make the object, of this size, of all parts, which have arrived."""
+        parts = [each.done for each in sent]
+        self._unequal = not are_equal([each.size_bytes for each in sent])
+        whole = None
+        name = self._options.checksum
+        digests = [(each.digest, each.size_bytes) for each in sent if each.digest is not None]
+        if name is not None and len(digests) == len(sent):
+            whole = Checksum(name, checksum.of_parts(name, digests))
+
+        def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
+            return self._client.complete_upload(
+                self.key,
+                upload_id,
+                parts,
+                size_bytes=size_bytes,
+                checksum=whole if checksums else None,
+                condition=condition,
+            )
+
+        def done(written: Written) -> None:
+            if self._unequal:
+                self._line.took_unequal_parts()
+            self._look(self._described(written, size_bytes))
+
+        def is_ours(stored: Stored) -> bool:
+            return _matches(stored, size_bytes, whole, lambda: _etag_of_parts(parts))
+
+        self._send(start, done, is_ours, 0, COMPLETE_S)
+
+    def _send(
+        self,
+        start: "Start",
+        done: Callable[[Written], None],
+        is_ours: Callable[[Stored], bool],
+        size_bytes: int,
+        try_s: float | None,
+    ) -> None:
+        """Send the request that makes the object, as far as the server knows what it asks."""
+        asked, checksums = ALWAYS, False
+
+        def begin() -> "Future[Written]":
+            nonlocal asked, checksums
+            asked = self.condition if self._line.knows_conditions() else ALWAYS
+            checksums = self._options.checksum is not None and self._line.knows_checksums()
+            return start(asked, checksums=checksums)
+
+        def refused(error: S3Error) -> None:
+            if isinstance(error, NotOffered) and self._line.does_without(
+                error, condition=asked != ALWAYS, checksum=checksums
+            ):
+                self._errands.send(errand)
+            elif errand.attempt or error.retryable or isinstance(error, NoSuchUpload):
+                self._find_out(error, is_ours)
+            else:
+                self._failed(self._meaning(error))
+
+        errand = Errand(begin, done, refused, size_bytes, try_s)
+        self._errands.send(errand)
+
+    def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
+        """Look whether an earlier try has made the object; it fails with `error` if not."""
+
+        def done(stored: Stored) -> None:
+            if is_ours(stored):
+                log.debug("an earlier try had been done", key=self.key, error=str(error))
+                self._completed(stored.info)
+            else:
+                self._failed(self._meaning(error))
+
+        def refused(_: S3Error) -> None:
+            self._failed(self._meaning(error))
+
+        start = functools.partial(self._client.describe, self.key)
+        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
+
+    def _look(self, told: ObjectInfo) -> None:
+        """Ask how large the object has become and how old: of parts S3 tells the day they began."""
+
+        def done(info: ObjectInfo) -> None:
+            if info.etag != told.etag:  # somebody else has replaced it since
+                self._completed(told)
+            elif info.size_bytes != told.size_bytes:
+                self._failed(BadAnswer(f"{told.size_bytes} bytes became {info.size_bytes}"))
+            else:
+                self._completed(info)
+
+        def refused(_: S3Error) -> None:
+            self._completed(told)  # complete is complete
+
+        start = functools.partial(self._client.head, self.key)
+        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
+
+    def _meaning(self, error: S3Error) -> S3Error:
+        """What the refusal of a write means to who wanted to create, not to replace."""
+        if self._unequal and self._line.wants_equal_parts(error):
+            error.hint = WRITE_AGAIN
+        if type(error) is not PreconditionFailed or not self.condition.absent:
+            return error
+        return AlreadyExists(
+            "somebody else has created the object meanwhile",
+            code=error.code,
+            status=error.status,
+            request_id=error.request_id,
+        )
+
+    def _described(self, written: Written, size_bytes: int) -> ObjectInfo:
+        date_ns = written.date_ns or int(time.time()) * 1_000_000_000
+        storage_class = self._options.storage_class or "STANDARD"
+        return ObjectInfo(
+            self.key,
+            size_bytes,
+            date_ns,
+            written.etag,
+            storage_class,
+            attributes=kept.parsed(self._options.metadata),
+        )
+
+
+def _matches(
+    stored: Stored, size_bytes: int, expected: Checksum | None, etag: Callable[[], str]
+) -> bool:
+    """Whether what is stored is what was written; by the ETag where there is no checksum."""
+    if stored.info.size_bytes != size_bytes:
+        return False
+    told = stored.checksums.get(expected.name) if expected is not None else None
+    if expected is not None and told:
+        return told.partition("-")[0] == expected.value.partition("-")[0]
+    return stored.info.etag.strip('"') == etag()
+
+
+def _md5(body: Body) -> str:
+    hashed = hashlib.md5(usedforsecurity=False)
+    for piece in body.pieces:
+        hashed.update(bytes(piece) if isinstance(piece, FileRange) else piece)
+    return hashed.hexdigest()
+
+
+def _etag_of_parts(parts: Sequence[PartDone]) -> str:
+    """Return the ETag that S3 gives an object of these parts; "" if they have others' ETags."""
+    try:
+        own = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
+    except ValueError:
+        return ""
+    return f"{hashlib.md5(own, usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -1,0 +1,78 @@
+"""Whether a store copies parts into an upload that has checksums: tried once, before it matters.
+
+S3 computes the checksum of a part that it copies. MinIO refuses such a part, as if its bytes had
+been sent without their checksum, and by then bytes of the same upload may be gone that nobody has
+any more. So the first time that a file is going to be put together of copies, an upload is begun,
+a part copied into it, and the upload aborted: three requests, and nothing that anybody sees. A
+store that copies no parts at all shows it then, too. AWS is not tried.
+"""
+
+import functools
+
+import structlog
+
+from mountpoint.config import LEAST_PART_BYTES
+from mountpoint.errors import ChecksumsNotOffered, S3Error
+from mountpoint.s3.client import ChecksumName, ObjectClient, ObjectInfo, PutOptions
+from mountpoint.s3.retry import Patience
+from mountpoint.upload.uploads import Uploads
+
+log = structlog.get_logger(__name__)
+
+
+class CopyTrial:
+    """What is known of it for a mount. Thread-safe; its callers wait."""
+
+    def __init__(self, client: ObjectClient, uploads: Uploads, patience: Patience) -> None:
+        # dependencies
+        self._client = client
+        self._uploads = uploads
+        self._patience = patience
+        # mutable: None until it is known
+        self._takes_checksums = True if client.is_aws or client.is_directory else None
+
+    def takes_checksums(self, source: ObjectInfo, name: ChecksumName) -> bool:
+        """Whether parts of this object may be copied into an upload with such checksums."""
+        if source.size_bytes <= LEAST_PART_BYTES or not self._uploads.knows_checksums():
+            return True  # nothing of it is copied, or nothing has checksums
+        if self._uploads.copies_parts() is False:
+            return True
+        if self._takes_checksums is None:
+            self._takes_checksums = self._try(source, name)
+        return self._takes_checksums is not False
+
+    def _try(self, source: ObjectInfo, name: ChecksumName) -> bool | None:
+        """Copy a part; None if that tells nothing."""
+        options = self._uploads.encrypted(PutOptions(checksum=name))
+        try:
+            start = functools.partial(self._client.create_upload, source.key, options)
+            upload_id = self._patience.ask(start).answer()
+        except S3Error:
+            return None
+        self._uploads.multipart_begun(source.key, upload_id)
+        try:
+            copy = functools.partial(
+                self._client.copy_part,
+                source.key,
+                source.key,
+                upload_id,
+                1,
+                0,
+                LEAST_PART_BYTES,
+                source_etag=source.etag,
+                checksum=name,
+            )
+            self._patience.ask(copy).answer()
+            self._uploads.part_copied()
+            return True
+        except ChecksumsNotOffered as error:
+            log.info(
+                "the store copies no parts into uploads with checksums: "
+                "files that are put together of copies have none",
+                reason=str(error),
+            )
+            return False
+        except S3Error as error:
+            return True if self._uploads.does_without_copies(error) else None
+        finally:
+            self._uploads.abort_unused(source.key, upload_id)

@@ -1,0 +1,269 @@
+"""The parts of one upload: begun with the first of them, sent or copied in parallel, or given up.
+
+CreateMultipartUpload goes out with the first part; what is sealed before its answer waits for the
+id. Parts in flight are errands of the upload; which have arrived, and as what, is noted here.
+
+A part may be copied by the server from another object (UploadPartCopy): it costs no memory, and
+its checksum is what the server says; one that says none is completed without.
+
+The upload's lock guards all of this.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from mountpoint.errors import NoSuchUpload, NotOffered, S3Error, TooLarge
+from mountpoint.s3.client import (
+    Body,
+    Checksum,
+    ObjectClient,
+    ObjectInfo,
+    PartDone,
+    PutOptions,
+    Written,
+)
+from mountpoint.s3.retry import Patience
+from mountpoint.s3.wire import checksum
+from mountpoint.upload.parts import MOST_PARTS
+from mountpoint.upload.requests import Errand, Errands, Line
+
+#: How long anyone waits for an upload to be aborted.
+ABORT_S = 5.0
+#: How long a copy may take: one request of S3's copies 50 MB/s and more.
+SLOWEST_COPY_BYTES_PER_S = 8 << 20
+
+
+@dataclass(slots=True)
+class Sent:
+    """A part that has arrived. `digest` None: its checksum is not known."""
+
+    done: PartDone
+    digest: bytes | None
+    size_bytes: int
+
+
+class Start(Protocol):
+    """Makes a request, with checksums or without."""
+
+    def __call__(self, *, checksums: bool) -> "Future[Any]":
+        """Make it."""
+
+
+class Multipart:
+    """The multipart upload of `key`; nothing is asked before the first part.
+
+    `arrived` is called with each body that S3 has taken, `failed` with what no retry helped. All
+    with the upload's lock held.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        key: bytes,
+        options: PutOptions,
+        *,
+        errands: Errands,
+        line: Line[Any],
+        patience: Patience,
+        arrived: Callable[[Body], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._errands = errands
+        self._line = line
+        self._patience = patience
+        self._arrived = arrived
+        self._failed = failed
+        # mutable
+        self.key = key  # until it has begun
+        self._options = options  # until it has begun
+        self.begun = False  # CreateMultipartUpload has been sent
+        self.upload_id: str | None = None
+        self.in_flight = 0  # parts that are sent
+        self.copying = 0  # parts that the server copies
+        self.aborted = True  # nothing is pending at S3
+        self._given_up = False
+        self._waiting_for_id: list[Callable[[str], None]] = []
+        self.next_number = 1
+        self._sent: dict[int, Sent] = {}
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Let the object have this metadata; before the upload has begun."""
+        self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
+
+    def retype(self, content_type: str | None) -> None:
+        """Let the object have this content type; before the upload has begun."""
+        self._options = replace(self._options, content_type=content_type)
+
+    def send(self, body: Body, digest: bytes) -> None:
+        """Send the next part. Raises TooLarge when there are no more."""
+        number = self._number()
+        self.in_flight += 1
+
+        def done(written: Written) -> None:
+            told = body.checksum if written.checksum else None
+            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, body.size_bytes)
+            self.in_flight -= 1
+            self._arrived(body)
+
+        def go(upload_id: str) -> None:
+            def start(*, checksums: bool) -> "Future[Written]":
+                sent = body if checksums else replace(body, checksum=None)
+                return self._client.upload_part(self.key, upload_id, number, sent)
+
+            self._send(start, done, self._failed, body.size_bytes)
+
+        self._with_id(go)
+
+    def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
+        """Have [start, stop) of this version copied as the next part. Raises TooLarge as `send`.
+
+        Where the server copies no parts (`Line.copies_parts`), the number is free again.
+        """
+        number = self._number()
+        self.copying += 1
+        name = self._options.checksum
+
+        def done(written: Written) -> None:
+            told = digest = None
+            if name is not None:
+                digest = checksum.decoded(name, written.checksum)
+                told = Checksum(name, written.checksum) if digest is not None else None
+            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, stop - start)
+            self.copying -= 1
+            self._line.part_copied()
+
+        def refused(error: S3Error) -> None:
+            # The caller waits for the first part that is copied, so there is none behind it.
+            if number == self.next_number - 1 and self._line.does_without_copies(error):
+                self.next_number = number
+                self.copying -= 1
+            else:
+                self._failed(error)
+
+        def go(upload_id: str) -> None:
+            begin = functools.partial(
+                self._client.copy_part,
+                source.key,
+                self.key,
+                upload_id,
+                number,
+                start,
+                stop,
+                source_etag=source.etag,
+                checksum=name,
+            )
+            try_s = self._patience.try_s + (stop - start) / SLOWEST_COPY_BYTES_PER_S
+            self._errands.send(Errand(begin, done, refused, try_s=try_s))
+
+        self._with_id(go)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all parts have arrived: none is in flight, copied, or waiting for the id."""
+        return not self.in_flight and not self.copying
+
+    def sent(self) -> list[Sent]:
+        """Return the parts that have arrived, in order."""
+        return [self._sent[number] for number in sorted(self._sent)]
+
+    def forget(self) -> None:
+        """The object is complete: nothing is pending any more."""
+        self._ended()
+        self._sent.clear()
+
+    def give_up(self) -> None:
+        """Have the parts removed, now or when the upload's id comes."""
+        self._given_up = True
+        self._waiting_for_id.clear()
+        self._abort()
+
+    def _send(
+        self,
+        start: Start,
+        done: Callable[[Any], None],
+        failed: Callable[[S3Error], None],
+        size_bytes: int = 0,
+        try_s: float | None = None,
+    ) -> None:
+        """Send a request that may say a checksum, as far as the server takes any."""
+        checksums = False
+
+        def begin() -> "Future[Any]":
+            nonlocal checksums
+            checksums = self._options.checksum is not None and self._line.knows_checksums()
+            return start(checksums=checksums)
+
+        def refused(error: S3Error) -> None:
+            if isinstance(error, NotOffered) and self._line.does_without(
+                error, condition=False, checksum=checksums
+            ):
+                self._errands.send(errand)
+            else:
+                failed(error)
+
+        errand = Errand(begin, done, refused, size_bytes, try_s)
+        self._errands.send(errand)
+
+    def _number(self) -> int:
+        if self.next_number > MOST_PARTS:
+            raise TooLarge(
+                f"the file has reached {MOST_PARTS} parts, which is all that S3 takes",
+                hint="a larger --write-part-size makes larger files possible",
+            )
+        number, self.next_number = self.next_number, self.next_number + 1
+        return number
+
+    def _with_id(self, go: Callable[[str], None]) -> None:
+        """Call `go` with the upload's id, now or when it is there."""
+        if self.upload_id is not None:
+            go(self.upload_id)
+            return
+        self._waiting_for_id.append(go)
+        if not self.begun:
+            self.begun, self.aborted = True, False
+
+            def start(*, checksums: bool) -> "Future[str]":
+                options = self._options if checksums else replace(self._options, checksum=None)
+                return self._client.create_upload(self.key, options)
+
+            self._send(start, self.created, self._not_created, try_s=self._patience.try_s)
+
+    def created(self, upload_id: str) -> None:
+        """Take the upload's id."""
+        self.upload_id = upload_id
+        self._line.multipart_begun(self.key, upload_id)
+        if self._given_up:
+            self._abort()
+            return
+        waiting, self._waiting_for_id = self._waiting_for_id, []
+        for go in waiting:
+            go(upload_id)
+
+    def _not_created(self, error: S3Error) -> None:
+        self.aborted = not error.retryable  # else it may have been: the answer was lost
+        self._failed(error)
+
+    def _ended(self) -> None:
+        self.aborted = True
+        if self.upload_id is not None:
+            self._line.multipart_ended(self.upload_id)
+
+    def _abort(self) -> None:
+        """Have the parts removed, if there are any and their upload is known."""
+        if self.upload_id is None or self.aborted:
+            return
+
+        def done(_: None) -> None:
+            self._ended()
+
+        def refused(error: S3Error) -> None:
+            if isinstance(error, NoSuchUpload):
+                self._ended()
+
+        start = functools.partial(self._client.abort_upload, self.key, self.upload_id)
+        self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))

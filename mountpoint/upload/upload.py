@@ -1,0 +1,332 @@
+"""One new object, written from its beginning to its end, and visible when it is complete.
+
+Up to one part is a PUT at the end. When there is more, the first part goes out with a
+CreateMultipartUpload before it, others follow while the writer goes on, and
+CompleteMultipartUpload makes them one object (`sequential` has what is not peculiar to that).
+
+What another object has already, `copy` appends: the server copies it as parts of their own, and
+only what is too small to be one is read and gathered like what is written (`parts.next_step`).
+Where all parts have to have one size, so has what is copied (`parts.next_equal_step`).
+
+Not known here: the requests (`multipart`, `completion`).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import structlog
+
+from mountpoint.errors import AccessDenied, Interrupted, NotSequential, TooLarge
+from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
+from mountpoint.s3.content_types import after_rename
+from mountpoint.s3.retry import Patience
+from mountpoint.system.spill import Spill
+from mountpoint.transfer.memory_budget import Lease
+from mountpoint.upload.completion import Completion
+from mountpoint.upload.multipart import ABORT_S, Multipart
+from mountpoint.upload.part_buffer import Gathering
+from mountpoint.upload.parts import S3_LIMITS, Limits, Step, next_equal_step, next_step
+from mountpoint.upload.requests import Errand, Line
+from mountpoint.upload.sequential import LOOK_S, Sequential
+from mountpoint.upload.source import Reading
+
+log = structlog.get_logger(__name__)
+
+#: Parts that the server copies at a time for one upload; they cost neither memory nor bandwidth.
+COPIES = 8
+
+
+class Upload(Sequential):
+    """The upload of the object `key`, with memory from `lease`. See Sequential.
+
+    With `equal_bytes` all parts have that size, but the last, which may be smaller.
+    After an error, also of a write at a wrong offset, the object will not come into being. No more
+    can be written after `finish`; TooLarge is raised beyond what S3 takes.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        key: bytes,
+        *,
+        options: PutOptions,
+        condition: Condition,
+        part_bytes: int,
+        equal_bytes: int | None = None,
+        limits: Limits = S3_LIMITS,
+        types_follow_names: bool = False,
+        lease: Lease,
+        spill: Spill,
+        line: Line[Sequential],
+        patience: Patience,
+    ) -> None:
+        super().__init__(
+            size_bytes=0,
+            part_bytes=part_bytes,
+            checksum=options.checksum,
+            lease=lease,
+            spill=spill,
+            line=line,
+            patience=patience,
+        )
+        # dependencies
+        self._client = client
+        # constants
+        self.equal_bytes = equal_bytes
+        self._limits = limits
+        self._types_follow_names = types_follow_names
+        # mutable, guarded by _changed
+        self.key = key
+        self._content_type = options.content_type
+        self._multipart = Multipart(
+            client,
+            key,
+            options,
+            errands=self._errands,
+            line=line,
+            patience=patience,
+            arrived=self._arrived,
+            failed=self.fail,
+        )
+        self._completion = Completion(
+            client,
+            key,
+            options,
+            condition,
+            errands=self._errands,
+            line=line,
+            patience=patience,
+            completed=self._completed,
+            failed=self.fail,
+        )
+        self._finishing = False
+        self._info: ObjectInfo | None = None  # what has become of it
+
+    def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
+        """Take the bytes [start, stop) of an object version of this bucket as the next ones.
+
+        `last` promises that nothing follows them: equal parts then need not read their end.
+        Returns when what is read of them is in memory; what the server copies may be under way.
+        Raises PreconditionFailed or NotFound when that version is there no more, and what `write`
+        raises; it may come with a later call. After an error the object will not come into being.
+        """
+        if not 0 <= start <= stop <= source.size_bytes:
+            raise ValueError(f"bytes {start}-{stop} of {source.size_bytes}")
+        with self._changed, self._turn():
+            while start < stop:
+                step = self._next_step(source.size_bytes, stop - start, last=last)
+                if self._line.copies_parts() is False:
+                    self._read(source, start, stop)
+                    return
+                if not step.copied:
+                    self._read(source, start, start + step.size_bytes)
+                elif not self._copy_part(source, start, start + step.size_bytes):
+                    continue
+                start += step.size_bytes
+
+    def finish(self, size_bytes: int = 0) -> ObjectInfo:
+        """Upload what is left and complete the object; return it. Again: the same answer.
+
+        Zeros come first, until it has `size_bytes`. When this returns the object is in S3, with the
+        bytes that were written. Raises AlreadyExists or PreconditionFailed when its condition was
+        not met, any S3Error that retries did not help, Interrupted when the mount goes away.
+        """
+        with self._changed:
+            with super()._turn():
+                if not self._finishing:
+                    self._gather_zeros(size_bytes)
+                    while not self._has_place():  # of all that is gathered, zeros too
+                        self._wait(LOOK_S)
+                    self._finishing = True
+                    if not self._multipart.begun:
+                        self._completion.put(self._gathering.body())
+                    elif self._gathering.size_bytes:
+                        self._send_gathered()
+                    self._advance()
+            while self._info is None:
+                self._wait()
+            return self._info
+
+    def rename(self, key: bytes, condition: Condition) -> bool:
+        """Give the object another key, and condition; False if S3 knows of the upload already."""
+        with self._changed:
+            if self._multipart.begun or self._finishing:
+                return False
+            if self._types_follow_names:
+                self._content_type = after_rename(self._content_type, self.key, key)
+                self._multipart.retype(self._content_type)
+                self._completion.retype(self._content_type)
+            self.key = self._multipart.key = self._completion.key = key
+            self._completion.condition = condition
+            return True
+
+    def describe(self, metadata: Mapping[str, str]) -> bool:
+        """Let the object have this user metadata, beside what it was to have of other names.
+
+        False if a request that says what it has was sent already.
+        """
+        with self._changed:
+            if self._multipart.begun or self._finishing:
+                return False
+            self._multipart.describe(metadata)
+            self._completion.describe(metadata)
+            return True
+
+    def fail(self, error: Exception) -> None:
+        """Give up, without waiting: all waits end with `error`, and so does what is asked later.
+
+        Nothing happens where the upload is complete, or has failed before.
+        """
+        with self._changed:
+            if self._info is not None or self._failure is not None:
+                return
+            self._failure = error
+            if isinstance(error, AccessDenied):
+                self._line.denied()
+            # What is being begun is waited for: its answer says what to abort.
+            self._errands.drop_all(but=self._multipart.created)
+            self._let_go()
+            self._multipart.give_up()
+            self._changed.notify_all()
+
+    def abort(self, until_s: float | None = None) -> None:
+        """Give up, and wait until S3 has forgotten the parts, for 5 seconds or until `until_s`.
+
+        That it could not be done is logged and no error: the parts can be removed later.
+        """
+        self.fail(Interrupted("the upload was given up"))
+        until_s = time.monotonic() + ABORT_S if until_s is None else until_s
+        with self._changed:
+            while not self._multipart.aborted and self._errands:
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                if not self._errands.drive():
+                    self._changed.wait(min(left_s, self._errands.next_s()))
+            if not self._multipart.aborted and self._info is None:
+                log.warning("parts of an upload may have been left in the bucket", key=self.key)
+                self._multipart.aborted = True  # nobody has to hear of it twice
+
+    # --- memory and parts (lock held) ---
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with super()._turn():
+            if self._finishing:
+                raise NotSequential(
+                    "the file has been uploaded already: no more can be written",
+                    "mount with --staged-writes DIR to allow it",
+                )
+            yield
+
+    def _misplaced(self, error: NotSequential) -> None:
+        self.fail(error)
+
+    def _part_size(self, before_bytes: int) -> int:
+        return self.equal_bytes or super()._part_size(before_bytes)
+
+    def _next_step(self, source_bytes: int, left_bytes: int, *, last: bool) -> Step:
+        """Return what to do with the next of a range of a source."""
+        gathered = self._gathering.size_bytes
+        if self.equal_bytes is not None:
+            return next_equal_step(
+                self._limits, self.equal_bytes, gathered, source_bytes, left_bytes, last=last
+            )
+        before = self._size_bytes - gathered
+        number = self._multipart.next_number
+        return next_step(self._limits, number, before, gathered, source_bytes, left_bytes)
+
+    def _is_on_its_way(self) -> bool:
+        return self._multipart.in_flight > 0
+
+    def _read(self, source: ObjectInfo, start: int, stop: int) -> None:
+        """Gather bytes of another object."""
+        reading = Reading(
+            self._client, source, start, stop, errands=self._errands, failed=self.fail
+        )
+        while not reading.over:
+            while reading.may_ask and self._lease.try_take(reading.next_bytes):
+                reading.ask(self._patience.try_s)
+            if not reading.under_way and not self._is_on_its_way():
+                self._lease.take(reading.next_bytes)  # one request, or nothing would come
+                reading.ask(self._patience.try_s)
+            self._check()
+            data = reading.pop()
+            if data is None:
+                self._wait()
+            else:
+                self._lease.give(len(data))
+                self._gather(data)
+
+    def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> bool:
+        """Have the server copy a part, after what has been gathered; False if it copies none."""
+        if self._gathering.size_bytes:
+            self._seal()
+        while self._multipart.copying >= COPIES:
+            self._wait()
+        number = self._multipart.next_number
+        with self._numbered():
+            self._multipart.copy(source, start, stop)
+        while self._multipart.copying and not self._line.copies_parts():
+            self._wait()
+        self._check()
+        if self._multipart.next_number == number:
+            return False
+        self._size_bytes += stop - start
+        return True
+
+    def _seal(self) -> None:
+        """Send the part that has been gathered, when it is its turn."""
+        while not self._has_place():
+            self._wait(LOOK_S)
+        self._send_gathered()
+        self._check()
+
+    def _has_place(self) -> bool:
+        """Whether what was gathered may be sent now: then it has to be."""
+        size_bytes, in_flight = self._gathering.size_bytes, self._multipart.in_flight
+        if size_bytes and not self._line.take_place(self, in_flight, size_bytes):
+            self._errands.waited = True
+            return False
+        return True
+
+    def _send_gathered(self) -> None:
+        body, digest = self._gathering.body(), self._gathering.digest
+        self._gathering = Gathering(self._checksum)
+        with self._numbered():
+            self._multipart.send(body, digest)
+
+    @contextmanager
+    def _numbered(self) -> Iterator[None]:
+        """Fail when there are no more numbers for parts."""
+        try:
+            yield
+        except TooLarge as error:
+            self.fail(error)
+            raise
+
+    # --- Owner ---
+
+    def wants(self, errand: Errand) -> bool:
+        """See Owner."""
+        return super().wants(errand) or errand.done != self._multipart.created
+
+    # --- the end (lock held) ---
+
+    def _advance(self) -> None:
+        # Complete when all parts are there.
+        done = self._failure is not None or self._info is not None
+        # Not only the errands: an answer may come while the next part is about to become one.
+        if self._finishing and not done and not self._errands and self._multipart.idle:
+            self._complete()
+
+    def _complete(self) -> None:
+        upload_id = self._multipart.upload_id
+        assert upload_id is not None
+        self._completion.complete(upload_id, self._multipart.sent(), self._size_bytes)
+
+    def _completed(self, info: ObjectInfo) -> None:
+        self._info = info
+        self._multipart.forget()
+        self._let_go()

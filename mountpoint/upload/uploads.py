@@ -1,0 +1,356 @@
+"""All uploads of a mount: what they share, and their end.
+
+They share a line: how many parts are in flight together is learnt as for reads
+(`transfer/concurrency`), and divided among them. How long a part may take is what others took, four
+times over; until something is known, as long as everything in flight takes on the slowest line that
+is worth it, for parts that are under way together come late together.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+
+import structlog
+
+from mountpoint.config import MIB, WriteConfig
+from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered, S3Error
+from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
+from mountpoint.s3.content_types import by_name
+from mountpoint.s3.retry import Patience
+from mountpoint.system.spill import Spill
+from mountpoint.transfer.concurrency import Flight
+from mountpoint.transfer.memory_budget import Budget
+from mountpoint.upload.append import Appending
+from mountpoint.upload.multipart import ABORT_S
+from mountpoint.upload.parts import S3_LIMITS, Limits, part_size
+from mountpoint.upload.pending_journal import Journal
+from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, Line
+from mountpoint.upload.sequential import Sequential
+from mountpoint.upload.upload import Upload
+
+log = structlog.get_logger(__name__)
+
+#: How servers refuse an operation that they do not know, beside 501.
+NO_SUCH_OPERATION = (400, 405)
+
+#: How servers refuse parts of different sizes, of which each is large enough. Cloudflare R2:
+#: InvalidPart, "All non-trailing parts must have the same length".
+UNEQUAL_PARTS = ("InvalidPart", "EntityTooSmall")
+
+#: A part may take so many times as long per byte as the slowest of the last ones.
+SLACK = 4.0
+KNOWN_PARTS = 32
+
+
+class Uploads(Line[Sequential]):
+    """Makes the uploads of a mount. Thread-safe."""
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        config: WriteConfig,
+        budget: Budget,
+        patience: Patience,
+        limits: Limits = S3_LIMITS,
+        journal: Journal | None = None,
+        spill: Spill | None = None,
+    ) -> None:
+        # dependencies
+        self._client = client
+        self._config = config
+        self._budget = budget
+        self._patience = patience
+        self._spill = spill or Spill(())
+        self._journal = journal
+        # constants
+        self._limits = limits
+        self._most_bytes = budget.limit_bytes * 3 // 4  # in flight
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._open: set[Sequential] = set()
+        self._places: dict[Sequential, int] = {}  # bytes in flight, of those that send any
+        self._in_flight_bytes = 0  # invariant: the sum of _places
+        self._queue: dict[Sequential, None] = {}  # those that wait for a place, in order
+        self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
+        self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
+        self._interrupted = False
+        # mutable: whether it is believed that objects may be written; set in single steps
+        self.may_write = False
+        # what the server may know, until it refuses it
+        self._conditions = True
+        self._checksums = True
+        self._copies_parts = True if client.is_aws or client.is_directory else None
+        self._wants_equal_parts = client.wants_equal_parts
+
+    def upload(
+        self,
+        key: bytes,
+        *,
+        condition: Condition = ALWAYS,
+        metadata: Mapping[str, str] | None = None,
+        options: PutOptions | None = None,
+        known_bytes: int | None = None,
+        only_copied: bool = False,
+    ) -> Upload:
+        """Begin the upload of one object; nothing is sent yet. Raises Interrupted.
+
+        `options` are what it is to be in place of what this mount's objects are. `known_bytes` is
+        how large it becomes at least, where that is known. `only_copied`: nothing is written to it.
+        """
+        upload = Upload(
+            self._client,
+            key,
+            options=options or self._options(key, metadata),
+            condition=condition,
+            part_bytes=self._config.part_size_bytes,
+            equal_bytes=self._equal_bytes(known_bytes, only_copied=only_copied),
+            limits=self._limits,
+            types_follow_names=self._config.content_types,
+            lease=self._budget.lease(of_all=True),
+            spill=self._spill,
+            line=self,
+            patience=self._patience,
+        )
+        self._add(upload)
+        return upload
+
+    def _equal_bytes(self, known_bytes: int | None, *, only_copied: bool) -> int | None:
+        """Return the size that all parts are to have; None: they may have any.
+
+        As long as it is not known what the server wants they have one size wherever that is no
+        limit: where the size of the file is known. Others grow with the file, or could not.
+        """
+        if self._wants_equal_parts is False:
+            return None
+        if known_bytes is None:
+            return self._config.part_size_bytes if self._wants_equal_parts else None
+        least_bytes = self._config.part_size_bytes
+        if only_copied and self._copies_parts is not False:
+            least_bytes = max(least_bytes, self._limits.copied_part_bytes)
+        return part_size(least_bytes, known_bytes)
+
+    def appending(
+        self,
+        key: bytes,
+        *,
+        base: ObjectInfo | None,
+        condition: Condition = ALWAYS,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Appending:
+        """Begin to append to `base`, or to a new object; nothing is sent yet. See Appending.
+
+        Raises NotOffered where it is no directory bucket, and Interrupted.
+        """
+        appending = Appending(
+            self._client,
+            key,
+            base=base,
+            condition=condition,
+            options=self._options(key, metadata),
+            part_bytes=self._config.part_size_bytes,
+            lease=self._budget.lease(of_all=True),
+            spill=self._spill,
+            line=self,
+            patience=self._patience,
+        )
+        self._add(appending)
+        return appending
+
+    def _options(self, key: bytes, metadata: Mapping[str, str] | None) -> PutOptions:
+        options = PutOptions(
+            storage_class=self._config.storage_class,
+            content_type=by_name(key) if self._config.content_types else None,
+            metadata=metadata or {},
+            checksum=self._config.checksum,
+        )
+        return self.encrypted(options)
+
+    def _add(self, upload: Sequential) -> None:
+        with self._lock:
+            if self._interrupted:
+                raise Interrupted("the mount is going away")
+            self._open.add(upload)
+
+    def encrypted(self, options: PutOptions) -> PutOptions:
+        """Return options with the encryption that this mount's objects have."""
+        sse, sse_kms_key_id = self._config.sse, self._config.sse_kms_key_id
+        return replace(options, sse=sse, sse_kms_key_id=sse_kms_key_id)
+
+    def abort_unused(self, key: bytes, upload_id: str) -> None:
+        """Abort a multipart upload that was begun to try something. Waits; raises Interrupted."""
+        try:
+            self._patience.ask(lambda: self._client.abort_upload(key, upload_id)).answer()
+        except S3Error as error:
+            log.warning("an upload may have been left in the bucket", key=key, error=str(error))
+        else:
+            self.multipart_ended(upload_id)
+
+    def interrupt(self) -> None:
+        """Give up all uploads: their writers fail, their parts go. Waits for at most 5 seconds.
+
+        For the end of the mount; before the client is interrupted, or nothing can be aborted.
+        """
+        with self._lock:
+            self._interrupted = True
+            uploads = list(self._open)
+        for upload in uploads:
+            upload.fail(Interrupted("the mount is going away"))
+        until_s = time.monotonic() + ABORT_S
+        for upload in uploads:
+            upload.abort(until_s)
+
+    def sweep(self) -> None:
+        """Send again what has to be of uploads that nobody waits for; once a second."""
+        with self._lock:
+            uploads = list(self._open)
+        for upload in uploads:
+            upload.drive()
+
+    # --- Line ---
+
+    def take_place(
+        self, upload: Sequential, in_flight: int, size_bytes: int, *, queues: bool = True
+    ) -> bool:
+        """See Line."""
+        with self._lock:
+            self._places.setdefault(upload, 0)  # it shares from now on, also while it waits
+            if in_flight >= max(self._flight.parts // len(self._places), 1):
+                self._queue.pop(upload, None)  # its own parts come first
+                return False
+            # All together have as much as one of them could have alone.
+            most_bytes = self._flight.parts * max(size_bytes, self._config.part_size_bytes)
+            fits = self._in_flight_bytes + size_bytes <= min(most_bytes, self._most_bytes)
+            first = next(iter(self._queue), upload) is upload
+            if not first or (self._in_flight_bytes and not fits):
+                if queues:
+                    self._queue.setdefault(upload)
+                return False
+            self._queue.pop(upload, None)
+            self._places[upload] += size_bytes
+            self._in_flight_bytes += size_bytes
+            return True
+
+    def leave_place(self, upload: Sequential, size_bytes: int) -> None:
+        """See Line."""
+        with self._lock:
+            self._in_flight_bytes -= size_bytes
+            self._places[upload] -= size_bytes
+            if not self._places[upload]:
+                del self._places[upload]
+
+    def busy(self) -> bool:
+        """See Line."""
+        return self._in_flight_bytes > 0
+
+    def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
+        """See Line."""
+        with self._lock:
+            if size_bytes < MIB:  # mostly latency
+                return
+            self._s_per_byte.append(duration_s / size_bytes)
+            if size_bytes == self._config.part_size_bytes:
+                before = self._flight.parts
+                self._flight.arrived(duration_s, waited=waited)
+                if self._flight.parts != before:
+                    log.debug("parts in flight", parts=self._flight.parts, before=before)
+
+    def allowed_s(self, size_bytes: int) -> float:
+        """See Line."""
+        with self._lock:
+            longest_s = self._in_flight_bytes / SLOWEST_BYTES_PER_S
+            if self._s_per_byte:
+                longest_s = min(longest_s, SLACK * max(self._s_per_byte) * size_bytes)
+            return self._config.stall_s + longest_s
+
+    def knows_conditions(self) -> bool:
+        """See Line."""
+        return self._conditions
+
+    def knows_checksums(self) -> bool:
+        """See Line."""
+        return self._checksums
+
+    def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
+        """See Line. Several may be refused at once, for what was asked before it was known."""
+        names_checksums = isinstance(error, ChecksumsNotOffered)
+        if condition and not names_checksums:
+            if self._conditions:
+                log.info(
+                    "this server knows no conditions: "
+                    "what others write meanwhile may be overwritten"
+                )
+            self._conditions = False
+            return True
+        if checksum:
+            if self._checksums:
+                log.warning(
+                    "this server takes no checksums: it does not compare what it is sent",
+                    reason=str(error),
+                )
+            self._checksums = False
+            return True
+        return False
+
+    def copies_parts(self) -> bool | None:
+        """See Line."""
+        return self._copies_parts
+
+    def part_copied(self) -> None:
+        """See Line."""
+        self._copies_parts = True
+
+    def does_without_copies(self, error: S3Error) -> bool:
+        """See Line. Where a part has been copied already, the refusal is of something else."""
+        unknown = isinstance(error, NotOffered) or (
+            type(error) is S3Error and error.status in NO_SUCH_OPERATION
+        )
+        if not unknown or self._copies_parts:
+            return False
+        if self._copies_parts is None:
+            log.info(
+                "this server copies no parts of objects: "
+                "what is in the bucket already is read and sent again",
+                reason=str(error),
+            )
+        self._copies_parts = False
+        return True
+
+    def took_unequal_parts(self) -> None:
+        """See Line."""
+        if self._wants_equal_parts is None:
+            self._wants_equal_parts = False
+
+    def wants_equal_parts(self, error: S3Error) -> bool:
+        """See Line. Where it has taken such parts, the refusal is of something else."""
+        if error.code not in UNEQUAL_PARTS or self._wants_equal_parts is False:
+            return False
+        if self._wants_equal_parts is None:
+            log.info(
+                "this server wants parts of one size: the next files get them",
+                reason=str(error),
+            )
+        self._wants_equal_parts = True
+        return True
+
+    def multipart_begun(self, key: bytes, upload_id: str) -> None:
+        """See Line."""
+        if self._journal is not None:
+            self._journal.begun(key, upload_id)
+
+    def multipart_ended(self, upload_id: str) -> None:
+        """See Line."""
+        if self._journal is not None:
+            self._journal.ended(upload_id)
+
+    def denied(self) -> None:
+        """See Line."""
+        self.may_write = False
+
+    def closed(self, upload: Sequential) -> None:
+        """See Line."""
+        with self._lock:
+            self._open.discard(upload)
+            self._queue.pop(upload, None)
+            self._in_flight_bytes -= self._places.pop(upload, 0)
