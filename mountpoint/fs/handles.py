@@ -127,10 +127,10 @@ class WriteHandle:
     """A file that is being written as one upload: what all its `StreamedHandle`s share.
 
     When the upload has ended and a descriptor is still open, writing may go on: then what is
-    there, `base`, is the beginning of another upload. A file that is opened to append to begins
-    so. `begin` makes an upload of it, on such a base or on nothing, and says which attributes go
-    along. `replaces`: there is an object under this name. `appends`: whatever is written comes
-    behind all else (O_APPEND).
+    there, `base`, is the beginning of another upload, without the zeros that made good its size.
+    A file that is opened to append to begins so. `begin` makes an upload of it, on such a base or
+    on nothing, and says which attributes go along. `replaces`: there is an object under this name.
+    `appends`: whatever is written comes behind all else (O_APPEND).
     """
 
     def __init__(
@@ -157,7 +157,8 @@ class WriteHandle:
         self.told = kept  # what the object keeps, or will when it is uploaded
         self.mtime_ns = self._time(base)  # of the last write, or as it was set
         self.upload: Sequential | None = None  # None: nothing is to be uploaded
-        self._on_base = False  # the upload begins with what `base` has
+        self._on_base_bytes = 0  # so much of `base` is what the upload begins with
+        self._filled_from_bytes: int | None = None  # in `base`: zeros that nobody has written
         if base is None:
             self.upload, self.told = begin(self, None)
         self.closing = False  # its opener has closed a descriptor of it
@@ -186,13 +187,16 @@ class WriteHandle:
         """Where the next write is to begin."""
         if self.upload is not None:
             return self.upload.size_bytes
+        if self._filled_from_bytes is not None:
+            return self._filled_from_bytes
         return 0 if self.base is None else self.base.size_bytes
 
     @property
     def stored_bytes(self) -> int:
         """How much of it, from its beginning, `base` has."""
-        going_on = self.upload is not None and not self._on_base
-        return 0 if self.base is None or going_on else self.base.size_bytes
+        if self.upload is not None:
+            return self._on_base_bytes
+        return 0 if self.base is None else self.base.size_bytes
 
     @property
     def pending_bytes(self) -> int:
@@ -244,7 +248,7 @@ class WriteHandle:
         """
         if size_bytes > MOST_OBJECT_BYTES:
             raise TooLarge(f"{size_bytes} bytes; an object has {MOST_OBJECT_BYTES} at most")
-        if self.upload is None and size_bytes > self.written_bytes:
+        if self.upload is None and size_bytes != self.size_bytes:
             self._go_on(self.written_bytes)
         self._least_bytes = size_bytes
         self.mtime_ns = time.time_ns()
@@ -259,7 +263,7 @@ class WriteHandle:
         self._least_bytes = 0
         self.kept = replace(self.kept, mtime_ns=None)
         self.mtime_ns = time.time_ns()
-        self._on_base = False
+        self._on_base_bytes = 0
         self.upload, self.told = self._begin(self, None)
         if begun is not None:
             begun.abort()
@@ -285,6 +289,19 @@ class WriteHandle:
             self._claimed = upload
             return True
 
+    def stored(self, info: ObjectInfo) -> None:
+        """Note that the object is this now, with all that was written and no attributes left."""
+        if self.upload is not None:
+            self._filled_from_bytes = None
+            if isinstance(self.upload, Upload):  # else nothing can be taken back
+                self._filled_from_bytes = self.upload.filled_from_bytes
+            self.upload = None
+        self.base, self.condition = info, unchanged(info)
+
+    def moved(self, copy: ObjectInfo) -> None:
+        """Note where `base` is now."""
+        self.base, self.condition = copy, unchanged(copy)
+
     def became(self, info: ObjectInfo) -> None:
         """Note that the object is this now, with attributes that were set of what is there."""
         self.base, self.condition = info, unchanged(info)
@@ -300,12 +317,12 @@ class WriteHandle:
         """Begin an upload with what is there. The kernel lets nobody else write meanwhile."""
         base = self.base
         assert base is not None
-        if offset != base.size_bytes:
-            raise NotSequential(f"a write at {offset}, where {base.size_bytes} was next")
+        if offset not in (self.written_bytes, base.size_bytes):
+            raise NotSequential(f"a write at {offset}, where {self.written_bytes} was next")
         upload, self.told = self._begin(self, base)
-        self.upload, self._on_base = upload, True
+        self.upload, self._on_base_bytes = upload, offset
         if isinstance(upload, Upload):
-            upload.copy(base, 0, base.size_bytes)
+            upload.copy(base, 0, offset)
         return upload
 
 

@@ -57,7 +57,7 @@ class Writing(Protocol):
         """Raise NotPermitted if a file is written in a way that its directory has to stay."""
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
-        """Note that an object has moved with its directory, which may still fail for others."""
+        """Note that an object has moved, alone or with its directory: that may fail for others."""
 
     def moved(self, writer: Any) -> None:
         """Take what a renamed directory has made of the name of a file that is being written."""
@@ -172,6 +172,7 @@ class Renames:
         if inode is not None:
             self._inodes.moved(inode, to, name)
             self._inodes.became(inode, info, 0.0)
+        self._writing.object_moved(entry.info, info)
         self._changed(to.key, name, info)
         self._changed(parent.key, entry.name, None)
 

@@ -101,6 +101,7 @@ class Upload(Sequential):
             failed=self.fail,
         )
         self._finishing = False
+        self.filled_from_bytes: int | None = None  # behind it are the zeros that `finish` has added
         self._info: ObjectInfo | None = None  # what has become of it
 
     def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
@@ -135,6 +136,7 @@ class Upload(Sequential):
         with self._changed:
             with super()._turn():
                 if not self._finishing:
+                    self.filled_from_bytes = self._size_bytes
                     self._gather_zeros(size_bytes)
                     while not self._has_place():  # of all that is gathered, zeros too
                         self._wait(LOOK_S)

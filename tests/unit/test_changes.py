@@ -511,6 +511,52 @@ def test_a_size_that_is_reached() -> None:
         assert world.client.content(b"a") == data
 
 
+@pytest.mark.parametrize("how", ["fsync", "a duplicate is closed"])
+@pytest.mark.parametrize("size", [30, 2 * PART + 7])
+def test_a_size_that_is_uploaded_before_it_is_reached(size: int, how: str) -> None:
+    """The zeros are no end: the file goes on where it was, behind them, or with another size."""
+    data = os.urandom(size)
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.fs.set_attributes(number, size_bytes=size, mtime_ns=None, handle=handle)
+        for start in (0, size // 3, size // 3 * 2):
+            stop = min(start + size // 3, size)
+            for offset in range(start, stop, MIB):
+                world.fs.write(handle, offset, data[offset : min(offset + MIB, stop)])
+            if how == "fsync":
+                world.fs.fsync(handle)
+            else:
+                world.fs.flush(handle, OPENER, killed=False)
+            assert world.client.content(b"a") == data[:stop] + bytes(size - stop)
+            assert world.look(b"a").size_bytes == size
+            assert world.fs.read(handle, size - 3, 9) == world.client.content(b"a")[-3:]
+        world.close(handle, OPENER)
+
+
+@pytest.mark.parametrize("then", ["behind", "smaller", "larger"])
+def test_zeros_that_were_uploaded(then: str) -> None:
+    """What was uploaded of a size may stay, or change again."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+
+        def resize(size: int) -> None:
+            world.fs.set_attributes(number, size_bytes=size, mtime_ns=None, handle=handle)
+
+        world.fs.write(handle, 0, b"12")
+        resize(5)
+        world.fs.fsync(handle)
+        if then == "behind":
+            world.fs.write(handle, 5, b"678")
+        else:
+            resize(4 if then == "smaller" else 7)
+            world.fs.write(handle, 2, b"3")
+        world.close(handle, OPENER)
+        expected = {"behind": b"12\0\0\x00678", "smaller": b"123\0", "larger": b"123\0\0\0\0"}
+        assert world.client.content(b"a") == expected[then]
+
+
 def test_a_size_can_be_given_up() -> None:
     """A file that is cut to what is written, or to nothing, has no zeros."""
     with mounted() as world:

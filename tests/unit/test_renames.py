@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from mountpoint.config import MIB
 from mountpoint.errors import (
     AccessDenied,
     AlreadyExists,
@@ -336,3 +337,24 @@ def test_markers() -> None:
         world.fs.rmdir(ROOT, b"d")
         assert world.client.keys() == []
         assert world.names() == []
+
+
+@pytest.mark.parametrize("size", [5, PART + 5])
+@pytest.mark.parametrize(("old", "new"), [(b"d", b"e"), (b"d/a", b"d/b"), (b"d/a", b"f/a")])
+def test_a_file_that_is_synced_and_still_open(old: bytes, new: bytes, size: int) -> None:
+    """It can be read and written on, under the name that it has now."""
+    first, second = os.urandom(size), os.urandom(7)
+    moved = new if old.endswith(b"a") else new + b"/a"
+    with mounted({b"d/x": b"", b"f/x": b""}, allow_rename=True) as world:
+        handle = world.create(b"d/a", OPENER)
+        for offset in range(0, size, MIB):
+            world.fs.write(handle, offset, first[offset : offset + MIB])
+        world.fs.fsync(handle)
+        rename(world, old, new)
+        assert world.fs.read(handle, 0, 10) == first[:10]
+        world.fs.write(handle, size, second)
+        world.close(handle, OPENER)
+        assert world.client.content(moved) == first + second
+        assert not is_there(world, b"d/a")
+        assert world.read_file(world.look(moved).inode) == first + second
+        world.fs._inodes.check()

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 
 from mountpoint.config import ChangeConfig
-from mountpoint.copy.objects import Copies
+from mountpoint.copy.objects import Copies, same
 from mountpoint.errors import (
     NO_OPTION,
     BadHandle,
@@ -33,7 +33,7 @@ from mountpoint.errors import (
     PreconditionFailed,
     WriterKilled,
 )
-from mountpoint.fs.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags, unchanged
+from mountpoint.fs.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags
 from mountpoint.fs.inodes import Inode, InodeTable, Paged
 from mountpoint.fs.overlay import LocalNames, Writer
 from mountpoint.fs.setattr import Keeping
@@ -48,7 +48,6 @@ from mountpoint.fs.writes.open import (
 )
 from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT, Readers
-from mountpoint.listing import tree
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
@@ -382,7 +381,15 @@ class Changes:
             self.check_unwritten(writer)
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
-        """Nothing: what is being written depends on no object."""
+        """Have a file that is in S3, and still open, go on with its object where that is now."""
+        handle = self._opener.settled.pop(source.key, None)
+        if handle is None:
+            return
+        with handle.settling:
+            base = handle.base
+            if handle.settled.is_set() and base is not None and same(base.etag, source.etag):
+                handle.moved(copy)
+                self._opener.settled[copy.key] = handle
 
     def moved(self, writer: Writer) -> None:
         """Take what a renamed directory has made of the name of a file that is being written."""
@@ -498,8 +505,7 @@ class Changes:
                 # Of what was appended to the kernel has no pages, or not its last one.
                 paged = Paged.NOT if handle.appends else Paged.SOME
                 self._inodes.became(inode, info, 0.0, paged=paged)
-                handle.base, handle.upload = info, None
-                handle.condition = unchanged(info)
+                handle.stored(info)
             self._opener.settled[info.key] = handle
             self._local.discard(handle)
             handle.finishing = False
