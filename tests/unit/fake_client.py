@@ -226,6 +226,7 @@ class FakeClient:
         self._renames: dict[str, Any] = {}  # by token
         self._faults: list[tuple[str, Fault]] = []
         self._under_way: dict[_Exchange, None] = {}
+        self._delivering = 0  # outcomes that who asked is taking, who may ask for more
         self._waiting: list[_Exchange] = []
         self._interrupted = False
         self._stepped = stepped
@@ -338,11 +339,15 @@ class FakeClient:
             return len(self._under_way)
 
     def quiet(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is under way, and all answers have been taken."""
         until_s = time.monotonic() + SAFE_S
-        while self.under_way():
+        while self._is_busy():
             assert time.monotonic() < until_s
             time.sleep(0.001)
+
+    def _is_busy(self) -> bool:
+        with self._lock:
+            return bool(self._under_way or self._delivering)
 
     # --- ObjectClient ---
 
@@ -854,10 +859,15 @@ class FakeClient:
             if exchange not in self._under_way:
                 return False
             del self._under_way[exchange]
+            self._delivering += 1
             if exchange in self._waiting:
                 self._waiting.remove(exchange)
             exchange.ended.set()
             return True
+
+    def _has_ended(self) -> None:
+        with self._lock:
+            self._delivering -= 1
 
 
 class _Exchange:
@@ -875,7 +885,10 @@ class _Exchange:
     def end(self, result: Any, error: Exception | None) -> None:
         """Deliver the outcome, once."""
         if self.client._first_end(self):
-            self.deliver(result, error)
+            try:
+                self.deliver(result, error)
+            finally:
+                self.client._has_ended()
 
     def deliver(self, result: Any, error: Exception | None) -> None:
         """Hand the outcome to who asked."""
