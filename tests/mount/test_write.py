@@ -32,8 +32,9 @@ def mount(
 
 @pytest.fixture(scope="module")
 def free(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A mount that may overwrite and delete."""
-    options = ["--allow-overwrite", "--allow-delete", "--prefix", "free/"]
+    """A mount that may overwrite, delete and rename."""
+    allowed = ["--allow-overwrite", "--allow-delete", "--allow-rename"]
+    options = [*allowed, "--prefix", "free/"]
     with mounted(store, tmp_path_factory.mktemp("free"), *options) as it:
         yield it
 
@@ -285,6 +286,30 @@ def test_overwriting(free: Mount, store: Store) -> None:
     assert path.read_bytes() == b"later"
     os.truncate(path, 0)
     assert (path.read_bytes(), content(store, "free/over")) == (b"", b"")
+
+
+def test_a_size_that_is_set_first(free: Mount, store: Store) -> None:
+    """It is no end, whatever is synced, closed or renamed meanwhile; by name a file grows, too."""
+    data = os.urandom(9 * MIB)
+    (free.path / "sized").mkdir()
+    with (free.path / "sized/a").open("wb", buffering=0) as file:
+        os.ftruncate(file.fileno(), len(data))
+        file.write(data[:MIB])
+        os.fsync(file.fileno())
+        assert content(store, "free/sized/a") == data[:MIB] + bytes(8 * MIB)
+        os.close(os.dup(file.fileno()))
+        file.write(data[MIB : 2 * MIB])
+        os.close(os.dup(file.fileno()))
+        (free.path / "sized").rename(free.path / "renamed")
+        file.write(data[2 * MIB :])
+    assert (free.path / "renamed/a").read_bytes() == data
+    assert content(store, "free/renamed/a") == data
+    assert content(store, "free/sized/a") is None
+    (free.path / "renamed/b").write_bytes(b"12")
+    assert (free.path / "renamed/b").read_bytes() == b"12"
+    os.truncate(free.path / "renamed/b", 4)
+    assert (free.path / "renamed/b").read_bytes() == b"12\0\0"
+    assert content(store, "free/renamed/b") == b"12\0\0"
 
 
 def test_seen_by_another_mount(free: Mount, store: Store, folder: Path) -> None:

@@ -29,6 +29,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.inodes import ROOT
 from mountpoint.fs.writes import open as write_opener
+from mountpoint.fs.writes import streamed
 from mountpoint.s3.client import Condition
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -623,11 +624,23 @@ def test_truncation_of_a_file_that_is_written() -> None:
 
 
 def test_truncation_of_what_is_there() -> None:
-    """An object can be cut to nothing where it may be overwritten, else not at all."""
-    with mounted({b"a": b"123"}, allow_overwrite=True) as world:
+    """An object that may be overwritten can be cut to nothing, and lengthened up to a few MiB."""
+    with mounted({b"a": b"123", b"b": b""}, allow_overwrite=True) as world:
+        assert world.read_file(world.look(b"a").inode) == b"123"
+        for name, size in ((b"a", 5), (b"b", streamed.MOST_LENGTHENED_BYTES)):
+            before = world.client.content(name)
+            try:
+                world.fs.set_attributes(world.look(name).inode, size_bytes=size, mtime_ns=None)
+            except StaleInode:  # the kernel has pages of it
+                world.fs.set_attributes(world.look(name).inode, size_bytes=size, mtime_ns=None)
+            assert world.client.content(name) == before + bytes(size - len(before))
+            assert world.look(name).size_bytes == size
+            assert world.read_file(world.look(name).inode) == world.client.content(name)
+        world.client.put(b"a", b"123")
+        world.pass_s(5)
         number = world.look(b"a").inode
         assert world.fs.set_attributes(number, size_bytes=3, mtime_ns=None).size_bytes == 3
-        for size in (2, 4):
+        for size in (2, streamed.MOST_LENGTHENED_BYTES + 1):
             with pytest.raises(NotPermitted):
                 world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
         assert world.client.content(b"a") == b"123"

@@ -198,6 +198,7 @@ REFUSALS: list[tuple[Callable[[Program], Any], dict[str, Any], str, str, str]] =
     (lambda p: p("rmdir", ROOT, b"d", CTX), {}, "EPERM", "marker", "--keep-directories"),
     (lambda p: p.set(b"a", mode=0o600), {}, "EPERM", "attributes", "--attributes keep"),
     (change_a_large_one, {"attributes": "keep"}, "EPERM", "5 GiB", "--attributes ignore"),
+    (lambda p: p.set(b"a", size=9), {}, "EPERM", "the file exists", "--allow-overwrite"),
     (lambda p: p.set(b"a", size=3), {}, "EPERM", "cannot be cut or lengthened", STAGED),
     (write_at_7, {}, "EINVAL", "a write at 7, where 0 was next", STAGED),
     (append_at_9, {"allow_append": True}, "EINVAL", "a write at 9, where 7 was next", STAGED),

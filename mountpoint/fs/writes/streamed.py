@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable
 
-from mountpoint.config import ChangeConfig
+from mountpoint.config import MIB, ChangeConfig
 from mountpoint.copy.objects import Copies, same
 from mountpoint.errors import (
     NO_OPTION,
@@ -48,6 +48,7 @@ from mountpoint.fs.writes.open import (
 )
 from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT, Readers
+from mountpoint.listing import tree
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import Patience
@@ -55,6 +56,9 @@ from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.source import fetch
 from mountpoint.upload.uploads import Uploads
+
+#: To so many bytes a file is lengthened by its name: truncate(2) waits until they are in S3.
+MOST_LENGTHENED_BYTES = 8 * MIB
 
 
 class Changes:
@@ -242,9 +246,10 @@ class Changes:
             if opened is not None:
                 opened.wrote = True
             return
-        if size_bytes:
-            if inode.info is not None and inode.info.size_bytes == size_bytes:
-                return
+        known_bytes = 0 if inode.info is None else inode.info.size_bytes
+        if size_bytes == known_bytes and size_bytes:
+            return
+        if size_bytes and not known_bytes < size_bytes <= MOST_LENGTHENED_BYTES:
             raise NotPermitted(
                 "S3 takes whole objects: a file cannot be cut or lengthened",
                 "mount with --staged-writes DIR to allow it",
@@ -252,10 +257,13 @@ class Changes:
         self._inodes.opened(inode)
         try:
             beside = self._opener.open_file(inode)
-            anew = self._opener.change(inode, os.O_WRONLY | os.O_TRUNC, 0, beside=beside)
+            flags = os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC
+            anew = self._opener.change(inode, flags, 0, beside=beside)
             if anew is None:
                 raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
             try:
+                if size_bytes:
+                    self._cut(anew.file, size_bytes)
                 self.sync(anew)
             finally:
                 self.release(anew)
