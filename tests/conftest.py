@@ -17,11 +17,18 @@ import boto3
 import botocore.config
 import pytest
 
+from tests.soak import SEED
 from tests.stores import STORES
 from tools.servers import Ministack, SeaweedFS, Server
 from tools.servers.built import why_missing
 
 faulthandler.enable()
+
+
+def pytest_report_header() -> str:
+    """Say how the cases of this run are drawn again."""
+    return f"MOUNT_S3_TEST_SEED={SEED}"
+
 
 # Who is started in the background of a script ignores SIGINT, and so would all programs that tests
 # start and interrupt.

@@ -3,12 +3,17 @@
 All are long enough that how they begin and end does not decide what they cost.
 """
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+import pytest
+from _pytest.mark import ParameterSet
 
 from bench.objects import KIB, MIB
 from bench.patterns import PAGE_BYTES, Piece, backwards, in_random_turn, in_turn, pieces
+from tests.soak import seeds
 
 GIB = 1 << 30
 
@@ -108,6 +113,22 @@ class Pattern:
     size_bytes: int
     reads: Callable[[int], Iterator[Piece]]
     most: float
+
+    @property
+    def depends_on_seed(self) -> bool:
+        """Whether any of its reads come from the seed: their beginning tells."""
+        one, other = (list(itertools.islice(self.reads(seed), 300)) for seed in (1, 2))
+        return one != other
+
+
+def cases(names: Iterable[str]) -> list[ParameterSet]:
+    """Return the patterns of these names with the seeds to try them with, as parameters."""
+    return [
+        pytest.param(name, seed, id=f"{name}-{which}")
+        for name in names
+        for which, seed in seeds().items()
+        if which == "fixed" or PATTERNS[name].depends_on_seed
+    ]
 
 
 #: Sixteen sorted runs that are merged; each is in a place of its own.

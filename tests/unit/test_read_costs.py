@@ -19,9 +19,10 @@ from mountpoint.fs.inodes import ROOT
 from mountpoint.read.history import HEAD_BYTES, WHOLE_BYTES
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.transfer import concurrency as flight
+from tests.soak import seeds
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient
 from tests.unit.mounted import Mounted, mounted
-from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random
+from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random, cases
 
 PART_BYTES = 8 * MIB
 #: Requests that a sequential reader needs beyond one per part: the head, and until parts are full.
@@ -204,7 +205,7 @@ def test_one_file_opened_64_times() -> None:
 # --- Random ---
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", seeds().values(), ids=seeds())
 @pytest.mark.parametrize("size", [4 * KIB, 128 * KIB, MIB])
 def test_random(size: int, seed: int) -> None:
     """One request of its own size for each random read, and the head with open."""
@@ -215,7 +216,7 @@ def test_random(size: int, seed: int) -> None:
         assert it.requests <= 1.02 * reads
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", seeds().values(), ids=seeds())
 def test_random_by_four_threads(seed: int) -> None:
     """Threads that read one descriptor at random cost what they read."""
     with program({b"a": 4 * GIB}) as it:
@@ -346,8 +347,7 @@ def test_the_end_of_many_files() -> None:
 # --- The patterns of real programs ---
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("pattern", "seed"), cases(PATTERNS))
 def test_patterns(pattern: str, seed: int) -> None:
     """Whatever a program does with a file, at most three tenths (random: one) is in vain."""
     kind = PATTERNS[pattern]

@@ -23,7 +23,7 @@ from mountpoint.read.readahead import (
     Range,
     Window,
 )
-from tests.unit.patterns import COST, GIB, PATTERNS, parquet, strided
+from tests.unit.patterns import COST, GIB, PATTERNS, cases, parquet, strided
 
 PART_BYTES = 8 * MIB
 AHEAD_BYTES = 64 * MIB
@@ -210,8 +210,7 @@ def having_read(pattern: str, seed: int) -> Reader:
     return Reader(kind.size_bytes).read_all(kind.reads(seed))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("pattern", "seed"), cases(PATTERNS))
 def test_what_is_fetched_in_vain(pattern: str, seed: int) -> None:
     """No kind of reader makes more than a tenth (random) or three tenths be fetched in vain."""
     assert having_read(pattern, seed).cost <= PATTERNS[pattern].most
@@ -242,8 +241,7 @@ FORESEEABLE = {
 }
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("pattern", FORESEEABLE)
+@pytest.mark.parametrize(("pattern", "seed"), cases(FORESEEABLE))
 def test_what_comes_in_time(pattern: str, seed: int) -> None:
     """What a reader goes on to read has been asked for before, but for the first few reads."""
     reader = having_read(pattern, seed)
