@@ -17,6 +17,8 @@ PYTHON ?=
 ARGS ?=
 # How many processes run the tests. A store that the variables name is one, with one bucket.
 WORKERS ?= $(if $(MOUNT_S3_TEST_ENDPOINT),1,$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))))
+# How many times as many cases `make soak` tries.
+SOAK ?= 10
 # KEEP=1 leaves the demo mounted.
 KEEP ?=
 
@@ -74,6 +76,16 @@ demo-stop: ## Unmount and remove what `make demo KEEP=1` left
 .PHONY: test
 test: lint ## Lint, types, and all tests, those on a real mount too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+.PHONY: check
+check: lint ## Lint, types, and the unit tests that are quick
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' tests/unit $(ARGS)
+
+# Ten times as many cases have ten times as long.
+.PHONY: soak
+soak: lint ## All tests with SOAK=10 times as many cases of what is drawn at random: hours
+	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+	    -o timeout=$$((120 * $(SOAK))) $(ARGS)
 
 # Minutes the first time, so that it is no part of the tests, which use what is there.
 .PHONY: stores

@@ -23,6 +23,7 @@ import pytest
 
 from tests.conftest import Store
 from tests.mount.mounting import mounted
+from tests.soak import seeds
 from tests.unit.write_model import ABSENT, Bucket, View, ancestors, parent_of
 from tests.unit.write_model import Path as Name
 
@@ -36,7 +37,7 @@ PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a"]
 #: Also equal contents: a version that comes again has the ETag that it had.
 PIECES = [b"x", b"y", b"xx", b"x" * 5000, b"y" * 5000]
 #: More of them find more; each takes two seconds or three, most of it in waiting.
-EXAMPLES = int(os.environ.get("MOUNT_S3_TEST_EXAMPLES", "15"))
+SEEDS = seeds(fixed=5, drawn=3)
 STEPS = 40
 
 REFUSED = {errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
@@ -558,7 +559,7 @@ def folders(flat_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield [first.path, second.path]
 
 
-@pytest.mark.parametrize("seed", range(EXAMPLES))
+@pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 def test_two_mounts(flat_store: Store, folders: list[Path], seed: int) -> None:
     """Whatever is done, all see what is there, nothing is lost, and nothing is mixed up."""
     it = TwoMounts(flat_store, folders, seed)

@@ -127,7 +127,7 @@ def cases(names: Iterable[str]) -> list[ParameterSet]:
         pytest.param(name, seed, id=f"{name}-{which}")
         for name in names
         for which, seed in seeds().items()
-        if which == "fixed" or PATTERNS[name].depends_on_seed
+        if which == "seed1" or PATTERNS[name].depends_on_seed
     ]
 
 

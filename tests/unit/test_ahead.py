@@ -24,6 +24,7 @@ from mountpoint.read.streams import IDLE_SWEEPS
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Patience
 from mountpoint.transfer.memory_budget import Budget
+from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
 
@@ -409,7 +410,7 @@ def test_what_never_comes() -> None:
 # --- Any order ---
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.lists(
         st.one_of(

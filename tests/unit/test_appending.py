@@ -20,6 +20,7 @@ from mountpoint.s3.retry import Patience
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.append import MOST_WAITING, Appending
 from mountpoint.upload.uploads import Uploads
+from tests.soak import examples
 from tests.unit.aws_fakes import isolate
 from tests.unit.directory_bucket import connected, directory_bucket, endpoint_of
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
@@ -160,7 +161,7 @@ def test_replacing_one_version(world: World) -> None:
     steps=st.lists(st.one_of(st.just(-1), st.integers(1, 2 * PART)), min_size=1, max_size=8),
     faults=st.lists(st.sampled_from(["", "lost", "refused", "throttled"]), max_size=12),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence(steps: list[int], faults: list[str]) -> None:
     """Whatever is written, finished (-1) and lost: after each finish all is there, once."""
     kinds = {

@@ -15,6 +15,7 @@ from mountpoint.copy import objects as copies_module
 from mountpoint.copy.objects import Copies
 from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Stored
 from mountpoint.upload.parts import Limits
+from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import ABSENT, MIB, World, data_of
 
@@ -317,7 +318,7 @@ def test_to_where_it_is(place: Place) -> None:
     st.sampled_from([10, 3 * MIB]),
     st.sampled_from([ALWAYS, ABSENT]),
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_request_fails(nth: int, what: str, size: int, condition: Condition) -> None:
     """With any one request lost, refused or failed, the bytes are in one of the two places."""
     with FakeClient() as client:

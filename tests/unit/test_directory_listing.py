@@ -25,6 +25,7 @@ from mountpoint.listing.pages import END
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.retry import Patience
+from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault, Request, list_page, path_page
 from tests.unit.tree_model import tree_of
 
@@ -149,7 +150,7 @@ KEY_SETS = st.frozensets(KEYS, max_size=60)
 ORDERS = st.sampled_from([list_page, path_page])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(KEY_SETS, st.integers(1, 8), st.integers(1, 20), ORDERS, st.integers(0, 99))
 @example(frozenset(b"%02d" % number for number in range(40)), 4, 5, list_page, 0)
 @example(frozenset(b"%02d/x" % number for number in range(40)), 4, 5, list_page, 0)
@@ -170,7 +171,7 @@ def test_any_keys(
         assert client.count() == asked, "positions need no request"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(KEY_SETS, st.integers(2, 8), st.integers(0, 99))
 def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) -> None:
     """The same below a prefix, beside keys of other directories."""
@@ -179,7 +180,7 @@ def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) ->
         assert shown(Listed(client, b"d/").read_all()) == truth(keys)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.frozensets(KEYS, min_size=20, max_size=120), st.integers(4, 9), ORDERS, st.integers(0, 9))
 def test_requests_are_bounded(
     keys: frozenset[bytes], page_size: int, order: Lister, seed: int
@@ -190,7 +191,7 @@ def test_requests_are_bounded(
         assert client.count() <= 1.5 * plain(client)[1] + MOST_AHEAD
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(KEY_SETS, KEY_SETS, st.integers(2, 6), ORDERS, st.integers(0, 2**16))
 def test_changes_in_the_middle(
     keys: frozenset[bytes], others: frozenset[bytes], page_size: int, order: Lister, seed: int
@@ -215,7 +216,7 @@ def test_changes_in_the_middle(
         assert found.keys() <= truth({*keys, *others}).keys()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(KEY_SETS, st.integers(2, 6), st.lists(st.integers(0, 12), max_size=3, unique=True))
 def test_any_request_may_fail(keys: frozenset[bytes], page_size: int, failing: list[int]) -> None:
     """A request that fails, guessed or not, is made again in its turn; nothing is missing."""

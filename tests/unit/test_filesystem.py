@@ -31,6 +31,7 @@ from mountpoint.listing.batch_lookup import AHEAD_S
 from mountpoint.listing.directory import MOST_AHEAD
 from mountpoint.listing.tree import FEW_KEYS
 from mountpoint.s3.client import ListPage, ObjectInfo
+from tests.soak import examples
 from tests.unit.fake_client import MTIME_NS, FakeClient, Fault, Request
 from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, mounted
 from tests.unit.tree_model import Tree, tree_of
@@ -137,7 +138,7 @@ KEYS = st.lists(
 ).map(b"/".join).filter(bool)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.frozensets(KEYS, max_size=12), st.integers(1, 4), st.booleans())
 def test_any_keys(keys: frozenset[bytes], page_size: int, fresh: bool) -> None:
     """Listing, looking up and reading from the root down gives exactly the model's tree."""

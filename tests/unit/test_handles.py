@@ -21,6 +21,7 @@ from mountpoint.listing.pages import END
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.retry import Patience
+from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault, Request
 from tests.unit.tree_model import tree_of
 
@@ -113,7 +114,7 @@ KEYS = st.lists(
 ).map(b"/".join).filter(bool)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.frozensets(KEYS, max_size=20), st.integers(1, 5), st.integers(1, 7))
 def test_reading_to_the_end(keys: frozenset[bytes], page_size: int, count: int) -> None:
     """Reads of any size over pages of any size give every name once, and ask for no page twice."""

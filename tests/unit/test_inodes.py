@@ -26,6 +26,7 @@ from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire import reading as wire
 from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 from mountpoint.s3.wire.reading import parse_list
+from tests.soak import examples
 
 #: What a known name may take, all included: a million are 330 MB.
 MOST_BYTES_EACH = 345
@@ -378,7 +379,7 @@ class Kernel(RuleBasedStateMachine):
 
 
 TestKernel = Kernel.TestCase
-TestKernel.settings = settings(deadline=None, max_examples=50, stateful_step_count=30)
+TestKernel.settings = settings(deadline=None, max_examples=examples(50), stateful_step_count=30)
 
 
 def test_threads() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mountpoint.config import BucketConfig
 from mountpoint.upload import pending_journal as module
 from mountpoint.upload.pending_journal import Journal, Place, default_directory, journals
+from tests.soak import examples
 
 PLACE = Place("bucket", "http://127.0.0.1:9000")
 KEYS = [b"plain", b"a b/\n\x01", "ü".encode(), b"not-utf8\xff", b'quote"\\']
@@ -53,7 +54,7 @@ def files(directory: Path) -> list[str]:
     most_struck=st.integers(0, 6),
     orderly=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence(
     steps: list[tuple[bool, int]],
     most_struck: int,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint.transfer.parallel import Result, for_each
+from tests.soak import examples
 
 
 def run(
@@ -22,7 +23,7 @@ def run(
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.integers(0, 60), st.integers(1, 8), st.sets(st.integers(0, 59)))
 def test_of_each_item_it_is_known_what_became_of_it(
     count: int, workers: int, bad: set[int]

@@ -28,6 +28,7 @@ from mountpoint.listing.directory import MOST_AHEAD
 from mountpoint.listing.pages import LOOKUPS_ALONE
 from mountpoint.listing.tree import FEW_KEYS, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
+from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request, list_page, path_page
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import tree_of
@@ -523,7 +524,7 @@ def kinds(client: FakeClient) -> dict[bytes, object]:
 
 
 @pytest.mark.parametrize("lister", [list_page, path_page])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.frozensets(KEYS, max_size=10), st.integers(1, 4), STEPS)
 @example(frozenset({b"a"}), 1, [("list", b""), ("pass", b"1.0"), ("put", b"b"), ("look", b"b")])
 def test_against_a_model(

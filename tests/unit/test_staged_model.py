@@ -14,6 +14,7 @@ from mountpoint.staging import staged_file as staged
 from mountpoint.staging import upload_plan as plan
 from mountpoint.staging.journal import replay
 from mountpoint.staging.staged_file import StagedFile
+from tests.soak import examples
 from tests.unit.staging_world import KEY, World, data_of
 
 KIB = 1024
@@ -217,4 +218,4 @@ class Staged(RuleBasedStateMachine):
 
 
 TestStaged = Staged.TestCase
-TestStaged.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestStaged.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)

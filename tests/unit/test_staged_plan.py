@@ -12,6 +12,7 @@ from mountpoint.staging.extents import Extents
 from mountpoint.staging.range_set import Ranges
 from mountpoint.staging.upload_plan import WORTH_BYTES, segments
 from mountpoint.upload.parts import MOST_PARTS, part_size
+from tests.soak import examples
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -118,7 +119,7 @@ class Bytewise(RuleBasedStateMachine):
 
 
 TestBytewise = Bytewise.TestCase
-TestBytewise.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestBytewise.settings = settings(max_examples=examples(150), stateful_step_count=25, deadline=None)
 
 
 # --- what is uploaded ---

@@ -42,6 +42,7 @@ from mountpoint.s3.retry import Patience, Tries
 from mountpoint.transfer import concurrency as flight
 from mountpoint.transfer.memory_budget import Budget, Lease
 from mountpoint.transfer.stats import Pace
+from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.patterns import at_random
 
@@ -202,7 +203,7 @@ def once_per_range(seed: int) -> Callable[[Request], Fault | None]:
 SIZE = 3 * MIB + 12_345
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(
         st.tuples(
@@ -328,7 +329,7 @@ def test_a_sequential_read_from_the_middle() -> None:
         assert tiled(reading.client.ranges()) == (1_000_000 // PAGE * PAGE, SIZE)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4096, 10_000, 128 * KIB]))
 def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
     """Each random read is one GET of exactly its pages."""
@@ -665,7 +666,7 @@ def test_what_no_retry_helps(
         assert reading.client.count() == 1
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.integers(1, 30), st.sampled_from([4096, 100_000, MIB]))
 def test_never_a_mixture(change_at: int, read_size: int) -> None:
     """An object replaced while it is read gives old bytes or an error, never new ones."""
@@ -1149,7 +1150,7 @@ def test_close_cancels_and_gives_back() -> None:
         assert reading.closed == [reading.stream]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.integers(0, 40), st.integers(0, 1000))
 def test_close_at_any_time(after: int, fault_seed: int) -> None:
     """Close amid reads, answers and retries leaves nothing behind."""

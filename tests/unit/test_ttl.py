@@ -18,6 +18,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.listing.batch_lookup import AHEAD_S
+from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import tree_of
@@ -376,7 +377,7 @@ def state_of(client: FakeClient) -> State:
     }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(
     st.sampled_from([0.0, 1.0, 5.0]),
     st.sampled_from([0.0, 1.0, 5.0]),

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.upload.upload import Upload
+from tests.soak import examples
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import ABSENT, KEY, MIB, PART, CountedSpill, World, data_of, until
 
@@ -78,7 +79,7 @@ def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | 
 
 
 @given(st.lists(st.integers(1, 3 * PART), min_size=1, max_size=5))
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 def test_writes_of_any_size(sizes: list[int]) -> None:
     """However a file is written, the object has its bytes."""
     with FakeClient() as client:

@@ -15,6 +15,7 @@ from mountpoint import errors
 from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.upload.parts import Limits
 from mountpoint.upload.upload import Upload
+from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.uploading import KEY, MIB, PART, World, data_of, until
 
@@ -173,7 +174,7 @@ def test_checksums(world: World, name: str | None, tells: bool) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
     """Whatever is written and copied, in any order: the object has exactly that."""
     least = MIB

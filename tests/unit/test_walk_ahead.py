@@ -14,6 +14,7 @@ from mountpoint.errors import AccessDenied, Interrupted, NoSuchEntry, ServerFaul
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.listing.prefetch import FIRST_TRUST, MAX_AGE_S, MAX_ASKED, MAX_WALKERS
 from mountpoint.listing.tree import is_name
+from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.tree_model import directories, tree_of
@@ -386,7 +387,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(STEPS, st.sampled_from([1, 2, 3, 1000]))
 def test_against_a_model(steps: list[tuple[str, bytes, float]], page_size: int) -> None:
     """A walk shows what was there in the last half second, and all that was there throughout."""

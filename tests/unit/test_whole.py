@@ -21,6 +21,7 @@ from mountpoint.read.whole_checksum import MOST_PLACES, WholeChecksum
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire.checksum import ALGORITHMS, CRCS, Expected, crc_matches
 from mountpoint.transfer import concurrency as flight
+from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, etag_of
 from tests.unit.mounted import Mounted, mounted
 
@@ -295,7 +296,7 @@ class Parts:
         self.whole.add(part)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     cuts=st.sets(st.integers(1, 9999), min_size=1, max_size=MOST_PLACES),
     order=st.randoms(use_true_random=False),

@@ -23,6 +23,7 @@ from mountpoint.read.readahead import (
     Range,
     Window,
 )
+from tests.soak import examples
 from tests.unit.patterns import COST, GIB, PATTERNS, cases, parquet, strided
 
 PART_BYTES = 8 * MIB
@@ -167,7 +168,7 @@ def any_reads(draw: st.DrawFn) -> tuple[int, list[Piece]]:
     return size_bytes, found
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     any_reads(),
     st.sampled_from([64 * KIB, 100_000, MIB, 8 * MIB]),
@@ -259,7 +260,7 @@ def test_a_random_read_is_fetched_exactly(offset: int, size: int) -> None:
         assert Reader(size_bytes).plan(offset, size) == [pages(offset, size, size_bytes)]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4 * KIB, 128 * KIB, MIB]))
 def test_random_reads_of_any_size(seed: int, largest: int) -> None:
     """Random reads at any byte fetch at most a tenth more than their pages."""
@@ -395,7 +396,7 @@ def test_from_end_to_end_every_byte_is_fetched_once(
 # --- Several readers ---
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=examples(10))
 @given(
     st.integers(2, MAX_RUNS),
     st.integers(0, 2**32),

@@ -32,6 +32,7 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes import open as write_opener
 from mountpoint.fs.writes import streamed as changes
+from tests.soak import examples
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.write_model import ABSENT, Bucket, Path, View, ancestors, parent_of
@@ -760,15 +761,11 @@ class LongTtl(Mounts):
     asks_on_open = False
 
 
-#: More of them find more; these take some ten seconds.
-EXAMPLES = int(os.environ.get("MOUNT_S3_TEST_EXAMPLES", "25"))
-
-
 def case(machine: type[Mounts]) -> Any:
     """Return the test of a machine."""
     test = machine.TestCase
     test.settings = settings(
-        deadline=None, max_examples=EXAMPLES, stateful_step_count=30, print_blob=True
+        deadline=None, max_examples=examples(25), stateful_step_count=30, print_blob=True
     )
     return test
 
