@@ -47,6 +47,15 @@ def mount(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
         yield it
 
 
+@pytest.fixture
+def brief(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
+    """The same for tests that wait until --read-timeout is over."""
+    with mounted(
+        store, folder, "--read-timeout", "3", "--prefix", "faults/", endpoint_url=proxy.url
+    ) as it:
+        yield it
+
+
 def fails_with(path: Path) -> int | None:
     """Read the file; return the errno it failed with."""
     return errno_of(path.read_bytes)
@@ -66,18 +75,18 @@ def test_retried(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> No
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
-def test_retries_end(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
+def test_retries_end(brief: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
     """A server that only fails is EIO after --read-timeout, never ENOENT; then all is well."""
-    (mount.path / "file").stat()
+    (brief.path / "file").stat()
     proxy.faults.append(refuse(status, code))
-    assert fails_with(mount.path / "file") == errno.EIO
+    assert fails_with(brief.path / "file") == errno.EIO
     time.sleep(1.1)  # past what is known of the name
-    assert fails_with(mount.path / "other") == errno.EIO
+    assert fails_with(brief.path / "other") == errno.EIO
     one_line(
-        mount, "operation=open", "path=/file", "errno=EIO", f"s3_code={code}", "--read-timeout"
+        brief, "operation=open", "path=/file", "errno=EIO", f"s3_code={code}", "--read-timeout"
     )
     proxy.faults.clear()
-    assert (mount.path / "file").read_bytes() == BODY
+    assert (brief.path / "file").read_bytes() == BODY
 
 
 def test_denied(mount: Mount, proxy: FaultyProxy) -> None:
@@ -105,14 +114,14 @@ def test_bodies_cut_in_the_middle(mount: Mount, proxy: FaultyProxy) -> None:
     assert (mount.path / "file").read_bytes() == BODY
 
 
-def test_always_cut(mount: Mount, proxy: FaultyProxy) -> None:
+def test_always_cut(brief: Mount, proxy: FaultyProxy) -> None:
     """Bodies that always end too early are EIO in the end."""
 
     def cut(exchange: Exchange) -> None:
         exchange.cut_at = len(exchange.body) - 1
 
     proxy.faults.append(on_data(cut))
-    assert fails_with(mount.path / "file") == errno.EIO
+    assert fails_with(brief.path / "file") == errno.EIO
 
 
 def test_wrong_bodies(mount: Mount, proxy: FaultyProxy) -> None:
@@ -168,18 +177,18 @@ def test_silence_is_not_waited_for(mount: Mount, proxy: FaultyProxy) -> None:
     assert (mount.path / "small" / "file").read_bytes() == b"small"
 
 
-def test_silence_without_end(mount: Mount, proxy: FaultyProxy) -> None:
+def test_silence_without_end(brief: Mount, proxy: FaultyProxy) -> None:
     """A server that stays silent is EIO after --read-timeout, and the mount lives on."""
 
     def silent(exchange: Exchange) -> None:
         exchange.stall_at = 0
 
-    (mount.path / "file").stat()
+    (brief.path / "file").stat()
     proxy.faults.append(on_data(silent))
-    assert fails_with(mount.path / "file") == errno.EIO
-    one_line(mount, "path=/file", "errno=EIO", "--read-timeout")
+    assert fails_with(brief.path / "file") == errno.EIO
+    one_line(brief, "path=/file", "errno=EIO", "--read-timeout")
     proxy.faults.clear()
-    assert (mount.path / "file").read_bytes() == BODY
+    assert (brief.path / "file").read_bytes() == BODY
 
 
 def test_one_total_for_a_file(store: Store, folder: Path, proxy: FaultyProxy) -> None:
@@ -264,7 +273,7 @@ def test_the_end_during_wrong_answers(
         assert all(reader.result(timeout=10) is not None for reader in readers)
 
 
-def test_hostile_listings(mount: Mount, proxy: FaultyProxy) -> None:
+def test_hostile_listings(brief: Mount, proxy: FaultyProxy) -> None:
     """A listing that is no listing is EIO, at once after the retries, and the mount lives on."""
     bodies = [
         b"<html>hello</html>",
@@ -281,12 +290,12 @@ def test_hostile_listings(mount: Mount, proxy: FaultyProxy) -> None:
 
         proxy.faults[:] = [on_lists(replace)]
         with pytest.raises(OSError, match="Input/output error"):
-            os.listdir(mount.path)
+            os.listdir(brief.path)
         proxy.faults.clear()
-        assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
+        assert sorted(os.listdir(brief.path)) == ["file", "other", "small"]
 
 
-def test_token_that_repeats(mount: Mount, proxy: FaultyProxy) -> None:
+def test_token_that_repeats(brief: Mount, proxy: FaultyProxy) -> None:
     """A listing that goes in circles is EIO, not a hang."""
 
     def circle(exchange: Exchange) -> None:
@@ -299,7 +308,7 @@ def test_token_that_repeats(mount: Mount, proxy: FaultyProxy) -> None:
 
     proxy.faults.append(on_lists(circle))
     with pytest.raises(OSError, match="Input/output error"):
-        os.listdir(mount.path)
+        os.listdir(brief.path)
 
 
 def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProxy) -> None:
@@ -331,7 +340,7 @@ def test_the_server_stops_and_comes_back(store: Store, folder: Path) -> None:
     with FaultyProxy(store.endpoint_url) as proxy:
         port = proxy.port
         with mounted(
-            store, folder, "--read-timeout", "4", "--prefix", "faults/", endpoint_url=proxy.url
+            store, folder, "--read-timeout", "3", "--prefix", "faults/", endpoint_url=proxy.url
         ) as mount:
             file = os.open(mount.path / "file", os.O_RDONLY)
             try:
