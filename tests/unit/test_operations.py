@@ -183,6 +183,7 @@ SUBCLASSES = [
     (errors.BadAnswer, "EIO"),
     (errors.Unusable, "EIO"),
     (errors.WrongRegion, "EIO"),
+    (errors.Redirected, "EIO"),
     (errors.CredentialsUnavailable, "EACCES"),
     (errors.CredentialsEnded, "EACCES"),
     (errors.ChecksumsNotOffered, "ENOTSUP"),
