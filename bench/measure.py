@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class PageChain:
     """One run of one workload. `counters` are what the mount counted during it."""
 
     work: Work
@@ -107,7 +107,7 @@ class Result:
         return table_line(cells)
 
 
-def result(name: str, unit: str, runs: Sequence[Run], alone: Sequence[float]) -> Result:
+def result(name: str, unit: str, runs: Sequence[PageChain], alone: Sequence[float]) -> Result:
     """Sum up the runs of a workload; `alone` are the bytes per second without others. Pure."""
     latencies_ms = sorted(each * 1e3 for run in runs for each in run.work.latencies_s)
     amounts = [run.work.read_bytes if unit == "bytes" else run.work.operations for run in runs]

@@ -17,7 +17,7 @@ from mountpoint.config import ClientConfig, WriteConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.uploads import Uploads
 
@@ -46,10 +46,12 @@ def main(
     host = urlsplit(endpoint_url).netloc
     endpoint = Endpoint(urlsplit(endpoint_url).scheme, host, f"/{bucket}", "us-east-1", "s3", "v4")
     client = CrtClient(endpoint, None, ClientConfig(), counters=counters)
-    patience = Patience(try_s=10.0, total_s=60.0, stopping=threading.Event(), counters=counters)
+    retry_policy = RetryPolicy(
+        try_s=10.0, total_s=60.0, stopping=threading.Event(), counters=counters
+    )
     config = WriteConfig(checksum=None if checksum == "off" else checksum)  # type: ignore[arg-type]
     budget = Budget(memory_mib * MIB)
-    uploads = Uploads(client, config, budget, patience)
+    uploads = Uploads(client, config, budget, retry_policy)
     size, step = int(size_mib * MIB), write_kib << 10
     source = os.urandom(step)
 

@@ -31,7 +31,7 @@ from bench.objects import (
 from bench.patterns import Piece, at_random, pieces
 from bench.reading import Work, opened
 
-Run = Callable[[Path], Work]
+PageChain = Callable[[Path], Work]
 
 RANDOM_READS = 1000
 RANDOM_READS_EACH = 100
@@ -50,9 +50,9 @@ class Workload:
     name: str
     about: str
     unit: Literal["bytes", "operations"]
-    run: Run
+    run: PageChain
     warm: bool = False
-    alone: Run | None = None
+    alone: PageChain | None = None
 
 
 def sequential(folder: Path, *, flags: int = 0) -> Work:

@@ -83,7 +83,7 @@ def listing(subject: Subject) -> Result:
 def _ask_page(subject: Subject, client: CrtClient, prefix: bytes, token: str | None) -> ListPage:
     ask = partial(client.list, prefix, token=token, max_keys=PAGE_KEYS, flat=True)
     try:
-        return subject.patience().ask(ask).answer()
+        return subject.retry_policy().ask(ask).answer()
     except S3Error as error:
         raise mount_error(subject.config.bucket, client.endpoint.host, error) from error
 
@@ -107,7 +107,7 @@ def read(subject: Subject) -> Result:
     client = known(subject.client)
     key = info.key.decode("utf-8", "surrogateescape")
     try:
-        subject.patience().ask(lambda: _OneByte(client, info).future).answer()
+        subject.retry_policy().ask(lambda: _OneByte(client, info).future).answer()
     except OperationError as error:
         raise MountError(f"'{key}' cannot be read: {error}", _hint(error)) from error
     return ok(f"'{key}' can be read", key=key)

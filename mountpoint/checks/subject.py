@@ -19,7 +19,7 @@ from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.connect import TOTAL_S, TRY_S
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.probe import Address
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 T = TypeVar("T")
 
@@ -81,9 +81,9 @@ class Subject:
         """Where it would be mounted, if that is said."""
         return self.config.mount.directory or None
 
-    def patience(self) -> Patience:
+    def retry_policy(self) -> RetryPolicy:
         """Return how long one question to S3 may take."""
-        return Patience(
+        return RetryPolicy(
             try_s=TRY_S, total_s=TOTAL_S, stopping=self.stopping, counters=self.meters.counters
         )
 

@@ -17,7 +17,7 @@ from mountpoint.config import DEFAULT_GBPS
 from mountpoint.errors import MountError, OperationError
 from mountpoint.read.stream import ReadStream
 from mountpoint.read.streams import Streams
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 READ_BYTES = 64 << 20
 #: What the kernel asks for at a time.
@@ -40,14 +40,16 @@ def throughput(subject: Subject) -> Result:
     objects, client, config = known(subject.objects), known(subject.client), subject.config
     if objects.large is None:
         return skipped(f"no object of {READ_BYTES >> 20} MiB was seen")
-    patience = Patience(
+    retry_policy = RetryPolicy(
         try_s=config.client.try_timeout_s,
         total_s=MOST_S,
         stopping=subject.stopping,
         most_tries=config.client.most_tries,
         counters=subject.meters.counters,
     )
-    stream = Streams(client, config.read, patience, subject.meters.counters).stream(objects.large)
+    stream = Streams(client, config.read, retry_policy, subject.meters.counters).stream(
+        objects.large
+    )
     with subject.progress(READ_BYTES) as advance:
         measured = measure(stream, READ_BYTES, MOST_S, advance)
     key = objects.large.key.decode("utf-8", "surrogateescape")

@@ -29,7 +29,7 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.upload.multipart import SLOWEST_COPY_BYTES_PER_S
@@ -41,11 +41,11 @@ log = structlog.get_logger(__name__)
 class SelfCopies:
     """Changes what objects keep of their files' attributes. Thread-safe; its callers wait."""
 
-    def __init__(self, client: ObjectClient, uploads: Uploads, patience: Patience) -> None:
+    def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
         self._client = client
         self._uploads = uploads
-        self._patience = patience
+        self._retry_policy = retry_policy
         # mutable: what the store has been found not to know; set once, by anyone
         self._conditions = True
 
@@ -90,7 +90,7 @@ class SelfCopies:
             condition=condition,
         )
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
-        question = self._patience.ask(start, more_s=more_s)
+        question = self._retry_policy.ask(start, more_s=more_s)
         try:
             return question.answer()
         except NotOffered:
@@ -113,7 +113,7 @@ class SelfCopies:
         return there.attributes == wanted and there.size_bytes == source.size_bytes
 
     def _stored(self, key: bytes) -> Stored:
-        return self._patience.ask(functools.partial(self._client.describe, key)).answer()
+        return self._retry_policy.ask(functools.partial(self._client.describe, key)).answer()
 
 
 def check_size(size_bytes: int) -> None:

@@ -21,8 +21,8 @@ an error, and both are there.
 
 In directory buckets there is RenameObject, which takes the place of all this.
 
-How long: each request as `Patience` has it, and for each 8 MiB that it copies a second more. Not to
-be called with a lock held.
+How long: each request as `RetryPolicy` has it, and for each 8 MiB that it copies a second more. Not
+to be called with a lock held.
 """
 
 import functools
@@ -54,7 +54,7 @@ from mountpoint.s3.client import (
     Stored,
 )
 from mountpoint.s3.content_types import after_rename, by_name
-from mountpoint.s3.retry import Patience, Question
+from mountpoint.s3.retry import RetryingCall, RetryPolicy
 from mountpoint.transfer.parallel import Result, for_each
 from mountpoint.upload.copy_probe import CopyTrial
 from mountpoint.upload.multipart import SLOWEST_COPY_BYTES_PER_S
@@ -81,15 +81,15 @@ class Copies:
         client: ObjectClient,
         config: WriteConfig,
         uploads: Uploads,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         *,
         most_copy_bytes: int = MOST_COPY_BYTES,
     ) -> None:
         # dependencies
         self._client = client
         self._uploads = uploads
-        self._patience = patience
-        self._trial = CopyTrial(client, uploads, patience)
+        self._retry_policy = retry_policy
+        self._trial = CopyTrial(client, uploads, retry_policy)
         # constants
         self.renames = client.is_directory  #: without a copy
         self._config = config
@@ -161,7 +161,7 @@ class Copies:
             condition=condition,
             token=uuid.uuid4().hex,  # the same for all tries: what is done is not done again
         )
-        self._patience.ask(start).answer()
+        self._retry_policy.ask(start).answer()
         there = self._head(key)
         if there is None or there.size_bytes != source.size_bytes:
             raise BadAnswer(f"{shown(source.key)} was renamed to {shown(key)}, and is not there")
@@ -216,7 +216,7 @@ class Copies:
                 told_s = time.monotonic()
                 log.info("moving", prefix=prefix, to=new_prefix, moved=moved, found=found)
 
-        stopping = self._patience.stopping
+        stopping = self._retry_policy.stopping
         result = for_each(move, sources(), workers=MOVES, stopping=stopping, progress=progress)
         self._check_all(result, prefix, new_prefix)
         return result.done
@@ -299,7 +299,7 @@ class Copies:
             condition=asked,
         )
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
-        question = self._patience.ask(start, more_s=more_s)
+        question = self._retry_policy.ask(start, more_s=more_s)
         try:
             return question.answer().etag
         except NotOffered:
@@ -374,7 +374,7 @@ class Copies:
 
     # --- the source ---
 
-    def _delete(self, source: ObjectInfo, asked: Question[ObjectInfo]) -> None:
+    def _delete(self, source: ObjectInfo, asked: RetryingCall[ObjectInfo]) -> None:
         """Delete this version, if it is what was `asked` for. It is no error that it is gone."""
         try:
             there = asked.answer()
@@ -384,7 +384,7 @@ class Copies:
             raise PreconditionFailed("it has changed meanwhile")
         etag = source.etag if self._conditional_deletes else None
         start = functools.partial(self._client.delete_object, source.key, etag=etag)
-        question = self._patience.ask(start)
+        question = self._retry_policy.ask(start)
         try:
             question.answer()
         except NotFound:
@@ -405,10 +405,10 @@ class Copies:
         start = functools.partial(
             self._client.list, prefix, token=token, max_keys=max_keys, flat=True
         )
-        return self._patience.ask(start).answer()
+        return self._retry_policy.ask(start).answer()
 
-    def _ask_head(self, key: bytes) -> Question[ObjectInfo]:
-        return self._patience.ask(functools.partial(self._client.head, key))
+    def _ask_head(self, key: bytes) -> RetryingCall[ObjectInfo]:
+        return self._retry_policy.ask(functools.partial(self._client.head, key))
 
     def _head(self, key: bytes) -> ObjectInfo | None:
         try:
@@ -417,7 +417,7 @@ class Copies:
             return None
 
     def _ask_stored(self, key: bytes) -> Stored:
-        return self._patience.ask(functools.partial(self._client.describe, key)).answer()
+        return self._retry_policy.ask(functools.partial(self._client.describe, key)).answer()
 
 
 def same(etag: str, other: str) -> bool:

@@ -29,7 +29,7 @@ from mountpoint.log.format import printable
 from mountpoint.log.words import describe
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import Found, Place, default_directory, journals
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -142,7 +142,7 @@ class _Cleanup:
 
         config = surroundings(self._config.credentials.profile, os.environ).apply_to(self._config)
         stopping, meters = threading.Event(), Meters()
-        patience = Patience(
+        retry_policy = RetryPolicy(
             try_s=TRY_S,
             total_s=TOTAL_S,
             stopping=stopping,
@@ -153,7 +153,7 @@ class _Cleanup:
         )
         try:
             with journals(directory) as found:
-                return self._clean(client, patience, found, ask=ask, dry_run=dry_run)
+                return self._clean(client, retry_policy, found, ask=ask, dry_run=dry_run)
         except OSError as error:
             raise MountError(
                 f"the journals in '{directory}' cannot be used: {error.strerror}",
@@ -165,7 +165,7 @@ class _Cleanup:
     def _clean(
         self,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         found: list[Found],
         *,
         ask: bool,
@@ -174,7 +174,7 @@ class _Cleanup:
         prefix = self._config.bucket.prefix
         # Read first: what a mount begins from now on is in the listing, and young.
         try:
-            uploads = list(listed(client, patience, prefix))
+            uploads = list(listed(client, retry_policy, prefix))
         except OperationError as error:
             hint = f"the credentials need {NEEDED}" if isinstance(error, AccessDenied) else ""
             raise MountError(f"pending uploads cannot be listed: {error}", hint) from error
@@ -193,7 +193,7 @@ class _Cleanup:
             question = f"Abort {others} that no mount of this machine and user began?"
             if not _is_confirmed(question):
                 raise MountError("nothing was aborted: the answer was not yes")
-        done = list(carry_out(client, patience, judged))
+        done = list(carry_out(client, retry_policy, judged))
         over = {id(each.pending) for each in done if each.outcome in ("aborted", "gone")}
         still = [each.upload for each in judged if id(each) not in over]
         struck = strike(found, Place.of(self._config.bucket), prefix, still)

@@ -17,7 +17,7 @@ TYPE = "fuse.mount-s3"
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount that answers: at which socket, and what it said of itself (`Answers.status`)."""
+    """A mount that answers: its socket, and what it said of itself (`ControlCommands.status`)."""
 
     socket: Path
     status: dict[str, Any]

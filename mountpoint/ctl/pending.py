@@ -17,7 +17,7 @@ from typing import Literal
 
 from mountpoint.errors import NoSuchUpload, OperationError
 from mountpoint.s3.client import ObjectClient, PendingUpload
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import Begun, Found, Place
 
 #: Requests under way at once: an abort takes 20 to 50 ms on S3.
@@ -46,11 +46,13 @@ class Done:
     why: str = ""
 
 
-def listed(client: ObjectClient, patience: Patience, prefix: bytes) -> Iterator[PendingUpload]:
+def listed(
+    client: ObjectClient, retry_policy: RetryPolicy, prefix: bytes
+) -> Iterator[PendingUpload]:
     """Yield all uploads that are pending, of keys that begin with `prefix`. Raises S3Error."""
     after: tuple[bytes, str] | None = None
     while True:
-        page = patience.ask(partial(client.list_uploads, prefix, after=after)).answer()
+        page = retry_policy.ask(partial(client.list_uploads, prefix, after=after)).answer()
         yield from page.uploads
         if page.next_marker is None or page.next_marker == after:
             return
@@ -93,13 +95,13 @@ def judge(
 
 
 def carry_out(
-    client: ObjectClient, patience: Patience, judged: Iterable[Pending]
+    client: ObjectClient, retry_policy: RetryPolicy, judged: Iterable[Pending]
 ) -> Iterator[Done]:
     """Abort what is to be aborted; yield what has become of each, in order."""
     rest = iter(judged)
     while batch := list(islice(rest, AT_ONCE)):
         questions = [
-            patience.ask(partial(client.abort_upload, each.upload.key, each.upload.upload_id))
+            retry_policy.ask(partial(client.abort_upload, each.upload.key, each.upload.upload_id))
             if each.verdict == "abort"
             else None
             for each in batch

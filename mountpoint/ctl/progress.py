@@ -22,7 +22,7 @@ LEAST_LABEL = 12
 #: The share that is shown of files whose last byte is in S3 and which are not closed.
 ALMOST = 0.99
 
-#: A file as `Answers.status` describes it.
+#: A file as `ControlCommands.status` describes it.
 Writing = Mapping[str, Any]
 
 

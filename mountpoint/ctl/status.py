@@ -16,7 +16,7 @@ MIB = 1 << 20
 def text(
     mounts: Sequence[Mapping[str, Any]], dead: Sequence[Mounted], width: int = NO_WIDTH
 ) -> str:
-    """Return some lines for each mount, of what it says (`Answers.status`) or does not."""
+    """Return some lines for each mount, of what it says (`ControlCommands.status`) or does not."""
     blocks = []
     for status in mounts:
         lines = [_lines(*fact, width) for fact in _told(status)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mountpoint.config import FileSystemConfig
 from mountpoint.fs.inodes import Inode, InodeNumber
-from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.overlay import OverlayNames
 from mountpoint.s3.wire.posix_metadata import NOTHING
 
 
@@ -29,7 +29,7 @@ class Attributes:
     ttl_s: float
 
 
-class Showing:
+class AttributeView:
     """Makes the attributes of a mount's inodes. Thread-safe.
 
     The kernel is to ask for a file that is in use `ahead_s` before what it knows is too old, when
@@ -39,7 +39,7 @@ class Showing:
     def __init__(
         self,
         config: FileSystemConfig,
-        local: LocalNames,
+        local: OverlayNames,
         *,
         keeps: bool,
         ahead_s: float,

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from mountpoint.config import ChangeConfig
 from mountpoint.errors import DirectoryNotEmpty, NotADirectory, NotPermitted, Stalled
 from mountpoint.fs.inodes import Inode
-from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.listing.tree import Entry, check_new
 from mountpoint.s3.client import NEW, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
 
 
@@ -28,16 +28,16 @@ class Directories:
     def __init__(
         self,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         key_locks: KeyLocks,
         uploads: Uploads,
-        local: LocalNames,
+        local: OverlayNames,
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._key_locks = key_locks
         self._uploads = uploads
         self._local = local
@@ -67,7 +67,7 @@ class Directories:
         with self._key_locks.shared(lambda: parent.key + entry.name + b"/"):
             prefix = parent.key + entry.name + b"/"
             if self.check_replaceable(prefix):
-                self._patience.ask(lambda: self._client.delete_object(prefix)).answer()
+                self._retry_policy.ask(lambda: self._client.delete_object(prefix)).answer()
             self._local.drop(prefix)
             self._local.keep(parent.key)
             self._changed(parent.key, entry.name, None)
@@ -95,15 +95,15 @@ class Directories:
 
     def _keys_below(self, prefix: bytes) -> list[bytes]:
         """Return the first keys below a directory, its marker included: two are enough to know."""
-        tries = self._patience.begin()
+        attempts = self._retry_policy.begin()
         keys: list[bytes] = []
         token = None
         while True:
             asked = functools.partial(self._client.list, prefix, token=token, max_keys=2, flat=True)
-            page = self._patience.ask(asked, tries).answer()
+            page = self._retry_policy.ask(asked, attempts).answer()
             keys += [info.key for info in page.objects]
             token = page.next_token
             if len(keys) > 1 or token is None:
                 return keys
-            if tries.left_s() <= 0:
+            if attempts.left_s() <= 0:
                 raise Stalled("the listing has only empty pages")

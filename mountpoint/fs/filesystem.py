@@ -34,7 +34,7 @@ from mountpoint.errors import (
     StaleInode,
     Superseded,
 )
-from mountpoint.fs.attributes import Attributes, Showing
+from mountpoint.fs.attributes import Attributes, AttributeView
 from mountpoint.fs.directories import Directories
 from mountpoint.fs.handles import (
     DirectoryHandle,
@@ -48,23 +48,23 @@ from mountpoint.fs.heads import Heads
 from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, InodeTable
 from mountpoint.fs.names import Names
 from mountpoint.fs.open import Opener
-from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.rename import Renames
-from mountpoint.fs.setattr import Keeping
+from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.fs.writes.reopen import Held
-from mountpoint.fs.writes.staged import StagedChanges
-from mountpoint.fs.writes.streamed import Changes
+from mountpoint.fs.writes.staged import StagedWrites
+from mountpoint.fs.writes.streamed import StreamedWrites
 from mountpoint.listing import tree
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.prefetch import WalkAhead
 from mountpoint.listing.resolver import Lookups
 from mountpoint.listing.tree import Entry
 from mountpoint.read.stream import Bytes
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 from mountpoint.staging.area import StagingArea
 from mountpoint.system.memory import drop_leftovers, give_back
@@ -118,7 +118,7 @@ class FileSystem:
         streams: Streams,
         uploads: Uploads,
         copies: Copies,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         staging: StagingArea | None = None,
         on_open: Callable[[bytes, bool], bool] = lambda key, looked_at: False,
         on_damage: Callable[[InodeNumber], None] = lambda inode: None,
@@ -129,7 +129,7 @@ class FileSystem:
         self._on_open = on_open
         self._client = client
         self._config = config
-        self._patience = patience
+        self._retry_policy = retry_policy
         # mutable, of `sweep` alone: how many inodes had gone when it last looked, and gave back
         self._forgotten = 0
         self._given_back = 0
@@ -137,78 +137,78 @@ class FileSystem:
         self._refreshes = 0
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS)
-        self._listings = Listings(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
+        self._listings = ListingCache(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
         self._lookups = Lookups(
             client,
-            patience,
+            retry_policy,
             self._listings,
             ttl_s=config.ttl_s,
             negative_ttl_s=config.negative_ttl_s,
         )
-        self._ahead = WalkAhead(client, patience, self._listings, config.ttl_s)
-        self._local = LocalNames(prefix)
+        self._ahead = WalkAhead(client, retry_policy, self._listings, config.ttl_s)
+        self._local = OverlayNames(prefix)
         self._readers = Readers(self._inodes, drop_pages)
-        self._key_locks = KeyLocks(patience.stopping)
-        self._keeping = Keeping(
-            SelfCopies(client, uploads, patience), self._inodes, change, self._changed
+        self._key_locks = KeyLocks(retry_policy.stopping)
+        self._attribute_store = AttributeStore(
+            SelfCopies(client, uploads, retry_policy), self._inodes, change, self._changed
         )
         self._names = Names(
             self._lookups,
             self._listings,
-            Heads(client, patience, self._listings),
+            Heads(client, retry_policy, self._listings),
             self._inodes,
             self._local,
             ttl_s=config.ttl_s,
-            describes=self._keeping.keeps,
+            describes=self._attribute_store.keeps,
         )
         self._opener = Opener(
             client,
-            patience,
+            retry_policy,
             streams,
             self._listings,
             self._names,
             asks_always=config.asks_on_open,
         )
-        self._showing = Showing(
+        self._attribute_view = AttributeView(
             config,
             self._local,
-            keeps=self._keeping.keeps,
+            keeps=self._attribute_store.keeps,
             ahead_s=self._lookups.ahead_s,
             mounted_at_ns=time.time_ns(),
         )
-        self._changes = Changes(
+        self._changes = StreamedWrites(
             client,
-            patience,
+            retry_policy,
             self._key_locks,
             uploads,
             copies,
             self._inodes,
             self._local,
             self._readers,
-            self._keeping,
+            self._attribute_store,
             change,
             self._changed,
         )
         self._writing: Any = self._changes
         if staging is not None:
-            self._writing = StagedChanges(
+            self._writing = StagedWrites(
                 staging,
                 client,
-                patience,
+                retry_policy,
                 self._key_locks,
                 uploads,
                 copies,
                 self._inodes,
                 self._local,
                 self._readers,
-                self._keeping,
+                self._attribute_store,
                 change,
                 write,
                 self._changed,
             )
         self._held = Held(
             client,
-            patience,
+            retry_policy,
             self._inodes,
             self._local,
             self._readers,
@@ -216,7 +216,7 @@ class FileSystem:
             ttl_s=config.ttl_s,
         )
         self._making = Directories(
-            client, patience, self._key_locks, uploads, self._local, change, self._changed
+            client, retry_policy, self._key_locks, uploads, self._local, change, self._changed
         )
         self._renames = Renames(
             copies,
@@ -243,37 +243,37 @@ class FileSystem:
         writer = self._local.file(directory.key, name)
         if writer is not None:
             self._inodes.looked_up_again(writer.inode)
-            return self._showing.attributes(writer.inode, 0.0)
+            return self._attribute_view.attributes(writer.inode, 0.0)
         refreshes = self._refreshes
         entry, fresh_until_s = self._names.look(directory, name)
         if refreshes != self._refreshes:  # it may have been asked for before
             fresh_until_s = 0.0
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
-        return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
+        return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 
     def getattr(self, number: InodeNumber, thread: int = 0) -> Attributes:
         """Return the attributes of an inode, for a thread; asks S3 when they are too old."""
         inode = self._inodes.get(number)
         if self._local.writer(inode) is not None:
-            return self._showing.attributes(inode, 0.0)
+            return self._attribute_view.attributes(inode, 0.0)
         # An open file is its version to the end, and a directory has nothing that changes.
         if inode.is_directory or inode.opens:
-            return self._showing.attributes(inode, self._config.ttl_s)
+            return self._attribute_view.attributes(inode, self._config.ttl_s)
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
-            return self._showing.attributes(inode, left_s)
+            return self._attribute_view.attributes(inode, left_s)
         refreshes = self._refreshes
         entry, fresh_until_s = self._names.look(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
             if inode.is_directory or not self._held.comes_again(inode, thread):
                 raise StaleInode("the object was replaced")
             self._held.catch_up(inode)
-            return self._showing.attributes(inode, inode.fresh_until_s - time.monotonic())
+            return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
         if entry.info is not None:
             inode.describe(entry.info)
         if refreshes == self._refreshes:
             inode.fresh_until_s = fresh_until_s
-        return self._showing.attributes(inode, fresh_until_s - time.monotonic())
+        return self._attribute_view.attributes(inode, fresh_until_s - time.monotonic())
 
     def forget(self, number: InodeNumber, lookups: int) -> None:
         """Uncount lookups; with a directory goes what is known of its listing.
@@ -321,7 +321,8 @@ class FileSystem:
         handle: HandleNumber | None = None,
         thread: int = 0,
     ) -> Attributes:
-        """Set the size, as `Changes` and `StagedChanges` can; else what `Keeping` lets be set.
+        """Set the size, as `StreamedWrites` and `StagedWrites` can; else what `AttributeStore` lets
+        be set.
 
         `handle` is the open file through which it is set (ftruncate), if it is; `thread` is who
         asks.
@@ -330,7 +331,7 @@ class FileSystem:
         try:
             if size_bytes is not None:
                 self._up_to_date(inode, thread, lambda: self._truncate(inode, size_bytes, handle))
-                return self._showing.attributes(inode, 0.0)  # it may be no version any more
+                return self._attribute_view.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
             if writer is None or not self._writing.set_open(writer, attributes):
@@ -363,7 +364,7 @@ class FileSystem:
             inode,
             process,
             self._client,
-            self._patience,
+            self._retry_policy,
             self._listings,
             first,
             lambda: self._local.entries(inode.key),
@@ -404,7 +405,7 @@ class FileSystem:
         entry = self._making.make(directory, name)
         fresh_until_s = time.monotonic() + self._config.ttl_s
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
-        return self._showing.attributes(inode, self._config.ttl_s)
+        return self._attribute_view.attributes(inode, self._config.ttl_s)
 
     def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         """Remove an empty directory."""
@@ -423,7 +424,7 @@ class FileSystem:
     ) -> tuple[HandleNumber, Attributes]:
         """Begin a new file for a process, and count a lookup of it."""
         handle = self._writing.create(self._directory(parent), name, flags, process, attributes)
-        return self._files.add(handle), self._showing.attributes(handle.inode, 0.0)
+        return self._files.add(handle), self._attribute_view.attributes(handle.inode, 0.0)
 
     def open(
         self, number: InodeNumber, flags: int, process: int = 0, thread: int = 0
@@ -508,7 +509,7 @@ class FileSystem:
         return written
 
     def _take_over(self, number: HandleNumber, offset: int | None) -> Any:
-        """Let a file be written that was opened for reading: see `Changes.take_over`.
+        """Let a file be written that was opened for reading: see `StreamedWrites.take_over`.
 
         The kernel has what writes to an inode, or cuts it, take turns.
         """

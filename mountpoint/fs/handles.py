@@ -11,14 +11,14 @@ from typing import Generic, NewType, Protocol, TypeVar
 
 from mountpoint.errors import NO_OPTION, BadArgument, BadHandle, NotSequential, TooLarge
 from mountpoint.fs.inodes import Inode, Paged
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
 from mountpoint.listing.page_chain import Asked
 from mountpoint.listing.tree import Entry
 from mountpoint.read.stream import Bytes, ReadStream
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 from mountpoint.staging.staged_file import StagedFile
 from mountpoint.upload.parts import MOST_OBJECT_BYTES
@@ -491,15 +491,15 @@ class DirectoryHandle:
         inode: Inode,
         process: int,
         client: ObjectClient,
-        patience: Patience,
-        listings: Listings,
+        retry_policy: RetryPolicy,
+        listings: ListingCache,
         first: Asked | Listed | None = None,
         local: Callable[[], list[Entry]] = list,
     ) -> None:
         # dependencies
         self.inode = inode
         self.process = process
-        self._new_listing = partial(DirectoryListing, inode.key, client, patience, listings)
+        self._new_listing = partial(DirectoryListing, inode.key, client, retry_policy, listings)
         self._local = local
         # mutable
         self._listing = self._new_listing(first)

@@ -9,19 +9,21 @@ import functools
 
 from mountpoint.errors import NotFound, StaleInode
 from mountpoint.fs.inodes import Inode
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 
 class Heads:
     """Asks for what objects' metadata say of files. Thread-safe; its callers wait."""
 
-    def __init__(self, client: ObjectClient, patience: Patience, listings: Listings) -> None:
+    def __init__(
+        self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache
+    ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._listings = listings
 
     def described(self, directory: bytes, entry: Entry) -> Entry | None:
@@ -30,7 +32,7 @@ class Heads:
         assert listed is not None
         start = functools.partial(self._client.head, listed.key)
         try:
-            info = self._patience.ask(start).answer()
+            info = self._retry_policy.ask(start).answer()
         except NotFound:
             self._listings.discard(directory, entry.name)
             return None
@@ -39,9 +41,9 @@ class Heads:
         return Entry(entry.name, info)
 
 
-def newest(client: ObjectClient, patience: Patience, inode: Inode) -> ObjectInfo:
+def newest(client: ObjectClient, retry_policy: RetryPolicy, inode: Inode) -> ObjectInfo:
     """Return a file's newest version. Raises StaleInode if that is not the inode's."""
-    info = patience.ask(functools.partial(client.head, inode.key)).answer()
+    info = retry_policy.ask(functools.partial(client.head, inode.key)).answer()
     if not inode.is_version(Entry(inode.name, info)):
         raise StaleInode("the object was replaced")
     return info

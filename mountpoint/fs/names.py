@@ -12,8 +12,8 @@ from collections import deque
 from mountpoint.errors import NoSuchEntry
 from mountpoint.fs.heads import Heads
 from mountpoint.fs.inodes import Inode, InodeTable
-from mountpoint.fs.overlay import LocalNames
-from mountpoint.listing.cache import Listings
+from mountpoint.fs.overlay import OverlayNames
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.resolver import Lookups
 from mountpoint.listing.tree import Entry
 
@@ -32,10 +32,10 @@ class Names:
     def __init__(
         self,
         lookups: Lookups,
-        listings: Listings,
+        listings: ListingCache,
         heads: Heads,
         inodes: InodeTable,
-        local: LocalNames,
+        local: OverlayNames,
         *,
         ttl_s: float,
         describes: bool,

@@ -22,11 +22,11 @@ from mountpoint.fs.handles import ReadHandle
 from mountpoint.fs.heads import newest
 from mountpoint.fs.inodes import Inode, Paged
 from mountpoint.fs.names import Names
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.read.stream import ReadStream
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 #: Must be restored before they can be read.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
@@ -42,16 +42,16 @@ class Opener:
     def __init__(
         self,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         streams: Streams,
-        listings: Listings,
+        listings: ListingCache,
         names: Names,
         *,
         asks_always: bool,
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._streams = streams
         self._listings = listings
         self._names = names
@@ -138,7 +138,7 @@ class Opener:
                 raise
         else:
             # No byte is needed now: there is none, or the kernel has pages of it.
-            version = newest(self._client, self._patience, inode)
+            version = newest(self._client, self._retry_policy, inode)
             if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
             inode.describe(version)

@@ -18,7 +18,7 @@ from mountpoint.listing.tree import Entry
 Writer = WriteHandle | StagedWriter
 
 
-class LocalNames:
+class OverlayNames:
     """Files and directories by the prefix that they are in. Thread-safe; no method waits.
 
     `root` is the prefix of the root directory, which is always there.

@@ -32,9 +32,9 @@ from mountpoint.fs.directories import Directories
 from mountpoint.fs.handles import unchanged
 from mountpoint.fs.inodes import Inode, InodeTable
 from mountpoint.fs.names import Names
-from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.writes.key_locks import KeyLocks
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.tree import Entry, check_new
 from mountpoint.s3.client import NEW, Condition, ObjectInfo
 
@@ -42,7 +42,7 @@ TAKEN = "there is something of this name"
 
 
 class Writing(Protocol):
-    """The files that are being written: `Changes` or `StagedChanges`."""
+    """The files that are being written: `StreamedWrites` or `StagedWrites`."""
 
     def await_end(self, writer: Any, *, replaced: bool) -> None:
         """Wait for a file that is closed now, if it has to be there before it is renamed."""
@@ -77,9 +77,9 @@ class Renames:
         directories: Directories,
         writing: Writing,
         names: Names,
-        listings: Listings,
+        listings: ListingCache,
         inodes: InodeTable,
-        local: LocalNames,
+        local: OverlayNames,
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
     ) -> None:

@@ -26,7 +26,7 @@ from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.upload.sequential import Sequential
 
 
-class Keeping:
+class AttributeStore:
     """What becomes of attributes that are set, in one mount. Thread-safe; no lock is held.
 
     `changed` is called with directory, name, and what is there now (None: nothing), after S3

@@ -31,7 +31,7 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fuse.binding import go_direct, is_wide, llfuse, rename_flags, request_pid
 from mountpoint.listing.tree import MAX_NAME_BYTES
-from mountpoint.log.throttle import Refusals
+from mountpoint.log.throttle import LogThrottle
 from mountpoint.metrics.recorder import Meters
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.wire.posix_metadata import FileAttributes
@@ -108,7 +108,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self._meters = meters or Meters()
         self._fs = filesystem
         self._on_ready = on_ready
-        self._refusals = Refusals()
+        self._throttle = LogThrottle()
 
     @operation("mount")
     def init(self) -> None:
@@ -309,7 +309,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
                 details |= {"s3_code": error.code, "s3_status": error.status}
                 details["request_id"] = error.request_id
             elif level >= logging.WARNING:
-                before = self._refusals.note((operation, path, details["reason"]))
+                before = self._throttle.note((operation, path, details["reason"]))
                 if before is None:
                     raise llfuse.FUSEError(number) from None
                 details["program"], details["pid"] = program_of(request_pid())

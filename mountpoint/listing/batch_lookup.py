@@ -27,11 +27,11 @@ from dataclasses import replace
 import structlog
 
 from mountpoint.errors import NoSuchEntry, OperationError
-from mountpoint.listing.cache import Listings
-from mountpoint.listing.pages import SMALL_PAGE, Account, Span, just_before, reach_of
+from mountpoint.listing.cache import ListingCache
+from mountpoint.listing.pages import SMALL_PAGE, PageCredit, Span, just_before, reach_of
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -67,11 +67,11 @@ class Siblings:
     """
 
     def __init__(
-        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+        self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._listings = listings
         # constants
         self._ttl_s = ttl_s
@@ -79,7 +79,7 @@ class Siblings:
         self._enabled = client.lists_in_order and ttl_s > 0
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._accounts: OrderedDict[bytes, Account] = OrderedDict()  # last used last
+        self._accounts: OrderedDict[bytes, PageCredit] = OrderedDict()  # last used last
         self._flights: dict[tuple[bytes, bytes], _Flight] = {}  # by directory and `after`
         self._exploring: set[bytes] = set()  # directories with a flight to where nobody was
 
@@ -172,7 +172,7 @@ class Siblings:
 
     def _wait(self, flight: _Flight) -> None:
         """Wait for a page; half of the time is left for a lookup alone."""
-        if not flight.landed.wait(self._patience.once_s) and flight.future is not None:
+        if not flight.landed.wait(self._retry_policy.once_s) and flight.future is not None:
             flight.future.cancel()  # and so it lands
 
     def _arrived(self, flight: _Flight, future: "Future[ListPage]") -> None:
@@ -223,10 +223,10 @@ class Siblings:
         with self._lock:
             self._account(directory).pause()
 
-    def _account(self, directory: bytes) -> Account:
+    def _account(self, directory: bytes) -> PageCredit:
         account = self._accounts.get(directory)
         if account is None:
-            account = self._accounts[directory] = Account(self._ttl_s)
+            account = self._accounts[directory] = PageCredit(self._ttl_s)
             if len(self._accounts) > MAX_ACCOUNTS:
                 self._accounts.popitem(last=False)
         self._accounts.move_to_end(directory)

@@ -94,7 +94,7 @@ class _Directory:
         self.firsts: list[tuple[bytes, int]] = []  # first name and number, in order
 
 
-class Listings:
+class ListingCache:
     """Recently listed entries, by the prefix of their directory. Thread-safe."""
 
     def __init__(

@@ -36,14 +36,14 @@ from concurrent.futures import CancelledError
 import structlog
 
 from mountpoint.errors import BadAnswer, S3Error, Stalled
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.flat import Listed
-from mountpoint.listing.page_chain import Arrived, Asked, Run
+from mountpoint.listing.page_chain import Arrived, Asked, PageChain
 from mountpoint.listing.pages import END, Span
 from mountpoint.listing.split_points import Guess, guess
 from mountpoint.listing.tree import MAX_KEY_BYTES, DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectClient
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.retry import Attempts, RetryPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -74,13 +74,13 @@ class DirectoryListing:
         self,
         prefix: bytes,
         client: ObjectClient,
-        patience: Patience,
-        listings: Listings,
+        retry_policy: RetryPolicy,
+        listings: ListingCache,
         first: Asked | Listed | None = None,
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._listings = listings
         # constants
         self._prefix = prefix
@@ -96,7 +96,7 @@ class DirectoryListing:
         self._token: str | None = None  # of the page behind them
         #: Never empty. From each to the next they begin further on; only the first may begin
         #: before `_reach`.
-        self._runs = deque([Run(b"")])
+        self._runs = deque([PageChain(b"")])
         if isinstance(first, Asked):
             self._runs[0].asked = first
         self._ahead = client.lists_in_order
@@ -116,7 +116,7 @@ class DirectoryListing:
         Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing
         that goes in circles, Stalled for one that goes on for too long without an entry.
         """
-        tries = self._patience.begin()
+        attempts = self._retry_policy.begin()
         while True:
             with self._lock:
                 while not self._has(position) and self._join():
@@ -124,13 +124,13 @@ class DirectoryListing:
                 if self._has(position):
                     self._go_on(position)
                     return self._entries[position : position + count]
-                if tries.left_s() <= 0:
+                if attempts.left_s() <= 0:
                     raise Stalled("the listing goes on without an entry")
                 run = self._runs[0]
                 asked = run.asked or self._ask(run)
                 if self._begun:  # there is more than one page, and somebody wants it
                     self._look_ahead()
-            self._wait(run, asked, tries)
+            self._wait(run, asked, attempts)
 
     def names(self) -> set[bytes]:
         """Return all names, once everything has been read. No two entries have the same."""
@@ -155,7 +155,7 @@ class DirectoryListing:
 
     # --- asking and waiting ---
 
-    def _ask(self, run: Run) -> Asked:
+    def _ask(self, run: PageChain) -> Asked:
         asked_at_s = time.monotonic()
         if run.token is not None:
             future = self._client.list(self._prefix, token=run.token)
@@ -167,17 +167,17 @@ class DirectoryListing:
         self._credit = max(self._credit - 1, 0.0)
         return run.asked
 
-    def _wait(self, run: Run, asked: Asked, tries: Tries) -> None:
+    def _wait(self, run: PageChain, asked: Asked, attempts: Attempts) -> None:
         """Wait for an answer; return for another look. Raises what no retry will help."""
         error: S3Error | None = None
         try:
-            asked.future.result(min(self._patience.try_s, max(tries.left_s(), 0.0)))
+            asked.future.result(min(self._retry_policy.try_s, max(attempts.left_s(), 0.0)))
             return
         except CancelledError:
             pass  # by who closed it, or found that it is not needed
         except TimeoutError:
             asked.future.cancel()
-            error = Stalled(f"no answer within {self._patience.try_s:.0f} s")
+            error = Stalled(f"no answer within {self._retry_policy.try_s:.0f} s")
         except S3Error as failure:
             error = failure
         finally:
@@ -186,15 +186,15 @@ class DirectoryListing:
                 if run.asked is asked and run.failed:
                     self._failed(run, error)
         # A guess is not made again: what it would have told is asked for by a token.
-        if error is not None and not was_guessed and not tries.again(error):
+        if error is not None and not was_guessed and not attempts.again(error):
             raise error
 
-    def _failed(self, run: Run, error: S3Error | None) -> None:
+    def _failed(self, run: PageChain, error: S3Error | None) -> None:
         run.asked = None
         if run.guessed and error is not None and not error.retryable:
             self._give_up()
         if run.guessed and run is self._runs[0]:
-            self._runs[0] = Run(self._reach, self._token)
+            self._runs[0] = PageChain(self._reach, self._token)
 
     # --- what has come ---
 
@@ -225,7 +225,7 @@ class DirectoryListing:
         arrived = run.pages.popleft()
         if run.guessed and not self._adjoins(arrived):
             self._give_up()
-            self._runs[0] = Run(self._reach, self._token)
+            self._runs[0] = PageChain(self._reach, self._token)
             return False
         guessed, run.guessed = run.guessed, False
         page = self._without_told(arrived.page) if guessed else arrived.page
@@ -322,7 +322,7 @@ class DirectoryListing:
             if last and self._may_ask_ahead():
                 position = self._position_behind(run)
                 if position is not None:
-                    self._runs.append(Run(position, guessed=True))
+                    self._runs.append(PageChain(position, guessed=True))
 
     def _may_ask_ahead(self) -> bool:
         if not self._ahead or self._complete or self._credit < 1:
@@ -364,7 +364,7 @@ class DirectoryListing:
                 self._cut_off(index + 1)
                 break
 
-    def _position_behind(self, run: Run) -> bytes | None:
+    def _position_behind(self, run: PageChain) -> bytes | None:
         """Return where to ask for the page behind the one that a run, the last, has asked for."""
         if self._guess is None or run.ended:
             return None

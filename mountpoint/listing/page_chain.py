@@ -33,7 +33,7 @@ class Arrived(NamedTuple):
         return not (page.objects or page.prefixes or page.skipped or page.next_token is not None)
 
 
-class Run:
+class PageChain:
     """Pages that follow each other by their tokens, from the position `after` on.
 
     With a `token` it begins behind a page that has one. `guessed` says that its first page

@@ -144,7 +144,7 @@ def _after(span: Span) -> bytes:
     return span.after
 
 
-class Account:
+class PageCredit:
     """Whether one more page of a directory is worth its price.
 
     Each page costs `PAGE_PRICE`, each lookup that a page answers brings 1. Who has nothing

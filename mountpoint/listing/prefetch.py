@@ -21,14 +21,14 @@ from functools import partial
 import structlog
 
 from mountpoint.errors import OperationError
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.flat import FlatListing, Listed
 from mountpoint.listing.page_chain import Asked
-from mountpoint.listing.pages import Account
+from mountpoint.listing.pages import PageCredit
 from mountpoint.listing.tree import Entry
-from mountpoint.listing.walk_detector import Walk
+from mountpoint.listing.walk_detector import WalkDetector
 from mountpoint.s3.client import ObjectClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,10 @@ class WalkAhead:
     """What is listed ahead of all walks. Thread-safe; no lock is held while waiting."""
 
     def __init__(
-        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+        self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
     ) -> None:
         # dependencies
-        self._new_walker = partial(_Walker, client, patience, listings, ttl_s)
+        self._new_walker = partial(_Walker, client, retry_policy, listings, ttl_s)
         # constants
         self._max_age_s = min(MAX_AGE_S, ttl_s / 2)
         self._enabled = client.lists_in_order and ttl_s > 0
@@ -120,11 +120,11 @@ class _Walker:
     """One process. Who has `busy` may use it; nobody waits for that."""
 
     def __init__(
-        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+        self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
     ) -> None:
         self.busy = threading.Lock()
-        self.walk = Walk()
-        self.flat = _Flat(client, patience, listings, ttl_s)
+        self.walk = WalkDetector()
+        self.flat = _Flat(client, retry_policy, listings, ttl_s)
         self.next = _Next(client)
 
 
@@ -132,14 +132,14 @@ class _Flat:
     """A flat listing that goes on ahead of a walk."""
 
     def __init__(
-        self, client: ObjectClient, patience: Patience, listings: Listings, ttl_s: float
+        self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._listings = listings
         # mutable
-        self._account = Account(ttl_s)
+        self._account = PageCredit(ttl_s)
         self._base = b""
         self._listing: FlatListing | None = None
         self._token: str | None = None  # of the page after the last one
@@ -210,7 +210,7 @@ class _Flat:
         if asked is None or self._listing is None:
             return
         try:
-            page = asked.future.result(self._patience.once_s)
+            page = asked.future.result(self._retry_policy.once_s)
             whole = self._listing.feed(page, asked.asked_at_s)
         except (OperationError, CancelledError, TimeoutError) as error:
             asked.future.cancel()

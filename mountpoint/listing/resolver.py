@@ -10,10 +10,10 @@ import time
 from mountpoint.errors import NoSuchEntry, NotFound, Stalled
 from mountpoint.listing import tree
 from mountpoint.listing.batch_lookup import Siblings
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ListPage, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.retry import Attempts, RetryPolicy
 
 
 class Lookups:
@@ -25,17 +25,17 @@ class Lookups:
     def __init__(
         self,
         client: ObjectClient,
-        patience: Patience,
-        listings: Listings,
+        retry_policy: RetryPolicy,
+        listings: ListingCache,
         *,
         ttl_s: float,
         negative_ttl_s: float,
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._listings = listings
-        self._siblings = Siblings(client, patience, listings, ttl_s)
+        self._siblings = Siblings(client, retry_policy, listings, ttl_s)
         # constants
         self._ttl_s = ttl_s
         self._negative_ttl_s = negative_ttl_s
@@ -58,40 +58,40 @@ class Lookups:
         absent_until_s = self._listings.absent(directory, name)
         if absent_until_s is not None:
             raise NoSuchEntry(ttl_s=min(absent_until_s - asked_at_s, self._negative_ttl_s))
-        tries = self._patience.begin()
+        attempts = self._retry_policy.begin()
         try:
-            return self._siblings.find(directory, name) or self._alone(directory, name, tries)
+            return self._siblings.find(directory, name) or self._alone(directory, name, attempts)
         except NoSuchEntry:
             self._listings.missed(directory, name, asked_at_s)
             passed_s = time.monotonic() - asked_at_s
             raise NoSuchEntry(ttl_s=max(self._negative_ttl_s - passed_s, 0.0)) from None
 
-    def _alone(self, directory: bytes, name: bytes, tries: Tries) -> tuple[Entry, float]:
+    def _alone(self, directory: bytes, name: bytes, attempts: Attempts) -> tuple[Entry, float]:
         asked_at_s = time.monotonic()
-        entry = self._by_list(directory, name, tries)
+        entry = self._by_list(directory, name, attempts)
         if entry is None:
-            entry = self._by_both(directory, name, tries)
+            entry = self._by_both(directory, name, attempts)
         self._listings.add(directory, [entry], asked_at_s)
         return entry, asked_at_s + self._ttl_s
 
-    def _by_list(self, directory: bytes, name: bytes, tries: Tries) -> Entry | None:
+    def _by_list(self, directory: bytes, name: bytes, attempts: Attempts) -> Entry | None:
         """Return what one LIST says of a name, or None if that is not enough to know."""
         if not self._client.lists_in_order:
             return None
         key = directory + name
-        page = self._patience.ask(
-            lambda: self._client.list(key, max_keys=tree.FEW_KEYS), tries
+        page = self._retry_policy.ask(
+            lambda: self._client.list(key, max_keys=tree.FEW_KEYS), attempts
         ).answer()
         certain, entry = tree.told_by(page, key, name)
         if certain and entry is None:
             raise NoSuchEntry()
         return entry
 
-    def _by_both(self, directory: bytes, name: bytes, tries: Tries) -> Entry:
+    def _by_both(self, directory: bytes, name: bytes, attempts: Attempts) -> Entry:
         """Return what HEAD and LIST, asked at the same time, say of a name."""
         key = directory + name
-        heading = self._patience.ask(lambda: self._client.head(key), tries)
-        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", tries)
+        heading = self._retry_policy.ask(lambda: self._client.head(key), attempts)
+        below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", attempts)
         head: ObjectInfo | None = None
         if not below:
             try:
@@ -103,17 +103,17 @@ class Lookups:
             raise NoSuchEntry()
         return entry
 
-    def _any_below(self, prefix: bytes, tries: Tries) -> bool:
+    def _any_below(self, prefix: bytes, attempts: Attempts) -> bool:
         """Whether any key begins with `prefix`."""
-        page = self._first_below(prefix, None, tries)
+        page = self._first_below(prefix, None, attempts)
         # S3 may send empty pages before the one that matters.
         while not (page.objects or page.prefixes or page.next_token is None):
-            if tries.left_s() <= 0:
+            if attempts.left_s() <= 0:
                 raise Stalled("the listing has only empty pages")
-            page = self._first_below(prefix, page.next_token, tries)
+            page = self._first_below(prefix, page.next_token, attempts)
         return bool(page.objects or page.prefixes)
 
-    def _first_below(self, prefix: bytes, token: str | None, tries: Tries) -> ListPage:
-        return self._patience.ask(
-            lambda: self._client.list(prefix, token=token, max_keys=1), tries
+    def _first_below(self, prefix: bytes, token: str | None, attempts: Attempts) -> ListPage:
+        return self._retry_policy.ask(
+            lambda: self._client.list(prefix, token=token, max_keys=1), attempts
         ).answer()

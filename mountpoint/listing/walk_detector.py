@@ -16,7 +16,7 @@ WITHIN_S = 1.0
 MAX_LISTED = 64
 
 
-class Walk:
+class WalkDetector:
     """What one process has listed and opened.
 
     `top` is where it began: all that was opened since is below it.

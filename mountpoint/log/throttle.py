@@ -14,7 +14,7 @@ QUIET_S = 60.0
 MANY_REFUSALS = 1000
 
 
-class Refusals:
+class LogThrottle:
     """The refusals of the last minute. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -26,7 +26,7 @@ from mountpoint.transfer.memory_budget import Budget
 RATE_S = 10
 
 
-class Answers:
+class ControlCommands:
     """The commands of one mount. Thread-safe. `sweep` is to be called every second."""
 
     def __init__(

@@ -26,7 +26,7 @@ from mountpoint.log import setup as logs
 from mountpoint.metrics.export.exports import Exports
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import preflight as requirements
-from mountpoint.mount.commands import Answers
+from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.read.streams import Streams
@@ -34,7 +34,7 @@ from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.settings import surroundings
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.area import check_directory as check_staging
 from mountpoint.system import kernel, memory
@@ -85,7 +85,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
             instance,
         )
 
-        def ready(answers: Answers) -> None:
+        def ready(answers: ControlCommands) -> None:
             exports.serving(client.check_credentials, answers.levels)
             on_ready()
 
@@ -104,7 +104,7 @@ def _serve(
     meters: Meters,
     recent: logs.Recent,
     watcher: SignalWatcher,
-    on_ready: Callable[[Answers], None],
+    on_ready: Callable[[ControlCommands], None],
 ) -> int:
     failure: list[Exception] = []
 
@@ -117,8 +117,8 @@ def _serve(
             failure.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def patience_until(stopping: threading.Event) -> Patience:
-        return Patience(
+    def patience_until(stopping: threading.Event) -> RetryPolicy:
+        return RetryPolicy(
             try_s=config.client.try_timeout_s,
             total_s=config.read.timeout_s,
             stopping=stopping,
@@ -126,14 +126,16 @@ def _serve(
             counters=meters.counters,
         )
 
-    patience = patience_until(stopping)
+    retry_policy = patience_until(stopping)
     directory = config.mount.directory
     # Reads end as soon as the kernel ends the mount; what is written then is still uploaded.
     streams = Streams(client, config.read, patience_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
     spill = Spill(default_directories(os.environ))
-    uploads = Uploads(client, config.write, streams.budget, patience, journal=journal, spill=spill)
-    copies = Copies(client, config.write, uploads, patience)
+    uploads = Uploads(
+        client, config.write, streams.budget, retry_policy, journal=journal, spill=spill
+    )
+    copies = Copies(client, config.write, uploads, retry_policy)
     staging = None
     if config.change.staging_directory is not None:
         staging = StagingArea(
@@ -150,7 +152,7 @@ def _serve(
         streams=streams,
         uploads=uploads,
         copies=copies,
-        patience=patience,
+        retry_policy=retry_policy,
         staging=staging,
         on_open=kernel.ReadAhead(directory).set_for,
         on_damage=fuse.forget_pages,
@@ -168,7 +170,7 @@ def _serve(
             streams.end()
 
     receivers = fuse.Receivers(nudge_workers)
-    answers = Answers(config, client.endpoint, filesystem, streams.budget, meters, recent)
+    answers = ControlCommands(config, client.endpoint, filesystem, streams.budget, meters, recent)
     swept = (streams, uploads, filesystem, receivers, answers)
     memory.start_sweeping([*(each.sweep for each in swept), end_reads], stopping)
     fuse.widen(config.mount.channel)

@@ -33,7 +33,7 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.read.history import Expectation, parts_of
 from mountpoint.read.whole_checksum import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget, Lease
 
 #: Returns so many of the files that come next, fewer where no more are known.
@@ -133,7 +133,7 @@ class Ahead:
         budget: Budget,
         counters: Counters,
         expectation: Expectation,
-        patience: Patience,
+        retry_policy: RetryPolicy,
     ) -> None:
         # dependencies
         self._client = client
@@ -142,7 +142,7 @@ class Ahead:
         self._expectation = expectation
         # constants
         self._part_bytes = config.part_size_bytes
-        self._wait_s = patience.once_s
+        self._wait_s = retry_policy.once_s
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._walks: OrderedDict[_Walk, None] = OrderedDict()  # the last used last
@@ -179,13 +179,13 @@ class Ahead:
         self._cancel(dropped)
         return None if found is None else self._checked(found)
 
-    def sweep(self, patience: int) -> None:
-        """Let go of what walks have ahead that have not moved since `patience` sweeps."""
+    def sweep(self, sweeps: int) -> None:
+        """Let go of what walks have ahead that have not moved for this many sweeps."""
         dropped: list[Fetched] = []
         with self._lock:
             for walk in self._walks:
                 walk.sweeps += 1
-                if walk.sweeps >= patience:
+                if walk.sweeps >= sweeps:
                     for fetched in list(walk.fetched.values()):
                         self._pass_over(walk, fetched, dropped)
         self._cancel(dropped)

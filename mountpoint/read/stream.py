@@ -37,7 +37,7 @@ from mountpoint.read.history import HEAD_BYTES, parts_of
 from mountpoint.read.readahead import MIB, PAGE_BYTES, Range, Window
 from mountpoint.read.whole_checksum import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
-from mountpoint.s3.retry import Allowance, Patience, Tries
+from mountpoint.s3.retry import Allowance, Attempts, RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.transfer.stats import Pace
 
@@ -86,15 +86,15 @@ class ReadStream:
         config: ReadConfig,
         budget: Budget,
         pace: Pace,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         on_close: Callable[["ReadStream"], None],
     ) -> None:
         # dependencies
         self._client = client
         self._config = config
         self._pace = pace
-        self._patience = patience
-        self._allowance = Allowance(patience)
+        self._retry_policy = retry_policy
+        self._allowance = Allowance(retry_policy)
         self._on_close = on_close
         # constants
         self.key = info.key
@@ -134,7 +134,7 @@ class ReadStream:
         when the version is no longer the newest, NotFound when the object is gone. The
         object must not be empty.
         """
-        tries = self._allowance.begin()
+        attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
             head = self._issue_head()
@@ -143,10 +143,10 @@ class ReadStream:
             while True:
                 if small:
                     soon_s = self._pace.late_s(head.stop)
-                    head.wait(min(soon_s, self._time_for(head, tries)))
-                head.wait_for_headers(self._time_for(head, tries))
+                    head.wait(min(soon_s, self._time_for(head, attempts)))
+                head.wait_for_headers(self._time_for(head, attempts))
                 if head.info is None or head.failed:
-                    self._replace_failed(head, tries)
+                    self._replace_failed(head, attempts)
                 # Also when it came just as it was being given up.
                 if head.info is not None and not head.failed:
                     if small and head.ready:
@@ -155,7 +155,7 @@ class ReadStream:
                     if head.ready:
                         self._allowance.brought()
                     else:
-                        self._allowance.in_vain(tries, used_up=False)
+                        self._allowance.in_vain(attempts, used_up=False)
                     return head.info
                 with self._lock:
                     self._lease.take(head.stop)
@@ -221,15 +221,15 @@ class ReadStream:
             return self.read_bytes > 0
         return self._head_read
 
-    def rest(self, patience: int) -> None:
-        """Give everything back if this is the `patience`-th call without a read between them."""
+    def rest(self, sweeps: int) -> None:
+        """Give everything back if this is the `sweeps`-th call without a read between them."""
         with self._lock:
             read_bytes = self._parts.read_bytes
             if self._waiting or read_bytes != self._rested_at_bytes:
                 self._rests, self._rested_at_bytes = 0, read_bytes
                 return
             self._rests += 1
-            if self._rests < patience or self._closed:
+            if self._rests < sweeps or self._closed:
                 return
             self._window.forget_ahead(self._parts.hit_stop)
             parts = self._clear()
@@ -264,7 +264,7 @@ class ReadStream:
     def _fetch(self, offset: int, stop: int) -> Bytes:
         if self._damage:
             raise FileDamaged(self._damage)
-        tries = self._allowance.begin()
+        attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
             parts = self._cover(offset, stop, plan=True)
@@ -272,8 +272,8 @@ class ReadStream:
         if not all(part.ready for part in parts):
             self._pace.waited()
         try:
-            while (late := self._wait(parts, tries)) is not None:
-                self._replace_failed(late, tries)
+            while (late := self._wait(parts, attempts)) is not None:
+                self._replace_failed(late, attempts)
                 with self._lock:
                     parts = self._cover(offset, stop, plan=False)
             self._allowance.brought()
@@ -393,7 +393,7 @@ class ReadStream:
     def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
         """Send one ranged GET whose memory has been taken (lock held)."""
         if self._whole is None and self._client.verifies and stop - start < self.size_bytes:
-            self._whole = WholeChecksum(self._client, self._info, self._patience.once_s)
+            self._whole = WholeChecksum(self._client, self._info, self._retry_policy.once_s)
         summing = None if self._whole is None else self._whole.sums
         part = Part(start, stop, self._etag, ahead=ahead, summing=summing)
         self._parts.insert(part)
@@ -405,22 +405,22 @@ class ReadStream:
         whole = (start, stop) == (0, self.size_bytes)
         return self._client.get(self.key, start, stop, part, if_match=self._etag, whole=whole)
 
-    def _wait(self, parts: list[Part], tries: Tries) -> Part | None:
+    def _wait(self, parts: list[Part], attempts: Attempts) -> Part | None:
         """Wait for all; return the first that failed or has been silent for too long."""
         for part in parts:
             waited = not part.ready
             if waited:
                 late_s = self._pace.late_s(part.stop - part.start) - part.age_s()
-                if late_s < self._time_for(part, tries) and not part.wait(late_s):
-                    self._hedged(part, tries)
+                if late_s < self._time_for(part, attempts) and not part.wait(late_s):
+                    self._hedged(part, attempts)
                 else:
-                    part.wait(self._time_for(part, tries))
+                    part.wait(self._time_for(part, attempts))
                 if not part.ready:
                     return part
             self._note(part, waited=waited)
         return None
 
-    def _hedged(self, part: Part, tries: Tries) -> None:
+    def _hedged(self, part: Part, attempts: Attempts) -> None:
         """Wait for a part that is late, with a second request where that is allowed."""
         size = part.stop - part.start
         hedge = None
@@ -432,7 +432,7 @@ class ReadStream:
                     hedge.attach(self._get(hedge))
                 else:
                     self._lease.give(size)
-        part.wait(self._time_for(part, tries))
+        part.wait(self._time_for(part, attempts))
         if hedge is not None:
             hedge.cancel()
             with self._lock:
@@ -456,15 +456,15 @@ class ReadStream:
                 with self._lock:
                     self._window.speed_up()
 
-    def _time_for(self, part: Part, tries: Tries) -> float:
+    def _time_for(self, part: Part, attempts: Attempts) -> float:
         """Seconds that this part may still take."""
-        return max(min(self._allowed_s(part) - part.age_s(), tries.left_s()), 0.0)
+        return max(min(self._allowed_s(part) - part.age_s(), attempts.left_s()), 0.0)
 
     def _allowed_s(self, part: Part) -> float:
         """Seconds that one try of this part may take."""
         return self._config.stall_s + (part.stop - part.start) / SLOWEST_BYTES_PER_S
 
-    def _replace_failed(self, part: Part, tries: Tries) -> None:
+    def _replace_failed(self, part: Part, attempts: Attempts) -> None:
         """Make way for a new try of this part's range, or raise why there is none."""
         stalled = not part.failed
         part.cancel(Stalled(f"{part.stop - part.start} bytes did not come in {part.age_s():.1f} s"))
@@ -477,9 +477,9 @@ class ReadStream:
                 self._window.slow_down()
         if not isinstance(error, S3Error):
             raise error
-        if not tries.again(error):
+        if not attempts.again(error):
             if error.retryable:
-                self._allowance.in_vain(tries, used_up=True)
+                self._allowance.in_vain(attempts, used_up=True)
                 error.hint = error.hint or RETRIES_FAILED
             raise error
 

@@ -11,7 +11,7 @@ from mountpoint.read.history import Expectation
 from mountpoint.read.prefetch import Ahead, Following
 from mountpoint.read.stream import ReadStream
 from mountpoint.s3.client import ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.memory import give_back
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.transfer.stats import Pace
@@ -29,13 +29,13 @@ class Streams:
         self,
         client: ObjectClient,
         config: ReadConfig,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         counters: Counters | None = None,
     ) -> None:
         # dependencies
         self._client = client
         self._config = config
-        self._patience = patience
+        self._retry_policy = retry_policy
         self.budget = Budget(config.memory_bytes)
         counters = counters or Counters()
         self._pace = Pace(
@@ -45,10 +45,10 @@ class Streams:
             most_bytes=config.most_ahead_bytes,
         )
         self._expectation = Expectation()
-        self.ahead = Ahead(client, config, self.budget, counters, self._expectation, patience)
+        self.ahead = Ahead(client, config, self.budget, counters, self._expectation, retry_policy)
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
-        self._refusals = 0  # of the budget, at the last look
+        self._throttle = 0  # of the budget, at the last look
         self._empty_sweeps = 0
 
     def stream(self, info: ObjectInfo) -> ReadStream:
@@ -62,7 +62,7 @@ class Streams:
             config=self._config,
             budget=self.budget,
             pace=self._pace,
-            patience=self._patience,
+            retry_policy=self._retry_policy,
             on_close=self._closed,
         )
         self._open.add(stream)
@@ -87,9 +87,9 @@ class Streams:
 
     def sweep(self) -> None:
         """Let idle streams give back what they hold; once a second."""
-        refusals = self.budget.refusals
-        pressed = refusals != self._refusals
-        self._refusals = refusals
+        throttle = self.budget.throttle
+        pressed = throttle != self._throttle
+        self._throttle = throttle
         for stream in [each for each in self._open.copy() if each.held_bytes]:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self.ahead.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
@@ -99,7 +99,7 @@ class Streams:
 
     def end(self) -> None:
         """End all reads: those that wait fail with Interrupted, and so do later ones."""
-        self._patience.stopping.set()
+        self._retry_policy.stopping.set()
         for stream in self._open.copy():
             stream.close()
 

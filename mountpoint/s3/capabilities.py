@@ -21,12 +21,12 @@ import structlog
 
 from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
-    Abilities,
+    Capabilities,
     ListPage,
     ObjectClient,
     ObjectInfo,
 )
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -40,61 +40,65 @@ NO_KEY = b".mount-s3-probe"
 
 def find_abilities(
     client: ObjectClient, prefix: bytes, page: ListPage, stopping: threading.Event
-) -> Abilities:
+) -> Capabilities:
     """Return what the endpoint can do, where `page` is how it lists what is below `prefix`.
 
     Logs one line for each thing that S3 can and it cannot.
     """
-    patience = Patience(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
-    objects = _some_objects(client, prefix, patience) if page.objects or page.prefixes else []
+    retry_policy = RetryPolicy(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
+    objects = _some_objects(client, prefix, retry_policy) if page.objects or page.prefixes else []
     first = objects[0].key if objects and not page.by_marker else None
     filled = next((each for each in objects if each.size_bytes), None)
     key = prefix + NO_KEY if filled is None else filled.key
     until_s = time.monotonic() + TRY_S
     other = _Answer(client, key, NO_ETAG)
     own = _Answer(client, key, filled.etag) if filled is not None and filled.etag else None
-    starts_after = first is None or _starts_after(client, prefix, first, patience)
+    starts_after = first is None or _starts_after(client, prefix, first, retry_policy)
     for answer in (other, own):
         if answer is not None:
             answer.wait(until_s)
-    abilities = Abilities(
+    capabilities = Capabilities(
         pages_by_token=not page.by_marker,
         starts_after=starts_after,
         matches=other.info is None and not (own and isinstance(own.error, PreconditionFailed)),
         takes_checksum_mode=not isinstance(other.error, ChecksumsNotOffered),
     )
-    _tell(abilities, page)
-    return abilities
+    _tell(capabilities, page)
+    return capabilities
 
 
-def _some_objects(client: ObjectClient, prefix: bytes, patience: Patience) -> list[ObjectInfo]:
+def _some_objects(
+    client: ObjectClient, prefix: bytes, retry_policy: RetryPolicy
+) -> list[ObjectInfo]:
     start = functools.partial(client.list, prefix, max_keys=2, flat=True)
     try:
-        return patience.ask(start).answer().objects
+        return retry_policy.ask(start).answer().objects
     except S3Error:
         return []
 
 
-def _starts_after(client: ObjectClient, prefix: bytes, key: bytes, patience: Patience) -> bool:
+def _starts_after(
+    client: ObjectClient, prefix: bytes, key: bytes, retry_policy: RetryPolicy
+) -> bool:
     start = functools.partial(client.list, prefix, start_after=key, max_keys=1, flat=True)
     try:
-        rest = patience.ask(start).answer().objects
+        rest = retry_policy.ask(start).answer().objects
     except S3Error:
         return True
     # Not compared with the key: stores that keep folders have another order.
     return not rest or rest[0].key != key
 
 
-def _tell(abilities: Abilities, page: ListPage) -> None:
-    if not abilities.pages_by_token:
+def _tell(capabilities: Capabilities, page: ListPage) -> None:
+    if not capabilities.pages_by_token:
         log.info("the store knows no ListObjectsV2: it is listed by markers (ListObjects)")
     if not page.encoded:
         log.info("the store does not encode keys: those with control characters are not listed")
-    if not abilities.starts_after:
+    if not capabilities.starts_after:
         log.info("the store ignores start-after: names are looked up one by one")
-    if not abilities.matches:
+    if not capabilities.matches:
         log.info("If-Match does not hold at this store: its answers' ETags are compared, as always")
-    if not abilities.takes_checksum_mode:
+    if not capabilities.takes_checksum_mode:
         log.info("the store refuses x-amz-checksum-mode: what is read is not verified")
 
 

@@ -186,7 +186,7 @@ class BodySink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What an endpoint can do of what S3 can, and reading relies on (`s3.abilities`).
 
     `pages_by_token`: it knows ListObjectsV2. `starts_after`: it lists from where it is told.
@@ -200,7 +200,7 @@ class Abilities:
     takes_checksum_mode: bool = True
 
 
-S3_ABILITIES = Abilities()
+S3_CAPABILITIES = Capabilities()
 
 
 class Transfer(Protocol):

@@ -35,9 +35,9 @@ from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice, configured_region, resolve
 from mountpoint.s3.capabilities import find_abilities
-from mountpoint.s3.client import S3_ABILITIES, Abilities, ListPage
+from mountpoint.s3.client import S3_CAPABILITIES, Capabilities, ListPage
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +164,7 @@ class _Attempts:
             region=endpoint.region,
             proxy=by,
         )
-        patience = Patience(
+        retry_policy = RetryPolicy(
             try_s=try_s,
             total_s=total_s,
             stopping=self._stopping,
@@ -172,29 +172,29 @@ class _Attempts:
             counters=self._meters.counters,
         )
         prefix = self._bucket.prefix
-        client = self._client(endpoint, S3_ABILITIES, self._meters)
+        client = self._client(endpoint, S3_CAPABILITIES, self._meters)
         try:
             with _watching(client, endpoint, self._config.ca_bundle, by):
-                page = patience.ask(lambda: client.list(prefix, max_keys=1)).answer()
+                page = retry_policy.ask(lambda: client.list(prefix, max_keys=1)).answer()
             if endpoint.aws or endpoint.has_sessions:
                 return client
-            abilities = self._abilities(endpoint, page)
+            capabilities = self._capabilities(endpoint, page)
         except BaseException:
             client.close()
             raise
-        if abilities == S3_ABILITIES:
+        if capabilities == S3_CAPABILITIES:
             return client
         client.close()
-        return self._client(endpoint, abilities, self._meters)
+        return self._client(endpoint, capabilities, self._meters)
 
-    def _abilities(self, endpoint: Endpoint, page: ListPage) -> Abilities:
+    def _capabilities(self, endpoint: Endpoint, page: ListPage) -> Capabilities:
         """Ask what an endpoint can do, which is no part of what a mount has done.
 
         A refusal that is wanted is no failure, either.
         """
         # HEAD asks for checksums also where GET is not to.
         config = replace(self._config, verify_checksums=True)
-        client = self._client(endpoint, S3_ABILITIES, Meters(), config)
+        client = self._client(endpoint, S3_CAPABILITIES, Meters(), config)
         try:
             return find_abilities(client, self._bucket.prefix, page, self._stopping)
         finally:
@@ -203,7 +203,7 @@ class _Attempts:
     def _client(
         self,
         endpoint: Endpoint,
-        abilities: Abilities,
+        capabilities: Capabilities,
         meters: Meters,
         config: ClientConfig | None = None,
     ) -> CrtClient:
@@ -216,7 +216,7 @@ class _Attempts:
             bucket=self._bucket.name,
             requester_pays=self._bucket.requester_pays,
             expected_owner=self._bucket.expected_owner,
-            abilities=abilities,
+            capabilities=capabilities,
         )
 
     def _may_want_path_style(self, endpoint: Endpoint, error: S3Error) -> bool:

@@ -37,7 +37,7 @@ def pause_s(attempt: int, jitter: float) -> float:
     return longest * (0.5 + jitter / 2)
 
 
-class Patience:
+class RetryPolicy:
     """How long to wait, in one try and in total; shared by all that wait.
 
     `stopping` is set when the mount goes away: from then on nobody waits. `most_tries` is
@@ -62,57 +62,59 @@ class Patience:
         self.stopping = stopping
         self.counters = counters or Counters()
 
-    def begin(self, within: "Tries | None" = None) -> "Tries":
+    def begin(self, within: "Attempts | None" = None) -> "Attempts":
         """Start waiting for one thing; as a part of `within`, for no longer than that."""
-        tries = Tries(self)
+        attempts = Attempts(self)
         if within is not None:
-            tries.until_s = within.until_s
-        return tries
+            attempts.until_s = within.until_s
+        return attempts
 
     def ask(
         self,
         start: Callable[[], "Future[T]"],
-        within: "Tries | None" = None,
+        within: "Attempts | None" = None,
         *,
         more_s: float = 0.0,
-    ) -> "Question[T]":
+    ) -> "RetryingCall[T]":
         """Make a request now; its answer is waited for later.
 
         `more_s` is how much longer than others it may take, each try and all together.
         """
-        tries = self.begin(within)
-        tries.until_s += more_s
-        return Question(start, tries, self.try_s + more_s)
+        attempts = self.begin(within)
+        attempts.until_s += more_s
+        return RetryingCall(start, attempts, self.try_s + more_s)
 
 
-class Question(Generic[T]):
+class RetryingCall(Generic[T]):
     """One metadata request under way, with its retries."""
 
-    def __init__(self, start: Callable[[], "Future[T]"], tries: "Tries", try_s: float) -> None:
+    def __init__(
+        self, start: Callable[[], "Future[T]"], attempts: "Attempts", try_s: float
+    ) -> None:
         self._start = start
         self._try_s = try_s
-        self._tries = tries  # begun before: who asks twice at once waits for no longer
+        self._tries = attempts  # begun before: who asks twice at once waits for no longer
         self._future = start()
         self.retried = False  # so an earlier try may have been done
 
     def answer(self) -> T:
         """Wait for the answer. Raises the S3Error that no retry helped, or Interrupted."""
-        tries = self._tries
+        attempts = self._tries
         while True:
             try:
-                return self._future.result(min(self._try_s, max(tries.left_s(), 0.0)))
+                return self._future.result(min(self._try_s, max(attempts.left_s(), 0.0)))
             except TimeoutError:
                 self._future.cancel()
                 error: S3Error = Stalled(f"no answer within {self._try_s:.0f} s")
             except S3Error as failure:
                 error = failure
-            if not tries.again(error):
+            if not attempts.again(error):
                 raise error
             self.retried = True
             self._future = self._start()
 
 
-class Tries:
+class Attempts:
     """The tries of one request: how many there were, and when to give up.
 
     `total_s` and `most_tries` are the patience's, where they are not given.
@@ -120,16 +122,16 @@ class Tries:
 
     def __init__(
         self,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         *,
         total_s: float | None = None,
         most_tries: int | None = None,
     ) -> None:
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._attempt = 0
-        self._most_tries = most_tries or patience.most_tries
+        self._most_tries = most_tries or retry_policy.most_tries
         self.begun_s = time.monotonic()
-        self.until_s = self.begun_s + (patience.total_s if total_s is None else total_s)
+        self.until_s = self.begun_s + (retry_policy.total_s if total_s is None else total_s)
 
     def left_s(self) -> float:
         """Seconds until the total runs out."""
@@ -141,7 +143,7 @@ class Tries:
         wait_s = pause_s(self._attempt, random.random())
         if self._attempt == self._most_tries or wait_s >= self.left_s():
             return None
-        self._patience.counters.add("retries")
+        self._retry_policy.counters.add("retries")
         return wait_s
 
     def again(self, error: S3Error) -> bool:
@@ -154,7 +156,7 @@ class Tries:
         wait_s = self.pause_s()
         if wait_s is None or self._attempt >= (error.most_tries or math.inf):
             return False
-        if self._patience.stopping.wait(wait_s):
+        if self._retry_policy.stopping.wait(wait_s):
             raise Interrupted("the mount is going away")
         return True
 
@@ -167,21 +169,21 @@ class Allowance:
     wait for the total anew.
     """
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, retry_policy: RetryPolicy) -> None:
         # dependencies
-        self._patience = patience
+        self._retry_policy = retry_policy
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._waited_s = 0.0
         self._used_up = False
 
-    def begin(self) -> Tries:
+    def begin(self) -> Attempts:
         """Start a wait, for what is left."""
         with self._lock:
-            left_s = self._patience.total_s - self._waited_s
+            left_s = self._retry_policy.total_s - self._waited_s
             if self._used_up or left_s <= 0:
-                return Tries(self._patience, total_s=self._patience.once_s, most_tries=1)
-            return Tries(self._patience, total_s=left_s)
+                return Attempts(self._retry_policy, total_s=self._retry_policy.once_s, most_tries=1)
+            return Attempts(self._retry_policy, total_s=left_s)
 
     def brought(self) -> None:
         """Note that a wait has brought something: the next ones have the whole total."""
@@ -189,8 +191,8 @@ class Allowance:
             self._waited_s = 0.0
             self._used_up = False
 
-    def in_vain(self, tries: Tries, *, used_up: bool) -> None:
+    def in_vain(self, attempts: Attempts, *, used_up: bool) -> None:
         """Note that a wait has ended and brought nothing; with `used_up` it was given up."""
         with self._lock:
-            self._waited_s += time.monotonic() - tries.begun_s
+            self._waited_s += time.monotonic() - attempts.begun_s
             self._used_up = self._used_up or used_up

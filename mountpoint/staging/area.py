@@ -41,7 +41,7 @@ LEAST_LIMIT_BYTES = 16 * MIB
 RECLAIM_BYTES = 16 * MIB
 
 
-class Tenant(Protocol):
+class Reclaimable(Protocol):
     """A file of the area."""
 
     @property
@@ -87,7 +87,7 @@ class StagingArea:
         self._lock = threading.Lock()
         self._used_bytes = 0
         self._unlooked_bytes = LOOK_BYTES  # taken since the disk was asked
-        self._tenants: set[Tenant] = set()
+        self._tenants: set[Reclaimable] = set()
         self._numbers = itertools.count(1)
 
     @property
@@ -99,12 +99,12 @@ class StagingArea:
         """Return the path of a new file's data."""
         return self.path / f"{next(self._numbers):06}{leftovers.DATA_SUFFIX}"
 
-    def add(self, tenant: Tenant) -> None:
+    def add(self, tenant: Reclaimable) -> None:
         """Note a file that has something to give back."""
         with self._lock:
             self._tenants.add(tenant)
 
-    def remove(self, tenant: Tenant) -> None:
+    def remove(self, tenant: Reclaimable) -> None:
         """Note that a file is gone; its room it has given back."""
         with self._lock:
             self._tenants.discard(tenant)

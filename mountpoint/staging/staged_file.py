@@ -36,7 +36,7 @@ from mountpoint.errors import (
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.staging import journal
 from mountpoint.staging import recovery as leftovers
-from mountpoint.staging.area import StagingArea, Tenant
+from mountpoint.staging.area import Reclaimable, StagingArea
 from mountpoint.staging.aside import Aside
 from mountpoint.staging.content import Content, Fetch
 from mountpoint.staging.journal import Journal, Subject
@@ -75,7 +75,7 @@ class Sink(Protocol):
         """Give it up."""
 
 
-class StagedFile(Tenant):
+class StagedFile(Reclaimable):
     """The file that is to become the object `key`; it begins as `base`, or new and empty (None).
 
     `fetch` returns a range of a version, and raises PreconditionFailed when there is another one.

@@ -31,7 +31,7 @@ class Budget:
         self._ahead_bytes = limit_bytes if ahead_bytes is None else ahead_bytes
         self._held_bytes = 0
         self._streams = 0  # leases that hold STREAM_BYTES or more
-        self._refusals = 0
+        self._throttle = 0
 
     @property
     def held_bytes(self) -> int:
@@ -39,9 +39,9 @@ class Budget:
         return self._held_bytes
 
     @property
-    def refusals(self) -> int:
+    def throttle(self) -> int:
         """How often a lease was refused for the limit (not for its share)."""
-        return self._refusals
+        return self._throttle
 
     def aim(self, ahead_bytes: int) -> None:
         """Say how much all streams together should have ahead."""
@@ -61,7 +61,7 @@ class Budget:
             before, after = lease.held_bytes, lease.held_bytes + delta
             if limited:
                 if self._held_bytes + delta > self.limit_bytes:
-                    self._refusals += 1
+                    self._throttle += 1
                     return False
                 # What is being read is held as well, beside what is ahead.
                 share_bytes = self._share_bytes(lease)

@@ -48,11 +48,11 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.part_buffer import Gathering
-from mountpoint.upload.requests import Errand, Line
+from mountpoint.upload.requests import UploadRequest, UploadScheduler
 from mountpoint.upload.sequential import LOOK_S, Sequential
 
 log = structlog.get_logger(__name__)
@@ -82,8 +82,8 @@ class Appending(Sequential):
         part_bytes: int,
         lease: Lease,
         spill: Spill,
-        line: Line[Sequential],
-        patience: Patience,
+        scheduler: UploadScheduler[Sequential],
+        retry_policy: RetryPolicy,
     ) -> None:
         if not client.is_directory:
             raise NotOffered("only directory buckets (S3 Express One Zone) can be appended to")
@@ -95,8 +95,8 @@ class Appending(Sequential):
             checksum=options.checksum,
             lease=lease,
             spill=spill,
-            line=line,
-            patience=patience,
+            scheduler=scheduler,
+            retry_policy=retry_policy,
         )
         # dependencies
         self._client = client
@@ -140,8 +140,8 @@ class Appending(Sequential):
                 return
             self._failure = error
             if isinstance(error, AccessDenied):
-                self._line.denied()
-            self._errands.drop_all()
+                self._scheduler.denied()
+            self._requests.drop_all()
             self._waiting.clear()
             self._let_go()
             self._changed.notify_all()
@@ -166,7 +166,7 @@ class Appending(Sequential):
 
     def _is_begun(self) -> bool:
         """Whether the object is there, or on its way."""
-        return self._info is not None or bool(self._errands) or bool(self._waiting)
+        return self._info is not None or bool(self._requests) or bool(self._waiting)
 
     def _seal(self) -> None:
         # Wait for a place in the queue.
@@ -183,18 +183,18 @@ class Appending(Sequential):
         pass  # what was written before it is as good as ever
 
     def _is_on_its_way(self) -> bool:
-        return bool(self._errands)
+        return bool(self._requests)
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
-        super()._wait(LOOK_S if self._waiting and not self._errands else most_s)
+        super()._wait(LOOK_S if self._waiting and not self._requests else most_s)
         self._advance()
 
     def _advance(self) -> None:
         # Send the next part, if none is under way and there is a place for it.
-        if not self._waiting or self._errands or self._failure is not None:
+        if not self._waiting or self._requests or self._failure is not None:
             return
         size_bytes = self._waiting[0].size_bytes
-        if size_bytes and not self._line.take_place(self, 0, size_bytes, queues=False):
+        if size_bytes and not self._scheduler.take_place(self, 0, size_bytes, queues=False):
             return  # it is tried again by who waits, and once a second
         body, before = self._waiting.popleft(), self._info
 
@@ -213,15 +213,15 @@ class Appending(Sequential):
             self._has_arrived(body, self._described(before, body, written))
 
         def refused(error: S3Error) -> None:
-            if errand.attempt or error.retryable:
+            if request.attempt or error.retryable:
                 self._find_out(error, body, before)
             else:
                 self.fail(self._meaning(error, before))
 
-        errand = Errand(start, done, refused, body.size_bytes)
+        request = UploadRequest(start, done, refused, body.size_bytes)
         if not body.size_bytes:  # as long as any other request
-            errand.try_s = self._patience.try_s
-        self._errands.send(errand)
+            request.try_s = self._retry_policy.try_s
+        self._requests.send(request)
 
     def _find_out(self, error: S3Error, body: Body, before: ObjectInfo | None) -> None:
         """Look whether an earlier try has arrived; it fails with `error` if not."""
@@ -237,7 +237,7 @@ class Appending(Sequential):
             self.fail(self._meaning(error, before))
 
         start = functools.partial(self._client.describe, self.key)
-        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
+        self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _has(self, stored: Stored, body: Body, before: ObjectInfo | None) -> bool:
         """Whether what is there is what was there before, and `body`."""

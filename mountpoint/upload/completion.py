@@ -38,13 +38,13 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.system.spill import FileRange
 from mountpoint.upload.multipart import Sent
 from mountpoint.upload.parts import MOST_PARTS, are_equal
-from mountpoint.upload.requests import Errand, Errands, Line
+from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
 
 log = structlog.get_logger(__name__)
 
@@ -76,17 +76,17 @@ class Completion:
         options: PutOptions,
         condition: Condition,
         *,
-        errands: Errands,
-        line: Line[Any],
-        patience: Patience,
+        requests: UploadRequests,
+        scheduler: UploadScheduler[Any],
+        retry_policy: RetryPolicy,
         completed: Callable[[ObjectInfo], None],
         failed: Callable[[Exception], None],
     ) -> None:
         # dependencies
         self._client = client
-        self._errands = errands
-        self._line = line
-        self._patience = patience
+        self._requests = requests
+        self._scheduler = scheduler
+        self._retry_policy = retry_policy
         self._completed = completed
         self._failed = failed
         # mutable, until the object is made
@@ -141,7 +141,7 @@ class Completion:
 
         def done(written: Written) -> None:
             if self._unequal:
-                self._line.took_unequal_parts()
+                self._scheduler.took_unequal_parts()
             self._look(self._described(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
@@ -162,22 +162,22 @@ class Completion:
 
         def begin() -> "Future[Written]":
             nonlocal asked, checksums
-            asked = self.condition if self._line.knows_conditions() else ALWAYS
-            checksums = self._options.checksum is not None and self._line.knows_checksums()
+            asked = self.condition if self._scheduler.knows_conditions() else ALWAYS
+            checksums = self._options.checksum is not None and self._scheduler.knows_checksums()
             return start(asked, checksums=checksums)
 
         def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._line.does_without(
+            if isinstance(error, NotOffered) and self._scheduler.does_without(
                 error, condition=asked != ALWAYS, checksum=checksums
             ):
-                self._errands.send(errand)
-            elif errand.attempt or error.retryable or isinstance(error, NoSuchUpload):
+                self._requests.send(request)
+            elif request.attempt or error.retryable or isinstance(error, NoSuchUpload):
                 self._find_out(error, is_ours)
             else:
                 self._failed(self._meaning(error))
 
-        errand = Errand(begin, done, refused, size_bytes, try_s)
-        self._errands.send(errand)
+        request = UploadRequest(begin, done, refused, size_bytes, try_s)
+        self._requests.send(request)
 
     def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
         """Look whether an earlier try has made the object; it fails with `error` if not."""
@@ -193,7 +193,7 @@ class Completion:
             self._failed(self._meaning(error))
 
         start = functools.partial(self._client.describe, self.key)
-        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
+        self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _look(self, told: ObjectInfo) -> None:
         """Ask how large the object has become and how old: of parts S3 tells the day they began."""
@@ -210,11 +210,11 @@ class Completion:
             self._completed(told)  # complete is complete
 
         start = functools.partial(self._client.head, self.key)
-        self._errands.send(Errand(start, done, refused, try_s=self._patience.try_s))
+        self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _meaning(self, error: S3Error) -> S3Error:
         """What the refusal of a write means to who wanted to create, not to replace."""
-        if self._unequal and self._line.wants_equal_parts(error):
+        if self._unequal and self._scheduler.wants_equal_parts(error):
             error.hint = WRITE_AGAIN
         if type(error) is not PreconditionFailed or not self.condition.absent:
             return error

@@ -14,7 +14,7 @@ import structlog
 from mountpoint.config import LEAST_PART_BYTES
 from mountpoint.errors import ChecksumsNotOffered, S3Error
 from mountpoint.s3.client import ChecksumName, ObjectClient, ObjectInfo, PutOptions
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -23,11 +23,11 @@ log = structlog.get_logger(__name__)
 class CopyTrial:
     """What is known of it for a mount. Thread-safe; its callers wait."""
 
-    def __init__(self, client: ObjectClient, uploads: Uploads, patience: Patience) -> None:
+    def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
         self._client = client
         self._uploads = uploads
-        self._patience = patience
+        self._retry_policy = retry_policy
         # mutable: None until it is known
         self._takes_checksums = True if client.is_aws or client.is_directory else None
 
@@ -46,7 +46,7 @@ class CopyTrial:
         options = self._uploads.encrypted(PutOptions(checksum=name))
         try:
             start = functools.partial(self._client.create_upload, source.key, options)
-            upload_id = self._patience.ask(start).answer()
+            upload_id = self._retry_policy.ask(start).answer()
         except S3Error:
             return None
         self._uploads.multipart_begun(source.key, upload_id)
@@ -62,7 +62,7 @@ class CopyTrial:
                 source_etag=source.etag,
                 checksum=name,
             )
-            self._patience.ask(copy).answer()
+            self._retry_policy.ask(copy).answer()
             self._uploads.part_copied()
             return True
         except ChecksumsNotOffered as error:

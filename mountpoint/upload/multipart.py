@@ -1,7 +1,7 @@
 """The parts of one upload: begun with the first of them, sent or copied in parallel, or given up.
 
 CreateMultipartUpload goes out with the first part; what is sealed before its answer waits for the
-id. Parts in flight are errands of the upload; which have arrived, and as what, is noted here.
+id. Parts in flight are requests of the upload; which have arrived, and as what, is noted here.
 
 A part may be copied by the server from another object (UploadPartCopy): it costs no memory, and
 its checksum is what the server says; one that says none is completed without.
@@ -25,10 +25,10 @@ from mountpoint.s3.client import (
     PutOptions,
     Written,
 )
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.upload.parts import MOST_PARTS
-from mountpoint.upload.requests import Errand, Errands, Line
+from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
 
 #: How long anyone waits for an upload to be aborted.
 ABORT_S = 5.0
@@ -65,17 +65,17 @@ class Multipart:
         key: bytes,
         options: PutOptions,
         *,
-        errands: Errands,
-        line: Line[Any],
-        patience: Patience,
+        requests: UploadRequests,
+        scheduler: UploadScheduler[Any],
+        retry_policy: RetryPolicy,
         arrived: Callable[[Body], None],
         failed: Callable[[Exception], None],
     ) -> None:
         # dependencies
         self._client = client
-        self._errands = errands
-        self._line = line
-        self._patience = patience
+        self._requests = requests
+        self._scheduler = scheduler
+        self._retry_policy = retry_policy
         self._arrived = arrived
         self._failed = failed
         # mutable
@@ -122,7 +122,7 @@ class Multipart:
     def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Have [start, stop) of this version copied as the next part. Raises TooLarge as `send`.
 
-        Where the server copies no parts (`Line.copies_parts`), the number is free again.
+        Where the server copies no parts (`UploadScheduler.copies_parts`), the number is free again.
         """
         number = self._number()
         self.copying += 1
@@ -135,11 +135,11 @@ class Multipart:
                 told = Checksum(name, written.checksum) if digest is not None else None
             self._sent[number] = Sent(PartDone(number, written.etag, told), digest, stop - start)
             self.copying -= 1
-            self._line.part_copied()
+            self._scheduler.part_copied()
 
         def refused(error: S3Error) -> None:
             # The caller waits for the first part that is copied, so there is none behind it.
-            if number == self.next_number - 1 and self._line.does_without_copies(error):
+            if number == self.next_number - 1 and self._scheduler.does_without_copies(error):
                 self.next_number = number
                 self.copying -= 1
             else:
@@ -157,8 +157,8 @@ class Multipart:
                 source_etag=source.etag,
                 checksum=name,
             )
-            try_s = self._patience.try_s + (stop - start) / SLOWEST_COPY_BYTES_PER_S
-            self._errands.send(Errand(begin, done, refused, try_s=try_s))
+            try_s = self._retry_policy.try_s + (stop - start) / SLOWEST_COPY_BYTES_PER_S
+            self._requests.send(UploadRequest(begin, done, refused, try_s=try_s))
 
         self._with_id(go)
 
@@ -195,19 +195,19 @@ class Multipart:
 
         def begin() -> "Future[Any]":
             nonlocal checksums
-            checksums = self._options.checksum is not None and self._line.knows_checksums()
+            checksums = self._options.checksum is not None and self._scheduler.knows_checksums()
             return start(checksums=checksums)
 
         def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._line.does_without(
+            if isinstance(error, NotOffered) and self._scheduler.does_without(
                 error, condition=False, checksum=checksums
             ):
-                self._errands.send(errand)
+                self._requests.send(request)
             else:
                 failed(error)
 
-        errand = Errand(begin, done, refused, size_bytes, try_s)
-        self._errands.send(errand)
+        request = UploadRequest(begin, done, refused, size_bytes, try_s)
+        self._requests.send(request)
 
     def _number(self) -> int:
         if self.next_number > MOST_PARTS:
@@ -231,12 +231,12 @@ class Multipart:
                 options = self._options if checksums else replace(self._options, checksum=None)
                 return self._client.create_upload(self.key, options)
 
-            self._send(start, self.created, self._not_created, try_s=self._patience.try_s)
+            self._send(start, self.created, self._not_created, try_s=self._retry_policy.try_s)
 
     def created(self, upload_id: str) -> None:
         """Take the upload's id."""
         self.upload_id = upload_id
-        self._line.multipart_begun(self.key, upload_id)
+        self._scheduler.multipart_begun(self.key, upload_id)
         if self._given_up:
             self._abort()
             return
@@ -251,7 +251,7 @@ class Multipart:
     def _ended(self) -> None:
         self.aborted = True
         if self.upload_id is not None:
-            self._line.multipart_ended(self.upload_id)
+            self._scheduler.multipart_ended(self.upload_id)
 
     def _abort(self) -> None:
         """Have the parts removed, if there are any and their upload is known."""
@@ -266,4 +266,6 @@ class Multipart:
                 self._ended()
 
         start = functools.partial(self._client.abort_upload, self.key, self.upload_id)
-        self._errands.send(Errand(start, done, refused, try_s=min(self._patience.try_s, ABORT_S)))
+        self._requests.send(
+            UploadRequest(start, done, refused, try_s=min(self._retry_policy.try_s, ABORT_S))
+        )

@@ -1,6 +1,6 @@
 """The requests of an upload, with their retries: sent, answered, and sent again.
 
-Nobody has to wait for an errand. Its answer is noted by the client's thread that brings it. What
+Nobody has to wait for a request. Its answer is noted by the client's thread that brings it. What
 has failed, or has been silent for too long, is noticed and sent again by whoever waits for the
 upload (`drive`), and once a second for uploads that nobody waits for: others may wait for their
 place on the line.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from mountpoint.errors import NotOffered, S3Error, Stalled
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.retry import Attempts, RetryPolicy
 
 #: 2 Mbit/s. What is slower would need years for what is worth mounting.
 SLOWEST_BYTES_PER_S = 256 << 10
@@ -26,7 +26,7 @@ SLOWEST_BYTES_PER_S = 256 << 10
 U = TypeVar("U", contravariant=True)
 
 
-class Line(Protocol[U]):
+class UploadScheduler(Protocol[U]):
     """What an upload shares with the others of its mount."""
 
     def take_place(
@@ -94,17 +94,17 @@ class Line(Protocol[U]):
 
 
 class Owner(Protocol):
-    """Whose errands they are."""
+    """Whose requests they are."""
 
-    def take(self, errand: "Errand", future: "Future[Any]") -> None:
-        """Take an answer, on any thread: hand it to `Errands.take`, with the lock."""
+    def take(self, request: "UploadRequest", future: "Future[Any]") -> None:
+        """Take an answer, on any thread: hand it to `UploadRequests.take`, with the lock."""
 
-    def wants(self, errand: "Errand") -> bool:
-        """Whether an errand that has failed is worth another try."""
+    def wants(self, request: "UploadRequest") -> bool:
+        """Whether a request that has failed is worth another try."""
 
 
 @dataclass(eq=False, slots=True)
-class Errand:
+class UploadRequest:
     """One request of an upload, with its retries.
 
     `start` makes it, `done` takes its result and `refused` an error that no retry will help:
@@ -122,7 +122,7 @@ class Errand:
     began_s: float = 0.0
     late_s: float = 0.0  # when it has been silent for too long
     again_s: float = 0.0  # when it is sent again, if it is not under way
-    tries: Tries | None = None  # since its first failure
+    attempts: Attempts | None = None  # since its first failure
     attempt: int = 0  # of its tries, the first is 0
 
     def end(self) -> None:
@@ -134,98 +134,100 @@ def _over(*_: Any) -> Any:
     raise AssertionError("the request is over")
 
 
-class Errands:
-    """The errands of `owner`, which shares a `line`. All with the owner's lock held."""
+class UploadRequests:
+    """The requests of `owner`, which shares a `scheduler`. All with the owner's lock held."""
 
-    def __init__(self, owner: Owner, line: Line[Any], patience: Patience) -> None:
+    def __init__(
+        self, owner: Owner, scheduler: UploadScheduler[Any], retry_policy: RetryPolicy
+    ) -> None:
         # dependencies
         self._owner = owner
-        self._line = line
-        self._patience = patience
+        self._scheduler = scheduler
+        self._retry_policy = retry_policy
         # mutable
-        self._open: list[Errand] = []  # under way, or to be sent again
+        self._open: list[UploadRequest] = []  # under way, or to be sent again
         self.waited = False  # the writer, for a place, since the last part has arrived
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def send(self, errand: Errand) -> None:
+    def send(self, request: UploadRequest) -> None:
         """Send a request, for the first time or again."""
-        if errand not in self._open:
-            self._open.append(errand)
-        errand.began_s = time.monotonic()
-        try_s = errand.try_s
+        if request not in self._open:
+            self._open.append(request)
+        request.began_s = time.monotonic()
+        try_s = request.try_s
         if try_s is None:
-            try_s = self._line.allowed_s(errand.size_bytes)
-        errand.late_s = errand.began_s + try_s * 2 ** min(errand.attempt, 4)
-        future = errand.start()
-        errand.future = future
-        future.add_done_callback(functools.partial(self._owner.take, errand))
+            try_s = self._scheduler.allowed_s(request.size_bytes)
+        request.late_s = request.began_s + try_s * 2 ** min(request.attempt, 4)
+        future = request.start()
+        request.future = future
+        future.add_done_callback(functools.partial(self._owner.take, request))
 
-    def take(self, errand: Errand, future: "Future[Any]") -> bool:
+    def take(self, request: UploadRequest, future: "Future[Any]") -> bool:
         """Take an answer; True if it is a success. Raises what is no S3Error."""
-        if errand.future is not future:
+        if request.future is not future:
             return False  # it was given up before
-        errand.future = None
+        request.future = None
         error = future.exception()
-        if errand.size_bytes and error is None:
-            duration_s = time.monotonic() - errand.began_s
-            self._line.arrived(errand.size_bytes, duration_s, waited=self.waited)
+        if request.size_bytes and error is None:
+            duration_s = time.monotonic() - request.began_s
+            self._scheduler.arrived(request.size_bytes, duration_s, waited=self.waited)
             self.waited = False
         if isinstance(error, S3Error):
-            self._failed(errand, error)
+            self._failed(request, error)
             return False
-        self._open.remove(errand)
-        errand.done(future.result())
-        errand.end()
+        self._open.remove(request)
+        request.done(future.result())
+        request.end()
         return True
 
     def drop_all(self, *, but: Callable[[Any], None] | None = None) -> None:
         """Cancel all requests but that whose result `but` takes, if it is under way."""
-        kept = [errand for errand in self._open if errand.done == but and errand.future]
-        dropped = [errand for errand in self._open if errand not in kept]
+        kept = [request for request in self._open if request.done == but and request.future]
+        dropped = [request for request in self._open if request not in kept]
         self._open = kept
-        for errand in dropped:
-            self._drop(errand)
-            errand.end()
+        for request in dropped:
+            self._drop(request)
+            request.end()
 
-    def _failed(self, errand: Errand, error: S3Error) -> None:
+    def _failed(self, request: UploadRequest, error: S3Error) -> None:
         """Note when to try again, or that it is of no use."""
-        if error.retryable and self._owner.wants(errand):
-            errand.tries = errand.tries or self._patience.begin()
-            pause_s = errand.tries.pause_s()
+        if error.retryable and self._owner.wants(request):
+            request.attempts = request.attempts or self._retry_policy.begin()
+            pause_s = request.attempts.pause_s()
             if pause_s is not None:
-                errand.again_s = time.monotonic() + pause_s
+                request.again_s = time.monotonic() + pause_s
                 return
             error.hint = error.hint or "all retries failed"
-        self._open.remove(errand)
-        errand.refused(error)
-        if errand not in self._open:  # else it has been sent again
-            errand.end()
+        self._open.remove(request)
+        request.refused(error)
+        if request not in self._open:  # else it has been sent again
+            request.end()
 
-    def _drop(self, errand: Errand) -> None:
+    def _drop(self, request: UploadRequest) -> None:
         """Cancel a request whose answer nobody wants."""
-        future, errand.future = errand.future, None
+        future, request.future = request.future, None
         if future is not None:
             future.cancel()
 
     def drive(self) -> bool:
         """Send again what has to be; True if something was done."""
         now_s = time.monotonic()
-        for errand in self._open:
-            if errand.future is not None and now_s >= errand.late_s:
-                self._drop(errand)
-                self._failed(errand, Stalled(f"no answer in {now_s - errand.began_s:.1f} s"))
+        for request in self._open:
+            if request.future is not None and now_s >= request.late_s:
+                self._drop(request)
+                self._failed(request, Stalled(f"no answer in {now_s - request.began_s:.1f} s"))
                 return True
-            if errand.future is None and now_s >= errand.again_s:
-                errand.attempt += 1
-                self.send(errand)
+            if request.future is None and now_s >= request.again_s:
+                request.attempt += 1
+                self.send(request)
                 return True
         return False
 
     def next_s(self) -> float:
         """Seconds until something has to be driven."""
         times_s = [
-            errand.again_s if errand.future is None else errand.late_s for errand in self._open
+            request.again_s if request.future is None else request.late_s for request in self._open
         ]
         return max(min(times_s, default=math.inf) - time.monotonic(), 0.0)

@@ -1,8 +1,8 @@
 """One object that is written from its beginning to its end: what every way of uploading it shares.
 
 Bytes are gathered into parts. Who writes takes turns, and returns when the bytes are in memory.
-Each request is an `Errand`: its answer comes on a client's thread, which notes it and gives memory
-back. What failed, or has been silent for too long, is sent again by whoever waits for this
+Each request is an `UploadRequest`: its answer comes on a client's thread, which notes it and gives
+memory back. What failed, or has been silent for too long, is sent again by whoever waits for this
 upload, as with reads: a writer that has to wait for memory, or `finish`. While nobody waits,
 `drive` is called once a second.
 
@@ -27,12 +27,12 @@ from typing import Any
 
 from mountpoint.errors import Interrupted, NotSequential
 from mountpoint.s3.client import Body, ChecksumName, Condition, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.part_buffer import Gathering
 from mountpoint.upload.parts import part_size
-from mountpoint.upload.requests import Errand, Errands, Line
+from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
 
 #: How long a writer without parts on their way waits for memory of other uploads, where there are
 #: no temporary files. A part takes 0.1 s on S3.
@@ -59,20 +59,20 @@ class Sequential(ABC):
         checksum: ChecksumName | None,
         lease: Lease,
         spill: Spill,
-        line: Line["Sequential"],
-        patience: Patience,
+        scheduler: UploadScheduler["Sequential"],
+        retry_policy: RetryPolicy,
     ) -> None:
         # dependencies
         self._lease = lease
         self._spill = spill
-        self._line = line
-        self._patience = patience
+        self._scheduler = scheduler
+        self._retry_policy = retry_policy
         # constants
         self._checksum = checksum
         self._part_bytes = part_bytes
         # mutable, guarded by _changed
         self._changed = threading.Condition()
-        self._errands = Errands(self, line, patience)
+        self._requests = UploadRequests(self, scheduler, retry_policy)
         self._size_bytes = size_bytes
         self._gathering = Gathering(checksum)
         self._pending_bytes = 0
@@ -133,7 +133,7 @@ class Sequential(ABC):
         """Send again what has to be: once a second, for what nobody waits for."""
         with self._changed:
             try:
-                while self._failure is None and self._errands.drive():
+                while self._failure is None and self._requests.drive():
                     pass
                 if self._failure is None:
                     self._advance()
@@ -153,17 +153,17 @@ class Sequential(ABC):
 
     # --- Owner ---
 
-    def take(self, errand: Errand, future: "Future[Any]") -> None:
+    def take(self, request: UploadRequest, future: "Future[Any]") -> None:
         """See Owner."""
         with self._changed:
             try:
-                if self._errands.take(errand, future):
+                if self._requests.take(request, future):
                     self._advance()
             except Exception as failure:  # nobody else would hear of it
                 self.fail(failure)
             self._changed.notify_all()
 
-    def wants(self, errand: Errand) -> bool:
+    def wants(self, request: UploadRequest) -> bool:
         """See Owner."""
         return self._failure is None
 
@@ -237,7 +237,7 @@ class Sequential(ABC):
                 return
             if self._is_on_its_way():
                 self._wait()
-            elif self._line.busy() and time.monotonic() < patient_until_s:
+            elif self._scheduler.busy() and time.monotonic() < patient_until_s:
                 self._wait(LOOK_S)
             else:
                 self._lease.take(len(data))
@@ -249,20 +249,20 @@ class Sequential(ABC):
         self._lease.give(body.memory_bytes)
         self._pending_bytes -= body.size_bytes
         if body.size_bytes:
-            self._line.leave_place(self, body.size_bytes)
+            self._scheduler.leave_place(self, body.size_bytes)
 
     def _let_go(self) -> None:
         """Give back what an upload has that is over."""
         self._gathering = Gathering(None)
         self._lease.give(self._lease.held_bytes)
         self._pending_bytes = 0
-        self._line.closed(self)
+        self._scheduler.closed(self)
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
         """Wait until something has happened, and send again what has to be. Raises the failure."""
         self._check()
-        if self._patience.stopping.is_set():
+        if self._retry_policy.stopping.is_set():
             self.fail(Interrupted("the mount is going away"))
-        elif not self._errands.drive():
-            self._changed.wait(min(self._errands.next_s(), most_s))
+        elif not self._requests.drive():
+            self._changed.wait(min(self._requests.next_s(), most_s))
         self._check()

@@ -1,6 +1,6 @@
 """Bytes of an object version that become part of another: read in order, some requests ahead.
 
-Each GET is an errand of the upload that wants them, so it is asked again like the upload's own
+Each GET is a request of the upload that wants them, so it is asked again like the upload's own
 requests. It is of the version that is meant or fails: If-Match asks for that, and stores that do
 not know it are found out by the ETag in the answer.
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from mountpoint.errors import BadAnswer, PreconditionFailed
 from mountpoint.s3.client import ObjectClient, ObjectInfo
-from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, Errand, Errands
+from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, UploadRequest, UploadRequests
 
 #: A GET's bytes: no more than the client's parts, or it could not compare checksums.
 READ_BYTES = 4 << 20
@@ -98,12 +98,12 @@ class Reading:
         start: int,
         stop: int,
         *,
-        errands: Errands,
+        requests: UploadRequests,
         failed: Callable[[Exception], None],
     ) -> None:
         # dependencies
         self._client = client
-        self._errands = errands
+        self._requests = requests
         self._failed = failed
         # constants
         self._source = source
@@ -144,7 +144,7 @@ class Reading:
         try_s += (stop - start) / SLOWEST_BYTES_PER_S
         self._next = stop
         self._pieces.append(piece)
-        self._errands.send(Errand(begin, done, self._failed, try_s=try_s))
+        self._requests.send(UploadRequest(begin, done, self._failed, try_s=try_s))
 
     def pop(self) -> bytes | None:
         """Take the next piece, if it is there."""

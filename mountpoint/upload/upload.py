@@ -20,14 +20,14 @@ import structlog
 from mountpoint.errors import AccessDenied, Interrupted, NotSequential, TooLarge
 from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.content_types import after_rename
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.completion import Completion
 from mountpoint.upload.multipart import ABORT_S, Multipart
 from mountpoint.upload.part_buffer import Gathering
 from mountpoint.upload.parts import S3_LIMITS, Limits, Step, next_equal_step, next_step
-from mountpoint.upload.requests import Errand, Line
+from mountpoint.upload.requests import UploadRequest, UploadScheduler
 from mountpoint.upload.sequential import LOOK_S, Sequential
 from mountpoint.upload.source import Reading
 
@@ -58,8 +58,8 @@ class Upload(Sequential):
         types_follow_names: bool = False,
         lease: Lease,
         spill: Spill,
-        line: Line[Sequential],
-        patience: Patience,
+        scheduler: UploadScheduler[Sequential],
+        retry_policy: RetryPolicy,
     ) -> None:
         super().__init__(
             size_bytes=0,
@@ -67,8 +67,8 @@ class Upload(Sequential):
             checksum=options.checksum,
             lease=lease,
             spill=spill,
-            line=line,
-            patience=patience,
+            scheduler=scheduler,
+            retry_policy=retry_policy,
         )
         # dependencies
         self._client = client
@@ -83,9 +83,9 @@ class Upload(Sequential):
             client,
             key,
             options,
-            errands=self._errands,
-            line=line,
-            patience=patience,
+            requests=self._requests,
+            scheduler=scheduler,
+            retry_policy=retry_policy,
             arrived=self._arrived,
             failed=self.fail,
         )
@@ -94,9 +94,9 @@ class Upload(Sequential):
             key,
             options,
             condition,
-            errands=self._errands,
-            line=line,
-            patience=patience,
+            requests=self._requests,
+            scheduler=scheduler,
+            retry_policy=retry_policy,
             completed=self._completed,
             failed=self.fail,
         )
@@ -117,7 +117,7 @@ class Upload(Sequential):
         with self._changed, self._turn():
             while start < stop:
                 step = self._next_step(source.size_bytes, stop - start, last=last)
-                if self._line.copies_parts() is False:
+                if self._scheduler.copies_parts() is False:
                     self._read(source, start, stop)
                     return
                 if not step.copied:
@@ -185,9 +185,9 @@ class Upload(Sequential):
                 return
             self._failure = error
             if isinstance(error, AccessDenied):
-                self._line.denied()
+                self._scheduler.denied()
             # What is being begun is waited for: its answer says what to abort.
-            self._errands.drop_all(but=self._multipart.created)
+            self._requests.drop_all(but=self._multipart.created)
             self._let_go()
             self._multipart.give_up()
             self._changed.notify_all()
@@ -200,12 +200,12 @@ class Upload(Sequential):
         self.fail(Interrupted("the upload was given up"))
         until_s = time.monotonic() + ABORT_S if until_s is None else until_s
         with self._changed:
-            while not self._multipart.aborted and self._errands:
+            while not self._multipart.aborted and self._requests:
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     break
-                if not self._errands.drive():
-                    self._changed.wait(min(left_s, self._errands.next_s()))
+                if not self._requests.drive():
+                    self._changed.wait(min(left_s, self._requests.next_s()))
             if not self._multipart.aborted and self._info is None:
                 log.warning("parts of an upload may have been left in the bucket", key=self.key)
                 self._multipart.aborted = True  # nobody has to hear of it twice
@@ -245,14 +245,14 @@ class Upload(Sequential):
     def _read(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Gather bytes of another object."""
         reading = Reading(
-            self._client, source, start, stop, errands=self._errands, failed=self.fail
+            self._client, source, start, stop, requests=self._requests, failed=self.fail
         )
         while not reading.over:
             while reading.may_ask and self._lease.try_take(reading.next_bytes):
-                reading.ask(self._patience.try_s)
+                reading.ask(self._retry_policy.try_s)
             if not reading.under_way and not self._is_on_its_way():
                 self._lease.take(reading.next_bytes)  # one request, or nothing would come
-                reading.ask(self._patience.try_s)
+                reading.ask(self._retry_policy.try_s)
             self._check()
             data = reading.pop()
             if data is None:
@@ -270,7 +270,7 @@ class Upload(Sequential):
         number = self._multipart.next_number
         with self._numbered():
             self._multipart.copy(source, start, stop)
-        while self._multipart.copying and not self._line.copies_parts():
+        while self._multipart.copying and not self._scheduler.copies_parts():
             self._wait()
         self._check()
         if self._multipart.next_number == number:
@@ -288,8 +288,8 @@ class Upload(Sequential):
     def _has_place(self) -> bool:
         """Whether what was gathered may be sent now: then it has to be."""
         size_bytes, in_flight = self._gathering.size_bytes, self._multipart.in_flight
-        if size_bytes and not self._line.take_place(self, in_flight, size_bytes):
-            self._errands.waited = True
+        if size_bytes and not self._scheduler.take_place(self, in_flight, size_bytes):
+            self._requests.waited = True
             return False
         return True
 
@@ -310,17 +310,17 @@ class Upload(Sequential):
 
     # --- Owner ---
 
-    def wants(self, errand: Errand) -> bool:
+    def wants(self, request: UploadRequest) -> bool:
         """See Owner."""
-        return super().wants(errand) or errand.done != self._multipart.created
+        return super().wants(request) or request.done != self._multipart.created
 
     # --- the end (lock held) ---
 
     def _advance(self) -> None:
         # Complete when all parts are there.
         done = self._failure is not None or self._info is not None
-        # Not only the errands: an answer may come while the next part is about to become one.
-        if self._finishing and not done and not self._errands and self._multipart.idle:
+        # Not only the requests: an answer may come while the next part is about to become one.
+        if self._finishing and not done and not self._requests and self._multipart.idle:
             self._complete()
 
     def _complete(self) -> None:

@@ -18,7 +18,7 @@ from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered, S3Error
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.content_types import by_name
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.concurrency import Flight
 from mountpoint.transfer.memory_budget import Budget
@@ -26,7 +26,7 @@ from mountpoint.upload.append import Appending
 from mountpoint.upload.multipart import ABORT_S
 from mountpoint.upload.parts import S3_LIMITS, Limits, part_size
 from mountpoint.upload.pending_journal import Journal
-from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, Line
+from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, UploadScheduler
 from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.upload import Upload
 
@@ -44,7 +44,7 @@ SLACK = 4.0
 KNOWN_PARTS = 32
 
 
-class Uploads(Line[Sequential]):
+class Uploads(UploadScheduler[Sequential]):
     """Makes the uploads of a mount. Thread-safe."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Uploads(Line[Sequential]):
         client: ObjectClient,
         config: WriteConfig,
         budget: Budget,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         limits: Limits = S3_LIMITS,
         journal: Journal | None = None,
         spill: Spill | None = None,
@@ -61,7 +61,7 @@ class Uploads(Line[Sequential]):
         self._client = client
         self._config = config
         self._budget = budget
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._spill = spill or Spill(())
         self._journal = journal
         # constants
@@ -110,8 +110,8 @@ class Uploads(Line[Sequential]):
             types_follow_names=self._config.content_types,
             lease=self._budget.lease(of_all=True),
             spill=self._spill,
-            line=self,
-            patience=self._patience,
+            scheduler=self,
+            retry_policy=self._retry_policy,
         )
         self._add(upload)
         return upload
@@ -152,8 +152,8 @@ class Uploads(Line[Sequential]):
             part_bytes=self._config.part_size_bytes,
             lease=self._budget.lease(of_all=True),
             spill=self._spill,
-            line=self,
-            patience=self._patience,
+            scheduler=self,
+            retry_policy=self._retry_policy,
         )
         self._add(appending)
         return appending
@@ -181,7 +181,7 @@ class Uploads(Line[Sequential]):
     def abort_unused(self, key: bytes, upload_id: str) -> None:
         """Abort a multipart upload that was begun to try something. Waits; raises Interrupted."""
         try:
-            self._patience.ask(lambda: self._client.abort_upload(key, upload_id)).answer()
+            self._retry_policy.ask(lambda: self._client.abort_upload(key, upload_id)).answer()
         except S3Error as error:
             log.warning("an upload may have been left in the bucket", key=key, error=str(error))
         else:

@@ -17,7 +17,7 @@ from mountpoint._fastpath import Part, slice_of
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
 from mountpoint.errors import MountError, PreconditionFailed
 from mountpoint.metrics.recorder import Meters
-from mountpoint.s3 import capabilities as abilities
+from mountpoint.s3 import capabilities as capabilities
 from mountpoint.s3 import connect
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ListPage
@@ -214,7 +214,7 @@ def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verif
 
 def test_no_answer(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not answered in time is taken for S3's way: mounting does not wait for it."""
-    monkeypatch.setattr(abilities, "TRY_S", 0.2)
+    monkeypatch.setattr(capabilities, "TRY_S", 0.2)
 
     def slow(exchange: Exchange) -> None:
         if exchange.is_data or "start-after" in exchange.target:

@@ -12,7 +12,7 @@ from mountpoint.copy.objects import Copies
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.parts import Limits
 from mountpoint.upload.uploads import Uploads
@@ -38,13 +38,13 @@ class Bucket:
         self.client = client
         self.s3 = store.client()
         self.name = store.bucket
-        patience = Patience(
+        retry_policy = RetryPolicy(
             try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters()
         )
         config = WriteConfig(part_size_bytes=PART)
         limits = Limits(copied_part_bytes=PART)
-        uploads = Uploads(client, config, Budget(8 * PART), patience, limits)
-        self.copies = Copies(client, config, uploads, patience, most_copy_bytes=MOST_COPY)
+        uploads = Uploads(client, config, Budget(8 * PART), retry_policy, limits)
+        self.copies = Copies(client, config, uploads, retry_policy, most_copy_bytes=MOST_COPY)
 
     def put(self, key: str, data: bytes, **more: object) -> ObjectInfo:
         self.s3.put_object(Bucket=self.name, Key=key, Body=data, **more)

@@ -16,7 +16,7 @@ import pytest
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
 from mountpoint.errors import CredentialsUnavailable, Interrupted, NotFound, S3Error
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.pages import Span, just_before, reach_of
 from mountpoint.listing.tree import DirectoryMerge, Entry
@@ -26,7 +26,7 @@ from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ListPage
 from mountpoint.s3.crt import client as crt
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data
 from tests.signatures import Authorization, signature
@@ -199,11 +199,11 @@ def test_pages_side_by_side(
         expected[name.encode()] = is_directory
         server.put(f"pages/{name}" + "/file" * is_directory, b"x")
     with connected(server, server.endpoint_url, monkeypatch) as client:
-        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+        retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
         guessed = 0
         for size in (2, 3, 4, 5, 7, 16):
             pages: Any = SmallPages(client, size)
-            listing = DirectoryListing(b"pages/", pages, patience, Listings(1.0))
+            listing = DirectoryListing(b"pages/", pages, retry_policy, ListingCache(1.0))
             entries: list[Entry] = []
             while some := listing.read(len(entries), 9):
                 entries += some

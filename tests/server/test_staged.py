@@ -13,7 +13,7 @@ from mountpoint.errors import PreconditionFailed
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged_file import StagedFile
 from mountpoint.transfer.memory_budget import Budget
@@ -41,14 +41,14 @@ class World:
         self.client = client
         self.stopping = threading.Event()
         self.counters = Counters()
-        self.patience = Patience(
+        self.retry_policy = RetryPolicy(
             try_s=SAFE_S, total_s=SAFE_S, stopping=self.stopping, counters=self.counters
         )
         self.uploads = Uploads(
             client,
             WriteConfig(part_size_bytes=PART),
             Budget(8 * PART),
-            self.patience,
+            self.retry_policy,
             Limits(copied_part_bytes=PART),
         )
         self.area = StagingArea(str(directory), store.bucket, 64 * MIB)
@@ -57,7 +57,7 @@ class World:
     def fetch(self, info: ObjectInfo, start: int, stop: int) -> bytes:
         self.fetched_bytes += stop - start
         ask = functools.partial(source.fetch, self.client, info, start, stop)
-        return self.patience.ask(ask).answer()
+        return self.retry_policy.ask(ask).answer()
 
     def begin(self, key: bytes, base: ObjectInfo | None) -> Upload:
         condition = Condition(absent=True) if base is None else Condition(etag=base.etag)

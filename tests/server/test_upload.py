@@ -12,7 +12,7 @@ from mountpoint.config import WriteConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import ChecksumName, Condition, ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.parts import Limits
 from mountpoint.upload.upload import Upload
@@ -38,17 +38,17 @@ class Bucket:
         self.proxy = proxy
         self.client = client
         self.budget = Budget(8 * PART)
-        patience = Patience(
+        retry_policy = RetryPolicy(
             try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters()
         )
-        self.patience = patience
+        self.retry_policy = retry_policy
         self.uploads = self.with_checksum("crc32c")
 
     def with_checksum(self, name: ChecksumName) -> Uploads:
         """Return uploads with another checksum than is usual."""
         config = WriteConfig(part_size_bytes=PART, checksum=name)
         limits = Limits(copied_part_bytes=PART)
-        return Uploads(self.client, config, self.budget, self.patience, limits)
+        return Uploads(self.client, config, self.budget, self.retry_policy, limits)
 
     def upload(self, key: bytes, data: bytes, condition: Condition = ABSENT) -> str:
         """Upload an object; return its ETag."""

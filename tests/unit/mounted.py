@@ -25,10 +25,10 @@ from mountpoint.listing import batch_lookup as siblings
 from mountpoint.listing import directory
 from mountpoint.listing import prefetch as ahead
 from mountpoint.listing import resolver as lookups
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
 from mountpoint.read.streams import Streams
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
 from tests.unit.fake_client import SAFE_S, FakeClient
 
@@ -45,13 +45,13 @@ class Mounted:
         self.clock = clock
         self.stopping = threading.Event()
         total_s = options.pop("total_s", SAFE_S)
-        patience = Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
+        retry_policy = RetryPolicy(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
         self.counters = Counters()
         read = ReadConfig(memory_bytes=options.pop("memory_bytes", 256 << 20))
-        self.streams = Streams(client, read, patience, self.counters)
+        self.streams = Streams(client, read, retry_policy, self.counters)
         self.budget = self.streams.budget
         write = options.pop("write", WriteConfig())
-        self.uploads = Uploads(client, write, self.budget, patience)
+        self.uploads = Uploads(client, write, self.budget, retry_policy)
         self.uploads.may_write = not options.pop("unproven", False)
         change = {name: options.pop(name) for name in CHANGES if name in options}
         staging = options.pop("staging", None)
@@ -64,8 +64,8 @@ class Mounted:
             staging=staging,
             streams=self.streams,
             uploads=self.uploads,
-            copies=Copies(client, write, self.uploads, patience),
-            patience=patience,
+            copies=Copies(client, write, self.uploads, retry_policy),
+            retry_policy=retry_policy,
         )
 
     def pass_s(self, seconds: float) -> None:
@@ -154,7 +154,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Ite
         patch.setattr(lookups, "time", clock)
         patch.setattr(siblings, "time", clock)
         patch.setattr(
-            filesystem, "Listings", functools.partial(Listings, clock=lambda: clock.now_s)
+            filesystem, "ListingCache", functools.partial(ListingCache, clock=lambda: clock.now_s)
         )
         with for_client.pop("client_class", FakeClient)(objects, **for_client) as client:
             yield Mounted(client, clock, options)

@@ -22,7 +22,7 @@ from mountpoint.read.history import Expectation
 from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MOST_FILES, Ahead
 from mountpoint.read.streams import IDLE_SWEEPS
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault
@@ -427,8 +427,8 @@ def test_invariants(steps: list[tuple[str, int, int]]) -> None:
     with FakeClient({name(index): content(index, 8) for index in range(100)}) as client:
         infos = [client.info(name(index)) for index in range(100)]
         counters, budget = Counters(), Budget(MIB)
-        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
-        it = Ahead(client, ReadConfig(), budget, counters, Expectation(), patience)
+        retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+        it = Ahead(client, ReadConfig(), budget, counters, Expectation(), retry_policy)
         opens = 0
 
         def following(index: int) -> Callable[[int], list[ObjectInfo]]:

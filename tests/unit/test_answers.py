@@ -12,7 +12,7 @@ from mountpoint.log.setup import Recent
 from mountpoint.metrics.export.families import LEVELS
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import commands as answers_
-from mountpoint.mount.commands import Answers
+from mountpoint.mount.commands import ControlCommands
 from mountpoint.s3.aws.endpoint import resolve
 from tests.unit.mounted import mounted
 
@@ -34,7 +34,9 @@ def test_whose_prices_are_meant(endpoint_url: str | None, is_aws: bool) -> None:
     config = Config(bucket, MountConfig("/mnt"), FileSystemConfig(0, 0))
     endpoint = resolve(bucket, "eu-west-1")
     with mounted({}) as world:
-        answers = Answers(config, endpoint, world.fs, world.budget, Meters(), Recent(Redactor([])))
+        answers = ControlCommands(
+            config, endpoint, world.fs, world.budget, Meters(), Recent(Redactor([]))
+        )
         status = answers.status({})
     assert status["is_aws"] is is_aws
     assert status["endpoint"] == endpoint.host
@@ -46,7 +48,9 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers_, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     meters = Meters()
     with mounted({}) as world:
-        answers = Answers(CONFIG, ENDPOINT, world.fs, world.budget, meters, Recent(Redactor([])))
+        answers = ControlCommands(
+            CONFIG, ENDPOINT, world.fs, world.budget, meters, Recent(Redactor([]))
+        )
 
         def rates_after(seconds: int, read_bytes: int) -> tuple[float, float]:
             for _ in range(seconds):
@@ -86,7 +90,9 @@ def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: lis
     """The options that allow more than new files; every one of them exists."""
     config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
     with mounted({}) as world:
-        answers = Answers(config, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([])))
+        answers = ControlCommands(
+            config, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([]))
+        )
         status = answers.status({})
     assert (status["read_only"], status["options"]) == (read_only, options)
     known = {name for option in cli.main.params for name in option.opts}
@@ -96,5 +102,7 @@ def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: lis
 def test_levels() -> None:
     """They are those that the metrics have names for."""
     with mounted({}) as world:
-        answers = Answers(CONFIG, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([])))
+        answers = ControlCommands(
+            CONFIG, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([]))
+        )
         assert set(answers.levels()) == set(LEVELS)

@@ -16,7 +16,7 @@ from mountpoint.config import MIB, WriteConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.append import MOST_WAITING, Appending
 from mountpoint.upload.uploads import Uploads
@@ -48,11 +48,11 @@ class World:
         self, *, try_s: float = SAFE_S, total_s: float = SAFE_S, stall_s: float = SAFE_S
     ) -> None:
         """Make the uploads anew, with other settings."""
-        patience = Patience(
+        retry_policy = RetryPolicy(
             try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
         )
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s)
-        self.uploads = Uploads(self.client, config, self.budget, patience, spill=self.spill)
+        self.uploads = Uploads(self.client, config, self.budget, retry_policy, spill=self.spill)
 
     def new(self, condition: Condition = ABSENT) -> Appending:
         return self.uploads.appending(KEY, base=None, condition=condition)
@@ -447,13 +447,13 @@ def test_on_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(tmp_path, monkeypatch)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    patience = Patience(
+    retry_policy = RetryPolicy(
         try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters()
     )
     config = WriteConfig(part_size_bytes=PART)
     data = data_of(12 * MIB)
     with directory_bucket() as bucket, connected(endpoint_of(bucket)) as client:
-        uploads = Uploads(client, config, Budget(16 * PART), patience)
+        uploads = Uploads(client, config, Budget(16 * PART), retry_policy)
         first = uploads.appending(KEY, base=None, condition=ABSENT)
         append(first, data)
         assert first.finish().size_bytes == len(data)

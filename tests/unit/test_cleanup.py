@@ -20,7 +20,7 @@ from mountpoint.ctl.pending import carry_out, judge, listed, strike
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import connect
 from mountpoint.s3.client import PendingUpload, PutOptions
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import Found, Journal, Place, journals
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault
 
@@ -37,9 +37,11 @@ def client() -> Iterator[FakeClient]:
 
 
 @pytest.fixture
-def patience() -> Patience:
+def retry_policy() -> RetryPolicy:
     """Waits as long as it takes."""
-    return Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters())
+    return RetryPolicy(
+        try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters()
+    )
 
 
 def begin(client: FakeClient, *keys: bytes) -> list[str]:
@@ -127,14 +129,14 @@ def test_what_is_young_never_goes(started_ns: int, now_ns: int, older_than_s: in
     assert (judged.verdict == "abort") == (now_ns - started_ns >= older_than_s * 10**9)
 
 
-def test_all_pages(client: FakeClient, patience: Patience) -> None:
+def test_all_pages(client: FakeClient, retry_policy: RetryPolicy) -> None:
     """Uploads are found beyond the first page, and only those of the prefix."""
     begin(client, *(f"a/{number}".encode() for number in range(7)), b"b/1")
-    assert len(list(listed(client, patience, b"a/"))) == 7
-    assert len(list(listed(client, patience, b""))) == 8
+    assert len(list(listed(client, retry_policy, b"a/"))) == 7
+    assert len(list(listed(client, retry_policy, b""))) == 8
 
 
-def test_aborting(client: FakeClient, patience: Patience) -> None:
+def test_aborting(client: FakeClient, retry_policy: RetryPolicy) -> None:
     """Each is asked for once more where that may help; one that fails is no end of the others."""
     names = begin(client, *(f"{number:02}".encode() for number in range(40)))
     client.inject("abort_upload", Fault(error=errors.Throttled("slow down")))
@@ -142,7 +144,7 @@ def test_aborting(client: FakeClient, patience: Patience) -> None:
     del client.uploads[names[30]]
     pending = [PendingUpload(f"{number:02}".encode(), name, 0) for number, name in enumerate(names)]
     judged = judge(pending, [], older_than_s=0, everything=True, now_ns=1)
-    outcomes = [each.outcome for each in carry_out(client, patience, judged)]
+    outcomes = [each.outcome for each in carry_out(client, retry_policy, judged)]
     assert len(outcomes) == 40
     assert outcomes[30] == "gone"
     assert (outcomes.count("aborted"), outcomes.count("failed")) == (38, 1)

@@ -33,7 +33,7 @@ class Place(World):
     def configure(self, **more: object) -> None:  # type: ignore[override]
         super().configure(**more)  # type: ignore[arg-type]
         self.copies = Copies(
-            self.client, self.config, self.uploads, self.patience, most_copy_bytes=2 * MIB
+            self.client, self.config, self.uploads, self.retry_policy, most_copy_bytes=2 * MIB
         )
 
     def kinds_and_keys(self) -> list[tuple[str, bytes]]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mountpoint.errors import AccessDenied, Interrupted, ServerFault
 from mountpoint.listing import flat
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.directory import (
     FIRST_AHEAD,
     MOST_AHEAD,
@@ -24,7 +24,7 @@ from mountpoint.listing.page_chain import Asked
 from mountpoint.listing.pages import END
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault, Request, list_page, path_page
 from tests.unit.tree_model import tree_of
@@ -78,11 +78,11 @@ class Listed:
 
     def __init__(self, client: FakeClient, prefix: bytes = b"", **options: Any) -> None:
         self.client = client
-        self.listings = Listings(SAFE_S)
-        patience = Patience(
+        self.listings = ListingCache(SAFE_S)
+        retry_policy = RetryPolicy(
             try_s=options.pop("try_s", SAFE_S), total_s=SAFE_S, stopping=threading.Event()
         )
-        self.listing = DirectoryListing(prefix, client, patience, self.listings, **options)
+        self.listing = DirectoryListing(prefix, client, retry_policy, self.listings, **options)
 
     def read_all(self, count: int = 128, position: int = 0) -> list[Entry]:
         entries: list[Entry] = []

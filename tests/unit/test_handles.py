@@ -15,12 +15,12 @@ from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, S
 from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
 from mountpoint.fs.inodes import ROOT, Inode, InodeTable
 from mountpoint.listing import directory
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.page_chain import Asked
 from mountpoint.listing.pages import END
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault, Request
 from tests.unit.tree_model import tree_of
@@ -34,13 +34,13 @@ class Opened:
 
     def __init__(self, client: FakeClient, prefix: bytes = b"", ttl_s: float = SAFE_S) -> None:
         self.client = client
-        self.listings = Listings(ttl_s)
+        self.listings = ListingCache(ttl_s)
         self.inode = Inode(ROOT, None, prefix, None)
         self.handle = self.new_handle()
 
     def new_handle(self, first: Asked | None = None) -> DirectoryHandle:
-        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
-        return DirectoryHandle(self.inode, 0, self.client, patience, self.listings, first)
+        retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+        return DirectoryHandle(self.inode, 0, self.client, retry_policy, self.listings, first)
 
     def read_all(self, count: int = 128, position: int = 0) -> list[Entry]:
         """Read from a position to the end; from the beginning it is a new listing."""
@@ -342,7 +342,7 @@ def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyP
     keys = dict.fromkeys([b"a", b"a-1", b"b", b"c"], b"")
     with FakeClient(keys, page_size=1) as client:
         opened = Opened(client)
-        opened.listings = Listings(50.0, lambda: clock[0])
+        opened.listings = ListingCache(50.0, lambda: clock[0])
         opened.handle = opened.new_handle()
 
         def script(request: Request) -> None:

@@ -20,7 +20,7 @@ from mountpoint.fuse.operations import NEW_TTL_S, Operations
 from tests.unit.fake_client import MTIME_NS, REQUEST_ID, Fault
 from tests.unit.mounted import GID, UID, Mounted, mounted
 
-Line = MutableMapping[str, Any]
+UploadScheduler = MutableMapping[str, Any]
 CTX = SimpleNamespace(uid=UID, gid=GID, pid=1, umask=0o022)
 ATTRIBUTES = SimpleNamespace(st_size=0, st_mtime_ns=7, st_mode=0o100640, st_uid=8, st_gid=9)
 FIELDS = SimpleNamespace(
@@ -48,7 +48,7 @@ class Adapter:
         """Call an operation."""
         return getattr(self.operations, name)(*args)
 
-    def fails(self, name: str, *args: Any) -> tuple[str, Line]:
+    def fails(self, name: str, *args: Any) -> tuple[str, UploadScheduler]:
         """Return the errno and the one log line of an operation that fails."""
         with capture_logs() as lines, pytest.raises(llfuse.FUSEError) as caught:
             self(name, *args)
@@ -278,90 +278,90 @@ def always(adapter: Adapter, error: Exception) -> None:
     adapter.world.client.script = lambda request: Fault(error=error)
 
 
-Failure = Callable[[Adapter], tuple[str, Line]]
+Failure = Callable[[Adapter], tuple[str, UploadScheduler]]
 
 
-def absent(adapter: Adapter) -> tuple[str, Line]:
+def absent(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("lookup", ROOT, b"absent", CTX)
 
 
-def too_long(adapter: Adapter) -> tuple[str, Line]:
+def too_long(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("lookup", ROOT, b"n" * 256, CTX)
 
 
-def lookup_in_a_file(adapter: Adapter) -> tuple[str, Line]:
+def lookup_in_a_file(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("lookup", adapter.look(b"a").st_ino, b"b", CTX)
 
 
-def opendir_of_a_file(adapter: Adapter) -> tuple[str, Line]:
+def opendir_of_a_file(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("opendir", adapter.look(b"a").st_ino, CTX)
 
 
-def open_of_a_directory(adapter: Adapter) -> tuple[str, Line]:
+def open_of_a_directory(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("open", adapter.look(b"d").st_ino, os.O_RDONLY, CTX)
 
 
-def open_for_writing(adapter: Adapter) -> tuple[str, Line]:
+def open_for_writing(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("open", adapter.look(b"a").st_ino, os.O_WRONLY, CTX)
 
 
-def no_such_handle(adapter: Adapter) -> tuple[str, Line]:
+def no_such_handle(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("read", 99, 0, 10)
 
 
-def no_such_inode(adapter: Adapter) -> tuple[str, Line]:
+def no_such_inode(adapter: Adapter) -> tuple[str, UploadScheduler]:
     return adapter.fails("getattr", 99, CTX)
 
 
-def replaced(adapter: Adapter) -> tuple[str, Line]:
+def replaced(adapter: Adapter) -> tuple[str, UploadScheduler]:
     number = adapter.look(b"a").st_ino
     adapter.world.client.put(b"a", b"new content")
     return adapter.fails("open", number, os.O_RDONLY, CTX)
 
 
-def replaced_while_open(adapter: Adapter) -> tuple[str, Line]:
+def replaced_while_open(adapter: Adapter) -> tuple[str, UploadScheduler]:
     adapter.world.client.put(b"a", bytes(16 << 20))
     handle = adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
     adapter.world.client.put(b"a", b"new content")
     return adapter.fails("read", handle, 12 << 20, 10)
 
 
-def deleted(adapter: Adapter) -> tuple[str, Line]:
+def deleted(adapter: Adapter) -> tuple[str, UploadScheduler]:
     number = adapter.look(b"a").st_ino
     adapter.world.client.delete(b"a")
     return adapter.fails("open", number, os.O_RDONLY, CTX)
 
 
-def deleted_while_open(adapter: Adapter) -> tuple[str, Line]:
+def deleted_while_open(adapter: Adapter) -> tuple[str, UploadScheduler]:
     adapter.world.client.put(b"a", bytes(16 << 20))
     handle = adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
     adapter.world.client.delete(b"a")
     return adapter.fails("read", handle, 12 << 20, 10)
 
 
-def archived(adapter: Adapter) -> tuple[str, Line]:
+def archived(adapter: Adapter) -> tuple[str, UploadScheduler]:
     adapter.world.client.put(b"a", b"cold", storage_class="GLACIER")
     return adapter.fails("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
 
 
-def forbidden(adapter: Adapter) -> tuple[str, Line]:
+def forbidden(adapter: Adapter) -> tuple[str, UploadScheduler]:
     always(adapter, errors.AccessDenied("no", code="AccessDenied", request_id=REQUEST_ID))
     return adapter.fails("lookup", ROOT, b"a", CTX)
 
 
-def no_bucket(adapter: Adapter) -> tuple[str, Line]:
+def no_bucket(adapter: Adapter) -> tuple[str, UploadScheduler]:
     always(adapter, errors.BucketNotFound("no", code="NoSuchBucket", request_id=REQUEST_ID))
     handle = adapter("opendir", ROOT, CTX)
     return adapter.fails("readdir", handle, 0)
 
 
-def broken_listing(adapter: Adapter) -> tuple[str, Line]:
+def broken_listing(adapter: Adapter) -> tuple[str, UploadScheduler]:
     adapter.world.client.inject("list", Fault(error=errors.S3Error("odd", code="InvalidArgument")))
     handle = adapter("opendir", ROOT, CTX)
     return adapter.fails("readdir", handle, 0)
 
 
-def going_away(adapter: Adapter) -> tuple[str, Line]:
+def going_away(adapter: Adapter) -> tuple[str, UploadScheduler]:
     adapter.world.stopping.set()
     adapter.world.client.interrupt()
     return adapter.fails("lookup", ROOT, b"a", CTX)

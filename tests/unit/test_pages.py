@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.listing import pages
-from mountpoint.listing.pages import END, Account, Span, Spans, just_before, reach_of
+from mountpoint.listing.pages import END, PageCredit, Span, Spans, just_before, reach_of
 from mountpoint.listing.tree import DirectoryMerge, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
 from tests.unit.fake_client import list_page, path_page
@@ -215,14 +215,14 @@ def test_spans_never_overlap(pairs: list[tuple[int, int]]) -> None:
 # --- The account ---
 
 
-def bought(account: Account, lookups: int, *, known: bool = True) -> list[bool]:
+def bought(account: PageCredit, lookups: int, *, known: bool = True) -> list[bool]:
     """Return whether each of some lookups that no page answers may ask for a page."""
     return [account.buys_page(0.0, known=known) for _ in range(lookups)]
 
 
 def test_pages_that_answer_nobody_else() -> None:
     """After two pages for nothing sixteen lookups are made alone, then one more page is tried."""
-    account = Account(1.0)
+    account = PageCredit(1.0)
     cycle = [False] * pages.LOOKUPS_ALONE
     assert bought(account, 53) == [True, True, *cycle, True, *cycle, True, *cycle, True]
 
@@ -230,7 +230,7 @@ def test_pages_that_answer_nobody_else() -> None:
 def test_a_page_has_to_answer_two_more() -> None:
     """With two further answers each, there are pages without end; with one they end."""
     for answers, ends in ((2, False), (1, True)):
-        account = Account(1.0)
+        account = PageCredit(1.0)
         seen = []
         for _ in range(20):
             seen += bought(account, 1)
@@ -241,7 +241,7 @@ def test_a_page_has_to_answer_two_more() -> None:
 
 def test_answers_are_not_saved_for_ever() -> None:
     """However many were answered, sixteen pages for nothing are the most."""
-    account = Account(1.0)
+    account = PageCredit(1.0)
     for _ in range(1000):
         account.answered(0.0)
     assert bought(account, 18) == [True] * 16 + [False] * 2
@@ -249,9 +249,9 @@ def test_answers_are_not_saved_for_ever() -> None:
 
 def test_where_nothing_was_listed() -> None:
     """The first two lookups within the ttl are made alone, whether or not a page answers them."""
-    account = Account(1.0)
+    account = PageCredit(1.0)
     assert bought(account, 3, known=False) == [False, False, True]
-    account = Account(1.0)
+    account = PageCredit(1.0)
     account.answered(0.0)
     account.answered(0.0)
     assert bought(account, 1, known=False) == [True]
@@ -259,14 +259,14 @@ def test_where_nothing_was_listed() -> None:
 
 def test_lookups_far_between() -> None:
     """A lookup now and then never asks for a page where nothing was listed."""
-    account = Account(1.0)
+    account = PageCredit(1.0)
     assert not any(account.buys_page(0.5 * index, known=False) for index in range(50))
     assert account.buys_page(100.0, known=True)
 
 
 def test_a_pause() -> None:
     """After a page that told nothing sixteen lookups are made alone."""
-    account = Account(1.0)
+    account = PageCredit(1.0)
     for _ in range(50):
         account.answered(0.0)
     account.pause()
@@ -275,7 +275,7 @@ def test_a_pause() -> None:
 
 def test_a_directory_of_millions_at_random() -> None:
     """Where hardly a page answers a second lookup, one lookup in seventeen asks for one."""
-    account, chance = Account(1.0), random.Random(5)
+    account, chance = PageCredit(1.0), random.Random(5)
     count = 0
     for _ in range(10_000):
         if chance.random() < 0.01:

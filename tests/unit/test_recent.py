@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint.listing import cache as module
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.pages import END, Span
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo
@@ -36,7 +36,7 @@ def names(*list_: bytes) -> list[Entry]:
 def test_good_for_a_lookup_until_the_page_is_old() -> None:
     """An entry is found, with its end, until its page was asked for ttl seconds ago."""
     clock = Clock()
-    listings = Listings(1.0, clock)
+    listings = ListingCache(1.0, clock)
     listings.add(b"d/", names(b"a", b"b"), asked_at_s=99.5)
     assert listings.find(b"d/", b"a") == (entry(b"a"), 100.5)
     clock.now_s = 100.49
@@ -48,7 +48,7 @@ def test_good_for_a_lookup_until_the_page_is_old() -> None:
 
 def test_names_of_a_page_share_its_end() -> None:
     """Inodes keep until when they are good: a million of them not a million numbers."""
-    listings = Listings(0.3, Clock())
+    listings = ListingCache(0.3, Clock())
     listings.add(b"d/", names(b"a", b"b"), 99.9)
     one, two = listings.find(b"d/", b"a"), listings.find(b"d/", b"b")
     assert one is not None
@@ -58,7 +58,7 @@ def test_names_of_a_page_share_its_end() -> None:
 
 def test_what_is_not_listed_is_not_known() -> None:
     """Nothing is said of other names, of other directories, or of names above and below."""
-    listings = Listings(1.0, Clock())
+    listings = ListingCache(1.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0)
     assert listings.find(b"d/", b"b") is None
     assert listings.find(b"", b"a") is None
@@ -68,7 +68,7 @@ def test_what_is_not_listed_is_not_known() -> None:
 def test_what_lists_something_exists() -> None:
     """A page with names shows that its directory exists, and all above it, while it counts."""
     clock = Clock()
-    listings = Listings(1.0, clock)
+    listings = ListingCache(1.0, clock)
     listings.add(b"d/e/f/", names(b"a"), 99.5)
     listings.add(b"g/", [], 99.5)
     for directory, name in ((b"d/e/", b"f"), (b"d/", b"e"), (b"", b"d")):
@@ -89,7 +89,7 @@ def test_what_lists_something_exists() -> None:
 
 def test_what_has_no_version_is_not_kept() -> None:
     """A store that lists no ETags has to be asked for each file; its directories are known."""
-    listings = Listings(1.0, Clock())
+    listings = ListingCache(1.0, Clock())
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
     listings.add(b"d/", [file, Entry(b"b", None)], 100.0)
     assert listings.find(b"d/", b"a") is None
@@ -99,7 +99,7 @@ def test_what_has_no_version_is_not_kept() -> None:
 def test_spans_outlive_their_pages() -> None:
     """Where a page began and how far it told is known long after its names are not."""
     clock = Clock()
-    listings = Listings(1.0, clock)
+    listings = ListingCache(1.0, clock)
     span = Span(b"", b"b", 100.0)
     listings.add(b"d/", names(b"a", b"b"), 100.0, span)
     clock.now_s = 5000.0
@@ -112,7 +112,7 @@ def test_spans_outlive_their_pages() -> None:
 def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the directories go that were not used for longest."""
     monkeypatch.setattr(module, "MAX_SPANS", 10)
-    listings = Listings(1.0, Clock())
+    listings = ListingCache(1.0, Clock())
 
     def add(directory: bytes, count: int) -> None:
         for index in range(count):
@@ -130,7 +130,7 @@ def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_ttl_remembers_nothing() -> None:
     """With a ttl of 0 every lookup asks S3."""
-    listings = Listings(0.0, Clock())
+    listings = ListingCache(0.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0)
     assert listings.find(b"d/", b"a") is None
     assert len(listings) == 0
@@ -138,7 +138,7 @@ def test_no_ttl_remembers_nothing() -> None:
 
 def test_the_newest_page_counts() -> None:
     """Of two listings of a directory the later one answers, whichever came in last."""
-    listings = Listings(1.0, Clock())
+    listings = ListingCache(1.0, Clock())
     listings.add(b"d/", [entry(b"a", 2)], 99.9)
     listings.add(b"d/", [entry(b"a", 1)], 99.5)
     found = listings.find(b"d/", b"a")
@@ -150,7 +150,7 @@ def test_the_newest_page_counts() -> None:
 def test_an_old_page_that_comes_late_is_not_used_too_long() -> None:
     """A page that was asked for early and came in late ends by when it was asked for."""
     clock = Clock()
-    listings = Listings(1.0, clock)
+    listings = ListingCache(1.0, clock)
     listings.add(b"d/", names(b"a"), 100.0)
     listings.add(b"d/", names(b"b"), 99.1)
     clock.now_s = 100.2
@@ -164,7 +164,7 @@ def test_discard() -> None:
     Older is a page that was asked for before, also when it comes later.
     """
     clock = Clock()
-    listings = Listings(1.0, clock)
+    listings = ListingCache(1.0, clock)
     listings.add(b"d/", names(b"a", b"b"), 99.5)
     listings.add(b"d/", names(b"a"), 99.6)
     listings.discard(b"d/", b"a")
@@ -180,7 +180,7 @@ def test_discard() -> None:
 def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the oldest pages go first."""
     monkeypatch.setattr(module, "MAX_NAMES", 10)
-    listings = Listings(1000.0, Clock())
+    listings = ListingCache(1000.0, Clock())
     for page in range(5):
         listings.add(b"d/", names(*(b"%d-%d" % (page, index) for index in range(4))), 99.0 + page)
         assert len(listings) <= 10
@@ -192,7 +192,7 @@ def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a page that a lookup has used is kept once more."""
     monkeypatch.setattr(module, "MAX_NAMES", 10)
-    listings = Listings(1000.0, Clock())
+    listings = ListingCache(1000.0, Clock())
     for page in range(10):
         listings.add(b"d/", names(*(b"%d-%d" % (page, index) for index in range(4))), 90.0 + page)
         assert listings.find(b"d/", b"0-1") is not None
@@ -204,7 +204,7 @@ def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) ->
 def test_small_pages_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of few names or none are counted as well."""
     monkeypatch.setattr(module, "MAX_PAGES", 10)
-    listings = Listings(1000.0, Clock())
+    listings = ListingCache(1000.0, Clock())
     for page in range(100):
         listings.add(b"%d/" % page, [], 100.0, Span(b"", END, 100.0))
     assert len(listings._pages) == 10
@@ -213,7 +213,7 @@ def test_small_pages_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_directory_listed_again_and_again_is_kept_once() -> None:
     """A page goes when newer ones name all that it names, however long it might count."""
-    listings = Listings(1000.0, Clock())
+    listings = ListingCache(1000.0, Clock())
     for time_s in range(50):
         listings.add(b"d/", names(b"a", b"b"), 50.0 + time_s, Span(b"", END, 50.0 + time_s))
     assert (len(listings), len(listings._pages)) == (2, 1)
@@ -224,7 +224,7 @@ def test_a_directory_listed_again_and_again_is_kept_once() -> None:
 
 def test_a_newer_page_that_does_not_name_it() -> None:
     """What a page tells of and does not name is gone, whatever an older page said."""
-    listings = Listings(1000.0, Clock())
+    listings = ListingCache(1000.0, Clock())
     listings.add(b"d/", names(b"a", b"b", b"c"), 90.0, Span(b"", END, 90.0))
     listings.add(b"d/", names(b"a", b"bb"), 95.0, Span(b"", b"bb", 95.0))
     assert listings.find(b"d/", b"a") == (entry(b"a"), 1095.0)
@@ -235,7 +235,7 @@ def test_a_newer_page_that_does_not_name_it() -> None:
 def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A span whose names had to go is worth asking for again, however young it is."""
     monkeypatch.setattr(module, "MAX_NAMES", 2)
-    listings = Listings(1000.0, Clock())
+    listings = ListingCache(1000.0, Clock())
     listings.add(b"d/", names(b"a", b"b"), 90.0, Span(b"", END, 90.0))
     assert listings.span_of(b"d/", b"a") == Span(b"", END, 90.0)
     listings.add(b"e/", names(b"a", b"b"), 91.0)
@@ -249,7 +249,7 @@ def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch
 def test_absent_by_a_page() -> None:
     """A page tells that a name does not exist, for its own ttl, unless something says more."""
     clock = Clock()
-    listings = Listings(1.0, clock, negative_ttl_s=10.0)
+    listings = ListingCache(1.0, clock, negative_ttl_s=10.0)
     assert listings.absent(b"d/", b"x") is None
     listings.add(b"d/", [*names(b"a", b"m"), Entry(b"q", None)], 99.0, Span(b"", b"q", 99.0))
     assert listings.absent(b"d/", b"b") == 109.0
@@ -267,7 +267,7 @@ def test_absent_by_a_page() -> None:
 
 def test_what_has_no_version_is_not_absent() -> None:
     """A file that a page named without its version exists."""
-    listings = Listings(1.0, Clock(), negative_ttl_s=10.0)
+    listings = ListingCache(1.0, Clock(), negative_ttl_s=10.0)
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
     listings.add(b"d/", [file], 100.0, Span(b"", END, 100.0))
     assert listings.absent(b"d/", b"a") is None
@@ -277,7 +277,7 @@ def test_what_has_no_version_is_not_absent() -> None:
 def test_absent_by_a_lookup() -> None:
     """What a lookup did not find is believed not to exist until something names it."""
     clock = Clock()
-    listings = Listings(1.0, clock, negative_ttl_s=10.0)
+    listings = ListingCache(1.0, clock, negative_ttl_s=10.0)
     listings.missed(b"d/", b"x", 99.0)
     listings.missed(b"d/", b"y", 99.0)
     listings.missed(b"d/", b"z", 99.0)
@@ -293,7 +293,7 @@ def test_absent_by_a_lookup() -> None:
 
 def test_a_name_that_was_discarded_is_not_absent() -> None:
     """A name that turned out to be another version is asked for, not taken for gone."""
-    listings = Listings(10.0, Clock(), negative_ttl_s=10.0)
+    listings = ListingCache(10.0, Clock(), negative_ttl_s=10.0)
     listings.add(b"d/", names(b"a"), 99.0, Span(b"", END, 99.0))
     listings.discard(b"d/", b"a")
     assert listings.find(b"d/", b"a") is None
@@ -302,7 +302,7 @@ def test_a_name_that_was_discarded_is_not_absent() -> None:
 
 def test_absence_is_not_believed_unless_told_to() -> None:
     """Without a ttl of its own nothing is remembered of what does not exist."""
-    listings = Listings(10.0, Clock())
+    listings = ListingCache(10.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0, Span(b"", END, 100.0))
     listings.missed(b"d/", b"x", 100.0)
     assert listings.absent(b"d/", b"x") is None
@@ -313,7 +313,7 @@ def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch
     """Beyond the limit the oldest go first."""
     monkeypatch.setattr(module, "MAX_MISSES", 10)
     monkeypatch.setattr(module, "MAX_SEEN", 5)
-    listings = Listings(1000.0, Clock(), negative_ttl_s=1000.0)
+    listings = ListingCache(1000.0, Clock(), negative_ttl_s=1000.0)
     for index in range(50):
         listings.missed(b"d/", b"%02d" % index, 50.0 + index)
         listings.see(b"%02d/" % index, 50.0 + index)
@@ -329,7 +329,7 @@ def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch
 def test_following() -> None:
     """The files behind a name come in order, over pages, without directories and what is old."""
     clock = Clock()
-    listings = Listings(10.0, clock)
+    listings = ListingCache(10.0, clock)
     listings.add(b"d/", [*names(b"a", b"b"), Entry(b"c", None), *names(b"e")], 99.0)
     listings.add(b"d/", [Entry(b"f", None)], 95.0)
     listings.add(b"d/", names(b"g", b"h"), 95.0)
@@ -376,7 +376,7 @@ STEPS = st.lists(
 def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
     """find is what looking through all pages that are young enough gives, newest first."""
     clock = Clock()
-    listings = Listings(TTL_S, clock)
+    listings = ListingCache(TTL_S, clock)
     pages: list[Page] = []
     discarded: dict[tuple[bytes, bytes], float] = {}
     for version, step in enumerate(steps):
@@ -411,7 +411,7 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
 def test_threads() -> None:
     """Threads that add, find and discard at once leave a count that is right."""
     clock = Clock()
-    listings = Listings(1.0, clock)
+    listings = ListingCache(1.0, clock)
     start = threading.Barrier(4)
 
     def work(mark: int) -> None:

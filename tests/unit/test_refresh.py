@@ -5,7 +5,7 @@ import pytest
 from mountpoint.config import INDEFINITE_TTL_S
 from mountpoint.errors import NoSuchEntry
 from mountpoint.fs.inodes import ROOT
-from mountpoint.listing.cache import Listings
+from mountpoint.listing.cache import ListingCache
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.test_recent import Clock, names
@@ -114,7 +114,7 @@ def test_an_open_file_is_its_version() -> None:
 def test_pages_that_were_asked_for_before() -> None:
     """They are not kept, nor what was seen or missed with them; those asked for after it are."""
     clock = Clock()
-    listings = Listings(10.0, clock, negative_ttl_s=10.0)
+    listings = ListingCache(10.0, clock, negative_ttl_s=10.0)
     listings.forget_below(b"d/")
     for directory in (b"d/", b"d/e/"):
         listings.add(directory, names(b"a"), asked_at_s=99.0)

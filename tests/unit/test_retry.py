@@ -21,7 +21,7 @@ from mountpoint.errors import (
     Unusable,
 )
 from mountpoint.s3 import retry
-from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Allowance, Patience, pause_s
+from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Allowance, RetryPolicy, pause_s
 
 
 class Clock:
@@ -79,8 +79,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def patience(clock: Clock, *, most_tries: int | None = None, total_s: float = 60.0) -> Patience:
-    return Patience(try_s=10.0, total_s=total_s, stopping=clock, most_tries=most_tries)  # type: ignore[arg-type]
+def retry_policy(
+    clock: Clock, *, most_tries: int | None = None, total_s: float = 60.0
+) -> RetryPolicy:
+    return RetryPolicy(try_s=10.0, total_s=total_s, stopping=clock, most_tries=most_tries)  # type: ignore[arg-type]
 
 
 def failing(call: Callable[[], object]) -> Exception:
@@ -106,7 +108,7 @@ def test_pauses(attempt: int, jitter: float) -> None:
 def test_an_answer_is_one_request(clock: Clock) -> None:
     """When all is well there is one request, made when asked and not when waited for."""
     asked = Asked(clock, "answer")
-    question = patience(clock).ask(asked)
+    question = retry_policy(clock).ask(asked)
     assert len(asked.futures) == 1
     assert question.answer() == "answer"
     assert len(asked.futures) == 1
@@ -115,7 +117,7 @@ def test_an_answer_is_one_request(clock: Clock) -> None:
 
 def test_the_total_begins_with_the_question(clock: Clock) -> None:
     """Who waits for another answer first (LIST, then HEAD) has waited for this one as well."""
-    question = patience(clock).ask(Asked(clock, None))
+    question = retry_policy(clock).ask(Asked(clock, None))
     began_s, clock.now_s = clock.now_s, clock.now_s + 45.0
     assert isinstance(failing(question.answer), Stalled)
     assert clock.now_s <= began_s + 60.0
@@ -126,7 +128,7 @@ def test_retryable_errors_are_retried(clock: Clock, failures: int) -> None:
     """Throttling and server faults are tried again, the first time at once."""
     errors = [ServerFault("500") if index % 2 else Throttled("503") for index in range(failures)]
     asked = Asked(clock, *errors, "answer")
-    assert patience(clock).ask(asked).answer() == "answer"
+    assert retry_policy(clock).ask(asked).answer() == "answer"
     assert len(asked.futures) == failures + 1
     assert clock.waits == [pause_s(attempt, 0.0) for attempt in range(1, failures + 1)]
     assert clock.waits[0] == 0.0
@@ -136,7 +138,7 @@ def test_retryable_errors_are_retried(clock: Clock, failures: int) -> None:
 def test_refusals_are_not_retried(clock: Clock, error: S3Error) -> None:
     """What S3 means is said at once."""
     asked = Asked(clock, error, "answer")
-    assert failing(patience(clock).ask(asked).answer) is error
+    assert failing(retry_policy(clock).ask(asked).answer) is error
     assert len(asked.futures) == 1
 
 
@@ -144,14 +146,14 @@ def test_refusals_are_not_retried(clock: Clock, error: S3Error) -> None:
 def test_what_is_not_s3s_goes_through(clock: Clock, error: Exception) -> None:
     """A bug, or the end of the mount, is no reason to ask again."""
     asked = Asked(clock, error, "answer")
-    assert failing(patience(clock).ask(asked).answer) is error
+    assert failing(retry_policy(clock).ask(asked).answer) is error
     assert len(asked.futures) == 1
 
 
 def test_a_silent_try_is_cancelled(clock: Clock) -> None:
     """A try without an answer is cancelled after its time, and another one is made."""
     asked = Asked(clock, None, "answer")
-    assert patience(clock).ask(asked).answer() == "answer"
+    assert retry_policy(clock).ask(asked).answer() == "answer"
     assert asked.timeouts == [10.0, 10.0]
     assert [future.cancelled() for future in asked.futures] == [True, False]
 
@@ -159,7 +161,7 @@ def test_a_silent_try_is_cancelled(clock: Clock) -> None:
 def test_silence_ends_at_the_total(clock: Clock) -> None:
     """Without any answer the wait ends with Stalled, exactly when its total is used up."""
     asked = Asked(clock, None)
-    error = failing(patience(clock, total_s=35.0).ask(asked).answer)
+    error = failing(retry_policy(clock, total_s=35.0).ask(asked).answer)
     assert isinstance(error, Stalled)
     assert clock.now_s == pytest.approx(1035.0)
     assert len(asked.futures) == 4
@@ -169,7 +171,7 @@ def test_silence_ends_at_the_total(clock: Clock) -> None:
 def test_what_takes_longer_by_its_size(clock: Clock) -> None:
     """A request that is known to take longer gets that for each try, and more in all."""
     asked = Asked(clock, None)
-    question = patience(clock).ask(asked, more_s=100.0)
+    question = retry_policy(clock).ask(asked, more_s=100.0)
     began_s = clock.now_s
     assert isinstance(failing(question.answer), Stalled)
     assert asked.timeouts[0] == 110.0
@@ -178,8 +180,8 @@ def test_what_takes_longer_by_its_size(clock: Clock) -> None:
 
 def test_whether_an_earlier_try_may_have_been_done(clock: Clock) -> None:
     """A question knows whether there was more than one try."""
-    once = patience(clock).ask(Asked(clock, AccessDenied("no")))
-    twice = patience(clock).ask(Asked(clock, ServerFault("500"), AccessDenied("no")))
+    once = retry_policy(clock).ask(Asked(clock, AccessDenied("no")))
+    twice = retry_policy(clock).ask(Asked(clock, ServerFault("500"), AccessDenied("no")))
     for question in (once, twice):
         failing(question.answer)
     assert (once.retried, twice.retried) == (False, True)
@@ -187,9 +189,9 @@ def test_whether_an_earlier_try_may_have_been_done(clock: Clock) -> None:
 
 def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
     """What is asked as a part of something waits no longer than that, however late it is asked."""
-    whole = patience(clock, total_s=35.0).begin()
+    whole = retry_policy(clock, total_s=35.0).begin()
     clock.now_s += 20.0
-    error = failing(patience(clock, total_s=35.0).ask(Asked(clock, None), whole).answer)
+    error = failing(retry_policy(clock, total_s=35.0).ask(Asked(clock, None), whole).answer)
     assert isinstance(error, Stalled)
     assert clock.now_s == pytest.approx(1035.0)
 
@@ -197,7 +199,7 @@ def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
 @pytest.mark.parametrize(("total_s", "once_s"), [(60.0, 10.0), (8.0, 4.0)])
 def test_what_can_be_done_in_another_way(clock: Clock, total_s: float, once_s: float) -> None:
     """It is waited for as long as a try, and for half of the total at most."""
-    assert patience(clock, total_s=total_s).once_s == once_s
+    assert retry_policy(clock, total_s=total_s).once_s == once_s
 
 
 @settings(deadline=None)
@@ -208,7 +210,7 @@ def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool
         clock = Clock()
         patch.setattr(retry, "time", clock)
         asked = Asked(clock, None if silent else ServerFault("500"), took_s=took_s)
-        error = failing(patience(clock, total_s=total_s).ask(asked).answer)
+        error = failing(retry_policy(clock, total_s=total_s).ask(asked).answer)
         assert isinstance(error, Stalled if silent else ServerFault)
         assert clock.now_s - 1000.0 <= total_s + (0.0 if silent else took_s) + 1e-6
         assert all(timeout >= 0.0 for timeout in asked.timeouts)
@@ -218,21 +220,21 @@ def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool
 def test_most_tries(clock: Clock, most: int) -> None:
     """A bound on the number of tries holds, whatever time is left."""
     asked = Asked(clock, ServerFault("500"))
-    assert isinstance(failing(patience(clock, most_tries=most).ask(asked).answer), ServerFault)
+    assert isinstance(failing(retry_policy(clock, most_tries=most).ask(asked).answer), ServerFault)
     assert len(asked.futures) == most
 
 
 def test_what_will_stay_as_it_is(clock: Clock) -> None:
     """An answer that a store always gives is asked for three times, not for a minute."""
     asked = Asked(clock, Unusable("no ETag"))
-    assert isinstance(failing(patience(clock).ask(asked).answer), Unusable)
+    assert isinstance(failing(retry_policy(clock).ask(asked).answer), Unusable)
     assert len(asked.futures) == 3
     assert clock.now_s < 1001.0
     asked = Asked(clock, Unusable("no ETag"), Unusable("no ETag"), "answer")
-    assert patience(clock).ask(asked).answer() == "answer"
+    assert retry_policy(clock).ask(asked).answer() == "answer"
     # After other failures it is not asked for again at all.
     asked = Asked(clock, *[ServerFault("500")] * 4, Unusable("no ETag"))
-    assert isinstance(failing(patience(clock).ask(asked).answer), Unusable)
+    assert isinstance(failing(retry_policy(clock).ask(asked).answer), Unusable)
     assert len(asked.futures) == 5
 
 
@@ -240,7 +242,7 @@ def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
     """When the mount goes away during a pause, Interrupted is raised and nothing asked."""
     clock.ends_at_s = 1000.12
     asked = Asked(clock, ServerFault("500"))
-    assert isinstance(failing(patience(clock).ask(asked).answer), Interrupted)
+    assert isinstance(failing(retry_policy(clock).ask(asked).answer), Interrupted)
     assert clock.now_s == pytest.approx(1000.12)
     assert len(asked.futures) == 3
 
@@ -249,7 +251,7 @@ def test_after_the_end_nobody_tries_again(clock: Clock) -> None:
     """Once the mount is going away the first failure ends it."""
     clock.ends_at_s = 0.0
     asked = Asked(clock, ServerFault("500"))
-    assert isinstance(failing(patience(clock).ask(asked).answer), Interrupted)
+    assert isinstance(failing(retry_policy(clock).ask(asked).answer), Interrupted)
     assert len(asked.futures) == 1
 
 
@@ -258,13 +260,13 @@ def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 1000.0)
     monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 1000.0)
     stopping = threading.Event()
-    tries = Patience(try_s=1.0, total_s=10_000.0, stopping=stopping).begin()
-    assert tries.again(ServerFault())
+    attempts = RetryPolicy(try_s=1.0, total_s=10_000.0, stopping=stopping).begin()
+    assert attempts.again(ServerFault())
     results: list[Exception] = []
 
     def pause() -> None:
         try:
-            tries.again(ServerFault())
+            attempts.again(ServerFault())
         except Interrupted as error:
             results.append(error)
 
@@ -281,7 +283,7 @@ def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_waits_that_bring_nothing_share_one_total(clock: Clock) -> None:
     """An open that got headers only, and the read after it, wait for the total together."""
-    allowance = Allowance(patience(clock, total_s=60.0))
+    allowance = Allowance(retry_policy(clock, total_s=60.0))
     opening = allowance.begin()
     clock.now_s += 25.0
     allowance.in_vain(opening, used_up=False)
@@ -292,16 +294,16 @@ def test_waits_that_bring_nothing_share_one_total(clock: Clock) -> None:
 @pytest.mark.parametrize("waited_s", [57.0, 61.0])
 def test_after_it_is_used_up_each_wait_is_one_try(clock: Clock, waited_s: float) -> None:
     """Until one brings something; then there is the whole total again."""
-    allowance = Allowance(patience(clock, total_s=60.0))
-    tries = allowance.begin()
+    allowance = Allowance(retry_policy(clock, total_s=60.0))
+    attempts = allowance.begin()
     clock.now_s += waited_s
-    allowance.in_vain(tries, used_up=True)
+    allowance.in_vain(attempts, used_up=True)
     for _ in range(3):
-        tries = allowance.begin()
-        assert tries.left_s() == pytest.approx(10.0)
-        assert not tries.again(ServerFault())
-        allowance.in_vain(tries, used_up=True)
+        attempts = allowance.begin()
+        assert attempts.left_s() == pytest.approx(10.0)
+        assert not attempts.again(ServerFault())
+        allowance.in_vain(attempts, used_up=True)
     allowance.brought()
-    tries = allowance.begin()
-    assert tries.left_s() == pytest.approx(60.0)
-    assert tries.again(ServerFault())
+    attempts = allowance.begin()
+    assert attempts.left_s() == pytest.approx(60.0)
+    assert attempts.again(ServerFault())

@@ -38,7 +38,7 @@ from mountpoint.read.readahead import RETIRE_PLANS
 from mountpoint.read.stream import SMALL_BYTES, ReadStream
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.retry import Patience, Tries
+from mountpoint.s3.retry import Attempts, RetryPolicy
 from mountpoint.transfer import concurrency as flight
 from mountpoint.transfer.memory_budget import Budget, Lease
 from mountpoint.transfer.stats import Pace
@@ -100,7 +100,7 @@ class Reading:
         self.client.verifies = False  # test_whole has what comes of that
         self.budget = WatchedBudget(memory_bytes)
         self.stopping = threading.Event()
-        self.patience = Patience(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
+        self.retry_policy = RetryPolicy(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
         self.config = ReadConfig(part_bytes, memory_bytes, stall_s, total_s)
         self.counters = Counters()
         self.pace = Pace(
@@ -120,7 +120,7 @@ class Reading:
             config=self.config,
             budget=self.budget,
             pace=self.pace,
-            patience=self.patience,
+            retry_policy=self.retry_policy,
             on_close=self.closed.append,
         )
 
@@ -728,9 +728,9 @@ def test_what_came_while_it_was_given_up_is_used() -> None:
     """A head that arrives just as its time is up is used, not asked for again."""
 
     class Late(ReadStream):
-        def _replace_failed(self, part: Any, tries: Tries) -> None:
+        def _replace_failed(self, part: Any, attempts: Attempts) -> None:
             assert reading.client.step() == 1
-            super()._replace_failed(part, tries)
+            super()._replace_failed(part, attempts)
 
     with Reading(50_000, stepped=True, stall_s=0.01, stream_class=Late) as reading:
         assert reading.stream.open() == reading.client.info(KEY)
@@ -1007,9 +1007,9 @@ def test_close_just_before_a_second_request() -> None:
     """A stream that is closed when its request turns out to be late takes no memory any more."""
 
     class Closing(ReadStream):
-        def _hedged(self, part: Any, tries: Tries) -> None:
+        def _hedged(self, part: Any, attempts: Attempts) -> None:
             self.close()
-            super()._hedged(part, tries)
+            super()._hedged(part, attempts)
 
     with Late(stream_class=Closing) as reading:
         (reader,) = reading.reads()

@@ -14,7 +14,7 @@ from mountpoint.read import streams as module
 from mountpoint.read.history import HEAD_BYTES, LAST_FILES
 from mountpoint.read.stream import ReadStream
 from mountpoint.read.streams import IDLE_SWEEPS, PRESSED_SWEEPS, Streams
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from tests.unit.fake_client import SAFE_S, FakeClient
 
 KIB = 1024
@@ -30,8 +30,8 @@ class Mount:
     def __init__(self, *, memory_bytes: int = 256 * MIB, **client: Any) -> None:
         self.client = FakeClient(dict.fromkeys(KEYS, DATA), **client)
         self.stopping = threading.Event()
-        patience = Patience(try_s=SAFE_S, total_s=SAFE_S, stopping=self.stopping)
-        self.streams = Streams(self.client, ReadConfig(memory_bytes=memory_bytes), patience)
+        retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=self.stopping)
+        self.streams = Streams(self.client, ReadConfig(memory_bytes=memory_bytes), retry_policy)
         self.budget = self.streams.budget
 
     def __enter__(self) -> "Mount":

@@ -621,8 +621,8 @@ def test_what_nobody_waits_for_does_not_hold_others_up() -> None:
             future = pool.submit(other.finish)
             while not world.uploads._queue:
                 time.sleep(0.001)
-            for errand in silent._errands._open:
-                errand.late_s = 0.0
+            for request in silent._requests._open:
+                request.late_s = 0.0
             while not future.done():
                 world.uploads.sweep()
                 time.sleep(0.001)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from mountpoint.listing.walk_detector import FEW_STEPS, MAX_LISTED, WITHIN_S, Walk
+from mountpoint.listing.walk_detector import FEW_STEPS, MAX_LISTED, WITHIN_S, WalkDetector
 
 TREE = {
     b"t/": [b"t/a/", b"t/b/", b"t/c/"],
@@ -19,7 +19,7 @@ TREE = {
 
 def steps(order: Iterable[bytes], pause_s: float = 0.1) -> list[bool]:
     """Open directories one after another, reading each to its end."""
-    walk = Walk()
+    walk = WalkDetector()
     seen = []
     for number, directory in enumerate(order):
         seen.append(walk.opened(directory, number * pause_s))
@@ -66,7 +66,7 @@ def test_a_slow_walk() -> None:
 
 def test_where_it_began() -> None:
     """`top` is the directory that was opened without a step."""
-    walk = Walk()
+    walk = WalkDetector()
     for directory, top in [
         (b"t/", b"t/"),
         (b"t/a/", b"t/"),
@@ -82,7 +82,7 @@ def test_where_it_began() -> None:
 
 def test_page_by_page() -> None:
     """A directory that is listed in pages goes on; one that is listed anew begins anew."""
-    walk = Walk()
+    walk = WalkDetector()
     walk.opened(b"t/", 0.0)
     walk.listed(b"t/", [b"t/a/"])
     walk.opened(b"t/a/", 0.0)
@@ -99,7 +99,7 @@ def test_page_by_page() -> None:
 
 def test_the_root() -> None:
     """The root's prefix is empty, and it is no child of itself."""
-    walk = Walk()
+    walk = WalkDetector()
     assert not walk.opened(b"", 0.0)
     walk.listed(b"", [b"a/", b"b/", b"c/"])
     assert [walk.opened(name, 0.0) for name in (b"a/", b"b/", b"c/")] == [False, False, True]
@@ -109,7 +109,7 @@ def test_the_root() -> None:
 
 def test_memory_is_bounded() -> None:
     """Only the directories that were used last are remembered."""
-    walk = Walk()
+    walk = WalkDetector()
     walk.opened(b"", 0.0)
     for number in range(10 * MAX_LISTED):
         walk.listed(b"%04d/" % number, [b"%04d/a/" % number])

@@ -202,7 +202,7 @@ def test_an_upload_in_one_part() -> None:
 def test_no_answer(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where S3 does not say what the checksum is the file is read all the same."""
     with reader(LARGE, of=b"another") as it:
-        monkeypatch.setattr(it.world.streams._patience, "once_s", 0.01)
+        monkeypatch.setattr(it.world.streams._retry_policy, "once_s", 0.01)
         it.client.inject("head", fault)
         assert it.read() == LARGE
         assert it.heads() == 1

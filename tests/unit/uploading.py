@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mountpoint.config import WriteConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Condition
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill, TemporaryFile
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.parts import S3_LIMITS, Limits
@@ -67,7 +67,7 @@ class World:
         **more: object,
     ) -> None:
         """Make the uploads anew, with other settings."""
-        patience = Patience(
+        retry_policy = RetryPolicy(
             try_s=try_s,
             total_s=total_s,
             stopping=self.stopping,
@@ -77,9 +77,9 @@ class World:
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s, **more)  # type: ignore[arg-type]
         object.__setattr__(config, "part_size_bytes", part_bytes)  # tests may go below S3's least
         self.config = config
-        self.patience = patience
+        self.retry_policy = retry_policy
         self.uploads = Uploads(
-            self.client, config, self.budget, patience, self.limits, spill=self.spill
+            self.client, config, self.budget, retry_policy, self.limits, spill=self.spill
         )
 
     def upload(self, condition: Condition = ABSENT) -> Upload:

@@ -1,4 +1,4 @@
-"""Pure: what has happened between two answers of a mount (`Answers.stats`), as numbers."""
+"""Pure: what has happened between two answers of a mount (`ControlCommands.stats`), as numbers."""
 
 from collections.abc import Mapping
 from typing import Any

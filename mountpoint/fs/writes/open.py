@@ -34,12 +34,12 @@ from mountpoint.fs.handles import (
 )
 from mountpoint.fs.heads import newest
 from mountpoint.fs.inodes import Inode
-from mountpoint.fs.overlay import LocalNames
-from mountpoint.fs.setattr import Keeping
+from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT, Readers
 from mountpoint.s3.client import ALWAYS, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 #: How long somebody waits for a file that has been closed to be there (`touch a; cat a`), and for
 #: who has closed it to be gone (`cat a; echo > a`). The kernel tells us of the last close a moment
@@ -69,21 +69,21 @@ class WriteOpener:
     def __init__(
         self,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         proof: WriteProof,
-        local: LocalNames,
+        local: OverlayNames,
         readers: Readers,
-        keeping: Keeping,
+        attribute_store: AttributeStore,
         config: ChangeConfig,
         begin: Begin,
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._proof = proof
         self._local = local
         self._readers = readers
-        self._keeping = keeping
+        self._attribute_store = attribute_store
         self._config = config
         self._begin = begin
         # mutable
@@ -159,7 +159,7 @@ class WriteOpener:
         if base is None or handle.upload is not None or handle.removed:
             return True
         try:
-            newest(self._client, self._patience, handle.inode)
+            newest(self._client, self._retry_policy, handle.inode)
         except (StaleInode, NotFound):
             same = handle.base is base and handle.upload is None
             if same and self.open_file(handle.inode) is handle:
@@ -214,7 +214,7 @@ class WriteOpener:
         if not flags & os.O_TRUNC:
             # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
             try:
-                base = newest(self._client, self._patience, inode)
+                base = newest(self._client, self._retry_policy, inode)
             except (StaleInode, NotFound):
                 if self._local.writer(inode) is not None or _is_another(inode.info, known):
                     return None
@@ -233,12 +233,14 @@ class WriteOpener:
                 return None
             if paged or handle is not None or self._readers.are_there(inode):
                 self._readers.leave(inode)
-        keeping = self._keeping
+        attribute_store = self._attribute_store
         handle = WriteHandle(
             inode,
             self._begin,
             condition=condition,
-            kept=keeping.of_replaced(inode) if base is None else keeping.of_base(base),
+            kept=attribute_store.of_replaced(inode)
+            if base is None
+            else attribute_store.of_base(base),
             base=base,
             replaces=True,
             appends=_appends(flags) and not reads,
@@ -280,7 +282,7 @@ class WriteOpener:
                 for _ in range(math.ceil(within_s / LOOK_S)):
                     if handle.settled.wait(LOOK_S):
                         return
-                    if self._patience.stopping.is_set():
+                    if self._retry_policy.stopping.is_set():
                         raise Interrupted("the mount is going away")
             finally:
                 self._waiting.release()

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 
 from mountpoint.errors import AccessDenied, CredentialsEnded, CredentialsUnavailable, S3Error
 from mountpoint.s3.client import Condition, ObjectClient, PartDone, PutOptions, Written
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
 
 #: No store makes such an id. The ETag is that of no bytes.
@@ -34,11 +34,11 @@ HINT = "the credentials need s3:PutObject for this key"
 class WriteProof:
     """Asks for a mount whether objects may be written. Thread-safe; its callers wait."""
 
-    def __init__(self, client: ObjectClient, uploads: Uploads, patience: Patience) -> None:
+    def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
         self._client = client
         self._uploads = uploads
-        self._patience = patience
+        self._retry_policy = retry_policy
 
     def require(self, key: bytes, condition: Condition) -> None:
         """Raise AccessDenied if this object may not be written, unless others were before."""
@@ -68,11 +68,11 @@ class WriteProof:
         """Make the request once: a store that cannot answer it must not keep programs waiting."""
         future = start()
         try:
-            future.result(self._patience.once_s)
+            future.result(self._retry_policy.once_s)
         except TimeoutError:
             future.cancel()
         except CredentialsEnded:  # newer ones are worth waiting for
-            self._patience.ask(start).answer()
+            self._retry_policy.ask(start).answer()
 
     def _is_final(self, error: AccessDenied) -> bool:
         """Whether S3 has said it, or nothing can be signed."""
@@ -83,7 +83,7 @@ class WriteProof:
         options = self._uploads.encrypted(PutOptions())
         try:
             start = functools.partial(self._client.create_upload, key, options)
-            upload_id = self._patience.ask(start).answer()
+            upload_id = self._retry_policy.ask(start).answer()
         except AccessDenied:
             return False
         except S3Error:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
-from mountpoint.fs.overlay import LocalNames
+from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.writes.open import BEING_WRITTEN
 from mountpoint.fs.writes.readers import BEING_READ, Readers
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectClient
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 
 #: The kernel comes again at once, having looked the name up: at most one request of S3.
 AGAIN_S = 1.0
@@ -34,9 +34,9 @@ class Held:
     def __init__(
         self,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         inodes: InodeTable,
-        local: LocalNames,
+        local: OverlayNames,
         readers: Readers,
         *,
         is_written: Callable[[Inode], bool],
@@ -44,7 +44,7 @@ class Held:
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._inodes = inodes
         self._local = local
         self._readers = readers
@@ -86,7 +86,7 @@ class Held:
         asked_at_s = time.monotonic()
         try:
             start = functools.partial(self._client.head, inode.key)
-            entry = Entry(inode.name, self._patience.ask(start).answer())
+            entry = Entry(inode.name, self._retry_policy.ask(start).answer())
         except NotFound:
             raise NoSuchEntry("the object was deleted") from None
         other = self._inodes.find(inode.parent or inode, entry)

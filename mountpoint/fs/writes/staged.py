@@ -30,14 +30,14 @@ from mountpoint.errors import (
 from mountpoint.fs.handles import ReadHandle, StagedHandle, StagedWriter, check_flags, unchanged
 from mountpoint.fs.heads import newest
 from mountpoint.fs.inodes import Inode, InodeTable
-from mountpoint.fs.overlay import LocalNames
-from mountpoint.fs.setattr import Keeping
+from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing import tree
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged_file import StagedFile
@@ -46,7 +46,7 @@ from mountpoint.upload.upload import Upload
 from mountpoint.upload.uploads import Uploads
 
 
-class StagedChanges:
+class StagedWrites:
     """Changes of one mount's files through `area`. Thread-safe; no lock is held while waiting.
 
     `changed` is called with directory, name, and what is there now (None: nothing), after S3
@@ -57,14 +57,14 @@ class StagedChanges:
         self,
         area: StagingArea,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         key_locks: KeyLocks,
         uploads: Uploads,
         copies: Copies,
         inodes: InodeTable,
-        local: LocalNames,
+        local: OverlayNames,
         readers: Readers,
-        keeping: Keeping,
+        attribute_store: AttributeStore,
         config: ChangeConfig,
         write: WriteConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
@@ -72,15 +72,15 @@ class StagedChanges:
         # dependencies
         self._area = area
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._key_locks = key_locks
         self._uploads = uploads
-        self._proof = WriteProof(client, uploads, patience)
+        self._proof = WriteProof(client, uploads, retry_policy)
         self._copies = copies
         self._inodes = inodes
         self._local = local
         self._readers = readers
-        self._keeping = keeping
+        self._attribute_store = attribute_store
         self._changed = changed
         # constants
         self._config = config
@@ -104,7 +104,7 @@ class StagedChanges:
         self._proof.require(parent.key + name, NEW)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
-            kept = self._keeping.of_new(attributes)
+            kept = self._attribute_store.of_new(attributes)
             with self._key_locks.shared(lambda: inode.key):
                 writer = self._writer(inode, None, NEW, kept, new=True)
                 with self._lock:
@@ -155,10 +155,10 @@ class StagedChanges:
 
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
         self._proof.require(inode.key, ALWAYS)
-        base, kept = None, self._keeping.of_replaced(inode)
+        base, kept = None, self._attribute_store.of_replaced(inode)
         if not flags & os.O_TRUNC:
-            base = newest(self._client, self._patience, inode)
-            kept = self._keeping.of_base(base)
+            base = newest(self._client, self._retry_policy, inode)
+            kept = self._attribute_store.of_base(base)
         if self._readers.are_there(inode):
             # Now that it is the newest version: the kernel looks again only once.
             self._readers.leave(inode)
@@ -199,24 +199,26 @@ class StagedChanges:
             fetch=self._fetch,
             begin=lambda key, base: self._begin(writer, condition, key, base),
             part_bytes=self._part_bytes,
-            stopping=self._patience.stopping,
+            stopping=self._retry_policy.stopping,
         )
-        writer = StagedWriter(inode, file, new=new, kept=self._keeping.of_staged(kept))
+        writer = StagedWriter(inode, file, new=new, kept=self._attribute_store.of_staged(kept))
         return writer
 
     def _fetch(self, info: ObjectInfo, start: int, stop: int) -> bytes:
-        return self._patience.ask(lambda: fetch(self._client, info, start, stop)).answer()
+        return self._retry_policy.ask(lambda: fetch(self._client, info, start, stop)).answer()
 
     def _begin(
         self, writer: StagedWriter, first: Condition, key: bytes, base: ObjectInfo | None
     ) -> Upload:
         size_bytes = writer.file.size_bytes
         if base is None:
-            metadata = self._keeping.metadata(writer)
+            metadata = self._attribute_store.metadata(writer)
             return self._uploads.upload(
                 key, condition=first, metadata=metadata, known_bytes=size_bytes
             )
-        options, _ = self._keeping.on_base(writer, self._copies.options_of(base), writer.mtime_ns)
+        options, _ = self._attribute_store.on_base(
+            writer, self._copies.options_of(base), writer.mtime_ns
+        )
         return self._uploads.upload(
             key, condition=unchanged(base), options=options, known_bytes=size_bytes
         )
@@ -331,7 +333,7 @@ class StagedChanges:
         with self._lock:
             if self._local.writer(writer.inode) is not writer:
                 return False
-            self._keeping.note_staged(writer, attributes)
+            self._attribute_store.note_staged(writer, attributes)
             return True
 
     # --- names ---
@@ -345,7 +347,7 @@ class StagedChanges:
         def delete() -> None:
             if stored:
                 key = writer.file.key
-                self._patience.ask(lambda: self._client.delete_object(key)).answer()
+                self._retry_policy.ask(lambda: self._client.delete_object(key)).answer()
 
         with self._key_locks.alone(lambda: [inode.key]):
             if not self._orphan(writer, delete):
@@ -433,7 +435,7 @@ class StagedChanges:
         """Have the object keep what was set since it was uploaded."""
         inode = writer.inode
         if self._local.writer(inode) is writer:
-            info = self._keeping.finish_staged(writer)
+            info = self._attribute_store.finish_staged(writer)
             if info is not None:
                 self._tell(info)
 
@@ -501,7 +503,7 @@ class StagedChanges:
             if writer.handles:
                 return True
             named = self._local.writer(writer.inode) is writer
-            if complete and named and self._keeping.is_left(writer):
+            if complete and named and self._attribute_store.is_left(writer):
                 return False
             self._close(writer)
             return True

@@ -35,8 +35,8 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags
 from mountpoint.fs.inodes import Inode, InodeTable, Paged
-from mountpoint.fs.overlay import LocalNames, Writer
-from mountpoint.fs.setattr import Keeping
+from mountpoint.fs.overlay import OverlayNames, Writer
+from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.open import (
     ANY_ORDER,
@@ -51,7 +51,7 @@ from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT, Readers
 from mountpoint.listing import tree
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import Patience
+from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.source import fetch
@@ -61,7 +61,7 @@ from mountpoint.upload.uploads import Uploads
 MOST_LENGTHENED_BYTES = 8 * MIB
 
 
-class Changes:
+class StreamedWrites:
     """Changes of one mount's tree. Thread-safe; no lock is held while waiting.
 
     `changed` is called with directory, name, and what is there now (None: nothing), after S3
@@ -72,32 +72,32 @@ class Changes:
     def __init__(
         self,
         client: ObjectClient,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         key_locks: KeyLocks,
         uploads: Uploads,
         copies: Copies,
         inodes: InodeTable,
-        local: LocalNames,
+        local: OverlayNames,
         readers: Readers,
-        keeping: Keeping,
+        attribute_store: AttributeStore,
         config: ChangeConfig,
         changed: Callable[[bytes, bytes, ObjectInfo | None], None],
     ) -> None:
         # dependencies
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._key_locks = key_locks
         self._uploads = uploads
-        self._proof = WriteProof(client, uploads, patience)
+        self._proof = WriteProof(client, uploads, retry_policy)
         self._copies = copies
         self._inodes = inodes
         self._local = local
         self._readers = readers
-        self._keeping = keeping
+        self._attribute_store = attribute_store
         self._config = config
         self._changed = changed
         self._opener = WriteOpener(
-            client, patience, self._proof, local, readers, keeping, config, self._begin
+            client, retry_policy, self._proof, local, readers, attribute_store, config, self._begin
         )
 
     def create(
@@ -114,7 +114,7 @@ class Changes:
         self._proof.require(parent.key + name, NEW)
         inode = self._inodes.create(parent, name, time.time_ns())
         try:
-            kept = self._keeping.of_new(attributes)
+            kept = self._attribute_store.of_new(attributes)
             appends = bool(flags & os.O_APPEND)
             handle = WriteHandle(inode, self._begin, condition=NEW, kept=kept, appends=appends)
             opened = StreamedHandle(handle, process, writes=may_write(flags))
@@ -155,7 +155,7 @@ class Changes:
                 continue
             try:
                 start = functools.partial(fetch, self._client, base, offset, stop)
-                return self._patience.ask(start).answer()
+                return self._retry_policy.ask(start).answer()
             except PreconditionFailed:
                 if handle.base is base:
                     raise
@@ -199,14 +199,14 @@ class Changes:
         if process == opened.opener and not killed:
             handle.closing = True
             wrote = opened.wrote and handle.size_bytes
-            if wrote if handle.upload is not None else self._keeping.left(handle):
+            if wrote if handle.upload is not None else self._attribute_store.left(handle):
                 self._finish(handle)
 
     def sync(self, opened: StreamedHandle) -> None:
         """Upload a file; what was written is in S3 when this returns."""
         handle = opened.file
         handle.check()
-        if handle.upload is not None or self._keeping.left(handle):
+        if handle.upload is not None or self._attribute_store.left(handle):
             self._finish(handle)
 
     def release(self, opened: StreamedHandle) -> None:
@@ -300,7 +300,7 @@ class Changes:
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
         """Set mode, owners or time of a file or directory that is there."""
         with self._key_locks.shared(lambda: inode.key):
-            self._keeping.set(inode, attributes, self._opener.settled.get(inode.key))
+            self._attribute_store.set(inode, attributes, self._opener.settled.get(inode.key))
 
     def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
         """Set them of a file that is being written; False: it is there now."""
@@ -310,7 +310,7 @@ class Changes:
         with writer.settling:
             if writer.settled.is_set():
                 return False
-            self._keeping.note(writer, attributes)
+            self._attribute_store.note(writer, attributes)
             return True
 
     def unlink(self, parent: Inode, entry: Entry) -> None:
@@ -320,7 +320,7 @@ class Changes:
             raise IsADirectory()
         if not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
-        self._patience.ask(lambda: self._client.delete_object(info.key)).answer()
+        self._retry_policy.ask(lambda: self._client.delete_object(info.key)).answer()
         self._remove_open(info.key)
         self._local.keep(parent.key)
         self._changed(parent.key, entry.name, None)
@@ -355,7 +355,7 @@ class Changes:
             if writer.settled.is_set():
                 return False
             if stored:
-                self._patience.ask(lambda: self._client.delete_object(inode.key)).answer()
+                self._retry_policy.ask(lambda: self._client.delete_object(inode.key)).answer()
             with writer.settling:
                 begun = writer.remove()
             self._local.forget_name(writer)
@@ -432,7 +432,7 @@ class Changes:
             return appending, handle.kept
         if base is not None:
             options = self._copies.options_of(base)
-            options, told = self._keeping.on_base(handle, options, None)
+            options, told = self._attribute_store.on_base(handle, options, None)
             upload = self._uploads.upload(
                 key, condition=condition, options=options, known_bytes=base.size_bytes
             )
@@ -473,7 +473,7 @@ class Changes:
         try:
             if upload is not None:
                 upload.rename(handle.inode.key, handle.condition)
-                self._keeping.finishing(handle, upload)
+                self._attribute_store.finishing(handle, upload)
                 info = handle.finish(upload)
                 if not handle.claim(upload):  # somebody else does the rest, or has
                     while handle.upload is upload and not handle.settled.wait(SETTLE_S):
@@ -486,7 +486,7 @@ class Changes:
                     info = self._copies.move(info, handle.inode.key, condition=handle.condition)
                     continue
                 try:
-                    info = self._keeping.finished(handle, info)
+                    info = self._attribute_store.finished(handle, info)
                 except OperationError as error:
                     refused = error  # it is there all the same
         except OperationError as error:
@@ -505,7 +505,7 @@ class Changes:
                 return True  # somebody else has
             if upload is not None and info.key != inode.key:
                 return False
-            if self._keeping.left(handle):
+            if self._attribute_store.left(handle):
                 return False
             if upload is not None or info is not handle.base:
                 # Known before it is forgotten that it is being written: it is there all the time.

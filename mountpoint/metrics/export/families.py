@@ -58,7 +58,7 @@ PROGRAMS = {
     "writes": "Writes of a program",
     "bytes_written": "Bytes that a program has written",
 }
-#: What `Answers.levels` tells, with units: what there is of something now.
+#: What `ControlCommands.levels` tells, with units: what there is of something now.
 LEVELS: Mapping[str, tuple[Unit, str]] = {
     "open_files": ("{file}", "File handles that are open"),
     "files_being_written": ("{file}", "Files that are being written"),

@@ -38,7 +38,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from mountpoint.errors import MountError
 from mountpoint.log.format import Redactor
-from mountpoint.log.throttle import Refusals
+from mountpoint.log.throttle import LogThrottle
 from mountpoint.metrics._histogram import SCALE
 from mountpoint.metrics.export.families import Family, since
 
@@ -66,7 +66,7 @@ class Otlp:
         # dependencies
         self._collect = collect
         self._words = _Words(environ)
-        self._refusals = Refusals()
+        self._throttle = LogThrottle()
         # constants
         self._url = endpoint.rstrip("/").removesuffix(PATH) + PATH
         self._cumulative = environ.get(TEMPORALITY, "").strip().lower() == "cumulative"
@@ -121,7 +121,7 @@ class Otlp:
             self._failing = False
             return
         self._failing = True
-        before = self._refusals.note(self._url)
+        before = self._throttle.note(self._url)
         if before is not None:
             log.warning(
                 "metrics could not be sent",

@@ -69,10 +69,10 @@ from mountpoint.s3.aws.credentials import Credentials, Keys
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import (
     ALWAYS,
-    S3_ABILITIES,
-    Abilities,
+    S3_CAPABILITIES,
     Body,
     BodySink,
+    Capabilities,
     Checksum,
     ChecksumName,
     Condition,
@@ -145,7 +145,7 @@ class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
     `credentials` None means unsigned requests. `bucket` is its name or ARN, as copies name it;
-    without one it is what the endpoint's path says. `abilities` are the endpoint's. Raises
+    without one it is what the endpoint's path says. `capabilities` are the endpoint's. Raises
     MountError for a CA bundle that holds no certificates.
     """
 
@@ -160,7 +160,7 @@ class CrtClient:
         bucket: str = "",
         requester_pays: bool = False,
         expected_owner: str | None = None,
-        abilities: Abilities = S3_ABILITIES,
+        capabilities: Capabilities = S3_CAPABILITIES,
     ) -> None:
         # dependencies
         self.counters = counters
@@ -186,9 +186,9 @@ class CrtClient:
         )
         # constants
         self._part_bytes = part_bytes
-        self._abilities = abilities
-        self.verifies = config.verify_checksums and abilities.takes_checksum_mode
-        self.lists_in_order = endpoint.lists_in_order and abilities.starts_after
+        self._capabilities = capabilities
+        self.verifies = config.verify_checksums and capabilities.takes_checksum_mode
+        self.lists_in_order = endpoint.lists_in_order and capabilities.starts_after
         self.is_directory = endpoint.directory
         self.is_aws = endpoint.aws
         self.wants_equal_parts = endpoint.wants_equal_parts
@@ -236,7 +236,7 @@ class CrtClient:
             token=token,
             start_after=start_after,
             max_keys=max_keys,
-            by_marker=not self._abilities.pages_by_token,
+            by_marker=not self._capabilities.pages_by_token,
         )
 
         def parse(status: int, headers: Headers, body: bytes) -> ListPage:
@@ -258,7 +258,7 @@ class CrtClient:
         self.counters.add("bytes_asked", stop - start)
         target = wire.object_target(self._endpoint.base_path, key)
         verify = self.verifies
-        if not self._abilities.matches:
+        if not self._capabilities.matches:
             if_match = None  # the sink compares the answer's ETag
         if verify and whole and if_match is not None:
             # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, not even
@@ -278,7 +278,7 @@ class CrtClient:
 
     def describe(self, key: bytes) -> "Future[Stored]":
         """See ObjectClient."""
-        mode = [CHECKSUM_MODE] if self._abilities.takes_checksum_mode else []
+        mode = [CHECKSUM_MODE] if self._capabilities.takes_checksum_mode else []
         return self._described(key, mode, write_wire.stored)
 
     def put_object(
