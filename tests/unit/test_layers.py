@@ -225,7 +225,7 @@ def test_the_reader_of_cython_sources_sees_all_forms(tmp_path: Path) -> None:
         "cimport cython\n"
         "from libc.string cimport memcpy\n"
         "from mountpoint.errors import (\n    BadAnswer,\n    S3Error,\n)\n"
-        "def f():\n    from mountpoint import tree as t, window\n"
+        "def f():\n    from mountpoint.listing import tree as t, flat\n"
     )
     assert set(imports(path)) >= {
         "os",
@@ -235,6 +235,6 @@ def test_the_reader_of_cython_sources_sees_all_forms(tmp_path: Path) -> None:
         "libc.string.memcpy",
         "mountpoint.errors.S3Error",
         "mountpoint.listing.tree",
-        "mountpoint.read.readahead",
+        "mountpoint.listing.flat",
     }
     assert "nothing" not in set(imports(path))
