@@ -139,6 +139,8 @@ def test_nothing_is_forgotten() -> None:
 
 def make(kind: type[Exception]) -> Exception:
     """Return an error of a class with a row in the table."""
+    if issubclass(kind, errors.Redirected):
+        return kind("why", location="https://elsewhere", **DETAILS)
     if issubclass(kind, errors.S3Error):
         return kind("why", **DETAILS)
     return kind("why", "hint") if issubclass(kind, errors.Refusal) else kind("why")
