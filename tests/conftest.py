@@ -9,7 +9,8 @@ import faulthandler
 import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,18 @@ class Store:
     def put(self, key: str, body: bytes = b"") -> str:
         """Put an object; return its ETag."""
         return str(self.client().put_object(Bucket=self.bucket, Key=key, Body=body)["ETag"])
+
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        """Put objects, several at a time."""
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(self.put, objects.keys(), objects.values()))
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Delete objects, a thousand with each request."""
+        left = [{"Key": key} for key in keys]
+        for start in range(0, len(left), 1000):
+            some = {"Objects": left[start : start + 1000], "Quiet": True}
+            assert "Errors" not in self.client().delete_objects(Bucket=self.bucket, Delete=some)
 
     def delete(self, key: str) -> None:
         """Delete an object."""

@@ -8,14 +8,20 @@ tried again.
 import os
 import random
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 TIMES = int(os.environ.get("MOUNT_S3_TEST_SOAK", "1"))
 
 #: pytest-xdist's workers inherit it: all of them have to collect the same cases.
 SEED = int(os.environ.setdefault("MOUNT_S3_TEST_SEED", str(random.randrange(1 << 32))))
 
-settings.register_profile("tests", max_examples=100 * TIMES, deadline=None)
+# How long drawing takes says more about how busy the machine is than about the test.
+settings.register_profile(
+    "tests",
+    max_examples=100 * TIMES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tests")
 
 

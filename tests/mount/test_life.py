@@ -26,6 +26,7 @@ from tests.mount.mounting import (
     run,
     store_options,
 )
+from tests.soak import examples
 from tools.mounting import is_mounted, mount_processes
 
 pytestmark = pytest.mark.mount
@@ -58,7 +59,7 @@ def test_ends_every_time(store: Store, folder: Path) -> None:
 
     Once in ten times it hung, when a worker dropped a request of the mount's own process.
     """
-    for _ in range(20):
+    for _ in range(examples(4)):
         with mounted(store, folder) as mount:
             os.kill(mount.pid, signal.SIGTERM)
             eventually(mount.has_ended)

@@ -169,10 +169,8 @@ def test_prefix(flat_store: Store, folder: Path, how: str) -> None:
 
 def test_many_names(flat_store: Store, folder: Path) -> None:
     """A directory of 3,000 keys, which is three pages, has each name once."""
-    client = flat_store.client()
     names = [f"{number:05d}" for number in range(3000)]
-    for name in names:
-        client.put_object(Bucket=flat_store.bucket, Key=f"many/{name}", Body=name.encode())
+    flat_store.put_all({f"many/{name}": name.encode() for name in names})
     with mounted(flat_store, folder, "--prefix", "many/") as mount:
         assert os.listdir(mount.path) == names
         ls = subprocess.run(["ls", "-l", mount.path], capture_output=True, text=True, check=True)
@@ -181,8 +179,7 @@ def test_many_names(flat_store: Store, folder: Path) -> None:
         with os.scandir(mount.path) as entries:
             half = [next(entries).name for _ in range(1500)]
         assert half == names[:1500]
-    for name in names:
-        client.delete_object(Bucket=flat_store.bucket, Key=f"many/{name}")
+    flat_store.delete_all(f"many/{name}" for name in names)
 
 
 def test_read_only(odd: Mount) -> None:

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,17 +50,6 @@ def mount(each_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield it
 
 
-def put_all(store: Store, objects: dict[str, bytes]) -> None:
-    """Put objects, several at a time."""
-    client = store.client()
-    with ThreadPoolExecutor(8) as pool:
-        for future in [
-            pool.submit(client.put_object, Bucket=store.bucket, Key=key, Body=body)
-            for key, body in objects.items()
-        ]:
-            future.result()
-
-
 def files_below(path: Path) -> dict[str, bytes]:
     """Return all files below a directory, by their paths."""
     found = [each for each in path.rglob("*") if each.is_file()]
@@ -81,7 +69,7 @@ def write(path: Path, data: bytes) -> None:
 def test_nested_directories(mount: Mount, each_store: Store) -> None:
     objects = {f"tree/{a}/{b}/file-{c}": b"x" * c for a in "ab" for b in "cde" for c in range(3)}
     objects |= {"tree/top": b"top", "tree/a!": b"before the directory", "tree/a0": b"behind it"}
-    put_all(each_store, objects)
+    each_store.put_all(objects)
     assert files_below(mount.path / "tree") == {
         key.removeprefix("tree/"): body for key, body in objects.items()
     }
@@ -90,7 +78,7 @@ def test_nested_directories(mount: Mount, each_store: Store) -> None:
 
 def test_many_names(mount: Mount, each_store: Store) -> None:
     names = [f"{n:04d}-{'odd' if n % 2 else 'even'}" for n in range(MANY)]
-    put_all(each_store, {f"many/{name}": b"" for name in names})
+    each_store.put_all({f"many/{name}": b"" for name in names})
     assert sorted(os.listdir(mount.path / "many")) == names
     assert (mount.path / "many" / names[MANY // 2]).stat().st_size == 0
     assert not (mount.path / "many" / "1250-none").exists()
@@ -118,8 +106,8 @@ def test_control_characters(mount: Mount) -> None:
 
 
 def test_file_beside_directory(mount: Mount, each_store: Store) -> None:
-    put_all(each_store, {"beside/a": b"shadowed"})
-    put_all(each_store, {"beside/a/b": b"below"})
+    each_store.put_all({"beside/a": b"shadowed"})
+    each_store.put_all({"beside/a/b": b"below"})
     assert files_below(mount.path / "beside") == {"a/b": b"below"}
 
 
@@ -128,7 +116,7 @@ def test_file_beside_directory(mount: Mount, each_store: Store) -> None:
 
 def test_read_whole(mount: Mount, each_store: Store) -> None:
     objects = {f"read/{size}": LARGE[:size] for size in (0, 1, 5000, 2 * MIB, len(LARGE))}
-    put_all(each_store, objects)
+    each_store.put_all(objects)
     for key, body in objects.items():
         assert (mount.path / key).read_bytes() == body
 
@@ -215,7 +203,7 @@ def test_overwrite(mount: Mount, each_store: Store) -> None:
 
 
 def test_delete(mount: Mount, each_store: Store) -> None:
-    put_all(each_store, {f"gone/{a}/{b}": b"x" for a in "ab" for b in "cd"})
+    each_store.put_all({f"gone/{a}/{b}": b"x" for a in "ab" for b in "cd"})
     (mount.path / "gone" / "a" / "c").unlink()
     assert content(each_store, "gone/a/c") is None
     shutil.rmtree(mount.path / "gone")
@@ -225,7 +213,7 @@ def test_delete(mount: Mount, each_store: Store) -> None:
 
 
 def test_directories_vanish(mount: Mount, each_store: Store) -> None:
-    put_all(each_store, {"vanishing/deep/er/file": b"x"})
+    each_store.put_all({"vanishing/deep/er/file": b"x"})
     shutil.rmtree(mount.path / "vanishing")
     assert not (mount.path / "vanishing").exists()
 
@@ -242,7 +230,7 @@ def test_directories_kept(each_store: Store, folder: Path) -> None:
 
 
 def test_rename(mount: Mount, each_store: Store) -> None:
-    put_all(each_store, {"old/a b+%": LARGE, "old/deep/er": b"2", "old/deep/e": b"1"})
+    each_store.put_all({"old/a b+%": LARGE, "old/deep/er": b"2", "old/deep/e": b"1"})
     (mount.path / "old").rename(mount.path / "new")
     expected = {"a b+%": LARGE, "deep/er": b"2", "deep/e": b"1"}
     assert files_below(mount.path / "new") == expected

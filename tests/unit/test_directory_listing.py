@@ -150,7 +150,7 @@ KEY_SETS = st.frozensets(KEYS, max_size=60)
 ORDERS = st.sampled_from([list_page, path_page])
 
 
-@settings(deadline=None, max_examples=examples(300))
+@settings(deadline=None, max_examples=examples(100))
 @given(KEY_SETS, st.integers(1, 8), st.integers(1, 20), ORDERS, st.integers(0, 99))
 @example(frozenset(b"%02d" % number for number in range(40)), 4, 5, list_page, 0)
 @example(frozenset(b"%02d/x" % number for number in range(40)), 4, 5, list_page, 0)
@@ -180,7 +180,7 @@ def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) ->
         assert shown(Listed(client, b"d/").read_all()) == truth(keys)
 
 
-@settings(deadline=None, max_examples=examples(300))
+@settings(deadline=None, max_examples=examples(100))
 @given(st.frozensets(KEYS, min_size=20, max_size=120), st.integers(4, 9), ORDERS, st.integers(0, 9))
 def test_requests_are_bounded(
     keys: frozenset[bytes], page_size: int, order: Lister, seed: int

@@ -396,7 +396,7 @@ def test_from_end_to_end_every_byte_is_fetched_once(
 # --- Several readers ---
 
 
-@settings(deadline=None, max_examples=examples(10))
+@settings(deadline=None, max_examples=examples(4))
 @given(
     st.integers(2, MAX_RUNS),
     st.integers(0, 2**32),
