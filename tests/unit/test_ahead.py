@@ -250,6 +250,7 @@ ORDERS: dict[str, Iterable[int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_other_orders(order: str) -> None:
     """Who does not read file after file pays next to nothing for those who do."""
@@ -410,6 +411,7 @@ def test_what_never_comes() -> None:
 # --- Any order ---
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(100))
 @given(
     st.lists(

@@ -687,6 +687,7 @@ def complete(**environ: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -712,6 +713,7 @@ def test_completion(words: str, expected: str, tmp_path: Path) -> None:
     assert said.splitlines() == [expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     """Each shell gets a script that names the program."""

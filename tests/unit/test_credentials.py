@@ -570,6 +570,7 @@ sso_registration_scopes = sso:account:access
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["old", "new"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_sso_expired(home: Path, profile: str, cached: bool) -> None:

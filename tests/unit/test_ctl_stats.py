@@ -131,6 +131,7 @@ COMMAND = [sys.executable, "-c", IMPORT + "run_stats()", "-i", "0.2"]
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.slow
 def test_it_has_a_screen_of_its_own(screen: Terminal) -> None:
     """As high as the terminal is; Ctrl-C ends it, with nothing left and no word."""
     program = screen.run(COMMAND, ENVIRON)

@@ -150,6 +150,7 @@ KEY_SETS = st.frozensets(KEYS, max_size=60)
 ORDERS = st.sampled_from([list_page, path_page])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(100))
 @given(KEY_SETS, st.integers(1, 8), st.integers(1, 20), ORDERS, st.integers(0, 99))
 @example(frozenset(b"%02d" % number for number in range(40)), 4, 5, list_page, 0)
@@ -180,6 +181,7 @@ def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) ->
         assert shown(Listed(client, b"d/").read_all()) == truth(keys)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(100))
 @given(st.frozensets(KEYS, min_size=20, max_size=120), st.integers(4, 9), ORDERS, st.integers(0, 9))
 def test_requests_are_bounded(
@@ -245,6 +247,7 @@ def hashed(count: int) -> list[bytes]:
     return [str(uuid.UUID(int=chance.getrandbits(128))).encode() for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "requests", "rounds"),
     [
@@ -275,6 +278,7 @@ def test_the_first_page_alone() -> None:
         assert client.count() == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops() -> None:
     """What is asked for and read ahead of a reader has a bound, however much there is."""
     with Rounds(counted(40_000, width=5)) as client:
@@ -285,6 +289,7 @@ def test_a_reader_that_stops() -> None:
         assert client.count() <= 1 + READY_NAMES // 1000 + 1 + MOST_AHEAD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 5])
 def test_uneven_names(width: int) -> None:
     """Clusters with nothing between them cost at most half as many requests again."""
@@ -333,6 +338,7 @@ def backwards(objects: Any, prefix: bytes, token: Any, size: int, start_after: A
     return ListPage(page.objects[:: -1 if start_after else 1], page.prefixes, page.next_token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", [ignoring, empty, too_late, backwards])
 def test_a_store_that_misunderstands(store: Lister) -> None:
     """Pages that are not what was asked for are noticed, and after them all come by tokens."""

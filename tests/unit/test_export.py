@@ -79,6 +79,7 @@ def parts(value: Any) -> list[tuple[str, int]]:
     return [(name, value[name]) for name in ("count", "total", "zeros")] + buckets
 
 
+@pytest.mark.slow
 @given(st.lists(EVENTS, max_size=6))
 def test_deltas_add_up(groups: list[list[tuple[str, Any]]]) -> None:
     """Whatever happens between exports, all of them together tell what the last snapshot tells."""
@@ -364,6 +365,7 @@ def test_an_extra_that_is_missing() -> None:
     assert caught.value.hint == "pip install 'mount-s3[prometheus]'"
 
 
+@pytest.mark.slow
 def test_without_metrics_nothing_heavy_is_loaded() -> None:
     """The libraries are imported by who asks for them."""
     program = "import sys, mountpoint.mount.run; print(*sys.modules)"

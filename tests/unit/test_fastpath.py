@@ -633,6 +633,7 @@ def test_duration(end: str) -> None:
 RANGES = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda t: (t[0], t[0] + t[1]))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(RANGES, max_size=20), st.lists(RANGES, max_size=10), st.data())
 def test_map_against_brute_force(

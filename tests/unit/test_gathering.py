@@ -52,6 +52,7 @@ def test_bytes_are_kept_as_they_came_or_put_together() -> None:
     assert body.checksum is None
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 3 * SMALL_BYTES))), st.integers(1, SMALL_BYTES)

@@ -210,6 +210,7 @@ def listing(prefix: bytes, names: range) -> bytes:
     ).encode()
 
 
+@pytest.mark.slow
 def test_memory_of_known_names() -> None:
     """A million known names are a third of a gigabyte; of forgotten ones nothing is left."""
     prefix = b"dataset-2026-11/partition-001/"

@@ -194,6 +194,7 @@ def test_the_service_knows_better(tmp_path: Path) -> None:
     assert here().bandwidth_gbps() == 100.0
 
 
+@pytest.mark.slow
 def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None:
     """The program asks before it connects, and says in one line what it has found."""
     code = """

@@ -24,6 +24,8 @@ from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient
 from tests.unit.mounted import Mounted, mounted
 from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random, cases
 
+pytestmark = pytest.mark.slow
+
 PART_BYTES = 8 * MIB
 #: Requests that a sequential reader needs beyond one per part: the head, and until parts are full.
 RAMP_REQUESTS = 16

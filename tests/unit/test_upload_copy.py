@@ -173,6 +173,7 @@ def test_checksums(world: World, name: str | None, tells: bool) -> None:
     world.check_over()
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
@@ -331,6 +332,7 @@ NO_COPIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", NO_COPIES, ids=lambda error: f"{error.status}-{error.code}")
 @pytest.mark.parametrize("written", [0, 1000, PART + 1000])
 def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, written: int) -> None:

@@ -154,6 +154,7 @@ def test_a_walk_that_takes_a_second_for_three_directories() -> None:
         assert asked(world)[:2] == (1 + 1 + 4 + 16, 0)
 
 
+@pytest.mark.slow
 def test_large_directories() -> None:
     """Flat pages of directories larger than a page are given up, and tried again now and then."""
     objects = tree(1, 40, 25)
@@ -387,6 +388,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(100))
 @given(STEPS, st.sampled_from([1, 2, 3, 1000]))
 def test_against_a_model(steps: list[tuple[str, bytes, float]], page_size: int) -> None:

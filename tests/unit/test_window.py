@@ -168,6 +168,7 @@ def any_reads(draw: st.DrawFn) -> tuple[int, list[Piece]]:
     return size_bytes, found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(200))
 @given(
     any_reads(),
@@ -211,6 +212,7 @@ def having_read(pattern: str, seed: int) -> Reader:
     return Reader(kind.size_bytes).read_all(kind.reads(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "seed"), cases(PATTERNS))
 def test_what_is_fetched_in_vain(pattern: str, seed: int) -> None:
     """No kind of reader makes more than a tenth (random) or three tenths be fetched in vain."""
@@ -242,6 +244,7 @@ FORESEEABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "seed"), cases(FORESEEABLE))
 def test_what_comes_in_time(pattern: str, seed: int) -> None:
     """What a reader goes on to read has been asked for before, but for the first few reads."""
@@ -260,6 +263,7 @@ def test_a_random_read_is_fetched_exactly(offset: int, size: int) -> None:
         assert Reader(size_bytes).plan(offset, size) == [pages(offset, size, size_bytes)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(20))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4 * KIB, 128 * KIB, MIB]))
 def test_random_reads_of_any_size(seed: int, largest: int) -> None:
@@ -396,6 +400,7 @@ def test_from_end_to_end_every_byte_is_fetched_once(
 # --- Several readers ---
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(4))
 @given(
     st.integers(2, MAX_RUNS),
