@@ -62,9 +62,12 @@ def fails_with(path: Path) -> int | None:
 
 
 def one_line(mount: Mount, *parts: str) -> None:
-    """Check that a line of the log has all of `parts`."""
-    lines = mount.log.splitlines()
-    assert any(all(part in line for part in parts) for line in lines), "\n".join(lines)
+    """Wait until a line of the log has all of `parts`: it may come after the answer."""
+
+    def found() -> bool:
+        return any(all(part in line for part in parts) for line in mount.log.splitlines())
+
+    eventually(found)
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
