@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -299,16 +299,21 @@ def test_what_is_no_address(text: str, said: str, store: Store, folder: Path) ->
 
 def test_health_when_credentials_end(store: Store, folder: Path) -> None:
     """It is known without a request: nobody reads anything."""
-    script, config = folder / "keys", folder / "config"
-    until = datetime.now(UTC) + timedelta(seconds=8)
+    script, config, until = folder / "keys", folder / "config", folder / "until"
     keys = {
         "Version": 1,
         "AccessKeyId": store.environment["AWS_ACCESS_KEY_ID"],
         "SecretAccessKey": store.environment["AWS_SECRET_ACCESS_KEY"],
-        "Expiration": until.isoformat(),
+        "Expiration": "@",
     }
-    script.write_text(json.dumps(keys))
-    config.write_text(f"[default]\ncredential_process = cat {script}\n")
+    # They last from the first call on: mounting may take a while.
+    later = "date -u -d '+10 seconds' +%Y-%m-%dT%H:%M:%SZ"
+    script.write_text(
+        f"#!/bin/sh\n[ -e {until} ] || {later} > {until}\n"
+        f'cat <<E | sed "s/@/$(cat {until})/"\n{json.dumps(keys)}\nE\n'
+    )
+    script.chmod(0o700)
+    config.write_text(f"[default]\ncredential_process = {script}\n")
     gone = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     environ = {"AWS_CONFIG_FILE": str(config), "AWS_ENDPOINT_URL_S3": store.endpoint_url}
     bare = replace(store, environment={k: v for k, v in store.environment.items() if k not in gone})
@@ -316,6 +321,6 @@ def test_health_when_credentials_end(store: Store, folder: Path) -> None:
     with mounted(bare, folder, *options, environ=environ) as mount:
         assert get(mount, "/healthz") == (200, "ok\n")
         eventually(lambda: get(mount, "/healthz")[0] == 503)
-        assert datetime.now(UTC) >= until
+        assert datetime.now(UTC) >= datetime.fromisoformat(until.read_text().strip())
         assert "the credentials have expired" in get(mount, "/healthz")[1]
         assert get(mount, "/livez") == (200, "ok\n")
