@@ -1,6 +1,6 @@
 """What options do that no other test is about, on real mounts.
 
-`tests/unit/test_option_table.py` has the test of every option.
+`tests/unit/cli/test_option_table.py` has the test of every option.
 """
 
 import errno

@@ -1,11 +1,10 @@
 """Two mounts of one bucket and a third who writes to it, compared with a model, through the kernel.
 
-What `tests/unit/test_write_model.py` does without a kernel and with a clock of its own is done here
-by system calls, on a real server, in real time: what the kernel keeps of names, attributes and
+What `tests/unit/fs/test_write_model.py` does without a kernel and with a clock of its own is done
+here by system calls, on a real server, in real time: what the kernel keeps of names, attributes and
 pages is part of it. How long anybody may believe anything is measured, with `SLACK_S` for the
 kernel's ticks. A number says what is done; because of the time nothing fails the same way twice, so
-what was done is printed, and nothing is shrunk.
-"""
+what was done is printed, and nothing is shrunk."""
 
 import errno
 import functools

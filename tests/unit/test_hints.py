@@ -23,8 +23,8 @@ from mountpoint.fs.inodes import ROOT
 from mountpoint.fuse import operations
 from mountpoint.fuse.operations import Operations
 from mountpoint.staging.area import StagingArea
+from tests.unit.fuse.test_operations import CTX
 from tests.unit.mounted import Mounted, mounted
-from tests.unit.test_operations import CTX
 from tools import options_table
 
 SOURCE = Path(mountpoint.__file__).parent

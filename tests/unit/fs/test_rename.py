@@ -20,8 +20,8 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
+from tests.unit.fs.test_streamed_writes import OPENER, OVERWRITE, PART, is_there, writes
 from tests.unit.mounted import Mounted, mounted
-from tests.unit.test_changes import OPENER, OVERWRITE, PART, is_there, writes
 
 
 def rename(world: Mounted, old: bytes, new: bytes) -> None:

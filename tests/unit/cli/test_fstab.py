@@ -9,7 +9,7 @@ from mountpoint.errors import MountError
 from mountpoint.mount import preflight as requirements
 from mountpoint.mount.run import mount_options
 from mountpoint.system import kernel
-from tests.unit.test_cli import Mounted, config_of, mounted, refusal, run
+from tests.unit.cli.test_main import Mounted, config_of, mounted, refusal, run
 
 __all__ = ["mounted"]
 

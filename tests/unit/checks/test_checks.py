@@ -38,7 +38,7 @@ from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
 from mountpoint.s3.client import ObjectInfo
 from tests.unit.aws_fakes import isolate
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "check.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "check.md"
 
 
 def config(directory: str = "", **slices: Any) -> Config:

@@ -12,7 +12,7 @@ from mountpoint.s3.client import Condition
 from mountpoint.upload import multipart, parts
 from mountpoint.upload.parts import Limits, are_equal
 from tests.unit.fake_client import FakeClient, Fault
-from tests.unit.test_upload_copy import put, random_bytes
+from tests.unit.upload.test_upload_copy import put, random_bytes
 from tests.unit.uploading import KEY, MIB, PART, World, data_of
 
 ANY = Condition()

@@ -10,10 +10,10 @@ import pytest
 from mountpoint.errors import AccessDenied, NotPermitted, PreconditionFailed
 from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
+from tests.unit.fs.test_rename import mounted, rename
+from tests.unit.fs.test_setattr import staged
+from tests.unit.fs.test_streamed_writes import APPEND, OPENER, is_there
 from tests.unit.mounted import Mounted
-from tests.unit.test_attributes_changes import staged
-from tests.unit.test_changes import APPEND, OPENER, is_there
-from tests.unit.test_renames import mounted, rename
 
 REFUSED = Fault(error=AccessDenied("no", status=403))
 

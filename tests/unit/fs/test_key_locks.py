@@ -15,10 +15,10 @@ from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes import key_locks
 from mountpoint.fs.writes.key_locks import KeyLocks
 from tests.unit.fake_client import SAFE_S, Fault, Request
+from tests.unit.fs.test_rename import rename
+from tests.unit.fs.test_setattr import staged
+from tests.unit.fs.test_streamed_writes import OPENER
 from tests.unit.mounted import Mounted, mounted
-from tests.unit.test_attributes_changes import staged
-from tests.unit.test_changes import OPENER
-from tests.unit.test_renames import rename
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import mountpoint
 from tools import options_table, reference_options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOW = f"run {options_table.REGENERATE}"
 
 M, U = "tests/mount", "tests/unit"
@@ -23,9 +23,9 @@ EFFECTS = {
     "--region": f"{M}/test_bad_input.py::test_wrong_region",
     "--endpoint-url": f"{M}/test_requests.py::test_every_request_is_signed",
     # Hosts of AWS, which no test asks.
-    "--force-path-style": f"{U}/test_endpoint.py::test_custom_endpoints",
-    "--dual-stack": f"{U}/test_endpoint.py::test_plain_endpoints",
-    "--transfer-acceleration": f"{U}/test_endpoint.py::test_plain_endpoints",
+    "--force-path-style": f"{U}/s3/test_endpoint.py::test_custom_endpoints",
+    "--dual-stack": f"{U}/s3/test_endpoint.py::test_plain_endpoints",
+    "--transfer-acceleration": f"{U}/s3/test_endpoint.py::test_plain_endpoints",
     "--requester-pays": f"{M}/test_requests.py::test_requester_pays",
     "--expected-bucket-owner": NEW,
     "--bucket-type": f"{M}/test_option_effects.py::test_directory",
@@ -54,12 +54,12 @@ EFFECTS = {
     "--allow-rename": f"{M}/test_rename.py::test_mv",
     "--allow-append": f"{M}/test_rename.py::test_appending",
     # No server here has directory buckets.
-    "--incremental-upload": f"{U}/test_directory_bucket_files.py::test_a_new_file_grows",
+    "--incremental-upload": f"{U}/fs/test_directory_bucket_files.py::test_a_new_file_grows",
     "--keep-directories": f"{M}/test_rename.py::test_markers",
     "--staged-writes": f"{M}/test_staged.py::test_any_order",
     "--staged-limit": f"{M}/test_staged.py::test_no_room",
     "--attributes": f"{M}/test_attributes.py::test_of_what_is_there_without",
-    "--maximum-throughput-gbps": f"{U}/test_instance.py::test_on_the_way_to_a_mount",
+    "--maximum-throughput-gbps": f"{U}/s3/test_ec2.py::test_on_the_way_to_a_mount",
     "--max-threads": f"{M}/test_option_effects.py::test_threads",
     "--part-size": f"{M}/test_option_effects.py::test_reading_in_parts",
     "--read-part-size": f"{M}/test_option_effects.py::test_reading_in_parts",
@@ -82,8 +82,8 @@ EFFECTS = {
     "--debug": f"{M}/test_option_effects.py::test_what_is_logged",
     "--debug-crt": f"{M}/test_option_effects.py::test_what_is_logged",
     "--no-log": f"{M}/test_option_effects.py::test_nothing_is_logged",
-    "--version": f"{U}/test_cli.py::test_version",
-    "--help": f"{U}/test_cli.py::test_help_is_grouped_and_fits",
+    "--version": f"{U}/cli/test_main.py::test_version",
+    "--help": f"{U}/cli/test_main.py::test_help_is_grouped_and_fits",
 }
 
 

@@ -20,7 +20,7 @@ from mountpoint.staging.journal import WORTH_LINES, Journal, Subject, replay
 from mountpoint.staging.sparse_file import LocalFile
 from tests.unit.staging_world import KEY, MIB, World, data_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 #: A mount that is killed: one file that is in S3, one that is not, one of which a part is missing.
 KILLED = """

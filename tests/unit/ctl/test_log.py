@@ -17,7 +17,7 @@ from mountpoint.ctl import main, mounts
 from mountpoint.log.format import console_line, field_line, parsed
 from tests.terminal import terminal
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EVENT = {
     "timestamp": 1795421910.5,
     "level": "warning",
@@ -91,7 +91,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_terminal_and_ctrl_c() -> None:
     """Date, level in colour, message, fields, whole words; it follows until Ctrl-C, silently."""
-    script = "from tests.unit.test_ctl_log import run_log; run_log()"
+    script = "from tests.unit.ctl.test_log import run_log; run_log()"
     environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     environ |= {"PYTHONPATH": str(ROOT), "TZ": "UTC"}
     with terminal(80) as screen:

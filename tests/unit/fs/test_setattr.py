@@ -20,8 +20,7 @@ from mountpoint.errors import (
 from mountpoint.fs.inodes import ROOT
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault
-from tests.unit.mounted import GID, UID, Mounted, mounted
-from tests.unit.test_attributes import (
+from tests.unit.fs.test_attributes import (
     KEPT,
     MTIME_NS,
     PART,
@@ -33,8 +32,9 @@ from tests.unit.test_attributes import (
     metadata,
     shown,
 )
-from tests.unit.test_changes import APPEND
-from tests.unit.test_renames import rename
+from tests.unit.fs.test_rename import rename
+from tests.unit.fs.test_streamed_writes import APPEND
+from tests.unit.mounted import GID, UID, Mounted, mounted
 
 #: A file of other metadata than a mount's own.
 THEIRS = KEPT | {"author": "me"}

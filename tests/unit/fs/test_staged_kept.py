@@ -10,11 +10,11 @@ import pytest
 from mountpoint.errors import AccessDenied, StagingFull, WriterKilled
 from mountpoint.staging import recovery as leftovers
 from tests.unit.fake_client import Fault
+from tests.unit.fs.test_setattr import staged
+from tests.unit.fs.test_staged_names import kept
+from tests.unit.fs.test_streamed_writes import is_there
 from tests.unit.mounted import Mounted
 from tests.unit.staging_world import KEY, MIB, World, data_of
-from tests.unit.test_attributes_changes import staged
-from tests.unit.test_changes import is_there
-from tests.unit.test_staged_names import kept
 
 REFUSED = Fault(error=AccessDenied("no", status=403))
 FIRST, SECOND, THIRD = 11, 12, 13

@@ -7,9 +7,9 @@ from mountpoint.errors import NoSuchEntry
 from mountpoint.fs.inodes import ROOT
 from mountpoint.listing.cache import ListingCache
 from tests.unit.fake_client import Fault, Request
+from tests.unit.fs.test_ttl import kinds
+from tests.unit.listing.test_cache import Clock, names
 from tests.unit.mounted import Mounted, mounted
-from tests.unit.test_recent import Clock, names
-from tests.unit.test_ttl import kinds
 
 FOR_EVER = {"ttl_s": INDEFINITE_TTL_S, "negative_ttl_s": INDEFINITE_TTL_S, "asks_on_open": False}
 OBJECTS = {b"a/x": b"1", b"a/b/y": b"1", b"ab/z": b"1", b"top": b"1"}

@@ -16,9 +16,9 @@ from mountpoint.errors import MountError
 from mountpoint.metrics.counters import Counters
 from mountpoint.metrics.recorder import Meters
 from tests.terminal import ALTERNATE, NORMAL, Terminal, terminal
-from tests.unit.test_ctl import answer
+from tests.unit.ctl.test_ctl import answer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def busy_meters(programs: int = 30) -> Meters:
@@ -126,7 +126,7 @@ def screen() -> Iterator[Terminal]:
         yield made
 
 
-IMPORT = "from tests.unit.test_ctl_stats import run_stats; "
+IMPORT = "from tests.unit.ctl.test_stats import run_stats; "
 COMMAND = [sys.executable, "-c", IMPORT + "run_stats()", "-i", "0.2"]
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
 
