@@ -1,4 +1,5 @@
-"""S3 as a file system: names, inodes, open files, attributes, directories, renames.
+"""File system semantics over S3: names, inodes, open files, attributes, directories, renames.
 
-`filesystem` has a method per operation; `fs.writes` changes files.
+`filesystem` has one method per FUSE operation. A new kind of handle goes into `handles`; `writes`
+has the code that changes files.
 """

@@ -1,8 +1,9 @@
-"""What stat(2) shows of files and directories. No I/O.
+"""The attributes that stat(2) shows of files and directories. No I/O.
 
-Of a file in the bucket that is what S3 said of its version; of one that is being written, how far
-that is. Modes and owners are the mount's. Where attributes are kept (`setattr`) they are the
-file's, and so is its time, as far as the object tells them; st_ctime is the object's time.
+An object in the bucket has the size and the time that S3 reported for its version. A file that is
+being written has its size and time so far. Modes and owners come from the mount's options. Where
+attributes are kept in the object's metadata (`setattr`), they replace the mount's mode and owners
+and the object's time, as far as the metadata has them. st_ctime is always the object's own time.
 """
 
 import stat
@@ -16,7 +17,7 @@ from mountpoint.s3.wire.posix_metadata import NOTHING
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What stat(2) shows. `ttl_s` is how long the kernel may believe it."""
+    """The attributes that stat(2) shows. The kernel may cache them for `ttl_s` seconds."""
 
     inode: InodeNumber
     mode: int
@@ -30,10 +31,11 @@ class Attributes:
 
 
 class AttributeView:
-    """Makes the attributes of a mount's inodes. Thread-safe.
+    """Builds the attributes of a mount's inodes. Thread-safe.
 
-    The kernel is to ask for a file that is in use `ahead_s` before what it knows is too old, when
-    it can be renewed. Directories are as old as the mount. `keeps`: kept attributes are shown.
+    `ahead_s`: a file's attributes expire in the kernel this much before they expire here, so that
+    they can be renewed in time. Directories have the time of the mount. `keeps`: show the
+    attributes that are kept in objects' metadata.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class AttributeView:
         self._mounted_at_ns = mounted_at_ns
 
     def attributes(self, inode: Inode, left_s: float) -> Attributes:
-        """Return the attributes of an inode that may be believed for `left_s`."""
+        """Return the attributes of an inode that stay valid for `left_s` seconds."""
         config = self._config
         ttl_s = min(max(left_s, 0.0), config.ttl_s)
         info = inode.info

@@ -1,7 +1,8 @@
-"""Making and removing directories.
+"""Create and remove directories.
 
-S3 has none: one is there when a key is below it. So a new one is a matter of this mount alone
-(`overlay`), unless it is to be kept by a marker, an empty object whose key ends in "/".
+S3 has no directories: one exists as long as a key is below it. So a new directory exists in this
+mount alone (`overlay`), unless a marker keeps it (--keep-directories): an empty object whose key
+ends in "/".
 """
 
 import functools
@@ -19,10 +20,10 @@ from mountpoint.upload.uploads import Uploads
 
 
 class Directories:
-    """Directories of one mount. Thread-safe; no lock is held while waiting.
+    """Creates and removes the directories of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called with directory, name, and what is there now (None: nothing), after S3
-    has done it.
+    `changed` is called after S3 has made a change, with the directory, the name, and what is there
+    now (None: nothing).
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Directories:
         self._markers = config.keep_directories
 
     def make(self, parent: Inode, name: bytes) -> Entry:
-        """Make a directory."""
+        """Create a directory. Raises NameTooLong and others of `check_new`, and S3Errors."""
         check_new(parent.key, name + b"/")
         with self._key_locks.shared(lambda: parent.key + name + b"/"):
             prefix = parent.key + name + b"/"
@@ -61,7 +62,7 @@ class Directories:
         return Entry(name, None)
 
     def remove(self, parent: Inode, entry: Entry) -> None:
-        """Remove a directory in which there is nothing."""
+        """Remove an empty directory. Raises NotADirectory, and what `check_replaceable` does."""
         if not entry.is_directory:
             raise NotADirectory()
         with self._key_locks.shared(lambda: parent.key + entry.name + b"/"):
@@ -73,9 +74,10 @@ class Directories:
             self._changed(parent.key, entry.name, None)
 
     def check_replaceable(self, prefix: bytes) -> bool:
-        """Return whether there is a marker.
+        """Return whether the directory has a marker.
 
-        Raises DirectoryNotEmpty if there is anything below, NotPermitted if the marker may not go.
+        Raises DirectoryNotEmpty if anything is below it, and NotPermitted if it has a marker that
+        this mount may not delete.
         """
         marker = self._check_empty(prefix)
         if marker and not self._markers:
@@ -94,7 +96,7 @@ class Directories:
         return bool(keys)
 
     def _keys_below(self, prefix: bytes) -> list[bytes]:
-        """Return the first keys below a directory, its marker included: two are enough to know."""
+        """Return the first keys below a directory, its marker included. Two keys are enough."""
         attempts = self._retry_policy.begin()
         keys: list[bytes] = []
         token = None

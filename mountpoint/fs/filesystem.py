@@ -1,16 +1,15 @@
-"""What S3 looks like as a file system: one short method per operation.
+"""The bucket as a file system: one short method per FUSE operation.
 
-Types of this program in and out, domain errors raised; `operations.py` translates for
-llfuse. Thread-safe. The consistency contract, in short
-(docs/semantics.md has it whole):
+Takes and returns this program's own types and raises domain errors; `operations.py` translates
+both for llfuse. Thread-safe. The consistency contract in short (docs/semantics.md has all of it):
 
 * `open` asks S3, in the request that fetches the first bytes. When the object is no longer
   the inode's version, StaleInode makes the kernel look the name up again.
-* An open file is one version of the object to the end.
-* An attribute or a name may be `ttl_s` old. The kernel is told what is left of that, so that
-  its cache and ours do not add up.
-* What is being written is seen by name, size and time only, until it is there
-(`fs/writes/streamed`).
+* An open file stays one version of the object until it is closed.
+* An attribute or a name may be `ttl_s` old. The kernel is told how much of that is left, so that
+  the age of its cache and of ours do not add up.
+* Of a file that is being written, other programs see name, size and time only, until its object
+  exists (`fs/writes/streamed`).
 """
 
 import os
@@ -72,17 +71,18 @@ from mountpoint.upload.uploads import Uploads
 
 T = TypeVar("T")
 
-#: Entries per answer to readdir: what fits into the kernel's page of 4096 bytes.
+#: Entries per answer to readdir: as many as fit into the kernel's page of 4096 bytes.
 ENTRIES_PER_READ = 128
 
-#: Inodes of 3 MB. Memory goes back when so many have gone, and as many as are left, so that this
-#: takes little for each; and when no more have gone for a second, because they go in batches.
+#: Inodes of 3 MB. Memory is given back when at least this many inodes, and as many as are left,
+#: have been forgotten, so that the cost per inode stays small; and only after a second without
+#: forgets, because they come in batches.
 MANY_FORGOTTEN = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """One line of readdir. `next_position` is where the line after it is read."""
+    """One entry of readdir. `next_position` is the position of the entry after it."""
 
     name: bytes
     inode: InodeNumber
@@ -91,7 +91,7 @@ class DirectoryEntry:
 
 
 class BeingWritten(NamedTuple):
-    """A file that is being written; of its size `pending_bytes` are not in S3."""
+    """A file that is being written. `pending_bytes` of `size_bytes` are not yet in S3."""
 
     path: str
     size_bytes: int
@@ -101,10 +101,10 @@ class BeingWritten(NamedTuple):
 class FileSystem:
     """The bucket, from `prefix` down, as a tree of files.
 
-    `on_open` is called with the key of each file that is opened, before the kernel knows, and
-    whether little of it is likely to be read; it returns whether the kernel will make little
-    more of that. `on_damage` is called with the inode of a file of which the kernel may have
-    pages that are not S3's. `drop_pages`: see Readers.
+    `on_open` is called before the kernel learns of an open. Its arguments are the file's key, and
+    whether the program is likely to read little of it. It returns whether the kernel will read
+    little more than the program asks for. `on_damage` is called with the inode of a file of which
+    the kernel may hold pages that differ from S3's bytes. `drop_pages`: see Readers.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class FileSystem:
         self._client = client
         self._config = config
         self._retry_policy = retry_policy
-        # mutable, of `sweep` alone: how many inodes had gone when it last looked, and gave back
+        # mutable, used by `sweep` only: inodes forgotten by its last call, and its last give-back
         self._forgotten = 0
         self._given_back = 0
-        # mutable: how often names were to be forgotten
+        # mutable: how often `refresh` was called
         self._refreshes = 0
         # mutable, each with a lock of its own
         self._inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS)
@@ -246,17 +246,20 @@ class FileSystem:
             return self._attribute_view.attributes(writer.inode, 0.0)
         refreshes = self._refreshes
         entry, fresh_until_s = self._names.look(directory, name)
-        if refreshes != self._refreshes:  # it may have been asked for before
+        if refreshes != self._refreshes:  # the answer may be older than the refresh
             fresh_until_s = 0.0
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 
     def getattr(self, number: InodeNumber, thread: int = 0) -> Attributes:
-        """Return the attributes of an inode, for a thread; asks S3 when they are too old."""
+        """Return the attributes of an inode to a thread; asks S3 when they are too old.
+
+        Raises StaleInode when the inode is not the newest version, NoSuchEntry, and S3Errors.
+        """
         inode = self._inodes.get(number)
         if self._local.writer(inode) is not None:
             return self._attribute_view.attributes(inode, 0.0)
-        # An open file is its version to the end, and a directory has nothing that changes.
+        # An open file keeps its version, and attributes of directories do not change.
         if inode.is_directory or inode.opens:
             return self._attribute_view.attributes(inode, self._config.ttl_s)
         left_s = inode.fresh_until_s - time.monotonic()
@@ -276,17 +279,17 @@ class FileSystem:
         return self._attribute_view.attributes(inode, fresh_until_s - time.monotonic())
 
     def forget(self, number: InodeNumber, lookups: int) -> None:
-        """Uncount lookups; with a directory goes what is known of its listing.
+        """Subtract lookups from an inode's count; forget a directory's listing with its inode.
 
-        That is little, but a page of the interpreter's memory goes back to the system only when
-        nothing is in it: the pages of 10,000 directories kept all of a million files' memory.
+        A listing is small, but the interpreter returns a page of memory to the system only when
+        it is empty: the listings of 10,000 directories held all the memory of a million files.
         """
         inode = self._inodes.forget(number, lookups)
         if inode is not None and inode.is_directory:
             self._lookups.forget(inode.key)
 
     def sweep(self) -> None:
-        """Let go what is too old, and give back what much was forgotten of; once a second."""
+        """Drop expired listings, and give memory back after many forgets. Called once a second."""
         self._listings.sweep()
         forgotten = self._inodes.forgotten
         enough = max(MANY_FORGOTTEN, len(self._inodes))
@@ -300,7 +303,7 @@ class FileSystem:
     def access(self, number: InodeNumber, mask: int, uid: int, gid: int) -> bool:
         """Whether the user may do `mask` (R_OK, W_OK, X_OK).
 
-        The kernel checks by itself with the option default_permissions.
+        With the option default_permissions the kernel checks this itself.
         """
         attributes = self.getattr(number)
         if uid == 0:
@@ -321,11 +324,11 @@ class FileSystem:
         handle: HandleNumber | None = None,
         thread: int = 0,
     ) -> Attributes:
-        """Set the size, as `StreamedWrites` and `StagedWrites` can; else what `AttributeStore` lets
-        be set.
+        """Set the size as `StreamedWrites` or `StagedWrites` allows, or else what `AttributeStore`
+        allows.
 
-        `handle` is the open file through which it is set (ftruncate), if it is; `thread` is who
-        asks.
+        `handle` is the open file that ftruncate was called on; None for truncate. `thread` is the
+        thread that sends the request.
         """
         inode = self._inodes.get(number)
         try:
@@ -357,7 +360,7 @@ class FileSystem:
     # --- directories ---
 
     def opendir(self, number: InodeNumber, process: int = 0) -> HandleNumber:
-        """Open a directory for a process. Its listing is made when it is read."""
+        """Open a directory for a process. The first read starts the listing."""
         inode = self._directory(number)
         first = self._ahead.opened(process, inode.key)
         handle = DirectoryHandle(
@@ -373,7 +376,7 @@ class FileSystem:
         return self._directories.add(handle)
 
     def readdir(self, number: HandleNumber, position: int) -> list[DirectoryEntry]:
-        """Return some entries from `position` on; 0 begins a new listing. None at the end."""
+        """Return entries from `position` on; 0 starts a new listing. Empty at the end."""
         handle = self._directories.get(number)
         if position == 0:
             handle.rewind()
@@ -400,7 +403,7 @@ class FileSystem:
         self._inodes.released(handle.inode)
 
     def mkdir(self, parent: InodeNumber, name: bytes) -> Attributes:
-        """Make a directory, and count a lookup of it."""
+        """Create a directory, and count a lookup of it."""
         directory = self._directory(parent)
         entry = self._making.make(directory, name)
         fresh_until_s = time.monotonic() + self._config.ttl_s
@@ -422,21 +425,21 @@ class FileSystem:
         process: int,
         attributes: FileAttributes = NOTHING,
     ) -> tuple[HandleNumber, Attributes]:
-        """Begin a new file for a process, and count a lookup of it."""
+        """Create a file for a process, and count a lookup of it."""
         handle = self._writing.create(self._directory(parent), name, flags, process, attributes)
         return self._files.add(handle), self._attribute_view.attributes(handle.inode, 0.0)
 
     def open(
         self, number: InodeNumber, flags: int, process: int = 0, thread: int = 0
     ) -> HandleNumber:
-        """Open a file for a process, and one of its threads: to read it, or to write it anew."""
+        """Open a file for a thread of a process, to read or to change it."""
         inode = self._inodes.get(number)
         if inode.is_directory:
             raise IsADirectory()
         return self._up_to_date(inode, thread, lambda: self._open(inode, flags, process))
 
     def _up_to_date(self, inode: Inode, thread: int, act: Callable[[], T]) -> T:
-        """Do something with an inode, which becomes its newest version first if it has to."""
+        """Run `act`; where it finds a stale inode that can be updated, do that and repeat it."""
         try:
             return act()
         except StaleInode:
@@ -446,7 +449,7 @@ class FileSystem:
             return act()
 
     def _open(self, inode: Inode, flags: int, process: int) -> HandleNumber:
-        self._inodes.opened(inode)  # so that it stays while S3 is asked
+        self._inodes.opened(inode)  # keeps the inode while S3 is asked
         try:
             changing = self._open_to_write(inode, flags, process)
             if changing is not None:
@@ -472,7 +475,10 @@ class FileSystem:
         return self._files.add(handle)
 
     def _open_to_write(self, inode: Inode, flags: int, process: int) -> Any:
-        """Open a file that somebody writes, or is to write; else count a reader."""
+        """Open a file that is being written or is to be changed.
+
+        Returns None for a file that is only read, and counts a reader of it.
+        """
         while True:
             changing = self._writing.open(inode, flags, process)
             if changing is not None:
@@ -480,7 +486,7 @@ class FileSystem:
             self._readers.begin(inode)
             if not self._writing.is_written(inode):
                 return None
-            self._readers.end(inode)  # a writer has come meanwhile
+            self._readers.end(inode)  # a writer has come in the meantime
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
@@ -501,7 +507,7 @@ class FileSystem:
             raise
 
     def write(self, number: HandleNumber, offset: int, data: bytes) -> int:
-        """Take bytes of a file; return how many."""
+        """Write bytes to a file; return how many were accepted."""
         handle = self._files.get(number)
         if isinstance(handle, ReadHandle):
             handle = self._take_over(number, offset)
@@ -509,9 +515,9 @@ class FileSystem:
         return written
 
     def _take_over(self, number: HandleNumber, offset: int | None) -> Any:
-        """Let a file be written that was opened for reading: see `StreamedWrites.take_over`.
+        """Turn a file that was opened for reading into one that is written.
 
-        The kernel has what writes to an inode, or cuts it, take turns.
+        See `StreamedWrites.take_over`. The kernel serializes writes and truncations of an inode.
         """
         reading = self._files.get(number)
         assert isinstance(reading, ReadHandle)
@@ -522,19 +528,19 @@ class FileSystem:
         return handle
 
     def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
-        """Note that a process closes a descriptor of a file, by itself or because it was killed."""
+        """Note that a process closes a descriptor of a file; `killed`: because it was killed."""
         handle = self._files.get(number)
         if not isinstance(handle, ReadHandle):
             self._writing.flush(handle, process, killed=killed)
 
     def fsync(self, number: HandleNumber) -> None:
-        """Have all in S3 that was written."""
+        """Upload all that was written to a file."""
         handle = self._files.get(number)
         if not isinstance(handle, ReadHandle):
             self._writing.sync(handle)
 
     def release(self, number: HandleNumber) -> None:
-        """Close a file."""
+        """Close a file handle."""
         handle = self._files.remove(number)
         try:
             if not isinstance(handle, ReadHandle):
@@ -547,12 +553,12 @@ class FileSystem:
             self._inodes.released(handle.inode)
 
     def has_bytes(self, number: HandleNumber) -> bool:
-        """Whether there is anything in an open file that could be mapped."""
+        """Whether an open file has any bytes to map."""
         info = self._files.get(number).inode.info
         return info is not None and info.size_bytes > 0
 
     def is_shared(self, number: HandleNumber) -> bool:
-        """Whether others may change what an open file holds: nobody may keep pages of it."""
+        """Whether others may change the content of an open file, so that no pages may be cached."""
         return not isinstance(self._files.get(number), ReadHandle)
 
     def unlink(self, parent: InodeNumber, name: bytes) -> None:
@@ -574,21 +580,21 @@ class FileSystem:
         *,
         replace: bool = True,
     ) -> None:
-        """Rename a file or directory; what has the new name is replaced, where that is allowed."""
+        """Rename a file or directory; replace the target if `replace` and the options allow it."""
         directory, to = self._directory(parent), self._directory(new_parent)
         self._renames.rename(directory, name, to, new_name, replace=replace)
 
     def refresh(self, path: bytes) -> list[tuple[InodeNumber, bytes]]:
-        """Forget what is known of a path below the mount, and of all below that; "" is the root.
+        """Forget what is known of a path below the mount, and of all below it; "" is the root.
 
-        Return the names that the kernel may know, with their directories: it is to forget them,
-        too. What is open stays the version that it is.
+        Return the names that the kernel may know, each with its directory's inode, so that the
+        kernel can be made to forget them too. Open files keep their versions.
         """
         self._refreshes += 1
         key = self._inodes.root.key
         *above, last = path.split(b"/")
         for name in above:
-            if self._listings.find(key, name) is None:  # it may be believed to be absent
+            if self._listings.find(key, name) is None:  # it may be cached as absent
                 self._listings.discard(key, name)
             key += name + b"/"
         if path:
@@ -603,11 +609,11 @@ class FileSystem:
         return [(each.parent.number, each.name) for each in held if each.parent]
 
     def open_files(self) -> int:
-        """Return how many file handles are open."""
+        """Return the number of open file handles."""
         return len(self._files)
 
     def being_written(self) -> list[BeingWritten]:
-        """Return the files that are not, or not as they are now, in S3."""
+        """Return the files whose latest content is not in S3."""
         return [
             BeingWritten(self._shown(each.inode.key), each.size_bytes, each.pending_bytes)
             for each in self._local.writers()
@@ -617,7 +623,7 @@ class FileSystem:
     # --- for log lines ---
 
     def path_of(self, number: InodeNumber, name: bytes = b"") -> str:
-        """Return the path below the mount of an inode, or of a name in it."""
+        """Return the path below the mount of an inode, or of `name` in that directory."""
         try:
             inode = self._inodes.get(number)
         except StaleInode:
@@ -645,7 +651,7 @@ class FileSystem:
         return inode
 
     def _changed(self, directory: bytes, name: bytes, info: ObjectInfo | None) -> None:
-        """Take what this mount has made of a name."""
+        """Take note that this mount has changed a name. `info` None: its entry is not known."""
         self._ahead.changed()
         if info is None:
             self._listings.discard(directory, name)

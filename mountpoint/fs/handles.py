@@ -1,4 +1,4 @@
-"""Open files and directories: one class each, and the table that numbers them."""
+"""Handles of open files and directories: one class for each kind, and the table of numbers."""
 
 import itertools
 import os
@@ -27,16 +27,16 @@ from mountpoint.upload.upload import Upload
 
 HandleNumber = NewType("HandleNumber", int)
 
-#: The kernel reads a larger file ahead in any case: with reads of 4 KiB, each a way into the kernel
-#: and back, it is read at 150 MB/s and not at 600.
+#: The kernel always reads larger files ahead. With reads of 4 KiB, each a round trip through the
+#: kernel, they would be read at 150 MB/s in place of 600.
 MOST_LOOKED_AT = 64 << 20
 
-#: Nothing is in S3 before the end, so no single write can be made to be.
+#: Flags that cannot be honoured: nothing is in S3 before the upload ends, so no write is by itself.
 SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 
 
 class Handle(Protocol):
-    """What the table needs to know of a handle."""
+    """The part of a handle that the table uses."""
 
     @property
     def inode(self) -> Inode: ...
@@ -46,20 +46,20 @@ H = TypeVar("H", bound=Handle)
 
 
 class HandleTable(Generic[H]):
-    """Handles by number. Thread-safe: every operation is one step of the interpreter."""
+    """Handles by number. Thread-safe: each method is one atomic step of the interpreter."""
 
     def __init__(self) -> None:
         self._handles: dict[HandleNumber, H] = {}
         self._numbers = itertools.count(1)
 
     def add(self, handle: H) -> HandleNumber:
-        """Number a handle."""
+        """Add a handle; return its number."""
         number = HandleNumber(next(self._numbers))
         self._handles[number] = handle
         return number
 
     def get(self, number: HandleNumber) -> H:
-        """Return a handle. Raises BadHandle."""
+        """Return a handle. Raises BadHandle for an unknown number."""
         try:
             return self._handles[number]
         except KeyError:
@@ -69,11 +69,11 @@ class HandleTable(Generic[H]):
         return len(self._handles)
 
     def replace(self, number: HandleNumber, handle: H) -> None:
-        """Let a number stand for another handle."""
+        """Give the number to another handle."""
         self._handles[number] = handle
 
     def remove(self, number: HandleNumber) -> H:
-        """Forget and return a handle. Raises BadHandle."""
+        """Remove and return a handle. Raises BadHandle for an unknown number."""
         try:
             return self._handles.pop(number)
         except KeyError:
@@ -81,9 +81,9 @@ class HandleTable(Generic[H]):
 
 
 class ReadHandle:
-    """A file open for reading. `stream` is None for an empty object.
+    """A file that is open for reading. `stream` is None for an empty object.
 
-    `writer` is the process that opened it if that asked for writing, too (O_RDWR); else None.
+    `writer` is the process that opened the file, if it did so for writing too (O_RDWR); else None.
     """
 
     def __init__(
@@ -92,22 +92,22 @@ class ReadHandle:
         self.inode = inode
         self.writer = writer
         self._stream = stream
-        self.damaged = False  # what was read of it was not what S3 has
+        self.damaged = False  # bytes of it did not match S3's checksum
 
     @property
     def looked_at(self) -> bool:
-        """Whether little of the file is likely to be read, and all would not take long."""
+        """Whether the program is likely to read little of the file, and the file is not large."""
         stream = self._stream
         return stream is not None and stream.looked_at and stream.size_bytes <= MOST_LOOKED_AT
 
     def read_exactly(self) -> None:
-        """Note that the kernel reads little more of the file than programs do."""
+        """Note that the kernel reads little more of the file than programs ask for."""
         if self._stream is not None:
             self._stream.exact = True
 
     @property
     def paged(self) -> Paged:
-        """How much there has been for the kernel to keep."""
+        """How much of the file the kernel may have cached through this handle."""
         if self._stream is None or self._stream.read_bytes == 0:
             return Paged.NOT
         whole = self._stream.read_bytes >= self._stream.size_bytes
@@ -118,19 +118,19 @@ class ReadHandle:
         return b"" if self._stream is None else self._stream.read(offset, size)
 
     def close(self) -> None:
-        """Cancel what is in flight."""
+        """Cancel the requests in flight."""
         if self._stream is not None:
             self._stream.close()
 
 
 class WriteHandle:
-    """A file that is being written as one upload: what all its `StreamedHandle`s share.
+    """A file that is written as one upload: the state that its `StreamedHandle`s share.
 
-    When the upload has ended and a descriptor is still open, writing may go on: then what is
-    there, `base`, is the beginning of another upload, without the zeros that made good its size.
-    A file that is opened to append to begins so. `begin` makes an upload of it, on such a base or
-    on nothing, and says which attributes go along. `replaces`: there is an object under this name.
-    `appends`: whatever is written comes behind all else (O_APPEND).
+    Writing may go on after an upload has ended, while a descriptor is open. The object, `base`, is
+    then the beginning of another upload, without the zeros that filled it up to its size. A file
+    that is opened for appending starts in this way. `begin` makes an upload, with or without a
+    base, and returns the attributes that go with it. `replaces`: there is an object of this name.
+    `appends`: each write goes to the end (O_APPEND).
     """
 
     def __init__(
@@ -153,38 +153,38 @@ class WriteHandle:
         # mutable
         self.condition = condition  # of the next upload
         self.base = base
-        self.kept = kept  # what the object is to keep: of the time, as it was set last
-        self.told = kept  # what the object keeps, or will when it is uploaded
+        self.kept = kept  # attributes that the object is to keep; its time only if it was set last
+        self.told = kept  # attributes that the object has, or will have when it is uploaded
         self.mtime_ns = self._time(base)  # of the last write, or as it was set
-        self.upload: Sequential | None = None  # None: nothing is to be uploaded
-        self._on_base_bytes = 0  # so much of `base` is what the upload begins with
-        self._filled_from_bytes: int | None = None  # in `base`: zeros that nobody has written
+        self.upload: Sequential | None = None  # None: there is nothing to upload
+        self._on_base_bytes = 0  # how many bytes of `base` the upload begins with
+        self._filled_from_bytes: int | None = None  # where the zeros begin that filled `base` up
         if base is None:
             self.upload, self.told = begin(self, None)
         self.closing = False  # its opener has closed a descriptor of it
-        self.flushed = False  # a descriptor of it has been closed, so there was one
-        self.killed = False  # who closed a descriptor last was being killed
+        self.flushed = False  # a descriptor has been closed, so the process had one
+        self.killed = False  # the process that closed a descriptor last was being killed
         self.finishing = False  # its upload is being completed
-        self.removed = False  # it has no name any more: nothing comes of what is written
+        self.removed = False  # it has no name any more: discard what is written
         self._removed_bytes = 0
-        self._least_bytes = 0  # the size as it was set: zeros follow what is written
-        self.settled = threading.Event()  # nothing is to be uploaded, or there never will be
+        self._least_bytes = 0  # the size that was set: zeros fill the file up to it
+        self.settled = threading.Event()  # nothing is left to upload, or never will be
         self._failure: Exception | None = None
-        self.settling = threading.Lock()  # held to set it and what goes with it
+        self.settling = threading.Lock()  # guards `settled` and what changes with it
         self.opens = 0  # its StreamedHandles, guarded by settling
-        self.writers = 0  # how many have been able to write it
-        self._claimed: Sequential | None = None  # by who brings it to its place
+        self.writers = 0  # how many handles have been able to write it
+        self._claimed: Sequential | None = None  # the upload that a thread completes
 
     @property
     def size_bytes(self) -> int:
-        """How large the file has become, or was set."""
+        """The file's size: what was written, or the size that was set if that is larger."""
         if self.removed:
             return self._removed_bytes
         return max(self.written_bytes, self._least_bytes)
 
     @property
     def written_bytes(self) -> int:
-        """Where the next write is to begin."""
+        """The offset of the next write."""
         if self.upload is not None:
             return self.upload.size_bytes
         if self._filled_from_bytes is not None:
@@ -193,21 +193,21 @@ class WriteHandle:
 
     @property
     def stored_bytes(self) -> int:
-        """How much of it, from its beginning, `base` has."""
+        """How many bytes from the file's beginning `base` has."""
         if self.upload is not None:
             return self._on_base_bytes
         return 0 if self.base is None else self.base.size_bytes
 
     @property
     def pending_bytes(self) -> int:
-        """How much of it S3 does not have."""
+        """How many bytes of the file S3 does not have."""
         return 0 if self.upload is None else self.upload.pending_bytes
 
     def write(self, offset: int, data: bytes) -> int:
-        """Take the next bytes; return how many. Raises NotSequential, and what uploads raise.
+        """Write the next bytes; return how many. Raises NotSequential, and what uploads raise.
 
-        Zeros beyond the next byte only set the size: glibc's posix_fallocate writes one at the
-        end of each block. What is written at the end of the size that was set has zeros before it.
+        Zeros beyond the next byte only set the size: glibc's posix_fallocate writes one zero at the
+        end of each block. A write at the end of a size that was set first fills the gap with zeros.
         """
         size_bytes = self.size_bytes
         ahead = offset > self.written_bytes
@@ -224,7 +224,7 @@ class WriteHandle:
         return written
 
     def remove(self) -> Sequential | None:
-        """Let nothing come of it, without an error; return the upload that is to be aborted."""
+        """Discard the file without an error; return the upload that the caller has to abort."""
         self._removed_bytes = self.size_bytes
         self.removed = True
         begun, self.upload = self.upload, None
@@ -232,19 +232,19 @@ class WriteHandle:
         return begun
 
     def discards(self, offset: int, size_bytes: int) -> bool:
-        """Whether it has been removed, so that what is written makes nothing but its size."""
+        """Whether the file has been removed. A write to it then changes its size only."""
         if self.removed:
             self._removed_bytes = max(self._removed_bytes, offset + size_bytes)
         return self.removed
 
     def resize(self, size_bytes: int) -> None:
-        """Note the size of a file that has been removed."""
+        """Note the new size of a file that has been removed."""
         self._removed_bytes = size_bytes
 
     def set_size(self, size_bytes: int) -> None:
-        """Note the size that the file is to have: at least what has been written.
+        """Set the size of the file. The caller ensures that it is at least what was written.
 
-        Raises TooLarge.
+        Raises TooLarge above the limit of S3, in bytes.
         """
         if size_bytes > MOST_OBJECT_BYTES:
             raise TooLarge(f"{size_bytes} bytes; an object has {MOST_OBJECT_BYTES} at most")
@@ -254,11 +254,11 @@ class WriteHandle:
         self.mtime_ns = time.time_ns()
 
     def finish(self, upload: Sequential) -> ObjectInfo:
-        """Finish an upload of this file, with the size that was set."""
+        """Finish an upload of this file, with the size that was set; return the new object."""
         return upload.finish(self._least_bytes)
 
     def restart(self) -> None:
-        """Begin anew, with nothing written."""
+        """Start again with an empty file."""
         begun = self.upload
         self._least_bytes = 0
         self.kept = replace(self.kept, mtime_ns=None)
@@ -269,20 +269,20 @@ class WriteHandle:
             begun.abort()
 
     def fail(self, error: Exception) -> None:
-        """Let nothing become of what was written since the last upload, nor of what will be."""
+        """Discard unuploaded writes and reject later ones."""
         self._failure = self._failure or error
         if self.upload is not None:
             self.upload.fail(error)
 
     def check(self) -> None:
-        """Raise what has become of what was written, if that is known and bad."""
+        """Raise the error that the file has failed with, if any."""
         if self.upload is not None:
             self.upload.check()
         if self._failure is not None:
             raise self._failure
 
     def claim(self, upload: Sequential) -> bool:
-        """Whether it is the caller who has to bring a complete upload to its place."""
+        """Whether the caller is the one that has to complete this upload."""
         with self.settling:
             if upload is not self.upload or upload is self._claimed:
                 return False
@@ -290,20 +290,20 @@ class WriteHandle:
             return True
 
     def stored(self, info: ObjectInfo) -> None:
-        """Note that the object is this now, with all that was written and no attributes left."""
+        """Note that the object is `info` now, with all that was written and its attributes."""
         if self.upload is not None:
             self._filled_from_bytes = None
-            if isinstance(self.upload, Upload):  # else nothing can be taken back
+            if isinstance(self.upload, Upload):  # other uploads cannot be overwritten
                 self._filled_from_bytes = self.upload.filled_from_bytes
             self.upload = None
         self.base, self.condition = info, unchanged(info)
 
     def moved(self, copy: ObjectInfo) -> None:
-        """Note where `base` is now."""
+        """Note that `base` is now at `copy`, after a rename."""
         self.base, self.condition = copy, unchanged(copy)
 
     def became(self, info: ObjectInfo) -> None:
-        """Note that the object is this now, with attributes that were set of what is there."""
+        """Note that the object is `info` now: its attributes were set, its bytes are the same."""
         self.base, self.condition = info, unchanged(info)
         self.kept = self.told = info.attributes or NOTHING
         self.mtime_ns = self._time(info)
@@ -314,7 +314,7 @@ class WriteHandle:
         return base.mtime_ns if self.kept.mtime_ns is None else self.kept.mtime_ns
 
     def _go_on(self, offset: int) -> Sequential:
-        """Begin an upload with what is there. The kernel lets nobody else write meanwhile."""
+        """Begin an upload on `base`. The kernel allows no other write to the inode meanwhile."""
         base = self.base
         assert base is not None
         if offset not in (self.written_bytes, base.size_bytes):
@@ -327,10 +327,10 @@ class WriteHandle:
 
 
 class StreamedHandle:
-    """A file that is being written, open; `opener` is the process that opened it.
+    """A handle of a file that is being written; `opener` is the process that opened it.
 
-    Other processes come to have it by fork(2) or from a socket. The opener's close ends the
-    upload (`fs/writes/streamed`). The lock of `file` is held, or nobody else has it yet.
+    Other processes get it by fork(2) or through a socket. When the opener closes it, the upload
+    ends (`fs/writes/streamed`). Create it with the lock of `file`, or before others have `file`.
     """
 
     def __init__(self, file: WriteHandle, opener: int, *, writes: bool) -> None:
@@ -341,20 +341,20 @@ class StreamedHandle:
         self.opener = opener
         self.writes = writes
         # mutable
-        self.wrote = False  # something was written through it
+        self.wrote = False  # something was written through this handle
         file.opens += 1
         file.writers += writes
 
 
-#: Makes the upload of a file, on a base or not, and says which attributes go along.
+#: Makes an upload of a file, on a base or without one; returns it and the attributes it carries.
 Begin = Callable[[WriteHandle, ObjectInfo | None], tuple[Sequential, FileAttributes]]
 
 
 class StagedWriter:
-    """A file that is staged: what all handles of it share.
+    """A staged file: the state that all its handles share.
 
-    `new`: it was made here, so that the kernel has no pages of an earlier version. `kept` is what
-    is kept of its attributes; None: nothing is ever.
+    `new`: the file was created here, so the kernel has no pages of an earlier version. `kept` are
+    the attributes that the object keeps; None: attributes are never kept.
     """
 
     def __init__(
@@ -367,25 +367,25 @@ class StagedWriter:
         self.new = new
         self._keeps = kept is not None
         # mutable
-        self.handles: set[StagedHandle] = set()  # guarded by who makes them
-        self.kept = kept or NOTHING  # what the object is to keep, but for the time
-        self.set_ns: int | None = None  # the time, as it was set since it was written last
-        self.settling = threading.Lock()  # held to change them
-        self.tried: FileAttributes | None = None  # what the object was last copied to keep
+        self.handles: set[StagedHandle] = set()  # guarded by the lock of StagedWrites
+        self.kept = kept or NOTHING  # attributes that the object is to keep, except its time
+        self.set_ns: int | None = None  # the time, if it was set after the last write
+        self.settling = threading.Lock()  # guards these attributes
+        self.tried: FileAttributes | None = None  # what the last copy was to keep
 
     @property
     def size_bytes(self) -> int:
-        """How large the file is."""
+        """The file's size."""
         return self.file.size_bytes
 
     @property
     def removed(self) -> bool:
-        """Whether it has no name any more."""
+        """Whether the file has no name any more."""
         return self.file.unlinked
 
     @property
     def pending_bytes(self) -> int:
-        """How much of it S3 may not have: all, because what is sent is decided at the end."""
+        """How many bytes S3 may lack: all of a changed file, as the close decides what is sent."""
         return self.file.size_bytes if self.file.dirty else 0
 
     @property
@@ -395,35 +395,35 @@ class StagedWriter:
 
     @property
     def told(self) -> FileAttributes:
-        """What the object keeps, as it is in S3 now."""
+        """The attributes that the object in S3 has."""
         base = self.file.base
         return base.attributes or NOTHING if base is not None and self._keeps else NOTHING
 
     @property
     def mtime_ns(self) -> int:
-        """When it was written last, or as it was set since."""
+        """The time of the last write, or the time that was set after it."""
         if self.set_ns is not None:
             return self.set_ns
         kept_ns = None if self.file.dirty else self.told.mtime_ns
         return self.file.mtime_ns if kept_ns is None else kept_ns
 
     def write(self, offset: int, data: bytes) -> int:
-        """Write at any offset; return how many bytes."""
+        """Write at any offset; return the number of bytes."""
         written = self.file.write(offset, data)
         self.set_ns = None
         return written
 
     def truncate(self, size_bytes: int) -> None:
-        """Cut it off, or continue it with zeros."""
+        """Cut the file off, or extend it with zeros."""
         self.file.truncate(size_bytes)
         self.set_ns = None
 
 
 class StagedHandle:
-    """A staged file, open; `opener` is the process that opened it.
+    """A handle of a staged file; `opener` is the process that opened it.
 
-    `changed`: the file was changed through it, and uploading that has not been tried since. A file
-    that was made or cut to nothing by opening it has changed by that.
+    `changed`: the file was changed through this handle, and no upload has been tried since. An open
+    that creates the file or cuts it to nothing counts as a change.
     """
 
     def __init__(
@@ -437,32 +437,32 @@ class StagedHandle:
         self.writes = writes
         # mutable
         self.changed = changed
-        self.wrote = False  # at any time, after it was opened
-        self.flushed = False  # a descriptor of it has been closed, so there was one
-        self.killed = False  # who closed a descriptor last was being killed
+        self.wrote = False  # at any time since the open
+        self.flushed = False  # a descriptor has been closed, so the process had one
+        self.killed = False  # the process that closed a descriptor last was being killed
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing is to become of what was changed: its process was killed.
+        """Whether to discard what was changed, because the process was killed.
 
-        Who is killed within open(2) never has a descriptor that could be closed.
+        A process that is killed inside open(2) never gets a descriptor, so it never closes one.
         """
         return self.killed or not (self.flushed or self.wrote)
 
     def write(self, offset: int, data: bytes) -> int:
-        """Write at any offset; return how many bytes."""
+        """Write at any offset; return the number of bytes."""
         written = self.writer.write(offset, data)
-        self.wrote = self.changed = True  # afterwards: or an upload before it would be taken for it
+        self.wrote = self.changed = True  # after it, or an earlier upload would clear it
         return written
 
     def truncate(self, size_bytes: int) -> None:
-        """Cut the file off, or continue it with zeros."""
+        """Cut the file off, or extend it with zeros."""
         self.writer.truncate(size_bytes)
         self.wrote = self.changed = True
 
 
 def check_flags(flags: int) -> None:
-    """Raise BadArgument for what no file can be opened with that is to be written."""
+    """Raise BadArgument for flags that no file can be written with."""
     if flags & SYNC_FLAGS:
         raise BadArgument(
             "O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed",
@@ -471,19 +471,19 @@ def check_flags(flags: int) -> None:
 
 
 def unchanged(info: ObjectInfo) -> Condition:
-    """Return the condition that this version is still there."""
+    """Return the condition that the object is still this version."""
     return Condition(etag=info.etag) if info.etag else ALWAYS
 
 
 class DirectoryHandle:
-    """An open directory, and its listing as far as it was read.
+    """An open directory, with its listing as far as it was read.
 
-    A listing begins with the first read, after the directory was opened, and anew with the
-    first read after `rewind`. Positions in it stay valid until then. `process` is who opened it;
-    `first` is what was asked for of the first listing because that process walks. `local` tells
-    what is not in the bucket: that comes behind what is.
+    The first read starts the listing, after the directory was opened; so does the first read after
+    `rewind`. Positions stay valid until then. `process` is the process that opened the directory;
+    `first` is the prefetched start of the first listing, if that process walks the tree. `local`
+    returns the entries that are not in the bucket; they follow those of the bucket.
 
-    Its listing has a lock, and is exchanged in one step of the interpreter.
+    The listing has its own lock, and is replaced in one step of the interpreter.
     """
 
     def __init__(
@@ -506,8 +506,8 @@ class DirectoryHandle:
         self._beside = local()
 
     def rewind(self) -> None:
-        """Forget the listing, if it has begun: the next read makes a new one."""
-        # Before a new listing is asked for: what is uploaded meanwhile is in one of them.
+        """Drop the listing if it has begun, so that the next read starts a new one."""
+        # Before the new listing starts: so one of them has a file that is uploaded meanwhile.
         self._beside = self._local()
         listing = self._listing
         if listing.begun:
@@ -515,10 +515,10 @@ class DirectoryHandle:
             listing.close()
 
     def read(self, position: int, count: int) -> list[Entry]:
-        """Return the entries from `position` on: `count` of them, or up to a page's end.
+        """Return entries from `position` on: `count` of them, or fewer at the end of a page.
 
-        Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing
-        that goes in circles, Stalled for one that goes on for too long without an entry.
+        Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing that goes
+        in circles, and Stalled for one that brings no entry for too long.
         """
         entries = self._listing.read(position, count)
         if entries or not self._beside:
@@ -529,5 +529,5 @@ class DirectoryHandle:
         return beside[start : start + count]
 
     def close(self) -> None:
-        """Cancel what is in flight."""
+        """Cancel the requests in flight."""
         self._listing.close()

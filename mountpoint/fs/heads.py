@@ -1,8 +1,8 @@
-"""One HEAD of one file: what LIST does not tell, and whether a version is the newest.
+"""HEAD requests for one file: its metadata, and whether a version is the newest.
 
-Attributes are asked for only where they are kept and shown (`setattr`). An answer is as old as the
-page that named the file, at most: it is asked for after that, and believed as long. Lookups wait
-for their own answers and for nobody else's.
+LIST does not return metadata. Lookups send a HEAD only where attributes are kept and shown
+(`setattr`). The answer is newer than the listing that named the file and expires with it. A lookup
+waits for its own answer only.
 """
 
 import functools
@@ -16,7 +16,7 @@ from mountpoint.s3.retry import RetryPolicy
 
 
 class Heads:
-    """Asks for what objects' metadata say of files. Thread-safe; its callers wait."""
+    """Sends HEAD requests to learn files' metadata. Thread-safe; its callers wait."""
 
     def __init__(
         self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache
@@ -27,7 +27,10 @@ class Heads:
         self._listings = listings
 
     def described(self, directory: bytes, entry: Entry) -> Entry | None:
-        """Return a listed file as HEAD describes it: a newer version, maybe; None if it is gone."""
+        """Return a listed file as HEAD describes it, which may be a newer version.
+
+        Returns None if the object is gone. Raises S3Errors.
+        """
         listed = entry.info
         assert listed is not None
         start = functools.partial(self._client.head, listed.key)
@@ -42,7 +45,7 @@ class Heads:
 
 
 def newest(client: ObjectClient, retry_policy: RetryPolicy, inode: Inode) -> ObjectInfo:
-    """Return a file's newest version. Raises StaleInode if that is not the inode's."""
+    """Return the newest version of a file. Raises StaleInode if the inode is another version."""
     info = retry_policy.ask(functools.partial(client.head, inode.key)).answer()
     if not inode.is_version(Entry(inode.name, info)):
         raise StaleInode("the object was replaced")

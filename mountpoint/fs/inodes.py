@@ -1,19 +1,18 @@
 """The inode table: numbers, lookup counts, versions. No I/O.
 
-The kernel names files by inode number, from the lookup that told it until it forgets as
-many lookups as it made. Every *version* of an object (its ETag) has an inode number of its
-own, because the kernel keeps the pages of a number across opens: so cached pages are never
-those of another version. Directories have one number each.
+The kernel uses an inode number from the lookup that returned it until it has forgotten as many
+lookups as it made. Each *version* of an object (its ETag) has its own inode number, because the
+kernel keeps a number's pages across opens: so cached pages never belong to another version. A
+directory has one number.
 
-A number is a digest of key and version. So a listing shows the number that a lookup will
-give, and a file has the same number in every mount, without anything being remembered. Two
-live inodes never share a number: the second takes the next free one. With 32 bits (--inode32)
-that is not rare: among a million files there are 116 pairs of equal digests. Of those a listing
-may show another number than the lookup gives.
+A number is a digest of key and version. So a listing shows the same number as a later lookup, and
+a file has the same number in each mount, although nothing is stored. Two live inodes never share a
+number: the second takes the next free one. With 32 bits (--inode32) that is not rare: a million
+files have 116 pairs of equal digests. For those a listing may show another number than the lookup.
 
-A file that is written here has its number before it has a version. It keeps it when the upload
-gives it one: what the kernel has in its pages is what was written. Lookups of that version then
-find the inode by an alias.
+A file that is written here has its number before it has a version, and keeps it when the upload
+gives it one: the kernel's pages hold what was written. Lookups of that version find the inode by an
+alias.
 """
 
 import hashlib
@@ -34,22 +33,22 @@ InodeNumber = NewType("InodeNumber", int)
 #: FUSE_ROOT_ID
 ROOT = InodeNumber(1)
 
-#: How long a number is: the interpreter keeps integers in digits of 30 bits, and whatever room a
-#: sum or a shift had on the way. Of a million numbers two are equal once in 150,000 times.
+#: Length of a number in bits. CPython stores integers in digits of 30 bits, and keeps the room that
+#: a sum or a shift needed on the way. A million numbers have two equal ones in 1 of 150,000 cases.
 LONG_BITS = 56
-#: What stat(2) and readdir(3) of 32-bit programs without large-file support can tell.
+#: What 32-bit programs without large-file support can get from stat(2) and readdir(3).
 SHORT_BITS = 32
 
-#: Size, mtime, flags: what is packed in front of ETag and storage class.
+#: Size, mtime, flags: packed in front of ETag and storage class.
 _NUMBERS = struct.Struct("<qqB")
-#: The flags: it is restored, it is known which attributes are kept (`s3.kept`), some are.
+#: Flags: the object is restored; its attributes are known (`posix_metadata`); it has some.
 _RESTORED, _TOLD, _ANY = 1, 2, 4
-#: Mode, owners and time, behind all else; -1 stands for what is not kept.
+#: Mode, owners and time, at the end; -1 stands for an attribute that is not kept.
 _KEPT = struct.Struct("<iqqq")
 
 
 class Paged(IntEnum):
-    """How much of a file the kernel may hold: no page, some, or all."""
+    """How much of a file the kernel may have cached: no page, some pages, or all."""
 
     NOT = 0
     SOME = 1
@@ -59,15 +58,15 @@ class Paged(IntEnum):
 class Inode:
     """A directory, or one version of an object.
 
-    There are as many as the kernel cares to remember: a `find` makes millions. So a file's key
-    is put together from its directory's and its name, what S3 said of the object is packed into
-    one `bytes`, and numbers are no longer than they need to be. One takes 340 bytes in place of
-    800 (CPython 3.11, names of 30 bytes in keys of 60, ETags of 32 digits).
+    A `find` makes the kernel hold millions of them. So a file's key is built from its directory's
+    key and its name, the `ObjectInfo` is packed into one `bytes`, and numbers are short. An inode
+    takes 340 bytes in place of 800 (CPython 3.11, names of 30 bytes in keys of 60, ETags of 32
+    digits).
 
-    `parent` is the directory that it is in, None for the root; `name` is the root's prefix
-    there. `lookups` is what the kernel holds, `opens` our open handles; an inode stays while
-    either is positive. `fresh_until_s` says how long (monotonic clock) the attributes may be
-    believed. `paged` says what was read, so that the kernel may hold pages of it.
+    `parent` is the directory of the inode; the root has None, and its `name` is its prefix.
+    `lookups` is the kernel's count, `opens` the number of our open handles; an inode stays while
+    either is positive. The attributes are valid until `fresh_until_s` (monotonic clock). `paged`
+    says how much was read, so how much the kernel may have cached.
     """
 
     __slots__ = (
@@ -96,7 +95,7 @@ class Inode:
         # mutable
         self.parent = parent
         self.name = name
-        self._prefix: bytes | None = None  # of a directory
+        self._prefix: bytes | None = None  # directories only
         if info is None:
             self._prefix = name if parent is None else parent.key + name + b"/"
         self._packed = None if info is None else _pack(info)
@@ -118,30 +117,30 @@ class Inode:
         return self.directory + self.name
 
     def is_below(self, other: "Inode") -> bool:
-        """Whether it is a directory, or anything below it."""
+        """Whether it is the directory `other`, or anything below it."""
         inode: Inode | None = self
         while inode is not None and inode is not other:
             inode = inode.parent
         return inode is not None
 
     def refresh(self) -> None:
-        """Find out the prefix again, which those above it have had a part in."""
+        """Compute the prefix again, after a directory above was renamed."""
         if self._prefix is not None and self.parent is not None:
             self.parent.refresh()
             self._prefix = self.parent.key + self.name + b"/"
 
     @property
     def directory(self) -> bytes:
-        """The prefix of the directory that it is in; the root is in itself."""
+        """The prefix of its directory; the root is its own directory."""
         return self.name if self.parent is None else self.parent.key
 
     @property
     def info(self) -> ObjectInfo | None:
-        """What S3 said of the object; None for a directory. Made anew each time."""
+        """The object as S3 described it; None for a directory. Unpacked at each call."""
         return None if self._packed is None else _unpack(self.key, self._packed)
 
     def describe(self, info: ObjectInfo) -> None:
-        """Take what S3 says of the same version now."""
+        """Store what S3 says now of the same version."""
         self._packed = _pack(info)
 
     def is_version(self, entry: Entry) -> bool:
@@ -149,7 +148,7 @@ class Inode:
         if self._packed is None or entry.info is None:
             return self.is_directory and entry.is_directory
         packed, other = self._packed, _pack(entry.info)
-        # Nearly always; the rest takes ten times as long. In between are mtime and flags.
+        # The usual case; the rest takes ten times as long. Mtime and flags lie in between.
         if packed[:8] == other[:8] and packed[_NUMBERS.size :] == other[_NUMBERS.size :]:
             return True
         info = _unpack(self.key, self._packed)
@@ -187,9 +186,9 @@ def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
 
 
 class InodeTable:
-    """All inodes that kernel or handles hold. Thread-safe; no method waits.
+    """All inodes that the kernel or open handles hold. Thread-safe; no method waits.
 
-    `prefix` is what the root directory stands for, `bits` how long numbers are.
+    `prefix` is the key prefix of the root directory, `bits` the length of the numbers.
     """
 
     def __init__(self, prefix: bytes, bits: int = LONG_BITS) -> None:
@@ -199,25 +198,25 @@ class InodeTable:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._inodes: dict[InodeNumber, Inode] = {ROOT: self.root}
-        #: Numbers that versions would have, to those of the inodes that have become them.
+        #: From the number that a version would have to the number of the inode that has become it.
         self._aliases: dict[int, InodeNumber] = {}
         self._alias_of: dict[InodeNumber, int] = {}
         self._unborn = itertools.count(1)
 
-        self.forgotten = 0  #: how many have gone so far
+        self.forgotten = 0  #: how many inodes have been dropped so far
 
     def __len__(self) -> int:
         return len(self._inodes)
 
     def get(self, number: InodeNumber) -> Inode:
-        """Return the inode. Raises StaleInode for a number that nobody holds."""
+        """Return the inode. Raises StaleInode for a number that is not in use."""
         try:
             return self._inodes[number]
         except KeyError:
             raise StaleInode(f"inode {number} has been forgotten") from None
 
     def looked_up(self, parent: Inode, entry: Entry, fresh_until_s: float) -> Inode:
-        """Return the inode of `entry`, counting one lookup; a new version is a new inode."""
+        """Return the inode of `entry`, and count a lookup. A new version gets a new inode."""
         with self._lock:
             number = self._number(parent, entry)
             inode = self._inodes.get(number)
@@ -231,7 +230,7 @@ class InodeTable:
             return inode
 
     def told(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
-        """Return a listed file with the attributes that it keeps, if its inode knows them."""
+        """Return a listed file with its attributes, if its inode has recent ones; else None."""
         inode = self._inodes.get(self.number_of(parent, entry))
         if inode is None or inode.fresh_until_s <= now_s:
             return None
@@ -239,12 +238,12 @@ class InodeTable:
         return None if info is None or info.attributes is None else Entry(entry.name, info)
 
     def looked_up_again(self, inode: Inode) -> None:
-        """Count a lookup of an inode that is known to be what was looked for."""
+        """Count a lookup of an inode that the caller knows to be the right one."""
         with self._lock:
             inode.lookups += 1
 
     def create(self, parent: Inode, name: bytes, mtime_ns: int) -> Inode:
-        """Return the inode of a new file, of no version, counting one lookup and one open."""
+        """Return the inode of a new file, which has no version. Count one lookup and one open."""
         key = parent.key + name
         with self._lock:
             info = ObjectInfo(key, 0, mtime_ns, self._no_version())
@@ -255,16 +254,16 @@ class InodeTable:
             return inode
 
     def uncreate(self, inode: Inode) -> None:
-        """Undo `create`: there is no such file after all."""
+        """Undo `create`: the file does not come into being."""
         self.forget(inode.number, 1)
         self.released(inode)
 
     def became(
         self, inode: Inode, info: ObjectInfo, fresh_until_s: float, *, paged: Paged = Paged.SOME
     ) -> None:
-        """Note that an inode is this version from now on: it was written through it.
+        """Note that an inode is the version `info` from now on: it was written through the inode.
 
-        `paged`: the kernel may hold pages of it, as of all that was written.
+        `paged`: how much of it the kernel may have cached.
         """
         with self._lock:
             inode.describe(info)
@@ -273,9 +272,9 @@ class InodeTable:
             self._alias(inode)
 
     def disown(self, inode: Inode, info: ObjectInfo | None = None) -> None:
-        """Note that an inode is no version: what the kernel has of it is not what is stored.
+        """Note that an inode is no version any more: the kernel's pages differ from the object.
 
-        For who still has it open it is as large and as old as `info`, or empty, and keeps the same.
+        Open handles see the size, time and attributes of `info`, or an empty file without it.
         """
         with self._lock:
             self._drop_alias(inode)
@@ -285,12 +284,12 @@ class InodeTable:
                 inode.describe(replace(info, key=inode.key, etag=self._no_version()))
 
     def find(self, parent: Inode, entry: Entry) -> Inode | None:
-        """Return the inode of `entry`, if anybody holds it."""
+        """Return the inode of `entry`, if there is one."""
         with self._lock:
             return self._inodes.get(self._number(parent, entry))
 
     def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Give an inode another name. With a directory go all that are below it."""
+        """Give an inode another name. A directory takes along all inodes below it."""
         with self._lock:
             inode.parent, inode.name = parent, name
             moved = [inode]
@@ -298,7 +297,7 @@ class InodeTable:
                 moved = [each for each in self._inodes.values() if each.is_below(inode)]
             for each in moved:
                 each.refresh()
-            for each in moved:  # whose keys are made of their directories' by now
+            for each in moved:  # after all of them have their new keys
                 self._alias(each)
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
@@ -307,7 +306,7 @@ class InodeTable:
             return self._number(parent, entry)
 
     def below(self, key: bytes) -> list[Inode]:
-        """Return the inodes of a key, as a file and as a directory, and of all below it."""
+        """Return the inodes of a key, as a file and as a directory, and of all keys below it."""
         inodes = list(self._inodes.values())  # one step of the interpreter
         place = key + b"/" if key and not key.endswith(b"/") else key
         return [each for each in inodes if each.key.startswith(place) or each.key == key]
@@ -318,15 +317,15 @@ class InodeTable:
             inode.opens += 1
 
     def released(self, inode: Inode) -> None:
-        """Uncount an open handle."""
+        """Subtract an open handle."""
         with self._lock:
             inode.opens -= 1
             self._drop_unheld(inode)
 
     def forget(self, number: InodeNumber, lookups: int) -> Inode | None:
-        """Uncount what the kernel no longer holds; return the inode if it is gone now.
+        """Subtract lookups that the kernel has forgotten; return the inode if that removed it.
 
-        The kernel forgets a million at once: this takes a microsecond of each.
+        The kernel forgets a million inodes at once. This takes one microsecond per inode.
         """
         with self._lock:
             inode = self._inodes.get(number)
@@ -336,9 +335,9 @@ class InodeTable:
             return inode if self._drop_unheld(inode) else None
 
     def compact(self) -> None:
-        """Give back the room of those that have gone: by itself a dict never shrinks.
+        """Release the memory of removed inodes: a dict does not shrink by itself.
 
-        Takes 50 ns for each that is left, in which nobody is answered.
+        Takes 50 ns for each inode that is left, and blocks all other calls meanwhile.
         """
         with self._lock:
             self._inodes = dict(self._inodes)
@@ -376,12 +375,12 @@ class InodeTable:
         return True
 
     def _alias(self, inode: Inode) -> None:
-        """Let an inode be found by the number that its key and version have now."""
+        """Make the inode findable by the number of its present key and version."""
         self._drop_alias(inode)
         number = self._digest(inode.key, inode.info)
         if number == inode.number:
             return
-        # Equal content, written again after it was deleted: the last inode is the one.
+        # Equal content was deleted and written again: the last inode takes the alias.
         other = self._aliases.get(number)
         if other is not None:
             del self._alias_of[other]
@@ -397,14 +396,14 @@ class InodeTable:
         return digest(key, info, self._bits)
 
     def _no_version(self) -> str:
-        """Return an ETag that no object has: those are quoted."""
+        """Return an ETag that no object can have: S3's are quoted."""
         return f"unborn-{next(self._unborn)}"
 
 
 def digest(key: bytes, info: ObjectInfo | None, bits: int) -> int:
-    """Return a number of so many bits, above the root's, for a key and a version. Pure."""
+    """Return a number of `bits` bits, above the root's, for a key and a version. Pure."""
     version = b"" if info is None else f"{info.etag}\n{info.size_bytes}".encode()
-    # A NUL ends the key: none that can be reached has one.
+    # A NUL ends the key: keys that can be reached have none.
     value = hashlib.blake2b(key + b"\0" + version, digest_size=bits // 8).digest()
     return max(int.from_bytes(value, "little"), ROOT + 1)
 

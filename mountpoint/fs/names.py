@@ -1,9 +1,10 @@
-"""What a name is: a directory that was made here, what was listed, what S3 says.
+"""Resolve names: local directories, cached listings, then S3.
 
-Where attributes are kept (`setattr`) a lookup wants to know more of a file than LIST tells: what
-its inode knows, else HEAD (`heads`). What is only to be deleted or renamed needs none of that.
+Where attributes are kept (`setattr`), a lookup needs a file's metadata, which LIST does not return.
+It takes them from the file's inode, or else from a HEAD (`heads`). Deleting and renaming do not
+need them.
 
-Not known here: files that are being written (`overlay`), which come before all of this.
+Not known here: files that are being written (`overlay`). They take precedence over all of this.
 """
 
 import time
@@ -17,17 +18,17 @@ from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.resolver import Lookups
 from mountpoint.listing.tree import Entry
 
-#: What is listed and gone, when it is to be described, is looked up once more.
+#: HEAD may find that a listed file is gone. The name is then looked up once more.
 DESCRIBE_TRIES = 2
 
-#: Names that were looked up last and were not there, and for how long that spares asking again
-#: before something is renamed to one: as long as between any two requests.
+#: How many absent names are remembered from the latest lookups, and for how long. A rename to one
+#: of them sends no request. One second is no more than may pass between any two requests.
 MANY_ABSENT = 32
 ABSENT_S = 1.0
 
 
 class Names:
-    """The names of a mount. Thread-safe; its callers wait. `describes`: attributes are shown."""
+    """Resolves the names of a mount. Thread-safe; its callers wait. `describes`: see `look`."""
 
     def __init__(
         self,
@@ -53,16 +54,16 @@ class Names:
         self._absent: deque[tuple[bytes, bytes, float]] = deque(maxlen=MANY_ABSENT)
 
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
-        """Return what a name is, and until when (monotonic clock) that may be believed.
+        """Return the entry of a name, and until when (monotonic clock) it is valid.
 
-        Raises NoSuchEntry, and what `Lookups` does.
+        Raises NoSuchEntry, and what `Lookups.find` raises.
         """
         if self._local.is_directory(directory + name + b"/"):
             return Entry(name, None), time.monotonic() + self._ttl_s
         return self._lookups.find(directory, name)
 
     def look(self, directory: Inode, name: bytes) -> tuple[Entry, float]:
-        """As `find`; of a file also which attributes it keeps, where they are shown."""
+        """As `find`. Where attributes are shown (`describes`), a file's entry includes them."""
         try:
             return self._described(directory, name)
         except NoSuchEntry:
@@ -70,7 +71,7 @@ class Names:
             raise
 
     def target(self, directory: Inode, name: bytes) -> tuple[Entry | None, bool]:
-        """Return what has a name, and whether that is to be looked at again before it goes."""
+        """Return what has a name, if anything, and whether to check that before replacing it."""
         known = self._listings.find(directory.key, name)
         if known is not None:
             return known[0], True
@@ -84,7 +85,7 @@ class Names:
             return None, False
 
     def forget_absent(self) -> None:
-        """Forget which names were not there."""
+        """Forget the names that were absent."""
         self._absent.clear()
 
     def _described(self, directory: Inode, name: bytes) -> tuple[Entry, float]:

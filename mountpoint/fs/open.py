@@ -1,10 +1,10 @@
-"""Opening files for reading: which version is opened, and whether S3 is asked for it.
+"""Open files for reading: choose the version, and decide whether to ask S3 first.
 
-`open` asks S3, in the request that fetches the first bytes.
+By default `open` asks S3, in the request that also fetches the first bytes.
 
-Unless it is to ask always, a version that is young enough is opened unasked, and its first read
-makes the first request. When that shows that the object is another one or gone, the read fails,
-and from then on it is asked for.
+Unless the mount always asks, a version that was seen recently is opened without a request, and its
+first read sends the first one. If that finds another object, or none, the read fails, and later
+opens ask S3.
 """
 
 import os
@@ -28,15 +28,15 @@ from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 
-#: Must be restored before they can be read.
+#: Objects of these classes must be restored before they can be read.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
 ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
 class Opener:
-    """Opens files of a mount. Thread-safe.
+    """Opens the files of a mount for reading. Thread-safe.
 
-    `asks_always`: S3 is asked for the newest version, whatever is believed.
+    `asks_always`: each open asks S3 for the newest version, even if a recent one is known.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class Opener:
         self._asks_always = asks_always
 
     def open(self, inode: Inode, *, direct: bool, writer: int | None = None) -> ReadHandle:
-        """Open a file, if the inode's version is the newest, or, unless `direct`, believed to be.
+        """Open the inode's version of a file.
 
-        `writer` is the process, if it opens the file to write, too (O_RDWR).
-        Raises StaleInode, PreconditionFailed or NotFound when it is not, ObjectArchived, and
-        S3Errors.
+        Asks S3 whether it is the newest version, unless a recent answer says so and the open is not
+        `direct` (O_DIRECT). `writer` is the process if it also opens the file for writing (O_RDWR).
+        Raises StaleInode, PreconditionFailed or NotFound when another version is the newest or none
+        is left, ObjectArchived, and S3Errors.
         """
         info = inode.info
         assert info is not None
@@ -75,10 +76,11 @@ class Opener:
         return handle
 
     def missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
-        """Return what open(2) is to fail with when the object is not the inode's version.
+        """Return the error of an open(2) that found another object than the inode's version.
 
-        With StaleInode the kernel looks the name up again: it may be a directory's by now, and
-        O_CREAT, of which we hear nothing, makes a file anew that is gone.
+        StaleInode makes the kernel look the name up again: the name may be a directory's by now.
+        It also makes O_CREAT work, which FUSE does not pass on: the kernel then creates a file
+        that is gone.
         """
         self.disbelieve(inode)
         if isinstance(error, NotFound) and not flags & os.O_ACCMODE and self._is_gone(inode):
@@ -86,20 +88,20 @@ class Opener:
         return StaleInode("the object was replaced, or deleted")
 
     def _is_gone(self, inode: Inode) -> bool:
-        """Whether there is nothing else in the place of an object that is not there."""
+        """Whether a missing object has left no file or directory of its name."""
         try:
             entry, _ = self._names.look(inode.parent or inode, inode.name)
         except NoSuchEntry:
             return True
-        return inode.is_version(entry)  # it is listed, and cannot be had
+        return inode.is_version(entry)  # still listed, but cannot be read
 
     def disbelieve(self, inode: Inode) -> None:
-        """Note that the object is not, or is no longer, the inode's version."""
+        """Note that the inode's version is no longer the newest one."""
         self._listings.discard(inode.directory, inode.name)
         inode.fresh_until_s = 0.0
 
     def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
-        """Whether a version may be opened without asking S3."""
+        """Whether a version may be opened without a request."""
         # A listing does not say whether an archived object has been restored.
         if self._asks_always or info.storage_class in ARCHIVE_CLASSES:
             return False
@@ -111,7 +113,7 @@ class Opener:
         return inode.is_version(known[0])
 
     def _stream_unasked(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
-        """Return a stream of a version that is believed to be the newest one."""
+        """Return a stream of a version that is assumed to be the newest; send no request."""
 
         def following(count: int) -> list[ObjectInfo]:
             entries = self._listings.following(inode.directory, inode.name, count)
@@ -120,14 +122,14 @@ class Opener:
 
         try:
             stream = self._streams.unasked(info, following, paged=bool(inode.paged))
-        except (PreconditionFailed, NotFound):  # when it was fetched ahead
+        except (PreconditionFailed, NotFound):  # the prefetch of its first bytes found that
             return self._open_stream(inode, info, direct=False)
         if stream is not None:
             _expect_gaps(inode, stream)
         return stream
 
     def _open_stream(self, inode: Inode, info: ObjectInfo, *, direct: bool) -> ReadStream | None:
-        """Return a stream of the inode's version, if it is the newest one."""
+        """Return a stream of the inode's version if S3 says that it is the newest one."""
         archived = info.storage_class in ARCHIVE_CLASSES
         stream = self._streams.stream(info) if info.size_bytes > 0 else None
         if stream is not None and not archived and not inode.paged:
@@ -137,7 +139,7 @@ class Opener:
                 stream.close()
                 raise
         else:
-            # No byte is needed now: there is none, or the kernel has pages of it.
+            # No bytes are needed now: the file is empty, or the kernel has pages of it.
             version = newest(self._client, self._retry_policy, inode)
             if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")

@@ -1,10 +1,10 @@
-"""What is in this mount's tree and not, or not yet, in the bucket.
+"""Names that exist in this mount and not, or not yet, in the bucket.
 
-* Files that are being written: their objects come to be when they are closed. Until then what is
-  in the bucket under their names, if anything, is not to be seen here.
-* Directories that were made here. S3 has none: one is there when a key is below it. So one that
-  is made, or whose last file is deleted here, is remembered until it is removed or the mount
-  ends. All directories above it exist with it.
+* Files that are being written. Their objects appear when the files are closed. Until then such a
+  file hides the object of its name, if there is one.
+* Directories that were created here. S3 has no directories: one exists as long as a key is below
+  it. So a directory that is created here, or whose last file is deleted here, is remembered until
+  it is removed or the mount ends, together with all directories above it.
 """
 
 import threading
@@ -14,14 +14,14 @@ from mountpoint.fs.handles import StagedWriter, WriteHandle
 from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.listing.tree import Entry
 
-#: Who writes a file.
+#: The shared state of a file that is being written.
 Writer = WriteHandle | StagedWriter
 
 
 class OverlayNames:
-    """Files and directories by the prefix that they are in. Thread-safe; no method waits.
+    """Local files and directories by the prefix of their directory. Thread-safe; no method waits.
 
-    `root` is the prefix of the root directory, which is always there.
+    `root` is the prefix of the root directory, which always exists.
     """
 
     def __init__(self, root: bytes) -> None:
@@ -31,21 +31,21 @@ class OverlayNames:
         self._lock = threading.Lock()
         self._files: dict[bytes, dict[bytes, Writer]] = {}  # by directory and name
         self._writers: dict[InodeNumber, Writer] = {}
-        self._directories: dict[bytes, set[bytes]] = {}  # names, by what they are in
+        self._directories: dict[bytes, set[bytes]] = {}  # names by the prefix of their parent
 
     # --- files ---
 
     def file(self, directory: bytes, name: bytes) -> Writer | None:
-        """Return who writes the file of this name."""
+        """Return the writer of a file by its name, if it is being written."""
         files = self._files.get(directory)
         return files.get(name) if files else None
 
     def writer(self, inode: Inode) -> Writer | None:
-        """Return who writes an inode's file."""
+        """Return the writer of an inode's file, if it is being written."""
         return self._writers.get(inode.number)
 
     def add(self, writer: Writer) -> bool:
-        """Add a file that is being written; False if somebody writes it already."""
+        """Add a file that is being written; False if another writer has its name."""
         inode = writer.inode
         with self._lock:
             files = self._files.setdefault(inode.directory, {})
@@ -56,7 +56,7 @@ class OverlayNames:
             return True
 
     def discard(self, writer: Writer) -> bool:
-        """Forget a file that is no longer being written; False if that was done before."""
+        """Forget a file that is no longer being written; False if it was forgotten before."""
         with self._lock:
             if self._writers.get(writer.inode.number) is not writer:
                 return False
@@ -65,15 +65,15 @@ class OverlayNames:
             return True
 
     def forget_name(self, writer: Writer) -> None:
-        """Forget what a file is called that is being written: it has been removed."""
+        """Forget the name of a file that is being written, because it has been removed."""
         with self._lock:
             self._forget_name(writer)
 
     def rename(self, writer: Writer, move: Callable[[], None]) -> None:
-        """Follow a file that is being written to the name that `move` gives its inode.
+        """Give a file that is being written the new name that `move` gives its inode.
 
-        It takes the place of another file of that name. Under one of the two names it is there
-        all the time.
+        The file replaces another one of that name. At any time it is found under one of its two
+        names.
         """
         with self._lock:
             inode = writer.inode
@@ -90,7 +90,7 @@ class OverlayNames:
             self._drop(*place)
 
     def _place(self, writer: Writer, name: bytes) -> tuple[bytes, bytes] | None:
-        # Its directory may have been renamed since.
+        # Its directory may have been renamed in the meantime.
         for directory, files in self._files.items():
             if files.get(name) is writer:
                 return directory, name
@@ -103,19 +103,19 @@ class OverlayNames:
             del self._files[directory]
 
     def writers(self) -> list[Writer]:
-        """Return who writes anything."""
+        """Return the writers of all files that are being written."""
         with self._lock:
             return list(self._writers.values())
 
     # --- directories ---
 
     def is_directory(self, prefix: bytes) -> bool:
-        """Whether a directory has been made here."""
+        """Whether a directory is remembered here."""
         names = self._directories.get(_above(prefix))
         return names is not None and _name(prefix) in names
 
     def keep(self, prefix: bytes) -> None:
-        """Remember a directory, and all above it up to the root."""
+        """Remember a directory and all directories above it."""
         with self._lock:
             while len(prefix) > len(self._root):
                 names = self._directories.setdefault(_above(prefix), set())
@@ -125,7 +125,7 @@ class OverlayNames:
                 prefix = _above(prefix)
 
     def drop(self, prefix: bytes) -> None:
-        """Forget a directory, and all below it."""
+        """Forget a directory and all directories below it."""
         with self._lock:
             names = self._directories.get(_above(prefix), set())
             names.discard(_name(prefix))
@@ -137,7 +137,7 @@ class OverlayNames:
     # --- both ---
 
     def move_directory(self, prefix: bytes, new_prefix: bytes) -> None:
-        """Give all that is in a directory the names that it has below another one."""
+        """Move the names below one directory to another one."""
         with self._lock:
             for table in (self._directories, self._files):
                 for each in [each for each in table if each.startswith(prefix)]:
@@ -146,7 +146,7 @@ class OverlayNames:
         self.drop(prefix)
 
     def entries(self, directory: bytes) -> list[Entry]:
-        """Return what is in a directory, in the order of the names."""
+        """Return the local entries of a directory, sorted by name."""
         with self._lock:
             names = self._directories.get(directory, ())
             entries = [Entry(name, None) for name in names]
@@ -156,7 +156,7 @@ class OverlayNames:
         return sorted(entries, key=lambda entry: entry.name)
 
     def is_empty(self, directory: bytes) -> bool:
-        """Whether there is nothing in a directory but what the bucket has."""
+        """Whether a directory has no local entries. The bucket may have some."""
         return directory not in self._directories and directory not in self._files
 
 

@@ -1,15 +1,18 @@
-"""Renaming. S3 has no such thing but on directory buckets: the server copies, then the source goes.
+"""Rename files and directories.
 
-A file that is being written is renamed for free: nothing of it is in the bucket yet. Only when
-parts of it have been sent is it completed under its old key, copied and deleted there, when it is
-closed (`fs/writes/streamed`).
+Only directory buckets can rename. Elsewhere the server copies the object, then the source is
+deleted.
 
-A directory is renamed by moving all that is below it, several objects at a time. If that fails in
-the middle some objects have been moved: the error says so, and each is in one of the two places.
-A file that is staged follows its object, so that it is uploaded to where that is.
+A file that is being written is renamed at no cost while none of it is in the bucket. Once parts of
+it have been sent, it is completed under its old key when it is closed, then copied and deleted
+there (`fs/writes/streamed`).
 
-What is still under way is waited for, under both names and below them: a program's last close, say,
-which the kernel tells of after the program has gone on. What comes meanwhile waits for the rename
+A directory is renamed by moving each object below it, several at a time. If that fails midway, some
+objects have been moved. The error says so, and each object is in one of the two places. A staged
+file follows its object, so that it is uploaded to the right key.
+
+A rename waits for changes under way on both names and below them, such as a program's last close:
+the kernel reports it after the program has gone on. Changes that begin later wait for the rename
 (`fs/writes/key_locks`).
 """
 
@@ -42,32 +45,32 @@ TAKEN = "there is something of this name"
 
 
 class Writing(Protocol):
-    """The files that are being written: `StreamedWrites` or `StagedWrites`."""
+    """The writing back end: `StreamedWrites` or `StagedWrites`."""
 
     def await_end(self, writer: Any, *, replaced: bool) -> None:
-        """Wait for a file that is closed now, if it has to be there before it is renamed."""
+        """Wait for a file that is being closed, if its object must exist before the rename."""
 
     def displace(self, writer: Any, move: Callable[[], None]) -> None:
-        """Have `move` give another file the name of one that is being written."""
+        """Call `move`, which gives another file the name of one that is being written."""
 
     def rename_open(self, writer: Any, parent: Inode, name: bytes, condition: Condition) -> bool:
-        """Rename a file that is being written; False: it is there now."""
+        """Rename a file that is being written; False: it is complete, so rename its object."""
 
     def check_movable(self, writer: Any) -> None:
-        """Raise NotPermitted if a file is written in a way that its directory has to stay."""
+        """Raise NotPermitted if a file that is being written prevents renaming its directory."""
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
-        """Note that an object has moved, alone or with its directory: that may fail for others."""
+        """Note that one object has moved. Others of its directory may still fail to."""
 
     def moved(self, writer: Any) -> None:
-        """Take what a renamed directory has made of the name of a file that is being written."""
+        """Take the new name of a file that is being written, after its directory was renamed."""
 
 
 class Renames:
     """Renames of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called with directory, name, and what is there now (None: nothing, or nobody
-    knows), after S3 has done it. `writing` has the files that are being written.
+    `changed` is called after S3 has made a change, with the directory, the name, and what is there
+    now (None: nothing, or not known). `writing` is the back end of the files being written.
     """
 
     def __init__(
@@ -98,9 +101,11 @@ class Renames:
     def rename(
         self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool
     ) -> None:
-        """Rename a file or directory; what has the new name is replaced, where that is allowed.
+        """Rename a file or directory; replace what has the new name if `replace` and options allow.
 
-        What is replaced stays as it is until the other one has its name.
+        The target stays as it is until the other file has its name. Raises NotImplementedHere where
+        renaming is not allowed, EntryExists, IsADirectory, NotADirectory, DirectoryNotEmpty,
+        NotPermitted, NotReplaceable, and S3Errors.
         """
         if not (self._config.allow_rename or self._copies.renames):
             raise NotImplementedHere(
@@ -157,13 +162,13 @@ class Renames:
         *,
         look: bool,
     ) -> None:
-        """Rename a file. `look` False: it is known that there is nothing of the new name."""
+        """Rename a file. `look` False: nothing has the new name, so S3 need not be asked."""
         assert entry.info is not None
         condition = self._condition(target)
         try:
             info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
         except (PreconditionFailed, NotFound):
-            # The kernel looks both up again, and is to find what is there now.
+            # The kernel looks both names up again, and must find what is there now.
             self._changed(to.key, name, None)
             self._changed(parent.key, entry.name, None)
             raise
@@ -179,7 +184,7 @@ class Renames:
     def _directory(
         self, parent: Inode, entry: Entry, to: Inode, name: bytes, target: Entry | None
     ) -> None:
-        """Rename a directory, and all that is in it."""
+        """Rename a directory with all objects below it."""
         if not self._config.allow_rename:
             raise NotPermitted(
                 "directories are renamed object by object", "mount with --allow-rename to allow it"
@@ -211,7 +216,7 @@ class Renames:
         self._changed(parent.key, entry.name, None)
 
     def _condition(self, target: Entry | None) -> Condition:
-        """Return the condition for what takes the place of `target`."""
+        """Return the condition on the object that the rename replaces, `target`."""
         if target is None:
             return NEW
         if target.info is None:

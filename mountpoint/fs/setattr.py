@@ -1,15 +1,15 @@
-"""Attributes that programs set: refused, ignored, or kept in the object's metadata.
+"""Attributes that programs set: refuse them, ignore them, or keep them in the object's metadata.
 
-A file that is being written takes whatever is set, in any case: programs that write files set modes
-and times without need. If attributes are kept they go along with its upload. That is free until
-the upload's first request has been sent: at the end, for a file of one part, and always for one
-that is staged. What is set later is a copy of the object by the server, once it is complete.
+A file that is being written always accepts new attributes: programs that write files often set
+modes and times without need. If attributes are kept, they go with the file's upload. That is free
+until the upload's first request is sent. A file of one part sends it at the end; so does a staged
+file. Later changes make the server copy the object, once it is complete.
 
-An object that is there is copied by the server for each change. Directories are no objects:
-nothing is kept of them.
+Each change of an existing object makes the server copy it. Directories are not objects, so their
+attributes are not kept.
 
-The time of a file is kept, too, if it was set, or if it can be told for nothing: it is that of the
-last write then, and stays what it is when the object is copied. Else it is the object's own.
+The time of a file is kept if it was set, or if keeping it costs no extra request. Then it is the
+time of the last write, and stays when the object is copied. Otherwise it is the object's own time.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ from mountpoint.upload.sequential import Sequential
 
 
 class AttributeStore:
-    """What becomes of attributes that are set, in one mount. Thread-safe; no lock is held.
+    """Handles the attributes that programs set in one mount. Thread-safe; no lock is held.
 
-    `changed` is called with directory, name, and what is there now (None: nothing), after S3
-    has done it.
+    `changed` is called after S3 has made a change, with the directory, the name, and what is there
+    now (None: nothing).
     """
 
     def __init__(
@@ -49,28 +49,28 @@ class AttributeStore:
 
     @property
     def keeps(self) -> bool:
-        """Whether attributes are kept, and shown."""
+        """Whether attributes are kept and shown."""
         return self._how == "keep"
 
-    # --- files that are being written: how they begin ---
+    # --- files that are being written: their first attributes ---
 
     def of_new(self, attributes: FileAttributes) -> FileAttributes:
-        """Return what is to be kept of a new file."""
+        """Return the attributes to keep of a new file."""
         return attributes if self.keeps else NOTHING
 
     def of_replaced(self, inode: Inode) -> FileAttributes:
-        """Return what is to be kept of a file that is written anew: all but its time."""
+        """Return the attributes to keep of a file that is replaced: all but its time."""
         return NOTHING if inode.info is None else replace(self.of_base(inode.info), mtime_ns=None)
 
     def of_base(self, base: ObjectInfo) -> FileAttributes:
-        """Return what is to be kept of a file that is changed, as HEAD has told it."""
+        """Return the attributes to keep of a file that is changed. `base` comes from HEAD."""
         return base.attributes or NOTHING if self.keeps else NOTHING
 
     def on_base(
         self, writer: WriteHandle | StagedWriter, options: PutOptions, mtime_ns: int | None
     ) -> tuple[PutOptions, FileAttributes]:
-        """Return how a file's next version is uploaded, and what that keeps: of the last one all
-        that has not been set here since, but its time."""
+        """Return the upload options of a file's next version, and the attributes that it keeps:
+        those set here since, and for the rest those of the last version, except its time."""
         if not self.keeps:
             return options, NOTHING
         there = parsed(options.metadata)
@@ -79,16 +79,16 @@ class AttributeStore:
             told = replace(writer.kept, mtime_ns=mtime_ns)
         return replace(options, metadata=replaced(options.metadata, told)), told
 
-    # --- files that are being written, from their beginning to their end ---
+    # --- files that are being written: until their end ---
 
     def note(self, handle: WriteHandle, attributes: FileAttributes) -> None:
-        """Take what is set of a file that is being written (its lock held).
+        """Take new attributes of a file that is being written (its lock held).
 
-        Raises NotPermitted where it could not be kept any more.
+        Raises NotPermitted if they can no longer be kept.
         """
         if self.keeps:
             noted = handle.kept.updated(attributes)
-            timeless = replace(noted, mtime_ns=None)  # writing may go on
+            timeless = replace(noted, mtime_ns=None)  # its time may change: writing may go on
             if handle.upload is not None and handle.upload.describe(formatted(timeless)):
                 handle.told = timeless
             else:
@@ -98,7 +98,7 @@ class AttributeStore:
             handle.mtime_ns = attributes.mtime_ns
 
     def finishing(self, handle: WriteHandle, upload: Sequential) -> None:
-        """Let a file's attributes go along with its upload, if they still can."""
+        """Send a file's attributes with its upload if that is still possible."""
         if not self.keeps:
             return
         with handle.settling:
@@ -107,16 +107,16 @@ class AttributeStore:
                 handle.told = noted
 
     def left(self, handle: WriteHandle) -> FileAttributes | None:
-        """Return what a complete upload is still to keep; None: nothing."""
+        """Return the attributes that a complete upload has yet to get; None: none are left."""
         wanted = handle.kept
-        if wanted.mtime_ns != handle.mtime_ns:  # something was written since it was set
+        if wanted.mtime_ns != handle.mtime_ns:  # something was written after it was set
             wanted = replace(wanted, mtime_ns=None)
         return wanted if self._is_more(handle.told, wanted) else None
 
     def finished(self, handle: WriteHandle, info: ObjectInfo) -> ObjectInfo:
-        """Return what an upload has become, once it keeps what did not go along with it.
+        """Give the object the attributes that did not go with its upload; return what it is then.
 
-        Whatever that raises, it is tried once: the object is there.
+        This is tried once, whatever it raises: the object itself is complete.
         """
         wanted = self.left(handle)
         if wanted is None:
@@ -127,7 +127,7 @@ class AttributeStore:
     # --- files that are staged ---
 
     def note_staged(self, writer: StagedWriter, attributes: FileAttributes) -> None:
-        """Take what is set of a staged file. Raises NotPermitted where it could not be kept."""
+        """Take new attributes of a staged file. Raises NotPermitted if they cannot be kept."""
         if self.keeps:
             check_size(0 if writer.file.dirty else writer.size_bytes)
             with writer.settling:
@@ -137,7 +137,7 @@ class AttributeStore:
             writer.set_ns = attributes.mtime_ns
 
     def of_staged(self, kept: FileAttributes) -> FileAttributes | None:
-        """Return what a staged file is to keep at first; None: nothing ever."""
+        """Return the attributes that a staged file starts with; None: attributes are never kept."""
         return kept if self.keeps else None
 
     def metadata(self, writer: StagedWriter) -> dict[str, str]:
@@ -147,17 +147,18 @@ class AttributeStore:
         return formatted(replace(writer.kept, mtime_ns=writer.mtime_ns))
 
     def is_left(self, writer: StagedWriter) -> bool:
-        """Whether the object of a staged file is still to keep something."""
+        """Whether the object of a staged file has yet to get attributes."""
         wanted = replace(writer.kept, mtime_ns=writer.set_ns)
         if writer.file.base is None or writer.file.unlinked or wanted == writer.tried:
             return False
         return self._is_more(writer.told, wanted)
 
     def finish_staged(self, writer: StagedWriter) -> ObjectInfo | None:
-        """Let the object of a staged file keep what was set since it was uploaded.
+        """Give a staged file's object the attributes that were set since its upload.
 
-        Returns what it is then; None if nothing has changed. Whatever that raises, it is tried
-        once: the object is there, and not all stores tell what they were told.
+        Returns the object, or None if nothing has changed. This is tried once, whatever it raises:
+        the object itself is complete, and some stores do not return the metadata that they were
+        given.
         """
         wanted = replace(writer.kept, mtime_ns=writer.set_ns)
         if not self.is_left(writer):
@@ -166,14 +167,14 @@ class AttributeStore:
         writer.file.move(writer.file.key, lambda base: self._copies.keep(base, wanted))
         return writer.file.base
 
-    # --- objects that are there ---
+    # --- objects that exist ---
 
     def set(
         self, inode: Inode, attributes: FileAttributes, handle: WriteHandle | None = None
     ) -> None:
-        """Set attributes of an object or directory; `handle`: who may go on writing it.
+        """Set attributes of an object or directory. `handle`: a writer that may write it later.
 
-        Raises NotPermitted, StaleInode when it is another object, and what `SelfCopies` does.
+        Raises NotPermitted, StaleInode when the object was replaced, and what `SelfCopies` raises.
         """
         if self._how == "refuse":
             raise NotPermitted(
@@ -196,20 +197,20 @@ class AttributeStore:
         self._changed(inode.directory, inode.name, become)
         if inode.is_version(Entry(inode.name, info)):
             self._inodes.became(inode, become, 0.0, paged=inode.paged)
-        else:  # it was written on: the kernel may have pages of what was there before
+        else:  # it was written again: the kernel may have pages of the earlier content
             self._inodes.disown(inode, become)
         if handle is not None and handle.base is not None and handle.base.etag == info.etag:
             handle.became(become)
 
     def _is_more(self, told: FileAttributes | None, wanted: FileAttributes) -> bool:
-        """Whether an object that keeps `told` is to keep something else."""
+        """Whether an object that has the attributes `told` needs others."""
         if not self.keeps or wanted == NOTHING:
             return False
         return told is None or told.updated(wanted) != told
 
 
 def _since(told: FileAttributes, kept: FileAttributes) -> FileAttributes:
-    """Return what was set since `told`."""
+    """Return the attributes of `kept` that differ from `told`."""
     return FileAttributes(
         None if kept.mode == told.mode else kept.mode,
         None if kept.uid == told.uid else kept.uid,

@@ -1,1 +1,4 @@
-"""Changing files: opening them to write, streamed to S3 or staged on a local disk first."""
+"""Changing files: opening them for writing, then streaming to S3 or staging on a local disk.
+
+`streamed` is the default, `staged` the back end of --staged-writes.
+"""

@@ -1,15 +1,15 @@
-"""Which keys of the bucket are being changed: a rename waits for that, and all else for a rename.
+"""Locks on the bucket's keys: a rename waits for changes under way, and later changes wait for it.
 
 An upload, a copy of an object onto itself or a delete holds its key (`shared`); several may hold
-the same. A rename or a removal holds keys alone (`alone`): those of a file, or a prefix that ends
-in "/" and all keys below it. It waits until nothing is under way there, and what begins meanwhile
-waits for it. So what is done to a file is done either before its directory is renamed, or after
-that and under the new name: the caller says how its key is found out, and that is done anew after
-each wait.
+the same key. A rename or a removal holds keys alone (`alone`): the keys of a file, or a prefix that
+ends in "/" with all keys below it. It waits until no change is under way there, and changes that
+begin meanwhile wait for it. So a change to a file happens before the rename of its directory, or
+after it and under the new name. For that the caller passes a function that returns its key, and the
+lock calls it again after each wait.
 
-There is no deadlock, as long as nobody takes a second lock while it has one: all keys of a rename
-are taken at once, and what it waits for waits for nobody. Waits end when those before them end,
-whose own waits are bounded, or with the mount.
+There is no deadlock as long as no thread takes a second lock while it holds one: a rename takes all
+of its keys at once, and the changes that it waits for wait for nothing here. A wait ends when the
+changes before it end, whose own waits are bounded, or with the mount.
 """
 
 import threading
@@ -19,24 +19,24 @@ from contextlib import contextmanager
 
 from mountpoint.errors import Interrupted
 
-#: How often who waits looks whether the mount is going away.
+#: How often a waiting thread checks whether the mount is going away, in seconds.
 LOOK_S = 1.0
 
 
 class KeyLocks:
-    """The keys of one mount that are being changed. Thread-safe; its callers wait."""
+    """Locks on the keys of one mount. Thread-safe; its callers wait."""
 
     def __init__(self, stopping: threading.Event) -> None:
         # dependencies
         self._stopping = stopping
         # mutable, guarded by _changed
         self._changed = threading.Condition()
-        self._shared: Counter[bytes] = Counter()  # keys that are being changed, how often
-        self._alone: list[list[bytes]] = []  # those of renames, also while they wait
+        self._shared: Counter[bytes] = Counter()  # how often each key is held
+        self._alone: list[list[bytes]] = []  # the keys of renames, those that still wait included
 
     @contextmanager
     def shared(self, key: Callable[[], bytes]) -> Iterator[None]:
-        """Hold the key that `key` returns. Raises Interrupted when the mount goes away first."""
+        """Hold the key that `key` returns. Raises Interrupted if the mount goes away first."""
         with self._changed:
             while any(_meet(key(), other) for keys in self._alone for other in keys):
                 self._wait()
@@ -53,7 +53,7 @@ class KeyLocks:
 
     @contextmanager
     def alone(self, keys: Callable[[], list[bytes]]) -> Iterator[None]:
-        """Hold what `keys` returns, and all below. Raises Interrupted as `shared`."""
+        """Hold the keys that `keys` returns, and all below them. Raises Interrupted as `shared`."""
         with self._changed:
             while any(_meet(key, each) for key in keys() for held in self._alone for each in held):
                 self._wait()

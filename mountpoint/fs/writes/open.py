@@ -1,11 +1,11 @@
-"""Opening files to write them: alone, or together with others that write them.
+"""Open files for writing: alone, or together with other writers.
 
 A file that is being written has one upload. Several programs can share it if each of them only
-appends, or if nothing has been written yet: files that serve as locks. They have the same inode, so
-the kernel knows one size of the file, and a lock of it (flock) counts for all of them. A program
-that cannot share the upload waits for a moment until it has ended.
+appends, or while nothing has been written: such files serve as locks. They share the inode, so the
+kernel knows one size of the file, and a lock on it (flock) works between them. A program that
+cannot share the upload waits briefly for its end.
 
-A file that has been uploaded and is open still is read through its handles, too: as far as it is in
+A file that has been uploaded and is still open can be read through its handles, as far as it is in
 S3. So its inode has no other readers. A writer that finds readers gets another inode (`readers`).
 """
 
@@ -41,18 +41,18 @@ from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT, Readers
 from mountpoint.s3.client import ALWAYS, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 
-#: How long somebody waits for a file that has been closed to be there (`touch a; cat a`), and for
-#: who has closed it to be gone (`cat a; echo > a`). The kernel tells us of the last close a moment
+#: How long to wait for the object of a file that has been closed (`touch a; cat a`), or for the end
+#: of a handle that has been closed (`cat a; echo > a`). The kernel reports the last close shortly
 #: after the program has gone on, and the next program's open may overtake it.
 SETTLE_S = 1.0
-#: How long a program that appends, or reads and writes, waits for another one that writes the file.
+#: How long a program that appends, or reads and writes, waits for another writer of the file.
 TURN_S = 3.0
-#: How many threads wait so at most: the writer's own requests need one.
+#: How many threads may wait so. The writer's own requests need one that does not.
 MOST_WAITING = 4
-#: How often who waits looks whether the mount is going away.
+#: How often a waiting thread checks whether the mount is going away.
 LOOK_S = 0.25
-#: How long an empty file is taken for one that is about to be closed for good, once a descriptor of
-#: it has been closed. Shells close one of two, and keep the other.
+#: How long an empty file is expected to be closed for good, once one descriptor of it has been
+#: closed. Shells close one of two, and keep the other.
 SOON_S = 0.2
 
 BEING_WRITTEN = "the file is being written"
@@ -60,10 +60,10 @@ ANY_ORDER = "mount with --staged-writes DIR to let files be read and changed whi
 
 
 class WriteOpener:
-    """Opens files of a mount to write them. Thread-safe; no lock is held while waiting.
+    """Opens the files of a mount for writing. Thread-safe; no lock is held while waiting.
 
-    `begin` makes the upload of a file. Its methods raise NotPermitted for what no option allows or
-    others prevent, StaleInode, and S3Errors.
+    `begin` makes the upload of a file. The methods raise NotPermitted for what no option allows or
+    other programs prevent, StaleInode, and S3Errors.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class WriteOpener:
         self._begin = begin
         # mutable
         self._waiting = threading.BoundedSemaphore(MOST_WAITING)
-        #: Files that are uploaded and still open, by key; used in single steps.
+        #: Files that are uploaded and still open, by key; each use is one step of the interpreter.
         self.settled: weakref.WeakValueDictionary[bytes, WriteHandle]
         self.settled = weakref.WeakValueDictionary()
 
     def open(self, inode: Inode, flags: int, process: int) -> StreamedHandle | None:
-        """Open a file that is to be written, or that others write; None: it is only read.
+        """Open a file that is to be written, or is being written; None: it is only read.
 
-        O_RDWR alone opens it for reading, as with the reference: many programs that ask for
-        both only read.
+        O_RDWR alone opens it for reading, as in mountpoint-s3: many programs ask for both and
+        only read.
         """
         while True:
             handle = self.open_file(inode)
@@ -118,13 +118,14 @@ class WriteOpener:
                 return opened
 
     def is_written(self, inode: Inode) -> bool:
-        """Whether an inode is open for somebody who may write."""
+        """Whether an inode is open for writing."""
         return self.open_file(inode) is not None
 
     def take_over(self, reading: ReadHandle, offset: int | None) -> StreamedHandle:
-        """Let a file be written that was opened to be read and written (O_RDWR).
+        """Start writing through a handle that was opened with O_RDWR and has only read so far.
 
-        `offset` is where: behind its end; None: it is cut to nothing, and written anew.
+        `offset` is where the write begins, which must be the end of the file. None: the file is cut
+        to nothing and written anew. Raises BadHandle, NotPermitted, and what `change` raises.
         """
         inode, process = reading.inode, reading.writer
         if process is None:
@@ -134,7 +135,7 @@ class WriteOpener:
             raise BadHandle(f"a write at {offset} in a file of {size_bytes} bytes", ANY_ORDER)
         flags = os.O_WRONLY | (os.O_TRUNC if offset is None else os.O_APPEND)
         if not size_bytes and not self._allows(flags):
-            flags ^= os.O_TRUNC | os.O_APPEND  # which is the same for an empty file
+            flags ^= os.O_TRUNC | os.O_APPEND  # makes no difference for an empty file
         if not self._readers.is_only(inode, SETTLE_S):
             raise NotPermitted(BEING_READ, BEING_READ_HINT)
         opened = self.change(inode, flags, process, reads=True)
@@ -143,7 +144,7 @@ class WriteOpener:
         return opened
 
     def open_file(self, inode: Inode) -> WriteHandle | None:
-        """Return the file of an inode that is being written, or is open to be written on."""
+        """Return an inode's file that is being written, or is open for writing after its upload."""
         writer = self._local.writer(inode)
         if isinstance(writer, WriteHandle):
             return writer
@@ -151,9 +152,10 @@ class WriteOpener:
         return settled if settled is not None and settled.inode is inode and settled.opens else None
 
     def _is_newest(self, handle: WriteHandle) -> bool:
-        """Whether what S3 has of a file is the newest version; False if that is another one now.
+        """Whether the object that the handle has uploaded is still the newest version.
 
-        Raises StaleInode or NotFound if somebody else has replaced or deleted it.
+        Returns False if this mount has changed it in the meantime. Raises StaleInode or NotFound if
+        somebody else has replaced or deleted it.
         """
         base = handle.base
         if base is None or handle.upload is not None or handle.removed:
@@ -168,7 +170,7 @@ class WriteOpener:
         return True
 
     def _join(self, handle: WriteHandle, flags: int, process: int) -> StreamedHandle | None:
-        """Open a file that others have open to write it; None if it cannot be shared."""
+        """Open a file together with its present writers; None if it cannot be shared."""
         writes = may_write(flags)
         with handle.settling:
             if handle.removed:
@@ -181,7 +183,7 @@ class WriteOpener:
                 if _changes(flags):
                     return None
                 return StreamedHandle(handle, process, writes=writes and self._allows(os.O_APPEND))
-            # Who only reads is not to take it for an empty file, but where it stays one (flock(1)).
+            # A reader must not take it for an empty file, unless it stays empty: a lock (flock(1)).
             may = writes or not handle.writers
             if not _changes(flags) and (handle.replaces or not may):
                 return None
@@ -198,11 +200,11 @@ class WriteOpener:
         reads: bool = False,
         beside: WriteHandle | None = None,
     ) -> StreamedHandle | None:
-        """Begin to write a file anew, or behind its end; None if somebody else is faster.
+        """Begin to write a file anew, or at its end; None if another writer came first.
 
-        `reads`: the caller has it open for reading, and nobody else. `beside`: who has it open to
-        write it on, and cannot be joined. Raises Superseded if the kernel has to find another
-        inode for it.
+        `reads`: the caller has it open for reading, and no other program has. `beside`: a writer
+        that has it open after its upload and cannot be joined. Raises Superseded if the kernel has
+        to find another inode for the writer.
         """
         check_flags(flags)
         base, condition, known = None, ALWAYS, inode.info
@@ -212,7 +214,7 @@ class WriteOpener:
             option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
             raise NotPermitted("the file exists", f"mount with {option} to allow it")
         if not flags & os.O_TRUNC:
-            # It goes on at the end; or it is cut to nothing next, as `sort -o` does it.
+            # The program writes at the end; or it cuts the file to nothing next, as `sort -o` does.
             try:
                 base = newest(self._client, self._retry_policy, inode)
             except (StaleInode, NotFound):
@@ -221,12 +223,12 @@ class WriteOpener:
                 raise
             condition = unchanged(base)
         elif known is not None and (reads or self._config.incremental_upload):
-            # What it read is what it replaces; and a part that comes late could replace others.
+            # It must replace the version that it read, and a late part must replace no other.
             condition = unchanged(known)
         self._proof.require(inode.key, condition)
         if not reads:
-            # Now that it is the newest version: the kernel looks again only once. It drops the
-            # pages of what is cut to nothing, and of nothing else.
+            # Only now that this is the newest version: the kernel looks up again only once. It
+            # drops the pages of a file that is cut to nothing, and of no other.
             paged = inode.paged and base is not None
             handle = self.open_file(inode)
             if handle is not None and handle is not beside:
@@ -253,10 +255,10 @@ class WriteOpener:
             if other is not None and other.inode is not inode:
                 raise Superseded("the file is being written, and has another inode")
             return None
-        if base is not None and _is_another(inode.info, base):  # written meanwhile by others here
+        if base is not None and _is_another(inode.info, base):  # written here in the meantime
             self._local.discard(handle)
             return None
-        if not reads and self._readers.are_there(inode):  # who came meanwhile, and did not see it
+        if not reads and self._readers.are_there(inode):  # a reader came first and saw no writer
             self._local.discard(handle)
             if handle.upload is not None:
                 handle.upload.abort()
@@ -265,7 +267,7 @@ class WriteOpener:
         return opened
 
     def _allows(self, flags: int) -> bool:
-        """Whether a file that is there may be opened like this to be written."""
+        """Whether the options allow opening an existing file for writing with these flags."""
         config = self._config
         if flags & os.O_TRUNC:
             return config.allow_overwrite
@@ -274,7 +276,7 @@ class WriteOpener:
         return config.allow_overwrite or config.incremental_upload
 
     def await_end(self, handle: WriteHandle, within_s: float) -> None:
-        """Wait for the end of an upload. Raises NotPermitted if it does not come in time."""
+        """Wait for the end of an upload. Raises NotPermitted if it does not end in time."""
         if handle.closing or handle.finishing:
             within_s = max(within_s, SETTLE_S)
         if self._waiting.acquire(blocking=False):
@@ -299,7 +301,7 @@ def _appends(flags: int) -> bool:
 
 
 def _changes(flags: int) -> bool:
-    """Whether a file that is opened like this is to be changed; O_RDWR alone is not enough."""
+    """Whether an open with these flags changes the file; O_RDWR alone does not count."""
     return flags & os.O_ACCMODE == os.O_WRONLY or bool(flags & os.O_TRUNC) or _appends(flags)
 
 

@@ -1,4 +1,4 @@
-"""Whether objects may be written: proven once per mount, when a program opens its first file.
+"""Check the permission to write, once per mount, when a program opens its first file for writing.
 
 Shells ignore what close(2) returns. Without s3:PutObject `echo a > f` would end with exit code 0,
 although nothing is stored: the PUT comes with the close. So the first open(2) for writing sends one
@@ -6,13 +6,14 @@ request that needs s3:PutObject and changes nothing: CompleteMultipartUpload wit
 does not exist. S3 checks permissions first, so it answers AccessDenied (403) or NoSuchUpload (404).
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
 
-A policy may deny requests that lack a header, such as that of the encryption, which only the
-request that begins an upload has. So AccessDenied is believed only if CreateMultipartUpload is
-denied as well; an upload that this begins is aborted. A 403 without S3's error document comes from
-something on the way that may let a PUT pass: it proves nothing, and no one is refused for it.
+A policy may deny requests that lack a header, such as the encryption, which only the first request
+of an upload carries. So AccessDenied counts only if CreateMultipartUpload is denied as well; an
+upload that this begins is aborted. A 403 without S3's error document comes from something between
+us and S3 that may let a PUT pass: it proves nothing, so the open goes on.
 
-Any other answer counts as proof, also a failure: then the upload itself has to show it. A policy
-may cover a part of the keys only. So an upload that S3 denies takes the proof back (`Uploads`).
+Any other answer counts as permission, even a failure: the upload itself then has to show it. A
+policy may cover only some of the keys. So an upload that S3 denies withdraws the permission
+(`Uploads`).
 """
 
 import functools
@@ -24,7 +25,7 @@ from mountpoint.s3.client import Condition, ObjectClient, PartDone, PutOptions, 
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
 
-#: No store makes such an id. The ETag is that of no bytes.
+#: No store makes such an id. The ETag is that of an empty part.
 NO_UPLOAD = "mount-s3-none"
 NO_PARTS = [PartDone(1, '"d41d8cd98f00b204e9800998ecf8427e"')]
 
@@ -32,7 +33,7 @@ HINT = "the credentials need s3:PutObject for this key"
 
 
 class WriteProof:
-    """Asks for a mount whether objects may be written. Thread-safe; its callers wait."""
+    """Checks once whether a mount may write objects. Thread-safe; its callers wait."""
 
     def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
@@ -41,7 +42,7 @@ class WriteProof:
         self._retry_policy = retry_policy
 
     def require(self, key: bytes, condition: Condition) -> None:
-        """Raise AccessDenied if this object may not be written, unless others were before."""
+        """Raise AccessDenied if this object may not be written. Asks until one object may."""
         if self._uploads.may_write:
             return
         start = functools.partial(
@@ -65,21 +66,21 @@ class WriteProof:
         self._uploads.may_write = True
 
     def _ask(self, start: "Callable[[], Future[Written]]") -> None:
-        """Make the request once: a store that cannot answer it must not keep programs waiting."""
+        """Send the request once: a store that cannot answer it must not delay programs."""
         future = start()
         try:
             future.result(self._retry_policy.once_s)
         except TimeoutError:
             future.cancel()
-        except CredentialsEnded:  # newer ones are worth waiting for
+        except CredentialsEnded:  # it is worth waiting for new ones
             self._retry_policy.ask(start).answer()
 
     def _is_final(self, error: AccessDenied) -> bool:
-        """Whether S3 has said it, or nothing can be signed."""
+        """Whether S3 itself has denied it, or there are no credentials to sign with."""
         return bool(error.code) or isinstance(error, CredentialsUnavailable)
 
     def _may_begin(self, key: bytes) -> bool:
-        """Whether an upload may be begun with the headers that this mount's uploads have."""
+        """Whether S3 lets an upload begin with the headers of this mount's uploads."""
         options = self._uploads.encrypted(PutOptions())
         try:
             start = functools.partial(self._client.create_upload, key, options)

@@ -1,12 +1,12 @@
-"""Who has files open for reading: a writer must not disturb them.
+"""Count the readers of open files, so that a writer does not disturb them.
 
-The kernel keeps the size and the pages of a file by its inode, for every program that has it open.
-So nothing is written through an inode that is open for reading. The inode is left to its readers,
-which keep the version that they opened, and the writer gets Superseded (ESTALE). The kernel then
-looks the name up again, finds another inode, and opens that one for the writer.
+The kernel keeps size and pages of a file by its inode, for all programs that have it open. So
+nothing is written through an inode that is open for reading. Its readers keep the inode and the
+version that they opened, and the writer gets Superseded (ESTALE). The kernel then looks the name up
+again, finds another inode, and opens that one for the writer.
 
-The kernel does so once. A reader that opens the new inode in between would make it fail, so it
-waits until the writer is there.
+The kernel does so only once. It would fail if a reader opened the new inode in between, so readers
+wait until the writer has arrived.
 
 A program that opens a file by a reference (/proc/self/fd/N) always opens the same inode (`reopen`).
 """
@@ -22,10 +22,10 @@ from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, Paged
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo
 
-#: How long readers wait for a writer that looks a name up again. It takes two requests of the
-#: kernel, and one of S3 at most.
+#: How long readers wait for a writer whose name is looked up again: two requests of the kernel, and
+#: at most one to S3.
 RETURN_S = 1.0
-#: How many threads wait here at most: the writer's own requests need one.
+#: How many threads may wait here. The writer's own requests need one that does not.
 MOST_WAITING = 4
 
 BEING_READ = "the file is being read"
@@ -35,7 +35,7 @@ BEING_READ_HINT = "mount with --staged-writes DIR to let it be read and written 
 class Readers:
     """The readers of all inodes of a mount. Thread-safe; waits end within RETURN_S.
 
-    `drop_pages` has the kernel forget what it keeps of an inode that nobody has open; it returns
+    `drop_pages` makes the kernel forget the cached pages of an inode that is not open; it returns
     whether that is certain.
     """
 
@@ -46,12 +46,12 @@ class Readers:
         # mutable, guarded by _changed
         self._changed = threading.Condition()
         self._counts: Counter[InodeNumber] = Counter()
-        #: By key: until when a writer is expected.
+        #: By key: until when a writer is expected (monotonic clock).
         self._expected: dict[bytes, float] = {}
         self._waiting = 0
 
     def begin(self, inode: Inode) -> None:
-        """Count a reader, after the writer that is expected."""
+        """Count a reader. If a writer is expected, wait for it first."""
         with self._changed:
             expected_s = self._expected.get(inode.key)
             if expected_s is not None:
@@ -60,7 +60,7 @@ class Readers:
             self._counts[inode.number] += 1
 
     def end(self, inode: Inode) -> None:
-        """Uncount a reader."""
+        """Subtract a reader."""
         with self._changed:
             self._counts[inode.number] -= 1
             if not self._counts[inode.number]:
@@ -68,19 +68,19 @@ class Readers:
             self._changed.notify_all()
 
     def are_there(self, inode: Inode) -> bool:
-        """Whether anybody reads an inode."""
+        """Whether an inode has readers."""
         return inode.number in self._counts
 
     def is_only(self, inode: Inode, within_s: float) -> bool:
-        """Whether the caller is an inode's only reader, now or within so many seconds.
+        """Whether the caller is the only reader of an inode, now or within `within_s` seconds.
 
-        The kernel tells of a close a moment after the program has gone on.
+        The kernel reports a close shortly after the program has gone on.
         """
         with self._changed:
             return self._changed.wait_for(lambda: self._counts[inode.number] <= 1, within_s)
 
     def leave(self, inode: Inode) -> NoReturn:
-        """Leave an inode to those who have it open, and raise Superseded for who writes."""
+        """Leave an inode to its readers, and raise Superseded for the writer."""
         now_s = time.monotonic()
         with self._changed:
             late = [key for key, until_s in self._expected.items() if until_s <= now_s]
@@ -91,22 +91,22 @@ class Readers:
         raise Superseded("other programs have the file open: it gets another inode")
 
     def arrived(self, inode: Inode) -> None:
-        """Note that a writer has opened an inode: from now on readers find the writer."""
+        """Note that the expected writer has opened an inode; wake the readers that wait for it."""
         with self._changed:
             if self._expected.pop(inode.key, None) is not None:
                 self._changed.notify_all()
 
     def became(self, inode: Inode, info: ObjectInfo) -> bool:
-        """Note what was written through an inode that nobody has open; False if pages forbid it."""
+        """Note what was written through an inode that is not open; False if pages may remain."""
         if not self._drop_pages(inode.number):
             return False
         self._inodes.became(inode, info, 0.0, paged=Paged.NOT)
         return True
 
     def catch_up(self, inode: Inode, entry: Entry, fresh_until_s: float) -> bool:
-        """Let an inode be the version `entry`; False while others read an earlier one through it.
+        """Make an inode the version `entry`; False while it has other readers or cached pages.
 
-        The kernel tells of a close a moment after the program has gone on.
+        The kernel reports a close shortly after the program has gone on.
         """
         assert entry.info is not None
         with self._changed:
@@ -119,7 +119,7 @@ class Readers:
             return True
 
     def _wait(self, condition: Callable[[], bool], within_s: float) -> None:
-        """Wait for a condition, with the lock; not if too many wait already."""
+        """Wait for a condition (lock held); return at once if too many threads wait already."""
         if self._waiting < MOST_WAITING:
             self._waiting += 1
             try:

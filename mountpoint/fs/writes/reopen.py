@@ -1,8 +1,8 @@
-"""Opening a file by a reference that a program holds: O_PATH and /proc/self/fd/N, as Samba does it.
+"""Opening a file by a reference that a program holds: O_PATH and /proc/self/fd/N, as Samba does.
 
-After ESTALE the kernel looks a name up again, and comes with the inode of the newest version. A
-reference has no name that could be looked up: the kernel comes with the same inode. That inode
-then becomes the version that its name has now, as soon as nobody reads an earlier one through it.
+After ESTALE the kernel looks a name up again, and opens the inode of the newest version. A
+reference has no name to look up, so the kernel opens the same inode again. That inode then becomes
+the version that its name has now, once no reader of an earlier one has it open.
 """
 
 import functools
@@ -19,16 +19,16 @@ from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
 
-#: The kernel comes again at once, having looked the name up: at most one request of S3.
+#: The kernel tries again at once, after looking the name up: at most one request to S3.
 AGAIN_S = 1.0
 
 BY_DESCRIPTOR_HINT = f"{NO_OPTION}open it by its name, not by a descriptor (/proc/self/fd)"
 
 
 class Held:
-    """The inodes of a mount that programs open by a reference. Thread-safe; its callers wait.
+    """Inodes of a mount that programs open by a reference. Thread-safe; its callers wait.
 
-    `is_written` says whether an inode is open for somebody who may write it.
+    `is_written` says whether an inode is open for writing.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Held:
         self._ttl_s = ttl_s
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        #: Until when a thread that was told to look again is expected, by inode and thread.
+        #: Until when (monotonic clock) a thread that was told to look again is expected.
         self._told: dict[tuple[InodeNumber, int], float] = {}
 
     def comes_again(self, inode: Inode, thread: int) -> bool:
-        """Whether a thread comes to the same inode again; else note that it is told to look again.
+        """Whether a thread opens the same inode again; else note that it is told to look again.
 
-        0 stands for a thread that is not known.
+        `thread` is 0 if it is not known.
         """
         now_s = time.monotonic()
         with self._lock:
@@ -71,7 +71,7 @@ class Held:
             return False
 
     def catch_up(self, inode: Inode) -> None:
-        """Let an inode become the newest version of its name.
+        """Make an inode the newest version of its name.
 
         Raises NotPermitted while others read an earlier version through it, or write the file;
         NoSuchEntry, and S3Errors.
@@ -79,7 +79,7 @@ class Held:
         try:
             self._catch_up(inode)
         except NotPermitted:
-            self._readers.arrived(inode)  # no writer comes now
+            self._readers.arrived(inode)  # the expected writer will not come
             raise
 
     def _catch_up(self, inode: Inode) -> None:

@@ -1,13 +1,13 @@
-"""Changing files with --staged-writes: on a local disk first, in any order (`staging`).
+"""Changing files with --staged-writes: first on a local disk, in any order (`staging`).
 
-In the place of `streamed`, for everything that is opened to be written. All that have such a file
-open share one `StagedWriter`, from the first open to the last close, so that each sees what the
-others write; the kernel keeps no pages of it meanwhile. It is uploaded when its opener closes it,
+Takes the place of `streamed` for each file that is opened for writing. All handles of such a file
+share one `StagedWriter` from the first open to the last close, so that each sees the others'
+writes; the kernel caches no pages of it meanwhile. The file is uploaded when its opener closes it,
 by fsync(2), and with the last close.
 
-What could not be uploaded stays: the file is still seen as it was written, and the next close or
-fsync tries again. A process that is killed has written nothing since the last fsync or close, as
-after a power failure: the file is again what was uploaded then, or could not be. Where several
+If an upload fails, the file stays: it still reads as it was written, and the next close or fsync
+tries again. If a process is killed, its writes since the last fsync or close are discarded, as
+after a power failure: the file is again what was, or should have been, uploaded then. If several
 processes have changed it since, the last of them decides.
 """
 
@@ -47,10 +47,11 @@ from mountpoint.upload.uploads import Uploads
 
 
 class StagedWrites:
-    """Changes of one mount's files through `area`. Thread-safe; no lock is held while waiting.
+    """The staged writes of one mount, in `area`. Thread-safe; no lock is held while waiting.
 
-    `changed` is called with directory, name, and what is there now (None: nothing), after S3
-    has done it.
+    `changed` is called after S3 has made a change, with the directory, the name, and what is there
+    now (None: nothing). The methods raise NotPermitted for what options do not allow, other domain
+    errors, and S3Errors.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class StagedWrites:
         self._config = config
         self._part_bytes = write.part_size_bytes
         # mutable, guarded by _lock
-        self._lock = threading.Lock()  # of who joins a file, and who is the last to leave it
+        self._lock = threading.Lock()  # for joining a file, and for being the last to leave it
 
     # --- opening ---
 
@@ -98,7 +99,7 @@ class StagedWrites:
         process: int,
         attributes: FileAttributes = NOTHING,
     ) -> StagedHandle:
-        """Begin a new file. Its inode counts one lookup and one open."""
+        """Create a file. Its inode counts one lookup and one open."""
         check_flags(flags)
         tree.check_new(parent.key, name)
         self._proof.require(parent.key + name, NEW)
@@ -119,7 +120,7 @@ class StagedWrites:
             raise
 
     def open(self, inode: Inode, flags: int, process: int) -> StagedHandle | None:
-        """Open a file that is to be changed, or that others change; None: it is only read."""
+        """Open a file that is to be changed, or is being changed; None: it is only read."""
         check_flags(flags)
         if flags & os.O_TRUNC:
             self._check_allowed()
@@ -138,17 +139,17 @@ class StagedWrites:
         if not flags & (os.O_ACCMODE | os.O_TRUNC):
             return None
         if flags & os.O_ACCMODE == os.O_RDWR and not self._allows(flags):
-            return None  # many programs that ask for both only read
+            return None  # many programs ask for both and only read
         self._check_allowed(flags)
         with self._key_locks.shared(lambda: inode.key):
             return self._stage(inode, flags, process)
 
     def is_written(self, inode: Inode) -> bool:
-        """Whether an inode is open for somebody who may write."""
+        """Whether an inode is open for writing."""
         return isinstance(self._local.writer(inode), StagedWriter)
 
     def take_over(self, reading: ReadHandle, offset: int | None) -> StagedHandle:
-        """Refuse: what may be changed is staged when it is opened to be read and written."""
+        """Refuse: a file that may be changed is staged already when it is opened with O_RDWR."""
         if reading.writer is None:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
         raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
@@ -160,7 +161,7 @@ class StagedWrites:
             base = newest(self._client, self._retry_policy, inode)
             kept = self._attribute_store.of_base(base)
         if self._readers.are_there(inode):
-            # Now that it is the newest version: the kernel looks again only once.
+            # Only now that this is the newest version: the kernel looks up again only once.
             self._readers.leave(inode)
         writer = self._writer(inode, base, ALWAYS, kept, new=False)
         with self._lock:
@@ -169,7 +170,7 @@ class StagedWrites:
                 self._readers.arrived(inode)
                 return self._join(writer, flags, process)
             if added:
-                self._local.discard(writer)  # a reader came meanwhile, and did not see it
+                self._local.discard(writer)  # a reader came first and saw no writer
             other = self._local.file(inode.directory, inode.name)
             joined = None
             if isinstance(other, StagedWriter) and other.inode is inode:
@@ -245,13 +246,13 @@ class StagedWrites:
         return handle.writer.file.read(offset, size)
 
     def write(self, handle: StagedHandle, offset: int, data: bytes) -> int:
-        """Write at any offset; return how many bytes."""
+        """Write at any offset; return the number of bytes."""
         if not handle.writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
         return handle.write(offset, data)
 
     def flush(self, handle: StagedHandle, process: int, *, killed: bool) -> None:
-        """Note that a process closes a descriptor; upload what was written if it is the opener."""
+        """Note that a process closes a descriptor; upload the file if the process is its opener."""
         if not handle.writes:
             return
         handle.flushed, handle.killed = True, killed
@@ -260,11 +261,11 @@ class StagedWrites:
             self._upload(handle.writer)
 
     def sync(self, handle: StagedHandle) -> None:
-        """Upload a file; what was written is in S3 when this returns."""
+        """Upload a file; return when all that was written is in S3."""
         self._upload(handle.writer)
 
     def release(self, handle: StagedHandle) -> None:
-        """Close a handle; with the last one the file leaves the disk, once it is in S3."""
+        """Close a handle. The last close also removes the file from the disk, once it is in S3."""
         with self._key_locks.shared(lambda: handle.inode.key):
             self._release(handle)
 
@@ -281,20 +282,20 @@ class StagedWrites:
         if not last:
             return
         if writer.file.dirty and not writer.file.failed:
-            self._drop(writer)  # all who have changed it were killed
+            self._drop(writer)  # every process that changed it was killed
             return
         while not self._leave(writer, complete=True):
             try:
                 self._keep(writer)
             except OperationError:
-                self._leave(writer)  # it is there, whatever became of its attributes
+                self._leave(writer)  # the object exists, whatever became of its attributes
                 raise
 
     def truncate(self, inode: Inode, size_bytes: int, opened: StagedHandle | None = None) -> None:
-        """Give a file another size. `opened`: through that handle; else by its name.
+        """Give a file another size. `opened`: the handle of ftruncate; None: by name.
 
-        By its name it is uploaded at once, unless others are writing it; if that fails it is as
-        before.
+        By name the file is uploaded at once, unless other programs are writing it. If that fails,
+        the file is as before.
         """
         if opened is not None:
             opened.truncate(size_bytes)
@@ -317,7 +318,7 @@ class StagedWrites:
             self._inodes.released(inode)
 
     def _open_to_truncate(self, inode: Inode, size_bytes: int) -> StagedHandle | None:
-        """Return a handle; None if the file has that size."""
+        """Return a handle; None if the file has that size already."""
         with self._lock:
             writer = self._local.writer(inode)
             if isinstance(writer, StagedWriter):
@@ -329,7 +330,7 @@ class StagedWrites:
             return self._stage(inode, os.O_WRONLY if size_bytes else os.O_WRONLY | os.O_TRUNC, 0)
 
     def set_open(self, writer: StagedWriter, attributes: FileAttributes) -> bool:
-        """Set mode, owners or time of a file that is open; False: it has been closed meanwhile."""
+        """Set mode, owners or time of an open file; False: it was closed in the meantime."""
         with self._lock:
             if self._local.writer(writer.inode) is not writer:
                 return False
@@ -339,7 +340,10 @@ class StagedWrites:
     # --- names ---
 
     def unlink_open(self, writer: StagedWriter) -> bool:
-        """Remove a file that is open, for whom it goes on; False: it has been closed meanwhile."""
+        """Remove the name of an open file; its handles go on working.
+
+        Returns False if it was closed in the meantime. Raises NotPermitted, and S3Errors.
+        """
         stored, inode = writer.is_stored, writer.inode
         if stored and not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
@@ -357,12 +361,12 @@ class StagedWrites:
             return True
 
     def await_end(self, writer: StagedWriter, *, replaced: bool) -> None:
-        """Nothing: what is staged can be renamed and replaced at any time."""
+        """Do nothing: a staged file can be renamed and replaced at any time."""
 
     def displace(self, writer: StagedWriter, move: Callable[[], None]) -> None:
-        """Have `move` give another file the name of one that is open.
+        """Call `move`, which gives another file the name of an open one.
 
-        Until that has succeeded the open file keeps its name and all that was written to it.
+        If it fails, the open file keeps its name and its content. Raises NotPermitted.
         """
         if not self._config.allow_overwrite:
             raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
@@ -372,16 +376,16 @@ class StagedWrites:
     def rename_open(
         self, writer: StagedWriter, parent: Inode, name: bytes, condition: Condition
     ) -> bool:
-        """Rename a file that is open; False: it has been closed meanwhile."""
+        """Rename an open file; False: it was closed in the meantime."""
         file, inode = writer.file, writer.inode
         directory, old = inode.directory, inode.name
         key = parent.key + name
         try:
-            # StagedFile knows neither of an object that it replaces under its new name, nor of
-            # one that is to leave its old name.
+            # StagedFile does not know of an object that it replaces under its new name, nor of one
+            # that has to leave its old name.
             if condition != NEW or (writer.is_stored and file.base is None):
                 file.sync()
-            if file.key != key:  # it is there if half of its directory has been renamed before
+            if file.key != key:  # equal if an earlier rename of its directory failed midway
                 file.move(key, lambda base: self._copies.move(base, key, condition=condition))
         except BadHandle:
             return False
@@ -391,17 +395,17 @@ class StagedWrites:
         return True
 
     def check_movable(self, writer: StagedWriter) -> None:
-        """Nothing: what is staged can be renamed at any time."""
+        """Do nothing: a staged file can be renamed at any time."""
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
-        """Have a file follow its object, which its directory takes along."""
+        """Make a file follow its object, which is renamed with its directory."""
         directory, slash, name = source.key.rpartition(b"/")
         writer = self._local.file(directory + slash, name)
         if isinstance(writer, StagedWriter) and writer.file.key == source.key:
             self._follow(writer, copy.key, source, copy)
 
     def moved(self, writer: StagedWriter) -> None:
-        """Take what a renamed directory has made of the key of an open file."""
+        """Take an open file's new key, after its directory was renamed."""
         if writer.file.key != writer.inode.key:
             self._follow(writer, writer.inode.key)
 
@@ -412,17 +416,17 @@ class StagedWrites:
         source: ObjectInfo | None = None,
         copy: ObjectInfo | None = None,
     ) -> None:
-        """Give a file another key; its base is `copy` then, if that is a copy of its base."""
+        """Give a file another key. Its base becomes `copy` if that is a copy of its base."""
 
         def moved(base: ObjectInfo) -> ObjectInfo:
             if source is not None and copy is not None and same(source.etag, base.etag):
                 return copy
-            return replace(base, key=key)  # others have replaced it: uploading will say so
+            return replace(base, key=key)  # others have replaced it: the upload will report that
 
         writer.file.move(key, moved)
 
     def check_unwritten(self, writer: StagedWriter) -> None:
-        """Nothing: what is staged can be read, removed and renamed at any time."""
+        """Do nothing: a staged file can be read, removed and renamed at any time."""
 
     # --- inside ---
 
@@ -432,7 +436,7 @@ class StagedWrites:
             self._keep(writer)
 
     def _keep(self, writer: StagedWriter) -> None:
-        """Have the object keep what was set since it was uploaded."""
+        """Give the object the attributes that were set since its upload."""
         inode = writer.inode
         if self._local.writer(inode) is writer:
             info = self._attribute_store.finish_staged(writer)
@@ -440,7 +444,7 @@ class StagedWrites:
                 self._tell(info)
 
     def _store(self, writer: StagedWriter, *, keep: bool = True) -> None:
-        """Upload what has changed. From now on nobody's end takes that back."""
+        """Upload what has changed. After this, a killed process no longer discards it."""
         if not writer.file.dirty:
             return
         with self._lock:
@@ -457,12 +461,12 @@ class StagedWrites:
             self._tell(info)
 
     def _tell(self, info: ObjectInfo) -> None:
-        """Say what is there now: not under the inode's name if half of a directory has moved."""
+        """Report the new object by its own key: a failed rename may have left the inode another."""
         directory, slash, name = info.key.rpartition(b"/")
         self._changed(directory + slash, name, info)
 
     def _orphan(self, writer: StagedWriter, delete: Callable[[], None]) -> bool:
-        """Take the name from a file, once `delete` is done; False: it has been closed meanwhile."""
+        """Remove a file's name once `delete` has returned; False: it was closed in the meantime."""
         try:
             writer.file.unlink(delete)
         except BadHandle:
@@ -472,12 +476,12 @@ class StagedWrites:
         return True
 
     def _is_changed(self, writer: StagedWriter, *, but: StagedHandle) -> bool:
-        """Whether anybody else has changed a file since uploading it was tried."""
+        """Whether other handles have changed a file since the last try to upload it."""
         with self._lock:
             return any(each.changed for each in writer.handles if each is not but)
 
     def _give_up(self, handle: StagedHandle) -> None:
-        """Close a handle, and take back what was changed through it, if nobody else has since."""
+        """Close a handle; revert its changes unless others have changed the file since."""
         writer = handle.writer
         back = self._is_changed(writer, but=handle) or writer.file.revert()
         self._part(handle)
@@ -485,20 +489,23 @@ class StagedWrites:
             self._drop(writer)
 
     def _part(self, handle: StagedHandle) -> None:
-        """Close a handle of which nothing is to be uploaded."""
+        """Close a handle that leaves nothing to upload."""
         with self._lock:
             handle.writer.handles.discard(handle)
         self._leave(handle.writer)
 
     def _drop(self, writer: StagedWriter) -> None:
-        """Let nothing become of a file, if nobody has it open."""
+        """Discard a file if no handle is left."""
         with self._lock:
             if not writer.handles:
                 writer.file.unlink(lambda: None)
                 self._close(writer)
 
     def _leave(self, writer: StagedWriter, *, complete: bool = False) -> bool:
-        """Let go of a file that nobody has open; False, if `complete`: something is to be kept."""
+        """Let go of a file that has no handles.
+
+        Returns False if `complete` is set and its object has yet to get attributes.
+        """
         with self._lock:
             if writer.handles:
                 return True
@@ -509,7 +516,7 @@ class StagedWrites:
             return True
 
     def _close(self, writer: StagedWriter) -> None:
-        """Let go of a file that is in S3, or is not to be (lock held)."""
+        """Let go of a file that is in S3, or was discarded (lock held)."""
         if not writer.file.close():
             return
         inode, info = writer.inode, writer.file.base

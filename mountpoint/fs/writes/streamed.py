@@ -1,19 +1,19 @@
-"""Changing files: new ones, overwriting, appending, deleting.
+"""Changing files by streaming them to S3: create, overwrite, append, delete.
 
-A new object is there when its file is closed, whole, or never. Which close is the last one
-nobody is told: descriptors are duplicated (dup, `dd`, a shell's redirection) and inherited
-(fork), and each of them is closed. As with the reference it is a close by the process that
-opened the file, once something has been written; what is left then (empty files, files that
-somebody else has gone on writing) is uploaded when the last descriptor is gone, which no
-program waits for. If it was not the last one and more is written, what is there is the beginning
-of another upload. fsync(2) ends the upload in the same way. A process that is killed closes its
-files as well: then nothing comes into being, for nobody knows whether they were complete.
+A new object appears whole when its file is closed, or never. FUSE does not say which close is the
+last: descriptors are duplicated (dup, `dd`, a shell's redirection) and inherited (fork), and each
+of them is closed. As in mountpoint-s3, the upload ends with a close by the process that opened the
+file, once something has been written. The rest (empty files, files that another process has gone on
+writing) is uploaded when the last descriptor is gone, and no program waits for that. If the close
+was not the last and more is written, the object is the beginning of another upload. fsync(2) ends
+the upload in the same way. A process that is killed closes its files as well. Then no object is
+made, because the file may be incomplete.
 
-Appending is such another upload from the start: the server copies what is there, what is written
-comes behind it, and all of it takes the old object's place when the file is closed.
+Appending starts such another upload at once: the server copies the object, the new bytes follow,
+and the result replaces the old object when the file is closed.
 
-Without an option nothing is replaced and nothing deleted, not even by a race: a new file's
-upload has the condition that there is still no object of that name.
+Without an option nothing is replaced or deleted, not even by a race: the upload of a new file has
+the condition that no object of its name exists.
 """
 
 import functools
@@ -57,16 +57,16 @@ from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.source import fetch
 from mountpoint.upload.uploads import Uploads
 
-#: To so many bytes a file is lengthened by its name: truncate(2) waits until they are in S3.
+#: truncate(2) by name extends a file to this size at most, because it waits for the upload.
 MOST_LENGTHENED_BYTES = 8 * MIB
 
 
 class StreamedWrites:
-    """Changes of one mount's tree. Thread-safe; no lock is held while waiting.
+    """The streamed changes of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called with directory, name, and what is there now (None: nothing), after S3
-    has done it. Every method raises the domain errors that say why something cannot be, and
-    S3Errors.
+    `changed` is called after S3 has made a change, with the directory, the name, and what is there
+    now (None: nothing). The methods raise the domain errors that say why something is not possible,
+    and S3Errors.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class StreamedWrites:
         process: int,
         attributes: FileAttributes = NOTHING,
     ) -> StreamedHandle:
-        """Begin a new file. Its inode counts one lookup and one open."""
+        """Create a file. Its inode counts one lookup and one open."""
         check_flags(flags)
         tree.check_new(parent.key, name)
         self._proof.require(parent.key + name, NEW)
@@ -141,7 +141,7 @@ class StreamedWrites:
     def read(self, opened: StreamedHandle, offset: int, size: int) -> bytes:
         """Return the bytes [offset, offset + size) as far as S3 has them.
 
-        What was written after the last upload is waited for, for a moment.
+        Waits briefly for the end of the upload that has them. Raises BadHandle if S3 lacks them.
         """
         handle = opened.file
         while True:
@@ -161,7 +161,7 @@ class StreamedWrites:
                     raise
 
     def write(self, opened: StreamedHandle, offset: int, data: bytes) -> int:
-        """Take the next bytes of a file; return how many."""
+        """Write the next bytes of a file; return how many."""
         handle = opened.file
         if not opened.writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
@@ -170,7 +170,7 @@ class StreamedWrites:
             return len(data)
         handle.check()
         if handle.opens > 1 and offset not in (handle.written_bytes, handle.size_bytes):
-            # What others have written stays.
+            # Keep what other handles have written.
             raise NotSequential(f"a write at {offset}, where {handle.written_bytes} was next")
         if handle.settled.is_set():
             self._go_on(handle)
@@ -185,7 +185,7 @@ class StreamedWrites:
         return written
 
     def flush(self, opened: StreamedHandle, process: int, *, killed: bool) -> None:
-        """Note that a process closes a descriptor; upload what was written if it is the opener."""
+        """Note that a process closes a descriptor; upload the file if the process is its opener."""
         handle = opened.file
         handle.flushed = True
         if handle.removed or not opened.writes:
@@ -203,14 +203,14 @@ class StreamedWrites:
                 self._finish(handle)
 
     def sync(self, opened: StreamedHandle) -> None:
-        """Upload a file; what was written is in S3 when this returns."""
+        """Upload a file; return when all that was written is in S3."""
         handle = opened.file
         handle.check()
         if handle.upload is not None or self._attribute_store.left(handle):
             self._finish(handle)
 
     def release(self, opened: StreamedHandle) -> None:
-        """Close a file; with the last one who has it open it ends."""
+        """Close a handle. The last close ends the upload."""
         handle = opened.file
         with handle.settling:
             handle.opens -= 1
@@ -224,7 +224,7 @@ class StreamedWrites:
         try:
             if handle.settled.is_set():
                 return
-            # Who is killed within open(2) never has a descriptor that could be closed.
+            # A process that is killed inside open(2) gets no descriptor, so it never closes one.
             never_had = upload is not None and not handle.flushed and not upload.size_bytes
             if upload is not None and (handle.killed or never_had):
                 error = WriterKilled("the process that wrote the file was killed")
@@ -236,9 +236,9 @@ class StreamedWrites:
                 upload.abort()
 
     def truncate(self, inode: Inode, size_bytes: int, opened: StreamedHandle | None = None) -> None:
-        """Give a file another size, where that is what a new upload can bring about.
+        """Give a file another size, where a new upload can do that.
 
-        `opened`: through that handle; else by its name.
+        `opened`: the handle of ftruncate; None: by name. Raises NotPermitted.
         """
         handle = self._local.writer(inode) if opened is None else opened.file
         if isinstance(handle, WriteHandle):
@@ -293,17 +293,17 @@ class StreamedWrites:
             handle.restart()
 
     def _await_upload(self, handle: WriteHandle) -> None:
-        """Wait for an upload that is being completed, for what comes after it."""
+        """Wait while an upload is being completed, before the next one."""
         while handle.finishing and not handle.settled.wait(LOOK_S):
             handle.check()
 
     def set_attributes(self, inode: Inode, attributes: FileAttributes) -> None:
-        """Set mode, owners or time of a file or directory that is there."""
+        """Set mode, owners or time of an existing file or directory."""
         with self._key_locks.shared(lambda: inode.key):
             self._attribute_store.set(inode, attributes, self._opener.settled.get(inode.key))
 
     def set_open(self, writer: Writer, attributes: FileAttributes) -> bool:
-        """Set them of a file that is being written; False: it is there now."""
+        """Set them of a file that is being written; False: it is complete now."""
         assert isinstance(writer, WriteHandle)
         if writer.removed:
             return True
@@ -326,14 +326,14 @@ class StreamedWrites:
         self._changed(parent.key, entry.name, None)
 
     def check_unwritten(self, writer: Writer) -> None:
-        """Raise NotPermitted for a file that is being written; wait for one that is closed now."""
+        """Raise NotPermitted for a file that is being written; wait if it is being closed."""
         assert isinstance(writer, WriteHandle)
         self._opener.await_end(writer, 0.0)
 
     def await_end(self, writer: Writer, *, replaced: bool) -> None:
-        """Wait for a file that is closed now, if it has to be there before it is renamed.
+        """Wait for a file that is being closed, if its object must exist before the rename.
 
-        `replaced`: another one is to have its name. Its end needs its key, which a rename holds.
+        `replaced`: another file takes its name. Its end needs its key, which the rename will hold.
         """
         assert isinstance(writer, WriteHandle)
         ends = writer.closing or writer.finishing
@@ -341,16 +341,16 @@ class StreamedWrites:
             writer.settled.wait(SETTLE_S)
 
     def unlink_open(self, writer: Writer) -> bool:
-        """Remove a file that is being written, of which nothing comes then; False: it is there now.
+        """Remove the name of a file that is being written; False: it is complete now.
 
-        Who has it open goes on without an error, and the upload is given up. Deleting is only what
-        removes an object.
+        Its handles go on without an error, and the upload is aborted. It counts as a delete only if
+        there is an object to remove. Raises NotPermitted, and S3Errors.
         """
         assert isinstance(writer, WriteHandle)
         inode, stored = writer.inode, writer.replaces or writer.base is not None
         if stored and not self._config.allow_delete:
             raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
-        # Alone with its key no upload of it is being completed.
+        # While this thread holds the key alone, no upload of it is being completed.
         with self._key_locks.alone(lambda: [inode.key]):
             if writer.settled.is_set():
                 return False
@@ -366,12 +366,12 @@ class StreamedWrites:
         return True
 
     def displace(self, writer: Writer, move: Callable[[], None]) -> None:
-        """Have `move` give another file the name of one that is being written: once it is not."""
+        """Call `move`, which gives another file this name, once this one is no longer written."""
         self.check_unwritten(writer)
         move()
 
     def rename_open(self, writer: Writer, parent: Inode, name: bytes, condition: Condition) -> bool:
-        """Rename a file that is being written, if it is new; False: it is there now."""
+        """Rename a file that is being written, if it is new; False: it is complete now."""
         assert isinstance(writer, WriteHandle)
         with writer.settling:
             if not writer.replaces and writer.base is None and not writer.settled.is_set():
@@ -383,13 +383,13 @@ class StreamedWrites:
         return False
 
     def check_movable(self, writer: Writer) -> None:
-        """Raise NotPermitted for a file of which S3 has the beginning under the name it has."""
+        """Raise NotPermitted for a file whose beginning is in S3 under its present name."""
         assert isinstance(writer, WriteHandle)
         if writer.base is not None or self._config.incremental_upload:
             self.check_unwritten(writer)
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
-        """Have a file that is in S3, and still open, go on with its object where that is now."""
+        """Make an open file that is in S3 follow its object to its new key."""
         handle = self._opener.settled.pop(source.key, None)
         if handle is None:
             return
@@ -400,19 +400,19 @@ class StreamedWrites:
                 self._opener.settled[copy.key] = handle
 
     def moved(self, writer: Writer) -> None:
-        """Take what a renamed directory has made of the name of a file that is being written."""
+        """Take the new name of a file that is being written, after its directory was renamed."""
         assert isinstance(writer, WriteHandle)
         self._rename_upload(writer)
 
     def _rename_upload(self, handle: WriteHandle) -> None:
-        """Give an upload the key that its file has now; what has begun is moved at its end."""
+        """Give an upload its file's new key. Parts that were sent are moved at the end."""
         if handle.upload is not None:
             handle.upload.rename(handle.inode.key, handle.condition)
 
     # --- inside ---
 
     def _remove_open(self, key: bytes) -> None:
-        """Let a file go on, for who has it open, whose object has been deleted."""
+        """Let the handles of a file whose object has been deleted go on."""
         handle = self._opener.settled.pop(key, None)
         if handle is not None:
             with handle.settling:
@@ -422,7 +422,7 @@ class StreamedWrites:
     def _begin(
         self, handle: WriteHandle, base: ObjectInfo | None
     ) -> tuple[Sequential, FileAttributes]:
-        """Return an upload of a file, whatever its name is by now, and what that keeps of it."""
+        """Return an upload under the file's present name, and the attributes that it carries."""
         key, condition = handle.inode.key, handle.condition
         if self._config.incremental_upload:
             metadata = formatted(handle.kept) if base is None else {}
@@ -448,18 +448,18 @@ class StreamedWrites:
             raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
 
     def _go_on(self, handle: WriteHandle) -> None:
-        """Let a file be written on whose upload has ended."""
+        """Start writing again to a file whose upload has ended."""
         if self._readers.are_there(handle.inode):
             raise NotPermitted(BEING_READ, BEING_READ_HINT)
         with handle.settling:
             if not handle.settled.is_set():
-                return  # somebody else was faster
+                return  # another thread was faster
             self._add(handle)
             handle.closing = handle.finishing = False
             handle.settled.clear()
 
     def _finish(self, handle: WriteHandle) -> None:
-        """Complete what is being uploaded of a file, under its name and with its attributes."""
+        """Complete the upload of a file, under its name and with its attributes."""
         with self._key_locks.shared(lambda: handle.inode.key):
             self._complete(handle)
 
@@ -475,7 +475,7 @@ class StreamedWrites:
                 upload.rename(handle.inode.key, handle.condition)
                 self._attribute_store.finishing(handle, upload)
                 info = handle.finish(upload)
-                if not handle.claim(upload):  # somebody else does the rest, or has
+                if not handle.claim(upload):  # another thread does the rest, or has done it
                     while handle.upload is upload and not handle.settled.wait(SETTLE_S):
                         pass
                     handle.check()
@@ -488,29 +488,29 @@ class StreamedWrites:
                 try:
                     info = self._attribute_store.finished(handle, info)
                 except OperationError as error:
-                    refused = error  # it is there all the same
+                    refused = error  # the object exists all the same
         except OperationError as error:
             self._lost(handle, error)
             raise
         if upload is not None:
-            upload.abort()  # nothing: all of it is there
+            upload.abort()  # only releases resources: all of it is in S3
         if refused is not None:
             raise refused
 
     def _settle(self, handle: WriteHandle, upload: Sequential | None, info: ObjectInfo) -> bool:
-        """Note that all is as it is to be; False if its name or its attributes are not."""
+        """Note that the upload is complete; False if its name or attributes have yet to change."""
         inode = handle.inode
         with handle.settling:
             if upload is not handle.upload:
-                return True  # somebody else has
+                return True  # another thread has done so
             if upload is not None and info.key != inode.key:
                 return False
             if self._attribute_store.left(handle):
                 return False
             if upload is not None or info is not handle.base:
-                # Known before it is forgotten that it is being written: it is there all the time.
+                # Listed before it is no longer a file being written: it is visible all the time.
                 self._changed(inode.directory, inode.name, info)
-                # Of what was appended to the kernel has no pages, or not its last one.
+                # The kernel has no pages of the file that was appended to, or not its last one.
                 paged = Paged.NOT if handle.appends else Paged.SOME
                 self._inodes.became(inode, info, 0.0, paged=paged)
                 handle.stored(info)
@@ -521,7 +521,7 @@ class StreamedWrites:
             return True
 
     def _lost(self, handle: WriteHandle, error: OperationError) -> None:
-        """Note that a file will not come into being."""
+        """Note that a file's upload has failed for good."""
         inode = handle.inode
         with handle.settling:
             handle.fail(error)
