@@ -1,20 +1,21 @@
-"""One object of a directory bucket that grows: each part is there as soon as S3 has taken it.
+"""Append to one object of a directory bucket: each part exists as soon as S3 has accepted it.
 
-What `--incremental-upload` needs (`sequential` has what is as in other uploads). The first part of
-a new object is a PUT under the writer's condition; every other is a PUT with the offset at which
-the object ends, and If-Match with the version that the part before it has made, so that nobody
-else's bytes come between. S3 wants them in order, so one is under way at a time; up to two more
-wait for it while the program goes on writing, and then the writer waits.
+This is what `--incremental-upload` uses (`sequential` has what all uploads share). The first part
+of a new object is a PUT under the writer's condition. Each other part is a PUT with the offset at
+which the object ends, and If-Match with the version that the part before it has made, so that no
+other writer's bytes come between. S3 needs them in order, so one is in flight at a time. Up to two
+more wait for it while the program goes on writing; after that the writer waits.
 
-`finish` sends what is left, and more may follow: each finish is at most one part. What was sent
-stays in the bucket, whatever becomes of the rest: `abort` gives up what has not been sent.
+`finish` sends the rest, at most one part, and more may follow. Bytes that were sent stay in the
+bucket, whatever happens to the rest: `abort` drops the bytes that have not been sent.
 
-A lost answer: a part that was tried before and is then refused, or whose tries run out, may have
-arrived. HEAD tells: an object of the size after it, and of another version than before it, has
-it; of the first part its checksum has to match, too, if it has one. A part that was sent
-twice and arrives late is refused: the object has another ETag by then.
+Lost answers: a part may have arrived although its answer did not. So if a part is refused after an
+earlier try, or runs out of tries, HEAD decides. The part has arrived if the object has the right
+size and another version than before. For the first part the checksum must match as well, if there
+is one. If a part was sent twice, S3 refuses the late one: the object has another ETag by then.
 
-Not known here: how many parts an object has that others have begun (S3 takes 10,000 and says so).
+Not known here: how many parts an object has that others have begun (S3 accepts 10,000, and reports
+the limit).
 """
 
 import functools
@@ -57,18 +58,18 @@ from mountpoint.upload.sequential import LOOK_S, Sequential
 
 log = structlog.get_logger(__name__)
 
-#: Parts that are complete and wait for the one under way. With one the line is never idle as long
-#: as the program is faster; the second evens out what takes longer.
+#: Complete parts that wait for the one in flight. With one the connection is never idle as long as
+#: the program is faster; the second evens out slow requests.
 MOST_WAITING = 2
 
 
 class Appending(Sequential):
-    """What is appended to the object `key`, with memory from `lease`. See Sequential.
+    """An upload that appends to the object `key`, with memory from `lease`. See Sequential.
 
-    `base` is the object that is appended to, in the version that its writer knows; None for a new
-    one, which then comes into being under `condition`: never under ALWAYS, or a first part that
-    was given up, and arrives late, would replace what was appended since. Raises NotOffered where
-    it is no directory bucket. A write at a wrong offset does no harm.
+    `base` is the object to append to, in the version that its writer knows; None for a new object,
+    which is created under `condition`. That is never ALWAYS: a first part that was given up and
+    arrives late would replace what was appended since. Raises NotOffered unless the bucket is a
+    directory bucket. A write at a wrong offset does no harm.
     """
 
     def __init__(
@@ -106,14 +107,14 @@ class Appending(Sequential):
         self._options = options
         # mutable, guarded by _changed
         self._info = base  # the object with all parts that have arrived
-        self._waiting: deque[Body] = deque()  # parts, complete and in order
+        self._waiting: deque[Body] = deque()  # complete parts, in order
 
     def finish(self, size_bytes: int = 0) -> ObjectInfo:
-        """Send all that was written until now; return the object with it. More may follow.
+        """Send all that was written until now; return the object. More may follow.
 
-        Zeros come first, until it has `size_bytes`. Of a new object to which nothing was written
-        this makes an empty one. Raises AlreadyExists or PreconditionFailed when the object is not
-        what it was, any S3Error that retries did not help, Interrupted when the mount goes away.
+        First zeros extend the object to `size_bytes`. A new object without bytes becomes an empty
+        one. Raises AlreadyExists or PreconditionFailed when the object is not the expected version,
+        any S3Error that retries did not help, and Interrupted when the mount goes away.
         """
         with self._changed:
             with self._turn():
@@ -126,15 +127,15 @@ class Appending(Sequential):
             return self._info
 
     def rename(self, key: bytes, condition: Condition) -> bool:
-        """Whether the object already has this key: what is in S3 is renamed there."""
+        """Whether the object has this key already. If not, the caller has to rename it in S3."""
         return key == self.key
 
     def describe(self, metadata: Mapping[str, str]) -> bool:
-        """Whether the object gets this metadata, too: it has had its own from the beginning."""
+        """Refuse new metadata (False): the object has had its own from the beginning."""
         return False
 
     def fail(self, error: Exception) -> None:
-        """Give up, without waiting: all waits end with `error`, and so does what is asked later."""
+        """Give up without waiting: all waits, and all later calls, raise `error`."""
         with self._changed:
             if self._failure is not None:
                 return
@@ -147,9 +148,9 @@ class Appending(Sequential):
             self._changed.notify_all()
 
     def abort(self, until_s: float | None = None) -> None:
-        """Give up what has not been sent. Also the end of one that is finished; waits for nothing.
+        """Drop what has not been sent; after `finish`, release the resources. Waits for nothing.
 
-        `until_s` is for those that have to wait: see `Upload`.
+        `until_s` is not used here: see `Upload.abort`.
         """
         with self._changed:
             here = 0 if self._info is None else self._info.size_bytes
@@ -165,7 +166,7 @@ class Appending(Sequential):
     # --- memory and parts (lock held) ---
 
     def _is_begun(self) -> bool:
-        """Whether the object is there, or on its way."""
+        """Whether the object exists, or its first part is in flight or waits."""
         return self._info is not None or bool(self._requests) or bool(self._waiting)
 
     def _seal(self) -> None:
@@ -180,7 +181,7 @@ class Appending(Sequential):
     # --- sending (lock held) ---
 
     def _misplaced(self, error: NotSequential) -> None:
-        pass  # what was written before it is as good as ever
+        pass  # all that was written before it is still good
 
     def _is_on_its_way(self) -> bool:
         return bool(self._requests)
@@ -190,12 +191,12 @@ class Appending(Sequential):
         self._advance()
 
     def _advance(self) -> None:
-        # Send the next part, if none is under way and there is a place for it.
+        # Send the next part, if none is in flight and the scheduler has a place for it.
         if not self._waiting or self._requests or self._failure is not None:
             return
         size_bytes = self._waiting[0].size_bytes
         if size_bytes and not self._scheduler.take_place(self, 0, size_bytes, queues=False):
-            return  # it is tried again by who waits, and once a second
+            return  # a waiting writer tries again, and so does the sweep once a second
         body, before = self._waiting.popleft(), self._info
 
         def start() -> "Future[Written]":
@@ -219,12 +220,12 @@ class Appending(Sequential):
                 self.fail(self._meaning(error, before))
 
         request = UploadRequest(start, done, refused, body.size_bytes)
-        if not body.size_bytes:  # as long as any other request
+        if not body.size_bytes:  # the usual limit of any request
             request.try_s = self._retry_policy.try_s
         self._requests.send(request)
 
     def _find_out(self, error: S3Error, body: Body, before: ObjectInfo | None) -> None:
-        """Look whether an earlier try has arrived; it fails with `error` if not."""
+        """Ask whether an earlier try has arrived; fail with `error` if not."""
 
         def done(stored: Stored) -> None:
             if self._has(stored, body, before):
@@ -240,7 +241,7 @@ class Appending(Sequential):
         self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _has(self, stored: Stored, body: Body, before: ObjectInfo | None) -> bool:
-        """Whether what is there is what was there before, and `body`."""
+        """Whether the object is the one `before`, with `body` added."""
         if before is not None:
             after = before.size_bytes + body.size_bytes
             return stored.info.size_bytes == after and stored.info.etag != before.etag
@@ -257,14 +258,14 @@ class Appending(Sequential):
     def _described(self, before: ObjectInfo | None, body: Body, written: Written) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000
         if before is None:
-            # The only class that a directory bucket in an availability zone has.
+            # The only class of directory buckets in an availability zone.
             storage_class = self._options.storage_class or "EXPRESS_ONEZONE"
             return ObjectInfo(self.key, body.size_bytes, date_ns, written.etag, storage_class)
         size_bytes = before.size_bytes + body.size_bytes
         return replace(before, size_bytes=size_bytes, mtime_ns=date_ns, etag=written.etag)
 
     def _meaning(self, error: S3Error, before: ObjectInfo | None) -> S3Error:
-        """What the refusal of a part means to who writes the file."""
+        """Return the error that a part's refusal means to the writer of the file."""
         details: Any = {
             "code": error.code,
             "status": error.status,

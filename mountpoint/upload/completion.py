@@ -1,11 +1,11 @@
-"""The request that makes an object: PutObject, or CompleteMultipartUpload and a look at the result.
+"""The request that creates an object: PutObject, or CompleteMultipartUpload followed by a HEAD.
 
-A lost answer: a PUT, or the completion, that was tried before and is then refused may have been
-done by an earlier try (If-None-Match fails on the object that we have just made; a completed
-upload is no longer there). Then, and when tries run out, HEAD tells: if the object there has our
-size and checksum, or our ETag where there are no checksums, it is ours, or just as good.
+Lost answers: a PUT or a completion that is refused after an earlier try may have succeeded then:
+If-None-Match fails on the object that we have just made, and a completed upload no longer exists.
+In this case, and when tries run out, HEAD decides. If the object has our size and checksum, or our
+ETag where there are no checksums, it is ours, or equal to ours.
 
-The upload's lock guards all of this.
+The upload's lock guards everything here.
 """
 
 import functools
@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
 COMPLETE_S = 300.0
 
-#: What is to be done after parts were refused that had grown with the file.
+#: What to do after a store has refused parts that had grown with the file.
 WRITE_AGAIN = (
     "write the file again: its parts will have one size, --write-part-size, "
     f"and {MOST_PARTS} of them are all that a file can have"
@@ -60,14 +60,14 @@ WRITE_AGAIN = (
 
 
 class Start(Protocol):
-    """Makes the request that makes the object, on this condition, with checksums or without."""
+    """Starts the request that creates the object, on a condition, with or without checksums."""
 
     def __call__(self, condition: Condition, *, checksums: bool) -> "Future[Written]":
-        """Make it."""
+        """Start it; return its future answer."""
 
 
 class Completion:
-    """The end of the upload of `key`. `completed` or `failed` is called once, with the lock."""
+    """The end of the upload of `key`. Calls `completed` or `failed` once, with the lock held."""
 
     def __init__(
         self,
@@ -89,22 +89,22 @@ class Completion:
         self._retry_policy = retry_policy
         self._completed = completed
         self._failed = failed
-        # mutable, until the object is made
+        # mutable, until the object is created
         self.key = key
         self.condition = condition
         self._options = options  # until the first request is sent
         self._unequal = False  # its parts have different sizes
 
     def describe(self, metadata: Mapping[str, str]) -> None:
-        """Let the object have this metadata; before any request was sent."""
+        """Add metadata to the object; only before any request is sent."""
         self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
 
     def retype(self, content_type: str | None) -> None:
-        """Let the object have this content type; before any request was sent."""
+        """Set the content type of the object; only before any request is sent."""
         self._options = replace(self._options, content_type=content_type)
 
     def put(self, body: Body) -> None:
-        """Make the object of one body."""
+        """Create the object from one body."""
         size_bytes = body.size_bytes
 
         def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
@@ -120,7 +120,7 @@ class Completion:
         self._send(start, done, is_ours, size_bytes, None)
 
     def complete(self, upload_id: str, sent: Sequence[Sent], size_bytes: int) -> None:
-        """Make the object, of this size, of all parts, which have arrived."""
+        """Create the object, of `size_bytes`, from all parts, which have arrived."""
         parts = [each.done for each in sent]
         self._unequal = not are_equal([each.size_bytes for each in sent])
         whole = None
@@ -157,7 +157,7 @@ class Completion:
         size_bytes: int,
         try_s: float | None,
     ) -> None:
-        """Send the request that makes the object, as far as the server knows what it asks."""
+        """Send the request that creates the object, without the headers that the server rejects."""
         asked, checksums = ALWAYS, False
 
         def begin() -> "Future[Written]":
@@ -180,7 +180,7 @@ class Completion:
         self._requests.send(request)
 
     def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
-        """Look whether an earlier try has made the object; it fails with `error` if not."""
+        """Ask whether an earlier try has created the object; fail with `error` if not."""
 
         def done(stored: Stored) -> None:
             if is_ours(stored):
@@ -196,7 +196,7 @@ class Completion:
         self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _look(self, told: ObjectInfo) -> None:
-        """Ask how large the object has become and how old: of parts S3 tells the day they began."""
+        """Ask for the object's size and time: S3 dates an object of parts to its upload's start."""
 
         def done(info: ObjectInfo) -> None:
             if info.etag != told.etag:  # somebody else has replaced it since
@@ -207,13 +207,13 @@ class Completion:
                 self._completed(info)
 
         def refused(_: S3Error) -> None:
-            self._completed(told)  # complete is complete
+            self._completed(told)  # the upload is complete all the same
 
         start = functools.partial(self._client.head, self.key)
         self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _meaning(self, error: S3Error) -> S3Error:
-        """What the refusal of a write means to who wanted to create, not to replace."""
+        """Return the error that the refusal means to a writer who wanted to create, not replace."""
         if self._unequal and self._scheduler.wants_equal_parts(error):
             error.hint = WRITE_AGAIN
         if type(error) is not PreconditionFailed or not self.condition.absent:
@@ -241,7 +241,7 @@ class Completion:
 def _matches(
     stored: Stored, size_bytes: int, expected: Checksum | None, etag: Callable[[], str]
 ) -> bool:
-    """Whether what is stored is what was written; by the ETag where there is no checksum."""
+    """Whether the stored object is what was sent; by ETag where there is no checksum."""
     if stored.info.size_bytes != size_bytes:
         return False
     told = stored.checksums.get(expected.name) if expected is not None else None
@@ -258,7 +258,7 @@ def _md5(body: Body) -> str:
 
 
 def _etag_of_parts(parts: Sequence[PartDone]) -> str:
-    """Return the ETag that S3 gives an object of these parts; "" if they have others' ETags."""
+    """Return the ETag of an object of these parts; "" if the store has ETags of its own."""
     try:
         own = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
     except ValueError:

@@ -1,10 +1,10 @@
-"""Whether a store copies parts into an upload that has checksums: tried once, before it matters.
+"""Test once whether a store copies parts into an upload that has checksums, before it matters.
 
-S3 computes the checksum of a part that it copies. MinIO refuses such a part, as if its bytes had
-been sent without their checksum, and by then bytes of the same upload may be gone that nobody has
-any more. So the first time that a file is going to be put together of copies, an upload is begun,
-a part copied into it, and the upload aborted: three requests, and nothing that anybody sees. A
-store that copies no parts at all shows it then, too. AWS is not tried.
+S3 computes the checksum of a part that it copies. MinIO refuses such a part, as if bytes had been
+sent without their checksum; by then bytes of the same upload may have no other copy. So before
+the first file is built from copies, an upload is begun, a part copied into it, and the upload
+aborted: three requests, and no visible object. A store that copies no parts at all shows that as
+well. AWS is not tested.
 """
 
 import functools
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class CopyTrial:
-    """What is known of it for a mount. Thread-safe; its callers wait."""
+    """Knows, for a mount, whether the store does so. Thread-safe; its callers wait."""
 
     def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
@@ -34,7 +34,7 @@ class CopyTrial:
     def takes_checksums(self, source: ObjectInfo, name: ChecksumName) -> bool:
         """Whether parts of this object may be copied into an upload with such checksums."""
         if source.size_bytes <= LEAST_PART_BYTES or not self._uploads.knows_checksums():
-            return True  # nothing of it is copied, or nothing has checksums
+            return True  # no part of it is copied, or there are no checksums
         if self._uploads.copies_parts() is False:
             return True
         if self._takes_checksums is None:
@@ -42,7 +42,7 @@ class CopyTrial:
         return self._takes_checksums is not False
 
     def _try(self, source: ObjectInfo, name: ChecksumName) -> bool | None:
-        """Copy a part; None if that tells nothing."""
+        """Try to copy a part; None if the answer says nothing."""
         options = self._uploads.encrypted(PutOptions(checksum=name))
         try:
             start = functools.partial(self._client.create_upload, source.key, options)

@@ -1,12 +1,13 @@
-"""The parts of one upload: begun with the first of them, sent or copied in parallel, or given up.
+"""The parts of one multipart upload: send or copy them in parallel, or abort the upload.
 
-CreateMultipartUpload goes out with the first part; what is sealed before its answer waits for the
-id. Parts in flight are requests of the upload; which have arrived, and as what, is noted here.
+CreateMultipartUpload is sent with the first part; parts that are complete before its answer wait
+for the upload id. Parts in flight are requests of the upload; this module records the parts that
+have arrived.
 
-A part may be copied by the server from another object (UploadPartCopy): it costs no memory, and
-its checksum is what the server says; one that says none is completed without.
+The server can copy a part from another object (UploadPartCopy). That costs no memory. The part's
+checksum is the one that the server returns; without one the upload is completed without.
 
-The upload's lock guards all of this.
+The upload's lock guards everything here.
 """
 
 import functools
@@ -30,9 +31,9 @@ from mountpoint.s3.wire import checksum
 from mountpoint.upload.parts import MOST_PARTS
 from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
 
-#: How long anyone waits for an upload to be aborted.
+#: How long a caller waits for an upload to be aborted.
 ABORT_S = 5.0
-#: How long a copy may take: one request of S3's copies 50 MB/s and more.
+#: How long a copy may take: S3 copies 50 MB/s and more in one request.
 SLOWEST_COPY_BYTES_PER_S = 8 << 20
 
 
@@ -46,17 +47,17 @@ class Sent:
 
 
 class Start(Protocol):
-    """Makes a request, with checksums or without."""
+    """Starts a request, with or without checksums."""
 
     def __call__(self, *, checksums: bool) -> "Future[Any]":
-        """Make it."""
+        """Start it; return its future answer."""
 
 
 class Multipart:
-    """The multipart upload of `key`; nothing is asked before the first part.
+    """The multipart upload of `key`; it sends no request before the first part.
 
-    `arrived` is called with each body that S3 has taken, `failed` with what no retry helped. All
-    with the upload's lock held.
+    Calls `arrived` with each body that S3 has accepted, and `failed` with errors that no retry
+    helped, with the upload's lock held, as all methods are called.
     """
 
     def __init__(
@@ -85,22 +86,22 @@ class Multipart:
         self.upload_id: str | None = None
         self.in_flight = 0  # parts that are sent
         self.copying = 0  # parts that the server copies
-        self.aborted = True  # nothing is pending at S3
+        self.aborted = True  # nothing is pending in S3
         self._given_up = False
         self._waiting_for_id: list[Callable[[str], None]] = []
         self.next_number = 1
         self._sent: dict[int, Sent] = {}
 
     def describe(self, metadata: Mapping[str, str]) -> None:
-        """Let the object have this metadata; before the upload has begun."""
+        """Add metadata to the object; only before the upload has begun."""
         self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
 
     def retype(self, content_type: str | None) -> None:
-        """Let the object have this content type; before the upload has begun."""
+        """Set the content type of the object; only before the upload has begun."""
         self._options = replace(self._options, content_type=content_type)
 
     def send(self, body: Body, digest: bytes) -> None:
-        """Send the next part. Raises TooLarge when there are no more."""
+        """Send the next part. Raises TooLarge when there are no more part numbers."""
         number = self._number()
         self.in_flight += 1
 
@@ -120,7 +121,7 @@ class Multipart:
         self._with_id(go)
 
     def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
-        """Have [start, stop) of this version copied as the next part. Raises TooLarge as `send`.
+        """Copy [start, stop) of this version as the next part. Raises TooLarge as `send`.
 
         Where the server copies no parts (`UploadScheduler.copies_parts`), the number is free again.
         """
@@ -138,7 +139,7 @@ class Multipart:
             self._scheduler.part_copied()
 
         def refused(error: S3Error) -> None:
-            # The caller waits for the first part that is copied, so there is none behind it.
+            # The caller waits for the first copied part, so no later part has a number yet.
             if number == self.next_number - 1 and self._scheduler.does_without_copies(error):
                 self.next_number = number
                 self.copying -= 1
@@ -172,12 +173,12 @@ class Multipart:
         return [self._sent[number] for number in sorted(self._sent)]
 
     def forget(self) -> None:
-        """The object is complete: nothing is pending any more."""
+        """Note that the object is complete, so that nothing is left to abort."""
         self._ended()
         self._sent.clear()
 
     def give_up(self) -> None:
-        """Have the parts removed, now or when the upload's id comes."""
+        """Remove the parts from S3, at once or when the upload's id arrives."""
         self._given_up = True
         self._waiting_for_id.clear()
         self._abort()
@@ -190,7 +191,7 @@ class Multipart:
         size_bytes: int = 0,
         try_s: float | None = None,
     ) -> None:
-        """Send a request that may say a checksum, as far as the server takes any."""
+        """Send a request that may carry a checksum, unless the server accepts none."""
         checksums = False
 
         def begin() -> "Future[Any]":
@@ -219,7 +220,7 @@ class Multipart:
         return number
 
     def _with_id(self, go: Callable[[str], None]) -> None:
-        """Call `go` with the upload's id, now or when it is there."""
+        """Call `go` with the upload's id, at once or when it arrives."""
         if self.upload_id is not None:
             go(self.upload_id)
             return
@@ -234,7 +235,7 @@ class Multipart:
             self._send(start, self.created, self._not_created, try_s=self._retry_policy.try_s)
 
     def created(self, upload_id: str) -> None:
-        """Take the upload's id."""
+        """Store the upload's id, and send the parts that wait for it."""
         self.upload_id = upload_id
         self._scheduler.multipart_begun(self.key, upload_id)
         if self._given_up:
@@ -245,7 +246,7 @@ class Multipart:
             go(upload_id)
 
     def _not_created(self, error: S3Error) -> None:
-        self.aborted = not error.retryable  # else it may have been: the answer was lost
+        self.aborted = not error.retryable  # if retryable, it may exist: its answer was lost
         self._failed(error)
 
     def _ended(self) -> None:
@@ -254,7 +255,7 @@ class Multipart:
             self._scheduler.multipart_ended(self.upload_id)
 
     def _abort(self) -> None:
-        """Have the parts removed, if there are any and their upload is known."""
+        """Remove the parts from S3, if there are any and the upload's id is known."""
         if self.upload_id is None or self.aborted:
             return
 

@@ -1,6 +1,6 @@
-"""The bytes of one part, gathered as they come: in memory, or in a temporary file.
+"""Gather the bytes of one part as they arrive: in memory, or in a temporary file.
 
-Nothing is decided here: the upload asks the budget for memory, and spills what it does not get.
+Not decided here: the upload asks the budget for memory, and spills the bytes that get none.
 """
 
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from mountpoint.s3.client import Body, Checksum, ChecksumName, Piece
 from mountpoint.s3.wire.checksum import ALGORITHMS, Hash, encoded
 from mountpoint.system.spill import FileRange, Spill, TemporaryFile
 
-#: Smaller writes are put together: a `bytes` of its own costs 33 bytes more, and a file may be
-#: written byte by byte.
+#: Smaller writes are joined: each `bytes` object costs 33 bytes more, and a file may be written
+#: byte by byte.
 SMALL_BYTES = 16 << 10
-#: To pieces of this size, or adding to one would copy it again and again.
+#: Joined pieces grow to this size. In larger ones each addition would copy too much.
 PIECE_BYTES = 128 << 10
 
 
 class Gathering:
-    """The bytes of one part. Large writes are kept as they are, not copied."""
+    """The bytes of one part. Large writes are kept as they are, without a copy."""
 
     def __init__(self, checksum: ChecksumName | None) -> None:
         # constants
@@ -25,13 +25,13 @@ class Gathering:
         # mutable
         self.size_bytes = 0
         self._pieces: list[Piece] = []
-        self._open: bytearray | None = None  # the last piece, if small writes are put together
-        self._file: TemporaryFile | None = None  # what was spilled
+        self._open: bytearray | None = None  # the last piece, while small writes are joined to it
+        self._file: TemporaryFile | None = None  # the spilled bytes
         new: Callable[[], Hash] | None = ALGORITHMS[checksum].new if checksum else None
         self._hash = new() if new else None
 
     def append(self, data: bytes | memoryview) -> None:
-        """Take the next bytes, which nobody may change."""
+        """Add the next bytes, which the caller must not change."""
         self._count(data)
         if len(data) >= SMALL_BYTES:
             self._pieces.append(data)
@@ -43,14 +43,14 @@ class Gathering:
             self._pieces.append(self._open)
 
     def spill(self, data: bytes | memoryview, spill: Spill) -> bool:
-        """Write the next bytes to a temporary file of this part; False if that is impossible."""
+        """Write the next bytes to this part's temporary file; False if that is impossible."""
         written = spill.store(data, self._file)
         if written is None:
             return False
         self._count(data)
         last = self._pieces[-1] if self._pieces else None
         if isinstance(last, FileRange):
-            last.stop = written.stop  # of one file, in order
+            last.stop = written.stop  # it continues the same file
         else:
             self._pieces.append(written)
         self._file, self._open = written.file, None

@@ -1,13 +1,13 @@
-"""Pure: how a file is cut into parts, which are sent or copied.
+"""Pure: cut a file into parts, which are sent or copied.
 
-S3 takes 10,000 parts of 5 MiB to 5 GiB; all but the last must reach the least size
-(https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). How large a file becomes is
-known at its end only, so parts grow with it.
+S3 accepts 10,000 parts of 5 MiB to 5 GiB; all but the last must have the least size
+(https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). A file's final size is known
+only at its end, so parts grow with the file.
 
-Some stores want all parts but the last to have one size (Cloudflare R2:
-https://developers.cloudflare.com/r2/objects/multipart-objects/). That of a file whose size is known
-is `part_size` at its end, for 1,250 parts; others reach 10,000 parts of the size that they began
-with.
+Some stores need all parts but the last to have one size (Cloudflare R2:
+https://developers.cloudflare.com/r2/objects/multipart-objects/). A file of known size then gets
+parts of the `part_size` at its end, 1,250 of them. Other files get up to 10,000 parts of their
+first part's size.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,22 @@ from dataclasses import dataclass
 from mountpoint.config import LEAST_PART_BYTES, MIB, MOST_PART_BYTES
 
 MOST_PARTS = 10_000
-#: No object can be larger: as many parts as there may be, each as large as it may be.
+#: The largest object: the greatest number of parts, each of the greatest size.
 MOST_OBJECT_BYTES = MOST_PARTS * MOST_PART_BYTES
 
-#: A part is at least this share of what is before it: so 10,000 parts reach 5 TiB from the least
-#: part size that can be chosen, and those of 8 MiB begin to grow at 10 GB. A file of 100 GiB ends
-#: with parts of 80 MiB, one of 1 TiB with parts of 820 MiB, each of which has to be in memory.
+#: A part has at least 1/1250 of the bytes before it. So 10,000 parts reach 5 TiB even from the
+#: smallest part size, and parts of 8 MiB begin to grow at 10 GB. A file of 100 GiB ends with parts
+#: of 80 MiB, one of 1 TiB with parts of 820 MiB, each of which has to be in memory.
 GROWTH = 1250
 
-#: So many parts may be as small as S3 takes them wherever they are, when ranges are copied: what
-#: would be too small a part has to be read. Those after them, growing, reach 5 TiB still.
+#: When ranges are copied, the first parts may have S3's least size wherever they begin, because a
+#: range that is too small for a part has to be read. The parts after them grow and still reach
+#: 5 TiB.
 FREE_PARTS = 2_400
 
 
 def part_size(least_bytes: int, before_bytes: int) -> int:
-    """Return the size of the part that begins after `before_bytes` of the file."""
+    """Return the size, in bytes, of the part that begins after `before_bytes` of the file."""
     grown = -(-before_bytes // GROWTH)
     grown = -(-grown // MIB) * MIB
     return max(least_bytes, min(grown, MOST_PART_BYTES))
@@ -38,10 +39,10 @@ def part_size(least_bytes: int, before_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What parts may be. Other values than S3's are for tests.
+    """Limits of part sizes. Tests use other values than S3's.
 
-    `copied_part_bytes` is how much the server copies in one request: several copy faster than
-    one, and none should take longer than anyone waits for an answer.
+    `copied_part_bytes` is how much the server copies in one request: several requests copy faster
+    than one, and none should run into the limit of an answer's time.
     """
 
     least_part_bytes: int = LEAST_PART_BYTES
@@ -53,16 +54,16 @@ S3_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How the next `size_bytes` of a range become part of a file: copied, or read and sent."""
+    """The next step: `size_bytes` of a range are copied by the server, or read and sent."""
 
     copied: bool
     size_bytes: int
 
 
 def least_size(limits: Limits, number: int, before_bytes: int) -> int:
-    """Return the least size of part `number`, after `before_bytes`, that is not the last.
+    """Return the least size of part `number`, which begins after `before_bytes` and is not last.
 
-    A file that is put together of many small ranges must not run out of numbers.
+    A file that is built from many small ranges must not run out of part numbers.
     """
     if number <= FREE_PARTS:
         return limits.least_part_bytes
@@ -77,12 +78,13 @@ def next_step(
     source_bytes: int,
     left_bytes: int,
 ) -> Step:
-    """Return what to do with the first of `left_bytes` of a source of `source_bytes`.
+    """Return the next step for a range of which `left_bytes` are left.
 
-    `number` is the next part's, `gathered_bytes` wait to be sent as that, after `before_bytes`; a
-    copied part goes after them, so they must be enough for one.
+    The range belongs to a source of `source_bytes`. `number` is the number of the next part.
+    `gathered_bytes` wait to be sent as that part, after `before_bytes`. A copied part comes after
+    them, so they must be enough for a part.
     """
-    # Of a source of 5 MB nothing but the whole can be copied:
+    # From a source of up to 5 MB only the whole can be copied:
     # https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
     if source_bytes <= limits.least_part_bytes:
         return Step(copied=False, size_bytes=left_bytes)
@@ -123,12 +125,13 @@ def next_equal_step(
 
 
 def are_equal(sizes: Sequence[int]) -> bool:
-    """Whether parts of these sizes have one size, but for the last, which may be smaller."""
+    """Whether all sizes are equal, except for the last, which may be smaller."""
     return all(size == sizes[0] for size in sizes[:-1]) and (not sizes or sizes[-1] <= sizes[0])
 
 
 def copied_size(limits: Limits, number: int, before_bytes: int, left_bytes: int) -> int:
-    """Return how much of `left_bytes` copied part `number` takes: no too small rest is left."""
+    """Return how many of `left_bytes` part `number` copies, without leaving a rest that is too
+    small."""
     size = part_size(limits.copied_part_bytes, before_bytes)
     if left_bytes <= size:
         return left_bytes

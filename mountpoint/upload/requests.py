@@ -1,11 +1,11 @@
-"""The requests of an upload, with their retries: sent, answered, and sent again.
+"""The requests of an upload, with their retries.
 
-Nobody has to wait for a request. Its answer is noted by the client's thread that brings it. What
-has failed, or has been silent for too long, is noticed and sent again by whoever waits for the
-upload (`drive`), and once a second for uploads that nobody waits for: others may wait for their
-place on the line.
+No thread has to wait for a request. The client's thread that brings the answer records it. A
+request that has failed, or has been silent for too long, is sent again by the thread that waits for
+the upload (`drive`). An upload without a waiting thread is driven once a second, because other
+uploads may wait for its place.
 
-The upload's lock guards all of this.
+The upload's lock guards everything here.
 """
 
 import functools
@@ -19,97 +19,99 @@ from typing import Any, Protocol, TypeVar
 from mountpoint.errors import NotOffered, S3Error, Stalled
 from mountpoint.s3.retry import Attempts, RetryPolicy
 
-#: 2 Mbit/s. What is slower would need years for what is worth mounting.
+#: 2 Mbit/s. A slower connection would need years for any bucket that is worth mounting.
 SLOWEST_BYTES_PER_S = 256 << 10
 
-#: An upload.
+#: The type of an upload.
 U = TypeVar("U", contravariant=True)
 
 
 class UploadScheduler(Protocol[U]):
-    """What an upload shares with the others of its mount."""
+    """What a mount's uploads share: places for bodies in flight, and what the server supports."""
 
     def take_place(
         self, upload: U, in_flight: int, size_bytes: int, *, queues: bool = True
     ) -> bool:
-        """Take a place for one more body of an upload that has `in_flight`; False to ask again.
+        """Take a place for one more body of an upload that has `in_flight`; False: ask again.
 
-        The bytes of all bodies together are bounded, because the CRT holds a copy of each. Who
-        `queues` gets a place before those that ask later, and has to ask until there is one.
+        The bytes of all bodies together are bounded, because the CRT holds a copy of each. With
+        `queues` the upload gets a place before uploads that ask later, and has to ask until it
+        gets one.
         """
 
     def leave_place(self, upload: U, size_bytes: int) -> None:
-        """Give a place back: the body has arrived."""
+        """Give a place back after the body has arrived."""
 
     def busy(self) -> bool:
-        """Whether anything is in flight, of any upload."""
+        """Whether any upload has bodies in flight."""
 
     def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
-        """Note how long a body took; `waited` is whether its writer had to wait for a place."""
+        """Note how long a body took, and whether its writer `waited` for a place."""
 
     def allowed_s(self, size_bytes: int) -> float:
-        """Seconds that a body of this size may take."""
+        """Return how many seconds a body of this size may take."""
 
     def knows_conditions(self) -> bool:
-        """Whether the server may know If-None-Match."""
+        """Whether the server may support If-None-Match. True until it refuses it."""
 
     def knows_checksums(self) -> bool:
-        """Whether the server may take checksums."""
+        """Whether the server may accept checksums. True until it refuses them."""
 
     def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
-        """Note what a server does not know that refused a request with a condition, a checksum.
+        """Note what the server does not support, after it refused a request with `error`.
 
-        True if it is worth it to ask again, for what is known now.
+        `condition` and `checksum`: the request had one. Returns whether sending it again without
+        the unsupported header may succeed.
         """
 
     def copies_parts(self) -> bool | None:
-        """Whether the server copies parts of objects; None until it has done so or refused it."""
+        """Whether the server copies parts of objects; None until it has done or refused it."""
 
     def part_copied(self) -> None:
-        """Note that it does."""
+        """Note that the server copies parts."""
 
     def does_without_copies(self, error: S3Error) -> bool:
-        """Note that it does not, if that is what `error` means; True if so."""
+        """Note that the server copies no parts, and return True, if `error` means that."""
 
     def took_unequal_parts(self) -> None:
-        """Note that the server has made an object of parts of different sizes."""
+        """Note that the server has accepted parts of different sizes."""
 
     def wants_equal_parts(self, error: S3Error) -> bool:
-        """Note that it makes none, if that is what `error` means; True if so.
+        """Note that the server needs parts of one size, and return True, if `error` means that.
 
-        `error` refused parts of different sizes.
+        `error` is the refusal of parts of different sizes.
         """
 
     def denied(self) -> None:
-        """Note that S3 does not let an object be written."""
+        """Note that S3 has denied writing an object."""
 
     def closed(self, upload: U) -> None:
-        """Note that an upload is over."""
+        """Note that an upload has ended."""
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
-        """Note that S3 has a multipart upload."""
+        """Note that S3 has a new multipart upload."""
 
     def multipart_ended(self, upload_id: str) -> None:
-        """Note that S3 has completed or forgotten it."""
+        """Note that S3 has completed or removed a multipart upload."""
 
 
 class Owner(Protocol):
-    """Whose requests they are."""
+    """The upload that requests belong to."""
 
     def take(self, request: "UploadRequest", future: "Future[Any]") -> None:
-        """Take an answer, on any thread: hand it to `UploadRequests.take`, with the lock."""
+        """Receive an answer, on any thread; pass it to `UploadRequests.take` with the lock held."""
 
     def wants(self, request: "UploadRequest") -> bool:
-        """Whether a request that has failed is worth another try."""
+        """Whether a request that has failed should be tried again."""
 
 
 @dataclass(eq=False, slots=True)
 class UploadRequest:
     """One request of an upload, with its retries.
 
-    `start` makes it, `done` takes its result and `refused` an error that no retry will help:
-    both with the upload's lock held. `size_bytes` is that of its body, `try_s` what the first
-    try may take, later ones more; None for what a body of this size may.
+    `start` sends it. `done` gets its result, `refused` an error that no retry will help; both are
+    called with the upload's lock held. `size_bytes` is the size of its body. `try_s` is how long
+    the first try may take, later ones may take longer; None: as long as a body of this size.
     """
 
     start: Callable[[], "Future[Any]"]
@@ -118,15 +120,15 @@ class UploadRequest:
     size_bytes: int = 0
     try_s: float | None = None
     # mutable, guarded by the upload's lock
-    future: "Future[Any] | None" = None  # under way
+    future: "Future[Any] | None" = None  # None if it is not in flight
     began_s: float = 0.0
     late_s: float = 0.0  # when it has been silent for too long
-    again_s: float = 0.0  # when it is sent again, if it is not under way
+    again_s: float = 0.0  # when to send it again, if it is not in flight
     attempts: Attempts | None = None  # since its first failure
-    attempt: int = 0  # of its tries, the first is 0
+    attempt: int = 0  # the number of this try, from 0
 
     def end(self) -> None:
-        """Let go of the bytes: `refused` may refer to this, and a cycle waits for the collector."""
+        """Release the body: `refused` may refer to this object, and a cycle would keep it."""
         self.start = self.done = self.refused = _over
 
 
@@ -135,7 +137,7 @@ def _over(*_: Any) -> Any:
 
 
 class UploadRequests:
-    """The requests of `owner`, which shares a `scheduler`. All with the owner's lock held."""
+    """The requests of `owner`. All methods are called with the owner's lock held."""
 
     def __init__(
         self, owner: Owner, scheduler: UploadScheduler[Any], retry_policy: RetryPolicy
@@ -145,8 +147,8 @@ class UploadRequests:
         self._scheduler = scheduler
         self._retry_policy = retry_policy
         # mutable
-        self._open: list[UploadRequest] = []  # under way, or to be sent again
-        self.waited = False  # the writer, for a place, since the last part has arrived
+        self._open: list[UploadRequest] = []  # in flight, or to be sent again
+        self.waited = False  # the writer has waited for a place since the last part arrived
 
     def __len__(self) -> int:
         return len(self._open)
@@ -165,9 +167,9 @@ class UploadRequests:
         future.add_done_callback(functools.partial(self._owner.take, request))
 
     def take(self, request: UploadRequest, future: "Future[Any]") -> bool:
-        """Take an answer; True if it is a success. Raises what is no S3Error."""
+        """Record an answer; True if it is a success. Raises errors other than S3Error."""
         if request.future is not future:
-            return False  # it was given up before
+            return False  # the request was given up before
         request.future = None
         error = future.exception()
         if request.size_bytes and error is None:
@@ -183,7 +185,7 @@ class UploadRequests:
         return True
 
     def drop_all(self, *, but: Callable[[Any], None] | None = None) -> None:
-        """Cancel all requests but that whose result `but` takes, if it is under way."""
+        """Cancel all requests, except for the one in flight whose `done` is `but`."""
         kept = [request for request in self._open if request.done == but and request.future]
         dropped = [request for request in self._open if request not in kept]
         self._open = kept
@@ -192,7 +194,7 @@ class UploadRequests:
             request.end()
 
     def _failed(self, request: UploadRequest, error: S3Error) -> None:
-        """Note when to try again, or that it is of no use."""
+        """Schedule another try, or report the error if no retry can help."""
         if error.retryable and self._owner.wants(request):
             request.attempts = request.attempts or self._retry_policy.begin()
             pause_s = request.attempts.pause_s()
@@ -206,13 +208,13 @@ class UploadRequests:
             request.end()
 
     def _drop(self, request: UploadRequest) -> None:
-        """Cancel a request whose answer nobody wants."""
+        """Cancel a request whose answer is no longer needed."""
         future, request.future = request.future, None
         if future is not None:
             future.cancel()
 
     def drive(self) -> bool:
-        """Send again what has to be; True if something was done."""
+        """Send again one request that is due; True if there was one."""
         now_s = time.monotonic()
         for request in self._open:
             if request.future is not None and now_s >= request.late_s:
@@ -226,7 +228,7 @@ class UploadRequests:
         return False
 
     def next_s(self) -> float:
-        """Seconds until something has to be driven."""
+        """Return the seconds until a request has to be sent again or becomes late."""
         times_s = [
             request.again_s if request.future is None else request.late_s for request in self._open
         ]

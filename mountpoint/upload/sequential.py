@@ -1,19 +1,19 @@
-"""One object that is written from its beginning to its end: what every way of uploading it shares.
+"""The base class of uploads: one object, written in order from its beginning to its end.
 
-Bytes are gathered into parts. Who writes takes turns, and returns when the bytes are in memory.
-Each request is an `UploadRequest`: its answer comes on a client's thread, which notes it and gives
-memory back. What failed, or has been silent for too long, is sent again by whoever waits for this
-upload, as with reads: a writer that has to wait for memory, or `finish`. While nobody waits,
+Bytes are gathered into parts. Writers take turns, and return when their bytes are in memory. Each
+request is an `UploadRequest`: its answer arrives on a client's thread, which records it and frees
+memory. As with reads, a request that has failed or is silent for too long is sent again by a thread
+that waits for the upload: a writer that waits for memory, or `finish`. While no thread waits,
 `drive` is called once a second.
 
-Memory: a writer asks the budget for what it gathers. What the budget refuses goes to a temporary
-file (`system/spill`) until its part has been sent. Waiting for memory could be for good, because
-one program may write all files in turn. What slows a writer down that is faster than S3 is the
-line: it bounds the parts in flight. Where no temporary file can be written, a writer waits for its
-own parts in flight, or for a moment, and then takes the memory all the same: so uploads together
-exceed the budget by no more than the part that each is gathering.
+Memory: a writer asks the budget for the bytes that it gathers. If the budget refuses, they go to a
+temporary file (`system/spill`) until their part has been sent. Waiting for memory instead could
+last forever, because one program may write several files in turn. The scheduler slows down a writer
+that is faster than S3: it bounds the parts in flight. Where no temporary file can be written, a
+writer waits for its own parts in flight, or briefly, and then takes the memory all the same. So all
+uploads together exceed the budget by at most the part that each of them gathers.
 
-Not known here: the requests (`upload`, `append`), file handles, directories, whether a key may
+Not known here: the requests (`upload`, `append`), file handles, directories, and whether a key may
 be overwritten.
 """
 
@@ -34,10 +34,10 @@ from mountpoint.upload.part_buffer import Gathering
 from mountpoint.upload.parts import part_size
 from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
 
-#: How long a writer without parts on their way waits for memory of other uploads, where there are
-#: no temporary files. A part takes 0.1 s on S3.
+#: How long a writer without parts in flight waits for memory of other uploads, where there are no
+#: temporary files. S3 takes 0.1 s for a part.
 PRESSED_S = 0.25
-#: How often a writer looks that waits for what other uploads give back: they cannot wake it.
+#: How often a writer checks for memory or places of other uploads, which cannot wake it.
 LOOK_S = 0.01
 
 #: Zeros are gathered in pieces of this size; all pieces are the same memory.
@@ -45,10 +45,10 @@ ZEROS = bytes(1 << 20)
 
 
 class Sequential(ABC):
-    """The upload of an object that has `size_bytes` already, with memory from `lease`.
+    """An upload to an object that already has `size_bytes`, with memory from `lease`.
 
-    Thread-safe; `_changed` guards everything and is never held while waiting for S3. Callbacks
-    of futures come with it or without it: it is reentrant.
+    Thread-safe. `_changed` guards everything and is never held while waiting for S3. It is
+    reentrant, because futures call back with or without it.
     """
 
     def __init__(
@@ -77,23 +77,23 @@ class Sequential(ABC):
         self._gathering = Gathering(checksum)
         self._pending_bytes = 0
         self._failure: Exception | None = None
-        self._writing = False  # somebody adds bytes, maybe waiting
+        self._writing = False  # a thread is adding bytes, or waits to
 
     @property
     def size_bytes(self) -> int:
-        """The size of the object with all that has been written."""
+        """The size of the object with all bytes that were written."""
         return self._size_bytes
 
     @property
     def pending_bytes(self) -> int:
-        """How much of what was written S3 does not have yet."""
+        """How many of the written bytes S3 does not have yet."""
         return self._pending_bytes
 
     def write(self, offset: int, data: bytes) -> int:
-        """Take the next bytes, which must begin where the last ones ended.
+        """Write the next bytes, which must begin where the last ones ended.
 
-        Returns when they are gathered, having waited for memory if need be. Raises NotSequential
-        for any other offset, and what has become of earlier parts; and more, as subclasses say.
+        Returns when they are gathered, after waiting for memory if necessary. Raises NotSequential
+        for another offset, and errors of earlier parts. Subclasses may raise more.
         """
         with self._changed, self._turn():
             if offset != self._size_bytes:
@@ -105,50 +105,50 @@ class Sequential(ABC):
             return len(data)
 
     def extend(self, size_bytes: int) -> None:
-        """Go on with zeros until the object has this size. Raises what `write` raises."""
+        """Add zeros until the object has this size. Raises what `write` raises."""
         with self._changed, self._turn():
             self._gather_zeros(size_bytes)
 
     @abstractmethod
     def finish(self, size_bytes: int = 0) -> ObjectInfo:
-        """Upload what is left; return the object, which is in S3 with all that was written.
+        """Upload the rest; return the object, which then has all bytes that were written.
 
-        It has at least `size_bytes`: what is missing is zeros.
+        Zeros are added first until it has at least `size_bytes`.
         """
 
     @abstractmethod
     def rename(self, key: bytes, condition: Condition) -> bool:
-        """Give the object another key, and condition; False if that has to be done in S3."""
+        """Set the object's key and condition; False if the caller has to rename it in S3."""
 
     @abstractmethod
     def describe(self, metadata: Mapping[str, str]) -> bool:
-        """Let the object have this user metadata, too; False if that has to be done in S3."""
+        """Add user metadata to the object; False if the caller has to do that in S3."""
 
     def check(self) -> None:
-        """Raise what has become of parts on their way, if that is known and bad."""
+        """Raise the error that the upload has failed with, if any."""
         with self._changed:
             self._check()
 
     def drive(self) -> None:
-        """Send again what has to be: once a second, for what nobody waits for."""
+        """Send again what is due. Called once a second, for uploads without a waiting thread."""
         with self._changed:
             try:
                 while self._failure is None and self._requests.drive():
                     pass
                 if self._failure is None:
                     self._advance()
-            except Exception as failure:  # nobody else would hear of it
+            except Exception as failure:  # no other thread would learn of it
                 self.fail(failure)
 
     @abstractmethod
     def fail(self, error: Exception) -> None:
-        """Give up, without waiting: all waits end with `error`, and so does what is asked later."""
+        """Give up without waiting: all waits, and all later calls, raise `error`."""
 
     @abstractmethod
     def abort(self, until_s: float | None = None) -> None:
-        """Give up what is not there yet; nothing where all is. May wait, until `until_s` at most.
+        """Discard what is not in S3 yet; do nothing if all is. Waits until `until_s` at most.
 
-        That something could not be removed is logged and no error.
+        Parts that could not be removed are logged; that is no error.
         """
 
     # --- Owner ---
@@ -159,7 +159,7 @@ class Sequential(ABC):
             try:
                 if self._requests.take(request, future):
                     self._advance()
-            except Exception as failure:  # nobody else would hear of it
+            except Exception as failure:  # no other thread would learn of it
                 self.fail(failure)
             self._changed.notify_all()
 
@@ -171,25 +171,25 @@ class Sequential(ABC):
 
     @abstractmethod
     def _seal(self) -> None:
-        """Send the part that has been gathered, or queue it, when it is its turn."""
+        """Send the gathered part, or queue it, when it is its turn."""
 
     @abstractmethod
     def _advance(self) -> None:
-        """Do what comes after an answer."""
+        """Continue after an answer has arrived."""
 
     @abstractmethod
     def _is_on_its_way(self) -> bool:
-        """Whether memory will come back."""
+        """Whether parts are in flight, so that memory will be released."""
 
     @abstractmethod
     def _misplaced(self, error: NotSequential) -> None:
-        """Take notice of a write at a wrong offset."""
+        """Handle a write at a wrong offset."""
 
     # --- turns, memory and waiting (lock held) ---
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait until nobody else writes; then others wait."""
+        """Wait until no other thread writes, then make others wait."""
         self._check()
         while self._writing:
             self._wait()
@@ -205,11 +205,11 @@ class Sequential(ABC):
             raise self._failure
 
     def _part_size(self, before_bytes: int) -> int:
-        """Return how large the part becomes that begins after `before_bytes`."""
+        """Return the size of the part that begins after `before_bytes`."""
         return part_size(self._part_bytes, before_bytes)
 
     def _gather(self, data: bytes) -> None:
-        """Gather bytes, and seal parts that are full."""
+        """Gather bytes, and seal full parts."""
         rest = memoryview(data)
         while rest:
             self._check()
@@ -225,12 +225,12 @@ class Sequential(ABC):
             rest = rest[size:]
 
     def _gather_zeros(self, size_bytes: int) -> None:
-        """Gather zeros until the object has this size (its turn)."""
+        """Gather zeros until the object has this size. The caller has the turn."""
         while (left := size_bytes - self._size_bytes) > 0:
             self._gather(ZEROS[:left])
 
     def _keep(self, data: bytes | memoryview) -> None:
-        """Add bytes to the part: in memory, or in a temporary file if there is none left."""
+        """Add bytes to the part: in memory, or in a temporary file if no memory is left."""
         patient_until_s = time.monotonic() + PRESSED_S
         while not self._lease.try_take(len(data)):
             if self._gathering.spill(data, self._spill):
@@ -245,21 +245,21 @@ class Sequential(ABC):
         self._gathering.append(data)
 
     def _arrived(self, body: Body) -> None:
-        """Give back what a body held that S3 has taken."""
+        """Release what a body held, after S3 has accepted it."""
         self._lease.give(body.memory_bytes)
         self._pending_bytes -= body.size_bytes
         if body.size_bytes:
             self._scheduler.leave_place(self, body.size_bytes)
 
     def _let_go(self) -> None:
-        """Give back what an upload has that is over."""
+        """Release all that a finished upload holds."""
         self._gathering = Gathering(None)
         self._lease.give(self._lease.held_bytes)
         self._pending_bytes = 0
         self._scheduler.closed(self)
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
-        """Wait until something has happened, and send again what has to be. Raises the failure."""
+        """Wait for a change, and send again what is due. Raises the upload's failure."""
         self._check()
         if self._retry_policy.stopping.is_set():
             self.fail(Interrupted("the mount is going away"))

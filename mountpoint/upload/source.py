@@ -1,10 +1,10 @@
-"""Bytes of an object version that become part of another: read in order, some requests ahead.
+"""Read a range of an object version that becomes part of an upload, some requests ahead.
 
-Each GET is a request of the upload that wants them, so it is asked again like the upload's own
-requests. It is of the version that is meant or fails: If-Match asks for that, and stores that do
-not know it are found out by the ETag in the answer.
+Each GET is a request of that upload, so it is retried like the upload's own requests. It returns
+the right version or fails: by If-Match, and by the ETag in the answer for stores that do not know
+If-Match.
 
-Guarded by the upload's lock, but for `Fetch`, which only the client's callbacks touch.
+The upload's lock guards everything, except `Fetch`, which only the client's callbacks use.
 """
 
 import functools
@@ -18,14 +18,14 @@ from mountpoint.errors import BadAnswer, PreconditionFailed
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, UploadRequest, UploadRequests
 
-#: A GET's bytes: no more than the client's parts, or it could not compare checksums.
+#: Bytes per GET: at most the client's part size, or the client could not compare checksums.
 READ_BYTES = 4 << 20
-#: GETs at a time. Mostly there are one or two: what is larger the server copies.
+#: GETs at a time. Usually there are one or two: the server copies larger ranges.
 READS = 4
 
 
 class Fetch:
-    """The sink of one GET: its body as a future, whose cancellation cancels the GET."""
+    """The sink of one GET: its body as a future. Cancelling the future cancels the GET."""
 
     def __init__(self, source: ObjectInfo, start: int, stop: int) -> None:
         self._source = source
@@ -41,7 +41,7 @@ class Fetch:
             raise PreconditionFailed("the object that is copied has changed")
 
     def on_body(self, chunk: bytes, offset: int) -> None:
-        """See BodySink. Raises BadAnswer for bytes of another place."""
+        """See BodySink. Raises BadAnswer for bytes at another offset."""
         if offset != self._next or offset + len(chunk) > self._stop:
             raise BadAnswer(f"bytes at {offset}, where {self._next} was next")
         self._next += len(chunk)
@@ -62,11 +62,11 @@ class Fetch:
 
 
 def fetch(client: ObjectClient, source: ObjectInfo, start: int, stop: int) -> "Future[bytes]":
-    """GET the bytes [start, stop) of an object version."""
+    """GET the bytes [start, stop) of an object version. The future raises PreconditionFailed."""
     sink = Fetch(source, start, stop)
     whole = (start, stop) == (0, source.size_bytes)
     transfer = client.get(source.key, start, stop, sink, if_match=source.etag, whole=whole)
-    # Not strongly: transfer, sink and future hold each other already, until the answer has come.
+    # A weak reference: transfer, sink and future refer to each other until the answer has arrived.
     known = weakref.ref(transfer)
 
     def on_future(future: "Future[bytes]") -> None:
@@ -80,15 +80,15 @@ def fetch(client: ObjectClient, source: ObjectInfo, start: int, stop: int) -> "F
 
 @dataclass(slots=True)
 class _Piece:
-    """What one GET brings."""
+    """The bytes of one GET; None until they have arrived."""
 
     data: bytes | None = None
 
 
 class Reading:
-    """The bytes [start, stop) of `source`, piece by piece.
+    """Reads the bytes [start, stop) of `source`, piece by piece.
 
-    `failed` is told what no retry helped.
+    Calls `failed` with an error that no retry helped.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Reading:
         self._source = source
         self._stop = stop
         # mutable
-        self._next = start  # to be asked for
+        self._next = start  # the offset of the next GET
         self._pieces: deque[_Piece] = deque()
 
     @property
@@ -119,21 +119,21 @@ class Reading:
 
     @property
     def under_way(self) -> bool:
-        """Whether there is a piece that has been asked for and not taken."""
+        """Whether a piece was requested that has not been taken."""
         return bool(self._pieces)
 
     @property
     def may_ask(self) -> bool:
-        """Whether there is something to ask for, and not too much asked for already."""
+        """Whether more may be requested."""
         return self._next < self._stop and len(self._pieces) < READS
 
     @property
     def next_bytes(self) -> int:
-        """The size of the piece that is asked for next."""
+        """The size of the piece that is requested next."""
         return min(self._stop - self._next, READ_BYTES)
 
     def ask(self, try_s: float) -> None:
-        """Ask for the next piece; `try_s` is what a request may take beside its bytes."""
+        """Request the next piece. `try_s`: seconds for the request besides those for its bytes."""
         start, stop = self._next, self._next + self.next_bytes
         piece = _Piece()
 
@@ -147,7 +147,7 @@ class Reading:
         self._requests.send(UploadRequest(begin, done, self._failed, try_s=try_s))
 
     def pop(self) -> bytes | None:
-        """Take the next piece, if it is there."""
+        """Return the next piece if it has arrived, else None."""
         if not self._pieces or self._pieces[0].data is None:
             return None
         return self._pieces.popleft().data

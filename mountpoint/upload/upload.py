@@ -1,12 +1,12 @@
 """One new object, written from its beginning to its end, and visible when it is complete.
 
-Up to one part is a PUT at the end. When there is more, the first part goes out with a
-CreateMultipartUpload before it, others follow while the writer goes on, and
-CompleteMultipartUpload makes them one object (`sequential` has what is not peculiar to that).
+An object of up to one part is a PUT at the end. For a larger one, the first part is sent together
+with CreateMultipartUpload, more parts follow while the writer goes on, and CompleteMultipartUpload
+makes them one object (`sequential` has what all uploads share).
 
-What another object has already, `copy` appends: the server copies it as parts of their own, and
-only what is too small to be one is read and gathered like what is written (`parts.next_step`).
-Where all parts have to have one size, so has what is copied (`parts.next_equal_step`).
+`copy` appends bytes of another object. The server copies them as parts of their own; only ranges
+that are too small for a part are read and gathered like written bytes (`parts.next_step`). Where
+all parts must have one size, so must copied parts (`parts.next_equal_step`).
 
 Not known here: the requests (`multipart`, `completion`).
 """
@@ -33,16 +33,16 @@ from mountpoint.upload.source import Reading
 
 log = structlog.get_logger(__name__)
 
-#: Parts that the server copies at a time for one upload; they cost neither memory nor bandwidth.
+#: Parts that the server copies at a time for one upload. They cost no memory and no bandwidth.
 COPIES = 8
 
 
 class Upload(Sequential):
     """The upload of the object `key`, with memory from `lease`. See Sequential.
 
-    With `equal_bytes` all parts have that size, but the last, which may be smaller.
-    After an error, also of a write at a wrong offset, the object will not come into being. No more
-    can be written after `finish`; TooLarge is raised beyond what S3 takes.
+    With `equal_bytes` all parts have that size, except the last, which may be smaller. After an
+    error, even of a write at a wrong offset, the object is never created. After `finish` no more
+    can be written. Raises TooLarge beyond S3's limits.
     """
 
     def __init__(
@@ -101,16 +101,16 @@ class Upload(Sequential):
             failed=self.fail,
         )
         self._finishing = False
-        self.filled_from_bytes: int | None = None  # behind it are the zeros that `finish` has added
-        self._info: ObjectInfo | None = None  # what has become of it
+        self.filled_from_bytes: int | None = None  # `finish` has added zeros behind this offset
+        self._info: ObjectInfo | None = None  # the object, once it is complete
 
     def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
-        """Take the bytes [start, stop) of an object version of this bucket as the next ones.
+        """Add the bytes [start, stop) of an object version of this bucket as the next ones.
 
-        `last` promises that nothing follows them: equal parts then need not read their end.
-        Returns when what is read of them is in memory; what the server copies may be under way.
-        Raises PreconditionFailed or NotFound when that version is there no more, and what `write`
-        raises; it may come with a later call. After an error the object will not come into being.
+        `last`: nothing will follow, so with equal parts the end need not be read. Returns when the
+        bytes to read are in memory; copies by the server may still be in flight. Raises
+        PreconditionFailed or NotFound when that version no longer exists, and what `write` raises;
+        later calls may raise it instead. After an error the object is never created.
         """
         if not 0 <= start <= stop <= source.size_bytes:
             raise ValueError(f"bytes {start}-{stop} of {source.size_bytes}")
@@ -127,18 +127,18 @@ class Upload(Sequential):
                 start += step.size_bytes
 
     def finish(self, size_bytes: int = 0) -> ObjectInfo:
-        """Upload what is left and complete the object; return it. Again: the same answer.
+        """Upload the rest, complete the object and return it. Later calls return the same.
 
-        Zeros come first, until it has `size_bytes`. When this returns the object is in S3, with the
-        bytes that were written. Raises AlreadyExists or PreconditionFailed when its condition was
-        not met, any S3Error that retries did not help, Interrupted when the mount goes away.
+        First zeros extend it to `size_bytes`. On return the object is in S3 with all bytes that
+        were written. Raises AlreadyExists or PreconditionFailed when its condition was not met,
+        any S3Error that retries did not help, and Interrupted when the mount goes away.
         """
         with self._changed:
             with super()._turn():
                 if not self._finishing:
                     self.filled_from_bytes = self._size_bytes
                     self._gather_zeros(size_bytes)
-                    while not self._has_place():  # of all that is gathered, zeros too
+                    while not self._has_place():  # for all gathered bytes, zeros included
                         self._wait(LOOK_S)
                     self._finishing = True
                     if not self._multipart.begun:
@@ -151,7 +151,7 @@ class Upload(Sequential):
             return self._info
 
     def rename(self, key: bytes, condition: Condition) -> bool:
-        """Give the object another key, and condition; False if S3 knows of the upload already."""
+        """Set the object's key and condition; False if S3 knows the upload already."""
         with self._changed:
             if self._multipart.begun or self._finishing:
                 return False
@@ -164,9 +164,9 @@ class Upload(Sequential):
             return True
 
     def describe(self, metadata: Mapping[str, str]) -> bool:
-        """Let the object have this user metadata, beside what it was to have of other names.
+        """Add user metadata to the object; metadata of other names stays.
 
-        False if a request that says what it has was sent already.
+        Returns False if the request that carries the metadata was sent already.
         """
         with self._changed:
             if self._multipart.begun or self._finishing:
@@ -176,9 +176,9 @@ class Upload(Sequential):
             return True
 
     def fail(self, error: Exception) -> None:
-        """Give up, without waiting: all waits end with `error`, and so does what is asked later.
+        """Give up without waiting: all waits, and all later calls, raise `error`.
 
-        Nothing happens where the upload is complete, or has failed before.
+        Does nothing if the upload is complete or has failed before.
         """
         with self._changed:
             if self._info is not None or self._failure is not None:
@@ -186,16 +186,16 @@ class Upload(Sequential):
             self._failure = error
             if isinstance(error, AccessDenied):
                 self._scheduler.denied()
-            # What is being begun is waited for: its answer says what to abort.
+            # Keep a CreateMultipartUpload in flight: its answer has the id to abort.
             self._requests.drop_all(but=self._multipart.created)
             self._let_go()
             self._multipart.give_up()
             self._changed.notify_all()
 
     def abort(self, until_s: float | None = None) -> None:
-        """Give up, and wait until S3 has forgotten the parts, for 5 seconds or until `until_s`.
+        """Give up, and wait until S3 has removed the parts, for 5 seconds or until `until_s`.
 
-        That it could not be done is logged and no error: the parts can be removed later.
+        If that fails it is logged; that is no error: the parts can be removed later.
         """
         self.fail(Interrupted("the upload was given up"))
         until_s = time.monotonic() + ABORT_S if until_s is None else until_s
@@ -208,7 +208,7 @@ class Upload(Sequential):
                     self._changed.wait(min(left_s, self._requests.next_s()))
             if not self._multipart.aborted and self._info is None:
                 log.warning("parts of an upload may have been left in the bucket", key=self.key)
-                self._multipart.aborted = True  # nobody has to hear of it twice
+                self._multipart.aborted = True  # warn once only
 
     # --- memory and parts (lock held) ---
 
@@ -229,7 +229,7 @@ class Upload(Sequential):
         return self.equal_bytes or super()._part_size(before_bytes)
 
     def _next_step(self, source_bytes: int, left_bytes: int, *, last: bool) -> Step:
-        """Return what to do with the next of a range of a source."""
+        """Return the next step for a range of a source."""
         gathered = self._gathering.size_bytes
         if self.equal_bytes is not None:
             return next_equal_step(
@@ -243,7 +243,7 @@ class Upload(Sequential):
         return self._multipart.in_flight > 0
 
     def _read(self, source: ObjectInfo, start: int, stop: int) -> None:
-        """Gather bytes of another object."""
+        """Read bytes of another object, and gather them."""
         reading = Reading(
             self._client, source, start, stop, requests=self._requests, failed=self.fail
         )
@@ -251,7 +251,7 @@ class Upload(Sequential):
             while reading.may_ask and self._lease.try_take(reading.next_bytes):
                 reading.ask(self._retry_policy.try_s)
             if not reading.under_way and not self._is_on_its_way():
-                self._lease.take(reading.next_bytes)  # one request, or nothing would come
+                self._lease.take(reading.next_bytes)  # one request at least, or none would arrive
                 reading.ask(self._retry_policy.try_s)
             self._check()
             data = reading.pop()
@@ -262,7 +262,7 @@ class Upload(Sequential):
                 self._gather(data)
 
     def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> bool:
-        """Have the server copy a part, after what has been gathered; False if it copies none."""
+        """Let the server copy a part, after the gathered one; False if the server copies none."""
         if self._gathering.size_bytes:
             self._seal()
         while self._multipart.copying >= COPIES:
@@ -279,14 +279,14 @@ class Upload(Sequential):
         return True
 
     def _seal(self) -> None:
-        """Send the part that has been gathered, when it is its turn."""
+        """Send the gathered part, when it is its turn."""
         while not self._has_place():
             self._wait(LOOK_S)
         self._send_gathered()
         self._check()
 
     def _has_place(self) -> bool:
-        """Whether what was gathered may be sent now: then it has to be."""
+        """Take a place for the gathered part. If this returns True, it must be sent."""
         size_bytes, in_flight = self._gathering.size_bytes, self._multipart.in_flight
         if size_bytes and not self._scheduler.take_place(self, in_flight, size_bytes):
             self._requests.waited = True
@@ -301,7 +301,7 @@ class Upload(Sequential):
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:
-        """Fail when there are no more numbers for parts."""
+        """Fail the upload when there are no part numbers left."""
         try:
             yield
         except TooLarge as error:
@@ -317,9 +317,9 @@ class Upload(Sequential):
     # --- the end (lock held) ---
 
     def _advance(self) -> None:
-        # Complete when all parts are there.
+        # Complete the upload when all parts have arrived.
         done = self._failure is not None or self._info is not None
-        # Not only the requests: an answer may come while the next part is about to become one.
+        # `_requests` alone does not tell: an answer may arrive while a part is being prepared.
         if self._finishing and not done and not self._requests and self._multipart.idle:
             self._complete()
 

@@ -1,9 +1,9 @@
-"""All uploads of a mount: what they share, and their end.
+"""All uploads of a mount: how they are made, what they share, and how they end.
 
-They share a line: how many parts are in flight together is learnt as for reads
-(`transfer/concurrency`), and divided among them. How long a part may take is what others took, four
-times over; until something is known, as long as everything in flight takes on the slowest line that
-is worth it, for parts that are under way together come late together.
+They share the connection. The number of parts in flight together is learnt as for reads
+(`transfer/concurrency`) and divided among the uploads. A part may take four times as long as recent
+parts took. Until there are some, it may take as long as all bytes in flight need on the slowest
+supported connection, because parts that are in flight together arrive late together.
 """
 
 import threading
@@ -32,14 +32,14 @@ from mountpoint.upload.upload import Upload
 
 log = structlog.get_logger(__name__)
 
-#: How servers refuse an operation that they do not know, beside 501.
+#: Statuses by which servers refuse an unknown operation, besides 501.
 NO_SUCH_OPERATION = (400, 405)
 
-#: How servers refuse parts of different sizes, of which each is large enough. Cloudflare R2:
+#: Codes by which servers refuse parts of different sizes that are all large enough. Cloudflare R2:
 #: InvalidPart, "All non-trailing parts must have the same length".
 UNEQUAL_PARTS = ("InvalidPart", "EntityTooSmall")
 
-#: A part may take so many times as long per byte as the slowest of the last ones.
+#: A part may take this many times as long per byte as the slowest of the last KNOWN_PARTS parts.
 SLACK = 4.0
 KNOWN_PARTS = 32
 
@@ -70,15 +70,15 @@ class Uploads(UploadScheduler[Sequential]):
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._open: set[Sequential] = set()
-        self._places: dict[Sequential, int] = {}  # bytes in flight, of those that send any
+        self._places: dict[Sequential, int] = {}  # bytes in flight of each upload that sends
         self._in_flight_bytes = 0  # invariant: the sum of _places
-        self._queue: dict[Sequential, None] = {}  # those that wait for a place, in order
+        self._queue: dict[Sequential, None] = {}  # uploads that wait for a place, in order
         self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
-        # mutable: whether it is believed that objects may be written; set in single steps
+        # mutable: whether objects may be written, as far as known; set in single steps
         self.may_write = False
-        # what the server may know, until it refuses it
+        # what the server may support, until it refuses it
         self._conditions = True
         self._checksums = True
         self._copies_parts = True if client.is_aws or client.is_directory else None
@@ -94,10 +94,10 @@ class Uploads(UploadScheduler[Sequential]):
         known_bytes: int | None = None,
         only_copied: bool = False,
     ) -> Upload:
-        """Begin the upload of one object; nothing is sent yet. Raises Interrupted.
+        """Begin the upload of one object; no request is sent yet. Raises Interrupted.
 
-        `options` are what it is to be in place of what this mount's objects are. `known_bytes` is
-        how large it becomes at least, where that is known. `only_copied`: nothing is written to it.
+        `options` replace the mount's own for this object. `known_bytes` is a lower bound of its
+        size, if there is one. `only_copied`: all of its bytes are copied, none written.
         """
         upload = Upload(
             self._client,
@@ -117,10 +117,10 @@ class Uploads(UploadScheduler[Sequential]):
         return upload
 
     def _equal_bytes(self, known_bytes: int | None, *, only_copied: bool) -> int | None:
-        """Return the size that all parts are to have; None: they may have any.
+        """Return the size that all parts must have; None: parts may have any size.
 
-        As long as it is not known what the server wants they have one size wherever that is no
-        limit: where the size of the file is known. Others grow with the file, or could not.
+        Until it is known what the server needs, parts have one size where that costs nothing: if
+        the size of the file is known. Other files' parts grow, or their size would be limited.
         """
         if self._wants_equal_parts is False:
             return None
@@ -139,9 +139,9 @@ class Uploads(UploadScheduler[Sequential]):
         condition: Condition = ALWAYS,
         metadata: Mapping[str, str] | None = None,
     ) -> Appending:
-        """Begin to append to `base`, or to a new object; nothing is sent yet. See Appending.
+        """Begin to append to `base`, or to a new object; no request is sent yet. See Appending.
 
-        Raises NotOffered where it is no directory bucket, and Interrupted.
+        Raises NotOffered unless the bucket is a directory bucket, and Interrupted.
         """
         appending = Appending(
             self._client,
@@ -174,12 +174,12 @@ class Uploads(UploadScheduler[Sequential]):
             self._open.add(upload)
 
     def encrypted(self, options: PutOptions) -> PutOptions:
-        """Return options with the encryption that this mount's objects have."""
+        """Return options with the encryption of this mount's objects."""
         sse, sse_kms_key_id = self._config.sse, self._config.sse_kms_key_id
         return replace(options, sse=sse, sse_kms_key_id=sse_kms_key_id)
 
     def abort_unused(self, key: bytes, upload_id: str) -> None:
-        """Abort a multipart upload that was begun to try something. Waits; raises Interrupted."""
+        """Abort a multipart upload that was begun as a test. Waits; raises Interrupted."""
         try:
             self._retry_policy.ask(lambda: self._client.abort_upload(key, upload_id)).answer()
         except S3Error as error:
@@ -188,9 +188,10 @@ class Uploads(UploadScheduler[Sequential]):
             self.multipart_ended(upload_id)
 
     def interrupt(self) -> None:
-        """Give up all uploads: their writers fail, their parts go. Waits for at most 5 seconds.
+        """Give up all uploads: fail their writers, remove their parts. Waits 5 seconds at most.
 
-        For the end of the mount; before the client is interrupted, or nothing can be aborted.
+        Called at the end of the mount, before the client is interrupted: later no upload could be
+        aborted.
         """
         with self._lock:
             self._interrupted = True
@@ -202,24 +203,24 @@ class Uploads(UploadScheduler[Sequential]):
             upload.abort(until_s)
 
     def sweep(self) -> None:
-        """Send again what has to be of uploads that nobody waits for; once a second."""
+        """Send again what is due of uploads without a waiting thread. Called once a second."""
         with self._lock:
             uploads = list(self._open)
         for upload in uploads:
             upload.drive()
 
-    # --- Line ---
+    # --- UploadScheduler ---
 
     def take_place(
         self, upload: Sequential, in_flight: int, size_bytes: int, *, queues: bool = True
     ) -> bool:
-        """See Line."""
+        """See UploadScheduler."""
         with self._lock:
-            self._places.setdefault(upload, 0)  # it shares from now on, also while it waits
+            self._places.setdefault(upload, 0)  # it has its share from now on, also while it waits
             if in_flight >= max(self._flight.parts // len(self._places), 1):
-                self._queue.pop(upload, None)  # its own parts come first
+                self._queue.pop(upload, None)  # it has to wait for its own parts first
                 return False
-            # All together have as much as one of them could have alone.
+            # All together may have as many bytes as one upload could have alone.
             most_bytes = self._flight.parts * max(size_bytes, self._config.part_size_bytes)
             fits = self._in_flight_bytes + size_bytes <= min(most_bytes, self._most_bytes)
             first = next(iter(self._queue), upload) is upload
@@ -233,7 +234,7 @@ class Uploads(UploadScheduler[Sequential]):
             return True
 
     def leave_place(self, upload: Sequential, size_bytes: int) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         with self._lock:
             self._in_flight_bytes -= size_bytes
             self._places[upload] -= size_bytes
@@ -241,11 +242,11 @@ class Uploads(UploadScheduler[Sequential]):
                 del self._places[upload]
 
     def busy(self) -> bool:
-        """See Line."""
+        """See UploadScheduler."""
         return self._in_flight_bytes > 0
 
     def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         with self._lock:
             if size_bytes < MIB:  # mostly latency
                 return
@@ -257,7 +258,7 @@ class Uploads(UploadScheduler[Sequential]):
                     log.debug("parts in flight", parts=self._flight.parts, before=before)
 
     def allowed_s(self, size_bytes: int) -> float:
-        """See Line."""
+        """See UploadScheduler."""
         with self._lock:
             longest_s = self._in_flight_bytes / SLOWEST_BYTES_PER_S
             if self._s_per_byte:
@@ -265,15 +266,15 @@ class Uploads(UploadScheduler[Sequential]):
             return self._config.stall_s + longest_s
 
     def knows_conditions(self) -> bool:
-        """See Line."""
+        """See UploadScheduler."""
         return self._conditions
 
     def knows_checksums(self) -> bool:
-        """See Line."""
+        """See UploadScheduler."""
         return self._checksums
 
     def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
-        """See Line. Several may be refused at once, for what was asked before it was known."""
+        """See UploadScheduler. Several requests in flight may be refused for the same reason."""
         names_checksums = isinstance(error, ChecksumsNotOffered)
         if condition and not names_checksums:
             if self._conditions:
@@ -294,15 +295,15 @@ class Uploads(UploadScheduler[Sequential]):
         return False
 
     def copies_parts(self) -> bool | None:
-        """See Line."""
+        """See UploadScheduler."""
         return self._copies_parts
 
     def part_copied(self) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         self._copies_parts = True
 
     def does_without_copies(self, error: S3Error) -> bool:
-        """See Line. Where a part has been copied already, the refusal is of something else."""
+        """See UploadScheduler. If a part was copied before, the refusal has another reason."""
         unknown = isinstance(error, NotOffered) or (
             type(error) is S3Error and error.status in NO_SUCH_OPERATION
         )
@@ -318,12 +319,12 @@ class Uploads(UploadScheduler[Sequential]):
         return True
 
     def took_unequal_parts(self) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         if self._wants_equal_parts is None:
             self._wants_equal_parts = False
 
     def wants_equal_parts(self, error: S3Error) -> bool:
-        """See Line. Where it has taken such parts, the refusal is of something else."""
+        """See UploadScheduler. If such parts were accepted, the refusal has another reason."""
         if error.code not in UNEQUAL_PARTS or self._wants_equal_parts is False:
             return False
         if self._wants_equal_parts is None:
@@ -335,21 +336,21 @@ class Uploads(UploadScheduler[Sequential]):
         return True
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         if self._journal is not None:
             self._journal.begun(key, upload_id)
 
     def multipart_ended(self, upload_id: str) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         if self._journal is not None:
             self._journal.ended(upload_id)
 
     def denied(self) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         self.may_write = False
 
     def closed(self, upload: Sequential) -> None:
-        """See Line."""
+        """See UploadScheduler."""
         with self._lock:
             self._open.discard(upload)
             self._queue.pop(upload, None)
