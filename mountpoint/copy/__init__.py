@@ -1,1 +1,1 @@
-"""Copies made by the server: of objects that are renamed, or that get new metadata."""
+"""Copies by the server: moving objects (`objects`), and changing their metadata (`metadata`)."""

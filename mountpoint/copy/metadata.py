@@ -1,16 +1,17 @@
-"""Changing the metadata of an object: S3 copies it to where it is.
+"""Change the metadata of an object: the server copies the object onto itself.
 
-There is no other way (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
-Content type, storage class, all other metadata and the headers that S3 keeps stay as HEAD tells
-them; encryption is as this mount's or the bucket's. The ETag stays too, unless the object was
-uploaded in parts or KMS encrypts; `Last-Modified` never does.
+S3 has no other way (https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html).
+Content type, storage class, other metadata and the headers that S3 keeps stay as HEAD shows them;
+encryption follows the mount or the bucket. The ETag stays too, unless the object was uploaded in
+parts or KMS encrypts; `Last-Modified` always changes.
 
-The copy is of the one version that is meant, and replaces that version only. Not all stores know
-the second condition: there, what somebody else writes at this very moment may be lost.
+The copy reads exactly one version, and replaces that version only. Some stores do not know the
+second condition: there, a write by somebody else at the same moment may be lost.
 
-A lost answer: what HEAD then shows with our attributes and its old size is as good as ours.
+Lost answers: if HEAD then shows our attributes and the old size, the copy has succeeded, or another
+one equal to ours.
 
-Not to be called with a lock held.
+Do not call this with a lock held.
 """
 
 import functools
@@ -39,21 +40,21 @@ log = structlog.get_logger(__name__)
 
 
 class SelfCopies:
-    """Changes what objects keep of their files' attributes. Thread-safe; its callers wait."""
+    """Changes the attributes that objects keep. Thread-safe; its callers wait."""
 
     def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
         self._client = client
         self._uploads = uploads
         self._retry_policy = retry_policy
-        # mutable: what the store has been found not to know; set once, by anyone
+        # mutable: what the store is known not to support; set once, by any thread
         self._conditions = True
 
     def keep(self, source: ObjectInfo, attributes: FileAttributes) -> ObjectInfo:
-        """Let this version keep these attributes beside what it keeps; return what it is then.
+        """Add attributes to those that this version keeps; return the new object.
 
-        Nothing is asked of S3 but one HEAD where it keeps them already. Raises NotPermitted above
-        5 GiB, PreconditionFailed or NotFound when that version is there no more, and what retries
+        If it has them already, one HEAD is all that is sent. Raises NotPermitted above 5 GiB,
+        PreconditionFailed or NotFound when that version no longer exists, and errors that retries
         did not help.
         """
         check_size(source.size_bytes)
@@ -71,7 +72,7 @@ class SelfCopies:
             return self._stored(source.key).info
         etag = written.etag
         if same(etag, stored.info.etag):
-            etag = stored.info.etag  # as HEAD and LIST tell it
+            etag = stored.info.etag  # in the spelling of HEAD and LIST
         elif not etag.startswith('"'):
             return self._stored(source.key).info
         return replace(stored.info, etag=etag, mtime_ns=written.date_ns, attributes=wanted)
@@ -79,7 +80,7 @@ class SelfCopies:
     def _copied(
         self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes
     ) -> Written | None:
-        """Have the object copied; None if an earlier try has done it."""
+        """Let the server copy the object; None if an earlier try has done it."""
         condition = Condition(etag=source.etag) if self._conditions else ALWAYS
         start = functools.partial(
             self._client.copy_object,
@@ -117,7 +118,7 @@ class SelfCopies:
 
 
 def check_size(size_bytes: int) -> None:
-    """Raise NotPermitted for what is too large to be copied at once."""
+    """Raise NotPermitted for objects too large to copy in one request."""
     if size_bytes > MOST_COPY_BYTES:
         raise NotPermitted(
             "attributes of an object above 5 GiB cannot be changed: S3 copies no more at once",

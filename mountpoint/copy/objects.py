@@ -1,28 +1,28 @@
-"""Copying and moving objects within the bucket: by the server, and checked before anything goes.
+"""Copy and move objects within the bucket, on the server; check each copy before the source goes.
 
-A copy is one CopyObject up to 5 GiB, above that an `Upload` whose parts the server copies. Both are
-of the one version that is meant. Content type, metadata, storage class and the headers that S3
-keeps go along; encryption is as this mount's or the bucket's. Tags go with CopyObject, not with
-parts. Never copied are ACLs, retention and legal holds, and website redirects, and a copy has its
-own time (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html).
+Up to 5 GiB a copy is one CopyObject, above that an `Upload` whose parts the server copies. Both
+copy exactly one version. Content type, metadata, storage class and S3's stored headers go along;
+encryption follows the mount or the bucket. CopyObject copies tags, parts do not. ACLs, retention,
+legal holds and website redirects are never copied, and a copy has its own time
+(https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html).
 
-Order: the copy is made, HEAD has shown it there with the source's size and the ETag that was
-answered, and only then the source goes, if it is still the version that was copied. So at every
-moment one of the two keys has the bytes. What fails in between leaves both.
+Order: first the copy is made. Then HEAD has to show it with the source's size and the ETag of the
+answer. Only then is the source deleted, if it is still the version that was copied. So at each
+moment one of the two keys has the bytes. A failure in between leaves both.
 
-Conditions: not all stores that ignore If-None-Match of a CopyObject say so, nor If-Match of a
-DELETE. So HEAD looks before, and where the store knows conditions they close the window between
-the two requests; where it does not, whoever writes in that window loses.
+Conditions: some stores silently ignore If-None-Match of a CopyObject, or If-Match of a DELETE.
+So a HEAD checks first. Where the store knows conditions, they close the window between the two
+requests; where it does not, a write by somebody else in that window is lost.
 
-A lost answer: a copy that was tried before and is then refused, or is out of tries, is looked for.
-What has the source's size and ETag, or a checksum of it, is as good as ours. The ETag of a copy of
-what was uploaded in parts is another; without checksums such a copy is taken for somebody else's:
-an error, and both are there.
+Lost answers: if a copy is refused after an earlier try, or runs out of tries, the key is checked.
+An object with the source's size and ETag, or a checksum of the source, counts as ours. A copy of an
+object that was uploaded in parts has another ETag; without checksums it is taken for somebody
+else's. That is an error, and both objects stay.
 
-In directory buckets there is RenameObject, which takes the place of all this.
+Directory buckets have RenameObject, which replaces all this.
 
-How long: each request as `RetryPolicy` has it, and for each 8 MiB that it copies a second more. Not
-to be called with a lock held.
+Time limits: each request has the limit of `RetryPolicy`, and one second more for each 8 MiB that it
+copies. Do not call this with a lock held.
 """
 
 import functools
@@ -62,11 +62,11 @@ from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-#: What CopyObject copies: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+#: CopyObject's limit: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MOST_COPY_BYTES = MOST_PART_BYTES
-#: Objects moved at a time. Each takes five requests, one after another: so 300 a second.
+#: Objects moved at a time. Each takes five requests in sequence: so 300 objects a second.
 MOVES = 32
-#: How often a line tells how far a large directory is.
+#: How often the log shows the progress of a large directory, in seconds.
 PROGRESS_S = 5.0
 
 
@@ -91,29 +91,29 @@ class Copies:
         self._retry_policy = retry_policy
         self._trial = CopyTrial(client, uploads, retry_policy)
         # constants
-        self.renames = client.is_directory  #: without a copy
+        self.renames = client.is_directory  # with RenameObject, so without a copy
         self._config = config
         self._most_copy_bytes = most_copy_bytes
-        # mutable: what the store has been found not to know; set once, by anyone
+        # mutable: what the store is known not to support; set once, by any thread
         self._conditional_copies = True
         self._conditional_deletes = True
 
     def copy(
         self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
     ) -> ObjectInfo:
-        """Copy this version to `key`; return the copy, once HEAD has shown it there.
+        """Copy this version to `key`; return the copy, once HEAD has shown it.
 
-        `look` False: the caller knows already that the condition is met. Raises AlreadyExists or
-        PreconditionFailed when it is not, PreconditionFailed or NotFound when the source is
-        not that version any more, and what retries did not help.
+        `look` False: the caller knows that the condition is met. Raises AlreadyExists or
+        PreconditionFailed when it is not, PreconditionFailed or NotFound when the source is no
+        longer that version, and errors that retries did not help.
         """
         etag = self._copy(source, key, condition, look=look)
         return self._confirmed(source, key, etag)
 
     def options_of(self, source: ObjectInfo) -> PutOptions:
-        """Return what an object is to be that has this version's bytes, or begins with them.
+        """Return the options for an object that has, or begins with, this version's bytes.
 
-        Raises PreconditionFailed or NotFound when it is not that version any more.
+        Raises PreconditionFailed or NotFound when the object is no longer that version.
         """
         stored = self._ask_stored(source.key)
         if not same(stored.info.etag, source.etag):
@@ -131,15 +131,15 @@ class Copies:
     ) -> ObjectInfo:
         """Copy this version to `key`, then delete it; return the copy.
 
-        Raises what `copy` does, with the source untouched. When the source has changed meanwhile,
-        or cannot be deleted, the copy stays as well and the error says so.
+        Raises what `copy` raises, with the source untouched. If the source has changed in the
+        meantime, or cannot be deleted, the copy stays too and the error says so.
         """
         if source.key == key:
             raise ValueError("an object cannot be moved to where it is")
         if self.renames:
             return self._rename(source, key, condition)
         etag = self._copy(source, key, condition, look=look)
-        there = self._ask_head(source.key)  # at the same time as the copy
+        there = self._ask_head(source.key)  # sent while the copy is confirmed
         copied = self._confirmed(source, key, etag)
         try:
             self._delete(source, there)
@@ -152,14 +152,14 @@ class Copies:
         return copied
 
     def _rename(self, source: ObjectInfo, key: bytes, condition: Condition) -> ObjectInfo:
-        """Have a directory bucket rename an object; return it as it is then."""
+        """Let a directory bucket rename an object; return the renamed object."""
         start = functools.partial(
             self._client.rename_object,
             source.key,
             key,
             source_etag=source.etag,
             condition=condition,
-            token=uuid.uuid4().hex,  # the same for all tries: what is done is not done again
+            token=uuid.uuid4().hex,  # one for all tries: none repeats the rename
         )
         self._retry_policy.ask(start).answer()
         there = self._head(key)
@@ -175,13 +175,13 @@ class Copies:
         marker: bool = False,
         moved: Callable[[ObjectInfo, ObjectInfo], None] = lambda source, copy: None,
     ) -> int:
-        """Move all objects whose keys begin with `prefix`; return how many there were.
+        """Move all objects whose keys begin with `prefix`; return their number.
 
-        Nothing is overwritten but, with `marker`, the object `new_prefix` itself. `moved` is called
-        with each object as it was and as it is now, by several threads. Ends at the first failure:
-        then some objects have been moved, the one that failed may be in both places, and none is in
-        neither. The error says how many, which and why. Raises ValueError when one prefix begins
-        with the other.
+        Overwrites nothing except, with `marker`, the object `new_prefix` itself. `moved` is called
+        with each object before and after the move, on several threads. Ends at the first failure:
+        then some objects have been moved, the failed one may be in both places, and each is in at
+        least one. The error says how many, which one and why. Raises ValueError when one prefix
+        begins with the other.
         """
         if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
             raise ValueError("a directory cannot be moved into itself, or to what it is in")
@@ -224,8 +224,8 @@ class Copies:
     def _move_listed(
         self, source: ObjectInfo, key: bytes, condition: Condition, *, look: bool
     ) -> tuple[ObjectInfo, ObjectInfo] | None:
-        """Move an object as a listing told of it; return what it was and is. None: it is gone."""
-        if not source.etag:  # some stores do not tell it of what is being written
+        """Move an object of a listing; return it before and after, or None if it is gone."""
+        if not source.etag:  # some stores list an object without it while it is being written
             there = self._head(source.key)
             if there is None:
                 return None
@@ -238,7 +238,7 @@ class Copies:
             return None
 
     def _check_all(self, result: Result[ObjectInfo], prefix: bytes, new_prefix: bytes) -> None:
-        """Raise what has become of moving many, if not all have been moved."""
+        """Raise an error that says how many objects have been moved, unless all have."""
         if not result.failed and not result.stopped:
             return
         text = f"{result.done} objects of {shown(prefix)} have been moved to {shown(new_prefix)}; "
@@ -263,11 +263,11 @@ class Copies:
                 return self._copy_in_parts(source, key, condition)
             return self._copy_at_once(source, key, condition)
         except NotFound:
-            self._look(key, condition)  # 404 is of what was to be replaced, too
+            self._look(key, condition)  # the 404 may be about the object to replace
             raise
 
     def _look(self, key: bytes, condition: Condition) -> None:
-        """Check the condition, as far as that can be done before."""
+        """Check the condition with a HEAD before the copy."""
         if condition == ALWAYS:
             return
         there = self._head(key)
@@ -281,7 +281,7 @@ class Copies:
             raise PreconditionFailed(f"{shown(key)}, which was to be replaced, has changed")
 
     def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
-        """Have the whole object copied; return the copy's ETag."""
+        """Copy the object in one request; return the copy's ETag."""
         options = self._retyped(source, key)
         keep_metadata = options is None
         if options is None:
@@ -315,12 +315,12 @@ class Copies:
                     log.debug("an earlier try had been done", key=key, error=str(error))
                     return made
             if type(error) is PreconditionFailed:
-                self._look(key, condition)  # 412 is of either condition
+                self._look(key, condition)  # the 412 may be about either condition
                 raise explained(error, f"{shown(source.key)} has changed meanwhile") from error
             raise
 
     def _retyped(self, source: ObjectInfo, key: bytes) -> PutOptions | None:
-        """Return what the copy is to be if its content type is another by its name, else None."""
+        """Return options with the content type of the new name, or None if it does not change."""
         if not self._config.content_types or by_name(source.key) == by_name(key):
             return None
         options = self._ask_stored(source.key).options
@@ -330,7 +330,7 @@ class Copies:
         return replace(options, content_type=content_type)
 
     def _made(self, source: ObjectInfo, key: bytes) -> str | None:
-        """Return the ETag of what is at `key`, if it is as good as a copy of `source`."""
+        """Return the ETag of the object at `key` if it equals a copy of `source`, else None."""
         try:
             ours = self._ask_stored(source.key)
             there = self._ask_stored(key)
@@ -344,7 +344,7 @@ class Copies:
         return there.info.etag if is_ours else None
 
     def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
-        """Have the object copied part by part; return the copy's ETag."""
+        """Let the server copy the object part by part; return the copy's ETag."""
         options = self.options_of(source)
         if self._config.content_types:
             content_type = after_rename(options.content_type, source.key, key)
@@ -357,10 +357,10 @@ class Copies:
             upload.copy(source, 0, size_bytes, last=True)
             return upload.finish().etag
         finally:
-            upload.abort()  # nothing, if it is complete
+            upload.abort()  # does nothing after `finish`
 
     def _confirmed(self, source: ObjectInfo, key: bytes, etag: str) -> ObjectInfo:
-        """Return the copy as it is in the bucket. Raises when it is not what was made."""
+        """Return the copy as HEAD shows it. Raises if it is not the object that was copied."""
         there = self._head(key)
         if there is None:
             raise BadAnswer(f"{shown(key)} was copied, and is not there")
@@ -375,7 +375,7 @@ class Copies:
     # --- the source ---
 
     def _delete(self, source: ObjectInfo, asked: RetryingCall[ObjectInfo]) -> None:
-        """Delete this version, if it is what was `asked` for. It is no error that it is gone."""
+        """Delete this version, if the HEAD `asked` still shows it. A missing object is no error."""
         try:
             there = asked.answer()
         except NotFound:
@@ -395,11 +395,11 @@ class Copies:
             self._conditional_deletes = False
             self._delete(source, self._ask_head(source.key))
         except S3Error:
-            # Done by an earlier try, or by somebody else: some stores say 412 of what is gone.
+            # Deleted by an earlier try or somebody else: some stores answer 412 if it is missing.
             if self._head(source.key) is not None:
                 raise
 
-    # --- questions ---
+    # --- requests ---
 
     def _page(self, prefix: bytes, token: str | None, max_keys: int = 1000) -> ListPage:
         start = functools.partial(
@@ -421,12 +421,12 @@ class Copies:
 
 
 def same(etag: str, other: str) -> bool:
-    """Whether two ETags are one. Some stores leave out the quotes, in some answers."""
+    """Whether two ETags are equal. Some stores leave out the quotes in some answers."""
     return etag.strip('"') == other.strip('"')
 
 
 def shown(key: bytes) -> str:
-    """Return a key as it stands in messages."""
+    """Return a key as messages show it."""
     return repr(key.decode("utf-8", "backslashreplace"))
 
 

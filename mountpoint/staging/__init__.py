@@ -1,1 +1,1 @@
-"""Files that are written in any order: on a local disk first, in S3 when they are closed."""
+"""Staged files: written in any order on a local disk, uploaded to S3 when they are closed."""

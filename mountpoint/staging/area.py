@@ -1,13 +1,13 @@
-"""The directory where a mount stages files, and how much it may hold.
+"""The directory where a mount stages its files, and the room that they may take.
 
-What counts is what takes room on the disk: blocks of the sparse files, not their sizes. Room is
+Room is counted in blocks on the disk, which sparse files have fewer of than their size says. It is
 taken before bytes are written. It is refused at the limit, and when the disk itself gets full,
-which others may cause: a share of it always stays free.
+which other programs may cause: a share of the disk always stays free.
 
-Who is refused asks for room to be made (`reclaim`): copies of what is in S3 are dropped (holes are
-punched), of the files first that were not used for the longest time. What was changed stays.
+A file that gets no room calls `reclaim`. That drops local copies of bytes that are in S3 (it
+punches holes), beginning with the least recently used file. Changed bytes stay.
 
-A mount has a directory of its own, and a lock in it that tells others that it lives (`recovery`).
+Each mount has its own directory, with a lock that tells others that the mount lives (`recovery`).
 """
 
 import fcntl
@@ -28,35 +28,35 @@ from mountpoint.staging import recovery as leftovers
 
 log = structlog.get_logger(__name__)
 
-#: Without a limit: this share of what is free when the mount starts.
+#: The default limit: this share of the space that is free when the mount starts.
 LIMIT_SHARE = 0.5
-#: So much of a disk stays free: root's share on ext4 is as large. On large disks less is enough.
+#: This share of a disk stays free, as much as root's share on ext4. On large disks less is enough.
 FREE_SHARE = 0.05
 MOST_FREE_BYTES = 4 << 30
-#: How much is taken until the disk is asked again how full it is.
+#: How many bytes may be taken before the disk's free space is checked again.
 LOOK_BYTES = 16 * MIB
-#: With less than a few parts of a file nothing can be done.
+#: The least limit: a file needs room for a few parts.
 LEAST_LIMIT_BYTES = 16 * MIB
-#: Room is made in pieces, because finding what can go takes longer than letting it go.
+#: Room is made in pieces of at least this size, because finding what can go takes the most time.
 RECLAIM_BYTES = 16 * MIB
 
 
 class Reclaimable(Protocol):
-    """A file of the area."""
+    """A file of the area that can give back room."""
 
     @property
     def used_s(self) -> float:
-        """When it was last read or written."""
+        """When it was last read or written (monotonic clock, seconds)."""
 
     def reclaim(self, size_bytes: int) -> int:
-        """Give back about so much of what is in S3 too; return how much it was."""
+        """Give back about `size_bytes` of bytes that are also in S3; return how many."""
 
     def end(self) -> None:
-        """Remove what is in S3, keep what is not: the mount ends."""
+        """End with the mount: remove the file if it is in S3, keep it if not."""
 
 
 class Room(NamedTuple):
-    """How much may be staged, how much of the disk stays free, and what that leaves now."""
+    """The limit, how much of the disk stays free, and what may be used now."""
 
     limit_bytes: int
     keep_free_bytes: int
@@ -66,7 +66,8 @@ class Room(NamedTuple):
 class StagingArea:
     """Room for the staged files of one mount of `bucket`. Thread-safe.
 
-    `_lock` is taken with a file's lock held, and never the other way round. Raises MountError.
+    `limit_bytes` None: a share of the free space. `_lock` is taken with a file's lock held, never
+    the other way round. Raises MountError if `directory` cannot be used.
     """
 
     def __init__(self, directory: str, bucket: str, limit_bytes: int | None = None) -> None:
@@ -86,31 +87,31 @@ class StagingArea:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._used_bytes = 0
-        self._unlooked_bytes = LOOK_BYTES  # taken since the disk was asked
+        self._unlooked_bytes = LOOK_BYTES  # bytes taken since the disk was last checked
         self._tenants: set[Reclaimable] = set()
         self._numbers = itertools.count(1)
 
     @property
     def used_bytes(self) -> int:
-        """What all files take on the disk."""
+        """The room that all files take on the disk."""
         return self._used_bytes
 
     def new_path(self) -> Path:
-        """Return the path of a new file's data."""
+        """Return the path for the data of a new file."""
         return self.path / f"{next(self._numbers):06}{leftovers.DATA_SUFFIX}"
 
     def add(self, tenant: Reclaimable) -> None:
-        """Note a file that has something to give back."""
+        """Add a file that may give back room."""
         with self._lock:
             self._tenants.add(tenant)
 
     def remove(self, tenant: Reclaimable) -> None:
-        """Note that a file is gone; its room it has given back."""
+        """Remove a file, which has given its room back."""
         with self._lock:
             self._tenants.discard(tenant)
 
     def try_take(self, size_bytes: int) -> bool:
-        """Take room for so much; False if there is none."""
+        """Take room for `size_bytes`; False if there is none."""
         with self._lock:
             if size_bytes <= 0:
                 return True
@@ -131,7 +132,7 @@ class StagingArea:
             assert self._used_bytes >= 0
 
     def reclaim(self, size_bytes: int) -> bool:
-        """Make room, with no lock held; False if nothing could be given back."""
+        """Make room; False if no file could give any back. Call it without a lock."""
         wanted_bytes = max(size_bytes, RECLAIM_BYTES)
         with self._lock:
             tenants = list(self._tenants)
@@ -144,9 +145,9 @@ class StagingArea:
         return freed_bytes > 0
 
     def close(self) -> None:
-        """End: what is in S3 goes, what is not stays and is logged.
+        """Remove the files that are in S3; keep and log the others.
 
-        For the end of the mount, when its uploads have been given up (`Uploads.interrupt`).
+        Called at the end of the mount, after its uploads have been given up (`Uploads.interrupt`).
         """
         with self._lock:
             tenants = list(self._tenants)
@@ -159,15 +160,15 @@ class StagingArea:
     def _free_bytes(self) -> int:
         try:
             status = os.statvfs(self.path)
-        except OSError:  # then writing will say what is wrong
+        except OSError:  # the write itself will report the error
             return self.limit_bytes + self._keep_free_bytes
         return status.f_bavail * status.f_frsize
 
 
 def check_room(directory: str, limit_bytes: int | None) -> Room:
-    """Return what may be staged in `directory`. Raises MountError if that is too little, OSError.
+    """Return the room in `directory`. Raises MountError if there is too little, and OSError.
 
-    `limit_bytes` None: a share of what is free.
+    `limit_bytes` None: a share of the free space.
     """
     status = os.statvfs(directory)
     free_bytes = status.f_bavail * status.f_frsize
@@ -186,9 +187,9 @@ def check_room(directory: str, limit_bytes: int | None) -> Room:
 
 
 def check_directory(directory: str, mount_directory: str | None) -> None:
-    """Raise MountError unless files can be staged in `directory`, before anything is mounted.
+    """Raise MountError unless files can be staged in `directory`. Called before mounting.
 
-    `mount_directory` None: it is not known where.
+    `mount_directory` None: it is not known.
     """
     hint = "--staged-writes needs a directory on a local disk in which you can write"
     try:
@@ -217,8 +218,8 @@ def check_directory(directory: str, mount_directory: str | None) -> None:
 
 
 def _own_directory(root: Path) -> tuple[Path, int]:
-    """Make a directory for this mount, and take its lock. Raises OSError."""
-    # Under a name that `recovery` does not look at, until it is locked.
+    """Make a directory for this mount, and lock it. Raises OSError."""
+    # Until it is locked, it has a name that `recovery` ignores.
     made = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     fd = os.open(made / leftovers.LOCK, flags, 0o600)

@@ -1,10 +1,10 @@
-"""A staged file as it was when its upload failed, while it is changed further.
+"""Set a staged file aside when its upload has failed and it is changed further.
 
-What could not be uploaded must outlive whoever opens the file next. So before it is changed the
-local file is set aside as it is, with its journal and its description, and writing goes on in a
-copy with a journal of its own. Which of the two stays is decided later: the copy when it has been
-uploaded, or when that was tried in vain; the file that was set aside when the process that changed
-the copy is killed. A mount that dies in between leaves both.
+A file that could not be uploaded must survive later writers. So before a change, the local file
+is set aside with its journal and its description, and writing goes on in a copy with its own
+journal. One of the two stays: the copy if it was uploaded, or if its upload was tried and failed;
+the file set aside if the process that changed the copy is killed. A mount that dies in between
+leaves both.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from mountpoint.staging.sparse_file import LocalFile
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """What was set aside. Its owner's lock guards it."""
+    """A local file that was set aside. Its owner's lock guards it."""
 
     local: LocalFile
     extents: Extents
@@ -26,12 +26,12 @@ class Aside:
     mtime_ns: int
 
     def describe(self, subject: Subject) -> None:
-        """Note on the disk what it is to become now. Raises StagingFull, StagingFault."""
+        """Update its journal and description on the disk. Raises StagingFull, StagingFault."""
         self.journal.rewrite(subject, self.extents, fetched=True)
         journal.write_description(self.local.path, subject, self.extents)
 
     def keep(self, subject: Subject) -> None:
-        """Leave it on the disk, and say so."""
+        """Leave it on the disk, and log where it is."""
         leftovers.say_kept(self.local.path, subject, self.extents)
         self.journal.close()
         self.local.close(keep=True)

@@ -1,11 +1,11 @@
-"""The bytes of one staged file: in its local file, or fetched from its base when they are read.
+"""The bytes of one staged file: local, or fetched from its base when they are read.
 
-Reading what is not local fetches it from the base, of exactly that version, in blocks, and keeps
-it. While a read waits for that nothing is locked: what comes is put only where bytes are still
-missing, and only if the base is still the same. Where there is no room for it, it is read all the
-same. Writing fetches nothing, not even for parts of a block.
+A read of missing bytes fetches them from exactly the base's version, in blocks, and keeps them. No
+lock is held meanwhile: fetched bytes are stored only where bytes are still missing, and only if the
+base is still the same. Where there is no room for them, the read returns them without storing them.
+A write fetches nothing, not even for a part of a block.
 
-Not known here: when the file may be changed, and what becomes of it.
+Not known here: when the file may be changed, and when it is uploaded.
 """
 
 import copy
@@ -21,10 +21,10 @@ from mountpoint.staging.extents import Extents
 from mountpoint.staging.range_set import Range, Ranges
 from mountpoint.staging.sparse_file import BLOCK_BYTES, LocalFile
 
-#: What is missing is fetched in blocks of this size. A request takes 20 to 30 ms, and 1 MiB then
-#: 11 ms more: what lies around it is nearly free. The kernel asks for no more at a time.
+#: Missing bytes are fetched in blocks of this size. A request takes 20 to 30 ms, and 1 MiB then
+#: only 11 ms more: the bytes around are nearly free. The kernel asks for no more at a time.
 FETCH_BYTES = MIB
-#: How often who waits looks whether the mount is going away.
+#: How often a waiting thread checks whether the mount is going away, in seconds.
 LOOK_S = 1.0
 
 Fetch = Callable[[ObjectInfo, int, int], bytes]
@@ -33,7 +33,7 @@ Fetch = Callable[[ObjectInfo, int, int], bytes]
 class Content:
     """The bytes of a file that begins as `base`, or empty (None), in a new local file.
 
-    `changed` guards everything. `read` and `missing` take it; all else is for who holds it.
+    `changed` guards everything. `read` and `missing` take it; all other methods need it held.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Content:
         self.extents = Extents(None if base is None else base.size_bytes)
         self.used_s = time.monotonic()
         self.closed = False
-        self._fetching: set[int] = set()  # the starts of blocks
+        self._fetching: set[int] = set()  # offsets of the blocks being fetched
         self._local = LocalFile(area, area.new_path())
         self.path = self._local.path
         try:
@@ -64,16 +64,16 @@ class Content:
             raise
 
     def missing(self, start: int, stop: int) -> list[Range]:
-        """Return what of [start, stop) only the base has."""
+        """Return the ranges of [start, stop) that only the base has."""
         with self._changed:
             return self.extents.missing(start, stop)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file.
 
-        Raises what `fetch` does: PreconditionFailed when the base has been replaced by others.
+        Raises what `fetch` raises, such as PreconditionFailed when others have replaced the base.
         """
-        got: dict[int, bytes] = {}  # what was fetched for this read, by its start
+        got: dict[int, bytes] = {}  # bytes fetched for this read, by offset
         base = self.base
         while True:
             with self._changed:
@@ -89,7 +89,7 @@ class Content:
                 if wanted is None:
                     return self._assembled(offset, stop, missing, got)
                 block = self._claim(*wanted)
-                if block is None:  # somebody else is fetching it
+                if block is None:  # another thread is fetching it
                     self.wait()
                     continue
             try:
@@ -103,9 +103,9 @@ class Content:
                     self._changed.notify_all()
 
     def _claim(self, start: int, stop: int) -> Range | None:
-        """Return the blocks of [start, stop) that nobody is fetching, as far as they are in a row.
+        """Claim the next blocks in [start, stop) that no thread is fetching; return their range.
 
-        None if somebody is fetching the first (lock held).
+        None if another thread is fetching the first of them (lock held).
         """
         first = start - start % FETCH_BYTES
         last = first
@@ -116,14 +116,14 @@ class Content:
         return (missing[0][0], missing[-1][1]) if last > first else None
 
     def _fetched(self, base: ObjectInfo | None, start: int, stop: int) -> bytes | None:
-        """Fetch a range and keep it; None if there is another base meanwhile."""
+        """Fetch a range and keep it; None if the base has changed in the meantime."""
         assert base is not None  # or nothing would be missing
         try:
             data = self._fetch(base, start, stop)
             if len(data) != stop - start:
                 raise BadAnswer(f"{len(data)} bytes in place of {stop - start}")
         except Exception:
-            if self.base is not base:  # we have replaced it ourselves
+            if self.base is not base:  # this mount has replaced it
                 return None
             raise
         need_bytes = self._keep_fetched(base, start, data)
@@ -132,7 +132,7 @@ class Content:
         return data if self.base is base else None
 
     def _keep_fetched(self, base: ObjectInfo, start: int, data: bytes) -> int:
-        """Put what is still missing into the local file; return how much room that lacks."""
+        """Store the bytes that are still missing; return how many bytes of room that lacks."""
         view = memoryview(data)
         with self._changed:
             if self.base is not base or self.closed:
@@ -141,7 +141,7 @@ class Content:
                 try:
                     need_bytes = self._local.write(first, view[first - start : last - start])
                 except StagingFull:
-                    return 0  # the disk is full: read it without keeping it
+                    return 0  # the disk is full: return them without storing them
                 if need_bytes:
                     return need_bytes
                 self.extents.fetched(first, last)
@@ -150,7 +150,7 @@ class Content:
     def _assembled(
         self, offset: int, stop: int, missing: list[Range], got: dict[int, bytes]
     ) -> bytes:
-        """Return a range of the file, with what was fetched and not kept (lock held)."""
+        """Return a range of the file, including fetched bytes that were not stored (lock held)."""
         data = self._local.read(offset, stop)
         if not missing:
             return data
@@ -163,7 +163,7 @@ class Content:
     # --- with the lock held ---
 
     def write(self, offset: int, data: bytes) -> int:
-        """Write; or return how many bytes of room that takes, where there are not so many."""
+        """Write; return 0, or how many bytes of room are missing."""
         stop = offset + len(data)
         try:
             need_bytes = self._local.write(offset, data)
@@ -175,24 +175,24 @@ class Content:
         return need_bytes
 
     def _undo(self, start: int, stop: int) -> None:
-        """Make extents and local file agree after a write that failed halfway."""
+        """Make the extents match the local file after a write that failed midway."""
         extents = self.extents
         size_bytes, base_stop = extents.size_bytes, extents.base_stop
         for first, last in extents.changed.gaps(start, min(stop, base_stop)):
             extents.dropped(first, last)
-        # Where there were zeros there are some of the new bytes: nobody knows which.
+        # What were zeros may be new bytes in part; it is not known which.
         extents.write(max(start, base_stop), min(stop, size_bytes))
         self._local.truncate(size_bytes)
 
     def truncate(self, size_bytes: int) -> None:
-        """Cut it off, or continue it with zeros."""
+        """Cut the file off, or extend it with zeros."""
         self._local.truncate(size_bytes)
         self.extents.truncate(size_bytes)
 
     def fork(self, stop: int) -> tuple[LocalFile, Extents] | int:
-        """Go on in a copy of the local file, cut off at `stop`; return what it was copied from.
+        """Go on in a copy of the local file, cut off at `stop`; return the old file.
 
-        Or return how many bytes of room that takes, where there are not so many.
+        Returns how many bytes of room are missing if there is too little.
         """
         extents = copy.deepcopy(self.extents)
         extents.truncate(stop)
@@ -212,12 +212,12 @@ class Content:
         return before
 
     def resume(self, local: LocalFile, extents: Extents) -> None:
-        """Go on in another local file, with these extents; the one before it goes."""
+        """Go on in another local file, with these extents; remove the present one."""
         self._local.close(keep=False)
         self._exchange(local, extents)
 
     def reset(self) -> None:
-        """Be as the base is, with nothing local."""
+        """Go back to the base, with nothing local."""
         assert self.base is not None
         local = LocalFile(self._area, self._area.new_path())
         try:
@@ -231,12 +231,12 @@ class Content:
         self._local, self.path, self.extents = local, local.path, extents
 
     def became(self, info: ObjectInfo) -> None:
-        """Note that an object has been made of it."""
+        """Note that the content is now the object `info`, which becomes the base."""
         self.base = info
         self.extents.rebase()
 
     def reclaim(self, size_bytes: int) -> int:
-        """Give back about so much room of what could be fetched again; return how much."""
+        """Give back about `size_bytes` of room by dropping what the base has; return how much."""
         freed_bytes = 0
         for start, stop in self.extents.clean():
             first = start + -start % BLOCK_BYTES
@@ -252,7 +252,7 @@ class Content:
         return freed_bytes
 
     def sync(self) -> None:
-        """Have the local file on the disk itself, also if the machine ends."""
+        """Write the local file to the disk itself, so that it survives the end of the machine."""
         self._local.sync()
 
     def close(self, *, keep: bool) -> None:
@@ -274,7 +274,7 @@ class Content:
 
 
 def _not_in(got: dict[int, bytes], missing: list[Range]) -> Range | None:
-    """Return the first range that is missing and has not been fetched either."""
+    """Return the first missing range that was not fetched either."""
     if not missing:
         return None
     have = Ranges((start, start + len(data)) for start, data in got.items())

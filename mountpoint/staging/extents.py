@@ -1,24 +1,24 @@
-"""Pure: which bytes of a staged file are where.
+"""Pure: where the bytes of a staged file are.
 
-A byte of the file is one of four:
+Each byte of the file is one of four:
 
 * *changed*: it was written here. It is in the local file, and in no object.
-* *fetched*: the local file has a copy of what the base object has.
+* *fetched*: the local file has a copy of the base object's byte.
 * *missing*: only the base object has it; the local file has a hole there.
-* *zero*: it lies where the file was once cut off, or beyond the base's end, and nobody has written
-  it since. The local file has a hole there too, which reads as what it should.
+* *zero*: the file was once cut off before it, or it lies beyond the base's end, and it was not
+  written since. The local file has a hole there too, which reads as zeros.
 
-`sparse_file` holds the first two. The base's bytes count up to `_base_stop` only, which moves back
-when the file is cut shorter and never forward: what is appended later does not bring them back.
+`sparse_file` holds the first two. The base's bytes count up to `_base_stop` only. That moves back
+when the file is cut, and never forward: a later append does not bring the bytes back.
 
-Known in bytes, not in blocks or pages: so a write of a part of a page fetches nothing.
+Extents count bytes, not blocks or pages, so a write of a part of a page fetches nothing.
 """
 
 from mountpoint.staging.range_set import Range, Ranges
 
 
 class Extents:
-    """A file that is as its base, an object of so many bytes; None: a new, empty one."""
+    """A file that equals its base, an object of `base_size_bytes`; None: a new, empty file."""
 
     def __init__(self, base_size_bytes: int | None) -> None:
         self.size_bytes = base_size_bytes or 0
@@ -29,7 +29,7 @@ class Extents:
 
     @property
     def base_stop(self) -> int:
-        """Where the bytes of the base end that are still in the file."""
+        """The end of those bytes of the base that are still in the file."""
         return self._base_stop
 
     @property
@@ -49,7 +49,7 @@ class Extents:
             self.size_bytes = max(self.size_bytes, stop)
 
     def truncate(self, size_bytes: int) -> None:
-        """Note that the file has been cut off, or continued with zeros."""
+        """Note that the file has been cut off, or extended with zeros."""
         if size_bytes < self.size_bytes:
             self.changed.remove(size_bytes, self.size_bytes)
             self.local.remove(size_bytes, self.size_bytes)
@@ -57,19 +57,19 @@ class Extents:
         self.size_bytes = size_bytes
 
     def missing(self, start: int, stop: int) -> list[Range]:
-        """Return what of [start, stop) only the base has."""
+        """Return the ranges of [start, stop) that only the base has."""
         return self.local.gaps(start, min(stop, self._base_stop))
 
     def unchanged(self) -> list[Range]:
-        """Return what is as in the base, local or not."""
+        """Return the ranges that equal the base, local or not."""
         return self.changed.gaps(0, self._base_stop)
 
     def fetched(self, start: int, stop: int) -> None:
-        """Note that what was missing has been fetched."""
+        """Note that a missing range has been fetched."""
         self.local.add(start, stop)
 
     def clean(self) -> list[Range]:
-        """Return what is local and could be fetched again."""
+        """Return the local ranges that could be fetched again."""
         return [
             gap
             for start, stop in self.local.within(0, self._base_stop)
@@ -77,12 +77,12 @@ class Extents:
         ]
 
     def dropped(self, start: int, stop: int) -> None:
-        """Note that what was clean is in the local file no more."""
+        """Note that a clean range is no longer in the local file."""
         self.local.remove(start, stop)
 
     def rebase(self) -> None:
-        """Note that an object has become what the file is now: it is the base."""
-        self.local.add(self._base_stop, self.size_bytes)  # zeros: a hole reads as the object does
+        """Note that an object equals the file now: it is the new base."""
+        self.local.add(self._base_stop, self.size_bytes)  # also the zeros: a hole reads as they do
         self.changed = Ranges()
         self._base_size_bytes = self._base_stop = self.size_bytes
 

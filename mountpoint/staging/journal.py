@@ -1,19 +1,19 @@
-"""What of a staged file is not in S3 yet, on disk: so that it outlives the process.
+"""A journal on disk of the changes to a staged file that are not in S3: it survives the process.
 
-Beside a file that has been changed lies a journal: a line of JSON says which object it belongs to,
-then each change is a line of its own.
+Beside a changed file lies its journal. Its first line, in JSON, names the object; then each change
+is a line.
 
     {"bucket": "b", "key": "k", "base_etag": "\\"...\\"", "base_size": 100}
     w 0 10;         bytes [0, 10) were written
-    t 50;           the file was cut off, or continued, at 50
+    t 50;           the file was cut off, or extended, at 50
     f 10 20;        bytes [10, 20) were missing, and have been fetched
 
-A change is noted after it was made, a cut before: so a process that is killed leaves a file that
-has all that its writers were told, and `replay` says which bytes of it are there. A line that ends
-without its semicolon was not finished, and counts for nothing. The journal goes when the file has
-been uploaded: a file without one is in S3.
+A write is noted after it was made, a cut before. So the file of a killed process has every write
+that the process was told had succeeded, and `replay` says which bytes are there. A line without its
+final semicolon is incomplete and is ignored. The journal is removed after the upload: a file
+without a journal is in S3.
 
-Lines are written, not synced: they survive the end of the process, not that of the machine.
+Lines are written but not synced: they survive the end of the process, not of the machine.
 """
 
 import json
@@ -28,13 +28,13 @@ from mountpoint.staging.extents import Extents
 
 SUFFIX = ".journal"
 DESCRIPTION_SUFFIX = ".json"
-#: The journal is written anew when most of so many lines say nothing that others do not.
+#: A journal of this many lines is rewritten if most of them are redundant.
 WORTH_LINES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Which object a staged file is to become, and which version of it is its base."""
+    """The object that a staged file will become, and the version that is its base."""
 
     bucket: str
     key: bytes
@@ -42,7 +42,7 @@ class Subject:
     base_size_bytes: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return it with JSON's types. What of a key is not UTF-8 becomes lone surrogates."""
+        """Return it with JSON's types. Bytes of a key that are not UTF-8 become lone surrogates."""
         return {
             "bucket": self.bucket,
             "key": self.key.decode("utf-8", "surrogateescape"),
@@ -52,9 +52,10 @@ class Subject:
 
 
 class Journal:
-    """The journal of the staged file at `path`: nothing, until it is written the first time.
+    """The journal of the staged file at `path`. There is no file before the first `rewrite`.
 
-    Not thread-safe: its file's lock guards it. All raise StagingFull or StagingFault.
+    Not thread-safe: the staged file's lock guards it. All methods raise StagingFull or
+    StagingFault.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,17 +70,17 @@ class Journal:
         self._append(f"w {start} {stop};\n")
 
     def truncates(self, size_bytes: int) -> None:
-        """Note that the file will be cut off or continued."""
+        """Note that the file is about to be cut off or extended."""
         self._append(f"t {size_bytes};\n")
 
     def is_long(self, extents: Extents) -> bool:
-        """Whether it is worth writing anew."""
+        """Whether it is worth rewriting."""
         return self._lines > WORTH_LINES and self._lines > 4 * len(extents.changed)
 
     def rewrite(self, subject: Subject, extents: Extents, *, fetched: bool) -> None:
-        """Write it, or write it anew, for this state of the file.
+        """Write the journal anew for this state of the file.
 
-        `fetched` says that what was fetched stays from now on, so that it may be told of.
+        `fetched`: fetched bytes stay from now on, so the journal includes them.
         """
         lines = [json.dumps(subject.as_json()) + "\n"]
         lines.append(f"t {extents.base_stop};\nt {extents.size_bytes};\n")
@@ -101,14 +102,14 @@ class Journal:
         self._lines = len(lines)
 
     def remove(self) -> None:
-        """Note that the file is in S3, or is not to be, also where it was described."""
+        """Remove journal and description: the file is in S3, or was discarded."""
         self.close()
-        with suppress(OSError):  # then it is kept for no reason: better than the reverse
+        with suppress(OSError):  # the file stays without need, which is better than losing it
             self._path.unlink(missing_ok=True)
             self._path.with_suffix(DESCRIPTION_SUFFIX).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close it, and leave it where it is."""
+        """Close the journal; its file stays."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -132,7 +133,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def replay(path: Path) -> tuple[Subject, Extents]:
-    """Return what the journal at `path` says. Raises OSError, ValueError if it says nothing."""
+    """Return what the journal at `path` says. Raises OSError, and ValueError if it is invalid."""
     with path.open(encoding="ascii", errors="replace") as file:
         try:
             told = json.loads(file.readline())
@@ -162,7 +163,7 @@ def _apply(extents: Extents, kind: str, numbers: list[int]) -> None:
 
 
 def describe(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
-    """Return what somebody has to know who wants to have the file at `data` back."""
+    """Return what a user needs to know to get the file at `data` back."""
     missing = extents.missing(0, extents.size_bytes)
     return {
         **subject.as_json(),

@@ -1,9 +1,9 @@
 """Pure: a set of byte ranges.
 
-The boundaries of all ranges lie in one sorted array, start and stop in turn. Where a number is
-among them tells whether it is inside (an odd index) or outside, and adding or removing a range is
-the replacement of one slice. A million ranges take 16 MB, half of which one more moves: a million
-writes of 4 KiB at random places of a file took 0.1 ms each.
+The boundaries of all ranges are in one sorted array, start and stop in turn. The index at which a
+number belongs tells whether it is inside a range (odd) or outside. Adding or removing a range
+replaces one slice. A million ranges take 16 MB, and a new one moves half of that: a million writes
+of 4 KiB at random places of a file took 0.1 ms each.
 """
 
 from array import array
@@ -22,15 +22,15 @@ class Ranges:
             self.add(start, stop)
 
     def __len__(self) -> int:
-        """How many ranges there are."""
+        """Return the number of ranges."""
         return len(self._bounds) // 2
 
     def __iter__(self) -> Iterator[Range]:
-        """All ranges, in order."""
+        """Iterate over the ranges, in order."""
         return zip(self._bounds[::2], self._bounds[1::2], strict=True)
 
     def size_bytes(self) -> int:
-        """How many bytes they have together."""
+        """Return the number of bytes in all ranges."""
         return sum(self._bounds[1::2]) - sum(self._bounds[::2])
 
     def add(self, start: int, stop: int) -> None:
@@ -44,11 +44,11 @@ class Ranges:
             self._replace(start, stop, inside=1)
 
     def within(self, start: int, stop: int) -> list[Range]:
-        """Return what of [start, stop) is in the set."""
+        """Return the ranges of [start, stop) that are in the set."""
         return self._pairs(start, stop, inside=1)
 
     def gaps(self, start: int, stop: int) -> list[Range]:
-        """Return what of [start, stop) is not in the set."""
+        """Return the ranges of [start, stop) that are not in the set."""
         return self._pairs(start, stop, inside=0)
 
     def check(self) -> None:
@@ -58,7 +58,7 @@ class Ranges:
         assert bounds == sorted(set(bounds))
 
     def _replace(self, start: int, stop: int, *, inside: int) -> None:
-        """Keep `start` and `stop` as boundaries where they lie so: 0 outside, 1 inside."""
+        """Replace the bounds in [start, stop]; keep an end that is outside (0) or inside (1)."""
         bounds = self._bounds
         first, last = bisect_left(bounds, start), bisect_right(bounds, stop)
         new = array("q")

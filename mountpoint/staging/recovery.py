@@ -1,9 +1,9 @@
-"""What mounts left behind that ended without being asked: killed, or with the machine.
+"""Clean up after mounts that did not end in order: they were killed, or the machine stopped.
 
-Each mount has a directory of its own in the staging directory, and holds a lock in it (flock) for
-as long as it lives. Where nobody holds the lock the mount is dead. What is in S3 (a file without a
-journal) goes then; what is not stays, of whichever bucket, with a description beside it, and each
-mount of that bucket says so when it starts, until somebody has taken it away.
+Each mount has its own directory in the staging directory, and holds a lock in it (flock) while it
+lives. If the lock is free, the mount is dead. Its files that are in S3 (those without a journal)
+are removed. The other files stay, whatever their bucket, and get a description. Each mount of that
+bucket logs them when it starts, until the user removes them.
 """
 
 import fcntl
@@ -27,9 +27,9 @@ DATA_SUFFIX = ".data"
 
 
 def clear(directory: Path, bucket: str) -> None:
-    """Remove what dead mounts left in a staging directory, as far as it is in S3; log the rest.
+    """Remove what dead mounts left in a staging directory if it is in S3; log the rest.
 
-    What belongs to other users is left alone. Nothing is raised: a mount comes to be without.
+    Other users' directories are left alone. Raises nothing: a mount works without this.
     """
     with suppress(OSError):
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
@@ -55,7 +55,7 @@ def _clear_one(own: Path, bucket: str) -> None:
 
 @contextmanager
 def _dead(lock: Path) -> Iterator[bool]:
-    """Whether nobody holds a lock; then it is held meanwhile."""
+    """Yield whether a lock is free; it is then held inside the context."""
     fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         try:
@@ -71,7 +71,7 @@ def _dead(lock: Path) -> Iterator[bool]:
 def _keep(data: Path, bucket: str) -> None:
     try:
         subject, extents = journal.replay(data.with_suffix(journal.SUFFIX))
-        os.truncate(data, extents.size_bytes)  # what its writer was not told of any more
+        os.truncate(data, extents.size_bytes)  # later bytes belong to a write that did not return
         journal.write_description(data, subject, extents)
     except (OSError, ValueError, OperationError) as error:
         log.warning(
@@ -85,7 +85,7 @@ def _keep(data: Path, bucket: str) -> None:
 
 
 def say_kept(data: Path, subject: Subject, extents: Extents) -> None:
-    """Log that a file is here and not in S3."""
+    """Log that a local file is not in S3."""
     missing_bytes = sum(stop - start for start, stop in extents.missing(0, extents.size_bytes))
     log.warning(
         "a file was written and is not in S3: it is kept",
@@ -99,7 +99,7 @@ def say_kept(data: Path, subject: Subject, extents: Extents) -> None:
 
 
 def remove_if_empty(own: Path) -> None:
-    """Remove a mount's directory with its lock, unless there is something else in it."""
+    """Remove a mount's directory and its lock, unless it has other files."""
     if {entry.name for entry in os.scandir(own)} <= {LOCK}:
         (own / LOCK).unlink(missing_ok=True)
         own.rmdir()

@@ -1,9 +1,9 @@
 """One sparse file on the local disk, and the room that it takes.
 
-The room is counted here, in blocks of 4 KiB that were written (the size on ext4, XFS and Btrfs
-unless somebody has chosen another), because the file system counts later than bytes are written.
+This module counts the room itself, in written blocks of 4 KiB (the default on ext4, XFS and Btrfs),
+because the file system counts blocks later than they are written.
 
-Not known here: what the bytes are.
+Not known here: what the bytes mean.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from mountpoint.staging.range_set import Ranges
 log = structlog.get_logger(__name__)
 
 BLOCK_BYTES = 4096
-#: Where copy_file_range(2) does not work files are copied in pieces of this size.
+#: Where copy_file_range(2) does not work, files are copied in pieces of this size.
 COPY_BYTES = MIB
 
 #: linux/falloc.h
@@ -46,11 +46,11 @@ class LocalFile:
         except OSError as error:
             raise staging_error(error) from error
         # mutable
-        self._blocks = Ranges()  # that take room, in bytes
+        self._blocks = Ranges()  # byte ranges of the blocks that take room
 
     @property
     def allocated_bytes(self) -> int:
-        """The room that it takes."""
+        """The room that the file takes."""
         return self._blocks.size_bytes()
 
     def read(self, start: int, stop: int) -> bytes:
@@ -67,25 +67,25 @@ class LocalFile:
         return data
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Write; or return how many bytes of room that takes, where the area has not so many."""
+        """Write; return 0, or how many bytes of room are missing in the area."""
         first = offset - offset % BLOCK_BYTES
         last = _up(offset + len(data))
         new_bytes = sum(stop - start for start, stop in self._blocks.gaps(first, last))
         if not self._area.try_take(new_bytes):
             return new_bytes
-        self._blocks.add(first, last)  # also if writing fails: some of it may have been written
+        self._blocks.add(first, last)  # even if the write fails: a part of it may have been written
         try:
             done = os.pwrite(self._fd, data, offset)
-            while done < len(data):  # the disk was full, or soon will be
+            while done < len(data):  # the disk is full, or will be soon
                 done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise staging_error(error) from error
         return 0
 
     def copy(self, source: "LocalFile", start: int, stop: int) -> int:
-        """Copy what another file has in the bytes [start, stop), sharing blocks where that works.
+        """Copy what another file has in the bytes [start, stop), sharing blocks where possible.
 
-        Or return how many bytes of room that takes, where the area has not so many.
+        Returns 0, or how many bytes of room are missing in the area.
         """
         for first, last in source._blocks.within(start, stop):
             begin, end = first - first % BLOCK_BYTES, _up(last)
@@ -103,7 +103,7 @@ class LocalFile:
     def _copy_some(self, source: "LocalFile", start: int, stop: int) -> int:
         try:
             done = os.copy_file_range(source._fd, self._fd, stop - start, start, start)
-        except OSError:  # the file system cannot do it, or what is wrong shows again
+        except OSError:  # unsupported here; another error will show again
             data = source.read(start, min(start + COPY_BYTES, stop))
             done = os.pwrite(self._fd, data, start)
         if not done:
@@ -111,7 +111,7 @@ class LocalFile:
         return done
 
     def truncate(self, size_bytes: int) -> None:
-        """Cut it off, or continue it with zeros, which take no room."""
+        """Cut the file off, or extend it with zeros, which take no room."""
         try:
             os.ftruncate(self._fd, size_bytes)
         except OSError as error:
@@ -119,7 +119,7 @@ class LocalFile:
         self._give(_up(size_bytes), 1 << 62)
 
     def punch(self, start: int, stop: int) -> int:
-        """Make whole blocks zeros that take no room; return how much was freed. -1: impossible."""
+        """Punch a hole of whole blocks; return how much room that freed. -1: not supported."""
         assert start % BLOCK_BYTES == stop % BLOCK_BYTES == 0
         if not self._blocks.within(start, stop):
             return 0
@@ -128,14 +128,14 @@ class LocalFile:
         return self._give(start, stop)
 
     def sync(self) -> None:
-        """Have all bytes on the disk itself, also if the machine ends."""
+        """Write all bytes to the disk itself, so that they survive the end of the machine."""
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise staging_error(error) from error
 
     def close(self, *, keep: bool) -> None:
-        """Close it, give its room back, and remove it unless it is to be kept."""
+        """Close the file, give its room back, and remove it unless `keep`."""
         fd, self._fd = self._fd, -1
         os.close(fd)
         if not keep:
@@ -155,9 +155,9 @@ def _up(position: int) -> int:
 
 
 def _punch(fd: int, offset: int, size_bytes: int) -> bool:
-    """See fallocate(2). False where the file system cannot do it."""
+    """Punch a hole: see fallocate(2). False where the file system does not support it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    # off_t has 64 bits under this name on every glibc, and there is no other name on some musl.
+    # On every glibc this name has an off_t of 64 bits. Some musl versions have only the other name.
     call = getattr(libc, "fallocate64", None) or libc.fallocate
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if call(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size_bytes) == 0:

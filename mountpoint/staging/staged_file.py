@@ -1,18 +1,18 @@
-"""One file that is written in any order: on the local disk, until it is uploaded.
+"""One staged file: written in any order on the local disk, then uploaded.
 
-All handles of a file share one `StagedFile`. What is written stays local (`content`); `sync` makes
-an object of it, of which S3 copies what has not changed (`upload_plan`). That object is then the
-base, and writing may go on.
+All handles of a file share one `StagedFile`. Written bytes stay local (`content`). `sync` uploads
+them as an object, of which the server copies the unchanged ranges (`upload_plan`). That object is
+then the base, and writing may go on.
 
-While a file is uploaded, removed or moved (`_busy`) who would change it waits, so that an object is
-the file as it was at one moment. Reading goes on. That wait ends with the upload, whose own waits
-are bounded, or with the mount.
+While a file is uploaded, removed or moved (`_busy`), writers wait, so that the object is the file
+as it was at one moment. Reads go on. The wait ends with the upload, whose own waits are bounded, or
+with the mount.
 
 When an upload fails, everything stays as it was, and the next `sync` tries again. The local file
-and its description (`journal`) stay until one succeeds, also beyond the end of the mount. Before it
-is changed again it is set aside (`aside`), so that `revert` can have it back.
+and its description (`journal`) stay until one succeeds, even after the end of the mount. Before the
+file is changed again, it is set aside (`aside`), so that `revert` can restore it.
 
-Not known here: inodes, handles, whether an object may be replaced.
+Not known here: inodes, handles, and whether an object may be replaced.
 """
 
 import threading
@@ -44,44 +44,44 @@ from mountpoint.staging.upload_plan import segments
 
 log = structlog.get_logger(__name__)
 
-#: What is uploaded is read in pieces of this size.
+#: The local file is read in pieces of this size for an upload.
 PIECE_BYTES = MIB
-#: How long what is missing of a file that could not be uploaded is fetched, to keep it whole.
+#: How long missing bytes are fetched to complete a file whose upload has failed, in seconds.
 FILL_S = 10.0
-#: How long the end of the mount waits for an upload that has been given up.
+#: How long the end of the mount waits for an upload that was given up, in seconds.
 END_S = 5.0
-#: How often a writer has room made that others then take.
+#: How often a writer makes room again after others have taken it.
 MOST_TRIES = 16
 
 
 class Sink(Protocol):
-    """The upload of one object (`writing.upload.Upload`).
+    """The upload of one object (`upload.upload.Upload`).
 
-    `equal_bytes` is the size of all its parts but the last, where they have to have one size.
+    `equal_bytes` is the size of all parts but the last, where parts must have one size.
     """
 
     equal_bytes: int | None
 
     def write(self, offset: int, data: bytes) -> int:
-        """Append bytes, at the offset that has been reached."""
+        """Append bytes; `offset` is the number of bytes so far."""
 
     def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
         """Append a range of an object's version; `last`: nothing follows it."""
 
     def finish(self) -> ObjectInfo:
-        """Complete it."""
+        """Complete the upload; return the object."""
 
     def abort(self, until_s: float | None = None) -> None:
-        """Give it up."""
+        """Give the upload up."""
 
 
 class StagedFile(Reclaimable):
-    """The file that is to become the object `key`; it begins as `base`, or new and empty (None).
+    """A file that will become the object `key`. It begins as `base`, or new and empty (None).
 
-    `fetch` returns a range of a version, and raises PreconditionFailed when there is another one.
+    `fetch` returns a range of a version, and raises PreconditionFailed when that is replaced.
     `begin` starts an upload that replaces `base`, or creates the object. `part_bytes` is the size
     of its first parts. Thread-safe; `_changed` guards everything and is never held while waiting
-    for S3. Everything may raise StagingFull, StagingFault and TooLarge, for the local file.
+    for S3. All methods may raise StagingFull, StagingFault and TooLarge, for the local file.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class StagedFile(Reclaimable):
         self._changed = threading.Condition()
         self._content = Content(area, base, fetch, self._changed, stopping)
         self._key = key
-        self._journal: Journal | None = None  # there is one when it has changed, until `unlink`
+        self._journal: Journal | None = None  # from the first change on, until `unlink`
         self._mtime_ns = time.time_ns() if base is None else base.mtime_ns
-        self._busy = False  # being uploaded, removed or moved: nobody may change it
-        self._failed = False  # the last upload; then nothing local is given back
-        self._aside: Aside | None = None  # what it was then, if it has changed since
+        self._busy = False  # being uploaded, removed or moved: writers wait
+        self._failed = False  # the last upload has failed; local bytes are then not given back
+        self._aside: Aside | None = None  # the file as it was then, if it has changed since
         self._unlinked = False
         area.add(self)
 
@@ -116,12 +116,12 @@ class StagedFile(Reclaimable):
 
     @property
     def key(self) -> bytes:
-        """The key of the object that it is to become."""
+        """The key of the object that the file will become."""
         return self._key
 
     @property
     def base(self) -> ObjectInfo | None:
-        """The version that it began as, or became last."""
+        """The object version that it began as, or was last uploaded as."""
         return self._content.base
 
     @property
@@ -131,28 +131,28 @@ class StagedFile(Reclaimable):
 
     @property
     def mtime_ns(self) -> int:
-        """When it was last changed; once it is uploaded, what S3 says."""
+        """When it was last changed; after an upload, the time that S3 gives it."""
         return self._mtime_ns
 
     @property
     def dirty(self) -> bool:
-        """Whether S3 does not have it as it is now, and is to have it; or it is still kept."""
+        """Whether the file has yet to be uploaded as it is now, or a version of it is set aside."""
         changed = self._content.extents.dirty or self._aside is not None
         return changed and not self._unlinked
 
     @property
     def failed(self) -> bool:
-        """Whether the last upload has failed, so that it is kept."""
+        """Whether the last upload has failed, so that the local file is kept."""
         return self._failed
 
     @property
     def unlinked(self) -> bool:
-        """Whether it has been removed, and is only open still."""
+        """Whether the file has no name any more, and only its handles are left."""
         return self._unlinked
 
     @property
     def used_s(self) -> float:
-        """See Tenant."""
+        """See Reclaimable."""
         return self._content.used_s
 
     # --- reading and changing ---
@@ -160,14 +160,14 @@ class StagedFile(Reclaimable):
     def read(self, offset: int, size: int) -> bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file.
 
-        Raises what `fetch` does: PreconditionFailed when the base has been replaced by others.
+        Raises what `fetch` raises, such as PreconditionFailed when others have replaced the base.
         """
         return self._content.read(offset, size)
 
     def write(self, offset: int, data: bytes) -> int:
-        """Write at any offset; return how many bytes. Fetches nothing.
+        """Write at any offset; return the number of bytes. Fetches nothing.
 
-        Raises StagingFull when there is no room and none can be made, Interrupted when the
+        Raises StagingFull when there is no room and none can be made, and Interrupted when the
         mount goes away while this waits for an upload.
         """
         if not data:
@@ -183,7 +183,7 @@ class StagedFile(Reclaimable):
         return len(data)
 
     def truncate(self, size_bytes: int) -> None:
-        """Cut the file off, or continue it with zeros. Fetches nothing. Raises as `write`."""
+        """Cut the file off, or extend it with zeros. Fetches nothing. Raises as `write`."""
 
         def truncate() -> int:
             if size_bytes == self.size_bytes:
@@ -204,7 +204,7 @@ class StagedFile(Reclaimable):
         self._with_room(truncate)
 
     def _with_room(self, change: Callable[[], int]) -> None:
-        """Have a change made, with the lock held; make the room that it returns."""
+        """Call `change` with the lock held, and make the room that it asks for until it has it."""
         for _ in range(MOST_TRIES):
             with self._changed:
                 need_bytes = change()
@@ -217,10 +217,10 @@ class StagedFile(Reclaimable):
         )
 
     def _begin_change(self, stop: int) -> int:
-        """Wait until the file may be changed, and have it noted that it is.
+        """Wait until the file may be changed, and note on disk that it will be.
 
-        Returns how many bytes of room that takes, where there are not so many. Of what is kept
-        only the bytes up to `stop` are needed any more.
+        Returns 0, or how many bytes of room are missing. If the file has to be set aside, its copy
+        needs only the bytes up to `stop`.
         """
         self._wait_idle()
         self._content.check_open()
@@ -259,15 +259,15 @@ class StagedFile(Reclaimable):
     def sync(self, *, keep: bool = True) -> ObjectInfo | None:
         """Upload the file if it has changed; return the object. None if it has been removed.
 
-        When this returns S3 has all that was written before it was called. Raises what the upload
-        does, with a hint that says where the file is kept; calling it again tries again. Unless
-        it is to `keep` it then, which is when `revert` should follow.
+        On return S3 has all that was written before the call. Raises what the upload raises, with a
+        hint that says where the file is kept; the next call tries again. With `keep` False a failed
+        file is not kept, and `revert` should follow.
         """
         with self._alone():
             if not self.dirty:
                 return None if self._unlinked else self.base
             info = self.base
-            if self._content.extents.dirty:  # else what is kept has been undone since
+            if self._content.extents.dirty:  # else the changes since the failed upload were undone
                 try:
                     info = self._upload()
                 except BaseException as error:
@@ -294,7 +294,7 @@ class StagedFile(Reclaimable):
                     sink.copy(base, segment.start, segment.stop, last=last)
                     continue
                 start = segment.start
-                while start < segment.stop:  # in pieces that begin where blocks do
+                while start < segment.stop:  # in pieces that begin where blocks begin
                     stop = min(start - start % PIECE_BYTES + PIECE_BYTES, segment.stop)
                     sink.write(start, self._content.read(start, stop - start))
                     start = stop
@@ -307,7 +307,7 @@ class StagedFile(Reclaimable):
         return info
 
     def _keep(self, error: BaseException) -> None:
-        """Make what could not be uploaded as complete as possible, and say where it is."""
+        """Complete a file whose upload has failed as far as possible; say where it is."""
         with self._changed:
             self._failed = True
         gone = PreconditionFailed | NotFound | BucketNotFound
@@ -322,7 +322,7 @@ class StagedFile(Reclaimable):
             error.hint = f"{error.hint}; {where}" if error.hint else where
 
     def _fill(self) -> None:
-        """Fetch what is missing, as far as there are time and room."""
+        """Fetch missing bytes while there are time and room."""
         until_s = time.monotonic() + FILL_S
         content = self._content
         try:
@@ -336,9 +336,9 @@ class StagedFile(Reclaimable):
             log.debug("what is missing cannot be fetched", key=self._key, reason=str(error))
 
     def revert(self) -> bool:
-        """Take back what was changed since the last upload, whether that succeeded or failed.
+        """Undo the changes since the last upload, whether that succeeded or failed.
 
-        False, with nothing done, if there has been none.
+        Returns False, and does nothing, if there was no upload.
         """
         with self._changed:
             self._wait_idle()
@@ -358,11 +358,10 @@ class StagedFile(Reclaimable):
     # --- removing, moving, the end ---
 
     def unlink(self, delete: Callable[[], None]) -> None:
-        """Remove the file: `delete` removes the object, or puts another one in its place.
+        """Remove the file: `delete` removes the object, or replaces it with another one.
 
-        From then on nothing is uploaded. It can be read and written until it is closed, as far as
-        it is local. Until `delete` returns nothing is uploaded either; where it raises, everything
-        is as before.
+        Nothing is uploaded during `delete` and after it. Until it is closed, the file can be read
+        and written as far as it is local. If `delete` raises, everything is as before.
         """
         with self._alone():
             delete()
@@ -371,11 +370,11 @@ class StagedFile(Reclaimable):
                 self._forget()
 
     def move(self, key: bytes, copy: Callable[[ObjectInfo], ObjectInfo]) -> None:
-        """Give the file another key: `copy` moves the base there, and returns what it is now.
+        """Give the file another key. `copy` moves the base there and returns the moved object.
 
-        A file without a base, which has never been uploaded, only changes its key; `sync` first
-        if it is to replace another one. Nothing becomes of a file that has been removed. Where
-        `copy` raises, everything is as before.
+        A file without a base was never uploaded, and only changes its key; call `sync` first if it
+        replaces another object. Does nothing for a file that has been removed. If `copy` raises,
+        everything is as before.
         """
         with self._alone():
             base = self.base
@@ -388,16 +387,16 @@ class StagedFile(Reclaimable):
                     self._note_move()
 
     def reclaim(self, size_bytes: int) -> int:
-        """See Tenant."""
+        """See Reclaimable."""
         with self._changed:
             if self._busy or self._failed or self._unlinked or self._content.closed:
                 return 0
             return self._content.reclaim(size_bytes)
 
     def close(self) -> bool:
-        """Remove the local file, after the last handle; False if it has to be uploaded before.
+        """Remove the local file after its last handle; False if it has yet to be uploaded.
 
-        Then it stays as it is: `sync` and close it again, or let the mount's end keep it.
+        In that case it stays as it is: `sync` and close it again, or the mount's end keeps it.
         """
         with self._changed:
             self._wait_idle()
@@ -408,7 +407,7 @@ class StagedFile(Reclaimable):
         return True
 
     def end(self) -> None:
-        """See Tenant."""
+        """See Reclaimable."""
         until_s = time.monotonic() + END_S
         with self._changed:
             while self._busy and time.monotonic() < until_s:
@@ -421,7 +420,7 @@ class StagedFile(Reclaimable):
             if self._aside is not None:
                 self._aside.keep(self._subject())
                 self._aside = None
-            self._failed = True  # it stays as it is
+            self._failed = True  # keeps what is local
             self._describe()
             leftovers.say_kept(self._content.path, self._subject(), self._content.extents)
             if self._journal is not None:
@@ -431,7 +430,7 @@ class StagedFile(Reclaimable):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Have nobody change the file meanwhile."""
+        """Let no other thread change the file inside the context."""
         with self._changed:
             self._wait_idle()
             self._content.check_open()
@@ -454,7 +453,7 @@ class StagedFile(Reclaimable):
         return Subject(self._area.bucket, self._key, etag, size_bytes)
 
     def _write_journal(self) -> None:
-        """Write the journal, for the first time or anew."""
+        """Write the journal, for the first time or again."""
         if self._unlinked:
             return
         journal_ = self._journal or Journal(self._content.path)
@@ -462,7 +461,7 @@ class StagedFile(Reclaimable):
         self._journal = journal_
 
     def _note_move(self) -> None:
-        """Have the journal name the new key; it has been moved, also where that cannot be."""
+        """Write the new key to the journal. A failure is only logged: the file has moved anyway."""
         try:
             self._write_journal()
             if self._aside is not None:
@@ -476,7 +475,7 @@ class StagedFile(Reclaimable):
             )
 
     def _describe(self) -> None:
-        """Have the file found by others: on the disk, with a description."""
+        """Write the file to the disk with a description, so that users can find it."""
         try:
             self._write_journal()
             journal.write_description(self._content.path, self._subject(), self._content.extents)
@@ -485,7 +484,7 @@ class StagedFile(Reclaimable):
             log.warning("the description of a kept file cannot be written", reason=str(error))
 
     def _take_back(self, aside: Aside) -> None:
-        """Go on with what was set aside."""
+        """Go on with the file that was set aside."""
         self._aside = None
         if self._journal is not None:
             self._journal.remove()
@@ -498,7 +497,7 @@ class StagedFile(Reclaimable):
             self._aside = None
 
     def _forget(self) -> None:
-        """Note on the disk that nobody needs the local file, nor what was set aside."""
+        """Remove the journal and the file set aside: the local file is no longer needed."""
         if self._journal is not None:
             self._journal.remove()
             self._journal = None

@@ -1,21 +1,21 @@
-"""Pure: what of a changed file is sent, and what the server copies from the base.
+"""Pure: decide which ranges of a changed file are sent, and which the server copies from the base.
 
-S3 copies a range of an object as a part of the new one. But a part, but for the last, has at least
-5 MiB, and more the further on in a file it begins, so that 10,000 parts are enough
-(`writing.parts`). This goes for a part that is copied and for the one that is sent before it. So a
-changed range is sent together with what follows it, up to that size, and a gap between two
-changed ranges that is too small for a copy is sent too.
+The server can copy a range of an object as a part of the new one. But each part except the last has
+at least 5 MiB, and more the later it begins, so that 10,000 parts are enough (`upload.parts`). This
+holds for a copied part and for the sent part before it. So a changed range is sent together with
+the bytes after it, up to that size, and a gap between two changed ranges that is too small for a
+copy is sent too.
 
-What is worth copying: not to copy a gap moves its bytes over the line, twice where they have to be
-fetched first. To copy it is one request more, and cuts the parts beside it short: some 0.1 s, in
-which one connection moves 8 MiB. So a gap is copied when copying saves as much.
+When a copy is worth it: sending a gap moves its bytes over the network, twice if they have to be
+fetched first. Copying it takes one more request, and cuts the parts beside it short: about 0.1 s,
+in which one connection moves 8 MiB. So a gap is copied if that saves as many bytes.
 
-Some stores want parts of one size. There a part is copied if nothing in it has changed, and else
-sent whole: that is one request for one.
+Some stores need parts of one size. There a part is copied if nothing in it has changed, and sent
+whole otherwise: one request in place of another.
 
 A file of up to one part is one PUT, which is less than the four requests of a copy in parts.
 
-Not known here: whether the server can copy at all. Where it cannot, the upload reads.
+Not known here: whether the server can copy at all. If it cannot, the upload reads the ranges.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ WORTH_BYTES = 8 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A range of the new object: `copied` by the server from the base, or sent."""
+    """A range of the new object, in bytes: `copied` by the server from the base, or sent."""
 
     start: int
     stop: int
@@ -39,9 +39,9 @@ class Segment:
 
 
 def segments(extents: Extents, part_bytes: int, equal_bytes: int | None = None) -> list[Segment]:
-    """Return how to upload a file in order, in parts of `part_bytes`; [] for an empty one.
+    """Return how to upload a file in order, in parts of `part_bytes`; [] for an empty file.
 
-    `equal_bytes` is the size of all parts but the last, where they have to have one size.
+    `equal_bytes` is the size of all parts but the last, where parts must have one size.
     """
     size_bytes = extents.size_bytes
     copied: Iterator[Range] = iter(())
@@ -51,7 +51,7 @@ def segments(extents: Extents, part_bytes: int, equal_bytes: int | None = None) 
         else:
             copied = _whole_parts(extents, equal_bytes)
     planned: list[Segment] = []
-    position = 0  # all before it is planned
+    position = 0  # the end of what is planned
     for start, stop in copied:
         if position < start:
             planned.append(Segment(position, start, copied=False))
@@ -63,7 +63,7 @@ def segments(extents: Extents, part_bytes: int, equal_bytes: int | None = None) 
 
 
 def _whole_parts(extents: Extents, equal_bytes: int) -> Iterator[Range]:
-    """Yield what is copied in parts of one size, the last of which may be smaller."""
+    """Yield the ranges to copy in parts of one size; the last part may be smaller."""
     for gap_start, gap_stop in extents.unchanged():
         start = -(-gap_start // equal_bytes) * equal_bytes
         is_end = gap_stop == extents.size_bytes
@@ -73,12 +73,12 @@ def _whole_parts(extents: Extents, equal_bytes: int) -> Iterator[Range]:
 
 
 def _ranges(extents: Extents, part_bytes: int) -> Iterator[Range]:
-    """Yield what is copied where parts may have any size."""
-    part = 0  # where the part begins that would be sent last
+    """Yield the ranges to copy where parts may have any size."""
+    part = 0  # the start of the last part to send
     for gap_start, stop in extents.unchanged():
         while gap_start - part > part_size(part_bytes, part):
             part += part_size(part_bytes, part)
-        # What is sent last has to be a part that others may follow.
+        # That part must be large enough for parts to follow it.
         start = gap_start
         if part < gap_start:
             start = max(gap_start, part + part_size(LEAST_PART_BYTES, part))

@@ -1,20 +1,20 @@
-"""Which multipart uploads this machine has begun: noted, so that what a dead mount left is known.
+"""A journal of the multipart uploads that this machine has begun, to find what a dead mount left.
 
-S3 has no place for a mark: ListMultipartUploads tells of an upload its key, id, time, who began
-it and its classes, and neither metadata nor tags
+S3 offers no place for a mark: ListMultipartUploads returns an upload's key, id, time, initiator and
+classes, but neither metadata nor tags
 (https://docs.aws.amazon.com/AmazonS3/latest/API/API_MultipartUpload.html). So each process that
-writes has one file in `default_directory`: a line with the bucket, and then a line for each
-upload that is begun or over. It comes with the first upload, and goes when the process ends and
-none is open.
+writes has one file in `default_directory`: a line with the bucket, then a line for each upload that
+begins or ends. The file is created with the first upload, and removed when the process ends and no
+upload is open.
 
-The file is locked (flock) as long as its process lives; the kernel unlocks it when the process
-dies, however that is. So who can lock a file knows that its mount is dead.
+The file is locked (flock) while its process lives; the kernel unlocks it when the process dies, in
+whatever way. So a process that can lock a file knows that its mount is dead.
 
-Each line is one write(2), and no fsync: what the kernel has taken survives the process, which is
-all that a kill takes away. After a power failure lines may be missing, and so is an upload whose
-process died between S3's answer and the line. Both are what the bucket's lifecycle rule is for.
+Each line is one write(2) without fsync: the kernel keeps the bytes if the process is killed. After
+a power failure lines may be missing. The upload is also missing if its process died between S3's
+answer and the line. Both cases are left to the bucket's lifecycle rule.
 
-A journal that cannot be written never fails a write: it says so once, and is off.
+A journal that cannot be written never fails a write: it logs that once, and is off.
 """
 
 import contextlib
@@ -35,24 +35,24 @@ from mountpoint.config import BucketConfig
 
 log = structlog.get_logger(__name__)
 
-#: What is said where journals cannot be written: no reason not to mount.
+#: Logged where journals cannot be written: no reason not to mount.
 UNNOTED = "uploads cannot be noted, so mount-s3ctl cleanup will not know what a kill leaves"
 SUFFIX = ".journal"
 DRAFT = ".new"
-#: What is as old was left by a process that died between two system calls.
+#: Older drafts belong to a process that died between two system calls.
 OLD_DRAFT_S = 86_400.0
-#: The file is written anew when so many of its lines tell of uploads that are over: 100 bytes
-#: and a key each.
+#: The file is rewritten when this many of its lines are about ended uploads: 100 bytes and a key
+#: each.
 MOST_STRUCK = 2_000
-#: No journal becomes as large: of one that is larger somebody else has made it.
+#: No journal of ours becomes this large; a larger file was made by another program.
 MOST_BYTES = 64 << 20
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
-    """Return where the journals of this user are.
+    """Return the directory of this user's journals.
 
-    https://specifications.freedesktop.org/basedir-spec/latest/ (XDG_STATE_HOME, which has to be
-    absolute); of root /var/lib/mount-s3, because a mount from fstab has no home.
+    https://specifications.freedesktop.org/basedir-spec/latest/ (XDG_STATE_HOME, which must be
+    absolute). For root it is /var/lib/mount-s3, because a mount from fstab has no home.
     """
     state = environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(state):
@@ -64,20 +64,20 @@ def default_directory(environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which bucket: as it was named, and at which endpoint ("" for AWS's own)."""
+    """A bucket by its name and its endpoint ("" for AWS's own)."""
 
     bucket: str
     endpoint_url: str = ""
 
     @classmethod
     def of(cls, bucket: BucketConfig) -> "Place":
-        """Return the place that options name."""
+        """Return the place that the options name."""
         return cls(bucket.name, (bucket.endpoint_url or "").rstrip("/"))
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An upload that was begun, and of which nothing else is known."""
+    """An upload that has begun and not ended, as far as its journal says."""
 
     key: bytes
     upload_id: str
@@ -98,18 +98,18 @@ class Journal:
         self._lock = threading.Lock()
         self._file: int | None = None
         self._open: dict[str, Begun] = {}
-        self._struck = 0  # lines of uploads that are over
+        self._struck = 0  # lines of uploads that have ended
         self._off = False
 
     def begun(self, key: bytes, upload_id: str) -> None:
-        """Note that an upload has been begun."""
+        """Note that an upload has begun."""
         with self._lock:
             upload = Begun(key, upload_id, time.time_ns())
             self._open[upload_id] = upload
             self._note(_begun_line(upload))
 
     def ended(self, upload_id: str) -> None:
-        """Note that an upload is complete, or aborted. That it was never begun is no error."""
+        """Note that an upload is complete or aborted. An unknown id is ignored."""
         with self._lock:
             if self._open.pop(upload_id, None) is None:
                 return
@@ -120,7 +120,7 @@ class Journal:
                 self._note(_ended_line(upload_id))
 
     def close(self) -> None:
-        """Unlock the file, and remove it if all uploads are over."""
+        """Unlock the file, and remove it if no upload is open."""
         with self._lock:
             file, self._file = self._file, None
             self._off = True
@@ -134,14 +134,14 @@ class Journal:
     def _note(self, line: bytes) -> None:
         def write() -> None:
             if self._file is None:
-                self._rewrite()  # with this line, if it is still open
+                self._rewrite()  # includes this line if its upload is still open
             else:
                 _write(self._file, line)
 
         self._guarded(write)
 
     def _guarded(self, write: Callable[[], None]) -> None:
-        """Do what may fail; the file stays locked then, because uploads in it are alive."""
+        """Run `write`. If it fails, keep the file locked, because uploads in it are alive."""
         if self._off:
             return
         try:
@@ -155,7 +155,7 @@ class Journal:
             )
 
     def _rewrite(self) -> None:
-        """Write a file of what is open. It gets its name when it is locked, and not before."""
+        """Write a file of the open uploads. It gets its name only once it is locked."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         draft = self._path.with_suffix(DRAFT)
         file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
@@ -169,12 +169,12 @@ class Journal:
             os.close(file)
             raise
         if self._file is not None:
-            os.close(self._file)  # and with it the lock of what has no name any more
+            os.close(self._file)  # and so unlock the old file, which has no name any more
         self._file, self._struck = file, 0
 
 
 class Found:
-    """The journal of some process. What is `dead` is locked by us until it is closed."""
+    """The journal of any process. If it is `dead`, we hold its lock until `close`."""
 
     def __init__(self, path: Path, file: int, dead: bool, lines: Iterable[Any]) -> None:
         # constants
@@ -182,7 +182,7 @@ class Found:
         self.dead = dead
         self.place = Place("")
         self.pid = 0
-        # mutable: by who has found it
+        # mutable, by the caller that has found it
         self._file = file
         self.uploads: dict[str, Begun] = {}
         for fields in lines:
@@ -190,7 +190,7 @@ class Found:
                 self._read(fields)
 
     def _read(self, fields: Any) -> None:
-        """Take one line. What makes no sense is none of ours: a last line may be cut."""
+        """Parse one line. Lines that cannot be parsed are skipped: the last one may be cut."""
         match fields:
             case {"bucket": str(bucket), "endpoint": str(endpoint), "pid": int(pid)}:
                 self.place, self.pid = Place(bucket, endpoint), pid
@@ -201,14 +201,14 @@ class Found:
                 self.uploads.pop(upload_id, None)
 
     def strike(self, upload_ids: Iterable[str]) -> None:
-        """Note that uploads are gone; only of a dead mount. Raises OSError."""
+        """Note that uploads are gone; only in a dead mount's journal. Raises OSError."""
         gone = [each for each in upload_ids if self.uploads.pop(each, None) is not None]
         if gone and self.uploads:
-            # A line that was cut has no end.
+            # A last line that was cut has no line end.
             _write(self._file, b"\n" + b"".join(map(_ended_line, gone)))
 
     def close(self) -> None:
-        """Unlock it, and remove it if it is a dead mount's and nothing is left in it."""
+        """Unlock it. Remove the journal of a dead mount that has no uploads left."""
         if self.dead and not self.uploads:
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -219,8 +219,8 @@ class Found:
 def journals(directory: Path) -> Iterator[list[Found]]:
     """Yield all journals in a directory; close them afterwards. Raises OSError.
 
-    That there is no such directory is as if it were empty. Of two that look at the same time
-    one takes dead mounts for living ones.
+    A missing directory counts as empty. If two processes look at the same time, one of them takes
+    dead mounts for living ones.
     """
     found: list[Found] = []
     for path in directory.glob(f"*{DRAFT}"):
@@ -239,7 +239,7 @@ def journals(directory: Path) -> Iterator[list[Found]]:
 
 
 def _open(path: Path) -> Found | None:
-    """Open a journal, and lock it if its mount is dead; None if it is gone."""
+    """Open a journal, and lock it if its mount is dead; None if the file is gone."""
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
@@ -256,7 +256,7 @@ def _open(path: Path) -> Found | None:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # it was removed, or written anew, before we had locked it
+        os.close(file)  # it was removed or rewritten before we had locked it
 
 
 def _is_at(path: Path, file: int) -> bool:
@@ -291,6 +291,6 @@ def _line(fields: dict[str, Any]) -> bytes:
 
 
 def _write(file: int, data: bytes) -> None:
-    """Write all of it. What a full disk takes is a part of it: no reader takes that for a line."""
+    """Write all bytes. If the disk fills up, only a part is written, which readers skip."""
     while data:
         data = data[os.write(file, data) :]
