@@ -1,1 +1,6 @@
-"""S3: what the rest of the program may know of it (`client`), and how it is done."""
+"""Access to S3. Other packages use only `client`; a new S3 request starts there.
+
+`client` declares the requests, `crt/` sends them, `wire/` formats them and parses the answers,
+`retry` holds deadlines and retries, `connect` finds the bucket at mount, `capabilities` tests what
+a store supports, and `aws/` holds regions, endpoints and credentials.
+"""

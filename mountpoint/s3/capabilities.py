@@ -1,16 +1,16 @@
-"""What an endpoint that is not AWS's can do of what reading relies on: asked at mount, by reading.
+"""Find out at mount which S3 features that reads rely on a store other than AWS lacks.
 
-Two LISTs and two GETs of a byte, one try each, the last three at the same time; not for long:
+The probe sends two LISTs and two GETs of one byte, each once; the last three run in parallel:
 
-* The page that mounting has listed shows whether it is one of ListObjectsV2, and encoded.
-* A LIST that is to start after the first key must not begin with that key.
-* A GET with the ETag that no object has must be 412; one that is refused for its
-  x-amz-checksum-mode says so. In an empty bucket it is of a key that is not there.
-* A GET with the ETag that the object is listed with must not be 412, as it is where a store, or a
-  proxy, has weak ETags only: If-Match compares strongly.
+* The page from mounting shows whether it is a ListObjectsV2 page and whether keys are encoded.
+* A LIST that starts after the first key must not return that key.
+* A GET with an ETag that no object has must fail with 412. A store that rejects
+  x-amz-checksum-mode says so in this answer. In an empty bucket this GET uses a missing key.
+* A GET with the listed ETag must not fail with 412. It does if a store or proxy sends only weak
+  ETags, because If-Match compares strongly.
 
-What gives no answer is taken for S3's own way. What a store makes of checksums and conditions of
-writes is not asked here, because that would write: the first refusal tells (`writing.uploads`).
+A question without an answer counts as supported. Checksums and conditions of writes are not
+probed, because that would write; the first refusal shows them (`upload.uploads`).
 """
 
 import functools
@@ -30,20 +30,20 @@ from mountpoint.s3.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
-#: How long the first LIST may take, and again the other questions together.
+#: Seconds for the first LIST, and again for the other three requests together.
 TRY_S = 3.0
-#: An MD5 that nobody knows a text of: no object's.
+#: No known text has this MD5, so no object has this ETag.
 NO_ETAG = f'"{"0" * 32}"'
-#: Asked for in an empty bucket.
+#: The key of the GET in an empty bucket.
 NO_KEY = b".mount-s3-probe"
 
 
 def find_abilities(
     client: ObjectClient, prefix: bytes, page: ListPage, stopping: threading.Event
 ) -> Capabilities:
-    """Return what the endpoint can do, where `page` is how it lists what is below `prefix`.
+    """Return the endpoint's capabilities; `page` is its listing below `prefix`.
 
-    Logs one line for each thing that S3 can and it cannot.
+    Logs one line for each S3 feature that the endpoint lacks.
     """
     retry_policy = RetryPolicy(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
     objects = _some_objects(client, prefix, retry_policy) if page.objects or page.prefixes else []
@@ -85,7 +85,7 @@ def _starts_after(
         rest = retry_policy.ask(start).answer().objects
     except S3Error:
         return True
-    # Not compared with the key: stores that keep folders have another order.
+    # Do not compare the order of keys: stores with real folders sort them differently.
     return not rest or rest[0].key != key
 
 
@@ -103,16 +103,16 @@ def _tell(capabilities: Capabilities, page: ListPage) -> None:
 
 
 class _Answer:
-    """A GET of one byte with If-Match, and the answer to it."""
+    """A GET of one byte with If-Match, and its answer."""
 
     def __init__(self, client: ObjectClient, key: bytes, etag: str) -> None:
-        self.info: ObjectInfo | None = None  # of the object that came
+        self.info: ObjectInfo | None = None  # of the object in the answer
         self.error: Exception | None = None
         self._came = threading.Event()
         self._transfer = client.get(key, 0, 1, self, if_match=etag)
 
     def wait(self, until_s: float) -> None:
-        """Wait for it; not after that time by the monotonic clock."""
+        """Wait for the answer until `until_s` on the monotonic clock."""
         if not self._came.wait(max(until_s - time.monotonic(), 0.0)):
             self._transfer.cancel()
 

@@ -1,10 +1,10 @@
-"""`ObjectClient`: all that the rest of the program knows of S3.
+"""`ObjectClient`: every S3 request that the rest of the program can make.
 
-Every request is asynchronous; nothing here waits. `get` delivers into a `BodySink` as bytes
-arrive, all others answer with a future. One call is one HTTP request and one try:
-who waits also decides about deadlines and retries (`s3.retry`, `reading.stream`).
+All requests are asynchronous and none of them blocks. `get` delivers to a `BodySink` as bytes
+arrive; all others return a future. One call sends one HTTP request once: the caller sets
+deadlines and retries (`s3.retry`, `read.stream`).
 
-Keys are bytes, because S3 promises UTF-8 and other stores do not keep the promise.
+Keys are bytes: S3 guarantees UTF-8, but other stores do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from typing import Literal, Protocol
 from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.system.spill import FileRange
 
-#: The checksums that uploads can carry, by the name in their header.
+#: The checksums that an upload can carry, by their names in the header.
 ChecksumName = Literal["crc32c", "crc64nvme"]
 
-#: What the body of a request is made of.
+#: One piece of a request's body.
 Piece = bytes | bytearray | memoryview | FileRange
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object version, as LIST, HEAD or GET describe it.
+    """One object version, as LIST, HEAD or GET describes it.
 
-    `etag` is in the form that If-Match wants, in quotes; "" where it is not told. `restored`
-    matters for archive storage classes only. `attributes` are those of the file that its metadata
-    keep; None where nobody has said: LIST does not. They are no part of the version, nor of
+    `etag` is quoted, as If-Match requires; "" if the answer has none. `restored` matters only for
+    archive storage classes. `attributes` are the file attributes in the object's metadata; None if
+    the answer has no metadata, as in LIST. They are not part of the version and do not count for
     equality.
     """
 
@@ -45,10 +45,10 @@ class ObjectInfo:
 class ListPage:
     """One page of ListObjectsV2.
 
-    `objects` and `prefixes` are in the server's order. `next_token` is None on the last
-    page. `skipped` counts entries that made no sense and were left out. `encoded` says whether the
-    server has URL-encoded its keys, `by_marker` that it has answered with a page of ListObjects:
-    then the token is a marker.
+    `objects` and `prefixes` are in the server's order. `next_token` is None on the last page.
+    `skipped` counts the entries that could not be parsed. `encoded` means that the server
+    URL-encoded its keys. `by_marker` means that it answered with a page of ListObjects; its token
+    is then a marker.
     """
 
     objects: list[ObjectInfo]
@@ -61,7 +61,7 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A checksum as S3 writes it: Base64; of an object of N parts it may be "VALUE-N"."""
+    """A checksum in Base64, as S3 writes it; for an object of N parts it may be "VALUE-N"."""
 
     name: ChecksumName
     value: str
@@ -69,9 +69,9 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The bytes that a request sends: `pieces`, one after another, that nobody changes.
+    """The body of a request: `pieces` in order. Nothing may change them while it is sent.
 
-    `checksum` goes with them, and the server refuses what does not match it.
+    The request also carries `checksum`, and the server rejects a body that does not match it.
     """
 
     pieces: Sequence[Piece] = ()
@@ -80,17 +80,17 @@ class Body:
 
     @property
     def memory_bytes(self) -> int:
-        """How much of it is in memory: what is in temporary files is not."""
+        """The bytes of the body that are in memory, without those in temporary files."""
         return sum(len(each) for each in self.pieces if not isinstance(each, FileRange))
 
 
 @dataclass(frozen=True, slots=True)
 class PutOptions:
-    """What a new object is to be, beside its bytes. None leaves it to the bucket.
+    """The properties of a new object other than its bytes. None means the bucket's default.
 
-    `sse` is "AES256", "aws:kms" or "aws:kms:dsse"; `metadata` is the user's own, without the
-    prefix of its headers; `checksum` is which one the whole object gets; `headers` are others that
-    S3 keeps for who gets the object, such as Cache-Control.
+    `sse` is "AES256", "aws:kms" or "aws:kms:dsse". `metadata` is the user metadata; its names lack
+    the header prefix. `checksum` is the algorithm for the whole object. `headers` are other headers
+    that S3 stores and returns with the object, such as Cache-Control.
     """
 
     storage_class: str | None = None
@@ -104,7 +104,7 @@ class PutOptions:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """When a write may replace what is there: never with `absent`, or only the version `etag`."""
+    """What a write may replace: nothing with `absent`, only that version with `etag`."""
 
     absent: bool = False
     etag: str | None = None
@@ -116,10 +116,10 @@ NEW = Condition(absent=True)
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What S3 says of an object or part that it has taken.
+    """The server's answer to a write of an object or part.
 
-    `checksum` is "" where it says none. `date_ns` is when it answered, in whole seconds, which
-    is about the object's mtime; 0 if unknown.
+    `checksum` is "" if the answer has none. `date_ns` is the time of the answer in nanoseconds
+    since 1970, in whole seconds. It is close to the object's mtime; 0 if unknown.
     """
 
     etag: str
@@ -129,7 +129,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class PartDone:
-    """A part as CompleteMultipartUpload lists it. `checksum` None: the server told none."""
+    """A part as CompleteMultipartUpload lists it. `checksum` is None if the server sent none."""
 
     number: int
     etag: str
@@ -138,11 +138,11 @@ class PartDone:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object with the checksums that S3 has of it, by name; composite ones end in "-N".
+    """An object and its stored checksums by name; composite ones end in "-N".
 
-    `checksum_type` is "FULL_OBJECT", "COMPOSITE", or "" where the store does not say.
-    `options` describe it as who has put it could have: content type, metadata, other headers.
-    `tags` is how many it has, as far as we may know.
+    `checksum_type` is "FULL_OBJECT", "COMPOSITE", or "" if the store does not say. `options` hold
+    the content type, metadata and other headers, as an upload would set them. `tags` is the number
+    of tags; 0 if the credentials may not read it.
     """
 
     info: ObjectInfo
@@ -154,7 +154,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class PendingUpload:
-    """A multipart upload that has been neither completed nor aborted."""
+    """A multipart upload that is neither completed nor aborted."""
 
     key: bytes
     upload_id: str
@@ -170,28 +170,28 @@ class UploadPage:
 
 
 class BodySink(Protocol):
-    """Where one GET delivers. Called from client threads, in this order:
+    """The receiver of one GET. The client calls it from its own threads, in this order:
 
     `on_headers` at most once, `on_body` any number of times, `finish` exactly once.
     """
 
     def on_headers(self, info: ObjectInfo) -> None:
-        """Take the description of the whole object that the answer belongs to."""
+        """Receive the description of the whole object."""
 
     def on_body(self, chunk: bytes, offset: int) -> None:
-        """Take the next bytes; `offset` counts from the start of the object."""
+        """Receive the next bytes; `offset` counts from the start of the object."""
 
     def finish(self, error: Exception | None) -> None:
-        """Take the end: None when the whole answer has come."""
+        """Receive the end of the answer; `error` is None if the answer is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an endpoint can do of what S3 can, and reading relies on (`s3.abilities`).
+    """The S3 features that reads rely on and that other stores may lack (`s3.capabilities`).
 
-    `pages_by_token`: it knows ListObjectsV2. `starts_after`: it lists from where it is told.
-    `matches`: If-Match of a GET holds for an object's own ETag, and for no other.
-    `takes_checksum_mode`: it does not refuse that header.
+    `pages_by_token`: the store supports ListObjectsV2. `starts_after`: LIST honours start-after.
+    `matches`: If-Match on a GET accepts the object's own ETag and rejects all others.
+    `takes_checksum_mode`: the store accepts the x-amz-checksum-mode header.
     """
 
     pages_by_token: bool = True
@@ -204,21 +204,20 @@ S3_CAPABILITIES = Capabilities()
 
 
 class Transfer(Protocol):
-    """A GET under way."""
+    """A GET in progress."""
 
     def cancel(self) -> None:
-        """Stop it. The sink's `finish` still comes, with an error, unless it has come."""
+        """Cancel the GET. `finish` is still called, with an error, unless it was called before."""
 
 
 class ObjectClient(Protocol):
-    """The requests that the file system makes. Errors are `S3Error`s, in future or sink.
+    """The S3 requests that the file system makes. Futures and sinks receive `S3Error`s.
 
-    `lists_in_order` says whether keys are listed in the order of their bytes and from where it is
-    asked, so that a page also tells which keys do not exist. `is_directory` says whether it is a
-    directory bucket (S3 Express One Zone): only there objects are appended to and renamed. `is_aws`
-    says whether it is AWS's own S3, of which nothing has to be found out. `wants_equal_parts` says
-    whether all parts of an upload but the last have to have one size; None where nobody knows.
-    `verifies` says whether what is read is compared with the checksums that the store has of it.
+    `lists_in_order`: LIST returns keys in byte order and honours start-after, so a page also shows
+    which keys do not exist. `is_directory`: the bucket is a directory bucket (S3 Express One Zone);
+    only these support append and rename. `is_aws`: the endpoint is AWS's own S3, so nothing needs
+    to be probed. `wants_equal_parts`: all parts of an upload except the last must have the same
+    size; None if unknown. `verifies`: reads are compared with the stored checksums.
     """
 
     verifies: bool
@@ -228,7 +227,7 @@ class ObjectClient(Protocol):
     wants_equal_parts: bool | None
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
-        """HeadObject. NotFound when there is no such key."""
+        """Send HeadObject. Raises NotFound if the key does not exist."""
 
     def list(
         self,
@@ -239,9 +238,9 @@ class ObjectClient(Protocol):
         max_keys: int = 1000,
         flat: bool = False,
     ) -> "Future[ListPage]":
-        """ListObjectsV2: one directory, or `flat`, all keys that begin with `prefix`.
+        """Send ListObjectsV2 for one directory or, with `flat`, for all keys below `prefix`.
 
-        It goes on from a `token`, or begins with the first key after `start_after`; never both.
+        Continues from `token`, or starts with the first key after `start_after`; never both.
         """
 
     def get(
@@ -254,23 +253,23 @@ class ObjectClient(Protocol):
         if_match: str | None,
         whole: bool = False,
     ) -> Transfer:
-        """GetObject of the half-open byte range [start, stop), which must not be empty.
+        """Send GetObject for the half-open byte range [start, stop), which must not be empty.
 
-        With `if_match` (an ETag) any other version of the object is PreconditionFailed.
-        `whole` says that the range is all of that version: then more stores send a checksum.
-        A body that does not match its checksum is ChecksumMismatch.
+        With `if_match` (an ETag), any other version fails with PreconditionFailed. `whole` means
+        that the range covers the whole version; more stores then send a checksum. A body that does
+        not match its checksum fails with ChecksumMismatch.
         """
 
     def describe(self, key: bytes) -> "Future[Stored]":
-        """HeadObject with checksums, which needs the right to decrypt where KMS encrypts."""
+        """Send HeadObject with checksums. With KMS encryption it needs permission to decrypt."""
 
     def put_object(
         self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
     ) -> "Future[Written]":
-        """PutObject. PreconditionFailed when the condition is not met.
+        """Send PutObject. Raises PreconditionFailed if the condition is not met.
 
-        Here and below: NotFound when the version to replace is gone, BadDigest when what
-        arrived, or what the server says it has stored, is not what was sent.
+        This and the writes below raise NotFound if the version to replace is gone, and BadDigest
+        if the server received or stored other bytes than were sent.
         """
 
     def append_object(
@@ -282,31 +281,31 @@ class ObjectClient(Protocol):
         options: PutOptions,
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
-        """PutObject of what follows the first `offset` bytes of an object, which are all of it.
+        """Send PutObject with bytes to append; `offset` is the object's current size in bytes.
 
-        Of an object that is not there, with the offset 0, it makes one. WrongOffset when the object
-        has another size, PreconditionFailed when the condition is not met, TooLarge after 10,000
-        parts. NotOffered, with nothing sent, where it is no directory bucket. Of `options` only the
-        encryption counts.
+        With offset 0 it creates a missing object. Raises WrongOffset if the object has another
+        size, PreconditionFailed if the condition is not met, and TooLarge after 10,000 parts. On
+        other buckets than directory buckets it sends nothing and raises NotOffered. Only the
+        encryption in `options` is used.
         """
 
     def rename_object(
         self, source: bytes, key: bytes, *, source_etag: str, condition: Condition, token: str
     ) -> "Future[None]":
-        """RenameObject, at once and whole, of this version of the source only.
+        """Send RenameObject, which atomically renames this version of the source only.
 
-        The `token` (at most 64 visible ASCII characters) is one for all tries of one rename: what
-        has been done is not done again. AlreadyExists when the key was to be absent,
-        PreconditionFailed when source or key is another version, NotFound when the source is gone.
-        NotOffered, with nothing sent, where it is no directory bucket: other servers take it
-        for a PUT of nothing.
+        All tries of one rename share `token` (at most 64 visible ASCII characters), so S3 does not
+        repeat a rename that succeeded. Raises AlreadyExists if the key had to be absent,
+        PreconditionFailed if source or key is another version, and NotFound if the source is gone.
+        On other buckets than directory buckets it sends nothing and raises NotOffered: other
+        servers treat the request as a PUT of an empty object.
         """
 
     def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
-        """CreateMultipartUpload: the upload's id."""
+        """Send CreateMultipartUpload; the result is the upload id."""
 
     def upload_part(self, key: bytes, upload_id: str, number: int, body: Body) -> "Future[Written]":
-        """UploadPart; numbers are 1 to 10,000. NoSuchUpload when it is no longer pending."""
+        """Send UploadPart; `number` is 1 to 10,000. Raises NoSuchUpload if it is not pending."""
 
     def complete_upload(
         self,
@@ -318,25 +317,25 @@ class ObjectClient(Protocol):
         checksum: Checksum | None,
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
-        """CompleteMultipartUpload: the parts, in order, become the object.
+        """Send CompleteMultipartUpload, which joins the parts in order.
 
-        `size_bytes` and `checksum` are what the whole must have: S3 refuses what has not, and
-        what it then says it has is compared once more (BadDigest).
+        `size_bytes` and `checksum` describe the whole object. S3 rejects any other object, and the
+        checksum in its answer is compared again (BadDigest).
         """
 
     def abort_upload(self, key: bytes, upload_id: str) -> "Future[None]":
-        """AbortMultipartUpload. NoSuchUpload when it is no longer pending."""
+        """Send AbortMultipartUpload. Raises NoSuchUpload if it is not pending."""
 
     def list_uploads(
         self, prefix: bytes, *, after: tuple[bytes, str] | None = None
     ) -> "Future[UploadPage]":
-        """ListMultipartUploads of the keys that begin with `prefix`, from a marker on."""
+        """Send ListMultipartUploads for the keys below `prefix`, starting after a marker."""
 
     def delete_object(self, key: bytes, *, etag: str | None = None) -> "Future[None]":
-        """DeleteObject. That there is no such key is no error.
+        """Send DeleteObject. A missing key is not an error.
 
-        With `etag` only that version: else PreconditionFailed, or NotFound where there is none. Not
-        all stores know it; not all that do not say so.
+        With `etag` it deletes only that version. Otherwise it raises PreconditionFailed, or
+        NotFound if there is no object. Some stores ignore the condition without an error.
         """
 
     def copy_object(
@@ -349,10 +348,10 @@ class ObjectClient(Protocol):
         keep_metadata: bool = False,
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
-        """CopyObject of at most 5 GiB within the bucket, of this version of the source only.
+        """Send CopyObject: at most 5 GiB, within the bucket, this version of the source only.
 
-        Without `options` everything is as the source's but for what the bucket sets; with
-        `options` content type and metadata are replaced by theirs, unless `keep_metadata`.
+        Without `options` the copy keeps everything except what the bucket sets. With `options`,
+        their content type and metadata replace the source's, unless `keep_metadata`.
         """
 
     def copy_part(
@@ -367,13 +366,13 @@ class ObjectClient(Protocol):
         source_etag: str,
         checksum: ChecksumName | None = None,
     ) -> "Future[Written]":
-        """UploadPartCopy of the half-open range [start, stop) of this version of the source.
+        """Send UploadPartCopy for the half-open byte range [start, stop) of this source version.
 
-        `checksum` is which one the upload was created with: it is what S3 tells of the part.
+        `checksum` is the algorithm that the upload was created with; S3 returns it for the part.
         """
 
     def interrupt(self) -> None:
-        """Fail everything under way, and everything that is asked later, with Interrupted."""
+        """Fail all current and future requests with Interrupted."""
 
     def close(self) -> None:
-        """Interrupt. Connections and threads go when nothing refers to the client any more."""
+        """Interrupt. Connections and threads end when nothing refers to the client any more."""

@@ -1,9 +1,9 @@
-"""Find the bucket: region, endpoint, credentials, and one request that shows that it works.
+"""Connect to the bucket at mount: find region and endpoint, sign in, list the bucket once.
 
-The region comes from the user's settings, else us-east-1; where the bucket's own answer
-names another one (`x-amz-bucket-region`), the endpoint is worked out anew for that region.
-Only the name is taken from the answer, and only if it looks like a region's: redirects are
-never followed, so credentials go nowhere that the endpoint rules do not name.
+The region comes from the user's settings; the default is us-east-1. If the bucket's answer names
+another region (`x-amz-bucket-region`), the endpoint is resolved again for that region. Only the
+region's name is taken from the answer, and only if it is well-formed. Redirects are never
+followed, so credentials go only to hosts that the endpoint rules name.
 """
 
 import contextlib
@@ -43,17 +43,17 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_REGION = "us-east-1"
 
-#: Mounting says within 30 seconds that an endpoint does not answer, and at once that it
-#: refuses: three tries do for a connection that is refused, one of 10 s for one that hangs.
+#: Mounting reports a silent endpoint within 30 seconds and a refused connection at once. A refused
+#: connection gets three tries; one that hangs gets a single try of 10 s.
 TRY_S = 10.0
 TOTAL_S = 20.0
 MOST_TRIES = 3
-#: How long it is then asked with the bucket's name in the path.
+#: Seconds for the second attempt, with the bucket's name in the path.
 PATH_S = 8.0
-#: When to look what is wrong.
+#: Seconds until `probe` starts to look for the cause.
 PROBE_AFTER_S = 1.0
 
-#: What answers is no S3, or nothing does.
+#: The endpoint is no S3 server, or nothing answers.
 NO_STORE = (TransportFault, BadAnswer, NotFound)
 
 
@@ -68,7 +68,7 @@ def connect(
 ) -> CrtClient:
     """Return a client that has listed the bucket once. Raises MountError.
 
-    `instance` is asked for the region, where nobody else says one.
+    `instance` supplies the region if no setting does.
     """
     credentials = None
     if not credentials_config.no_sign_request:
@@ -83,7 +83,7 @@ def first_region(
     environ: Mapping[str, str],
     instance: Instance | None = None,
 ) -> RegionChoice:
-    """Return the region that is asked first. Raises MountError."""
+    """Return the region to try first. Raises MountError."""
     choice = configured_region(bucket, credentials_config, environ, instance)
     return choice or RegionChoice(DEFAULT_REGION, "default")
 
@@ -97,9 +97,9 @@ def reach(
     stopping: threading.Event,
     meters: Meters,
 ) -> CrtClient:
-    """Return a client that has listed the bucket once, in `choice` or where the bucket says.
+    """Return a client that has listed the bucket once, in `choice` or the region the bucket names.
 
-    `credentials` None: unsigned. Raises MountError.
+    `credentials` None means unsigned requests. Raises MountError.
     """
     attempt = _Attempts(bucket, credentials, client_config, environ, stopping, meters).attempt
     try:
@@ -116,7 +116,7 @@ def reach(
 
 
 class _Attempts:
-    """Clients of one bucket, wherever it is looked for."""
+    """Attempts to list one bucket, at several endpoints."""
 
     def __init__(
         self,
@@ -135,9 +135,9 @@ class _Attempts:
         self._meters = meters
 
     def attempt(self, region: str) -> CrtClient:
-        """Return a client that has listed the bucket once, if it is in `region`.
+        """Return a client that has listed the bucket once in `region`.
 
-        Raises WrongRegion where the bucket names another, and else MountError.
+        Raises WrongRegion if the bucket names another region, and MountError for other errors.
         """
         endpoint = resolve(self._bucket, region)
         most_tries = min(self._config.most_tries or MOST_TRIES, MOST_TRIES)
@@ -155,7 +155,7 @@ class _Attempts:
     def _listed(
         self, endpoint: Endpoint, *, try_s: float, total_s: float, most_tries: int
     ) -> CrtClient:
-        """Return a client that has listed what is at the endpoint, and knows what that can do."""
+        """Return a client that has listed the bucket at `endpoint` and knows its capabilities."""
         by = proxy.settle(endpoint.scheme, endpoint.host, self._environ)
         log.debug(
             "endpoint",
@@ -188,11 +188,11 @@ class _Attempts:
         return self._client(endpoint, capabilities, self._meters)
 
     def _capabilities(self, endpoint: Endpoint, page: ListPage) -> Capabilities:
-        """Ask what an endpoint can do, which is no part of what a mount has done.
+        """Probe an endpoint's capabilities, without counting these requests for the mount.
 
-        A refusal that is wanted is no failure, either.
+        Nor are the refusals that the probe provokes counted as failures.
         """
-        # HEAD asks for checksums also where GET is not to.
+        # HEAD asks for checksums even if GET does not.
         config = replace(self._config, verify_checksums=True)
         client = self._client(endpoint, S3_CAPABILITIES, Meters(), config)
         try:
@@ -220,9 +220,9 @@ class _Attempts:
         )
 
     def _may_want_path_style(self, endpoint: Endpoint, error: S3Error) -> bool:
-        """Whether an endpoint may be one where the bucket's name stands in the path.
+        """Whether the endpoint may need the bucket's name in the path.
 
-        Such a store has no name BUCKET.HOST, or no certificate for it, or lists its buckets there.
+        Such a store has no host BUCKET.HOST, has no certificate for it, or lists all buckets there.
         """
         virtual = not endpoint.aws and not endpoint.base_path
         named = not self._bucket.name.startswith("arn:")
@@ -233,9 +233,9 @@ class _Attempts:
         )
 
     def _by_path(self, region: str, virtual: S3Error) -> CrtClient | None:
-        """Return a client that asks with the bucket's name in the path, after a `virtual` failure.
+        """Try the bucket's name in the path after `virtual` failed; return a client that works.
 
-        None where that fails too; raises MountError or WrongRegion where that failure tells more.
+        None if that fails too. Raises MountError or WrongRegion if the second failure says more.
         """
         endpoint = resolve(replace(self._bucket, force_path_style=True), region)
         try:
@@ -259,7 +259,7 @@ def _names_another_region(error: S3Error, endpoint: Endpoint) -> bool:
 def _watching(
     client: CrtClient, endpoint: Endpoint, ca_bundle: str | None, by: proxy.Proxy | None
 ) -> Iterator[None]:
-    """Raise what `probe` finds in place of the CRT's error, as soon as it is found."""
+    """Raise what `probe` finds, as soon as it finds it, in place of the CRT's error."""
     found: list[TransportFault] = []
 
     def look() -> None:
@@ -275,7 +275,7 @@ def _watching(
     try:
         yield
     except (Interrupted, TransportFault) as error:
-        if by is not None and not found:  # a proxy that refuses does so at once
+        if by is not None and not found:  # a proxy that refuses answers at once
             look()
         if found:
             raise found[0] from error
@@ -285,7 +285,7 @@ def _watching(
 
 
 def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion) -> str:
-    """Return the region that the bucket names, unless the user insists on another."""
+    """Return the region that the bucket names, unless the user fixed another one."""
     if not wrong.region:
         raise MountError(
             f"bucket '{bucket.name}' is not in region {choice.region}, "
@@ -302,7 +302,7 @@ def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion
 
 
 def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
-    """Return what a refused first listing means to the user."""
+    """Return the MountError that explains a failed first listing to the user."""
     name = bucket.name
     said = f" ({error})" if str(error) else ""
     if isinstance(error, BucketNotFound):
@@ -343,7 +343,7 @@ def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
 
 
 def _redirected_url(bucket: BucketConfig, error: Redirected) -> str:
-    """Return the endpoint that a redirect means: without the bucket, with the endpoint's path."""
+    """Return the endpoint URL that a redirect names: without the bucket, with our URL's path."""
     scheme, _, host = error.location.partition("://")
     path = urlsplit(bucket.endpoint_url or "").path.rstrip("/")
     return f"{scheme}://{host.removeprefix(f'{bucket.name}.')}{path}"

@@ -1,23 +1,23 @@
-"""Pure: which content type an object has by its name, and by another one after a rename.
+"""Pure: the content type of an object by its name, and the new type after a rename.
 
-Only a type that a name has given, or a store where nobody said one, follows the name. Any other was
-chosen by someone, and stays.
+A type follows the name only if it came from the old name or is a store's default. Any other type
+was set on purpose, and stays.
 """
 
 import mimetypes
 
-#: What S3 says of an object that was uploaded without a type, and what other stores say.
+#: The type that S3 gives an object uploaded without one; _DEFAULTS adds other stores' defaults.
 DEFAULT = "binary/octet-stream"
 _DEFAULTS = (None, "", DEFAULT, "application/octet-stream")
 
 
 def by_name(key: bytes) -> str | None:
-    """Return the content type by the ending of a key's name, or None."""
+    """Return the content type by the key's extension, or None."""
     return mimetypes.guess_type(key.decode("utf-8", "replace"), strict=False)[0]
 
 
 def after_rename(content_type: str | None, old: bytes, new: bytes) -> str | None:
-    """Return the content type under its new key of an object that has this one under its old."""
+    """Return the content type after a rename from `old` to `new`."""
     before, after = by_name(old), by_name(new)
     if content_type not in (before, *_DEFAULTS):
         return content_type

@@ -1,12 +1,12 @@
-"""What the network says of an endpoint, step by step: name, connection, TLS, the server's clock.
+"""Test the network path to an endpoint step by step: name, connection, TLS, the server's clock.
 
-The CRT goes the same steps by itself, but its errors do not tell which one failed, nor why: its
-TLS library keeps a failed handshake to itself for up to 30 seconds, and then does not say which
-certificate it did not like (https://aws.github.io/s2n-tls/usage-guide/ch03-error-handling.html,
-blinding); what a proxy has answered is only in its log.
+The CRT takes the same steps, but its errors do not say which step failed or why. Its TLS library
+delays the error of a failed handshake by up to 30 seconds and does not name the certificate it
+rejected (https://aws.github.io/s2n-tls/usage-guide/ch03-error-handling.html, blinding). A proxy's
+answer appears only in the CRT's log.
 
-Nothing is signed here, and nothing asked but for one HEAD without credentials. Each step takes at
-most `STEP_S`, but for names: resolv.conf(5) says how long these take.
+Nothing here is signed. The only request is one HEAD without credentials. Each step takes at most
+`STEP_S`, except name resolution, which resolv.conf(5) limits.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from mountpoint.s3.aws.proxy import Proxy
 from mountpoint.s3.wire.reading import http_date_ns
 
 STEP_S = 5.0
-#: Of the addresses of a name, of either kind: S3 tells eight of each, and of IPv6 there may be
-#: addresses without a way to them.
+#: Addresses tried per name and family. S3 returns eight of each, and a host may have IPv6
+#: addresses without an IPv6 route.
 MOST_ADDRESSES = 2
 
 TRUST = "--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust"
 OTHER_NAME = "check --endpoint-url; --force-path-style leaves the bucket out of the host's name"
-#: By OpenSSL's number of what is wrong with a certificate.
+#: Hints by OpenSSL's verification error number.
 #: https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
 HINTS = {
     9: "the certificate is not valid yet: check the clock of this machine",
@@ -42,19 +42,19 @@ Address = tuple[socket.AddressFamily, tuple[str, int]]
 
 
 def place(endpoint: Endpoint) -> tuple[str, int]:
-    """Return host name, without brackets, and port."""
+    """Return the host name, without brackets, and the port."""
     parts = urlsplit(f"{endpoint.scheme}://{endpoint.host}")
     return parts.hostname or "", parts.port or (443 if endpoint.scheme == "https" else 80)
 
 
 def addresses(name: str, port: int) -> list[Address]:
-    """Return what a name resolves to. Raises OSError."""
+    """Resolve a name. Raises OSError."""
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     return [(family, (str(where[0]), port)) for family, _, _, _, where in found]
 
 
 def connected(to: Sequence[Address], interface: str = "") -> socket.socket:
-    """Return a connection to the first that takes it, of a few. Raises OSError."""
+    """Connect to the first of a few addresses that accepts. Raises OSError."""
     failure: OSError = OSError("the name has no address")
     of_kind: dict[socket.AddressFamily, list[Address]] = {}
     for each in to:
@@ -78,7 +78,7 @@ def connected(to: Sequence[Address], interface: str = "") -> socket.socket:
 
 
 def tunnel(endpoint: Endpoint, by: Proxy) -> socket.socket:
-    """Return a connection to an endpoint that an http proxy has opened. Raises OSError."""
+    """Return a connection to the endpoint through an http proxy (CONNECT). Raises OSError."""
     client = http.client.HTTPConnection(by.host, by.port, timeout=STEP_S)
     client.set_tunnel(*place(endpoint), headers=by.headers)
     try:
@@ -89,7 +89,7 @@ def tunnel(endpoint: Endpoint, by: Proxy) -> socket.socket:
 
 
 def handshake(connection: socket.socket, name: str, ca_bundle: str | None) -> ssl.SSLSocket:
-    """Return the connection with TLS. Raises TransportFault where TLS fails, and OSError."""
+    """Start TLS on a connection. Raises TransportFault if TLS fails, and OSError."""
     context = ssl.create_default_context(cafile=ca_bundle)
     try:
         return context.wrap_socket(connection, server_hostname=name)
@@ -104,7 +104,7 @@ def handshake(connection: socket.socket, name: str, ca_bundle: str | None) -> ss
 
 
 def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> TransportFault | None:
-    """Return what is wrong with TLS at an endpoint, or with a proxy, if that is the problem."""
+    """Return the fault of an endpoint's TLS or of a proxy; None if there is none."""
     proxy = f"the proxy {by} of {by.variable}" if by is not None else ""
     try:
         _go(endpoint, ca_bundle, by)
@@ -115,7 +115,7 @@ def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> Tran
         return TransportFault(f"{proxy}: {fault}", hint=hint)
     except OSError as error:
         if by is None:
-            return None  # the CRT says that, too
+            return None  # the CRT reports this one itself
         hint = f"check {by.variable}; NO_PROXY names what is reached without a proxy"
         if " 407 " in str(error):
             hint = f"the proxy wants another user and password: http://USER:PASSWORD@{by.host}"
@@ -124,7 +124,7 @@ def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> Tran
 
 
 def _go(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> None:
-    """Connect as the CRT does, to the first handshake's end. Raises TransportFault, OSError."""
+    """Connect as the CRT does, up to the first handshake. Raises TransportFault and OSError."""
     name, port = place(endpoint)
     if by is None:
         handshake(connected(addresses(name, port)), name, ca_bundle).close()
@@ -137,11 +137,11 @@ def _go(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> None:
 
 
 def skew_s(connection: socket.socket, endpoint: Endpoint, by: Proxy | None = None) -> float | None:
-    """Return by how many seconds the server's clock is ahead of ours, by its Date header.
+    """Return the seconds by which the server's clock is ahead of ours, by its Date header.
 
-    `by` is the proxy that `connection` leads to, if that is as far as it goes: for http. None
-    where it tells no date. It is right to a second, for which the header is rounded, and half
-    of what the answer took. Raises OSError.
+    `by` is the http proxy at the other end of `connection`, if the endpoint is http. None if the
+    answer has no date. The error is at most one second, because the header is rounded, plus half
+    of the round trip. Raises OSError.
     """
     client = http.client.HTTPConnection(place(endpoint)[0])
     client.sock = connection
@@ -159,5 +159,5 @@ def skew_s(connection: socket.socket, endpoint: Endpoint, by: Proxy | None = Non
         with contextlib.suppress(OSError):
             client.close()
     there_ns = http_date_ns(date or "")
-    # A date is the beginning of its second.
+    # The header drops fractions, so the true time is half a second later on average.
     return there_ns / 1e9 + 0.5 - (asked_s + time.time()) / 2 if there_ns else None

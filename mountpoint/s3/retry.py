@@ -1,9 +1,9 @@
-"""Deadlines and retries: how long anyone waits for S3.
+"""Deadlines and retries for S3 requests.
 
-Nothing in this program waits for S3 without a bound, and every wait ends when the mount
-goes away. One request is one try (the client's own retries are off, because its stall
-detection takes 30 seconds a try and cannot be set); who waits for the answer drives the
-retries, so there is no timer thread and no retry that nobody wants any more.
+Every wait for S3 has a bound and ends when the mount goes away. One request is one try: the CRT's
+own retries are off, because its stall detection takes 30 seconds a try and cannot be configured.
+The thread that waits for the answer also sends the retries. So there is no timer thread, and no
+retry after its caller has given up.
 """
 
 import math
@@ -19,8 +19,8 @@ from mountpoint.metrics.counters import Counters
 
 T = TypeVar("T")
 
-#: The first retry comes at once: mostly it is a pooled connection that the server closed.
-#: Then waits double from FIRST_PAUSE_S, with full jitter as AWS recommends for SlowDown.
+#: The first retry has no pause: usually the server has closed a pooled connection.
+#: Later pauses double from FIRST_PAUSE_S, with jitter as AWS recommends for SlowDown.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -38,12 +38,12 @@ def pause_s(attempt: int, jitter: float) -> float:
 
 
 class RetryPolicy:
-    """How long to wait, in one try and in total; shared by all that wait.
+    """How long to wait for one try and in total; all callers share one policy.
 
-    `stopping` is set when the mount goes away: from then on nobody waits. `most_tries` is
-    for mounting, where a wrong endpoint should be said quickly. `counters` None: nobody
-    asks how many retries there were. `once_s` is for what is asked in one try because it can
-    be done in another way: half of the total is left for that.
+    `stopping` is set when the mount goes away; no call waits after that. `most_tries` is for
+    mounting, which should report a wrong endpoint quickly. `counters` counts the retries, if given.
+    `once_s` limits a request that gets a single try because there is another way to do the same:
+    half of the total is left for that other way.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RetryPolicy:
         self.counters = counters or Counters()
 
     def begin(self, within: "Attempts | None" = None) -> "Attempts":
-        """Start waiting for one thing; as a part of `within`, for no longer than that."""
+        """Start the deadline of one request; with `within`, not later than that deadline."""
         attempts = Attempts(self)
         if within is not None:
             attempts.until_s = within.until_s
@@ -76,9 +76,9 @@ class RetryPolicy:
         *,
         more_s: float = 0.0,
     ) -> "RetryingCall[T]":
-        """Make a request now; its answer is waited for later.
+        """Send a request now; the caller waits for its answer later.
 
-        `more_s` is how much longer than others it may take, each try and all together.
+        `more_s` is added to the limit of each try and to the total, in seconds.
         """
         attempts = self.begin(within)
         attempts.until_s += more_s
@@ -86,19 +86,19 @@ class RetryPolicy:
 
 
 class RetryingCall(Generic[T]):
-    """One metadata request under way, with its retries."""
+    """One metadata request with its retries."""
 
     def __init__(
         self, start: Callable[[], "Future[T]"], attempts: "Attempts", try_s: float
     ) -> None:
         self._start = start
         self._try_s = try_s
-        self._tries = attempts  # begun before: who asks twice at once waits for no longer
+        self._tries = attempts  # started earlier: two calls at once share one deadline
         self._future = start()
-        self.retried = False  # so an earlier try may have been done
+        self.retried = False  # if True, an earlier try may have succeeded on the server
 
     def answer(self) -> T:
-        """Wait for the answer. Raises the S3Error that no retry helped, or Interrupted."""
+        """Wait for the answer. Raises the last S3Error once retries end, or Interrupted."""
         attempts = self._tries
         while True:
             try:
@@ -115,9 +115,9 @@ class RetryingCall(Generic[T]):
 
 
 class Attempts:
-    """The tries of one request: how many there were, and when to give up.
+    """The tries of one request: their number and the deadline.
 
-    `total_s` and `most_tries` are the patience's, where they are not given.
+    `total_s` and `most_tries` default to the policy's.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class Attempts:
         self.until_s = self.begun_s + (retry_policy.total_s if total_s is None else total_s)
 
     def left_s(self) -> float:
-        """Seconds until the total runs out."""
+        """Seconds until the deadline."""
         return self.until_s - time.monotonic()
 
     def pause_s(self) -> float | None:
-        """Count a try that failed; seconds to wait before the next, None if there is no time."""
+        """Count a failed try. Return the seconds until the next, or None if time is up."""
         self._attempt += 1
         wait_s = pause_s(self._attempt, random.random())
         if self._attempt == self._most_tries or wait_s >= self.left_s():
@@ -147,7 +147,7 @@ class Attempts:
         return wait_s
 
     def again(self, error: S3Error) -> bool:
-        """Pause before the next try; False where `error` allows none, or time is up.
+        """Pause before the next try. Return False if `error` allows none, or time is up.
 
         Raises Interrupted when the mount goes away.
         """
@@ -162,11 +162,11 @@ class Attempts:
 
 
 class Allowance:
-    """One total for all waits in a row that bring nothing: those for one open file. Thread-safe.
+    """One time limit for consecutive waits on an open file that yield no data. Thread-safe.
 
-    Once it is used up each wait is for one try, until one brings something. So a program that
-    opens and reads a file, or the kernel that reads a page once more after an error, does not
-    wait for the total anew.
+    Once it is used up, each wait gets one try, until a wait yields data. So a program that opens
+    and reads a file, or the kernel when it reads a page again after an error, does not wait for the
+    whole total again.
     """
 
     def __init__(self, retry_policy: RetryPolicy) -> None:
@@ -178,7 +178,7 @@ class Allowance:
         self._used_up = False
 
     def begin(self) -> Attempts:
-        """Start a wait, for what is left."""
+        """Start a wait with the time that is left."""
         with self._lock:
             left_s = self._retry_policy.total_s - self._waited_s
             if self._used_up or left_s <= 0:
@@ -186,13 +186,13 @@ class Allowance:
             return Attempts(self._retry_policy, total_s=left_s)
 
     def brought(self) -> None:
-        """Note that a wait has brought something: the next ones have the whole total."""
+        """Record that a wait yielded data: the next waits get the whole total."""
         with self._lock:
             self._waited_s = 0.0
             self._used_up = False
 
     def in_vain(self, attempts: Attempts, *, used_up: bool) -> None:
-        """Note that a wait has ended and brought nothing; with `used_up` it was given up."""
+        """Record a wait without data; `used_up` means that its caller gave up."""
         with self._lock:
             self._waited_s += time.monotonic() - attempts.begun_s
             self._used_up = self._used_up or used_up

@@ -1,1 +1,1 @@
-"""What is specific to AWS: endpoints, credentials, regions, EC2 instances, profiles, proxies."""
+"""AWS specifics: endpoints and regions, credentials, EC2 instances, profiles, proxies."""

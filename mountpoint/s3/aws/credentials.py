@@ -1,14 +1,14 @@
-"""Who signs the requests: botocore's credential chain, kept fresh ahead of time.
+"""Credentials that sign requests: botocore's credential chain, renewed ahead of time.
 
-Each request is signed with the `latest` keys, from memory; sessions with directory buckets ask for
-them on threads of the CRT. One daemon thread does whatever may wait for a network, a process or a
-file: it looks every minute, and botocore renews what ends within 15 minutes. When that fails the
-old keys go on as long as they are valid.
+Each request is signed with the `latest` keys, from memory; sessions with directory buckets read
+them on CRT threads. One daemon thread does everything that may wait for a network, a process or a
+file. It checks every minute, and botocore renews keys that expire within 15 minutes. If a renewal
+fails, the old keys stay in use as long as they are valid.
 
-`explain` is for when S3 says that keys are good no longer which look valid from here: the clock
-is wrong, the machine was asleep, they were deleted, or a tool has written new keys into a file with
-no word of when they end. Then the whole chain is gone through again, and who asked S3 asks again
-meanwhile; but for some seconds after that has brought nothing, nobody waits for it.
+`explain` is for refused keys that still look valid here: the clock is wrong, the machine was
+asleep, the keys were deleted, or a tool wrote new ones to a file without their expiry. The thread
+then runs the whole chain again, and the callers retry meanwhile. If that brings no new keys, no
+caller waits for them during the next seconds.
 
 https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
 """
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: botocore renews 15 minutes ahead and makes it an error 10 minutes ahead: ten tries.
+#: botocore renews 15 minutes before expiry and raises from 10 minutes before on: ten tries at most.
 INTERVAL_S = 60.0
-#: In the last two minutes there is no time to wait for the next minute.
+#: In the last two minutes before expiry, the thread checks more often.
 HURRY_WITHIN_S = 120
 HURRY_INTERVAL_S = 5.0
-#: Many requests fail at once when keys expire; they go through the chain once.
+#: Many requests fail at once when keys expire; the chain runs only once for all of them.
 RESOLVE_AGAIN_AFTER_S = 10.0
 WARN_AGAIN_AFTER_S = 60.0
 _CLOSE_WAIT_S = 1.0
 _MESSAGE_MAX_CHARS = 300
 
-#: These write secrets, or tracebacks with them, to the log; we log the failure ourselves.
+#: These loggers write secrets, or tracebacks that contain them; we log the failures ourselves.
 _TALKATIVE = ("botocore.credentials", "botocore.parsers", "botocore.tokens")
 
 
 class Keys(NamedTuple):
-    """What signs a request."""
+    """The keys that sign a request."""
 
     access_key_id: str
     secret_access_key: str
@@ -58,10 +58,10 @@ class Keys(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where keys come from: nothing in it is secret.
+    """The source of the keys, without secrets.
 
-    `method` is botocore's name of the provider, `profile` the one that was used (None: default),
-    `access_key_id` has four characters at either end, and `expires_at` is None where nobody knows.
+    `method` is botocore's name of the provider. `profile` is the one used (None: default).
+    `access_key_id` shows four characters at either end. `expires_at` is None if unknown.
     """
 
     method: str
@@ -71,10 +71,10 @@ class Origin(NamedTuple):
 
 
 class Credentials:
-    """The keys of one mount. Make it after the fork: it starts a thread.
+    """The keys of one mount. Create it after the fork: it starts a thread.
 
-    `ca_bundle` names the certificates that services which give keys have to have.
-    Raise MountError at once when there are no credentials, or none that are valid.
+    `ca_bundle` names the CA certificates for the services that issue keys.
+    Raises MountError if there are no credentials, or no valid ones.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Credentials:
         self._hurry_interval_s = min(interval_s, HURRY_INTERVAL_S)
         self._resolve_again_after_s = resolve_again_after_s
 
-        # Mutable, of the thread alone once it runs.
+        # Mutable, used by the thread alone once it runs.
         self._effective_profile: str | None = None
         self._resolved_at = time.monotonic()
         self._warned_at = float("-inf")
 
-        # Mutable, written by the thread in one assignment, read by anybody.
+        # Mutable, written by the thread in one assignment, read by all threads.
         self._state: tuple[Keys, Any] = self._resolve()
-        self._in_vain_until = float("-inf")  # it is no use to wait for newer keys
+        self._in_vain_until = float("-inf")  # no use to wait for newer keys until then
         self._failure = ""  # why the last renewal failed, if it did
         self._hint = ""  # what to do about it
 
@@ -116,11 +116,11 @@ class Credentials:
         return f"Credentials(method={getattr(self._state[1], 'method', '')!r})"
 
     def latest(self) -> Keys:
-        """Return the keys to sign with, at once, even if they have ended: see `check`."""
+        """Return the keys to sign with, without waiting, even if expired: see `check`."""
         return self._state[0]
 
     def check(self) -> None:
-        """Raise CredentialsUnavailable if the keys have ended. It is retryable: see `explain`."""
+        """Raise CredentialsUnavailable if the keys have expired. Retryable: see `explain`."""
         if _ends_within(self._state[1], 0):
             reason = "the credentials have expired"
             if self._failure:
@@ -130,9 +130,9 @@ class Credentials:
 
     @property
     def origin(self) -> Origin:
-        """Where the keys come from."""
+        """The source of the keys."""
         keys, source = self._state
-        expires_at = getattr(source, "_expiry_time", None)  # botocore tells it in no other way
+        expires_at = getattr(source, "_expiry_time", None)  # botocore has no public attribute
         return Origin(
             getattr(source, "method", None) or "",
             self._effective_profile,
@@ -141,15 +141,15 @@ class Credentials:
         )
 
     def explain(self, refusal: S3Error) -> S3Error:
-        """Return what a refusal of S3 means. If it is of the keys, others are looked for, soon.
+        """Return the error for a refusal by S3. If it concerns the keys, the thread seeks new ones.
 
-        It is retryable then, but for some seconds after that was in vain.
+        The error is then retryable, except for some seconds after a search without success.
         """
         if isinstance(refusal, CredentialsUnavailable):
             return self._ended(refusal)
         silent = type(refusal) is S3Error and refusal.status == 400 and not refusal.code
-        if silent and self.latest().session_token:  # what has none does not end
-            # An answer to HEAD has no body to say it.
+        if silent and self.latest().session_token:  # keys without a session token do not expire
+            # An answer to HEAD has no body with the error code.
             ended = self._ended(CredentialsUnavailable(str(refusal), status=400))
             return ended if ended.retryable else refusal
         return refusal
@@ -167,7 +167,7 @@ class Credentials:
         )
 
     def close(self) -> None:
-        """Stop the thread; one that is waiting for a network ends with the process."""
+        """Stop the thread; if it waits for a network, it ends with the process."""
         self._closed.set()
         self._wake.set()
         self._thread.join(_CLOSE_WAIT_S)
@@ -190,11 +190,11 @@ class Credentials:
         return self._hurry_interval_s if soon else self._interval_s
 
     def _renew(self, anew: bool) -> None:
-        """Let botocore renew what ends soon or, with `anew`, go through the whole chain."""
+        """Let botocore renew expiring keys or, with `anew`, run the whole chain again."""
         keys, source = self._state
         try:
             state = self._resolve() if anew else (_freeze(source), source)
-        except Exception as error:  # whatever a provider raises: the thread goes on
+        except Exception as error:  # providers may raise anything; the thread must survive
             self._failed(_explain(error, self._effective_profile))
             self._in_vain_until = time.monotonic() + self._resolve_again_after_s
             return
@@ -216,7 +216,7 @@ class Credentials:
             log.warning("credentials cannot be renewed", reason=error.what, hint=error.hint)
 
     def _resolve(self) -> tuple[Keys, Any]:
-        """Go through the whole chain. Raise MountError when nothing valid is found."""
+        """Run the whole chain. Raises MountError if it finds no valid keys."""
         self._resolved_at = time.monotonic()
         session = open_session(self._profile)
         self._effective_profile = session.profile
@@ -229,18 +229,18 @@ class Credentials:
             return _freeze(source), source
         except MountError:
             raise
-        except Exception as error:  # providers raise what their libraries raise
+        except Exception as error:  # providers let their libraries' exceptions through
             raise _explain(error, session.profile) from None
 
 
 def abbreviated(access_key_id: str) -> str:
-    """Return an access key id by which who knows it can tell it from others."""
-    # AWS's have 16 to 128 characters; little would be left unsaid of shorter ones.
+    """Return an access key id shortened so that its owner can still recognise it."""
+    # AWS's have 16 to 128 characters. Shorter ones would be shown almost completely.
     return f"{access_key_id[:4]}…{access_key_id[-4:]}" if len(access_key_id) >= 16 else "…"
 
 
 def _ends_within(source: Any, seconds: float) -> bool:
-    """Whether botocore's credentials end within `seconds`; those without an end never do."""
+    """Whether botocore's credentials expire within `seconds`; those without expiry never do."""
     refresh_needed = getattr(source, "refresh_needed", None)
     return refresh_needed is not None and bool(refresh_needed(seconds))
 
@@ -271,10 +271,10 @@ def _nothing_found(session: "Session") -> MountError:
 
 
 def _explain(error: Exception, profile: str | None) -> MountError:
-    """Return what an error of the credential chain means to the user.
+    """Return the MountError that explains an error of the credential chain to the user.
 
-    Messages of botocore hold no secrets, but a credential_process may print anything. An
-    OSError's names a file, which masking would take for a token.
+    botocore's messages hold no secrets, but a credential_process may print anything. An OSError
+    names a file, and masking would mistake its path for a token.
     """
     from botocore import exceptions as boto
 

@@ -1,11 +1,11 @@
-"""The EC2 instance that this runs on, if it is one: its region, and how much its network brings.
+"""The EC2 instance that this runs on, if any: its region and its network bandwidth.
 
-Both are in one document of the instance metadata service, which is asked once, when first needed:
+Both come from one document of the instance metadata service, fetched once, at first use:
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
-Nobody waits for it where the machine says that somebody else has made it; elsewhere for two seconds
-at most. In a container it often cannot be reached; then the type is what the machine calls itself.
-The figures (`bandwidth.tsv`) are EC2's own, and are those that AWS's mount-s3 takes: the
-peak, which small instances have for some minutes at a time.
+A machine whose hardware names another vendor skips this; others wait two seconds at most. A
+container often cannot reach the service; the type then comes from the hardware description. The
+bandwidths (`bandwidth.tsv`) are EC2's own figures, as in AWS's mount-s3: the peak, which small
+instances reach for some minutes at a time.
 """
 
 import json
@@ -21,20 +21,23 @@ from mountpoint.s3.aws.profile import open_session
 
 log = structlog.get_logger(__name__)
 
-#: For each of two requests (a token, the document): the service is one hop away and answers in
-#: milliseconds, or is not there. botocore takes whole seconds only.
+#: For each of two requests (token, document). The service is one hop away: it answers within
+#: milliseconds or does not exist. botocore takes whole seconds only.
 TIMEOUT_S = 1
 DOCUMENT = "latest/dynamic/instance-identity/document"
 ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 
-#: What the hardware says of itself: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html
+#: The hardware description: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html
 HARDWARE = Path("/sys/devices/virtual/dmi/id")
-#: Of the instances that say which type they are, and of those before Nitro, which do not.
+#: Vendors: Nitro instances, whose product name is their type, and older instances without it.
 NITRO, EARLIER = "Amazon EC2", "Xen"
 
 
 class Instance:
-    """The instance, as the metadata service of `environ` and the AWS configuration describes it."""
+    """The EC2 instance, as the metadata service describes it.
+
+    `environ` and the AWS configuration say how to reach the service.
+    """
 
     def __init__(self, profile: str | None, environ: Mapping[str, str]) -> None:
         # constants
@@ -42,9 +45,9 @@ class Instance:
         self._environ = environ
 
     def apply_to(self, config: Config) -> Config:
-        """Return the configuration with the throughput of the instance, unless one is given.
+        """Return the configuration with the instance's throughput, unless an option sets one.
 
-        For another store than AWS's, which an endpoint URL names, it is the default.
+        With an endpoint URL, which means another store than AWS's, it is the default throughput.
         """
         if config.client.throughput_gbps is not None:
             return config
@@ -52,12 +55,12 @@ class Instance:
         return config.with_throughput(gbps or DEFAULT_GBPS)
 
     def region(self) -> str | None:
-        """Return its region, or None."""
+        """Return the instance's region, or None."""
         region = self._identity.get("region")
         return region if isinstance(region, str) and REGION.fullmatch(region) else None
 
     def bandwidth_gbps(self) -> float | None:
-        """Return what its network brings, or None where that is not known."""
+        """Return the instance's network bandwidth in Gbit/s, or None if unknown."""
         name = self._identity.get("instanceType") or _own_name()
         if not isinstance(name, str) or not name:
             log.debug("no instance type is known", gbps=DEFAULT_GBPS)
@@ -76,7 +79,7 @@ class Instance:
 
     @cached_property
     def _identity(self) -> Mapping[str, object]:
-        """What the service says; empty where nobody says anything."""
+        """The parsed document; empty if there is none."""
         vendor = _hardware("sys_vendor")
         if vendor not in ("", NITRO, EARLIER) and not self._environ.get(ENDPOINT_VARIABLE):
             log.debug("not on EC2", vendor=vendor)
@@ -88,7 +91,7 @@ class Instance:
         return found if isinstance(found, dict) else {}
 
     def _ask(self) -> str:
-        """Return the document, or ""."""
+        """Fetch the document; return "" if there is none."""
         from botocore.exceptions import BotoCoreError
         from botocore.utils import IMDSFetcher, resolve_imds_endpoint_mode
 
@@ -110,7 +113,7 @@ class Instance:
 
 
 def bandwidth_gbps(instance_type: str) -> float | None:
-    """Return the network bandwidth of an EC2 instance type, or None for one that is not known."""
+    """Return the network bandwidth of an EC2 instance type in Gbit/s, or None if unknown."""
     table = resources.files(__package__).joinpath("bandwidth.tsv").read_text()
     for line in table.splitlines():
         name, _, gbps = line.partition("\t")
@@ -120,7 +123,7 @@ def bandwidth_gbps(instance_type: str) -> float | None:
 
 
 def _own_name() -> str:
-    """Return the type that this machine says it is, or "".
+    """Return the instance type from the hardware description, or "".
 
     https://github.com/systemd/systemd/commit/f90eea7d18d9ebe88e6a66cd7a86b618def8945d
     """
@@ -128,7 +131,7 @@ def _own_name() -> str:
 
 
 def _hardware(name: str) -> str:
-    """Return what this machine says of itself; "" where it does not."""
+    """Return a field of the hardware description, or ""."""
     try:
         return (HARDWARE / name).read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -1,12 +1,12 @@
-"""Where the bucket is: which region, which host, which path, signed how.
+"""The endpoint of a bucket: its region, host, path and signing algorithm.
 
-S3's own rule set (`endpoint-rule-set-1`, shipped with botocore) decides; this module asks it
-and explains its refusals. It does not know what the bucket itself would answer: who calls
-begins with `configured_region`, or us-east-1 where that is None, and resolves again once S3
-has named the bucket's region.
+S3's own rule set (`endpoint-rule-set-1`, shipped with botocore) decides; this module evaluates it
+and explains its refusals. Only the bucket itself knows its region, so the caller starts with
+`configured_region`, or us-east-1 if that is None, and resolves again once S3 has named the
+bucket's region.
 
-botocore costs 0.3 seconds to import, so every import of it is inside a function: mistakes in
-plain options are reported at once.
+Importing botocore takes 0.3 seconds, so functions import it where they need it; mistakes in plain
+options are then reported without that delay.
 """
 
 import ipaddress
@@ -27,14 +27,14 @@ RegionSource = Literal[
     "option", "ARN", "environment", "profile", "instance metadata", "bucket", "default"
 ]
 
-#: In the order of preference. Outposts offer both of the first two: v4a is asymmetric, ten
-#: times the work for each request, and needed only where no single region is named.
+#: In order of preference. Outposts offer both of the first two. v4a is asymmetric and ten times as
+#: slow per request; only endpoints that span regions need it.
 _ALGORITHMS: dict[str, SigningAlgorithm] = {
     "sigv4": "v4",
     "sigv4-s3express": "v4-s3express",
     "sigv4a": "v4a",
 }
-#: In place of a name whose end makes the rule set take it for a directory bucket's.
+#: Replaces a bucket name that the rule set would mistake for a directory bucket's.
 _STAND_IN = "no-directory-bucket"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: https://developers.cloudflare.com/r2/objects/multipart-objects/
@@ -45,13 +45,12 @@ _ANY_REGION = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go. `host` has the port unless it is the scheme's own.
+    """The destination of requests. `host` includes the port unless it is the scheme's default.
 
-    `base_path` is "" (the bucket is in the host name) or "/bucket", after the path of the
-    endpoint's URL. `region` is the one to
-    sign for, "*" for multi-region access points. `directory` is whether what is there can only be
-    a directory bucket of AWS's own, `aws` whether it is AWS's at all; `lists_in_order` is false for
-    all that may be a directory bucket.
+    `base_path` is "" if the bucket is in the host name, else the path of the endpoint's URL and
+    "/bucket". `region` is the one in signatures, "*" for multi-region access points. `directory`:
+    the bucket can only be a directory bucket of AWS. `aws`: the endpoint belongs to AWS.
+    `lists_in_order` is false for every bucket that may be a directory bucket.
     """
 
     scheme: str
@@ -66,12 +65,12 @@ class Endpoint:
 
     @property
     def has_sessions(self) -> bool:
-        """Whether requests are signed with keys for some minutes: those of directory buckets."""
+        """Whether session keys, valid for some minutes, sign requests, as for directory buckets."""
         return self.signing_algorithm == "v4-s3express"
 
     @property
     def wants_equal_parts(self) -> bool | None:
-        """Whether all parts of an upload but the last have to have one size; None: unknown."""
+        """Whether all parts of an upload except the last must have one size; None if unknown."""
         if self.aws or self.directory:
             return False
         name = self.host.rpartition(":")[0] or self.host
@@ -79,14 +78,14 @@ class Endpoint:
 
 
 class RegionChoice(NamedTuple):
-    """A region, and who named it."""
+    """A region and the setting that named it."""
 
     region: str
     source: RegionSource
 
 
 def believable_region(text: str | None) -> str | None:
-    """Return `text` if it has the form of an AWS region, else None: servers say anything."""
+    """Return `text` if it is a well-formed AWS region, else None: servers are not trusted."""
     return text if text is not None and REGION.fullmatch(text) else None
 
 
@@ -99,11 +98,11 @@ def configured_region(
     environ: Mapping[str, str],
     instance: Instance | None = None,
 ) -> RegionChoice | None:
-    """Return the region that options and surroundings name, or None.
+    """Return the region from the options and the environment, or None.
 
-    In this order: `--region`, the ARN, AWS_REGION, AWS_DEFAULT_REGION, the profile, and the
-    instance metadata unless an endpoint is given or AWS_EC2_METADATA_DISABLED is true; that
-    last step waits for at most two seconds. Profile files are those of the process.
+    The order is: `--region`, the ARN, AWS_REGION, AWS_DEFAULT_REGION, the profile, and the instance
+    metadata, unless an endpoint is given or AWS_EC2_METADATA_DISABLED is true. That last step takes
+    two seconds at most. The profile files are the process's own, whatever `environ` says.
     """
     if bucket.region is not None:
         return RegionChoice(bucket.region, "option")
@@ -121,7 +120,7 @@ def configured_region(
         instance = instance or Instance(credentials_config.profile, environ)
         if (region := instance.region()) is not None:
             return RegionChoice(region, "instance metadata")
-    return None  # the bucket will be asked
+    return None  # the bucket's answer will name it
 
 
 def _region_of_arn(name: str) -> str | None:
@@ -154,12 +153,12 @@ def _rules() -> Any:
 
 
 def resolve(bucket: BucketConfig, region: str) -> Endpoint:
-    """Return where `bucket` is reached when it is in `region`.
+    """Return the endpoint of `bucket` in `region`.
 
-    `bucket.bucket_type` prevails over what the rule set makes of the name, as far as nothing can be
-    lost by it: "directory" makes listings unordered, and has nothing sent that only AWS's own
-    directory buckets know; "general-purpose" is for other stores' buckets with such a name.
-    Raise MountError, naming the option to change, for what S3 does not offer.
+    `bucket.bucket_type` overrides the rule set's classification as far as no data can be lost.
+    "directory" makes listings unordered, but no request is sent that only AWS's directory buckets
+    support. "general-purpose" is for buckets of other stores with such a name. Raises MountError
+    for a combination that S3 does not offer; it names the option to change.
     """
     endpoint = _resolve(bucket, region)
     if bucket.bucket_type == "directory":
@@ -180,7 +179,7 @@ def resolve(bucket: BucketConfig, region: str) -> Endpoint:
 
 
 def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
-    """Return what the rule set says."""
+    """Return the rule set's endpoint."""
     from botocore.exceptions import BotoCoreError
 
     if ":" in bucket.name and not bucket.name.startswith("arn:") and bucket.endpoint_url is None:
@@ -196,9 +195,9 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
             UseDualStack=bucket.dual_stack,
             Accelerate=bucket.transfer_acceleration,
             ForcePathStyle=bucket.force_path_style or _has_no_subdomains(bucket),
-            # us-east-1 is a region like any other, not the old global endpoint.
+            # Treat us-east-1 like any other region; do not use the old global endpoint.
             UseGlobalEndpoint=False,
-            # An ARN says where its access point is, so any --region may go with it.
+            # An ARN includes its region, so it works with any --region.
             UseArnRegion=True,
             DisableMultiRegionAccessPoints=False,
             **({} if bucket.endpoint_url is None else {"Endpoint": bucket.endpoint_url}),
@@ -221,7 +220,7 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
         directory=express
         and aws
         and (bucket.endpoint_url is None or ".s3express-" in (url.hostname or "")),
-        # Directory buckets list in no order, and know no start-after:
+        # Directory buckets list in no order, and do not support start-after:
         # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         lists_in_order=not express,
         aws=aws,
@@ -229,11 +228,11 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
 
 
 def _is_aws(url: SplitResult) -> bool:
-    """Whether a custom endpoint is AWS's: names below amazonaws.com are, as TLS shows.
+    """Whether a custom endpoint is AWS's: its name ends in amazonaws.com, which TLS proves.
 
-    Interface endpoints of a VPC have such hosts. Of S3 Express these have another part in common:
-    the rule set takes any bucket for a directory bucket whose name ends like one, wherever it is;
-    another store may have one of that name.
+    Interface endpoints of a VPC have such hosts. Those of S3 Express also contain ".s3express-".
+    Both are checked because the rule set classifies by the bucket's name alone, and another store
+    may have a bucket with such a name.
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-networking.html
     """
     host = url.hostname or ""
@@ -247,11 +246,10 @@ def _host(scheme: str, netloc: str, port: int | None) -> str:
 
 
 def _has_no_subdomains(bucket: BucketConfig) -> bool:
-    """Whether the endpoint's host cannot have the bucket's name in front.
+    """Whether the bucket's name cannot be put in front of the endpoint's host.
 
-    The rule set knows that of IP addresses; "localhost" and the names of containers
-    ("minio") have no subdomains either, as name resolution goes. A store below a path shares its
-    host with others.
+    The rule set handles IP addresses. "localhost" and container names ("minio") do not resolve with
+    a subdomain either. A store below a path shares its host with others.
     """
     if bucket.endpoint_url is None or bucket.name.startswith("arn:"):
         return False
@@ -266,8 +264,8 @@ def _has_no_subdomains(bucket: BucketConfig) -> bool:
     return True
 
 
-#: A word in the rule set's message, and what to do about it. The first that is in the
-#: message and whose option was given counts.
+#: (word in the rule set's message, option, hint). The first entry applies whose word is in the
+#: message and whose option was given.
 _HINTS: list[tuple[str, str, str]] = [
     ("accelerate", "transfer_acceleration", "leave --transfer-acceleration out"),
     ("path-style", "force_path_style", "leave --force-path-style out"),

@@ -1,6 +1,6 @@
-"""The user's AWS configuration: a botocore session whose files and profile are there.
+"""The user's AWS configuration and profile, as a botocore session.
 
-botocore is imported within the function: it costs 0.3 seconds.
+Importing botocore takes 0.3 seconds, so the function imports it.
 """
 
 import os
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def open_session(profile: str | None) -> "Session":
-    """Return a session for `profile`, else AWS_PROFILE, else the default profile.
+    """Return a session for `profile`; the default is AWS_PROFILE, then the default profile.
 
-    Raise MountError when a file cannot be read, or the profile does not exist.
+    Raises MountError if a file cannot be read, or the profile does not exist.
     """
     from botocore.exceptions import BotoCoreError, ProfileNotFound
     from botocore.session import Session
@@ -31,7 +31,7 @@ def open_session(profile: str | None) -> "Session":
         ) from None
     except BotoCoreError as error:
         raise MountError(f"the AWS configuration cannot be read: {error}", "correct it") from None
-    # The other SDKs read AWS_REGION, and EKS sets it; botocore knows AWS_DEFAULT_REGION only.
+    # Other SDKs read AWS_REGION, and EKS sets it; botocore reads only AWS_DEFAULT_REGION.
     if region := os.environ.get("AWS_REGION"):
         session.set_config_variable("region", region)
     return session

@@ -1,11 +1,11 @@
-"""The proxy on the way to S3, as HTTPS_PROXY, HTTP_PROXY and NO_PROXY name it.
+"""The proxy to S3, from HTTPS_PROXY, HTTP_PROXY and NO_PROXY.
 
-The CRT reads these variables itself whenever it connects: https goes through a tunnel (CONNECT), so
-that TLS is between us and S3, and http is forwarded. It takes a URL as it stands. The other SDKs,
-and botocore for the requests that get credentials, decode a password and know default ports: so
-`settle` hands the CRT what they would understand, and refuses what the CRT cannot be told.
+The CRT reads these variables itself at each connection. It sends https through a tunnel (CONNECT),
+so TLS stays between us and S3, and has the proxy forward http. It takes the URL literally. Other
+SDKs, and botocore when it fetches credentials, decode the password and know default ports. So
+`settle` rewrites the URL for the CRT, and rejects one that the CRT cannot use.
 
-It does not know of ALL_PROXY and SOCKS, as they do not.
+Like the other SDKs, the CRT ignores ALL_PROXY and does not support SOCKS.
 https://github.com/awslabs/aws-c-http/blob/main/source/proxy_connection.c
 https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-proxy.html
 """
@@ -23,13 +23,13 @@ from mountpoint.errors import MountError
 from mountpoint.system.addresses import authority
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-#: Where the CRT would see the end of a user and password, or of the whole authority.
+#: The CRT would end the user and password, or the whole authority, at one of these.
 _NOT_IN_USERINFO = frozenset("@/?")
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and the variable that names it. As text it is without user and password."""
+    """A proxy and the variable that names it. `str` omits user and password."""
 
     scheme: str
     host: str
@@ -43,37 +43,38 @@ class Proxy:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What to send to the proxy. Without a password nobody sends a user's name."""
+        """The headers for the proxy. A user name is sent only with a password."""
         if not self.password:
             return {}
         login = b64encode(f"{self.user}:{self.password}".encode()).decode()
         return {"Proxy-Authorization": f"Basic {login}"}
 
     def literal_url(self) -> str:
-        """Return the URL as the CRT takes it: nothing in it is encoded."""
+        """Return the URL in the CRT's form, without percent-encoding."""
         login = f"{self.user}:{self.password}@" if self.password else ""
         return f"{self.scheme}://{login}{authority(self.host, self.port)}"
 
 
 def settle(scheme: str, host: str, environ: Mapping[str, str]) -> Proxy | None:
-    """Return the proxy by which the CRT will reach `host`, made understandable to it, or None.
+    """Return the proxy through which the CRT will reach `host`, or None.
 
-    `host` may have a port. Raise MountError for a proxy that cannot be used.
+    Rewrites the variable for the CRT. `host` may include a port. Raises MountError if the proxy
+    cannot be used.
     """
     variable, url = _named(scheme, environ)
     if not url or bypassed(host, environ.get("no_proxy") or environ.get("NO_PROXY", "")):
         return None
     proxy = _parse(variable, url)
     if proxy.literal_url() != url:
-        # Past `os.environ`, from which botocore reads: it decodes the password, once.
+        # Bypass `os.environ`: botocore reads the original there and decodes the password once.
         os.putenv(variable, proxy.literal_url())
     return proxy
 
 
 def bypassed(host: str, no_proxy: str) -> bool:
-    """Whether NO_PROXY names `host`: by its name, a domain, an address, a network, or "*".
+    """Whether NO_PROXY names `host`: by its name, domain, address, network, or "*".
 
-    Ports are not looked at: neither are they by the CRT.
+    Ports are ignored, as the CRT ignores them.
     """
     name = urlsplit(f"//{host}").hostname or ""
     if proxy_bypass(name, {"no": no_proxy}):
@@ -88,7 +89,7 @@ def bypassed(host: str, no_proxy: str) -> bool:
 
 
 def _named(scheme: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return which variable names a proxy, and its value; the lower case one counts first."""
+    """Return the variable that names a proxy, and its value; lower case takes precedence."""
     for variable in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
         if url := environ.get(variable, ""):
             return variable, url
@@ -96,7 +97,7 @@ def _named(scheme: str, environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _parse(variable: str, url: str) -> Proxy:
-    """Return what a URL says. No message may show it: there may be a password in it."""
+    """Parse a proxy's URL. Error messages must not show it: it may contain a password."""
     example = f"for example {variable}=http://proxy.example.com:3128"
     try:
         parts = urlsplit(url if "://" in url else f"http://{url.removeprefix('//')}")

@@ -1,6 +1,6 @@
-"""What variables and the AWS configuration say of endpoints, where the options say nothing.
+"""Endpoint settings from AWS variables and the AWS configuration; options override them.
 
-Variables come before the profile, S3's own before those of all services, as in the other SDKs:
+Variables override the profile, and S3's own settings those for all services, as in other SDKs:
 https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
 https://docs.aws.amazon.com/sdkref/latest/guide/feature-endpoints.html
 https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is said; `endpoint_source` is by what. `max_attempts`, `ca_bundle` None: nothing is."""
+    """The settings found. `endpoint_source` names the URL's origin; None means not set."""
 
     endpoint_url: str | None = None
     endpoint_source: str = ""
@@ -35,7 +35,7 @@ class Surroundings:
     ca_bundle: str | None = None
 
     def apply_to(self, config: Config) -> Config:
-        """Return what the options and this say together. Raises MountError."""
+        """Return `config` with these settings where no option sets them. Raises MountError."""
         ca_bundle = config.client.ca_bundle or self.ca_bundle
         client = replace(config.client, most_tries=self.max_attempts, ca_bundle=ca_bundle)
         return replace(config, bucket=self._bucket(config.bucket), client=client)
@@ -61,7 +61,7 @@ class Surroundings:
 
 
 def surroundings(profile: str | None, environ: Mapping[str, str]) -> Surroundings:
-    """Return what is said. Raises MountError for what makes no sense: silence would be worse."""
+    """Return the settings. Raises MountError for an invalid value, rather than ignore it."""
     session = open_session(profile)
     url, source = None, ""
     if not _flag(session, environ, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
@@ -77,7 +77,7 @@ def surroundings(profile: str | None, environ: Mapping[str, str]) -> Surrounding
 
 
 def _endpoint_url(session: "Session", environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return an endpoint's URL, if one is named, and by what."""
+    """Return the endpoint's URL, if set, and the name of its origin."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if url := environ.get(name, ""):
             return url, name
@@ -99,7 +99,7 @@ def _endpoint_url(session: "Session", environ: Mapping[str, str]) -> tuple[str |
 
 
 def _setting(session: "Session", environ: Mapping[str, str], variable: str) -> tuple[str, str]:
-    """Return what a variable says, or the setting of its name in the profile; and which it was."""
+    """Return the variable's value, else the profile's setting of that name; and its origin."""
     if text := environ.get(variable, ""):
         return text, variable
     name = variable.removeprefix("AWS_").lower()
@@ -116,7 +116,7 @@ def _flag(session: "Session", environ: Mapping[str, str], variable: str) -> bool
 
 
 def _ca_bundle(session: "Session") -> str | None:
-    """Return the profile's; the variable's is as good as the option's."""
+    """Return the profile's CA bundle; AWS_CA_BUNDLE is handled like the option."""
     path = session.get_scoped_config().get("ca_bundle")
     return os.path.abspath(os.path.expanduser(str(path))) if path else None
 

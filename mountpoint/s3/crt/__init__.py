@@ -1,1 +1,1 @@
-"""`ObjectClient` over the AWS Common Runtime."""
+"""`ObjectClient` over the AWS Common Runtime (CRT): `client` sends, `exchange` gets the answers."""

@@ -1,8 +1,8 @@
-"""The bytes that a request sends, as a stream that the CRT reads.
+"""The body of a request, as a stream that the CRT reads.
 
-The CRT reads the whole body into memory of its own before it sends the first byte, in one call
-for all of it (awscrt 0.38, DEFAULT requests): one copy, 0.1 CPU seconds per GB. So the pieces are
-handed over as they came; joining them first would be a second copy, and a second part in memory.
+The CRT copies the whole body into its own memory before it sends the first byte, in one call
+(awscrt 0.38, DEFAULT requests). That copy takes 0.1 CPU seconds per GB. So the pieces are passed as
+they are: joining them first would add a second copy, and a second part in memory.
 """
 
 import os
@@ -12,21 +12,21 @@ from mountpoint.system.spill import FileRange
 
 
 class BodyStream:
-    """The pieces of `body`, one after another. Used by one request."""
+    """The pieces of `body`, one after another. Serves one request."""
 
     def __init__(self, body: Body) -> None:
         # constants
         self._pieces = body.pieces
         # mutable
-        self._next = 0  # index of the piece that is read
-        self._offset = 0  # in that piece
+        self._next = 0  # index of the current piece
+        self._offset = 0  # in the current piece, in bytes
 
     def read(self, _size: int = -1) -> bytes:
-        """Never called; awscrt wants it to be there."""
+        """Never called, but awscrt requires it."""
         raise NotImplementedError
 
     def readinto1(self, buffer: memoryview) -> int:
-        """Fill the buffer as far as there are bytes; return how many that were."""
+        """Fill the buffer with the next bytes; return the number of bytes written to it."""
         filled = 0
         while self._next < len(self._pieces) and filled < len(buffer):
             piece = self._pieces[self._next]
@@ -43,7 +43,7 @@ class BodyStream:
         return filled
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go back to the beginning: the only place that is ever asked for. Raises ValueError."""
+        """Rewind to the start, the only position the CRT asks for. Raises ValueError."""
         if (offset, whence) != (0, os.SEEK_SET):
             raise ValueError(f"seek to {offset} ({whence})")
         self._next = self._offset = 0

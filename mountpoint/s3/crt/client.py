@@ -1,17 +1,17 @@
-"""`ObjectClient` over the AWS Common Runtime. Beside it only `s3/wire/checksum` imports awscrt.
+"""`ObjectClient` over the AWS Common Runtime. Only this and `s3/wire/checksum` import awscrt.
 
-How it works: one `S3Client` for one endpoint, one event loop thread (more were slower on
-two cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a
-single ranged request; a GET without a range, HEAD and LIST are DEFAULT requests, which it
-sends as they are: also those that write, so parts of an upload are ours to cut and to repeat.
-They are signed without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a
-signed header. Callbacks come on CRT threads with the GIL. The CRT's retries are off: who waits
-decides (`s3.retry`).
+There is one `S3Client` for one endpoint, with one event loop thread (more were slower on two
+cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a single ranged
+request. A GET without a range, HEAD, LIST and all writes are DEFAULT requests, which the CRT sends
+unchanged; so this program splits uploads into parts and retries them itself. Requests are signed
+without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a signed header.
+Callbacks come on CRT threads with the GIL. The CRT's retries are off: the caller retries
+(`s3.retry`).
 
-The CRT finds a server by the Host header of the request and reuses connections by host
-name, so a client serves exactly one endpoint.
+The CRT resolves the Host header of each request and reuses connections by host name, so a client
+serves exactly one endpoint.
 
-Must be made after the fork: the CRT's threads do not survive one.
+Create the client after the fork: the CRT's threads do not survive one.
 """
 
 import functools
@@ -98,7 +98,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: The CRT's levels, by the standard library's that include them.
+#: CRT log levels by the standard library's level that enables them.
 CRT_LEVELS = (
     (logging.ERROR, awscrt.io.LogLevel.Error),
     (logging.WARNING, awscrt.io.LogLevel.Warn),
@@ -107,11 +107,11 @@ CRT_LEVELS = (
     (0, awscrt.io.LogLevel.Trace),
 )
 
-#: The CRT refuses to start with parts that it has no memory for (over 128 MiB at 0.01 Gbps, over
-#: 1 GiB at 10). It cuts larger requests into parts; ours are no larger than this.
+#: The CRT does not start if it lacks memory for its parts (over 128 MiB at 0.01 Gbps, over 1 GiB at
+#: 10). It splits larger requests into parts, so requests here are no larger than this.
 MAX_CRT_PART_BYTES = 64 << 20
 
-#: Which counter an operation is counted by.
+#: The counter for each operation.
 REQUESTS: dict[str, CounterName] = {
     "GetObject": "gets",
     "HeadObject": "heads",
@@ -125,13 +125,13 @@ REQUESTS: dict[str, CounterName] = {
     "AbortMultipartUpload": "aborts",
     "DeleteObject": "deletes",
     "CopyObject": "copies",
-    # Names of ours: on the wire both are PutObject but for a header and a query.
+    # Our names: on the wire both are PutObject with an extra header or query.
     "AppendObject": "puts",
     "RenameObject": "renames",
 }
-#: Whoever does not know them takes them for a PUT that replaces the object, and answers 200.
+#: Other servers treat these as a PUT that replaces the object, and answer 200.
 ONLY_IN_DIRECTORIES = frozenset({"AppendObject", "RenameObject"})
-#: Without it S3 sends no checksums.
+#: S3 sends checksums only with this header.
 CHECKSUM_MODE = ("x-amz-checksum-mode", "ENABLED")
 
 ALGORITHMS = {
@@ -144,9 +144,9 @@ ALGORITHMS = {
 class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
-    `credentials` None means unsigned requests. `bucket` is its name or ARN, as copies name it;
-    without one it is what the endpoint's path says. `capabilities` are the endpoint's. Raises
-    MountError for a CA bundle that holds no certificates.
+    `credentials` None means unsigned requests. `bucket` is the name or ARN for copies; the default
+    comes from the endpoint's path. `capabilities` are the endpoint's. Raises MountError if the CA
+    bundle holds no certificates.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class CrtClient:
         self._meters = meters or Meters()
         self._endpoint = endpoint
         self._credentials = credentials
-        # Before the CRT's own objects: an exception that passes them on its way is lost.
+        # Before the CRT's own objects: an exception raised while they exist is lost.
         tls_options = _tls_options(config.ca_bundle)
         loops = EventLoopGroup(1)
         part_bytes = min(config.part_size_bytes, MAX_CRT_PART_BYTES)
@@ -203,7 +203,7 @@ class CrtClient:
             self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
             self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
         self._bucket = bucket or endpoint.base_path.strip("/")
-        # mutable, exchanged in one step: the keys that requests are signed with, and how
+        # mutable, replaced in one assignment: the keys of the signatures, and their signing config
         self._signing: tuple[Keys, AwsSigningConfig] | None = None
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -212,7 +212,7 @@ class CrtClient:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it asks."""
+        """The endpoint that requests go to."""
         return self._endpoint
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
@@ -261,13 +261,13 @@ class CrtClient:
         if not self._capabilities.matches:
             if_match = None  # the sink compares the answer's ETag
         if verify and whole and if_match is not None:
-            # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, not even
-            # with all of it. If-Match keeps out what may have become huge meanwhile.
+            # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, even a
+            # range of the whole object. If-Match rejects an object that has grown since.
             request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
         else:
             request_type = S3RequestType.GET_OBJECT
             extra = [("Range", wire.range_header(start, stop))]
-            # What is larger the CRT cuts, and then shows the headers of the first piece.
+            # The CRT splits larger ranges and shows only the headers of the first piece.
             if verify and stop - start <= self._part_bytes:
                 extra.append(CHECKSUM_MODE)
         if if_match is not None:
@@ -455,7 +455,7 @@ class CrtClient:
     def _send_body(
         self, operation: str, target: str, extra: Headers, body: Body
     ) -> "Future[Written]":
-        """Put an object or a part; what is answered must have the body's checksum."""
+        """Send an object or a part; the checksum in the answer must be the body's."""
         checksum = body.checksum
         self.counters.add("bytes_sent", body.size_bytes)
 
@@ -500,11 +500,11 @@ class CrtClient:
         except CredentialsUnavailable as error:
             exchange.end(error)
             return
-        # Both before its answer can be there.
+        # Count and register before the answer can arrive.
         self.counters.add(REQUESTS[operation])
         exchange.clock = self._meters.request(operation)
         stream = None
-        if body is not None:  # S3 wants a length also of nothing
+        if body is not None:  # S3 requires a length even for an empty body
             extra = [*extra, ("Content-Length", str(body.size_bytes))]
             stream = BodyStream(body) if body.size_bytes else None
         try:
@@ -520,14 +520,14 @@ class CrtClient:
         except AwsCrtError as error:
             exchange.clock.drop()
             exchange.end(_crt_error(error))
-        if exchange.ended:  # the answer was faster: see Exchange
+        if exchange.ended:  # the answer arrived first: see Exchange
             exchange.request = None
 
     def _signing_config(self) -> AwsSigningConfig | None:
-        """Return how a request is signed, with the keys of now; None: not, or by the session's.
+        """Return the signing config with the current keys; None if unsigned, or in a session.
 
-        The keys are handed over. A provider that came to ask for them would need the interpreter
-        once more for each request, on the one thread that serves all connections.
+        The config contains the keys. A credentials provider would call the interpreter once more
+        per request, on the one thread that serves all connections.
         """
         if self._credentials is None or self._endpoint.has_sessions:
             return None
@@ -538,12 +538,12 @@ class CrtClient:
         return signing[1]
 
     def check_credentials(self) -> None:
-        """Raise CredentialsUnavailable unless requests can be signed. Asks nobody."""
+        """Raise CredentialsUnavailable unless requests can be signed. Sends no request."""
         if self._credentials is not None:
             self._credentials.check()
 
     def first_end(self, exchange: Exchange) -> bool:
-        """Note the end of an exchange; True the first time."""
+        """Record the end of an exchange; True the first time."""
         with self._lock:
             if exchange not in self._under_way:
                 return False
@@ -554,8 +554,8 @@ class CrtClient:
     def error_of(
         self, error: BaseException, status: int | None, headers: Headers | None, body: bytes | None
     ) -> S3Error:
-        """Return what the CRT's error means."""
-        if isinstance(error, S3Error):  # raised by a callback of ours
+        """Return the S3Error for an error of the CRT."""
+        if isinstance(error, S3Error):  # raised by one of our callbacks
             return error
         if isinstance(error, S3ResponseError) and status is not None:
             refusal = wire.error_from_response(status, headers, body, what="")
@@ -564,7 +564,7 @@ class CrtClient:
 
 
 def enable_crt_log(level: int) -> None:
-    """Send the CRT's own log to the standard library's loggers `awscrt.*`, once a process."""
+    """Send the CRT's own log to the standard library's loggers `awscrt.*`. Call it once."""
     crt_level = next(name for least, name in CRT_LEVELS if level >= least)
     crt_log.relay(lambda path: awscrt.io.init_logging(crt_level, path))
 
@@ -583,7 +583,7 @@ def _only_headers(_status: int, headers: Headers, _body: bytes) -> Headers:
 
 
 def _nothing(_status: int, _headers: Headers, _body: bytes) -> None:
-    """Take an answer that says only that it is done."""
+    """Ignore the contents of a successful answer."""
 
 
 def _tls_mode(endpoint: Endpoint) -> S3RequestTlsMode:
@@ -594,7 +594,7 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
     if ca_bundle is None:
         return None
     try:
-        # The CRT takes a file without certificates, and fails later without a reason.
+        # The CRT accepts a file without certificates, and later fails without a reason.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_bundle)
         options = TlsContextOptions()
         options.override_default_trust_store_from_path(None, ca_bundle)
@@ -609,13 +609,13 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
 def _session_signing(
     endpoint: Endpoint, credentials: Credentials | None
 ) -> AwsSigningConfig | None:
-    """Return how the CRT asks for sessions, which it does by itself; None where there are none."""
+    """Return the config with which the CRT opens sessions itself; None without sessions."""
     if credentials is None or not endpoint.has_sessions:
         return None
 
     def current() -> AwsCredentials:
         keep_state()
-        # What it raised the CRT would log, and forget.
+        # The CRT would log an exception raised here and drop it.
         return AwsCredentials(*credentials.latest())
 
     return _signed_by(AwsCredentialsProvider.new_delegate(current), endpoint)

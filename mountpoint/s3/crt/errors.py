@@ -1,15 +1,14 @@
-"""Pure: what an error of the CRT's own means, by its name. Refusals of S3's are `s3/wire/errors`'s
-part.
+"""Pure: map the CRT's own errors, by name, to exceptions. See `s3/wire/errors` for S3's answers.
 
-The CRT's names and texts are for programmers: what users see is in plain words, and the names are
-in the log at debug level.
+The CRT's names and messages are for programmers. Users see plain words; the log has the CRT's names
+at debug level.
 """
 
 from mountpoint.errors import BadAnswer, CredentialsUnavailable, S3Error, TransportFault, Unusable
 from mountpoint.s3.wire.errors import error_from_response
 
-#: Refusals that the CRT would retry, had it been allowed to. Of these it keeps neither headers
-#: nor body, only a name of its own: so the log cannot have their request ids.
+#: Rejections that the CRT would retry if its retries were on. It keeps only a name for them, no
+#: headers and no body, so the log cannot show their request ids.
 REFUSALS = {
     "AWS_ERROR_S3_SLOW_DOWN": (503, "SlowDown"),
     "AWS_ERROR_S3_INTERNAL_ERROR": (500, "InternalError"),
@@ -17,10 +16,10 @@ REFUSALS = {
     "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
 }
 
-#: Answers to GETs of a range that lack what the CRT itself relies on.
+#: Answers to a ranged GET without a header that the CRT needs.
 UNUSABLE = {
     "AWS_ERROR_S3_MISSING_ETAG": "the answer does not tell the object's ETag",
-    "AWS_ERROR_DEST_COPY_TOO_SMALL": (  # that of the range
+    "AWS_ERROR_DEST_COPY_TOO_SMALL": (  # the size of the range
         "more bytes came than were asked for: does the store ignore Range?"
     ),
     "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER": (
@@ -28,7 +27,7 @@ UNUSABLE = {
     ),
     "AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER": "the answer does not tell the object's size",
 }
-#: Answers that were changed, most likely on the way.
+#: Malformed answers, most likely changed on the way.
 SENSELESS = {
     "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the Content-Range of the answer makes no sense",
     "AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER": "the Content-Length makes no sense",
@@ -58,7 +57,7 @@ WORDS = {
 
 
 def crt_error(name: str, message: str) -> S3Error:
-    """Return what an error of the CRT's means that has this name and message."""
+    """Return the S3Error for a CRT error with this name and message."""
     if name in REFUSALS:
         status, code = REFUSALS[name]
         body = f"<Error><Code>{code}</Code></Error>".encode()
@@ -67,7 +66,7 @@ def crt_error(name: str, message: str) -> S3Error:
         return Unusable(UNUSABLE[name])
     if name in SENSELESS:
         return BadAnswer(SENSELESS[name])
-    if "CREDENTIALS" in name:  # of a session with a directory bucket
+    if "CREDENTIALS" in name:  # for a session with a directory bucket
         return CredentialsUnavailable("there are no credentials to sign with")
     return TransportFault(WORDS.get(name) or _plain(message), hint=_hint(name))
 

@@ -1,7 +1,7 @@
-"""One request to S3 and its answer: from the client's callbacks to who asked.
+"""One request to S3 and its answer: from the client's callbacks to the caller's future or sink.
 
 Callbacks come on the client's threads, in the order headers, body, done. An exchange ends once:
-by its answer, or because the mount goes away, whichever is first.
+with its answer or when the mount goes away, whichever comes first.
 """
 
 import weakref
@@ -36,42 +36,42 @@ Headers = list[tuple[str, str]]
 #: 1,024 bytes, each byte percent-encoded, with room for the other fields.
 MAX_METADATA_BYTES = 16 << 20
 
-#: Failures that say something of an object, and nothing of S3 or of who asks.
+#: Failures that concern one object, and not S3 or the credentials.
 EXPECTED = (NotFound, PreconditionFailed, Contended, NoSuchUpload)
 
 
 class Owner(Protocol):
-    """What an exchange needs of its client."""
+    """The part of the client that an exchange uses."""
 
     counters: Counters
 
     def first_end(self, exchange: "Exchange") -> bool:
-        """Note the end of an exchange; True the first time."""
+        """Record the end of an exchange; True the first time."""
 
     def error_of(
         self, error: BaseException, status: int | None, headers: Headers | None, body: bytes | None
     ) -> S3Error:
-        """Return what the error of a request means."""
+        """Return the S3Error for a failed request."""
 
 
 class Exchange(ABC):
     """One request and its answer.
 
-    Request, callbacks and exchange hold each other; `request` is cleared at the end, or
-    every body that ever came would stay in memory.
+    Request, callbacks and exchange refer to each other. The end clears `request`; otherwise every
+    body received would stay in memory.
     """
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.request: Transfer | None = None
-        self.clock: RequestClock | None = None  # from when it is sent
+        self.clock: RequestClock | None = None  # started when the request is sent
         self.ended = False
         self.cancelled = False
         self.status = 0
         self.headers: Headers = []
 
     def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
-        """Take the answer's first part."""
+        """Receive status and headers."""
         keep_state()
         if self.clock is not None and not self.status:
             self.clock.first_byte()
@@ -80,7 +80,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        """Take the next bytes."""
+        """Receive the next bytes of the body."""
 
     def on_done(
         self,
@@ -90,7 +90,7 @@ class Exchange(ABC):
         status_code: int | None = None,
         **_: Any,
     ) -> None:
-        """Take the end."""
+        """Receive the end of the request."""
         keep_state()
         self.request = None
         failure = None
@@ -117,10 +117,10 @@ class Exchange(ABC):
 
     @abstractmethod
     def deliver(self, error: Exception | None) -> None:
-        """Hand the outcome to who asked."""
+        """Pass the outcome to the caller's future or sink."""
 
     def cancel(self) -> None:
-        """Stop the request, if it is under way."""
+        """Cancel the request, if it has not ended."""
         self.cancelled = True
         request = self.request
         if request is not None:
@@ -128,7 +128,7 @@ class Exchange(ABC):
 
 
 class Inquiry(Exchange, Generic[T]):
-    """A metadata request: the whole answer is parsed into a future."""
+    """A metadata request: its whole answer is parsed into a future."""
 
     def __init__(
         self, owner: Owner, operation: str, parse: Callable[[int, Headers, bytes], T]
@@ -139,8 +139,8 @@ class Inquiry(Exchange, Generic[T]):
         self._chunks: list[bytes] = []
         self._size_bytes = 0
         self.future: Future[T] = Future()
-        # Not strongly: a future keeps its callbacks, and with this cycle whatever the others of
-        # them hold, a part of an upload for example, until the collector comes.
+        # A weak reference: a future keeps its callbacks. The cycle would keep everything they hold,
+        # such as a part of an upload, until the garbage collector runs.
         inquiry = weakref.ref(self)
 
         def on_future(future: "Future[T]") -> None:
@@ -151,7 +151,7 @@ class Inquiry(Exchange, Generic[T]):
         self.future.add_done_callback(on_future)
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        """Keep the bytes. Raises BadAnswer when there are too many."""
+        """Keep the bytes. Raises BadAnswer if there are too many."""
         keep_state()
         self._size_bytes += len(chunk)
         if self._size_bytes > MAX_METADATA_BYTES:
@@ -159,7 +159,7 @@ class Inquiry(Exchange, Generic[T]):
         self._chunks.append(chunk)
 
     def deliver(self, error: Exception | None) -> None:
-        """Parse the answer into the future, which nobody may wait for any more."""
+        """Parse the answer and set the future, even if no caller waits for it any more."""
         answer = None
         if error is None:
             try:
@@ -176,10 +176,10 @@ class Inquiry(Exchange, Generic[T]):
 
 
 class Download(Exchange):
-    """A ranged GET: bytes go to the sink as they come.
+    """A ranged GET: passes bytes to the sink as they arrive.
 
-    `whole` says that the range is the whole object. With `verify` the bytes are compared with the
-    answer's checksum, where it has one, before the sink is told that all is there.
+    `whole` means that the range is the whole object. With `verify`, the body is compared with the
+    answer's checksum, if any, before the sink receives the end.
     """
 
     def __init__(
@@ -198,16 +198,16 @@ class Download(Exchange):
         self._start = start
         self._stop = stop
         self._sink = sink
-        # What is sent in chunks has no length. The sink counts the bytes, and compares the ETag.
+        # A chunked body has no length. The sink counts the bytes and compares the ETag.
         self._size_bytes = stop if whole else None
         self._verify = verify
         self._verification: Verification | None = None
 
     def on_headers(self, status_code: int, headers: Headers, **_: Any) -> None:
-        """Check that the answer is to what was asked. Raises BadAnswer."""
+        """Check that the answer has the range requested. Raises BadAnswer."""
         super().on_headers(status_code, headers)
         if status_code not in (200, 206):
-            return  # it comes again with the body, as an error
+            return  # `on_done` receives it again as an error, with its body
         info = wire.object_info(self._key, status_code, headers, size_bytes=self._size_bytes)
         answered = (0, info.size_bytes)
         if status_code == 206:
@@ -223,7 +223,7 @@ class Download(Exchange):
         self._sink.on_headers(info)
 
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        """Pass bytes on."""
+        """Pass bytes to the sink."""
         keep_state()
         self.owner.counters.add("bytes_fetched", len(chunk))
         if not self.ended:
@@ -232,13 +232,13 @@ class Download(Exchange):
             self._sink.on_body(chunk, offset)
 
     def deliver(self, error: Exception | None) -> None:
-        """Pass the end on."""
+        """Pass the end to the sink."""
         if error is None and self._verify:
             error = self._mismatch()
         self._sink.finish(error)
 
     def _mismatch(self) -> ChecksumMismatch | None:
-        """Return what is wrong with the body, and count what is known of it."""
+        """Return the checksum error, if any, and count the verified bytes."""
         verification = self._verification
         if verification is not None and not verification.matches():
             return ChecksumMismatch(

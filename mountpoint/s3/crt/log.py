@@ -1,12 +1,12 @@
 """The CRT's own log: from lines of text to the standard library's loggers `awscrt.*`.
 
-awscrt can also call Python for each line (`awscrt.logging`), but the CRT logs while it holds
-locks of its own. Who logs then waits for the GIL, and who holds the GIL and makes a request
-waits for that lock: a deadlock for good, in a moment where eight programs read at once (awscrt
-0.38). So the CRT writes to a pipe, which it does from a thread that nothing waits for, and a
-thread of ours reads it. Another one flushes: the CRT writes with stdio, which keeps the last
-4 KiB to itself. When the process ends, what was logged in its last moment may be missing: nobody
-reads any more then, and exit(3), which flushes stdio, would wait for a full pipe for good.
+awscrt can also call Python for each line (`awscrt.logging`), but the CRT logs while it holds its
+own locks. The logging thread then waits for the GIL, while a thread that holds the GIL and sends a
+request waits for that lock. This deadlock occurred as soon as eight programs read at once (awscrt
+0.38). So the CRT writes to a pipe, from a thread that nothing waits for, and a thread of ours reads
+it. A second thread flushes, because the CRT writes with stdio, which buffers the last 4 KiB. The
+last lines before the process ends may be lost: nothing reads the pipe then, and exit(3), which
+flushes stdio, would wait forever for a full pipe.
 """
 
 import atexit
@@ -28,19 +28,19 @@ LEVELS = {
     "TRACE": logging.DEBUG,
 }
 FLUSH_S = 0.2
-#: No less than a pipe holds by default.
+#: At least the default capacity of a pipe.
 PIPE_BYTES = 1 << 20
 #: [LEVEL] [time] [thread] [subject] - text
 HEAD = re.compile(r"\[([A-Z]+)\] \[[^]]*\] \[[^]]*\] \[([^]]*)\] - ")
 
 
 def relay(start: Callable[[str], None]) -> None:
-    """Have `start` begin logging to the path it is called with, and log what is written there."""
+    """Call `start` with a path to log to, and log the lines that are written to it."""
     reader, writer = os.pipe()
     try:
         start(f"/proc/self/fd/{writer}")
     finally:
-        os.close(writer)  # the path has been opened
+        os.close(writer)  # `start` has opened the path
     atexit.register(_let_go, os.fstat(reader))
     ended = threading.Event()
     read = functools.partial(_log_pipe, reader, ended)
@@ -50,16 +50,16 @@ def relay(start: Callable[[str], None]) -> None:
 
 
 def _let_go(pipe: os.stat_result) -> None:
-    """Have no writer of a pipe wait any more, nor one that waits already.
+    """Unblock all writers of the pipe, now and later.
 
-    To close its other end is not enough: the CRT opens its log to read it, too ("a+").
+    Closing the read end is not enough: the CRT opens its log for reading, too ("a+").
     """
     for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the descriptor of the listing is closed by now
+        with contextlib.suppress(OSError):  # the descriptor that listdir used is closed
             if os.path.samestat(os.fstat(int(entry)), pipe):
                 os.set_blocking(int(entry), False)
-                # A writer that waits looks at the flag again only when there is room. Until then
-                # it holds the lock of the stream, which exit(3) takes to flush it.
+                # A blocked writer checks the flag only once there is room. Until then it holds the
+                # stream's lock, which exit(3) needs to flush.
                 os.read(int(entry), PIPE_BYTES)
 
 
@@ -70,14 +70,14 @@ def _log_pipe(reader: int, ended: threading.Event) -> None:
 
 
 def _flush(ended: threading.Event) -> None:
-    """Flush stdio, in a thread that may wait: a full pipe holds the stream's lock."""
+    """Flush stdio, on its own thread because it may block: a full pipe holds the stream's lock."""
     libc = ctypes.CDLL(None)
     while not ended.wait(FLUSH_S):
         libc.fflush(None)
 
 
 def log_lines(lines: Iterable[str]) -> None:
-    """Log each line. One without a head (a request, say) goes on with the message before it."""
+    """Log each line. A line without a head (part of a request) continues the previous message."""
     logger, level = logging.getLogger("awscrt"), logging.DEBUG
     for line in lines:
         head = HEAD.match(line)

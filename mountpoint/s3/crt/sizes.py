@@ -1,8 +1,8 @@
-"""The size of an object whose HEAD does not tell it, from a listing.
+"""The size of an object whose HEAD has none: take it from a listing.
 
-Proxies that send bodies in chunks leave Content-Length out of the answers to HEAD, some of them
-only for texts, which they may compress. A LIST of the key then tells the size, and counts only if
-it names the same ETag: so the size is that of this version, or the request fails.
+Proxies that send bodies in chunks omit Content-Length from HEAD answers, some of them only for text
+that they may compress. A LIST of the key then supplies the size. It counts only if its ETag is the
+same, so the size belongs to this version, or the request fails.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from mountpoint.s3.wire.errors import Headers
 
 T = TypeVar("T")
 
-#: Of the keys that begin with this one, it is the first; stores that keep folders may differ.
+#: The key is the first of those that begin with it, but stores with real folders may differ.
 FEW_KEYS = 10
 
 
@@ -27,9 +27,9 @@ def described(
     ask_page: "Callable[[], Future[ListPage]]",
     describe: Callable[[ObjectInfo, Headers], T],
 ) -> "Future[T]":
-    """Return the description of an object by the headers of a HEAD.
+    """Return the description of an object from the headers of a HEAD.
 
-    Where they tell no size, `ask_page` lists the first keys that begin with `key`.
+    If they have no size, `ask_page` lists the first keys that begin with `key`.
     """
     result: Future[T] = Future()
     under_way: list[Future[Headers] | Future[ListPage]] = [heading]

@@ -1,20 +1,20 @@
-"""Which checksum in an answer covers the body, and whether the body matches it. Pure.
+"""Checksums of bodies: find the one in an answer that covers the body, and compare. Pure.
 
-S3 sends a checksum where it has one, if asked (`x-amz-checksum-mode`), as `x-amz-checksum-NAME`
-with `x-amz-checksum-type`. It can be compared with a body in these cases only:
+If asked (`x-amz-checksum-mode`), S3 sends a stored checksum as `x-amz-checksum-NAME` with
+`x-amz-checksum-type`. It can be compared with the body only in these cases:
 
-* the whole object and FULL_OBJECT, or no type and an ETag that is not a multipart upload's:
-  stores from before 2025 send no type, and none of them has the whole of such an object's;
-* a range and COMPOSITE: that range is one part of the upload, and this is the part's own
+* The whole object and FULL_OBJECT; or no type and an ETag that is not from a multipart upload.
+  Stores from before 2025 send no type, and none of them has a checksum of a whole multipart object.
+* A range and COMPOSITE: the range is one part of the upload, and the checksum is that part's
   (https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html,
-  "byte range that aligns with a single part");
-* the whole object and COMPOSITE of one part ("VALUE-1"): the checksum of the part's checksum.
+  "byte range that aligns with a single part").
+* The whole object and COMPOSITE of one part ("VALUE-1"): the checksum of the part's checksum.
 
-Everything else is no statement about the body, and not corruption. awscrt 0.38 can compare by
-itself (`S3ChecksumConfig(validate_response=True)`), but takes any value without a "-" for the
-body's: also the whole object's that a careless server sends with a range, and the composite one
-that S3 sends without its "-N" with a range that is the whole object
-(https://github.com/boto/botocore/issues/3346). Good data would then be EIO for good.
+Any other checksum says nothing about the body; a mismatch is not corruption. awscrt 0.38 can
+compare (`S3ChecksumConfig(validate_response=True)`), but it applies any value without a "-" to the
+body. That includes the whole object's checksum, which careless servers send with a range, and the
+composite one, which S3 sends without "-N" if the range is the whole object
+(https://github.com/boto/botocore/issues/3346). Reads of intact data would always fail with EIO.
 """
 
 import base64
@@ -32,10 +32,10 @@ from mountpoint.s3.wire.errors import Headers
 
 
 class Hash(Protocol):
-    """What hashlib's objects do."""
+    """The methods of hashlib's objects that are used here."""
 
     def update(self, data: bytes | memoryview, /) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
 
     def digest(self) -> bytes:
         """Return the checksum of all bytes so far."""
@@ -66,14 +66,14 @@ class _XxHash:
 
 
 class Algorithm(NamedTuple):
-    """A checksum's length, and how to compute it."""
+    """A checksum's length in bytes and its constructor."""
 
     size_bytes: int
     new: Callable[[], Hash]
 
 
-#: By the name in the header, cheapest first: an answer may have several. CPU seconds per GB on
-#: a server of 2023: the CRCs 0.03, 0.05 and 0.16 (zlib's; awscrt's 0.32), SHA 0.5 to 1, MD5 1.3.
+#: By the name in the header, cheapest first, because an answer may have several. CPU seconds per GB
+#: on a 2023 server: CRCs 0.03, 0.05 and 0.16 (zlib's; awscrt's 0.32), SHA 0.5 to 1, MD5 1.3.
 ALGORITHMS: dict[str, Algorithm] = {
     "crc64nvme": Algorithm(8, lambda: _Crc(checksums.crc64nvme, 8)),
     "crc32c": Algorithm(4, lambda: _Crc(checksums.crc32c, 4)),
@@ -89,9 +89,10 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 class Crc(NamedTuple):
-    """A checksum of which those of two ranges, side by side, make that of both together.
+    """A checksum that can be combined: those of two adjacent ranges give that of both.
 
-    `of(data, 0)` computes one, without the GIL; `combine(first, second, size_of_second)` joins two.
+    `of(data, 0)` computes a checksum without the GIL; `combine(first, second, size_of_second)`
+    joins two.
     """
 
     of: Callable[[bytes | memoryview, int], int]
@@ -106,12 +107,12 @@ CRCS: dict[str, Crc] = {
 }
 
 _PREFIX = "x-amz-checksum-"
-#: S3 numbers the parts of an upload from 1 to 10,000.
+#: The number of parts follows the "-": S3 allows 1 to 10,000.
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-fA-F]+-\d{1,5}"?', re.ASCII)
 
 
 class Expected(NamedTuple):
-    """What the body's checksum has to be; with `of_part` the checksum of its checksum."""
+    """The checksum that the body must have; with `of_part`, the checksum of its checksum."""
 
     name: str
     digest: bytes
@@ -119,9 +120,9 @@ class Expected(NamedTuple):
 
 
 def expected(headers: Headers, info: ObjectInfo, start: int, stop: int) -> Expected | None:
-    """Return what an answer with the bytes [start, stop) of `info` promises of its body.
+    """Return the checksum of the body that an answer with bytes [start, stop) of `info` promises.
 
-    None where it promises nothing that could be compared, or in a form that makes no sense.
+    None if the answer has no checksum that covers the body, or only a malformed one.
     """
     values = {name.lower().removeprefix(_PREFIX): value.strip() for name, value in headers}
     whole = (start, stop) == (0, info.size_bytes)
@@ -129,7 +130,7 @@ def expected(headers: Headers, info: ObjectInfo, start: int, stop: int) -> Expec
 
 
 def expected_of_whole(stored: Stored) -> Expected | None:
-    """Return the CRC that the whole object has; None where S3 has none, or only of its parts."""
+    """Return the CRC of the whole object; None if S3 has none, or only those of its parts."""
     return _promised(stored.checksums, stored.checksum_type, stored.info, CRCS, whole=True)
 
 
@@ -155,7 +156,7 @@ def _promised(
 
 
 def decoded(name: str, text: str) -> bytes | None:
-    """Return a checksum that stands in a header; None if it is none of this name."""
+    """Return the checksum in a header value; None if it is malformed for this algorithm."""
     try:
         digest = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
@@ -164,10 +165,10 @@ def decoded(name: str, text: str) -> bytes | None:
 
 
 def of_parts(name: ChecksumName, parts: Sequence[tuple[bytes, int]]) -> str:
-    """Return the checksum, as S3 writes it, of an object of parts: (their own, their size).
+    """Return the checksum of an object, as S3 writes it, from its parts' (digest, size in bytes).
 
-    COMPOSITE for CRC32C: the checksum of the parts' checksums, "-" and how many they are.
-    FULL_OBJECT for CRC64NVME: that of all the bytes, put together from the parts'.
+    CRC32C is COMPOSITE: the checksum of the parts' checksums, "-" and the number of parts.
+    CRC64NVME is FULL_OBJECT: the checksum of all bytes, combined from the parts'.
     """
     if name == "crc64nvme":
         value = 0
@@ -181,12 +182,12 @@ def of_parts(name: ChecksumName, parts: Sequence[tuple[bytes, int]]) -> str:
 
 
 def encoded(digest: bytes) -> str:
-    """Return a checksum as it stands in headers."""
+    """Return a checksum as it appears in headers."""
     return base64.b64encode(digest).decode("ascii")
 
 
 class Verification:
-    """The comparison of one body, as it comes, with what is expected of it."""
+    """Compares one body, as it arrives, with its expected checksum."""
 
     def __init__(self, expected: Expected) -> None:
         self.name = expected.name
@@ -194,16 +195,16 @@ class Verification:
         self._hash = ALGORITHMS[expected.name].new()
 
     def update(self, chunk: bytes) -> None:
-        """Take the next bytes. Releases the GIL while it computes."""
+        """Add the next bytes. Releases the GIL while it computes."""
         self._hash.update(chunk)
 
     def matches(self) -> bool:
-        """Whether all that came is what was promised."""
+        """Whether the bytes so far have the expected checksum."""
         return _is(self._expected, self._hash.digest())
 
 
 def crc_matches(expected: Expected, value: int) -> bool:
-    """Whether a whole object's CRC is what was promised."""
+    """Whether `value`, the CRC of a whole object, is the expected one."""
     return _is(expected, value.to_bytes(ALGORITHMS[expected.name].size_bytes, "big"))
 
 

@@ -1,8 +1,8 @@
-"""Pure: what an answer with an error status means, as one of the errors in `errors.py`.
+"""Pure: map an error answer of S3 (code and status) to an exception of `errors.py`.
 
-S3's error bodies may quote the access key, the string that was signed, even tokens: six
-fields are read, nothing else, and what looks like a secret in them is masked before anybody
-can log it.
+S3's error bodies may quote the access key, the signed string, even tokens. So only the fields in
+`_ERROR_FIELDS` are read, and anything in them that looks like a secret is masked before it can
+reach a log.
 """
 
 import re
@@ -36,7 +36,7 @@ from mountpoint.s3.wire.xml import read_xml
 
 Headers = list[tuple[str, str]]
 
-#: S3's error bodies are below 2 KB; a signature mismatch quotes the canonical request.
+#: S3's error bodies are below 2 KB, though a signature mismatch quotes the canonical request.
 ERROR_BODY_MAX_BYTES = 64 << 10
 _MESSAGE_MAX_CHARS = 200
 
@@ -44,7 +44,7 @@ _KMS = "--sse-kms-key-id has to name an enabled key of the bucket's region that 
 _RENEW = "renew the credentials (for SSO: aws sso login) and try again"
 
 #: Code → class and hint. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-#: RequestTimeout comes with the status 400, the expired tokens with 400 or 403.
+#: RequestTimeout has the status 400; expired tokens have 400 or 403.
 _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "NoSuchKey": (NotFound, ""),
     "NoSuchBucket": (BucketNotFound, "check the bucket's name, and the endpoint if one is given"),
@@ -75,7 +75,7 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "RequestTimeout": (ServerFault, ""),
     "InternalError": (ServerFault, ""),
     "InvalidRange": (BadAnswer, ""),
-    # Of writes. What arrived changed, or not whole, is sent again.
+    # Writes. A body that arrived changed or incomplete is sent again.
     "BadDigest": (BadDigest, ""),
     "XAmzContentChecksumMismatch": (BadDigest, ""),
     "IncompleteBody": (TransportFault, ""),
@@ -87,7 +87,7 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "QuotaExceeded": (OutOfSpace, ""),
     "XMinioStorageFull": (OutOfSpace, ""),
     "NotImplemented": (NotOffered, ""),
-    # Of directory buckets.
+    # Directory buckets.
     "InvalidWriteOffset": (WrongOffset, ""),
     "TooManyParts": (
         TooLarge,
@@ -122,16 +122,16 @@ _WRONG_REGION_CODES = frozenset(
         "TemporaryRedirect",
     }
 )
-#: Nothing else is ever read from an error: it may quote keys, tokens and signatures.
+#: No other field of an error is read: it may quote keys, tokens and signatures.
 _ERROR_FIELDS = frozenset(
     {"Code", "Message", "RequestId", "Region", "Endpoint", "Condition", "Header"}
 )
-#: How stores refuse a header that they do not know: 400 and InvalidArgument (Backblaze B2), 501 and
-#: NotImplemented (S3, Cloudflare R2, versitygw). The header is named in the text or beside it.
+#: Codes with which stores reject an unknown header: 400 and InvalidArgument (Backblaze B2), 501 and
+#: NotImplemented (S3, Cloudflare R2, versitygw). The message or another field names the header.
 #: https://github.com/vatesfr/xen-orchestra/issues/8358
 #: https://github.com/versity/versitygw/issues/2108
 _UNKNOWN_HEADER_CODES = frozenset({"InvalidArgument", "InvalidRequest", "NotImplemented", ""})
-#: The last is MinIO's, of a part that it is to copy into an upload with checksums.
+#: "checksum missing" is MinIO's, for a part to be copied into an upload with checksums.
 _CHECKSUM_HEADER = re.compile(r"x-amz-(?:sdk-)?checksum|checksum missing", re.IGNORECASE)
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9/+=._:-]{1,128}")
@@ -141,10 +141,10 @@ _ENDPOINT_REGION = re.compile(r"(?:^|[./])s3[.-](?:dualstack\.)?([a-z0-9-]+)\.am
 def error_from_response(
     status: int, headers: Headers | None, body: bytes | None, *, what: str
 ) -> S3Error:
-    """Return the error that an answer with a status of 300 or more means.
+    """Return the error for an answer with a status of 300 or more.
 
-    `what` names the request ("ListObjectsV2"), or is "". A redirect is never more than the
-    name of a region: nobody follows it.
+    `what` names the request ("ListObjectsV2"), or is "". A redirect only supplies a region's name
+    or a location for the message: it is never followed.
     """
     headers = headers or []
     fields = _error_fields(body or b"")
@@ -176,14 +176,14 @@ def error_from_response(
     unknown_header = status in (400, 501) and code in _UNKNOWN_HEADER_CODES
     if unknown_header and _CHECKSUM_HEADER.search(named):
         kind, hint = ChecksumsNotOffered, ""
-    # A rename has conditions on two objects.
+    # A rename has conditions on two objects; this one is on the target.
     if kind is PreconditionFailed and fields.get("Condition", "").strip() == "If-None-Match":
         kind = AlreadyExists
     return kind(reason, hint=hint, **details)  # type: ignore[arg-type]
 
 
 def _error_fields(body: bytes) -> dict[str, str]:
-    """Return what may be known of an error body; nothing of one that makes no sense."""
+    """Return the allowed fields of an error body; none if it is malformed."""
     fields: dict[str, str] = {}
 
     def on_end(_depth: int, name: str, texts: list[str]) -> None:
@@ -191,7 +191,7 @@ def _error_fields(body: bytes) -> dict[str, str]:
             fields.setdefault(name, "".join(texts))
 
     try:
-        # While it works on what may take long, S3 sends spaces, and the declaration after them.
+        # During long operations S3 sends spaces first, and the XML declaration after them.
         root = read_xml(body.lstrip(), ERROR_BODY_MAX_BYTES, on_end)
     except BadAnswer:
         return {}
@@ -203,7 +203,7 @@ def _first_header(headers: Headers, name: str) -> str:
 
 
 def request_id(headers: Headers, in_body: str = "") -> str:
-    """Return the id of the request that the answer names, or ""."""
+    """Return the request id of an answer, or ""."""
     for text in (in_body.strip(), _first_header(headers, "x-amz-request-id")):
         if _REQUEST_ID.fullmatch(text):
             return text
@@ -211,13 +211,13 @@ def request_id(headers: Headers, in_body: str = "") -> str:
 
 
 def _location(headers: Headers) -> str:
-    """Return where a redirect leads, without its path, or "" if it makes no sense."""
+    """Return the location of a redirect without its path, or "" if it is malformed."""
     match = _LOCATION.match(_first_header(headers, "location"))
     return match[0].lower() if match else ""
 
 
 def _other_region(fields: dict[str, str], headers: Headers) -> str:
-    """Return the region that the answer names, if it has the form of one, or ""."""
+    """Return the region that the answer names, or "" if it names none or it is malformed."""
     endpoint = _ENDPOINT_REGION.search(fields.get("Endpoint", ""))
     for text in (
         _first_header(headers, "x-amz-bucket-region"),
@@ -231,24 +231,24 @@ def _other_region(fields: dict[str, str], headers: Headers) -> str:
 
 #: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html (unique ids)
 _ACCESS_KEY_ID = re.compile(r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}")
-#: An ARN, which says who may not do what; or 32 characters and more of Base64, URL-safe
-#: Base64 or hexadecimal digits.
+#: An ARN, which tells the user who lacks which permission; or 32 or more characters of Base64,
+#: URL-safe Base64 or hexadecimal digits.
 _ARN_OR_SECRET = re.compile(r"(\barn:[a-z-]+:[\w:/.@*-]+)|[A-Za-z0-9+/=_%-]{32,}")
 
 
 def masked(text: str) -> str:
-    """Return `text` with whatever looks like a key, a token or a signature masked."""
+    """Return `text` with anything that looks like a key, token or signature masked."""
     text = _ACCESS_KEY_ID.sub("***", text)
     return _ARN_OR_SECRET.sub(lambda match: match.group(1) or _mask(match.group()), text)
 
 
 def _mask(text: str) -> str:
-    # Secrets have digits; a long word or path of letters is more use than harm.
+    # Secrets contain digits. Showing a long word or path of letters helps and does no harm.
     return "***" if any(letter.isdigit() for letter in text) else text
 
 
 def printable(text: str, max_chars: int) -> str:
-    """Return `text` as one line of at most `max_chars` characters, fit for a terminal."""
+    """Return `text` as one line of at most `max_chars` characters, safe for a terminal."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     shown = " ".join(shown.split())
     return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"

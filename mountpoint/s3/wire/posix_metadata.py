@@ -1,6 +1,6 @@
-"""Pure: the attributes of a file, as they are kept in the user metadata of its object.
+"""Pure: a file's POSIX attributes (mode, uid, gid, mtime) in the user metadata of its object.
 
-Names and forms are those of s3fs-fuse, which rclone writes and reads in part:
+The names and formats are those of s3fs-fuse; rclone reads and writes some of them:
 
 | name | value |
 |---|---|
@@ -8,12 +8,12 @@ Names and forms are those of s3fs-fuse, which rclone writes and reads in part:
 | `uid`, `gid` | decimal |
 | `mtime` | seconds since 1970, decimal, with a fraction if there is one: `1700000000.000000001` |
 
-s3fs takes what is behind the point for a number of nanoseconds, so all nine digits are written. An
-`atime` is left as it is; a `ctime` is removed when something changes, and s3fs then shows the
-object's own time, as this mount does.
+s3fs reads the digits after the point as a number of nanoseconds, so all nine are written. An
+`atime` is kept. A `ctime` is removed when an attribute changes; s3fs then shows the object's own
+time, as this mount does.
 
-A server is not trusted, nor who has put the object: what makes no sense counts as not there. A
-mode without a type, or of something that is no file, is somebody else's convention.
+Neither the server nor the uploader is trusted: a malformed value counts as missing. A mode without
+a file type, or with that of something other than a file, follows some other convention.
 https://github.com/s3fs-fuse/s3fs-fuse/blob/master/src/metaheader.cpp
 """
 
@@ -35,7 +35,7 @@ _SECONDS = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,32}))?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class FileAttributes:
-    """What is kept of a file's attributes: None is not. `mode` is without the file's type."""
+    """The stored attributes; None means not stored. `mode` lacks the file type."""
 
     mode: int | None = None
     uid: int | None = None
@@ -43,7 +43,7 @@ class FileAttributes:
     mtime_ns: int | None = None
 
     def updated(self, other: "FileAttributes") -> "FileAttributes":
-        """Return these with what `other` has in their place."""
+        """Return a copy in which the values that `other` has replace these."""
         return FileAttributes(
             self.mode if other.mode is None else other.mode,
             self.uid if other.uid is None else other.uid,
@@ -54,12 +54,12 @@ class FileAttributes:
 
 NOTHING = FileAttributes()
 
-#: What is written here, and what it makes wrong.
+#: The names that are written here, and `ctime`, which a write makes wrong.
 _NAMES = frozenset({"mode", "uid", "gid", "mtime", "ctime"})
 
 
 def parsed(metadata: Mapping[str, str]) -> FileAttributes:
-    """Return what an object's metadata (names in lower case) keep of its file's attributes."""
+    """Return the file attributes in an object's metadata, whose names are in lower case."""
     if _NAMES.isdisjoint(metadata):
         return NOTHING
     return FileAttributes(
@@ -71,7 +71,7 @@ def parsed(metadata: Mapping[str, str]) -> FileAttributes:
 
 
 def formatted(attributes: FileAttributes) -> dict[str, str]:
-    """Return the metadata that keep a file's attributes. Times before 1970 become 1970."""
+    """Return the metadata for these attributes. Times before 1970 become 1970."""
     metadata = {}
     if attributes.mode is not None:
         metadata["mode"] = str(stat.S_IFREG | stat.S_IMODE(attributes.mode))
@@ -86,13 +86,13 @@ def formatted(attributes: FileAttributes) -> dict[str, str]:
 
 
 def replaced(metadata: Mapping[str, str], attributes: FileAttributes) -> dict[str, str]:
-    """Return metadata that keep these attributes and no others, and all else as it was."""
+    """Return `metadata` with exactly these attributes; all other entries stay."""
     others = {name: text for name, text in metadata.items() if name.lower() not in _NAMES}
     return others | formatted(attributes)
 
 
 def _mode(text: str) -> int | None:
-    """Return the permissions of a mode: decimal if that is a file's, else octal."""
+    """Return the permission bits of a mode: decimal if that gives a file's mode, else octal."""
     if not _NUMBER.fullmatch(text):
         return None
     modes = [int(text)]

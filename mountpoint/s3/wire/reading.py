@@ -1,11 +1,10 @@
-"""Pure: what goes over the wire, in both directions. Requests to targets and headers;
-listing pages and headers to dataclasses. Errors are `errors`'s part.
+"""Pure: GET, HEAD and LIST on the wire. Format targets and headers; parse headers and listings.
 
-No I/O, no clock, no retries. Who calls compares continuation tokens, checks that a range
-was answered as asked (`content_range`), and decides whether to try again.
+No I/O, no clock, no retries; `errors` parses error answers. The caller compares continuation
+tokens, checks that the answer has the range it asked for (`content_range`), and decides on retries.
 
-A server is not trusted: numbers, dates and ETags are checked, and one bad entry of a listing
-is left out where the page as a whole makes sense.
+The server is not trusted: numbers, dates and ETags are checked. A malformed entry of a listing is
+dropped if the page as a whole is well-formed.
 """
 
 import functools
@@ -42,14 +41,14 @@ __all__ = [
     "verbatim",
 ]
 
-#: A page of 1,000 keys of 1,024 bytes, each byte as "%XX", is 3.3 MB.
+#: A page of 1,000 keys of 1,024 bytes, each byte as "%XX", has 3.3 MB.
 LIST_BODY_MAX_BYTES = 16 << 20
-#: `off_t`.
+#: The largest `off_t`.
 SIZE_MAX_BYTES = (1 << 63) - 1
 #: The last whole second whose nanoseconds fit in 63 bits (the year 2262).
 _MTIME_MAX_S = SIZE_MAX_BYTES // 1_000_000_000
 
-#: ISO 8601 has 35 with nanoseconds and a zone. What has been read is remembered.
+#: ISO 8601 has 35 with nanoseconds and a zone. Parsed dates are cached, so bound their length.
 DATE_MAX_CHARS = 40
 
 
@@ -59,7 +58,7 @@ DATE_MAX_CHARS = 40
 def object_target(base_path: str, key: bytes) -> str:
     """Return the request path of an object.
 
-    Every byte is percent-encoded but unreserved ones and "/", as signatures want it
+    Every byte is percent-encoded except unreserved ones and "/", as signatures require
     (https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html, UriEncode).
     "//", "." and ".." are ordinary parts of a key and stay.
     """
@@ -76,12 +75,12 @@ def list_target(
     max_keys: int,
     by_marker: bool = False,
 ) -> str:
-    """Return path and query of a ListObjectsV2 request; of ListObjects where `by_marker`.
+    """Return path and query of a ListObjectsV2 request, or of ListObjects with `by_marker`.
 
-    A token says by itself where to go on, so `start_after` is for a first page only.
+    A token includes the position, so `start_after` is only for a first page.
 
-    Without `encoding-type=url` one key with a control character, which XML 1.0 cannot carry,
-    makes the page unreadable.
+    The request asks for `encoding-type=url`. Without it, one key with a control character, which
+    XML 1.0 cannot carry, makes the whole page unreadable.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjects.html
     """
@@ -103,7 +102,7 @@ def list_target(
 
 
 def range_header(start: int, stop: int) -> str:
-    """Return the Range header's value for the half-open [start, stop), which is not empty."""
+    """Return the Range header for the half-open byte range [start, stop), which is not empty."""
     if not 0 <= start < stop:
         raise ValueError(f"not a range: [{start}, {stop})")
     return f"bytes={start}-{stop - 1}"
@@ -112,7 +111,7 @@ def range_header(start: int, stop: int) -> str:
 # --- Listings ---
 
 Fields = dict[str, str]
-#: An entry's texts, in the order of LISTED; "" is what it has not.
+#: An entry's texts in the order of LISTED; "" for a missing one.
 Listed = tuple[str, ...]
 LISTED = (
     "Key",
@@ -126,13 +125,13 @@ LISTED = (
 
 #: An element whose text is plain ASCII, with at most XML's own escapes.
 _ELEMENT = r"<{0}>([ !-%'-;=?-~]*(?:&(?:quot|amp|lt|gt|apos|#34|#39);[ !-%'-;=?-~]*)*)</{0}>"
-#: Its fields are flat, and there is nothing between them.
+#: An entry that is flat, without text between its elements.
 _ENTRY = re.compile(r"<Contents>((?:<([A-Za-z]{1,32})>[^<]*</\2>){1,12})</Contents>")
 _FIELD_NAME = re.compile(r"<([A-Za-z]+)>")
-#: Stands for a run of entries that have been read already.
+#: The element that replaces a run of entries that `_entries_read` has parsed.
 _RUN = "Entries-read"
 _RUN_MARK = f"<{_RUN}/>"
-#: "&amp;" last, or what it makes would be unescaped once more.
+#: "&amp;" comes last, or its result would be unescaped a second time.
 _ESCAPES = {
     "&quot;": '"',
     "&#34;": '"',
@@ -145,10 +144,10 @@ _ESCAPES = {
 
 
 def parse_list(body: bytes, prefix: bytes) -> ListPage:
-    """Return the page that the body of a ListObjectsV2 answer describes.
+    """Parse the body of a ListObjectsV2 answer.
 
-    An entry that makes no sense is left out and counted. Raise BadAnswer when the whole page
-    makes none: not a listing, malformed, too large, or truncated without a token to go on.
+    Malformed entries are dropped and counted. Raises BadAnswer if the page as a whole is unusable:
+    not a listing, malformed, too large, or truncated without a token.
     """
     rest, runs = _entries_read(body)
     page, contents, common = _read_list(rest, runs) or _read_list(body, [])  # type: ignore[misc]
@@ -167,7 +166,7 @@ def parse_list(body: bytes, prefix: bytes) -> ListPage:
         name = decode(text)
         if name.startswith(prefix) and name.endswith(b"/") and len(name) > len(prefix):
             prefixes.setdefault(name)
-    # Pages of ListObjects always have the one, those of ListObjectsV2 the other.
+    # Pages of ListObjects always have Marker; those of ListObjectsV2 always have KeyCount.
     by_marker = "Marker" in page and "KeyCount" not in page
     next_token = None
     if truncated == "true":
@@ -193,13 +192,13 @@ def _key_of_marker(token: str) -> bytes:
 
 
 def _entries_read(body: bytes) -> tuple[bytes, list[list[Listed]]]:
-    """Take out the entries that look just as the first one does; return the rest, and them.
+    """Take out the entries of the same form as the first; return the remaining body and them.
 
-    Expat calls us three times for each element, 15,000 times a page: 11 ms. An entry that is
-    nothing but elements with plain text is well-formed by itself, so a regular expression may
-    read it, and an empty element in place of each run of entries leaves the rest as well-formed,
-    or not, as it was. Where that might not be so (comments, CDATA, document types), and from a
-    body that is too large, nothing is taken out.
+    Expat calls Python three times per element, 15,000 times a page, which takes 11 ms. An entry
+    that consists only of elements with plain text is well-formed on its own, so a regular
+    expression can parse it. One empty element replaces each run of such entries; the rest of the
+    body stays as well-formed, or malformed, as before. Nothing is taken out where this might not
+    hold (comments, CDATA, document types), or from a body that is too large.
     """
     if (
         len(body) > LIST_BODY_MAX_BYTES
@@ -214,7 +213,7 @@ def _entries_read(body: bytes) -> tuple[bytes, list[list[Listed]]]:
     names = [] if first is None else _FIELD_NAME.findall(first[1])
     if len(set(names)) < max(len(names), 1):
         return body, []
-    # Between the matches, and after each of these texts the fields of the entry behind it.
+    # `pieces` alternates the text between entries and the fields of the next entry.
     pieces = re.split(f"<Contents>{''.join(map(_ELEMENT.format, names))}</Contents>", text)
     width = len(names) + 1
     between = pieces[::width]
@@ -242,9 +241,9 @@ def _unescaped(text: str) -> str:
 def _read_list(
     body: bytes, runs: list[list[Listed]]
 ) -> tuple[Fields, list[Listed], list[str]] | None:
-    """Return the fields of a page, its entries and its common prefixes, in their order.
+    """Return the fields of a page, its entries and its common prefixes, in order.
 
-    `runs` are entries that were read before; None if one was not where entries are.
+    `runs` are the entries parsed before. None if one of them was outside the list of entries.
     """
     page: Fields = {}
     contents: list[Listed] = []
@@ -258,7 +257,7 @@ def _read_list(
         if name == _RUN and runs:
             misplaced |= depth != 1
             contents.extend(next(waiting))
-        elif depth >= 2:  # RestoreStatus has children of its own; no other name occurs twice
+        elif depth >= 2:  # RestoreStatus has children; no other name repeats among them
             entry[name] = "".join(texts)
         elif depth == 1:
             if name == "Contents":
@@ -277,12 +276,12 @@ def _read_list(
 
 
 def verbatim(text: str) -> bytes:
-    """Return a key that the server has not encoded."""
+    """Return a key that the server did not encode, as bytes."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def url_decoded(text: str) -> bytes:
-    """Undo S3's own form of URL encoding, where "+" is a space and a plus sign is "%2B"."""
+    """Decode S3's own URL encoding, in which "+" is a space and "%2B" a plus sign."""
     encoded = text.encode("utf-8", "surrogatepass")
     if b"+" in encoded:
         encoded = encoded.replace(b"+", b" ")
@@ -292,9 +291,9 @@ def url_decoded(text: str) -> bytes:
 def _listed_object(
     texts: Listed, prefix: bytes, decode: Callable[[str], bytes]
 ) -> ObjectInfo | None:
-    """Return one entry of a listing, or None if it makes no sense.
+    """Return one entry of a listing, or None if it is malformed.
 
-    The ETag may be missing ("" then): stores leave it out for what they are still writing.
+    The ETag may be missing ("" then): stores omit it for an object that is still being written.
     """
     key_text, size_text, date, etag, storage_class, in_progress, expiry = texts
     key = decode(key_text)
@@ -310,13 +309,13 @@ def _listed_object(
         size_bytes,
         mtime_ns,
         strong,
-        sys.intern(storage_class) or "STANDARD",  # one text for all of a hundred thousand
+        sys.intern(storage_class) or "STANDARD",  # 100,000 entries share one string
         in_progress == "false" and expiry != "",
     )
 
 
 def _size(text: str) -> int | None:
-    """Return a decimal number of bytes, or None. `int` alone takes "1_0", " 1" and "١"."""
+    """Return a decimal number of bytes, or None. `int` alone accepts "1_0", " 1" and "١"."""
     if not (text.isascii() and text.isdigit() and len(text) <= 19):
         return None
     size_bytes = int(text)
@@ -324,18 +323,18 @@ def _size(text: str) -> int | None:
 
 
 def is_header_text(text: str) -> bool:
-    """Whether a value can go back in a header: no control characters, nothing to smuggle."""
+    """Whether a value is safe in a header: it has no control characters."""
     return text.isascii() and text.isprintable()
 
 
 def strong_etag(text: str) -> str | None:
-    """Return an ETag in the one form that S3 writes and If-Match wants; "" where there is none.
+    """Return an ETag in the form that S3 sends and If-Match needs; "" if there is none.
 
-    None if it could not go back in a header.
+    None if the value is not safe in a header.
 
-    Some stores list ETags without quotes (NetApp ONTAP), and proxies that may compress mark them
-    as weak (`W/"..."`), in some answers and not in others. What names the version is the text
-    between the quotes, in each of these forms.
+    Some stores list ETags without quotes (NetApp ONTAP). Proxies that may compress mark them as
+    weak (`W/"..."`), in some answers and not in others. In each of these forms the text between the
+    quotes identifies the version.
     https://www.rfc-editor.org/rfc/rfc9110#name-etag
     """
     text = text.strip().removeprefix("W/")
@@ -354,17 +353,17 @@ _SECOND = timedelta(seconds=1)
 
 @functools.lru_cache(maxsize=1000)
 def iso_date_ns(text: str) -> int | None:
-    """Return the nanoseconds since 1970 of an ISO 8601 date, in whole seconds; None if bad.
+    """Return an ISO 8601 date as nanoseconds since 1970, in whole seconds; None if malformed.
 
-    HEAD and GET tell whole seconds only, and one object must not have two mtimes: `tar` and
-    `rsync` take that for a change. A date before 1970 is 0: stores written in Go send the
-    year 1 for "unknown".
+    HEAD and GET have whole seconds only, and an object must not have two mtimes: `tar` and `rsync`
+    would see a change. A date before 1970 gives 0: stores written in Go send the year 1 for
+    "unknown".
     """
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        # Not `timestamp()`: a float rounds.
+        # `timestamp()` returns a float, which rounds.
         return _in_range_ns((moment - _EPOCH) // _SECOND)
     except (ValueError, OverflowError):
         return None
@@ -379,7 +378,7 @@ _HTTP_DATE = re.compile(
 
 @functools.lru_cache(maxsize=1000)
 def http_date_ns(text: str) -> int:
-    """Return the nanoseconds since 1970 of an HTTP date; 0 if bad: the object is still there."""
+    """Return an HTTP date as nanoseconds since 1970; 0 if malformed, as the object still exists."""
     match = _HTTP_DATE.fullmatch(text)
     if match is None:
         return 0
@@ -407,7 +406,7 @@ def _in_range_ns(seconds: int) -> int | None:
 
 
 def header(headers: Headers, name: str) -> str | None:
-    """Return a header's value by its lower-case name; BadAnswer if it has two."""
+    """Return a header's value by its lower-case name. Raises BadAnswer if it appears twice."""
     found = None
     for key, value in headers:
         if key.lower() == name:
@@ -421,9 +420,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 
 
 def content_range(headers: Headers) -> tuple[int, int, int] | None:
-    """Return (start, stop, total) of a Content-Range, half-open; None where there is none.
+    """Return (start, stop, total) of Content-Range in bytes, half-open; None if there is none.
 
-    Raise BadAnswer when it makes no sense, or does not tell the total.
+    Raises BadAnswer if it is malformed or lacks the total.
     """
     value = header(headers, "content-range")
     if value is None:
@@ -437,9 +436,9 @@ def content_range(headers: Headers) -> tuple[int, int, int] | None:
 
 
 def told_size(status: int, headers: Headers) -> int | None:
-    """Return the size of the whole object that a HEAD or GET answer tells; None if it tells none.
+    """Return the size in bytes of the whole object from a HEAD or GET answer; None if absent.
 
-    Raise BadAnswer when what it tells makes no sense.
+    Raises BadAnswer if the size is malformed.
     """
     if status == 206:
         bounds = content_range(headers)
@@ -454,10 +453,10 @@ def told_size(status: int, headers: Headers) -> int | None:
 def object_info(
     key: bytes, status: int, headers: Headers, *, size_bytes: int | None = None
 ) -> ObjectInfo:
-    """Return what the headers of a HEAD or GET answer say of the whole object.
+    """Return the description of the whole object in the headers of a HEAD or GET answer.
 
-    `size_bytes` is its size where the answer tells none: bodies that a proxy sends in chunks have
-    no Content-Length. Raise BadAnswer when size or ETag are missing or make no sense.
+    `size_bytes` is used if the answer has no size: a body that a proxy sends in chunks has no
+    Content-Length. Raises BadAnswer if the size or ETag is missing or malformed.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
     """
     told = told_size(status, headers)
@@ -483,7 +482,7 @@ def object_info(
 
 
 def metadata(headers: Headers) -> dict[str, str]:
-    """Return the user's own metadata, by names in lower case without the prefix of the headers."""
+    """Return the user metadata, by lower-case names without the header prefix."""
     prefix = "x-amz-meta-"
     lower = ((name.lower(), value) for name, value in headers)
     return {name[len(prefix) :]: value.strip() for name, value in lower if name.startswith(prefix)}

@@ -1,10 +1,10 @@
-"""Pure: what writing requests look like on the wire, and what is answered. See `reading`.
+"""Pure: requests that write, and their answers, on the wire. See `reading` for the others.
 
-Checksums are ours: computed over the bytes that we hold, sent in a header, and compared with
-what the server says it has stored. Three requests may be answered with the status 200 and an
-error in the body, because S3 answers before it has finished: CompleteMultipartUpload, CopyObject,
+This program computes checksums over the bytes it holds, sends them in a header, and compares them
+with what the server says it stored. Three requests may get the status 200 with an error in the
+body, because S3 starts the answer before it has finished: CompleteMultipartUpload, CopyObject and
 UploadPartCopy (https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html).
-awscrt 0.38 notices by itself, and answers with an error; that is not promised anywhere.
+awscrt 0.38 detects this and reports an error, but does not document it.
 """
 
 import re
@@ -30,12 +30,12 @@ from mountpoint.s3.wire import reading as wire
 from mountpoint.s3.wire.errors import Headers, error_from_response, request_id
 from mountpoint.s3.wire.xml import read_xml
 
-#: How S3 makes the checksum of an object from those of its parts. CRC64NVME knows no other way;
-#: of the two of CRC32C this one lets a reader compare single parts (`s3.checksum`).
+#: How S3 derives an object's checksum from its parts'. CRC64NVME supports only FULL_OBJECT. For
+#: CRC32C, COMPOSITE lets a reader verify single parts (`s3.wire.checksum`).
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
 CHECKSUM_TYPES = {"crc32c": "COMPOSITE", "crc64nvme": "FULL_OBJECT"}
 
-#: What S3 keeps with an object beside Content-Type and the user's own metadata, and copies with it.
+#: Headers that S3 stores and copies with an object, besides Content-Type and user metadata.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 KEPT_HEADERS = (
     "Cache-Control",
@@ -45,14 +45,15 @@ KEPT_HEADERS = (
     "Expires",
 )
 
-#: Of 1,000 uploads with keys of 1,024 bytes, each as "%XX".
+#: The size of 1,000 uploads with keys of 1,024 bytes, each byte as "%XX", with room to spare.
 UPLOADS_MAX_BYTES = 16 << 20
-#: What CompleteMultipartUpload and the copies answer: a few fields, one of them the key.
+#: CompleteMultipartUpload and the copies answer with a few fields; one of them is the key.
 ANSWER_MAX_BYTES = 64 << 10
-#: S3's are about 130 characters of Base64; other stores have their own forms.
+#: S3's ids have about 130 characters of Base64; other stores have their own formats.
 UPLOAD_ID_MAX_CHARS = 1024
 
-#: A key may have characters that XML 1.0 cannot carry, and these answers cannot be had encoded.
+#: A key may have characters that XML 1.0 cannot carry. These answers cannot be encoded, so the
+#: elements that repeat the key are removed before parsing.
 _ECHOED = re.compile(rb"<(Key|Location)>[^<]*</\1>")
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -69,22 +70,22 @@ def uploads_target(base_path: str, prefix: bytes, after: tuple[bytes, str] | Non
     if after is not None:
         key, upload_id = after
         query += f"&key-marker={quote_from_bytes(key, safe='')}"
-        if upload_id:  # directory buckets go on by the key alone
+        if upload_id:  # directory buckets continue by the key alone
             query += f"&upload-id-marker={quote(upload_id, safe='')}"
     return f"{base_path or '/'}?{query}"
 
 
 def upload_target(base_path: str, key: bytes, upload_id: str, number: int | None = None) -> str:
-    """Return path and query of a request for a multipart upload, or for one part of it."""
+    """Return path and query of a request about a multipart upload, or about one part of it."""
     part = "" if number is None else f"partNumber={number}&"
     target = wire.object_target(base_path, key)
     return f"{target}?{part}uploadId={quote(upload_id, safe='')}"
 
 
 def copy_source(bucket: str, key: bytes) -> str:
-    """Return the x-amz-copy-source of a key: of a bucket, or behind an access point's ARN.
+    """Return the x-amz-copy-source of a key in a bucket, or behind an access point's ARN.
 
-    It is URL-encoded, and "+" would be read as a space.
+    It is URL-encoded; S3 reads "+" as a space.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
     """
     place = f"{bucket}/object" if bucket.startswith("arn:") else bucket
@@ -92,7 +93,7 @@ def copy_source(bucket: str, key: bytes) -> str:
 
 
 def option_headers(options: PutOptions) -> Headers:
-    """Return what PutObject, CreateMultipartUpload and CopyObject say of the new object."""
+    """Return the headers of a new object, for PutObject, CreateMultipartUpload and CopyObject."""
     named = {
         "x-amz-storage-class": options.storage_class,
         "x-amz-server-side-encryption": options.sse,
@@ -105,7 +106,7 @@ def option_headers(options: PutOptions) -> Headers:
 
 
 def condition_headers(condition: Condition) -> Headers:
-    """Return the headers of a write that may not replace everything."""
+    """Return the headers that limit what a write may replace."""
     headers: Headers = []
     if condition.absent:
         headers.append(("If-None-Match", "*"))
@@ -131,7 +132,8 @@ def create_headers(options: PutOptions) -> Headers:
 def complete_headers(size_bytes: int, checksum: Checksum | None, condition: Condition) -> Headers:
     """Return the headers of a CompleteMultipartUpload.
 
-    A composite checksum is compared in the answer only: S3 makes it from the parts' in the body.
+    A COMPOSITE checksum has no header: S3 computes it from the parts' in the body, and only the
+    answer is compared.
     """
     headers = [("x-amz-mp-object-size", str(size_bytes)), *condition_headers(condition)]
     if checksum is not None:
@@ -143,7 +145,7 @@ def complete_headers(size_bytes: int, checksum: Checksum | None, condition: Cond
 
 
 def complete_body(parts: Sequence[PartDone]) -> bytes:
-    """Return the body of a CompleteMultipartUpload. A part's checksum is named if it has one."""
+    """Return the body of a CompleteMultipartUpload, with the checksums of parts that have one."""
     pieces = [f'<CompleteMultipartUpload xmlns="{_NAMESPACE}">']
     for part in parts:
         pieces.append(
@@ -167,7 +169,7 @@ def copy_headers(
 ) -> Headers:
     """Return the headers of a CopyObject."""
     headers = [("x-amz-copy-source", source), ("x-amz-copy-source-if-match", source_etag)]
-    if options is not None and keep_metadata:  # S3's default is COPY
+    if options is not None and keep_metadata:  # no directive: S3's default is COPY
         options = replace(options, content_type=None, metadata={}, headers={})
     if options is not None:
         headers += option_headers(options)
@@ -188,8 +190,9 @@ def copy_part_headers(source: str, source_etag: str, start: int, stop: int) -> H
 
 
 def append_headers(offset: int, options: PutOptions, condition: Condition) -> Headers:
-    """Return the headers of a PutObject that adds to an object; the rest of it is as it was.
+    """Return the headers of a PutObject that appends. S3 keeps all properties of the object.
 
+    The encryption must be the object's own:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html (EncryptionTypeMismatch)
     """
     encryption = PutOptions(sse=options.sse, sse_kms_key_id=options.sse_kms_key_id)
@@ -220,10 +223,10 @@ def rename_headers(source: bytes, source_etag: str, condition: Condition, token:
 
 
 def written(headers: Headers, sent: Checksum | None) -> Written:
-    """Return what the answer to a PutObject or UploadPart says.
+    """Parse the answer to a PutObject or UploadPart.
 
-    Raise BadAnswer without a sensible ETag, and BadDigest when the server says that it has
-    stored another checksum than was `sent`.
+    Raises BadAnswer if it has no well-formed ETag, and BadDigest if the server stored another
+    checksum than `sent`.
     """
     etag = _sensible_etag(wire.header(headers, "etag") or "")
     told = "" if sent is None else wire.header(headers, f"x-amz-checksum-{sent.name}") or ""
@@ -232,10 +235,10 @@ def written(headers: Headers, sent: Checksum | None) -> Written:
 
 
 def appended(headers: Headers, size_bytes: int) -> Written:
-    """Return what the answer to an append says, after which the object has `size_bytes`.
+    """Parse the answer to an append; the object must now have `size_bytes`.
 
-    What is said of its checksum is that of the whole object, or of the bytes that were sent: S3
-    does not say which, and has compared the latter. Raise S3Error if it is of another size.
+    The checksum in the answer is dropped: S3 does not say whether it covers the object or the
+    appended bytes, and has already verified the latter. Raises S3Error if the size differs.
     """
     etag = _sensible_etag(wire.header(headers, "etag") or "")
     told = (wire.header(headers, "x-amz-object-size") or "").strip()
@@ -248,7 +251,7 @@ def appended(headers: Headers, size_bytes: int) -> Written:
 
 
 def renamed(headers: Headers) -> None:
-    """Take the answer to a RenameObject. Raise S3Error if it is that to a PutObject."""
+    """Check the answer to a RenameObject. Raises S3Error if it is an answer to a PutObject."""
     if wire.header(headers, "etag"):
         raise S3Error(
             "the server has taken a rename for a PUT: the file is empty now, its source as it was",
@@ -257,7 +260,7 @@ def renamed(headers: Headers) -> None:
 
 
 def upload_id(headers: Headers, body: bytes) -> str:
-    """Return the id that the answer to a CreateMultipartUpload names."""
+    """Return the upload id in the answer to a CreateMultipartUpload. Raises BadAnswer."""
     fields = _answer(headers, body, "InitiateMultipartUploadResult", "")
     text = fields.get("UploadId", "").strip()
     if not text or len(text) > UPLOAD_ID_MAX_CHARS or not text.isprintable():
@@ -266,9 +269,9 @@ def upload_id(headers: Headers, body: bytes) -> str:
 
 
 def completed(headers: Headers, body: bytes, expected: Checksum | None) -> Written:
-    """Return what the answer to a CompleteMultipartUpload says. Raises what an error in it says.
+    """Parse the answer to a CompleteMultipartUpload. Raises the error in its body, if any.
 
-    A server that tells another checksum than `expected` has put something else together: BadDigest.
+    Raises BadDigest if the checksum is not `expected`: the server joined other bytes.
     """
     fields = _answer(headers, body, "CompleteMultipartUploadResult", "CompleteMultipartUpload")
     etag = _sensible_etag(fields.get("ETag", "").strip())
@@ -284,7 +287,7 @@ def completed(headers: Headers, body: bytes, expected: Checksum | None) -> Writt
 def copied(
     headers: Headers, body: bytes, root: str, checksum: ChecksumName | None = None
 ) -> Written:
-    """Return what the answer to a CopyObject or UploadPartCopy says; `root` is its element."""
+    """Parse the answer to a CopyObject or UploadPartCopy; `root` is its root element."""
     fields = _answer(headers, body, root, root.removesuffix("Result"))
     etag = _sensible_etag(fields.get("ETag", "").strip())
     told = fields.get(f"Checksum{checksum.upper()}", "").strip() if checksum else ""
@@ -292,9 +295,9 @@ def copied(
 
 
 def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
-    """Return the page that the body of a ListMultipartUploads answer describes.
+    """Parse the body of a ListMultipartUploads answer.
 
-    An entry that makes no sense is left out. Raise BadAnswer when the page makes none.
+    Malformed entries are dropped. Raises BadAnswer if the page as a whole is unusable.
     """
     page: dict[str, str] = {}
     entries: list[dict[str, str]] = []
@@ -329,7 +332,7 @@ def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
 
 
 def stored(info: ObjectInfo, headers: Headers) -> Stored:
-    """Return the description of an object with what checksums the answer to a HEAD tells."""
+    """Return the description of an object with the checksums in the answer to a HEAD."""
     prefix = "x-amz-checksum-"
     values = {name.lower(): value.strip() for name, value in headers}
     checksums = {
@@ -363,7 +366,7 @@ def _sensible_etag(text: str) -> str:
 
 
 def _compare(expected: Checksum | None, told: str, headers: Headers) -> None:
-    # S3 is not of one mind whether a composite checksum ends in "-N".
+    # S3 sends composite checksums both with and without "-N".
     if expected is not None and told and told.partition("-")[0] != expected.value.partition("-")[0]:
         raise BadDigest(
             f"the server has stored another {expected.name} than was sent",
@@ -376,14 +379,14 @@ def _date_ns(headers: Headers) -> int:
 
 
 def _answer(headers: Headers, body: bytes, root: str, what: str) -> dict[str, str]:
-    """Return the fields of an answer whose element is `root`; raise the error that it is."""
+    """Return the fields of an answer with the element `root`. Raises the error it contains."""
     fields: dict[str, str] = {}
 
     def on_end(depth: int, name: str, texts: list[str]) -> None:
         if depth == 1:
             fields.setdefault(name, "".join(texts))
 
-    # Spaces before the declaration: see `errors`.
+    # S3 may send spaces before the XML declaration: see `errors`.
     found = read_xml(_ECHOED.sub(b"", body.lstrip()), ANSWER_MAX_BYTES, on_end)
     if found == "Error":
         raise error_from_response(500, headers, body, what=what)

@@ -1,8 +1,8 @@
-"""Pure: read XML from a server that is not trusted.
+"""Pure: parse XML from a server that is not trusted.
 
-Expat's own handlers, because a listing page is on the path of every `ls`: ElementTree needs
-nearly twice the time. Limits on size and depth, no document types, no entities: neither
-entity bombs nor external files, whatever version of expat is below.
+It uses expat's handlers directly, because every `ls` parses a listing page: ElementTree takes
+nearly twice the time. Size and depth are limited; document types and entities are rejected. So
+entity bombs and external files do no harm with any version of expat.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from mountpoint.errors import BadAnswer
 
-#: The deepest element S3 sends is ListBucketResult/Contents/RestoreStatus/RestoreExpiryDate.
+#: The deepest element that S3 sends is ListBucketResult/Contents/RestoreStatus/RestoreExpiryDate.
 XML_MAX_DEPTH = 8
 
 
@@ -20,10 +20,10 @@ def _refuse(*_: object) -> NoReturn:
 
 
 def read_xml(body: bytes, max_bytes: int, on_end: Callable[[int, str, list[str]], None]) -> str:
-    """Read `body`, calling `on_end(depth, name, texts)` as each element ends; return the root.
+    """Parse `body` and call `on_end(depth, name, texts)` at each end tag; return the root's name.
 
-    The root has depth 0. `texts` is what stood before the end tag, in pieces, since the last
-    tag; the callback may keep a joined copy, never the list.
+    The root has depth 0. `texts` holds the text since the previous tag, in pieces; the callback
+    may join and keep it, but must not keep the list. Raises BadAnswer.
     """
     if len(body) > max_bytes:
         raise BadAnswer(f"the XML has {len(body)} bytes, more than {max_bytes}")
@@ -46,7 +46,7 @@ def read_xml(body: bytes, max_bytes: int, on_end: Callable[[int, str, list[str]]
         depth -= 1
         texts.clear()
 
-    # The encoding is S3's, whatever the declaration says: other codecs are only attack surface.
+    # S3 sends UTF-8, whatever the declaration says; other codecs would only add attack surface.
     parser = expat.ParserCreate("UTF-8")
     parser.buffer_text = True
     parser.StartElementHandler = start
