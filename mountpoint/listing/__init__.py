@@ -1,1 +1,7 @@
-"""What is in a directory: its listing, lookups, what is asked for ahead of both."""
+"""Directory contents: listings, lookups of names, and prefetching for both.
+
+`tree` defines which keys are files and directories. `directory` lists one directory: `page_chain`
+requests its pages, `pages` says what a page proves, and `split_points` guesses where to list ahead.
+`cache` keeps listed names. `resolver` looks up a name, `batch_lookup` many names with one LIST.
+`prefetch` lists ahead of tree walks, which `walk_detector` recognises; `flat` splits their LISTs.
+"""

@@ -1,21 +1,21 @@
-"""Lookups that are answered together: one LIST says what a thousand siblings are.
+"""Batch lookups: one LIST answers the lookups of up to a thousand siblings.
 
-A lookup alone is a request of its own. Programs look up neighbours: `ls -l`, a directory read
-file by file, sixteen threads on one folder. Within the ttl the page that named a file
-answers (`cache`). Past it the same page is asked for again, once, and all lookups of names in
-it wait for that one answer; so n names cost one LIST per 1,000 names and ttl, whoever asks
-in which order. A page that is in use is asked for again a little earlier, and nobody waits.
-Where nothing was listed, a page begins at the name that is looked up; one such page at a
-time is asked for, because nobody knows how far it will tell. `pages.Account` says when a
-page is worth it.
+A lookup alone is a request of its own. But programs look up neighbours: `ls -l`, a directory read
+file by file, sixteen threads in one folder. Within the ttl, the page that named a file answers
+(`cache`). After that, the same page is requested again, once, and all lookups of names in it wait
+for that one answer. So n names cost one LIST per 1,000 names and ttl, whichever threads look them
+up and in any order. A page in use is renewed a little earlier, so that no lookup waits. Where
+nothing was listed yet, a page begins at the name being looked up. Only one such page per directory
+is requested at a time, because it is unknown how many names it will cover. `pages.PageCredit`
+decides when a page is worth its cost.
 
-What exists may be as old as the ttl, so everyone takes it from the answer. What does *not*
-exist must be known from a request that was sent after the lookup began, or a new object
-would not be visible at once: only who sent the request takes that from the answer. The
-others, and everyone whose name the answer does not tell of, look up alone.
+An existing name may be as old as the ttl, so every lookup may take it from the answer. A *missing*
+name must be known from a request sent after the lookup began, or a new object would not be visible
+at once. So only the lookup that sent the LIST may treat a missing name as absent. The other
+lookups, and those for names that the answer does not cover, send their own requests.
 
-A page is asked for in one try, since there is another way. It knows nothing of versions that
-`open` found to be others: `cache` does.
+A page gets a single try, because the lookup alone is the fallback. This module does not track
+versions that `open` found to be outdated; `cache` does.
 """
 
 import threading
@@ -35,18 +35,18 @@ from mountpoint.s3.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
-#: About 4 MB. Directories in which nothing was looked up for longest are forgotten first.
+#: About 4 MB. The least recently used directories are forgotten first.
 MAX_ACCOUNTS = 10_000
-#: A page is renewed so long before it is too old, if it is in use: a LIST of 1,000 names takes S3
-#: 50 to 200 ms, for which everybody would wait.
+#: Seconds before the end of the ttl at which a page in use is renewed: a LIST of 1,000 names takes
+#: S3 50 to 200 ms, and all lookups would wait for it.
 AHEAD_S = 0.25
 
 
 class _Flight:
-    """A page that has been asked for.
+    """A page that has been requested.
 
-    `explores` says that nobody knows how far it will tell. `landed` is set when `cache`
-    has what it says; `entries` and `span` are set by then, unless it tells of nothing.
+    `explores` means that it is unknown how many names it will cover. `landed` is set once `cache`
+    has its contents; `entries` and `span` are set before, unless the page proves nothing.
     """
 
     def __init__(self, directory: bytes, after: bytes, *, explores: bool) -> None:
@@ -63,7 +63,7 @@ class _Flight:
 class Siblings:
     """Lookups by pages of the directory's listing. Thread-safe; no lock is held while waiting.
 
-    What has only `ahead_s` left to be believed is renewed when it is looked up, without a wait.
+    An entry that expires within `ahead_s` is renewed when it is looked up, without a wait.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Siblings:
         self._lock = threading.Lock()
         self._accounts: OrderedDict[bytes, PageCredit] = OrderedDict()  # last used last
         self._flights: dict[tuple[bytes, bytes], _Flight] = {}  # by directory and `after`
-        self._exploring: set[bytes] = set()  # directories with a flight to where nobody was
+        self._exploring: set[bytes] = set()  # directories with a page of unknown reach in flight
 
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
-        """Return what a name is and until when that may be believed, or None: ask for it alone.
+        """Return a name's entry and its expiry on the clock; None: the caller must look it up.
 
-        Raises NoSuchEntry when S3 has just said so.
+        Raises NoSuchEntry if the page requested for this lookup shows that the name is missing.
         """
         known = self._listings.find(directory, name)
         if known is None and self._enabled:
@@ -104,13 +104,13 @@ class Siblings:
         return known
 
     def forget(self, directory: bytes) -> None:
-        """Forget what lookups in a directory have cost, and its pages."""
+        """Forget a directory's page credit and its pages."""
         with self._lock:
             self._accounts.pop(directory, None)
         self._listings.forget(directory)
 
     def _board(self, directory: bytes, name: bytes) -> tuple[_Flight | None, bool]:
-        """Return the flight that will tell of `name`, and whether the caller has to make it."""
+        """Return the page request that will cover `name`, and whether the caller must send it."""
         with self._lock:
             now_s = time.monotonic()
             span = self._listings.span_of(directory, name)
@@ -124,17 +124,17 @@ class Siblings:
                 return None, False
             if span is not None and span.asked_at_s > now_s - self._ttl_s:
                 flight = _Flight(directory, after, explores=False)
-                flight.landed.set()  # a moment ago, or it is not in there
+                flight.landed.set()  # the page has just arrived, or it lacks the name
                 return flight, False
             if not self._account(directory).buys_page(now_s, known=span is not None):
                 return None, False
             return self._new_flight(directory, after, explores=span is None), True
 
     def _answered(self, directory: bytes, entry: Entry, fresh_until_s: float) -> None:
-        """Note a lookup that was answered without asking, and renew what it came from in time.
+        """Record a lookup answered without a request, and renew its page in time.
 
-        That is for files to do: a page that names one also shows that all directories above
-        it exist, whose names are looked up before.
+        Only lookups of files do this. A page that names a file also proves that all directories
+        above it exist, and these are looked up first.
         """
         flight = None
         with self._lock:
@@ -164,19 +164,19 @@ class Siblings:
         return flight
 
     def _ask(self, flight: _Flight) -> None:
-        """Send the request; it lands by itself."""
+        """Send the request; its callback calls `_arrived`."""
         flight.asked_at_s = time.monotonic()
         start_after = flight.directory + flight.after if flight.after else None
         flight.future = self._client.list(flight.directory, start_after=start_after)
         flight.future.add_done_callback(lambda future: self._arrived(flight, future))
 
     def _wait(self, flight: _Flight) -> None:
-        """Wait for a page; half of the time is left for a lookup alone."""
+        """Wait for a page; half of the total time is left for a lookup alone."""
         if not flight.landed.wait(self._retry_policy.once_s) and flight.future is not None:
-            flight.future.cancel()  # and so it lands
+            flight.future.cancel()  # its callback lands the flight
 
     def _arrived(self, flight: _Flight, future: "Future[ListPage]") -> None:
-        """Take the answer. Called once, by whoever ends the request."""
+        """Receive the answer. Called once, by the thread that ends the request."""
         try:
             page = future.result()
         except (OperationError, CancelledError) as error:
@@ -194,7 +194,7 @@ class Siblings:
             self._failed(flight.directory)
             return
         span = Span(flight.after, reach, flight.asked_at_s)
-        # All of them: those that this page is not certain of are left out by their names.
+        # Use all entries: those that this page cannot confirm are excluded by name.
         merged = DirectoryMerge(flight.directory).feed(replace(page, next_token=None))
         flight.entries = [each for each in merged if each.is_directory or span.tells_of(each.name)]
         flight.span = span
@@ -204,7 +204,7 @@ class Siblings:
                 self._account(flight.directory).refund()
 
     def _first_hand(self, flight: _Flight, name: bytes) -> tuple[Entry, float] | None:
-        """Answer the lookup that a page was asked for, from that page."""
+        """Answer the lookup that sent the request, from its page."""
         for entry in flight.entries:
             if entry.name == name:
                 return (entry, flight.asked_at_s + self._ttl_s) if entry.has_version else None

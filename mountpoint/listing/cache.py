@@ -1,19 +1,17 @@
-"""What was listed a moment ago: lookups answered without asking S3.
+"""Cache of listed names: answers lookups without asking S3.
 
-There is no readdirplus below llfuse, so `ls -l` is a listing and then one lookup per name.
-A page of LIST names up to 1,000 entries; each is good for a lookup until its page is
-`ttl_s` old, counted from when the page was asked for. The newest knowledge counts: a page
-that names something else, or that tells of a name without naming it, ends what older pages
-said. Of a page that is gone its span is kept: where it began and how far it told, so that
-it can be asked for again (`batch_lookup`).
+llfuse has no readdirplus, so `ls -l` is a listing followed by one lookup per name. A page of LIST
+names up to 1,000 entries. Each is valid for lookups until the page is `ttl_s` old, counted from the
+request. The newest information wins: a page that names something else, or that covers a name
+without listing it, overrides older pages. After a page is dropped, its span stays: its start and
+its reach, so that it can be requested again (`batch_lookup`).
 
-A name that does not exist is believed not to for `negative_ttl_s`, by the page that tells
-of it and does not name it, or by the lookup that found nothing (`missed`). With 0 that is
-never believed, and only S3 can say so.
+A missing name counts as absent for `negative_ttl_s`, by a page that covers it without listing it,
+or by a lookup that found nothing (`missed`). With 0, only S3 can say that a name is missing.
 
-Nothing takes time that grows with the number of pages: for each directory there is an index
-from name to the newest page. Pages go when they are too old, when newer ones name all that
-they name, and when there is too much: then the oldest, but for those that were used since.
+No operation takes time proportional to the number of pages: each directory has an index from name
+to the newest page. Pages are dropped when they are too old, when newer pages name everything they
+name, and when the cache is full. Then the oldest go first, except those used recently.
 """
 
 import itertools
@@ -28,15 +26,15 @@ from typing import TypeVar
 from mountpoint.listing.pages import Span, Spans
 from mountpoint.listing.tree import Entry
 
-#: About 60 MB with names of 30 bytes in keys of 60. A second of LIST brings some 30,000 names.
+#: About 60 MB with names of 30 bytes in keys of 60. LIST returns some 30,000 names per second.
 MAX_NAMES = 100_000
-#: Pages of one name or none are mostly overhead: 1 KB each.
+#: Pages with one name or none are mostly overhead: 1 KB each.
 MAX_PAGES = 10_000
-#: Ten million names; about 3 MB. The directories that were used last are kept.
+#: Spans of ten million names; about 3 MB. Those of the most recently used directories are kept.
 MAX_SPANS = 10_000
-#: Names that do not exist, as many as the reference keeps; about 20 MB.
+#: Missing names, as many as AWS's mount-s3 keeps; about 20 MB.
 MAX_MISSES = 100_000
-#: Directories in which something was seen, and names that were discarded: about 4 MB each.
+#: Directories in which an entry was seen, and discarded names: about 4 MB each.
 MAX_SEEN = 20_000
 
 
@@ -44,10 +42,10 @@ K = TypeVar("K")
 
 
 class _Page:
-    """One page's names; None for what exists, but has to be asked for.
+    """One page's names; None for an entry that exists but needs a lookup.
 
-    `live` counts the names for which no newer page is held; `used` is whether one was found
-    since the page was last looked at to be dropped.
+    `live` counts the names that no newer page holds. `used` means that a lookup found one of them
+    since the page was last considered for eviction.
     """
 
     __slots__ = (
@@ -73,25 +71,25 @@ class _Page:
         self.number = number
         self.directory = directory
         self.asked_at_s = asked_at_s
-        self.until_s = until_s  # one object for all of its lookups: inodes keep it
+        self.until_s = until_s  # one float object for all lookups, because inodes keep it
         self.entries = {each.name: each if each.has_version else None for each in entries}
         self.live = 0
         self.used = False
         self.first = (entries[0].name if entries else b"", number)
-        self.files: list[bytes] | None = None  # in order, once somebody asks for it
+        self.files: list[bytes] | None = None  # sorted, built at first use
 
 
 class _Directory:
     """The pages of one directory.
 
-    Invariant: `newest[name].entries` has `name`, and each page in `firsts` is held.
+    Invariant: `newest[name].entries` has `name`, and the cache holds each page in `firsts`.
     """
 
     __slots__ = ("firsts", "newest")
 
     def __init__(self) -> None:
         self.newest: dict[bytes, _Page] = {}
-        self.firsts: list[tuple[bytes, int]] = []  # first name and number, in order
+        self.firsts: list[tuple[bytes, int]] = []  # first name and number of each page, sorted
 
 
 class ListingCache:
@@ -112,12 +110,12 @@ class ListingCache:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._pages: OrderedDict[int, _Page] = OrderedDict()  # by number; about oldest first
+        self._pages: OrderedDict[int, _Page] = OrderedDict()  # by number; roughly oldest first
         self._of: dict[bytes, _Directory] = {}
         self._names = 0
         self._spans: OrderedDict[bytes, Spans] = OrderedDict()  # by directory, last used last
         self._span_count = 0
-        # By when they were asked for, oldest first:
+        # By the time of the request, oldest first:
         self._seen_at_s: dict[bytes, float] = {}  # directories
         self._discarded_at_s: dict[tuple[bytes, bytes], float] = {}
         self._missed_at_s: dict[tuple[bytes, bytes], float] = {}
@@ -130,9 +128,9 @@ class ListingCache:
         asked_at_s: float,
         span: Span | None = None,
     ) -> None:
-        """Note what a page said. `asked_at_s` is the clock when it was asked for.
+        """Add a page's entries. `asked_at_s` is the clock when the page was requested.
 
-        What has no version is not kept: it has to be asked for one by one.
+        An entry without a version is not kept: each lookup must ask S3 for it.
         """
         with self._lock:
             if self._is_forgotten(directory, asked_at_s):
@@ -147,16 +145,16 @@ class ListingCache:
             self._drop_old()
 
     def see(self, directory: bytes, asked_at_s: float) -> None:
-        """Note that there was something in a directory: so it exists, and all above it."""
+        """Record that a directory has an entry, so it and all directories above it exist."""
         with self._lock:
             if not self._is_forgotten(directory, asked_at_s):
                 self._see(directory, asked_at_s)
             self._drop_old()
 
     def span_of(self, directory: bytes, name: bytes) -> Span | None:
-        """Return the newest page, fresh or not, in which a name lies or would lie.
+        """Return the newest page, expired or not, whose span includes `name`.
 
-        One whose names are not held any more counts as very old.
+        A page whose names were dropped counts as very old.
         """
         with self._lock:
             self._drop_old()
@@ -170,13 +168,13 @@ class ListingCache:
             return span._replace(page=0)
 
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
-        """Return the entry and until when (on the clock) it may be used, or None."""
+        """Return the entry and its expiry on the clock, or None."""
         with self._lock:
             self._drop_old()
             return self._find(directory, name)
 
     def absent(self, directory: bytes, name: bytes) -> float | None:
-        """Return until when (on the clock) a name may be believed not to exist, or None."""
+        """Return the time on the clock until which a name counts as missing, or None."""
         if self._negative_ttl_s <= 0:
             return None
         with self._lock:
@@ -186,7 +184,7 @@ class ListingCache:
             return until_s if until_s > self._clock() else None
 
     def is_gone(self, directory: bytes, name: bytes) -> bool:
-        """Whether a page younger than the ttl tells of a name, and no page names it."""
+        """Whether a page within the ttl covers a name, and no page lists it."""
         with self._lock:
             self._drop_old()
             span = self._span_of(directory, name)
@@ -196,7 +194,7 @@ class ListingCache:
             return name not in page.entries and page.asked_at_s > self._clock() - self._ttl_s
 
     def missed(self, directory: bytes, name: bytes, asked_at_s: float) -> None:
-        """Note that a lookup has found nothing; it asked at `asked_at_s`."""
+        """Record a lookup that found nothing; its request was sent at `asked_at_s`."""
         if self._negative_ttl_s <= 0:
             return
         with self._lock:
@@ -205,7 +203,7 @@ class ListingCache:
             self._drop_old()
 
     def following(self, directory: bytes, name: bytes, count: int) -> list[Entry]:
-        """Return the next files behind `name` that are known, in the order of their names."""
+        """Return up to `count` known files after `name`, sorted by name."""
         found: list[Entry] = []
         with self._lock:
             self._drop_old()
@@ -226,9 +224,9 @@ class ListingCache:
         return found
 
     def discard(self, directory: bytes, name: bytes) -> None:
-        """Forget a name, which has turned out to be something else.
+        """Drop a name that turned out to be outdated.
 
-        Pages that were asked for before count no more for it, also those still on their way.
+        Pages requested before no longer count for it, including those still in flight.
         """
         with self._lock:
             self._missed_at_s.pop((directory, name), None)
@@ -240,22 +238,22 @@ class ListingCache:
             self._drop_old()
 
     def made(self, directory: bytes, entry: Entry) -> None:
-        """Note what this mount has just made."""
+        """Add an entry that this mount has just created."""
         with self._lock:
             self._missed_at_s.pop((directory, entry.name), None)
         self.add(directory, [entry], self._clock())
 
     def gone(self, directory: bytes, name: bytes) -> None:
-        """Note that this mount has just removed a name, after `discard`: this counts more."""
+        """Record, after `discard`, that this mount has just removed a name."""
         self.missed(directory, name, math.nextafter(self._clock(), math.inf))
 
     def forget(self, directory: bytes) -> None:
-        """Forget how the listing of a directory was divided into pages."""
+        """Forget how a directory's listing was divided into pages."""
         with self._lock:
             self._span_count -= len(self._spans.pop(directory, ()))
 
     def forget_below(self, prefix: bytes) -> None:
-        """Forget all names in a directory and below, also those that are still on their way."""
+        """Drop all names in and below a directory, also from pages still in flight."""
         with self._lock:
             _note(self._forgotten_at_s, prefix, self._clock(), MAX_SEEN)
             for directory in [each for each in self._of if each.startswith(prefix)]:
@@ -269,12 +267,12 @@ class ListingCache:
                 del self._missed_at_s[missed]
 
     def sweep(self) -> None:
-        """Let go what is too old, also where nobody looks for anything any more."""
+        """Drop expired pages, including those of directories that are no longer used."""
         with self._lock:
             self._drop_old()
 
     def __len__(self) -> int:
-        """Return the number of names remembered."""
+        """Return the number of cached names."""
         return self._names
 
     def check(self) -> None:
@@ -294,10 +292,10 @@ class ListingCache:
                 assert page.live == sum(newest.get(name) is page for name in page.entries)
                 assert page.number == number
 
-    # --- what is known (lock held) ---
+    # --- lookups (lock held) ---
 
     def _is_forgotten(self, directory: bytes, asked_at_s: float) -> bool:
-        """Whether what was asked for then had to be forgotten since."""
+        """Whether a page requested at `asked_at_s` was invalidated since."""
         if not self._forgotten_at_s:
             return False
         while self._forgotten_at_s.get(directory, -math.inf) < asked_at_s:
@@ -324,14 +322,14 @@ class ListingCache:
         return self._discarded_at_s.get((directory, name), -math.inf)
 
     def _is_gone(self, page: _Page, name: bytes) -> bool:
-        """Whether a page that is newer than the newest with this name tells of it."""
+        """Whether a newer page than the newest one with this name covers it."""
         span = self._span_of(page.directory, name)
         if span is None or not span.tells_of(name):
             return False
         return (span.asked_at_s, span.page) > (page.asked_at_s, page.number)
 
     def _absent_at_s(self, directory: bytes, name: bytes) -> float:
-        """Return when it was said last that a name does not exist; -inf if it may exist."""
+        """Return the time of the newest proof that a name is missing; -inf if it may exist."""
         said_s = self._missed_at_s.get((directory, name), -math.inf)
         span = self._span_of(directory, name)
         if span is not None and span.tells_of(name):
@@ -351,7 +349,7 @@ class ListingCache:
         spans = self._spans.get(directory)
         return None if spans is None else spans.find(name)
 
-    # --- what is kept (lock held) ---
+    # --- changes (lock held) ---
 
     def _put(self, page: _Page) -> None:
         place = self._of.setdefault(page.directory, _Directory())
@@ -364,7 +362,7 @@ class ListingCache:
             other = newest.get(name)
             if other is not None:
                 if other.asked_at_s > page.asked_at_s:
-                    continue  # pages may come in another order than they were asked for
+                    continue  # pages may arrive in another order than they were requested
                 other.live -= 1
                 if other.live == 0:
                     passed.append(other)
@@ -418,11 +416,11 @@ class ListingCache:
         _drop_until(oldest_s, self._discarded_at_s)
         _drop_until(oldest_s, self._seen_at_s)
         _drop_until(oldest_s, self._missed_at_s)
-        _drop_until(oldest_s, self._forgotten_at_s)  # what was asked for before is too old, too
+        _drop_until(oldest_s, self._forgotten_at_s)  # pages requested before have expired, too
 
 
 def _note(times_s: dict[K, float], key: K, time_s: float, most: int) -> None:
-    """Put a time last, and let the first go where there are too many."""
+    """Set `key` as the newest, and drop the oldest if there are more than `most`."""
     times_s.pop(key, None)
     times_s[key] = time_s
     if len(times_s) > most:

@@ -1,31 +1,31 @@
-"""One listing of one directory, which grows as it is read.
+"""List one directory, page by page, with further pages requested in parallel.
 
-**Runs.** S3 gives at most 1,000 names a page, each page after the one before: 50 ms for every
-thousand names. So from the second page on, which `ls | head` never asks for, further pages are
-asked for at once, each beginning where names are guessed to go on (`split_points`). Such a page and
-those that follow it by their tokens are a *run*. The first run begins at the beginning; the
-run in front is the one from which names are given out.
+**Chains.** S3 returns at most 1,000 names a page, each after the one before: 50 ms per thousand
+names. So from the second page on, which `ls | head` never requests, further pages are requested in
+parallel. Each begins where names are guessed to continue (`split_points`). Such a page and those
+that follow it by their tokens are a *chain*. The first chain begins at the start of the directory;
+the reader gets the names of the front chain.
 
-**Joining.** A page tells of every name up to its reach (`pages`). When the pages in front
-reach *beyond* the position where a run begins, nothing is between them, whatever the guess
-was worth: that run goes on, without what has been told already. Until then the run in front
-goes on by its tokens; so does a run ahead whose page ends before the next one begins. In both
-orders that stores list in, no name is lost, and none comes twice.
+**Joining.** A page covers every name up to its reach (`pages`). When the front pages reach *beyond*
+the position where a chain begins, there is no gap between them, however good the guess was. Then
+that chain continues, without the names that were already returned. Until then the front chain
+continues by its tokens; so does a later chain whose page ends before the next chain begins. In both
+orders that stores use, no name is lost and none is returned twice.
 
-**What it costs.** A request costs 1, a page that is joined brings somewhat more, by the share of
-its names that are new. With nothing left only the run in front is asked for: where guesses are
-bad, there are hardly more requests than pages. `FIRST_AHEAD` requests are made at first, and
-never more than `MOST_AHEAD` before their turn; at the end of the directory these are in vain. So
-there are at most half as many requests again as pages, and eight (with names of every kind, in
-tests; with 20,000 names as programs give them there were 23 to 31 requests).
+**Cost.** A request costs 1 credit. A joined page earns somewhat more, times the share of its names
+that are new. Without credit, only the front chain is requested: where guesses are bad, there are
+hardly more requests than pages. `FIRST_AHEAD` requests are sent at first, and at most `MOST_AHEAD`
+ahead of the reader; at the end of the directory these are wasted. In tests with all kinds of names,
+the extra requests were at most half of the number of pages plus eight. Listing 20,000 names of
+typical programs took 23 to 31 requests.
 
-**Trust.** A page that begins too early, has no order, or lacks the name up to which all was
-told, comes from a store that knows no start-after: then all pages come by tokens, from the
-last that was joined. So they do where keys are listed in no order. An empty page far ahead is
-taken for the end, and nothing is asked for beyond; where the end is says a page in front.
+**Trust.** If a page begins too early, is unordered, or lacks the name up to which the previous
+pages reach, the store does not support start-after. Then all pages come by tokens, from the last
+joined one on. The same holds if the store lists in no order. An empty page far ahead is assumed to
+be the end, and nothing beyond it is requested, but only a front page proves the end.
 
-Whoever reads drives it all: requests are made, answers taken and failures repeated by readers,
-and what is asked for ahead is waited for only when its turn comes.
+The reading threads do all the work: they send requests, take answers and retry failures. They wait
+for a page ahead only when they need it.
 """
 
 import threading
@@ -47,27 +47,27 @@ from mountpoint.s3.retry import Attempts, RetryPolicy
 
 log = structlog.get_logger(__name__)
 
-#: Requests at once when the second page is asked for. A directory that ends there has cost three
-#: empty answers too many.
+#: Parallel requests when the second page is needed. If the directory ends there, three of them are
+#: wasted on empty answers.
 FIRST_AHEAD = 4
-#: Pages of 5 ms of CPU and 50 ms of waiting: more would only wait for the interpreter.
+#: A page takes 5 ms of CPU and 50 ms of waiting: more requests would only wait for the GIL.
 MOST_AHEAD = 8
-#: So many names are joined before a reader is there: what a reader needs 50 ms for.
+#: Names joined ahead of a reader: it takes 50 ms to read them.
 READY_NAMES = 4000
-#: What a page brings that was guessed, if its names are all new: two thirds of them must be, or
-#: there are ever fewer guesses. After four good pages six more are asked for.
+#: Credit for a guessed page whose names are all new. At least two thirds must be new, or the number
+#: of guesses falls. After four good pages, six more are requested.
 EARNED = 1.5
-#: What a page brings that came by a token: where guesses were bad, one more after ten pages.
+#: Credit for a page by a token: where guesses were bad, one more guess after ten pages.
 EARNED_BY_TOKEN = 1.1
 
 
 class DirectoryListing:
     """The entries of the directory `prefix`, page by page. Thread-safe.
 
-    Positions in it stay valid as long as it lives. `first` is what has been asked for already:
-    the first page, or all. Nothing is asked before the first read.
+    Positions stay valid as long as the object lives. `first` is what was already requested or
+    listed: the first page, or everything. No request is sent before the first read.
 
-    `_lock` is not held while anything is waited for.
+    `_lock` is not held while a thread waits.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class DirectoryListing:
         self._complete = False
         self._entries: list[Entry] = []
         self._merge = DirectoryMerge(prefix)
-        self._held_since_s = 0.0  # age of the oldest entry that is not certain yet
-        self._reach = b""  # of the pages that were joined
-        self._token: str | None = None  # of the page behind them
-        #: Never empty. From each to the next they begin further on; only the first may begin
-        #: before `_reach`.
+        self._held_since_s = 0.0  # request time of the oldest entry that is not certain yet
+        self._reach = b""  # of the joined pages
+        self._token: str | None = None  # of the page after them
+        #: Never empty. Each begins beyond the one before; only the first may begin before
+        #: `_reach`.
         self._runs = deque([PageChain(b"")])
         if isinstance(first, Asked):
             self._runs[0].asked = first
@@ -103,18 +103,18 @@ class DirectoryListing:
         self._looked_ahead = False
         self._credit = 0.0
         self._guess: Guess | None = None
-        self._guessed_from = b""  # the reach of the page that the guess was made of
+        self._guessed_from = b""  # the reach of the page that `_guess` came from
 
     @property
     def begun(self) -> bool:
-        """Whether something was read of it."""
+        """Whether a page was read."""
         return self._begun
 
     def read(self, position: int, count: int) -> list[Entry]:
-        """Return the entries from `position` on: `count` of them, or up to a page's end.
+        """Return the entries from `position` on: `count` of them, or up to the end of a page.
 
-        Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing
-        that goes in circles, Stalled for one that goes on for too long without an entry.
+        Empty only at the end of the directory. Raises S3Errors, BadAnswer for a listing whose
+        tokens repeat, and Stalled for one that yields no entry for too long.
         """
         attempts = self._retry_policy.begin()
         while True:
@@ -128,17 +128,17 @@ class DirectoryListing:
                     raise Stalled("the listing goes on without an entry")
                 run = self._runs[0]
                 asked = run.asked or self._ask(run)
-                if self._begun:  # there is more than one page, and somebody wants it
+                if self._begun:  # there is a second page, and a reader needs it
                     self._look_ahead()
             self._wait(run, asked, attempts)
 
     def names(self) -> set[bytes]:
-        """Return all names, once everything has been read. No two entries have the same."""
+        """Return all names, each once, after the whole directory has been read."""
         with self._lock:
             return {entry.name for entry in self._entries}
 
     def close(self) -> None:
-        """Cancel what is in flight, and ask for nothing ahead any more."""
+        """Cancel requests in flight, and stop listing ahead."""
         with self._lock:
             self._runs[0].cancel()
             self._give_up()
@@ -153,7 +153,7 @@ class DirectoryListing:
             assert 0 <= self._credit <= MOST_AHEAD
             assert self._outstanding() <= MOST_AHEAD + 1
 
-    # --- asking and waiting ---
+    # --- requests and waiting ---
 
     def _ask(self, run: PageChain) -> Asked:
         asked_at_s = time.monotonic()
@@ -168,13 +168,13 @@ class DirectoryListing:
         return run.asked
 
     def _wait(self, run: PageChain, asked: Asked, attempts: Attempts) -> None:
-        """Wait for an answer; return for another look. Raises what no retry will help."""
+        """Wait for an answer; the caller then checks again. Raises errors that end the retries."""
         error: S3Error | None = None
         try:
             asked.future.result(min(self._retry_policy.try_s, max(attempts.left_s(), 0.0)))
             return
         except CancelledError:
-            pass  # by who closed it, or found that it is not needed
+            pass  # another thread closed the listing or no longer needs the page
         except TimeoutError:
             asked.future.cancel()
             error = Stalled(f"no answer within {self._retry_policy.try_s:.0f} s")
@@ -185,7 +185,7 @@ class DirectoryListing:
                 was_guessed = run.guessed
                 if run.asked is asked and run.failed:
                     self._failed(run, error)
-        # A guess is not made again: what it would have told is asked for by a token.
+        # A failed guess is not retried: its names will come by a token.
         if error is not None and not was_guessed and not attempts.again(error):
             raise error
 
@@ -196,25 +196,25 @@ class DirectoryListing:
         if run.guessed and run is self._runs[0]:
             self._runs[0] = PageChain(self._reach, self._token)
 
-    # --- what has come ---
+    # --- arrived pages ---
 
     def _has(self, position: int) -> bool:
-        """Whether it is known what is at a position."""
+        """Whether the entry at a position is known, or known to be beyond the end."""
         return self._complete or len(self._entries) > position
 
     def _go_on(self, position: int) -> None:
-        """While a reader is busy: join what has come, and ask for more in its place."""
+        """While a reader is busy, join arrived pages and request more in their place."""
         if not self._looked_ahead or self._complete or not self._ahead:
             return
         try:
             while not self._has(position + READY_NAMES) and self._join():
                 pass
         except BadAnswer:
-            self._give_up()  # it comes again when the page is needed
+            self._give_up()  # the error occurs again when the page is needed
         self._look_ahead()
 
     def _join(self) -> bool:
-        """Take the next page, if it has come, and put the run in front from which to go on."""
+        """Join the next page, if it has arrived, and move the chain that continues to the front."""
         if self._known is not None:
             self._join_known(self._known)
             return True
@@ -250,19 +250,21 @@ class DirectoryListing:
         self._begun = self._complete = True
 
     def _adjoins(self, arrived: Arrived) -> bool:
-        """Whether the page, which begins before the reach, tells what it should."""
+        """Whether a page that begins before the reach contains the name that it must."""
         if arrived.reach is None:
             return False
         if arrived.reach < self._reach + b"/":
-            return True  # it need not tell of the name
+            return True  # the page need not contain that name
         key = self._prefix + self._reach
         return key + b"/" in arrived.page.prefixes or any(
             info.key == key for info in arrived.page.objects
         )
 
     def _without_told(self, page: ListPage) -> ListPage:
-        """Leave out what the pages before tell of. Names that come twice all the same (folders,
-        in stores that list them before what they list after them) are dropped by the merge.
+        """Drop the names that previous pages covered.
+
+        The merge drops names that still repeat: some stores list folders before the keys that sort
+        before them.
         """
         told = self._prefix + self._reach
         return ListPage(
@@ -273,10 +275,10 @@ class DirectoryListing:
         )
 
     def _take(self, page: ListPage, arrived: Arrived) -> None:
-        """Put in the entries of a page, and note them for lookups."""
+        """Add a page's entries, and put them in the cache for lookups."""
         held, held_since_s = self._merge.holds, self._held_since_s
         certain = self._merge.feed(page)
-        if len(certain) >= held:  # what is held back now is of this page
+        if len(certain) >= held:  # all entries now held back are from this page
             self._held_since_s = arrived.asked_at_s
         else:
             self._held_since_s = min(held_since_s, arrived.asked_at_s)
@@ -286,7 +288,7 @@ class DirectoryListing:
             self._reach = arrived.reach
         self._token = page.next_token
         self._entries += certain
-        # What an earlier page had named comes first, and is as old as that page.
+        # Entries from an earlier page come first, and are as old as that page.
         if held:
             self._listings.add(self._prefix, certain[:held], held_since_s)
         self._listings.add(self._prefix, certain[held:], arrived.asked_at_s, span)
@@ -306,10 +308,10 @@ class DirectoryListing:
     def _shown(self) -> str:
         return self._prefix.decode("utf-8", "backslashreplace")
 
-    # --- what comes next ---
+    # --- listing ahead ---
 
     def _look_ahead(self) -> None:
-        """Ask for what the credit allows: gaps between runs first, then further on."""
+        """Send the requests that the credit allows: for gaps between chains first, then ahead."""
         self._looked_ahead = True
         self._survey()
         index = 0
@@ -336,12 +338,12 @@ class DirectoryListing:
         return self._runs[index].after
 
     def _survey(self) -> None:
-        """See what has come of the runs ahead."""
+        """Check the answers to the chains ahead."""
         for index in range(1, len(self._runs)):
             run = self._runs[index]
             if run.failed:
                 run.asked = None
-                if run.guessed:  # the run before it goes on in its place
+                if run.guessed:  # the chain before it continues instead
                     self._cut_off(index)
                     break
             try:
@@ -365,7 +367,7 @@ class DirectoryListing:
                 break
 
     def _position_behind(self, run: PageChain) -> bytes | None:
-        """Return where to ask for the page behind the one that a run, the last, has asked for."""
+        """Return the position after the page that `run`, the last chain, has requested."""
         if self._guess is None or run.ended:
             return None
         position = self._guess.after(run.reach)
@@ -376,7 +378,7 @@ class DirectoryListing:
         return position
 
     def _learn(self, arrived: Arrived) -> None:
-        """Guess from the furthest page that is known."""
+        """Update the guess from the page furthest ahead."""
         if (
             not self._ahead
             or arrived.reach is None
@@ -400,7 +402,7 @@ class DirectoryListing:
         self._credit = min(self._credit + most * share, MOST_AHEAD)
 
     def _give_up(self) -> None:
-        """From now on one page after another."""
+        """List one page after another from now on."""
         self._ahead = False
         self._cut_off(1)
 

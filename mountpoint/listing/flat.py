@@ -1,8 +1,8 @@
-"""Many directories out of one flat listing: keys in order, without a delimiter. Pure.
+"""Split a flat listing (keys in order, without a delimiter) into directories. Pure.
 
-All keys of a directory, and of what is below it, stand together. So a directory is known
-whole as soon as the listing has begun at it, or before it, and has gone past it. What is
-in it is what `tree.DirectoryMerge` would make of its own listing.
+All keys in and below a directory are adjacent. So a directory is complete once the listing has
+started at or before it and has passed it. Its entries are those that `tree.DirectoryMerge` would
+return for its own listing.
 """
 
 from dataclasses import dataclass, field
@@ -13,8 +13,9 @@ from mountpoint.s3.client import ListPage, ObjectInfo
 
 
 class Listed(NamedTuple):
-    """A whole directory. `asked_at_s` is when the oldest page that it is from was asked for,
-    `hidden` how many keys of it are not shown because they cannot be names.
+    """A complete directory. `asked_at_s` is the request time of the oldest page it comes from.
+
+    `hidden` counts its keys that are not shown because they cannot be names.
     """
 
     prefix: bytes
@@ -25,7 +26,7 @@ class Listed(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A directory that the listing is in."""
+    """A directory that the listing has entered and not left."""
 
     prefix: bytes
     asked_at_s: float
@@ -34,23 +35,23 @@ class _Open:
 
 
 class FlatListing:
-    """Directories below `base` from `start` on, which is `base` or a directory below it."""
+    """The directories below `base`, from `start` on; `start` is `base` or below it."""
 
     def __init__(self, base: bytes, start: bytes) -> None:
         self._base = base
         self._start = start
         self._last = start  # the last key
-        self._open: list[_Open] = []  # each within the one before it
+        self._open: list[_Open] = []  # each one inside the previous one
 
     def is_in(self, directory: bytes) -> bool:
-        """Whether the listing has begun with a directory and has not come to its end."""
+        """Whether the listing has entered a directory and has not reached its end."""
         return any(each.prefix == directory for each in self._open)
 
     def feed(self, page: ListPage, asked_at_s: float) -> list[Listed] | None:
-        """Take the next page; return the directories that are now known whole, in order.
+        """Take the next page; return the directories that are now complete, in order.
 
-        None for a page that is not the next one of such a listing: a store with an order
-        of its own, or one that does not know where to begin.
+        None if the page does not continue the listing: the store has an order of its own, or
+        ignores start-after.
         """
         whole: list[Listed] = []
         if page.prefixes or page.skipped:
@@ -68,7 +69,7 @@ class FlatListing:
         return whole
 
     def _leave(self, key: bytes | None) -> list[Listed]:
-        """Close the directories that `key` is not in."""
+        """Leave the directories that do not contain `key`; None leaves all."""
         whole = []
         while self._open and not (key is not None and key.startswith(self._open[-1].prefix)):
             left = self._open.pop()
@@ -78,9 +79,9 @@ class FlatListing:
         return whole
 
     def _enter(self, key: bytes, asked_at_s: float) -> None:
-        """Open the directories on the way down to `key`.
+        """Enter the directories on the path to `key`.
 
-        Those that begin before `start` are not known whole, and are left out.
+        Those that begin before `start` are incomplete, and are skipped.
         """
         known = len(self._open[-1].prefix) if self._open else len(self._base)
         if not self._open and self._base == self._start:

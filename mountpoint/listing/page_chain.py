@@ -1,6 +1,7 @@
-"""Pages of a directory's listing that are asked for one after another, by their tokens.
+"""A chain of pages of a directory's listing, requested one after another by their tokens.
 
-What is asked, what has come and how far it tells; `directory` says when, and joins several.
+It holds the request in flight, the arrived pages and their reach. `directory` decides when to send
+requests, and joins several chains.
 """
 
 from collections import deque
@@ -13,14 +14,14 @@ from mountpoint.s3.client import ListPage
 
 
 class Asked(NamedTuple):
-    """A page that has been asked for, and the clock just before."""
+    """A page in flight, and the clock just before its request."""
 
     future: "Future[ListPage]"
     asked_at_s: float
 
 
 class Arrived(NamedTuple):
-    """A page, and up to where it tells: None is of nothing."""
+    """A page and its reach; None if the page proves nothing."""
 
     page: ListPage
     asked_at_s: float
@@ -28,7 +29,7 @@ class Arrived(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says that there is nothing any more."""
+        """Whether the page says that no names follow."""
         page = self.page
         return not (page.objects or page.prefixes or page.skipped or page.next_token is not None)
 
@@ -36,29 +37,29 @@ class Arrived(NamedTuple):
 class PageChain:
     """Pages that follow each other by their tokens, from the position `after` on.
 
-    With a `token` it begins behind a page that has one. `guessed` says that its first page
-    has not been joined yet, and that nobody knows whether one may.
+    With a `token`, it continues after the page that had this token. `guessed` means that its first
+    page has not been joined yet, and that it may not fit.
     """
 
     def __init__(self, after: bytes, token: str | None = None, *, guessed: bool = False) -> None:
         self.after = after
         self.token = token  # of the next page
         self.guessed = guessed
-        self.reach = after  # of the pages that have come
+        self.reach = after  # of the arrived pages
         self.asked: Asked | None = None
         self.ended = False
-        self.pages: deque[Arrived] = deque()  # that have come and are not joined
+        self.pages: deque[Arrived] = deque()  # arrived but not joined
         self._tokens = {token}
 
     @property
     def failed(self) -> bool:
-        """Whether its request has ended without an answer."""
+        """Whether its request failed."""
         if self.asked is None or not self.asked.future.done():
             return False
         return self.asked.future.cancelled() or self.asked.future.exception() is not None
 
     def collect(self, prefix: bytes) -> None:
-        """Take the answer, if it has come. Raises BadAnswer for a token that came before."""
+        """Take the answer, if it has arrived. Raises BadAnswer if a token repeats."""
         asked = self.asked
         if asked is None or not asked.future.done() or self.failed:
             return
@@ -74,6 +75,6 @@ class PageChain:
         self.pages.append(Arrived(page, asked.asked_at_s, reach))
 
     def cancel(self) -> None:
-        """Cancel what is in flight."""
+        """Cancel the request in flight."""
         if self.asked is not None:
             self.asked.future.cancel()

@@ -1,13 +1,13 @@
-"""What a page of a listing tells, and when another one is worth asking for. Pure.
+"""Which names a page of a listing covers, and when another page is worth its cost. Pure.
 
-A page lists up to 1,000 names of one directory. It begins after a *position* and tells of
-every name up to its *reach*: what lies between and is not in it does not exist. A position
-is a name, or any bytes without "/"; it counts from the directory on. b"" is the beginning.
+A page lists up to 1,000 names of one directory. It begins after a *position* and covers every name
+up to its *reach*: a name in between that it does not list does not exist. A position is a name, or
+any bytes without "/", relative to the directory. b"" is the beginning.
 
-Two orders are in use. S3 compares keys, so the directory `a` stands at `a/`, after `a!` and
-`a-1`; stores that keep folders compare names, so it stands before them. What is told here is
-true in both: a page tells of a name when its greatest name is beyond `name/`. Nothing is
-told by a page that is in neither order, or that begins before it should.
+Stores use two orders. S3 compares keys, so the directory `a` sorts as `a/`, after `a!` and `a-1`.
+Stores with real folders compare names, so it sorts before them. The rule here holds in both: a page
+covers a name if its greatest name is beyond `name/`. A page in neither order, or one that begins
+before its position, covers nothing.
 """
 
 from bisect import bisect_left
@@ -16,29 +16,29 @@ from typing import NamedTuple
 from mountpoint.listing.tree import MAX_KEY_BYTES
 from mountpoint.s3.client import ListPage
 
-#: The reach of a directory's last page: beyond any name.
+#: The reach of a directory's last page, beyond any name.
 END = b"\xff" * (MAX_KEY_BYTES + 1)
 
-#: How many lookups a page has to answer beyond the one that it was asked for. A lookup alone is
-#: a LIST of a few keys, 4 KB and 1 ms of CPU; a page takes S3 no longer, but is 200 KB and 8 ms.
+#: Further lookups that a page must answer to be worth its cost. A lookup alone is a LIST of a few
+#: keys, 4 KB and 1 ms of CPU. A page takes S3 no longer, but has 200 KB and takes 8 ms.
 PAGE_PRICE = 2
-#: With so many names it is not dearer than a lookup alone.
+#: A page of at most this many names costs no more than a lookup alone.
 SMALL_PAGE = 100
-#: Two pages on trust: the first may end just behind the name that it was asked for.
+#: Two pages on credit: the first may end just after the name that it was requested for.
 FIRST_CREDIT = 2 * PAGE_PRICE
-#: Sixteen threads may each find their page too old in the same moment.
+#: Sixteen threads may each find their page expired at the same moment.
 MOST_CREDIT = 16 * PAGE_PRICE
-#: Lookups alone after pages that were not worth it: a directory of millions, read at random,
-#: then pays a page for every seventeenth lookup.
+#: Lookups alone after pages that were not worth it. A directory of millions of names, read at
+#: random, then costs one page for every seventeenth lookup.
 LOOKUPS_ALONE = 16
-#: Lookups within the ttl before a page is asked for where nothing was ever listed.
+#: Lookups within the ttl before a page is requested where nothing was listed yet.
 FEW_LOOKUPS = 2
 
 
 class Span(NamedTuple):
-    """A page, without its names: it began after `after` and tells up to `reach`.
+    """A page without its names: it begins after `after` and covers names up to `reach`.
 
-    `page` is for whoever keeps the names: a number by which to find them.
+    `page` is the number under which the cache finds the names.
     """
 
     after: bytes
@@ -47,12 +47,12 @@ class Span(NamedTuple):
     page: int = 0
 
     def tells_of(self, name: bytes) -> bool:
-        """Whether the page says what `name` is, or that it does not exist."""
+        """Whether the page covers `name`: it lists the name, or proves that it is missing."""
         return self.after < name and name + b"/" <= self.reach
 
 
 def reach_of(prefix: bytes, after: bytes, page: ListPage) -> bytes | None:
-    """Return up to which position a page that begins after `after` tells; None: of nothing.
+    """Return the reach of a page that begins after `after`; None if it covers nothing.
 
     `prefix` is the directory's.
     """
@@ -62,7 +62,7 @@ def reach_of(prefix: bytes, after: bytes, page: ListPage) -> bytes | None:
     if page.skipped or not (_ascending(after, files) and _ascending(after, folders)):
         return None
     if page.next_token is None:
-        # An empty rest may be a store's misunderstanding of where to begin.
+        # The store may have misunderstood the start, so an empty page after it proves nothing.
         return END if files or folders or not after else None
     reach = max([*files, *(folder[:-1] for folder in folders)], default=b"")
     return reach if reach > after else None
@@ -78,24 +78,24 @@ def _ascending(after: bytes, names: list[bytes]) -> bool:
 
 
 def just_before(name: bytes) -> bytes:
-    """Return a position after which `name` is among the first to be listed.
+    """Return a position after which `name` is among the first listed.
 
-    It is valid UTF-8 if the name is, because S3 takes nothing else.
+    It is valid UTF-8 if the name is, because S3 accepts nothing else.
     """
     text = name.decode("utf-8", "surrogateescape")
     above, last = text[:-1], ord(text[-1]) - 1
     if last == ord("/"):
         last -= 1
-    # No control characters, no surrogates (which also stand for bytes that are not UTF-8).
+    # Avoid control characters and surrogates, which also stand for bytes that are not UTF-8.
     if last > ord(" ") and not 0xD800 <= last <= 0xDFFF:
         above += chr(last) + "~"
     return above.encode("utf-8", "surrogateescape")
 
 
 class Spans:
-    """The spans that are known of one directory.
+    """The known spans of one directory.
 
-    Invariant: they are in order and do not overlap.
+    Invariant: they are sorted and do not overlap.
     """
 
     def __init__(self) -> None:
@@ -105,10 +105,10 @@ class Spans:
         return len(self._spans)
 
     def add(self, new: Span) -> None:
-        """Put in a span; it takes the place of what it overlaps.
+        """Add a span; it replaces the spans it overlaps.
 
-        The span behind an older version of it goes on where it ends now, so that pages that
-        adjoin still do after names have come or gone.
+        The next span then begins where this one ends, if it followed an older version of it. So
+        adjacent pages stay adjacent after names were added or removed.
         """
         index = bisect_left(self._spans, new.after, key=_after)
         before, behind = self._spans[:index], self._spans[index:]
@@ -126,7 +126,7 @@ class Spans:
         self._spans = [*before, new, *behind]
 
     def find(self, name: bytes) -> Span | None:
-        """Return the span in which `name` lies. It need not tell of it: `name/` may lie beyond."""
+        """Return the span in which `name` lies. It may not cover it: `name/` may lie beyond."""
         index = bisect_left(self._spans, name, key=_after) - 1
         if index >= 0 and name <= self._spans[index].reach:
             return self._spans[index]
@@ -145,10 +145,10 @@ def _after(span: Span) -> bytes:
 
 
 class PageCredit:
-    """Whether one more page of a directory is worth its price.
+    """Decides whether another page of a directory is worth its cost.
 
-    Each page costs `PAGE_PRICE`, each lookup that a page answers brings 1. Who has nothing
-    left makes `LOOKUPS_ALONE` lookups alone, and may then try one page again.
+    Each page costs `PAGE_PRICE`; each lookup that a page answers earns 1. With no credit left,
+    `LOOKUPS_ALONE` lookups are sent alone, and then one page may be tried again.
     """
 
     def __init__(self, ttl_s: float) -> None:
@@ -156,18 +156,18 @@ class PageCredit:
         self._ttl_s = ttl_s
         # mutable
         self._credit = FIRST_CREDIT
-        self._alone = 0  # so many lookups alone are to come
+        self._alone = 0  # the number of lookups still to be sent alone
         self._times_s = [-ttl_s] * FEW_LOOKUPS  # of the last lookups, oldest first
 
     def answered(self, now_s: float) -> None:
-        """Note a lookup that a page has answered."""
+        """Record a lookup that a page answered."""
         self._credit = min(self._credit + 1, MOST_CREDIT)
         self._note(now_s)
 
     def buys_page(self, now_s: float, *, known: bool) -> bool:
-        """Note a lookup that no page answers; return whether a page may be asked for it.
+        """Record a lookup that no page answers; return whether a page may be requested for it.
 
-        `known` says that it lies in a page that was listed before.
+        `known` means that the name lies in a page that was listed before.
         """
         busy = now_s - self._times_s[0] < self._ttl_s
         self._note(now_s)
@@ -184,27 +184,27 @@ class PageCredit:
         return True
 
     def spares_page(self) -> bool:
-        """Whether a page may be asked for before it is needed: the last ones were worth it."""
+        """Whether a page may be renewed before it expires: the last ones were worth it."""
         if self._alone > 0 or self._credit < 2 * PAGE_PRICE:
             return False
         self._credit -= PAGE_PRICE
         return True
 
     def refund(self) -> None:
-        """Note that a page was small, and so cost nothing."""
+        """Record that a page was small, and so cost nothing."""
         self._credit = min(self._credit + PAGE_PRICE, MOST_CREDIT)
 
     @property
     def rests(self) -> bool:
-        """Whether the next lookups are to be made alone."""
+        """Whether the next lookups must be sent alone."""
         return self._alone > 0
 
     def skip(self) -> None:
-        """Note a lookup that was answered in another way."""
+        """Record a lookup that was answered in another way."""
         self._alone = max(self._alone - 1, 0)
 
     def pause(self) -> None:
-        """Let the next lookups be made alone."""
+        """Send the next lookups alone."""
         self._alone = LOOKUPS_ALONE
         self._credit = PAGE_PRICE
 

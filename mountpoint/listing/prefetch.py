@@ -1,14 +1,13 @@
-"""Directories listed before they are opened, for who walks through a tree (`walk_detector`).
+"""List directories ahead of a program that walks through a tree (`walk_detector`).
 
-There are two ways. One flat LIST, without a delimiter, tells of 1,000 keys in all the
-directories that they are in (`flat`): where directories are small that is one request
-instead of a hundred. It begins at the directory that is opened and goes on a page ahead of
-the walk, as long as that is worth it (`pages.Account`). Where directories are large it is
-not; then the next few siblings are listed side by side, each by the request that it would
-have cost anyway.
+There are two ways. One flat LIST, without a delimiter, returns 1,000 keys with all the directories
+they are in (`flat`): for small directories that is one request instead of a hundred. It begins at
+the directory being opened and stays one page ahead of the walk, as long as that is worth its cost
+(`pages.PageCredit`). For large directories it is not; then the next few siblings are listed in
+parallel, each with the request that it would need anyway.
 
-What was asked for more than `MAX_AGE_S` ago is not used. Who does not walk gets a listing
-that was asked for after `opendir`, always.
+Pages requested more than `MAX_AGE_S` ago are not used. A program that does not walk always gets a
+listing that was requested after its `opendir`.
 """
 
 import math
@@ -33,19 +32,19 @@ from mountpoint.s3.retry import RetryPolicy
 log = structlog.get_logger(__name__)
 
 #: Half of the second that is allowed. The attributes of the files come from the same page, are
-#: asked for after the listing, and have to be younger than a second, too.
+#: read after the listing, and must also be younger than a second.
 MAX_AGE_S = 0.5
-#: Siblings that are listed side by side.
+#: Siblings that are listed in parallel.
 MAX_ASKED = 4
-#: How many of them are asked for on trust; each one that is used is good for two more.
+#: Siblings listed before any was used; each one that is used allows two more.
 FIRST_TRUST = 4
 MAX_TRUST = 8
-#: Processes that are watched.
+#: Processes that are tracked.
 MAX_WALKERS = 16
 
 
 class WalkAhead:
-    """What is listed ahead of all walks. Thread-safe; no lock is held while waiting."""
+    """The listings ahead of all walks. Thread-safe; no lock is held while waiting."""
 
     def __init__(
         self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
@@ -55,19 +54,19 @@ class WalkAhead:
         # constants
         self._max_age_s = min(MAX_AGE_S, ttl_s / 2)
         self._enabled = client.lists_in_order and ttl_s > 0
-        # mutable, guarded by _lock; a walker by itself
+        # mutable, guarded by _lock; each walker has its own lock
         self._lock = threading.Lock()
         self._walkers: OrderedDict[int, _Walker] = OrderedDict()  # by process, last used last
         self._changed_at_s = -math.inf
 
     def changed(self) -> None:
-        """Note that this mount has changed something: what was asked for before is too old."""
+        """Record a change by this mount: pages requested before are too old."""
         self._changed_at_s = math.nextafter(time.monotonic(), math.inf)
 
     def opened(self, process: int, directory: bytes) -> Listed | Asked | None:
-        """Note that a process opens a directory; return what is known of it.
+        """Record that a process opens a directory; return its listing, if one is known.
 
-        Waits for a page that is under way, as long as for one try. Raises nothing.
+        Waits for a page in flight, but no longer than one try. Raises nothing.
         """
         walker = self._walker(process)
         if walker is None:
@@ -91,7 +90,7 @@ class WalkAhead:
             walker.busy.release()
 
     def listed(self, process: int, directory: bytes, entries: list[Entry]) -> None:
-        """Note that a process has read more of a directory."""
+        """Record that a process has read more of a directory."""
         children = [directory + each.name + b"/" for each in entries if each.is_directory]
         walker = self._walker(process) if children else None
         if walker is not None:
@@ -99,10 +98,10 @@ class WalkAhead:
             walker.busy.release()
 
     def _walker(self, process: int) -> "_Walker | None":
-        """Return the walker of a process, made busy; None while it is, or for nobody.
+        """Return a process's walker, locked; None if it is busy or the process is unknown.
 
-        Calls of a process come one after another, unless its threads share open directories.
-        The kernel does not tell the numbers of processes in other containers: they are 0.
+        Calls of one process are sequential, unless its threads share open directories. The kernel
+        reports process number 0 for processes in other containers.
         """
         if not self._enabled or process == 0:
             return None
@@ -117,7 +116,7 @@ class WalkAhead:
 
 
 class _Walker:
-    """One process. Who has `busy` may use it; nobody waits for that."""
+    """One process. Only the holder of `busy` may use it; no thread waits for `busy`."""
 
     def __init__(
         self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
@@ -129,7 +128,7 @@ class _Walker:
 
 
 class _Flat:
-    """A flat listing that goes on ahead of a walk."""
+    """A flat listing that stays ahead of a walk."""
 
     def __init__(
         self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
@@ -143,22 +142,22 @@ class _Flat:
         self._base = b""
         self._listing: FlatListing | None = None
         self._token: str | None = None  # of the page after the last one
-        self._asked: Asked | None = None  # the page under way
+        self._asked: Asked | None = None  # the page in flight
         self._whole: dict[bytes, Listed] = {}
-        self._to_come = 0  # of the last page
-        self._few = 0  # with so many to come the next page is asked for
+        self._to_come = 0  # directories of the last page that are still to be opened
+        self._few = 0  # the next page is requested when no more than this are to be opened
 
     @property
     def rests(self) -> bool:
-        """Whether it was not worth it lately: the next directories are too large."""
+        """Whether the last pages were not worth their cost: the directories are too large."""
         return self._account.rests
 
     def skip(self) -> None:
-        """Note a directory that it is not needed for."""
+        """Record a directory that did not need this listing."""
         self._account.skip()
 
     def take(self, directory: bytes, base: bytes, oldest_s: float) -> Listed | None:
-        """Return a directory in a walk that began at `base`, if it is known whole."""
+        """Return a directory of a walk that began at `base`, if it is complete."""
         self._whole = {
             prefix: each for prefix, each in self._whole.items() if each.asked_at_s >= oldest_s
         }
@@ -175,9 +174,9 @@ class _Flat:
         return found
 
     def _ask_for(self, directory: bytes, base: bytes) -> None:
-        """Ask for a page that tells of a directory, if one is worth it."""
+        """Request a page that covers a directory, if one is worth its cost."""
         if self._listing is not None and self._listing.is_in(directory):
-            # It is larger than what was ahead. Its subdirectories are there, if any are.
+            # The directory is larger than the page ahead. Its subdirectories, if any, are known.
             if self._to_come <= 0:
                 self._ask_next()
             return
@@ -205,7 +204,7 @@ class _Flat:
         self._token = None
 
     def _receive(self) -> None:
-        """Take the page under way, if there is one."""
+        """Wait for the page in flight, if there is one."""
         asked, self._asked = self._asked, None
         if asked is None or self._listing is None:
             return
@@ -230,7 +229,7 @@ class _Flat:
 
 
 class _Next:
-    """The siblings that come next, listed side by side."""
+    """The next siblings, listed in parallel."""
 
     def __init__(self, client: ObjectClient) -> None:
         self._client = client
@@ -238,7 +237,7 @@ class _Next:
         self._asked: dict[bytes, Asked] = {}
 
     def take(self, directory: bytes, oldest_s: float) -> Asked | None:
-        """Return what was asked for of a directory."""
+        """Return the request for a directory, if one was sent."""
         for prefix, asked in list(self._asked.items()):
             if asked.asked_at_s < oldest_s:
                 self._asked.pop(prefix).future.cancel()
@@ -248,7 +247,7 @@ class _Next:
         return found
 
     def ask(self, directories: list[bytes]) -> None:
-        """Ask for directories that come next, as far as they are trusted to be opened."""
+        """Request the next directories, as many as earlier use allows."""
         for directory in directories:
             if self._trust > 0 and directory not in self._asked:
                 self._trust -= 1

@@ -1,8 +1,8 @@
-"""What a name is: from what is known, else from S3.
+"""Resolve a name: from the cache, else from S3.
 
-In this order: that it is known not to exist; a page that names it, or that is asked for
-because it will answer for its neighbours as well (`batch_lookup`); one LIST of the few keys
-that begin with the name; and where too much else begins so, HEAD and LIST at the same time.
+The order is: a cached proof that the name is missing; a page that lists it, cached or requested
+because it will also answer for its neighbours (`batch_lookup`); one LIST of the few keys that begin
+with the name; and HEAD and LIST in parallel if too many other keys begin with it.
 """
 
 import time
@@ -19,7 +19,7 @@ from mountpoint.s3.retry import Attempts, RetryPolicy
 class Lookups:
     """Lookups in all directories of a mount. Thread-safe; no lock is held while waiting.
 
-    What has only `ahead_s` left to be believed is renewed when it is looked up.
+    An entry that expires within `ahead_s` is renewed when it is looked up.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Lookups:
         self.ahead_s = self._siblings.ahead_s
 
     def forget(self, directory: bytes) -> None:
-        """Forget what is known of how a directory is listed."""
+        """Forget how a directory's listing is divided into pages."""
         self._siblings.forget(directory)
 
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
-        """Return what a name is, and until when (monotonic clock) that may be believed.
+        """Return a name's entry and its expiry on the monotonic clock.
 
-        Raises NoSuchEntry, with how long that may be believed; S3Errors, Stalled, Interrupted.
+        Raises NoSuchEntry, with its own expiry; also S3Errors, Stalled and Interrupted.
         """
         if not tree.is_name(name):
             raise NoSuchEntry()
@@ -75,7 +75,7 @@ class Lookups:
         return entry, asked_at_s + self._ttl_s
 
     def _by_list(self, directory: bytes, name: bytes, attempts: Attempts) -> Entry | None:
-        """Return what one LIST says of a name, or None if that is not enough to know."""
+        """Look up a name with one LIST; None if the page does not settle it."""
         if not self._client.lists_in_order:
             return None
         key = directory + name
@@ -88,7 +88,7 @@ class Lookups:
         return entry
 
     def _by_both(self, directory: bytes, name: bytes, attempts: Attempts) -> Entry:
-        """Return what HEAD and LIST, asked at the same time, say of a name."""
+        """Look up a name with HEAD and LIST in parallel."""
         key = directory + name
         heading = self._retry_policy.ask(lambda: self._client.head(key), attempts)
         below = len(key) < tree.MAX_KEY_BYTES and self._any_below(key + b"/", attempts)

@@ -1,18 +1,18 @@
-"""Where in a directory to list next, beside where the listing has come to. Pure.
+"""Guess where in a directory later pages begin, to list them in parallel. Pure.
 
-A listing goes on from the end of its last page, so its pages come one after another. But S3
-lists from any position: from where the names of the pages to come are *guessed* to begin,
-several can be asked for at once.
+A listing continues from the end of its last page, so its pages come one after another. But S3 lists
+from any position. If the positions where later pages begin are *guessed*, several can be requested
+at once.
 
-Names that a program made have a part that runs: a counter, a date, a hash. It begins where
-the first and the last name of a page differ, and whatever of its alphabet stands just before
-(`f0000` to `f0999` go on with `f1000`). That part is read as a number, the page tells how far
-apart its names are, and a page further on is the next position. Nothing depends on a guess
-but how many requests there are: a position may have any names around it, or none.
+Names made by a program have a part that increases: a counter, a date, a hash. It begins where the
+first and the last name of a page differ, plus any characters of its alphabet just before (`f0000`
+to `f0999` continue with `f1000`). That part is read as a number. The page shows how far apart its
+names are, and one page further is the next position. Only the number of requests depends on a
+guess: a position may have any names around it, or none.
 
-A position has no "/", lies above the one before, and is valid UTF-8 if that was: S3 takes
-nothing else. If names go on as they did, it lies before the last name of the page in front of
-it: who joins two pages has to see that nothing is between them.
+A position has no "/", sorts after the previous one, and is valid UTF-8 if that was, because S3
+accepts nothing else. If names continue as before, it lies before the last name of the previous
+page. The caller that joins two pages must check that there is no gap between them.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from typing import NamedTuple
 DIGITS = b"0123456789"
 LOWER = bytes(range(ord("a"), ord("z") + 1))
 UPPER = LOWER.upper()
-#: The first that has all characters is taken. In the order of their bytes, as names are listed.
+#: The first alphabet that has all characters is used. Each is in byte order, as names are listed.
 ALPHABETS = (
     DIGITS,
     LOWER,
@@ -33,36 +33,36 @@ ALPHABETS = (
     UPPER + LOWER,
     DIGITS + UPPER + LOWER,
 )
-#: Characters of the number from the first that differs: 16^8 positions are enough for any page.
+#: Digits of the number from the first that differs: 16^8 positions are enough for any page.
 MOST_BEHIND = 8
-#: And those in front of it, into which it may carry.
+#: Digits before that, into which it may carry.
 MOST_BEFORE = 8
-#: Names that two pages have in common. A page that begins after `f1998` has the directory
-#: `f1998/` once more (S3 compares keys), and has to be begun by one name too early.
+#: Names that two pages share. A page after `f1998` lists the directory `f1998/` again (S3 compares
+#: keys), and a page must begin one name early.
 OVERLAP = 2
-#: So many names of a page are looked at. Not a divisor of a counter's base: all digits are seen.
+#: Names sampled per page. No divisor of a counter's base, so that all digits are seen.
 SAMPLES = 37
-#: What is left of a page when names are spread at random, as hashes are: the numbers of names
-#: in equal ranges differ by some percent. Three times the page's own unevenness is left out,
-#: which is one range too large of 25; more than this share is not.
+#: The largest share of a page that is held back. If names are spread at random, like hashes, the
+#: numbers of names in equal ranges differ by some percent. Three times the page's own unevenness
+#: is held back; then only one range in 25 is still too large.
 MOST_SPARED = 0.3
 UNEVENNESS_SPARED = 3.0
-#: Where the page is less even than this, its second half is looked at by itself: the names
-#: that follow are like the last ones (a page may begin with `.hidden` and `README`).
+#: If a page is less even than this, its second half is examined alone: the names that follow are
+#: like the last ones (a page may begin with `.hidden` and `README`).
 EVEN_SHARE = 0.125
 LEAST_SAMPLED = 8
 
 
 class Guess(NamedTuple):
-    """Positions a page apart, made of names `prefix` + number + whatever."""
+    """Positions one page apart; names consist of `prefix`, a number, and any suffix."""
 
     prefix: bytes
     alphabet: bytes
-    width: int  #: digits of the number
-    step: int  #: from page to page, in the number
+    width: int  #: the number of digits
+    step: int  #: the distance from page to page, in the number
 
     def after(self, position: bytes) -> bytes | None:
-        """Return the position a page behind `position`, or None: nothing can be guessed there."""
+        """Return the position one page after `position`, or None if there is no guess."""
         if not position.startswith(self.prefix):
             return None
         number = _number(position[len(self.prefix) :], self.alphabet, self.width) + self.step
@@ -77,7 +77,7 @@ class Guess(NamedTuple):
 
 
 def guess(names: Sequence[bytes]) -> Guess | None:
-    """Guess from the names of one full page, which ascend; None where nothing is seen."""
+    """Guess from the sorted names of one full page; None if there is no pattern."""
     found, unevenness = _fit(names, len(names))
     part = names[len(names) // 2 :]
     while unevenness > EVEN_SHARE and len(part) >= LEAST_SAMPLED:
@@ -87,7 +87,7 @@ def guess(names: Sequence[bytes]) -> Guess | None:
 
 
 def _fit(part: Sequence[bytes], page_size: int) -> tuple[Guess | None, float]:
-    """Return a guess from some names, and how uneven these are: 0 is a counter, 1 is nothing."""
+    """Return a guess from some names, and their unevenness: 0 is a counter, 1 has no pattern."""
     if len(part) < 2:
         return None, 1.0
     last = len(part) - 1
@@ -106,7 +106,7 @@ def _fit(part: Sequence[bytes], page_size: int) -> tuple[Guess | None, float]:
     span = numbers[-1] - numbers[0]
     if span <= 0:
         return None, 1.0
-    # How many names any of them is away from where it were, if they were spread evenly.
+    # The largest distance of a name from its place if names were spread evenly, as a share.
     unevenness = max(
         abs(index / last - (number - numbers[0]) / span)
         for index, number in zip(indices, numbers, strict=True)
@@ -117,7 +117,7 @@ def _fit(part: Sequence[bytes], page_size: int) -> tuple[Guess | None, float]:
 
 
 def _same(first: bytes, last: bytes) -> int:
-    """Return how many bytes two names have in common at their start."""
+    """Return the length in bytes of the common start of two names."""
     for index, (one, other) in enumerate(zip(first, last, strict=False)):
         if one != other:
             return index
@@ -132,7 +132,7 @@ def _alphabet(characters: bytes) -> bytes | None:
 
 
 def _run(text: bytes) -> bytes:
-    """Return the letters and digits with which a text begins."""
+    """Return the letters and digits at the start of a text."""
     return _prefix_in(text, ALPHABETS[-1])
 
 
@@ -141,7 +141,7 @@ def _prefix_in(text: bytes, alphabet: bytes) -> bytes:
 
 
 def _number(text: bytes, alphabet: bytes, width: int) -> int:
-    """Return the number with which a text begins, as if it had `width` digits."""
+    """Return the number at the start of a text, padded to `width` digits."""
     number = 0
     ended = False
     for index in range(width):

@@ -1,15 +1,15 @@
-"""Keys and names: what is a file, what is a directory, what shadows what. Pure.
+"""The tree in a flat bucket: which keys are files, directories, or hidden. Pure.
 
-A bucket is a flat set of keys. As a tree, `/` splits a key into names; every common prefix
-is a directory. Two rules make it a file system:
+`/` splits a key into names; every common prefix is a directory. Two more rules make this a file
+system:
 
-* A key that would need a name Linux cannot have is not shown and cannot be reached: an
-  empty segment (`a//b`), `.` and `..`, a NUL, more than 255 bytes. A key that ends in `/`
-  is a directory marker: it makes its directory exist and is nothing itself.
+* A key is hidden if it needs a name that Linux does not allow: an empty segment (`a//b`), `.` and
+  `..`, a NUL, more than 255 bytes. A key that ends in `/` is a directory marker: it makes its
+  directory exist and is no entry itself.
 * A directory shadows a file of the same name (the objects `a` and `a/b`: `a` is a directory).
 
-Names and keys are bytes. A directory's *prefix* is "" for the root of the bucket, else it
-ends in `/`.
+Names and keys are bytes. A directory's *prefix* is "" for the root of the bucket; any other ends in
+`/`.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ MAX_NAME_BYTES = 255
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 MAX_KEY_BYTES = 1024
 
-#: Keys that a lookup alone asks for: more than programs have beside a name (`a`, `a-1`, `a.txt`).
+#: Keys requested by a lookup alone: more than usually share a name's start (`a`, `a-1`, `a.txt`).
 FEW_KEYS = 20
 
 
@@ -39,12 +39,12 @@ class Entry(NamedTuple):
 
     @property
     def has_version(self) -> bool:
-        """Whether it says all that a lookup has to know: some stores list no ETags."""
+        """Whether the entry suffices for a lookup: some stores list no ETags."""
         return self.info is None or self.info.etag != ""
 
 
 def is_name(segment: bytes) -> bool:
-    """Whether Linux can have a file of this name."""
+    """Whether Linux allows a file of this name."""
     return (
         0 < len(segment) <= MAX_NAME_BYTES
         and segment not in (b".", b"..")
@@ -54,7 +54,7 @@ def is_name(segment: bytes) -> bool:
 
 
 def check_new(prefix: bytes, name: bytes) -> None:
-    """Raise NameTooLong or BadArgument unless S3 can have `name`, maybe with a slash, there."""
+    """Raise NameTooLong or BadArgument unless S3 allows `name`, perhaps with a "/", there."""
     size = len(prefix) + len(name)
     if len(name.rstrip(b"/")) > MAX_NAME_BYTES or size > MAX_KEY_BYTES:
         raise NameTooLong(f"{size} bytes; a key has {MAX_KEY_BYTES} at most")
@@ -67,17 +67,17 @@ def check_new(prefix: bytes, name: bytes) -> None:
 
 
 def decide(name: bytes, head: ObjectInfo | None, below: bool) -> Entry | None:
-    """Return what `name` is: its object, if there is one, and whether any key is below `key/`."""
+    """Return the entry of `name` from its object, if any, and whether keys exist below `key/`."""
     if below:
         return Entry(name, None)
     return None if head is None else Entry(name, head)
 
 
 def told_by(page: ListPage, key: bytes, name: bytes) -> tuple[bool, Entry | None]:
-    """Return whether a LIST of what begins with `key` is certain of the name, and what it is.
+    """Return whether a LIST of the keys that begin with `key` settles the name, and its entry.
 
-    The object itself is the first; what would shadow it comes behind all that sorts before "/"
-    (`a`, `a-1`, `a.txt`, `a/`), perhaps on another page.
+    The object itself comes first. A prefix that shadows it comes after all that sorts before "/"
+    (`a`, `a-1`, `a.txt`, `a/`), perhaps on a later page.
     """
     folder = key + b"/"
     if folder in page.prefixes:
@@ -92,30 +92,30 @@ def told_by(page: ListPage, key: bytes, name: bytes) -> tuple[bool, Entry | None
 
 
 class DirectoryMerge:
-    """Turn the pages of one directory's listing into its entries, each name once.
+    """Turns the pages of one directory's listing into its entries, each name once.
 
-    Feed the pages in order; each call returns the entries that are now certain, in S3's
-    order. A file is certain once the listing has passed `name/`: the prefix that would
-    shadow it comes later, by as many keys as lie between (`a`, `a-1`, `a-2`, …, `a/`).
-    Until then the file and what follows it are held back.
+    Feed the pages in order. Each call returns the entries that are now certain, in S3's order. A
+    file is certain once the listing has passed `name/`: a prefix that shadows it comes later, after
+    all the keys in between (`a`, `a-1`, `a-2`, …, `a/`). Until then the file and the entries after
+    it are held back.
 
-    Other stores list in other orders. Then a shadowing prefix may come too late to take the
-    file back; no name is ever given out twice.
+    Other stores list in other orders. A shadowing prefix may then come too late to hide the file,
+    but no name is ever returned twice.
     """
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
         self._held: list[Entry] = []
-        self._seen: set[bytes] = set()  # names given out or held
-        self.unnameable = 0  #: keys left out because Linux cannot have their names
+        self._seen: set[bytes] = set()  # names returned or held back
+        self.unnameable = 0  #: keys hidden because Linux does not allow their names
 
     @property
     def holds(self) -> int:
-        """How many entries are held back."""
+        """The number of entries held back."""
         return len(self._held)
 
     def feed(self, page: ListPage) -> list[Entry]:
-        """Take the next page; return the entries that are certain."""
+        """Take the next page; return the entries that are now certain."""
         fresh = self._directories(page) + self._files(page)
         fresh.sort(key=_key)
         self._held += [entry for _, entry in fresh]
@@ -134,7 +134,7 @@ class DirectoryMerge:
                 held = len(self._held)
                 self._held = [entry for entry in self._held if entry.name != name]
                 if len(self._held) == held:
-                    continue  # given out already
+                    continue  # already returned
             if name:
                 self._seen.add(name)
                 fresh.append((prefix, Entry(name, None)))
@@ -150,14 +150,14 @@ class DirectoryMerge:
         return fresh
 
     def _name(self, key: bytes, name: bytes) -> bytes:
-        """Return `name`, or b"" if it is none."""
+        """Return `name`, or b"" if Linux does not allow it."""
         if is_name(name):
             return name
         self.unnameable += key != self._prefix  # the directory's own marker is no child
         return b""
 
     def _certain(self, passed: bytes) -> int:
-        """Return how many of the held entries no later page can shadow."""
+        """Return the number of held entries that no later page can shadow."""
         for index, entry in enumerate(self._held):
             if entry.info is not None and entry.info.key + b"/" > passed:
                 return index

@@ -1,25 +1,25 @@
-"""Recognises who walks through a tree. Pure: no clock, no requests.
+"""Detect programs that walk through a tree. Pure: no clock, no requests.
 
-`find`, `du`, `rsync` and `os.walk` read a directory and then open its subdirectories in the
-order in which they were listed, one after another or each with all that is below it. A
-process that does so several times within a second is walking; one that lists a directory
-and then another one is not, and neither is a shell that starts an `ls` for each.
+`find`, `du`, `rsync` and `os.walk` read a directory and then open its subdirectories in listed
+order, one after another or each with everything below it. A process that does so several times
+within a second is walking. One that lists a directory and then another is not, and neither is a
+shell that starts an `ls` for each.
 """
 
 from bisect import bisect_left
 from collections import OrderedDict, deque
 
-#: So many directories opened in order, within so many seconds.
+#: A walk has this many directories opened in order, within WITHIN_S seconds.
 FEW_STEPS = 3
 WITHIN_S = 1.0
-#: Directories whose subdirectories are remembered: the depth of a tree, or some of its width.
+#: Directories whose subdirectories are remembered: enough for the depth of a tree.
 MAX_LISTED = 64
 
 
 class WalkDetector:
-    """What one process has listed and opened.
+    """The directories that one process has listed and opened.
 
-    `top` is where it began: all that was opened since is below it.
+    `top` is where the walk began: every directory opened since is below it.
     """
 
     def __init__(self) -> None:
@@ -28,22 +28,22 @@ class WalkDetector:
         self._steps_s: deque[float] = deque(maxlen=FEW_STEPS)
 
     def listed(self, directory: bytes, children: list[bytes]) -> None:
-        """Note more of what a directory contains: the prefixes of subdirectories, in order."""
+        """Add a directory's next subdirectories, as prefixes in listed order."""
         if not children:
             return
         known = self._listed.setdefault(directory, _Children())
         if not known.prefixes or children[0] > known.prefixes[-1]:
             known.prefixes += children
-        else:  # it is listed anew
+        else:  # the process lists the directory again
             self._listed[directory] = _Children(children)
         self._listed.move_to_end(directory)
         if len(self._listed) > MAX_LISTED:
             self._listed.popitem(last=False)
 
     def opened(self, directory: bytes, now_s: float) -> bool:
-        """Note that a directory is opened; return whether this is a step of a walk.
+        """Record that a directory is opened; return whether this is a step of a walk.
 
-        One that is opened twice in a row, as `glob` does, is no step and no end of the walk.
+        Opening one twice in a row, as `glob` does, is no step and does not end the walk.
         """
         parent = self._listed.get(_parent(directory))
         if parent is not None and parent.is_last(directory):
@@ -68,18 +68,18 @@ class WalkDetector:
 
 
 class _Children:
-    """Subdirectories in order, and up to where they have been opened."""
+    """Subdirectories in order, and how far they have been opened."""
 
     def __init__(self, prefixes: list[bytes] | None = None) -> None:
         self.prefixes = prefixes or []
         self._last = b""
 
     def is_last(self, directory: bytes) -> bool:
-        """Whether it is the one that was opened last."""
+        """Whether `directory` was opened last."""
         return directory == self._last
 
     def step_to(self, directory: bytes) -> bool:
-        """Note that one is opened; return whether it is one, and behind the last."""
+        """Record that one is opened; return whether it is a subdirectory after the last one."""
         index = bisect_left(self.prefixes, directory)
         if directory <= self._last or self.prefixes[index : index + 1] != [directory]:
             return False
