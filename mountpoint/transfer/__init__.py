@@ -1,1 +1,1 @@
-"""What all transfers share: the memory budget, bytes in flight, durations of requests."""
+"""Limits that all transfers share: memory budget, bytes in flight, hedging, parallel work."""

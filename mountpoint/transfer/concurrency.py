@@ -1,16 +1,16 @@
-"""How many bytes to have in flight, and when a request is late: learnt from the others. Pure.
+"""Decide how many parts to have in flight and when to hedge a request, from past durations. Pure.
 
-How much: on a fast line eight parts are enough, and more only queue up, in our memory. Where each
-connection has its own limit (S3 gives one about 90 MB/s) more of them are what makes it
-faster. The difference shows in how long a part takes: does one more in flight make all of them
-slower, they share a bottleneck; does it not, there is room. So where readers wait, `Flight`
-tries half as many again, and keeps them if parts then take about as long as before.
+In flight: on a fast link eight parts are enough, and more would only queue in our memory. Where
+each connection has its own limit (S3 gives one about 90 MB/s), more connections are faster. The
+duration of a part shows which case it is. If one more part in flight slows all of them down, they
+share a bottleneck; if not, there is room. So while readers wait, `Flight` tries half as many parts
+again, and keeps them if a part then takes about as long as before.
 
-When: of requests of about the same size, one that takes several times as long as nearly all
-others is stuck rather than slow, and a second one for the same bytes is mostly faster.
-`Lateness` says how long that is, and how many such requests are allowed.
+Hedging: a request that takes several times as long as nearly all others of its size is stuck
+rather than slow, and a second request for the same bytes is usually faster. `Lateness` says after
+how long to send one, and how many such requests are allowed.
 
-Neither has a clock: durations are handed in.
+Neither has a clock: durations are passed in.
 """
 
 from collections import defaultdict, deque
@@ -18,43 +18,43 @@ from statistics import median
 
 from mountpoint.config import REQUEST_S
 
-#: 8 parts of 8 MiB were best on two cores without latency: 4 were 15 % slower, 16 as fast.
+#: On two cores without latency, 8 parts of 8 MiB were best: 4 were 15 % slower, 16 no faster.
 BASE_PARTS = 8
 
-#: Trying is worth it when so many parts were waited for. Not all are, even where the line is what
-#: limits: parts that are in flight together come together.
+#: More parts are tried if readers waited for at least this share. They never wait for all parts,
+#: even if the link is the limit: parts in flight together arrive together.
 WAITED_SHARE = 0.2
-#: Three parts where there were two may take so many times as long at most. Were there a
-#: common bottleneck, it would be 1.5.
+#: With half as many parts again, a part may take at most this many times as long. With a shared
+#: bottleneck it would take 1.5 times as long.
 TOLERANCE = 1.12
-#: Parts that a judgement takes, for each that is in flight. On a busy machine, where durations are
-#: off by a third, the median of eight is good by chance too often, and that adds up: 12 parts in
-#: flight in the mean on a line that eight fill; with twice as many to judge by, nine.
+#: Parts per decision, for each part in flight. On a busy machine, where durations vary by a third,
+#: the median of eight is good by chance too often, and such errors add up: on a link that eight
+#: parts fill, the mean was 12 parts in flight. With twice as many parts to judge by, it was nine.
 JUDGED = 2
-#: With this share of what the line is said to bring there is no more to be gained.
+#: At this share of the configured link bandwidth, more parts would gain nothing.
 FULL_SHARE = 0.9
-#: After a try that did not help, so many turns go by until the next.
+#: Decisions to skip after a try that did not help.
 PAUSE_TURNS = 32
 
 
 class Flight:
-    """How many parts all readers together may have ahead: between `BASE_PARTS` and `most_parts`."""
+    """The number of parts that all readers may have in flight: `BASE_PARTS` to `most_parts`."""
 
     def __init__(self, most_parts: int) -> None:
         # constants
         self._most = max(most_parts, BASE_PARTS)
         # mutable
         self.parts = BASE_PARTS
-        self._before: tuple[int, float] | None = None  # parts and duration before this try
+        self._before: tuple[int, float] | None = None  # parts, and seconds per part, before the try
         self._pause = 0
         self._durations_s: list[float] = []
         self._waited = 0
 
     def arrived(self, duration_s: float, *, waited: bool) -> None:
-        """Note how long a whole part took, and whether a reader had to wait for it."""
+        """Record the seconds that a whole part took, and whether a reader waited for it."""
         self._durations_s.append(duration_s)
         self._waited += waited
-        # What was under way at the last change was made under other conditions.
+        # Skip the parts that were in flight at the last change: they ran under other conditions.
         old = self.parts // 2
         if len(self._durations_s) < old + JUDGED * self.parts:
             return
@@ -83,22 +83,22 @@ class Flight:
             self.parts = min(self.parts * 3 // 2, self._most)
 
 
-#: Kin are requests of a size between the same powers of two.
+#: Past requests kept per size class; a class lies between two powers of two.
 KIN = 64
-#: Fewer say nothing about the slowest of twenty.
+#: With fewer requests, the slowest of twenty is unknown.
 LEAST_KIN = 20
-#: After so many more it is looked at again who is the slowest of twenty.
+#: Requests after which the slowest of twenty is determined again.
 JUDGED_KIN = 8
-#: Late is what takes so many times as long as the slowest of twenty, and never less than this:
-#: a machine that is busy delays everything by some tens of milliseconds.
+#: A request is late after this many times the duration of the slowest of twenty, but never earlier
+#: than LEAST_LATE_S: a busy machine delays everything by some tens of milliseconds.
 LATE_FACTOR = 3.0
 LEAST_LATE_S = 0.1
-#: Requests that may be made twice, of all.
+#: The share of all requests that may be hedged.
 HEDGED_SHARE = 0.02
 
 
 class _Kin:
-    """Requests of about one size: the last of them, and when such a one is late."""
+    """The last requests of one size class, and the time after which one is late."""
 
     def __init__(self) -> None:
         self.late_s = float("inf")
@@ -106,10 +106,10 @@ class _Kin:
         self._unjudged = 0
 
     def arrived(self, duration_s: float) -> None:
-        """Note how long one took."""
+        """Record the seconds that a request took."""
         self._durations_s.append(duration_s)
         self._unjudged += 1
-        # Sorting for each would be most of the cost.
+        # Sorting after each request would be most of the cost.
         if self._unjudged >= (LEAST_KIN if self.late_s == float("inf") else JUDGED_KIN):
             self._unjudged = 0
             slowest_of_twenty_s = sorted(self._durations_s)[len(self._durations_s) * 95 // 100]
@@ -117,24 +117,24 @@ class _Kin:
 
 
 class Lateness:
-    """When a request is late for its size, and whether it may be made a second time."""
+    """When a request is late for its size, and whether it may be hedged."""
 
     def __init__(self) -> None:
-        self._kin: defaultdict[int, _Kin] = defaultdict(_Kin)  # by bits of the size
-        self._allowed = 1.0  # hedges; fractions add up
+        self._kin: defaultdict[int, _Kin] = defaultdict(_Kin)  # by bit length of the size
+        self._allowed = 1.0  # hedges allowed now; fractions add up
 
     def arrived(self, size_bytes: int, duration_s: float) -> None:
-        """Note how long a request took."""
+        """Record the seconds that a request took."""
         self._allowed = min(self._allowed + HEDGED_SHARE, 10.0)
         self._kin[size_bytes.bit_length()].arrived(duration_s)
 
     def late_s(self, size_bytes: int) -> float:
-        """Return from when on a request is late; infinite while nothing is known."""
+        """Return the seconds after which a request is late; infinite if unknown."""
         kin = self._kin.get(size_bytes.bit_length())
         return float("inf") if kin is None else kin.late_s
 
     def hedge(self) -> bool:
-        """Ask for one more request to be made twice; True if that is within the share."""
+        """Claim one hedge; True if the share of hedged requests allows it."""
         if self._allowed < 1.0:
             return False
         self._allowed -= 1.0

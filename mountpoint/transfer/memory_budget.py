@@ -1,27 +1,27 @@
-"""One memory budget for all buffers of the process, with fair shares.
+"""The memory budget for all buffers of the process, with fair shares.
 
-A read stream takes a *lease* and asks it for bytes before it fetches ahead. What a reader
-is waiting for is never refused (`take`), so nothing deadlocks and nothing fails for lack of
-memory; what is fetched ahead is (`try_take`), so the total stays at the limit plus at most
-one read per worker thread.
+A read stream takes a *lease* and claims bytes from it before it fetches ahead. Bytes that a reader
+waits for are never refused (`take`), so nothing deadlocks or fails for lack of memory. Bytes
+fetched ahead may be refused (`try_take`). So the total exceeds the limit by at most one read per
+worker thread.
 
-Fair share: `ahead_bytes` is what all streams together should have ahead of their readers (it
-moves with what the line can use, see `concurrency`), divided by the leases that hold more than a
-small file does. Each may have a little in any case, up to the limit. An upload bounds by itself
-what it has in flight; its share is one of the limit.
+Fair share: `ahead_bytes` is the target for all streams together (it follows the usable bandwidth,
+see `concurrency`), divided by the number of leases that hold more than a small file needs. Each
+lease may hold a small minimum in any case, within the limit. An upload limits its own parts in
+flight; its share is a share of the limit.
 """
 
 import threading
 
-#: A lease that holds less is no stream, but the head of a file or a small one.
+#: A lease that holds less is not a stream: it holds the start of a file, or a small file.
 STREAM_BYTES = 2 << 20
 
-#: What each stream may have ahead, however many there are: enough for four requests of 1 MiB.
+#: Each stream's minimum, however many there are: enough for four requests of 1 MiB.
 LEAST_SHARE_BYTES = 4 << 20
 
 
 class Budget:
-    """`limit_bytes` for everyone together, `ahead_bytes` of it ahead of readers."""
+    """`limit_bytes` for all leases, `ahead_bytes` of it for reading ahead."""
 
     def __init__(self, limit_bytes: int, ahead_bytes: int | None = None) -> None:
         # constants
@@ -35,20 +35,20 @@ class Budget:
 
     @property
     def held_bytes(self) -> int:
-        """What all leases hold now."""
+        """The bytes that all leases hold now."""
         return self._held_bytes
 
     @property
     def throttle(self) -> int:
-        """How often a lease was refused for the limit (not for its share)."""
+        """How often a lease was refused because of the limit, not its share."""
         return self._throttle
 
     def aim(self, ahead_bytes: int) -> None:
-        """Say how much all streams together should have ahead."""
+        """Set the target for all streams' bytes ahead together."""
         self._ahead_bytes = ahead_bytes
 
     def lease(self, *, of_all: bool = False) -> "Lease":
-        """Return a new lease, which holds nothing; `of_all`: its share is one of the limit."""
+        """Return a new, empty lease; with `of_all`, its share is a share of the limit."""
         return Lease(self, of_all)
 
     def _share_bytes(self, lease: "Lease") -> int:
@@ -63,7 +63,7 @@ class Budget:
                 if self._held_bytes + delta > self.limit_bytes:
                     self._throttle += 1
                     return False
-                # What is being read is held as well, beside what is ahead.
+                # A lease also holds the part being read, in addition to the bytes ahead.
                 share_bytes = self._share_bytes(lease)
                 if after > share_bytes + share_bytes // 4:
                     return False
@@ -76,7 +76,7 @@ class Budget:
 
 
 class Lease:
-    """One stream's, or upload's, part of the budget."""
+    """One stream's or upload's part of the budget."""
 
     def __init__(self, budget: Budget, of_all: bool) -> None:
         self._budget = budget
@@ -85,17 +85,17 @@ class Lease:
 
     @property
     def share_bytes(self) -> int:
-        """What this stream may have ahead now."""
+        """The bytes that this stream may have ahead now."""
         return self._budget._share_bytes(self)
 
     def take(self, size_bytes: int) -> None:
-        """Take what a reader is waiting for, whatever the limit says."""
+        """Claim bytes that a reader waits for, regardless of the limit."""
         self._budget._change(self, size_bytes, limited=False)
 
     def try_take(self, size_bytes: int) -> bool:
-        """Take `size_bytes` to read ahead; False if limit or fair share would be exceeded."""
+        """Claim bytes to read ahead; False if they would exceed the limit or the fair share."""
         return self._budget._change(self, size_bytes, limited=True)
 
     def give(self, size_bytes: int) -> None:
-        """Give back."""
+        """Return bytes to the budget."""
         self._budget._change(self, -size_bytes, limited=False)

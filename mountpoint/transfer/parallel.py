@@ -1,8 +1,7 @@
-"""One thing done to many items, several at a time, until one fails.
+"""Run one action on many items in parallel, until one fails.
 
-The threads live as long as the call. Nothing new is begun after the first failure, or when the
-mount goes away; what is under way is waited for, so that afterwards it is known of each item
-whether it was done.
+The threads end with the call. No item is started after the first failure, or when the mount goes
+away. Items in progress are waited for, so the result is known for each of them.
 """
 
 import threading
@@ -13,15 +12,15 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: How often `progress` is called while nothing happens.
+#: Seconds between calls of `progress` while no item ends.
 TICK_S = 1.0
 
 
 @dataclass(slots=True)
 class Result(Generic[T]):
-    """How many items were done, and which failed: None where there was no next item to be had.
+    """The number of items done, and the failed ones; None for an error of the iterator itself.
 
-    `stopped`: not all were begun, because the mount goes away.
+    `stopped`: some items were not started, because the mount goes away.
     """
 
     done: int = 0
@@ -37,7 +36,7 @@ def for_each(
     stopping: threading.Event,
     progress: Callable[[int], None],
 ) -> Result[T]:
-    """Do it to all items, `workers` at a time; tell `progress` now and then how many are done."""
+    """Call `do` for all items, `workers` at a time; call `progress` with the number done."""
     result: Result[T] = Result()
     under_way: dict[Future[object], T] = {}
 
@@ -54,7 +53,7 @@ def for_each(
         progress(result.done)
 
     def wait_for(fewer: int) -> None:
-        """Wait until fewer than that are under way."""
+        """Wait until fewer than this are in progress."""
         collect([future for future in under_way if future.done()])
         while len(under_way) >= fewer:
             collect(wait(under_way, TICK_S, FIRST_COMPLETED).done)

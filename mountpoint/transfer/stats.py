@@ -1,7 +1,7 @@
-"""What the requests of a mount have taken, and what follows from it for all its streams.
+"""Statistics of a mount's requests, from all streams, and the decisions that follow.
 
-The decisions are `mountpoint.transfer.concurrency`'s; this is the one place where all streams meet
-in it.
+The decisions themselves are in `mountpoint.transfer.concurrency`; all streams share the `Pace`
+object here.
 """
 
 import threading
@@ -16,10 +16,10 @@ log = structlog.get_logger(__name__)
 
 
 class Pace:
-    """How much is in flight, and when a request is late. Thread-safe.
+    """Decides the bytes in flight and the hedges of all streams. Thread-safe.
 
-    `most_bytes` is what may be in flight at the most: what the line can bring in the time that
-    one request takes.
+    `most_bytes` is the most that may be in flight: the link bandwidth times the duration of a
+    request.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Pace:
         budget.aim(BASE_PARTS * part_bytes)
 
     def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
-        """Note how long a request took, and whether a reader had to wait for it."""
+        """Record the seconds that a request took, and whether a reader waited for it."""
         with self._lock:
             self._lateness.arrived(size_bytes, duration_s)
             if size_bytes == self._part_bytes:
@@ -48,20 +48,20 @@ class Pace:
                     log.debug("parts in flight", parts=self._flight.parts, before=before)
 
     def read(self, size_bytes: int) -> None:
-        """Count what was read."""
+        """Count bytes read."""
         self._counters.add("bytes_read", size_bytes)
 
     def waited(self) -> None:
-        """Count a read whose bytes were not all here."""
+        """Count a read that had to wait for some of its bytes."""
         self._counters.add("reads_waited")
 
     def late_s(self, size_bytes: int) -> float:
-        """Return after how many seconds a request of this size is late."""
+        """Return the seconds after which a request of this size is late."""
         with self._lock:
             return self._lateness.late_s(size_bytes)
 
     def hedge(self) -> bool:
-        """Ask for a late request to be made a second time, and count it if that may be."""
+        """Claim a hedge for a late request, and count it if allowed."""
         with self._lock:
             allowed = self._lateness.hedge()
         if allowed:
@@ -69,6 +69,6 @@ class Pace:
         return allowed
 
     def hedged(self, *, won: bool) -> None:
-        """Note whether the second request was faster."""
+        """Record whether the second request was faster."""
         if won:
             self._counters.add("hedges_won")
