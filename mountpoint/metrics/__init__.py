@@ -1,1 +1,6 @@
-"""Counters and durations of what a mount does, and their export."""
+"""Counters and durations of a mount's work, and their export.
+
+`counters` holds plain counters, `recorder` durations and failures per operation, request and
+program, `_histogram` the histograms. A new metric needs its name in `counters` or `recorder`, and
+its export in `export/families`.
+"""

@@ -1,11 +1,11 @@
-"""Histograms that cost a tenth of a microsecond per value, and timers that fill them.
+"""Histograms that take a tenth of a microsecond per value, and timers that fill them.
 
-Buckets are those of OpenTelemetry's exponential histograms at scale 3: bucket i counts the values in
-(b^i, b^(i+1)] with b = 2^(1/8), so that what is read from them is at most 9 % off. They are sent
-as they are, and eight neighbours make one bucket that ends at a power of two.
+The buckets are those of OpenTelemetry's exponential histograms at scale 3: bucket i counts the values
+in (b^i, b^(i+1)] with b = 2^(1/8), so values read from them are at most 9 % off. They are exported
+unchanged, and eight adjacent ones form a bucket that ends at a power of two.
 https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram
 
-The GIL guards everything. Numbers only grow.
+The GIL guards all state. Values only grow.
 """
 
 from libc.math cimport ceil, log2
@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef enum:
-    # Eight to the octave up to 2^40: 12 days in microseconds, 1 TiB in bytes.
+    # Eight buckets per power of two, up to 2^40: 12 days in microseconds, 1 TiB in bytes.
     _BUCKETS = 320
 
 BUCKETS = _BUCKETS
@@ -21,7 +21,7 @@ SCALE = 3
 
 
 cdef class Histogram:
-    """How many values there were of which size. Values are whole numbers, 0 and up."""
+    """Counts of values by size. Values are whole numbers from 0."""
 
     cdef unsigned long long _buckets[_BUCKETS]
     cdef readonly unsigned long long count
@@ -45,19 +45,19 @@ cdef class Histogram:
         if value == 0:
             self.zeros += 1
             return
-        # 1 belongs to bucket -1, which is counted with the first: nothing is between them.
+        # 1 belongs to bucket -1, but is counted in bucket 0: no whole number lies between them.
         index = <int>ceil(log2(<double>value) * 8) - 1
         self._buckets[max(0, min(index, _BUCKETS - 1))] += 1
 
     def buckets(self):
-        """Return the numbers of all buckets, from that of (1, b] on, without the empty ones at the end.
+        """Return the counts of all buckets, starting with (1, b], without empty ones at the end.
 
-        The first counts the ones, too; the last everything that is larger.
+        The first also counts the ones; the last counts all larger values.
         """
         return self.numbers()["buckets"]
 
     def numbers(self):
-        """Return all numbers by name, of one moment: they are copied before anything else can run."""
+        """Return all values by name, of one moment: they are copied before other code can run."""
         cdef unsigned long long buckets[_BUCKETS]
         cdef unsigned long long count = self.count, total = self.total, zeros = self.zeros
         cdef unsigned long long least = self.least, most = self.most
@@ -76,9 +76,9 @@ cdef class Histogram:
 
 
 cdef class Threads:
-    """How many of `total` threads are busy with what timers of theirs measure.
+    """The busy ones of `total` threads, as their timers report them.
 
-    `over` says how much they have done, `idle` how many had nothing to do each time one was taken.
+    `over` counts finished work. `idle` is a histogram of the idle threads at each start of work.
     """
 
     cdef readonly long long total
@@ -100,9 +100,9 @@ cdef class Threads:
 
 
 cdef class Timer:
-    """How long something took that happens at many places at once, in microseconds.
+    """Durations, in microseconds, of an activity that may run many times in parallel.
 
-    `failures` says how many of those that ended have failed. Each keeps one of `threads` busy.
+    `failures` counts the failed ones. Each activity keeps one of `threads` busy.
     """
 
     cdef readonly Histogram histogram
@@ -117,29 +117,29 @@ cdef class Timer:
 
     @property
     def under_way(self):
-        """How many have begun and not ended."""
+        """The number of activities that have not ended."""
         return self._begun - self._over
 
     @property
     def over(self):
-        """How many have ended, dropped ones too."""
+        """The number of activities that have ended, including dropped ones."""
         return self._over
 
     def begin(self):
-        """Begin one; return what its `end` wants."""
+        """Start an activity; return the time that `end` takes."""
         self._begun += 1
         if self._threads is not None:
             self._threads._take()
         return _now_ns()
 
     def end(self, long long begun_ns, bint failed=False):
-        """End it, and count how long it took."""
+        """End an activity and record its duration."""
         self._leave()
         self.failures += failed
         self.histogram._add((_now_ns() - begun_ns) // 1000)
 
     def drop(self):
-        """End one that is not to be counted."""
+        """End an activity without recording it."""
         self._leave()
 
     cdef void _leave(self) noexcept:
@@ -148,7 +148,7 @@ cdef class Timer:
             self._threads._leave()
 
     def numbers(self):
-        """Return all numbers by name, of one moment."""
+        """Return all values by name, of one moment."""
         cdef unsigned long long begun = self._begun, over = self._over, failures = self.failures
         us = self.histogram.numbers()
         return {"begun": begun, "under_way": begun - over, "failures": failures, "us": us}

@@ -1,10 +1,10 @@
-"""What a mount has done so far, in plain numbers.
+"""Plain counters of a mount: requests, bytes, retries, hedges, checksums.
 
-One `Counters` per mount, handed to whoever counts. Counting happens per request, per body and
-per retry, never per read: an `add` takes 0.2 microseconds. SIGUSR2 to the mounting process
-writes all of them as one log line (`mount/signals`), and so does the unmount.
+Each mount has one `Counters` object. Requests, bodies and retries are counted, but not reads; an
+`add` takes 0.2 microseconds. SIGUSR2 to the mounting process writes all counters as one log line
+(`mount/signals`), and so does the unmount.
 
-Numbers only grow. It knows nothing of time: a rate is the difference of two lines.
+Counters only grow and have no times: a rate is the difference of two lines.
 """
 
 import threading
@@ -17,11 +17,11 @@ from mountpoint.log.setup import METRICS
 log = structlog.get_logger(METRICS)
 
 CounterName = Literal[
-    # Requests that were made, retries and the mount's first LIST included.
+    # Requests sent, including retries and the mount's first LIST.
     "gets",
     "heads",
     "lists",
-    # Of single objects; of multipart uploads: begun, parts, completed; given up.
+    # PUTs of whole objects; multipart uploads created, parts, completed and aborted uploads.
     "puts",
     "uploads",
     "parts",
@@ -30,26 +30,26 @@ CounterName = Literal[
     "deletes",
     "copies",
     "renames",
-    # Of the ranges that GETs asked for; of a cancelled one S3 may have sent less.
+    # Bytes that GETs requested; after a cancellation S3 may have sent fewer.
     "bytes_asked",
-    # Of the bodies of GETs, as they come: of a cancelled request nothing, because the CRT hands
-    # on whole parts only.
+    # Bytes of GET bodies as they arrive. A cancelled request adds none, because the CRT passes on
+    # whole parts only.
     "bytes_fetched",
-    # What the kernel read; counted with the next request, or when the file is closed.
+    # Bytes that the kernel read; added at the next request, or when the file is closed.
     "bytes_read",
-    # Reads whose bytes were not all here.
+    # Reads that had to wait for some of their bytes.
     "reads_waited",
-    # Of files that were asked for ahead of their opens, and of those of them nobody opened.
+    # Bytes of files prefetched before their opens, and those of files that were not opened.
     "bytes_prefetched",
     "bytes_prefetched_in_vain",
-    # Of the bodies of PUTs and parts, those of retries included.
+    # Bytes of the bodies of PUTs and parts, including retries.
     "bytes_sent",
-    # Requests made again, because the first try failed or was too late.
+    # Requests sent again because the first try failed or took too long.
     "retries",
-    # Second requests for what took too long, and those of them that came first.
+    # Hedges: second requests for late ones, and those that answered first.
     "hedges",
     "hedges_won",
-    # Bodies that were compared with a checksum of S3's, and those that came without one.
+    # Bodies that were compared with a checksum from S3, and those that came without one.
     "checksums_verified",
     "checksums_absent",
 ]
@@ -59,7 +59,7 @@ NAMES: tuple[CounterName, ...] = get_args(CounterName)
 
 
 class Counters:
-    """The numbers of one mount, by name. Thread-safe."""
+    """A mount's counters, by name. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -67,15 +67,15 @@ class Counters:
         self._values: dict[str, int] = dict.fromkeys(NAMES, 0)
 
     def add(self, name: CounterName, amount: int = 1) -> None:
-        """Count."""
+        """Add to a counter."""
         with self._lock:
             self._values[name] += amount
 
     def snapshot(self) -> dict[str, int]:
-        """Return all numbers, of one moment."""
+        """Return all counters at one moment."""
         with self._lock:
             return self._values.copy()
 
     def log(self) -> None:
-        """Write all numbers as one line, at info level."""
+        """Write all counters as one log line at info level."""
         log.info("counters", **self.snapshot())

@@ -1,10 +1,9 @@
-"""How long operations and requests take, how many fail, how large they are, and for which programs.
+"""Durations, failures and sizes of operations and requests, and the programs that cause them.
 
-With the counters (`counters`), which say how often and how much. One `Meters` per mount, handed to
-whoever measures: the FUSE adapter per operation (0.2 microseconds), the client per request. What is
-made of it, a table or an export, is not known here.
+`counters` adds how often and how much. Each mount has one `Meters` object. The FUSE adapter records
+each operation (0.2 microseconds), the client each request. Tables and exports are made elsewhere.
 
-Numbers only grow. All times are whole microseconds.
+Values only grow. All times are whole microseconds.
 """
 
 import math
@@ -17,31 +16,31 @@ from mountpoint.metrics._histogram import BUCKETS, SCALE, Histogram, Threads, Ti
 from mountpoint.metrics.counters import Counters
 from mountpoint.system.procfs import program_of
 
-#: A process may become another program (execve), as those of a shell do at once, and its number
-#: another process's. To look takes 20 microseconds.
+#: Seconds that a program's name is cached. A process may run another program (execve), as a
+#: shell's child does at once, and its number may be reused. A look-up takes 20 microseconds.
 NAME_TTL_S = 0.1
-#: Of more programs the others are one: the numbers are kept for as long as the mount lives.
+#: Further programs are counted together: entries last as long as the mount.
 MOST_PROGRAMS = 64
 MOST_THREADS = 4096
-#: What the mount does by itself, or for whom it cannot know (a process of another container).
+#: The program for the mount's own work, and for processes of other containers.
 NOBODY = "(unknown)"
 OTHERS = "(others)"
-#: So long after a failure nobody knows any more how S3 is, unless it was asked again.
+#: Seconds after which a failure says nothing about S3 any more, unless there was another request.
 RECENT_S = 60.0
 
 
 class Trouble:
-    """Since when requests have only failed, in ways that say that S3 cannot be used.
+    """Since when all requests have failed, in ways that mean that S3 cannot be used.
 
-    That one does not exist, or is another version, is an answer of an S3 that works.
+    A missing key or another version is the answer of a working S3, and no failure here.
     """
 
     def __init__(self) -> None:
-        # mutable, replaced in one step: begin, last failure, its reason
+        # mutable, replaced in one step: start, last failure, its reason
         self._state: tuple[float, float, str] | None = None
 
     def note(self, reason: str) -> None:
-        """Note how a request has ended; "" is well."""
+        """Record how a request ended; "" means success."""
         state = self._state
         if reason:
             now_s = time.monotonic()
@@ -50,7 +49,7 @@ class Trouble:
             self._state = None
 
     def lasting(self, least_s: float) -> str:
-        """Return what has gone on for so long and is not over; "" if it is not known to."""
+        """Return the reason if failures have lasted for `least_s` seconds; "" otherwise."""
         state, now_s = self._state, time.monotonic()
         if state is None or now_s - state[0] < least_s or now_s - state[1] >= RECENT_S:
             return ""
@@ -58,7 +57,7 @@ class Trouble:
 
 
 class RequestMeter:
-    """Of one of S3's operations: until the first byte, until the end, and how they failed."""
+    """One S3 operation: seconds to the first byte and to the end, and failures by status."""
 
     def __init__(self) -> None:
         self.timer = Timer()
@@ -68,19 +67,19 @@ class RequestMeter:
         self._failures: dict[int, int] = {}
 
     def failed(self, status: int) -> None:
-        """Count a failure; `status` is that of the answer, 0 if there was none."""
+        """Count a failure; `status` is the answer's HTTP status, 0 without an answer."""
         with self._lock:
             self._failures[status] = self._failures.get(status, 0) + 1
 
     @property
     def failures(self) -> dict[int, int]:
-        """How many have failed, by the status of the answer."""
+        """The number of failures by HTTP status."""
         with self._lock:
             return self._failures.copy()
 
 
 class RequestClock:
-    """One request that is measured."""
+    """The measurement of one request."""
 
     __slots__ = ("_begun_ns", "_meter", "_trouble")
 
@@ -90,13 +89,13 @@ class RequestClock:
         self._begun_ns = meter.timer.begin()
 
     def first_byte(self) -> None:
-        """Note that the answer begins."""
+        """Record the first byte of the answer."""
         self._meter.first_byte_us.add((time.monotonic_ns() - self._begun_ns) // 1000)
 
     def end(self, failure: int | None, trouble: str = "") -> None:
-        """Note the end; `failure` is the status of a failed one, 0 without an answer.
+        """Record the end; `failure` is the HTTP status of a failed request, 0 without an answer.
 
-        `trouble` is the reason where the failure says that S3 cannot be used.
+        `trouble` is the reason if the failure means that S3 cannot be used.
         """
         if failure is not None:
             self._meter.failed(failure)
@@ -104,12 +103,12 @@ class RequestClock:
         self._meter.timer.end(self._begun_ns, failure is not None)
 
     def drop(self) -> None:
-        """Note that it was cancelled: how long that took says nothing."""
+        """Drop a cancelled request: its duration says nothing."""
         self._meter.timer.drop()
 
 
 class Program:
-    """What was done for the programs of one name."""
+    """The work done for the programs of one name."""
 
     def __init__(self) -> None:
         self.read_bytes = Histogram()
@@ -118,9 +117,9 @@ class Program:
 
 
 class Programs:
-    """Which programs cause what, by the names that `ps` shows. Thread-safe.
+    """The work that each program causes, by the name that `ps` shows. Thread-safe.
 
-    `asking` returns the number of the thread whose operation the calling thread serves, 0 if none.
+    `asking` returns the number of the thread whose operation the calling thread serves, or 0.
     """
 
     def __init__(self, asking: Callable[[], int] = lambda: 0) -> None:
@@ -147,13 +146,13 @@ class Programs:
         return program
 
     def requested(self, operation: str) -> None:
-        """Count a request that is made for the program whose operation is served."""
+        """Count a request for the program whose operation the calling thread serves."""
         program = self.current()
         with self._lock:
             program.requests[operation] = program.requests.get(operation, 0) + 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all numbers, by name."""
+        """Return all values by program name."""
         with self._lock:
             programs = [(name, each, each.requests.copy()) for name, each in self._by_name.items()]
         return {
@@ -175,9 +174,9 @@ class Programs:
 
 
 class Meters:
-    """All of one mount. `operations` and `requests` have what there was at least one of.
+    """All measurements of one mount. `operations` and `requests` have an entry per name in use.
 
-    `threads` is how many there are for operations.
+    `threads` is the number of threads that serve operations.
     """
 
     def __init__(self, asking: Callable[[], int] = lambda: 0, threads: int = 0) -> None:
@@ -191,28 +190,28 @@ class Meters:
         self.written_bytes = Histogram()
 
     def operation(self, name: str) -> Timer:
-        """Return what measures the operations of one name."""
+        """Return the timer for operations of this name."""
         return self.operations.get(name) or self.operations.setdefault(name, Timer(self.threads))
 
     def request(self, operation: str) -> RequestClock:
-        """Begin to measure a request to S3."""
+        """Start measuring a request to S3."""
         self.programs.requested(operation)
         meter = self.requests.get(operation)
         meter = meter or self.requests.setdefault(operation, RequestMeter())
         return RequestClock(meter, self.trouble)
 
     def read(self, size_bytes: int) -> None:
-        """Note what one read has brought."""
+        """Record the bytes that one read returned."""
         self.read_bytes.add(size_bytes)
         self.programs.current().read_bytes.add(size_bytes)
 
     def written(self, size_bytes: int) -> None:
-        """Note what one write has taken."""
+        """Record the bytes of one write."""
         self.written_bytes.add(size_bytes)
         self.programs.current().written_bytes.add(size_bytes)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all numbers, as JSON has them. Each histogram is of one moment, not all of one."""
+        """Return all values, as for JSON. Each histogram is consistent, but not with the others."""
         return {
             "operations": {name: timer.numbers() for name, timer in list(self.operations.items())},
             "requests": {
@@ -235,14 +234,14 @@ class Meters:
 
 
 def upper_bound(bucket: int) -> float:
-    """Return the largest value that a bucket counts, of those that `Histogram.buckets` returns."""
+    """Return the largest value in a bucket of `Histogram.buckets`."""
     return math.pow(2.0, (bucket + 1) / (1 << SCALE))
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of what a histogram has counted between two of its snapshots.
+    """Return the values that a histogram counted between two of its snapshots.
 
-    Nobody has kept the least and the most of them: they are told by the buckets, 9 % off at most.
+    The smallest and largest of them come from the buckets, so they are up to 9 % off.
     """
     earlier, buckets = before["buckets"], list(after["buckets"])
     for bucket, count in enumerate(earlier):
@@ -252,7 +251,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     least = most = 0
     if used:
         least = 0 if zeros else max(_least_of(used[0]), after["least"])
-        # The last bucket has no end.
+        # The last bucket is unbounded.
         most = after["most"]
         if used[-1] < BUCKETS - 1:
             most = min(math.floor(upper_bound(used[-1])), most)
@@ -267,14 +266,14 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
 
 
 def _least_of(bucket: int) -> int:
-    """Return the least whole number that a bucket counts; the first one counts nothing but ones."""
+    """Return the smallest whole number in a bucket; the first bucket holds only ones."""
     return 1 if bucket == 0 else math.floor(upper_bound(bucket - 1)) + 1
 
 
 def quantile(numbers: Mapping[str, Any], share: float) -> float:
-    """Return the value that `share` of all values do not exceed, at most 9 % too large; 0 of none.
+    """Return the value that `share` of all values do not exceed, up to 9 % too large; 0 if none.
 
-    `numbers` are those of a snapshot, or of the difference of two.
+    `numbers` come from a snapshot, or from the difference of two.
     """
     left = share * numbers["count"] - numbers["zeros"]
     if left <= 0:

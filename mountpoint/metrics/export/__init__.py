@@ -1,1 +1,1 @@
-"""What a mount tells others of itself: OpenTelemetry, Prometheus, lines in its log, health."""
+"""Export of a mount's metrics and health: OpenTelemetry, Prometheus, log lines, health checks."""

@@ -1,12 +1,12 @@
-"""All that leaves a mount as metrics: to a collector, to who fetches them, to the log.
+"""All exports of a mount: start and stop OTLP, Prometheus, log lines and health checks.
 
     with Exports(config, meters, stopping) as exports:
         ...
         exports.serving(client.check_credentials, answers.levels)
 
-Each has one thread, made after the fork. None waits for another, and the file system for none of
-them. What cannot work (a library that is missing, an address in use) is said before anything is
-mounted.
+Each export has one thread, started after the fork. They do not wait for each other, and the file
+system does not wait for them. Faults (a missing library, an address in use) are reported before
+the mount.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from mountpoint.system.memory import resident_bytes
 
 log = structlog.get_logger(__name__)
 
-#: How long the end of a mount may take for the last numbers.
+#: Seconds that the end of a mount may take for the last export.
 END_S = 5.0
 
-#: Returns what `families.LEVELS` describes.
+#: Returns the values that `families.LEVELS` describes.
 Levels = Callable[[], Mapping[str, int]]
 
 
 class Exports:
-    """What the configuration asks for, for as long as a mount lives. Raises MountError."""
+    """The configured exports of one mount, while it lives. Raises MountError."""
 
     def __init__(self, config: Config, meters: Meters, stopping: threading.Event) -> None:
         # dependencies
@@ -54,7 +54,7 @@ class Exports:
             raise
 
     def serving(self, check_credentials: Callable[[], None], levels: Levels) -> None:
-        """Note that the mount serves requests, with credentials and levels to ask for."""
+        """Record that the mount serves requests; exports may now call these functions."""
         self._served = True
         self._levels = levels
         self._health.serving(check_credentials)
@@ -105,12 +105,12 @@ class Exports:
         return families(snapshot, resident_bytes()) + own
 
     def _at_end(self, action: Callable[[], None]) -> Callable[[], None]:
-        """Return what does it only where there was a mount."""
+        """Return a function that calls `action` only if the mount was served."""
         return lambda: action() if self._served else None
 
 
 class _Repeated:
-    """Does something every so often, and something else at the end, in a thread of its own."""
+    """Calls `action` at an interval, and `last` at the end, in its own thread."""
 
     def __init__(
         self, name: str, interval_s: float, action: Callable[[], None], last: Callable[[], None]
@@ -125,11 +125,11 @@ class _Repeated:
         self._thread.start()
 
     def stop(self) -> None:
-        """Have it end, soon."""
+        """Ask the thread to end soon."""
         self._stopping.set()
 
     def join(self) -> None:
-        """Wait until it has ended, or for as long as the end may take."""
+        """Wait until it has ended, for END_S at most."""
         self._thread.join(END_S)
         if self._thread.is_alive():
             log.warning("the last metrics were not sent in time", thread=self._thread.name)
@@ -137,7 +137,7 @@ class _Repeated:
     def _run(self) -> None:
         at_s = time.monotonic()
         while True:
-            # What takes longer than the interval is not done twice in a row for it.
+            # Do not catch up on the intervals that a long action missed.
             at_s = max(at_s + self._interval_s, time.monotonic())
             if self._stopping.wait(at_s - time.monotonic()):
                 self._last()
@@ -147,7 +147,7 @@ class _Repeated:
 
 @contextlib.contextmanager
 def _extra(option: str, name: str) -> Iterator[None]:
-    """Say which extra brings what cannot be imported."""
+    """Name the package extra that provides a missing import."""
     try:
         yield
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""The metrics of a mount by their names: what is exported, in which unit, with which labels.
+"""All exported metrics: names, kinds, units and labels. Pure.
 
-Names, kinds, units and labels of `families` are the reference's (doc/METRICS.md there), so that
-what reads the one reads the other. `own_families` has what only we count. What a number becomes
-on its way (OTLP, Prometheus' text, a line of the log) is not known here. Pure.
+Names, kinds, units and labels in `families` are those of AWS's mount-s3 (doc/METRICS.md there), so
+that the same dashboards work. `own_families` holds the metrics that only this program has. The
+formats (OTLP, Prometheus text, log lines) are in other modules.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,19 +13,19 @@ from mountpoint.metrics.counters import CounterName
 from mountpoint.metrics.recorder import difference
 
 Kind = Literal["counter", "gauge", "histogram"]
-#: UCUM: bytes, microseconds, a plain number; what is counted is no unit. https://ucum.org/ucum
+#: UCUM units: bytes, microseconds, a plain number; an annotation is no unit. https://ucum.org/ucum
 Unit = Literal["By", "us", "1", "{file}", "{thread}"]
 #: Label values, in the order of the family's label names.
 Labels = tuple[str, ...]
 
-#: The reference's `http_status` of a request without an answer.
+#: The `http_status` of a request without an answer, as in AWS's mount-s3.
 NO_ANSWER = "-1"
-#: A histogram that has counted nothing.
+#: The numbers of an empty histogram.
 NOTHING: Mapping[str, Any] = {
     "count": 0, "total": 0, "least": 0, "most": 0, "zeros": 0, "buckets": []
 }  # fmt: skip
 
-#: What each of `metrics.Counters` counts.
+#: The description of each counter in `metrics.Counters`.
 COUNTERS: Mapping[CounterName, str] = {
     "gets": "GetObject requests, retries included",
     "heads": "HeadObject requests",
@@ -51,14 +51,14 @@ COUNTERS: Mapping[CounterName, str] = {
     "checksums_verified": "Bodies that were compared with a checksum",
     "checksums_absent": "Bodies that came without a checksum",
 }
-#: What `Programs` counts of each program.
+#: The descriptions of what `Programs` counts per program.
 PROGRAMS = {
     "reads": "Reads of a program",
     "bytes_read": "Bytes that a program has read",
     "writes": "Writes of a program",
     "bytes_written": "Bytes that a program has written",
 }
-#: What `ControlCommands.levels` tells, with units: what there is of something now.
+#: The current values from `ControlCommands.levels`, with units.
 LEVELS: Mapping[str, tuple[Unit, str]] = {
     "open_files": ("{file}", "File handles that are open"),
     "files_being_written": ("{file}", "Files that are being written"),
@@ -73,7 +73,7 @@ LEVELS: Mapping[str, tuple[Unit, str]] = {
 class Family:
     """One metric, with a value for each combination of labels.
 
-    The value of a histogram is its numbers, as `Histogram.numbers` returns them; others' are whole.
+    A histogram's value is a dict as `Histogram.numbers` returns it; other values are whole numbers.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Family:
     points: Mapping[Labels, Any]
 
     def labelled(self) -> list[tuple[dict[str, str], Any]]:
-        """Return each value with its labels by their names."""
+        """Return each value with its labels by name."""
         return [
             (dict(zip(self.label_names, labels, strict=True)), value)
             for labels, value in self.points.items()
@@ -92,7 +92,7 @@ class Family:
 
 
 def families(snapshot: Mapping[str, Any], resident_bytes: int) -> list[Family]:
-    """Return the reference's metrics, of a snapshot of `Meters`."""
+    """Return the metrics that AWS's mount-s3 has, too, from a snapshot of `Meters`."""
     operations, requests = snapshot["operations"], snapshot["requests"]
     threads = snapshot["threads"]
     errors: dict[Labels, int] = {
@@ -190,7 +190,7 @@ def own_families(
     programs: Mapping[str, Mapping[str, Any]],
     levels: Mapping[str, int],
 ) -> list[Family]:
-    """Return what only we count: `Counters`, what each program has caused, and `LEVELS`."""
+    """Return the metrics that only this program has: counters, programs and `LEVELS`."""
     found = [
         Family(f"mount_s3.{name}", "counter", "1", help_, (), {(): counters[name]})
         for name, help_ in COUNTERS.items()
@@ -214,7 +214,7 @@ def own_families(
 
 
 def since(before: Iterable[Family], after: Iterable[Family]) -> list[Family]:
-    """Return what has come between, without what has not changed. Gauges are as they are."""
+    """Return the growth from `before` to `after`, without unchanged values. Gauges stay."""
     earlier = {family.name: family.points for family in before}
     found = [
         family

@@ -1,9 +1,9 @@
-"""Whether a mount is well: what /healthz answers.
+"""The health of a mount, for /healthz and /livez.
 
-Three things can be known without asking anybody. *It serves*: it is mounted, and not all of its
-threads are stuck. *Its credentials* are valid. *S3 works*: requests of programs have not done
-nothing but fail. Nothing is sent to S3 for a probe, and the mount itself is never looked at: a
-process that waits on its own mount may hang for good.
+Three things are known without asking anyone. *It serves*: it is mounted, and not all of its threads
+are stuck. *Its credentials* are valid. *S3 works*: the programs' requests do not all fail. A health
+check sends nothing to S3 and never accesses the mount itself: a process that waits for its own
+mount may hang forever.
 """
 
 import threading
@@ -14,13 +14,13 @@ from mountpoint.errors import CredentialsUnavailable
 from mountpoint.metrics.recorder import Meters
 from mountpoint.system.kernel import mount_points
 
-#: With all threads busy, no operation and no request may take longer to end: requests have shorter
-#: deadlines.
+#: If all threads are busy, some operation or request must end within this many seconds: requests
+#: have shorter deadlines.
 STUCK_S = 180.0
 
 
 class Health:
-    """Of one mount. Thread-safe. `patience_s` is how long anybody waits for S3."""
+    """The health of one mount. Thread-safe. `patience_s` is the longest wait for S3 in seconds."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class Health:
         self._clock = clock
         # mutable, each replaced in one step
         self._serving = False
-        self._is_seen = False  # what is mounted by a descriptor we may not see
-        self._progress: tuple[int, float] = (-1, 0.0)  # what was over, and since when
+        self._is_seen = False  # a directory mounted by descriptor may be invisible to us
+        self._progress: tuple[int, float] = (-1, 0.0)  # ended operations and requests, since when
 
     def serving(self, check_credentials: Callable[[], None]) -> None:
-        """Note that requests are being served, with credentials that can be checked."""
+        """Record that requests are served, with credentials that can be checked."""
         self._check_credentials = check_credentials
         self._is_seen = self._directory in mount_points()
         self._serving = True
 
     def why_not_alive(self) -> str:
-        """Return what a restart would repair, or ""."""
+        """Return the fault that a restart would repair, or ""."""
         if self._stopping.is_set():
             return "it is being unmounted"
         if not self._serving:
@@ -60,7 +60,7 @@ class Health:
         return self._stuck()
 
     def why_not_well(self) -> str:
-        """Return why programs cannot use it, or ""."""
+        """Return the reason why programs cannot use the mount, or ""."""
         reason = self.why_not_alive()
         if reason:
             return reason
@@ -86,4 +86,4 @@ class Health:
 
 
 def _nothing() -> None:
-    """Before there are credentials there is nothing to check."""
+    """Check nothing: there are no credentials yet."""

@@ -1,7 +1,7 @@
-"""Metrics as lines of the log (`--log-metrics`): what has changed since the last ones.
+"""Metrics as log lines (`--log-metrics`): the changes since the last lines.
 
-One line for each metric and label. Counters and histograms have `n`, how many there were, and
-their rate per second; histograms their sum, and what 50, 90 and 99 of 100 values did not exceed.
+Each metric and label has one line. Counters and histograms show `n`, the number of events, and
+their rate per second. Histograms add the sum and the percentiles 50, 90 and 99.
 """
 
 import time
@@ -16,12 +16,12 @@ from mountpoint.metrics.recorder import quantile
 
 log = structlog.get_logger(METRICS)
 
-#: The reference's.
+#: The interval of AWS's mount-s3.
 INTERVAL_S = 5.0
 
 
 class Lines:
-    """Writes what `collect` returns. One thread calls `write`."""
+    """Writes the metrics that `collect` returns. One thread calls `write`."""
 
     def __init__(
         self, collect: Callable[[], list[Family]], clock: Callable[[], float] = time.monotonic
@@ -30,12 +30,12 @@ class Lines:
         self._collect = collect
         # constants
         self._clock = clock
-        # mutable, of that thread
+        # mutable, used by that thread
         self._before: list[Family] = []
         self._at_s = clock()
 
     def write(self) -> None:
-        """Write what has changed since the last time."""
+        """Write the changes since the last call."""
         found, now_s = self._collect(), self._clock()
         elapsed_s = max(now_s - self._at_s, 0.001)
         gauges = {family.name: family.points for family in self._before if family.kind == "gauge"}

@@ -1,14 +1,15 @@
-"""Metrics to a collector: OTLP over HTTP, as the reference sends them.
+"""Send metrics to a collector: OTLP over HTTP, as AWS's mount-s3 does.
 
-What was counted since the last export that arrived goes out as *deltas*, histograms as they are
-kept: with exponential buckets. Numbers are aggregated here (`metrics/recorder`), so of
-OpenTelemetry's SDK only its data classes and its exporter are used: what it knows of headers,
-certificates, compression and retries holds, with its variables (OTEL_EXPORTER_OTLP_HEADERS ...).
+Each export sends the *deltas* since the last successful one; histograms keep their exponential
+buckets. This program aggregates the numbers itself (`metrics/recorder`). It uses only the data
+classes and the exporter of OpenTelemetry's SDK, with its handling of headers, certificates,
+compression, retries and variables (OTEL_EXPORTER_OTLP_HEADERS ...).
 
-What a collector did not take is part of the next export: nothing is lost while it is away. Who has
-taken an export and could not say so in time gets it again.
+If the collector does not accept an export, the next one includes its values, so nothing is lost
+while the collector is away. If it accepts one but the confirmation comes too late, it gets the same
+values twice.
 
-The extra `otlp` brings the libraries. https://opentelemetry.io/docs/specs/otlp/
+The extra `otlp` installs the libraries. https://opentelemetry.io/docs/specs/otlp/
 """
 
 import logging
@@ -44,21 +45,21 @@ from mountpoint.metrics.export.families import Family, since
 
 log = structlog.get_logger(__name__)
 
-#: Where its collectors take metrics; the reference adds it to what it is given, too.
+#: The collectors' path for metrics; AWS's mount-s3 appends it to the given URL, too.
 PATH = "/v1/metrics"
-#: The reference's.
+#: The scope name of AWS's mount-s3.
 SCOPE = InstrumentationScope("mountpoint-s3")
-#: The last export must not hold up the end of the mount.
+#: Seconds; the last export must not delay the end of the mount.
 LAST_EXPORT_S = 3.0
 LIBRARY = "opentelemetry"
-#: What lets us in at the collector: `name=value`, with commas between, percent-encoded.
+#: Variables that may hold the collector's credentials: `name=value`, comma-separated and encoded.
 HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
-#: OpenTelemetry's variable, with our default.
+#: OpenTelemetry's variable; the default here is our own.
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
 class Otlp:
-    """Sends what `collect` returns. One thread calls `export`, and at the end `export_last`."""
+    """Sends the metrics from `collect`. One thread calls `export`, at the end `export_last`."""
 
     def __init__(
         self, endpoint: str, collect: Callable[[], list[Family]], environ: Mapping[str, str]
@@ -70,10 +71,10 @@ class Otlp:
         # constants
         self._url = endpoint.rstrip("/").removesuffix(PATH) + PATH
         self._cumulative = environ.get(TEMPORALITY, "").strip().lower() == "cumulative"
-        # The reference names no resource, because collectors make dimensions of it: here only
-        # what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES tell.
+        # AWS's mount-s3 sets no resource, because collectors turn it into dimensions. Here it holds
+        # only OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
         self._resource = OTELResourceDetector().detect()
-        # mutable, of the thread that exports
+        # mutable, used by the exporting thread
         self._sent: list[Family] = []
         self._sent_ns = time.time_ns()
         self._failing = False
@@ -82,23 +83,23 @@ class Otlp:
         self._exporter = self._made(None)
 
     def export(self) -> None:
-        """Send what there is since the last export that arrived."""
+        """Send the changes since the last successful export."""
         self._send(self._exporter)
 
     def export_last(self) -> None:
-        """Send the last of it, in little time."""
+        """Send the remaining changes, within LAST_EXPORT_S."""
         self._words.said.clear()
         self._send(self._made(LAST_EXPORT_S))
 
     def interrupt(self) -> None:
-        """End the waiting between tries of an export that is under way."""
+        """Stop waiting between the tries of an export."""
         self._exporter.shutdown()
 
     def _made(self, timeout_s: float | None) -> OTLPMetricExporter:
-        """Return an exporter. Raises MountError for variables that the library does not take."""
+        """Return an exporter. Raises MountError for variables that the library rejects."""
         try:
             exporter = OTLPMetricExporter(endpoint=self._url, timeout=timeout_s)
-        except Exception as error:  # whatever reading them raises
+        except Exception as error:  # the library may raise anything while it reads them
             self._words.said.append(str(error))
         if self._words.said:
             raise MountError(
@@ -144,9 +145,9 @@ class Otlp:
 
 
 class _Words(logging.Handler):
-    """What the library says while it exports, without secrets. It is ours to log, once a minute.
+    """Collects the library's messages during an export, without secrets. We log them ourselves.
 
-    The first words are those that say why something has failed.
+    The first message is the one that explains a failure.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -169,7 +170,7 @@ def _metric(
         data = ExponentialHistogram(points, temporality)
     else:
         values = family.labelled()
-        if family.kind == "gauge":  # doubles, as the reference's
+        if family.kind == "gauge":  # doubles, as in AWS's mount-s3
             data = Gauge([NumberDataPoint(labels, 0, now_ns, float(n)) for labels, n in values])
         else:
             numbers = [NumberDataPoint(labels, begun_ns, now_ns, n) for labels, n in values]
@@ -182,7 +183,7 @@ def _distribution(
 ) -> ExponentialHistogramDataPoint:
     """Return a histogram's numbers as a data point.
 
-    Our first bucket counts nothing but ones, which are the end of OpenTelemetry's bucket -1.
+    The first bucket here holds only ones, which are the upper end of OpenTelemetry's bucket -1.
     """
     ones, *others = numbers["buckets"] or [0]
     counts, offset = ([ones, 0, *others] if others else [ones]), -1

@@ -1,14 +1,14 @@
-"""Metrics to be fetched: Prometheus' text at /metrics, and how the mount is at /healthz and /livez.
+"""The HTTP server: Prometheus text at /metrics, health checks at /healthz and /livez.
 
-Names are what OpenTelemetry's rules make of the reference's for Prometheus, so that what was made
-for those fits: fuse.request_latency is fuse_request_latency_microseconds. Of the exponential
-buckets eight neighbours make one whose end is a power of two.
+Names follow OpenTelemetry's rules for Prometheus, applied to the names of AWS's mount-s3, so its
+dashboards fit: fuse.request_latency becomes fuse_request_latency_microseconds. Eight adjacent
+exponential buckets become one bucket that ends at a power of two.
 
-It answers on threads of its own, some at a time and each for a short time: whoever connects cannot
-make it grow, and a client that is slow does not keep others from an answer.
+Threads of its own answer, a few at a time and each for a short time. So clients cannot make memory
+grow, and a slow client does not block the others.
 
 https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
-The extra `prometheus` brings the library.
+The extra `prometheus` installs the library.
 """
 
 import io
@@ -35,17 +35,17 @@ from mountpoint.system.addresses import authority
 
 log = structlog.get_logger(__name__)
 
-#: Two scrapers, a probe, a person with curl; what comes on top is not answered.
+#: Enough for two scrapers, a probe and a person with curl; further connections are closed.
 MOST_CONNECTIONS = 8
 LONGEST_S = 10.0
-#: How often who takes too long is looked for.
+#: Seconds between checks for slow connections.
 LOOK_S = 0.5
 
 UNITS: Mapping[Unit, str] = {
     "By": "_bytes", "us": "_microseconds", "1": "", "{file}": "", "{thread}": ""
 }  # fmt: skip
-#: Powers of two at which buckets end, by unit: 16 us to 134 s, 512 bytes to 1 MiB (the most that
-#: the kernel reads at once), 1 to 1024.
+#: The powers of two at which buckets end, by unit: 16 us to 134 s, 512 bytes to 1 MiB (the largest
+#: read of the kernel), 1 to 1024.
 POWERS: Mapping[Unit, range] = {"By": range(9, 21), "us": range(4, 28), "1": range(0, 11)}
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -53,7 +53,7 @@ Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
 class Prometheus:
-    """Serves what `collect` returns, at `host` and `port`. Raises MountError if it cannot."""
+    """Serves the metrics from `collect` at `host` and `port`. Raises MountError if it cannot."""
 
     def __init__(
         self, host: str, port: int, collect: Callable[[], list[Family]], health: Health
@@ -77,7 +77,7 @@ class Prometheus:
         log.info("metrics can be fetched", url=self.url)
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -94,11 +94,11 @@ def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     return family, address
 
 
-# What is served
+# Contents
 
 
 class _Collector(Collector):
-    """The families as those of Prometheus' library, made anew for each scrape."""
+    """Converts the families for Prometheus' library at each scrape."""
 
     def __init__(self, collect: Callable[[], list[Family]]) -> None:
         self._collect = collect
@@ -116,7 +116,7 @@ def _converted(family: Family) -> Any:
             histogram.add_metric(labels, _buckets(numbers, POWERS[family.unit]), numbers["total"])
         return histogram
     if family.kind == "gauge":
-        # What is a share of one to OpenTelemetry's rules is any plain number.
+        # OpenTelemetry's rules treat any plain number as a ratio.
         name += "_ratio" if family.unit == "1" else ""
         gauge = GaugeMetricFamily(name, family.help, labels=family.label_names)
         for labels, value in family.points.items():
@@ -129,7 +129,7 @@ def _converted(family: Family) -> Any:
 
 
 def _buckets(numbers: Mapping[str, Any], powers: range) -> list[tuple[str, float]]:
-    """Return how many values did not exceed each power of two. Our first bucket has the ones."""
+    """Return how many values did not exceed each power of two. The first bucket holds the ones."""
     below = list(accumulate(numbers["buckets"], initial=numbers["zeros"]))
     ends = [max(power << SCALE, 1) for power in powers]
     found = [
@@ -140,7 +140,7 @@ def _buckets(numbers: Mapping[str, Any], powers: range) -> list[tuple[str, float
 
 
 class _Application:
-    """Paths to answers."""
+    """The WSGI application: answers by path."""
 
     def __init__(self, metrics: Application, health: Health) -> None:
         self._metrics = metrics
@@ -167,24 +167,24 @@ def _text(start_response: StartResponse, status: str, text: str) -> list[bytes]:
     return [f"{text}\n".encode("utf-8", "replace")]
 
 
-# The server
+# Server
 
 
 class _Handler(WSGIRequestHandler):
-    """One connection. The server cuts it when it takes too long."""
+    """One connection. The server closes it if it takes too long."""
 
     timeout = LONGEST_S
 
     def log_message(self, *_: Any) -> None:
-        """Log nothing: who fetches does so all the time."""
+        """Log nothing: scrapers connect all the time."""
 
     def get_stderr(self) -> Any:
-        """Return where wsgiref writes tracebacks of connections that broke."""
+        """Return the stream for wsgiref's tracebacks of broken connections."""
         return io.StringIO()
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Threads for some connections at a time, each for a while."""
+    """A few threads at a time, one per connection, each with a time limit."""
 
     daemon_threads = True
 
@@ -192,20 +192,20 @@ class _Server(ThreadingMixIn, WSGIServer):
         self, family: socket.AddressFamily, address: Any, application: _Application
     ) -> None:
         self.address_family = family
-        # mutable, guarded by _lock: when each connection is cut
+        # mutable, guarded by _lock: when to close each connection
         self._lock = threading.Lock()
         self._open: dict[Any, float] = {}
         super().__init__(address, _Handler)
         self.set_app(application)
 
     def server_bind(self) -> None:
-        """Bind, and do not look for this machine's name, which can take long (http.server)."""
+        """Bind without looking up this machine's name, which may take long (http.server)."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve on a thread of its own, unless there are too many."""
+        """Serve a connection on its own thread, unless there are too many."""
         with self._lock:
             full = len(self._open) >= MOST_CONNECTIONS
             if not full:
@@ -222,16 +222,16 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Cut what takes too long; its thread notices."""
+        """Close connections that take too long; their threads then end."""
         now_s = time.monotonic()
         with self._lock:
             late = [request for request, until_s in self._open.items() if until_s < now_s]
             for request in late:
                 try:
                     request.shutdown(socket.SHUT_RDWR)
-                except OSError:  # it has ended by itself
+                except OSError:  # the client has closed it
                     self._open.pop(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Note what went wrong with a connection: it was cut, or has broken."""
+        """Log an error of a connection that was cut or broke."""
         log.debug("a connection for metrics broke", exc_info=True)
