@@ -1,8 +1,8 @@
 """Histograms that take a tenth of a microsecond per value, and timers that fill them.
 
-The buckets are those of OpenTelemetry's exponential histograms at scale 3: bucket i counts the values
-in (b^i, b^(i+1)] with b = 2^(1/8), so values read from them are at most 9 % off. They are exported
-unchanged, and eight adjacent ones form a bucket that ends at a power of two.
+The buckets are those of OpenTelemetry's exponential histograms at scale 3. Bucket i counts the
+values in (b^i, b^(i+1)] with b = 2^(1/8), so values read from it are at most 9 % off. They are
+exported unchanged, and eight adjacent ones form a bucket that ends at a power of two.
 https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram
 
 The GIL guards all state. Values only grow.
