@@ -1,8 +1,8 @@
-"""Which lines are logged: the text of MOUNTPOINT_LOG, as levels per target.
+"""Log levels per target, from the text of MOUNTPOINT_LOG. Pure.
 
-Pure. A target is a logger's name, such as `mountpoint.read` or `awscrt`, and stands for
-all loggers below it. The syntax is the level part of the reference's (doc/LOGGING.md there):
-`debug`, `awscrt=warn`, or several of them with commas between.
+A target is a logger's name, such as `mountpoint.read` or `awscrt`, and includes all loggers below
+it. The syntax is the level part of that of AWS's mount-s3 (doc/LOGGING.md there): `debug`,
+`awscrt=warn`, or several of these separated by commas.
 """
 
 import logging
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mountpoint.errors import MountError
 
-#: More than `logging.DEBUG`: only the CRT has so much to say.
+#: Below `logging.DEBUG`: only the CRT logs at this level.
 TRACE = 5
 #: Above every level.
 OFF = logging.CRITICAL + 10
@@ -26,20 +26,20 @@ LEVELS = {
     "trace": TRACE,
 }
 
-#: "::" separates the parts of the reference's names: its users' filters stay valid, without
-#: effect on loggers that are not here.
+#: "::" separates the parts of target names in AWS's mount-s3. Its users' filters stay valid, but
+#: have no effect on loggers that do not exist here.
 TARGET = re.compile(r"\w+((\.|::)\w[\w-]*)*")
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Levels per target; `default` is for all that no target names."""
+    """Levels per target; `default` is for all other loggers."""
 
     default: int
     targets: dict[str, int] = field(default_factory=dict)
 
     def level(self, name: str) -> int:
-        """Return the level of the logger `name`: its longest target's."""
+        """Return the level of the logger `name`: that of the longest target that includes it."""
         while name:
             if name in self.targets:
                 return self.targets[name]
@@ -47,17 +47,17 @@ class Filter:
         return self.default
 
     def most_verbose(self, name: str) -> int:
-        """Return the lowest level of the logger `name` and those below it."""
+        """Return the lowest level of the logger `name` and all loggers below it."""
         below = [level for target, level in self.targets.items() if target.startswith(name + ".")]
         return min([self.level(name), *below])
 
 
 def parse_filter(text: str) -> Filter:
-    """Parse MOUNTPOINT_LOG. Raise MountError that names the part which makes no sense.
+    """Parse MOUNTPOINT_LOG. Raises MountError that names the invalid part.
 
-    A bare level is for all targets, the CRT's too. Without one, those that are not named stay
-    as they are by default: asking for more of one must not hide the failures of another. (The
-    reference turns them off.)
+    A bare level is for all targets, including the CRT's. Without one, targets that are not named
+    keep their default: more lines from one target must not hide the failures of another. (AWS's
+    mount-s3 turns them off.)
     """
     bare: int | None = None
     targets: dict[str, int] = {}

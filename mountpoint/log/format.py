@@ -1,10 +1,10 @@
-r"""What a log line looks like, and what is taken out of it. Pure.
+r"""The format of log lines, and the masking of secrets in them. Pure.
 
-In files and syslog a line is `timestamp=... level=... logger=... event="..."` and then the
-event's own fields in their order. A value with a space, a quote or anything escaped is in
-double quotes. Escaped are backslash, double quote, control characters, what moves the
-cursor or turns the direction of text, and bytes that are not UTF-8: `\n`, `\x1b`, `\u202e`.
-So an event is always one line, and a key cannot forge another.
+In files and syslog a line is `timestamp=... level=... logger=... event="..."` and then the event's
+own fields in order. A value with a space, a quote or an escape is in double quotes. Escapes are
+used for backslash, double quote, control characters, characters that move the cursor or change the
+direction of text, and bytes that are not UTF-8: `\n`, `\x1b`, `\u202e`. So an event is always one
+line, and a key cannot forge another.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\\": "\\\\", '"': r"\""}
 
 _LONG = {escape: character for character, escape in _SHORT.items()}
 _ESCAPED = re.compile(r"\\(?:[nrt\\\"]|x[0-9a-f]{2}|u[0-9a-f]{4})")
-#: A field of a line; the quote at the end may be cut off.
+#: A field of a line; the closing quote may be cut off.
 _PAIR = re.compile(r"([^\s=\"]+)=(?:\"((?:[^\"\\]|\\.)*)\"?|(\S*))")
 
 _FIRST = ("timestamp", "level", "logger", "event", "exception")
@@ -34,12 +34,12 @@ _COLOURS = {"debug": 90, "info": 32, "warning": 33, "error": 31, "critical": 35}
 
 
 def printable(text: str) -> str:
-    """Return `text` without anything that could do more than be printed."""
+    """Return `text` with all control characters escaped."""
     return _UNPRINTABLE.sub(_escape, text)
 
 
 def field_line(event: Mapping[str, object]) -> str:
-    """Return the event as one line for machines and people."""
+    """Return the event as one line, for files and syslog."""
     words = [f"timestamp={_utc(event)}", *_pairs(event, ("level", "logger", "event"))]
     words += _pairs(event, _others(event))
     words += _pairs(event, ("exception",))
@@ -47,7 +47,7 @@ def field_line(event: Mapping[str, object]) -> str:
 
 
 def console_line(event: Mapping[str, object], colours: bool, *, dated: bool = False) -> str:
-    """Return the event for a person at a terminal; a traceback follows, indented."""
+    """Return the event for a terminal; a traceback follows, indented."""
     level = str(event["level"])
     form = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
     clock = time.strftime(form, time.localtime(_seconds(event)))
@@ -62,9 +62,9 @@ def console_line(event: Mapping[str, object], colours: bool, *, dated: bool = Fa
 
 
 def parsed(line: str) -> dict[str, object]:
-    """Return the event of a line that `field_line` made; all values but the time are text.
+    """Return the event from a line of `field_line`; all values except the time are text.
 
-    The line may have been cut. An escaped byte of 0x80 and more becomes a surrogate again.
+    The line may be cut off. An escaped byte of 0x80 and above becomes a surrogate again.
     """
     event: dict[str, object] = {"timestamp": 0.0, "level": ""}
     for found in _PAIR.finditer(line):
@@ -80,7 +80,7 @@ def _pairs(event: Mapping[str, object], names: Iterator[str] | tuple[str, ...]) 
 
 
 def _others(event: Mapping[str, object]) -> Iterator[str]:
-    """Name the event's own fields, without those that say nothing."""
+    """Yield the names of the event's own fields, without empty ones."""
     for name, value in event.items():
         if name not in _FIRST and name != "exc_info" and value is not None and value != "":
             yield name
@@ -130,8 +130,8 @@ def _utc(event: Mapping[str, object]) -> str:
 
 # Redaction
 
-#: Fields that hold a secret, in headers, query strings, environment, credential files, JSON
-#: and XML answers of STS, SSO, IMDS and S3: names without their separators.
+#: Names of secret fields, without separators, in headers, query strings, environment, credential
+#: files, and JSON or XML answers of STS, SSO, IMDS and S3.
 _SECRET_NAMES = (
     r"x[-_]amz[-_]security[-_]token",
     r"x[-_]amz[-_]s3session[-_]token",
@@ -148,8 +148,8 @@ _SECRET_NAMES = (
     r"password",
 )
 
-#: name, what separates it from its value (": ", "=", ">", "': b'", "', '"), an authorization
-#: scheme, the value. Quotes and line ends may be escaped by the time a line is finished.
+#: name, separator (": ", "=", ">", "': b'", "', '"), an authorization scheme, the value. Quotes and
+#: line ends may be escaped in a finished line.
 _NAMED = re.compile(
     rf"""
     ( (?:{"|".join(_SECRET_NAMES)})
@@ -161,7 +161,7 @@ _NAMED = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-#: Long-term and temporary access key ids, and bare session tokens by how they all begin.
+#: Long-term and temporary access key ids, and bare session tokens by their common start.
 #: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
 _KNOWN = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,124}\b|\b(?:IQoJ|FwoG|FQoG|AgoJ)[A-Za-z0-9+/=_%-]{40,}"
@@ -177,17 +177,17 @@ _SECRET_VARIABLES = (
 
 
 class Redactor:
-    """Takes credentials out of a finished line: by name, by form, and those it was told."""
+    """Masks credentials in a finished line: by name, by form, and known values."""
 
     def __init__(self, secrets: list[str]) -> None:
-        # A secret of a few letters (test servers have them) would tear holes into every line.
+        # Masking a secret of a few letters, as test servers have them, would garble every line.
         words = {form for secret in secrets if len(secret) >= 8 for form in _forms(secret)}
         longest_first = sorted(words, key=len, reverse=True)
         self._told = re.compile("|".join(map(re.escape, longest_first))) if words else None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Redactor":
-        """Return one that also knows the secrets of the environment by heart."""
+        """Return a redactor that also knows the secrets in the environment."""
         return cls([environ[name] for name in _SECRET_VARIABLES if name in environ])
 
     def __call__(self, line: str) -> str:

@@ -1,20 +1,20 @@
-"""Logging: where lines go, which ones, what they look like, and what never appears in them.
+"""Set up logging: outputs and levels; every finished line is redacted.
 
-`configure` is called once, by `mount.run`, in the process that mounts. Everywhere else:
+`mount.run` calls `configure` once, in the process that mounts. All other modules do
 `log = structlog.get_logger(__name__)`, then `log.warning("read failed", path=..., errno=...)`.
 
-* **Where**: in the foreground stderr; in the background syslog, or nothing where nobody
-  listens on /dev/log; with `--log-directory` a file of its own. A log that cannot be written
-  never disturbs the file system: the line is lost.
-* **Which**: warnings and worse; `--debug` for all of ours; `MOUNTPOINT_LOG` overrides both
-  (see `parse_filter`). A structlog logger gets the class that structlog has for its level, in
-  which a method below the level is one empty function. Lines of the standard library's
-  loggers (botocore, urllib3, awscrt) come through a handler at the root.
-* **What**: one line per event, `key=value`, with every control character escaped
-  (`format`): a key may hold a newline.
-* **Never**: credentials. `log_render.redact` goes over the finished line, whoever made it.
+* **Output**: in the foreground stderr. In the background syslog, or nothing if no daemon listens on
+  /dev/log. With `--log-directory` a file. A fault in the log never disturbs the file system: the
+  line is lost.
+* **Levels**: warnings and worse; `--debug` for all our loggers; `MOUNTPOINT_LOG` overrides both
+  (see `parse_filter`). Each structlog logger gets structlog's class for its level, in which a
+  method below the level is an empty function. Lines from the standard library's loggers (botocore,
+  urllib3, awscrt) come through a handler at the root.
+* **Format**: one line per event, `key=value`, with every control character escaped (`format`): a
+  key may contain a newline.
+* **Secrets**: never logged. `format.Redactor` processes every finished line.
 
-It does not import awscrt: `crt_log_level` is what `s3.crt` needs to start the CRT's own log.
+This module does not import awscrt: `crt_log_level` tells `s3.crt` how to start the CRT's own log.
 """
 
 import contextlib
@@ -39,34 +39,34 @@ from mountpoint.errors import MountError
 from mountpoint.log.filter import OFF, Filter, parse_filter
 from mountpoint.log.format import Redactor, console_line, field_line
 
-#: The logger of all that is numbers: of the module that counts.
+#: The logger of metrics: the package that counts.
 METRICS = "mountpoint.metrics"
 SYSLOG_SOCKET = "/dev/log"
-#: LOG_USER, as the reference's default (RFC 5424, 6.2.1: 1 << 3).
+#: LOG_USER, the default of AWS's mount-s3 (RFC 5424, 6.2.1: 1 << 3).
 SYSLOG_FACILITY = 8
 #: rsyslog cuts messages at 8 KiB by default ($MaxMessageSize); journald takes more.
 SYSLOG_MAX_BYTES = 8 << 10
-#: A logging daemon that does not take its mail must not hold up a read for longer.
+#: A slow logging daemon must not delay a read for longer.
 SYSLOG_TIMEOUT_S = 0.5
-#: Nor may each line of a burst wait that long: after one that did, the next ones are lost.
+#: Each line of a burst must not wait that long: after one timeout, the next lines are lost.
 SYSLOG_PAUSE_S = 10.0
-#: What is kept of the log in memory: a megabyte at most.
+#: Log lines kept in memory: a megabyte at most.
 RECENT_LINES = 1000
 RECENT_LINE_CHARS = 1000
 SYSLOG_SEVERITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
 class Sink(Protocol):
-    """A place for finished events. Never raises."""
+    """An output for finished events. Never raises."""
 
     def write(self, event: EventDict) -> None:
         """Write one event."""
 
 
 class Log(NamedTuple):
-    """What comes of `configure`: the lines that are kept, and where to write if all ends.
+    """The result of `configure`: the lines kept in memory, and a place for crash reports.
 
-    `crashes` is a descriptor; None where there is only syslog.
+    `crashes` is a descriptor; None if the only output is syslog.
     """
 
     recent: "Recent"
@@ -74,7 +74,7 @@ class Log(NamedTuple):
 
 
 def configure(config: LogConfig) -> Log:
-    """Set up logging for this process. Raise MountError when the log cannot be had as asked."""
+    """Set up logging for this process. Raises MountError if an output cannot be opened."""
     chosen = effective_filter(config)
     file = None if config.directory is None else _create_file(config.directory)
     redact = Redactor.from_environment(os.environ)
@@ -92,7 +92,7 @@ def configure(config: LogConfig) -> Log:
 
 
 def effective_filter(config: LogConfig) -> Filter:
-    """Return which lines are logged: `--no-log`, then MOUNTPOINT_LOG, then the options."""
+    """Return the filter: `--no-log` first, then MOUNTPOINT_LOG, then the other options."""
     if config.no_log:
         return Filter(default=OFF)
     if config.filter:
@@ -104,16 +104,16 @@ def effective_filter(config: LogConfig) -> Filter:
 
 
 def crt_log_level(config: LogConfig) -> int | None:
-    """Return the level at which the CRT has to log, or None when it need not.
+    """Return the level for the CRT's own log, or None for no log.
 
-    A level of `logging`, or `TRACE` (5).
+    It is a level of `logging`, or `TRACE` (5).
     """
     level = effective_filter(config).most_verbose("awscrt")
     return level if level < OFF else None
 
 
 def where(config: LogConfig) -> str:
-    """Return the line that tells a user where to look for more, or "" in the foreground."""
+    """Return a sentence that tells a user where the log is, or "" in the foreground."""
     if config.no_log:
         return "leave --no-log out to get a log"
     if config.directory is not None:
@@ -126,7 +126,7 @@ def where(config: LogConfig) -> str:
 
 
 def is_in_memory_only(config: LogConfig) -> bool:
-    """Whether a log is wanted, and no line of it goes anywhere that outlives the process."""
+    """Whether a log is wanted, but no output survives the process."""
     elsewhere = config.no_log or config.foreground or config.directory is not None
     return not elsewhere and not os.path.exists(SYSLOG_SOCKET)
 
@@ -135,10 +135,10 @@ def is_in_memory_only(config: LogConfig) -> bool:
 
 
 def _logger_class(chosen: Filter) -> Callable[..., FilteringBoundLogger]:
-    """Return what structlog calls like a class to make a logger: one class per target's level."""
+    """Return the function with which structlog makes a logger: one class per target's level."""
 
     def make(logger: Any, processors: Any, context: Any) -> FilteringBoundLogger:
-        # structlog has no class above CRITICAL; `_Target` writes nothing when it is off.
+        # structlog has no class above CRITICAL; `_Target` drops the lines of a target that is off.
         level = chosen.level(logger.name)
         logger.enabled = level < OFF
         steps = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
@@ -152,14 +152,14 @@ def _logger_class(chosen: Filter) -> Callable[..., FilteringBoundLogger]:
 
 
 def _route_standard_library(chosen: Filter, sinks: list[Sink]) -> None:
-    """Send the standard library's records the same way, and only those that are wanted."""
+    """Send the standard library's records to the same outputs, if the filter selects them."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Bridge)]:
         root.removeHandler(handler)
     root.addHandler(_Bridge(sinks))
-    # Other libraries' chatter is asked for by name only: a bare "debug" is about us.
+    # Other libraries log at low levels only if named: a bare "debug" means our own loggers.
     root.setLevel(max(chosen.default, logging.WARNING))
-    # The CRT is a part of this program to its users, and follows the bare level.
+    # Users see the CRT as part of this program, so it follows the bare level.
     for target, level in {"awscrt": chosen.level("awscrt"), **chosen.targets}.items():
         logging.getLogger(target).setLevel(level)
     logging.captureWarnings(True)
@@ -175,13 +175,13 @@ def _thread_died(hook: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(hook: "sys.UnraisableHookArgs") -> None:
-    """Log what was raised where nobody catches it, such as in a callback from the CRT."""
+    """Log an exception that cannot be caught, such as in a callback from the CRT."""
     log = structlog.get_logger(__name__)
     log.error("exception ignored", source=repr(hook.object), exc_info=hook.exc_value)
 
 
 class _Target:
-    """What structlog's loggers of one name write to. Its methods are the levels' names."""
+    """The output of structlog's loggers of one name. Its methods are named after the levels."""
 
     def __init__(self, name: str, sinks: list[Sink]) -> None:
         self.name = name
@@ -197,7 +197,7 @@ class _Target:
 
 
 class _Bridge(logging.Handler):
-    """Takes the standard library's records to the sinks."""
+    """Passes the standard library's records to the sinks."""
 
     def __init__(self, sinks: list[Sink]) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class _Bridge(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
-        except Exception:  # a record whose arguments do not fit: a library's slip, not ours
+        except Exception:  # a record whose arguments do not fit: another library's mistake
             text = str(record.msg)
         event: EventDict = {
             "timestamp": record.created,
@@ -234,7 +234,7 @@ def _add_time(logger: Any, method: str, event: EventDict) -> EventDict:
 
 
 def _last(logger: Any, method: str, event: EventDict) -> tuple[tuple[EventDict], Mapping[str, Any]]:
-    """Hand the event over as it is; the sink renders it in its own way."""
+    """Pass the event unchanged; each sink renders it."""
     return (event,), {}
 
 
@@ -242,12 +242,12 @@ def _last(logger: Any, method: str, event: EventDict) -> tuple[tuple[EventDict],
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person may be looking on. None: the caller has closed it."""
+    """Whether a person may be watching. None means that the caller closed the stream."""
     return stream is not None and stream.isatty()
 
 
 def wants_colours(stream: TextIO | None) -> bool:
-    """Whether that person wants colours: https://no-color.org."""
+    """Whether the terminal's user wants colours: https://no-color.org."""
     return is_terminal(stream) and "NO_COLOR" not in os.environ
 
 
@@ -263,7 +263,7 @@ def _sinks(config: LogConfig, file: int | None, redact: Redactor) -> list[Sink]:
 
 
 def _create_file(directory: str) -> int:
-    """Create the log file, readable by its owner only, and return its descriptor."""
+    """Create the log file, readable by its owner only; return its descriptor."""
     stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
     letters = "".join(random.choices(string.ascii_letters + string.digits, k=6))
     path = os.path.join(directory, f"mountpoint-s3-{stamp}.{letters}.log")
@@ -275,7 +275,7 @@ def _create_file(directory: str) -> int:
 
 
 def cannot_write(directory: str, reason: str | None) -> MountError:
-    """Return what it means that no log can be written there."""
+    """Return the error for a directory that cannot hold a log."""
     return MountError(
         f"cannot write a log in '{directory}': {reason}",
         "give --log-directory a directory that can be written, or leave it out for syslog",
@@ -283,7 +283,7 @@ def cannot_write(directory: str, reason: str | None) -> MountError:
 
 
 class _File:
-    """A file: one write per line, which O_APPEND keeps in one piece."""
+    """A file: one write per line, which O_APPEND keeps together."""
 
     def __init__(self, descriptor: int, redact: Redactor) -> None:
         self._descriptor = descriptor
@@ -291,12 +291,12 @@ class _File:
 
     def write(self, event: EventDict) -> None:
         line = self._redact(field_line(event)) + "\n"
-        with contextlib.suppress(OSError):  # disk full: the file system goes on
+        with contextlib.suppress(OSError):  # disk full: the file system continues
             os.write(self._descriptor, line.encode())
 
 
 class Recent:
-    """The last lines, for who asks the mount for them. Thread-safe."""
+    """The last lines, for `mount-s3ctl log`. Thread-safe."""
 
     def __init__(self, redact: Redactor) -> None:
         self._redact = redact
@@ -308,12 +308,12 @@ class Recent:
         self._lines.append((next(self._numbers), line))
 
     def after(self, number: int) -> list[tuple[int, str]]:
-        """Return the lines that are kept of those after a number, with theirs; 0: all."""
+        """Return the stored lines after a number, with their numbers; 0 returns all."""
         return [each for each in list(self._lines) if each[0] > number]
 
 
 class _Console:
-    """A terminal, or whatever stderr is."""
+    """Standard error, a terminal or not."""
 
     def __init__(self, stream: TextIO, redact: Redactor) -> None:
         self._stream = stream
@@ -328,9 +328,9 @@ class _Console:
 
 
 class _Syslog:
-    """The local syslog daemon, in the form all of them take: "<priority>ident[pid]: text".
+    """The local syslog daemon; the format is "<priority>ident[pid]: text".
 
-    Connects again when the daemon was restarted, or started after us.
+    Reconnects after the daemon is restarted, or if it starts after this process.
     """
 
     def __init__(self, path: str, redact: Redactor) -> None:

@@ -1,6 +1,6 @@
-"""What is refused again and again is said once a minute, with how often it happened since. Pure.
+"""Throttle repeated refusals: log each once a minute, with the number since then. Pure.
 
-A program that may not do something often tries again at once, thousands of times.
+A program that gets an error often tries again at once, thousands of times.
 """
 
 import threading
@@ -8,9 +8,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-#: After a line the same refusal is only counted, for so long.
+#: Seconds after a line during which the same refusal is only counted.
 QUIET_S = 60.0
-#: Refusals that are remembered; of more the oldest are said again.
+#: Refusals that are remembered; the oldest are forgotten first, and logged again.
 MANY_REFUSALS = 1000
 
 
@@ -20,12 +20,12 @@ class LogThrottle:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         # constants
         self._clock = clock
-        # mutable, guarded by _lock: when each was said, and how often it has happened since
+        # mutable, guarded by _lock: when each was logged, and its number since then
         self._lock = threading.Lock()
         self._said: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()  # oldest first
 
     def note(self, refusal: Hashable) -> int | None:
-        """Count a refusal; None if it has been said, else how often it has happened unsaid."""
+        """Count a refusal; None if it was just logged, else the number not logged."""
         now_s = self._clock()
         with self._lock:
             said_s, unsaid = self._said.get(refusal, (now_s - QUIET_S, 0))

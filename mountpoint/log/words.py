@@ -1,11 +1,11 @@
-"""Pure: what a bucket is called in messages."""
+"""Pure: names of buckets in messages."""
 
 from mountpoint.config import BucketConfig
 from mountpoint.log.format import printable
 
 
 def describe(bucket: BucketConfig) -> str:
-    """Return what is mounted, in words."""
+    """Return the name of what is mounted, for messages."""
     name = f"bucket {bucket.name}"
     if not bucket.prefix:
         return name
