@@ -1,11 +1,11 @@
-"""The memory limit of the control groups that this process is in (cgroups(7)).
+"""The memory limit from the control groups of this process (cgroups(7)).
 
-A limit holds for a group and for all groups below it. So that of a systemd slice, or of a
-container around this process, counts as much as that of its own group: the smallest one on the way
-up to the root of the hierarchy.
+A limit applies to a group and all groups below it. So the limit of a systemd slice, or of a
+container around this process, counts as much as that of its own group: the smallest on the path to
+the root of the hierarchy applies.
 
-Not seen are limits of groups above the root of a cgroup namespace. Version 2 tells nothing of them;
-version 1 does, in `memory.stat`.
+Limits of groups above the root of a cgroup namespace are invisible in version 2; version 1 includes
+them in `memory.stat`.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from pathlib import Path, PurePosixPath
 
 from mountpoint.system.mounts import MountInfo, mounts
 
-#: A limit of `memory.high` is not one at which processes are killed, but they hardly run above it.
+#: `memory.high` does not kill processes, but they hardly exceed it.
 V2_LIMITS = ("memory.max", "memory.high")
 V1_LIMIT = "memory.limit_in_bytes"
-#: In `memory.stat`: the smallest limit on the way up, also where it is not mounted.
+#: In `memory.stat`: the smallest limit on the path to the root, including unmounted groups.
 V1_WHOLE_LIMIT = "hierarchical_memory_limit"
 
 
 def memory_limit_bytes(proc: str = "/proc/self") -> int | None:
-    """Return the smallest memory limit that applies to this process; None without one.
+    """Return the smallest memory limit of this process in bytes; None without a limit.
 
-    Version 1 has a large number for "no limit", which is returned as it is.
+    Version 1 has a large number for "no limit", which is returned unchanged.
     """
     try:
         lines = Path(proc, "cgroup").read_text("utf-8", "surrogateescape").splitlines()
@@ -43,9 +43,9 @@ def memory_limit_bytes(proc: str = "/proc/self") -> int | None:
 
 
 def _directories(path: str, mounted: list[MountInfo], *, v2: bool) -> Iterator[Path]:
-    """Yield the directory of a group, and those of all groups above it, as far as they are mounted.
+    """Yield the directory of a group and those of all groups above it that are mounted.
 
-    A mount may show a part of the hierarchy only, from the group `root` on.
+    A mount may show only a part of the hierarchy, from the group `root` on.
     """
     for mount in mounted:
         fits = (
@@ -56,7 +56,7 @@ def _directories(path: str, mounted: list[MountInfo], *, v2: bool) -> Iterator[P
         if not fits:
             continue
         group, root = PurePosixPath(path), PurePosixPath(mount.root)
-        # What is outside of the mount or of the namespace has a path that leads out of it.
+        # A group outside of the mount or the namespace has a path with "..".
         below = group.relative_to(root) if group.is_relative_to(root) else PurePosixPath()
         if ".." in below.parts:
             below = PurePosixPath()
@@ -67,7 +67,7 @@ def _directories(path: str, mounted: list[MountInfo], *, v2: bool) -> Iterator[P
 
 
 def _number(path: Path) -> int | None:
-    """Return the limit that a file holds; None if there is no such file, or no limit."""
+    """Return the limit in a file; None if there is no such file or no limit."""
     try:
         return int(path.read_text("ascii"))
     except (OSError, ValueError):  # "max"

@@ -1,7 +1,7 @@
-"""What the kernel says of mounts, and lets be set for one. From /proc and /sys only.
+"""The kernel's mount points, its FUSE support and its read-ahead setting, from /proc and /sys.
 
-Nothing here touches a mount itself: a process that waits on its own mount may hang for good
-(see `mount/signals`).
+Nothing here accesses a mount itself: a process that waits for its own mount may hang forever (see
+`mount/signals`).
 """
 
 import os
@@ -14,41 +14,43 @@ from mountpoint.system.mounts import mounts
 
 log = structlog.get_logger(__name__)
 
-#: How far the kernel reads ahead in a buffered file. Read-ahead from S3 is ours (`read/readahead`);
-#: the kernel's covers the way between the two. Of 128, 256, 512 and 1024 KiB each was some 10 %
-#: faster for one sequential reader, and a random read of 1 MiB is one request only with the last.
+#: The kernel's read-ahead in a buffered file. Read-ahead from S3 is ours (`read/readahead`); the
+#: kernel's covers the path between kernel and process. Of 128, 256, 512 and 1024 KiB, each step was
+#: some 10 % faster for one sequential reader. Only with the last, a random read of 1 MiB is a
+#: single request.
 READ_AHEAD_KB = 1024
-#: But what the program leaves unread has been fetched for nothing. A Parquet reader's bytes were
-#: 1.30, 1.38, 1.55 and 1.88 times what it read, a zip reader's 2.7 to 5 times. So in files of
-#: the formats that are read in pieces the kernel keeps to its default.
+#: Bytes that the program does not read are fetched in vain. A Parquet reader fetched 1.30, 1.38,
+#: 1.55 and 1.88 times the bytes that it read, a zip reader 2.7 to 5 times. So for formats that are
+#: read in pieces, the kernel's default stays.
 PIECES_READ_AHEAD_KB = 128
 READ_IN_PIECES = frozenset(
     b"7z arrow avro bgz db duckdb feather h5 hdf hdf5 ipc jar lance nc npz orc parquet pq sqlite"
     b" sqlite3 tif tiff vortex whl xlsx zarr zip".split()
 )
 
-#: Where programs only look at the files of a directory: of a read of 4 KiB the kernel then makes no
-#: more, of a larger one twice as much. Otherwise it makes 16 KiB of 4, and 1 MiB of 300.
+#: For programs that only look at each file of a directory. The kernel then leaves a read of 4 KiB
+#: as it is and doubles a larger one. Otherwise it turns 4 KiB into 16 KiB, and 300 KiB into 1 MiB.
 LOOK_READ_AHEAD_KB = 4
 
 
 def mount_points() -> dict[str, str]:
     """Return all mount points that this process sees, with their devices as "major:minor".
 
-    The last one mounted counts where there are several (proc_pid_mountinfo(5)). autofs is none:
-    there nothing is mounted yet, and who asked for it waits for us (x-systemd.automount).
+    If several are mounted on one directory, the last one counts (proc_pid_mountinfo(5)). autofs
+    does not: nothing is mounted there yet, and the process that triggered it waits for us
+    (x-systemd.automount).
     """
     return {each.directory: each.device for each in mounts() if each.kind != "autofs"}
 
 
 def knows(kind: str) -> bool:
-    """Whether the kernel has file systems of this type."""
+    """Whether the kernel supports file systems of this type."""
     with open("/proc/filesystems", encoding="ascii") as file:
         return any(line.split()[-1:] == [kind] for line in file)
 
 
 class Mounted(NamedTuple):
-    """A FUSE mount: where, and whose."""
+    """A FUSE mount: its directory and its user."""
 
     directory: str
     uid: int
@@ -65,12 +67,12 @@ def fuse_mounts(kind: str) -> list[Mounted]:
 
 
 class ReadAhead:
-    """The kernel's read-ahead for what is mounted on `directory`, by the kind of file.
+    """The kernel's read-ahead for the mount on `directory`, by the kind of file.
 
-    There is one setting for the mount, and a file takes what it is when it is opened: so it is
-    set before each open is answered, where it has to change. Two opens at the same time may
-    get each other's: that costs speed or bytes, and nothing else. Not before the kernel has had
-    the answer to INIT, which would lower it again.
+    The mount has one setting, and a file takes it when it is opened. So it is set, if it must
+    change, before each open is answered. Two opens at the same time may get each other's setting;
+    that costs only speed or bytes. Set it only after the kernel has the answer to INIT, which would
+    lower it again.
     """
 
     def __init__(self, directory: str) -> None:
@@ -82,10 +84,10 @@ class ReadAhead:
         self._refused = False
 
     def set_for(self, key: bytes, looked_at: bool = False) -> bool:
-        """Set it for a file that is being opened, of which only a little may be read.
+        """Set the read-ahead for a file being opened; `looked_at`: only a little will be read.
 
-        Return whether the kernel then reads little more than programs do. Only root may set it, and
-        /sys is read-only in many containers: then it stays as it is.
+        Return whether the kernel then reads little more than the program does. Only root may set
+        it, and /sys is read-only in many containers; then it stays unchanged.
         """
         _, dot, suffix = key.rpartition(b".")
         pieces = dot and suffix.lower() in READ_IN_PIECES

@@ -1,16 +1,18 @@
-"""What /proc/self/mountinfo says of the mounts that this process sees (proc_pid_mountinfo(5))."""
+"""The mounts that this process sees, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
 import os
 import re
 from typing import NamedTuple
 
-#: A space, a tab, a line feed or a backslash, as the kernel writes it.
+#: A space, tab, line feed or backslash, as the kernel escapes it.
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 class MountInfo(NamedTuple):
-    """A mount: its device as "major:minor", the directory of the file system that is its root,
-    where it is mounted, the type of the file system and its own options.
+    """A mount.
+
+    Its device as "major:minor", the directory of the file system that is its root, its mount point,
+    and the file system's type and options.
     """
 
     device: str
@@ -23,7 +25,7 @@ class MountInfo(NamedTuple):
 def mounts(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
     """Return all mounts, in the order in which they were made. Raises OSError."""
     found = []
-    # Bytes: str takes more than these four characters for a space or the end of a line.
+    # Read bytes: in text, more characters than these four count as a space or a line end.
     with open(path, "rb") as file:
         for line in file:
             fields, _, behind = line.rstrip(b"\n").partition(b" - ")

@@ -1,12 +1,12 @@
-"""Who closes a file: what /proc says of the processes that the kernel names.
+"""Processes in /proc: which program closes a file, and whether a signal is ending it.
 
-FUSE tells with a request the number of the *thread* that made it; 0 if it is in another
-container. A file is closed by close(2), by execve(2), or for a process by its end, however it
-ends: only /proc tells an orderly end from a kill.
+A FUSE request includes the number of the *thread* that made it; 0 if that is in another container.
+A file is closed by close(2), by execve(2), or when its process ends for any reason. Only /proc
+distinguishes an orderly end from a kill.
 
-A process that closes files in execve(2) holds a lock meanwhile, for which all wait that read its
-`stat` (and much else, so `ps` too): it would wait for us, and we for it, for ever. `status` can
-always be read, and tells who is ending: that process has no memory any more.
+A process that closes files in execve(2) holds a lock, and readers of its `stat` (and much else, so
+`ps` too) wait for it: it would wait for us, and we for it, forever. `status` can always be read,
+and shows which processes are ending: these have no memory any more.
 """
 
 import os
@@ -16,21 +16,21 @@ _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
 _PROCESS = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 #: include/linux/sched.h: the process is ending.
 PF_EXITING = 0x4
-#: Fields of /proc/PID/stat behind the name in brackets, the state being 0: proc_pid_stat(5).
+#: Indices in /proc/PID/stat after the name in brackets, where the state is 0: proc_pid_stat(5).
 _FLAGS, _EXIT_CODE = 6, 49
 #: The signal that ended it, as in the status of waitpid(2).
 _SIGNAL = 0x7F
 
 
 def process_of(thread: int) -> int:
-    """Return the process that a thread belongs to; the thread's own number if that is not known."""
+    """Return the process of a thread; the thread's own number if that is unknown."""
     return _process(_read(thread, "status")) or thread
 
 
 def who_closes(thread: int) -> tuple[int, bool]:
-    """Return the process that a thread belongs to, and whether it is ending because of a signal.
+    """Return the process of a thread, and whether a signal is ending it.
 
-    What cannot be known counts as the thread's own number, and as no.
+    If unknown, these are the thread's own number and False.
     """
     status = _read(thread, "status")
     alive = not status or b"\nVmSize:" in status
@@ -38,7 +38,7 @@ def who_closes(thread: int) -> tuple[int, bool]:
 
 
 def program_of(thread: int) -> tuple[str, int]:
-    """Return the name of a thread's process, and its number; "" and 0 if they are not known."""
+    """Return the name and number of a thread's process; "" and 0 if unknown."""
     status = _read(thread, "status")
     process = _process(status)
     if process != thread:  # threads have names of their own
@@ -60,16 +60,16 @@ def _is_killed(stat: bytes) -> bool:
 
 
 def _read(thread: int, name: str) -> bytes:
-    """Return a file of /proc/THREAD; nothing if it cannot be had."""
-    # Not `open`: it makes three more calls to the system, for each file that is closed.
+    """Return a file of /proc/THREAD; b"" if it cannot be read."""
+    # `open` makes three more system calls, for each file that is closed.
     try:
         file = os.open(f"/proc/{thread}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
-        # To the end, as long as that may be: a process can be in thousands of groups.
+        # Read to the end, which may be far: a process can be in thousands of groups.
         return b"".join(iter(lambda: os.read(file, 4096), b""))
-    except OSError:  # it has ended meanwhile
+    except OSError:  # it has ended
         return b""
     finally:
         os.close(file)

@@ -1,6 +1,6 @@
-"""Tell the service manager how it goes, as sd_notify(3) does, where it has asked for that.
+"""Report the mount's state to the service manager, if it asks for that (sd_notify(3)).
 
-systemd does for services of Type=notify, which are started in the foreground (packaging/systemd).
+systemd does for services of Type=notify, which run in the foreground (packaging/systemd).
 https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
 """
 
@@ -12,14 +12,14 @@ import structlog
 log = structlog.get_logger(__name__)
 
 VARIABLE = "NOTIFY_SOCKET"
-#: The manager's socket takes a message at once, or something is wrong with it.
+#: Seconds; a working manager takes a message at once.
 SEND_S = 5.0
 
 
 def notify(environ: MutableMapping[str, str], **state: str) -> None:
-    """Send the state, such as READY="1", and let no child of ours do so: the variable is removed.
+    """Send a state, such as READY="1", and remove the variable, so that child processes send none.
 
-    That it cannot be sent is logged and no error: the mount serves all the same.
+    A failure is logged and not raised: the mount works without it.
     """
     address = environ.pop(VARIABLE, "")
     if not address:

@@ -1,10 +1,10 @@
-"""Temporary files for bytes that wait to be uploaded while memory is short.
+"""Temporary files for bytes that wait for their upload when memory is short.
 
-A temporary file has no name, so no other program can open it, and nothing is left of it when this
-process ends or is killed. It is closed when nothing refers to its bytes any more.
+A temporary file has no name: no other program can open it, and it is gone when this process ends or
+is killed. It is closed when nothing refers to its bytes any more.
 
-The directory is opened before the bucket is mounted. Later its path could lead into this mount,
-which would then wait for itself.
+The directory is opened before the bucket is mounted. After that its path could lead into this
+mount, which would then wait for itself.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from mountpoint.system.mounts import mounts
 
 log = structlog.get_logger(__name__)
 
-#: Where files go if TMPDIR names no directory. /tmp is often in memory.
+#: The directories without TMPDIR. /tmp is often in memory.
 DEFAULT_DIRECTORIES = ("/var/tmp", "/tmp")
 #: File systems that keep files in memory.
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
@@ -61,7 +61,7 @@ class FileRange:
         return bytes(data)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` with the bytes from `offset` of this range on. Raises OSError."""
+        """Fill `buffer` with this range's bytes, starting at `offset`. Raises OSError."""
         position = self.start + offset
         while buffer:
             size = os.preadv(self.file.descriptor, [buffer], position)
@@ -88,13 +88,13 @@ def _device(directory: str) -> str:
 
 
 class Spill:
-    """Makes temporary files in the first of `directories` that takes them. Thread-safe."""
+    """Creates temporary files in the first usable one of `directories`. Thread-safe."""
 
     def __init__(self, directories: Sequence[str]) -> None:
         # constants
         self.directory = ""
         self._descriptor = -1
-        # mutable: what has been logged, set once by any thread
+        # mutable: whether it has been logged, set once by any thread
         self._told = False
         self._complained = False
         self._reason = "there is no directory on a disk for them"
@@ -113,7 +113,7 @@ class Spill:
         self.close()
 
     def close(self) -> None:
-        """Make no more files. Those that exist stay as long as they are used."""
+        """Create no more files. Existing ones stay while they are used."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -121,7 +121,7 @@ class Spill:
     def store(self, data: bytes | memoryview, file: TemporaryFile | None) -> FileRange | None:
         """Append bytes to `file`, or to a new one; None if they cannot be written.
 
-        The log says once that files are used, and once that they cannot be.
+        The first use and the first failure are logged.
         """
         if self._descriptor < 0:
             self._complain(self._reason)
@@ -154,7 +154,7 @@ class Spill:
     def _begin(self) -> TemporaryFile:
         """Return a new file. Raises OSError."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_EXCL
-        with contextlib.suppress(OSError):  # not every file system can do it
+        with contextlib.suppress(OSError):  # not every file system supports it
             return TemporaryFile(os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self._descriptor))
         name = f".mount-s3-{secrets.token_hex(8)}"
         file = TemporaryFile(os.open(name, flags | os.O_CREAT, 0o600, dir_fd=self._descriptor))
