@@ -1,1 +1,5 @@
-"""`mount-s3 --check`: all that mounting needs is looked at, and nothing is mounted."""
+"""`mount-s3 --check`: test everything that mounting needs, without mounting.
+
+`command` lists the checks in order. They are in `machine`, `place` (configuration, credentials,
+endpoint), `network`, `bucket` and `throughput`. `checklist` runs them, `report` shows the results.
+"""

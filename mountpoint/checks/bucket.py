@@ -1,4 +1,4 @@
-"""What may be done with the bucket: it is listed, and a byte of it is read. Nothing is written."""
+"""Checks of access to the bucket: list it and read one byte. Nothing is written."""
 
 import time
 from concurrent.futures import Future
@@ -22,14 +22,14 @@ from mountpoint.s3.client import ListPage, ObjectInfo, Transfer
 from mountpoint.s3.connect import mount_error, reach
 from mountpoint.s3.crt.client import CrtClient
 
-#: How far a listing looks for something to read, and how large that should be.
+#: Pages of the listing to search for an object to read, and the size that it should have.
 MOST_PAGES = 3
 PAGE_KEYS = 1000
 LARGE_BYTES = 64 * MIB
 
 
 def bucket(subject: Subject) -> Result:
-    """Make the request that mounting begins with."""
+    """Send the first request of a mount."""
     config = subject.config
     choice = known(subject.region)
     begun_s = time.monotonic()
@@ -55,7 +55,7 @@ def bucket(subject: Subject) -> Result:
 
 
 def listing(subject: Subject) -> Result:
-    """Look through a few pages for something to read."""
+    """Search a few pages for an object to read."""
     client, prefix = known(subject.client), subject.config.bucket.prefix
     found = subject.objects = Objects()
     token: str | None = None
@@ -100,7 +100,7 @@ def _see(found: Objects, info: ObjectInfo) -> None:
 
 
 def read(subject: Subject) -> Result:
-    """Get one byte of the first object."""
+    """Read one byte of the first object."""
     info = known(subject.objects).readable
     if info is None:
         return skipped("no object that can be read was seen")
@@ -122,7 +122,7 @@ def _hint(error: OperationError) -> str:
 
 
 class _OneByte:
-    """The first byte of an object of the version that was listed, got: a BodySink."""
+    """A GET of the first byte of a listed object version: a BodySink."""
 
     def __init__(self, client: CrtClient, info: ObjectInfo) -> None:
         self.future: Future[None] = Future()
@@ -132,13 +132,13 @@ class _OneByte:
         self._transfer: Transfer = client.get(info.key, 0, 1, self, if_match=info.etag)
 
     def on_headers(self, info: ObjectInfo) -> None:
-        """Compare the version, as reading does."""
+        """Compare the version, as reads do."""
         if info.etag != self._etag:
             said = f"it is listed with the ETag {self._etag}, and sent with {info.etag}"
             self._other = PreconditionFailed(said)
 
     def on_body(self, chunk: bytes, offset: int) -> None:
-        """Count."""
+        """Count the bytes."""
         self._size_bytes += len(chunk)
 
     def finish(self, error: Exception | None) -> None:
@@ -151,7 +151,7 @@ class _OneByte:
 
 
 def write(subject: Subject) -> Result:
-    """Say that nothing is written, and whether the bucket is of the kind that is asked for."""
+    """Report that nothing is written, and whether the bucket type is the one requested."""
     requirements.check_kind(subject.config, is_directory=known(subject.client).is_directory)
     if subject.config.mount.read_only:
         return skipped("--read-only: nothing is written")

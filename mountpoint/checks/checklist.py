@@ -1,6 +1,6 @@
-"""A list of checks, gone through in order: what needs something that failed is skipped.
+"""Run a list of checks in order; a check that needs a failed one is skipped.
 
-It knows neither what is checked nor how it is shown.
+This module knows neither the checks nor their presentation.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ Detail = str | int | float
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a check has found, in one line, and what to do about it.
+    """A check's finding in one line, and a hint.
 
-    `details` is the same for programs, by name.
+    `details` holds the same information for programs, by name.
     """
 
     outcome: Outcome
@@ -29,30 +29,30 @@ class Result:
 
 
 def ok(finding: str, **details: Detail) -> Result:
-    """Return that it is as it should be."""
+    """Return a success."""
     return Result("ok", finding, details=details)
 
 
 def warning(finding: str, hint: str = "", **details: Detail) -> Result:
-    """Return what does not keep anybody from mounting, and should be known."""
+    """Return a finding that does not prevent mounting, but that the user should know."""
     return Result("warning", finding, hint, details)
 
 
 def failed(finding: str, hint: str = "", **details: Detail) -> Result:
-    """Return what has to be put right before a mount works."""
+    """Return a fault that prevents mounting."""
     return Result("failed", finding, hint, details)
 
 
 def skipped(why: str) -> Result:
-    """Return that there was nothing to look at."""
+    """Return that there was nothing to check."""
     return Result("skipped", why)
 
 
 @dataclass(frozen=True, slots=True)
 class Check(Generic[T]):
-    """One line of the list. `look` may raise MountError in place of returning a failure.
+    """One line of the list. `look` may raise MountError instead of returning a failure.
 
-    `name` stays what it is: programs know it. `needs` are the names of checks before it.
+    `name` must not change: programs use it. `needs` names earlier checks.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Check(Generic[T]):
 
 
 def go_through(checks: Sequence[Check[T]], subject: T) -> Iterator[tuple[str, Result]]:
-    """Yield each check's name and result, as soon as there is one.
+    """Yield each check's name and result, as soon as it is known.
 
-    What a skipped check needs are those that failed, over however many others it needs them. A
-    check that had nothing to look at is missed by nobody.
+    The reason for a skipped check names the checks that failed, not the skipped ones in between. A
+    check that had nothing to check does not cause others to be skipped.
     """
-    failures: dict[str, list[str]] = {}  # by name: what failed, of the check or of what it needs
+    failures: dict[str, list[str]] = {}  # the failed checks behind each failed or skipped check
     for check in checks:
         missing = list(
             dict.fromkeys(name for need in check.needs for name in failures.get(need, ()))
@@ -82,6 +82,6 @@ def _result(check: Check[T], subject: T) -> Result:
         return check.look(subject)
     except MountError as error:
         return failed(error.what, error.hint)
-    except Exception as error:  # the others are worth knowing all the same
+    except Exception as error:  # run the other checks all the same
         surprise = daemon.unexpected(error, "this is a fault of mount-s3: --debug shows where")
         return failed(surprise.what, surprise.hint)

@@ -1,4 +1,4 @@
-"""`mount-s3 --check`: what is checked, in order, and the run."""
+"""`mount-s3 --check`: the list of checks, in order, and the run."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from mountpoint.log.format import Redactor
 from mountpoint.s3.crt.client import enable_crt_log
 from mountpoint.system import memory
 
-#: As mounting goes through it. docs/check.md lists the names.
+#: In the order in which mounting needs them. docs/check.md lists the names.
 CHECKS: tuple[Check[Subject], ...] = (
     Check("fuse_device", machine.fuse_device),
     Check("fuse_library", machine.fuse_library),
@@ -45,16 +45,16 @@ CHECKS: tuple[Check[Subject], ...] = (
 
 
 def run(config: Config, *, as_json: bool) -> int:
-    """Go through all of it and say what was found; return the exit code: 0, or 1 if any failed.
+    """Run all checks and report; return the exit code: 0, or 1 if any check failed.
 
-    Nothing of it is left behind, also when it is interrupted.
+    Leaves nothing behind, even if interrupted.
     """
-    memory.keep_freed()  # as a mount does: it is faster
+    memory.keep_freed()  # like a mount: it is faster
     logs.configure(replace(config.log, directory=None, foreground=True))
     crt_level = logs.crt_log_level(config.log)
     if crt_level is not None:
         enable_crt_log(crt_level)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # keys are in any script, terminals are not
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may lack a key's characters
         sys.stdout.reconfigure(errors="backslashreplace")
     clean = clean_by(Redactor.from_environment(os.environ))
     subject = Subject(os.environ, bar, config)

@@ -1,4 +1,4 @@
-"""What mounting needs of this machine, by the rules of `mount/preflight` and of its users."""
+"""Checks of this machine and user, by the rules of `mount/preflight`."""
 
 import os
 import pwd
@@ -13,18 +13,18 @@ from mountpoint.mount import preflight as requirements
 from mountpoint.staging import area
 from mountpoint.upload import pending_journal as journal
 
-#: A directory on a file system that hangs answers never.
+#: Seconds; a directory on a hung file system never answers.
 DIRECTORY_S = 5.0
 HUNG = "a file system hangs there: see what is mounted (findmnt), and unmount it"
 #: FUSE_MAX_PAGES, without which `fuse/_channel` has nothing to negotiate.
 #: https://git.kernel.org/torvalds/c/5da784cce4308ae10a79e3c8c41b13fb9568e4e0
 WIDE_SINCE = (4, 20)
-#: With /dev/fd/N.
+#: With /dev/fd/N, another process has mounted.
 MOUNTED = "another process has mounted"
 
 
 def fuse_device(subject: Subject) -> Result:
-    """Look whether the kernel has FUSE, and lets this user have it."""
+    """Check that the kernel supports FUSE and lets this user use it."""
     if subject.config.mount.descriptor is not None:
         return skipped(MOUNTED)
     requirements.check_device()
@@ -38,7 +38,7 @@ def fuse_library(_subject: Subject) -> Result:
 
 
 def kernel(subject: Subject) -> Result:
-    """Look how much the kernel reads at a time."""
+    """Check how much the kernel reads at a time."""
     release = os.uname().release
     numbers = re.match(r"(\d+)\.(\d+)", release)
     wide = numbers is not None and (int(numbers[1]), int(numbers[2])) >= WIDE_SINCE
@@ -50,7 +50,7 @@ def kernel(subject: Subject) -> Result:
 
 
 def permissions(subject: Subject) -> Result:
-    """Look whether this user may mount, and how."""
+    """Check whether this user may mount, and how."""
     if subject.config.mount.descriptor is not None:
         return skipped(MOUNTED)
     requirements.check_privileges()
@@ -64,7 +64,7 @@ def permissions(subject: Subject) -> Result:
 
 
 def fusermount(subject: Subject) -> Result:
-    """Look whether the program is there."""
+    """Check that the program exists."""
     mount = subject.config.mount
     if mount.descriptor is not None:
         return skipped(MOUNTED)
@@ -75,7 +75,7 @@ def fusermount(subject: Subject) -> Result:
 
 
 def allow_other(subject: Subject) -> Result:
-    """Look whether others may be let in."""
+    """Check whether other users may have access."""
     mount = subject.config.mount
     if mount.descriptor is not None:
         return skipped(MOUNTED)
@@ -86,7 +86,7 @@ def allow_other(subject: Subject) -> Result:
 
 
 def directory(subject: Subject) -> Result:
-    """Look whether it can be mounted on."""
+    """Check that the directory can be mounted on."""
     path = subject.directory
     if path is None:
         return skipped("no directory is given")
@@ -110,12 +110,12 @@ def _is_empty(path: str) -> bool:
     try:
         with os.scandir(path) as entries:
             return next(entries, None) is None
-    except OSError:  # it can be mounted on, and not be listed
+    except OSError:  # a directory that cannot be listed may still be mounted on
         return True
 
 
 def staging(subject: Subject) -> Result:
-    """Look whether files can be staged, and how much."""
+    """Check whether files can be staged, and the space for them."""
     change = subject.config.change
     path = change.staging_directory
     if path is None:
@@ -136,7 +136,7 @@ def staging(subject: Subject) -> Result:
 
 
 def log(subject: Subject) -> Result:
-    """Look whether there will be a log."""
+    """Check that a log can be written."""
     config = subject.config.log
     if config.no_log:
         return skipped("--no-log")
@@ -153,7 +153,7 @@ def log(subject: Subject) -> Result:
 
 
 def uploads_journal(subject: Subject) -> Result:
-    """Look whether the uploads that are begun can be noted."""
+    """Check that the journal of unfinished uploads can be written."""
     if subject.config.mount.read_only:
         return skipped("--read-only: nothing is uploaded")
     path = str(journal.default_directory(subject.environ))

@@ -1,4 +1,4 @@
-"""The way to the endpoint, step by step: its name, a connection, TLS, and its clock."""
+"""Checks of the path to the endpoint, step by step: name, connection, TLS, clock."""
 
 import ipaddress
 import time
@@ -12,10 +12,10 @@ from mountpoint.s3 import probe
 from mountpoint.s3.connect import mount_error
 from mountpoint.system.addresses import authority
 
-#: resolv.conf(5): two tries of five seconds for each of, mostly, one or two servers.
+#: Seconds, by resolv.conf(5): two tries of five seconds per server, usually one or two servers.
 NAME_S = 20.0
 
-#: S3 refuses signatures that are 15 minutes off:
+#: S3 rejects signatures that are 15 minutes off:
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (RequestTimeTooSkewed)
 REFUSED_SKEW_S = 15 * 60
 NOTABLE_SKEW_S = 60
@@ -24,7 +24,7 @@ HIDDEN = "it is behind a proxy that is reached by TLS: what is there shows at 'b
 
 
 def dns(subject: Subject) -> Result:
-    """Resolve the endpoint's name, or that of the proxy, which resolves the other."""
+    """Resolve the endpoint's name, or the proxy's, which resolves the endpoint's."""
     by = subject.proxy
     name, port = (by.host, by.port) if by else probe.place(known(subject.endpoint))
     try:
@@ -44,7 +44,7 @@ def dns(subject: Subject) -> Result:
 
 
 def connection(subject: Subject) -> Result:
-    """Connect, by each interface that is named."""
+    """Connect through each configured interface."""
     for interface in subject.config.client.interfaces or ("",):
         if subject.connection is not None:
             subject.connection.close()
@@ -62,7 +62,7 @@ def connection(subject: Subject) -> Result:
 
 
 def tls(subject: Subject) -> Result:
-    """Look whether the server is who it says it is."""
+    """Check the server's certificate."""
     where = known(subject.endpoint)
     if where.scheme == "http":
         return skipped("the endpoint is http: nothing is encrypted")
@@ -106,7 +106,7 @@ def clock(subject: Subject) -> Result:
 
 
 def _is_hidden(subject: Subject) -> bool:
-    """Whether what is behind a proxy can be seen only by who speaks TLS within TLS."""
+    """Whether the server is behind an https proxy, which would need TLS within TLS."""
     return subject.proxy is not None and subject.proxy.scheme == "https"
 
 

@@ -1,4 +1,4 @@
-"""Who asks, and where the bucket is thought to be: what options and surroundings say."""
+"""Checks of configuration, credentials, region and endpoint, from options and environment."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -14,9 +14,9 @@ from mountpoint.s3.aws.endpoint import RegionChoice, RegionSource, resolve
 from mountpoint.s3.aws.settings import surroundings
 from mountpoint.s3.connect import first_region
 
-#: A credential_process may ask a person, who is gone.
+#: Seconds; a credential_process may wait for a person who has left.
 CREDENTIALS_S = 60.0
-#: Of which the instance metadata take two.
+#: Seconds, two of them for the instance metadata.
 REGION_S = 10.0
 
 #: botocore's names of the providers, in words; "{}" is the profile.
@@ -44,7 +44,7 @@ REGION_SOURCES: dict[RegionSource, str] = {
 
 
 def configuration(subject: Subject) -> Result:
-    """Add what variables and the AWS configuration say to the options."""
+    """Add the variables and the AWS configuration to the options."""
     config = subject.config
     said = surroundings(config.credentials.profile, subject.environ)
     subject.config = said.apply_to(config)
@@ -89,7 +89,7 @@ def credentials(subject: Subject) -> Result:
 
 
 def region(subject: Subject) -> Result:
-    """Find who names the region, and what the network of this machine brings."""
+    """Find the region, its source, and this machine's network bandwidth."""
     config = subject.config
     instance = Instance(config.credentials.profile, subject.environ)
 
@@ -104,7 +104,7 @@ def region(subject: Subject) -> Result:
 
 
 def endpoint(subject: Subject) -> Result:
-    """Work out where requests go."""
+    """Resolve the endpoint."""
     found = resolve(subject.config.bucket, known(subject.region).region)
     subject.endpoint = found
     source = subject.endpoint_source or "S3's rules"

@@ -1,7 +1,7 @@
-"""How a checklist is shown: lines for a person, as they come, or one JSON object.
+"""Show the results of a checklist: lines for a person, as they arrive, or one JSON object.
 
-Whatever is shown has gone through the log's redaction, and holds nothing but printable text.
-Colour and bar are for terminals only.
+All output passes through the log's redaction and contains only printable text. Colour and the
+progress bar are for terminals only.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ COLOURS: dict[Outcome, str] = {
     "failed": "red",
     "skipped": "bright_black",
 }
-#: Widths of the first two columns.
+#: Widths of the first two columns, in characters.
 MARK = 9
 NAME = 14
-#: Of the third column, on narrow terminals.
+#: The least width of the third column, on narrow terminals.
 LEAST_WIDTH = 40
 
 Clean = Callable[[str], str]
 
 
 def clean_by(redact: Clean) -> Clean:
-    """Return what makes any text fit to be shown."""
+    """Return a function that redacts a text and makes it printable."""
     return lambda text: redact(printable(text))
 
 
 def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clean: Clean) -> bool:
-    """Write a line for each, what to do below it, and a summary; return whether all is well."""
+    """Write a line per check, its hint below it, and a summary; return whether all succeeded."""
     colours = wants_colours(sys.stdout)
     width = _width()
     counts: Counter[Outcome] = Counter()
@@ -67,7 +67,7 @@ def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clea
 
 
 def _width() -> int | None:
-    """Return how many columns a terminal leaves to findings; None where there is no terminal."""
+    """Return the columns that a terminal has for findings; None without a terminal."""
     if not is_terminal(sys.stdout):
         return None
     columns, _ = shutil.get_terminal_size()
@@ -75,7 +75,7 @@ def _width() -> int | None:
 
 
 def _lines(text: str, width: int | None) -> list[str]:
-    """Break text at spaces only: words, paths and URLs stay whole."""
+    """Break text only at spaces: words, paths and URLs stay whole."""
     if width is None:
         return [text]
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
@@ -86,7 +86,7 @@ def _count(number: int, outcome: Outcome) -> str:
 
 
 def write_json(config: Config, results: Iterable[tuple[str, Result]], clean: Clean) -> bool:
-    """Write one object once all is known; return whether all is well."""
+    """Write one JSON object after all checks; return whether all succeeded."""
     checks = [_as_json(name, result, clean) for name, result in results]
     good = all(check["outcome"] != "failed" for check in checks)
     whole = {
@@ -116,11 +116,11 @@ def _as_json(name: str, result: Result, clean: Clean) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def bar(total_bytes: int) -> Iterator[Advance]:
-    """Show on stderr how much of so many bytes has come, where that is a terminal."""
+    """Show on stderr, if that is a terminal, the share of `total_bytes` that has arrived."""
     if not is_terminal(sys.stderr):
         yield lambda _: None
         return
     with click.progressbar(length=total_bytes, label="throughput", file=sys.stderr) as shown:
         yield shown.update
-    # One line less: the result takes its place.
+    # Delete the line: the result takes its place.
     click.echo("\x1b[1A\x1b[2K", nl=False, err=True)

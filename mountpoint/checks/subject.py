@@ -1,4 +1,4 @@
-"""What is checked, and what is known of it so far."""
+"""The state of a run of the checks: the configuration, and the findings so far."""
 
 import contextlib
 import socket
@@ -23,23 +23,23 @@ from mountpoint.s3.retry import RetryPolicy
 
 T = TypeVar("T")
 
-#: Called with how many bytes have come since it was last called.
+#: Called with the number of bytes that arrived since the last call.
 Advance = Callable[[int], None]
 Progress = Callable[[int], AbstractContextManager[Advance]]
 
 
 @contextlib.contextmanager
 def no_progress(_total_bytes: int) -> Iterator[Advance]:
-    """Show nothing."""
+    """Show no progress."""
     yield lambda _: None
 
 
 @dataclass(slots=True)
 class Objects:
-    """What a bounded listing has seen.
+    """The objects that a bounded listing found.
 
-    `readable` is the first object that has bytes which can be read, `large` the first with enough
-    of them to measure by; None where none was seen.
+    `readable` is the first object with bytes that can be read, `large` the first that is large
+    enough to measure; None if there is none.
     """
 
     seen: int = 0
@@ -54,14 +54,14 @@ class Objects:
 class Subject:
     """One run of the checks.
 
-    `config` is what the options say, until the check `configuration` adds what variables and the
-    AWS configuration say. `progress` shows how much has come of so many bytes.
+    `config` holds the options, until the check `configuration` adds the variables and the AWS
+    configuration. `progress` shows the share of bytes that has arrived.
     """
 
     # dependencies
     environ: Mapping[str, str]
     progress: Progress
-    # mutable, by the one thread that checks; each is None until a check has found it
+    # mutable, used by the one checking thread; each is None until a check sets it
     config: Config
     endpoint_source: str = ""
     credentials: Credentials | None = None
@@ -78,17 +78,17 @@ class Subject:
 
     @property
     def directory(self) -> str | None:
-        """Where it would be mounted, if that is said."""
+        """The mount point, if given."""
         return self.config.mount.directory or None
 
     def retry_policy(self) -> RetryPolicy:
-        """Return how long one question to S3 may take."""
+        """Return the time limits of one request to S3."""
         return RetryPolicy(
             try_s=TRY_S, total_s=TOTAL_S, stopping=self.stopping, counters=self.meters.counters
         )
 
     def close(self) -> None:
-        """End everything that is under way."""
+        """End everything in progress."""
         self.stopping.set()
         if self.connection is not None:
             self.connection.close()
@@ -99,16 +99,16 @@ class Subject:
 
 
 def known(value: T | None) -> T:
-    """Return what a check has found that the asking one needs."""
+    """Return a finding of an earlier check; the caller's `needs` ensure that there is one."""
     assert value is not None
     return value
 
 
 def within(most_s: float, what: str, hint: str, work: Callable[[], T]) -> T:
-    """Return what `work` returns; raise what it raises, or MountError if it takes too long.
+    """Return the result of `work`; raise its error, or MountError if it takes too long.
 
-    For what may wait for good (a mount that is hung, a credential_process), or where Ctrl-C does
-    not reach (name resolution). Its thread ends with the process.
+    For work that may wait forever (a hung mount, a credential_process), or that Ctrl-C does not
+    interrupt (name resolution). Its thread ends with the process.
     """
     future: Future[T] = Future()
 
@@ -122,6 +122,6 @@ def within(most_s: float, what: str, hint: str, work: Callable[[], T]) -> T:
     try:
         return future.result(most_s)
     except TimeoutError:
-        if future.done():  # it is what `work` has raised
+        if future.done():  # `work` raised it
             raise
         raise MountError(f"{what} did not answer within {most_s:.0f} seconds", hint) from None

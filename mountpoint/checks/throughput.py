@@ -1,8 +1,7 @@
-"""How fast this machine reads the bucket: 64 MiB of one object, as a mount reads them.
+"""Check of the read throughput: read 64 MiB of one object as a mount does.
 
-A thread reads as the kernel would, 1 MiB after another, from a stream (`reading.stream`) that
-fetches ahead by ranged GETs in parallel. Who measures waits beside it: so it ends in time, and
-Ctrl-C is heard.
+A thread reads like the kernel, 1 MiB at a time, from a stream (`read.stream`) that fetches ahead
+with parallel ranged GETs. The measuring thread only waits, so it can stop in time and on Ctrl-C.
 """
 
 import queue
@@ -20,15 +19,15 @@ from mountpoint.read.streams import Streams
 from mountpoint.s3.retry import RetryPolicy
 
 READ_BYTES = 64 << 20
-#: What the kernel asks for at a time.
+#: The size of the kernel's reads.
 STEP_BYTES = 1 << 20
 MOST_S = 20.0
-#: How long a reader that was told to end may take.
+#: Seconds that a reader may take to stop.
 END_S = 2.0
 
 
 class Measured(NamedTuple):
-    """What came, and how long it took. `error`: why it ended before all had come."""
+    """The bytes read and the seconds taken; `error` is the reason for an early end."""
 
     size_bytes: int
     seconds: float
@@ -36,7 +35,7 @@ class Measured(NamedTuple):
 
 
 def throughput(subject: Subject) -> Result:
-    """Measure it by the first object that is large enough."""
+    """Measure with the first object that is large enough."""
     objects, client, config = known(subject.objects), known(subject.client), subject.config
     if objects.large is None:
         return skipped(f"no object of {READ_BYTES >> 20} MiB was seen")
@@ -81,7 +80,7 @@ def _too_slow(said: str, **details: str | int | float) -> Result:
 def measure(
     stream: ReadStream, size_bytes: int, most_s: float, advance: Callable[[int], None]
 ) -> Measured:
-    """Read so much of `stream`, for at most so long, and close it."""
+    """Read up to `size_bytes` from `stream`, for at most `most_s` seconds, and close it."""
     arrived: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
 
     def read() -> None:

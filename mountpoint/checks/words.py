@@ -1,4 +1,4 @@
-"""Sizes and durations, as people say them."""
+"""Sizes and durations in words."""
 
 
 def size(size_bytes: int) -> str:
