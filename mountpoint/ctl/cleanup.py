@@ -1,9 +1,9 @@
-"""`mount-s3ctl cleanup`: what killed mounts have left in a bucket, and its end (`pending`).
+"""`mount-s3ctl cleanup`: abort the uploads that killed mounts left in a bucket (`pending`).
 
-The options that say which bucket, where, and who asks are those of `mount-s3`, taken from its own
-table: both programs know the same ones and take them the same way.
+Its options for bucket, endpoint and credentials come from the option table of `mount-s3`, so both
+programs accept the same ones.
 
-The exit code is 1 also where an upload could not be aborted.
+The exit code is also 1 if an upload could not be aborted.
 """
 
 import copy
@@ -33,7 +33,7 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import Found, Place, default_directory, journals
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-#: How long anyone waits for one page or one abort, with all retries.
+#: Seconds for one page or one abort, with all retries.
 TRY_S = 10.0
 TOTAL_S = 30.0
 
@@ -43,7 +43,7 @@ NEEDED = "s3:ListBucketMultipartUploads on the bucket and s3:AbortMultipartUploa
 
 
 def duration(text: str) -> float:
-    """Return the seconds that `text` tells: 90s, 15m, 1h, 7d; a number alone is seconds."""
+    """Return the seconds in `text`: 90s, 15m, 1h, 7d; a number alone means seconds."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
     if found is None:
         raise click.BadParameter(f"'{text}' is not a duration such as 90s, 15m, 1h or 7d.")
@@ -51,7 +51,7 @@ def duration(text: str) -> float:
 
 
 def connection_options(command: click.Command) -> click.Command:
-    """Add the options of `mount-s3` that say which bucket, where, and who asks."""
+    """Add the options of `mount-s3` for bucket, endpoint and credentials."""
     shared = [
         copy.copy(option)
         for option in cli.main.params
@@ -66,7 +66,7 @@ def connection_options(command: click.Command) -> click.Command:
 
 
 def config_of(bucket: str, options: dict[str, Any]) -> Config:
-    """Return what `mount-s3` makes of a bucket and these options. Raises MountError."""
+    """Return the `Config` that `mount-s3` makes of these options. Raises MountError."""
     parameters = cli.main.make_context("mount-s3", ["--", bucket, "/"]).params
     return make_config(**{**parameters, **options})
 
@@ -136,9 +136,9 @@ class _Cleanup:
         self._now_ns = time.time_ns()
 
     def run(self, directory: Path, *, ask: bool, dry_run: bool) -> int:
-        """Do it; return the exit code. Raises MountError."""
+        """Run the command; return the exit code. Raises MountError."""
         from mountpoint.s3.aws.settings import surroundings
-        from mountpoint.s3.connect import connect  # what is heavy: not for --help
+        from mountpoint.s3.connect import connect  # slow to import: not for --help
 
         config = surroundings(self._config.credentials.profile, os.environ).apply_to(self._config)
         stopping, meters = threading.Event(), Meters()
@@ -172,7 +172,7 @@ class _Cleanup:
         dry_run: bool,
     ) -> int:
         prefix = self._config.bucket.prefix
-        # Read first: what a mount begins from now on is in the listing, and young.
+        # Read the journals first: an upload created later is in the listing, and young.
         try:
             uploads = list(listed(client, retry_policy, prefix))
         except OperationError as error:
@@ -224,7 +224,7 @@ def _is_confirmed(question: str) -> bool:
     try:
         return click.confirm(question, err=True)
     except click.Abort:
-        if sys.stdin.isatty():  # Ctrl-C
+        if sys.stdin.isatty():  # the user pressed Ctrl-C
             raise
         raise MountError(
             "nothing was aborted: there is nobody to answer the question", "add --yes"

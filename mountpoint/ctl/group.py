@@ -1,9 +1,9 @@
-"""What all commands of `mount-s3ctl` share: `--json`, how errors look, exit codes.
+"""The common parts of all `mount-s3ctl` commands: `--json`, errors, exit codes.
 
-A command writes its result to standard output. With `--json` that is JSON, and so is an error, on
-standard error: an object with "error", "hint" and "exit_code". Exit codes: 0; 1 for a MountError;
-2 for a command line that makes no sense; 130 for Ctrl-C. Commands that run until Ctrl-C handle it
-themselves, and end with 0.
+A command writes its result to standard output. With `--json` the result is JSON, and so is an
+error, on standard error: an object with "error", "hint" and "exit_code". Exit codes: 0; 1 for a
+MountError; 2 for an invalid command line; 130 for Ctrl-C. Commands that run until Ctrl-C handle it
+themselves, and exit with 0.
 """
 
 import json
@@ -21,15 +21,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON."
 
 
 def write_json(result: Any) -> None:
-    """Write the result of a command, or one of a stream of them, as a line."""
+    """Write a command's result, or one result of a stream, as a line of JSON."""
     click.echo(json.dumps(result))
 
 
 class Group(click.Group):
-    """A group of commands whose errors are JSON where the command line has --json."""
+    """A group of commands that report errors as JSON if the command line has --json."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; look for --json first, because errors may be found before it is reached."""
+        """Parse the command line. Look for --json first: an error may come before it."""
         ctx.meta[__name__] = "--json" in args
         return super().parse_args(ctx, args)
 
@@ -43,7 +43,7 @@ class Group(click.Group):
         except click.UsageError as error:
             raise (_Misuse(error.format_message(), "", as_json) if as_json else error) from None
         except (KeyboardInterrupt, click.Abort):
-            click.echo(err=True, nl=sys.stderr.isatty())  # the shell's prompt begins a line
+            click.echo(err=True, nl=sys.stderr.isatty())  # put the shell's prompt on a new line
             raise click.exceptions.Exit(INTERRUPTED) from None
 
 
@@ -64,6 +64,6 @@ class _Failure(click.ClickException):
 
 
 class _Misuse(_Failure):
-    """A command line that makes no sense."""
+    """An invalid command line."""
 
     exit_code = click.UsageError.exit_code

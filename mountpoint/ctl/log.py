@@ -1,7 +1,7 @@
-"""`mount-s3ctl log`: the last lines of a mount's log, and those that follow.
+"""`mount-s3ctl log`: show the last lines of a mount's log, and follow it.
 
-A terminal shows them as `mount-s3 --foreground` does, with the date. A pipe or a file gets them as
-the mount keeps them.
+A terminal shows them like `mount-s3 --foreground`, with the date. A pipe or file gets them as the
+mount stores them.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ INDENT = "    "
 
 
 def show(mount: Mount, *, most: int, follow: bool, as_json: bool) -> None:
-    """Write the last lines, `most` of them; with `follow` all later ones until Ctrl-C.
+    """Write the last `most` lines; with `follow`, also all later ones until Ctrl-C.
 
     Raises MountError when the mount ends.
     """
@@ -56,7 +56,7 @@ def _writer(as_json: bool) -> Callable[[str], None]:
 
 def _for_a_person(line: str, colours: bool) -> str:
     head, *traceback = console_line(parsed(line), colours, dated=True).split("\n")
-    # Between words: the terminal itself would break "operation" anywhere.
+    # Wrap between words: the terminal would break lines anywhere.
     wrapped = textwrap.wrap(
         head,
         terminal.columns(sys.stdout),
@@ -68,7 +68,7 @@ def _for_a_person(line: str, colours: bool) -> str:
 
 
 def _described(line: str) -> dict[str, Any]:
-    """Return a line as JSON has it: what all lines have, and the event's own fields."""
+    """Return a line as JSON: the common fields and the event's own."""
     event = parsed(line)
     found: dict[str, Any] = {"timestamp": line.partition(" ")[0].partition("=")[2]}
     found |= {name: event.pop(name, "") for name in ("level", "logger", "event", "exception")}

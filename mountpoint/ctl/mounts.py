@@ -1,4 +1,4 @@
-"""Which mounts of this user there are, and which one a path belongs to."""
+"""Find the mounts of this user, and the mount that contains a path."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ from mountpoint.errors import MountError
 from mountpoint.mount.control import SUFFIX, ask, socket_directory
 from mountpoint.system.kernel import Mounted, fuse_mounts
 
-#: The type that mounts of this program have.
+#: The file system type of this program's mounts.
 TYPE = "fuse.mount-s3"
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount that answers: its socket, and what it said of itself (`ControlCommands.status`)."""
+    """A mount that answers: its socket and its status (`ControlCommands.status`)."""
 
     socket: Path
     status: dict[str, Any]
 
     @property
     def directory(self) -> str:
-        """Where it is mounted."""
+        """The mount point."""
         return str(self.status["directory"])
 
     def ask(self, command: str, /, **request: Any) -> dict[str, Any]:
-        """Ask it. Raises MountError when it has ended, or cannot do it."""
+        """Send it a command. Raises MountError if it has ended, or the command fails."""
         try:
             return ask(self.socket, command, **request)
         except (ConnectionError, FileNotFoundError):
@@ -38,9 +38,9 @@ class Mount:
 
 
 def answering(environ: Mapping[str, str]) -> list[Mount]:
-    """Return the mounts of this user that answer, in the order of their directories.
+    """Return the mounts of this user that answer, sorted by directory.
 
-    Sockets of those that were killed are removed.
+    Removes the sockets of killed mounts.
     """
     found = []
     for path in socket_directory(environ).glob(f"*{SUFFIX}"):
@@ -50,12 +50,12 @@ def answering(environ: Mapping[str, str]) -> list[Mount]:
             with contextlib.suppress(OSError):
                 path.unlink()
         except (OSError, ValueError, MountError):
-            pass  # it is about to end, or hangs: `silent` tells
+            pass  # it is ending or hangs: `silent` returns it
     return sorted(found, key=lambda mount: mount.directory)
 
 
 def silent(mounts: list[Mount]) -> list[Mounted]:
-    """Return what is mounted for this user and is none of `mounts`."""
+    """Return the mounts of this user that are not in `mounts`: they do not answer."""
     known = {mount.directory for mount in mounts}
     return [
         each
@@ -65,7 +65,7 @@ def silent(mounts: list[Mount]) -> list[Mounted]:
 
 
 def at(path: str, mounts: list[Mount]) -> tuple[Mount, str]:
-    """Return the mount that a path is in, and what the path is below it. Raises MountError."""
+    """Return the mount that contains `path`, and the path below it. Raises MountError."""
     place = os.path.realpath(path)
     for mount in sorted(mounts, key=lambda each: -len(each.directory)):
         if place == mount.directory or place.startswith(mount.directory.rstrip("/") + "/"):

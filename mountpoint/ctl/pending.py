@@ -1,12 +1,12 @@
-"""Which pending multipart uploads of a bucket can go, and their end.
+"""Decide which pending multipart uploads of a bucket to abort, and abort them.
 
-The bucket lists what is pending; the journals of this machine (`writing.journal`) tell whose it
-is. What a dead mount has begun can go once it is old enough. What is in no journal was begun by
-another program, another user or another machine, which may be at it right now: it goes only when
-everything is asked for. What a living mount has begun never goes.
+The bucket lists the pending uploads; the journals of this machine (`upload.pending_journal`) say
+which mount created each. An upload of a dead mount is aborted once it is old enough. An upload in
+no journal comes from another program, user or machine, which may be using it right now: it is
+aborted only on explicit request (`everything`). Uploads of living mounts are never aborted.
 
-Not known here: how large an upload is (that is a request for each), and whether a program
-elsewhere is alive.
+This module does not know the size of an upload (that takes a request for each), or whether a
+program elsewhere is alive.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from mountpoint.s3.client import ObjectClient, PendingUpload
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import Begun, Found, Place
 
-#: Requests under way at once: an abort takes 20 to 50 ms on S3.
+#: Parallel requests: an abort takes S3 20 to 50 ms.
 AT_ONCE = 16
 
 Verdict = Literal["abort", "keep"]
@@ -29,7 +29,7 @@ Outcome = Literal["aborted", "kept", "gone", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An upload that is pending, and what is to become of it. `why` is for who reads it."""
+    """A pending upload and the decision on it. `why` is a reason for the user."""
 
     upload: PendingUpload
     mine: bool
@@ -39,7 +39,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What has become of it; `why` of a failure is what S3 says."""
+    """The outcome for an upload; for a failure, `why` is S3's error."""
 
     pending: Pending
     outcome: Outcome
@@ -49,7 +49,7 @@ class Done:
 def listed(
     client: ObjectClient, retry_policy: RetryPolicy, prefix: bytes
 ) -> Iterator[PendingUpload]:
-    """Yield all uploads that are pending, of keys that begin with `prefix`. Raises S3Error."""
+    """Yield all pending uploads of keys that begin with `prefix`. Raises S3Error."""
     after: tuple[bytes, str] | None = None
     while True:
         page = retry_policy.ask(partial(client.list_uploads, prefix, after=after)).answer()
@@ -67,9 +67,9 @@ def judge(
     everything: bool,
     now_ns: int,
 ) -> list[Pending]:
-    """Return what is to become of each. Pure.
+    """Return the decision on each upload. Pure.
 
-    An upload is as old as the younger of what S3 and the journal tell: clocks differ.
+    The age of an upload is the lesser of S3's and the journal's, because clocks differ.
     """
     known: dict[tuple[bytes, str], tuple[Found, Begun]] = {
         (begun.key, begun.upload_id): (journal, begun)
@@ -97,7 +97,7 @@ def judge(
 def carry_out(
     client: ObjectClient, retry_policy: RetryPolicy, judged: Iterable[Pending]
 ) -> Iterator[Done]:
-    """Abort what is to be aborted; yield what has become of each, in order."""
+    """Abort the chosen uploads; yield the outcome of each, in order."""
     rest = iter(judged)
     while batch := list(islice(rest, AT_ONCE)):
         questions = [
@@ -123,10 +123,10 @@ def carry_out(
 def strike(
     found: Sequence[Found], place: Place, prefix: bytes, pending: Iterable[PendingUpload]
 ) -> int:
-    """Strike from dead mounts' journals what is pending no more; return how many. Raises OSError.
+    """Remove ended uploads from dead mounts' journals; return their number. Raises OSError.
 
-    `pending` is what there still is in the bucket `place` of keys that begin with `prefix`; of
-    other buckets' and prefixes' nothing is known.
+    `pending` are the uploads that remain in the bucket `place`, of keys that begin with `prefix`.
+    Entries of other buckets and prefixes stay, because nothing is known about them.
     """
     still = {(upload.key, upload.upload_id) for upload in pending}
     struck = 0

@@ -1,7 +1,7 @@
-"""How much of the files that are being written is in S3.
+"""Show how much of the files being written is in S3.
 
-On a terminal this is one line, which each step draws again and which fits the terminal's width.
-Elsewhere it is a line at the beginning, one every `LINE_S` seconds, and one at the end.
+On a terminal it is one line, redrawn at each step, that fits the terminal's width. Elsewhere it is
+a line at the start, one every `LINE_S` seconds, and one at the end.
 """
 
 import time
@@ -13,13 +13,13 @@ from mountpoint.ctl.words import size
 from mountpoint.log.format import printable
 
 LINE_S = 30.0
-#: The cursor waits at the beginning of the line, and all below is cleared: a terminal that becomes
+#: The cursor waits at the start of the line, and everything below is cleared: a terminal that gets
 #: narrower breaks the line into rows, and the cursor stays in the first of them.
 CLEAR_BELOW, TO_BEGINNING = "\x1b[J", "\r"
 LEAST_BAR, MOST_BAR = 10, 40
-#: A name that is cut to less says nothing.
+#: The least width of a file name; a shorter one would say nothing.
 LEAST_LABEL = 12
-#: The share that is shown of files whose last byte is in S3 and which are not closed.
+#: The share shown for a file whose bytes are all in S3, but which is not closed.
 ALMOST = 0.99
 
 #: A file as `ControlCommands.status` describes it.
@@ -27,10 +27,10 @@ Writing = Mapping[str, Any]
 
 
 class Sent:
-    """Counts what has arrived of all files that were seen. The share never decreases.
+    """Counts the bytes in S3 of all files seen so far. The share never decreases.
 
-    A file that is not listed any more is in S3 as a whole. The total grows while programs write:
-    the share then stays what it was until it is true again. It is 1 only after `finish`.
+    A file that is no longer listed is completely in S3. The total grows while programs write; the
+    share then stays until the true one has reached it again. It is 1 only after `finish`.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Sent:
         self.share = 0.0
 
     def note(self, writing: Sequence[Writing]) -> None:
-        """Note the files that are being written now."""
+        """Record the files that are being written now."""
         self._sizes.update({each["path"]: each["size_bytes"] for each in writing})
         self.total_bytes = sum(self._sizes.values())
         self.sent_bytes = self.total_bytes - sum(each["pending_bytes"] for each in writing)
@@ -48,12 +48,12 @@ class Sent:
             self.share = max(self.share, min(self.sent_bytes / self.total_bytes, ALMOST))
 
     def finish(self) -> None:
-        """Note that all files are in S3."""
+        """Record that all files are in S3."""
         self.sent_bytes, self.share = self.total_bytes, 1.0
 
 
 class Progress:
-    """Shows it on a stream (None: nowhere): `show` at each step, then `done`, else `leave`."""
+    """Progress on a stream (None: nowhere): call `show` at each step, then `done` or `leave`."""
 
     def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         # dependencies
@@ -61,13 +61,13 @@ class Progress:
         self._clock = clock
         # constants
         self._redraws = stream is not None and terminal.can_redraw(stream)
-        # mutable: those of one run, from the first `show` to the end
+        # mutable: from the first `show` to the end
         self._sent: Sent | None = None
         self._label = ""
         self._next_line_s = 0.0
 
     def show(self, writing: Sequence[Writing]) -> None:
-        """Show what is in S3 of these files, and of those before."""
+        """Show how much of these and earlier files is in S3."""
         if self._sent is None:
             self._sent, self._next_line_s = Sent(), 0.0
         self._sent.note(writing)
@@ -98,7 +98,7 @@ class Progress:
 
     def _draw(self, sent: Sent) -> None:
         assert self._stream is not None
-        # The last column stays free: some terminals go on to the next line when it is written.
+        # Leave the last column free: some terminals wrap when it is written.
         width = terminal.columns(self._stream) - 1
         self._write(f"{line(self._label, sent, width)}{CLEAR_BELOW}{TO_BEGINNING}")
 
@@ -109,7 +109,7 @@ class Progress:
 
 
 def files(writing: Sequence[Writing]) -> str:
-    """Name one file, or say how many there are, with their size."""
+    """Return the name of one file, or the number of files, with their size."""
     return f"{_name(writing)} ({size(sum(each['size_bytes'] for each in writing))})"
 
 

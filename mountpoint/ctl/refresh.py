@@ -1,7 +1,7 @@
-"""`mount-s3ctl refresh`: a mount forgets what it knows of a path.
+"""`mount-s3ctl refresh`: make a mount forget a path.
 
-A path that the mount has never heard of may exist in the bucket, so only the mount can tell a wrong
-one: by looking it up after it has forgotten.
+A path that the mount has never seen may exist in the bucket. So the mount can only find out that a
+path is wrong by looking it up after it has forgotten it.
 """
 
 import os
@@ -10,14 +10,15 @@ import time
 from mountpoint.ctl.mounts import Mount
 from mountpoint.errors import MountError
 
-#: How long the kernel remembers that a name is absent (`operations.LONGEST_ABSENCE_S`), and a bit.
+#: The longest time in seconds that the kernel remembers an absent name
+#: (`operations.LONGEST_ABSENCE_S`), and a margin.
 ABSENCE_S = 1.1
 
 
 def refresh(mount: Mount, path: str) -> int:
-    """Refresh a path below the mount, and all below it; return how many names were forgotten.
+    """Refresh a path of the mount and everything below it; return the number of names forgotten.
 
-    Raises MountError where there was nothing to forget and the path does not exist.
+    Raises MountError if there was nothing to forget and the path does not exist.
     """
     forgotten = int(mount.ask("refresh", path=path)["forgotten"])
     if not forgotten and path and not _exists(mount, path):
@@ -29,13 +30,13 @@ def refresh(mount: Mount, path: str) -> int:
 
 
 def _exists(mount: Mount, path: str) -> bool:
-    """Look a path up; it counts as existing where that cannot be found out."""
+    """Whether a path exists, by looking it up; True if that fails."""
     place = os.path.join(mount.directory, path)
     if _is_there(place):
         return True
     if not mount.status["negative_metadata_ttl_s"]:
         return False
-    time.sleep(ABSENCE_S)  # the answer may have been the kernel's own
+    time.sleep(ABSENCE_S)  # the kernel may have answered from memory
     return _is_there(place)
 
 

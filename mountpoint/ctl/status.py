@@ -1,4 +1,4 @@
-"""`mount-s3ctl status`: what is mounted, and how it is."""
+"""`mount-s3ctl status`: list the mounts and their state."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ MIB = 1 << 20
 def text(
     mounts: Sequence[Mapping[str, Any]], dead: Sequence[Mounted], width: int = NO_WIDTH
 ) -> str:
-    """Return some lines for each mount, of what it says (`ControlCommands.status`) or does not."""
+    """Return some lines per mount: its status (`ControlCommands.status`), or that it is silent."""
     blocks = []
     for status in mounts:
         lines = [_lines(*fact, width) for fact in _told(status)]
@@ -39,7 +39,7 @@ def _lines(name: str, fact: str, width: int) -> str:
 def _told(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         return _facts(status)
-    except KeyError:  # the program was updated since it was mounted
+    except KeyError:  # the mount runs an older version of the program
         return [("version", f"{status['version']}, not this one: mount it again to see more")]
 
 
@@ -70,7 +70,7 @@ def _rates(rates: Mapping[str, float]) -> str:
 
 
 def _memory(status: Mapping[str, Any]) -> str:
-    # In the unit of the option.
+    # Use the unit of the option.
     sizes = ("rss_bytes", "memory_held_bytes", "memory_limit_bytes")
     rss, held, limit = (round(status[name] / MIB) for name in sizes)
     return f"{rss} MiB resident; data {held} of {limit} MiB (--memory-target)"

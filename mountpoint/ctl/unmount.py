@@ -1,8 +1,8 @@
-"""`mount-s3ctl unmount`: wait until all files that are being written are in S3, then unmount.
+"""`mount-s3ctl unmount`: wait until all files being written are in S3, then unmount.
 
-umount(8) refuses while a file is open, and a file is in S3 once the program has closed it: so this
-waits while any file is being written. Whatever else keeps the mount busy (a program that reads a
-file, a shell whose directory it is) is named, and not waited for.
+umount(8) fails while a file is open, and a file is in S3 once the program has closed it: so this
+waits while any file is being written. It does not wait for anything else that keeps the mount busy
+(a program that reads a file, a shell in a directory), but names it.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from mountpoint.log.format import printable
 from mountpoint.system.procfs import program_of
 
 POLL_S = 0.5
-#: Programs that have just closed their files may take a moment to go away.
+#: Seconds; programs that have just closed their files may take a moment to exit.
 BUSY_S = 3.0
-#: The longest that the process of a mount takes to end (`writing.uploads.ABORT_S`).
+#: The longest time in seconds that a mount's process takes to end (`upload.uploads.ABORT_S`).
 END_S = 30.0
-#: How many programs are named.
+#: The number of programs to name.
 MOST_NAMED = 5
 
 
 def unmount(directory: str, mount: Mount | None, timeout_s: float, progress: Progress) -> None:
-    """Unmount; `mount` is None where its process has died or does not answer.
+    """Unmount; `mount` is None if its process is dead or does not answer.
 
-    Raises MountError when the mount stays busy, or writing takes longer than `timeout_s`.
+    Raises MountError if the mount stays busy, or writing takes longer than `timeout_s` seconds.
     """
     process = _process(mount)
     try:
@@ -77,7 +77,7 @@ def _until_unmounted(
 
 
 def _try(directory: str) -> str | None:
-    """Unmount, if nothing is open; return what prevents it."""
+    """Unmount, if nothing is open; return the obstacle otherwise."""
     command = ["umount"] if os.geteuid() == 0 else ["fusermount", "-u"]
     try:
         done = subprocess.run(
@@ -97,13 +97,13 @@ def _try(directory: str) -> str | None:
         return "the kernel does not answer"
     if done.returncode == 0:
         return None
-    # Such as "umount: /mnt: target is busy."
+    # For example "umount: /mnt: target is busy."
     lines = done.stderr.strip().splitlines() or ["it is busy"]
     return lines[-1].rsplit(": ", 1)[-1].rstrip(".")
 
 
 def _users(directory: str) -> Iterator[str]:
-    """Yield the names and numbers of processes that use what is mounted."""
+    """Yield the names and numbers of processes that use the mount."""
     found = 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _uses(entry, directory):
@@ -119,7 +119,7 @@ def _uses(process: Path, directory: str) -> bool:
     with contextlib.suppress(OSError):
         links += list((process / "fd").iterdir())
     for link in links:
-        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             target = os.readlink(link)
             if target == directory or target.startswith(directory.rstrip("/") + "/"):
                 return True
@@ -127,17 +127,17 @@ def _uses(process: Path, directory: str) -> bool:
 
 
 def _process(mount: Mount | None) -> int | None:
-    """Return a descriptor of the mount's process, whatever becomes of its number."""
+    """Return a descriptor of the mount's process, which stays valid if its number is reused."""
     if mount is None:
         return None
     try:
         return os.pidfd_open(int(mount.status["pid"]))
-    except OSError:  # of another container, or ended
+    except OSError:  # in another container, or ended
         return None
 
 
 def _wait_for_end(process: int | None, directory: str) -> None:
-    """Wait until the process has done all that was left to do. Raises MountError."""
+    """Wait until the process has finished its work. Raises MountError."""
     if process is None:
         return
     try:

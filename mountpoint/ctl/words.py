@@ -1,4 +1,4 @@
-"""Pure: what a mount is called; numbers in words: sizes, times, money."""
+"""Pure: names of mounts; numbers, sizes, times and money in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from mountpoint.log.format import printable
 
 
 def title(status: Mapping[str, Any]) -> str:
-    """Return what is mounted where, of a mount's status."""
+    """Return the bucket and directory from a mount's status."""
     bucket = status["bucket"] + ("/" + status["prefix"] if status["prefix"] else "")
     return f"{printable(bucket)} at {printable(status['directory'])}"
 
@@ -22,7 +22,7 @@ def size(size_bytes: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with two digits at least, and no more behind the point than matter."""
+    """Return a number with at least two digits, and no more decimals than needed for that."""
     return f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
 
 

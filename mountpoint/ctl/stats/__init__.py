@@ -1,1 +1,1 @@
-"""`mount-s3ctl stats`: what a mount does, as a table that is drawn again and again."""
+"""`mount-s3ctl stats`: a mount's activity as a table that is redrawn at an interval."""

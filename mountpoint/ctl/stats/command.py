@@ -1,6 +1,6 @@
-"""`mount-s3ctl stats`: what a mount does, once and again.
+"""`mount-s3ctl stats`: show a mount's activity, once or repeatedly.
 
-First what it has done since it was mounted, then what it does from one answer to the next.
+The first table covers the time since the mount, each later one the time since the previous answer.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from mountpoint.ctl.stats.table import Activity, Block, lines, table
 def show(
     mount: Mount, *, interval_s: float, once: bool, as_json: bool, given: Prices | None
 ) -> None:
-    """Show it until Ctrl-C; with `once` only the first. Raises MountError when the mount ends.
+    """Show the activity until Ctrl-C; with `once` only the first table.
 
-    `given` are prices in place of the region's.
+    `given` are prices that replace the region's. Raises MountError when the mount ends.
     """
     watch = _Watch(mount, given)
     if not once and not as_json and screen.is_possible():
@@ -47,7 +47,7 @@ def _live(watch: "_Watch", interval_s: float, whole: screen.Screen) -> None:
 
 
 class _Watch:
-    """Asks a mount again and again."""
+    """Asks a mount for its statistics again and again."""
 
     def __init__(self, mount: Mount, given: Prices | None) -> None:
         self._mount = mount
@@ -56,7 +56,7 @@ class _Watch:
         self._before: dict[str, Any] | None = None
 
     def table(self) -> list[Block]:
-        """Return what has been done since the table before, or since it was mounted."""
+        """Return the activity since the previous table, or since the mount."""
         now, before = self._mount.ask("stats"), self._before
         self._before = now
         return table(now, before, self._given, self._activity.note(now, before))

@@ -1,14 +1,14 @@
-"""What requests cost by S3's list prices, in US dollars. An estimate: of requests only.
+"""S3's list prices of requests in US dollars, for an estimate.
 
-For objects of the storage class STANDARD, without what a contract or a free tier takes off, and
-without data transfer. Prices change rarely, and nobody is asked for them here: those of a bill are
-given by `--prices`. https://aws.amazon.com/s3/pricing/
+They are for storage class STANDARD, without discounts, free tier and data transfer. Prices change
+rarely, so they are a table here; `--prices` sets those of a bill.
+https://aws.amazon.com/s3/pricing/
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-#: Where a region is not in the table.
+#: The prices for regions that are not in the table.
 ELSEWHERE = "us-east-1"
 
 
@@ -36,18 +36,18 @@ BY_REGION = {
 
 #: Requests that cost nothing.
 FREE = frozenset({"DeleteObject", "AbortMultipartUpload"})
-#: Those of the cheaper kind; all others are of the other one.
+#: Requests of the cheaper kind; all others are of the other kind.
 READS = frozenset({"GetObject", "HeadObject"})
 
 
 def of_region(region: str) -> tuple[Prices, str]:
-    """Return the prices of a region, and whose they are where the region's own are not known."""
+    """Return a region's prices, and the region they belong to if its own are unknown."""
     region = region if region in BY_REGION else ELSEWHERE
     return BY_REGION[region], region
 
 
 def cost(requests: Mapping[str, float], prices: Prices) -> float:
-    """Return what requests cost, by the names of S3's operations."""
+    """Return the cost of requests in dollars, from their numbers by S3 operation."""
     dollars = 0.0
     for operation, count in requests.items():
         if operation not in FREE:

@@ -1,16 +1,16 @@
-"""Pure: what has happened between two answers of a mount (`ControlCommands.stats`), as numbers."""
+"""Pure: the differences between two answers of a mount (`ControlCommands.stats`)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from mountpoint.metrics import recorder as meters
 
-#: What is no sum.
+#: Values that are no sums.
 LEVELS = frozenset({"under_way", "at_s", "status", "threads"})
 
 
 def difference(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what was added to each number; all of it, without `before`. Levels are as `now`."""
+    """Return the growth of each number, or all of it without `before`. Levels are as in `now`."""
     return {name: _less(name, value, (before or {}).get(name)) for name, value in now.items()}
 
 

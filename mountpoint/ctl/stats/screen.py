@@ -1,7 +1,8 @@
-"""A table on the whole terminal, drawn again and again, as top(1) does.
+"""A table on the whole terminal that is redrawn at an interval, like top(1).
 
-curses draws on the alternate screen, so that the user's own screen comes back at the end. It also
-reports a new size of the terminal, and restores the terminal when the program is stopped or killed.
+curses draws on the alternate screen, so the user's own screen comes back at the end. It also
+reports changes of the terminal's size, and restores the terminal when the program is stopped or
+killed.
 """
 
 import contextlib
@@ -14,12 +15,12 @@ from collections.abc import Callable
 from mountpoint.ctl.stats.table import Heading
 from mountpoint.ctl.terminal import fit
 
-#: Returns the lines to draw, given how many there is room for.
+#: Returns the lines to draw, given the number that fit.
 Draw = Callable[[int], list[str]]
 
 
 def is_possible() -> bool:
-    """Whether standard output is a terminal that can show it."""
+    """Whether standard output is a terminal that can show the table."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     try:
@@ -30,13 +31,13 @@ def is_possible() -> bool:
 
 
 class Screen:
-    """What `use` hands to its caller."""
+    """The screen that `use` passes to its caller."""
 
     def __init__(self, window: "curses.window") -> None:
         self._window = window
 
     def show(self, draw: Draw, seconds: float) -> bool:
-        """Show it for some time; False if the user wants to leave."""
+        """Show the table for some seconds; False if the user wants to leave."""
         until_s = time.monotonic() + seconds
         while True:
             self._draw(draw)
@@ -51,19 +52,19 @@ class Screen:
         height, width = self._window.getmaxyx()
         self._window.erase()
         for number, line in enumerate(draw(height)):
-            # The last column stays free: writing the last one of all is an error in curses.
-            with contextlib.suppress(curses.error):  # it has just become smaller
+            # Leave the last column free: writing the last cell of the screen is a curses error.
+            with contextlib.suppress(curses.error):  # the screen has just become smaller
                 attribute = curses.A_BOLD if isinstance(line, Heading) else curses.A_NORMAL
                 self._window.addstr(number, 0, fit(line, width - 1), attribute)
         self._window.refresh()
 
 
 def use(run: Callable[[Screen], None]) -> None:
-    """Run something on the whole terminal, until it returns or the user presses Ctrl-C."""
-    locale.setlocale(locale.LC_ALL, "")  # or curses takes text for bytes
+    """Call `run` with the whole terminal, until it returns or the user presses Ctrl-C."""
+    locale.setlocale(locale.LC_ALL, "")  # without it, curses treats text as bytes
 
     def inside(window: "curses.window") -> None:
-        with contextlib.suppress(curses.error):  # not all terminals can
+        with contextlib.suppress(curses.error):  # some terminals cannot hide the cursor
             curses.use_default_colors()
         with contextlib.suppress(curses.error):
             curses.curs_set(0)

@@ -1,7 +1,7 @@
-"""Pure: the table of `mount-s3ctl stats`, and which of its rows fit a terminal's height.
+"""Pure: the table of `mount-s3ctl stats`, and the rows that fit a terminal's height.
 
-Blocks have their rows in the order of importance. Where not all fit, the empty lines between the
-blocks go first, then the last rows of the longest block, and a line says how many they are.
+The rows of a block are in order of importance. If not all fit, the empty lines between blocks go
+first, then the last rows of the longest block, and a line gives their number.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ from mountpoint.metrics.recorder import quantile
 
 NAME_CHARS = 23
 CELL_CHARS = 10
-#: A program that has caused nothing for so long is not shown any more.
+#: Seconds after which an idle program is no longer shown.
 IDLE_S = 60.0
 
 
@@ -24,20 +24,20 @@ class Heading(str):
 
 
 class Block(NamedTuple):
-    """Some rows below a heading; those of `head` are always shown."""
+    """Rows below a heading; those of `head` are always shown."""
 
     head: Sequence[str]
     rows: Sequence[str] = ()
 
 
 class Activity:
-    """Knows when each program was last seen to do anything."""
+    """Remembers when each program was last active."""
 
     def __init__(self) -> None:
         self._last_s: dict[str, float] = {}
 
     def note(self, now: Mapping[str, Any], before: Mapping[str, Any] | None) -> set[str]:
-        """Note two answers of a mount, one after the other; return the programs to show."""
+        """Compare two consecutive answers of a mount; return the programs to show."""
         done = difference(now, before)["meters"]["programs"]
         for name, numbers in done.items():
             if _busy(numbers) or name not in self._last_s:
@@ -51,9 +51,9 @@ def table(
     given: prices.Prices | None = None,
     programs: Collection[str] | None = None,
 ) -> list[Block]:
-    """Return what was done between two answers of a mount or, without the first, in all.
+    """Return the activity between two answers of a mount, or in total without `before`.
 
-    `given` are prices in place of the region's, `programs` those to show (None: all).
+    `given` are prices that replace the region's, `programs` those to show (None: all).
     """
     status = now["status"]
     since_s = status["uptime_s"] if before is None else now["at_s"] - before["at_s"]
@@ -81,7 +81,7 @@ def table(
 
 
 def lines(blocks: Sequence[Block], height: int | None = None) -> list[str]:
-    """Return the lines of a table, no more than `height` of them."""
+    """Return the lines of a table, at most `height` of them."""
     kept = [len(block.rows) for block in blocks]
     if height is None or _height(blocks, kept) + len(blocks) - 1 <= height:
         return _joined(blocks, kept, [""])
@@ -91,7 +91,7 @@ def lines(blocks: Sequence[Block], height: int | None = None) -> list[str]:
 
 
 def _height(blocks: Sequence[Block], kept: Sequence[int]) -> int:
-    """Return how many lines there are with so many rows of each block."""
+    """Return the number of lines with this many rows of each block."""
     return sum(
         len(block.head) + rows + (rows < len(block.rows))
         for block, rows in zip(blocks, kept, strict=True)
@@ -158,7 +158,7 @@ def _requests(requests: Mapping[str, Any], since_s: float) -> Block:
 
 
 def _busiest(measured: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return what there was any of, most often first."""
+    """Return the entries with any activity, the most frequent first."""
     busy = [(name, each) for name, each in measured.items() if each["us"]["count"]]
     return sorted(busy, key=lambda item: -item[1]["us"]["count"])
 
@@ -194,14 +194,14 @@ def _programs(
 def _costliest(
     done: Mapping[str, Any], in_all: Mapping[str, Any]
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the programs that did most first; of those that did nothing, that did most before."""
+    """Return the most active programs first; inactive ones are sorted by their total."""
     return sorted(
         done.items(), key=lambda item: (*_cost(item[1]), *_cost(in_all[item[0]])), reverse=True
     )
 
 
 def _cost(program: Mapping[str, Any]) -> tuple[float, float]:
-    """Return what programs are compared by: requests cost most, then bytes do."""
+    """Return a sort key for programs: requests cost most, then bytes."""
     return sum(program["requests"].values()), program["bytes_read"] + program["bytes_written"]
 
 
