@@ -1,7 +1,7 @@
-"""How a command line is parsed and shown: options by topic, `-o` items, values, errors as click's.
+"""Parse and show a command line: options by topic, `-o` items, values, errors in click's form.
 
-`-o` items (`fstab`) become long options in front of the others and are parsed with them, so that
-both ways know the same names.
+`-o` items (`fstab`) become long options before the others and are parsed with them, so both ways
+accept the same names.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from mountpoint.errors import MountError
 from mountpoint.log.format import printable
 from mountpoint.s3.aws.profile import open_session
 
-#: Stands for the word "minimal" where seconds are told.
+#: The number of seconds that stands for the word "minimal".
 MINIMAL = -1.0
 
-#: A size as people write it, such as 8M, 8 MiB or 8mb.
+#: A size as users write it, such as 8M, 8 MiB or 8mb.
 _SIZE = re.compile(r"(\d+) ?([KMGT])(?:i?B)?", re.IGNORECASE)
 
 EPILOG = """\
@@ -50,7 +50,7 @@ Environment: AWS_CA_BUNDLE as --ca-bundle, AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_
 
 
 class TopicOption(click.Option):
-    """An option that the help shows under a topic, and, given a label, under that alone."""
+    """An option that the help lists under a topic; with a `label`, that text is its entry."""
 
     def __init__(self, *args: Any, topic: str, label: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -58,16 +58,16 @@ class TopicOption(click.Option):
         self.label = label
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return what the help shows on the left and on the right."""
+        """Return the left and right column of the help."""
         record = super().get_help_record(ctx)
         return (self.label, record[1]) if record and self.label else record
 
 
 class MountCommand(click.Command):
-    """A command with `-o`, help by topic, and MountErrors as click's errors."""
+    """A command with `-o`, help by topic, and MountErrors in click's form."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args` with the items of every `-o` in front, where others override them."""
+        """Parse `args` with all `-o` items first, so that other options override them."""
         if args:
             given, _, _ = self.make_parser(ctx).parse_args(list(args))
             with _click_errors():
@@ -86,11 +86,11 @@ class MountCommand(click.Command):
         return [name[2:] for name in names if name.startswith("--")]
 
     def _suggested(self) -> list[str]:
-        """Return what may be meant by an item of `-o` that is not known."""
+        """Return the names to suggest for an unknown item of `-o`."""
         return ["ro", *(each for each in self._long_names(hidden=False) if each not in REFUSED)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the arguments, then the options topic by topic, in the table's order."""
+        """Write the arguments, then the options by topic, in the table's order."""
         with formatter.section("Arguments"):
             formatter.write_dl(
                 [
@@ -125,12 +125,12 @@ def _click_errors() -> Iterator[None]:
 
 
 def printable_lines(text: str) -> str:
-    """Return `text` fit for a terminal, its line ends kept."""
+    """Return `text` made safe for a terminal; line ends stay."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def octal(text: str) -> int:
-    """Return the number that `text` is in octal digits, as in chmod(1)."""
+    """Return the value of octal digits, as in chmod(1)."""
     try:
         return int(text, 8)
     except ValueError:
@@ -138,7 +138,7 @@ def octal(text: str) -> int:
 
 
 def number_of(unit: str, of_bytes: int = 0) -> Callable[[str | int], int]:
-    """Return what reads a whole number of a unit, of so many bytes if it is one of sizes."""
+    """Return a parser of whole numbers; `of_bytes` is the unit's size in bytes, for sizes."""
 
     def read(text: str | int) -> int:
         try:
@@ -153,7 +153,7 @@ def number_of(unit: str, of_bytes: int = 0) -> Callable[[str | int], int]:
 
 
 def time_to_live(text: str) -> float:
-    """Return the seconds that `text` tells; `MINIMAL` for that word."""
+    """Return the seconds in `text`; `MINIMAL` for the word "minimal"."""
     words = {"minimal": MINIMAL, "indefinite": INDEFINITE_TTL_S}
     if text in words:
         return words[text]
@@ -163,27 +163,27 @@ def time_to_live(text: str) -> float:
 
 
 def unless_checking(ctx: click.Context, param: click.Parameter, text: str | None) -> str:
-    """Return the directory; "" without one, which only --check may be."""
+    """Return the directory, or "" if it is missing, which only --check allows."""
     if text is None and not ctx.params.get("check"):
         raise click.MissingParameter(ctx=ctx, param=param)
     return text or ""
 
 
 def directories(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
-    """Let the shell complete a directory."""
+    """Make the shell complete a directory."""
     return [CompletionItem(text, type="dir")]
 
 
 def files(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
-    """Let the shell complete a file."""
+    """Make the shell complete a file."""
     return [CompletionItem(text, type="file")]
 
 
 def profiles(_ctx: click.Context, _param: click.Parameter, text: str) -> list[CompletionItem]:
-    """Return the profiles of the AWS configuration that begin with `text`."""
+    """Return the AWS profiles that begin with `text`."""
     try:
         names = open_session(None).available_profiles
-    except MountError:  # mounting says what is wrong
+    except MountError:  # mounting reports it
         names = []
     return [CompletionItem(name) for name in names if name.startswith(text)]
 

@@ -1,10 +1,10 @@
-r"""The options of an /etc/fstab line: `-o` items as long options. Pure.
+r"""Options of an /etc/fstab line: turn `-o` items into long options. Pure.
 
-mount(8) gives `bucket /mnt fuse.mount-s3 OPTIONS` to mount.fuse, and that runs
-`mount-s3 bucket /mnt -o OPTIONS` with options of its own added. An item is a long option
-without its dashes, or one that mount(8) has for every file system: without a meaning here, for
-the kernel, or refused by name. The rules for escapes and for `ro` are the reference's
-(fstab.rs, doc/CONFIGURATION.md).
+mount(8) passes `bucket /mnt fuse.mount-s3 OPTIONS` to mount.fuse, which runs
+`mount-s3 bucket /mnt -o OPTIONS` and adds options of its own. An item is a long option without its
+dashes, or a general option of mount(8). The latter has no effect here, goes to the kernel, or is
+refused by name. The rules for escapes and for `ro` are those of AWS's mount-s3 (fstab.rs,
+doc/CONFIGURATION.md).
 """
 
 import difflib
@@ -13,29 +13,29 @@ from collections.abc import Collection, Iterator, Sequence
 
 from mountpoint.errors import MountError
 
-#: Options of mount(8) that are not for the file system.
+#: Options that mount(8) handles itself.
 FOR_MOUNT = frozenset(
     {"auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev", "nofail"}
     | {"defaults", "comment", "uhelper", "helper", "silent", "loud"}
 )
-#: Those that change nothing: every mount of ours is nosuid, nodev and noatime, checks permissions,
-#: and may hide files. S3 has no device files, no access times and no symbolic links.
+#: Options without effect: every mount here is nosuid, nodev and noatime, checks permissions, and
+#: may hide files. S3 has no device files, no access times and no symbolic links.
 WITHOUT_EFFECT = frozenset(
     {"rw", "async", "suid", "nosuid", "dev", "nodev", "symfollow", "nosymfollow"}
     | {"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"}
     | {"strictatime", "nostrictatime", "lazytime", "nolazytime", "noiversion", "nomand"}
     | {"default_permissions", "nonempty"}
 )
-#: For the kernel. Without either of these files can be executed; "user" has mount(8) add noexec.
+#: Passed to the kernel. Files are executable without either; "user" makes mount(8) add noexec.
 EXEC, NO_EXEC = "exec", "noexec"
-#: SELinux: what the kernel takes all files for.
+#: SELinux: the context that the kernel assigns to all files.
 CONTEXTS = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
 KERNEL = CONTEXTS | {EXEC, NO_EXEC}
 
 _PROPAGATION = "mount it without, then: mount --make-{} DIRECTORY"
 _NO_DEVICE = "a bucket is no block device"
-#: Options that would mean something, and what to do instead: long options that make no sense in
-#: /etc/fstab, those of mount(8) that cannot be had, and what other FUSE file systems call ours.
+#: Options that would have a meaning, and a hint for each: long options that make no sense in
+#: /etc/fstab, options of mount(8) that are not supported, and names from other FUSE file systems.
 REFUSED = {
     "check": "it is for the command line: nothing would be mounted",
     "json": "it is for --check, on the command line",
@@ -70,8 +70,8 @@ def long_options(
 ) -> list[str]:
     """Return the items of all `-o` arguments as `--NAME` or `--NAME=VALUE`.
 
-    `known` are the names of the long options, `suggested` those that may be meant by a name that
-    is not known. Raises MountError that names the bad item.
+    `known` are the names of the long options, `suggested` those to suggest for an unknown name.
+    Raises MountError that names the invalid item.
     """
     items = list(_items(texts))
     if "ro" in items and "rw" in items:
@@ -84,14 +84,14 @@ def long_options(
 
 
 def kernel_options(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the items that the kernel is given, each once; the last one of a name counts."""
+    """Return the items for the kernel, each once; the last one of a name counts."""
     found: dict[str, str] = {}
     for item in _items(texts):
         name, _, value = item.partition("=")
         if name in (EXEC, NO_EXEC):
             found[NO_EXEC] = item
         elif name in CONTEXTS:
-            # The kernel takes what is in quotes as it is: there are commas in a context.
+            # The kernel takes quoted text literally, because contexts contain commas.
             bare = value.strip('"')
             found[name] = f'{name}="{bare}"'
     return tuple(item for item in found.values() if item != EXEC)
@@ -100,9 +100,8 @@ def kernel_options(texts: Sequence[str]) -> tuple[str, ...]:
 def split_items(text: str) -> list[str]:
     r"""Split the argument of one `-o` at its commas.
 
-    `\,`, `\\` and `\"` stand for the character itself. Any other backslash is an error, and so
-    is a bare double quote, to leave room for quoting; but for SELinux contexts, which mount(8)
-    quotes.
+    `\,`, `\\` and `\"` stand for the character itself. Any other backslash is an error. So is a
+    bare double quote, to leave room for quoting, except in SELinux contexts, which mount(8) quotes.
     """
     items = [""]
     characters = iter(text)
@@ -134,7 +133,7 @@ def _items(texts: Sequence[str]) -> Iterator[str]:
 
 
 def _is_for_others(item: str) -> bool:
-    """Whether an item is for mount(8), for the kernel or for nobody."""
+    """Whether an item is for mount(8), for the kernel, or without effect."""
     name = item.partition("=")[0]
     return name in FOR_MOUNT | WITHOUT_EFFECT | KERNEL or name.startswith(("x-", "X-"))
 
@@ -143,8 +142,8 @@ def _long_option(item: str, known: Collection[str], suggested: Collection[str]) 
     if item.startswith("-"):
         raise MountError(f"-o {item}: options have no dashes here", f"use -o {item.lstrip('-')}")
     name, equals, value = item.partition("=")
-    name = name.replace("_", "-")  # FUSE users write allow_other
-    if name in REFUSED and not (name == "bind" and equals):  # then it is ours
+    name = name.replace("_", "-")  # users of FUSE write allow_other
+    if name in REFUSED and not (name == "bind" and equals):  # with a value, `bind` is our option
         raise MountError(f"-o {item}: '{name}' is not for -o", REFUSED[name])
     if name not in known:
         near = difflib.get_close_matches(name, suggested, 1)

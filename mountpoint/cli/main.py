@@ -1,15 +1,14 @@
-"""The command line of `mount-s3`: the table of its options, then mount.
+"""The command line of `mount-s3`: the table of its options, and the mount.
 
-The names, defaults and meanings of the options are the reference's (AWS's mount-s3 --help
-and doc/CONFIGURATION.md); README.md says which are ours. There is one table of options, click's;
-`command` parses it, `settings` makes a `Config` of what was given.
+Names, defaults and meanings of the options are those of AWS's mount-s3 (--help and
+doc/CONFIGURATION.md there); README.md says which options are our own. There is one option table, in
+click's form; `command` parses it, and `settings` makes a `Config` from the result.
 
-* Exit codes: 0 mounted in the background, or unmounted in the foreground, or checked; 1 for every
-  MountError, values out of range and contradictions among them; 2 for what click refuses by
-  itself (an unknown option, a missing argument, a word where a number belongs), as the
-  reference's parser does.
-* Nothing heavy is imported here: `--help` and wrong options answer at once, and what starts
-  threads is imported after the fork (`mount/daemon`).
+* Exit codes: 0 after a mount in the background, an unmount in the foreground, or a check. 1 for
+  every MountError, including values out of range and contradictions. 2 for errors that click finds
+  (an unknown option, a missing argument, a word instead of a number), as in AWS's mount-s3.
+* Nothing slow is imported here, so `--help` and wrong options answer at once. Modules that start
+  threads are imported after the fork (`mount/daemon`).
 """
 
 import os
@@ -365,7 +364,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
 
 
 def _check(config: Config, *, as_json: bool) -> int:
-    """Say what would keep the bucket from being mounted; return the exit code."""
+    """Run the checks; return the exit code."""
     try:
         from mountpoint.checks import command
 
@@ -376,7 +375,7 @@ def _check(config: Config, *, as_json: bool) -> int:
 
 
 def _mount(config: Config, on_ready: Callable[[], None]) -> int:
-    """Mount and serve until unmounted. Loads what starts threads: not before the fork."""
+    """Mount and serve until unmounted. Imports modules that start threads: call after the fork."""
     try:
         from mountpoint.mount import run as mount
     except ImportError as error:

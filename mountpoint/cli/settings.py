@@ -1,6 +1,6 @@
-"""Options to `Config`: defaults that depend on the machine, paths made absolute, values checked.
+"""Turn options into a `Config`: defaults from the machine, absolute paths, checked values.
 
-It does not look at the directory, the bucket or the credentials: `mount/run` does.
+It does not access the directory, the bucket or the credentials; `mount/run` does.
 """
 
 import os
@@ -30,25 +30,25 @@ from mountpoint.fuse.fd_mount import number_of
 from mountpoint.system import kernel
 from mountpoint.system.memory import total_bytes
 
-#: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET). 5 GiB is the largest
-#: part S3 takes: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+#: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET). 5 GiB is the largest part
+#: that S3 accepts: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MIN_PART_BYTES = 64 << 10
 MAX_PART_BYTES = 5 << 30
-#: Reads split larger parts, so that a part ahead and a second reader fit into the memory.
+#: Reads split larger parts, so that a part ahead and a second reader fit into memory.
 MAX_READ_PART_BYTES = 64 * MIB
 
-#: Memory for reading, unless told: a quarter of the machine's, between these.
+#: Default memory for reads: a quarter of the machine's, within these limits.
 LEAST_MEMORY_BYTES = 128 * MIB
 MOST_MEMORY_BYTES = 1024 * MIB
-#: What may be told, in MiB.
+#: Valid values of the option, in MiB.
 MEMORY_MIB = (16, 1 << 20)
 
-#: Room for staged files, in MiB.
+#: Valid sizes of the space for staged files, in MiB.
 STAGED_MIB = (16, 1 << 30)
 
 
 def make_config(bucket: str, directory: str, **options: Any) -> Config:
-    """Return the checked configuration for the options as click hands them over.
+    """Return the checked configuration from click's options.
 
     Paths become absolute. Raises MountError for values out of range and contradictions.
     """
@@ -64,7 +64,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
     descriptor = number_of(directory)
     fsname = options["fsname"]
     if fsname is None and descriptor is None:
-        # mount -a compares it with the first field of the line, as that is written.
+        # mount -a compares it with the first field of the line, in its original form.
         fsname = bucket if options["fstab_options"] else source(name, prefix)
     config = Config(
         bucket=BucketConfig(
@@ -127,7 +127,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
             timeout_s=timeout,
         ),
         write=WriteConfig(
-            # Parts as small as they may be for reads are too small for uploads.
+            # The smallest parts for reads are too small for uploads.
             part_size_bytes=write_part_size or max(part_size, LEAST_PART_BYTES),
             checksum=None if checksum == "off" else checksum,
             content_types=options["infer_content_type"],
@@ -149,7 +149,7 @@ def make_config(bucket: str, directory: str, **options: Any) -> Config:
 
 
 def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:
-    """Return the part size that an option tells; 0 if it is not given."""
+    """Return an option's part size in bytes; 0 if it is not given."""
     size = options[name]
     if size is None:
         return 0
@@ -158,7 +158,7 @@ def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:
 
 
 def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
-    """Return what `ChangeConfig` says of staged writes."""
+    """Return the fields of `ChangeConfig` for staged writes."""
     if directory is None:
         if limit_mib is not None:
             raise MountError("--staged-limit is given without --staged-writes", "add a directory")
@@ -170,7 +170,7 @@ def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
 
 
 def _otlp(endpoint: str | None, interval_s: int | None) -> dict[str, Any]:
-    """Return what `MetricsConfig` says of a collector."""
+    """Return the fields of `MetricsConfig` for a collector."""
     if interval_s is None:
         return {"otlp_endpoint": endpoint}
     if endpoint is None:
@@ -179,7 +179,7 @@ def _otlp(endpoint: str | None, interval_s: int | None) -> dict[str, Any]:
 
 
 def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
-    """Return what `FileSystemConfig` calls the two times to live."""
+    """Return the two times to live as fields of `FileSystemConfig`."""
     negative_ttl_s = ttl_s if negative_ttl_s is None else negative_ttl_s
     return {
         "ttl_s": MINIMAL_TTL_S if ttl_s == MINIMAL else ttl_s,
@@ -189,7 +189,7 @@ def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
 
 
 def memory_bytes(target_mib: int | None) -> int:
-    """Return the memory for reading: as told, or by what this machine has."""
+    """Return the memory for reads in bytes: the option's, or the default for this machine."""
     if target_mib is not None:
         check_range("--memory-target", target_mib, *MEMORY_MIB, "MiB")
         return target_mib * MIB
@@ -197,7 +197,7 @@ def memory_bytes(target_mib: int | None) -> int:
 
 
 def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:
-    """Return the bucket's name and the prefix, from a name or an s3:// URI and `--prefix`."""
+    """Return the bucket's name and the prefix from a name or an s3:// URI and `--prefix`."""
     if not bucket.startswith("s3://"):
         return bucket, prefix or ""
     name, _, uri_prefix = bucket.removeprefix("s3://").partition("/")
@@ -215,12 +215,12 @@ def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:
 
 
 def source(name: str, prefix: str) -> str:
-    """Return what mount(8), df(1) and findmnt(8) show for a bucket, or a part of it."""
+    """Return the source that mount(8), df(1) and findmnt(8) show."""
     return f"s3://{name}/{prefix}" if prefix else f"s3://{name}"
 
 
 def _kernel_options(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what the kernel is given. Without SELinux no contexts, as mount(8) does it."""
+    """Return the kernel's options; without SELinux no contexts, as in mount(8)."""
     found = kernel_options(texts)
     if kernel.knows("selinuxfs"):
         return found
@@ -236,10 +236,10 @@ def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    """Return `path` from the root, as the kernel sees it: ".." after a symlink is real."""
+    """Return the absolute path. ".." is resolved after symlinks, as the kernel does it."""
     try:
         return os.path.realpath(path)
-    except FileNotFoundError:  # only for a relative path
+    except FileNotFoundError:  # a relative path whose directory is gone
         raise MountError(
             "the current directory does not exist any more", "give absolute paths"
         ) from None
