@@ -42,6 +42,7 @@ from mountpoint.s3.client import (
     PendingUpload,
     PutOptions,
     Stored,
+    Transfer,
     UploadPage,
     Written,
 )
@@ -413,7 +414,7 @@ class FakeClient:
         *,
         if_match: str | None,
         whole: bool = False,
-    ) -> "_Download":
+    ) -> Transfer:
         """See ObjectClient."""
         assert 0 <= start < stop
         assert not whole or start == 0

@@ -8,13 +8,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bench.patterns import backwards
+from mountpoint._fastpath import Part
 from mountpoint.config import ReadConfig
 from mountpoint.errors import (
     AccessDenied,
@@ -124,7 +125,7 @@ class Reading:
             on_close=self.closed.append,
         )
 
-    def __enter__(self) -> "Reading":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -868,6 +869,50 @@ def test_a_late_request_is_made_twice(last_first: bool, readers: int) -> None:
 
 
 @pytest.mark.usefixtures("_soon_late")
+def test_several_readers_of_a_late_request_make_one_more() -> None:
+    """Readers that all find the same request late make one second request together."""
+    readers = 4
+    together = threading.Barrier(readers)
+
+    class Together(ReadStream):
+        def _hedged(self, part: Part, attempts: Attempts) -> None:
+            together.wait(SAFE_S)
+            super()._hedged(part, attempts)
+
+    # So many requests have come that one for each reader would be allowed.
+    with Late(kin=readers * round(1 / flight.HEDGED_SHARE), stream_class=Together) as reading:
+        reads = reading.reads(readers)
+        reading.asked(2)
+        reading.client.step()
+        assert [each.end() for each in reads] == [None] * readers
+        assert reading.client.ranges() == [(HERE, HERE + PAGE)] * 2
+        assert reading.hedges() == (1, 0)
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
+def test_a_second_request_that_is_not_allowed_keeps_no_memory() -> None:
+    """A late request that may not be made twice gives back what was taken for the second one."""
+    refused = threading.Event()
+
+    class Refused(ReadStream):
+        def _hedged(self, part: Part, attempts: Attempts) -> None:
+            refused.set()
+            super()._hedged(part, attempts)
+
+    with Late(stream_class=Refused) as reading:
+        while reading.pace.hedge():  # use up the share
+            pass
+        (reader,) = reading.reads()
+        assert refused.wait(SAFE_S)
+        while not reader.ended:
+            reading.client.step()
+        assert reader.end() is None
+        assert reading.client.count() == 1
+        assert reading.budget.held_bytes == 0
+
+
+@pytest.mark.usefixtures("_soon_late")
 @pytest.mark.parametrize("fault", STALLS.values(), ids=STALLS)
 def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
     """However far an answer has come before it hangs, the second one brings the right bytes."""
@@ -1007,7 +1052,7 @@ def test_close_just_before_a_second_request() -> None:
     """A stream that is closed when its request turns out to be late takes no memory any more."""
 
     class Closing(ReadStream):
-        def _hedged(self, part: Any, attempts: Attempts) -> None:
+        def _hedged(self, part: Part, attempts: Attempts) -> None:
             self.close()
             super()._hedged(part, attempts)
 

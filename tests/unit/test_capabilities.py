@@ -1,0 +1,98 @@
+"""What is found out of a store at mount, from a fake one that can do less than S3."""
+
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed
+from mountpoint.s3.capabilities import NO_ETAG, find_abilities
+from mountpoint.s3.client import S3_CAPABILITIES, BodySink, Capabilities, ListPage, Transfer
+from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
+
+OBJECTS = {b"a": b"1", b"b": b"22"}
+
+
+def found(client: FakeClient) -> Capabilities:
+    """Return what is found of a store."""
+    page = client.list(b"").result(SAFE_S)
+    try:
+        return find_abilities(client, b"", page, threading.Event())
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("objects", [{}, {b"empty": b""}, OBJECTS])
+def test_a_store_that_can_do_what_s3_can(objects: dict[bytes, bytes]) -> None:
+    """All is found, also in an empty bucket."""
+    assert found(FakeClient(objects)) == S3_CAPABILITIES
+
+
+def test_a_store_that_ignores_start_after() -> None:
+    """A listing that begins with the key that it should start after says so."""
+
+    class FromTheStart(FakeClient):
+        def list(
+            self,
+            prefix: bytes,
+            *,
+            token: str | None = None,
+            start_after: bytes | None = None,
+            max_keys: int = 1000,
+            flat: bool = False,
+        ) -> "Future[ListPage]":
+            return super().list(prefix, token=token, max_keys=max_keys, flat=flat)
+
+    assert found(FromTheStart(OBJECTS)) == Capabilities(starts_after=False)
+
+
+def test_a_store_that_matches_no_etag() -> None:
+    """Where an object's own ETag is refused (weak ones match nothing), If-Match is not sent."""
+    client = FakeClient(OBJECTS)
+
+    def script(request: Request) -> Fault | None:
+        return Fault(error=PreconditionFailed()) if request.kind == "get" else None
+
+    client.script = script
+    assert found(client) == Capabilities(matches=False)
+
+
+def test_a_store_that_ignores_if_match() -> None:
+    """One that answers with an object whose ETag nobody can have does not compare at all."""
+
+    class Ignorant(FakeClient):
+        def get(
+            self,
+            key: bytes,
+            start: int,
+            stop: int,
+            sink: BodySink,
+            *,
+            if_match: str | None,
+            whole: bool = False,
+        ) -> Transfer:
+            return super().get(key, start, stop, sink, if_match=None, whole=whole)
+
+    assert found(Ignorant(OBJECTS)) == Capabilities(matches=False)
+
+
+def test_a_store_that_refuses_the_header_of_checksums() -> None:
+    """Then what is read is not compared."""
+    client = FakeClient(OBJECTS)
+
+    def script(request: Request) -> Fault | None:
+        return Fault(error=ChecksumsNotOffered()) if request.if_match == NO_ETAG else None
+
+    client.script = script
+    assert found(client) == Capabilities(takes_checksum_mode=False)
+
+
+def test_no_answer_is_taken_for_s3s_own_way() -> None:
+    """What S3 does is expected of a store that does not say otherwise."""
+    client = FakeClient(OBJECTS)
+
+    def script(request: Request) -> Fault | None:
+        return Fault(error=ConnectionError()) if request.kind == "get" else None
+
+    client.script = script
+    assert found(client) == S3_CAPABILITIES

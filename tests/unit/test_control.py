@@ -1,0 +1,88 @@
+"""The control socket without a mount: who may ask, and what is answered to nonsense."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from mountpoint.errors import MountError
+from mountpoint.mount import control
+from mountpoint.mount.control import Control, ask
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Return where the sockets are."""
+    return tmp_path / "control"
+
+
+@pytest.fixture
+def listening(directory: Path) -> Iterator[Path]:
+    """A socket that answers "echo" with what it was asked; its path."""
+
+    def refuse(request: object) -> dict[str, object]:
+        raise MountError("it cannot be done", "do another thing")
+
+    made = Control(directory, {"echo": dict, "refuse": refuse})
+    (path,) = directory.iterdir()
+    yield path
+    made.close()
+
+
+def said(path: Path, line: bytes) -> bytes:
+    """Return what is answered to a line."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(control.ANSWER_S)
+        connection.connect(str(path))
+        connection.sendall(line)
+        answer = b""
+        while chunk := connection.recv(1 << 16):
+            answer += chunk
+    return answer
+
+
+def test_a_question_and_its_answer(listening: Path) -> None:
+    """The command gets the request; its refusals are raised where it was asked."""
+    assert ask(listening, "echo", more=[1, "x"]) == {"command": "echo", "more": [1, "x"]}
+    with pytest.raises(MountError, match="it cannot be done\ndo another thing"):
+        ask(listening, "refuse")
+    with pytest.raises(MountError, match="must be one of echo, refuse"):
+        ask(listening, "other")
+
+
+@pytest.mark.parametrize("line", [b"\n", b"[]\n", b'"echo"\n', b"{\n", b"\xff\n", b"7\n"])
+def test_nonsense_is_answered(listening: Path, line: bytes) -> None:
+    """What is no command is an error, and the next question is answered still."""
+    assert b"must be one of" in said(listening, line)
+    assert ask(listening, "echo") == {"command": "echo"}
+
+
+@pytest.mark.parametrize(("peer_uid", "answered"), [(0, True), (1, False)])
+def test_only_the_owner_and_root_may_ask(
+    listening: Path, monkeypatch: pytest.MonkeyPatch, peer_uid: int, answered: bool
+) -> None:
+    """Another user who has got hold of the socket is told nothing."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(control, "_peer_uid", lambda connection: peer_uid)
+    # A socket that is closed with the question unread may say so by an error.
+    try:
+        answer = said(listening, b'{"command": "echo"}\n')
+    except ConnectionError:
+        answer = b""
+    assert bool(answer) is answered
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o701])
+def test_a_directory_that_others_can_enter(directory: Path, mode: int) -> None:
+    """There is no socket there, and a line says so: the mount goes on without."""
+    directory.mkdir()
+    directory.chmod(mode)
+    with capture_logs() as lines:
+        Control(directory, {}).close()
+    assert [line["reason"] for line in lines] == (
+        [] if mode == 0o700 else ["others can enter the directory"]
+    )
+    assert list(directory.iterdir()) == []
