@@ -109,9 +109,10 @@ lint: setup ## ruff (rules and format) and mypy
 	$(BIN)/mypy
 
 .PHONY: docs
-docs: setup ## Write anew what is made from the options: docs/configuration.md's tables, docs/man
+docs: setup ## Generate docs/configuration.md's tables, docs/man and the chart of README.md
 	@$(BIN)/python -m tools.options_table
 	@$(BIN)/python -m tools.man_pages
+	@$(BIN)/python -m tools.readme_chart
 
 .PHONY: bench
 bench: setup ## Measure how fast a mount is (bench/README.md)

@@ -10,6 +10,7 @@ import pytest
 import mountpoint
 from tests import stores
 from tests.mount import test_stores
+from tools import readme_chart
 
 SOURCE = Path(mountpoint.__file__).parent
 SETUP = SOURCE.parent / "setup.py"
@@ -78,6 +79,22 @@ def test_make(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = re.findall(r"(?:^|`)make ([a-z][a-z-]*)\b", path.read_text(), re.MULTILINE)
     assert sorted(set(named) - targets) == []
+
+
+# --- README.md ---
+
+
+def test_chart() -> None:
+    """The chart of README.md shows the figures of its table; `make docs` draws it."""
+    assert readme_chart.CHART.read_text() == readme_chart.draw(readme_chart.TABLE.read_text())
+
+
+def test_rows_of_the_chart() -> None:
+    """A row is drawn if all its cells are rates, and at least two programs have one."""
+    row = readme_chart.Row
+    assert row("", ["1,044 /s", "7.4 /s", ""]).rates() == [1044, 7.4, None]
+    assert row("", ["540 /s", "", ""]).rates() is None
+    assert row("", ["1.0 GB/s", "0.4 to 0.7 GB/s", ""]).rates() is None
 
 
 # --- stores.md ---
