@@ -28,14 +28,14 @@ DATE = "2026-11-23"
 EXIT_STATUS = {
     "mount-s3": [
         ("0", "Mounted in the background, or unmounted in the foreground."),
-        ("1", "Not mounted: one or two lines say why."),
-        ("2", "Options that are not known, or values that are none."),
+        ("1", "Not mounted. One or two lines say why."),
+        ("2", "An unknown option, or an invalid value."),
     ],
     "mount-s3ctl": [
-        ("0", "All is done; also after Ctrl-C where a command runs until then."),
-        ("1", "Something failed: one or two lines say what."),
-        ("2", "Options that are not known, or values that are none."),
-        ("130", "Interrupted with Ctrl-C before all was done."),
+        ("0", "Success. Also after Ctrl-C, for a command that runs until then."),
+        ("1", "Something failed. One or two lines say what."),
+        ("2", "An unknown option, or an invalid value."),
+        ("130", "Interrupted by Ctrl-C before the command was done."),
     ],
 }
 SEE_ALSO = {
@@ -160,7 +160,7 @@ def page(name: str, command: click.Command) -> str:
 def variables() -> list[tuple[str, str]]:
     """Return the environment variables and what they say, without the marks of Markdown."""
     found = [
-        (name, f"in place of {option}.") for option, names in ENVIRONMENT.items() for name in names
+        (name, f"replaces {option}.") for option, names in ENVIRONMENT.items() for name in names
     ]
     told = [name for name, _ in found if name not in ONLY_VARIABLES]
     rows = [row for row in found if row[0] in told]

@@ -18,7 +18,7 @@ from tools.reference_options import OPTIONS, VARIABLES, Known
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 REGENERATE = "python -m tools.options_table"
 
-#: What can be said by variables in place of options.
+#: Variables that replace options.
 ENVIRONMENT = {
     "--region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "--endpoint-url": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -29,26 +29,26 @@ ENVIRONMENT = {
     "--debug-crt": ("MOUNTPOINT_LOG",),
 }
 
-#: What no option says.
+#: Variables that no option replaces.
 ONLY_VARIABLES = {
-    "MOUNTPOINT_LOG": "which log lines: `LEVEL`, or `TARGET=LEVEL` with commas between; overrides "
-    "`--debug` and `--debug-crt`",
-    "AWS_USE_FIPS_ENDPOINT": "`true`: endpoints that are validated by FIPS 140",
-    "AWS_MAX_ATTEMPTS": "how often a request is tried, 1 to 1000",
-    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "`true`: endpoints that variables and the AWS "
-    "configuration name do not count",
-    "AWS_EC2_METADATA_DISABLED": "`true`: the instance is asked neither for region, type nor "
+    "MOUNTPOINT_LOG": "which lines are logged: `LEVEL` or `TARGET=LEVEL`, separated by commas; "
+    "overrides `--debug` and `--debug-crt`",
+    "AWS_USE_FIPS_ENDPOINT": "`true`: use endpoints that are validated for FIPS 140",
+    "AWS_MAX_ATTEMPTS": "largest number of attempts for a request, 1 to 1000",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "`true`: ignore endpoints in variables and in the AWS "
+    "configuration",
+    "AWS_EC2_METADATA_DISABLED": "`true`: do not ask the EC2 instance for region, type or "
     "credentials",
-    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "where the instance's metadata are",
-    "HTTPS_PROXY": "by which proxy S3 is reached, and credentials; `HTTP_PROXY` for `http://` "
-    "endpoints",
-    "NO_PROXY": "hosts that are reached without one",
-    "OTEL_EXPORTER_OTLP_HEADERS": "what is sent along to the collector; the library's other "
-    "variables count, too ([metrics.md](metrics.md))",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "address of the instance metadata service",
+    "HTTPS_PROXY": "proxy for requests to S3 and for credentials; for `http://` endpoints use "
+    "`HTTP_PROXY`",
+    "NO_PROXY": "hosts to reach without a proxy",
+    "OTEL_EXPORTER_OTLP_HEADERS": "headers of requests to the collector; the library's other "
+    "variables work, too ([metrics.md](metrics.md))",
     "NO_COLOR": "no colours on a terminal",
-    "TMPDIR": "where temporary files go that have to hold what is written while memory is short "
+    "TMPDIR": "directory for temporary files, which hold written data when memory is short "
     "([writing.md](writing.md#new-files))",
-    "XDG_STATE_HOME": "below which pending uploads are noted ([cleanup.md](cleanup.md))",
+    "XDG_STATE_HOME": "mounts note pending uploads below this directory ([cleanup.md](cleanup.md))",
 }
 
 DEFAULT = re.compile(r"\s*\[default: (.*)\]$", re.DOTALL)

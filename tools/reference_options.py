@@ -7,7 +7,7 @@ other features have (`--cache-block-size`) are left out.
 
 from dataclasses import dataclass
 
-CACHE = "not yet: a cache on disk is work of its own"
+CACHE = "mount-s3 has no cache on disk yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +28,25 @@ OPTIONS = (
     Known("--prefix"),
     Known(
         "--region",
-        "found",
-        "also by AWS_DEFAULT_REGION, the profile's `region` and an ARN",
+        "detected",
+        "AWS_DEFAULT_REGION, the profile's `region` and an ARN also set it",
     ),
-    Known("--endpoint-url", "the region's", "also by AWS_ENDPOINT_URL_S3 and the profile"),
+    Known("--endpoint-url", "the region's", "AWS_ENDPOINT_URL_S3 and the profile also set it"),
     Known("--force-path-style"),
-    Known("--dual-stack", differs="also by AWS_USE_DUALSTACK_ENDPOINT and the profile"),
+    Known("--dual-stack", differs="AWS_USE_DUALSTACK_ENDPOINT and the profile also set it"),
     Known("--transfer-acceleration"),
     Known("--requester-pays"),
     Known("--expected-bucket-owner"),
     Known(
         "--bucket-type",
         "by name and endpoint",
-        "appends and renames of directory buckets are sent to AWS only "
+        "mount-s3 sends the appends and renames of directory buckets only to AWS "
         "([why](directory-buckets.md#what-is-taken-for-one))",
     ),
-    Known("--no-sign-request", differs="with `--profile` an error; there it wins silently"),
-    Known("--profile", differs="SSO too"),
+    Known(
+        "--no-sign-request", differs="an error together with `--profile`; AWS's ignores `--profile`"
+    ),
+    Known("--profile", differs="supports SSO, too"),
     Known("--read-only"),
     Known("--auto-unmount"),
     Known("--allow-root"),
@@ -53,24 +55,24 @@ OPTIONS = (
     Known("--gid", "yours", "may be 0"),
     Known("--dir-mode", "0755"),
     Known("--file-mode", "0644"),
-    Known("-o", differs="other options may stand beside it"),
+    Known("-o", differs="may be combined with other options"),
     Known("--foreground"),
     Known("--allow-delete"),
     Known("--allow-overwrite"),
-    Known("--incremental-upload", differs="a bucket that cannot do it is not mounted"),
+    Known("--incremental-upload", differs="fails to mount a bucket that does not support it"),
     Known(
         "--maximum-throughput-gbps",
         "the EC2 instance's, else 10",
-        "may be a fraction; with an endpoint URL no instance is asked",
+        "may be a fraction; with an endpoint URL mount-s3 does not ask the instance",
     ),
     Known("--max-threads", "16"),
     Known(
         "--memory-target",
         "95 % of the machine's or container's, at least 512",
-        "it is the memory for data, from 16 MiB; by default a part of the machine's; "
-        "it limits no open files",
+        "sets the memory for data, 16 MiB or more; the default is a part of the machine's "
+        "memory; it does not limit the number of open files",
     ),
-    Known("--part-size", "8388608", "may stand beside the next two, which override it"),
+    Known("--part-size", "8388608", "may be combined with the next two options, which override it"),
     Known("--read-part-size", "8388608", "by default as `--part-size`"),
     Known("--write-part-size", "8388608", "by default as `--part-size`"),
     Known("--upload-checksums", "crc32c"),
@@ -78,23 +80,23 @@ OPTIONS = (
     Known("--user-agent-prefix"),
     Known("--storage-class"),
     Known("--sse"),
-    Known("--sse-kms-key-id", differs="ids and aliases too, not only ARNs"),
+    Known("--sse-kms-key-id", differs="accepts IDs and aliases, not only ARNs"),
     Known("--infer-content-type"),
     Known(
         "--metadata-ttl",
         "minimal, with a cache 60",
-        "`0` believes nothing; there it is `minimal`",
+        "`0` keeps nothing; in AWS's it means `minimal`",
     ),
     Known("--negative-metadata-ttl", "as --metadata-ttl"),
     Known("--cache", missing=CACHE),
-    Known("--max-cache-size", "5 % of the disk stay free", missing=CACHE),
+    Known("--max-cache-size", "leaves 5 % of the disk free", missing=CACHE),
     Known("--cache-xz", missing=CACHE),
     Known("--log-directory", "syslog"),
-    Known("--debug", differs="without it warnings are logged; there also what is at info level"),
+    Known("--debug", differs="without it mount-s3 logs warnings; AWS's also logs the info level"),
     Known("--debug-crt"),
     Known("--no-log"),
-    Known("--log-metrics", differs="only what has changed, with rates and quantiles"),
-    Known("--otlp-endpoint", differs="with the extra `otlp`: `pip install 'mount-s3[otlp]'`"),
+    Known("--log-metrics", differs="logs only values that have changed, with rates and quantiles"),
+    Known("--otlp-endpoint", differs="needs the extra `otlp`: `pip install 'mount-s3[otlp]'`"),
     Known("--otlp-export-interval", "60"),
     Known("--version"),
     Known("--help"),
@@ -106,10 +108,11 @@ VARIABLES = {
     "AWS_REGION": "",
     "AWS_PROFILE": "",
     "AWS_ENDPOINT_URL": "",
-    "AWS_MAX_ATTEMPTS": "unset it is 10; here as often as `--read-timeout` has room for",
+    "AWS_MAX_ATTEMPTS": "the default of AWS's is 10; mount-s3 by default retries "
+    "until `--read-timeout`",
     "AWS_EC2_METADATA_DISABLED": "",
     "HTTPS_PROXY": "",
     "NO_PROXY": "",
-    "UNSTABLE_MOUNTPOINT_MAX_PREFETCH_WINDOW_SIZE": "not read: what is fetched ahead is earned by "
-    "reading on, and `--memory-target` bounds it",
+    "UNSTABLE_MOUNTPOINT_MAX_PREFETCH_WINDOW_SIZE": "ignored: read-ahead grows while a program reads "
+    "on, and `--memory-target` bounds it",
 }

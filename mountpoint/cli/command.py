@@ -25,15 +25,16 @@ MINIMAL = -1.0
 _SIZE = re.compile(r"(\d+) ?([KMGT])(?:i?B)?", re.IGNORECASE)
 
 EPILOG = """\
-In /etc/fstab the type is fuse.mount-s3. Options are the long ones without dashes, with commas
-between, 'ro' and 'rw'; a comma, backslash or double quote inside a value has a backslash before it:
+A line in /etc/fstab has the type fuse.mount-s3. Write the long options without dashes, separated
+by commas; 'ro' and 'rw' work, too. Put a backslash before a comma, backslash or double quote
+inside a value:
 
 \b
   s3://my-bucket/a/ /mnt/data fuse.mount-s3 _netdev,ro,allow-other 0 0
 
-Options that mount(8) has for all file systems may stand among them, such as nofail or noatime.
-Without 's3://' mount(8) makes a path of a name that is also a file's. It finds mount-s3 in
-/usr/local/bin and /usr/bin only; installed elsewhere, link it there.
+Options of mount(8) for all file systems, such as nofail or noatime, may be among them. Write the
+'s3://': without it, mount(8) takes a bucket for a path if a file has the same name. mount(8) finds
+mount-s3 only in /usr/local/bin and /usr/bin. If it is installed elsewhere, link it there.
 
 Examples:
 
@@ -43,9 +44,10 @@ Examples:
 
 Unmount with: umount DIRECTORY, or fusermount -u DIRECTORY.
 
-Environment: AWS_CA_BUNDLE as --ca-bundle, AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL as
---endpoint-url, AWS_MAX_ATTEMPTS tries of each request. MOUNTPOINT_LOG overrides --debug and
---debug-crt: LEVEL or TARGET=LEVEL with commas between, such as 'debug,awscrt=warn'.
+Environment: AWS_CA_BUNDLE works as --ca-bundle, AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL work as
+--endpoint-url. AWS_MAX_ATTEMPTS limits the attempts of each request. MOUNTPOINT_LOG overrides
+--debug and --debug-crt. It has LEVEL or TARGET=LEVEL, separated by commas, such as
+'debug,awscrt=warn'.
 """
 
 
@@ -97,7 +99,7 @@ class MountCommand(click.Command):
                     ("BUCKET", "Bucket name, access point alias or ARN, or s3://BUCKET/PREFIX/."),
                     (
                         "DIRECTORY",
-                        "Existing directory to mount it at, or /dev/fd/N (docs/containers.md).",
+                        "Existing directory for the mount, or /dev/fd/N (docs/containers.md).",
                     ),
                 ]
             )

@@ -66,15 +66,27 @@ LOGGING = "Logging options"
     callback=unless_checking,
     shell_complete=directories,
 )
-@option(BUCKET, "--prefix", metavar="PREFIX", help="Mount this part only; ends in '/'.")
-@option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: found]")
-@option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
-@option(BUCKET, "--force-path-style", is_flag=True, help="Bucket in the path, not in the host.")
-@option(BUCKET, "--dual-stack", is_flag=True, help="Use endpoints with IPv6 and IPv4.")
-@option(BUCKET, "--transfer-acceleration", is_flag=True, help="Use S3 Transfer Acceleration.")
-@option(BUCKET, "--requester-pays", is_flag=True, help="Pay for requests to others' buckets.")
 @option(
-    BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if the bucket is another account's."
+    BUCKET,
+    "--prefix",
+    metavar="PREFIX",
+    help="Mount only the keys below this prefix; it ends in '/'.",
+)
+@option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: detected]")
+@option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
+@option(
+    BUCKET,
+    "--force-path-style",
+    is_flag=True,
+    help="Put the bucket into the path, not the host name.",
+)
+@option(BUCKET, "--dual-stack", is_flag=True, help="Use endpoints that have IPv6 and IPv4.")
+@option(BUCKET, "--transfer-acceleration", is_flag=True, help="Use S3 Transfer Acceleration.")
+@option(
+    BUCKET, "--requester-pays", is_flag=True, help="Pay for requests to buckets of other accounts."
+)
+@option(
+    BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if another account owns the bucket."
 )
 @option(
     BUCKET,
@@ -82,20 +94,22 @@ LOGGING = "Logging options"
     type=click.Choice(["general-purpose", "directory"]),
     metavar="general-purpose|directory",
     label="--bucket-type TYPE",
-    help="What it is: general-purpose or directory.  [default: by name and endpoint]",
+    help="Type of the bucket: general-purpose or directory.  [default: by name and endpoint]",
 )
-@option(CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign: no credentials.")
+@option(
+    CREDENTIALS, "--no-sign-request", is_flag=True, help="Do not sign requests; use no credentials."
+)
 @option(
     CREDENTIALS,
     "--profile",
     metavar="PROFILE",
-    help="Profile of the credential files.",
+    help="Profile in the AWS configuration.",
     shell_complete=profiles,
 )
 @option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
-@option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process ends or dies.")
-@option(MOUNT, "--allow-root", is_flag=True, help="Let root access it, too.")
-@option(MOUNT, "--allow-other", is_flag=True, help="Let all users access it, also root.")
+@option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process exits or is killed.")
+@option(MOUNT, "--allow-root", is_flag=True, help="Let root access the mount, too.")
+@option(MOUNT, "--allow-other", is_flag=True, help="Let all users and root access the mount.")
 @option(MOUNT, "--uid", type=int, metavar="UID", help="Owner of the files.  [default: you]")
 @option(MOUNT, "--gid", type=int, metavar="GID", help="Group of the files.  [default: yours]")
 @option(
@@ -116,7 +130,7 @@ LOGGING = "Logging options"
     MOUNT,
     "--fsname",
     metavar="NAME",
-    help="Source that mount, df and findmnt show.  [default: s3://BUCKET/PREFIX]",
+    help="Source shown by mount, df and findmnt.  [default: s3://BUCKET/PREFIX]",
 )
 @option(
     MOUNT,
@@ -132,25 +146,35 @@ LOGGING = "Logging options"
     "--check",
     is_flag=True,
     is_eager=True,
-    help="Do not mount: check all that it needs. DIRECTORY may be left out.",
+    help="Check everything that a mount needs, and do not mount. DIRECTORY is optional.",
 )
-@option(MOUNT, "--json", "as_json", is_flag=True, help="With --check: write one JSON object.")
-@option(WRITING, "--allow-delete", is_flag=True, help="Let files be deleted.")
-@option(WRITING, "--allow-overwrite", is_flag=True, help="Let files be replaced.")
-@option(WRITING, "--allow-rename", is_flag=True, help="Let files and directories be renamed.")
-@option(WRITING, "--allow-append", is_flag=True, help="Let files be written on.")
+@option(
+    MOUNT,
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write the result as one JSON object (only with --check).",
+)
+@option(WRITING, "--allow-delete", is_flag=True, help="Permit programs to delete files.")
+@option(WRITING, "--allow-overwrite", is_flag=True, help="Permit programs to replace files.")
+@option(
+    WRITING, "--allow-rename", is_flag=True, help="Permit programs to rename files and directories."
+)
+@option(WRITING, "--allow-append", is_flag=True, help="Permit programs to append to files.")
 @option(
     WRITING,
     "--incremental-upload",
     is_flag=True,
-    help="Let files grow in the bucket as they are written. Directory buckets only.",
+    help="Upload files while they grow. Directory buckets only.",
 )
-@option(WRITING, "--keep-directories", is_flag=True, help="Keep new directories by markers.")
+@option(
+    WRITING, "--keep-directories", is_flag=True, help="Store new directories as marker objects."
+)
 @option(
     WRITING,
     "--staged-writes",
     metavar="DIR",
-    help="Write files in any order, on a local disk first.",
+    help="Permit writes in any order: stage files in DIR on a local disk.",
     shell_complete=directories,
 )
 @option(
@@ -158,7 +182,7 @@ LOGGING = "Logging options"
     "--staged-limit",
     type=number_of("MiB", MIB),
     metavar="MIB",
-    help="Room for them, MiB.  [default: half of what is free]",
+    help="Disk space for staged files, in MiB.  [default: half of the free space]",
 )
 @option(
     WRITING,
@@ -167,7 +191,8 @@ LOGGING = "Logging options"
     default="refuse",
     metavar="refuse|ignore|keep",
     label="--attributes HOW",
-    help="What chmod, chown and touch do: refuse, ignore or keep in metadata.  [default: refuse]",
+    help="What to do with chmod, chown and touch: refuse them, ignore them, or keep the values in "
+    "the object's metadata.  [default: refuse]",
 )
 @option(
     CLIENT,
@@ -177,7 +202,7 @@ LOGGING = "Logging options"
     label="--maximum-throughput-gbps N",
     type=float,
     metavar="N",
-    help="Throughput to aim at, in Gbit/s.  [default: the EC2 instance's, else 10]",
+    help="Target throughput in Gbit/s.  [default: the EC2 instance's, else 10]",
 )
 @option(
     CLIENT,
@@ -186,14 +211,14 @@ LOGGING = "Logging options"
     default=16,
     metavar="N",
     show_default=True,
-    help="Threads that serve the kernel.",
+    help="Threads that serve requests of the kernel.",
 )
 @option(
     CLIENT,
     "--no-channel",
     is_flag=True,
     hidden=True,
-    help="Negotiate with the kernel only what the FUSE library does.",
+    help="Use the FUSE library's own channel to the kernel.",
 )
 @option(
     CLIENT,
@@ -202,7 +227,7 @@ LOGGING = "Logging options"
     default=8 * MIB,
     metavar="SIZE",
     show_default=True,
-    help="Bytes per request, 65536 or more.",
+    help="Bytes per GET, and per part of an upload; 65536 or more.",
 )
 @option(
     CLIENT,
@@ -232,7 +257,7 @@ LOGGING = "Logging options"
     "--memory-target",
     type=number_of("MiB", MIB),
     metavar="MIB",
-    help="Memory for data, MiB.  [default: a quarter of the machine's, 128 to 1024]",
+    help="Memory for data, in MiB.  [default: a quarter of the machine's, 128 to 1024]",
 )
 @option(
     CLIENT,
@@ -240,7 +265,7 @@ LOGGING = "Logging options"
     type=float,
     default=60.0,
     metavar="SECONDS",
-    help="Longest wait of a file's opening and reads in all for S3, then EIO.  [default: 60]",
+    help="Longest total wait for S3 when a file is opened and read; then EIO.  [default: 60]",
 )
 @option(
     CLIENT,
@@ -249,13 +274,13 @@ LOGGING = "Logging options"
     default="on",
     metavar="on|off",
     show_default=True,
-    help="Compare what is read with S3's checksums.",
+    help="Compare data with S3's checksums when reading.",
 )
 @option(
     CLIENT,
     "--ca-bundle",
     metavar="FILE",
-    help="Certificates to trust, PEM.",
+    help="PEM file with the certificates to trust.",
     shell_complete=files,
 )
 @option(
@@ -264,18 +289,28 @@ LOGGING = "Logging options"
     "interfaces",
     multiple=True,
     metavar="INTERFACE",
-    help="Reach S3 by this network interface; several share the connections.",
+    help="Network interface for connections to S3. Give the option several times to spread them.",
 )
 @option(
     CLIENT,
     "--user-agent-prefix",
     metavar="TEXT",
-    help="Text in front of the User-Agent header of all requests.",
+    help="Text to put in front of the User-Agent header.",
 )
 @option(OBJECTS, "--storage-class", metavar="CLASS", help="Storage class of new objects.")
-@option(OBJECTS, "--sse", metavar="TYPE", help="Encryption: AES256, aws:kms or aws:kms:dsse.")
-@option(OBJECTS, "--sse-kms-key-id", metavar="KEY", help="KMS key of the encryption.")
-@option(OBJECTS, "--infer-content-type", is_flag=True, help="Content types by the names' endings.")
+@option(
+    OBJECTS,
+    "--sse",
+    metavar="TYPE",
+    help="Encryption of new objects: AES256, aws:kms or aws:kms:dsse.",
+)
+@option(OBJECTS, "--sse-kms-key-id", metavar="KEY", help="KMS key for the encryption.")
+@option(
+    OBJECTS,
+    "--infer-content-type",
+    is_flag=True,
+    help="Set the content type by the file name's extension.",
+)
 @option(
     CACHING,
     "--metadata-ttl",
@@ -283,8 +318,8 @@ LOGGING = "Logging options"
     default="minimal",
     metavar="SECONDS|indefinite|minimal",
     label="--metadata-ttl TTL",
-    help="How long names, attributes and versions are believed: SECONDS, indefinite or minimal "
-    "(1 s, and open always asks).  [default: minimal]",
+    help="How long to use names, attributes and versions without asking S3 again: SECONDS, "
+    "indefinite, or minimal (1 s, and every open asks).  [default: minimal]",
 )
 @option(
     CACHING,
@@ -292,38 +327,38 @@ LOGGING = "Logging options"
     type=time_to_live,
     metavar="SECONDS|indefinite|minimal",
     label="--negative-metadata-ttl TTL",
-    help="How long a name that was not there is believed not to be.  [default: as --metadata-ttl]",
+    help="The same for names that do not exist.  [default: as --metadata-ttl]",
 )
 @option(
     METRICS,
     "--otlp-endpoint",
     metavar="URL",
-    help="Send metrics to an OpenTelemetry collector: OTLP over HTTP.",
+    help="Send metrics to this OpenTelemetry collector (OTLP over HTTP).",
 )
 @option(
     METRICS,
     "--otlp-export-interval",
     type=number_of("seconds"),
     metavar="SECONDS",
-    help="How often they are sent.  [default: 60]",
+    help="Interval between two exports.  [default: 60]",
 )
 @option(
     METRICS,
     "--prometheus",
     metavar="ADDRESS:PORT",
-    help="Serve /metrics and /healthz there; :PORT is this machine only.",
+    help="Serve /metrics and /healthz at this address. :PORT accepts only local connections.",
 )
 @option(
     LOGGING,
     "-l",
     "--log-directory",
     metavar="DIRECTORY",
-    help="Log to a new file there.  [default: syslog]",
+    help="Log to a new file in this directory.  [default: syslog]",
     shell_complete=directories,
 )
 @option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
-@option(LOGGING, "--log-metrics", is_flag=True, help="Log metrics, every 5 seconds.")
-@option(LOGGING, "--debug-crt", is_flag=True, help="Log what the AWS Common Runtime does.")
+@option(LOGGING, "--log-metrics", is_flag=True, help="Log metrics every 5 seconds.")
+@option(LOGGING, "--debug-crt", is_flag=True, help="Log the AWS Common Runtime, too.")
 @option(LOGGING, "--no-log", is_flag=True, help="Log nothing.")
 @click.version_option(
     __version__, "-V", "--version", prog_name="mount-s3", message="%(prog)s %(version)s"
@@ -337,7 +372,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     if check:
         click.get_current_context().exit(_check(config, as_json=as_json))
     if as_json:
-        raise MountError("--json is for --check", "add --check, or leave --json out")
+        raise MountError("--json works only with --check", "add --check, or omit --json")
     done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
     log_hint = logs.where(config.log)
     if not config.log.foreground:
@@ -345,8 +380,10 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
         click.echo(done)
         if logs.is_in_memory_only(config.log):
             directory = printable(config.mount.directory)
-            what = "there is no syslog here: the log is in memory only"
-            hint = f"(mount-s3ctl log {directory}); --log-directory DIR makes files of it"
+            what = "this machine has no syslog: the log is in memory only"
+            hint = (
+                f"(show it: mount-s3ctl log {directory}); to write it to files: --log-directory DIR"
+            )
             click.echo(f"{what} {hint}", err=True)
         return
 

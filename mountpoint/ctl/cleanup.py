@@ -60,7 +60,7 @@ def connection_options(command: click.Command) -> click.Command:
     ]
     for option in shared:
         if option.name == "prefix":
-            option.help = "This part of the bucket only; ends in '/'."
+            option.help = "Clean up only below this prefix; it ends in '/'."
     command.params = [*shared, *command.params]
     return command
 
@@ -81,22 +81,24 @@ def config_of(bucket: str, options: dict[str, Any]) -> Config:
     default="1h",
     metavar="DURATION",
     show_default=True,
-    help="Keep what was begun later: 90s, 15m, 1h, 7d.",
+    help="Keep younger uploads. Examples: 90s, 15m, 1h, 7d.",
 )
 @click.option(
     "--all",
     "everything",
     is_flag=True,
-    help="Also what other programs, users and machines began. Some may still be at it.",
+    help="Also abort uploads of other programs, users and machines. Some may still be in progress.",
 )
-@click.option("-y", "--yes", is_flag=True, help="Do not ask before --all.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation with --all.")
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Show what the command would do, and do nothing."
+)
 @json_option
 @click.option(
     "--journals",
     "directory",
     metavar="DIRECTORY",
-    help="Where mounts have noted their uploads.  [default: this user's]",
+    help="Directory where mounts note their uploads.  [default: this user's]",
 )
 def cleanup(
     bucket: str,
@@ -110,8 +112,9 @@ def cleanup(
 ) -> None:
     """Abort the uploads that killed mounts left in BUCKET.
 
-    Their parts cost money, and no listing shows them. Without options this aborts multipart
-    uploads that dead mounts of this machine and user began more than an hour ago.
+    Parts of these uploads cost money, and listings of objects do not show them. Without options the
+    command aborts multipart uploads if a mount of this machine and user started them, if that
+    mount is dead, and if the upload is older than an hour.
     """
     config = config_of(bucket, options)
     logs.configure(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))
@@ -190,7 +193,7 @@ class _Cleanup:
             return self._report([Done(each, "kept", each.why) for each in judged], 0, True)
         if ask and foreign:
             others = count(foreign, "upload")
-            question = f"Abort {others} that no mount of this machine and user began?"
+            question = f"Abort {others} that no mount of this machine and user started?"
             if not _is_confirmed(question):
                 raise MountError("nothing was aborted: the answer was not yes")
         done = list(carry_out(client, retry_policy, judged))

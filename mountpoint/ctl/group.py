@@ -17,7 +17,7 @@ from mountpoint.errors import MountError
 
 INTERRUPTED = 130
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON.")
 
 
 def write_json(result: Any) -> None:

@@ -23,7 +23,7 @@ from mountpoint.log.format import printable
 )
 @click.version_option(__version__, prog_name="mount-s3ctl", message="%(prog)s %(version)s")
 def main() -> None:
-    """Look after S3 buckets that are, or were, mounted with mount-s3."""
+    """Inspect and control mounts of mount-s3, and clean up after killed ones."""
 
 
 main.add_command(cleanup)
@@ -55,10 +55,12 @@ def status_(directory: str | None, as_json: bool) -> None:
     "-i", "--interval", type=click.FloatRange(0.1, 3600), default=1, metavar="SECONDS",
     show_default=True, help="Time between two tables.",
 )  # fmt: skip
-@click.option("--once", is_flag=True, help="One table of what was done since it was mounted.")
+@click.option(
+    "--once", is_flag=True, help="Show one table with totals since the bucket was mounted."
+)
 @click.option(
     "--prices", type=(float, float), metavar="WRITES READS",
-    help="Dollars for 1,000 PUT, COPY, POST or LIST requests, and for 1,000 GET or HEAD.",
+    help="Price in dollars of 1,000 PUT, COPY, POST or LIST requests, and of 1,000 GET or HEAD.",
 )  # fmt: skip
 @json_option
 def stats_(
@@ -68,10 +70,10 @@ def stats_(
     prices: tuple[float, float] | None,
     as_json: bool,
 ) -> None:
-    """Show what the mount at DIR does, until q or Ctrl-C.
+    """Show what the mount at DIR does, until you press q or Ctrl-C.
 
-    Rates, latencies, failures, and which programs cause what. Without a terminal: one table after
-    another.
+    The table has rates, latencies, failures, and the programs that cause them. If standard output
+    is not a terminal, the tables follow one another.
     """
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
     given = Prices(*prices) if prices else None
@@ -81,11 +83,11 @@ def stats_(
 @main.command(name="log")
 @argument
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, metavar="N", show_default=True,
-              help="How many of the last lines; a mount keeps 1000.")  # fmt: skip
+              help="Number of last lines to show; a mount keeps 1000.")  # fmt: skip
 @click.option("-f", "--follow", is_flag=True, help="Then follow the log until Ctrl-C.")
 @json_option
 def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
-    """Show the log of the mount at DIR, wherever it is written."""
+    """Show the log of the mount at DIR, wherever the mount writes it."""
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
     log.show(mount, most=lines, follow=follow, as_json=as_json)
 
@@ -95,10 +97,11 @@ def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
 @click.argument("path", required=False, default="", metavar="[PATH]")
 @json_option
 def refresh_(directory: str, path: str, as_json: bool) -> None:
-    """Have the mount at DIR ask S3 again for PATH.
+    """Make the mount at DIR ask S3 again about PATH.
 
-    It forgets PATH and all below it; without PATH, everything. For mounts with --metadata-ttl,
-    when something else has changed the bucket. An open file stays the version that it is.
+    The mount forgets PATH and everything below it. Without PATH it forgets everything. Use this
+    with --metadata-ttl, after another program has changed the bucket. An open file keeps its
+    version.
     """
     place = os.path.join(directory, path.lstrip("/")) if path else directory
     mount, below = mounts.at(place, mounts.answering(os.environ))
@@ -114,11 +117,11 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
 @argument
 @click.option(
     "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
-    help="How long to wait for files that are being written.",
+    help="Longest wait for files that are being written.",
 )  # fmt: skip
 @json_option
 def unmount_(directory: str, timeout: float, as_json: bool) -> None:
-    """Wait until all files of DIR are in S3, then unmount it."""
+    """Wait until all files in DIR are uploaded to S3, then unmount it."""
     found = mounts.answering(os.environ)
     dead = {each.directory for each in mounts.silent(found)}
     place = os.path.realpath(directory)
@@ -127,7 +130,7 @@ def unmount_(directory: str, timeout: float, as_json: bool) -> None:
         mount, below = mounts.at(directory, found)
         if below:
             raise MountError(
-                f"'{directory}' is a directory in a mount", f"unmount '{mount.directory}'"
+                f"'{directory}' is a directory inside a mount", f"unmount '{mount.directory}'"
             )
         place = mount.directory
     unmount.unmount(place, mount, timeout, Progress(None if as_json else sys.stderr))

@@ -122,7 +122,7 @@ def where(config: LogConfig) -> str:
         return ""
     if os.path.exists(SYSLOG_SOCKET):
         return "see the log: journalctl -e SYSLOG_IDENTIFIER=mount-s3, or --log-directory DIR"
-    return "there is no syslog here; for a log use --log-directory DIR or --foreground"
+    return "this machine has no syslog; for a log use --log-directory DIR or --foreground"
 
 
 def is_in_memory_only(config: LogConfig) -> bool:

@@ -345,8 +345,8 @@ def test_says_that_there_is_no_log(
     result = run("bucket", "/mnt", *options)
     assert (result.exit_code, result.stdout) == (0, "bucket bucket is mounted at /mnt\n")
     said = (
-        "there is no syslog here: the log is in memory only (mount-s3ctl log /mnt); "
-        "--log-directory DIR makes files of it\n"
+        "this machine has no syslog: the log is in memory only (show it: mount-s3ctl log /mnt); "
+        "to write it to files: --log-directory DIR\n"
     )
     assert result.stderr == (said if told else "")
 
