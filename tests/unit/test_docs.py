@@ -19,11 +19,18 @@ TROUBLESHOOTING = SOURCE.parent / "docs" / "troubleshooting.md"
 MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 
 
+#: What pip shows when it cannot build llfuse (1.5.2): it comes to llfuse before our own build.
+OF_OTHERS = """
+Package fuse was not found in the pkg-config search path.
+FileNotFoundError: [Errno 2] No such file or directory: 'pkg-config'
+"""
+
+
 @functools.cache
 def texts() -> str:
     """Return all literal text of the program, "…" where something is put in."""
-    found = []
-    for path in (SETUP, *SOURCE.rglob("*.py")):
+    found = [OF_OTHERS, SETUP.read_text().replace("{missing}", "…")]
+    for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
