@@ -24,6 +24,8 @@ KEEP ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Installs no version but those of constraints.txt.
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 EXTENSION_SOURCES := setup.py $(shell find mountpoint -name '*.pyx' -o -name '*.pxd')
 
 # A checkout that was moved, or whose interpreter is gone, has a .venv that does not work: its
@@ -52,18 +54,21 @@ $(VENV)/.stamp-venv: | system-packages
 
 # No build isolation: isolated builds (llfuse's and ours) would each download a setuptools and a
 # Cython of their own, of whatever version is newest that day. Here they are built by the two
-# that constraints.txt locks, which therefore come first.
+# that constraints.txt locks, which therefore come first. So does pip: Debian 12's knows no groups.
 $(VENV)/.stamp-packages: $(VENV)/.stamp-venv constraints.txt pyproject.toml
 	@echo "Installing the locked packages and building (about a minute the first time)"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools Cython
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e '.[dev]'
+	$(PIP) pip setuptools Cython
+	$(PIP) --no-build-isolation --group dev -e '.[otlp,prometheus]'
 	@touch $@
 
 # The editable install has built the extension in place; a change of its sources rebuilds only it.
 $(VENV)/.stamp-extension: $(VENV)/.stamp-packages $(EXTENSION_SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
+
+.PHONY: installed
+installed:
+	@[ -e $(VENV)/.stamp-packages ] || { echo "ruff and mypy are not installed: run make setup"; exit 1; }
 
 .PHONY: demo
 demo: setup ## Mount a bucket of real files and compare all; KEEP=1 leaves it mounted
@@ -74,16 +79,16 @@ demo-stop: ## Unmount and remove what `make demo KEEP=1` left
 	@$(BIN)/python -m tools.demo stop
 
 .PHONY: test
-test: lint ## Lint, types, and all tests, those on a real mount too
+test: setup lint ## Lint, types, and all tests, those on a real mount too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: check
-check: lint ## Lint, types, and the unit tests that are quick
+check: setup lint ## Lint, types, and the unit tests that are quick
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' tests/unit $(ARGS)
 
 # Ten times as many cases have ten times as long.
 .PHONY: soak
-soak: lint ## All tests with SOAK=10 times as many cases of what is drawn at random: hours
+soak: setup lint ## All tests with SOAK=10 times as many cases of what is drawn at random: hours
 	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 	    -o timeout=$$((120 * $(SOAK))) $(ARGS)
 
@@ -102,8 +107,9 @@ test-boot: setup $(VENV)/.stamp-packaging ## Boot machines, lint and build what 
 test-programs: setup $(VENV)/.stamp-programs ## Write and serve files with large programs: datasets, Orbax, nginx, Samba
 	$(BIN)/python -m pytest tests/mount/test_programs.py tests/mount/test_file_servers.py $(ARGS)
 
+# Installs nothing, so that a hook or an editor can call it at any time.
 .PHONY: lint
-lint: setup ## ruff (rules and format) and mypy
+lint: | installed ## ruff (rules and format) and mypy, once `make setup` has installed them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -118,25 +124,13 @@ docs: setup ## Generate docs/configuration.md's tables, docs/man and the chart o
 bench: setup ## Measure how fast a mount is (bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
 
-# Of its own, because matplotlib and what it needs are larger than all the rest.
-$(VENV)/.stamp-chart: $(VENV)/.stamp-packages
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e '.[bench]'
-	@touch $@
-
-# Of their own for the same reason.
-$(VENV)/.stamp-packaging: $(VENV)/.stamp-packages
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e '.[packaging]'
-	@touch $@
-
-$(VENV)/.stamp-programs: $(VENV)/.stamp-packages
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
-	    --no-build-isolation -e '.[programs]'
+# Not part of the set-up: each of these groups is larger than all of `dev`, or rarely needed.
+$(VENV)/.stamp-bench $(VENV)/.stamp-packaging $(VENV)/.stamp-programs: $(VENV)/.stamp-%: $(VENV)/.stamp-packages
+	$(PIP) --group $*
 	@touch $@
 
 .PHONY: bench-chart
-bench-chart: setup $(VENV)/.stamp-chart ## Compare runs: ARGS='one.json two.json -o chart.svg'
+bench-chart: setup $(VENV)/.stamp-bench ## Compare runs: ARGS='one.json two.json -o chart.svg'
 	@$(BIN)/python -m bench.chart $(ARGS)
 
 .PHONY: wheels
@@ -144,7 +138,7 @@ wheels: setup ## Wheels for Debian 12 and 13, tried there (root); ARGS='debian-1
 	@packaging/build-wheels $(or $(ARGS),debian-12 debian-13)
 
 .PHONY: format
-format: setup ## Let ruff correct what it can, and format
+format: | installed ## Let ruff correct what it can, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
