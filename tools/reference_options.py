@@ -113,6 +113,6 @@ VARIABLES = {
     "AWS_EC2_METADATA_DISABLED": "",
     "HTTPS_PROXY": "",
     "NO_PROXY": "",
-    "UNSTABLE_MOUNTPOINT_MAX_PREFETCH_WINDOW_SIZE": "ignored: read-ahead grows while a program reads "
-    "on, and `--memory-target` bounds it",
+    "UNSTABLE_MOUNTPOINT_MAX_PREFETCH_WINDOW_SIZE": "ignored: read-ahead grows while a program "
+    "reads on, and `--memory-target` bounds it",
 }

@@ -144,8 +144,6 @@ def answered(kind: type[errors.S3Error], reason: str) -> errors.S3Error:
 
 def make(kind: type[Exception]) -> Exception:
     """Return an error of a class with a row in the table."""
-    if issubclass(kind, errors.Redirected):
-        return kind("why", location="https://elsewhere", **DETAILS)
     if issubclass(kind, errors.S3Error):
         return answered(kind, "why")
     return kind("why", "hint") if issubclass(kind, errors.Refusal) else kind("why")
