@@ -615,7 +615,7 @@ def test_help_imports_nothing_heavy() -> None:
             MountError("no such bucket\x1b[2J", "check it"),
             r"Error: no such bucket\x1b[2J\ncheck it",
         ),
-        (ValueError("bad"), "Error: unexpected error: ValueError: bad (test_cli.py:"),
+        (ValueError("bad"), "Error: unexpected error: ValueError: bad (test_main.py:"),
     ],
 )
 def test_errors_of_the_mount(

@@ -102,8 +102,8 @@ def test_a_terminal_and_ctrl_c() -> None:
         assert shown == [
             f'{clock} WARNING  mountpoint.fuse.operations: it "failed"',
             '    path="/a file" errno=EPERM',
-            f'{clock} ERROR    mountpoint.fuse.operations: it "failed" path=/b',
-            "    errno=EPERM",
+            f'{clock} ERROR    mountpoint.fuse.operations: it "failed"',
+            "    path=/b errno=EPERM",
         ]
         assert b"\x1b[33mWARNING" in screen.output
         screen.type(b"\x03")

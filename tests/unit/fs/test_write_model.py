@@ -471,20 +471,21 @@ class Mounts(RuleBasedStateMachine):
                 assert number is not None
                 it.world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
         except NotPermitted:
-            assert size not in (0, known)
+            assert writing or 0 < size < known
             # Only what was not written can be cut off: what was is no zeros.
             assert not writing or it.view.writing[path][size:].strip(b"\0")
         except StaleInode:
-            assert size == known  # nothing was done; the kernel looks again
+            assert size >= known  # nothing was done; the kernel looks again
         else:
-            assert writing or size in (0, known)
+            assert writing or size == 0 or size >= known
             if writing:
                 (writer,) = [each for each in it.writers if each.path == path and each.pending]
                 writer.data = writer.data[:size].ljust(size, b"\0")
                 it.view.writing[path] = writer.data
-            elif size == 0:
-                self.bucket.put(path, b"", self.now_s)
-                self.note(it, path, b"")
+            elif size == 0 or size > known:
+                data = self.bucket.now[path].ljust(size, b"\0") if size else b""
+                self.bucket.put(path, data, self.now_s)
+                self.note(it, path, data)
 
     # --- rules: the end of a file ---
 

@@ -105,7 +105,7 @@ def test_file_is_private_and_named_like_the_references(tmp_path: Path) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     pattern = (
         r"timestamp=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z level=warning "
-        r'logger=mountpoint\.operations event="read failed" errno=EIO\n'
+        r'logger=mountpoint\.fuse\.operations event="read failed" errno=EIO\n'
     )
     assert re.fullmatch(pattern, path.read_text())
 
@@ -157,7 +157,7 @@ def test_foreground_writes_to_stderr_without_colours(stderr: Stderr) -> None:
     """On a stream that is no terminal a line has no escape sequences."""
     logs.configure(LogConfig(foreground=True))
     structlog.get_logger("mountpoint.mount.run").warning("two words", path="/a b", code=None)
-    pattern = r'\d\d:\d\d:\d\d WARNING  mountpoint\.mount: two words path="/a b"\n'
+    pattern = r'\d\d:\d\d:\d\d WARNING  mountpoint\.mount\.run: two words path="/a b"\n'
     assert re.fullmatch(pattern, stderr.getvalue())
 
 
@@ -254,7 +254,7 @@ def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
             raise AssertionError("rendered")
 
     logs.configure(LogConfig(foreground=True, filter="warn,mountpoint.read=debug"))
-    quiet, loud = (structlog.get_logger(f"mountpoint.{name}") for name in ("inodes", "reading.x"))
+    quiet, loud = (structlog.get_logger(f"mountpoint.{name}") for name in ("fs.inodes", "read.x"))
     quiet.debug("hidden", value=Untouchable())
     quiet.info("hidden %s", Untouchable())
     loud.debug("shown")

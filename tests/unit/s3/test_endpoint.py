@@ -305,7 +305,7 @@ def test_believable_region(text: str | None, believed: bool) -> None:
 def test_botocore_is_imported_late() -> None:
     """Importing the module, and answering from options, costs nothing of botocore."""
     code = (
-        "import sys; from mountpoint.config import *; from mountpoint.s3 import endpoint;"
+        "import sys; from mountpoint.config import *; from mountpoint.s3.aws import endpoint;"
         "endpoint.configured_region(BucketConfig('bkt', region='us-east-1'),"
         " CredentialsConfig(), {}); sys.exit('botocore' in sys.modules)"
     )
