@@ -598,7 +598,7 @@ def test_version() -> None:
 def test_help_imports_nothing_heavy() -> None:
     """The command line loads neither the CRT nor FUSE nor botocore."""
     program = (
-        "import sys; from mountpoint import cli;"
+        "import sys; from mountpoint.cli import main;"
         "print([name for name in ('awscrt', 'llfuse', 'botocore') if name in sys.modules])"
     )
     done = subprocess.run(
