@@ -1,1 +1,1 @@
-"""The side of the kernel: llfuse (`binding`), a wider channel below it, and the FUSE operations."""
+"""The kernel's side: llfuse (`binding`), a wider channel below it, and the FUSE `operations`."""

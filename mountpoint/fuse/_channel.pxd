@@ -1,6 +1,6 @@
-# What goes through the channel, and the C functions that `_channel` calls.
+# Layouts and numbers of the FUSE channel, and the C functions that `_channel` calls.
 #
-# Layouts and numbers: include/uapi/linux/fuse.h; fuse_lowlevel.h and fuse_common.h of libfuse 2.9.
+# Sources: include/uapi/linux/fuse.h; fuse_lowlevel.h and fuse_common.h of libfuse 2.9.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
@@ -69,7 +69,7 @@ cdef struct OpenIn:
     uint32_t open_flags
 
 cdef struct Rename2In:
-    uint64_t new_directory  # the names follow; in a RENAME right behind this
+    uint64_t new_directory  # the names follow; in a RENAME directly after this field
     uint32_t flags
     uint32_t padding
 
@@ -110,21 +110,21 @@ cdef enum:
     CREATE = 35
     RENAME2 = 45
 
-    # What the kernel is told without having asked.
+    # A message to the kernel that answers no request.
     INVAL_INODE = 2
 
-    BUF_IS_FD = 1 << 1  # of libfuse
-    SHORT_INIT_OUT = 24  # bytes of libfuse's answer: up to max_write
+    BUF_IS_FD = 1 << 1  # a flag of libfuse
+    SHORT_INIT_OUT = 24  # bytes of libfuse's answer, which ends with max_write
 
     # INIT flags
-    ASYNC_DIO = 1 << 15  # large O_DIRECT reads: several requests at once
+    ASYNC_DIO = 1 << 15  # several requests at once for large O_DIRECT reads
     PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
     MAX_PAGES = 1 << 22
 
     # Flags of an opened file.
     DIRECT_IO = 1 << 0
-    NOFLUSH = 1 << 5  # from 7.35 on; an older kernel does not look at it
-    # Of a created file: struct fuse_entry_out and an OpenOut.
+    NOFLUSH = 1 << 5  # since 7.35; older kernels ignore it
+    # The answer to CREATE: struct fuse_entry_out and an OpenOut.
     CREATE_OUT_BYTES = 128 + 16
 
 ctypedef int (*receive_function)(void*, fuse_buf*, void**) noexcept nogil

@@ -1,25 +1,25 @@
-"""The FUSE channel: what libfuse 2.9 cannot negotiate with the kernel, and the kernel offers.
+"""The FUSE channel: negotiate with the kernel what libfuse 2.9 cannot.
 
-libfuse 2.9, below llfuse, speaks an old protocol: 128 KiB at a time, 12 requests in the
-background, nothing of what an opened file may be. llfuse takes each request with `fuse_session_receive_buf` and has it
-answered through the channel that this call returns. This module exports a function of that
-name. Loaded with RTLD_GLOBAL before llfuse, it is what llfuse calls; it calls libfuse's own,
-and once it has seen the kernel's INIT it returns a channel of ours on the same descriptor.
-That channel's `send` completes libfuse's answers to INIT (`complete`), OPEN and CREATE
-(`flags_of_open`) and writes everything else as it is. libfuse itself negotiates writes of 1 MiB
-once it sees a channel with room for them.
+libfuse 2.9, below llfuse, speaks an old protocol: 128 KiB at a time, 12 requests in the background,
+and no flags for an opened file. llfuse receives each request with `fuse_session_receive_buf`, and
+answers it through the channel that this call returns. This module exports a function of that name.
+If it is loaded with RTLD_GLOBAL before llfuse, llfuse calls this function. It calls libfuse's own,
+and after the kernel's INIT it returns our channel on the same descriptor. Our channel's `send`
+completes libfuse's answers to INIT (`complete`), OPEN and CREATE (`flags_of_open`), and writes all
+others unchanged. libfuse itself negotiates writes of 1 MiB once a channel has room for them.
 
-A thread of llfuse takes a request, answers it, and takes the next one: so what there is to know
-of a request is kept per thread (`served`). That works without the channel, too.
+A thread of llfuse receives a request, answers it, and receives the next one. So the facts about a
+request are kept per thread (`served`). That also works without the channel.
 
-In the same way llfuse comes here to mount: what somebody else has mounted is only taken (`take`).
+In the same way llfuse calls this module to mount. A descriptor that another process has mounted is
+only taken over (`take`).
 
-Where any of this is not so (another loader, a libfuse linked statically, a kernel without
-MAX_PAGES), requests pass through unchanged, and everything works as plain llfuse.
+Where any of this does not hold (another loader, a statically linked libfuse, a kernel without
+MAX_PAGES), requests pass through unchanged, and everything works as with plain llfuse.
 
-Nothing here takes the GIL: it runs between the kernel and llfuse.
+The code that a request passes through takes no GIL: it runs between the kernel and llfuse.
 
-Layouts and the protocol's numbers are in `_channel.pxd`.
+`_channel.pxd` has the layouts and the protocol's numbers.
 """
 
 from libc.errno cimport EINTR, ENODEV, ENOENT, ENOMEM, errno
@@ -29,19 +29,19 @@ from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC
 
 cdef enum:
     MAX_WRITE_BYTES = 1 << 20
-    # With room for the headers, as libfuse reckons (it subtracts it again).
+    # With room for the headers, which libfuse subtracts again.
     BUFFER_BYTES = MAX_WRITE_BYTES + 4096
-    LARGE_BYTES = 64 << 10  # of a request: so much of its memory a thread may keep for good
+    LARGE_BYTES = 64 << 10  # a thread keeps this much; it returns the rest of a larger request
 
-    # The version in which all that is asked for here existed. The kernel's own may be newer.
+    # The version that introduced all that is negotiated here. The kernel's own may be newer.
     MINOR = 31
     LEAST_MINOR = 28  # MAX_PAGES
     # 1 MiB, the kernel's own limit (fs.fuse.max_pages_limit).
     PAGES = 256
-    # What read_ahead_kb may be set to: the kernel takes the smaller of the two.
+    # The upper limit for read_ahead_kb: the kernel takes the smaller of the two.
     READ_AHEAD_BYTES = 16 << 20
-    # Reads ahead of all files together (default 12): with 20 ms of latency they would be
-    # what limits many readers. From the second number on the kernel calls itself congested.
+    # Reads ahead of all files together (default 12). With a latency of 20 ms the default would
+    # limit many readers. From the second number on the kernel reports congestion.
     BACKGROUND = 64
     CONGESTION = 48
 
@@ -52,27 +52,27 @@ cdef chan_fd_function chan_fd = NULL
 cdef kern_chan_new_function kern_chan_new = NULL
 cdef mount_function real_mount = NULL
 
-# One mount per process. Written by the thread that gets INIT, before there is a second request.
+# One mount per process. Written by the thread that gets INIT, before any second request.
 cdef bint wanted = False
-cdef int taken = -1  # /dev/fuse, mounted by somebody else
+cdef int taken = -1  # /dev/fuse, mounted by another process
 cdef void* channel = NULL
 cdef int descriptor = -1
 cdef InHeader init_header
 cdef InitIn init_in
 cdef bint done = False
-# Whether the kernel has said that there will be no more requests.
+# Whether the kernel has ended the mount, so that no more requests will come.
 cdef bint over = False
 cdef fuse_chan_ops operations
 
-# The request that this thread serves: llfuse answers it before it asks for another one.
+# The request that this thread serves: llfuse answers it before it receives another one.
 cdef extern from *:
     """
     static __thread struct {
-        char *memory;               /* BUFFER_BYTES, where it takes its requests; or NULL */
+        char *memory;               /* BUFFER_BYTES for its requests; or NULL */
         int64_t large_ns;           /* when the last large request filled it, or 0 */
-        uint32_t pid;               /* who asks */
+        uint32_t pid;               /* the thread that sent the request */
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
-        uint32_t flags;             /* what its answer is to say beyond libfuse's */
+        uint32_t flags;             /* flags that its answer gets besides libfuse's */
         uint32_t rename_flags;      /* those of renameat2(2), if it is a RENAME */
     } served;
     """
@@ -85,9 +85,9 @@ cdef extern from *:
         uint32_t rename_flags
     Served served
 cdef pthread_key_t memory_key  # unmaps `memory` when the thread ends
-# CLOCK_MONOTONIC; whichever thread writes, it is about right.
+# CLOCK_MONOTONIC. All threads write it; any of their values is accurate enough.
 cdef int64_t last_large_ns = 0
-cdef int64_t unwanted_ns = 0  # what was filled until then may be returned
+cdef int64_t unwanted_ns = 0  # memory that was filled until then may be returned
 
 
 cdef bint offers_enough(const InitIn* asked) noexcept nogil:
@@ -95,7 +95,7 @@ cdef bint offers_enough(const InitIn* asked) noexcept nogil:
 
 
 cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answer) noexcept nogil:
-    """Make `answer` of libfuse's, SHORT_INIT_OUT bytes, and what the kernel offers beyond it."""
+    """Extend libfuse's answer of SHORT_INIT_OUT bytes to `answer`, with what the kernel offers."""
     memset(answer, 0, sizeof(InitOut))
     memcpy(answer, short_answer, SHORT_INIT_OUT)
     answer.minor = min(asked.minor, <uint32_t>MINOR)
@@ -108,7 +108,7 @@ cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answe
 
 
 cdef public void* fuse_mount(const char* directory, void* options) noexcept nogil:
-    """What llfuse calls to mount, in place of libfuse's function; NULL if it fails."""
+    """Replace libfuse's function of this name, which llfuse calls to mount. NULL if it fails."""
     if taken >= 0:
         return kern_chan_new(taken)
     return real_mount(directory, options)
@@ -117,13 +117,13 @@ cdef public void* fuse_mount(const char* directory, void* options) noexcept nogi
 cdef public int fuse_session_receive_buf(
     void* session, fuse_buf* buf, void** chp
 ) noexcept nogil:
-    """What llfuse calls for each request, in place of libfuse's function."""
+    """Replace libfuse's function of this name, which llfuse calls for each request."""
     global over
     cdef int size
     served.pid = 0
     served.opens = 0
-    # From the first request on: who waits with less room when INIT is answered has no other
-    # buffer for the largest write.
+    # From the first request on: a thread that waits with a smaller buffer when INIT is answered
+    # would have no other buffer for the largest write.
     if wanted and not make_room(buf):
         return -ENOMEM
     size = real_receive(session, buf, chp)
@@ -142,16 +142,16 @@ cdef public int fuse_session_receive_buf(
 
 
 cdef bint make_room(fuse_buf* buf) noexcept nogil:
-    """Have the request go to memory of our own; llfuse keeps and frees its own by itself."""
+    """Receive the request into memory of our own; llfuse keeps and frees its own memory itself."""
     cdef void* memory
     if served.memory == NULL:
-        # Pages that no request has needed cost nothing.
+        # Pages that no request has filled cost nothing.
         memory = mmap(
             NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
         )
         if memory == MAP_FAILED:
             return False
-        madvise(memory, BUFFER_BYTES, MADV_NOHUGEPAGE)  # or a small request takes 2 MiB of it
+        madvise(memory, BUFFER_BYTES, MADV_NOHUGEPAGE)  # or a small request would take 2 MiB of it
         pthread_setspecific(memory_key, memory)
         served.memory = <char*>memory
     elif served.large_ns != 0 and served.large_ns <= unwanted_ns:
@@ -187,9 +187,9 @@ cdef void note(const char* request, int size, void* theirs) noexcept nogil:
 
 
 cdef int as_rename(char* request, int size) noexcept nogil:
-    """Make a RENAME, which libfuse knows, of a RENAME2, and keep its flags; return the size.
+    """Turn a RENAME2 into a RENAME, which libfuse knows; keep its flags; return the new size.
 
-    Without this renameat2(2) would fail, and `mv` would look up all names once more.
+    Otherwise renameat2(2) would fail, and `mv` would look up all names once more.
     """
     cdef InHeader* header = <InHeader*>request
     cdef int body = sizeof(InHeader) + sizeof(uint64_t)
@@ -205,15 +205,15 @@ cdef int as_rename(char* request, int size) noexcept nogil:
 
 
 cpdef uint32_t flags_of_open(uint32_t flags) noexcept nogil:
-    """Return the flags that the answer gets, by those of open(2)."""
+    """Return the flags of the answer to an OPEN, by the flags of open(2)."""
     if flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY:
-        # Writes go past the page cache. In it they cost three times as much, and take the place
-        # of what is read; and with O_DIRECT it passes the pieces of a write on all at once
-        # (ASYNC_DIO), which arrive in any order. Nor can such a file be mapped for shared writing
-        # (ENODEV): what a program stores in a mapping would be in the pages of a file that is only
-        # read here, for all other readers to see, and in no object.
+        # Writes bypass the page cache. There they cost three times as much, and take the place of
+        # what is read. With O_DIRECT the kernel would also send all pieces of a write at once
+        # (ASYNC_DIO), in any order. And such a file cannot be mapped for shared writing (ENODEV):
+        # bytes that a program stores in a mapping of a file that is only read here would be in its
+        # pages, visible to all other readers, and in no object.
         return DIRECT_IO
-    return NOFLUSH  # close(2) need not wait for an answer
+    return NOFLUSH  # close(2) then waits for no answer
 
 
 cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
@@ -232,7 +232,7 @@ cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
 
 
 cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
-    """Write an answer; its last effect is that the kernel wakes who asked."""
+    """Write an answer. At its end the kernel wakes the thread that sent the request."""
     cdef OutHeader header
     cdef InitOut init_out
     cdef char opened[CREATE_OUT_BYTES]
@@ -272,7 +272,7 @@ cdef int write_all(const iovec* pieces, size_t count) noexcept nogil:
     cdef int error
     while writev(descriptor, pieces, <int>count) < 0:
         error = errno
-        # The request was interrupted meanwhile, or the mount is gone: nobody waits for it.
+        # The request was interrupted, or the mount is gone: no thread waits for the answer.
         if error == ENOENT or error == ENODEV:
             return 0
         if error != EINTR:
@@ -288,16 +288,16 @@ cdef bint is_resolved() noexcept nogil:
 
 
 def resolve(str library):
-    """Find libfuse's own functions from `library`, the file of llfuse, which is loaded.
+    """Find libfuse's own functions through `library`, the path of llfuse, which must be loaded.
 
-    True if they are there: then requests pass through here if they come here at all.
+    Return whether all were found. Only then can requests pass through this module.
     """
     global real_receive, real_mount, chan_new, chan_fd, kern_chan_new
     cdef bytes path = library.encode()
     cdef void* handle = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
     if handle == NULL:
         return False
-    # Found in llfuse's own dependencies: also in a libfuse that a wheel brings along.
+    # Searched in llfuse's own dependencies, so that a libfuse inside a wheel is found too.
     real_receive = <receive_function>dlsym(handle, b"fuse_session_receive_buf")
     chan_new = <chan_new_function>dlsym(handle, b"fuse_chan_new")
     chan_fd = <chan_fd_function>dlsym(handle, b"fuse_chan_fd")
@@ -307,7 +307,7 @@ def resolve(str library):
 
 
 def want(bint yes):
-    """Say before the mount whether more is to be negotiated, where `resolve` has succeeded."""
+    """Set before mounting whether to negotiate more. Has no effect if `resolve` has failed."""
     global wanted
     if yes and not wanted and is_resolved():
         wanted = pthread_key_create(&memory_key, &unmap) == 0
@@ -316,9 +316,9 @@ def want(bint yes):
 
 
 def take(int number):
-    """Have the next mount be this descriptor of /dev/fuse, which is mounted already.
+    """Make the next mount use this descriptor of /dev/fuse, which is mounted already.
 
-    False if that cannot be: then `resolve` has failed.
+    Return False if `resolve` has failed: then that is not possible.
     """
     global taken
     if is_resolved():
@@ -327,37 +327,37 @@ def take(int number):
 
 
 def negotiated():
-    """Whether the kernel offers reads of 1 MiB, and gets them; known from INIT on."""
+    """Whether the kernel offers reads of 1 MiB and uses them; known from INIT on."""
     return channel != NULL
 
 
 def is_over():
-    """Whether the kernel has ended the mount, while requests may still be served."""
+    """Whether the kernel has ended the mount. Requests may still be in progress."""
     return over
 
 
 def request_pid():
-    """Return the thread (Linux: each has a pid) whose request this thread of llfuse serves.
+    """Return the id of the thread whose request this thread of llfuse serves.
 
-    0 where that is unknown: in a thread that serves none, or before `resolve` has succeeded.
+    0 where that is not known: in a thread that serves none, or if `resolve` has failed.
     """
     return served.pid
 
 
 def rename_flags():
-    """Return the flags of the RENAME that this thread serves, those of renameat2(2)."""
+    """Return the renameat2(2) flags of the RENAME that this thread serves."""
     return served.rename_flags
 
 
 def go_direct():
-    """Have the answer to the OPEN that this thread serves go past the page cache."""
+    """Make the file of the OPEN that this thread serves bypass the page cache."""
     served.flags = DIRECT_IO
 
 
 def drop_pages(uint64_t inode):
-    """Have the kernel forget all pages and attributes of an inode; True once it has none.
+    """Make the kernel forget all pages and attributes of an inode; True once it has none.
 
-    Not where the channel is libfuse's.
+    False without our channel.
     """
     cdef OutHeader header
     cdef InvalInodeOut out
@@ -376,27 +376,27 @@ def drop_pages(uint64_t inode):
     pieces[1].iov_base = &out
     pieces[1].iov_len = sizeof(InvalInodeOut)
     with nogil:
-        # ENOENT: the kernel knows no such inode.
+        # ENOENT: the kernel does not know the inode.
         dropped = writev(descriptor, pieces, 2) >= 0 or errno == ENOENT
     return dropped
 
 
 def last_large():
-    """When the last large request came, as time.monotonic_ns() says it; 0 if there was none."""
+    """Return when the last large request came, as time.monotonic_ns() does; 0 if none did."""
     return last_large_ns
 
 
 def return_memory(int64_t until_ns):
-    """Have each thread return what large requests have filled until then.
+    """Make each thread return the memory that large requests had filled by `until_ns`.
 
-    It does so when it asks for a request: one that waits has to be interrupted (EINTR).
+    A thread does so before it receives a request. A thread that waits must be interrupted (EINTR).
     """
     global unwanted_ns
     unwanted_ns = until_ns
 
 
 def completed_init(bytes request not None, bytes answer not None):
-    """Return libfuse's `answer` to the INIT `request`, completed; both without headers."""
+    """Return libfuse's `answer` to the INIT `request`, extended; both without headers."""
     cdef InitIn asked
     cdef InitOut out
     if len(request) < <Py_ssize_t>sizeof(InitIn) or len(answer) != SHORT_INIT_OUT:

@@ -1,7 +1,7 @@
-"""llfuse, over a wider channel to the kernel where that works. The only importer of llfuse.
+"""Import llfuse, with a wider channel to the kernel where possible. No other module imports it.
 
-`_channel` has to be loaded before llfuse and with global symbols, so that llfuse finds our
-`fuse_session_receive_buf` and not libfuse's (see there).
+`_channel` must be loaded before llfuse and with global symbols, so that llfuse finds our
+`fuse_session_receive_buf` in place of libfuse's (see `_channel`).
 """
 
 import contextlib
@@ -40,32 +40,32 @@ __all__ = [
 
 _channel.resolve(llfuse.__file__)
 
-# llfuse looks its global lock up at every operation and holds it meanwhile. Nothing here needs it:
-# `Operations` are thread-safe. To take and to give it, and again around each operation, cost
-# four hand-overs of the interpreter's lock. `lock_released` has no meaning any more.
+# llfuse holds its global lock during each operation. Nothing here needs that: `Operations` are
+# thread-safe. Taking and releasing the lock around each operation cost four hand-overs of the
+# interpreter's lock. `lock_released` no longer has a meaning.
 llfuse.lock = contextlib.nullcontext()
 
-#: As long as a stream keeps its memory when nobody reads.
+#: As long as a stream keeps its memory without reads, in seconds.
 IDLE_S = 5.0
 
 
 def library_version() -> str:
     """Return the version of libfuse that llfuse uses, such as "2.9"."""
-    # By llfuse's own handle, so that a bundled libfuse is found, too.
+    # Through llfuse's own handle, so that a bundled libfuse is found too.
     major, minor = divmod(ctypes.CDLL(llfuse.__file__).fuse_version(), 10)
     return f"{major}.{minor}"
 
 
 def widen(wanted: bool) -> None:
-    """Say, before mounting, whether to negotiate what libfuse cannot."""
+    """Set before mounting whether to negotiate with the kernel what libfuse cannot."""
     _channel.want(wanted)
 
 
 def take(descriptor: int) -> None:
-    """Have llfuse serve /dev/fuse, mounted already, instead of mounting. It is closed at the end.
+    """Make llfuse serve a mounted descriptor of /dev/fuse. It is closed at the end.
 
-    The directory that llfuse is told means nothing from then on. Raises MountError where llfuse
-    does not come to `_channel` to mount.
+    The directory that llfuse is given then has no meaning. Raises MountError where llfuse does not
+    call `_channel` to mount.
     """
     if not _channel.take(descriptor):
         raise MountError(
@@ -75,53 +75,53 @@ def take(descriptor: int) -> None:
 
 
 def is_wide() -> bool:
-    """Whether the kernel offers it and gets it: 1 MiB at a time. Known when llfuse calls `init`."""
+    """Whether the kernel sends 1 MiB at a time. Known when llfuse calls `init`."""
     return _channel.negotiated()
 
 
 def is_over() -> bool:
-    """Whether the kernel has ended the mount: no answer to a read is of use any more."""
+    """Whether the kernel has ended the mount, so that answers to reads are of no use."""
     return _channel.is_over()
 
 
 def request_pid() -> int:
-    """Return who asks for the operation that this thread serves; 0 where that is unknown.
+    """Return the thread that sent the request that this thread serves; 0 if it is not known.
 
-    It is the number of a thread (`system/procfs`). For operations that llfuse gives no `ctx`.
+    It is a thread id (`system/procfs`). For operations that get no `ctx` from llfuse.
     """
     return _channel.request_pid()
 
 
 def rename_flags() -> int:
-    """Return the flags of renameat2(2) for the rename that this thread serves.
+    """Return the renameat2(2) flags of the rename that this thread serves.
 
-    Always 0 without the channel: then the kernel refuses others by itself.
+    Always 0 without the channel: then the kernel itself refuses flags.
     """
     return _channel.rename_flags()
 
 
 def go_direct() -> None:
-    """Let the kernel keep no pages of the file whose opening this thread serves.
+    """Make the kernel cache no pages of the file whose open this thread serves.
 
-    It has no effect without the channel; then all that have the file open share its pages.
+    Without the channel it has no effect; then all programs that have the file open share its pages.
     """
     _channel.go_direct()
 
 
 def forget_name(directory: int, name: bytes) -> None:
-    """Let the kernel look a name up again, in the directory of this inode.
+    """Make the kernel look up a name again, in the directory of this inode.
 
-    It may wait for a lookup that is served: for threads that serve none. That the kernel does not
-    know the name is no error.
+    It may wait for a lookup in progress, so threads that serve a request must not call it. A name
+    that the kernel does not know is no error.
     """
     with contextlib.suppress(OSError):
         llfuse.invalidate_entry(directory, name)
 
 
 def forget_pages(inode: int) -> None:
-    """Let the kernel forget the pages of a file, soon: a thread of its own does it.
+    """Make the kernel forget a file's pages, soon, on a thread of its own.
 
-    The kernel waits for the reads of these pages that are served.
+    The kernel waits for the reads of these pages that are in progress.
     """
 
     def forget() -> None:
@@ -132,18 +132,19 @@ def forget_pages(inode: int) -> None:
 
 
 def drop_pages(inode: int) -> bool:
-    """Have the kernel forget pages and attributes of a file that nobody has open; False if not.
+    """Make the kernel forget pages and attributes of a file that is not open; False if it did not.
 
-    It waits for reads of that file: there must be none. Without the channel it cannot be done.
+    It waits for reads of that file, so there must be none. Without the channel it is not possible.
     """
     return _channel.drop_pages(inode)
 
 
 class Receivers:
-    """The memory with which llfuse's threads take requests: 1 MiB each, once it was written to.
+    """The memory into which llfuse's threads receive requests: up to 1 MiB each.
 
-    The kernel has them take turns, so every thread's fills. `nudge` interrupts those that wait
-    for a request (`signals.nudge_workers`): only they themselves may return theirs.
+    The kernel gives requests to the threads in turn, so the memory of each thread fills. Only a
+    thread itself can return its memory. So `nudge` (`signals.nudge_workers`) interrupts those that
+    wait for a request.
     """
 
     def __init__(self, nudge: Callable[[], None], *, idle_s: float = IDLE_S) -> None:
@@ -151,11 +152,11 @@ class Receivers:
         self._nudge = nudge
         # constants
         self._idle_ns = round(idle_s * 1e9)
-        # mutable, of the one thread that sweeps
+        # mutable, used by the thread that sweeps only
         self._returned_ns = 0
 
     def sweep(self) -> None:
-        """Return it to the system when nothing large has come for a while."""
+        """Return the memory to the system after some time without large requests."""
         last_ns = _channel.last_large()
         if last_ns > self._returned_ns and time.monotonic_ns() - last_ns >= self._idle_ns:
             self._returned_ns = last_ns

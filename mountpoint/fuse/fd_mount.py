@@ -1,13 +1,13 @@
-"""`/dev/fd/N` in place of the directory: another process has mounted, and handed /dev/fuse on.
+"""`/dev/fd/N` in place of the directory: another process has mounted, and passes /dev/fuse on.
 
-That process opens /dev/fuse, calls mount(2) with `fd=N` among the options, and has us inherit the
-descriptor. So this one needs neither privileges nor fusermount, and says nothing about how it is
-mounted: whoever has mounted also unmounts. The syntax, and which options are refused with it, are
-the reference's (mountpoint-s3-fs/src/fuse/config.rs).
+That process opens /dev/fuse, calls mount(2) with `fd=N` among the options, and lets us inherit the
+descriptor. So our process needs neither privileges nor fusermount, and does not choose the mount's
+options; the process that has mounted also unmounts. The syntax, and the options that are refused
+with it, are those of mountpoint-s3 (mountpoint-s3-fs/src/fuse/config.rs).
 
-What is known of a descriptor is what the kernel tells: poll(2) of /dev/fuse says POLLERR unless
-something is mounted with it, and POLLIN when a request waits; the first one, INIT, waits from
-mount(2) on (fs/fuse/dev.c, fs/fuse/inode.c).
+The kernel says what state a descriptor is in: poll(2) of /dev/fuse returns POLLERR if nothing is
+mounted with it, and POLLIN if a request waits. The first request, INIT, waits from mount(2) on
+(fs/fuse/dev.c, fs/fuse/inode.c).
 """
 
 import contextlib
@@ -36,11 +36,11 @@ def number_of(directory: str) -> int | None:
 
 
 def claim(number: int) -> str:
-    """Make the descriptor ours alone, and return where it is mounted, as far as that can be seen.
+    """Make the descriptor ours alone; return where it is mounted, or its name if that is hidden.
 
-    No program that we start inherits it from then on, and going to the background keeps it
-    (`mount/daemon` closes what is inheritable). Raises MountError unless a mount waits to be
-    served.
+    Programs that we start do not inherit it, and it stays open when we go to the background
+    (`mount/daemon` closes inheritable descriptors). Raises MountError unless the descriptor has a
+    mount that waits to be served.
     """
     name = f"/dev/fd/{number}"
     try:
@@ -55,7 +55,7 @@ def claim(number: int) -> str:
         raise MountError(f"'{name}' is not open for reading and writing", HOW)
     _check_mounted(number, name)
     os.set_inheritable(number, False)
-    os.set_blocking(number, True)  # it is waited on by threads
+    os.set_blocking(number, True)  # threads block on it
     return _mount_point(number) or name
 
 
@@ -72,7 +72,7 @@ def _check_mounted(number: int, name: str) -> None:
 
 
 def _mount_point(number: int) -> str | None:
-    """Return the directory, where the kernel tells (Linux 6.18) and this process sees it."""
+    """Return the directory if the kernel shows it (Linux 6.18) and this process sees it."""
     with (
         contextlib.suppress(OSError),
         open(f"/proc/self/fdinfo/{number}", encoding="ascii") as file,

@@ -1,9 +1,9 @@
-"""The FUSE adapter: llfuse's types in, `FileSystem`'s methods, llfuse's types out.
+"""The FUSE adapter: one method per FUSE operation, from llfuse's types to `FileSystem` and back.
 
-No semantics live here. One wrapper serves all operations: it turns whatever is raised into an
-errno and one log line. Any exception but `FUSEError` would end llfuse's main loop, so nothing
-else leaves the wrapper. llfuse's threads come at the same time (`binding` takes its lock away):
-everything is ordinary threaded Python.
+It has no semantics of its own. One wrapper serves all operations: it turns each exception into an
+errno and one log line. An exception other than `FUSEError` would end llfuse's main loop, so none
+leaves the wrapper. llfuse's threads call at the same time (`binding` removes its lock): this is
+ordinary threaded Python.
 """
 
 import errno
@@ -42,22 +42,22 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: st_blksize: what programs read and write at once.
+#: st_blksize: the size in which programs read and write.
 BLOCK_BYTES = 4096
-#: struct statvfs: no end of room, so that programs that check for free space go on. All numbers
-#: fit into a signed one of 32 bits, for programs that know no others: 2 PiB in blocks of 1 MiB.
+#: struct statvfs: room without limit, so that programs that check for free space go on. All numbers
+#: fit into a signed 32-bit integer, for programs that use those: 2 PiB in blocks of 1 MiB.
 ROOM_BLOCK_BYTES = 1 << 20
 ROOM_BLOCKS = (1 << 31) - 1
 
-#: Of renameat2(2), linux/fs.h.
+#: A flag of renameat2(2), linux/fs.h.
 RENAME_NOREPLACE = 1
 
-#: How long the kernel may believe that a name does not exist. We know when a listing names it,
-#: the kernel does not: `ls` shows a new file, and a second later at most it can be opened.
+#: How long the kernel may cache that a name does not exist. A listing tells us of a new file, but
+#: not the kernel: `ls` shows the file, and it can be opened a second later at most.
 LONGEST_ABSENCE_S = 1.0
 
-#: How long the kernel may believe what a new file looks like: programs ask twice before their
-#: first write. After it the kernel asks anew, and nobody else can write it.
+#: How long the kernel may cache a new file's attributes: programs stat it twice before their first
+#: write. Later the kernel asks again. Until then no other program can write the file.
 NEW_TTL_S = 0.1
 
 
@@ -66,10 +66,10 @@ def operation(
 ) -> Callable[
     [Callable[Concatenate["Operations", P], R]], Callable[Concatenate["Operations", P], R]
 ]:
-    """Make a method an operation. `subject` says what its first arguments name:
+    """Make a method an operation. `subject` says what its first arguments are:
 
     "inode", "child" (inode and name), "file" or "directory" (a handle), "mount"; or "closed", a
-    file's handle that is nobody's any more when the operation ends.
+    file's handle that is no longer valid when the operation ends.
     """
 
     def decorate(
@@ -96,9 +96,9 @@ def operation(
 
 
 class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
-    """What llfuse calls, for one `FileSystem`.
+    """The operations that llfuse calls, for one `FileSystem`.
 
-    `on_ready` is called when the kernel has said hello: from then on the mount serves.
+    `on_ready` is called after the kernel's INIT: from then on the mount serves requests.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("mount")
     def init(self) -> None:
-        """Say that requests are being served."""
+        """Report that requests are being served."""
         self._on_ready()
 
     @operation("child")
     def lookup(self, parent: InodeNumber, name: bytes, ctx: Any) -> Any:
-        """See FileSystem. What may be believed not to exist the kernel is told so, with a ttl."""
+        """See FileSystem. An absence that may be cached is answered with its ttl."""
         try:
             return _entry_attributes(self._fs.lookup(parent, name))
         except NoSuchEntry as error:
@@ -161,7 +161,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("child")
     def mkdir(self, parent: InodeNumber, name: bytes, mode: int, ctx: Any) -> Any:
-        """See FileSystem. Directories have the mount's mode."""
+        """See FileSystem. Directories always have the mount's mode."""
         return _entry_attributes(self._fs.mkdir(parent, name))
 
     @operation("child")
@@ -173,7 +173,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def create(
         self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[HandleNumber, Any]:
-        """See FileSystem. The kernel has taken away what the process's umask does."""
+        """See FileSystem. The kernel has already applied the process's umask."""
         handle, attributes = self._fs.create(
             parent, name, flags, process_of(ctx.pid), _of_new(mode, ctx)
         )
@@ -183,7 +183,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("child")
     def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
-        """Make an empty file."""
+        """Create an empty file."""
         if not stat.S_ISREG(mode):
             raise BadArgument(
                 "S3 has files only: no pipes, sockets or devices", f"{NO_OPTION}make it elsewhere"
@@ -202,7 +202,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         if self._fs.is_shared(handle):
             go_direct()
         elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide() and self._fs.has_bytes(handle):
-            # The channel keeps the kernel from mapping it for shared writing (`flags_of_open`).
+            # With the channel, the kernel refuses to map it for shared writing (`flags_of_open`).
             self._fs.release(handle)
             raise NotPermitted(
                 "a mapping of the file could be written to, and nothing would come of it",
@@ -274,7 +274,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("mount")
     def statfs(self, ctx: Any) -> Any:
-        """Return a file system without end."""
+        """Return a file system of unlimited size."""
         stats = llfuse.StatvfsData()
         stats.f_bsize = stats.f_frsize = ROOM_BLOCK_BYTES
         stats.f_blocks = stats.f_bfree = stats.f_bavail = ROOM_BLOCKS
@@ -283,7 +283,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return stats
 
     # What S3 cannot have. Extended attributes and fsync of directories are left to llfuse's
-    # defaults: ENOSYS, after which the kernel answers by itself and asks no more.
+    # defaults: ENOSYS. After that the kernel answers them itself.
 
     @operation("child")
     def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
@@ -296,7 +296,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         raise NotPermitted("S3 has no hard links", f"{NO_OPTION}copy the file")
 
     def _fail(self, operation: str, path: str, error: Exception) -> NoReturn:
-        """Log one line and raise the FUSEError that `error` means."""
+        """Log one line and raise the FUSEError for `error`."""
         number, level = outcome(error)
         details: dict[str, Any] = {
             "operation": operation,
@@ -355,7 +355,7 @@ def _entry_attributes(attributes: Attributes) -> Any:
 
 
 def _no_entry(ttl_s: float) -> Any:
-    """Return what llfuse takes for a name that does not exist, for so long."""
+    """Return llfuse's answer for a name that does not exist, valid for `ttl_s` seconds."""
     entry = llfuse.EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = ttl_s
