@@ -1,1 +1,1 @@
-"""The life of a mount: checks before it, going to the background, serving, its control socket."""
+"""A mount's life: checks before it, going to the background, serving, its control socket."""

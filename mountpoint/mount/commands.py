@@ -1,7 +1,7 @@
-"""What a running mount answers to `mount-s3ctl`, over its control socket (`control`).
+"""The commands of `mount-s3ctl` that a running mount answers over its control socket (`control`).
 
-One method per command: a request in, an object for JSON out. docs/mount-s3ctl.md documents the
-names, and users' scripts rely on them. Nothing secret is known here.
+One method per command: it gets a request and returns an object for JSON. docs/mount-s3ctl.md
+documents the field names, and users' scripts rely on them. This module knows no secrets.
 """
 
 import os
@@ -22,12 +22,12 @@ from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.system.memory import resident_bytes
 from mountpoint.transfer.memory_budget import Budget
 
-#: Rates are averages over so many seconds: programs read in bursts.
+#: Rates are averages over this many seconds: programs read in bursts.
 RATE_S = 10
 
 
 class ControlCommands:
-    """The commands of one mount. Thread-safe. `sweep` is to be called every second."""
+    """The commands of one mount. Thread-safe. `sweep` must be called every second."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ControlCommands:
         self._recent = recent
         # constants
         self._began_s = time.monotonic()
-        # mutable; every change is one step of the interpreter: totals, and when they were taken
+        # mutable; each change is one step of the interpreter: times, with the totals at that time
         self._samples = deque([(self._began_s, self._totals())], maxlen=RATE_S + 1)
 
     def sweep(self) -> None:
@@ -55,7 +55,7 @@ class ControlCommands:
         self._samples.append((time.monotonic(), self._totals()))
 
     def commands(self) -> dict[str, Command]:
-        """Return the methods that answer, by the commands' names."""
+        """Return the methods by the names of the commands that they answer."""
         return {
             "status": self.status,
             "stats": self.stats,
@@ -64,7 +64,7 @@ class ControlCommands:
         }
 
     def status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
-        """What is mounted where, since when, and what it holds."""
+        """Return what is mounted, where, since when, and what the mount holds."""
         bucket = self._config.bucket
         return {
             "version": __version__,
@@ -92,7 +92,7 @@ class ControlCommands:
         }
 
     def stats(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """All numbers since the mount began, and its status."""
+        """Return all counters since the mount began, and its status."""
         return {
             "at_s": time.monotonic(),
             "status": self.status(request),
@@ -101,14 +101,14 @@ class ControlCommands:
         }
 
     def log(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The last lines of the log, of those after the number `after`."""
+        """Return the last lines of the log that are newer than number `after`."""
         after = request.get("after", 0)
         if not isinstance(after, int):
             raise MountError("'after' is the number of a line")
         return {"lines": self._recent.after(after), "where": logs.where(self._config.log)}
 
     def refresh(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Forget what is known of `path`, below the mount, and of all below it."""
+        """Forget what is cached of `path`, a path below the mount, and of everything below it."""
         path = request.get("path")
         if not isinstance(path, str):
             raise MountError("'path' is a path below the mount")
@@ -118,7 +118,7 @@ class ControlCommands:
         return {"forgotten": len(names)}
 
     def levels(self) -> dict[str, int]:
-        """Return what there is of something now, for metrics (`export.families.LEVELS`)."""
+        """Return the present levels, for metrics (`metrics.export.families.LEVELS`)."""
         writing = self._filesystem.being_written()
         return {
             "open_files": self._filesystem.open_files(),
@@ -151,7 +151,7 @@ class ControlCommands:
 
 
 def _write_options(config: Config) -> list[str]:
-    """Return the options that allow more than new files; none of a mount that is read-only."""
+    """Return the options that allow changes besides new files; [] for a read-only mount."""
     change = config.change
     if config.mount.read_only:
         return []

@@ -1,11 +1,11 @@
-"""The control socket of a mount: how `mount-s3ctl` asks it, over a unix socket of its owner's.
+"""The control socket of a mount: `mount-s3ctl` talks to it over a unix socket of the mount's owner.
 
-Each mount listens on one socket in `socket_directory`, which nobody else can enter; and who
-connects has to be its owner or root (SO_PEERCRED, unix(7)). A connection is one line of JSON each
-way: an object whose "command" names what is asked, and an object back, with "error" in it if that
-could not be done. They are served one after another, each within `CLIENT_S`.
+Each mount listens on one socket in `socket_directory`, which other users cannot enter. A client
+must also be the owner or root (SO_PEERCRED, unix(7)). A connection carries one line of JSON each
+way: an object whose "command" is the name of a command, and an object back, which has "error" if
+the command failed. Connections are served one after another, each within `CLIENT_S`.
 
-What is answered is not known here (`commands`).
+Not known here: what the commands do (`commands`).
 """
 
 import contextlib
@@ -28,27 +28,27 @@ from mountpoint.upload.pending_journal import default_directory
 log = structlog.get_logger(__name__)
 
 SUFFIX = ".sock"
-#: How long a client may take to say what it wants, and to take the answer.
+#: How long a client may take to send its request, and to receive the answer, in seconds.
 CLIENT_S = 5.0
-#: How long a mount may take to answer: forgetting a million names takes some seconds.
+#: How long a mount may take to answer, in seconds: forgetting a million names takes some.
 ANSWER_S = 60.0
 MOST_REQUEST_BYTES = 64 << 10
 BACKLOG = 16
 
-#: What a command does with a request.
+#: Answers a request.
 Command = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def socket_directory(environ: Mapping[str, str]) -> Path:
-    """Return where this user's sockets are: root's in /run, others' beside their journals.
+    """Return the directory of this user's sockets: root's in /run, others' beside their journals.
 
-    Not in XDG_RUNTIME_DIR: that goes when the user logs out, and the mount stays.
+    XDG_RUNTIME_DIR is not used: it is removed when the user logs out, while the mount stays.
     """
     return Path("/run/mount-s3") if os.geteuid() == 0 else default_directory(environ) / "control"
 
 
 class Control:
-    """The socket of this process. That it cannot be made is logged and no error."""
+    """The socket of this process. If it cannot be created, that is logged; it is no error."""
 
     def __init__(self, directory: Path, commands: Mapping[str, Command]) -> None:
         # dependencies
@@ -67,7 +67,7 @@ class Control:
         threading.Thread(target=self._serve, name="control", daemon=True).start()
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering."""
         if self._listener is None:
             return
         with contextlib.suppress(OSError):
@@ -83,7 +83,7 @@ class Control:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with contextlib.suppress(OSError), connection:  # it has gone
+            with contextlib.suppress(OSError), connection:  # the client has gone
                 connection.settimeout(CLIENT_S)
                 if _peer_uid(connection) in (0, os.geteuid()):
                     answer = self._answer(_line(connection, MOST_REQUEST_BYTES))
@@ -104,10 +104,10 @@ class Control:
 
 
 def ask(path: Path, command: str, /, **request: Any) -> dict[str, Any]:
-    """Ask the mount that listens at `path`.
+    """Send a command to the mount that listens at `path`; return its answer.
 
-    Raises ConnectionRefusedError if nobody does any more, other OSErrors, MountError for what it
-    answers that it cannot do.
+    Raises ConnectionRefusedError if no mount listens any more, other OSErrors, and MountError if
+    the mount answers with an error.
     """
     with _reachable(path) as address, socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CLIENT_S)
@@ -143,7 +143,7 @@ def _listen(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _reachable(path: Path) -> Iterator[str]:
-    """Yield an address of a socket that is short enough: unix(7) allows 107 bytes."""
+    """Yield a short enough address of a socket: unix(7) allows 107 bytes."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"
@@ -158,7 +158,7 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 def _line(connection: socket.socket, most_bytes: int | None) -> bytes:
-    """Return the first line that comes, or what there is of it at the end."""
+    """Return the first line received, or what arrived of it before the end."""
     received = bytearray()
     while not received.endswith(b"\n"):
         chunk = connection.recv(1 << 16)

@@ -1,27 +1,26 @@
-"""Going to the background: fork, a status pipe, detach.
+"""Go to the background: fork, a status pipe, detach.
 
-The parent waits until the child says that the mount serves requests, and only then lets
-the caller's prompt come back. So an error that shows while mounting reaches the terminal,
-and a script that goes on after `mount-s3` finds the files.
+The parent waits until the child reports that the mount serves requests, and only then returns to
+the caller. So an error while mounting reaches the terminal, and a script that goes on after
+`mount-s3` finds the files.
 
-* The fork happens before any CRT object exists: its threads would not survive it. Whatever
-  starts threads is imported and built by `work`, in the child.
-* The child writes one message to the pipe: `READY`, or `FAILED` and the text of the error.
-  No message and the end of the pipe mean that it died; its exit status says how.
-* One fork is enough. The second fork of the classic recipe keeps a session leader from
-  gaining a controlling terminal by opening a tty, and nothing here ever opens one. In
-  exchange the parent knows the process it waits for, and init adopts it when the parent ends.
-* The session is a new one only when the mount is ready. Until then the process stays in the
-  caller's group, which is systemd's where an automount asks: autofs has all others wait for the
-  mount when they come near its directory (fs/autofs/root.c, autofs_d_manage).
-* Descriptors that the caller left open to us are closed in the child at once. Standard
-  output and error are given up when the mount is ready, so that `out=$(mount-s3 ...)`
-  returns as soon as the parent ends.
-* The umask stays. The working directory becomes "/", so that the caller's file system can
-  be unmounted; paths from the command line are absolute by then (`cli/main`), and those that
-  botocore will read from the environment later are made so here.
+* The fork happens before any CRT object exists: its threads would not survive it. `work`, in the
+  child, imports and builds everything that starts threads.
+* The child writes one message to the pipe: `READY`, or `FAILED` and the text of the error. If the
+  pipe ends without a message, the child has died; its exit status says how.
+* One fork is enough. The second fork of the classic recipe prevents a session leader from gaining a
+  controlling terminal by opening a tty, and nothing here opens one. With one fork, the parent knows
+  the process that it waits for, and init adopts that process when the parent ends.
+* The child starts a new session only when the mount is ready. Until then it stays in the caller's
+  process group. For an automount that is systemd's group: autofs makes all other processes wait for
+  the mount when they touch its directory (fs/autofs/root.c, autofs_d_manage).
+* The child at once closes descriptors that the caller left open. It gives up standard output and
+  error when the mount is ready, so that `out=$(mount-s3 ...)` returns as soon as the parent ends.
+* The umask stays. The working directory becomes "/", so that the caller's file system can be
+  unmounted. Paths from the command line are absolute by then (`cli/main`); those that botocore will
+  read from the environment later are made absolute here.
 
-It does not know what a mount is, and nothing of signals after the mount is ready.
+Not known here: what a mount is, and signals after the mount is ready.
 """
 
 import contextlib
@@ -44,16 +43,16 @@ log = structlog.get_logger(__name__)
 READY = b"R"
 FAILED = b"E"
 
-#: An error is one or two lines; PIPE_BUF (4096 on Linux, pipe(7)) is what a pipe takes in one
+#: An error is one or two lines. A pipe takes up to PIPE_BUF bytes (4096 on Linux, pipe(7)) in one
 #: piece and without waiting for the reader.
 MAX_MESSAGE_BYTES = select.PIPE_BUF - 1
 
-#: How long the parent waits for the child. Each request on the way has its own deadline, 60 s
-#: by default; systemd gives a mount unit 90 s (DefaultTimeoutStartSec), and then the mount
-#: should have ended by itself and said why.
+#: How long the parent waits for the child. Each request on the way has its own deadline, 60 s by
+#: default. systemd gives a mount unit 90 s (DefaultTimeoutStartSec); before that the mount should
+#: end by itself and say why.
 START_TIMEOUT_S = 85.0
 
-#: How long a child that has been told to stop may take to unmount.
+#: How long a child may take to unmount after it was told to stop.
 STOP_TIMEOUT_S = 10.0
 
 #: Files that botocore reads again when credentials are refreshed.
@@ -75,12 +74,11 @@ def run_in_background(
 ) -> None:
     """Run `work(on_ready)` in a child process; return once it has called `on_ready`.
 
-    The child never returns from here: it ends with what `work` returns as its exit status.
-    `on_ready` raises MountError when nobody waits for the mount any longer. `log_hint` says
-    where the log is.
+    The child never returns from this function: its exit status is what `work` returns. `on_ready`
+    raises MountError when the parent no longer waits. `log_hint` says where the log is.
 
-    Raises MountError: what the child raised, or that it died or took too long. An exception
-    in the parent, such as Ctrl-C, stops the child first.
+    Raises MountError if the child raised one, died, or took too long. An exception in the parent,
+    such as Ctrl-C, stops the child first.
     """
     _open_standard_descriptors()
     _flush()  # or the child would write the same text again
@@ -103,7 +101,7 @@ def run_in_background(
 
 
 def unexpected(error: BaseException, log_hint: str) -> MountError:
-    """Make the two lines about an error that nobody foresaw, and log it in full."""
+    """Return the two lines that report an unforeseen error, and log the error in full."""
     if structlog.is_configured():
         log.critical("unexpected error", exc_info=error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -131,14 +129,14 @@ def _wait_until_ready(pid: int, reader: int, log_hint: str, timeout_s: float) ->
 
 
 def _stop(pid: int, reader: int) -> None:
-    """Ask the child to unmount and end, and see to it that it does."""
+    """Tell the child to unmount and end; kill it if it does not."""
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGTERM)
         _reap(pid, reader)
 
 
 def _reap(pid: int, reader: int) -> int:
-    """Wait for the child's end, which also ends the pipe, and return its exit code."""
+    """Wait for the end of the child, which also ends the pipe; return its exit code."""
     while _readable(reader, STOP_TIMEOUT_S):
         if not os.read(reader, select.PIPE_BUF):
             break
@@ -172,7 +170,7 @@ def _termination_raises() -> Iterator[None]:
 
 
 def _open_standard_descriptors() -> None:
-    """Open 0 to 2 where the caller closed them, or the pipe would take their numbers."""
+    """Open descriptors 0 to 2 if the caller closed them, or the pipe would get their numbers."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -182,16 +180,16 @@ def _open_standard_descriptors() -> None:
 
 
 class _Status:
-    """The child's end of the pipe: one message, then closed.
+    """The child's end of the pipe: it sends one message and is closed.
 
-    `_descriptor` is None from then on, because its number may soon be another file's.
+    `_descriptor` is then None, because its number may soon belong to another file.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
     def ready(self) -> None:
-        """Detach from the caller and tell the parent that the mount is ready, once."""
+        """Detach from the caller and tell the parent that the mount is ready. Only once."""
         if self._descriptor is None:
             return
         _detach()
@@ -201,7 +199,7 @@ class _Status:
             raise MountError("the process that asked for the mount is gone") from None
 
     def failed(self, error: MountError) -> None:
-        """Tell the parent, when it still listens, why there is no mount."""
+        """Tell the parent why there is no mount, if it still listens."""
         if self._descriptor is not None:
             text = str(error).encode("utf-8", "backslashreplace")
             with contextlib.suppress(BrokenPipeError):
@@ -223,7 +221,7 @@ def _child(work: Callable[[Callable[[], None]], int], writer: int, log_hint: str
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGHUP):
-            # What is ignored is about a terminal, which this process leaves.
+            # An ignored signal concerns a terminal, which this process leaves.
             signal.signal(number, signal.SIG_DFL)
         _close_inherited()
         _replace(0)
@@ -257,14 +255,14 @@ def _detach() -> None:
 
 
 def _close_inherited() -> None:
-    """Close what the caller left open to us.
+    """Close the descriptors that the caller left open.
 
-    An inheritable descriptor is the caller's: Python makes all of its own non-inheritable
-    (PEP 446), and exec has closed the others.
+    Inheritable descriptors are the caller's: Python makes its own non-inheritable (PEP 446), and
+    exec has closed the others.
     """
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
-        with contextlib.suppress(OSError):  # the listing's own is closed by now
+        with contextlib.suppress(OSError):  # listdir's own descriptor is closed by now
             if descriptor > 2 and os.get_inheritable(descriptor):
                 os.close(descriptor)
 

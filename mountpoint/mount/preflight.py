@@ -1,7 +1,7 @@
-"""What mounting needs of this machine, and of the bucket, before anything is mounted.
+"""Preflight checks: what a mount needs of this machine and the bucket, before it is mounted.
 
-`run` and `checks` ask the same functions, so that both say the same. They raise MountError.
-Nothing here asks S3.
+`run` and `checks` call the same functions, so both report the same. The functions raise MountError
+and send no request to S3.
 """
 
 import os
@@ -13,16 +13,16 @@ from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.system import kernel
 
-#: Its bit in /proc/self/status: capabilities(7).
+#: The capability's bit in /proc/self/status: capabilities(7).
 CAP_SYS_ADMIN = 1 << 21
 
 
 def check_directory(directory: str) -> None:
-    """Raise MountError unless something can be mounted on `directory`."""
+    """Raise MountError unless `directory` can become a mount point."""
     if directory in kernel.mount_points():
         dead = ""
         try:
-            os.statvfs(directory)  # of what stat(2) tells the kernel may know it for a second
+            os.statvfs(directory)  # the kernel may answer stat(2) from its cache for a second
         except OSError as error:
             dead = f" that no longer answers ({error.strerror})"
         raise MountError(
@@ -42,7 +42,7 @@ def check_directory(directory: str) -> None:
         ) from None
     if not stat.S_ISDIR(status.st_mode):
         raise MountError(f"'{directory}' is not a directory", "choose an existing directory")
-    # So says fusermount, for all that cannot mount by themselves.
+    # fusermount has the same rule for all users that cannot mount by themselves.
     if not _may_mount() and not os.access(directory, os.W_OK):
         own = status.st_uid == os.getuid()
         raise MountError(
@@ -52,7 +52,7 @@ def check_directory(directory: str) -> None:
 
 
 def check_fuse(config: MountConfig) -> None:
-    """Raise MountError unless FUSE can be used as `config` says."""
+    """Raise MountError unless FUSE can be used with these options."""
     check_device()
     check_privileges()
     check_fusermount(config)
@@ -81,8 +81,8 @@ def check_device() -> None:
 def check_privileges() -> None:
     """Raise MountError if neither this process nor fusermount, which is setuid, may mount.
 
-    mount(2) wants CAP_SYS_ADMIN. No setuid program gets what the bounding set lacks, as it does
-    in most containers, nor anything under no_new_privs (capabilities(7), prctl(2)).
+    mount(2) needs CAP_SYS_ADMIN. A setuid program does not get a capability that the bounding set
+    lacks, as in most containers, nor any under no_new_privs (capabilities(7), prctl(2)).
     """
     if _may_mount():
         return
@@ -99,7 +99,7 @@ def check_privileges() -> None:
 
 
 def check_fusermount(config: MountConfig) -> None:
-    """Raise MountError if the program is needed and missing."""
+    """Raise MountError if fusermount is needed and missing."""
     if needs_fusermount(config) and shutil.which("fusermount") is None:
         raise MountError(
             "fusermount is missing: only root can mount without it, and --auto-unmount needs it",
@@ -108,7 +108,7 @@ def check_fusermount(config: MountConfig) -> None:
 
 
 def check_contexts(config: MountConfig) -> None:
-    """Raise MountError if there are SELinux contexts, and not this process itself mounts."""
+    """Raise MountError if there are SELinux contexts and fusermount would mount."""
     contexts = [each for each in config.kernel_options if "context=" in each]
     if contexts and needs_fusermount(config):
         raise MountError(
@@ -118,12 +118,12 @@ def check_contexts(config: MountConfig) -> None:
 
 
 def needs_fusermount(config: MountConfig) -> bool:
-    """Whether it is not this process itself that mounts."""
+    """Whether fusermount mounts in place of this process."""
     return os.geteuid() != 0 or config.auto_unmount
 
 
 def check_allow_other(config: MountConfig) -> None:
-    """Raise MountError if others are to be let in, by a user who may not do so."""
+    """Raise MountError if the user may not let other users in, but an option asks for that."""
     if (config.allow_other or config.allow_root) and not _users_may_allow_other():
         raise MountError(
             "--allow-other and --allow-root are for root, unless /etc/fuse.conf allows them",
@@ -141,7 +141,7 @@ def check_library() -> str:
 
 
 def missing_library(error: ImportError) -> MountError:
-    """Return what it means that a library cannot be loaded."""
+    """Return the error for a library that cannot be loaded."""
     return MountError(
         f"cannot load a library: {error}",
         "libfuse 2.9: apt install libfuse2, or dnf install fuse-libs; others come with mount-s3",
@@ -149,7 +149,7 @@ def missing_library(error: ImportError) -> MountError:
 
 
 def check_kind(config: Config, *, is_directory: bool) -> None:
-    """Raise MountError if a bucket of another kind is needed; `is_directory` is which it is."""
+    """Raise MountError if the options need a directory bucket, and `is_directory` is False."""
     if config.change.incremental_upload and not is_directory:
         raise MountError(
             f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
@@ -158,9 +158,9 @@ def check_kind(config: Config, *, is_directory: bool) -> None:
 
 
 def why_unwritable(directory: str) -> str | None:
-    """Return why no file can be made in `directory`, which is made first if it is not there.
+    """Return why no file can be created in `directory`, or None if one can.
 
-    None if it can. Nothing is made now.
+    A missing directory counts as created first. This creates nothing.
     """
     wanted = path = Path(directory).absolute()
     try:
@@ -191,7 +191,7 @@ def _users_may_allow_other() -> bool:
 
 
 def _status(name: str, unknown: int = CAP_SYS_ADMIN) -> int:
-    """Return a hexadecimal number of /proc/self/status; `unknown` where it is not told."""
+    """Return a hexadecimal field of /proc/self/status; `unknown` if it is missing."""
     with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith(f"{name}:"):

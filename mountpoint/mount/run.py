@@ -1,8 +1,8 @@
 """The composition root: check, connect, build everything, mount, serve, unmount.
 
-Runs in the process that serves the mount, after the fork. The order matters: whatever can
-be checked without S3 comes first, S3 is asked before anything is mounted, and from the
-mount on every way out goes through the unmount.
+Runs in the process that serves the mount, after the fork. The order matters: checks that need no S3
+come first, S3 is asked before anything is mounted, and after the mount each way out goes through
+the unmount.
 """
 
 import contextlib
@@ -44,15 +44,15 @@ from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-#: What mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
+#: The subtype that mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
 SUBTYPE = "mount-s3"
 
 
 def run(config: Config, on_ready: Callable[[], None]) -> int:
     """Mount and serve until unmounted or told to end; return the exit code.
 
-    `on_ready` is called once the mount serves requests. Raises MountError, with nothing
-    mounted, when that cannot come to be.
+    `on_ready` is called once the mount serves requests. Raises MountError, with nothing mounted, if
+    mounting fails.
     """
     memory.keep_freed()
     memory.keep_private()
@@ -128,7 +128,7 @@ def _serve(
 
     retry_policy = patience_until(stopping)
     directory = config.mount.directory
-    # Reads end as soon as the kernel ends the mount; what is written then is still uploaded.
+    # Reads end when the kernel ends the mount; uploads of what was written still go on.
     streams = Streams(client, config.read, patience_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
     spill = Spill(default_directories(os.environ))
@@ -162,7 +162,7 @@ def _serve(
     def interrupt() -> None:
         stopping.set()
         streams.end()
-        uploads.interrupt()  # it aborts what is not complete, for which it needs the client
+        uploads.interrupt()  # it aborts incomplete uploads, for which it needs the client
         client.interrupt()
 
     def end_reads() -> None:
@@ -205,7 +205,7 @@ def _serve(
 
 
 def _allow_many_files() -> None:
-    """Raise the number of descriptors as far as it goes: staged files and connections have some.
+    """Raise the limit of open descriptors to the maximum: staged files and connections use many.
 
     The usual limit of 1024 is for programs that use select(2).
     """
@@ -217,10 +217,10 @@ def _allow_many_files() -> None:
 def mount_options(config: MountConfig) -> set[str]:
     """Return the options for the FUSE library.
 
-    default_permissions lets the kernel check modes, as the reference does; nonempty allows
-    a directory with files in it, as mount(8) does; with big_writes there are more than 4 KiB in
-    a write; atomic_o_trunc lets `open` know that a file is to be replaced. What is mounted
-    already gets only those that libfuse itself follows: it refuses the others.
+    default_permissions makes the kernel check modes, as in mountpoint-s3. nonempty allows a
+    directory with files in it, as mount(8) does. big_writes allows more than 4 KiB in a write.
+    atomic_o_trunc tells `open` that a file is to be replaced. A descriptor that is mounted already
+    gets only the options that libfuse itself follows, which refuses the others.
     """
     options = {"big_writes", "atomic_o_trunc"}
     if config.allow_root:
@@ -245,5 +245,5 @@ def mount_options(config: MountConfig) -> set[str]:
 
 
 def _escaped(text: str) -> str:
-    """Return a text that libfuse reads as one option, whatever is in it (fuse_opt.c)."""
+    """Escape a text so that libfuse reads it as one option (fuse_opt.c)."""
     return text.replace("\\", r"\\").replace(",", r"\,")

@@ -1,19 +1,19 @@
-"""SIGTERM, SIGINT and SIGHUP end the mount, also while everything waits for S3; SIGUSR2 asks.
+"""Signals: SIGTERM, SIGINT and SIGHUP end the mount, even while all threads wait for S3.
 
-llfuse's own handlers only set a flag; its main loop then joins its workers, which may be in
-a wait of up to a minute. So these signals are blocked in every thread, from before the
-first one starts, and one thread takes them with sigwait: it first ends all waits, then lets
-llfuse's handler run (on itself), and nudges llfuse's threads until the main loop has ended.
+llfuse's own handlers only set a flag; its main loop then joins its workers, which may wait for up
+to a minute. So these signals are blocked in every thread, from before the first one starts, and one
+thread takes them with sigwait. It first ends all waits, then lets llfuse's handler run (on itself),
+and nudges llfuse's threads until the main loop has ended.
 
-This process must never wait on its own mount, least of all here: a worker that reads a
-request after the flag is set drops it without an answer, and whoever made the request then
-waits where not even SIGKILL helps.
+This process must never wait for its own mount, least of all here. A worker that reads a request
+after the flag is set drops it without an answer, and the process that made the request then waits
+in a state in which not even SIGKILL helps.
 
-Before there is a mount the process just ends: there is nothing to clean up. A SIGHUP or SIGINT
-that the caller has us ignore (nohup, a script's `&`) stays ignored.
+Before there is a mount the process just ends: there is nothing to clean up. If the caller makes us
+ignore SIGHUP or SIGINT (nohup, a script's `&`), they stay ignored.
 
-SIGUSR2, at any time, has the same thread report, and changes nothing. (SIGUSR1, which dd takes
-for this, is llfuse's, to nudge with.)
+SIGUSR2 makes the same thread write a report, at any time, and changes nothing. (dd uses SIGUSR1
+for this, but llfuse uses that one to nudge.)
 """
 
 import ctypes
@@ -29,16 +29,16 @@ log = structlog.get_logger(__name__)
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 ASKING = signal.SIGUSR2
 
-#: How often llfuse's threads are nudged. A nudge is lost when it comes between a thread's look
-#: at the flag and its next system call.
+#: How often llfuse's threads are nudged, in seconds. A nudge is lost if it comes between a thread's
+#: check of the flag and its next system call.
 NUDGE_S = 0.05
 
-#: The threads that llfuse starts for requests are named so.
+#: The prefix of the names of the threads that llfuse starts for requests.
 WORKERS = "fuse-worker-"
 
 
 class SignalWatcher:
-    """Takes the signals. Make it in the main thread, before any other thread.
+    """Takes the signals. Create it in the main thread, before any other thread.
 
     `report` is called for each SIGUSR2 until the mount ends.
     """
@@ -52,25 +52,25 @@ class SignalWatcher:
         self._ended = threading.Event()
         # constants
         self._main = threading.get_ident()
-        # A blocked signal waits to be taken even when it is ignored (sigwait(3)); and llfuse
-        # will not leave it ignored.
+        # A blocked signal stays pending even if it is ignored (sigwait(3)), and llfuse does not
+        # leave it ignored.
         ignored = {each for each in ENDING if signal.getsignal(each) == signal.SIG_IGN}
         self._taken = ENDING - ignored | {signal.SIGTERM, ASKING}
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING | {ASKING})
-        # llfuse puts back what was here before it, and a nudge may come late.
+        # llfuse restores the handler that was here before, and a nudge may come late.
         signal.signal(signal.SIGUSR1, _nothing)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def mounting(self, interrupt: Callable[[], None]) -> None:
-        """From now on a signal has to unmount: it calls `interrupt` and ends the loop."""
+        """Make a signal unmount from now on: it calls `interrupt` and ends the main loop."""
         self._interrupt = interrupt
 
     def serving(self) -> None:
-        """The main loop has begun: llfuse's handlers are in place."""
+        """Note that the main loop has begun, so llfuse's handlers are in place."""
         self._serving.set()
 
     def ended(self) -> None:
-        """The main loop has ended."""
+        """Note that the main loop has ended."""
         self._ended.set()
 
     def _watch(self) -> None:
@@ -89,7 +89,7 @@ class SignalWatcher:
 
 
 def nudge_workers() -> None:
-    """Interrupt llfuse's threads where they wait for a request. Only while its main loop runs."""
+    """Interrupt llfuse's threads that wait for a request. Only while its main loop runs."""
     for thread in threading.enumerate():
         if thread.name.startswith(WORKERS) and thread.native_id is not None:
             _nudge(thread.native_id)
@@ -98,8 +98,8 @@ def nudge_workers() -> None:
 def _nudge(native_id: int) -> None:
     """Send SIGUSR1 to a thread of this process that may have ended.
 
-    By its number, because pthread_kill(3) of a thread that was joined is undefined. glibc has
-    tgkill(2) since 2.30.
+    Uses the thread's number, because pthread_kill(3) is undefined for a thread that was joined.
+    glibc has tgkill(2) since 2.30.
     """
     ctypes.CDLL(None).tgkill(os.getpid(), native_id, signal.SIGUSR1)
 
