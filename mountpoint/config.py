@@ -1,7 +1,7 @@
-"""The program's settings: frozen dataclasses, one slice per component, checked when made.
+"""The program's options as frozen dataclasses, one per component, checked when created.
 
-`cli.py` makes a `Config` and `mount.py` hands each component its slice. Nothing below
-reads an option or an environment variable of ours anywhere else.
+A new option is a field of its component's class here. `cli` builds a `Config`, and `mount.run`
+gives each component its part. Nothing else reads our options or environment variables.
 """
 
 import os
@@ -14,37 +14,37 @@ from mountpoint.errors import MountError
 
 MIB = 1 << 20
 
-#: How long a part of 8 MiB takes on S3: 20 to 30 ms for the first byte, then 90 MB/s. What the
-#: line brings in that time is what has to be in flight to fill it.
+#: How long a part of 8 MiB takes on S3: 20 to 30 ms for the first byte, then 90 MB/s. To fill the
+#: link, as many bytes must be in flight as it carries in this time.
 REQUEST_S = 0.128
-#: What the line is taken to bring where nobody says: the reference's.
+#: Default link bandwidth, the same as in mountpoint-s3.
 DEFAULT_GBPS = 10.0
 
-#: General purpose buckets: 3 to 63 of these characters.
+#: General purpose buckets have 3 to 63 of these characters.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
 #: Upper case and "_" are for old buckets in us-east-1 and for other stores.
-#: "TENANT:BUCKET" is Ceph's, and ":BUCKET" one without a tenant:
+#: "TENANT:BUCKET" is Ceph's, and ":BUCKET" is a Ceph bucket without a tenant:
 #: https://docs.ceph.com/en/latest/radosgw/multitenancy/
 BUCKET_NAME = re.compile(r"(?:[A-Za-z0-9_]*:)?[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 ARN = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[A-Za-z0-9/:._-]+")
 #: us-east-1, us-gov-west-1, cn-north-1, us-iso-east-1, ap-southeast-7, eusc-de-east-1
 REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
-#: A path is that of a store behind a proxy, which shares the host with others.
+#: The path is for a store behind a proxy that serves several stores on one host.
 ENDPOINT_URL = re.compile(r"https?://[^\s/?#@]+(?:/[\w.~%+-]+)*/?", re.ASCII)
 OTLP_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
-#: ADDRESS:PORT; an IPv6 address stands in brackets.
+#: ADDRESS:PORT; an IPv6 address is in brackets.
 LISTEN_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([\w.-]*)):([0-9]{1,5})")
 OTHER_REGION = re.compile(r"[\w.-]{1,64}")
 
 BucketType = Literal["general-purpose", "directory"]
 
-#: How old a name or an attribute may be unless told: the reference's bound for what it says of
-#: files that were there. Less makes the kernel ask for each name of a listing again.
+#: Default age of names and attributes, in seconds: mountpoint-s3's bound for files that existed.
+#: With less, the kernel asks again for each name of a listing.
 MINIMAL_TTL_S = 1.0
-#: What "indefinite" is, and the longest that may be told: 100 years, as in the reference.
+#: The value of "indefinite", and the longest that may be set: 100 years, as in mountpoint-s3.
 INDEFINITE_TTL_S = 100 * 365 * 86_400.0
 
-#: (uid_t) -1 means "unchanged" to chown(2), so it is nobody's number.
+#: (uid_t) -1 means "unchanged" to chown(2), so it cannot be a user's or group's number.
 MAX_ID = (1 << 32) - 2
 
 
@@ -59,11 +59,11 @@ def check_range(option: str, value: float, low: float, high: float, unit: str = 
 
 @dataclass(frozen=True, slots=True)
 class BucketConfig:
-    """Which bucket, where, and how to address it.
+    """Which bucket, where it is, and how to address it.
 
     `name` is a bucket name, an access point alias or an ARN. `prefix` is "" or ends in "/".
-    `region` is None when it has to be found. With `expected_owner` (an account id) requests
-    fail where the bucket is somebody else's. `bucket_type` None: as the endpoint's rules have it.
+    `region` None: find it out. With `expected_owner` (an account id) requests fail if the bucket
+    belongs to another account. `bucket_type` None: the endpoint's rules decide.
     """
 
     name: str
@@ -82,7 +82,7 @@ class BucketConfig:
         if not (BUCKET_NAME.fullmatch(self.name) or ARN.fullmatch(self.name)):
             hint = "a bucket name has 3 to 63 lower-case letters, digits, '.' and '-'"
             if self.name.startswith("/"):
-                # mount(8) makes a path of a name that is a file's in the current directory.
+                # mount(8) turns a name into a path if a file in the current directory has it.
                 hint = f"in /etc/fstab, and with mount(8), write s3://{os.path.basename(self.name)}"
             raise MountError(f"'{self.name}' is not a bucket name, access point alias or ARN", hint)
         if self.prefix and (not self.prefix.endswith(b"/") or self.prefix.startswith(b"/")):
@@ -122,7 +122,7 @@ class BucketConfig:
 
 @dataclass(frozen=True, slots=True)
 class CredentialsConfig:
-    """Who signs the requests; nobody with `no_sign_request`."""
+    """The credentials that sign the requests; none with `no_sign_request`."""
 
     profile: str | None = None
     no_sign_request: bool = False
@@ -139,12 +139,11 @@ class CredentialsConfig:
 class ClientConfig:
     """How to talk to S3.
 
-    `throughput_gbps` None: nobody has said (`s3.instance`).
-    `connect_timeout_ms` and `try_timeout_s` bound one connection attempt and one metadata
-    request, each without retries; a request is tried `most_tries` times (None: as often as there
-    is time for). `interfaces` are those of the network that S3 is reached by; none: as the
-    machine is set up. With `verify_checksums` bodies are compared with the checksums that S3 has
-    (`s3.checksum`).
+    `throughput_gbps` is the link's bandwidth in Gbit/s; None: not given (`s3.aws.ec2`).
+    `connect_timeout_ms` and `try_timeout_s` limit one connection attempt and one metadata request,
+    each without retries. A request is tried `most_tries` times (None: as often as time allows).
+    `interfaces` are the network interfaces that lead to S3; without any, the machine's routes
+    decide. With `verify_checksums` bodies are compared with S3's checksums (`s3.wire.checksum`).
     """
 
     throughput_gbps: float | None = None
@@ -158,7 +157,7 @@ class ClientConfig:
     user_agent_prefix: str = ""
 
     def __post_init__(self) -> None:
-        # The reference starts at 1; a slow line is worth telling about, too.
+        # mountpoint-s3 starts at 1; a slow link is worth stating as well.
         if self.throughput_gbps is not None:
             check_range("--maximum-throughput-gbps", self.throughput_gbps, 0.01, 10_000, "Gbps")
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
@@ -183,11 +182,10 @@ class ClientConfig:
 class ReadConfig:
     """How objects are read.
 
-    `part_size_bytes` is the largest single GET, `memory_bytes` the budget of all buffers,
-    `most_ahead_bytes` the most of it that is fetched ahead of all readers together,
-    `stall_s` how long a GET may be silent before it is issued again (`reading.stream` adds
-    time for its size), `timeout_s` how long a read, or any other operation that waits for
-    S3, may take with all retries.
+    `part_size_bytes` is the size of the largest GET, `memory_bytes` the budget of all buffers, and
+    `most_ahead_bytes` how much of it may be fetched ahead, for all readers together. After
+    `stall_s` without a byte a GET is sent again (`read.stream` adds time for its size). `timeout_s`
+    limits a read, or any other operation that waits for S3, with all retries.
     """
 
     part_size_bytes: int = 8 * MIB
@@ -206,11 +204,11 @@ MOST_PART_BYTES = 5 << 30
 class WriteConfig:
     """How objects are written.
 
-    `part_size_bytes` is the size of the first parts, and what larger files are cut into;
-    `checksum` None sends none. `storage_class`, `sse` and `sse_kms_key_id` None leave them to
-    the bucket. With `content_types` those go by the objects' names. `most_ahead_bytes` is the most
-    that is in flight of all files together, `stall_s` how long one try may be silent beyond what
-    its size, or others like it, take.
+    `part_size_bytes` is the size of the first parts of larger files. `checksum` None sends no
+    checksums. If `storage_class`, `sse` and `sse_kms_key_id` are None, the bucket decides. With
+    `content_types` the content type follows from the object's name. `most_ahead_bytes` may be in
+    flight for all files together. `stall_s` is how long one try may be silent, besides the time
+    that its size, or similar requests, need.
     """
 
     part_size_bytes: int = 8 * MIB
@@ -219,7 +217,7 @@ class WriteConfig:
     sse: str | None = None
     sse_kms_key_id: str | None = None
     content_types: bool = False
-    # Twelve connections to S3 bring 1 GB/s; more is only memory, ours and the CRT's copy.
+    # Twelve connections to S3 carry 1 GB/s. More would only cost memory, ours and the CRT's copy.
     most_ahead_bytes: int = 96 * MIB
     stall_s: float = 5.0
 
@@ -250,11 +248,11 @@ class WriteConfig:
 
 @dataclass(frozen=True, slots=True)
 class FileSystemConfig:
-    """What files and directories look like, and how old what is said of them may be.
+    """The attributes of files and directories, and how old cached answers may be.
 
-    `ttl_s` bounds the age of names, attributes and, without `asks_on_open`, of the version
-    that is opened; `negative_ttl_s` the age of the knowledge that a name does not exist.
-    With `inode32` inode numbers have 32 bits.
+    `ttl_s` is the maximum age of names, attributes and, without `asks_on_open`, of the version that
+    is opened. `negative_ttl_s` is the maximum age of a name's absence. With `inode32` inode numbers
+    have 32 bits.
     """
 
     uid: int
@@ -281,12 +279,12 @@ class FileSystemConfig:
 
 @dataclass(frozen=True, slots=True)
 class ChangeConfig:
-    """What may be changed beyond writing new files.
+    """Which changes are allowed besides writing new files.
 
     With `incremental_upload`, for directory buckets, files grow in the bucket while they are
-    written. `keep_directories` is whether they get marker objects. With a `staging_directory` files
-    are written there first, and may hold `staging_limit_bytes` of it (None: a share of what is
-    free). `fs/attributes` says what happens to modes, owners and times that are set (`fs/setattr`).
+    written. `keep_directories` gives new directories marker objects. With a `staging_directory`
+    files are first written there, and may take `staging_limit_bytes` (None: a share of the free
+    space). `attributes` says what happens when programs set modes, owners and times (`fs/setattr`).
     """
 
     allow_overwrite: bool = False
@@ -309,12 +307,12 @@ class ChangeConfig:
 
 @dataclass(frozen=True, slots=True)
 class MountConfig:
-    """How the kernel mounts it. `channel` is whether to negotiate reads of 1 MiB.
+    """How the bucket is mounted. `channel`: negotiate reads of 1 MiB with the kernel.
 
-    `fsname` is the source that the kernel's tables show (None: the program's name),
-    `kernel_options` are more of mount(8)'s options for the kernel, such as noexec.
-    `directory` is "" where nothing is mounted, and nobody has said where it would be.
-    With a `descriptor`, of /dev/fuse, it is mounted already, and `directory` is only a name for it.
+    `fsname` is the source that the kernel's tables show (None: the program's name).
+    `kernel_options` are more options of mount(8) for the kernel, such as noexec. `directory` is ""
+    if nothing is mounted and no directory was given. With a `descriptor`, of /dev/fuse, it is
+    mounted already, and `directory` is only a name for it.
     """
 
     directory: str
@@ -352,10 +350,10 @@ class MountConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """Where log lines go and which ones.
+    """Where log lines go, and which lines.
 
-    `directory` None means syslog, or stderr in the foreground; `foreground` is also whether
-    the program stays there. `filter` is the text of MOUNTPOINT_LOG, or None.
+    `directory` None means syslog, or stderr in the foreground. `foreground` also says whether the
+    program stays there. `filter` is the text of MOUNTPOINT_LOG, or None.
     """
 
     directory: str | None = None
@@ -376,7 +374,7 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True)
 class MetricsConfig:
-    """Where metrics go: to a collector, every so often, and to who fetches them at an address."""
+    """Where metrics go: to an OTLP collector at intervals, and to a Prometheus scraper."""
 
     otlp_endpoint: str | None = None
     otlp_interval_s: int = 60
@@ -395,7 +393,7 @@ class MetricsConfig:
 
     @property
     def prometheus_address(self) -> tuple[str, int]:
-        """Host and port of `prometheus`; without a host it is this machine's own only."""
+        """Host and port of `prometheus`. Without a host it listens on 127.0.0.1."""
         found = LISTEN_ADDRESS.fullmatch(self.prometheus or "")
         if found is None or int(found[3]) > 65_535:
             raise MountError(
@@ -407,7 +405,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything."""
+    """The settings of all components."""
 
     bucket: BucketConfig
     mount: MountConfig
@@ -421,6 +419,6 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def with_throughput(self, gbps: float) -> "Config":
-        """Return it for a line that brings so much."""
+        """Return these settings for a link of `gbps` Gbit/s."""
         read = replace(self.read, most_ahead_bytes=int(gbps * 1e9 / 8 * REQUEST_S))
         return replace(self, client=replace(self.client, throughput_gbps=gbps), read=read)

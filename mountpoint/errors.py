@@ -1,14 +1,15 @@
-"""All domain errors, and the one table from error to errno and log level.
+"""All domain errors, and the one table that maps an error to its errno and log level (`OUTCOMES`).
 
 Two families:
 
-* `MountError`: mounting cannot go on. It carries what happened, why, and what to do; the
-  command line prints it and exits with 1.
-* `OperationError`: one file system operation cannot be done. Semantics raise it anywhere
-  below `operations.py`; the single wrapper there looks it up in `OUTCOMES`, logs one line
-  and answers the errno. `S3Error` and its kin are the operation errors that S3 causes.
+* `MountError`: mounting cannot go on. It says what happened, why, and what to do; the command line
+  prints it and exits with 1.
+* `OperationError`: one file system operation failed. Code anywhere below `operations.py` raises it;
+  the wrapper there looks it up in `OUTCOMES`, logs one line and answers with the errno. `S3Error`
+  and its subclasses are the operation errors that S3 causes.
 
-A subclass without a row of its own takes its nearest ancestor's.
+A new error gets a class here and a row in `OUTCOMES`. Without a row it has that of its nearest
+ancestor.
 """
 
 import errno
@@ -32,7 +33,7 @@ class MountError(Exception):
 
 
 class OperationError(Exception):
-    """One file system operation cannot be done. `hint` names what would allow it."""
+    """One file system operation failed. `hint` names what would allow it."""
 
     hint = ""
 
@@ -43,7 +44,7 @@ class OperationError(Exception):
 
 
 class NoSuchEntry(OperationError):
-    """No object and no common prefix has this name; that may be believed for `ttl_s`."""
+    """No object and no common prefix has this name. That may be cached for `ttl_s` seconds."""
 
     def __init__(self, reason: str = "", *, ttl_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -51,7 +52,7 @@ class NoSuchEntry(OperationError):
 
 
 class NameTooLong(OperationError):
-    """A name longer than 255 bytes, which Linux cannot have."""
+    """A name longer than 255 bytes, the limit of Linux."""
 
 
 class NotADirectory(OperationError):
@@ -62,14 +63,14 @@ class IsADirectory(OperationError):
     """A file operation on a directory."""
 
 
-#: How the hint of a refusal begins that no option lifts; a reason, or advice, follows.
+#: The start of the hint of a refusal that no option lifts; a reason or advice follows.
 NO_OPTION = "no option allows it: "
 
 
 class Refusal(OperationError):
-    """The mount refuses what another file system may do.
+    """The mount refuses an operation that other file systems may allow.
 
-    `hint` names the option that allows it. Where there is none, `hint` begins with `NO_OPTION`.
+    `hint` names the option that allows it. If there is none, `hint` begins with `NO_OPTION`.
     """
 
     def __init__(self, reason: str, hint: str) -> None:
@@ -77,27 +78,27 @@ class Refusal(OperationError):
 
 
 class NotPermitted(Refusal):
-    """The operation is not allowed, here or now."""
+    """The operation is not allowed, by an option or in the present state."""
 
 
 class EntryExists(OperationError):
-    """There is something of this name already."""
+    """The name exists already."""
 
 
 class DirectoryNotEmpty(OperationError):
-    """There is something in the directory."""
+    """The directory is not empty."""
 
 
 class NotReplaceable(Refusal, EntryExists):
-    """A file may not take the place of another one."""
+    """A file may not replace another one."""
 
 
 class BadArgument(Refusal):
-    """What is asked for cannot be."""
+    """The operation cannot be done with this argument."""
 
 
 class NotImplementedHere(Refusal):
-    """The operation does not exist without an option."""
+    """The operation needs an option."""
 
 
 class BadHandle(OperationError):
@@ -105,15 +106,15 @@ class BadHandle(OperationError):
 
 
 class StaleInode(OperationError):
-    """The inode's object version is no longer the newest: the kernel has to look again."""
+    """The inode's version is no longer the newest: the kernel must look the name up again."""
 
 
 class Superseded(StaleInode):
-    """Others have the inode open: the kernel has to look again, and finds another inode."""
+    """Other programs have the inode open: a new lookup finds another inode for the writer."""
 
 
 class NotSequential(Refusal):
-    """A write that does not go on where the last one ended: uploads are sequential."""
+    """A write that does not begin where the last one ended: uploads are sequential."""
 
     def __init__(
         self, reason: str, hint: str = "mount with --staged-writes DIR to write in any order"
@@ -122,21 +123,21 @@ class NotSequential(Refusal):
 
 
 class WriterKilled(OperationError):
-    """Whoever wrote a file did not come to its end: nothing is uploaded."""
+    """The process that wrote a file was killed before it closed the file: nothing is uploaded."""
 
 
 class StagingFull(OperationError):
-    """There is no room for what is written, on the disk where files are staged."""
+    """The staging disk has no room for what is written."""
 
     hint = "close files that were written, free space on that disk, or raise --staged-limit"
 
 
 class StagingFault(OperationError):
-    """The disk where files are staged does not do what it should."""
+    """The staging disk has failed."""
 
 
 class FileDamaged(OperationError):
-    """A file that was read whole is not what the checksum of the object says."""
+    """A file was read to the end and does not match the checksum of the object."""
 
     hint = "open it again to fetch it anew; --read-checksums off reads without comparing"
 
@@ -148,16 +149,16 @@ class ObjectArchived(OperationError):
 
 
 class Interrupted(OperationError):
-    """The mount is going away; nothing waits any longer."""
+    """The mount is going away; all waits end."""
 
 
 class S3Error(OperationError):
     """S3 refused a request or did not answer it.
 
-    `code` is S3's own error code ("NoSuchKey"), `status` the HTTP status (0: no answer),
-    `request_id` what AWS support asks for. Two properties of the class: `retryable`, whether
-    the same request may succeed a moment later; `most_tries`, after how many tries that is given
-    up before time is up, because the answer will stay what it is.
+    `code` is S3's own error code ("NoSuchKey"), `status` the HTTP status (0: no answer), and
+    `request_id` the id that AWS support asks for. Two attributes belong to the class: `retryable`
+    says whether the same request may succeed a moment later; `most_tries` limits the tries of an
+    error that is unlikely to go away, even if there is time for more.
     """
 
     retryable = False
@@ -195,17 +196,17 @@ class CredentialsUnavailable(AccessDenied):
 
 
 class CredentialsEnded(CredentialsUnavailable):
-    """The credentials are good no longer, and newer ones are being looked for."""
+    """The credentials have expired, and new ones are being fetched."""
 
     retryable = True
 
 
 class PreconditionFailed(S3Error):
-    """412: the object is not the version that was asked for, or not absent."""
+    """412: the object is not the expected version, or not absent."""
 
 
 class AlreadyExists(PreconditionFailed):
-    """412 to If-None-Match: somebody else has put an object under this key meanwhile."""
+    """412 to If-None-Match: somebody else has created the object in the meantime."""
 
 
 class WrongOffset(PreconditionFailed):
@@ -219,27 +220,27 @@ class Contended(S3Error):
 
 
 class NoSuchUpload(S3Error):
-    """404: the multipart upload has been completed, or aborted by somebody else."""
+    """404: the multipart upload was completed, or aborted by somebody else."""
 
 
 class TooLarge(S3Error):
-    """More than an object may have."""
+    """The object would be larger than S3 allows."""
 
 
 class OutOfSpace(S3Error):
-    """The store is full, or a quota used up."""
+    """The store is full, or a quota is used up."""
 
 
 class NotOffered(S3Error):
-    """501: the server does not know something that the request asks for."""
+    """501: the server does not support something in the request."""
 
 
 class ChecksumsNotOffered(NotOffered):
-    """400 or 501: the server refuses the headers of checksums."""
+    """400 or 501: the server refuses checksum headers."""
 
 
 class WrongRegion(S3Error):
-    """The bucket is in another region: `region`, or "" where the answer did not say it."""
+    """The bucket is in another region: `region`, or "" if the answer did not name it."""
 
     def __init__(self, reason: str = "", *, region: str = "", **details: str | int) -> None:
         super().__init__(reason, **details)  # type: ignore[arg-type]
@@ -247,7 +248,7 @@ class WrongRegion(S3Error):
 
 
 class Redirected(S3Error):
-    """3xx to another place than S3's own: `location` is its URL, without a path."""
+    """3xx to a place other than S3's own: `location` is its URL, without a path."""
 
     def __init__(self, reason: str = "", *, location: str, **details: str | int) -> None:
         super().__init__(reason, **details)  # type: ignore[arg-type]
@@ -267,7 +268,7 @@ class ServerFault(S3Error):
 
 
 class TransportFault(S3Error):
-    """No answer at all: name resolution, connection, TLS, or cut in the middle."""
+    """No complete answer: name resolution, connection or TLS failed, or the connection broke."""
 
     retryable = True
 
@@ -277,23 +278,23 @@ class Stalled(TransportFault):
 
 
 class ChecksumMismatch(TransportFault):
-    """A body that is not what its checksum says: changed on the way."""
+    """A body does not match its checksum: it was changed on the way."""
 
     hint = "--read-checksums off reads without comparing"
 
 
 class BadDigest(TransportFault):
-    """What the server has got is not what was sent: changed on the way."""
+    """The server received corrupted data."""
 
 
 class BadAnswer(S3Error):
-    """An answer that makes no sense: wrong length, malformed XML, missing headers."""
+    """An invalid answer: wrong length, malformed XML, missing headers."""
 
     retryable = True
 
 
 class Unusable(BadAnswer):
-    """An answer without what reading relies on: mostly the store, or a proxy, always answers so."""
+    """An answer that lacks what reads rely on. Usually the store, or a proxy, always answers so."""
 
     hint = "a proxy on the way may change answers: mount-s3 --check reads a byte, and says more"
     most_tries = 3
@@ -304,8 +305,8 @@ class Outcome(NamedTuple):
     level: int
 
 
-#: The one table. ENOENT and ESTALE are everyday answers to ordinary programs and are
-#: logged at debug level; what an operator should see is a warning.
+#: The one table. Ordinary programs get ENOENT and ESTALE every day, so these are logged at debug
+#: level. Errors that an operator should see are warnings.
 OUTCOMES: dict[type[Exception], Outcome] = {
     NoSuchEntry: Outcome(errno.ENOENT, logging.DEBUG),
     NameTooLong: Outcome(errno.ENAMETOOLONG, logging.DEBUG),
@@ -348,7 +349,7 @@ def outcome(error: Exception) -> Outcome:
 
 
 def staging_error(error: OSError) -> OperationError:
-    """Return what an error of the disk where files are staged means to who writes."""
+    """Return the error for the writer, from an error of the disk where files are staged."""
     reason = f"the staging directory: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StagingFull(reason)
