@@ -22,8 +22,8 @@ from mountpoint.upload.uploads import Uploads
 class Directories:
     """Creates and removes the directories of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called after S3 has made a change, with the directory, the name, and what is there
-    now (None: nothing).
+    `changed` is called after S3 has made a change, with the directory, the name, and the new
+    object (None: there is none).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Directories:
         self._markers = config.keep_directories
 
     def make(self, parent: Inode, name: bytes) -> Entry:
-        """Create a directory. Raises NameTooLong and others of `check_new`, and S3Errors."""
+        """Create a directory. Raises NameTooLong, BadArgument, and S3Errors."""
         check_new(parent.key, name + b"/")
         with self._key_locks.shared(lambda: parent.key + name + b"/"):
             prefix = parent.key + name + b"/"

@@ -101,6 +101,8 @@ class BeingWritten(NamedTuple):
 class FileSystem:
     """The bucket, from `prefix` down, as a tree of files.
 
+    Offsets and sizes are in bytes. Methods raise OperationErrors (`errors` has their errnos).
+
     `on_open` is called before the kernel learns of an open. Its arguments are the file's key, and
     whether the program is likely to read little of it. It returns whether the kernel will read
     little more than the program asks for. `on_damage` is called with the inode of a file of which
@@ -324,8 +326,7 @@ class FileSystem:
         handle: HandleNumber | None = None,
         thread: int = 0,
     ) -> Attributes:
-        """Set the size as `StreamedWrites` or `StagedWrites` allows, or else what `AttributeStore`
-        allows.
+        """Set the size, if the writing back end allows it, or other attributes (`AttributeStore`).
 
         `handle` is the open file that ftruncate was called on; None for truncate. `thread` is the
         thread that sends the request.
@@ -528,7 +529,7 @@ class FileSystem:
         return handle
 
     def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
-        """Note that a process closes a descriptor of a file; `killed`: because it was killed."""
+        """Note that a process closes a descriptor of a file; `killed`: it is being killed."""
         handle = self._files.get(number)
         if not isinstance(handle, ReadHandle):
             self._writing.flush(handle, process, killed=killed)

@@ -31,7 +31,8 @@ HandleNumber = NewType("HandleNumber", int)
 #: kernel, they would be read at 150 MB/s in place of 600.
 MOST_LOOKED_AT = 64 << 20
 
-#: Flags that cannot be honoured: nothing is in S3 before the upload ends, so no write is by itself.
+#: Refused: a write with these flags would have to wait until its bytes are in S3, which is not
+#: before the upload ends.
 SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 
 
@@ -153,7 +154,7 @@ class WriteHandle:
         # mutable
         self.condition = condition  # of the next upload
         self.base = base
-        self.kept = kept  # attributes that the object is to keep; its time only if it was set last
+        self.kept = kept  # attributes that the object is to keep, with the time that was set last
         self.told = kept  # attributes that the object has, or will have when it is uploaded
         self.mtime_ns = self._time(base)  # of the last write, or as it was set
         self.upload: Sequential | None = None  # None: there is nothing to upload
@@ -244,7 +245,7 @@ class WriteHandle:
     def set_size(self, size_bytes: int) -> None:
         """Set the size of the file. The caller ensures that it is at least what was written.
 
-        Raises TooLarge above the limit of S3, in bytes.
+        Raises TooLarge above S3's limit.
         """
         if size_bytes > MOST_OBJECT_BYTES:
             raise TooLarge(f"{size_bytes} bytes; an object has {MOST_OBJECT_BYTES} at most")
@@ -293,7 +294,7 @@ class WriteHandle:
         """Note that the object is `info` now, with all that was written and its attributes."""
         if self.upload is not None:
             self._filled_from_bytes = None
-            if isinstance(self.upload, Upload):  # other uploads cannot be overwritten
+            if isinstance(self.upload, Upload):  # appended zeros stay
                 self._filled_from_bytes = self.upload.filled_from_bytes
             self.upload = None
         self.base, self.condition = info, unchanged(info)
@@ -371,7 +372,7 @@ class StagedWriter:
         self.kept = kept or NOTHING  # attributes that the object is to keep, except its time
         self.set_ns: int | None = None  # the time, if it was set after the last write
         self.settling = threading.Lock()  # guards these attributes
-        self.tried: FileAttributes | None = None  # what the last copy was to keep
+        self.tried: FileAttributes | None = None  # attributes of the last copy that was tried
 
     @property
     def size_bytes(self) -> int:

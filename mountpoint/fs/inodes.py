@@ -140,7 +140,7 @@ class Inode:
         return None if self._packed is None else _unpack(self.key, self._packed)
 
     def describe(self, info: ObjectInfo) -> None:
-        """Store what S3 says now of the same version."""
+        """Replace the description with a newer one of the same version."""
         self._packed = _pack(info)
 
     def is_version(self, entry: Entry) -> bool:

@@ -71,7 +71,7 @@ class Names:
             raise
 
     def target(self, directory: Inode, name: bytes) -> tuple[Entry | None, bool]:
-        """Return what has a name, if anything, and whether to check that before replacing it."""
+        """Return the entry of a name or None, and whether to check it again before replacing it."""
         known = self._listings.find(directory.key, name)
         if known is not None:
             return known[0], True

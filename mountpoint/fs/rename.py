@@ -69,8 +69,8 @@ class Writing(Protocol):
 class Renames:
     """Renames of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called after S3 has made a change, with the directory, the name, and what is there
-    now (None: nothing, or not known). `writing` is the back end of the files being written.
+    `changed` is called after S3 has made a change, with the directory, the name, and the new
+    object (None: there is none, or it is not known). `writing` is the writing back end.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Renames:
     def rename(
         self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool
     ) -> None:
-        """Rename a file or directory; replace what has the new name if `replace` and options allow.
+        """Rename a file or directory; replace the target if `replace` and the options allow it.
 
         The target stays as it is until the other file has its name. Raises NotImplementedHere where
         renaming is not allowed, EntryExists, IsADirectory, NotADirectory, DirectoryNotEmpty,
@@ -168,7 +168,7 @@ class Renames:
         try:
             info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
         except (PreconditionFailed, NotFound):
-            # The kernel looks both names up again, and must find what is there now.
+            # The kernel looks both names up again, and must find their present entries.
             self._changed(to.key, name, None)
             self._changed(parent.key, entry.name, None)
             raise

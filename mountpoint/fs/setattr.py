@@ -29,8 +29,8 @@ from mountpoint.upload.sequential import Sequential
 class AttributeStore:
     """Handles the attributes that programs set in one mount. Thread-safe; no lock is held.
 
-    `changed` is called after S3 has made a change, with the directory, the name, and what is there
-    now (None: nothing).
+    `changed` is called after S3 has made a change, with the directory, the name, and the new
+    object (None: there is none).
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class AttributeStore:
         return wanted if self._is_more(handle.told, wanted) else None
 
     def finished(self, handle: WriteHandle, info: ObjectInfo) -> ObjectInfo:
-        """Give the object the attributes that did not go with its upload; return what it is then.
+        """Give the object the attributes that did not go with its upload; return the new object.
 
         This is tried once, whatever it raises: the object itself is complete.
         """

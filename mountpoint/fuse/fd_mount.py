@@ -5,7 +5,7 @@ descriptor. So our process needs neither privileges nor fusermount, and does not
 options; the process that has mounted also unmounts. The syntax, and the options that are refused
 with it, are those of mountpoint-s3 (mountpoint-s3-fs/src/fuse/config.rs).
 
-The kernel says what state a descriptor is in: poll(2) of /dev/fuse returns POLLERR if nothing is
+The kernel shows the state of a descriptor: poll(2) of /dev/fuse returns POLLERR if nothing is
 mounted with it, and POLLIN if a request waits. The first request, INIT, waits from mount(2) on
 (fs/fuse/dev.c, fs/fuse/inode.c).
 """

@@ -282,7 +282,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         stats.f_namemax = MAX_NAME_BYTES
         return stats
 
-    # What S3 cannot have. Extended attributes and fsync of directories are left to llfuse's
+    # Unsupported by S3. Extended attributes and fsync of directories are left to llfuse's
     # defaults: ENOSYS. After that the kernel answers them itself.
 
     @operation("child")

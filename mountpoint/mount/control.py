@@ -158,7 +158,7 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 def _line(connection: socket.socket, most_bytes: int | None) -> bytes:
-    """Return the first line received, or what arrived of it before the end."""
+    """Return the first line received, or its beginning if the connection ends earlier."""
     received = bytearray()
     while not received.endswith(b"\n"):
         chunk = connection.recv(1 << 16)

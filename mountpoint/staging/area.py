@@ -37,7 +37,7 @@ MOST_FREE_BYTES = 4 << 30
 LOOK_BYTES = 16 * MIB
 #: The least limit: a file needs room for a few parts.
 LEAST_LIMIT_BYTES = 16 * MIB
-#: Room is made in pieces of at least this size, because finding what can go takes the most time.
+#: Room is made in pieces of at least this size, because finding clean bytes takes the most time.
 RECLAIM_BYTES = 16 * MIB
 
 

@@ -180,7 +180,7 @@ class Content:
         size_bytes, base_stop = extents.size_bytes, extents.base_stop
         for first, last in extents.changed.gaps(start, min(stop, base_stop)):
             extents.dropped(first, last)
-        # What were zeros may be new bytes in part; it is not known which.
+        # Some of these zeros may be new bytes now; it is not known which.
         extents.write(max(start, base_stop), min(stop, size_bytes))
         self._local.truncate(size_bytes)
 

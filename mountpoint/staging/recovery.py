@@ -27,7 +27,7 @@ DATA_SUFFIX = ".data"
 
 
 def clear(directory: Path, bucket: str) -> None:
-    """Remove what dead mounts left in a staging directory if it is in S3; log the rest.
+    """Remove files of dead mounts in a staging directory that are in S3; log the others.
 
     Other users' directories are left alone. Raises nothing: a mount works without this.
     """

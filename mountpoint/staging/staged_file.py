@@ -112,7 +112,7 @@ class StagedFile(Reclaimable):
         self._unlinked = False
         area.add(self)
 
-    # --- what it is ---
+    # --- properties ---
 
     @property
     def key(self) -> bytes:
@@ -420,7 +420,7 @@ class StagedFile(Reclaimable):
             if self._aside is not None:
                 self._aside.keep(self._subject())
                 self._aside = None
-            self._failed = True  # keeps what is local
+            self._failed = True  # so that nothing local is given back
             self._describe()
             leftovers.say_kept(self._content.path, self._subject(), self._content.extents)
             if self._journal is not None:

@@ -51,7 +51,7 @@ def segments(extents: Extents, part_bytes: int, equal_bytes: int | None = None) 
         else:
             copied = _whole_parts(extents, equal_bytes)
     planned: list[Segment] = []
-    position = 0  # the end of what is planned
+    position = 0  # all bytes before it are planned
     for start, stop in copied:
         if position < start:
             planned.append(Segment(position, start, copied=False))

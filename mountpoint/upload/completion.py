@@ -241,7 +241,7 @@ class Completion:
 def _matches(
     stored: Stored, size_bytes: int, expected: Checksum | None, etag: Callable[[], str]
 ) -> bool:
-    """Whether the stored object is what was sent; by ETag where there is no checksum."""
+    """Whether the stored object equals the sent one; by ETag where there is no checksum."""
     if stored.info.size_bytes != size_bytes:
         return False
     told = stored.checksums.get(expected.name) if expected is not None else None

@@ -130,7 +130,7 @@ class Sequential(ABC):
             self._check()
 
     def drive(self) -> None:
-        """Send again what is due. Called once a second, for uploads without a waiting thread."""
+        """Send due requests again. Called once a second, for uploads without a waiting thread."""
         with self._changed:
             try:
                 while self._failure is None and self._requests.drive():
@@ -146,7 +146,7 @@ class Sequential(ABC):
 
     @abstractmethod
     def abort(self, until_s: float | None = None) -> None:
-        """Discard what is not in S3 yet; do nothing if all is. Waits until `until_s` at most.
+        """Discard an incomplete upload; a complete one stays. Waits until `until_s` at most.
 
         Parts that could not be removed are logged; that is no error.
         """
@@ -259,7 +259,7 @@ class Sequential(ABC):
         self._scheduler.closed(self)
 
     def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
-        """Wait for a change, and send again what is due. Raises the upload's failure."""
+        """Wait for a change, and send due requests again. Raises the upload's failure."""
         self._check()
         if self._retry_policy.stopping.is_set():
             self.fail(Interrupted("the mount is going away"))

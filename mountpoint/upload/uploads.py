@@ -78,7 +78,7 @@ class Uploads(UploadScheduler[Sequential]):
         self._interrupted = False
         # mutable: whether objects may be written, as far as known; set in single steps
         self.may_write = False
-        # what the server may support, until it refuses it
+        # features that the server may support, until it refuses them
         self._conditions = True
         self._checksums = True
         self._copies_parts = True if client.is_aws or client.is_directory else None
@@ -203,7 +203,7 @@ class Uploads(UploadScheduler[Sequential]):
             upload.abort(until_s)
 
     def sweep(self) -> None:
-        """Send again what is due of uploads without a waiting thread. Called once a second."""
+        """Send due requests of uploads without a waiting thread again. Called once a second."""
         with self._lock:
             uploads = list(self._open)
         for upload in uploads:

@@ -97,7 +97,7 @@ class Readers:
                 self._changed.notify_all()
 
     def became(self, inode: Inode, info: ObjectInfo) -> bool:
-        """Note what was written through an inode that is not open; False if pages may remain."""
+        """Give an inode that is not open its new version; False if old pages may remain."""
         if not self._drop_pages(inode.number):
             return False
         self._inodes.became(inode, info, 0.0, paged=Paged.NOT)

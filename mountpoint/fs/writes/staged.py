@@ -7,7 +7,7 @@ by fsync(2), and with the last close.
 
 If an upload fails, the file stays: it still reads as it was written, and the next close or fsync
 tries again. If a process is killed, its writes since the last fsync or close are discarded, as
-after a power failure: the file is again what was, or should have been, uploaded then. If several
+after a power failure: the file is again as it was then, even if that upload had failed. If several
 processes have changed it since, the last of them decides.
 """
 
@@ -49,9 +49,9 @@ from mountpoint.upload.uploads import Uploads
 class StagedWrites:
     """The staged writes of one mount, in `area`. Thread-safe; no lock is held while waiting.
 
-    `changed` is called after S3 has made a change, with the directory, the name, and what is there
-    now (None: nothing). The methods raise NotPermitted for what options do not allow, other domain
-    errors, and S3Errors.
+    `changed` is called after S3 has made a change, with the directory, the name, and the new
+    object (None: there is none). The methods raise NotPermitted for changes that no option allows,
+    other domain errors, and S3Errors.
     """
 
     def __init__(

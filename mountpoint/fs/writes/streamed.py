@@ -64,9 +64,9 @@ MOST_LENGTHENED_BYTES = 8 * MIB
 class StreamedWrites:
     """The streamed changes of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called after S3 has made a change, with the directory, the name, and what is there
-    now (None: nothing). The methods raise the domain errors that say why something is not possible,
-    and S3Errors.
+    `changed` is called after S3 has made a change, with the directory, the name, and the new
+    object (None: there is none). The methods raise domain errors that say why a change is not
+    possible, and S3Errors.
     """
 
     def __init__(
