@@ -1,16 +1,16 @@
-"""Bytes from the client to the kernel: parts, waiting for them, replies without a copy.
+"""Pass bytes from the client to the kernel: parts, waiting for them, replies without a copy.
 
-The client delivers the body of one ranged GET into one `Part` (from its own threads, with
-the GIL). A `PartMap` keeps a stream's parts in order. A read whose bytes are there gets a
-memoryview of exactly the memory that the client delivered, and llfuse replies from it with
-the GIL released. Only a read that spans parts is put together, in an `Assembly` whose
-memory comes from a small pool and returns there once the reply is out.
+The client delivers the body of one ranged GET into one `Part`, from its own threads and with the
+GIL. A `PartMap` keeps a stream's parts in order. If a read's bytes are there, it gets a memoryview
+of the memory that the client delivered, and llfuse replies from it with the GIL released. Only a
+read that spans parts is copied, into an `Assembly`. Its memory comes from a small pool and returns
+there once the reply is sent.
 
-The GIL guards everything here but a part's `state` and `described`, which waiters look at
-without it; the part's own mutex guards those.
+The GIL guards everything here except a part's `state` and `described`. Waiting threads read these
+without the GIL; the part's own mutex guards them.
 
-What this module does not know: which ranges to fetch (`mountpoint.read.readahead`), when to give
-up (`mountpoint.read.stream`), how a request is made (`mountpoint.s3`).
+Other modules decide which ranges to fetch (`mountpoint.read.readahead`) and when to give up
+(`mountpoint.read.stream`), and send the requests (`mountpoint.s3`).
 """
 
 cimport cython
@@ -42,7 +42,7 @@ cdef enum:
     READY = 1
     FAILED = 2
 
-# Longest single wait: nobody may sleep without bound, whatever a caller asks for.
+# The longest single wait in seconds: no wait is unbounded, whatever the caller asks for.
 cdef double MAX_WAIT_S = 3600.0
 
 
@@ -54,11 +54,11 @@ cdef double now_s() noexcept nogil:
 
 @cython.final
 cdef class Part:
-    """One ranged GET: the range [start, stop) of an object, arriving.
+    """One ranged GET: the range [start, stop) of an object, in bytes, as it arrives.
 
-    It is the `BodySink` of its request. Bytes that do not follow each other, too many, too
-    few, or of another version than `etag` make it fail; a reader never sees them. When all are
-    there `sums` becomes what `summing` makes of them.
+    It is the `BodySink` of its request. It fails if bytes are out of order, too many, too few, or
+    of another version than `etag`; a reader never sees them. Once all bytes are there, `sums` is
+    the result of `summing`.
     """
 
     def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False, summing=None):
@@ -84,7 +84,7 @@ cdef class Part:
     # --- the client's side (BodySink) ---
 
     def on_headers(self, info):
-        """Take the object's description; another version than asked for ends the part."""
+        """Receive the object's description; another version than `etag` fails the part."""
         if self.state != PENDING:
             return
         self.info = info
@@ -94,7 +94,7 @@ cdef class Part:
             self._set(PENDING, True)
 
     def on_body(self, bytes chunk not None, long long offset, **_):
-        """Take the next bytes. What comes after the end is dropped."""
+        """Receive the next bytes. Bytes after the end are dropped."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(chunk)
         if self.state != PENDING:
             return
@@ -113,8 +113,8 @@ cdef class Part:
             self.chunks.append(chunk)
 
     def finish(self, error):
-        """Take the end of the answer. One without headers, or too short, is an error."""
-        # Client, request, callback and part hold each other: without this every body stays.
+        """Receive the end of the answer. Missing headers or bytes are an error."""
+        # Client, request, callback and part refer to each other: without this, no body is freed.
         self.transfer = None
         self.finished = True
         primary = self.primary
@@ -134,13 +134,13 @@ cdef class Part:
             return
         if self.chunks is not None:
             data = b"".join(self.chunks)
-            if self.state != PENDING:  # joining much lets other threads run
+            if self.state != PENDING:  # joining many bytes lets other threads run
                 return
             self.data = data
             self.chunks = None
         if self.summing is not None:
             sums = self.summing(self.data)
-            if self.state != PENDING:  # as does this
+            if self.state != PENDING:  # and so does `summing`
                 return
             self.sums = sums
         self._end(READY)
@@ -150,7 +150,7 @@ cdef class Part:
     # --- the reader's side ---
 
     def attach(self, transfer):
-        """Remember the request, to cancel it: it may have ended already."""
+        """Set the request, for cancelling it. It may have ended already."""
         if self.finished:
             return
         self.transfer = transfer
@@ -158,7 +158,7 @@ cdef class Part:
             transfer.cancel()
 
     def fail(self, error):
-        """End the part with `error` unless it has ended, and wake everyone."""
+        """End the part with `error` unless it has ended, and wake all waiting threads."""
         if self.state != PENDING:
             return
         self.error = error
@@ -167,7 +167,7 @@ cdef class Part:
         self._end(FAILED)
 
     def serve(self, Part primary not None):
-        """Be a second request for the bytes of `primary`: whichever is ready first counts."""
+        """Become a second request for the bytes of `primary`: the first one to be ready counts."""
         if primary.start != self.start or primary.stop != self.stop:
             raise ValueError("not the same range")
         if primary.etag != self.etag:
@@ -175,19 +175,19 @@ cdef class Part:
         self.primary = primary
 
     def claim_hedge(self):
-        """Return True to the first who asks: who may make a second request."""
+        """Return True to the first caller, which may then send a second request."""
         first = not self.hedged
         self.hedged = True
         return first
 
     def claim_note(self):
-        """Return True to the first who asks: who notes how long it took."""
+        """Return True to the first caller, which then records the duration."""
         first = not self.noted
         self.noted = True
         return first
 
     def cancel(self, error=None):
-        """Stop the request if it is still under way."""
+        """Cancel the request if it has not ended."""
         transfer = self.transfer
         self.transfer = None
         self.fail(error if error is not None else Interrupted("cancelled"))
@@ -195,11 +195,11 @@ cdef class Part:
             transfer.cancel()
 
     def wait(self, double timeout_s):
-        """Wait until the part has ended; True if it has. Releases the GIL."""
+        """Wait up to `timeout_s` seconds for the end; True if it has ended. Releases the GIL."""
         return self._wait(False, timeout_s)
 
     def wait_for_headers(self, double timeout_s):
-        """Wait until the headers are there or the part has ended; True if so."""
+        """Wait like `wait`, for the headers or the end; True if either is there."""
         return self._wait(True, timeout_s)
 
     @property
@@ -211,15 +211,15 @@ cdef class Part:
         return self.state == FAILED
 
     def age_s(self):
-        """Seconds since the request was made."""
+        """Seconds since the request was sent."""
         return now_s() - self.issued_at_s
 
     def duration_s(self):
-        """Seconds from the request to the end; to now, while it has not ended."""
+        """Seconds from the request to the end, or until now if it has not ended."""
         return (now_s() if self.state == PENDING else self.ended_at_s) - self.issued_at_s
 
     cdef void _take_over(self, Part other):
-        """Take the bytes of a second request, and let go of the first."""
+        """Take the bytes of the second request, and cancel the first."""
         if self.state != PENDING:
             return
         self.info = other.info
@@ -240,7 +240,7 @@ cdef class Part:
         pthread_mutex_lock(&self.mutex)
         self.state = state
         self.described = described
-        # Who waits for the end is not to be woken by the headers.
+        # Headers must not wake threads that wait for the end.
         if state != PENDING or self.want_headers > 0:
             pthread_cond_broadcast(&self.changed)
         pthread_mutex_unlock(&self.mutex)
@@ -256,7 +256,7 @@ cdef class Part:
             self.want_headers += for_headers
             while True:
                 done = self.described if for_headers else self.state != PENDING
-                # Any error of timedwait ends the wait: a timeout is the only one there is.
+                # Any error of timedwait ends the wait: the only possible one is a timeout.
                 if done or pthread_cond_timedwait(&self.changed, &self.mutex, &until) != 0:
                     break
             done = self.described if for_headers else self.state != PENDING
@@ -282,10 +282,10 @@ cdef class PartMap:
         return iter(list(self.parts))
 
     def ready(self, long long offset, long long stop):
-        """Return a view of [offset, stop) if one part has it all, and a reader knows it.
+        """Return a view of [offset, stop) if a single part holds it and a reader has reached it.
 
-        None otherwise: also on the first read from a part that was fetched ahead, so that
-        the caller plans once per part and not once per read.
+        None otherwise, including the first read from a part that was fetched ahead: so the caller
+        plans once per part and not once per read.
         """
         cdef Part part
         for part in self.parts:
@@ -300,7 +300,7 @@ cdef class PartMap:
         return None
 
     def note_read(self, long long size):
-        """Count bytes that were read in another way than by `ready`."""
+        """Count bytes that were not read by `ready`."""
         self.read_bytes += size
 
     def covering(self, long long start, long long stop):
@@ -325,7 +325,7 @@ cdef class PartMap:
         return found
 
     def insert(self, Part part not None):
-        """Add a part. Overlapping another one is a ValueError."""
+        """Add a part. Raises ValueError if it overlaps another one."""
         cdef Part other
         cdef Py_ssize_t index = 0
         for other in self.parts:
@@ -338,7 +338,7 @@ cdef class PartMap:
         self.parts.insert(index, part)
 
     def remove(self, Part part not None):
-        """Forget this very part; False if it was not there (any longer)."""
+        """Remove exactly this part; False if it is not there."""
         cdef Py_ssize_t index
         for index in range(len(self.parts)):
             if self.parts[index] is part:
@@ -347,21 +347,24 @@ cdef class PartMap:
         return False
 
     def clear(self):
-        """Forget all parts and return them."""
+        """Remove all parts and return them."""
         parts = self.parts
         self.parts = []
         return parts
 
 
 def touch(Part part not None):
-    """Note that a reader has been at this part; True the first time."""
+    """Record that a reader has reached this part; True the first time."""
     cdef bint first = not part.touched
     part.touched = True
     return first
 
 
 def slice_of(list parts not None, long long offset, long long stop):
-    """Return [offset, stop) out of ready parts that cover it: a view, or an `Assembly`."""
+    """Return [offset, stop) from ready parts that cover it: a view, or an `Assembly`.
+
+    Raises ValueError if they do not cover it.
+    """
     cdef Part part
     cdef Assembly assembly
     cdef long long position = offset
@@ -392,8 +395,8 @@ def slice_of(list parts not None, long long offset, long long stop):
     return assembly
 
 
-# Memory of finished assemblies, for the next ones: at most POOL_SIZE pieces of PIECE bytes,
-# the largest read that the kernel sends. Fresh memory of this size is a page fault per 4 KiB.
+# Memory of released assemblies, for reuse: at most POOL_SIZE blocks of PIECE bytes, the largest
+# read that the kernel sends. New memory of this size causes a page fault per 4 KiB.
 cdef enum:
     PIECE = 1 << 20
     POOL_SIZE = 8
@@ -404,7 +407,7 @@ cdef int pooled = 0
 
 @cython.final
 cdef class Assembly:
-    """A read-only buffer put together from several parts."""
+    """A read-only buffer assembled from several parts."""
 
     def __cinit__(self, Py_ssize_t size):
         global pooled
