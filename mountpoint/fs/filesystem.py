@@ -458,7 +458,7 @@ class FileSystem:
             try:
                 writer = process if flags & os.O_ACCMODE == os.O_RDWR else None
                 direct = bool(flags & os.O_DIRECT)
-                handle = self._opener.open(inode, direct=direct, writer=writer)
+                handle = self._opener.open(inode, direct=direct, process=process, writer=writer)
             except BaseException:
                 self._readers.end(inode)
                 raise

@@ -58,11 +58,14 @@ class Opener:
         # constants
         self._asks_always = asks_always
 
-    def open(self, inode: Inode, *, direct: bool, writer: int | None = None) -> ReadHandle:
+    def open(
+        self, inode: Inode, *, direct: bool, process: int = 0, writer: int | None = None
+    ) -> ReadHandle:
         """Open the inode's version of a file.
 
         Asks S3 whether it is the newest version, unless a recent answer says so and the open is not
-        `direct` (O_DIRECT). `writer` is the process if it also opens the file for writing (O_RDWR).
+        `direct` (O_DIRECT). `process` is the thread that opens it, 0 if that is not known; `writer`
+        is the process if it also opens the file for writing (O_RDWR).
         Raises StaleInode, PreconditionFailed or NotFound when another version is the newest or none
         is left, ObjectArchived, and S3Errors.
         """
@@ -70,8 +73,9 @@ class Opener:
         assert info is not None
         asked_at_s = time.monotonic()
         if not direct and self._believes(inode, info, asked_at_s):
-            return ReadHandle(inode, self._stream_unasked(inode, info), writer=writer)
-        handle = ReadHandle(inode, self._open_stream(inode, info, direct=direct), writer=writer)
+            return ReadHandle(inode, self._stream_unasked(inode, info, process), writer=writer)
+        stream = self._open_stream(inode, info, direct=direct, process=process)
+        handle = ReadHandle(inode, stream, writer=writer)
         self._listings.see(inode.directory, asked_at_s)
         return handle
 
@@ -112,7 +116,7 @@ class Opener:
             return not self._listings.is_gone(inode.directory, inode.name)
         return inode.is_version(known[0])
 
-    def _stream_unasked(self, inode: Inode, info: ObjectInfo) -> ReadStream | None:
+    def _stream_unasked(self, inode: Inode, info: ObjectInfo, process: int) -> ReadStream | None:
         """Return a stream of a version that is assumed to be the newest; send no request."""
 
         def following(count: int) -> list[ObjectInfo]:
@@ -121,17 +125,19 @@ class Opener:
             return [each for each in infos if each.storage_class not in ARCHIVE_CLASSES]
 
         try:
-            stream = self._streams.unasked(info, following, paged=bool(inode.paged))
+            stream = self._streams.unasked(info, following, paged=bool(inode.paged), opener=process)
         except (PreconditionFailed, NotFound):  # the prefetch of its first bytes found that
-            return self._open_stream(inode, info, direct=False)
+            return self._open_stream(inode, info, direct=False, process=process)
         if stream is not None:
             _expect_gaps(inode, stream)
         return stream
 
-    def _open_stream(self, inode: Inode, info: ObjectInfo, *, direct: bool) -> ReadStream | None:
+    def _open_stream(
+        self, inode: Inode, info: ObjectInfo, *, direct: bool, process: int
+    ) -> ReadStream | None:
         """Return a stream of the inode's version if S3 says that it is the newest one."""
         archived = info.storage_class in ARCHIVE_CLASSES
-        stream = self._streams.stream(info) if info.size_bytes > 0 else None
+        stream = self._streams.stream(info, process) if info.size_bytes > 0 else None
         if stream is not None and not archived and not inode.paged:
             try:
                 inode.describe(stream.open())

@@ -1,5 +1,8 @@
 """How much of a file will be read: as much as was read of the last ones in its directory.
 
+A file teaches when it is closed. Where none has been closed yet, those count that the same opener
+has open and has begun to read: programs open many files, and then read a little of each.
+
 `open` fetches the head of a file before anybody has read from it. Training sets are read whole,
 file after file; indexers read the first kilobytes of each; what it will be shows in the
 files before. Too small a head costs the reader one more round trip, too large a one bytes.
@@ -7,7 +10,7 @@ files before. Too small a head costs the reader one more round trip, too large a
 
 import threading
 from collections import OrderedDict, deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mountpoint.read.readahead import MIB, PAGE_BYTES, Range
 
@@ -34,6 +37,9 @@ ALIKE_BYTES = 128 * 1024
 
 #: So many files of a directory are the experience with it.
 LAST_FILES = 4
+#: So many open files of one opener and directory are remembered: the last that were opened, or
+#: read for the first time.
+OPEN_FILES = 2 * LAST_FILES
 #: Directories with experience.
 MAX_DIRECTORIES = 1000
 #: What counts as whole: programs leave out a trailer now and then.
@@ -53,22 +59,44 @@ class _File(NamedTuple):
     exact: bool
 
 
+class OpenFile(Protocol):
+    """What an open file tells."""
+
+    @property
+    def key(self) -> bytes: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def read_bytes(self) -> int: ...
+
+    @property
+    def head_read(self) -> bool: ...
+
+
 class Expectation:
-    """What was read of the last files of each directory. Thread-safe."""
+    """What was read of the last files of each directory. Thread-safe.
+
+    An `opener` is the thread that opened a file; 0: that is not known.
+    """
 
     def __init__(self) -> None:
         # mutable, guarded by _lock; the most recently used last
         self._lock = threading.Lock()
         self._read: OrderedDict[bytes, deque[_File]] = OrderedDict()
+        self._open: dict[tuple[int, bytes], deque[OpenFile]] = {}
 
-    def head_bytes(self, key: bytes, size_bytes: int) -> int:
+    def head_bytes(self, key: bytes, size_bytes: int, opener: int = 0) -> int:
         """Return how much of an object to fetch when it is opened."""
-        last = self._last(key)
+        last = self._last(key, opener)
         if last and all(each.whole for each in last):
             like_bytes = LIKE * last[0].read_bytes if len(last) == 1 else LARGEST_WHOLE_BYTES
             if size_bytes <= min(like_bytes, LARGEST_WHOLE_BYTES):
                 return size_bytes
         usual = size_bytes if size_bytes <= WHOLE_BYTES else HEAD_BYTES
+        if size_bytes > ALIKE_BYTES and self._opens_many(key, opener):
+            usual = HEAD_BYTES
         if not last or (len(last) < LAST_FILES and any(each.whole for each in last)):
             return usual
         most = _most(last)
@@ -77,17 +105,39 @@ class Expectation:
             return min(most, size_bytes)
         return min(usual, most)
 
-    def reach_bytes(self, key: bytes) -> int | None:
+    def reach_bytes(self, key: bytes, opener: int = 0) -> int | None:
         """Return how far programs read into the files of a directory; None if to the end."""
-        last = self._last(key)
+        last = self._last(key, opener)
         if not last or any(each.whole for each in last):
             return None
         return _most(last)
 
     def is_looked_at(self, key: bytes) -> bool:
-        """Whether programs only look at the files of a directory."""
-        last = self._last(key)
+        """Whether programs only look at the files of a directory.
+
+        Open files do not say that: they may be read on.
+        """
+        last = self._last(key, 0)
         return bool(last) and not any(each.whole or each.total_bytes > LOOK_BYTES for each in last)
+
+    def used(self, file: OpenFile, opener: int) -> None:
+        """Note that a file has been opened, or that its first read has come."""
+        if opener == 0:
+            return
+        with self._lock:
+            files = self._open.setdefault((opener, _directory(file.key)), deque(maxlen=OPEN_FILES))
+            if file in files:
+                files.remove(file)
+            files.append(file)
+
+    def left(self, file: OpenFile, opener: int) -> None:
+        """Note that a file is not open any more."""
+        with self._lock:
+            files = self._open.get((opener, _directory(file.key)))
+            if files is not None and file in files:
+                files.remove(file)
+                if not files:
+                    del self._open[opener, _directory(file.key)]
 
     def closed(
         self,
@@ -102,19 +152,38 @@ class Expectation:
 
         `elsewhere`: nothing from its head. `exact`: little more than programs read.
         """
-        from_start = 0 if elsewhere else min(read_bytes, size_bytes)
         directory = _directory(key)
-        whole = from_start >= WHOLE_SHARE * size_bytes
         with self._lock:
             last = self._read.setdefault(directory, deque(maxlen=LAST_FILES))
-            last.append(_File(from_start, read_bytes, whole, exact))
+            last.append(_file(size_bytes, read_bytes, elsewhere=elsewhere, exact=exact))
             self._read.move_to_end(directory)
             if len(self._read) > MAX_DIRECTORIES:
                 self._read.popitem(last=False)
 
-    def _last(self, key: bytes) -> list[_File]:
+    def _last(self, key: bytes, opener: int) -> list[_File]:
         with self._lock:
-            return list(self._read.get(_directory(key), ()))
+            closed = list(self._read.get(_directory(key), ()))
+        if closed:
+            return closed
+        return [
+            _file(each.size_bytes, each.read_bytes, elsewhere=not each.head_read, exact=False)
+            for each in self._opened(key, opener)
+            if each.read_bytes
+        ]
+
+    def _opens_many(self, key: bytes, opener: int) -> bool:
+        """Whether the opener has files open of which it has read nothing yet."""
+        unread = [each for each in self._opened(key, opener) if not each.read_bytes]
+        return len(unread) >= LAST_FILES
+
+    def _opened(self, key: bytes, opener: int) -> list[OpenFile]:
+        with self._lock:
+            return list(self._open.get((opener, _directory(key)), ()))
+
+
+def _file(size_bytes: int, read_bytes: int, *, elsewhere: bool, exact: bool) -> _File:
+    from_start = 0 if elsewhere else min(read_bytes, size_bytes)
+    return _File(from_start, read_bytes, from_start >= WHOLE_SHARE * size_bytes, exact)
 
 
 def _most(files: list[_File]) -> int:

@@ -17,7 +17,7 @@ What is fetched and never read costs as much as what is read, so a run earns its
 * others: a quarter of what they have read so far; an eighth where many read in turns;
 * where the handle *jumps* (new runs begin and old ones are not returned to: a Parquet
   reader, a zip reader), a new run is fetched at once as far as all of the last ones went, and
-  beyond that with an eighth of what it has read;
+  beyond that with an eighth of what it has read, a quarter once it is long;
 * where little was read of the last files, from the start on up to where those reads ended;
 * in no case into what another run has read.
 
@@ -28,7 +28,8 @@ which every other MiB was lost all is fetched, in as many requests as for the fi
 each gap would be eight times as many.
 
 Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its
-next pieces are fetched ahead, each exactly.
+next pieces are fetched ahead, each exactly; once some were left unread, no more of them than a
+quarter of what was read so. Columns of a Parquet file are a stride for two or three reads.
 """
 
 from collections import deque
@@ -143,16 +144,32 @@ class _Stride:
     distance: int = 0
     hits: int = 0  # reads at this distance, after the two that showed it
     ahead: int = 0  # pieces planned beyond `offset`
+    read: int = 0  # reads at the distance of the two before, of all strides
+    left: int = 0  # pieces that were planned and not read
 
     def hit(self, offset: int, size: int) -> bool:
         """Take the next read; True if it is where the stride expects it."""
         distance = offset - self.offset
         apart = abs(distance) >= size + 2 * PAGE_BYTES  # no page is in two pieces
         expected = apart and self.offset >= 0 and size == self.size and distance == self.distance
-        self.hits = self.hits + 1 if expected else 0
-        self.ahead = max(self.ahead - 1, 0) if expected else 0
+        if expected:
+            self.hits += 1
+            self.read += 1
+            self.ahead = max(self.ahead - 1, 0)
+        else:
+            self.left += self.ahead
+            self.hits = self.ahead = 0
         self.offset, self.size, self.distance = offset, size, distance
         return expected
+
+    def earned(self) -> int:
+        """Return how many pieces to fetch ahead: soon many, but once some were left unread no more
+        than a quarter of what has been read.
+        """
+        fast = min(1 << self.hits, MAX_PIECES)
+        if self.left == 0:
+            return fast
+        return min(fast, max(self.read // 4 - self.left, self.hits // 4))
 
     def reach(self) -> Range:
         """Return the range from the last read to the furthest piece planned."""
@@ -161,17 +178,14 @@ class _Stride:
 
 
 class Window:
-    """The policy of one handle on an object of `size_bytes`. Requests are `part_bytes` at most.
+    """The policy of one handle on an object of `size_bytes`. Requests are `part_bytes` at most."""
 
-    `reach_bytes` is where the reader is expected to stop, when it begins at the start.
-    """
-
-    def __init__(self, size_bytes: int, *, part_bytes: int, reach_bytes: int | None = None) -> None:
+    def __init__(self, size_bytes: int, *, part_bytes: int) -> None:
         # constants
         self._size = size_bytes
         self._largest_part = part_bytes
-        self._reach = size_bytes if reach_bytes is None else min(reach_bytes, size_bytes)
         # mutable
+        self._reach = size_bytes
         self._gaps = False  # the kernel may have pages between the reads
         self._read = 0  # bytes, before the read that is being planned
         self._part = part_bytes
@@ -220,6 +234,10 @@ class Window:
     def expect_gaps(self) -> None:
         """Note that the kernel had pages of the whole object: earlier reads were of all of it."""
         self._gaps = True
+
+    def expect_stop(self, reach_bytes: int) -> None:
+        """Note that a reader from the start is expected to stop there."""
+        self._reach = min(reach_bytes, self._size)
 
     def fetched_head(self, stop: int) -> None:
         """Note that [0, stop) has been fetched for a reader who has not come yet."""
@@ -297,7 +315,7 @@ class Window:
     def _strided(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
         """Plan a read that lies as far from the last one as that from the one before."""
         stride = self._stride
-        wanted = min(2**stride.hits, MAX_PIECES, ahead_bytes // (stop - offset))
+        wanted = min(stride.earned(), ahead_bytes // (stop - offset))
         ranges = []
         for piece in range(wanted + 1):
             start = offset + piece * stride.distance
@@ -356,10 +374,9 @@ class Window:
             earned = self._size
         elif self._jumps_about():
             usual = self._usual_length()
-            if run.length <= usual:
-                earned = usual - run.length
-            else:
-                earned = run.length // (8 if run.length <= 4 * usual else 4)
+            long = run.length > 4 * max(usual, FIRST_AHEAD_BYTES)
+            share = 4 if long else 8
+            earned = usual - run.length if run.length <= usual else run.length // share
         else:
             part = 4 if readers <= FEW_READERS else 8
             earned = max(run.length // part, min(run.length, LEAST_AHEAD_BYTES))
@@ -423,8 +440,8 @@ class Window:
         return min(self._lengths, default=0)
 
     def _jumped(self, left: _Run) -> None:
-        """Note that the reader has left a run."""
-        if left.length:
+        """Note that the reader has left a run. One that came to the end could not go further."""
+        if left.length and left.cursor < self._size:
             self._lengths.append(left.length)
         self._count(jumps=1)
 

@@ -68,9 +68,9 @@ TIMELY_SHARE = 0.1
 class ReadStream:
     """The bytes of `info`'s version of an object, of which `open` fetches `head_bytes`.
 
-    Who reads from its start is expected to stop at `reach_bytes`, unless that is None; `looked_at`
-    is whether little of it is likely to be read.
-    `on_close` is called with the stream when it is closed.
+    `on_begin` is called with the stream at its first read, and returns where a reader from the
+    start is expected to stop, None if at the end; `looked_at` is whether little of it is likely to
+    be read. `on_close` is called with the stream when it is closed.
 
     Thread-safe. `_lock` guards the plan and what is issued; it is never held while waiting.
     """
@@ -81,12 +81,12 @@ class ReadStream:
         info: ObjectInfo,
         *,
         head_bytes: int,
-        reach_bytes: int | None = None,
         looked_at: bool = False,
         config: ReadConfig,
         budget: Budget,
         pace: Pace,
         retry_policy: RetryPolicy,
+        on_begin: Callable[["ReadStream"], int | None],
         on_close: Callable[["ReadStream"], None],
     ) -> None:
         # dependencies
@@ -95,6 +95,7 @@ class ReadStream:
         self._pace = pace
         self._retry_policy = retry_policy
         self._allowance = Allowance(retry_policy)
+        self._on_begin = on_begin
         self._on_close = on_close
         # constants
         self.key = info.key
@@ -106,10 +107,9 @@ class ReadStream:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._lease = budget.lease()
-        self._window = Window(
-            info.size_bytes, part_bytes=config.part_size_bytes, reach_bytes=reach_bytes
-        )
+        self._window = Window(info.size_bytes, part_bytes=config.part_size_bytes)
         self._closed = False
+        self._begun = False  # a read has been planned
         self._head_due = False  # the first read fetches the head
         self._head_fetched = False
         self._head_read = False  # somebody has read from it
@@ -329,6 +329,11 @@ class ReadStream:
         self._head_read = self._head_read or offset < self._head_bytes
         todo: list[Range] = [(offset, stop)]
         if plan:
+            if not self._begun:
+                self._begun = True
+                reach = self._on_begin(self)
+                if reach is not None:
+                    self._window.expect_stop(reach)
             todo = self._window.plan(
                 offset,
                 stop - offset,

@@ -48,27 +48,43 @@ class Streams:
         self.ahead = Ahead(client, config, self.budget, counters, self._expectation, retry_policy)
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
-        self._throttle = 0  # of the budget, at the last look
+        self._refusals = 0  # of the budget, at the last look
         self._empty_sweeps = 0
 
-    def stream(self, info: ObjectInfo) -> ReadStream:
-        """Return a stream of this version of an object, which must not be empty."""
+    def stream(self, info: ObjectInfo, opener: int = 0) -> ReadStream:
+        """Return a stream of this version of an object, which must not be empty.
+
+        `opener` is the thread that opens it; 0 if that is not known.
+        """
+
+        def begin(stream: ReadStream) -> int | None:
+            reach_bytes = self._expectation.reach_bytes(stream.key, opener)
+            self._expectation.used(stream, opener)
+            return reach_bytes
+
+        def close(stream: ReadStream) -> None:
+            self._expectation.left(stream, opener)
+            self._closed(stream)
+
         stream = ReadStream(
             self._client,
             info,
-            head_bytes=self._expectation.head_bytes(info.key, info.size_bytes),
-            reach_bytes=self._expectation.reach_bytes(info.key),
+            head_bytes=self._expectation.head_bytes(info.key, info.size_bytes, opener),
             looked_at=self._expectation.is_looked_at(info.key),
             config=self._config,
             budget=self.budget,
             pace=self._pace,
             retry_policy=self._retry_policy,
-            on_close=self._closed,
+            on_begin=begin,
+            on_close=close,
         )
         self._open.add(stream)
+        self._expectation.used(stream, opener)
         return stream
 
-    def unasked(self, info: ObjectInfo, following: Following, *, paged: bool) -> ReadStream | None:
+    def unasked(
+        self, info: ObjectInfo, following: Following, *, paged: bool, opener: int = 0
+    ) -> ReadStream | None:
         """Return a stream of a version that is believed to be the newest; None if it is empty.
 
         `following` tells the files that may be opened next, and some are fetched ahead; `paged`
@@ -78,7 +94,7 @@ class Streams:
         fetched = self.ahead.opened(info, following)
         if info.size_bytes == 0:
             return None
-        stream = self.stream(info)
+        stream = self.stream(info, opener)
         if fetched is not None:
             stream.adopt(fetched.parts, fetched.whole)
         elif not paged:
@@ -88,8 +104,8 @@ class Streams:
     def sweep(self) -> None:
         """Let idle streams give back what they hold; once a second."""
         throttle = self.budget.throttle
-        pressed = throttle != self._throttle
-        self._throttle = throttle
+        pressed = throttle != self._refusals
+        self._refusals = throttle
         for stream in [each for each in self._open.copy() if each.held_bytes]:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self.ahead.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)

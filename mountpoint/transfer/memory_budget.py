@@ -31,7 +31,7 @@ class Budget:
         self._ahead_bytes = limit_bytes if ahead_bytes is None else ahead_bytes
         self._held_bytes = 0
         self._streams = 0  # leases that hold STREAM_BYTES or more
-        self._throttle = 0
+        self._refusals = 0
 
     @property
     def held_bytes(self) -> int:
@@ -41,7 +41,7 @@ class Budget:
     @property
     def throttle(self) -> int:
         """How often a lease was refused because of the limit, not its share."""
-        return self._throttle
+        return self._refusals
 
     def aim(self, ahead_bytes: int) -> None:
         """Set the target for all streams' bytes ahead together."""
@@ -61,7 +61,7 @@ class Budget:
             before, after = lease.held_bytes, lease.held_bytes + delta
             if limited:
                 if self._held_bytes + delta > self.limit_bytes:
-                    self._throttle += 1
+                    self._refusals += 1
                     return False
                 # A lease also holds the part being read, in addition to the bytes ahead.
                 share_bytes = self._share_bytes(lease)

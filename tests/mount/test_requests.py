@@ -1,5 +1,6 @@
 """What a real mount asks of S3: signed by whom, with which headers, how often."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -223,6 +224,64 @@ def test_a_little_of_many_files(store: Store, folder: Path) -> None:
         assert asked <= 1.1 * read
         if "read-ahead stays" not in mount.log:
             assert asked <= 1.1 * 59 * 4096
+
+
+def asked(exchanges: list[Exchange]) -> int:
+    """Return how many bytes GETs have asked for, and begin to count anew."""
+    edges = [
+        (get.header("Range") or "").removeprefix("bytes=").split("-")
+        for get in exchanges
+        if get.is_data
+    ]
+    exchanges.clear()
+    return sum(int(last) - int(first) + 1 for first, last in edges)
+
+
+def test_a_little_of_64_open_files(
+    store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
+) -> None:
+    """Where a thread opens many files and reads a little of each, they teach while they are open.
+
+    They were fetched three times as far as the kernel read.
+    """
+    for number in range(64):
+        store.put(f"requests/open/{number:02}", b"x" * (2 << 20))
+    options = ("--prefix", "requests/open/", "--debug")
+    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+        paths = sorted(mount.path.iterdir())
+        before = mount.counters()["bytes_read"]
+        exchanges.clear()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
+            for file in files:
+                assert len(file.read(200_000)) == 200_000
+        read = mount.counters()["bytes_read"] - before
+        assert asked(exchanges) <= 1.3 * read
+
+
+def test_columns_of_parquet_files(
+    store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
+) -> None:
+    """Of files of which a reader wants footers and some columns, little more is fetched.
+
+    As pyarrow reads them: the last 64 KiB, then each column chunk at once.
+    """
+    size, chunk = 20 << 20, 100_077
+    for number in range(2):
+        store.put(f"requests/columns/{number}.parquet", b"x" * size)
+    options = ("--prefix", "requests/columns/", "--debug")
+    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
+        paths = sorted(mount.path.iterdir())
+        exchanges.clear()
+        wanted = 0
+        for path in paths:
+            with path.open("rb", buffering=0) as file:
+                reads = [(size - 65536, 65536)]
+                for group in range(0, size // chunk - 40, 40):
+                    reads += [((group + column) * chunk, chunk) for column in (3, 17, 31)]
+                for offset, length in reads:
+                    wanted += len(os.pread(file.fileno(), length, offset))
+        assert asked(exchanges) <= 1.3 * wanted
 
 
 def twice(mount: Mount) -> int:

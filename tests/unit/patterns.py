@@ -60,6 +60,35 @@ def parquet(
         position = stop
 
 
+def columns(
+    size_bytes: int,
+    chunks: tuple[int, ...],
+    group_chunks: int,
+    chunk_bytes: int,
+    *,
+    beyond_bytes: int = 0,
+) -> Iterator[Piece]:
+    """Yield the footer, then of each row group some columns, whose chunks are all equally large.
+
+    The kernel reads `beyond_bytes` more of each chunk.
+    """
+    yield size_bytes - 64 * KIB, 64 * KIB
+    for group in range((size_bytes - MIB) // (group_chunks * chunk_bytes)):
+        for chunk in chunks:
+            start = (group * group_chunks + chunk) * chunk_bytes
+            stop = start + chunk_bytes + beyond_bytes
+            yield start - start % PAGE_BYTES, stop - start + start % PAGE_BYTES + -stop % PAGE_BYTES
+
+
+def by_threads(chunks: Iterator[Piece], threads: int) -> Iterator[Piece]:
+    """Yield the first piece of the chunk that each thread begins with, then chunk by chunk."""
+    pieces_of = [pieces(offset, offset + size, 128 * KIB) for offset, size in chunks]
+    first = [next(chunk) for chunk in pieces_of[:threads]]
+    yield from first
+    for chunk in pieces_of:
+        yield from chunk
+
+
 def zipped(
     size_bytes: int,
     seed: int,
@@ -262,6 +291,11 @@ PATTERNS: dict[str, Pattern] = {
         GIB,
         lambda seed: parquet(GIB, seed, gap_bytes=8 * KIB),
         COST,
+    ),
+    "parquet, three of forty columns": Pattern(
+        256 * MIB,
+        lambda seed: columns(256 * MIB, (3, 17, 31), 40, 100_077),
+        RANDOM_COST,
     ),
     "zip": Pattern(4 * GIB, lambda seed: zipped(4 * GIB, seed), COST),
     "zip, small members": Pattern(

@@ -18,6 +18,16 @@ from mountpoint.read.history import (
 MIB = 1 << 20
 
 
+class Open:
+    """An open file of the directory d/, of which so much was read, from its head on or not."""
+
+    def __init__(self, size_bytes: int, read_bytes: int, *, head_read: bool = True) -> None:
+        self.key = b"d/open"
+        self.size_bytes = size_bytes
+        self.read_bytes = read_bytes
+        self.head_read = head_read
+
+
 def after(*files: tuple[int, int]) -> Expectation:
     """Return the experience of files of the directory d/: size and bytes read of each."""
     expectation = Expectation()
@@ -150,3 +160,55 @@ def test_old_experience_goes() -> None:
     assert expectation.head_bytes(b"d/a", 5 * MIB) == 5 * MIB
     expectation.closed(b"one/more", 1, 1)
     assert expectation.head_bytes(b"d/a", 5 * MIB) == HEAD_BYTES
+
+
+# --- Open files ---
+
+
+def test_open_files_teach_their_opener() -> None:
+    """What was read of them says what will be of the next, until one has been closed."""
+    expectation = Expectation()
+    read = [Open(5 * MIB, 100_000) for _ in range(2)]
+    for file in read:
+        expectation.used(file, 7)
+    assert expectation.head_bytes(b"d/a", 5 * MIB, 7) == 102_400
+    assert expectation.reach_bytes(b"d/a", 7) == 102_400
+    for key, opener in ((b"d/a", 8), (b"d/a", 0), (b"e/a", 7)):
+        assert expectation.head_bytes(key, 5 * MIB, opener) == HEAD_BYTES
+        assert expectation.reach_bytes(key, opener) is None
+    assert not expectation.is_looked_at(b"d/a")
+    expectation.closed(b"d/b", 5 * MIB, 5 * MIB)
+    assert expectation.reach_bytes(b"d/a", 7) is None
+
+
+def test_an_open_file_that_is_read_elsewhere() -> None:
+    """It says that heads are not read."""
+    expectation = Expectation()
+    expectation.used(Open(5 * MIB, 100_000, head_read=False), 7)
+    assert expectation.head_bytes(b"d/a", 5 * MIB, 7) == 4096
+
+
+def test_nothing_is_learnt_from_files_that_are_closed_or_unknown() -> None:
+    """Not from one that has been closed, nor where it is not known who opened it."""
+    expectation = Expectation()
+    file = Open(5 * MIB, 100_000)
+    expectation.used(file, 7)
+    expectation.left(file, 7)
+    expectation.left(file, 7)
+    expectation.used(file, 0)
+    for opener in (0, 7):
+        assert expectation.reach_bytes(b"d/a", opener) is None
+
+
+def test_many_files_are_opened_before_any_is_read() -> None:
+    """Then only the heads of those that are not small; one that is read is remembered longest."""
+    expectation = Expectation()
+    files = [Open(MIB, 0) for _ in range(100)]
+    for count, file in enumerate(files):
+        whole = count < LAST_FILES
+        assert expectation.head_bytes(b"d/a", MIB, 7) == (MIB if whole else HEAD_BYTES)
+        assert expectation.head_bytes(b"d/a", ALIKE_BYTES, 7) == ALIKE_BYTES
+        expectation.used(file, 7)
+    expectation.used(files[0], 7)
+    files[0].read_bytes = 5000
+    assert expectation.reach_bytes(b"d/a", 7) == 8192

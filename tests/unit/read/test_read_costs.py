@@ -97,9 +97,9 @@ class Program:
         """How many bytes were asked for, for each that was read."""
         return self.asked_bytes / self.read_bytes
 
-    def open(self, name: bytes) -> HandleNumber:
+    def open(self, name: bytes, process: int = 0) -> HandleNumber:
         """Open a file."""
-        return self.world.fs.open(self.world.fs.lookup(ROOT, name).inode, os.O_RDONLY)
+        return self.world.fs.open(self.world.fs.lookup(ROOT, name).inode, os.O_RDONLY, process)
 
     def read(self, handle: HandleNumber, offset: int, size: int) -> None:
         """Read, and count it."""
@@ -334,6 +334,37 @@ def test_a_whole_file_after_some_that_were_looked_at(little: int) -> None:
         it.read_file(b"%d" % little, pieces(0, 64 * MIB, 128 * KIB))
         assert it.asked_bytes == 64 * MIB
         assert it.requests <= 64 * MIB // PART_BYTES + RAMP_REQUESTS
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [(MIB, 1.5), (5 * MIB, COST), (64 * MIB, COST), (GIB, COST)]
+)
+@pytest.mark.parametrize("read_size", [128 * KIB, 512 * KIB, MIB])
+def test_a_little_of_64_open_files(read_size: int, size: int, most: float) -> None:
+    """Where one thread opens many files and reads a little of each, files teach while open."""
+    with program({b"%02d" % index: size for index in range(64)}) as it:
+        handles = [it.open(b"%02d" % index, process=7) for index in range(64)]
+        for handle in handles:
+            for read in pieces(0, read_size, 256 * KIB):
+                it.read(handle, *read)
+        assert it.cost <= most
+        assert it.requests <= (2 + read_size // (256 * KIB)) * len(handles)
+        for handle in handles:
+            it.world.fs.release(handle)
+
+
+def test_64_files_that_one_thread_reads_in_turns() -> None:
+    """Those that are read on after a little come in large requests, and once."""
+    size = 16 * MIB
+    with program({b"%02d" % index: size for index in range(64)}) as it:
+        handles = [it.open(b"%02d" % index, process=7) for index in range(64)]
+        for read in pieces(0, size, 256 * KIB):
+            for handle in handles:
+                it.read(handle, *read)
+        for handle in handles:
+            it.world.fs.release(handle)
+        assert it.cost <= 1.05
+        assert it.requests <= 64 * (size // MIB + RAMP_REQUESTS)
 
 
 def test_the_end_of_many_files() -> None:

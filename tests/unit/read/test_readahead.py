@@ -24,7 +24,7 @@ from mountpoint.read.readahead import (
     Window,
 )
 from tests.soak import examples
-from tests.unit.patterns import COST, GIB, PATTERNS, cases, parquet, strided
+from tests.unit.patterns import COST, GIB, PATTERNS, by_threads, cases, columns, parquet, strided
 
 PART_BYTES = 8 * MIB
 AHEAD_BYTES = 64 * MIB
@@ -516,6 +516,17 @@ def test_a_stride_that_ends_is_left_at_once() -> None:
     assert not reader.window.keeps(GIB + 10 * MIB, 4 * GIB)
 
 
+def test_strides_that_ended_soon() -> None:
+    """Once pieces were left unread, no more than a quarter of what was read is fetched ahead."""
+    reader = Reader(HUGE_BYTES)
+    for turn in range(100):
+        reader.read_all(strided(turn * 64 * MIB + turn * turn * 4 * KIB, 6, 8 * KIB, MIB))
+    assert reader.cost <= 1.3
+    before = reader.late
+    reader.read_all(strided(9 * GIB, 1000, 8 * KIB, MIB))
+    assert reader.late - before <= 20
+
+
 # --- Jumps ---
 
 
@@ -529,6 +540,15 @@ def test_runs_of_one_length_are_fetched_as_one() -> None:
         if chunk >= 20:
             assert reader.fetched_bytes - before == 2 * MIB
     assert reader.late <= 50 + 20 * 3
+
+
+@pytest.mark.parametrize(("threads", "cost", "requests"), [(1, 1.05, 40), (8, 1.12, 90)])
+def test_column_chunks_of_a_small_file(threads: int, cost: float, requests: int) -> None:
+    """A footer says nothing of how long column chunks are, nor do those that were only begun."""
+    chunks = columns(50 * MIB, (3, 7), 10, 1_000_537, beyond_bytes=172 * KIB)
+    reader = Reader(50 * MIB).read_all(by_threads(chunks, threads))
+    assert reader.cost <= cost
+    assert len(reader.requests) <= requests
 
 
 def test_a_footer_is_no_jump() -> None:

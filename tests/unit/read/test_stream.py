@@ -122,6 +122,7 @@ class Reading:
             budget=self.budget,
             pace=self.pace,
             retry_policy=self.retry_policy,
+            on_begin=lambda _: None,
             on_close=self.closed.append,
         )
 
