@@ -1,1 +1,6 @@
-"""Reading one object: which ranges to fetch, fetching them, handing them out."""
+"""Reading one object: which ranges to fetch, fetching them, replying from them.
+
+`stream` serves an open object and `readahead` plans its ranges; `streams` holds what all streams
+share. `prefetch` fetches small files ahead of their opens, `history` predicts how much of a file
+will be read, and `whole_checksum` verifies files that are read completely.
+"""

@@ -1,4 +1,4 @@
-"""How much of a file will be read: as much as was read of the last ones in its directory.
+"""Predict how much of a file will be read: as much as of the last files in its directory.
 
 A file teaches when it is closed. Where none has been closed yet, those count that the same opener
 has open and has begun to read: programs open many files, and then read a little of each.
@@ -14,43 +14,43 @@ from typing import NamedTuple, Protocol
 
 from mountpoint.read.readahead import MIB, PAGE_BYTES, Range
 
-#: Without experience: a file up to this size is fetched whole when it is opened, ...
+#: Without history, a file up to this size is fetched whole when it is opened.
 WHOLE_BYTES = MIB
-#: ... of a larger one the head: what the kernel makes of a first read of 8 KiB. Of a larger read
-#: 128 KiB were not all either, and programs that only look get no more than they ask for.
+#: The head of a larger file: the kernel's version of a first read of 8 KiB. For larger reads even
+#: 128 KiB would not suffice, and programs that only look get no more than they ask for.
 HEAD_BYTES = 32 * 1024
-#: Where the last files were read whole, so is one up to this size. Beyond it read-ahead has
-#: time to come into its own.
+#: If the last files were read whole, a file up to this size is fetched whole. Beyond it, read-ahead
+#: has time to take effect.
 LARGEST_WHOLE_BYTES = 8 * MIB
-#: Where that was one file only, its like: one up to so many times as large.
+#: If that was a single file, the next may be at most this many times as large.
 LIKE = 2
 
-#: A larger head is fetched in parts of this size at the same time: with 90 MB/s for each connection
-#: 9 ms after the first byte, and 1 MiB 12.
+#: A larger head is fetched in parallel parts of this size. With 90 MB/s per connection they arrive
+#: 9 ms after the first byte; parts of 1 MiB take 12.
 HEAD_PART_BYTES = 768 * 1024
 
-#: Who reads no more of each file only looks at them.
+#: Programs that read no more than this of each file only look at it.
 LOOK_BYTES = MIB
 
-#: Where about as much was read of each, and no more than this, `open` fetches all of it at once.
+#: If a similar amount was read of each file, and no more than this, `open` fetches that amount.
 ALIKE_BYTES = 128 * 1024
 
-#: So many files of a directory are the experience with it.
+#: The number of files in a directory's history.
 LAST_FILES = 4
 #: So many open files of one opener and directory are remembered: the last that were opened, or
 #: read for the first time.
 OPEN_FILES = 2 * LAST_FILES
 #: Directories with experience.
 MAX_DIRECTORIES = 1000
-#: What counts as whole: programs leave out a trailer now and then.
+#: The share that counts as whole: programs sometimes skip a trailer.
 WHOLE_SHARE = 0.9
 
 
 class _File(NamedTuple):
-    """How much was read of a file: from its start on, and in all.
+    """The bytes read of a file: from its start, and in total.
 
-    `exact`: that is what programs read; else the kernel may have made more of it, four times as
-    much of a page.
+    `exact`: programs read that much. Otherwise the kernel may have enlarged the reads, up to four
+    times for a page.
     """
 
     read_bytes: int
@@ -148,9 +148,9 @@ class Expectation:
         elsewhere: bool = False,
         exact: bool = False,
     ) -> None:
-        """Note that so much was read of an object while it was open.
+        """Record how many bytes of an object were read while it was open.
 
-        `elsewhere`: nothing from its head. `exact`: little more than programs read.
+        `elsewhere`: none of them were in its head. `exact`: programs read hardly less.
         """
         directory = _directory(key)
         with self._lock:
@@ -187,14 +187,14 @@ def _file(size_bytes: int, read_bytes: int, *, elsewhere: bool, exact: bool) -> 
 
 
 def _most(files: list[_File]) -> int:
-    """Return the most that was read of any file, in whole pages; of those that are exact."""
+    """Return the most bytes read of any file; in whole pages, counting only exact files if any."""
     exact = [each for each in files if each.exact] or files
     most = max(each.read_bytes for each in exact)
     return max(most + -most % PAGE_BYTES, PAGE_BYTES)
 
 
 def parts_of(head_bytes: int, most_bytes: int) -> list[Range]:
-    """Return the ranges in which to fetch a head, all at once: none larger than `most_bytes`."""
+    """Return the ranges of a head, to be fetched in parallel: each at most `most_bytes`."""
     step = min(head_bytes if head_bytes <= WHOLE_BYTES else HEAD_PART_BYTES, most_bytes)
     return [(start, min(start + step, head_bytes)) for start in range(0, head_bytes, step)]
 

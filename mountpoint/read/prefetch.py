@@ -1,25 +1,24 @@
-"""Small files fetched ahead of their opens, where programs read a directory file by file.
+"""Fetch small files ahead of their opens, if programs read a directory file by file.
 
-With a metadata ttl the version of a file is known before it is opened: a listing has named
-it. So the next files can be on their way while this one is read, each by GETs of that very
-version (If-Match), and the open that comes takes them as its stream's first parts.
+With a metadata ttl, a listing has named the version of a file before it is opened. So the next
+files can be fetched while this one is read, by GETs of exactly that version (If-Match). The next
+open then takes them as its stream's first parts.
 
-A *walk* is one reader that opens files in the order of their names; several may go through
-one directory. Each open belongs to the walk that expects it; one that nobody expects begins
-a walk, which expects the very next file. From its third open on a walk is believed: it
-expects the next few files, because threads that share the work come out of order, and has a
-*window*: half as many files as it has opened, up to `MOST_FILES`. Only files that `open`
-would fetch whole are fetched (`history` knows what was read of the last ones).
+A *walk* is one reader that opens files in the order of their names; several may go through one
+directory. Each open belongs to the walk that expects it. An unexpected one starts a new walk, which
+expects exactly the next file. From its third open on, a walk is trusted. It then expects the next
+few files, because threads that share the work open them out of order. It also has a *window*: half
+as many files as it has opened, up to `MOST_FILES`. Only files that `open` would fetch whole are
+fetched (`history` knows how much was read of the last ones).
 
-What is fetched in vain is bounded: a walk ends with no more than half of what it has
-opened, two files in a row that are passed over halve the window, and a walk that has passed
-over more than a quarter of what it opened gets nothing until it has opened more. What is
-not taken goes when the walk has gone on without it, or when nobody opens anything for a
-while (`sweep`); when memory is short nothing is fetched.
+Wasted fetches are bounded. A walk that ends wastes at most half as many files as it has opened. Two
+files in a row that are skipped halve the window. A walk that has skipped more than a quarter of its
+opens gets no more files until it has opened more. Files that are not taken are dropped once the
+walk has passed them, or when there are no opens for a while (`sweep`). Nothing is fetched while
+memory is short.
 
-It does not know which files follow which (whoever calls does), and it waits for nothing.
-What has failed is no part of the answer: where the version is not there any more, the open
-is told so.
+This module does not know the order of files (the caller does), and never waits. A failed fetch is
+not used; but if the version no longer exists, the open gets that error.
 """
 
 import threading
@@ -36,29 +35,29 @@ from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget, Lease
 
-#: Returns so many of the files that come next, fewer where no more are known.
+#: Returns up to this many of the next files, fewer if no more are known.
 Following = Callable[[int], list[ObjectInfo]]
 
-#: Files ahead of one walk. 16 at 20 ms each are 800 files per second, twice what one reader opens.
+#: Files ahead of one walk. 16 at 20 ms each are 800 files per second, twice the rate of one reader.
 MOST_FILES = 16
-#: What all walks together may have ahead, in bytes and files.
+#: The limits for all walks together, in bytes and files.
 MOST_BYTES = 16 << 20
 MOST_FILES_IN_ALL = 64
-#: The opens in a row that are believed to be a walk. Where 16 threads open 2,000 files in any
-#: order, two are followed by their next ones every other second, three hardly ever.
+#: Consecutive opens that make a walk. If 16 threads open 2,000 files in random order, two opens in
+#: sequence happen every other second, three hardly ever.
 FIRST_OPENS = 3
 #: The first window.
 FEW_FILES = 2
-#: From then on an open may be so many places beyond the last one, ...
+#: A trusted walk expects files up to this many places after the last one opened.
 NEAR_FILES = 4
-#: ... and come so many opens later than others that were behind it.
+#: A skipped file may still be opened up to this many opens later.
 LATE_OPENS = 16
 #: Walks that are remembered; a few KB each.
 MOST_WALKS = 32
 
 
 class Fetched:
-    """A file that has been asked for, and its checksum, if it comes in several parts.
+    """A file being fetched, and its checksum, if it comes in several parts.
 
     `passed` counts the opens beyond it.
     """
@@ -73,7 +72,7 @@ class Fetched:
         self.passed = 0
 
     def cancel(self) -> None:
-        """Stop what is under way."""
+        """Cancel its requests."""
         for part in self.parts:
             part.cancel()
         if self.whole is not None:
@@ -81,18 +80,18 @@ class Fetched:
 
 
 class _Walk:
-    """One reader of files in order.
+    """One reader that opens files in order.
 
-    Invariant: `expected` are the next few keys, those of `fetched`, and a few that were skipped.
+    Invariant: `expected` holds the next few keys, those of `fetched`, and a few skipped ones.
     """
 
     __slots__ = ("expected", "fetched", "in_vain", "last", "limit", "opens", "passed", "sweeps")
 
     def __init__(self) -> None:
-        self.last = b""  # the furthest key that was opened
+        self.last = b""  # the furthest key opened
         self.opens = 0
-        self.passed = 0  # files that were fetched and not opened
-        self.in_vain = 0  # of these, since the last that was opened
+        self.passed = 0  # fetched files that were not opened
+        self.in_vain = 0  # of these, since a fetched file was opened
         self.limit = MOST_FILES
         self.sweeps = 0  # since the last open
         self.expected: deque[bytes] = deque()
@@ -100,23 +99,23 @@ class _Walk:
 
     @property
     def window(self) -> int:
-        """How many files to have ahead."""
+        """The number of files to have ahead."""
         if self.opens < FIRST_OPENS or self.passed > FEW_FILES + self.opens // 4:
             return 0
         return min(max(self.opens // 2, FEW_FILES), self.limit)
 
     @property
     def near(self) -> int:
-        """How many of the next files to expect."""
+        """The number of next files to expect."""
         return NEAR_FILES if self.opens >= FIRST_OPENS else 1
 
     def took(self) -> None:
-        """Note that a file was opened that had been fetched."""
+        """Record that a fetched file was opened."""
         self.in_vain = 0
         self.limit = min(self.limit + 1, MOST_FILES)
 
     def passed_over(self) -> None:
-        """Note that a file was fetched for nothing."""
+        """Record that a file was fetched in vain."""
         self.passed += 1
         self.in_vain += 1
         if self.in_vain % 2 == 0:
@@ -124,7 +123,7 @@ class _Walk:
 
 
 class Ahead:
-    """What is fetched ahead of opens. Thread-safe; nothing waits."""
+    """The files fetched ahead of opens. Thread-safe; nothing waits."""
 
     def __init__(
         self,
@@ -146,15 +145,16 @@ class Ahead:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._walks: OrderedDict[_Walk, None] = OrderedDict()  # the last used last
-        self._walk_of: dict[bytes, _Walk] = {}  # who expects or has fetched a key
+        self._walk_of: dict[bytes, _Walk] = {}  # the walk that expects or has fetched a key
         self._files = 0
         self._bytes = 0
 
     def opened(self, info: ObjectInfo, following: Following) -> Fetched | None:
-        """Note an open, fetch what comes next, and return what had been fetched of this file.
+        """Record an open, fetch the next files, and return this file if it was fetched ahead.
 
-        That is all of it, arriving, and its memory is the caller's to take; or None. Raises
-        PreconditionFailed or NotFound when fetching has shown that this version is not there.
+        The result holds the whole file, perhaps still arriving, and the caller must take over its
+        memory. None if it was not fetched. Raises PreconditionFailed or NotFound if the fetch has
+        shown that this version does not exist.
         """
         dropped: list[Fetched] = []
         with self._lock:
@@ -180,7 +180,7 @@ class Ahead:
         return None if found is None else self._checked(found)
 
     def sweep(self, sweeps: int) -> None:
-        """Let go of what walks have ahead that have not moved for this many sweeps."""
+        """Drop the files of walks without an open during this many sweeps."""
         dropped: list[Fetched] = []
         with self._lock:
             for walk in self._walks:
@@ -192,7 +192,7 @@ class Ahead:
 
     @property
     def held_files(self) -> int:
-        """How many files are there, or on their way, that nobody has opened."""
+        """The number of fetched files, perhaps still arriving, that were not opened."""
         return self._files
 
     def check(self) -> None:
@@ -208,14 +208,14 @@ class Ahead:
                 assert walk in self._walks
                 assert key in walk.expected or key in walk.fetched
 
-    # --- inside (lock held, but for the last two) ---
+    # --- internal (lock held, except in the last two) ---
 
     def _go_on(self, walk: _Walk, coming: list[ObjectInfo], dropped: list[Fetched]) -> None:
-        """Move a walk on to where `coming` is what follows."""
+        """Advance a walk; `coming` are the files that follow."""
         skipped = [each for each in walk.fetched.values() if each.info.key < walk.last]
         for place, fetched in enumerate(skipped, 1):
             fetched.passed += 1
-            # Who jumps again and again skips more than can come late.
+            # A reader that jumps repeatedly skips more files than can come late.
             if fetched.passed > LATE_OPENS or place <= len(skipped) - LATE_OPENS:
                 self._pass_over(walk, fetched, dropped)
         for info in coming[: walk.near]:
@@ -231,12 +231,12 @@ class Ahead:
             wanted -= info.key in walk.fetched
 
     def _fetch(self, walk: _Walk, info: ObjectInfo) -> bool:
-        """Fetch a file if it is one of those; False if nothing can be fetched now."""
+        """Fetch a file if `open` would fetch it whole; False if nothing can be fetched now."""
         size = info.size_bytes
         if size == 0 or self._expectation.head_bytes(info.key, size) < size:
             return True
         if self._walk_of.setdefault(info.key, walk) is not walk:
-            return True  # it is another one's
+            return True  # another walk has it
         if self._files >= MOST_FILES_IN_ALL or self._bytes + size > MOST_BYTES:
             return False
         lease = self._budget.lease()
@@ -278,7 +278,7 @@ class Ahead:
         del self._walks[walk]
 
     def _forget_key(self, walk: _Walk, key: bytes) -> None:
-        """Let a key be nobody's that a walk no longer expects, or no longer has."""
+        """Release a key that a walk no longer expects or has fetched."""
         known = key in walk.fetched or key in walk.expected
         if not known and self._walk_of.get(key) is walk:
             del self._walk_of[key]
@@ -294,7 +294,7 @@ class Ahead:
             fetched.cancel()
 
     def _checked(self, fetched: Fetched) -> Fetched | None:
-        """Return it; None if a part has failed."""
+        """Return the file; None if one of its parts has failed."""
         error = next((part.error for part in fetched.parts if part.failed), None)
         if error is None:
             return fetched

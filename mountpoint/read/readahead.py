@@ -1,16 +1,16 @@
-"""Read-ahead policy: fed with the reads of one handle, it says which bytes to fetch. Pure.
+"""Read-ahead policy: takes the reads of one handle and returns the ranges to fetch. Pure.
 
-It knows positions and nothing else: no clock, no memory budget, no S3. The stream calls
-`plan` for a read whose bytes are not here, and once for each part that a reader reaches.
+It knows positions and nothing else: no clock, no memory budget, no S3. The stream calls `plan` for
+a read whose bytes are not here, and once for each part that a reader reaches.
 
-A handle may be read by several sequential readers at once (threads, merged runs, the
-kernel's own read-ahead that comes concurrently and out of order), so the policy follows
-several *runs*. A read that belongs to no run begins one, and is fetched exactly, in whole
-pages: random readers stay at that. A second read that follows makes the run sequential, a
-second read just before it makes it a backward one; from then on it holds every read in its
-neighbourhood, and with each its read-ahead doubles, from 1 MiB up to what memory allows.
+Several sequential readers may share a handle (threads, merged runs, the kernel's own concurrent and
+unordered read-ahead), so the policy tracks several *runs*. A read outside of all runs starts a new
+one and is fetched exactly, in whole pages; for random readers it stays at that. A second read that
+follows makes the run sequential; one just before it makes it a backward run. From then on the run
+includes every read near it. With each, its read-ahead doubles, from 1 MiB up to the memory limit.
 
-What is fetched and never read costs as much as what is read, so a run earns its read-ahead:
+A byte that is fetched and never read costs as much as one that is read, so a run earns its
+read-ahead:
 
 * the only reader, from the start of the object: without condition, once it reads 128 KiB at once
   or goes on;
@@ -21,11 +21,11 @@ What is fetched and never read costs as much as what is read, so a run earns its
 * where little was read of the last files, from the start on up to where those reads ended;
 * in no case into what another run has read.
 
-Where all of the object has been read before, the kernel has most of its pages, and the reads
-that come here are of the *gaps* between them. So a run goes on behind what it skips, and that is
-fetched with the rest, as long as it is no more than what was read, and a quarter. Of a file of
-which every other MiB was lost all is fetched, in as many requests as for the first time; one for
-each gap would be eight times as many.
+If the whole object was read before, the kernel has most of its pages, and only reads of the *gaps*
+between them arrive here. So a run continues after bytes that it skips. These are fetched with the
+rest, as long as they are no more than what was read, plus a quarter. If the kernel has lost every
+other MiB of a file, the whole file is fetched, with as many requests as the first time; one request
+per gap would be eight times as many.
 
 Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its
 next pieces are fetched ahead, each exactly; once some were left unread, no more of them than a
@@ -41,108 +41,106 @@ Range = tuple[int, int]
 PAGE_BYTES = 4096
 MIB = 1 << 20
 
-#: Several reads of one sequential reader are under way at once (kernel read-ahead, large reads
-#: with O_DIRECT, queues of io_uring) and arrive in any order: so many places off.
+#: A sequential reader has several reads in flight at once (kernel read-ahead, large reads with
+#: O_DIRECT, io_uring queues). They arrive in any order, up to this many places off.
 JITTER_READS = 4
 
-#: The first step of read-ahead, and the smallest part of it: below 1 MiB the request, not
-#: the bytes, is what costs (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
+#: The first step of read-ahead, and its smallest part. Below 1 MiB the request costs more than the
+#: bytes (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
 FIRST_AHEAD_BYTES = MIB
 
-#: A window is four parts or more, so that as many requests are in flight. It is six or more where
-#: it is larger than what each of two readers has at first: then `transfer/concurrency`, which
-#: learns from parts of full size, has found that more in flight help. Four streams that share 160
-#: MiB, with 90 MB/s for each connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with
-#: those of 8.
+#: A window has at least four parts, so that as many requests are in flight. It has at least six if
+#: it is larger than the first share of two readers. Then `transfer/concurrency`, which learns from
+#: parts of full size, has found that more in flight help. Four streams that share 160 MiB, with 90
+#: MB/s per connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with parts of 8 MiB.
 FIRST_SHARE_BYTES = 32 * MIB
-#: Of parts that are not of full size, so many are ahead of a reader at the most: four streams then
-#: have as many requests as the client has connections, 25. Others would only wait there, each with
-#: the memory of a full part (430 MB at the peak with nine, 385 with seven).
+#: At most this many parts below full size are ahead of a reader. Four streams then have as many
+#: requests as the client has connections, 25. Others would only queue there, each with the memory
+#: of a full part (peak 430 MB with nine, 385 with seven).
 MOST_PARTS = 7
 
-#: Less is not worth a request of its own; and so much a run that goes on may cost in vain.
+#: Less is not worth a request of its own. A run that goes on may waste this much.
 LEAST_AHEAD_BYTES = MIB // 2
 
-#: A first read of this size is a program that copies, not one that looks: the kernel makes
-#: 16 KiB of a read of 4 KiB, and 128 KiB or more of the buffers of cat, cp and Python.
+#: A first read of this size comes from a program that copies rather than looks: the kernel turns a
+#: read of 4 KiB into 16 KiB, and the buffers of cat, cp and Python into 128 KiB or more.
 LARGE_READ_BYTES = 128 * 1024
 
-#: Sequential readers of one handle that are told apart. A merge of sixteen runs is the most
-#: that has been seen in the field; the rest are the random reads between them.
+#: The number of sequential readers of one handle to track. Merges of sixteen runs are the most
+#: that were seen in the field; the rest are the random reads between them.
 MAX_RUNS = 32
 
-#: A run is forgotten when so many plans were made for others since its last. Readers that
-#: take turns make one each; but one whose reads are hits plans only at every part it reaches,
-#: and in random turn somebody is always late: of 32 in random turn, 64 plans lost one in two
-#: hundred reads, 128 none in six runs.
+#: A run is forgotten after this many plans for other runs. Readers that take turns need a plan
+#: each. But a reader whose reads are hits plans only once per part, and in random turns one reader
+#: is always late: with 32 in random turns, 64 plans lost one read in two hundred, 128 plans none
+#: in six tests.
 RETIRE_PLANS = 4 * MAX_RUNS
 
-#: Of so many jumps and returns the older half counts half.
+#: After this many jumps and returns, the counts of both are halved.
 COUNTED_TURNS = 128
 
-#: How many of the last runs say how long runs are.
+#: The number of last runs that determine the usual length.
 LAST_LENGTHS = 8
 
-#: A reader that made one of so many last plans takes part in what may lie ahead.
+#: A reader is active, and shares the bytes ahead, if one of this many last plans was for it.
 ACTIVE_PLANS = 32
 
-#: Beyond so many readers at once, each fetches half as far ahead: together it is as much.
+#: With more active readers, each fetches half as far ahead; together it is as much.
 FEW_READERS = 4
 
-#: Pieces of a stride that are fetched ahead at most, so that a short one costs little.
+#: The most pieces of a stride to fetch ahead, so that a short stride costs little.
 MAX_PIECES = 32
 
 
 @dataclass(slots=True)
 class _Run:
-    """One sequential reader. A backward one is kept mirrored: positions from the object's end.
+    """One sequential reader. A backward one is mirrored: its positions count from the end.
 
     Invariants: start <= cursor <= fetched <= size of the object; ahead >= 0.
     """
 
-    start: int  # where it began
+    start: int  # its first position
     cursor: int  # the end of its furthest read
     fetched: int  # the end of what has been planned for it
     ahead: int  # how far beyond the cursor to fetch
     used: int  # the number of the last plan made for it
-    largest: int  # read
-    before: int = 0  # how much had been read in all when it began
+    largest: int  # the size of its largest read
+    before: int = 0  # bytes read of the object when it began
     backward: bool = False
 
     @property
     def length(self) -> int:
-        """How far it has come."""
+        """The bytes that it has passed."""
         return self.cursor - self.start
 
     @property
     def slack(self) -> int:
-        """How far off a read may be to belong to it.
+        """The distance at which a read still belongs to it.
 
-        Never more than half of what has been read: two reads do not reach for the whole
-        neighbourhood.
+        At most half of what it has read, so that two reads do not claim everything nearby.
         """
         return min(JITTER_READS * self.largest, self.length // 2)
 
     def holds(self, begin: int, skips: int) -> bool:
-        """Whether a read belongs to it, which may skip so much."""
-        if self.ahead == 0:  # one read so far, mostly: the second has to follow it
+        """Whether a read belongs to it, if the run may skip up to `skips` bytes."""
+        if self.ahead == 0:  # usually after a single read: the second must follow it
             return self.cursor - PAGE_BYTES <= begin <= self.cursor + skips
         reach = max(self.slack, skips)
         return self.cursor - self.slack <= begin <= max(self.fetched, self.cursor + reach)
 
     def leaps(self, begin: int, skips: int) -> bool:
-        """Whether a read that it holds has skipped more: what is fetched serves it still."""
+        """Whether a read that it holds skipped more than that, into bytes fetched before."""
         return begin > self.cursor + max(self.slack, PAGE_BYTES, skips)
 
 
 @dataclass(slots=True)
 class _Stride:
-    """The last read that belonged to no run, and how it lay to the one before."""
+    """The last read outside of all runs, and its distance from the previous one."""
 
     offset: int = -1
     size: int = 0
     distance: int = 0
-    hits: int = 0  # reads at this distance, after the two that showed it
+    hits: int = 0  # reads at this distance, after the two that established it
     ahead: int = 0  # pieces planned beyond `offset`
     read: int = 0  # reads at the distance of the two before, of all strides
     left: int = 0  # pieces that were planned and not read
@@ -150,7 +148,7 @@ class _Stride:
     def hit(self, offset: int, size: int) -> bool:
         """Take the next read; True if it is where the stride expects it."""
         distance = offset - self.offset
-        apart = abs(distance) >= size + 2 * PAGE_BYTES  # no page is in two pieces
+        apart = abs(distance) >= size + 2 * PAGE_BYTES  # no page belongs to two pieces
         expected = apart and self.offset >= 0 and size == self.size and distance == self.distance
         if expected:
             self.hits += 1
@@ -172,7 +170,7 @@ class _Stride:
         return min(fast, max(self.read // 4 - self.left, self.hits // 4))
 
     def reach(self) -> Range:
-        """Return the range from the last read to the furthest piece planned."""
+        """Return the range from the last read to the last piece planned."""
         last = self.offset + self.ahead * self.distance
         return min(self.offset, last), max(self.offset, last) + self.size
 
@@ -187,16 +185,16 @@ class Window:
         # mutable
         self._reach = size_bytes
         self._gaps = False  # the kernel may have pages between the reads
-        self._read = 0  # bytes, before the read that is being planned
+        self._read = 0  # bytes read before the read being planned
         self._part = part_bytes
         self._runs: list[_Run] = []  # the most recently used last
         self._stride = _Stride()
         self._plans = 0
         self._jumps = 0  # runs begun
-        self._returns = 0  # reads that went back to a run that was not the last one
-        self._lengths: deque[int] = deque(maxlen=LAST_LENGTHS)  # of runs that were left
+        self._returns = 0  # reads that went back to another run than the last
+        self._lengths: deque[int] = deque(maxlen=LAST_LENGTHS)  # of finished runs
         self._hit_stop = 0
-        self._last: _Run | None = None  # whose read came last, where that is certain
+        self._last: _Run | None = None  # the run of the last read, if known
 
     def plan(
         self,
@@ -207,12 +205,11 @@ class Window:
         hit_stop: int = 0,
         read_bytes: int = 0,
     ) -> list[Range]:
-        """Return what to fetch for a read of [offset, offset + size), within the object.
+        """Return the ranges to fetch for a read of [offset, offset + size), within the object.
 
-        Each range is one request; the first cover the read, the others are the most urgent
-        first. `ahead_bytes` is how much may lie ahead of all readers together, `hit_stop`
-        where the last read ended that was served without a plan, `read_bytes` how much has been
-        asked for before, in all.
+        Each range is one request. The first ones cover the read; the others follow by urgency.
+        `ahead_bytes` limits the bytes ahead of all readers together, `hit_stop` is the end of the
+        last read that needed no plan, and `read_bytes` is the total read before this read.
         """
         stop = offset + size
         self._read = read_bytes
@@ -232,7 +229,7 @@ class Window:
         return self._begun(offset, stop, ahead_bytes)
 
     def expect_gaps(self) -> None:
-        """Note that the kernel had pages of the whole object: earlier reads were of all of it."""
+        """Record that the kernel had pages of the whole object: earlier reads covered all of it."""
         self._gaps = True
 
     def expect_stop(self, reach_bytes: int) -> None:
@@ -240,11 +237,11 @@ class Window:
         self._reach = min(reach_bytes, self._size)
 
     def fetched_head(self, stop: int) -> None:
-        """Note that [0, stop) has been fetched for a reader who has not come yet."""
+        """Record that [0, stop) was fetched before any read."""
         self._runs.append(_Run(0, 0, min(stop, self._size), 0, self._plans, 0))
 
     def keeps(self, start: int, stop: int) -> bool:
-        """Whether a reader may still come to [start, stop)."""
+        """Whether a reader may still need [start, stop)."""
         if self._stride.ahead:
             low, high = self._stride.reach()
             if low < stop and start < high:
@@ -258,7 +255,7 @@ class Window:
         return False
 
     def forget_ahead(self, hit_stop: int) -> None:
-        """Note that nothing is fetched any more beyond what was read: start again slowly.
+        """Record that nothing beyond the reads is fetched any more: read-ahead starts again slowly.
 
         `hit_stop` is as for `plan`.
         """
@@ -268,19 +265,19 @@ class Window:
             run.fetched, run.ahead = run.cursor, 0
 
     def slow_down(self) -> None:
-        """Halve the parts: a request has taken too long for its size."""
+        """Halve the parts: a request took too long for its size."""
         self._part = min(self._part, max(self._part // 2, 32 * PAGE_BYTES))
         for run in self._runs:
             run.ahead //= 2
             run.fetched = run.cursor
 
     def speed_up(self) -> None:
-        """Double the parts, up to the largest: requests come in time again."""
+        """Double the parts, up to the full size: requests are fast enough again."""
         self._part = min(2 * self._part, self._largest_part)
 
     @property
     def slowed(self) -> bool:
-        """Whether parts are smaller than they might be."""
+        """Whether parts are below full size."""
         return self._part < self._largest_part
 
     def check(self) -> None:
@@ -290,10 +287,10 @@ class Window:
             assert 0 <= run.start <= run.cursor <= run.fetched <= self._size, run
             assert run.ahead >= 0, run
 
-    # --- the kinds of reads ---
+    # --- kinds of reads ---
 
     def _begun(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
-        """Plan a read that belongs to nothing."""
+        """Plan a read outside of all runs and strides."""
         start, stop = self._pages(offset, stop)
         fetched = stop
         if start == 0 and stop >= LARGE_READ_BYTES:
@@ -313,7 +310,7 @@ class Window:
         return [*read, *_cut(stop, fetched, part)]
 
     def _strided(self, offset: int, stop: int, ahead_bytes: int) -> list[Range]:
-        """Plan a read that lies as far from the last one as that from the one before."""
+        """Plan a read at the stride's distance from the previous one."""
         stride = self._stride
         wanted = min(stride.earned(), ahead_bytes // (stop - offset))
         ranges = []
@@ -342,8 +339,7 @@ class Window:
             run.cursor = end
             run.ahead = 0 if looks else self._earned(run, ahead_bytes)
         self._absorb(run, swept)
-        # Powers of two: pieces are cut at multiples, and those of one size and the next would
-        # not fit.
+        # Use powers of two: pieces end at multiples, so other sizes would not align with the next.
         parts = 4 if run.ahead <= FIRST_SHARE_BYTES else 6
         share = max(run.ahead // parts, FIRST_AHEAD_BYTES)
         part = min(1 << (share.bit_length() - 1), self._part)
@@ -351,24 +347,24 @@ class Window:
         run.fetched = self._extended(run, ahead, part)
         first, last = self._mirrored(run, begin, max(end, run.fetched))
         pieces = list(_cut(first, last, part))
-        # A backward reader comes to the last piece first.
+        # A backward reader reaches the last piece first.
         yield from reversed(pieces) if run.backward else pieces
 
     def _pages(self, start: int, stop: int) -> Range:
-        """Return the range in whole pages, but for the object's last."""
+        """Return the range in whole pages, except for the object's last page."""
         return start - start % PAGE_BYTES, min(stop + -stop % PAGE_BYTES, self._size)
 
-    # --- how far ---
+    # --- distances ---
 
     def _earned(self, run: _Run, ahead_bytes: int) -> int:
-        """Return how far to read ahead of a run that has just moved on."""
+        """Return how many bytes to read ahead of a run that has just advanced."""
         readers = sum(
             self._plans - each.used < ACTIVE_PLANS
             for each in self._runs
-            if each.ahead and each.cursor < self._size  # else it has come to its end
+            if each.ahead and each.cursor < self._size  # others have reached the end
         )
         from_start = run.start == 0 and not run.backward
-        # What lies before its first read may have been read from the kernel's pages.
+        # The kernel may have served the reads before its first one.
         from_start = from_start or (self._gaps and not self._jumps_about())
         if from_start and readers <= 1:
             earned = self._size
@@ -384,13 +380,13 @@ class Window:
         return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
 
     def _extended(self, run: _Run, ahead: int, part: int) -> int:
-        """Return how far to fetch: in whole steps, or up to the end of the object.
+        """Return the position up to which to fetch: whole steps, or the end of the object.
 
-        Fetching exactly up to cursor + ahead at each plan would leave ever smaller pieces
-        (4 GiB took 2,760 requests instead of 519). A step is a part, or half of the window
-        while that is less, so that at least half of the window is always there. Steps end at
-        multiples of themselves: so whole parts are those in which most objects were uploaded,
-        and S3 has checksums for these.
+        Fetching exactly up to cursor + ahead at each plan would produce ever smaller pieces (2,760
+        requests for 4 GiB instead of 519). A step is a part, or half of the window if that is
+        smaller, so at least half of the window is always there. Steps end at their own multiples,
+        so whole parts match those in which most objects were uploaded, and S3 has checksums of
+        these.
         """
         fetched = max(run.fetched, run.cursor)
         wanted = run.cursor + ahead
@@ -399,14 +395,14 @@ class Window:
             return max(fetched, limit)
         half = max(ahead // 2, LEAST_AHEAD_BYTES // 2)
         step = part if half >= part else 1 << (half.bit_length() - 1)
-        if run.backward:  # multiples in the object, not from its end
+        if run.backward:  # align in the object, not from its end
             return max(fetched, wanted - (wanted - self._size) % step)
         return max(fetched, wanted - wanted % step)
 
     def _limit(self, run: _Run) -> int:
-        """Return where another reader has begun, or the object ends: beyond that all is read.
+        """Return where another reader has begun (all beyond is read), or the object ends.
 
-        Or where a reader from the start is expected to stop, until it has gone on.
+        A reader from the start ends where it is expected to stop, until it has read on.
         """
         expected = run.start == 0 and not run.backward and run.cursor <= self._reach
         return min(
@@ -421,22 +417,22 @@ class Window:
         )
 
     def _useful(self, run: _Run) -> int:
-        """Return how much of what a run has passed was read."""
+        """Return how many of the bytes that a run has passed were read."""
         return min(self._read - run.before, run.length)
 
     def _skips(self, run: _Run) -> int:
-        """Return how much a run may skip now: a quarter more than what it has read, in all."""
+        """Return how many bytes a run may skip now: in total a quarter more than it has read."""
         if not self._gaps:
             return 0
         useful = self._useful(run)
         return max(useful + useful // 4 - (run.length - useful), 0)
 
     def _jumps_about(self) -> bool:
-        """Whether the reader leaves its runs for good. Two jumps are a footer or a header."""
+        """Whether the reader leaves its runs for good. Two jumps are only a footer or header."""
         return self._jumps > 1 + self._returns
 
     def _usual_length(self) -> int:
-        """Return how far all of the last runs went."""
+        """Return the length in bytes that all of the last runs reached."""
         return min(self._lengths, default=0)
 
     def _jumped(self, left: _Run) -> None:
@@ -452,22 +448,22 @@ class Window:
             self._jumps //= 2
             self._returns //= 2
 
-    # --- which run ---
+    # --- choice of a run ---
 
     def _note_hit(self, stop: int) -> None:
-        """Move the run on whose bytes were read without a plan."""
+        """Advance the run whose bytes were read without a plan."""
         if stop == self._hit_stop:
             return
         self._hit_stop = stop
         self._last = None
         for run in self._runs:
-            # Of a backward read this is the wrong end.
+            # For a backward read this is the wrong end.
             if not run.backward and run.cursor <= stop <= run.fetched:
                 self._last = run
                 run.cursor, run.used = stop, self._plans
 
     def _mirrored(self, run: _Run, start: int, stop: int) -> Range:
-        """Turn a range into the run's direction, or back."""
+        """Convert a range to the run's direction, or back."""
         return (self._size - stop, self._size - start) if run.backward else (start, stop)
 
     def _run_at(self, offset: int, stop: int) -> _Run | None:
@@ -479,7 +475,7 @@ class Window:
         return min(near, key=lambda pair: pair[0])[1] if near else None
 
     def _turned(self, offset: int, stop: int) -> _Run | None:
-        """Return the run of a single read that this read ends at: it is a backward one."""
+        """Return the run of one read that begins where this read ends: a backward run."""
         for run in reversed(self._runs):
             if run.ahead or run.backward or not run.length:
                 continue
@@ -503,7 +499,7 @@ class Window:
 
 
 def _cut(start: int, stop: int, part: int) -> Iterator[Range]:
-    """Cut [start, stop) at multiples of `part`."""
+    """Split [start, stop) at multiples of `part`."""
     while start < stop:
         end = min(start - start % part + part, stop)
         yield start, end

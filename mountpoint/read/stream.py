@@ -1,30 +1,30 @@
-"""One open object's bytes: from a read to ranged GETs and back.
+"""The bytes of one open object: turn reads into ranged GETs.
 
-A read whose bytes are here is one call into `_fastpath`. Otherwise, and once for each part
-that a reader reaches, the stream asks its `Window` what to fetch, takes the memory from the
-budget, and issues ranged GETs for what no part covers yet, each with If-Match so that all
+A read whose bytes are here is one call into `_fastpath`. Otherwise, and once for each part that a
+reader reaches, the stream asks its `Window` for the ranges to fetch and takes memory from the
+budget. It sends ranged GETs for the bytes that no part covers yet. Each GET has If-Match, so all
 bytes belong to one version of the object.
 
-The waiting reader drives everything that takes time. It wakes when its part has come, has
-failed, or has been silent for too long; then it replaces the part by a new request and
-waits again, until the total is used up, which open and reads share while nothing comes
-(`Allowance`). So a part that was fetched ahead and failed costs nothing until somebody wants it,
-and there is no thread that has to notice.
+The waiting reader does all the work that takes time. It wakes when its part has arrived, has
+failed, or has been silent for too long. In the last two cases it sends a new request and waits
+again, until the total time is used up; open and reads share that total while no data comes
+(`Allowance`). So a part that was fetched ahead and failed costs nothing until a reader needs it,
+and no extra thread has to watch for it.
 
-A part that takes several times as long as its kin is asked for a second time, and whichever
-comes first counts (`_hedged`).
+A part that takes several times as long as others of its size is requested a second time, and the
+first answer counts (`_hedged`).
 
-A range whose bytes did not match their checksum is fetched again as it was, not only what a
-reader needs of it: S3 has checksums for whole objects and for parts as they were uploaded, and
-other bytes of the same place would come without one.
+A range whose bytes do not match their checksum is fetched again completely, not only the bytes that
+a reader needs. S3 has checksums for whole objects and for parts as they were uploaded; other ranges
+would come without one.
 
-Where parts come without checksums, a file that is read whole is compared with that of the whole
-object at its end (`whole_checksum`). If it does not match, the read that has come to the end fails,
-and so do all later ones.
+If parts come without checksums, a file that is read completely is compared with the checksum of the
+whole object at its end (`whole_checksum`). If that does not match, the read that reached the end
+fails, and so do all later ones.
 
-Parts behind the reader go when the next plan is made, and what was fetched exactly for a
-random read goes as soon as that read is answered: the kernel's page cache keeps it. A stream
-that nobody reads any more gives everything back (`rest`).
+Parts behind the reader are dropped at the next plan. Bytes that were fetched exactly for a random
+read are dropped once that read is answered: they are in the kernel's page cache. An idle stream
+gives back all its memory (`rest`).
 """
 
 import threading
@@ -43,36 +43,36 @@ from mountpoint.transfer.stats import Pace
 
 Bytes = bytes | memoryview | Assembly
 
-#: When there is no memory to fetch ahead: a program may open files by the thousand.
+#: The head if memory is short: a program may open thousands of files.
 LEAST_BYTES = PAGE_BYTES
-#: Who opens an object up to this size gets it when all of it is here, 1.5 ms later at most. Its
-#: first read then waits for nothing: a thread is woken once per file, not twice.
+#: `open` waits for the whole object up to this size, which takes 1.5 ms longer at most. The first
+#: read then waits for nothing: a thread is woken once per file, not twice.
 SMALL_BYTES = 128 * 1024
 
-#: Who has come so far from the start is likely to read the object to its end: then S3 is asked
-#: for its checksum. So is who has all of a smaller one on its way.
+#: A reader that has come this far from the start is likely to read to the end, so S3 is asked for
+#: the whole object's checksum. So is it if a smaller object is completely on its way.
 ASK_BYTES = 2 * MIB
 
-#: The slowest link that is not taken for a stall. The client delivers a part's bytes only
-#: when all of them are there, so silence has to be allowed for as long as they may take.
+#: The slowest link that does not count as a stall. The client delivers a part's bytes only when all
+#: of them are there, so silence is allowed for as long as they may take.
 SLOWEST_BYTES_PER_S = MIB
 
 RETRIES_FAILED = "all retries failed; --read-timeout sets how long they go on"
 
-#: After a stall parts are smaller. So many that come in a tenth of the time allowed, and
-#: they grow again.
+#: Parts are smaller after a stall. They grow again after this many in a row that took a tenth of
+#: the time allowed.
 TIMELY_PARTS = 8
 TIMELY_SHARE = 0.1
 
 
 class ReadStream:
-    """The bytes of `info`'s version of an object, of which `open` fetches `head_bytes`.
+    """The bytes of `info`'s version of an object; `open` fetches the first `head_bytes`.
 
     `on_begin` is called with the stream at its first read, and returns where a reader from the
     start is expected to stop, None if at the end; `looked_at` is whether little of it is likely to
     be read. `on_close` is called with the stream when it is closed.
 
-    Thread-safe. `_lock` guards the plan and what is issued; it is never held while waiting.
+    Thread-safe. `_lock` guards the plan and the requests; it is never held while waiting.
     """
 
     def __init__(
@@ -112,27 +112,27 @@ class ReadStream:
         self._begun = False  # a read has been planned
         self._head_due = False  # the first read fetches the head
         self._head_fetched = False
-        self._head_read = False  # somebody has read from it
-        self.exact = False  # the kernel makes little more of what programs read
-        self._waiting = 0  # calls that are waiting for parts
-        self._waiting_bytes = 0  # that they are to read
+        self._head_read = False  # a reader has used the head
+        self.exact = False  # the kernel hardly enlarges the programs' reads
+        self._waiting = 0  # calls that wait for parts
+        self._waiting_bytes = 0  # the bytes that these calls read
         self._timely = 0  # parts in a row that came in time
-        self._rests = 0  # times that `rest` has found no read since the last
-        self._rested_at_bytes = 0  # what had been read then
-        self._counted_bytes = 0  # what of `read_bytes` has been counted
-        # The ranges that have once come with another checksum than they have.
+        self._rests = 0  # consecutive calls of `rest` without a read between them
+        self._rested_at_bytes = 0  # `read_bytes` at the last of these calls
+        self._counted_bytes = 0  # the share of `read_bytes` that has been counted
+        # Ranges that came at least once with a wrong checksum.
         self._mismatched: set[tuple[int, int]] = set()
         # mutable, guarded by the GIL
         self._parts = PartMap()
-        self._whole: WholeChecksum | None = None  # from the first part on that is not all of it
-        self._damage = ""  # why nothing can be read any more
+        self._whole: WholeChecksum | None = None  # set with the first part that is not the object
+        self._damage = ""  # the reason why all reads fail
 
     def open(self) -> ObjectInfo:
-        """Fetch the head of the object and return what S3 says of it now.
+        """Fetch the head of the object and return its current description from S3.
 
-        That is freshness check and first data in one round trip. Raises PreconditionFailed
-        when the version is no longer the newest, NotFound when the object is gone. The
-        object must not be empty.
+        This checks the version and fetches the first data in one round trip. Raises
+        PreconditionFailed if the version is no longer the newest, and NotFound if the object is
+        gone. The object must not be empty.
         """
         attempts = self._allowance.begin()
         with self._lock:
@@ -147,10 +147,10 @@ class ReadStream:
                 head.wait_for_headers(self._time_for(head, attempts))
                 if head.info is None or head.failed:
                     self._replace_failed(head, attempts)
-                # Also when it came just as it was being given up.
+                # The answer also counts if it came just before the part was given up.
                 if head.info is not None and not head.failed:
                     if small and head.ready:
-                        touch(head)  # there is nothing to plan
+                        touch(head)  # nothing to plan
                         self._note(head, waited=True)
                     if head.ready:
                         self._allowance.brought()
@@ -165,17 +165,17 @@ class ReadStream:
                 self._waiting -= 1
 
     def open_when_read(self) -> None:
-        """Let the first read fetch the head, in place of `open`."""
+        """Instead of `open`: let the first read fetch the head."""
         self._head_due = True
 
     def expect_gaps(self) -> None:
-        """Note that the kernel had pages of the whole object, and may have lost some."""
+        """Record that the kernel had pages of the whole object, and may have lost some."""
         self._window.expect_gaps()
 
     def adopt(self, parts: list[Part], whole: WholeChecksum | None) -> None:
-        """Take the whole object, which was asked for ahead, in place of `open`.
+        """Instead of `open`: take over the whole object, which was fetched ahead.
 
-        So may have been its checksum.
+        `whole` is its checksum, if that was requested, too.
         """
         with self._lock:
             self._whole = whole
@@ -189,9 +189,9 @@ class ReadStream:
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
 
-        The result is a buffer that nobody changes. Raises PreconditionFailed or NotFound
-        when the object was replaced or deleted, other S3Errors when S3 does not deliver
-        within `timeout_s`, Interrupted when the mount goes away.
+        The result is a buffer that does not change. Raises PreconditionFailed or NotFound if the
+        object was replaced or deleted, other S3Errors if S3 does not deliver within `timeout_s`,
+        FileDamaged for a wrong checksum, and Interrupted when the mount goes away.
         """
         stop = min(offset + size, self.size_bytes)
         if offset >= stop:
@@ -201,28 +201,28 @@ class ReadStream:
 
     @property
     def read_bytes(self) -> int:
-        """How much has been read."""
+        """The bytes read so far."""
         return self._parts.read_bytes
 
     @property
     def held_bytes(self) -> int:
-        """How much memory it holds."""
+        """The bytes of memory that it holds."""
         return self._lease.held_bytes
 
     @property
     def head_fetched(self) -> bool:
-        """Whether the head was fetched: else the kernel may have served what programs read."""
+        """Whether the head was fetched. If not, the kernel may have served the programs' reads."""
         return self._head_fetched
 
     @property
     def head_read(self) -> bool:
-        """Whether anybody has read from what `open` fetched."""
+        """Whether a reader has used the bytes that `open` fetched."""
         if self._head_bytes == self.size_bytes:
             return self.read_bytes > 0
         return self._head_read
 
     def rest(self, sweeps: int) -> None:
-        """Give everything back if this is the `sweeps`-th call without a read between them."""
+        """Give all memory back if this is the `sweeps`-th call without a read between them."""
         with self._lock:
             read_bytes = self._parts.read_bytes
             if self._waiting or read_bytes != self._rested_at_bytes:
@@ -237,7 +237,7 @@ class ReadStream:
             part.cancel()
 
     def close(self) -> None:
-        """Cancel what is in flight and give all memory back."""
+        """Cancel requests in flight and give all memory back."""
         with self._lock:
             if self._closed:
                 return
@@ -251,13 +251,13 @@ class ReadStream:
         self._on_close(self)
 
     def _count_read(self) -> None:
-        """Count what has been read since this was last called (lock held)."""
+        """Count the bytes read since the last call (lock held)."""
         read_bytes = self._parts.read_bytes
         self._pace.read(read_bytes - self._counted_bytes)
         self._counted_bytes = read_bytes
 
     def _clear(self) -> list[Part]:
-        """Forget all parts and return them (lock held)."""
+        """Remove all parts and return them (lock held)."""
         self._lease.give(self._lease.held_bytes)
         return self._parts.clear()
 
@@ -288,7 +288,7 @@ class ReadStream:
                 self._drop([part for part in parts if not part.ahead and part.stop <= stop])
 
     def _check_whole(self) -> None:
-        """Raise FileDamaged if all of the object has been read, and is not what S3 has."""
+        """Raise FileDamaged if the whole object was read and does not match its checksum."""
         name = None if self._whole is None else self._whole.check()
         if name is None:
             return
@@ -300,7 +300,7 @@ class ReadStream:
         raise FileDamaged(self._damage)
 
     def _issue_head(self) -> Part:
-        """Issue the first GETs, as far as there is memory; return the first (lock held)."""
+        """Send the first GETs, as far as memory allows; return the first part (lock held)."""
         self._head_fetched = True
         stop = self._head_bytes
         for less in (HEAD_BYTES, LEAST_BYTES):
@@ -313,13 +313,13 @@ class ReadStream:
         first, *others = parts_of(stop, self._config.part_size_bytes)
         part = self._issue(*first, ahead=True)
         if others and stop == self.size_bytes and self._whole is not None:
-            self._whole.ask()  # before the others: when they arrive it is known
+            self._whole.ask()  # before the other parts, so that the answer comes first
         for start, end in others:
             self._issue(start, end, ahead=True)
         return part
 
     def _cover(self, offset: int, stop: int, *, plan: bool) -> list[Part]:
-        """Return parts that cover [offset, stop), issuing what is missing (lock held)."""
+        """Return parts that cover [offset, stop), after sending missing GETs (lock held)."""
         if self._closed:
             raise BadHandle("the file has been closed")
         if self._head_due:
@@ -342,7 +342,7 @@ class ReadStream:
                 read_bytes=self._parts.read_bytes + self._waiting_bytes,
             )
             self._drop_behind(offset, stop)
-            # What failed before this read came is no answer to it.
+            # A part that failed before this read is no answer to it.
             self._drop([part for part in self._parts.covering(offset, stop) if part.failed])
         first, last = min(start for start, _ in todo), max(end for _, end in todo)
         self._issue_mismatched(first, last)
@@ -355,7 +355,7 @@ class ReadStream:
         return parts
 
     def _ask_whole(self, whole: WholeChecksum, offset: int) -> None:
-        """Ask for the object's checksum if a reader is likely to come to its end (lock held)."""
+        """Request the object's checksum if a reader is likely to reach its end (lock held)."""
         front = whole.front
         if front >= ASK_BYTES or (
             offset <= front
@@ -365,9 +365,9 @@ class ReadStream:
             whole.ask()
 
     def _issue_gaps(self, ranges: list[Range], offset: int, stop: int) -> None:
-        """Issue what is missing of `ranges`, of which a read of [offset, stop) waits for some.
+        """Send GETs for the missing bytes of `ranges`; a read of [offset, stop) needs some of them.
 
-        What nobody is waiting for is left out from where there is no memory on (lock held).
+        When memory runs out, only the bytes that the read needs are still fetched (lock held).
         """
         room = True
         for start, end in [gap for each in ranges for gap in self._parts.gaps(*each)]:
@@ -385,9 +385,9 @@ class ReadStream:
                 room = exactly
 
     def _issue_mismatched(self, first: int, last: int) -> None:
-        """Issue again, as they were, the mismatched ranges that [first, last) touches (lock held).
+        """Fetch again the mismatched ranges that [first, last) touches, completely (lock held).
 
-        Not as memory allows: in smaller pieces nothing could be compared.
+        Memory does not limit this: smaller pieces could not be compared.
         """
         for start, stop in self._mismatched:
             touches = start < last and first < stop
@@ -396,7 +396,7 @@ class ReadStream:
                 self._issue(start, stop, ahead=True)
 
     def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
-        """Send one ranged GET whose memory has been taken (lock held)."""
+        """Send one ranged GET; its memory has been taken (lock held)."""
         if self._whole is None and self._client.verifies and stop - start < self.size_bytes:
             self._whole = WholeChecksum(self._client, self._info, self._retry_policy.once_s)
         summing = None if self._whole is None else self._whole.sums
@@ -411,7 +411,7 @@ class ReadStream:
         return self._client.get(self.key, start, stop, part, if_match=self._etag, whole=whole)
 
     def _wait(self, parts: list[Part], attempts: Attempts) -> Part | None:
-        """Wait for all; return the first that failed or has been silent for too long."""
+        """Wait for all parts; return the first that failed or was silent for too long."""
         for part in parts:
             waited = not part.ready
             if waited:
@@ -426,7 +426,7 @@ class ReadStream:
         return None
 
     def _hedged(self, part: Part, attempts: Attempts) -> None:
-        """Wait for a part that is late, with a second request where that is allowed."""
+        """Wait for a late part, with a second request if that is allowed."""
         size = part.stop - part.start
         hedge = None
         with self._lock:
@@ -441,12 +441,12 @@ class ReadStream:
         if hedge is not None:
             hedge.cancel()
             with self._lock:
-                if not self._closed:  # closing has given everything back
+                if not self._closed:  # `close` has given all memory back
                     self._lease.give(size)
             self._pace.hedged(won=part.overtaken)
 
     def _note(self, part: Part, *, waited: bool) -> None:
-        """Let others learn, once, how long a part took, and grow parts again after a stall."""
+        """Record once how long a part took, and enlarge parts again after a stall."""
         if not part.claim_note():
             return
         if self._whole is not None:
@@ -470,11 +470,11 @@ class ReadStream:
         return self._config.stall_s + (part.stop - part.start) / SLOWEST_BYTES_PER_S
 
     def _replace_failed(self, part: Part, attempts: Attempts) -> None:
-        """Make way for a new try of this part's range, or raise why there is none."""
+        """Remove a failed part before a new try, or raise its error if there is none."""
         stalled = not part.failed
         part.cancel(Stalled(f"{part.stop - part.start} bytes did not come in {part.age_s():.1f} s"))
         error = part.error
-        if error is None:  # it has become ready while it was being given up
+        if error is None:  # it became ready while it was being given up
             return
         with self._lock:
             self._drop([part])
@@ -489,11 +489,11 @@ class ReadStream:
             raise error
 
     def _drop_behind(self, offset: int, stop: int) -> None:
-        """Let go of what no reader is near to any more; [offset, stop) is read now (lock held)."""
+        """Drop parts that no reader is near; [offset, stop) is being read (lock held)."""
         wanted = self._parts.covering(offset, stop)
         passed = [part for part in self._parts if not self._window.keeps(part.start, part.stop)]
         passed = [part for part in passed if part not in wanted]
-        # Somebody may be waiting for a part that has been touched and has not ended yet.
+        # A reader may be waiting for a touched part that has not ended yet.
         passed = [part for part in passed if part.ready or part.failed or not part.touched]
         self._drop(passed)
         for part in passed:

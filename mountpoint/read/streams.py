@@ -1,8 +1,8 @@
-"""All open streams of a mount: what they share, and what the idle ones give back.
+"""All open streams of a mount: their common parts, and memory that idle streams give back.
 
-A stream that nobody reads from keeps what was fetched ahead for a while: the program may be
-computing. After `IDLE_SWEEPS` looks it is cancelled and given back; at once, nearly, when others
-are refused memory. When nothing is left the memory goes back to the system.
+An idle stream keeps the bytes fetched ahead for a while, because the program may be computing.
+After `IDLE_SWEEPS` sweeps they are cancelled and dropped; almost at once if other streams are
+refused memory. When nothing is left, the memory goes back to the system.
 """
 
 from mountpoint.config import ReadConfig
@@ -16,14 +16,14 @@ from mountpoint.system.memory import give_back
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.transfer.stats import Pace
 
-#: A stream is idle after so many looks without a read, ...
+#: A stream is idle after this many sweeps without a read.
 IDLE_SWEEPS = 5
-#: ... and with so many when others had to go without memory.
+#: The same, if other streams were refused memory.
 PRESSED_SWEEPS = 1
 
 
 class Streams:
-    """Makes the streams of a mount. Thread-safe."""
+    """Creates the streams of a mount. Thread-safe."""
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ class Streams:
     ) -> ReadStream | None:
         """Return a stream of a version that is believed to be the newest; None if it is empty.
 
-        `following` tells the files that may be opened next, and some are fetched ahead; `paged`
-        is whether the kernel may hold this one's bytes. Raises PreconditionFailed or NotFound
-        when this one was fetched ahead and is not that version.
+        `following` returns the files that may be opened next; some are fetched ahead. `paged` means
+        that the kernel may have this file's bytes. Raises PreconditionFailed or NotFound if this
+        file was fetched ahead and its version does not exist.
         """
         fetched = self.ahead.opened(info, following)
         if info.size_bytes == 0:
@@ -102,10 +102,10 @@ class Streams:
         return stream
 
     def sweep(self) -> None:
-        """Let idle streams give back what they hold; once a second."""
-        throttle = self.budget.throttle
-        pressed = throttle != self._refusals
-        self._refusals = throttle
+        """Make idle streams give back their memory; called once a second."""
+        refusals = self.budget.refusals
+        pressed = refusals != self._refusals
+        self._refusals = refusals
         for stream in [each for each in self._open.copy() if each.held_bytes]:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self.ahead.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
@@ -114,7 +114,7 @@ class Streams:
             give_back()
 
     def end(self) -> None:
-        """End all reads: those that wait fail with Interrupted, and so do later ones."""
+        """End all reads: current and later ones fail with Interrupted."""
         self._retry_policy.stopping.set()
         for stream in self._open.copy():
             stream.close()

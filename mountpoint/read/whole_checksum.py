@@ -1,14 +1,14 @@
-"""Compare a file that is read whole with the checksum that S3 has of the whole object.
+"""Compare a file that is read completely with S3's checksum of the whole object.
 
-S3 has no checksum of most ranges of a large object, but often one of all of it (type FULL_OBJECT).
-A CRC of the whole can be put together from those of its parts, so each part's is computed once,
-and when the parts that readers have reached are all of the object the result is compared.
+S3 has no checksum of most ranges of a large object, but often one of the whole (type FULL_OBJECT).
+The CRC of the whole can be combined from those of its parts. So each part's CRC is computed once,
+and the result is compared when the parts that readers have reached cover the object.
 
-Which CRC it has to be is asked with one HEAD, while reading goes on. Parts that arrive after
-the answer are summed by the client's thread, while their bytes are in the processor's cache;
-those before it by their first reader, with every CRC that S3 may answer.
+One HEAD asks for the expected CRC while reading goes on. For parts that arrive after its answer,
+the client's thread computes the CRC, while their bytes are in the processor's cache. For earlier
+ones their first reader does, with every CRC that S3 may answer.
 
-Of bytes that are fetched twice those of the larger range count. A file that is read here and there
+Of bytes that are fetched twice, those of the larger range count. A file that is read here and there
 is given up after a few parts.
 """
 
@@ -26,12 +26,12 @@ from mountpoint.s3.wire.checksum import CRCS, Expected, crc_matches, expected_of
 
 log = structlog.get_logger(__name__)
 
-#: A file that has been read in so many places, apart from each other, is not being read whole. A
-#: merge of sixteen sorted runs is the most that is read in order at the same time.
+#: A file read at more separate places than this is not being read completely. Merges of sixteen
+#: sorted runs are the most readers in order at the same time.
 MOST_PLACES = 16
 
-#: Several CRCs at once cost 0.5 CPU-seconds per GB. So much is summed before anybody has asked
-#: (the reader does not come from the start), and so much before the answer has come.
+#: Several CRCs at once take 0.5 CPU-seconds per GB. So at most MOST_UNASKED_BYTES are summed before
+#: the HEAD is sent (no reader comes from the start), and MOST_UNANSWERED_BYTES before its answer.
 MOST_UNASKED_BYTES = 32 * MIB
 MOST_UNANSWERED_BYTES = 256 * MIB
 
@@ -50,7 +50,7 @@ class _Place(NamedTuple):
 class WholeChecksum:
     """The comparison of one open object. Thread-safe; only `check` waits.
 
-    Invariant: places are in order, and neither overlap nor touch each other.
+    Invariant: places are sorted, and neither overlap nor touch each other.
     """
 
     def __init__(self, client: ObjectClient, info: ObjectInfo, wait_s: float) -> None:
@@ -64,44 +64,44 @@ class WholeChecksum:
         self._answer: Future[Stored] | None = None
         self._expected: Expected | None = None
         self._places: list[_Place] = []
-        self._names: tuple[str, ...] = tuple(CRCS)  # none: there is nothing to compare
+        self._names: tuple[str, ...] = tuple(CRCS)  # empty: there is nothing to compare
 
     @property
     def asked(self) -> bool:
-        """Whether S3 has been asked, or need not be."""
+        """Whether the HEAD was sent, or is not needed."""
         return self._answer is not None or not self._names
 
     @property
     def front(self) -> int:
-        """How far the object has been reached from its start, without a gap."""
+        """The bytes from the object's start that readers have reached, without a gap."""
         places = self._places
         return places[0].stop if places and places[0].start == 0 else 0
 
     def ask(self) -> None:
-        """Ask S3 which checksum the object has."""
+        """Ask S3 for the object's checksum."""
         with self._lock:
             if not self.asked:
                 self._answer = self._client.describe(self._info.key)
 
     def sums(self, data: bytes) -> Sums | None:
-        """Return the CRCs of a part that has arrived; None while it is not known which."""
+        """Return the CRCs of an arrived part; None while the expected one is unknown."""
         names = self._wanted()
         return _sums(names, data) if len(names) == 1 else None
 
     def add(self, part: Part) -> None:
-        """Note that a reader has reached a part, which is ready."""
+        """Record that a reader has reached a part, which is ready."""
         names = self._wanted()
         if (part.start, part.stop) == (0, self._info.size_bytes):
-            self.give_up()  # its own checksum is that of the whole
+            self.give_up()  # the part's own checksum is that of the whole object
         elif names:
             place = _Place(part.start, part.stop, part.sums or _sums(names, part.data))
             with self._lock:
                 self._insert(place)
 
     def check(self) -> str | None:
-        """Return the name of the checksum that does not match, once all has been read.
+        """Return the name of the checksum that does not match, after the whole file was read.
 
-        Waits for what S3 answers; where that does not come the file is not compared.
+        Waits for S3's answer; without one the file is not compared.
         """
         with self._lock:
             places, answer = self._places, self._answer
@@ -122,7 +122,7 @@ class WholeChecksum:
         return expected.name
 
     def give_up(self) -> None:
-        """Compare nothing."""
+        """Stop comparing."""
         with self._lock:
             self._names, self._places = (), []
             answer = self._answer
@@ -130,7 +130,7 @@ class WholeChecksum:
             answer.cancel()
 
     def _wanted(self) -> tuple[str, ...]:
-        """Return which CRCs to compute, by what S3 has answered so far."""
+        """Return the CRCs to compute, by S3's answer so far."""
         with self._lock:
             answer = self._answer
             if self._expected is None and self._names and answer is not None and answer.done():
@@ -142,9 +142,9 @@ class WholeChecksum:
             return self._names
 
     def _insert(self, place: _Place) -> None:
-        """Add a range to those that it touches, in place of those within it (lock held).
+        """Merge a range with those that it touches; it replaces those within it (lock held).
 
-        One that overlaps others is left out: what it has beyond them stays a gap.
+        One that overlaps others is dropped: the bytes that it adds remain a gap.
         """
         start, stop = place.start, place.stop
         others = [each for each in self._places if not start <= each.start < each.stop <= stop]

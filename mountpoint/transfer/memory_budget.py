@@ -39,7 +39,7 @@ class Budget:
         return self._held_bytes
 
     @property
-    def throttle(self) -> int:
+    def refusals(self) -> int:
         """How often a lease was refused because of the limit, not its share."""
         return self._refusals
 
