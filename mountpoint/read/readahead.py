@@ -12,14 +12,14 @@ includes every read near it. With each, its read-ahead doubles, from 1 MiB up to
 A byte that is fetched and never read costs as much as one that is read, so a run earns its
 read-ahead:
 
-* the only reader, from the start of the object: without condition, once it reads 128 KiB at once
-  or goes on;
-* others: a quarter of what they have read so far; an eighth where many read in turns;
-* where the handle *jumps* (new runs begin and old ones are not returned to: a Parquet
-  reader, a zip reader), a new run is fetched at once as far as all of the last ones went, and
-  beyond that with an eighth of what it has read, a quarter once it is long;
-* where little was read of the last files, from the start on up to where those reads ended;
-* in no case into what another run has read.
+* A single reader from the start of the object gets it without condition, once it reads 128 KiB at
+  once or reads on.
+* Other runs get a quarter of what they have read so far; an eighth if many runs take turns.
+* If the handle *jumps* (it starts new runs and does not return to old ones, like a Parquet or zip
+  reader), a new run is fetched at once up to the length that all of the last runs reached. Beyond
+  that it gets an eighth of what it has read; a quarter once it is long.
+* If little was read of the last files, a run from the start goes as far as those reads went.
+* Read-ahead never goes into a range that another run has read.
 
 If the whole object was read before, the kernel has most of its pages, and only reads of the *gaps*
 between them arrive here. So a run continues after bytes that it skips. These are fetched with the
@@ -27,9 +27,9 @@ rest, as long as they are no more than what was read, plus a quarter. If the ker
 other MiB of a file, the whole file is fetched, with as many requests as the first time; one request
 per gap would be eight times as many.
 
-Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its
-next pieces are fetched ahead, each exactly; once some were left unread, no more of them than a
-quarter of what was read so. Columns of a Parquet file are a stride for two or three reads.
+Reads of one size at one distance (a column of a matrix, every n-th block) are a *stride*: its next
+pieces are fetched ahead, each exactly. Once some pieces were left unread, no more than a quarter of
+the pieces read are fetched ahead: columns of a Parquet file look like a short stride.
 """
 
 from collections import deque

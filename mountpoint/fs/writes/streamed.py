@@ -198,8 +198,13 @@ class StreamedWrites:
             raise
         if process == opened.opener and not killed:
             handle.closing = True
-            wrote = opened.wrote and handle.size_bytes
-            if wrote if handle.upload is not None else self._attribute_store.left(handle):
+            upload = handle.upload
+            if upload is None:
+                due = self._attribute_store.left(handle) is not None
+            else:
+                # A size that was set by name is no handle's own write: any close uploads it.
+                due = handle.size_bytes > 0 and (opened.wrote or not upload.size_bytes)
+            if due:
                 self._finish(handle)
 
     def sync(self, opened: StreamedHandle) -> None:
@@ -225,7 +230,7 @@ class StreamedWrites:
             if handle.settled.is_set():
                 return
             # A process that is killed inside open(2) gets no descriptor, so it never closes one.
-            never_had = upload is not None and not handle.flushed and not upload.size_bytes
+            never_had = upload is not None and not handle.flushed and not handle.size_bytes
             if upload is not None and (handle.killed or never_had):
                 error = WriterKilled("the process that wrote the file was killed")
                 self._lost(handle, error)

@@ -119,10 +119,10 @@ def test_refusals_are_of_the_limit() -> None:
     budget = Budget(100 * MIB, 8 * MIB)
     lease = budget.lease()
     assert not lease.try_take(50 * MIB)
-    assert budget.throttle == 0
+    assert budget.refusals == 0
     lease.take(100 * MIB)
     assert not budget.lease().try_take(1)
-    assert budget.throttle == 1
+    assert budget.refusals == 1
 
 
 def test_giving_back_too_much_changes_nothing() -> None:
