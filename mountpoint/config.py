@@ -53,7 +53,8 @@ def check_range(option: str, value: float, low: float, high: float, unit: str = 
     if not low <= value <= high:
         unit = f" {unit}" if unit else ""
         raise MountError(
-            f"{option} {value:.15g} is out of range", f"it must be {low:.15g} to {high:.15g}{unit}"
+            f"{option} {value:.15g} is out of range",
+            f"it must be {low:.15g} to {high:.15g}{unit}",
         )
 
 
@@ -89,8 +90,8 @@ class BucketConfig:
             shown = self.prefix.decode("utf-8", "replace")
             fixed = shown.strip("/") + "/"
             raise MountError(
-                f"prefix '{shown}' must end, and must not begin, with '/'",
-                f"use --prefix {fixed}" if fixed != "/" else "leave --prefix out",
+                f"prefix '{shown}' must end with '/', and must not begin with it",
+                f"use --prefix {fixed}" if fixed != "/" else "omit --prefix",
             )
         # Other stores have regions of any name ("garage", "auto").
         region = REGION if self.endpoint_url is None else OTHER_REGION
@@ -111,12 +112,12 @@ class BucketConfig:
         if self.transfer_acceleration and self.force_path_style:
             raise MountError(
                 "--transfer-acceleration and --force-path-style exclude each other",
-                "acceleration works with virtual-host addresses only: leave one of them out",
+                "acceleration works only with virtual-host addresses: omit one of them",
             )
         if self.transfer_acceleration and self.endpoint_url:
             raise MountError(
                 "--transfer-acceleration and --endpoint-url exclude each other",
-                "acceleration has an endpoint of its own: leave one of them out",
+                "acceleration has its own endpoint: omit one of them",
             )
 
 
@@ -131,7 +132,7 @@ class CredentialsConfig:
         if self.profile is not None and self.no_sign_request:
             raise MountError(
                 "--profile and --no-sign-request exclude each other",
-                "unsigned requests need no credentials: leave one of them out",
+                "unsigned requests need no credentials: omit one of them",
             )
 
 
@@ -163,7 +164,7 @@ class ClientConfig:
         if self.ca_bundle is not None and not os.path.isfile(self.ca_bundle):
             raise MountError(
                 f"the CA bundle '{self.ca_bundle}' is not a file",
-                "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle name a file in PEM",
+                "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle must name a PEM file",
             )
         for name in self.interfaces:
             known = [each for _, each in socket.if_nameindex()]
@@ -173,8 +174,8 @@ class ClientConfig:
                 )
         if not re.fullmatch(r"[\x20-\x7e]{0,256}", self.user_agent_prefix):
             raise MountError(
-                "--user-agent-prefix is too long, or no plain text",
-                "it goes into a header: up to 256 printable ASCII characters",
+                "--user-agent-prefix is too long, or not plain text",
+                "use up to 256 printable ASCII characters",
             )
 
 
@@ -237,7 +238,7 @@ class WriteConfig:
             if self.sse not in ("aws:kms", "aws:kms:dsse"):
                 raise MountError(
                     "--sse-kms-key-id needs --sse aws:kms or --sse aws:kms:dsse",
-                    "other encryption has no key of yours: add --sse, or leave the key out",
+                    "only these types use a KMS key: add --sse, or omit the key",
                 )
             if not re.fullmatch(r"[\w:/+=,.@-]+", self.sse_kms_key_id, re.ASCII):
                 raise MountError(
@@ -273,7 +274,7 @@ class FileSystemConfig:
             if not 0 <= mode <= 0o777:
                 raise MountError(
                     f"{option} {mode:04o} is out of range",
-                    "it must be 0000 to 0777: permissions of user, group and others only",
+                    "it must be 0000 to 0777: permissions of user, group and others",
                 )
 
 
@@ -301,7 +302,7 @@ class ChangeConfig:
         if self.incremental_upload and self.staging_directory is not None:
             raise MountError(
                 "--incremental-upload and --staged-writes exclude each other",
-                "staged files are uploaded as a whole: leave one of them out",
+                "staged files are uploaded whole: omit one of them",
             )
 
 
@@ -329,11 +330,11 @@ class MountConfig:
     def __post_init__(self) -> None:
         check_range("--max-threads", self.max_threads, 1, 1024)
         if self.fsname == "":
-            raise MountError("--fsname is empty", "give a name, or leave it out")
+            raise MountError("--fsname is empty", "give a name, or omit the option")
         if self.allow_root and self.allow_other:
             raise MountError(
                 "--allow-root and --allow-other exclude each other",
-                "--allow-other includes root: leave --allow-root out",
+                "--allow-other includes root: omit --allow-root",
             )
         for given, name in (
             (self.read_only, "--read-only"),
@@ -343,8 +344,8 @@ class MountConfig:
         ):
             if given and self.descriptor is not None:
                 raise MountError(
-                    f"{name} has no effect with {self.directory}, which is mounted already",
-                    "it is for the process that mounts: see docs/containers.md",
+                    f"{name} has no effect with {self.directory}, which is already mounted",
+                    "it concerns the process that mounts: see docs/containers.md",
                 )
 
 
@@ -368,7 +369,7 @@ class LogConfig:
         if self.no_log and (self.directory or self.debug or self.debug_crt or self.metrics):
             raise MountError(
                 "--no-log excludes --log-directory, --debug, --debug-crt and --log-metrics",
-                "leave --no-log out to get a log",
+                "to get a log, omit --no-log",
             )
 
 
@@ -385,7 +386,7 @@ class MetricsConfig:
         if self.otlp_endpoint is not None and not OTLP_URL.fullmatch(self.otlp_endpoint):
             raise MountError(
                 f"'{self.otlp_endpoint}' is not the URL of a collector",
-                "for example: --otlp-endpoint http://localhost:4318; what signs goes into "
+                "for example: --otlp-endpoint http://localhost:4318; put credentials into "
                 "OTEL_EXPORTER_OTLP_HEADERS",
             )
         if self.prometheus is not None:

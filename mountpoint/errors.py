@@ -64,7 +64,7 @@ class IsADirectory(OperationError):
 
 
 #: The start of the hint of a refusal that no option lifts; a reason or advice follows.
-NO_OPTION = "no option allows it: "
+NO_OPTION = "no option permits it: "
 
 
 class Refusal(OperationError):
@@ -139,7 +139,7 @@ class StagingFault(OperationError):
 class FileDamaged(OperationError):
     """A file was read to the end and does not match the checksum of the object."""
 
-    hint = "open it again to fetch it anew; --read-checksums off reads without comparing"
+    hint = "open the file again to fetch it again; --read-checksums off reads without comparing"
 
 
 class ObjectArchived(OperationError):
@@ -296,7 +296,7 @@ class BadAnswer(S3Error):
 class Unusable(BadAnswer):
     """An answer that lacks what reads rely on. Usually the store, or a proxy, always answers so."""
 
-    hint = "a proxy on the way may change answers: mount-s3 --check reads a byte, and says more"
+    hint = "a proxy may change answers: mount-s3 --check reads a byte and shows details"
     most_tries = 3
 
 
@@ -355,7 +355,7 @@ def staging_error(error: OSError) -> OperationError:
         return StagingFull(reason)
     if error.errno == errno.EFBIG:
         return TooLarge(
-            f"{reason}: more than its file system can hold in one file",
-            hint="give --staged-writes a directory of a file system that takes larger files",
+            f"{reason}: larger than its file system permits for one file",
+            hint="use --staged-writes with a directory on a file system that permits larger files",
         )
     return StagingFault(reason)

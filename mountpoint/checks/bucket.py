@@ -48,7 +48,7 @@ def bucket(subject: Subject) -> Result:
     subject.endpoint = there
     elsewhere = f", in {there.region}, which it names itself" if moved else ""
     return ok(
-        f"it exists and may be listed{elsewhere}; first answer in {took_ms} ms",
+        f"it exists and can be listed{elsewhere}; first answer in {took_ms} ms",
         region=there.region,
         ms=took_ms,
     )
@@ -69,14 +69,14 @@ def listing(subject: Subject) -> Result:
             break
     if not found.seen:
         if prefix:
-            return warning("there is no object below the prefix", "check --prefix", objects=0)
+            return warning("there is no object with this prefix", "check --prefix", objects=0)
         return ok("the bucket is empty", objects=0)
     details: dict[str, Detail] = {"objects": found.seen, "largest_bytes": found.largest_bytes}
     said = f"{found.seen:,} {'object' if found.seen == 1 else 'objects'} seen"
     said += ", and there are more" * found.more + f"; the largest has {size(found.largest_bytes)}"
     if found.archived:
         details["archived"] = found.archived
-        said += f"; {found.archived:,} in archive classes, to be restored before they are read"
+        said += f"; {found.archived:,} in archive classes, to be restored before reading"
     return ok(said, **details)
 
 
@@ -103,7 +103,7 @@ def read(subject: Subject) -> Result:
     """Read one byte of the first object."""
     info = known(subject.objects).readable
     if info is None:
-        return skipped("no object that can be read was seen")
+        return skipped("no readable object was found")
     client = known(subject.client)
     key = info.key.decode("utf-8", "surrogateescape")
     try:
@@ -117,8 +117,8 @@ def _hint(error: OperationError) -> str:
     if isinstance(error, AccessDenied):
         return "the credentials need s3:GetObject on the bucket's objects"
     if isinstance(error, PreconditionFailed):
-        return "if it was not replaced just now, the store lists other ETags than it sends"
-    return error.hint or "the store, or a proxy on the way, answers in another way than S3"
+        return "unless the object was just replaced, the store lists other ETags than it sends"
+    return error.hint or "the store or a proxy answers differently from S3"
 
 
 class _OneByte:
@@ -145,7 +145,7 @@ class _OneByte:
         """Pass the end on."""
         error = self._other or error
         if error is None and self._size_bytes != 1:
-            error = BadAnswer(f"{self._size_bytes} bytes came in place of one")
+            error = BadAnswer(f"{self._size_bytes} bytes came instead of one")
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error) if error else self.future.set_result(None)
 
@@ -154,5 +154,5 @@ def write(subject: Subject) -> Result:
     """Report that nothing is written, and whether the bucket type is the one requested."""
     requirements.check_kind(subject.config, is_directory=known(subject.client).is_directory)
     if subject.config.mount.read_only:
-        return skipped("--read-only: nothing is written")
+        return skipped("--read-only: mount-s3 writes nothing")
     return skipped("not tried: --check writes nothing to the bucket")

@@ -15,7 +15,7 @@ from mountpoint.upload import pending_journal as journal
 
 #: Seconds; a directory on a hung file system never answers.
 DIRECTORY_S = 5.0
-HUNG = "a file system hangs there: see what is mounted (findmnt), and unmount it"
+HUNG = "a file system hangs there: find it with findmnt, and unmount it"
 #: FUSE_MAX_PAGES, without which `fuse/_channel` has nothing to negotiate.
 #: https://git.kernel.org/torvalds/c/5da784cce4308ae10a79e3c8c41b13fb9568e4e0
 WIDE_SINCE = (4, 20)
@@ -44,8 +44,8 @@ def kernel(subject: Subject) -> Result:
     wide = numbers is not None and (int(numbers[1]), int(numbers[2])) >= WIDE_SINCE
     if wide and subject.config.mount.channel:
         return ok(f"Linux {release}: reads of up to 1 MiB", release=release, read_kib=1024)
-    said = f"Linux {release}: reads of up to 128 KiB, large files are read slower"
-    hint = "leave --no-channel out" if wide else "Linux 4.20 and newer reads 1 MiB at a time"
+    said = f"Linux {release}: reads of up to 128 KiB, so large files are slower"
+    hint = "omit --no-channel" if wide else "Linux 4.20 and newer reads 1 MiB at a time"
     return warning(said, hint, release=release, read_kib=128)
 
 
@@ -69,7 +69,7 @@ def fusermount(subject: Subject) -> Result:
     if mount.descriptor is not None:
         return skipped(MOUNTED)
     if not requirements.needs_fusermount(mount):
-        return skipped("root needs it for --auto-unmount only")
+        return skipped("root needs it only for --auto-unmount")
     requirements.check_fusermount(mount)
     return ok("it is installed")
 
@@ -82,7 +82,7 @@ def allow_other(subject: Subject) -> Result:
     if not (mount.allow_other or mount.allow_root):
         return skipped("neither --allow-other nor --allow-root is given")
     requirements.check_allow_other(mount)
-    return ok("others may be let in")
+    return ok("other users may get access")
 
 
 def directory(subject: Subject) -> Result:
@@ -91,7 +91,7 @@ def directory(subject: Subject) -> Result:
     if path is None:
         return skipped("no directory is given")
     if subject.config.mount.descriptor is not None:
-        return ok(f"'{path}' is mounted, and waits to be served", directory=path)
+        return ok(f"'{path}' is mounted and not served yet", directory=path)
 
     def look() -> Result:
         requirements.check_directory(path)
@@ -99,7 +99,7 @@ def directory(subject: Subject) -> Result:
             return ok(f"'{path}' exists and is empty", directory=path)
         return warning(
             f"'{path}' exists and is not empty",
-            "what is in it cannot be seen while the bucket is mounted there",
+            "while the bucket is mounted there, its files are hidden",
             directory=path,
         )
 
@@ -149,19 +149,19 @@ def log(subject: Subject) -> Result:
         return ok("standard error")
     if os.path.exists(logs.SYSLOG_SOCKET):
         return ok("syslog")
-    return warning("there will be no log", logs.where(config))
+    return warning("no log will be written", logs.where(config))
 
 
 def uploads_journal(subject: Subject) -> Result:
     """Check that the journal of unfinished uploads can be written."""
     if subject.config.mount.read_only:
-        return skipped("--read-only: nothing is uploaded")
+        return skipped("--read-only: mount-s3 uploads nothing")
     path = str(journal.default_directory(subject.environ))
     reason = requirements.why_unwritable(path)
     if reason is None:
         return ok(f"'{path}' can be written", directory=path)
     return warning(
         f"'{path}': {reason}: {journal.UNNOTED}",
-        "XDG_STATE_HOME names another place",
+        "set XDG_STATE_HOME to another directory",
         directory=path,
     )

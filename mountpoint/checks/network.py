@@ -20,7 +20,7 @@ NAME_S = 20.0
 REFUSED_SKEW_S = 15 * 60
 NOTABLE_SKEW_S = 60
 
-HIDDEN = "it is behind a proxy that is reached by TLS: what is there shows at 'bucket'"
+HIDDEN = "the endpoint is behind a TLS proxy: the check 'bucket' shows if it answers"
 
 
 def dns(subject: Subject) -> Result:
@@ -57,7 +57,7 @@ def connection(subject: Subject) -> Result:
     address, port = known(subject.connection).getpeername()[:2]
     shown = authority(address, port)
     return ok(
-        f"{shown} takes connections, in {took_ms:.1f} ms", address=shown, ms=round(took_ms, 1)
+        f"{shown} accepts connections, in {took_ms:.1f} ms", address=shown, ms=round(took_ms, 1)
     )
 
 
@@ -65,7 +65,7 @@ def tls(subject: Subject) -> Result:
     """Check the server's certificate."""
     where = known(subject.endpoint)
     if where.scheme == "http":
-        return skipped("the endpoint is http: nothing is encrypted")
+        return skipped("the endpoint is http: requests are not encrypted")
     if _is_hidden(subject):
         return skipped(HIDDEN)
     name, _ = probe.place(where)
@@ -90,9 +90,9 @@ def clock(subject: Subject) -> Result:
     try:
         skew_s = probe.skew_s(known(subject.connection), known(subject.endpoint), subject.proxy)
     except OSError as error:
-        return skipped(f"the endpoint told no date: {_reason(error)}")
+        return skipped(f"the endpoint sent no date: {_reason(error)}")
     if skew_s is None:
-        return skipped("the endpoint told no date")
+        return skipped("the endpoint sent no date")
     off_s = round(abs(skew_s))
     which = "behind" if skew_s > 0 else "ahead of"
     if off_s < NOTABLE_SKEW_S:
@@ -101,7 +101,11 @@ def clock(subject: Subject) -> Result:
     hint = "set it: timedatectl set-ntp true, or chronyc makestep"
     signed = subject.credentials is not None
     judged = failed if signed and off_s >= REFUSED_SKEW_S else warning
-    why = ": S3 refuses what is signed more than 15 minutes off" if judged is failed else ""
+    why = (
+        ": S3 refuses requests if the clock is wrong by more than 15 minutes"
+        if judged is failed
+        else ""
+    )
     return judged(said + why, hint, skew_s=round(skew_s))
 
 

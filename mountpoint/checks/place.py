@@ -39,7 +39,7 @@ REGION_SOURCES: dict[RegionSource, str] = {
     "profile": "named by the profile",
     "instance metadata": "named by the instance metadata",
     "bucket": "named by the bucket",
-    "default": "named by nobody: asked first, and a bucket that is elsewhere says where",
+    "default": "not configured: this region first, and S3 names the bucket's own",
 }
 
 
@@ -60,7 +60,7 @@ def configuration(subject: Subject) -> Result:
         told.append("FIPS")
     if said.max_attempts is not None:
         told.append(f"{said.max_attempts} tries")
-    nothing = "variables and AWS configuration say no more than the options"
+    nothing = "variables and the AWS configuration add nothing to the options"
     return ok(", ".join(told) or nothing)
 
 
@@ -69,7 +69,7 @@ def credentials(subject: Subject) -> Result:
     config = subject.config.credentials
     if config.no_sign_request:
         return skipped("--no-sign-request")
-    what, hint = "what gives the credentials", "run the profile's credential_process by hand"
+    what, hint = "the source of the credentials", "run the profile's credential_process by hand"
     look_up = partial(Credentials, config, ca_bundle=subject.config.client.ca_bundle)
     subject.credentials = within(CREDENTIALS_S, what, hint, look_up)
     origin = subject.credentials.origin
@@ -80,7 +80,7 @@ def credentials(subject: Subject) -> Result:
         "profile": profile,
         "access_key_id": origin.access_key_id,
     }
-    end = "no expiry is given"
+    end = "no expiry"
     if origin.expires_at is not None:
         left_s = (origin.expires_at - datetime.now(UTC)).total_seconds()
         details["expires_at"] = origin.expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -97,7 +97,7 @@ def region(subject: Subject) -> Result:
         choice = first_region(config.bucket, config.credentials, subject.environ, instance)
         return choice, instance.apply_to(config)
 
-    what, hint = "what names the region", "give it with --region"
+    what, hint = "the setting that names the region", "give it with --region"
     subject.region, subject.config = within(REGION_S, what, hint, ask)
     name, source = subject.region
     return ok(f"{name}, {REGION_SOURCES[source]}", region=name, source=source)

@@ -60,7 +60,7 @@ def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clea
         for line in others:
             click.echo(f"{'':<{MARK + NAME}}{line}")
     good = not counts["failed"]
-    verdict = "can be mounted" if good else "cannot be mounted like this"
+    verdict = "can be mounted" if good else "cannot be mounted"
     shown = ", ".join(_count(counts[outcome], outcome) for outcome in COLOURS if counts[outcome])
     click.echo(f"\n{describe(bucket)} {verdict}: {shown}")
     return good

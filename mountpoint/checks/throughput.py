@@ -38,7 +38,7 @@ def throughput(subject: Subject) -> Result:
     """Measure with the first object that is large enough."""
     objects, client, config = known(subject.objects), known(subject.client), subject.config
     if objects.large is None:
-        return skipped(f"no object of {READ_BYTES >> 20} MiB was seen")
+        return skipped(f"no object of {READ_BYTES >> 20} MiB was found")
     retry_policy = RetryPolicy(
         try_s=config.client.try_timeout_s,
         total_s=MOST_S,
@@ -73,7 +73,7 @@ def throughput(subject: Subject) -> Result:
 
 
 def _too_slow(said: str, **details: str | int | float) -> Result:
-    hint = "--part-size 1048576 asks for less at a time; another region is far away"
+    hint = "--part-size 1048576 makes smaller requests; a bucket in another region is slow"
     return warning(said, hint, **details)
 
 

@@ -32,25 +32,25 @@ EXEC, NO_EXEC = "exec", "noexec"
 CONTEXTS = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
 KERNEL = CONTEXTS | {EXEC, NO_EXEC}
 
-_PROPAGATION = "mount it without, then: mount --make-{} DIRECTORY"
-_NO_DEVICE = "a bucket is no block device"
+_PROPAGATION = "omit it, and after mounting run: mount --make-{} DIRECTORY"
+_NO_DEVICE = "a bucket is not a block device"
 #: Options that would have a meaning, and a hint for each: long options that make no sense in
 #: /etc/fstab, options of mount(8) that are not supported, and names from other FUSE file systems.
 REFUSED = {
-    "check": "it is for the command line: nothing would be mounted",
-    "json": "it is for --check, on the command line",
+    "check": "it works only on the command line, and mounts nothing",
+    "json": "it works only with --check on the command line",
     "foreground": "a mount from /etc/fstab runs in the background",
     "read-only": "use 'ro'",
     "help": "use mount-s3 --help",
     "version": "use mount-s3 --version",
-    "sync": "leave it out: a file is in S3 when it is closed, or after fsync(2)",
-    "dirsync": "leave it out: a file is in S3 when it is closed, or after fsync(2)",
-    "remount": "unmount it, and mount it with the options that it is to have",
-    "bind": "with a network interface it is --bind; for another directory: mount --bind",
+    "sync": "omit it: a file is in S3 when it is closed, or after fsync(2)",
+    "dirsync": "omit it: a file is in S3 when it is closed, or after fsync(2)",
+    "remount": "unmount it, then mount it with the new options",
+    "bind": "for a network interface use --bind; for another directory: mount --bind",
     "rbind": "mount the bucket, then: mount --rbind DIRECTORY OTHER",
     "move": "use mount --move OLD NEW",
-    "mand": "leave it out: Linux has no mandatory locks any more",
-    "iversion": "leave it out: S3 has no version counters",
+    "mand": "omit it: Linux has no mandatory locks any more",
+    "iversion": "omit it: S3 has no version counters",
     "loop": _NO_DEVICE,
     "offset": _NO_DEVICE,
     "sizelimit": _NO_DEVICE,
@@ -75,7 +75,7 @@ def long_options(
     """
     items = list(_items(texts))
     if "ro" in items and "rw" in items:
-        raise MountError("-o ro and -o rw exclude each other", "leave one of them out")
+        raise MountError("-o ro and -o rw exclude each other", "omit one of them")
     return [
         "--read-only" if item == "ro" else _long_option(item, known, suggested)
         for item in items
@@ -112,14 +112,15 @@ def split_items(text: str) -> list[str]:
                 place = "at the end" if escaped is None else f"before '{escaped}'"
                 raise MountError(
                     f"-o {text}: a backslash {place}",
-                    "a backslash stands before a comma, a backslash or a double quote",
+                    "write a backslash only before a comma, a backslash or a double quote",
                 )
             items[-1] += escaped
         elif character == '"' and _CONTEXT.fullmatch(items[-1]):
             items[-1] += "".join(iter(lambda: next(characters, '"'), '"'))
         elif character == '"':
             raise MountError(
-                f"-o {text}: a double quote without a backslash", 'write \\" for a double quote'
+                f"-o {text}: a double quote has no backslash before it",
+                'write \\" for a double quote',
             )
         elif character == ",":
             items.append("")
@@ -140,11 +141,11 @@ def _is_for_others(item: str) -> bool:
 
 def _long_option(item: str, known: Collection[str], suggested: Collection[str]) -> str:
     if item.startswith("-"):
-        raise MountError(f"-o {item}: options have no dashes here", f"use -o {item.lstrip('-')}")
+        raise MountError(f"-o {item}: write options without dashes", f"use -o {item.lstrip('-')}")
     name, equals, value = item.partition("=")
     name = name.replace("_", "-")  # users of FUSE write allow_other
     if name in REFUSED and not (name == "bind" and equals):  # with a value, `bind` is our option
-        raise MountError(f"-o {item}: '{name}' is not for -o", REFUSED[name])
+        raise MountError(f"-o {item}: '{name}' does not work with -o", REFUSED[name])
     if name not in known:
         near = difflib.get_close_matches(name, suggested, 1)
         hint = f"did you mean '{near[0]}'?" if near else "mount-s3 --help lists the options"

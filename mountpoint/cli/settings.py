@@ -203,13 +203,13 @@ def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:
     name, _, uri_prefix = bucket.removeprefix("s3://").partition("/")
     if name.startswith("arn:"):
         raise MountError(
-            f"'{bucket}': an ARN cannot stand in an s3:// URI",
-            "give the ARN alone, and --prefix for a part of it",
+            f"'{bucket}': an s3:// URI cannot contain an ARN",
+            "give the ARN alone, and a prefix with --prefix",
         )
     if uri_prefix and prefix:
         raise MountError(
             f"'{bucket}' and --prefix {prefix} exclude each other",
-            "give the prefix in the URI or with --prefix",
+            "give the prefix either in the URI or with --prefix",
         )
     return name, uri_prefix or prefix or ""
 

@@ -60,7 +60,7 @@ class SelfCopies:
         check_size(source.size_bytes)
         stored = self._stored(source.key)
         if not same(stored.info.etag, source.etag):
-            raise PreconditionFailed("the object was replaced meanwhile")
+            raise PreconditionFailed("the object was replaced in the meantime")
         before = kept.parsed(stored.options.metadata)
         wanted = before.updated(attributes)
         if wanted == before:
@@ -97,12 +97,12 @@ class SelfCopies:
         except NotOffered:
             if condition == ALWAYS:
                 raise
-            log.info("this server copies without conditions: what others write may be lost")
+            log.info("this server ignores conditions on copies: writes by others may be lost")
             self._conditions = False
             return self._copied(source, options, wanted)
         except S3Error as error:
             if (question.retried or error.retryable) and self._is_done(source, wanted):
-                log.debug("an earlier try had been done", key=source.key, error=str(error))
+                log.debug("an earlier attempt had succeeded", key=source.key, error=str(error))
                 return None
             raise
 
@@ -121,6 +121,6 @@ def check_size(size_bytes: int) -> None:
     """Raise NotPermitted for objects too large to copy in one request."""
     if size_bytes > MOST_COPY_BYTES:
         raise NotPermitted(
-            "attributes of an object above 5 GiB cannot be changed: S3 copies no more at once",
-            "mount with --attributes ignore to go on without them",
+            "attributes of an object above 5 GiB cannot be changed: S3 copies 5 GiB at most",
+            "mount with --attributes ignore to continue without them",
         )

@@ -117,9 +117,9 @@ class Copies:
         """
         stored = self._ask_stored(source.key)
         if not same(stored.info.etag, source.etag):
-            raise PreconditionFailed(f"{shown(source.key)} has changed meanwhile")
+            raise PreconditionFailed(f"{shown(source.key)} has changed in the meantime")
         if stored.tags:
-            log.warning("large objects are copied without their tags", key=source.key)
+            log.warning("copies of large objects do not have their tags", key=source.key)
         options = self._uploads.encrypted(stored.options)
         checksum = self._config.checksum
         if checksum is not None and not self._trial.takes_checksums(source, checksum):
@@ -135,7 +135,7 @@ class Copies:
         meantime, or cannot be deleted, the copy stays too and the error says so.
         """
         if source.key == key:
-            raise ValueError("an object cannot be moved to where it is")
+            raise ValueError("an object cannot be moved to its own name")
         if self.renames:
             return self._rename(source, key, condition)
         etag = self._copy(source, key, condition, look=look)
@@ -146,8 +146,8 @@ class Copies:
         except S3Error as error:
             raise explained(
                 error,
-                f"{shown(source.key)} has been copied to {shown(key)} and could not be deleted: "
-                f"both are there ({error})",
+                f"{shown(source.key)} was copied to {shown(key)} but could not be deleted: "
+                f"both exist ({error})",
             ) from error
         return copied
 
@@ -164,7 +164,9 @@ class Copies:
         self._retry_policy.ask(start).answer()
         there = self._head(key)
         if there is None or there.size_bytes != source.size_bytes:
-            raise BadAnswer(f"{shown(source.key)} was renamed to {shown(key)}, and is not there")
+            raise BadAnswer(
+                f"{shown(source.key)} was renamed to {shown(key)}, but that key does not exist"
+            )
         return there
 
     def move_all(
@@ -184,7 +186,7 @@ class Copies:
         begins with the other.
         """
         if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
-            raise ValueError("a directory cannot be moved into itself, or to what it is in")
+            raise ValueError("a directory cannot be moved into itself, or onto its parent")
         there = self._page(new_prefix, None, 1)
         look = bool(there.objects or there.skipped)
         found = 0
@@ -198,7 +200,7 @@ class Copies:
                 found += len(page.objects)
                 yield from page.objects
                 if page.skipped:
-                    raise BadAnswer(f"{page.skipped} keys of the listing make no sense")
+                    raise BadAnswer(f"{page.skipped} keys of the listing are invalid")
                 token = page.next_token
                 if token is None:
                     return
@@ -243,10 +245,10 @@ class Copies:
             return
         text = f"{result.done} objects of {shown(prefix)} have been moved to {shown(new_prefix)}; "
         if not result.failed:
-            raise Interrupted(text + "the mount is going away")
+            raise Interrupted(text + "the mount is ending")
         source, error = result.failed[0]
         others = f" (and {len(result.failed) - 1} others)" if len(result.failed) > 1 else ""
-        what = "the listing of the others" if source is None else shown(source.key)
+        what = "listing the others" if source is None else shown(source.key)
         text += f"{what}{others} failed: {error}"
         if isinstance(error, S3Error):
             raise explained(error, text) from error
@@ -272,13 +274,13 @@ class Copies:
             return
         there = self._head(key)
         if condition.absent and there is not None:
-            raise AlreadyExists(f"{shown(key)} is there already")
+            raise AlreadyExists(f"{shown(key)} already exists")
         if condition.etag is None:
             return
         if there is None:
-            raise PreconditionFailed(f"{shown(key)}, which was to be replaced, is gone")
+            raise PreconditionFailed(f"{shown(key)}, the target of the rename, no longer exists")
         if not same(there.etag, condition.etag):
-            raise PreconditionFailed(f"{shown(key)}, which was to be replaced, has changed")
+            raise PreconditionFailed(f"{shown(key)}, the target of the rename, has changed")
 
     def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
         """Copy the object in one request; return the copy's ETag."""
@@ -305,18 +307,23 @@ class Copies:
         except NotOffered:
             if asked == ALWAYS:
                 raise
-            log.info("this server copies without conditions: what others create is overwritten")
+            log.info(
+                "this server ignores conditions on copies: "
+                "objects created by others may be overwritten"
+            )
             self._conditional_copies = False
             return self._copy_at_once(source, key, condition)
         except S3Error as error:
             if question.retried or error.retryable:
                 made = self._made(source, key)
                 if made is not None:
-                    log.debug("an earlier try had been done", key=key, error=str(error))
+                    log.debug("an earlier attempt had succeeded", key=key, error=str(error))
                     return made
             if type(error) is PreconditionFailed:
                 self._look(key, condition)  # the 412 may be about either condition
-                raise explained(error, f"{shown(source.key)} has changed meanwhile") from error
+                raise explained(
+                    error, f"{shown(source.key)} has changed in the meantime"
+                ) from error
             raise
 
     def _retyped(self, source: ObjectInfo, key: bytes) -> PutOptions | None:
@@ -363,9 +370,9 @@ class Copies:
         """Return the copy as HEAD shows it. Raises if it is not the object that was copied."""
         there = self._head(key)
         if there is None:
-            raise BadAnswer(f"{shown(key)} was copied, and is not there")
+            raise BadAnswer(f"{shown(key)} was copied, but does not exist")
         if not same(there.etag, etag):
-            raise PreconditionFailed(f"{shown(key)} was copied, and has been replaced since")
+            raise PreconditionFailed(f"{shown(key)} was copied, but was then replaced")
         if there.size_bytes != source.size_bytes:
             raise BadAnswer(
                 f"{shown(key)} was copied with {there.size_bytes} of {source.size_bytes} bytes"
@@ -381,7 +388,7 @@ class Copies:
         except NotFound:
             return
         if not same(there.etag, source.etag):
-            raise PreconditionFailed("it has changed meanwhile")
+            raise PreconditionFailed("it has changed in the meantime")
         etag = source.etag if self._conditional_deletes else None
         start = functools.partial(self._client.delete_object, source.key, etag=etag)
         question = self._retry_policy.ask(start)

@@ -160,7 +160,7 @@ class _Cleanup:
         except OSError as error:
             raise MountError(
                 f"the journals in '{directory}' cannot be used: {error.strerror}",
-                "run as the user who has mounted the bucket, or give --journals",
+                "run as the user who mounted the bucket, or give --journals",
             ) from error
         finally:
             client.close()
@@ -230,7 +230,8 @@ def _is_confirmed(question: str) -> bool:
         if sys.stdin.isatty():  # the user pressed Ctrl-C
             raise
         raise MountError(
-            "nothing was aborted: there is nobody to answer the question", "add --yes"
+            "nothing was aborted: standard input is not a terminal, so the question has no answer",
+            "add --yes",
         ) from None
 
 

@@ -74,8 +74,8 @@ def at(path: str, mounts: list[Mount]) -> tuple[Mount, str]:
         if place == each.directory:
             raise MountError(
                 f"the mount at '{place}' does not answer",
-                f"if its process has died, remove it: mount-s3ctl unmount {path}",
+                f"if its process is dead, remove the mount: mount-s3ctl unmount {path}",
             )
     places = ", ".join(f"'{mount.directory}'" for mount in mounts)
-    hint = f"there are {places}" if mounts else "mount-s3ctl status lists those that there are"
-    raise MountError(f"nothing of yours is mounted at '{path}'", hint)
+    hint = f"there are {places}" if mounts else "mount-s3ctl status lists the mounts"
+    raise MountError(f"you have no mount at '{path}'", hint)

@@ -85,7 +85,7 @@ def judge(
         if journal is not None and not journal.dead:
             why = f"its mount is running, process {journal.pid}"
         elif not mine and not everything:
-            why = "not begun by a mount of this machine and user"
+            why = "not started by a mount of this machine and user"
         elif now_ns - started_ns < older_than_s * 1e9:
             why = "too young"
         else:
@@ -113,7 +113,7 @@ def carry_out(
             try:
                 question.answer()
             except NoSuchUpload:
-                yield Done(each, "gone", "it was completed or aborted meanwhile")
+                yield Done(each, "gone", "it was completed or aborted in the meantime")
             except OperationError as error:
                 yield Done(each, "failed", str(error) or type(error).__name__)
             else:

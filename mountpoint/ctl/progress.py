@@ -87,7 +87,7 @@ class Progress:
             self._draw(self._sent)
             self.leave()
         else:
-            self._write(f"All is in S3: {_figures(self._sent)}\n")
+            self._write(f"Everything is in S3: {_figures(self._sent)}\n")
             self._sent = None
 
     def leave(self) -> None:

@@ -24,7 +24,7 @@ def refresh(mount: Mount, path: str) -> int:
     if not forgotten and path and not _exists(mount, path):
         raise MountError(
             f"'{path}' does not exist in the mount at '{mount.directory}'",
-            "nothing was known of it, and S3 has no such object or directory: check the path",
+            "neither the mount nor S3 knows it: check the path",
         )
     return forgotten
 

@@ -40,7 +40,12 @@ def _told(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         return _facts(status)
     except KeyError:  # the mount runs an older version of the program
-        return [("version", f"{status['version']}, not this one: mount it again to see more")]
+        return [
+            (
+                "version",
+                f"{status['version']}, another one than mount-s3ctl: mount again to see more",
+            )
+        ]
 
 
 def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ def _until_unmounted(
             if now_s - began_s > timeout_s:
                 raise MountError(
                     f"'{directory}' is still being written to: {files(writing)}",
-                    "wait for longer with --timeout, or end what writes",
+                    "wait longer with --timeout, or stop the writing program",
                 )
         else:
             busy_since_s = busy_since_s or now_s
@@ -71,7 +71,7 @@ def _until_unmounted(
                 raise MountError(
                     f"'{directory}' cannot be unmounted: {problem}"
                     + (f"; it is used by {users}" if users else ""),
-                    "end what uses it, and leave the directory",
+                    "stop these programs, and leave the directory",
                 )
         time.sleep(POLL_S)
 
@@ -143,7 +143,7 @@ def _wait_for_end(process: int | None, directory: str) -> None:
     try:
         if not select.select([process], [], [], END_S)[0]:
             raise MountError(
-                f"'{directory}' is unmounted, and its process still runs", "its log says why"
+                f"'{directory}' is unmounted, but its process still runs", "its log says why"
             )
     finally:
         os.close(process)

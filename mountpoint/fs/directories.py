@@ -82,8 +82,8 @@ class Directories:
         marker = self._check_empty(prefix)
         if marker and not self._markers:
             raise NotPermitted(
-                "there is a directory marker in the bucket",
-                "mount with --keep-directories to allow it",
+                "the bucket has a marker object for this directory",
+                "mount with --keep-directories to permit it",
             )
         return marker
 

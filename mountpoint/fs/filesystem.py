@@ -241,7 +241,7 @@ class FileSystem:
         """Return the attributes of a child, and count a lookup of its inode."""
         directory = self._directory(parent)
         if len(name) > tree.MAX_NAME_BYTES:
-            raise NameTooLong(f"{len(name)} bytes; a name has {tree.MAX_NAME_BYTES} at most")
+            raise NameTooLong(f"{len(name)} bytes; a name may have at most {tree.MAX_NAME_BYTES}")
         writer = self._local.file(directory.key, name)
         if writer is not None:
             self._inodes.looked_up_again(writer.inode)

@@ -248,7 +248,7 @@ class WriteHandle:
         Raises TooLarge above S3's limit.
         """
         if size_bytes > MOST_OBJECT_BYTES:
-            raise TooLarge(f"{size_bytes} bytes; an object has {MOST_OBJECT_BYTES} at most")
+            raise TooLarge(f"{size_bytes} bytes; an object may have at most {MOST_OBJECT_BYTES}")
         if self.upload is None and size_bytes != self.size_bytes:
             self._go_on(self.written_bytes)
         self._least_bytes = size_bytes
@@ -319,7 +319,9 @@ class WriteHandle:
         base = self.base
         assert base is not None
         if offset not in (self.written_bytes, base.size_bytes):
-            raise NotSequential(f"a write at {offset}, where {self.written_bytes} was next")
+            raise NotSequential(
+                f"a write at {offset}, but the next byte to write is {self.written_bytes}"
+            )
         upload, self.told = self._begin(self, base)
         self.upload, self._on_base_bytes = upload, offset
         if isinstance(upload, Upload):
@@ -466,8 +468,8 @@ def check_flags(flags: int) -> None:
     """Raise BadArgument for flags that no file can be written with."""
     if flags & SYNC_FLAGS:
         raise BadArgument(
-            "O_SYNC and O_DSYNC cannot be had: a file is in S3 when it is closed",
-            f"{NO_OPTION}leave the flag out, and use fsync(2)",
+            "O_SYNC and O_DSYNC are not supported: a file is in S3 when it is closed",
+            f"{NO_OPTION}omit the flag, and use fsync(2)",
         )
 
 

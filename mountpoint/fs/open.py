@@ -89,7 +89,7 @@ class Opener:
         self.disbelieve(inode)
         if isinstance(error, NotFound) and not flags & os.O_ACCMODE and self._is_gone(inode):
             return NoSuchEntry("the object was deleted")
-        return StaleInode("the object was replaced, or deleted")
+        return StaleInode("the object was replaced or deleted")
 
     def _is_gone(self, inode: Inode) -> bool:
         """Whether a missing object has left no file or directory of its name."""

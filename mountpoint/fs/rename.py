@@ -41,7 +41,7 @@ from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.tree import Entry, check_new
 from mountpoint.s3.client import NEW, Condition, ObjectInfo
 
-TAKEN = "there is something of this name"
+TAKEN = "this name already exists"
 
 
 class Writing(Protocol):
@@ -110,7 +110,7 @@ class Renames:
         if not (self._config.allow_rename or self._copies.renames):
             raise NotImplementedHere(
                 "S3 cannot rename",
-                "mount with --allow-rename to allow it, by copying and deleting",
+                "mount with --allow-rename to permit it, by copying and deleting",
             )
         check_new(to.key, new_name)
 
@@ -187,7 +187,7 @@ class Renames:
         """Rename a directory with all objects below it."""
         if not self._config.allow_rename:
             raise NotPermitted(
-                "directories are renamed object by object", "mount with --allow-rename to allow it"
+                "a directory is renamed object by object", "mount with --allow-rename to permit it"
             )
         old, new = parent.key + entry.name + b"/", to.key + name + b"/"
         marker = False
@@ -222,5 +222,7 @@ class Renames:
         if target.info is None:
             raise IsADirectory()
         if not self._config.allow_overwrite:
-            raise NotReplaceable("there is a file", "mount with --allow-overwrite to allow it")
+            raise NotReplaceable(
+                "a file has the new name", "mount with --allow-overwrite to permit it"
+            )
         return unchanged(target.info)

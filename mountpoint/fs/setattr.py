@@ -180,7 +180,7 @@ class AttributeStore:
             raise NotPermitted(
                 "attributes cannot be changed",
                 "mount with --attributes keep to keep them in the object's metadata, or with "
-                "--attributes ignore to go on without them",
+                "--attributes ignore to continue without them",
             )
         info = inode.info
         base = handle.base if handle is not None and handle.inode is inode else None

@@ -69,8 +69,8 @@ def take(descriptor: int) -> None:
     """
     if not _channel.take(descriptor):
         raise MountError(
-            "a mounted descriptor cannot be taken: libfuse is not a library of its own here",
-            "build llfuse against libfuse 2.9 as a shared library, or mount on a directory",
+            "a mounted descriptor cannot be used: llfuse was not built with a shared libfuse",
+            "build llfuse with libfuse 2.9 as a shared library, or mount on a directory",
         )
 
 

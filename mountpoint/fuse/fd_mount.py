@@ -50,7 +50,9 @@ def claim(number: int) -> str:
     if not stat.S_ISCHR(what.st_mode) or what.st_rdev != FUSE_DEVICE:
         raise MountError(f"'{name}' is not /dev/fuse", HOW)
     if number <= 2:
-        raise MountError(f"'{name}' is standard input or output", "hand /dev/fuse on as 3 or more")
+        raise MountError(
+            f"'{name}' is standard input or output", "pass /dev/fuse as descriptor 3 or higher"
+        )
     if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise MountError(f"'{name}' is not open for reading and writing", HOW)
     _check_mounted(number, name)
@@ -65,7 +67,7 @@ def _check_mounted(number: int, name: str) -> None:
     events = poll.poll(0)
     if not events:
         raise MountError(
-            f"'{name}' has been served before", "each mount-s3 needs a mount of its own: mount anew"
+            f"'{name}' was served before", "each mount-s3 needs its own mount: mount again"
         )
     if events[0][1] & select.POLLERR:
         raise MountError(f"nothing is mounted with '{name}'", HOW)

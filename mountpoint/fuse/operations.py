@@ -186,7 +186,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """Create an empty file."""
         if not stat.S_ISREG(mode):
             raise BadArgument(
-                "S3 has files only: no pipes, sockets or devices", f"{NO_OPTION}make it elsewhere"
+                "S3 stores only files: no pipes, sockets or devices",
+                f"{NO_OPTION}create it elsewhere",
             )
         handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
         self._fs.flush(handle, 0, killed=False)
@@ -205,8 +206,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             # With the channel, the kernel refuses to map it for shared writing (`flags_of_open`).
             self._fs.release(handle)
             raise NotPermitted(
-                "a mapping of the file could be written to, and nothing would come of it",
-                "mount with --staged-writes DIR and --allow-overwrite, or open it to be read only",
+                "writes to a mapping of the file would be lost",
+                "mount with --staged-writes DIR and --allow-overwrite, or open the file read-only",
             )
         return handle
 
@@ -253,7 +254,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         flags = rename_flags()
         if flags & ~RENAME_NOREPLACE:
             raise BadArgument(
-                "names cannot be exchanged", f"{NO_OPTION}rename them one after the other"
+                "two names cannot be exchanged", f"{NO_OPTION}rename them one after the other"
             )
         self._fs.rename(parent, name, new_parent, new_name, replace=not flags)
 
@@ -288,7 +289,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("child")
     def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
         """Refuse."""
-        raise NotPermitted("S3 has no symbolic links", f"{NO_OPTION}copy what it leads to")
+        raise NotPermitted("S3 has no symbolic links", f"{NO_OPTION}copy its target")
 
     @operation("inode")
     def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:

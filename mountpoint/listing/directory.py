@@ -125,7 +125,7 @@ class DirectoryListing:
                     self._go_on(position)
                     return self._entries[position : position + count]
                 if attempts.left_s() <= 0:
-                    raise Stalled("the listing goes on without an entry")
+                    raise Stalled("the listing continues without an entry")
                 run = self._runs[0]
                 asked = run.asked or self._ask(run)
                 if self._begun:  # there is a second page, and a reader needs it
@@ -294,7 +294,7 @@ class DirectoryListing:
         self._listings.add(self._prefix, certain[held:], arrived.asked_at_s, span)
         if page.skipped:
             log.warning(
-                "entries of a listing made no sense and were left out",
+                "invalid entries of a listing were left out",
                 prefix=self._shown(),
                 count=page.skipped,
             )
@@ -303,7 +303,9 @@ class DirectoryListing:
 
     def _note_hidden(self, count: int) -> None:
         if count:
-            log.debug("keys that cannot be names are not shown", prefix=self._shown(), count=count)
+            log.debug(
+                "keys that cannot be file names are not shown", prefix=self._shown(), count=count
+            )
 
     def _shown(self) -> str:
         return self._prefix.decode("utf-8", "backslashreplace")

@@ -214,7 +214,7 @@ class _Flat:
         except (OperationError, CancelledError, TimeoutError) as error:
             asked.future.cancel()
             prefix = self._base.decode("utf-8", "backslashreplace")
-            log.debug("a tree could not be listed ahead", prefix=prefix, reason=str(error))
+            log.debug("a tree could not be listed in advance", prefix=prefix, reason=str(error))
             whole = None
         if whole is None:
             self._stop()

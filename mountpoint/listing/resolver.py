@@ -53,7 +53,7 @@ class Lookups:
         if not tree.is_name(name):
             raise NoSuchEntry()
         if len(directory) + len(name) > tree.MAX_KEY_BYTES:
-            raise NoSuchEntry("no key is that long")
+            raise NoSuchEntry("S3 has no keys of this length")
         asked_at_s = time.monotonic()
         absent_until_s = self._listings.absent(directory, name)
         if absent_until_s is not None:

@@ -57,12 +57,12 @@ def check_new(prefix: bytes, name: bytes) -> None:
     """Raise NameTooLong or BadArgument unless S3 allows `name`, perhaps with a "/", there."""
     size = len(prefix) + len(name)
     if len(name.rstrip(b"/")) > MAX_NAME_BYTES or size > MAX_KEY_BYTES:
-        raise NameTooLong(f"{size} bytes; a key has {MAX_KEY_BYTES} at most")
+        raise NameTooLong(f"{size} bytes; a key may have at most {MAX_KEY_BYTES}")
     try:
         name.decode()
     except UnicodeDecodeError:
         raise BadArgument(
-            "S3's keys are UTF-8, and this name is not", f"{NO_OPTION}choose another name"
+            "S3's keys are UTF-8, but this name is not", f"{NO_OPTION}choose another name"
         ) from None
 
 

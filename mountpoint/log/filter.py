@@ -69,7 +69,7 @@ def parse_filter(text: str) -> Filter:
         if level is None or (equals and not TARGET.fullmatch(target)):
             raise MountError(
                 f"MOUNTPOINT_LOG: cannot understand '{part.strip()}'",
-                "it takes LEVEL or TARGET=LEVEL, with commas between; "
+                "use LEVEL or TARGET=LEVEL, separated by commas; "
                 "levels are off, error, warn, info, debug, trace",
             )
         if equals:

@@ -115,7 +115,7 @@ def crt_log_level(config: LogConfig) -> int | None:
 def where(config: LogConfig) -> str:
     """Return a sentence that tells a user where the log is, or "" in the foreground."""
     if config.no_log:
-        return "leave --no-log out to get a log"
+        return "to get a log, omit --no-log"
     if config.directory is not None:
         return f"see the newest log in {config.directory}"
     if config.foreground:
@@ -278,7 +278,7 @@ def cannot_write(directory: str, reason: str | None) -> MountError:
     """Return the error for a directory that cannot hold a log."""
     return MountError(
         f"cannot write a log in '{directory}': {reason}",
-        "give --log-directory a directory that can be written, or leave it out for syslog",
+        "use --log-directory with a writable directory, or omit it to use syslog",
     )
 
 

@@ -61,7 +61,9 @@ class Control:
         except OSError as error:
             reason = error.strerror or str(error)
             log.warning(
-                "no control socket: mount-s3ctl cannot ask", path=str(self._path), reason=reason
+                "no control socket: mount-s3ctl cannot reach this mount",
+                path=str(self._path),
+                reason=reason,
             )
             return
         threading.Thread(target=self._serve, name="control", daemon=True).start()
@@ -94,7 +96,7 @@ class Control:
             request = json.loads(line)
             command = self._commands[request["command"]]
         except (ValueError, KeyError, TypeError):
-            return {"error": f"what is asked must be one of {', '.join(self._commands)}"}
+            return {"error": f"the command must be one of {', '.join(self._commands)}"}
         try:
             return command(request)
         except Exception as error:
@@ -128,7 +130,7 @@ def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.parent.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise PermissionError(0, "others can enter the directory")
+        raise PermissionError(0, "other users can enter the directory")
     listener = socket.socket(socket.AF_UNIX)
     try:
         with _reachable(path) as address:

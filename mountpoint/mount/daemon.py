@@ -196,7 +196,7 @@ class _Status:
         try:
             self._send(READY)
         except BrokenPipeError:
-            raise MountError("the process that asked for the mount is gone") from None
+            raise MountError("the process that requested the mount is gone") from None
 
     def failed(self, error: MountError) -> None:
         """Tell the parent why there is no mount, if it still listens."""

@@ -38,7 +38,7 @@ def check_directory(directory: str) -> None:
     except OSError as error:
         raise MountError(
             f"'{directory}' cannot be used: {error.strerror}",
-            "choose a directory that you can enter",
+            "choose a directory that you can access",
         ) from None
     if not stat.S_ISDIR(status.st_mode):
         raise MountError(f"'{directory}' is not a directory", "choose an existing directory")
@@ -88,8 +88,8 @@ def check_privileges() -> None:
         return
     if _status("NoNewPrivs", 0) == 1:
         raise MountError(
-            "this process may not mount, nor get the right to (no_new_privs)",
-            "a service: leave NoNewPrivileges= out; a container: allow privilege escalation",
+            "this process may not mount, and cannot get the right to (no_new_privs)",
+            "in a service omit NoNewPrivileges=; in a container allow privilege escalation",
         )
     if not CAP_SYS_ADMIN & _status("CapBnd"):
         raise MountError(
@@ -112,8 +112,8 @@ def check_contexts(config: MountConfig) -> None:
     contexts = [each for each in config.kernel_options if "context=" in each]
     if contexts and needs_fusermount(config):
         raise MountError(
-            f"-o {contexts[0]} cannot be had: fusermount does not take SELinux contexts",
-            "mount as root, and without --auto-unmount; or leave it out",
+            f"-o {contexts[0]} is not possible: fusermount does not accept SELinux contexts",
+            "mount as root without --auto-unmount, or omit the option",
         )
 
 
@@ -127,7 +127,7 @@ def check_allow_other(config: MountConfig) -> None:
     if (config.allow_other or config.allow_root) and not _users_may_allow_other():
         raise MountError(
             "--allow-other and --allow-root are for root, unless /etc/fuse.conf allows them",
-            "put a line 'user_allow_other' into /etc/fuse.conf, or leave the option out",
+            "add the line 'user_allow_other' to /etc/fuse.conf, or omit the option",
         )
 
 
@@ -144,7 +144,7 @@ def missing_library(error: ImportError) -> MountError:
     """Return the error for a library that cannot be loaded."""
     return MountError(
         f"cannot load a library: {error}",
-        "libfuse 2.9: apt install libfuse2, or dnf install fuse-libs; others come with mount-s3",
+        "libfuse 2.9: apt install libfuse2, or dnf install fuse-libs; mount-s3 brings the others",
     )
 
 
@@ -152,8 +152,8 @@ def check_kind(config: Config, *, is_directory: bool) -> None:
     """Raise MountError if the options need a directory bucket, and `is_directory` is False."""
     if config.change.incremental_upload and not is_directory:
         raise MountError(
-            f"'{config.bucket.name}' is no directory bucket: nothing can be appended there",
-            "leave --incremental-upload out; --allow-append works with any bucket, by copies",
+            f"'{config.bucket.name}' is not a directory bucket: it supports no appends",
+            "omit --incremental-upload; --allow-append works with any bucket, by copying",
         )
 
 

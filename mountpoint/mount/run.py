@@ -183,7 +183,7 @@ def _serve(
     except RuntimeError as error:
         raise MountError(
             f"'{directory}' could not be mounted: {error}",
-            "the lines above, from the FUSE library, say why",
+            "see the lines above from the FUSE library",
         ) from error
     log.info("mounted", bucket=config.bucket.name, directory=directory)
     control = Control(socket_directory(os.environ), answers.commands())

@@ -57,7 +57,7 @@ ASK_BYTES = 2 * MIB
 #: of them are there, so silence is allowed for as long as they may take.
 SLOWEST_BYTES_PER_S = MIB
 
-RETRIES_FAILED = "all retries failed; --read-timeout sets how long they go on"
+RETRIES_FAILED = "all retries failed; --read-timeout sets how long the mount retries"
 
 #: Parts are smaller after a stall. They grow again after this many in a row that took a tenth of
 #: the time allowed.
@@ -293,7 +293,7 @@ class ReadStream:
         if name is None:
             return
         with self._lock:
-            self._damage = f"the file does not match its {name} checksum: it was changed on the way"
+            self._damage = f"the file does not match its {name} checksum: it was changed in transit"
             parts = self._clear()
         for part in parts:
             part.cancel()

@@ -113,7 +113,7 @@ class WholeChecksum:
         try:
             answer.result(self._wait_s)
         except (OperationError, TimeoutError) as error:
-            log.debug("a whole file was not compared", key=self._info.key, reason=str(error))
+            log.debug("a whole file could not be compared", key=self._info.key, reason=str(error))
         self._wanted()
         expected = self._expected
         self.give_up()

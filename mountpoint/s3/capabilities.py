@@ -91,15 +91,19 @@ def _starts_after(
 
 def _tell(capabilities: Capabilities, page: ListPage) -> None:
     if not capabilities.pages_by_token:
-        log.info("the store knows no ListObjectsV2: it is listed by markers (ListObjects)")
+        log.info(
+            "the store does not support ListObjectsV2: the mount lists with markers (ListObjects)"
+        )
     if not page.encoded:
-        log.info("the store does not encode keys: those with control characters are not listed")
+        log.info("the store does not encode keys: listings omit keys with control characters")
     if not capabilities.starts_after:
-        log.info("the store ignores start-after: names are looked up one by one")
+        log.info("the store ignores start-after: the mount looks names up one by one")
     if not capabilities.matches:
-        log.info("If-Match does not hold at this store: its answers' ETags are compared, as always")
+        log.info(
+            "the store ignores If-Match: the mount compares the ETags of its answers, as always"
+        )
     if not capabilities.takes_checksum_mode:
-        log.info("the store refuses x-amz-checksum-mode: what is read is not verified")
+        log.info("the store refuses x-amz-checksum-mode: reads are not verified")
 
 
 class _Answer:

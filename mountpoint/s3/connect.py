@@ -110,8 +110,8 @@ def reach(
         return attempt(region)
     except WrongRegion as wrong:
         raise MountError(
-            f"bucket '{bucket.name}' names {region}, and there another region ({wrong})",
-            "give the bucket's region with --region",
+            f"bucket '{bucket.name}' redirects to {region}, and that to another region ({wrong})",
+            "name the bucket's region with --region",
         ) from wrong
 
 
@@ -241,13 +241,13 @@ class _Attempts:
         try:
             client = self._listed(endpoint, try_s=PATH_S, total_s=PATH_S, most_tries=2)
         except S3Error as error:
-            log.debug("not by path either", error=str(error))
+            log.debug("path style does not work either", error=str(error))
             if _names_another_region(error, endpoint):
                 raise
             if isinstance(virtual, NO_STORE) and not isinstance(error, NO_STORE):
                 raise mount_error(self._bucket, endpoint.host, error) from error
             return None
-        log.info("the store has no virtual hosts for buckets: the bucket's name goes into the path")
+        log.info("the store has no virtual hosts for buckets: requests have the bucket in the path")
         return client
 
 
@@ -290,12 +290,12 @@ def _other_region(bucket: BucketConfig, choice: RegionChoice, wrong: WrongRegion
         raise MountError(
             f"bucket '{bucket.name}' is not in region {choice.region}, "
             f"and S3 does not say where it is ({wrong})",
-            "give the bucket's region with --region",
+            "name the bucket's region with --region",
         )
     if choice.source == "option":
         raise MountError(
             f"bucket '{bucket.name}' is in region {wrong.region}, not in {choice.region}",
-            f"use --region {wrong.region}, or leave --region out",
+            f"use --region {wrong.region}, or omit --region",
         )
     log.info("the bucket is in another region", region=wrong.region, tried=choice.region)
     return wrong.region
@@ -330,12 +330,12 @@ def mount_error(bucket: BucketConfig, host: str, error: S3Error) -> MountError:
     if isinstance(error, Redirected):
         return MountError(
             f"the endpoint {host} redirects to {error.location}: redirects are not followed",
-            f"if that is your store, give --endpoint-url {_redirected_url(bucket, error)}",
+            f"if that is your store, use --endpoint-url {_redirected_url(bucket, error)}",
         )
     if isinstance(error, BadAnswer | NotFound):
         return MountError(
             f"{host} does not answer like S3{said}",
-            "check --endpoint-url, and leave --force-path-style out"
+            "check --endpoint-url, and omit --force-path-style"
             if bucket.force_path_style
             else "check --endpoint-url",
         )

@@ -27,13 +27,15 @@ STEP_S = 5.0
 #: addresses without an IPv6 route.
 MOST_ADDRESSES = 2
 
-TRUST = "--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust"
-OTHER_NAME = "check --endpoint-url; --force-path-style leaves the bucket out of the host's name"
+TRUST = "name a file with the certificates to trust: --ca-bundle or AWS_CA_BUNDLE"
+OTHER_NAME = (
+    "check --endpoint-url; with --force-path-style the host name does not include the bucket"
+)
 #: Hints by OpenSSL's verification error number.
 #: https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
 HINTS = {
     9: "the certificate is not valid yet: check the clock of this machine",
-    10: "the server needs a new one; or the clock of this machine is wrong",
+    10: "the server needs a new certificate, or the clock of this machine is wrong",
     62: OTHER_NAME,
     64: OTHER_NAME,
 }
@@ -111,14 +113,14 @@ def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> Tran
     except TransportFault as fault:
         if by is None or by.scheme == "http":
             return fault
-        hint = "the proxy's certificate has to be one that the system trusts"
+        hint = "the system must trust the proxy's certificate"
         return TransportFault(f"{proxy}: {fault}", hint=hint)
     except OSError as error:
         if by is None:
             return None  # the CRT reports this one itself
-        hint = f"check {by.variable}; NO_PROXY names what is reached without a proxy"
+        hint = f"check {by.variable}; list hosts to reach without a proxy in NO_PROXY"
         if " 407 " in str(error):
-            hint = f"the proxy wants another user and password: http://USER:PASSWORD@{by.host}"
+            hint = f"the proxy needs another user and password: http://USER:PASSWORD@{by.host}"
         return TransportFault(f"{proxy}: {error}", hint=hint)
     return None
 

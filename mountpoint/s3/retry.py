@@ -157,7 +157,7 @@ class Attempts:
         if wait_s is None or self._attempt >= (error.most_tries or math.inf):
             return False
         if self._retry_policy.stopping.wait(wait_s):
-            raise Interrupted("the mount is going away")
+            raise Interrupted("the mount is ending")
         return True
 
 

@@ -82,7 +82,7 @@ class StagingArea:
         except OSError as error:
             raise MountError(
                 f"files cannot be staged in '{directory}': {error.strerror}",
-                "--staged-writes needs a directory on a local disk in which you can write",
+                "--staged-writes needs a writable directory on a local disk",
             ) from None
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -141,7 +141,7 @@ class StagingArea:
             freed_bytes += tenant.reclaim(wanted_bytes - freed_bytes)
             if freed_bytes >= wanted_bytes:
                 break
-        log.debug("room made for staged files", bytes=freed_bytes)
+        log.debug("freed space for staged files", bytes=freed_bytes)
         return freed_bytes > 0
 
     def close(self) -> None:
@@ -178,9 +178,9 @@ def check_room(directory: str, limit_bytes: int | None) -> Room:
     usable_bytes = min(limit_bytes, free_bytes - keep_free_bytes)
     if usable_bytes < LEAST_LIMIT_BYTES:
         raise MountError(
-            f"there is too little room for staged writes in '{directory}': "
+            f"there is too little space for staged writes in '{directory}': "
             f"{max(usable_bytes, 0) // MIB} MiB",
-            f"at least {LEAST_LIMIT_BYTES // MIB} MiB are needed: free some, "
+            f"at least {LEAST_LIMIT_BYTES // MIB} MiB are needed: free disk space, "
             "raise --staged-limit, or choose another directory",
         )
     return Room(limit_bytes, keep_free_bytes, usable_bytes)
@@ -191,7 +191,7 @@ def check_directory(directory: str, mount_directory: str | None) -> None:
 
     `mount_directory` None: it is not known.
     """
-    hint = "--staged-writes needs a directory on a local disk in which you can write"
+    hint = "--staged-writes needs a writable directory on a local disk"
     try:
         mode = os.stat(directory).st_mode
     except FileNotFoundError:
@@ -213,7 +213,7 @@ def check_directory(directory: str, mount_directory: str | None) -> None:
     if os.path.commonpath([real, mount]) == mount:
         raise MountError(
             f"the staging directory '{directory}' is inside the mount '{mount_directory}'",
-            "choose one elsewhere: files cannot be staged in the bucket that they are staged for",
+            "choose another directory, outside the bucket",
         )
 
 

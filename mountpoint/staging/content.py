@@ -269,7 +269,7 @@ class Content:
     def wait(self) -> None:
         """Wait until something has changed, or for a second. Raises Interrupted."""
         if self._stopping.is_set():
-            raise Interrupted("the mount is going away")
+            raise Interrupted("the mount is ending")
         self._changed.wait(LOOK_S)
 
 

@@ -120,7 +120,7 @@ class Journal:
         try:
             if os.write(self._fd, data) < len(data):
                 os.write(self._fd, b"\n")  # or the next line would complete this one
-                raise StagingFull("the staging directory: a line of a journal found no room")
+                raise StagingFull("the staging directory: no space for a line of a journal")
         except OSError as error:
             raise staging_error(error) from error
 
@@ -141,7 +141,7 @@ def replay(path: Path) -> tuple[Subject, Extents]:
             subject = Subject(told["bucket"], key, told["base_etag"], told["base_size"])
             extents = Extents(subject.base_size_bytes)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its first line makes no sense: {error!r}") from error
+            raise ValueError(f"its first line is invalid: {error!r}") from error
         for line in file:
             if line.endswith(";\n"):
                 kind, *numbers = line[:-2].split(" ")

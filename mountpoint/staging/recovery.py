@@ -75,7 +75,7 @@ def _keep(data: Path, bucket: str) -> None:
         journal.write_description(data, subject, extents)
     except (OSError, ValueError, OperationError) as error:
         log.warning(
-            "a mount left a file behind, and what it says of it cannot be read",
+            "a mount left a staged file, but its description cannot be read",
             path=os.fspath(data),
             reason=str(error),
         )
@@ -88,13 +88,13 @@ def say_kept(data: Path, subject: Subject, extents: Extents) -> None:
     """Log that a local file is not in S3."""
     missing_bytes = sum(stop - start for start, stop in extents.missing(0, extents.size_bytes))
     log.warning(
-        "a file was written and is not in S3: it is kept",
+        "a staged file was not uploaded; it is kept on disk",
         path=os.fspath(data),
         bucket=subject.bucket,
         key=subject.key,
         size=extents.size_bytes,
         missing=missing_bytes,
-        hint="docs/staging.md says how to have it back; remove it to hear no more of it",
+        hint="docs/staging.md shows how to recover it; delete the file to stop this message",
     )
 
 

@@ -60,7 +60,7 @@ class LocalFile:
             while len(data) < stop - start:
                 more = os.pread(self._fd, stop - start - len(data), start + len(data))
                 if not more:
-                    raise StagingFault(f"somebody has cut off '{self.path}'")
+                    raise StagingFault(f"another program has shortened '{self.path}'")
                 data += more
         except OSError as error:
             raise staging_error(error) from error
@@ -107,7 +107,7 @@ class LocalFile:
             data = source.read(start, min(start + COPY_BYTES, stop))
             done = os.pwrite(self._fd, data, start)
         if not done:
-            raise StagingFault(f"somebody has cut off '{source.path}'")
+            raise StagingFault(f"another program has shortened '{source.path}'")
         return done
 
     def truncate(self, size_bytes: int) -> None:
@@ -162,5 +162,5 @@ def _punch(fd: int, offset: int, size_bytes: int) -> bool:
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if call(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size_bytes) == 0:
         return True
-    log.debug("no hole can be punched", reason=os.strerror(ctypes.get_errno()))
+    log.debug("punching a hole failed", reason=os.strerror(ctypes.get_errno()))
     return False

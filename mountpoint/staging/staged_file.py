@@ -213,7 +213,7 @@ class StagedFile(Reclaimable):
             if not self._area.reclaim(need_bytes):
                 break
         raise StagingFull(
-            f"{self._area.used_bytes // MIB} MiB are staged: there is no room for more"
+            f"{self._area.used_bytes // MIB} MiB are staged: there is no space for more"
         )
 
     def _begin_change(self, stop: int) -> int:
@@ -317,7 +317,7 @@ class StagedFile(Reclaimable):
             if not self._content.closed:
                 self._describe()
                 self._drop_aside()
-        where = f"what was written is kept in '{self._content.path}' (docs/staging.md)"
+        where = f"the written data is kept in '{self._content.path}' (docs/staging.md)"
         if isinstance(error, OperationError) and where not in error.hint:
             error.hint = f"{error.hint}; {where}" if error.hint else where
 
@@ -333,7 +333,7 @@ class StagedFile(Reclaimable):
                     if time.monotonic() > until_s or content.missing(first, last):
                         return
         except OperationError as error:
-            log.debug("what is missing cannot be fetched", key=self._key, reason=str(error))
+            log.debug("the missing bytes cannot be fetched", key=self._key, reason=str(error))
 
     def revert(self) -> bool:
         """Undo the changes since the last upload, whether that succeeded or failed.
@@ -468,7 +468,7 @@ class StagedFile(Reclaimable):
                 self._aside.describe(self._subject())
         except OperationError as error:
             log.warning(
-                "the journal of a staged file still has its earlier key",
+                "the journal of a staged file still has its old key",
                 path=str(self._content.path),
                 key=self._key,
                 reason=str(error),

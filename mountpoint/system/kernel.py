@@ -106,6 +106,8 @@ class ReadAhead:
             self._kb = kb
         except (OSError, KeyError) as error:
             self._refused = True
-            log.debug("read-ahead stays as it is: buffered reads may be slower", reason=str(error))
+            log.debug(
+                "read-ahead could not be set: buffered reads may be slower", reason=str(error)
+            )
             return False
         return looked_at

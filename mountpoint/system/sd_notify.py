@@ -32,4 +32,4 @@ def notify(environ: MutableMapping[str, str], **state: str) -> None:
             manager.settimeout(SEND_S)
             manager.sendto(message.encode("utf-8", "backslashreplace"), address)
     except (OSError, ValueError) as error:
-        log.warning("the service manager could not be told", error=str(error), state=message)
+        log.warning("the service manager could not be notified", error=str(error), state=message)

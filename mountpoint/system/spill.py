@@ -66,7 +66,7 @@ class FileRange:
         while buffer:
             size = os.preadv(self.file.descriptor, [buffer], position)
             if not size:
-                raise OSError("a temporary file is shorter than what was written to it")
+                raise OSError("a temporary file is shorter than the data written to it")
             buffer, position = buffer[size:], position + size
 
 
@@ -97,7 +97,7 @@ class Spill:
         # mutable: whether it has been logged, set once by any thread
         self._told = False
         self._complained = False
-        self._reason = "there is no directory on a disk for them"
+        self._reason = "no temporary directory is on a disk"
         for directory in directories:
             try:
                 self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -136,7 +136,7 @@ class Spill:
         if not self._told:
             self._told = True
             log.info(
-                "memory is used up: what is written waits in temporary files",
+                "memory is full: written data waits in temporary files",
                 directory=self.directory,
             )
         return FileRange(file, start, file.size_bytes)
@@ -148,7 +148,7 @@ class Spill:
                 "temporary files cannot be written: "
                 "files that are being written may need more memory than --memory-target",
                 reason=reason,
-                hint="TMPDIR names a directory on a disk with room for 8 MiB per open file",
+                hint="set TMPDIR to a directory on a disk with 8 MiB of space for each open file",
             )
 
     def _begin(self) -> TemporaryFile:

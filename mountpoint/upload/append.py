@@ -87,7 +87,7 @@ class Appending(Sequential):
         retry_policy: RetryPolicy,
     ) -> None:
         if not client.is_directory:
-            raise NotOffered("only directory buckets (S3 Express One Zone) can be appended to")
+            raise NotOffered("only directory buckets (S3 Express One Zone) support appends")
         if base is None and condition == ALWAYS:
             raise ValueError("a new object needs a condition")
         super().__init__(
@@ -156,12 +156,12 @@ class Appending(Sequential):
             here = 0 if self._info is None else self._info.size_bytes
             if self._failure is None and here < self._size_bytes:
                 log.info(
-                    "an upload was given up: its beginning stays",
+                    "an upload was abandoned: its beginning remains in the bucket",
                     key=self.key,
                     size_bytes=here,
                     written_bytes=self._size_bytes,
                 )
-            self.fail(Interrupted("the upload was given up"))
+            self.fail(Interrupted("the upload was abandoned"))
 
     # --- memory and parts (lock held) ---
 
@@ -229,7 +229,7 @@ class Appending(Sequential):
 
         def done(stored: Stored) -> None:
             if self._has(stored, body, before):
-                log.debug("an earlier try had arrived", key=self.key, error=str(error))
+                log.debug("an earlier attempt had succeeded", key=self.key, error=str(error))
                 self._has_arrived(body, stored.info)
             else:
                 self.fail(self._meaning(error, before))
@@ -273,8 +273,10 @@ class Appending(Sequential):
         }
         if before is None:
             if type(error) is PreconditionFailed and self._condition.absent:
-                return AlreadyExists("somebody else has created the object meanwhile", **details)
+                return AlreadyExists("another writer created the object in the meantime", **details)
             return error
         if isinstance(error, PreconditionFailed | NotFound):
-            return PreconditionFailed("somebody else has changed the object meanwhile", **details)
+            return PreconditionFailed(
+                "another writer changed the object in the meantime", **details
+            )
         return error

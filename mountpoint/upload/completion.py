@@ -184,7 +184,7 @@ class Completion:
 
         def done(stored: Stored) -> None:
             if is_ours(stored):
-                log.debug("an earlier try had been done", key=self.key, error=str(error))
+                log.debug("an earlier attempt had succeeded", key=self.key, error=str(error))
                 self._completed(stored.info)
             else:
                 self._failed(self._meaning(error))
@@ -219,7 +219,7 @@ class Completion:
         if type(error) is not PreconditionFailed or not self.condition.absent:
             return error
         return AlreadyExists(
-            "somebody else has created the object meanwhile",
+            "another writer created the object in the meantime",
             code=error.code,
             status=error.status,
             request_id=error.request_id,

@@ -67,8 +67,8 @@ class CopyTrial:
             return True
         except ChecksumsNotOffered as error:
             log.info(
-                "the store copies no parts into uploads with checksums: "
-                "files that are put together of copies have none",
+                "the store cannot copy parts into uploads with checksums: "
+                "files made of copied parts have none",
                 reason=str(error),
             )
             return False

@@ -213,8 +213,8 @@ class Multipart:
     def _number(self) -> int:
         if self.next_number > MOST_PARTS:
             raise TooLarge(
-                f"the file has reached {MOST_PARTS} parts, which is all that S3 takes",
-                hint="a larger --write-part-size makes larger files possible",
+                f"the file has reached {MOST_PARTS} parts, the most that S3 takes",
+                hint="use a larger --write-part-size for larger files",
             )
         number, self.next_number = self.next_number, self.next_number + 1
         return number

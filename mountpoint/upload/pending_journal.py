@@ -36,7 +36,7 @@ from mountpoint.config import BucketConfig
 log = structlog.get_logger(__name__)
 
 #: Logged where journals cannot be written: no reason not to mount.
-UNNOTED = "uploads cannot be noted, so mount-s3ctl cleanup will not know what a kill leaves"
+UNNOTED = "uploads cannot be noted: mount-s3ctl cleanup will not find them if this mount is killed"
 SUFFIX = ".journal"
 DRAFT = ".new"
 #: Older drafts belong to a process that died between two system calls.

@@ -98,7 +98,9 @@ class Sequential(ABC):
         with self._changed, self._turn():
             if offset != self._size_bytes:
                 expected = self._size_bytes
-                error = NotSequential(f"a write at {offset}, where {expected} was next")
+                error = NotSequential(
+                    f"a write at {offset}, but the next byte to write is {expected}"
+                )
                 self._misplaced(error)
                 raise error
             self._gather(data)
@@ -262,7 +264,7 @@ class Sequential(ABC):
         """Wait for a change, and send due requests again. Raises the upload's failure."""
         self._check()
         if self._retry_policy.stopping.is_set():
-            self.fail(Interrupted("the mount is going away"))
+            self.fail(Interrupted("the mount is ending"))
         elif not self._requests.drive():
             self._changed.wait(min(self._requests.next_s(), most_s))
         self._check()

@@ -38,12 +38,12 @@ class Fetch:
     def on_headers(self, info: ObjectInfo) -> None:
         """See BodySink. Raises PreconditionFailed for another version."""
         if info.etag != self._source.etag:
-            raise PreconditionFailed("the object that is copied has changed")
+            raise PreconditionFailed("the object being copied has changed")
 
     def on_body(self, chunk: bytes, offset: int) -> None:
         """See BodySink. Raises BadAnswer for bytes at another offset."""
         if offset != self._next or offset + len(chunk) > self._stop:
-            raise BadAnswer(f"bytes at {offset}, where {self._next} was next")
+            raise BadAnswer(f"bytes at {offset}, but the next byte is {self._next}")
         self._next += len(chunk)
         self._chunks.append(chunk)
 

@@ -197,7 +197,7 @@ class Upload(Sequential):
 
         If that fails it is logged; that is no error: the parts can be removed later.
         """
-        self.fail(Interrupted("the upload was given up"))
+        self.fail(Interrupted("the upload was abandoned"))
         until_s = time.monotonic() + ABORT_S if until_s is None else until_s
         with self._changed:
             while not self._multipart.aborted and self._requests:
@@ -207,7 +207,7 @@ class Upload(Sequential):
                 if not self._requests.drive():
                     self._changed.wait(min(left_s, self._requests.next_s()))
             if not self._multipart.aborted and self._info is None:
-                log.warning("parts of an upload may have been left in the bucket", key=self.key)
+                log.warning("parts of an upload may remain in the bucket", key=self.key)
                 self._multipart.aborted = True  # warn once only
 
     # --- memory and parts (lock held) ---
@@ -217,8 +217,8 @@ class Upload(Sequential):
         with super()._turn():
             if self._finishing:
                 raise NotSequential(
-                    "the file has been uploaded already: no more can be written",
-                    "mount with --staged-writes DIR to allow it",
+                    "the file is already uploaded: no more can be written",
+                    "mount with --staged-writes DIR to permit it",
                 )
             yield
 

@@ -170,7 +170,7 @@ class Uploads(UploadScheduler[Sequential]):
     def _add(self, upload: Sequential) -> None:
         with self._lock:
             if self._interrupted:
-                raise Interrupted("the mount is going away")
+                raise Interrupted("the mount is ending")
             self._open.add(upload)
 
     def encrypted(self, options: PutOptions) -> PutOptions:
@@ -183,7 +183,7 @@ class Uploads(UploadScheduler[Sequential]):
         try:
             self._retry_policy.ask(lambda: self._client.abort_upload(key, upload_id)).answer()
         except S3Error as error:
-            log.warning("an upload may have been left in the bucket", key=key, error=str(error))
+            log.warning("an upload may remain in the bucket", key=key, error=str(error))
         else:
             self.multipart_ended(upload_id)
 
@@ -197,7 +197,7 @@ class Uploads(UploadScheduler[Sequential]):
             self._interrupted = True
             uploads = list(self._open)
         for upload in uploads:
-            upload.fail(Interrupted("the mount is going away"))
+            upload.fail(Interrupted("the mount is ending"))
         until_s = time.monotonic() + ABORT_S
         for upload in uploads:
             upload.abort(until_s)
@@ -279,15 +279,15 @@ class Uploads(UploadScheduler[Sequential]):
         if condition and not names_checksums:
             if self._conditions:
                 log.info(
-                    "this server knows no conditions: "
-                    "what others write meanwhile may be overwritten"
+                    "this server ignores conditions: "
+                    "writes by others in the meantime may be overwritten"
                 )
             self._conditions = False
             return True
         if checksum:
             if self._checksums:
                 log.warning(
-                    "this server takes no checksums: it does not compare what it is sent",
+                    "this server accepts no checksums: it does not verify uploads",
                     reason=str(error),
                 )
             self._checksums = False
@@ -311,8 +311,8 @@ class Uploads(UploadScheduler[Sequential]):
             return False
         if self._copies_parts is None:
             log.info(
-                "this server copies no parts of objects: "
-                "what is in the bucket already is read and sent again",
+                "this server cannot copy parts of objects: "
+                "the mount reads and sends these bytes again",
                 reason=str(error),
             )
         self._copies_parts = False
@@ -329,7 +329,7 @@ class Uploads(UploadScheduler[Sequential]):
             return False
         if self._wants_equal_parts is None:
             log.info(
-                "this server wants parts of one size: the next files get them",
+                "this server needs parts of one size: the next files get them",
                 reason=str(error),
             )
         self._wants_equal_parts = True

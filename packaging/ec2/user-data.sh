@@ -2,7 +2,7 @@
 # Install mount-s3 on an EC2 instance, and mount a bucket now and at each boot.
 #
 # Paste it as user data with the settings below changed, or run it as root with variables of these
-# names. It may run again: what is there already stays, and a changed setting takes effect. All
+# names. It may run again: what already exists stays, and a changed setting takes effect. All
 # that it says is also in /var/log/mount-s3-install.log. Amazon Linux 2023, Debian 12 and 13,
 # Ubuntu 24.04: whatever packaging/build-wheels makes wheels for.
 

@@ -445,7 +445,7 @@ def test_small_objects_only(store: Store) -> None:
     assert found.code == 0
     assert found["list"]["finding"] == "1 object seen; the largest has 3.0 MiB"
     assert found["read"]["outcome"] == "ok"
-    assert found["throughput"]["finding"] == "no object of 64 MiB was seen"
+    assert found["throughput"]["finding"] == "no object of 64 MiB was found"
 
 
 def test_an_empty_bucket(store: Store) -> None:
@@ -505,8 +505,8 @@ def test_archived_objects(store: Store) -> None:
         proxy.faults.append(archived)
         found = check(store, "--prefix", "check-archived/", endpoint_url=proxy.url)
     assert found["list"]["details"]["archived"] == 1
-    assert "restored before they are read" in found["list"]["finding"]
-    assert found["read"]["finding"] == "no object that can be read was seen"
+    assert "restored before reading" in found["list"]["finding"]
+    assert found["read"]["finding"] == "no readable object was found"
 
 
 def test_listing_is_allowed_and_reading_is_not(store: Store, large: str) -> None:

@@ -102,7 +102,7 @@ def test_keys_end_while_reading(store: Store, reads: dict[str, Done], way: str) 
 
 
 def test_renewal_fails(store: Store, folder: Path) -> None:
-    """When keys end and there are no newer ones it is EACCES, at once, until there are."""
+    """When keys end and the source has no newer ones it is EACCES, at once, until there are."""
     store.put("keys/short", b"content")
     with (
         place(store, folder, "container", 8.0) as it,
@@ -117,7 +117,7 @@ def test_renewal_fails(store: Store, folder: Path) -> None:
         assert time.monotonic() - begun < 5
         assert "credentials cannot be renewed" in mount.log
         assert "the credentials have expired and could not be renewed" in mount.log
-        assert "the service which gives the keys answers" in mount.log
+        assert "the service that issues the keys answers" in mount.log
         it.service.token = Container.token
         eventually(lambda: errno_of(file.read_bytes) is None, within_s=30)
 
@@ -162,7 +162,7 @@ def test_sso_login(store: Store, folder: Path) -> None:
         assert file.read_bytes() == b"content"
         it.service.token = "a later login"
         eventually(lambda: errno_of(file.read_bytes) == errno.EACCES, within_s=30)
-        assert 'hint="log in: aws sso login --profile work"' in mount.log
+        assert 'hint="log in with: aws sso login --profile work"' in mount.log
         again = folder / "again"
         again.mkdir()
         try:

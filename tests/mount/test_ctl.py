@@ -342,7 +342,7 @@ def test_where_nothing_is_mounted(tmp_path: Path, arguments: list[str]) -> None:
     """It says so, with exit code 1."""
     refused = ctl(arguments[0], tmp_path, *arguments[1:])
     assert refused.returncode == 1
-    assert f"nothing of yours is mounted at '{tmp_path}'" in refused.stderr
+    assert f"you have no mount at '{tmp_path}'" in refused.stderr
 
 
 def test_unmount(store: Store, folder: Path) -> None:

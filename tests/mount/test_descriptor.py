@@ -224,7 +224,7 @@ def test_read_only(store: Store, place: Path) -> None:
 def test_options_of_the_mounter(store: Store, option: str) -> None:
     """What only the mounting process can say is refused, as the reference does."""
     done = refused(store, 9, option)
-    assert f"Error: {option} has no effect with /dev/fd/9, which is mounted already" in done
+    assert f"Error: {option} has no effect with /dev/fd/9, which is already mounted" in done
 
 
 def refused(
@@ -278,7 +278,7 @@ def test_served_before(store: Store, place: Path) -> None:
     try:
         os.read(fuse, 1 << 20)  # INIT
         said = refused(store, fuse, inherit=True)
-        assert f"'/dev/fd/{fuse}' has been served before" in said
+        assert f"'/dev/fd/{fuse}' was served before" in said
     finally:
         os.close(fuse)
 
@@ -301,7 +301,7 @@ def test_checked(store: Store, place: Path) -> None:
     said, _ = program.communicate(timeout=60)
     assert program.returncode == 0, said
     found = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
-    assert found["directory"]["finding"] == f"'{place}' is mounted, and waits to be served"
+    assert found["directory"]["finding"] == f"'{place}' is mounted and not served yet"
     for name in ("fuse_device", "permissions", "fusermount", "allow_other"):
         assert found[name]["outcome"] == "skipped"
     failed = [each for each in found.values() if each["outcome"] == "failed"]

@@ -32,7 +32,7 @@ def test_many_files_written_in_turn(store: Store, folder: Path) -> None:
         if os.geteuid() == 0:  # nobody else may look
             folders = Path(f"/proc/{mount.pid}/fd")
             assert not [each for each in folders.iterdir() if "deleted" in os.readlink(each)]
-        assert mount.log.count("what is written waits in temporary files") == 1
+        assert mount.log.count("written data waits in temporary files") == 1
         assert "--memory-target" not in mount.log
     for number, name in list(enumerate(names))[::8]:
         assert content(store, f"memory/{name}") == (bytes([number]) + block[1:]) * (SIZE // MIB)

@@ -186,7 +186,7 @@ def test_what_else_can_be_asked(store: Store, folder: Path) -> None:
         assert status == 200
         assert {family.name for family in parse(text)} == {"process_memory_usage_bytes"}
         status, text = get(mount, "/etc/passwd")
-        assert (status, text) == (404, "there are /metrics, /healthz and /livez\n")
+        assert (status, text) == (404, "use /metrics, /healthz or /livez\n")
 
 
 def test_more_than_may_connect(store: Store, folder: Path) -> None:
@@ -250,7 +250,7 @@ def test_health_before_it_is_mounted(store: Store, folder: Path) -> None:
         )
         try:
             eventually(lambda: "/metrics" in mount.log)
-            assert get(mount, "/healthz") == (503, "it is not mounted yet\n")
+            assert get(mount, "/healthz") == (503, "the bucket is not mounted yet\n")
             assert get(mount, "/livez")[0] == 503
             assert not mount.is_mounted()
             eventually(lambda: get(mount, "/healthz")[0] == 200)
@@ -286,7 +286,7 @@ def test_an_address_in_use(store: Store, folder: Path) -> None:
     [
         ("9100", "is not ADDRESS:PORT"),
         ("192.0.2.1:9100", "cannot listen at 192.0.2.1:9100: Cannot assign requested address"),
-        ("no.such.host.invalid:9100", "'no.such.host.invalid' is no address of this machine"),
+        ("no.such.host.invalid:9100", "'no.such.host.invalid' is not an address of this machine"),
     ],
 )
 def test_what_is_no_address(text: str, said: str, store: Store, folder: Path) -> None:

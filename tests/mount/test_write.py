@@ -332,7 +332,7 @@ def test_two_mounts_create_the_same_name(free: Mount, store: Store, folder: Path
         os.write(descriptor, b"second")
         (free.path / "race").write_bytes(b"first")
         assert errno_of(lambda: os.close(descriptor)) == errno.EEXIST
-        assert "somebody else has created the object" in other.log
+        assert "another writer created the object" in other.log
     assert content(store, "free/race") == b"first"
 
 

@@ -258,7 +258,7 @@ def test_retries_end(store: Store, folder: Path, proxy: FaultyProxy) -> None:
         assert write(mount.path / "new", b"again", MIB)
         assert content(store, "refused/new") == b"again"
         # There was nobody who could have removed them.
-        left = "parts of an upload may have been left in the bucket"
+        left = "parts of an upload may remain in the bucket"
         eventually(lambda: pending(store, "refused/") == [] or left in mount.log)
 
 

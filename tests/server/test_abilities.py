@@ -150,7 +150,7 @@ def test_list_objects_only(filled: Store, monkeypatch: pytest.MonkeyPatch) -> No
     """A store without ListObjectsV2 is listed by markers: all keys, whatever the pages."""
     with connected(filled, monkeypatch, only_v1) as it:
         assert it.found == [
-            "the store knows no ListObjectsV2: it is listed by markers (ListObjects)"
+            "the store does not support ListObjectsV2: the mount lists with markers (ListObjects)"
         ]
         for size in (1, 2, 3, 1000):
             expected = [b"probed/dir/", b"probed/file", b"probed/to\x01"]
@@ -163,7 +163,7 @@ def test_list_objects_only(filled: Store, monkeypatch: pytest.MonkeyPatch) -> No
 def test_start_after_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not list from where it is told is not asked to."""
     with connected(filled, monkeypatch, without_parameter("start-after")) as it:
-        assert it.found == ["the store ignores start-after: names are looked up one by one"]
+        assert it.found == ["the store ignores start-after: the mount looks names up one by one"]
         assert not it.client.lists_in_order
 
 
@@ -171,7 +171,7 @@ def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
     """A store that ignores If-Match is asked for ranges; another version is noticed anyhow."""
     with connected(filled, monkeypatch, without_header("If-Match")) as it:
         assert it.found == [
-            "If-Match does not hold at this store: its answers' ETags are compared, as always"
+            "the store ignores If-Match: the mount compares the ETags of its answers, as always"
         ]
         key, body = b"probed/file", b"body of probed/file"
         etag = it.client.head(key).result(SAFE_S).etag
@@ -190,7 +190,7 @@ def test_if_match_never_holds(filled: Store, monkeypatch: pytest.MonkeyPatch) ->
     """A store with weak ETags only matches none of them: it is asked without the condition."""
     with connected(filled, monkeypatch, refuse_if_match) as it:
         assert it.found == [
-            "If-Match does not hold at this store: its answers' ETags are compared, as always"
+            "the store ignores If-Match: the mount compares the ETags of its answers, as always"
         ]
         key, body = b"probed/file", b"body of probed/file"
         etag = it.client.head(key).result(SAFE_S).etag
@@ -205,7 +205,7 @@ def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verif
     """A store that refuses to be asked for checksums is not asked again, and can be read."""
     config = ClientConfig(verify_checksums=verify)
     with connected(filled, monkeypatch, refuse_checksums, config=config) as it:
-        assert it.found == ["the store refuses x-amz-checksum-mode: what is read is not verified"]
+        assert it.found == ["the store refuses x-amz-checksum-mode: reads are not verified"]
         key, body = b"probed/file", b"body of probed/file"
         etag = it.client.describe(key).result(SAFE_S).info.etag
         for whole in (True, False):
@@ -258,7 +258,7 @@ def test_no_virtual_hosts(
     client, lines = _connect_by_name(server, monkeypatch)
     page = client.list(b"by-path/").result(SAFE_S)
     assert [info.key for info in page.objects] == [b"by-path/file"]
-    assert "the bucket's name goes into the path" in lines[-1]
+    assert "requests have the bucket in the path" in lines[-1]
     client.close()
 
 

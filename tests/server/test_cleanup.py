@@ -207,7 +207,7 @@ def test_lines(machine: Machine) -> None:
     assert aborted.startswith("aborted")
     assert aborted.endswith(f"old  {machine.prefix}dead")
     assert kept.startswith("kept")
-    assert kept.endswith("foreign  (not begun by a mount of this machine and user)")
+    assert kept.endswith("foreign  (not started by a mount of this machine and user)")
     assert last.endswith(f"of bucket {machine.store.bucket}: 1 aborted, 1 kept")
 
 

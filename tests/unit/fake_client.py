@@ -520,7 +520,7 @@ class FakeClient:
 
     def _only_in_directories(self) -> None:
         if not self.is_directory:
-            raise NotOffered("only directory buckets know it")
+            raise NotOffered("only directory buckets support it")
 
     def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
         """See ObjectClient."""
@@ -682,7 +682,7 @@ class FakeClient:
             self._interrupted = True
             under_way = list(self._under_way)
         for exchange in under_way:
-            exchange.end(None, Interrupted("the mount is going away"))
+            exchange.end(None, Interrupted("the mount is ending"))
 
     def close(self) -> None:
         """See ObjectClient."""
@@ -807,7 +807,7 @@ class FakeClient:
             if self._stepped:
                 self._waiting.append(exchange)
         if interrupted:
-            exchange.end(None, Interrupted("the mount is going away"))
+            exchange.end(None, Interrupted("the mount is ending"))
         elif not self._stepped:
             self._pool.submit(self._run, exchange)
 

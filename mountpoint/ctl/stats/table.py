@@ -170,10 +170,10 @@ def _hits(done: Mapping[str, Any], since_s: float) -> list[str]:
     share = f"{100 * (reads - waited) / reads:.1f} %" if reads else "-"
     ahead, in_vain = counters["bytes_prefetched"], counters["bytes_prefetched_in_vain"]
     return [
-        f"reads without a wait for S3: {share}; requests made again: {counters['retries']}, "
-        f"sent twice: {counters['hedges']}",
-        f"ahead of opens: {size(ahead / since_s)} per s fetched, {size(in_vain / since_s)} of it "
-        "for nothing",
+        f"reads that did not wait for S3: {share}; retries: {counters['retries']}, "
+        f"hedged requests: {counters['hedges']}",
+        f"fetched before open: {size(ahead / since_s)} per s, "
+        f"{size(in_vain / since_s)} of it unused",
     ]
 
 

@@ -71,7 +71,7 @@ class KeyLocks:
 
     def _wait(self) -> None:
         if self._stopping.is_set():
-            raise Interrupted("the mount is going away")
+            raise Interrupted("the mount is ending")
         self._changed.wait(LOOK_S)
 
 

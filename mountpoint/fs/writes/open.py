@@ -56,7 +56,7 @@ LOOK_S = 0.25
 SOON_S = 0.2
 
 BEING_WRITTEN = "the file is being written"
-ANY_ORDER = "mount with --staged-writes DIR to let files be read and changed while they are written"
+ANY_ORDER = "mount with --staged-writes DIR to read and change files while they are being written"
 
 
 class WriteOpener:
@@ -210,9 +210,9 @@ class WriteOpener:
         base, condition, known = None, ALWAYS, inode.info
         if not self._allows(flags):
             if flags & os.O_TRUNC:
-                raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+                raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
             option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
-            raise NotPermitted("the file exists", f"mount with {option} to allow it")
+            raise NotPermitted("the file exists", f"mount with {option} to permit it")
         if not flags & os.O_TRUNC:
             # The program writes at the end; or it cuts the file to nothing next, as `sort -o` does.
             try:
@@ -253,7 +253,7 @@ class WriteOpener:
                 handle.upload.abort()
             other = self._local.file(inode.directory, inode.name)
             if other is not None and other.inode is not inode:
-                raise Superseded("the file is being written, and has another inode")
+                raise Superseded("the file is being written, and has a new inode")
             return None
         if base is not None and _is_another(inode.info, base):  # written here in the meantime
             self._local.discard(handle)
@@ -285,7 +285,7 @@ class WriteOpener:
                     if handle.settled.wait(LOOK_S):
                         return
                     if self._retry_policy.stopping.is_set():
-                        raise Interrupted("the mount is going away")
+                        raise Interrupted("the mount is ending")
             finally:
                 self._waiting.release()
         if not handle.settled.is_set():

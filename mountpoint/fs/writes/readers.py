@@ -29,7 +29,7 @@ RETURN_S = 1.0
 MOST_WAITING = 4
 
 BEING_READ = "the file is being read"
-BEING_READ_HINT = "mount with --staged-writes DIR to let it be read and written at the same time"
+BEING_READ_HINT = "mount with --staged-writes DIR to read and write it at the same time"
 
 
 class Readers:
@@ -88,7 +88,7 @@ class Readers:
                 del self._expected[key]
             self._expected[inode.key] = now_s + RETURN_S
         self._inodes.disown(inode, inode.info)
-        raise Superseded("other programs have the file open: it gets another inode")
+        raise Superseded("other programs have the file open: it gets a new inode")
 
     def arrived(self, inode: Inode) -> None:
         """Note that the expected writer has opened an inode; wake the readers that wait for it."""

@@ -112,7 +112,7 @@ class StagedWrites:
                     if not self._local.add(writer):
                         raise NotPermitted(
                             "the file is being written",
-                            f"{NO_OPTION}another program has just made it",
+                            f"{NO_OPTION}another program has just created it",
                         )
                     return self._join(writer, flags | os.O_RDWR | os.O_TRUNC, process)
         except BaseException:
@@ -152,7 +152,7 @@ class StagedWrites:
         """Refuse: a file that may be changed is staged already when it is opened with O_RDWR."""
         if reading.writer is None:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
-        raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+        raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
 
     def _stage(self, inode: Inode, flags: int, process: int) -> StagedHandle:
         self._proof.require(inode.key, ALWAYS)
@@ -181,7 +181,7 @@ class StagedWrites:
             return joined
         if added:
             self._readers.leave(inode)
-        raise Superseded("the file is open, and has another inode")
+        raise Superseded("the file is open, and has a new inode")
 
     def _writer(
         self,
@@ -237,7 +237,7 @@ class StagedWrites:
 
     def _check_allowed(self, flags: int = 0) -> None:
         if not self._allows(flags):
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
 
     # --- while it is open ---
 
@@ -346,7 +346,9 @@ class StagedWrites:
         """
         stored, inode = writer.is_stored, writer.inode
         if stored and not self._config.allow_delete:
-            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
+            raise NotPermitted(
+                "deleting files is not permitted", "mount with --allow-delete to permit it"
+            )
 
         def delete() -> None:
             if stored:
@@ -369,7 +371,7 @@ class StagedWrites:
         If it fails, the open file keeps its name and its content. Raises NotPermitted.
         """
         if not self._config.allow_overwrite:
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
         if not self._orphan(writer, move):
             move()
 

@@ -150,7 +150,7 @@ class StreamedWrites:
                 return b""
             if base is None or stop > handle.stored_bytes:
                 if handle.removed or opened.wrote or not handle.settled.wait(SETTLE_S):
-                    raise BadHandle("what is being written cannot be read", ANY_ORDER)
+                    raise BadHandle("a file that is being written cannot be read", ANY_ORDER)
                 handle.check()
                 continue
             try:
@@ -171,7 +171,9 @@ class StreamedWrites:
         handle.check()
         if handle.opens > 1 and offset not in (handle.written_bytes, handle.size_bytes):
             # Keep what other handles have written.
-            raise NotSequential(f"a write at {offset}, where {handle.written_bytes} was next")
+            raise NotSequential(
+                f"a write at {offset}, but the next byte to write is {handle.written_bytes}"
+            )
         if handle.settled.is_set():
             self._go_on(handle)
         try:
@@ -256,8 +258,8 @@ class StreamedWrites:
             return
         if size_bytes and not known_bytes < size_bytes <= MOST_LENGTHENED_BYTES:
             raise NotPermitted(
-                "S3 takes whole objects: a file cannot be cut or lengthened",
-                "mount with --staged-writes DIR to allow it",
+                "S3 stores whole objects: a file cannot be shortened or lengthened",
+                "mount with --staged-writes DIR to permit it",
             )
         self._inodes.opened(inode)
         try:
@@ -285,10 +287,10 @@ class StreamedWrites:
             return
         stored = handle.replaces and handle.base is not None
         if not size_bytes and stored and not self._config.allow_overwrite:
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to allow it")
+            raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
         if 0 < size_bytes < handle.written_bytes:
             raise NotPermitted(
-                "what has been written of a file cannot be cut off, except all of it", ANY_ORDER
+                "a file that is being written can be truncated only to zero bytes", ANY_ORDER
             )
         if handle.settled.is_set():
             self._go_on(handle)
@@ -324,7 +326,9 @@ class StreamedWrites:
         if info is None:
             raise IsADirectory()
         if not self._config.allow_delete:
-            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
+            raise NotPermitted(
+                "deleting files is not permitted", "mount with --allow-delete to permit it"
+            )
         self._retry_policy.ask(lambda: self._client.delete_object(info.key)).answer()
         self._remove_open(info.key)
         self._local.keep(parent.key)
@@ -354,7 +358,9 @@ class StreamedWrites:
         assert isinstance(writer, WriteHandle)
         inode, stored = writer.inode, writer.replaces or writer.base is not None
         if stored and not self._config.allow_delete:
-            raise NotPermitted("files may not be deleted", "mount with --allow-delete to allow it")
+            raise NotPermitted(
+                "deleting files is not permitted", "mount with --allow-delete to permit it"
+            )
         # While this thread holds the key alone, no upload of it is being completed.
         with self._key_locks.alone(lambda: [inode.key]):
             if writer.settled.is_set():

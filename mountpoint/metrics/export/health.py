@@ -52,11 +52,11 @@ class Health:
     def why_not_alive(self) -> str:
         """Return the fault that a restart would repair, or ""."""
         if self._stopping.is_set():
-            return "it is being unmounted"
+            return "the bucket is being unmounted"
         if not self._serving:
-            return "it is not mounted yet"
+            return "the bucket is not mounted yet"
         if self._is_seen and self._directory not in mount_points():
-            return f"nothing is mounted at {self._directory} any more"
+            return f"the mount at {self._directory} is gone"
         return self._stuck()
 
     def why_not_well(self) -> str:
@@ -82,7 +82,9 @@ class Health:
         stuck_s = now_s - self._progress[1]
         if stuck_s < STUCK_S:
             return ""
-        return f"all {threads.total} threads are busy, and nothing has ended for {stuck_s:.0f} s"
+        return (
+            f"all {threads.total} threads are busy, and no operation has ended for {stuck_s:.0f} s"
+        )
 
 
 def _nothing() -> None:

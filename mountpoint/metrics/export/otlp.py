@@ -118,7 +118,7 @@ class Otlp:
             if not self._cumulative:
                 self._sent, self._sent_ns = found, now_ns
             if self._failing:
-                log.info("metrics are sent again", url=self._url)
+                log.info("metrics are being sent again", url=self._url)
             self._failing = False
             return
         self._failing = True
@@ -129,7 +129,7 @@ class Otlp:
                 url=self._url,
                 reason=next(iter(self._words.said), "no answer"),
                 times_before=before or None,
-                hint="they are kept until the collector takes them",
+                hint="the mount keeps them until the collector accepts them",
             )
 
     def _data(self, found: Sequence[Family], begun_ns: int, now_ns: int) -> MetricsData:

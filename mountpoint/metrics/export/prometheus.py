@@ -68,7 +68,7 @@ class Prometheus:
             reason = os.strerror(error.errno or 0)
             raise MountError(
                 f"--prometheus cannot listen at {authority(host, port)}: {reason}",
-                "give another ADDRESS:PORT; port 0 takes any that is free",
+                "use another ADDRESS:PORT; port 0 takes any free port",
             ) from None
         threading.Thread(
             target=self._server.serve_forever, args=(LOOK_S,), name="prometheus", daemon=True
@@ -87,7 +87,7 @@ def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise MountError(
-            f"--prometheus: '{host}' is no address of this machine: {error.strerror}",
+            f"--prometheus: '{host}' is not an address of this machine: {error.strerror}",
             "for example: --prometheus 127.0.0.1:9100",
         ) from None
     family, _, _, _, address = found[0]
@@ -155,7 +155,7 @@ class _Application:
                 reason = self._checks[path]()
                 status = "503 Service Unavailable" if reason else "200 OK"
                 return _text(start_response, status, reason or "ok")
-            return _text(start_response, "404 Not Found", "there are /metrics, /healthz and /livez")
+            return _text(start_response, "404 Not Found", "use /metrics, /healthz or /livez")
         except Exception:
             log.exception("a request for metrics failed: a bug", path=path)
             return _text(start_response, "500 Internal Server Error", "see the log")

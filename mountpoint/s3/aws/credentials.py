@@ -202,7 +202,7 @@ class Credentials:
             self._in_vain_until = time.monotonic() + self._resolve_again_after_s
         self._state = state
         if state[0] == keys and _ends_within(state[1], HURRY_WITHIN_S):
-            self._failed(MountError("there are no newer ones", "renew the credentials"))
+            self._failed(MountError("the source has no newer ones", "renew the credentials"))
         else:
             self._failure = self._hint = ""
             if state[0] != keys:
@@ -248,7 +248,7 @@ def _ends_within(source: Any, seconds: float) -> bool:
 def _freeze(source: Any) -> Keys:
     frozen = source.get_frozen_credentials()
     if not frozen.access_key or not frozen.secret_key:
-        raise ValueError("an access key without a secret, or the other way round")
+        raise ValueError("an access key without a secret, or a secret without an access key")
     return Keys(frozen.access_key, frozen.secret_key, frozen.token or None)
 
 
@@ -287,12 +287,12 @@ def _explain(error: Exception, profile: str | None) -> MountError:
     if isinstance(error, boto.SSOError | boto.TokenRetrievalError | boto.NoAuthTokenError):
         return MountError(
             f"the SSO session of {where} has expired or was never started ({message})",
-            f"log in: aws sso login{of_profile}",
+            f"log in with: aws sso login{of_profile}",
         )
     if isinstance(error, boto.LoginError):
         return MountError(
             f"the login session of {where} has expired or was never started ({message})",
-            f"log in: aws login{of_profile}",
+            f"log in with: aws login{of_profile}",
         )
     if isinstance(error, boto.PartialCredentialsError):
         return MountError(f"the credentials are incomplete: {message}", "set what is missing")
@@ -302,8 +302,8 @@ def _explain(error: Exception, profile: str | None) -> MountError:
         )
     if isinstance(error, boto.SSLError):
         return MountError(
-            f"the service that gives the credentials of {where} is not trusted: {message}",
-            "--ca-bundle or AWS_CA_BUNDLE names a file with the certificates to trust",
+            f"the service that issues the credentials of {where} is not trusted: {message}",
+            "name a file with the certificates to trust: --ca-bundle or AWS_CA_BUNDLE",
         )
     if isinstance(error, boto.CredentialRetrievalError) and "custom-process" in str(error):
         return MountError(
@@ -312,9 +312,9 @@ def _explain(error: Exception, profile: str | None) -> MountError:
     if "still expired" in message:
         return MountError(
             "the credentials have expired",
-            "renew them where they come from (environment, file, credential_process)",
+            "renew them at their source (environment, file, credential_process)",
         )
     return MountError(
         f"the credentials of {where} could not be obtained: {message}",
-        "check the profile's settings, and that the service which gives the keys answers",
+        "check the profile's settings, and whether the service that issues the keys answers",
     )

@@ -63,7 +63,7 @@ class Instance:
         """Return the instance's network bandwidth in Gbit/s, or None if unknown."""
         name = self._identity.get("instanceType") or _own_name()
         if not isinstance(name, str) or not name:
-            log.debug("no instance type is known", gbps=DEFAULT_GBPS)
+            log.debug("the instance type is not known", gbps=DEFAULT_GBPS)
             return None
         gbps = bandwidth_gbps(name)
         if gbps is None:

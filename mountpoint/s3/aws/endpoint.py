@@ -133,7 +133,7 @@ def _checked(bucket: BucketConfig, region: str, where: str) -> str:
     form = REGION if bucket.endpoint_url is None else _ANY_REGION
     if not form.fullmatch(region):
         raise MountError(
-            f"{region!r} ({where}) is not a region name", "correct it, or give --region"
+            f"{region!r} ({where}) is not a region name", "correct it, or use --region"
         )
     return region
 
@@ -167,8 +167,8 @@ def resolve(bucket: BucketConfig, region: str) -> Endpoint:
         return endpoint
     if endpoint.directory:
         raise MountError(
-            f"'{bucket.name}' is a directory bucket's name, and {endpoint.host} has no others",
-            "leave --bucket-type out",
+            f"'{bucket.name}' is the name of a directory bucket, and {endpoint.host} has no others",
+            "omit --bucket-type",
         )
     plain = _resolve(replace(bucket, name=_STAND_IN), region)
     return replace(
@@ -185,7 +185,7 @@ def _resolve(bucket: BucketConfig, region: str) -> Endpoint:
     if ":" in bucket.name and not bucket.name.startswith("arn:") and bucket.endpoint_url is None:
         raise MountError(
             f"'{bucket.name}' is not the name of a bucket at AWS",
-            "TENANT:BUCKET is Ceph's form: give the store with --endpoint-url",
+            "TENANT:BUCKET is Ceph's form: name the store with --endpoint-url",
         )
     try:
         answer = _rules().resolve_endpoint(
@@ -267,11 +267,11 @@ def _has_no_subdomains(bucket: BucketConfig) -> bool:
 #: (word in the rule set's message, option, hint). The first entry applies whose word is in the
 #: message and whose option was given.
 _HINTS: list[tuple[str, str, str]] = [
-    ("accelerate", "transfer_acceleration", "leave --transfer-acceleration out"),
-    ("path-style", "force_path_style", "leave --force-path-style out"),
-    ("dual-stack", "dual_stack", "leave --dual-stack out"),
+    ("accelerate", "transfer_acceleration", "omit --transfer-acceleration"),
+    ("path-style", "force_path_style", "omit --force-path-style"),
+    ("dual-stack", "dual_stack", "omit --dual-stack"),
     ("fips", "", "unset AWS_USE_FIPS_ENDPOINT"),
-    ("partition", "region", "leave --region out: the ARN names its region"),
+    ("partition", "region", "omit --region: the ARN names its region"),
     (
         "partition",
         "",

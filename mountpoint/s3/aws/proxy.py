@@ -107,18 +107,18 @@ def _parse(variable: str, url: str) -> Proxy:
     if not host or " " in host:
         raise MountError(
             f"{variable} is not the URL of a proxy",
-            f"{example}; in a password '#' is written %23, and so on",
+            f"{example}; in a password write '#' as %23, and so on",
         )
     if parts.scheme not in _DEFAULT_PORTS:
         raise MountError(
-            f"{variable} names a {parts.scheme} proxy: only http and https proxies can be used",
+            f"{variable} names a {parts.scheme} proxy, but only http and https proxies work",
             f"{example}; or NO_PROXY=HOST, if S3 can be reached without it",
         )
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if _NOT_IN_USERINFO & set(user + password) or ":" in user:
         raise MountError(
-            f"the password in {variable} has '@', '/' or '?' in it, which cannot be sent",
-            "choose another one, or a proxy on this machine that logs in to that one",
+            f"the password in {variable} contains '@', '/' or '?', which cannot be sent",
+            "change the password, or use a proxy on this machine that logs in to that one",
         )
     port = port or _DEFAULT_PORTS[parts.scheme]
     return Proxy(parts.scheme, host, port, variable, user, password)

@@ -53,8 +53,8 @@ class Surroundings:
             )
         if bucket.transfer_acceleration:
             raise MountError(
-                f"{self.endpoint_source} names an endpoint: acceleration has its own",
-                "leave --transfer-acceleration out, or AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true",
+                f"{self.endpoint_source} names an endpoint, but acceleration has its own",
+                "omit --transfer-acceleration, or AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=true",
             )
         log.info("endpoint", url=self.endpoint_url, source=self.endpoint_source)
         return replace(bucket, endpoint_url=self.endpoint_url)
@@ -88,8 +88,8 @@ def _endpoint_url(session: "Session", environ: Mapping[str, str]) -> tuple[str |
         services = session.full_config.get("services", {}).get(section)
         if services is None:
             raise MountError(
-                f"{where} names the section 'services {section}', which is not there",
-                "add the section to the AWS configuration, or take its name out",
+                f"{where} names the section 'services {section}', which does not exist",
+                "add the section to the AWS configuration, or remove its name",
             )
         of_s3 = services.get("s3", {})
         if isinstance(of_s3, dict) and of_s3.get("endpoint_url"):

@@ -423,7 +423,7 @@ class CrtClient:
             self._interrupted = True
             under_way = list(self._under_way)
         for exchange in under_way:
-            exchange.end(Interrupted("the mount is going away"))
+            exchange.end(Interrupted("the mount is ending"))
             exchange.cancel()
 
     def close(self) -> None:
@@ -489,10 +489,10 @@ class CrtClient:
             self._under_way.add(exchange)
             interrupted = self._interrupted
         if interrupted:
-            exchange.end(Interrupted("the mount is going away"))
+            exchange.end(Interrupted("the mount is ending"))
             return
         if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
-            exchange.end(NotOffered(f"{operation}: only directory buckets know it"))
+            exchange.end(NotOffered(f"{operation}: only directory buckets support it"))
             return
         try:
             if self._credentials is not None:
@@ -602,7 +602,7 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
     except (AwsCrtError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise MountError(
             f"the CA bundle '{ca_bundle}' cannot be used: {error}",
-            "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle name a file in PEM",
+            "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle must name a PEM file",
         ) from error
 
 

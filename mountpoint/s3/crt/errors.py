@@ -18,19 +18,19 @@ REFUSALS = {
 
 #: Answers to a ranged GET without a header that the CRT needs.
 UNUSABLE = {
-    "AWS_ERROR_S3_MISSING_ETAG": "the answer does not tell the object's ETag",
+    "AWS_ERROR_S3_MISSING_ETAG": "the answer has no ETag of the object",
     "AWS_ERROR_DEST_COPY_TOO_SMALL": (  # the size of the range
-        "more bytes came than were asked for: does the store ignore Range?"
+        "more bytes came than were requested: does the store ignore Range?"
     ),
     "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER": (
-        "the answer does not tell its range (Content-Range): does the store ignore Range?"
+        "the answer has no Content-Range: does the store ignore Range?"
     ),
-    "AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER": "the answer does not tell the object's size",
+    "AWS_ERROR_S3_MISSING_CONTENT_LENGTH_HEADER": "the answer has no size of the object",
 }
 #: Malformed answers, most likely changed on the way.
 SENSELESS = {
-    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the Content-Range of the answer makes no sense",
-    "AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER": "the Content-Length makes no sense",
+    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the Content-Range of the answer is invalid",
+    "AWS_ERROR_S3_INVALID_CONTENT_LENGTH_HEADER": "the Content-Length is invalid",
 }
 
 CLOSED = "the server closed the connection"
@@ -46,12 +46,12 @@ WORDS = {
     "AWS_IO_DNS_QUERY_AGAIN": UNKNOWN_NAME,
     "AWS_IO_DNS_INVALID_NAME": UNKNOWN_NAME,
     "AWS_IO_DNS_NO_ADDRESS_FOR_HOST": "the host name has no address",
-    "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE": "TLS could not be negotiated",
-    "AWS_IO_TLS_NEGOTIATION_TIMEOUT": "TLS could not be negotiated in time",
+    "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE": "TLS negotiation failed",
+    "AWS_IO_TLS_NEGOTIATION_TIMEOUT": "TLS negotiation took too long",
     "AWS_ERROR_HTTP_CONNECTION_CLOSED": CLOSED,
     "AWS_ERROR_HTTP_SERVER_CLOSED": CLOSED,
     "AWS_ERROR_HTTP_PROXY_CONNECT_FAILED": "the proxy opened no connection",
-    "AWS_ERROR_HTTP_PROTOCOL_ERROR": "the answer is not HTTP as it should be",
+    "AWS_ERROR_HTTP_PROTOCOL_ERROR": "the answer is not valid HTTP",
     "AWS_ERROR_S3_INVALID_RESPONSE_STATUS": "the answer has an unexpected HTTP status",
 }
 
@@ -73,9 +73,9 @@ def crt_error(name: str, message: str) -> S3Error:
 
 def _hint(name: str) -> str:
     if "TLS" in name:
-        return "--ca-bundle or AWS_CA_BUNDLE names the certificates to trust"
+        return "name the certificates to trust with --ca-bundle or AWS_CA_BUNDLE"
     if "PROXY" in name:
-        return "the proxy of HTTPS_PROXY refuses; NO_PROXY names what is reached without it"
+        return "the proxy in HTTPS_PROXY refuses; list hosts to reach without it in NO_PROXY"
     return ""
 
 

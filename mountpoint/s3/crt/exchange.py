@@ -213,10 +213,10 @@ class Download(Exchange):
         if status_code == 206:
             answered = (wire.content_range(headers) or (0, 0))[:2]
         if answered != (self._start, self._stop):
-            asked = f"bytes {self._start}-{self._stop} were asked for"
+            asked = f"bytes {self._start}-{self._stop} were requested"
             if status_code == 200 and self._size_bytes is None:
-                raise Unusable(f"{asked}, and the whole object was sent", status=status_code)
-            raise BadAnswer(f"{asked}, and {answered[0]}-{answered[1]} were sent")
+                raise Unusable(f"{asked}, but the whole object was sent", status=status_code)
+            raise BadAnswer(f"{asked}, but {answered[0]}-{answered[1]} were sent")
         if self._verify:
             promise = checksum.expected(headers, info, self._start, self._stop)
             self._verification = promise and Verification(promise)

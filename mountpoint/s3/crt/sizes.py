@@ -78,4 +78,4 @@ def _listed_size(key: bytes, headers: Headers, page: ListPage) -> int:
     for listed in page.objects:
         if (listed.key, listed.etag) == (key, info.etag):
             return listed.size_bytes
-    raise Unusable("neither HEAD nor a listing tells the size of this version")
+    raise Unusable("neither HEAD nor a listing has the size of this version")

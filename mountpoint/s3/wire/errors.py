@@ -40,7 +40,7 @@ Headers = list[tuple[str, str]]
 ERROR_BODY_MAX_BYTES = 64 << 10
 _MESSAGE_MAX_CHARS = 200
 
-_KMS = "--sse-kms-key-id has to name an enabled key of the bucket's region that may be used"
+_KMS = "--sse-kms-key-id must name an enabled key in the bucket's region that you may use"
 _RENEW = "renew the credentials (for SSO: aws sso login) and try again"
 
 #: Code → class and hint. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -50,7 +50,7 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "NoSuchBucket": (BucketNotFound, "check the bucket's name, and the endpoint if one is given"),
     "AccessDenied": (
         AccessDenied,
-        "the bucket's policy or that of the credentials does not allow it"
+        "the policy of the bucket or of the credentials does not permit it"
         " (a requester-pays bucket needs --requester-pays)",
     ),
     "InvalidAccessKeyId": (
@@ -83,7 +83,7 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "OperationAborted": (Contended, ""),
     "NoSuchUpload": (NoSuchUpload, ""),
     "EntityTooLarge": (TooLarge, ""),
-    "InvalidStorageClass": (S3Error, "check --storage-class: this bucket does not know it"),
+    "InvalidStorageClass": (S3Error, "check --storage-class: this bucket does not support it"),
     "QuotaExceeded": (OutOfSpace, ""),
     "XMinioStorageFull": (OutOfSpace, ""),
     "NotImplemented": (NotOffered, ""),
@@ -91,9 +91,9 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "InvalidWriteOffset": (WrongOffset, ""),
     "TooManyParts": (
         TooLarge,
-        "an object takes 10,000 appends, each fsync and close is one: a copy of it counts anew",
+        "an object takes 10,000 appends, one for each fsync and close: make a copy to start again",
     ),
-    "EncryptionTypeMismatch": (S3Error, "--sse has to name the object's own encryption"),
+    "EncryptionTypeMismatch": (S3Error, "--sse must name the object's own encryption"),
     "KMS.NotFoundException": (S3Error, _KMS),
     "KMS.DisabledException": (S3Error, _KMS),
     "KMS.InvalidKeyUsageException": (S3Error, _KMS),
@@ -103,7 +103,7 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     401: (AccessDenied, ""),
     403: _BY_CODE["AccessDenied"],
     404: (NotFound, ""),
-    407: (AccessDenied, "the proxy of HTTP_PROXY wants another user and password"),
+    407: (AccessDenied, "the proxy in HTTP_PROXY needs another user and password"),
     408: (ServerFault, ""),
     412: (PreconditionFailed, ""),
     416: (BadAnswer, ""),
@@ -168,7 +168,7 @@ def error_from_response(
         return Redirected(f"{reason}, to {location}", location=location, **details)
     silent = status in _REDIRECTS or (status == 400 and not code and region)
     if silent or code in _WRONG_REGION_CODES:
-        hint = f"--region {region}" if region else "give the bucket's own region with --region"
+        hint = f"--region {region}" if region else "name the bucket's own region with --region"
         return WrongRegion(reason, region=region, hint=hint, **details)
     fallback: type[S3Error] = ServerFault if status >= 500 else S3Error
     kind, hint = _BY_CODE.get(code) or _BY_STATUS.get(status) or (fallback, "")

@@ -154,7 +154,7 @@ def parse_list(body: bytes, prefix: bytes) -> ListPage:
 
     truncated = page.get("IsTruncated", "false").strip().lower()
     if truncated not in ("true", "false"):
-        raise BadAnswer("a listing that is neither truncated nor whole")
+        raise BadAnswer("the listing is neither truncated nor complete")
     decode = url_decoded if page.get("EncodingType") == "url" else verbatim
     objects: dict[bytes, ObjectInfo] = {}
     for texts in contents:
@@ -176,7 +176,7 @@ def parse_list(body: bytes, prefix: bytes) -> ListPage:
             marker = decode(page.get("NextMarker", "")) or max(last, default=b"")
             next_token = marker.decode("utf-8", "surrogateescape")
         if not next_token:
-            raise BadAnswer("a truncated listing without a continuation token")
+            raise BadAnswer("a truncated listing has no continuation token")
     return ListPage(
         objects=list(objects.values()),
         prefixes=list(prefixes),
@@ -432,7 +432,7 @@ def content_range(headers: Headers) -> tuple[int, int, int] | None:
         first, last, total = map(int, match.groups())
         if first <= last < total <= SIZE_MAX_BYTES:
             return first, last + 1, total
-    raise BadAnswer(f"the Content-Range '{printable(value, 80)}' makes no sense")
+    raise BadAnswer(f"the Content-Range '{printable(value, 80)}' is invalid")
 
 
 def told_size(status: int, headers: Headers) -> int | None:
@@ -446,7 +446,7 @@ def told_size(status: int, headers: Headers) -> int | None:
     length = header(headers, "content-length")
     size_bytes = None if length is None else _size(length)
     if length is not None and size_bytes is None:
-        raise BadAnswer(f"the Content-Length '{printable(length, 40)}' makes no sense")
+        raise BadAnswer(f"the Content-Length '{printable(length, 40)}' is invalid")
     return size_bytes
 
 
@@ -462,13 +462,13 @@ def object_info(
     told = told_size(status, headers)
     size_bytes = size_bytes if told is None else told
     if size_bytes is None:
-        raise Unusable("the answer does not tell the object's size", status=status)
+        raise Unusable("the answer has no size of the object", status=status)
     value = header(headers, "etag")
     if value is None:
-        raise Unusable("the answer does not tell the object's ETag", status=status)
+        raise Unusable("the answer has no ETag of the object", status=status)
     etag = strong_etag(value)
     if not etag:
-        raise BadAnswer(f"the ETag '{printable(value, 80)}' makes no sense", status=status)
+        raise BadAnswer(f"the ETag '{printable(value, 80)}' is invalid", status=status)
     restore = header(headers, "x-amz-restore") or ""
     return ObjectInfo(
         key=key,

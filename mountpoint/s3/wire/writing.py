@@ -254,7 +254,7 @@ def renamed(headers: Headers) -> None:
     """Check the answer to a RenameObject. Raises S3Error if it is an answer to a PutObject."""
     if wire.header(headers, "etag"):
         raise S3Error(
-            "the server has taken a rename for a PUT: the file is empty now, its source as it was",
+            "the server treated a rename as a PUT: the target is empty, the source unchanged",
             request_id=request_id(headers),
         )
 
@@ -264,7 +264,7 @@ def upload_id(headers: Headers, body: bytes) -> str:
     fields = _answer(headers, body, "InitiateMultipartUploadResult", "")
     text = fields.get("UploadId", "").strip()
     if not text or len(text) > UPLOAD_ID_MAX_CHARS or not text.isprintable():
-        raise BadAnswer("a multipart upload without a sensible id", request_id=request_id(headers))
+        raise BadAnswer("a multipart upload has no valid ID", request_id=request_id(headers))
     return text
 
 
@@ -327,7 +327,7 @@ def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
     if page.get("IsTruncated", "false").strip().lower() == "true":
         marker = decode(page.get("NextKeyMarker", "")), page.get("NextUploadIdMarker", "").strip()
         if not marker[0]:
-            raise BadAnswer("a truncated listing of uploads without a marker to go on")
+            raise BadAnswer("a truncated listing of uploads has no marker to continue")
     return UploadPage(uploads, marker)
 
 
@@ -361,7 +361,7 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
 def _sensible_etag(text: str) -> str:
     etag = wire.strong_etag(text)
     if not etag:
-        raise BadAnswer("the answer to a write has no sensible ETag")
+        raise BadAnswer("the answer to a write has no valid ETag")
     return etag
 
 
@@ -369,7 +369,7 @@ def _compare(expected: Checksum | None, told: str, headers: Headers) -> None:
     # S3 sends composite checksums both with and without "-N".
     if expected is not None and told and told.partition("-")[0] != expected.value.partition("-")[0]:
         raise BadDigest(
-            f"the server has stored another {expected.name} than was sent",
+            f"the server stored a {expected.name} that differs from the one sent",
             request_id=request_id(headers),
         )
 

@@ -16,7 +16,7 @@ XML_MAX_DEPTH = 8
 
 
 def _refuse(*_: object) -> NoReturn:
-    raise BadAnswer("the XML has a document type or entities, which S3 never sends")
+    raise BadAnswer("the XML has a document type or entities, but S3 never sends them")
 
 
 def read_xml(body: bytes, max_bytes: int, on_end: Callable[[int, str, list[str]], None]) -> str:

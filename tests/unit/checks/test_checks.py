@@ -169,7 +169,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
         "                       > ask\n"
         "skipped  list          needs bucket\n"
         "\n"
-        "bucket bucket cannot be mounted like this: 1 ok, 1 warning, 1 failed, 1 skipped\n"
+        "bucket bucket cannot be mounted: 1 ok, 1 warning, 1 failed, 1 skipped\n"
     )
 
 
@@ -297,7 +297,7 @@ def test_staging(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="inside the mount"):
         machine.staging(subject(str(tmp_path), change=staging))
     small = ChangeConfig(staging_directory=str(tmp_path), staging_limit_bytes=MIB)
-    with pytest.raises(MountError, match="too little room"):
+    with pytest.raises(MountError, match="too little space"):
         machine.staging(subject(change=small))
     assert list((tmp_path / "s").iterdir()) == []
 
@@ -342,7 +342,7 @@ LATER = datetime.now(UTC) + timedelta(days=50)
     [
         (
             Origin("env", None, "AKIA…MPLE", None),
-            "environment variables, access key AKIA…MPLE, no expiry is given",
+            "environment variables, access key AKIA…MPLE, no expiry",
         ),
         (
             Origin("sso", "work", "ASIA…MPLE", LATER),
@@ -350,7 +350,7 @@ LATER = datetime.now(UTC) + timedelta(days=50)
         ),
         (
             Origin("a new one", None, "…", None),
-            "a new one, access key …, no expiry is given",
+            "a new one, access key …, no expiry",
         ),
     ],
 )
@@ -366,7 +366,7 @@ def test_credentials(monkeypatch: pytest.MonkeyPatch, origin: Origin, finding: s
 @pytest.mark.parametrize(
     ("variables", "option", "finding", "source"),
     [
-        ({}, None, "variables and AWS configuration say no more than the options", ""),
+        ({}, None, "variables and the AWS configuration add nothing to the options", ""),
         (
             {"AWS_ENDPOINT_URL": "http://a.example", "AWS_MAX_ATTEMPTS": "2"},
             None,

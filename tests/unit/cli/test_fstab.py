@@ -41,7 +41,7 @@ def test_refused_by_name(mounted: Mounted, item: str) -> None:
     """What would mean something is not ignored; the second line says what to do."""
     name = item.partition("=")[0]
     said = refusal("bucket", "/mnt", "-o", item)
-    assert f"-o {item}: '{name}' is not for -o {fstab.REFUSED[name]}" in said
+    assert f"-o {item}: '{name}' does not work with -o {fstab.REFUSED[name]}" in said
     assert mounted.config is None
 
 
@@ -133,7 +133,7 @@ def test_contexts_and_fusermount(monkeypatch: pytest.MonkeyPatch) -> None:
     for euid, auto in ((1000, False), (0, True)):
         monkeypatch.setattr("os.geteuid", lambda euid=euid: euid)
         requirements.check_contexts(MountConfig("/mnt", kernel_options=("noexec",)))
-        with pytest.raises(MountError, match="fusermount does not take SELinux contexts"):
+        with pytest.raises(MountError, match="fusermount does not accept SELinux contexts"):
             requirements.check_contexts(
                 MountConfig("/mnt", auto_unmount=auto, kernel_options=('fscontext="a"',))
             )

@@ -77,7 +77,7 @@ def test_a_table_of_rates() -> None:
     assert "read by programs            2.0 MB" not in "\n".join(found)
     (total,) = [line for line in found if line.startswith("read by programs")]
     assert total.split()[3:] == ["2", "MB", "5", "MB"]
-    assert "reads without a wait for S3: 75.0 %" in "\n".join(found)
+    assert "reads that did not wait for S3: 75.0 %" in "\n".join(found)
 
 
 def test_costs_by_program() -> None:

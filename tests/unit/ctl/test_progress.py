@@ -117,7 +117,7 @@ def test_what_is_no_terminal_gets_a_line_now_and_then() -> None:
     assert stream.getvalue().splitlines() == [
         "Waiting for /a: 10 %, 10 B of 100 B",
         "Waiting for /a: 30 %, 30 B of 100 B",
-        "All is in S3: 100 B of 100 B",
+        "Everything is in S3: 100 B of 100 B",
     ]
 
 

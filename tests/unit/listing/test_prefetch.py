@@ -165,7 +165,7 @@ def test_large_directories() -> None:
 
 
 def test_a_walk_that_stops() -> None:
-    """At most two flat pages and a few siblings were asked for in vain."""
+    """At most two flat pages and a few siblings were requested in vain."""
     for objects in (tree(20, 20, 1), tree(1, 40, 25)):
         with mounted(objects, page_size=10) as world:
             for count, _ in enumerate(walk(world, stats=False)):

@@ -286,11 +286,11 @@ class World:
 def test_from_the_beginning_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is well while it is mounted, and neither before nor after."""
     world = World(monkeypatch)
-    assert world.both() == ("it is not mounted yet", "it is not mounted yet")
+    assert world.both() == ("the bucket is not mounted yet", "the bucket is not mounted yet")
     world.serve()
     assert world.both() == ("", "")
     world.stopping.set()
-    assert world.both() == ("it is being unmounted", "it is being unmounted")
+    assert world.both() == ("the bucket is being unmounted", "the bucket is being unmounted")
 
 
 def test_what_is_mounted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_what_is_mounted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     world.serve()
     assert world.both() == ("", "")
     monkeypatch.setattr(health, "mount_points", mount_points)
-    assert "nothing is mounted at /detached any more" in world.both()[0]
+    assert "the mount at /detached is gone" in world.both()[0]
     other = World(monkeypatch, "/dev/fd/5")
     other.serve()
     assert other.both() == ("", "")
@@ -345,7 +345,7 @@ def test_threads_that_are_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     world.now_s += 179
     assert world.both() == ("", "")
     world.now_s += 1
-    expected = "all 2 threads are busy, and nothing has ended for 180 s"
+    expected = "all 2 threads are busy, and no operation has ended for 180 s"
     assert world.both() == (expected, expected)
     timer.end(begun.pop())
     assert world.both() == ("", "")

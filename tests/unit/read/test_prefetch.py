@@ -53,7 +53,7 @@ class Reader:
         assert self.world.read_file(number) == content(index, self.size)
 
     def gets(self) -> list[int]:
-        """Return which files were asked for, in order, and count anew."""
+        """Return which files were requested, in order, and count anew."""
         keys = [each.key for each in self.world.client.requests if each.kind == "get"]
         self.world.client.requests.clear()
         return [int(key[1:]) for key in keys]

@@ -84,17 +84,17 @@ class Program:
 
     @property
     def ranges(self) -> list[Piece]:
-        """The ranges that were asked for."""
+        """The ranges that were requested."""
         return self.world.client.ranges()[self._gets_before :]
 
     @property
     def asked_bytes(self) -> int:
-        """How many bytes were asked for."""
+        """How many bytes were requested."""
         return sum(stop - start for start, stop in self.ranges)
 
     @property
     def cost(self) -> float:
-        """How many bytes were asked for, for each that was read."""
+        """How many bytes were requested, for each that was read."""
         return self.asked_bytes / self.read_bytes
 
     def open(self, name: bytes, process: int = 0) -> HandleNumber:

@@ -233,7 +233,7 @@ def test_sweeping_while_streams_come_and_go(mount: Mount) -> None:
 
 
 def opened(mount: Mount, index: int) -> list[tuple[int, int]]:
-    """Open a file and close it; return the ranges that were asked for."""
+    """Open a file and close it; return the ranges that were requested."""
     before = len(mount.client.ranges())
     stream = mount.stream(index)
     stream.open()

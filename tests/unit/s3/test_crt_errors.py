@@ -43,7 +43,7 @@ def test_no_code_is_shown(name: str) -> None:
         ("AWS_ERROR_S3_SLOW_DOWN", Throttled, "SlowDown"),
         ("AWS_ERROR_S3_INTERNAL_ERROR", ServerFault, "InternalError"),
         ("AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED", AccessDenied, "RequestTimeTooSkewed"),
-        ("AWS_ERROR_S3_MISSING_ETAG", Unusable, "the answer does not tell the object's ETag"),
+        ("AWS_ERROR_S3_MISSING_ETAG", Unusable, "the answer has no ETag of the object"),
         ("AWS_AUTH_CREDENTIALS_X", CredentialsUnavailable, "no credentials"),
         ("ValueError", TransportFault, "odd"),
     ],

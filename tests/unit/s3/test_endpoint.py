@@ -160,9 +160,9 @@ def test_general_purpose(url: str, path_style: bool, host: str, base_path: str) 
 
 def test_general_purpose_is_not_believed_of_aws() -> None:
     """S3 itself has no other buckets of such a name; all others are what they are anyway."""
-    with pytest.raises(MountError, match="is a directory bucket's name") as caught:
+    with pytest.raises(MountError, match="is the name of a directory bucket") as caught:
         where(DIRECTORY, "us-west-2", bucket_type="general-purpose")
-    assert caught.value.hint == "leave --bucket-type out"
+    assert caught.value.hint == "omit --bucket-type"
     assert where("bkt", bucket_type="general-purpose") == where("bkt")
 
 
@@ -259,7 +259,7 @@ def test_custom_endpoint_of_an_access_point() -> None:
         (MULTI_REGION, "us-west-2", False, {"dual_stack": True}, "--dual-stack"),
         (MULTI_REGION, "us-west-2", True, {}, "AWS_USE_FIPS_ENDPOINT"),
         ("bkt", "cn-north-1", True, {}, "AWS_USE_FIPS_ENDPOINT"),
-        (CHINA, "us-east-1", False, {"region": "us-east-1"}, "leave --region out"),
+        (CHINA, "us-east-1", False, {"region": "us-east-1"}, "omit --region"),
         (CHINA, "us-east-1", False, {}, "give --region"),
         ("arn:aws:s3:::bucket", "us-east-1", False, {}, "accesspoint/NAME"),
         ("arn:aws:s3:us-west-2:123456789012:bucket/b", "us-west-2", False, {}, "name alone"),

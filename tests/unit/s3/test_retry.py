@@ -248,7 +248,7 @@ def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
 
 
 def test_after_the_end_nobody_tries_again(clock: Clock) -> None:
-    """Once the mount is going away the first failure ends it."""
+    """Once the mount is ending the first failure ends it."""
     clock.ends_at_s = 0.0
     asked = Asked(clock, ServerFault("500"))
     assert isinstance(failing(retry_policy(clock).ask(asked).answer), Interrupted)

@@ -418,7 +418,7 @@ BAD_PAGES = {
     "truncated with an empty token": page(
         truncated="true", more="<NextContinuationToken></NextContinuationToken>"
     ),
-    "neither truncated nor whole": page(truncated="perhaps"),
+    "neither truncated nor complete": page(truncated="perhaps"),
     "two roots": page() + page(),
     "a control character": page(contents(key="&#1;")),
     "invalid UTF-8": page(contents(key="X")).replace(b"X", b"\xff"),

@@ -291,7 +291,7 @@ def test_without_a_limit_half_of_what_is_free_is_taken(tmp_path: Path) -> None:
 
 def test_too_little_room_is_said_when_mounting(tmp_path: Path) -> None:
     """A limit with which nothing can be done is refused."""
-    with pytest.raises(MountError, match="too little room"):
+    with pytest.raises(MountError, match="too little space"):
         StagingArea(str(tmp_path), "bucket", 15 * MIB)
     assert names(tmp_path) == []
 
@@ -350,12 +350,12 @@ def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -
 
 
 def test_what_the_disk_cannot_do_is_an_error_of_ours(tmp_path: Path) -> None:
-    """A file that somebody has cut off is not read as if it were shorter."""
+    """A file that another program has shortened is not read as if it were shorter."""
     area = StagingArea(str(tmp_path), "bucket", 16 * MIB)
     file = LocalFile(area, area.new_path())
     file.write(0, b"abc")
     os.truncate(file.path, 1)
-    with pytest.raises(StagingFault, match="cut off"):
+    with pytest.raises(StagingFault, match="shortened"):
         file.read(0, 3)
     with pytest.raises(StagingFault):
         LocalFile(area, file.path)

@@ -112,7 +112,7 @@ class Bytewise(RuleBasedStateMachine):
 
     @invariant()
     def not_dirty_is_the_base(self) -> None:
-        """A file that is not uploaded is what is there already."""
+        """A file that is not uploaded is what already exists."""
         if not self.extents.dirty:
             assert self.exists
             assert self.whole == self.base

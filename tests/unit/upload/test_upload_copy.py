@@ -353,7 +353,7 @@ def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, writt
             upload.finish()
             assert world.client.content(KEY) == first + data + last
     assert world.client.count("copy_part") == 1
-    assert len([line for line in lines if "copies no parts" in line["event"]]) == 1
+    assert len([line for line in lines if "cannot copy parts" in line["event"]]) == 1
     world.check_over()
 
 
