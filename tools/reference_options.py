@@ -41,7 +41,7 @@ OPTIONS = (
         "--bucket-type",
         "by name and endpoint",
         "mount-s3 sends the appends and renames of directory buckets only to AWS "
-        "([why](directory-buckets.md#what-is-taken-for-one))",
+        "([why](directory-buckets.md#how-they-are-recognised))",
     ),
     Known(
         "--no-sign-request", differs="an error together with `--profile`; AWS's ignores `--profile`"

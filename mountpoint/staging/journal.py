@@ -159,7 +159,7 @@ def _apply(extents: Extents, kind: str, numbers: list[int]) -> None:
             for first, last in extents.missing(start, stop):
                 extents.fetched(first, last)
         case _:
-            raise ValueError(f"what is '{kind} {numbers}'?")
+            raise ValueError(f"unknown entry '{kind} {numbers}'")
 
 
 def describe(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
