@@ -244,7 +244,7 @@ def test_a_token_that_repeats(tokens: tuple[str, ...]) -> None:
     client.tokens = tokens
     with client:
         opened = Opened(client)
-        with pytest.raises(BadAnswer, match="goes in circles"):
+        with pytest.raises(BadAnswer, match="listing loops"):
             opened.read_all()
         assert client.count() <= 3
 
