@@ -124,7 +124,7 @@ docs: setup ## Generate docs/configuration.md's tables, docs/man and the chart o
 bench: setup ## Measure how fast a mount is (bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
 
-# Not part of the set-up: each of these groups is larger than all of `dev`, or rarely needed.
+# Not part of the set-up: large, and rarely needed.
 $(VENV)/.stamp-bench $(VENV)/.stamp-packaging $(VENV)/.stamp-programs: $(VENV)/.stamp-%: $(VENV)/.stamp-packages
 	$(PIP) --group $*
 	@touch $@
@@ -134,7 +134,7 @@ bench-chart: setup $(VENV)/.stamp-bench ## Compare runs: ARGS='one.json two.json
 	@$(BIN)/python -m bench.chart $(ARGS)
 
 .PHONY: wheels
-wheels: setup ## Wheels for Debian 12 and 13, tried there (root); ARGS='debian-12' for other targets
+wheels: setup ## Wheels and packages for Debian 12 and 13, tried there (root); ARGS='debian-12' for other targets
 	@packaging/build-wheels $(or $(ARGS),debian-12 debian-13)
 
 .PHONY: format

@@ -33,7 +33,7 @@ ELSEWHERE = {
     r"WHEELS=\S+ BUCKET=": "tests/boot/test_ec2.py",
     r"buildah ": "tests/boot/test_image.py",
     r"mounter\.py ": "tests/boot/test_image.py",
-    r"(apt|python3|ln|rm) |/opt/mount-s3/bin/pip |sudo packaging/": "packaging/build-wheels",
+    r"(apt|dnf|python3|ln|rm) |/opt/mount-s3/bin/pip |sudo packaging/": "packaging/build-wheels",
     r"\.venv/bin/python -m bench\.names": "bench/names.py",
     r"aws |n=0|jq |    |done": "the AWS CLI is not installed by anything of ours",
     r"prometheus ": "Prometheus is not installed by anything of ours",
