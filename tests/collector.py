@@ -43,7 +43,9 @@ class Export:
     def points(self) -> Iterator[tuple[Key, Any]]:
         """Yield each point with its name and attributes."""
         for metric in self.metrics:
-            data = getattr(metric, metric.WhichOneof("data"))
+            kind = metric.WhichOneof("data")
+            assert kind is not None
+            data = getattr(metric, kind)
             for point in data.data_points:
                 pairs = {each.key: each.value.string_value for each in point.attributes}
                 yield key(metric.name, **pairs), point

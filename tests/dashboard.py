@@ -44,6 +44,7 @@ def uses(query: str) -> list[Use]:
 def _uses(node: Any, grouped: frozenset[str]) -> Iterator[Use]:
     if isinstance(node, promql_parser.VectorSelector):
         matched = {matcher.name for matcher in node.matchers.matchers}
+        assert node.name is not None
         yield Use(node.name, grouped | matched)
         return
     if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:

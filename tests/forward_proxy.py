@@ -60,14 +60,14 @@ class ForwardProxy:
         port_file = self._folder / "port"
         port_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1"]
-        command += ["--port", str(self.port), "--port-file", port_file]
+        command += ["--port", str(self.port), "--port-file", str(port_file)]
         command += [
             "--num-acceptors",
             "1",
             "--num-workers",
             "1",
             "--log-file",
-            self._folder / "log",
+            str(self._folder / "log"),
         ]
         command += ["--plugins", f"{Names.__module__}.{Names.__name__}", *self._options]
         self._process = subprocess.Popen(

@@ -10,7 +10,7 @@ backslashes and a quote at the beginning of a line to troff, for which they are 
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -118,7 +118,7 @@ class ManFormatter(click.HelpFormatter):
                 self._line(escaped(" ".join(paragraph.split())))
 
     def write_dl(
-        self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
     ) -> None:
         """Write a list of names and what they are."""
         for names, text in rows:

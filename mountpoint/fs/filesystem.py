@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
 from mountpoint.copy.metadata import SelfCopies
@@ -40,8 +40,6 @@ from mountpoint.fs.handles import (
     HandleNumber,
     HandleTable,
     ReadHandle,
-    StagedHandle,
-    StreamedHandle,
 )
 from mountpoint.fs.heads import Heads
 from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, InodeTable
@@ -50,6 +48,7 @@ from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.rename import Renames
 from mountpoint.fs.setattr import AttributeStore
+from mountpoint.fs.writes.interface import WrittenHandle, of_a_mount
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.fs.writes.reopen import Held
@@ -191,9 +190,9 @@ class FileSystem:
             change,
             self._changed,
         )
-        self._writing: Any = self._changes
+        self._writing = of_a_mount(self._changes)
         if staging is not None:
-            self._writing = StagedWrites(
+            staged = StagedWrites(
                 staging,
                 client,
                 retry_policy,
@@ -208,6 +207,7 @@ class FileSystem:
                 write,
                 self._changed,
             )
+            self._writing = of_a_mount(staged)
         self._held = Held(
             client,
             retry_policy,
@@ -232,7 +232,7 @@ class FileSystem:
             change,
             self._changed,
         )
-        self._files: HandleTable[ReadHandle | StreamedHandle | StagedHandle] = HandleTable()
+        self._files: HandleTable[ReadHandle | WrittenHandle] = HandleTable()
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
 
     # --- names and attributes ---
@@ -349,11 +349,11 @@ class FileSystem:
 
     def _truncate(self, inode: Inode, size_bytes: int, number: HandleNumber | None) -> None:
         opened = None if number is None else self._files.get(number)
-        if number is not None and isinstance(opened, ReadHandle):
+        if isinstance(opened, ReadHandle):
             opened = None
             if inode.info is not None and inode.info.size_bytes == size_bytes:
                 return
-            if not size_bytes:
+            if number is not None and not size_bytes:
                 self._take_over(number, None)
                 return
         self._writing.truncate(inode, size_bytes, opened)
@@ -475,7 +475,7 @@ class FileSystem:
             handle.read_exactly()
         return self._files.add(handle)
 
-    def _open_to_write(self, inode: Inode, flags: int, process: int) -> Any:
+    def _open_to_write(self, inode: Inode, flags: int, process: int) -> WrittenHandle | None:
         """Open a file that is being written or is to be changed.
 
         Returns None for a file that is only read, and counts a reader of it.
@@ -493,8 +493,7 @@ class FileSystem:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         handle = self._files.get(number)
         if not isinstance(handle, ReadHandle):
-            read: bytes = self._writing.read(handle, offset, size)
-            return read
+            return self._writing.read(handle, offset, size)
         try:
             return handle.read(offset, size)
         except (PreconditionFailed, NotFound):
@@ -512,10 +511,9 @@ class FileSystem:
         handle = self._files.get(number)
         if isinstance(handle, ReadHandle):
             handle = self._take_over(number, offset)
-        written: int = self._writing.write(handle, offset, data)
-        return written
+        return self._writing.write(handle, offset, data)
 
-    def _take_over(self, number: HandleNumber, offset: int | None) -> Any:
+    def _take_over(self, number: HandleNumber, offset: int | None) -> WrittenHandle:
         """Turn a file that was opened for reading into one that is written.
 
         See `StreamedWrites.take_over`. The kernel serializes writes and truncations of an inode.
@@ -634,9 +632,9 @@ class FileSystem:
 
     def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
         """Return the path below the mount of an open file or directory."""
-        table: HandleTable[Any] = self._directories if directory else self._files
         try:
-            return self._shown(table.get(number).inode.key)
+            handle = self._directories.get(number) if directory else self._files.get(number)
+            return self._shown(handle.inode.key)
         except BadHandle:
             return f"<handle {number}>"
 

@@ -17,7 +17,6 @@ the kernel reports it after the program has gone on. Changes that begin later wa
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from mountpoint.config import ChangeConfig
 from mountpoint.copy.objects import Copies
@@ -35,35 +34,14 @@ from mountpoint.fs.directories import Directories
 from mountpoint.fs.handles import unchanged
 from mountpoint.fs.inodes import Inode, InodeTable
 from mountpoint.fs.names import Names
-from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.overlay import OverlayNames, Writer
+from mountpoint.fs.writes.interface import Writing, WrittenHandle
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.tree import Entry, check_new
 from mountpoint.s3.client import NEW, Condition, ObjectInfo
 
 TAKEN = "this name already exists"
-
-
-class Writing(Protocol):
-    """The writing back end: `StreamedWrites` or `StagedWrites`."""
-
-    def await_end(self, writer: Any, *, replaced: bool) -> None:
-        """Wait for a file that is being closed, if its object must exist before the rename."""
-
-    def displace(self, writer: Any, move: Callable[[], None]) -> None:
-        """Call `move`, which gives another file the name of one that is being written."""
-
-    def rename_open(self, writer: Any, parent: Inode, name: bytes, condition: Condition) -> bool:
-        """Rename a file that is being written; False: it is complete, so rename its object."""
-
-    def check_movable(self, writer: Any) -> None:
-        """Raise NotPermitted if a file that is being written prevents renaming its directory."""
-
-    def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
-        """Note that one object has moved. Others of its directory may still fail to."""
-
-    def moved(self, writer: Any) -> None:
-        """Take the new name of a file that is being written, after its directory was renamed."""
 
 
 class Renames:
@@ -78,7 +56,7 @@ class Renames:
         copies: Copies,
         key_locks: KeyLocks,
         directories: Directories,
-        writing: Writing,
+        writing: Writing[WrittenHandle, Writer],
         names: Names,
         listings: ListingCache,
         inodes: InodeTable,

@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
@@ -266,17 +265,14 @@ class Appending(Sequential):
 
     def _meaning(self, error: S3Error, before: ObjectInfo | None) -> S3Error:
         """Return the error that a part's refusal means to the writer of the file."""
-        details: Any = {
-            "code": error.code,
-            "status": error.status,
-            "request_id": error.request_id,
-        }
+
+        def refusal(kind: type[PreconditionFailed], text: str) -> PreconditionFailed:
+            return kind(text, code=error.code, status=error.status, request_id=error.request_id)
+
         if before is None:
             if type(error) is PreconditionFailed and self._condition.absent:
-                return AlreadyExists("another writer created the object in the meantime", **details)
+                return refusal(AlreadyExists, "another writer created the object in the meantime")
             return error
         if isinstance(error, PreconditionFailed | NotFound):
-            return PreconditionFailed(
-                "another writer changed the object in the meantime", **details
-            )
+            return refusal(PreconditionFailed, "another writer changed the object in the meantime")
         return error

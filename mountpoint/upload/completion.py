@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -44,7 +44,7 @@ from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.system.spill import FileRange
 from mountpoint.upload.multipart import Sent
 from mountpoint.upload.parts import MOST_PARTS, are_equal
-from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
+from mountpoint.upload.requests import RequestScheduler, UploadRequest, UploadRequests
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class Completion:
         condition: Condition,
         *,
         requests: UploadRequests,
-        scheduler: UploadScheduler[Any],
+        scheduler: RequestScheduler,
         retry_policy: RetryPolicy,
         completed: Callable[[ObjectInfo], None],
         failed: Callable[[Exception], None],

@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from mountpoint.errors import NoSuchUpload, NotOffered, S3Error, TooLarge
 from mountpoint.s3.client import (
@@ -29,7 +29,7 @@ from mountpoint.s3.client import (
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.upload.parts import MOST_PARTS
-from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
+from mountpoint.upload.requests import RequestScheduler, T, UploadRequest, UploadRequests
 
 #: How long a caller waits for an upload to be aborted.
 ABORT_S = 5.0
@@ -46,10 +46,10 @@ class Sent:
     size_bytes: int
 
 
-class Start(Protocol):
+class Start(Protocol[T]):
     """Starts a request, with or without checksums."""
 
-    def __call__(self, *, checksums: bool) -> "Future[Any]":
+    def __call__(self, *, checksums: bool) -> "Future[T]":
         """Start it; return its future answer."""
 
 
@@ -67,7 +67,7 @@ class Multipart:
         options: PutOptions,
         *,
         requests: UploadRequests,
-        scheduler: UploadScheduler[Any],
+        scheduler: RequestScheduler,
         retry_policy: RetryPolicy,
         arrived: Callable[[Body], None],
         failed: Callable[[Exception], None],
@@ -185,8 +185,8 @@ class Multipart:
 
     def _send(
         self,
-        start: Start,
-        done: Callable[[Any], None],
+        start: Start[T],
+        done: Callable[[T], None],
         failed: Callable[[S3Error], None],
         size_bytes: int = 0,
         try_s: float | None = None,
@@ -194,7 +194,7 @@ class Multipart:
         """Send a request that may carry a checksum, unless the server accepts none."""
         checksums = False
 
-        def begin() -> "Future[Any]":
+        def begin() -> "Future[T]":
             nonlocal checksums
             checksums = self._options.checksum is not None and self._scheduler.knows_checksums()
             return start(checksums=checksums)

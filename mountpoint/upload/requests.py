@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Never, Protocol, TypeVar
 
 from mountpoint.errors import NotOffered, S3Error, Stalled
 from mountpoint.s3.retry import Attempts, RetryPolicy
@@ -24,6 +24,8 @@ SLOWEST_BYTES_PER_S = 256 << 10
 
 #: The type of an upload.
 U = TypeVar("U", contravariant=True)
+#: What a request is answered with.
+T = TypeVar("T")
 
 
 class UploadScheduler(Protocol[U]):
@@ -95,18 +97,22 @@ class UploadScheduler(Protocol[U]):
         """Note that S3 has completed or removed a multipart upload."""
 
 
+#: A scheduler as requests use it: without the methods that take an upload.
+RequestScheduler = UploadScheduler[Never]
+
+
 class Owner(Protocol):
     """The upload that requests belong to."""
 
-    def take(self, request: "UploadRequest", future: "Future[Any]") -> None:
+    def take(self, request: "UploadRequest[T]", future: "Future[T]") -> None:
         """Receive an answer, on any thread; pass it to `UploadRequests.take` with the lock held."""
 
-    def wants(self, request: "UploadRequest") -> bool:
+    def wants(self, request: "UploadRequest[T]") -> bool:
         """Whether a request that has failed should be tried again."""
 
 
 @dataclass(eq=False, slots=True)
-class UploadRequest:
+class UploadRequest(Generic[T]):
     """One request of an upload, with its retries.
 
     `start` sends it. `done` gets its result, `refused` an error that no retry will help; both are
@@ -114,13 +120,13 @@ class UploadRequest:
     the first try may take, later ones may take longer; None: as long as a body of this size.
     """
 
-    start: Callable[[], "Future[Any]"]
-    done: Callable[[Any], None]
+    start: Callable[[], "Future[T]"]
+    done: Callable[[T], None]
     refused: Callable[[S3Error], None]
     size_bytes: int = 0
     try_s: float | None = None
     # mutable, guarded by the upload's lock
-    future: "Future[Any] | None" = None  # None if it is not in flight
+    future: "Future[T] | None" = None  # None if it is not in flight
     began_s: float = 0.0
     late_s: float = 0.0  # when it has been silent for too long
     again_s: float = 0.0  # when to send it again, if it is not in flight
@@ -132,7 +138,7 @@ class UploadRequest:
         self.start = self.done = self.refused = _over
 
 
-def _over(*_: Any) -> Any:
+def _over(*_: object) -> Never:
     raise AssertionError("the request is over")
 
 
@@ -140,20 +146,20 @@ class UploadRequests:
     """The requests of `owner`. All methods are called with the owner's lock held."""
 
     def __init__(
-        self, owner: Owner, scheduler: UploadScheduler[Any], retry_policy: RetryPolicy
+        self, owner: Owner, scheduler: RequestScheduler, retry_policy: RetryPolicy
     ) -> None:
         # dependencies
         self._owner = owner
         self._scheduler = scheduler
         self._retry_policy = retry_policy
         # mutable
-        self._open: list[UploadRequest] = []  # in flight, or to be sent again
+        self._open: list[UploadRequest[Any]] = []  # in flight, or to be sent again
         self.waited = False  # the writer has waited for a place since the last part arrived
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def send(self, request: UploadRequest) -> None:
+    def send(self, request: UploadRequest[T]) -> None:
         """Send a request, for the first time or again."""
         if request not in self._open:
             self._open.append(request)
@@ -166,7 +172,7 @@ class UploadRequests:
         request.future = future
         future.add_done_callback(functools.partial(self._owner.take, request))
 
-    def take(self, request: UploadRequest, future: "Future[Any]") -> bool:
+    def take(self, request: UploadRequest[T], future: "Future[T]") -> bool:
         """Record an answer; True if it is a success. Raises errors other than S3Error."""
         if request.future is not future:
             return False  # the request was given up before
@@ -184,7 +190,7 @@ class UploadRequests:
         request.end()
         return True
 
-    def drop_all(self, *, but: Callable[[Any], None] | None = None) -> None:
+    def drop_all(self, *, but: Callable[[T], None] | None = None) -> None:
         """Cancel all requests, except for the one in flight whose `done` is `but`."""
         kept = [request for request in self._open if request.done == but and request.future]
         dropped = [request for request in self._open if request not in kept]
@@ -193,7 +199,7 @@ class UploadRequests:
             self._drop(request)
             request.end()
 
-    def _failed(self, request: UploadRequest, error: S3Error) -> None:
+    def _failed(self, request: UploadRequest[T], error: S3Error) -> None:
         """Schedule another try, or report the error if no retry can help."""
         if error.retryable and self._owner.wants(request):
             request.attempts = request.attempts or self._retry_policy.begin()
@@ -207,7 +213,7 @@ class UploadRequests:
         if request not in self._open:  # else it has been sent again
             request.end()
 
-    def _drop(self, request: UploadRequest) -> None:
+    def _drop(self, request: UploadRequest[T]) -> None:
         """Cancel a request whose answer is no longer needed."""
         future, request.future = request.future, None
         if future is not None:

@@ -23,7 +23,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
 
 from mountpoint.errors import Interrupted, NotSequential
 from mountpoint.s3.client import Body, ChecksumName, Condition, ObjectInfo
@@ -32,7 +31,7 @@ from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.part_buffer import Gathering
 from mountpoint.upload.parts import part_size
-from mountpoint.upload.requests import UploadRequest, UploadRequests, UploadScheduler
+from mountpoint.upload.requests import T, UploadRequest, UploadRequests, UploadScheduler
 
 #: How long a writer without parts in flight waits for memory of other uploads, where there are no
 #: temporary files. S3 takes 0.1 s for a part.
@@ -155,7 +154,7 @@ class Sequential(ABC):
 
     # --- Owner ---
 
-    def take(self, request: UploadRequest, future: "Future[Any]") -> None:
+    def take(self, request: UploadRequest[T], future: "Future[T]") -> None:
         """See Owner."""
         with self._changed:
             try:
@@ -165,7 +164,7 @@ class Sequential(ABC):
                 self.fail(failure)
             self._changed.notify_all()
 
-    def wants(self, request: UploadRequest) -> bool:
+    def wants(self, request: UploadRequest[T]) -> bool:
         """See Owner."""
         return self._failure is None
 

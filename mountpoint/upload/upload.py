@@ -27,7 +27,7 @@ from mountpoint.upload.completion import Completion
 from mountpoint.upload.multipart import ABORT_S, Multipart
 from mountpoint.upload.part_buffer import Gathering
 from mountpoint.upload.parts import S3_LIMITS, Limits, Step, next_equal_step, next_step
-from mountpoint.upload.requests import UploadRequest, UploadScheduler
+from mountpoint.upload.requests import T, UploadRequest, UploadScheduler
 from mountpoint.upload.sequential import LOOK_S, Sequential
 from mountpoint.upload.source import Reading
 
@@ -310,7 +310,7 @@ class Upload(Sequential):
 
     # --- Owner ---
 
-    def wants(self, request: UploadRequest) -> bool:
+    def wants(self, request: UploadRequest[T]) -> bool:
         """See Owner."""
         return super().wants(request) or request.done != self._multipart.created
 

@@ -99,7 +99,11 @@ def test_killed(configured: Machine) -> None:
     configured.run("systemctl", "start", SERVICE)
     for restarts, who in enumerate(("main", "all"), 1):
         configured.run("systemctl", "kill", f"--kill-who={who}", "--signal=KILL", SERVICE)
-        eventually(lambda n=restarts: configured.show(SERVICE, "NRestarts") == str(n), within_s=30)
+
+        def is_restarted(times: int = restarts) -> bool:
+            return configured.show(SERVICE, "NRestarts") == str(times)
+
+        eventually(is_restarted, within_s=30)
         wait_for(configured, SERVICE, "active")
         assert configured.mounts() == [DIRECTORY]
         assert configured.run("cat", f"{DIRECTORY}/file") == "content"

@@ -54,7 +54,7 @@ def check_refused(*arguments: str | Path, env: dict[str, str], says: list[str]) 
 def test_directory_missing(store: Store, folder: Path) -> None:
     """A directory that does not exist is named, with the command that makes it."""
     path = folder / "missing"
-    arguments = [store.bucket, path, *store_options(store)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=store.environment, says=[str(path), "does not exist", "mkdir"])
 
 
@@ -62,39 +62,39 @@ def test_not_a_directory(store: Store, folder: Path) -> None:
     """A file is no directory."""
     path = folder / "file"
     path.write_text("x")
-    arguments = [store.bucket, path, *store_options(store)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=store.environment, says=[str(path), "not a directory"])
 
 
 def test_bucket_missing(store: Store, path: Path) -> None:
     """A bucket that does not exist is named."""
-    arguments = ["no-such-bucket-here", path, *store_options(store)]
+    arguments: list[str | Path] = ["no-such-bucket-here", path, *store_options(store)]
     check_refused(*arguments, env=store.environment, says=["no-such-bucket-here", "does not exist"])
 
 
 def test_wrong_secret(store: Store, path: Path) -> None:
     """A wrong secret is refused by the server, and said without showing it."""
     env = store.environment | {"AWS_SECRET_ACCESS_KEY": "wrong" * 8}
-    arguments = [store.bucket, path, *store_options(store)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=env, says=[store.bucket, "denied", "SignatureDoesNotMatch"])
 
 
 def test_unknown_key(store: Store, path: Path) -> None:
     """An access key that nobody has is refused."""
     env = store.environment | {"AWS_ACCESS_KEY_ID": "AKIANOBODYHASTHISKEY"}
-    arguments = [store.bucket, path, *store_options(store)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=env, says=["cannot be used", "InvalidAccessKeyId"])
 
 
 def test_unsigned_is_refused(store: Store, path: Path) -> None:
     """--no-sign-request on a private bucket is denied."""
-    arguments = [store.bucket, path, "--no-sign-request", *store_options(store)]
+    arguments: list[str | Path] = [store.bucket, path, "--no-sign-request", *store_options(store)]
     check_refused(*arguments, env=store.environment, says=["denied"])
 
 
 def test_no_credentials(store: Store, path: Path) -> None:
     """No credentials anywhere: what was looked at, and what to do."""
-    arguments = [store.bucket, path, *store_options(store)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env={}, says=["credentials", "--no-sign-request"])
 
 
@@ -102,7 +102,11 @@ def test_expired_credentials(store: Store, path: Path) -> None:
     """Credentials that S3 calls expired are to be renewed."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(refuse(400, "ExpiredToken"))
-        arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
+        arguments: list[str | Path] = [
+            store.bucket,
+            path,
+            *store_options(store, endpoint_url=proxy.url),
+        ]
         check_refused(*arguments, env=store.environment, says=["credentials", "ExpiredToken"])
 
 
@@ -110,7 +114,11 @@ def test_clock(store: Store, path: Path) -> None:
     """A wrong clock is called a wrong clock."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(refuse(403, "RequestTimeTooSkewed"))
-        arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
+        arguments: list[str | Path] = [
+            store.bucket,
+            path,
+            *store_options(store, endpoint_url=proxy.url),
+        ]
         check_refused(*arguments, env=store.environment, says=["clock"])
 
 
@@ -119,7 +127,13 @@ def test_unknown_profile(store: Store, path: Path, folder: Path) -> None:
     config = folder / "config"
     config.write_text("[profile known]\nregion = us-east-1\n")
     env = {"AWS_CONFIG_FILE": str(config)}
-    arguments = [store.bucket, path, "--profile", "unknown", *store_options(store)]
+    arguments: list[str | Path] = [
+        store.bucket,
+        path,
+        "--profile",
+        "unknown",
+        *store_options(store),
+    ]
     check_refused(*arguments, env=env, says=["unknown", "known"])
 
 
@@ -136,7 +150,11 @@ def test_wrong_region(store: Store, path: Path) -> None:
     """--region that is not the bucket's: the right one is said, and not used by itself."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(elsewhere)
-        arguments = [store.bucket, path, *store_options(store, endpoint_url=proxy.url)]
+        arguments: list[str | Path] = [
+            store.bucket,
+            path,
+            *store_options(store, endpoint_url=proxy.url),
+        ]
         check_refused(
             *arguments, env=store.environment, says=["eu-west-3", "us-east-1", "--region"]
         )
@@ -189,7 +207,7 @@ def test_endpoint_refuses_connections(store: Store, path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
         check_refused(
             *arguments, env=store.environment, says=["no answer", url[7:], "--endpoint-url"]
         )
@@ -198,7 +216,7 @@ def test_endpoint_refuses_connections(store: Store, path: Path) -> None:
 def test_endpoint_unknown(store: Store, path: Path) -> None:
     """The endpoint's name does not resolve."""
     url = "http://no-such-host.invalid"
-    arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
     check_refused(*arguments, env=store.environment, says=["no answer", "no-such-host.invalid"])
 
 
@@ -206,7 +224,7 @@ def test_endpoint_is_silent(store: Store, path: Path) -> None:
     """An endpoint that accepts and never answers is given up within 30 seconds."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
         result = run(*arguments, env=store.environment, timeout_s=30)
     assert result.returncode == 1
     assert "no answer" in result.stderr
@@ -233,7 +251,7 @@ def test_endpoint_is_not_s3(store: Store, path: Path, status: int) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
         check_refused(*arguments, env=store.environment, says=["like S3", "--endpoint-url"])
         server.shutdown()
 
@@ -241,7 +259,7 @@ def test_endpoint_is_not_s3(store: Store, path: Path, status: int) -> None:
 def test_plain_http_where_tls_is_asked(store: Store, path: Path) -> None:
     """https to a server without TLS fails, and is never tried without."""
     url = store.endpoint_url.replace("http:", "https:")
-    arguments = [store.bucket, path, *store_options(store, endpoint_url=url)]
+    arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
     check_refused(*arguments, env=store.environment, says=["no answer", url[8:]])
 
 
@@ -279,7 +297,7 @@ def test_bucket_name(path: Path) -> None:
 def test_log_directory(store: Store, path: Path, folder: Path) -> None:
     """A log directory that cannot be made is said."""
     (folder / "file").write_text("x")
-    where = [*store_options(store), "--log-directory", folder / "file" / "log"]
+    where = [*store_options(store), "--log-directory", str(folder / "file" / "log")]
     check_refused(store.bucket, path, *where, env=store.environment, says=["log"])
 
 

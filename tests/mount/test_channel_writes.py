@@ -56,7 +56,7 @@ def serving(folder: Path, channel: str) -> Iterator[Recorder]:
     path, log = folder / "mnt", folder / "requests"
     path.mkdir()
     with log.open("w") as output:
-        command = [sys.executable, "-m", "tests.mount.recorder", path, channel]
+        command = [sys.executable, "-m", "tests.mount.recorder", str(path), channel]
         process = subprocess.Popen(command, stdout=output)
     recorder = Recorder(path, log, process.pid)
     try:

@@ -261,7 +261,7 @@ def test_it_says_what_mounting_says(
             options = ["--log-directory", str(folder / "file")]
         case "incremental":
             options = ["--incremental-upload"]
-    arguments = [bucket, path, *where, *options]
+    arguments: list[str | Path] = [bucket, path, *where, *options]
     found = Found(run("--check", "--json", *arguments, env=env))
     assert found.failed == [name]
     assert (found[name]["finding"], found[name]["hint"]) == said_by_mounting(*arguments, env=env)
@@ -397,7 +397,7 @@ def test_a_user_without_access(store: Store, folder: Path, large: str) -> None:
         exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
     """
     options = ["--prefix", large, "--allow-other", *store_options(store)]
-    program = [PROGRAM, "--check", "--json", store.bucket, "/usr", *options]
+    program = [str(PROGRAM), "--check", "--json", store.bucket, "/usr", *options]
     result = subprocess.run(
         ["unshare", "--mount", "sh", "-ec", script, "sh", *program],
         env=environment(store.environment) | {"HOME": "/nonexistent"},

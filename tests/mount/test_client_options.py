@@ -20,7 +20,7 @@ def test_user_agent(store: Store, folder: Path) -> None:
 
     def note(exchange: Exchange) -> None:
         headers = {name.lower(): value for name, value in exchange.request_headers.items()}
-        seen.append(headers.get("user-agent"))
+        seen.append(headers.get("user-agent", ""))
 
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(note)

@@ -258,7 +258,7 @@ def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:
         assert "operation=unlink" in line
         assert line in mount.log
         assert done("log", mount.path, "-n", "0") == ""
-        command = [CTL, "log", mount.path, "-n", "1", "-f"]
+        command = [str(CTL), "log", str(mount.path), "-n", "1", "-f"]
         follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert follower.stdout is not None

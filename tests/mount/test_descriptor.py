@@ -387,11 +387,12 @@ def test_handed_on(store: Store, place: Path) -> None:
     )
 
     def client() -> "subprocess.Popen[str]":
-        words = [PROGRAM, "--foreground", store.bucket, "/dev/fd/N", "--prefix", "handed/"]
+        words = [str(PROGRAM), "--foreground", store.bucket, "/dev/fd/N", "--prefix", "handed/"]
         words += store_options(store)
         return subprocess.Popen(
-            [*become(unprivileged()), sys.executable, MOUNTER, "run", address, *words],
+            [*become(unprivileged()), sys.executable, str(MOUNTER), "run", str(address), *words],
             env=environment(store.environment),
+            text=True,
         )
 
     programs = [client()]

@@ -236,7 +236,7 @@ def test_written_where_no_parts_are_copied(
                 expected[: len(line)] = line
             else:
                 expected += line
-            assert content(flat_store, f"{prefix}file") == expected
+            assert content(flat_store, f"{prefix}file") == bytes(expected)
             assert (mount.path / "file").read_bytes() == expected
         assert mount.log.count("this server cannot copy parts of objects") == 1
     assert pending(flat_store, prefix) == []
@@ -256,19 +256,19 @@ def test_written_where_parts_have_to_have_one_size(
         path = mount.path / "file"
         path.write_bytes(OLD)
         expected = bytearray(OLD)
-        assert content(flat_store, f"{prefix}file") == expected
+        assert content(flat_store, f"{prefix}file") == bytes(expected)
         for line in (b"first\n", NEW[: 9 * MIB]):
             with path.open("ab") as file:
                 file.write(line)
             expected += line
-            assert content(flat_store, f"{prefix}file") == expected
+            assert content(flat_store, f"{prefix}file") == bytes(expected)
         if staged:
             for offset in (10 * MIB, 17 * MIB + 3):
                 with path.open("r+b") as file:
                     file.seek(offset)
                     file.write(b"changed")
                 expected[offset : offset + 7] = b"changed"
-                assert content(flat_store, f"{prefix}file") == expected
+                assert content(flat_store, f"{prefix}file") == bytes(expected)
         assert path.read_bytes() == expected
         assert "level=warning" not in mount.log
     assert refuse.refused == 0

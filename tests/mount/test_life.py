@@ -71,7 +71,7 @@ def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
     path = folder / "mnt"
     path.mkdir()
     try:
-        options = [*store_options(store), "--log-directory", folder / "log"]
+        options = [*store_options(store), "--log-directory", str(folder / "log")]
         result = run(store.bucket, path, *options, env=store.environment)
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout == f"bucket {store.bucket} is mounted at {path}\n"
@@ -294,7 +294,11 @@ def test_fstab(store: Store, folder: Path) -> None:
         assert source == store.bucket
         assert {"ro", "noexec"} <= set(options.split(","))
         for name in lines:
-            eventually(lambda path=folder / name: not mount_processes(path))
+
+            def has_ended(path: Path = folder / name) -> bool:
+                return not mount_processes(path)
+
+            eventually(has_ended)
     finally:
         for name in lines:
             clean_up(folder / name)

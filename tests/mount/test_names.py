@@ -3,7 +3,7 @@
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -153,12 +153,9 @@ def test_prefix(flat_store: Store, folder: Path, how: str) -> None:
     """--prefix and an s3:// URI mount a part of the bucket."""
     for key in ("part/a", "part/b/c", "part", "partial", "elsewhere"):
         flat_store.put(key, key.encode())
-    options = {
-        "option": {"bucket": flat_store.bucket},
-        "uri": {"bucket": f"s3://{flat_store.bucket}/part/"},
-    }[how]
+    bucket = flat_store.bucket if how == "option" else f"s3://{flat_store.bucket}/part/"
     arguments = ["--prefix", "part/"] if how == "option" else []
-    with mounted(flat_store, folder, *arguments, **options) as mount:
+    with mounted(flat_store, folder, *arguments, bucket=bucket) as mount:
         assert sorted(os.listdir(mount.path)) == ["a", "b"]
         assert (mount.path / "b" / "c").read_text() == "part/b/c"
         with pytest.raises(FileNotFoundError):
@@ -185,7 +182,7 @@ def test_many_names(flat_store: Store, folder: Path) -> None:
 def test_read_only(odd: Mount) -> None:
     """Everything that would change something is EROFS, and changes nothing."""
     path = odd.path / "plain.txt"
-    attempts = [
+    attempts: list[Callable[[], object]] = [
         lambda: (odd.path / "new").write_bytes(b"x"),
         lambda: path.write_bytes(b"x"),
         lambda: path.open("ab"),

@@ -3,6 +3,7 @@ is in tests/stores.py.
 """
 
 import errno
+import functools
 import os
 import random
 import shutil
@@ -175,7 +176,7 @@ def has(store: Store, key: str, data: bytes) -> bool:
 def test_write_small(mount: Mount, each_store: Store) -> None:
     for size in (0, 1, 100_000):
         (mount.path / f"small-{size}").write_bytes(LARGE[:size])
-        eventually(lambda size=size: has(each_store, f"small-{size}", LARGE[:size]))
+        eventually(functools.partial(has, each_store, f"small-{size}", LARGE[:size]))
         assert (mount.path / f"small-{size}").read_bytes() == LARGE[:size]
 
 
@@ -198,7 +199,7 @@ def test_created_by_two(mount: Mount, each_store: Store, size: int) -> None:
 def test_overwrite(mount: Mount, each_store: Store) -> None:
     for data in (LARGE[:100], OTHER, LARGE, OTHER[:5], b""):
         write(mount.path / "over", data)
-        eventually(lambda data=data: has(each_store, "over", data))
+        eventually(functools.partial(has, each_store, "over", data))
         assert (mount.path / "over").read_bytes() == data
 
 
@@ -293,13 +294,13 @@ def test_attributes_kept(each_store: Store, folder: Path) -> None:
 def test_staged(each_store: Store, folder: Path) -> None:
     each_store.put("changed", LARGE)
     (folder / "staging").mkdir()
-    with mounted(each_store, folder, "--staged-writes", folder / "staging", *OPTIONS) as mount:
+    with mounted(each_store, folder, "--staged-writes", str(folder / "staging"), *OPTIONS) as mount:
         with (mount.path / "changed").open("r+b") as file:
             file.seek(MIB)
             file.write(b"changed in the middle")
         expected = bytearray(LARGE)
         expected[MIB : MIB + 21] = b"changed in the middle"
-        eventually(lambda: content(each_store, "changed") == expected)
+        eventually(lambda: content(each_store, "changed") == bytes(expected))
         assert (mount.path / "changed").read_bytes() == expected
 
 

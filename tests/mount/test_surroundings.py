@@ -77,7 +77,7 @@ def test_proxies(store: Store, folder: Path, scheme: str) -> None:
     with serving(Proxy) as (proxy, service):
         asked = service.requests
         environ = {**store.environment, "HTTP_PROXY": proxy, "HTTPS_PROXY": proxy}
-        options = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        options: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
         result = run(*options, env=environ)
         assert result.returncode == 1
         assert asked

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -311,7 +311,7 @@ def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
             again.close()
 
 
-def start_again(server: SeaweedFS) -> Iterator[subprocess.Popen[bytes]]:
+def start_again(server: SeaweedFS) -> Generator[subprocess.Popen[bytes]]:
     """Kill the server; a second later start it as it was started, and yield its process."""
     pid = server.pid_if_running
     assert pid is not None
@@ -476,7 +476,7 @@ def test_writers_are_killed(store: Store, folder: Path, size_mib: int) -> None:
         for number in range(4):
             place = mount.path / f"{number}"
             place.mkdir()
-            command = [sys.executable, "-c", WRITER, place, str(size_mib)]
+            command = [sys.executable, "-c", WRITER, str(place), str(size_mib)]
             with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
                 assert writer.stdout is not None
                 for _ in range(number + 1):

@@ -135,4 +135,4 @@ def place(store: Store, folder: Path, way: str, life_s: float = 3600.0) -> Itera
             "AWS_REGION": "us-east-1",
         }
         there = Store(store.endpoint_url, store.bucket, environ | configure(url, folder))
-        yield Place(there, proxy, keys, giver)  # type: ignore[arg-type]
+        yield Place(there, proxy, keys, giver)

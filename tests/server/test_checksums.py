@@ -12,6 +12,7 @@ import pytest
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig
 from mountpoint.errors import ChecksumMismatch
+from mountpoint.metrics.counters import CounterName, Counters
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.crt.client import CrtClient
 from tests.conftest import Store
@@ -26,13 +27,14 @@ BODY = bytes(range(256)) * 400
 PARTS = [b"p" * (5 * MIB), b"q" * 1000]
 
 
-class Tally:
+class Tally(Counters):
     """Counts what the client counts of checksums."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: Counter[str] = Counter()
 
-    def add(self, name: str, amount: int = 1) -> None:
+    def add(self, name: CounterName, amount: int = 1) -> None:
         """Count."""
         if name.startswith("checksums_"):
             self.seen[name] += amount

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from awscrt.auth import AwsCredentialsProvider
 
 from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig, CredentialsConfig
@@ -24,7 +25,6 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.s3.aws.credentials import Credentials, Keys
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ListPage
-from mountpoint.s3.crt import client as crt
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import RetryPolicy
 from tests.conftest import Store
@@ -121,13 +121,13 @@ def test_each_request_has_the_keys_of_its_time(
 ) -> None:
     """They are handed over once for all requests until there are others; nobody asks for them."""
     made: list[str] = []
-    new_static = crt.AwsCredentialsProvider.new_static
+    new_static = AwsCredentialsProvider.new_static
 
     def counting(*keys: str) -> Any:
         made.append(keys[0])
         return new_static(*keys)
 
-    monkeypatch.setattr(crt.AwsCredentialsProvider, "new_static", counting)
+    monkeypatch.setattr(AwsCredentialsProvider, "new_static", counting)
     good = store.environment["AWS_ACCESS_KEY_ID"]
     with connected(store, store.endpoint_url, monkeypatch) as client:
         for _ in range(3):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -51,8 +52,13 @@ class Service(BaseHTTPRequestHandler):
         pass
 
 
+S = TypeVar("S", bound=Service)
+
+
 class Giver(Service):
-    """A service that gives keys, as the metadata services write them."""
+    """A service that gives keys, as the metadata services write them, to clients with `token`."""
+
+    token: str
 
     def keys(self) -> dict[str, str]:
         raise NotImplementedError
@@ -130,10 +136,10 @@ class Sso(Giver):
 
 @contextmanager
 def serving(
-    service: type[Service], tls: ssl.SSLContext | None = None, **attributes: object
-) -> Iterator[tuple[str, type[Service]]]:
+    service: type[S], tls: ssl.SSLContext | None = None, **attributes: object
+) -> Iterator[tuple[str, type[S]]]:
     """Serve a fresh copy of `service`, with `attributes`, on a free port; yield URL and copy."""
-    fresh = type(service.__name__, (service,), {"requests": [], **attributes})
+    fresh: type[S] = type(service.__name__, (service,), {"requests": [], **attributes})
     with ThreadingHTTPServer(("127.0.0.1", 0), fresh) as server:
         if tls is not None:
             server.socket = tls.wrap_socket(

@@ -127,7 +127,7 @@ class Mounted:
 
 
 @contextmanager
-def mounted(objects: Mapping[bytes, bytes] | None = None, **options: Any) -> Iterator[Mounted]:
+def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> Iterator[Mounted]:
     """Make a bucket and its file system.
 
     The options are FileSystemConfig's, ChangeConfig's and FakeClient's, `prefix`, `total_s`,

@@ -15,7 +15,9 @@ from bench import ceiling, chart, measure, names, patterns, run
 from bench.measure import COLUMNS, PageChain, Result
 from bench.objects import KIB, MIB, WrongBytes, check, content
 from bench.patterns import Piece
+from bench.programs import programs
 from bench.reading import Work, opened
+from bench.workloads import workloads
 from mountpoint.s3.wire.reading import parse_list
 from tests.unit.fake_client import FakeClient
 from tools.mounting import logged_counters
@@ -205,7 +207,7 @@ def some_result(unit: str = "bytes", **changes: object) -> Result:
     """Make a result of three runs."""
     runs = [one_run(2.0), one_run(4.0, gets=30), one_run(1.0, gets=20, peak_mib=300)]
     found = measure.result("two streams", unit, runs, alone=[1e9, 5e8, 6.25e8])
-    return Result(**asdict(found) | changes)  # type: ignore[arg-type]  # of its own fields
+    return Result(**asdict(found) | changes)
 
 
 def test_result() -> None:
@@ -298,7 +300,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         run.arguments_of(["--list"])
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(run.WORKLOADS) == len(run.workloads()) + len(run.programs())
+    assert len(lines) == len(run.WORKLOADS) == len(workloads()) + len(programs())
     for line, workload in zip(lines, run.WORKLOADS.values(), strict=True):
         assert line.split("  ", 1)[0] == workload.name
         assert len(workload.name) <= COLUMNS["workload"]

@@ -33,7 +33,7 @@ def test_panels() -> None:
     """Each has a number, a title, a unit, a data source that can be chosen, and its own place."""
     found = load()["panels"]
     assert len({panel["id"] for panel in found}) == len(found)
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in found:
         place = panel["gridPos"]
         cells = {

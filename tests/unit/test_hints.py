@@ -107,7 +107,8 @@ def is_uniform(hint: str) -> bool:
     options = {options_table.long_name(option) for option in options_table.options()}
     words = hint.replace(",", "").split()
     named = [word for word in words if word.startswith("--")]
-    return words[:2] == ["mount", "with"] and set(named) <= options and (named or "…" in words)
+    has_option = bool(named) or "…" in words
+    return words[:2] == ["mount", "with"] and set(named) <= options and has_option
 
 
 # --- in the log ---

@@ -126,7 +126,7 @@ def test_lint_installs_nothing(tmp_path: Path) -> None:
     """`make lint` without .venv says what to do, and does nothing itself."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "mountpoint").mkdir()
-    command = ["make", "--no-print-directory", "-C", tmp_path, "lint"]
+    command = ["make", "--no-print-directory", "-C", str(tmp_path), "lint"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == "ruff and mypy are not installed: run make setup\n"

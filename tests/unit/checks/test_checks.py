@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +32,12 @@ from mountpoint.config import (
     MountConfig,
 )
 from mountpoint.errors import AccessDenied, BadHandle, MountError, TransportFault
+from mountpoint.log import setup as logs
 from mountpoint.log.format import Redactor
+from mountpoint.mount import preflight as requirements
 from mountpoint.s3 import probe
 from mountpoint.s3.aws.credentials import Origin
+from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
 from mountpoint.s3.client import ObjectInfo
 from tests.unit.aws_fakes import isolate
@@ -43,8 +47,8 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "check.md"
 
 def config(directory: str = "", **slices: Any) -> Config:
     """Return a configuration of a bucket."""
-    slices = {"bucket": BucketConfig("bucket"), "mount": MountConfig(directory)} | slices
-    return Config(filesystem=FileSystemConfig(0, 0), **slices)
+    plain = Config(BucketConfig("bucket"), MountConfig(directory), FileSystemConfig(0, 0))
+    return replace(plain, **slices)
 
 
 def subject(directory: str = "", environ: dict[str, str] | None = None, **slices: Any) -> Subject:
@@ -81,7 +85,11 @@ def test_what_needs_a_failure_is_skipped_and_the_rest_is_not() -> None:
     asked: list[str] = []
 
     def look(name: str, result: Result) -> Callable[[None], Result]:
-        return lambda _: (asked.append(name), result)[1]
+        def check(_: None) -> Result:
+            asked.append(name)
+            return result
+
+        return check
 
     found = outcomes(
         Check("a", look("a", failed("broken"))),
@@ -279,7 +287,7 @@ def test_a_directory_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount that answers nothing is said, and does not hang the rest."""
     monkeypatch.setattr(machine, "DIRECTORY_S", 0.05)
     hung = threading.Event()
-    monkeypatch.setattr(machine.requirements, "check_directory", lambda path: hung.wait())
+    monkeypatch.setattr(requirements, "check_directory", lambda path: hung.wait())
     with pytest.raises(MountError, match="'/mnt' did not answer"):
         machine.directory(subject("/mnt"))
     hung.set()
@@ -312,9 +320,9 @@ def test_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine.log(subject(log=LogConfig(directory=inside)))
     assert machine.log(subject(log=LogConfig(no_log=True))).outcome == "skipped"
     assert machine.log(subject(log=LogConfig(foreground=True))).finding == "standard error"
-    monkeypatch.setattr(machine.logs, "SYSLOG_SOCKET", str(tmp_path / "log"))
+    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "log"))
     assert machine.log(subject()).finding == "syslog"
-    monkeypatch.setattr(machine.logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
+    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
     assert machine.log(subject()).outcome == "warning"
 
 
@@ -409,8 +417,8 @@ def test_the_bandwidth_of_the_instance(
     monkeypatch: pytest.MonkeyPatch, given: float | None, expected: float
 ) -> None:
     """What is measured is compared with what mounting would aim at."""
-    monkeypatch.setattr(place.Instance, "bandwidth_gbps", lambda _: 12.5)
-    monkeypatch.setattr(place.Instance, "region", lambda _: "eu-west-1")
+    monkeypatch.setattr(Instance, "bandwidth_gbps", lambda _: 12.5)
+    monkeypatch.setattr(Instance, "region", lambda _: "eu-west-1")
     asked = subject(client=ClientConfig(throughput_gbps=given))
     place.region(asked)
     assert asked.config.client.throughput_gbps == expected

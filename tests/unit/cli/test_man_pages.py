@@ -62,7 +62,7 @@ def test_taken_by_mandoc(pages: dict[str, str], name: str, tmp_path: Path) -> No
         pytest.skip("mandoc is not installed")
     page = tmp_path / name
     page.write_text(pages[name])
-    command = [mandoc, "-Tlint", "-Wstyle", page]
+    command = [mandoc, "-Tlint", "-Wstyle", str(page)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.stdout, result.returncode) == ("", 0)
 
@@ -76,10 +76,10 @@ def test_nothing_is_left_out(pages: dict[str, str], name: str, command: click.Co
     context = click.Context(command, info_name=name)
     commands = [command]
     if isinstance(command, click.Group):
-        for each in command.list_commands(context):
-            inner = command.get_command(context, each)
+        for called in command.list_commands(context):
+            inner = command.get_command(context, called)
             assert inner is not None
-            assert f" {each.upper()} mount-s3ctl {each} " in text
+            assert f" {called.upper()} mount-s3ctl {called} " in text
             commands.append(inner)
     for each in commands:
         for option in each.get_params(context):

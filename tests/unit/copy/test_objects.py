@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,8 +31,8 @@ class Place(World):
         client.least_part_bytes = MIB
         client.most_copy_bytes = 2 * MIB
 
-    def configure(self, **more: object) -> None:  # type: ignore[override]
-        super().configure(**more)  # type: ignore[arg-type]
+    def configure(self, **more: Any) -> None:
+        super().configure(**more)
         self.copies = Copies(
             self.client, self.config, self.uploads, self.retry_policy, most_copy_bytes=2 * MIB
         )

@@ -18,8 +18,9 @@ from mountpoint.log.format import console_line, field_line, parsed
 from tests.terminal import terminal
 
 ROOT = Path(__file__).parents[3]
+EVENT_S = 1795421910.5
 EVENT = {
-    "timestamp": 1795421910.5,
+    "timestamp": EVENT_S,
     "level": "warning",
     "logger": "mountpoint.fuse.operations",
     "event": 'it "failed"',
@@ -56,7 +57,8 @@ def run_log(answers: list[list[Any]] | None = None) -> None:
         return {"lines": left.pop(0) if left else []}
 
     found = SimpleNamespace(directory="/mnt", ask=ask)
-    mounts.answering = lambda environ: [found]  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mounts, "answering", lambda environ: [found])
     main.main(["log", "/mnt", *sys.argv[1:]])
 
 
@@ -80,7 +82,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
     """One object a line: what all have, and the event's own fields."""
     first = json.loads(run("--json", monkeypatch=monkeypatch).splitlines()[0])
     assert first == {
-        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S.500000Z", time.gmtime(EVENT["timestamp"])),
+        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S.500000Z", time.gmtime(EVENT_S)),
         "level": "warning",
         "logger": "mountpoint.fuse.operations",
         "event": 'it "failed"',
@@ -98,7 +100,7 @@ def test_a_terminal_and_ctrl_c() -> None:
         program = screen.run([sys.executable, "-c", script, "-f"], environ)
         screen.until(lambda text: "ERROR" in text)
         shown = screen.lines
-        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(EVENT["timestamp"]))
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(EVENT_S))
         assert shown == [
             f'{clock} WARNING  mountpoint.fuse.operations: it "failed"',
             '    path="/a file" errno=EPERM',

@@ -112,8 +112,9 @@ class FakeMount:
 def run_stats(ends_s: float = 1e9) -> None:
     """Be `mount-s3ctl stats` for a mount that is not there."""
     found = SimpleNamespace(directory="/mnt", ask=FakeMount(ends_s).ask)
-    mounts.answering = lambda environ: [found]  # type: ignore[assignment]
-    main.main(["stats", "/mnt", *sys.argv[1:]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mounts, "answering", lambda environ: [found])
+        main.main(["stats", "/mnt", *sys.argv[1:]])
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def test_memory_of_known_names() -> None:
 
     def forget() -> None:
         for number in numbers:
-            table.forget(number, 1)
+            table.forget(InodeNumber(number), 1)
         table.compact()
         del numbers[:]
 

@@ -266,7 +266,7 @@ def test_begun_while_a_directory_is_renamed(
     world.client.put(b"d/a", b"written")
     number = world.look(b"d/a").inode
     acting: list[Future[None]] = []
-    acts = {
+    acts: dict[Callable[[Mounted], None], Callable[[], None]] = {
         close: lambda: world.close(handle, OPENER),
         remove: lambda: world.fs.unlink(directory, b"a"),
         describe: lambda: set_mode_of(world, number),
@@ -285,7 +285,7 @@ def test_begun_while_a_directory_is_renamed(
     world.client.script = script
     rename(world, b"d", b"e")
     acting[0].result()
-    expected = {
+    expected: dict[Callable[[Mounted], None], dict[bytes, bytes]] = {
         close: {b"e/a": b"WRITTEN"},
         remove: {},
         describe: {b"e/a": b"written"},

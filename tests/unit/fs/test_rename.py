@@ -18,7 +18,7 @@ from mountpoint.errors import (
     NotPermitted,
     PreconditionFailed,
 )
-from mountpoint.fs.inodes import ROOT
+from mountpoint.fs.inodes import ROOT, InodeNumber
 from tests.unit.fake_client import Fault, Request
 from tests.unit.fs.test_streamed_writes import OPENER, OVERWRITE, PART, is_there, writes
 from tests.unit.mounted import Mounted, mounted
@@ -26,12 +26,13 @@ from tests.unit.mounted import Mounted, mounted
 
 def rename(world: Mounted, old: bytes, new: bytes) -> None:
     """Rename as the kernel does it: it has looked both names up."""
-    places = []
-    for path in (old, new):
+
+    def place(path: bytes) -> tuple[InodeNumber, bytes]:
         directory, _, name = path.rpartition(b"/")
         is_there(world, path)
-        places += [world.look(directory).inode if directory else ROOT, name]
-    world.fs.rename(*places)
+        return world.look(directory).inode if directory else ROOT, name
+
+    world.fs.rename(*place(old), *place(new))
 
 
 def test_it_needs_an_option() -> None:

@@ -224,7 +224,8 @@ def test_readers_wait_for_a_writer_that_looks_again(
     world.fs.open(number, os.O_RDONLY)
     with pytest.raises(Superseded):
         world.fs.open(number, OVERWRITE, ONE)
-    again, found = world.look(b"a").inode, []
+    again = world.look(b"a").inode
+    found: list[bytes | str] = []
 
     def read() -> None:
         try:
@@ -277,7 +278,8 @@ def test_a_writer_that_a_reader_does_not_see(
         begin(inode)
 
     monkeypatch.setattr(world.fs._readers, "begin", begin_late)
-    if world.fs._writing is world.fs._changes:
+    writing: object = world.fs._writing
+    if writing is world.fs._changes:
         with pytest.raises(NotPermitted, match="being written"):
             world.fs.open(number, os.O_RDONLY, TWO)
     else:

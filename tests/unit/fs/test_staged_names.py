@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from mountpoint.errors import AccessDenied, NotPermitted, PreconditionFailed
+from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
-from tests.unit.fs.test_rename import mounted, rename
+from tests.unit.fs.test_rename import rename
 from tests.unit.fs.test_setattr import staged
 from tests.unit.fs.test_streamed_writes import APPEND, OPENER, is_there
-from tests.unit.mounted import Mounted
+from tests.unit.mounted import Mounted, mounted
 
 REFUSED = Fault(error=AccessDenied("no", status=403))
 
 
-def write(world: Mounted, path: bytes, data: bytes) -> int:
+def write(world: Mounted, path: bytes, data: bytes) -> HandleNumber:
     """Open a file that may be there, write it anew, and leave it open."""
     if is_there(world, path):
         handle = world.fs.open(world.look(path).inode, os.O_RDWR | os.O_TRUNC, OPENER)

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -242,14 +242,18 @@ def test_an_upload_is_the_file_at_one_moment(world: World, pool: ThreadPoolExecu
     file.write(0, b"before")
     upload = pool.submit(file.sync)
     assert sending.wait(SAFE_S)
-    changes = [pool.submit(file.write, 0, b"after!"), pool.submit(file.truncate, 6)]
+    changes: list[Future[int] | Future[None]] = [
+        pool.submit(file.write, 0, b"after!"),
+        pool.submit(file.truncate, 6),
+    ]
     assert file.read(0, 10) == b"before"
     again = pool.submit(file.sync)
     assert not changes[0].done()
     go_on.set()
     assert upload.result(SAFE_S) is not None
-    for future in (*changes, again):
-        future.result(SAFE_S)
+    for change in changes:
+        change.result(SAFE_S)
+    again.result(SAFE_S)
     assert file.sync() == world.bucket.info()
     assert world.bucket.objects[KEY] == b"after!"
 

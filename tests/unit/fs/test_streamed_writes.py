@@ -4,7 +4,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
 
 import pytest
 
@@ -30,7 +30,7 @@ from mountpoint.errors import (
 from mountpoint.fs.inodes import ROOT
 from mountpoint.fs.writes import open as write_opener
 from mountpoint.fs.writes import streamed
-from mountpoint.s3.client import Condition
+from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Written
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
 
@@ -133,7 +133,7 @@ def test_positions_behind_the_listing() -> None:
         names = [line.name for line in world.lines(ROOT)]
         assert names == [b".", b"..", b"m", b"a", b"z"]
         for position in range(6):
-            rest = []
+            rest: list[bytes] = []
             while some := world.fs.readdir(handle, position + len(rest)):
                 rest += [line.name for line in some]
             assert rest == names[position:]
@@ -652,10 +652,12 @@ def test_truncation_of_what_is_there() -> None:
 def test_content_types(on: bool, expected: str | None) -> None:
     """With --infer-content-type the type goes by the name."""
     with mounted(write=WriteConfig(content_types=on)) as world:
-        seen: list[Any] = []
+        seen: list[str | None] = []
         put = world.client.put_object
 
-        def record(key: bytes, body: Any, options: Any, condition: Any) -> Any:
+        def record(
+            key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
+        ) -> "Future[Written]":
             seen.append(options.content_type)
             return put(key, body, options, condition)
 

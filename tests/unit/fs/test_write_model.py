@@ -27,7 +27,7 @@ from mountpoint.errors import (
     Superseded,
     WriterKilled,
 )
-from mountpoint.fs.filesystem import Attributes
+from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes import open as write_opener
@@ -93,7 +93,7 @@ class Side:
 
     def open_numbers(self) -> set[InodeNumber]:
         """Return the inodes that have an open handle."""
-        return {each.number for each in [*self.writers, *self.readers]}
+        return {each.number for each in self.writers} | {each.number for each in self.readers}
 
 
 class Mounts(RuleBasedStateMachine):
@@ -109,7 +109,7 @@ class Mounts(RuleBasedStateMachine):
         super().__init__()
         self.stack = ExitStack()
         self.processes = 1000
-        options = {
+        options: dict[str, Any] = {
             "allow_overwrite": True,
             "allow_delete": True,
             "allow_rename": True,
@@ -138,7 +138,7 @@ class Mounts(RuleBasedStateMachine):
                 for reader in list(side.readers):
                     side.world.fs.release(reader.handle)
                 assert side.world.fs._local.writers() == []
-                assert side.world.fs._changes._uploads._open == set()  # type: ignore[attr-defined]
+                assert side.world.fs._changes._uploads._open == set()
             self.bucket_is_as_it_should_be()
             assert self.client.uploads == {}
         finally:
@@ -307,7 +307,7 @@ class Mounts(RuleBasedStateMachine):
         assert handle is not None
         assert number is not None
         assert path not in it.view.writing
-        may_be = [self.bucket.now.get(path, ABSENT)]
+        may_be: list[bytes | str | None] = [self.bucket.now.get(path, ABSENT)]
         if not self.asks_on_open:
             may_be = it.view.may_be(path, self.now_s - self.ttl_s)
         contents = [each for each in may_be if isinstance(each, bytes)]

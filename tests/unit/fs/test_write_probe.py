@@ -1,6 +1,7 @@
 """Whether objects may be written is asked with the first file, and not again."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,11 @@ def test_staged_files(tmp_path: Path) -> None:
     """They are proven when they are opened: a new one, and one that is there."""
     staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
     with mounted({b"a": b"1"}, staging=staging, unproven=True, allow_overwrite=True) as world:
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             lambda: world.create(b"b"),
             lambda: world.fs.open(world.look(b"a").inode, os.O_RDWR),
-        ):
+        ]
+        for attempt in attempts:
             world.client.inject("complete_upload", DENIED)
             world.client.inject("create_upload", DENIED)
             with pytest.raises(AccessDenied):

@@ -59,5 +59,6 @@ def test_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     counters.add("retries")
     with capture_logs() as lines:
         counters.log()
-    values = dict.fromkeys(NAMES, 0) | {"retries": 1}
+    values: dict[str, int] = dict.fromkeys(NAMES, 0)
+    values["retries"] = 1
     assert lines == [{"event": "counters", "log_level": "info", **values}]

@@ -4,6 +4,7 @@ import os
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from mountpoint.metrics.recorder import (
 )
 
 
-def numbers(values: list[int]) -> dict[str, object]:
+def numbers(values: list[int]) -> dict[str, Any]:
     """Return a snapshot of a histogram of these values."""
     meters = Meters()
     for value in values:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NoSuchEntry, ServerFault, StaleInode
-from mountpoint.fs.inodes import ROOT
+from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.metrics.counters import Counters
 from mountpoint.read import prefetch as ahead
 from mountpoint.read.history import Expectation
@@ -336,7 +336,7 @@ def test_without_memory_nothing_is_fetched_ahead() -> None:
 # --- Objects that change ---
 
 
-def walk_to(it: Reader, index: int) -> int:
+def walk_to(it: Reader, index: int) -> InodeNumber:
     """Read files up to one that is then there, or on its way; return its inode number."""
     number = it.world.fs.lookup(ROOT, name(index)).inode
     for each in range(index):

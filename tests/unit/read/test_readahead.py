@@ -145,7 +145,7 @@ def any_reads(draw: st.DrawFn) -> tuple[int, list[Piece]]:
     """Draw an object's size and reads within it, many of them near or like the last ones."""
     size_bytes = draw(st.integers(1, 1 << 28))
     position, distance, size = 0, 0, 1
-    found = []
+    found: list[Piece] = []
     for _ in range(draw(st.integers(1, 40))):
         kind = draw(st.sampled_from(["on", "on", "near", "back", "stride", "stride", "jump"]))
         before = position
@@ -636,10 +636,10 @@ def test_speed_up(part_bytes: int) -> None:
     reader = Reader(GIB, part_bytes=part_bytes)
     for _ in range(10):
         reader.window.slow_down()
-    assert reader.window.slowed
+    slowed = reader.window.slowed
     for _ in range(10):
         reader.window.speed_up()
-    assert not reader.window.slowed
+    assert (slowed, reader.window.slowed) == (True, False)
     ranges = [each for index in range(40) for each in reader.plan(index * 128 * KIB, 128 * KIB)]
     assert max(stop - start for start, stop in ranges) == part_bytes
 

@@ -498,7 +498,7 @@ def sts(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sts]]:
     with serving(OneSts) as (url, service):
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
         monkeypatch.setenv("AWS_REGION", "eu-west-1")
-        yield service  # type: ignore[misc]
+        yield service
 
 
 def test_web_identity(

@@ -13,6 +13,7 @@ from mountpoint.errors import MountError
 from mountpoint.s3.aws.endpoint import (
     Endpoint,
     RegionChoice,
+    SigningAlgorithm,
     believable_region,
     configured_region,
     resolve,
@@ -121,7 +122,7 @@ def test_plain_endpoints(
     ],
 )  # fmt: skip
 def test_other_ways_of_signing(
-    endpoint: Callable[[], Endpoint], host: str, region: str, name: str, algorithm: str
+    endpoint: Callable[[], Endpoint], host: str, region: str, name: str, algorithm: SigningAlgorithm
 ) -> None:
     """Multi-region access points, Outposts, Object Lambda and directory buckets sign apart."""
     directory = algorithm == "v4-s3express"
@@ -134,7 +135,7 @@ def test_other_ways_of_signing(
         algorithm,
         directory=directory,
         lists_in_order=not directory,
-        aws=True,  # type: ignore[arg-type]
+        aws=True,
     )
 
 

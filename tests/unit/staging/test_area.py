@@ -274,7 +274,7 @@ def test_a_share_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.Monk
     file.write(0, b"x")
     real = os.statvfs(tmp_path)
     full = os.statvfs_result((*real[:4], world.area._keep_free_bytes // real.f_frsize, *real[5:]))
-    monkeypatch.setattr(area_module.os, "statvfs", lambda path: full)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(StagingFull):
         collections.deque((file.write(start, bytes(MIB)) for start in range(0, 64 * MIB, MIB)), 0)
     assert world.area.used_bytes <= area_module.LOOK_BYTES

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mountpoint.errors import AccessDenied, PreconditionFailed, ServerFault, StagingFull
+from mountpoint.s3.client import ObjectInfo
 from mountpoint.staging import content
 from mountpoint.staging import staged_file as staged
 from mountpoint.staging import upload_plan as plan
@@ -46,7 +47,7 @@ class Staged(RuleBasedStateMachine):
             base = self.world.bucket.put(self.tried)
         self.file = self.open(base)
 
-    def open(self, base: staged.ObjectInfo | None) -> StagedFile:
+    def open(self, base: ObjectInfo | None) -> StagedFile:
         world = self.world
         return StagedFile(
             world.area,

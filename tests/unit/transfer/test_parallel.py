@@ -62,7 +62,7 @@ def test_nothing_is_begun_after_a_failure() -> None:
 
 def test_no_next_item() -> None:
     """What fails in getting the items is a failure too, and what is under way is waited for."""
-    done = []
+    done: list[int] = []
 
     def items() -> Iterator[int]:
         yield from range(3)

@@ -109,7 +109,7 @@ def test_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) ->
     def no_room(*_: object) -> int:
         raise OSError("no space left")
 
-    monkeypatch.setattr(spill_module.os, "pwrite", no_room)
+    monkeypatch.setattr(os, "pwrite", no_room)
     with capture_logs() as logs:
         assert not gathering.spill(b"x", spill)
         assert not gathering.spill(b"x", spill)

@@ -1,6 +1,7 @@
 """The journal: what is begun and not over is found, whatever became of the process."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -208,7 +209,7 @@ def test_a_disk_that_is_full(tmp_path: Path, call: str, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with structlog.testing.capture_logs() as lines, monkeypatch.context() as patch:
-        patch.setattr(module.fcntl if call == "flock" else os, call, fails)
+        patch.setattr(fcntl if call == "flock" else os, call, fails)
         journal.begun(b"key", "id")
         journal.begun(b"key", "id 2")
     assert [line["log_level"] for line in lines] == ["warning"]
