@@ -92,6 +92,10 @@ soak: setup lint ## All tests with SOAK=10 times as many cases of what is drawn 
 	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 	    -o timeout=$$((120 * $(SOAK))) $(ARGS)
 
+.PHONY: mutations
+mutations: setup ## Try whether the unit tests notice faults (tools/mutations); ARGS='NAME' for some
+	@$(BIN)/python -m tools.mutations $(ARGS)
+
 # Minutes the first time, so that it is no part of the tests, which use what is there.
 .PHONY: stores
 stores: ## Build MinIO and versitygw for the tests of stores, where Go is
