@@ -74,7 +74,7 @@ def test_redirected(flat_store: Store, folder: Path, status: int) -> None:
             assert found.returncode == 1
             said = found.stdout + found.stderr
             assert "redirects to https://s3.example.com: redirects are not followed" in said
-            assert "give --endpoint-url https://s3.example.com\n" in said
+            assert "use --endpoint-url https://s3.example.com\n" in said
 
 
 def test_a_tenant_without_a_store(flat_store: Store, folder: Path) -> None:

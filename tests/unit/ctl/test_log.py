@@ -59,7 +59,7 @@ def run_log(answers: list[list[Any]] | None = None) -> None:
     found = SimpleNamespace(directory="/mnt", ask=ask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mounts, "answering", lambda environ: [found])
-    main.main(["log", "/mnt", *sys.argv[1:]])
+        main.main(["log", "/mnt", *sys.argv[1:]])
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:

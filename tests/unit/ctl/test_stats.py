@@ -136,7 +136,7 @@ ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
 def test_it_has_a_screen_of_its_own(screen: Terminal) -> None:
     """As high as the terminal is; Ctrl-C ends it, with nothing left and no word."""
     program = screen.run(COMMAND, ENVIRON)
-    text = screen.until(lambda text: "in the last " in text)
+    text = screen.until(lambda text: "in the last 1 s" in text)
     assert screen.output.count(ALTERNATE) == 1
     assert len(screen.lines) == 24
     assert screen.lines[0] == "bucket at /mnt"

@@ -337,7 +337,7 @@ def test_what_failed_is_kept_and_uploaded_by_the_next_one(world: World) -> None:
         with pytest.raises(ServerFault) as caught:
             file.sync()
         assert str(file._content.path) in caught.value.hint
-        assert caught.value.hint.count("what was written") == 1
+        assert caught.value.hint.count("the written data is kept in") == 1
         assert world.bucket.aborted
         assert not file.close()
     assert file._content.path.read_bytes() == b"precious"

@@ -83,6 +83,6 @@ def test_a_directory_that_others_can_enter(directory: Path, mode: int) -> None:
     with capture_logs() as lines:
         Control(directory, {}).close()
     assert [line["reason"] for line in lines] == (
-        [] if mode == 0o700 else ["others can enter the directory"]
+        [] if mode == 0o700 else ["other users can enter the directory"]
     )
     assert list(directory.iterdir()) == []
