@@ -129,7 +129,10 @@ def screen() -> Iterator[Terminal]:
 
 IMPORT = "from tests.unit.ctl.test_stats import run_stats; "
 COMMAND = [sys.executable, "-c", IMPORT + "run_stats()", "-i", "0.2"]
-ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
+#: A size in the environment would hold against the terminal's own.
+SIZES = ("LINES", "COLUMNS")
+ENVIRON = {name: value for name, value in os.environ.items() if name not in SIZES}
+ENVIRON["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.mark.slow
