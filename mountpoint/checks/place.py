@@ -11,7 +11,7 @@ from mountpoint.s3.aws import proxy
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import RegionChoice, RegionSource, resolve
-from mountpoint.s3.aws.settings import surroundings
+from mountpoint.s3.aws.settings import aws_settings
 from mountpoint.s3.connect import first_region
 
 #: Seconds; a credential_process may wait for a person who has left.
@@ -46,7 +46,7 @@ REGION_SOURCES: dict[RegionSource, str] = {
 def configuration(subject: Subject) -> Result:
     """Add the variables and the AWS configuration to the options."""
     config = subject.config
-    said = surroundings(config.credentials.profile, subject.environ)
+    said = aws_settings(config.credentials.profile, subject.environ)
     subject.config = said.apply_to(config)
     told = []
     if config.bucket.endpoint_url is not None:

@@ -140,10 +140,10 @@ class _Cleanup:
 
     def run(self, directory: Path, *, ask: bool, dry_run: bool) -> int:
         """Run the command; return the exit code. Raises MountError."""
-        from mountpoint.s3.aws.settings import surroundings
+        from mountpoint.s3.aws.settings import aws_settings
         from mountpoint.s3.connect import connect  # slow to import: not for --help
 
-        config = surroundings(self._config.credentials.profile, os.environ).apply_to(self._config)
+        config = aws_settings(self._config.credentials.profile, os.environ).apply_to(self._config)
         stopping, meters = threading.Event(), Meters()
         retry_policy = RetryPolicy(
             try_s=TRY_S,

@@ -31,7 +31,7 @@ from mountpoint.mount.control import Control, socket_directory
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
-from mountpoint.s3.aws.settings import surroundings
+from mountpoint.s3.aws.settings import aws_settings
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
 from mountpoint.s3.retry import RetryPolicy
@@ -71,7 +71,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     crt_level = logs.crt_log_level(config.log)
     if crt_level is not None:
         enable_crt_log(crt_level)
-    config = surroundings(config.credentials.profile, os.environ).apply_to(config)
+    config = aws_settings(config.credentials.profile, os.environ).apply_to(config)
     instance = Instance(config.credentials.profile, os.environ)
     config = instance.apply_to(config)
     with Exports(config, meters, stopping) as exports:

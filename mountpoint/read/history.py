@@ -75,7 +75,7 @@ class OpenFile(Protocol):
     def head_read(self) -> bool: ...
 
 
-class Expectation:
+class ReadHistory:
     """What was read of the last files of each directory. Thread-safe.
 
     An `opener` is the thread that opened a file; 0: that is not known.

@@ -29,7 +29,7 @@ from mountpoint._fastpath import Part
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics.counters import Counters
-from mountpoint.read.history import Expectation, parts_of
+from mountpoint.read.history import ReadHistory, parts_of
 from mountpoint.read.whole_checksum import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
@@ -122,7 +122,7 @@ class _Walk:
             self.limit = max(self.limit // 2, 1)
 
 
-class Ahead:
+class FilePrefetcher:
     """The files fetched ahead of opens. Thread-safe; nothing waits."""
 
     def __init__(
@@ -131,14 +131,14 @@ class Ahead:
         config: ReadConfig,
         budget: Budget,
         counters: Counters,
-        expectation: Expectation,
+        history: ReadHistory,
         retry_policy: RetryPolicy,
     ) -> None:
         # dependencies
         self._client = client
         self._budget = budget
         self._counters = counters
-        self._expectation = expectation
+        self._history = history
         # constants
         self._part_bytes = config.part_size_bytes
         self._wait_s = retry_policy.once_s
@@ -233,7 +233,7 @@ class Ahead:
     def _fetch(self, walk: _Walk, info: ObjectInfo) -> bool:
         """Fetch a file if `open` would fetch it whole; False if nothing can be fetched now."""
         size = info.size_bytes
-        if size == 0 or self._expectation.head_bytes(info.key, size) < size:
+        if size == 0 or self._history.head_bytes(info.key, size) < size:
             return True
         if self._walk_of.setdefault(info.key, walk) is not walk:
             return True  # another walk has it

@@ -39,7 +39,7 @@ from mountpoint.read.whole_checksum import WholeChecksum
 from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
 from mountpoint.s3.retry import Allowance, Attempts, RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
-from mountpoint.transfer.stats import Pace
+from mountpoint.transfer.stats import TransferStats
 
 Bytes = bytes | memoryview | Assembly
 
@@ -84,7 +84,7 @@ class ReadStream:
         looked_at: bool = False,
         config: ReadConfig,
         budget: Budget,
-        pace: Pace,
+        stats: TransferStats,
         retry_policy: RetryPolicy,
         on_begin: Callable[["ReadStream"], int | None],
         on_close: Callable[["ReadStream"], None],
@@ -92,7 +92,7 @@ class ReadStream:
         # dependencies
         self._client = client
         self._config = config
-        self._pace = pace
+        self._stats = stats
         self._retry_policy = retry_policy
         self._allowance = Allowance(retry_policy)
         self._on_begin = on_begin
@@ -142,7 +142,7 @@ class ReadStream:
         try:
             while True:
                 if small:
-                    soon_s = self._pace.late_s(head.stop)
+                    soon_s = self._stats.late_s(head.stop)
                     head.wait(min(soon_s, self._time_for(head, attempts)))
                 head.wait_for_headers(self._time_for(head, attempts))
                 if head.info is None or head.failed:
@@ -253,7 +253,7 @@ class ReadStream:
     def _count_read(self) -> None:
         """Count the bytes read since the last call (lock held)."""
         read_bytes = self._parts.read_bytes
-        self._pace.read(read_bytes - self._counted_bytes)
+        self._stats.read(read_bytes - self._counted_bytes)
         self._counted_bytes = read_bytes
 
     def _clear(self) -> list[Part]:
@@ -270,7 +270,7 @@ class ReadStream:
             parts = self._cover(offset, stop, plan=True)
             self._waiting_bytes += stop - offset
         if not all(part.ready for part in parts):
-            self._pace.waited()
+            self._stats.waited()
         try:
             while (late := self._wait(parts, attempts)) is not None:
                 self._replace_failed(late, attempts)
@@ -415,7 +415,7 @@ class ReadStream:
         for part in parts:
             waited = not part.ready
             if waited:
-                late_s = self._pace.late_s(part.stop - part.start) - part.age_s()
+                late_s = self._stats.late_s(part.stop - part.start) - part.age_s()
                 if late_s < self._time_for(part, attempts) and not part.wait(late_s):
                     self._hedged(part, attempts)
                 else:
@@ -431,7 +431,7 @@ class ReadStream:
         hedge = None
         with self._lock:
             if not self._closed and part.claim_hedge() and self._lease.try_take(size):
-                if self._pace.hedge():
+                if self._stats.hedge():
                     hedge = Part(part.start, part.stop, part.etag)
                     hedge.serve(part)
                     hedge.attach(self._get(hedge))
@@ -443,7 +443,7 @@ class ReadStream:
             with self._lock:
                 if not self._closed:  # `close` has given all memory back
                     self._lease.give(size)
-            self._pace.hedged(won=part.overtaken)
+            self._stats.hedged(won=part.overtaken)
 
     def _note(self, part: Part, *, waited: bool) -> None:
         """Record once how long a part took, and enlarge parts again after a stall."""
@@ -452,7 +452,7 @@ class ReadStream:
         if self._whole is not None:
             self._whole.add(part)
         size, duration_s = part.stop - part.start, part.duration_s()
-        self._pace.arrived(size, duration_s, waited=waited)
+        self._stats.arrived(size, duration_s, waited=waited)
         if self._window.slowed:
             timely = duration_s < TIMELY_SHARE * self._allowed_s(part)
             self._timely = self._timely + 1 if timely else 0

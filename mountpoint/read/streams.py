@@ -7,14 +7,14 @@ refused memory. When nothing is left, the memory goes back to the system.
 
 from mountpoint.config import ReadConfig
 from mountpoint.metrics.counters import Counters
-from mountpoint.read.history import Expectation
-from mountpoint.read.prefetch import Ahead, Following
+from mountpoint.read.history import ReadHistory
+from mountpoint.read.prefetch import FilePrefetcher, Following
 from mountpoint.read.stream import ReadStream
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.memory import give_back
 from mountpoint.transfer.memory_budget import Budget
-from mountpoint.transfer.stats import Pace
+from mountpoint.transfer.stats import TransferStats
 
 #: A stream is idle after this many sweeps without a read.
 IDLE_SWEEPS = 5
@@ -38,14 +38,16 @@ class Streams:
         self._retry_policy = retry_policy
         self.budget = Budget(config.memory_bytes)
         counters = counters or Counters()
-        self._pace = Pace(
+        self._stats = TransferStats(
             self.budget,
             counters,
             part_bytes=config.part_size_bytes,
             most_bytes=config.most_ahead_bytes,
         )
-        self._expectation = Expectation()
-        self.ahead = Ahead(client, config, self.budget, counters, self._expectation, retry_policy)
+        self._history = ReadHistory()
+        self.prefetcher = FilePrefetcher(
+            client, config, self.budget, counters, self._history, retry_policy
+        )
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
         self._refusals = 0  # of the budget, at the last look
@@ -58,28 +60,28 @@ class Streams:
         """
 
         def begin(stream: ReadStream) -> int | None:
-            reach_bytes = self._expectation.reach_bytes(stream.key, opener)
-            self._expectation.used(stream, opener)
+            reach_bytes = self._history.reach_bytes(stream.key, opener)
+            self._history.used(stream, opener)
             return reach_bytes
 
         def close(stream: ReadStream) -> None:
-            self._expectation.left(stream, opener)
+            self._history.left(stream, opener)
             self._closed(stream)
 
         stream = ReadStream(
             self._client,
             info,
-            head_bytes=self._expectation.head_bytes(info.key, info.size_bytes, opener),
-            looked_at=self._expectation.is_looked_at(info.key),
+            head_bytes=self._history.head_bytes(info.key, info.size_bytes, opener),
+            looked_at=self._history.is_looked_at(info.key),
             config=self._config,
             budget=self.budget,
-            pace=self._pace,
+            stats=self._stats,
             retry_policy=self._retry_policy,
             on_begin=begin,
             on_close=close,
         )
         self._open.add(stream)
-        self._expectation.used(stream, opener)
+        self._history.used(stream, opener)
         return stream
 
     def unasked(
@@ -91,7 +93,7 @@ class Streams:
         that the kernel may have this file's bytes. Raises PreconditionFailed or NotFound if this
         file was fetched ahead and its version does not exist.
         """
-        fetched = self.ahead.opened(info, following)
+        fetched = self.prefetcher.opened(info, following)
         if info.size_bytes == 0:
             return None
         stream = self.stream(info, opener)
@@ -108,7 +110,7 @@ class Streams:
         self._refusals = refusals
         for stream in [each for each in self._open.copy() if each.held_bytes]:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
-        self.ahead.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
+        self.prefetcher.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
         if self._empty_sweeps == IDLE_SWEEPS:
             give_back()
@@ -122,7 +124,7 @@ class Streams:
     def _closed(self, stream: ReadStream) -> None:
         self._open.discard(stream)
         if stream.head_fetched:
-            self._expectation.closed(
+            self._history.closed(
                 stream.key,
                 stream.size_bytes,
                 stream.read_bytes,

@@ -38,7 +38,7 @@ NO_ETAG = f'"{"0" * 32}"'
 NO_KEY = b".mount-s3-probe"
 
 
-def find_abilities(
+def find_capabilities(
     client: ObjectClient, prefix: bytes, page: ListPage, stopping: threading.Event
 ) -> Capabilities:
     """Return the endpoint's capabilities; `page` is its listing below `prefix`.

@@ -34,7 +34,7 @@ from mountpoint.s3.aws import proxy
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice, configured_region, resolve
-from mountpoint.s3.capabilities import find_abilities
+from mountpoint.s3.capabilities import find_capabilities
 from mountpoint.s3.client import S3_CAPABILITIES, Capabilities, ListPage
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import RetryPolicy
@@ -196,7 +196,7 @@ class _Attempts:
         config = replace(self._config, verify_checksums=True)
         client = self._client(endpoint, S3_CAPABILITIES, Meters(), config)
         try:
-            return find_abilities(client, self._bucket.prefix, page, self._stopping)
+            return find_capabilities(client, self._bucket.prefix, page, self._stopping)
         finally:
             client.close()
 

@@ -1,7 +1,6 @@
 """Statistics of a mount's requests, from all streams, and the decisions that follow.
 
-The decisions themselves are in `mountpoint.transfer.concurrency`; all streams share the `Pace`
-object here.
+`concurrency` and `hedging` decide; all streams of a mount share one `TransferStats`.
 """
 
 import threading
@@ -9,13 +8,14 @@ import threading
 import structlog
 
 from mountpoint.metrics.counters import Counters
-from mountpoint.transfer.concurrency import BASE_PARTS, Flight, Lateness
+from mountpoint.transfer.concurrency import BASE_PARTS, ConcurrencyController
+from mountpoint.transfer.hedging import HedgingPolicy
 from mountpoint.transfer.memory_budget import Budget
 
 log = structlog.get_logger(__name__)
 
 
-class Pace:
+class TransferStats:
     """Decides the bytes in flight and the hedges of all streams. Thread-safe.
 
     `most_bytes` is the most that may be in flight: the link bandwidth times the duration of a
@@ -32,20 +32,20 @@ class Pace:
         self._part_bytes = part_bytes
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._flight = Flight(most_bytes // part_bytes)
-        self._lateness = Lateness()
+        self._concurrency = ConcurrencyController(most_bytes // part_bytes)
+        self._hedging = HedgingPolicy()
         budget.aim(BASE_PARTS * part_bytes)
 
     def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
         """Record the seconds that a request took, and whether a reader waited for it."""
         with self._lock:
-            self._lateness.arrived(size_bytes, duration_s)
+            self._hedging.arrived(size_bytes, duration_s)
             if size_bytes == self._part_bytes:
-                before = self._flight.parts
-                self._flight.arrived(duration_s, waited=waited)
-                if self._flight.parts != before:
-                    self._budget.aim(self._flight.parts * self._part_bytes)
-                    log.debug("parts in flight", parts=self._flight.parts, before=before)
+                before = self._concurrency.parts
+                self._concurrency.arrived(duration_s, waited=waited)
+                if self._concurrency.parts != before:
+                    self._budget.aim(self._concurrency.parts * self._part_bytes)
+                    log.debug("parts in flight", parts=self._concurrency.parts, before=before)
 
     def read(self, size_bytes: int) -> None:
         """Count bytes read."""
@@ -58,12 +58,12 @@ class Pace:
     def late_s(self, size_bytes: int) -> float:
         """Return the seconds after which a request of this size is late."""
         with self._lock:
-            return self._lateness.late_s(size_bytes)
+            return self._hedging.late_s(size_bytes)
 
     def hedge(self) -> bool:
         """Claim a hedge for a late request, and count it if allowed."""
         with self._lock:
-            allowed = self._lateness.hedge()
+            allowed = self._hedging.hedge()
         if allowed:
             self._counters.add("hedges")
         return allowed

@@ -20,7 +20,7 @@ from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, Pu
 from mountpoint.s3.content_types import by_name
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
-from mountpoint.transfer.concurrency import Flight
+from mountpoint.transfer.concurrency import ConcurrencyController
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.append import Appending
 from mountpoint.upload.multipart import ABORT_S
@@ -73,7 +73,7 @@ class Uploads(UploadScheduler[Sequential]):
         self._places: dict[Sequential, int] = {}  # bytes in flight of each upload that sends
         self._in_flight_bytes = 0  # invariant: the sum of _places
         self._queue: dict[Sequential, None] = {}  # uploads that wait for a place, in order
-        self._flight = Flight(config.most_ahead_bytes // config.part_size_bytes)
+        self._concurrency = ConcurrencyController(config.most_ahead_bytes // config.part_size_bytes)
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
         # mutable: whether objects may be written, as far as known; set in single steps
@@ -217,11 +217,11 @@ class Uploads(UploadScheduler[Sequential]):
         """See UploadScheduler."""
         with self._lock:
             self._places.setdefault(upload, 0)  # it has its share from now on, also while it waits
-            if in_flight >= max(self._flight.parts // len(self._places), 1):
+            if in_flight >= max(self._concurrency.parts // len(self._places), 1):
                 self._queue.pop(upload, None)  # it has to wait for its own parts first
                 return False
             # All together may have as many bytes as one upload could have alone.
-            most_bytes = self._flight.parts * max(size_bytes, self._config.part_size_bytes)
+            most_bytes = self._concurrency.parts * max(size_bytes, self._config.part_size_bytes)
             fits = self._in_flight_bytes + size_bytes <= min(most_bytes, self._most_bytes)
             first = next(iter(self._queue), upload) is upload
             if not first or (self._in_flight_bytes and not fits):
@@ -252,10 +252,10 @@ class Uploads(UploadScheduler[Sequential]):
                 return
             self._s_per_byte.append(duration_s / size_bytes)
             if size_bytes == self._config.part_size_bytes:
-                before = self._flight.parts
-                self._flight.arrived(duration_s, waited=waited)
-                if self._flight.parts != before:
-                    log.debug("parts in flight", parts=self._flight.parts, before=before)
+                before = self._concurrency.parts
+                self._concurrency.arrived(duration_s, waited=waited)
+                if self._concurrency.parts != before:
+                    log.debug("parts in flight", parts=self._concurrency.parts, before=before)
 
     def allowed_s(self, size_bytes: int) -> float:
         """See UploadScheduler."""

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import pytest
 
 from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed
-from mountpoint.s3.capabilities import NO_ETAG, find_abilities
+from mountpoint.s3.capabilities import NO_ETAG, find_capabilities
 from mountpoint.s3.client import S3_CAPABILITIES, BodySink, Capabilities, ListPage, Transfer
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 
@@ -17,7 +17,7 @@ def found(client: FakeClient) -> Capabilities:
     """Return what is found of a store."""
     page = client.list(b"").result(SAFE_S)
     try:
-        return find_abilities(client, b"", page, threading.Event())
+        return find_capabilities(client, b"", page, threading.Event())
     finally:
         client.close()
 

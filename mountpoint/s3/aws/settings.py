@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class AwsSettings:
     """The settings found. `endpoint_source` names the URL's origin; None means not set."""
 
     endpoint_url: str | None = None
@@ -60,13 +60,13 @@ class Surroundings:
         return replace(bucket, endpoint_url=self.endpoint_url)
 
 
-def surroundings(profile: str | None, environ: Mapping[str, str]) -> Surroundings:
+def aws_settings(profile: str | None, environ: Mapping[str, str]) -> AwsSettings:
     """Return the settings. Raises MountError for an invalid value, rather than ignore it."""
     session = open_session(profile)
     url, source = None, ""
     if not _flag(session, environ, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"):
         url, source = _endpoint_url(session, environ)
-    return Surroundings(
+    return AwsSettings(
         endpoint_url=url,
         endpoint_source=source,
         dual_stack=_flag(session, environ, "AWS_USE_DUALSTACK_ENDPOINT"),

@@ -11,7 +11,7 @@ from mountpoint.read.history import (
     LOOK_BYTES,
     MAX_DIRECTORIES,
     WHOLE_BYTES,
-    Expectation,
+    ReadHistory,
     parts_of,
 )
 
@@ -28,12 +28,12 @@ class Open:
         self.head_read = head_read
 
 
-def after(*files: tuple[int, int]) -> Expectation:
+def after(*files: tuple[int, int]) -> ReadHistory:
     """Return the experience of files of the directory d/: size and bytes read of each."""
-    expectation = Expectation()
+    history = ReadHistory()
     for index, (size, read) in enumerate(files):
-        expectation.closed(b"d/%d" % index, size, read)
-    return expectation
+        history.closed(b"d/%d" % index, size, read)
+    return history
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def after(*files: tuple[int, int]) -> Expectation:
 )
 def test_without_experience(size: int, head: int) -> None:
     """Small files whole, of others the head."""
-    assert Expectation().head_bytes(b"d/a", size) == head
+    assert ReadHistory().head_bytes(b"d/a", size) == head
 
 
 def test_files_that_are_read_whole() -> None:
@@ -92,35 +92,35 @@ def test_files_that_are_looked_at() -> None:
 )
 def test_how_far_programs_look(reads: list[int], head: int, reach: int) -> None:
     """What is read of each file is fetched at once; and how far programs look is known."""
-    expectation = after(*((4 * MIB, read) for read in reads))
-    assert expectation.head_bytes(b"d/a", 4 * MIB) == head
-    assert expectation.reach_bytes(b"d/a") == reach
-    assert expectation.is_looked_at(b"d/a") == (max(reads) <= LOOK_BYTES)
+    history = after(*((4 * MIB, read) for read in reads))
+    assert history.head_bytes(b"d/a", 4 * MIB) == head
+    assert history.reach_bytes(b"d/a") == reach
+    assert history.is_looked_at(b"d/a") == (max(reads) <= LOOK_BYTES)
 
 
 def test_nothing_is_known_of_how_far_programs_look() -> None:
     """Not without experience, nor where files are read whole."""
-    for expectation in (Expectation(), after((5000, 5000))):
-        assert expectation.reach_bytes(b"d/a") is None
-        assert not expectation.is_looked_at(b"d/a")
+    for history in (ReadHistory(), after((5000, 5000))):
+        assert history.reach_bytes(b"d/a") is None
+        assert not history.is_looked_at(b"d/a")
 
 
 def test_files_that_are_read_elsewhere() -> None:
     """Who reads the ends of files looks at them, too; who reads much of them does not."""
-    expectation = Expectation()
+    history = ReadHistory()
     for read, looks in ((20_000, True), (LOOK_BYTES + 1, False)):
-        expectation.closed(b"d/a", 9 * MIB, read, elsewhere=True)
-        assert expectation.reach_bytes(b"d/a") == 4096
-        assert expectation.head_bytes(b"d/a", 9 * MIB) == 4096
-        assert expectation.is_looked_at(b"d/a") == looks
+        history.closed(b"d/a", 9 * MIB, read, elsewhere=True)
+        assert history.reach_bytes(b"d/a") == 4096
+        assert history.head_bytes(b"d/a", 9 * MIB) == 4096
+        assert history.is_looked_at(b"d/a") == looks
 
 
 def test_what_the_kernel_makes_of_a_page() -> None:
     """What was read exactly says more than what the kernel has made larger."""
-    expectation = after((4 * MIB, 16_384))
-    assert expectation.head_bytes(b"d/a", 4 * MIB) == 16_384
-    expectation.closed(b"d/1", 4 * MIB, 4096, exact=True)
-    assert expectation.head_bytes(b"d/a", 4 * MIB) == 4096
+    history = after((4 * MIB, 16_384))
+    assert history.head_bytes(b"d/a", 4 * MIB) == 16_384
+    history.closed(b"d/1", 4 * MIB, 4096, exact=True)
+    assert history.head_bytes(b"d/a", 4 * MIB) == 4096
 
 
 def test_files_of_which_nothing_was_read() -> None:
@@ -147,19 +147,19 @@ def test_a_head_in_parts(head: int, most: int, sizes: list[int]) -> None:
 
 def test_each_directory_for_itself() -> None:
     """What was read elsewhere says nothing, neither in a parent nor in a child."""
-    expectation = after(*[(5 * MIB, 5 * MIB)] * LAST_FILES)
+    history = after(*[(5 * MIB, 5 * MIB)] * LAST_FILES)
     for key in (b"a", b"e/a", b"d/d/a"):
-        assert expectation.head_bytes(key, 5 * MIB) == HEAD_BYTES
+        assert history.head_bytes(key, 5 * MIB) == HEAD_BYTES
 
 
 def test_old_experience_goes() -> None:
     """The directory that was used longest ago is forgotten when there are too many."""
-    expectation = after(*[(5 * MIB, 5 * MIB)] * 2)
+    history = after(*[(5 * MIB, 5 * MIB)] * 2)
     for index in range(MAX_DIRECTORIES - 1):
-        expectation.closed(b"%d/a" % index, 1, 1)
-    assert expectation.head_bytes(b"d/a", 5 * MIB) == 5 * MIB
-    expectation.closed(b"one/more", 1, 1)
-    assert expectation.head_bytes(b"d/a", 5 * MIB) == HEAD_BYTES
+        history.closed(b"%d/a" % index, 1, 1)
+    assert history.head_bytes(b"d/a", 5 * MIB) == 5 * MIB
+    history.closed(b"one/more", 1, 1)
+    assert history.head_bytes(b"d/a", 5 * MIB) == HEAD_BYTES
 
 
 # --- Open files ---
@@ -167,48 +167,48 @@ def test_old_experience_goes() -> None:
 
 def test_open_files_teach_their_opener() -> None:
     """What was read of them says what will be of the next, until one has been closed."""
-    expectation = Expectation()
+    history = ReadHistory()
     read = [Open(5 * MIB, 100_000) for _ in range(2)]
     for file in read:
-        expectation.used(file, 7)
-    assert expectation.head_bytes(b"d/a", 5 * MIB, 7) == 102_400
-    assert expectation.reach_bytes(b"d/a", 7) == 102_400
+        history.used(file, 7)
+    assert history.head_bytes(b"d/a", 5 * MIB, 7) == 102_400
+    assert history.reach_bytes(b"d/a", 7) == 102_400
     for key, opener in ((b"d/a", 8), (b"d/a", 0), (b"e/a", 7)):
-        assert expectation.head_bytes(key, 5 * MIB, opener) == HEAD_BYTES
-        assert expectation.reach_bytes(key, opener) is None
-    assert not expectation.is_looked_at(b"d/a")
-    expectation.closed(b"d/b", 5 * MIB, 5 * MIB)
-    assert expectation.reach_bytes(b"d/a", 7) is None
+        assert history.head_bytes(key, 5 * MIB, opener) == HEAD_BYTES
+        assert history.reach_bytes(key, opener) is None
+    assert not history.is_looked_at(b"d/a")
+    history.closed(b"d/b", 5 * MIB, 5 * MIB)
+    assert history.reach_bytes(b"d/a", 7) is None
 
 
 def test_an_open_file_that_is_read_elsewhere() -> None:
     """It says that heads are not read."""
-    expectation = Expectation()
-    expectation.used(Open(5 * MIB, 100_000, head_read=False), 7)
-    assert expectation.head_bytes(b"d/a", 5 * MIB, 7) == 4096
+    history = ReadHistory()
+    history.used(Open(5 * MIB, 100_000, head_read=False), 7)
+    assert history.head_bytes(b"d/a", 5 * MIB, 7) == 4096
 
 
 def test_nothing_is_learnt_from_files_that_are_closed_or_unknown() -> None:
     """Not from one that has been closed, nor where it is not known who opened it."""
-    expectation = Expectation()
+    history = ReadHistory()
     file = Open(5 * MIB, 100_000)
-    expectation.used(file, 7)
-    expectation.left(file, 7)
-    expectation.left(file, 7)
-    expectation.used(file, 0)
+    history.used(file, 7)
+    history.left(file, 7)
+    history.left(file, 7)
+    history.used(file, 0)
     for opener in (0, 7):
-        assert expectation.reach_bytes(b"d/a", opener) is None
+        assert history.reach_bytes(b"d/a", opener) is None
 
 
 def test_many_files_are_opened_before_any_is_read() -> None:
     """Then only the heads of those that are not small; one that is read is remembered longest."""
-    expectation = Expectation()
+    history = ReadHistory()
     files = [Open(MIB, 0) for _ in range(100)]
     for count, file in enumerate(files):
         whole = count < LAST_FILES
-        assert expectation.head_bytes(b"d/a", MIB, 7) == (MIB if whole else HEAD_BYTES)
-        assert expectation.head_bytes(b"d/a", ALIKE_BYTES, 7) == ALIKE_BYTES
-        expectation.used(file, 7)
-    expectation.used(files[0], 7)
+        assert history.head_bytes(b"d/a", MIB, 7) == (MIB if whole else HEAD_BYTES)
+        assert history.head_bytes(b"d/a", ALIKE_BYTES, 7) == ALIKE_BYTES
+        history.used(file, 7)
+    history.used(files[0], 7)
     files[0].read_bytes = 5000
-    assert expectation.reach_bytes(b"d/a", 7) == 8192
+    assert history.reach_bytes(b"d/a", 7) == 8192

@@ -18,8 +18,8 @@ from mountpoint.errors import NoSuchEntry, ServerFault, StaleInode
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.metrics.counters import Counters
 from mountpoint.read import prefetch as ahead
-from mountpoint.read.history import Expectation
-from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MOST_FILES, Ahead
+from mountpoint.read.history import ReadHistory
+from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MOST_FILES, FilePrefetcher
 from mountpoint.read.streams import IDLE_SWEEPS
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
@@ -65,7 +65,7 @@ class Reader:
 
     @property
     def held(self) -> int:
-        return self.world.streams.ahead.held_files
+        return self.world.streams.prefetcher.held_files
 
 
 @contextmanager
@@ -78,10 +78,10 @@ def directory(count: int, size: int = 100 * KIB, **options: Any) -> Iterator[Rea
         reader = Reader(world, size)
         reader.gets()
         yield reader
-        world.streams.ahead.check()
+        world.streams.prefetcher.check()
         for _ in range(IDLE_SWEEPS):
             world.streams.sweep()
-        assert world.streams.ahead.held_files == 0
+        assert world.streams.prefetcher.held_files == 0
         assert world.budget.held_bytes == 0
 
 
@@ -430,7 +430,7 @@ def test_invariants(steps: list[tuple[str, int, int]]) -> None:
         infos = [client.info(name(index)) for index in range(100)]
         counters, budget = Counters(), Budget(MIB)
         retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
-        it = Ahead(client, ReadConfig(), budget, counters, Expectation(), retry_policy)
+        it = FilePrefetcher(client, ReadConfig(), budget, counters, ReadHistory(), retry_policy)
         opens = 0
 
         def following(index: int) -> Callable[[int], list[ObjectInfo]]:

@@ -18,7 +18,7 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT
 from mountpoint.read.history import HEAD_BYTES, WHOLE_BYTES
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.transfer import concurrency as flight
+from mountpoint.transfer import concurrency, hedging
 from tests.soak import seeds
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient
 from tests.unit.mounted import Mounted, mounted
@@ -127,8 +127,8 @@ class Program:
 @pytest.fixture(autouse=True)
 def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be decided from how long requests took."""
-    monkeypatch.setattr(flight, "LEAST_LATE_S", SAFE_S)
-    monkeypatch.setattr(flight, "WAITED_SHARE", 2.0)
+    monkeypatch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
+    monkeypatch.setattr(concurrency, "WAITED_SHARE", 2.0)
 
 
 @contextmanager

@@ -40,9 +40,9 @@ from mountpoint.read.stream import SMALL_BYTES, ReadStream
 from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import Attempts, RetryPolicy
-from mountpoint.transfer import concurrency as flight
+from mountpoint.transfer import hedging
 from mountpoint.transfer.memory_budget import Budget, Lease
-from mountpoint.transfer.stats import Pace
+from mountpoint.transfer.stats import TransferStats
 from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 from tests.unit.patterns import at_random
@@ -64,7 +64,7 @@ def _short_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
         patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
-        patch.setattr(flight, "LEAST_LATE_S", SAFE_S)
+        patch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
         yield
 
 
@@ -104,7 +104,7 @@ class Reading:
         self.retry_policy = RetryPolicy(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
         self.config = ReadConfig(part_bytes, memory_bytes, stall_s, total_s)
         self.counters = Counters()
-        self.pace = Pace(
+        self.stats = TransferStats(
             self.budget, self.counters, part_bytes=part_bytes, most_bytes=8 * part_bytes
         )
         self.closed: list[ReadStream] = []
@@ -120,7 +120,7 @@ class Reading:
             head_bytes=self.head_bytes,
             config=self.config,
             budget=self.budget,
-            pace=self.pace,
+            stats=self.stats,
             retry_policy=self.retry_policy,
             on_begin=lambda _: None,
             on_close=self.closed.append,
@@ -831,10 +831,12 @@ HERE = MIB
 class Late(Reading):
     """A stream whose requests for one page took next to nothing so far; the next one waits."""
 
-    def __init__(self, kin: int = flight.LEAST_KIN, size: int = PAGE, **options: Any) -> None:
+    def __init__(
+        self, requests: int = hedging.LEAST_REQUESTS, size: int = PAGE, **options: Any
+    ) -> None:
         super().__init__(SIZE, stepped=True, **options)
-        for _ in range(kin):
-            self.pace.arrived(size, 0.001, waited=True)
+        for _ in range(requests):
+            self.stats.arrived(size, 0.001, waited=True)
 
     def reads(self, count: int = 1) -> list[Background]:
         """Begin so many reads of one page."""
@@ -849,7 +851,7 @@ class Late(Reading):
 @pytest.fixture
 def _soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests be late soon."""
-    monkeypatch.setattr(flight, "LEAST_LATE_S", 0.01)
+    monkeypatch.setattr(hedging, "LEAST_LATE_S", 0.01)
 
 
 @pytest.mark.usefixtures("_soon_late")
@@ -881,7 +883,7 @@ def test_several_readers_of_a_late_request_make_one_more() -> None:
             super()._hedged(part, attempts)
 
     # So many requests have come that one for each reader would be allowed.
-    with Late(kin=readers * round(1 / flight.HEDGED_SHARE), stream_class=Together) as reading:
+    with Late(requests=readers * round(1 / hedging.HEDGED_SHARE), stream_class=Together) as reading:
         reads = reading.reads(readers)
         reading.asked(2)
         reading.client.step()
@@ -902,7 +904,7 @@ def test_a_second_request_that_is_not_allowed_keeps_no_memory() -> None:
             super()._hedged(part, attempts)
 
     with Late(stream_class=Refused) as reading:
-        while reading.pace.hedge():  # use up the share
+        while reading.stats.hedge():  # use up the share
             pass
         (reader,) = reading.reads()
         assert refused.wait(SAFE_S)
@@ -933,8 +935,8 @@ def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
 def test_a_small_file_whose_end_is_late() -> None:
     """Open does not wait for it any longer, and the first read makes a second request."""
     with Reading(SMALL_BYTES, part_bytes=8 * MIB) as reading:
-        for _ in range(flight.LEAST_KIN):
-            reading.pace.arrived(SMALL_BYTES, 0.001, waited=True)
+        for _ in range(hedging.LEAST_REQUESTS):
+            reading.stats.arrived(SMALL_BYTES, 0.001, waited=True)
         reading.client.inject("get", Fault(hang=True))
         assert reading.stream.open() == reading.client.info(KEY)
         reading.check(0, SMALL_BYTES)
@@ -967,10 +969,12 @@ def assert_alone(reading: Late) -> None:
 
 
 @pytest.mark.usefixtures("_soon_late")
-@pytest.mark.parametrize(("kin", "size"), [(0, PAGE), (flight.LEAST_KIN - 1, PAGE), (64, MIB)])
-def test_nothing_is_late_without_kin(kin: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("requests", "size"), [(0, PAGE), (hedging.LEAST_REQUESTS - 1, PAGE), (64, MIB)]
+)
+def test_nothing_is_late_without_history(requests: int, size: int) -> None:
     """As long as few requests of about this size have been seen, none is made twice."""
-    with Late(kin, size) as reading:
+    with Late(requests, size) as reading:
         (reader,) = reading.reads()
         assert_alone(reading)
         assert reader.end() is None
@@ -989,8 +993,8 @@ def test_few_requests_are_made_twice() -> None:
             while reading.client.step():
                 pass
             assert reader.end() is None
-        made = flight.LEAST_KIN + late
-        assert 1 <= reading.hedges()[0] <= 1 + flight.HEDGED_SHARE * made
+        made = hedging.LEAST_REQUESTS + late
+        assert 1 <= reading.hedges()[0] <= 1 + hedging.HEDGED_SHARE * made
 
 
 @pytest.mark.usefixtures("_soon_late")

@@ -20,7 +20,7 @@ from mountpoint.read.history import LAST_FILES
 from mountpoint.read.whole_checksum import MOST_PLACES, WholeChecksum
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire.checksum import ALGORITHMS, CRCS, Expected, crc_matches
-from mountpoint.transfer import concurrency as flight
+from mountpoint.transfer import hedging
 from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, etag_of
 from tests.unit.mounted import Mounted, mounted
@@ -34,7 +34,7 @@ NAMES = list(CRCS)
 @pytest.fixture(autouse=True)
 def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no request be made a second time because it is late."""
-    monkeypatch.setattr(flight, "LEAST_LATE_S", SAFE_S)
+    monkeypatch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
 
 
 def flipped(data: bytes, place: int) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 
 from mountpoint.config import BucketConfig, ClientConfig, Config, FileSystemConfig, MountConfig
 from mountpoint.errors import MountError
-from mountpoint.s3.aws.settings import Surroundings, surroundings
+from mountpoint.s3.aws.settings import AwsSettings, aws_settings
 from tests.unit.aws_fakes import isolate
 
 URL, OTHER_URL = "https://one.example", "https://two.example"
@@ -67,23 +67,23 @@ def config(**bucket: object) -> Config:
 )
 def test_endpoint(profile: str | None, environ: dict[str, str], url: str, source: str) -> None:
     """S3's own variable, that of all services, the services section, the profile."""
-    found = surroundings(profile, environ)
+    found = aws_settings(profile, environ)
     assert found.endpoint_url == url
     assert source in found.endpoint_source
 
 
 def test_the_rest() -> None:
     """Variables come before the profile, which says as much as they can."""
-    found = surroundings(None, {})
+    found = aws_settings(None, {})
     assert (found.dual_stack, found.fips, found.max_attempts) == (True, True, 7)
     environ = {
         "AWS_USE_DUALSTACK_ENDPOINT": "false",
         "AWS_USE_FIPS_ENDPOINT": "False",
         "AWS_MAX_ATTEMPTS": "2",
     }
-    found = surroundings(None, environ)
+    found = aws_settings(None, environ)
     assert (found.dual_stack, found.fips, found.max_attempts) == (False, False, 2)
-    found = surroundings("none", {})
+    found = aws_settings("none", {})
     assert (found.dual_stack, found.fips, found.max_attempts) == (False, False, None)
 
 
@@ -103,12 +103,12 @@ def test_the_rest() -> None:
 def test_what_makes_no_sense(profile: str, environ: dict[str, str], message: str) -> None:
     """A word that is neither true nor false is an error, not a silent false; and so on."""
     with pytest.raises(MountError, match=message):
-        surroundings(profile, environ)
+        aws_settings(profile, environ)
 
 
 def test_applied() -> None:
     """What is said counts where no option says otherwise."""
-    around = Surroundings(endpoint_url=URL, endpoint_source="X", fips=True, max_attempts=2)
+    around = AwsSettings(endpoint_url=URL, endpoint_source="X", fips=True, max_attempts=2)
     found = around.apply_to(config())
     assert (found.bucket.endpoint_url, found.bucket.fips) == (URL, True)
     assert found.client.most_tries == 2
@@ -123,11 +123,11 @@ def test_ca_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         bundle.write_text("")
     with (tmp_path / "config").open("a") as file:
         file.write("[profile company]\nca_bundle = ~/profile.pem\n")
-    around = surroundings("company", {})
+    around = aws_settings("company", {})
     assert around.apply_to(config()).client.ca_bundle == str(bundles[0])
     given = replace(config(), client=ClientConfig(ca_bundle=str(bundles[1])))
     assert around.apply_to(given).client.ca_bundle == str(bundles[1])
-    assert surroundings("none", {}).apply_to(given).client.ca_bundle == str(bundles[1])
+    assert aws_settings("none", {}).apply_to(given).client.ca_bundle == str(bundles[1])
     bundles[0].unlink()
     with pytest.raises(MountError, match=r"profile\.pem"):
         around.apply_to(config())
@@ -135,10 +135,10 @@ def test_ca_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dual_stack_is_of_aws() -> None:
     """An endpoint that is named is used as it is."""
-    around = Surroundings(dual_stack=True)
+    around = AwsSettings(dual_stack=True)
     assert around.apply_to(config()).bucket.dual_stack
     assert not around.apply_to(config(endpoint_url=URL)).bucket.dual_stack
-    assert not Surroundings(endpoint_url=URL, dual_stack=True).apply_to(config()).bucket.dual_stack
+    assert not AwsSettings(endpoint_url=URL, dual_stack=True).apply_to(config()).bucket.dual_stack
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_dual_stack_is_of_aws() -> None:
 def test_no_endpoint(url: str) -> None:
     """Who has named it is told."""
     with pytest.raises(MountError, match="of AWS_ENDPOINT_URL is not an endpoint URL"):
-        surroundings("none", {"AWS_ENDPOINT_URL": url}).apply_to(config())
+        aws_settings("none", {"AWS_ENDPOINT_URL": url}).apply_to(config())
 
 
 def test_acceleration_has_its_own() -> None:
     """Two endpoints are one too many."""
     with pytest.raises(MountError, match="AWS_ENDPOINT_URL_S3 names an endpoint"):
-        surroundings("none", {"AWS_ENDPOINT_URL_S3": URL}).apply_to(
+        aws_settings("none", {"AWS_ENDPOINT_URL_S3": URL}).apply_to(
             config(transfer_acceleration=True)
         )

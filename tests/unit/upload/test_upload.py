@@ -593,7 +593,7 @@ def test_places_are_given_in_order(world: World) -> None:
     """Who has waited longest for a place on the line gets the next one."""
     line = world.uploads
     first, second, third, fourth = (world.uploads.upload(b"%d" % n) for n in range(4))
-    most = world.uploads._flight.parts * PART
+    most = world.uploads._concurrency.parts * PART
     assert line.take_place(first, 0, most)
     assert not line.take_place(second, 0, PART)
     assert not line.take_place(third, 0, 1)

@@ -1,0 +1,69 @@
+"""When a request is late, decided from durations."""
+
+from collections import deque
+
+import pytest
+
+from mountpoint.transfer import hedging
+from mountpoint.transfer.hedging import (
+    HEDGED_SHARE,
+    JUDGED_REQUESTS,
+    LAST_REQUESTS,
+    LATE_FACTOR,
+    LEAST_LATE_S,
+    LEAST_REQUESTS,
+    HedgingPolicy,
+)
+
+
+def test_nothing_is_late_without_history() -> None:
+    """One request fewer than `LEAST_REQUESTS` says nothing; the next one does."""
+    policy = HedgingPolicy()
+    for _ in range(LEAST_REQUESTS - 1):
+        policy.arrived(1 << 20, 1.0)
+    assert policy.late_s(1 << 20) == float("inf")
+    policy.arrived(1 << 20, 1.0)
+    assert policy.late_s(1 << 20) == pytest.approx(LATE_FACTOR)
+
+
+def test_size_classes_are_separate() -> None:
+    """What small requests take says nothing about large ones."""
+    policy = HedgingPolicy()
+    for _ in range(LEAST_REQUESTS):
+        policy.arrived(4096, 1.0)
+    assert policy.late_s(5000) == pytest.approx(LATE_FACTOR)
+    assert policy.late_s(1 << 23) == float("inf")
+
+
+def test_one_slow_request_does_not_move_the_bound() -> None:
+    """The slowest of twenty counts, not the slowest of all; and quick ones have a least."""
+    policy = HedgingPolicy()
+    for index in range(64):
+        policy.arrived(4096, 5.0 if index == 30 else 0.001)
+    assert policy.late_s(4096) == LEAST_LATE_S
+
+
+def test_durations_are_not_sorted_after_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones are sorted for every eighth request, also when there have been many."""
+    sorts = []
+
+    def counted(durations_s: deque[float]) -> list[float]:
+        sorts.append(len(durations_s))
+        return sorted(durations_s)
+
+    monkeypatch.setattr(hedging, "sorted", counted, raising=False)
+    policy = HedgingPolicy()
+    for _ in range(LEAST_REQUESTS + 100 * JUDGED_REQUESTS):
+        policy.arrived(100_000, 0.05)
+    assert len(sorts) == 101
+    assert sorts[-1] == LAST_REQUESTS
+
+
+def test_the_share_of_second_requests() -> None:
+    """One at once, then no more than the share of what is asked for."""
+    policy = HedgingPolicy()
+    made = 0
+    for _ in range(1000):
+        policy.arrived(4096, 0.01)
+        made += policy.hedge()
+    assert 1 <= made <= 1 + 1000 * HEDGED_SHARE
