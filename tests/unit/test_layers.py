@@ -46,7 +46,11 @@ PACKAGES = (
 PLACES = {
     "opentelemetry": {"mountpoint.metrics.export.otlp"},
     "prometheus_client": {"mountpoint.metrics.export.prometheus"},
-    "awscrt": {"mountpoint.s3.crt.client", "mountpoint.s3.wire.checksum"},
+    "awscrt": {
+        "mountpoint.s3.crt.client",
+        "mountpoint.s3.crt.signing",
+        "mountpoint.s3.wire.checksum",
+    },
     "llfuse": {"mountpoint.fuse.binding"},
     "botocore": {
         "mountpoint.s3.aws.endpoint",
@@ -78,6 +82,7 @@ PURE = (
     "mountpoint.listing.split_points",
     "mountpoint.read.readahead",
     "mountpoint.transfer.concurrency",
+    "mountpoint.transfer.hedging",
     "mountpoint.s3.wire.posix_metadata",
     "mountpoint.s3.wire.reading",
     "mountpoint.s3.wire.writing",

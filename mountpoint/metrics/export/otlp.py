@@ -66,7 +66,7 @@ class Otlp:
     ) -> None:
         # dependencies
         self._collect = collect
-        self._words = _Words(environ)
+        self._messages = _LibraryMessages(environ)
         self._throttle = LogThrottle()
         # constants
         self._url = endpoint.rstrip("/").removesuffix(PATH) + PATH
@@ -79,7 +79,7 @@ class Otlp:
         self._sent_ns = time.time_ns()
         self._failing = False
         library = logging.getLogger(LIBRARY)
-        library.handlers, library.propagate = [self._words], False
+        library.handlers, library.propagate = [self._messages], False
         self._exporter = self._made(None)
 
     def export(self) -> None:
@@ -88,7 +88,7 @@ class Otlp:
 
     def export_last(self) -> None:
         """Send the remaining changes, within LAST_EXPORT_S."""
-        self._words.said.clear()
+        self._messages.messages.clear()
         self._send(self._made(LAST_EXPORT_S))
 
     def interrupt(self) -> None:
@@ -100,10 +100,10 @@ class Otlp:
         try:
             exporter = OTLPMetricExporter(endpoint=self._url, timeout=timeout_s)
         except Exception as error:  # the library may raise anything while it reads them
-            self._words.said.append(str(error))
-        if self._words.said:
+            self._messages.messages.append(str(error))
+        if self._messages.messages:
             raise MountError(
-                f"OpenTelemetry's library: {self._words.said[0]}",
+                f"OpenTelemetry's library: {self._messages.messages[0]}",
                 "look at the variables OTEL_EXPORTER_OTLP_*",
             )
         return exporter
@@ -113,7 +113,7 @@ class Otlp:
         # The clock may have been set back.
         begun_ns = min(self._sent_ns, now_ns)
         data = self._data(since(self._sent, found), begun_ns, now_ns)
-        self._words.said.clear()
+        self._messages.messages.clear()
         if exporter.export(data) is MetricExportResult.SUCCESS:
             if not self._cumulative:
                 self._sent, self._sent_ns = found, now_ns
@@ -127,7 +127,7 @@ class Otlp:
             log.warning(
                 "metrics could not be sent",
                 url=self._url,
-                reason=next(iter(self._words.said), "no answer"),
+                reason=next(iter(self._messages.messages), "no answer"),
                 times_before=before or None,
                 hint="the mount keeps them until the collector accepts them",
             )
@@ -144,7 +144,7 @@ class Otlp:
         return MetricsData([resource])
 
 
-class _Words(logging.Handler):
+class _LibraryMessages(logging.Handler):
     """Collects the library's messages during an export, without secrets. We log them ourselves.
 
     The first message is the one that explains a failure.
@@ -155,10 +155,10 @@ class _Words(logging.Handler):
         pairs = [pair for name in HEADERS for pair in environ.get(name, "").split(",")]
         values = [pair.partition("=")[2].strip() or pair.strip() for pair in pairs]
         self._redact = Redactor([*values, *map(unquote, values)])
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(self._redact(record.getMessage()))
+        self.messages.append(self._redact(record.getMessage()))
 
 
 def _metric(

@@ -1,1 +1,4 @@
-"""`ObjectClient` over the AWS Common Runtime (CRT): `client` sends, `exchange` gets the answers."""
+"""`ObjectClient` over the AWS Common Runtime (CRT).
+
+`client` sends requests, `signing` signs them, `exchange` gets the answers.
+"""

@@ -1,11 +1,11 @@
-"""`ObjectClient` over the AWS Common Runtime. Only this and `s3/wire/checksum` import awscrt.
+"""`ObjectClient` over the AWS Common Runtime (CRT).
 
 There is one `S3Client` for one endpoint, with one event loop thread (more were slower on two
 cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a single ranged
 request. A GET without a range, HEAD, LIST and all writes are DEFAULT requests, which the CRT sends
 unchanged; so this program splits uploads into parts and retries them itself. Requests are signed
-without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a signed header.
-Callbacks come on CRT threads with the GIL. The CRT's retries are off: the caller retries
+(`signing`) without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a signed
+header. Callbacks come on CRT threads with the GIL. The CRT's retries are off: the caller retries
 (`s3.retry`).
 
 The CRT resolves the Host header of each request and reuses connections by host name, so a client
@@ -24,15 +24,6 @@ from typing import TypeVar
 
 import awscrt.io
 import structlog
-from awscrt.auth import (
-    AwsCredentials,
-    AwsCredentialsProvider,
-    AwsSignatureType,
-    AwsSignedBodyHeaderType,
-    AwsSignedBodyValue,
-    AwsSigningAlgorithm,
-    AwsSigningConfig,
-)
 from awscrt.exceptions import AwsCrtError
 from awscrt.http import HttpHeaders, HttpRequest
 from awscrt.io import (
@@ -65,7 +56,7 @@ from mountpoint.errors import (
 )
 from mountpoint.metrics.counters import CounterName, Counters
 from mountpoint.metrics.recorder import Meters
-from mountpoint.s3.aws.credentials import Credentials, Keys
+from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import (
     ALWAYS,
@@ -90,7 +81,7 @@ from mountpoint.s3.crt import sizes
 from mountpoint.s3.crt.body import BodyStream
 from mountpoint.s3.crt.errors import crt_error
 from mountpoint.s3.crt.exchange import Download, Exchange, Headers, Inquiry
-from mountpoint.s3.crt.threads import keep_state
+from mountpoint.s3.crt.signing import Signer
 from mountpoint.s3.wire import reading as wire
 from mountpoint.s3.wire import writing as write_wire
 
@@ -134,12 +125,6 @@ ONLY_IN_DIRECTORIES = frozenset({"AppendObject", "RenameObject"})
 #: S3 sends checksums only with this header.
 CHECKSUM_MODE = ("x-amz-checksum-mode", "ENABLED")
 
-ALGORITHMS = {
-    "v4": AwsSigningAlgorithm.V4,
-    "v4a": AwsSigningAlgorithm.V4_ASYMMETRIC,
-    "v4-s3express": AwsSigningAlgorithm.V4_S3EXPRESS,
-}
-
 
 class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
@@ -167,6 +152,7 @@ class CrtClient:
         self._meters = meters or Meters()
         self._endpoint = endpoint
         self._credentials = credentials
+        self._signer = Signer(endpoint, credentials)
         # Before the CRT's own objects: an exception raised while they exist is lost.
         tls_options = _tls_options(config.ca_bundle)
         loops = EventLoopGroup(1)
@@ -176,7 +162,7 @@ class CrtClient:
             region=endpoint.region,
             tls_mode=_tls_mode(endpoint),
             tls_connection_options=tls_options,
-            signing_config=_session_signing(endpoint, credentials),
+            signing_config=self._signer.session_config(),
             part_size=part_bytes,
             throughput_target_gbps=config.throughput_gbps or DEFAULT_GBPS,
             enable_s3express=endpoint.has_sessions,
@@ -203,8 +189,6 @@ class CrtClient:
             self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
             self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
         self._bucket = bucket or endpoint.base_path.strip("/")
-        # mutable, replaced in one assignment: the keys of the signatures, and their signing config
-        self._signing: tuple[Keys, AwsSigningConfig] | None = None
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._under_way: set[Exchange] = set()
@@ -512,7 +496,7 @@ class CrtClient:
                 type=request_type,
                 request=HttpRequest(method, target, HttpHeaders(self._headers + extra), stream),
                 operation_name=operation,
-                signing_config=self._signing_config(),
+                signing_config=self._signer.config(),
                 on_headers=exchange.on_headers,
                 on_body=exchange.on_body,
                 on_done=exchange.on_done,
@@ -522,20 +506,6 @@ class CrtClient:
             exchange.end(_crt_error(error))
         if exchange.ended:  # the answer arrived first: see Exchange
             exchange.request = None
-
-    def _signing_config(self) -> AwsSigningConfig | None:
-        """Return the signing config with the current keys; None if unsigned, or in a session.
-
-        The config contains the keys. A credentials provider would call the interpreter once more
-        per request, on the one thread that serves all connections.
-        """
-        if self._credentials is None or self._endpoint.has_sessions:
-            return None
-        keys, signing = self._credentials.latest(), self._signing
-        if signing is None or signing[0] is not keys:
-            provider = AwsCredentialsProvider.new_static(*keys)
-            self._signing = signing = keys, _signed_by(provider, self._endpoint)
-        return signing[1]
 
     def check_credentials(self) -> None:
         """Raise CredentialsUnavailable unless requests can be signed. Sends no request."""
@@ -604,32 +574,3 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
             f"the CA bundle '{ca_bundle}' cannot be used: {error}",
             "--ca-bundle, AWS_CA_BUNDLE and the profile's ca_bundle must name a PEM file",
         ) from error
-
-
-def _session_signing(
-    endpoint: Endpoint, credentials: Credentials | None
-) -> AwsSigningConfig | None:
-    """Return the config with which the CRT opens sessions itself; None without sessions."""
-    if credentials is None or not endpoint.has_sessions:
-        return None
-
-    def current() -> AwsCredentials:
-        keep_state()
-        # The CRT would log an exception raised here and drop it.
-        return AwsCredentials(*credentials.latest())
-
-    return _signed_by(AwsCredentialsProvider.new_delegate(current), endpoint)
-
-
-def _signed_by(provider: AwsCredentialsProvider, endpoint: Endpoint) -> AwsSigningConfig:
-    return AwsSigningConfig(
-        algorithm=ALGORITHMS[endpoint.signing_algorithm],
-        signature_type=AwsSignatureType.HTTP_REQUEST_HEADERS,
-        service=endpoint.signing_name,
-        region=endpoint.region,
-        credentials_provider=provider,
-        signed_body_header_type=AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
-        signed_body_value=AwsSignedBodyValue.UNSIGNED_PAYLOAD,
-        use_double_uri_encode=False,
-        should_normalize_uri_path=False,
-    )
