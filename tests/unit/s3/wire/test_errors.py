@@ -10,7 +10,7 @@ from mountpoint import errors
 from mountpoint.s3.wire import errors as refusal
 from mountpoint.s3.wire import reading as wire
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def error_body(code: str, message: str = "", more: str = "") -> bytes:

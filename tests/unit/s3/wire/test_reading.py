@@ -13,7 +13,7 @@ from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.wire import reading as wire
 from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
 #: The odd keys that were put into both stores before their answers were saved.
 ODD_KEYS = {
