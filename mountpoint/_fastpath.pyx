@@ -100,8 +100,8 @@ cdef class Part:
             return
         if offset != self.start + self.received or offset + size > self.stop:
             self.fail(BadAnswer(
-                f"bytes {offset}-{offset + size} where {self.start + self.received}"
-                f"-{self.stop} were expected"
+                f"bytes {offset}-{offset + size} arrived instead of "
+                f"{self.start + self.received}-{self.stop}"
             ))
             return
         self.received += size
@@ -130,7 +130,7 @@ cdef class Part:
             ))
             return
         if self.info is None:
-            self.fail(BadAnswer("bytes without headers: nobody said of which version"))
+            self.fail(BadAnswer("bytes without headers: the version is unknown"))
             return
         if self.chunks is not None:
             data = b"".join(self.chunks)

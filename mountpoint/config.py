@@ -232,7 +232,7 @@ class WriteConfig:
             )
         if self.sse not in (None, "AES256", "aws:kms", "aws:kms:dsse"):
             raise MountError(
-                f"--sse {self.sse} is not known", "it must be AES256, aws:kms or aws:kms:dsse"
+                f"--sse {self.sse} is unknown", "it must be AES256, aws:kms or aws:kms:dsse"
             )
         if self.sse_kms_key_id is not None:
             if self.sse not in ("aws:kms", "aws:kms:dsse"):

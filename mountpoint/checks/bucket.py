@@ -46,7 +46,7 @@ def bucket(subject: Subject) -> Result:
     there = subject.client.endpoint
     moved = there != subject.endpoint
     subject.endpoint = there
-    elsewhere = f", in {there.region}, which it names itself" if moved else ""
+    elsewhere = f"; S3 says that it is in {there.region}" if moved else ""
     return ok(
         f"it exists and can be listed{elsewhere}; first answer in {took_ms} ms",
         region=there.region,
@@ -145,7 +145,7 @@ class _OneByte:
         """Pass the end on."""
         error = self._other or error
         if error is None and self._size_bytes != 1:
-            error = BadAnswer(f"{self._size_bytes} bytes came instead of one")
+            error = BadAnswer(f"{self._size_bytes} bytes arrived instead of one")
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error) if error else self.future.set_result(None)
 

@@ -40,7 +40,7 @@ def dns(subject: Subject) -> Result:
             f"{name} has the address {', '.join(found[:3])}{', …' * (len(found) > 3)}",
             address=found[0],
         )
-    return skipped(f"{name} is an address")
+    return skipped(f"{name} is an IP address")
 
 
 def connection(subject: Subject) -> Result:

@@ -119,7 +119,7 @@ class Copies:
         if not same(stored.info.etag, source.etag):
             raise PreconditionFailed(f"{shown(source.key)} has changed in the meantime")
         if stored.tags:
-            log.warning("copies of large objects do not have their tags", key=source.key)
+            log.warning("copies of large objects lose their tags", key=source.key)
         options = self._uploads.encrypted(stored.options)
         checksum = self._config.checksum
         if checksum is not None and not self._trial.takes_checksums(source, checksum):

@@ -98,7 +98,7 @@ def config_of(bucket: str, options: dict[str, Any]) -> Config:
     "--journals",
     "directory",
     metavar="DIRECTORY",
-    help="Directory where mounts note their uploads.  [default: this user's]",
+    help="Directory where mounts record their uploads.  [default: this user's]",
 )
 def cleanup(
     bucket: str,
@@ -230,8 +230,8 @@ def _is_confirmed(question: str) -> bool:
         if sys.stdin.isatty():  # the user pressed Ctrl-C
             raise
         raise MountError(
-            "nothing was aborted: standard input is not a terminal, so the question has no answer",
-            "add --yes",
+            "nothing was aborted: standard input is no terminal to ask for confirmation",
+            "add --yes to abort without confirmation",
         ) from None
 
 

@@ -43,7 +43,7 @@ def _told(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [
             (
                 "version",
-                f"{status['version']}, another one than mount-s3ctl: mount again to see more",
+                f"{status['version']}, not that of mount-s3ctl: mount again to see more",
             )
         ]
 

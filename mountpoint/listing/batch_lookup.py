@@ -181,7 +181,9 @@ class Siblings:
             page = future.result()
         except (OperationError, CancelledError) as error:
             prefix = flight.directory.decode("utf-8", "backslashreplace")
-            log.debug("the names beside it could not be listed", prefix=prefix, reason=str(error))
+            log.debug(
+                "the siblings of a name could not be listed", prefix=prefix, reason=str(error)
+            )
             self._failed(flight.directory)
         else:
             self._learn(flight, page)

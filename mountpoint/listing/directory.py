@@ -294,7 +294,7 @@ class DirectoryListing:
         self._listings.add(self._prefix, certain[held:], arrived.asked_at_s, span)
         if page.skipped:
             log.warning(
-                "invalid entries of a listing were left out",
+                "invalid entries of a listing were skipped",
                 prefix=self._shown(),
                 count=page.skipped,
             )

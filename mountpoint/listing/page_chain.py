@@ -66,7 +66,7 @@ class PageChain:
         self.asked = None
         page = asked.future.result()
         if page.next_token is not None and page.next_token in self._tokens:
-            raise BadAnswer("the listing loops: a continuation token came twice")
+            raise BadAnswer("the listing loops: a continuation token occurred twice")
         self._tokens.add(page.next_token)
         reach = reach_of(prefix, self.reach, page)
         self.token = page.next_token

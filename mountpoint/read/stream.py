@@ -472,7 +472,8 @@ class ReadStream:
     def _replace_failed(self, part: Part, attempts: Attempts) -> None:
         """Remove a failed part before a new try, or raise its error if there is none."""
         stalled = not part.failed
-        part.cancel(Stalled(f"{part.stop - part.start} bytes did not come in {part.age_s():.1f} s"))
+        missing = f"{part.stop - part.start} bytes did not arrive within {part.age_s():.1f} s"
+        part.cancel(Stalled(missing))
         error = part.error
         if error is None:  # it became ready while it was being given up
             return

@@ -120,7 +120,7 @@ def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> Tran
             return None  # the CRT reports this one itself
         hint = f"check {by.variable}; list hosts to reach without a proxy in NO_PROXY"
         if " 407 " in str(error):
-            hint = f"the proxy needs another user and password: http://USER:PASSWORD@{by.host}"
+            hint = f"give the proxy's user and password: http://USER:PASSWORD@{by.host}"
         return TransportFault(f"{proxy}: {error}", hint=hint)
     return None
 

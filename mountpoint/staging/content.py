@@ -121,7 +121,7 @@ class Content:
         try:
             data = self._fetch(base, start, stop)
             if len(data) != stop - start:
-                raise BadAnswer(f"{len(data)} bytes in place of {stop - start}")
+                raise BadAnswer(f"{len(data)} bytes arrived instead of {stop - start}")
         except Exception:
             if self.base is not base:  # this mount has replaced it
                 return None

@@ -303,7 +303,7 @@ class StagedFile(Reclaimable):
             sink.abort()
             raise
         if info.size_bytes != self.size_bytes:
-            raise BadAnswer(f"{self.size_bytes} bytes became {info.size_bytes}")
+            raise BadAnswer(f"the object has {info.size_bytes} bytes, not {self.size_bytes}")
         return info
 
     def _keep(self, error: BaseException) -> None:

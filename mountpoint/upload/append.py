@@ -155,7 +155,7 @@ class Appending(Sequential):
             here = 0 if self._info is None else self._info.size_bytes
             if self._failure is None and here < self._size_bytes:
                 log.info(
-                    "an upload was abandoned: its beginning remains in the bucket",
+                    "an upload was abandoned: the bytes already sent remain in the bucket",
                     key=self.key,
                     size_bytes=here,
                     written_bytes=self._size_bytes,

@@ -54,8 +54,8 @@ COMPLETE_S = 300.0
 
 #: What to do after a store has refused parts that had grown with the file.
 WRITE_AGAIN = (
-    "write the file again: its parts will have one size, --write-part-size, "
-    f"and {MOST_PARTS} of them are all that a file can have"
+    "write the file again: all its parts will have the size --write-part-size, "
+    f"and a file can have {MOST_PARTS} of them"
 )
 
 
@@ -202,7 +202,9 @@ class Completion:
             if info.etag != told.etag:  # somebody else has replaced it since
                 self._completed(told)
             elif info.size_bytes != told.size_bytes:
-                self._failed(BadAnswer(f"{told.size_bytes} bytes became {info.size_bytes}"))
+                self._failed(
+                    BadAnswer(f"the object has {info.size_bytes} bytes, not {told.size_bytes}")
+                )
             else:
                 self._completed(info)
 

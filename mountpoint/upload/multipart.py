@@ -213,7 +213,7 @@ class Multipart:
     def _number(self) -> int:
         if self.next_number > MOST_PARTS:
             raise TooLarge(
-                f"the file has reached {MOST_PARTS} parts, the most that S3 takes",
+                f"the file has reached {MOST_PARTS} parts, the most that S3 accepts",
                 hint="use a larger --write-part-size for larger files",
             )
         number, self.next_number = self.next_number, self.next_number + 1

@@ -36,7 +36,9 @@ from mountpoint.config import BucketConfig
 log = structlog.get_logger(__name__)
 
 #: Logged where journals cannot be written: no reason not to mount.
-UNNOTED = "uploads cannot be noted: mount-s3ctl cleanup will not find them if this mount is killed"
+UNNOTED = (
+    "uploads cannot be recorded: mount-s3ctl cleanup will not find them if this mount is killed"
+)
 SUFFIX = ".journal"
 DRAFT = ".new"
 #: Older drafts belong to a process that died between two system calls.

@@ -217,7 +217,7 @@ class Upload(Sequential):
         with super()._turn():
             if self._finishing:
                 raise NotSequential(
-                    "the file is already uploaded: no more can be written",
+                    "the file is already uploaded: no more bytes can be written",
                     "mount with --staged-writes DIR to permit it",
                 )
             yield

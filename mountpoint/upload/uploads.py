@@ -329,7 +329,7 @@ class Uploads(UploadScheduler[Sequential]):
             return False
         if self._wants_equal_parts is None:
             log.info(
-                "this server needs parts of one size: the next files get them",
+                "this server needs parts of one size: later files are uploaded in such parts",
                 reason=str(error),
             )
         self._wants_equal_parts = True

@@ -535,7 +535,7 @@ def test_the_bucket_is_elsewhere(store: Store, large: str) -> None:
     assert found.code == 0
     assert found["region"]["details"] == {"region": "us-west-2", "source": "environment"}
     assert found["bucket"]["details"]["region"] == "eu-west-3"
-    assert "in eu-west-3, which it names itself" in found["bucket"]["finding"]
+    assert "S3 says that it is in eu-west-3" in found["bucket"]["finding"]
 
 
 @pytest.mark.parametrize("where", ["credentials", "bucket", "throughput"])

@@ -136,7 +136,7 @@ def test_wrong_password(
     said = refused(store, folder, url, "--ca-bundle", bundle, **environ)
     assert f"the proxy http://127.0.0.1:{proxy.port} of HTTPS_PROXY" in said
     assert "407" in said
-    assert "another user and password" in said
+    assert "the proxy's user and password" in said
     assert "wrong-pass-7" not in said
 
 
@@ -145,7 +145,7 @@ def test_wrong_password_forwarded(store: Store, folder: Path, proxy: ForwardProx
     url = f"http://{NAME}:{urlsplit(store.endpoint_url).port}"
     said = refused(store, folder, url, HTTP_PROXY=login(proxy, "wrong-pass-7"))
     assert "HTTP status 407" in said
-    assert "the proxy in HTTP_PROXY needs another user and password" in said
+    assert "the proxy in HTTP_PROXY refuses the user and password, or needs them" in said
     assert "wrong-pass-7" not in said
 
 

@@ -104,7 +104,7 @@ class Otlp:
         if self._messages.messages:
             raise MountError(
                 f"OpenTelemetry's library: {self._messages.messages[0]}",
-                "look at the variables OTEL_EXPORTER_OTLP_*",
+                "check the variables OTEL_EXPORTER_OTLP_*",
             )
         return exporter
 

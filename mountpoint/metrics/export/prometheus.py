@@ -234,4 +234,4 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log an error of a connection that was cut or broke."""
-        log.debug("a connection for metrics broke", exc_info=True)
+        log.debug("a connection for metrics was lost", exc_info=True)

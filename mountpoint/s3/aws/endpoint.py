@@ -167,7 +167,7 @@ def resolve(bucket: BucketConfig, region: str) -> Endpoint:
         return endpoint
     if endpoint.directory:
         raise MountError(
-            f"'{bucket.name}' is the name of a directory bucket, and {endpoint.host} has no others",
+            f"'{bucket.name}' names a directory bucket, and {endpoint.host} serves no others",
             "omit --bucket-type",
         )
     plain = _resolve(replace(bucket, name=_STAND_IN), region)

@@ -91,9 +91,10 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "InvalidWriteOffset": (WrongOffset, ""),
     "TooManyParts": (
         TooLarge,
-        "an object takes 10,000 appends, one for each fsync and close: make a copy to start again",
+        "an object accepts 10,000 appends, one for each fsync and close: make a copy and append "
+        "to that",
     ),
-    "EncryptionTypeMismatch": (S3Error, "--sse must name the object's own encryption"),
+    "EncryptionTypeMismatch": (S3Error, "--sse must name the encryption that the object has"),
     "KMS.NotFoundException": (S3Error, _KMS),
     "KMS.DisabledException": (S3Error, _KMS),
     "KMS.InvalidKeyUsageException": (S3Error, _KMS),
@@ -103,7 +104,7 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     401: (AccessDenied, ""),
     403: _BY_CODE["AccessDenied"],
     404: (NotFound, ""),
-    407: (AccessDenied, "the proxy in HTTP_PROXY needs another user and password"),
+    407: (AccessDenied, "the proxy in HTTP_PROXY refuses the user and password, or needs them"),
     408: (ServerFault, ""),
     412: (PreconditionFailed, ""),
     416: (BadAnswer, ""),

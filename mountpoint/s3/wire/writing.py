@@ -244,7 +244,7 @@ def appended(headers: Headers, size_bytes: int) -> Written:
     told = (wire.header(headers, "x-amz-object-size") or "").strip()
     if told and told != str(size_bytes):
         raise S3Error(
-            f"an append made an object of {wire.printable(told, 20)} bytes, not of {size_bytes}",
+            f"after an append the object has {wire.printable(told, 20)} bytes, not {size_bytes}",
             request_id=request_id(headers),
         )
     return Written(etag, "", _date_ns(headers))

@@ -273,7 +273,7 @@ def test_json_of_any_key(
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [("n\n", "the answer was not yes"), ("", "the question has no answer")]
+    ("answer", "reason"), [("n\n", "the answer was not yes"), ("", "is no terminal")]
 )
 def test_what_is_not_confirmed(
     client: FakeClient,

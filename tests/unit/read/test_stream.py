@@ -641,7 +641,7 @@ def test_silence_is_a_stall() -> None:
     """No answer at all is said as such: how long, and how many bytes did not come."""
     with Reading(50_000, stall_s=0.01, total_s=0.2) as reading:
         reading.client.script = lambda request: Fault(silent=True)
-        with pytest.raises(Stalled, match=r"4096 bytes did not come in \d+\.\d s"):
+        with pytest.raises(Stalled, match=r"4096 bytes did not arrive within \d+\.\d s"):
             reading.stream.read(4096, 4096)
 
 
