@@ -1,10 +1,10 @@
-"""What could be had at most? `python -m bench.ceiling`, with the options of `bench.run`.
+"""Measure the upper limit of a mount's speed: `python -m bench.ceiling`, options as `bench.run`.
 
-A mount is a kernel's half and a client's half, and both share the processors. This measures each
-alone, on this machine, in this hour: a file system of zeros with the same channel, and the client
-with nothing behind it. A mount cannot be faster than the slower of the two; and where each has to
-wait for the other (one small file after another), or each keeps all processors busy (many at once),
-not faster than both after one another: 1 / (1/a + 1/b).
+A mount has two halves that share the processors: the kernel's and the client's. This measures each
+one alone: a file system of zeros over the same channel, and the client without a file system. A
+mount cannot be faster than the slower half. If each half waits for the other (one small file after
+another), or each keeps all processors busy (many files in parallel), it cannot be faster than both
+halves in sequence: 1 / (1/a + 1/b).
 """
 
 import mmap
@@ -38,14 +38,14 @@ GETS = 2000
 
 
 class Zeros(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
-    """A file `zeros`, and small ones with numbers for names. Every read is answered at once."""
+    """A file `zeros`, and small files named by numbers. Reads return without a wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self._zeros = memoryview(bytes(MIB))
 
     def getattr(self, inode: int, ctx: Any) -> Any:
-        """Return what the root or a file is."""
+        """Return the attributes of the root or of a file."""
         entry = llfuse.EntryAttributes()
         entry.st_ino = inode
         entry.st_mode = stat.S_IFDIR | 0o755 if inode == 1 else stat.S_IFREG | 0o444
@@ -114,7 +114,7 @@ def read_small(folder: Path, at_once: int) -> float:
 
 
 def kernel_half() -> Iterator[str]:
-    """Measure reads of zeros: what llfuse, the channel and the kernel take."""
+    """Measure reads of zeros: the cost of llfuse, the channel and the kernel."""
     with tempfile.TemporaryDirectory(prefix="mount-s3-ceiling-") as name:
         command = [sys.executable, "-m", "bench.ceiling", "serve", name]
         server = subprocess.Popen(command)
@@ -146,7 +146,7 @@ def kernel_half() -> Iterator[str]:
 
 
 class Arrival:
-    """Where a GET ends."""
+    """Discards the body of a GET."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -171,7 +171,7 @@ class Arrival:
 
 
 def client_half(client: ObjectClient, key: bytes) -> Iterator[str]:
-    """Measure GETs of one object: what awscrt and the calls to it take."""
+    """Measure GETs of one object: the cost of awscrt and of the calls to it."""
     info = client.head(key).result()
 
     def get(start: int, size: int) -> None:

@@ -1,7 +1,7 @@
 """One chart of several runs of the bench, as SVG: `python -m bench.chart a.json b.json -o out.svg`.
 
-Everything is relative to the first run, on scales of doublings: bars to the right are faster, or
-need more CPU. `make bench-chart` installs matplotlib first.
+Everything is relative to the first run, on logarithmic scales to the base 2: bars to the right are
+faster, or need more CPU. `make bench-chart` installs matplotlib first.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from typing import Any
 
 from bench.measure import Result
 
-#: Of a group of bars, the part that is not space between it and the next.
+#: Height of a group's bars, as a share of the group; the rest is space.
 GROUP_HEIGHT = 0.8
 INCHES_PER_BAR = 0.12
 INCHES_PER_GROUP = 0.12
 INCHES_OF_FRAME = 1.0
-#: What is next to nothing would take all the space of a logarithmic scale.
+#: Smaller ratios are drawn as this one: on a logarithmic scale they would take all the space.
 LEAST_RATIO = 1 / 64
 
 
@@ -48,7 +48,7 @@ def read_report(path: Path) -> Report:
 
 
 def compared(reports: list[Report]) -> list[Row]:
-    """Return what the chart shows: the workloads of the first run, in its order. Pure."""
+    """Return the rows of the chart: the workloads of the first run, in its order. Pure."""
     rows = []
     for name, first in reports[0].results.items():
         found = [report.results.get(name) for report in reports]
@@ -59,11 +59,11 @@ def compared(reports: list[Report]) -> list[Row]:
 
 
 def draw(reports: list[Report], path: Path) -> None:
-    """Draw the chart of two runs or more."""
+    """Draw the chart of two or more runs."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Text stays text, and the same figures give the same file.
+    # Keep text as text, and make the file reproducible.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "mount-s3"})
     rows = compared(reports)
     labels = [report.label for report in reports]
@@ -83,11 +83,11 @@ def draw(reports: list[Report], path: Path) -> None:
 
 
 def _bars(axes: Any, groups: list[list[float | None]], labels: list[str]) -> None:
-    """Draw the first run as the line at 1, and a bar from there for each group and other run."""
+    """Draw the first run as the line at 1. In each group, draw a bar from it for each other run."""
     axes.axvline(1.0, color="black", linewidth=0.8, label=f"1: {labels[0]}")
     thickness = GROUP_HEIGHT / (len(labels) - 1)
     for number, label in enumerate(labels[1:], 1):
-        ratios = [group[number] or 1.0 for group in groups]  # what was not measured has no bar
+        ratios = [group[number] or 1.0 for group in groups]  # no bar for missing figures
         top = (number - 0.5) * thickness - GROUP_HEIGHT / 2
         places = [group + top for group in range(len(groups))]
         widths = [ratio - 1.0 for ratio in ratios]
@@ -106,13 +106,13 @@ def _ratio(value: float, first: float) -> float | None:
 
 
 def main() -> int:
-    """Draw the chart of the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.chart", description=__doc__.partition("\n")[0])
     parser.add_argument("reports", nargs="+", type=Path, metavar="JSON")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SVG")
     arguments = parser.parse_args()
     if len(arguments.reports) < 2:
-        parser.error("it takes two runs to compare")
+        parser.error("a comparison needs at least two runs")
     draw([read_report(path) for path in arguments.reports], arguments.output)
     return 0
 

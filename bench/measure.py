@@ -1,4 +1,4 @@
-"""From what a process and a workload did to the lines of the table.
+"""Make the lines of the table from counters of a process and a workload.
 
 CPU and memory are the mounting process's, from /proc (proc_pid_stat(5), proc_pid_status(5));
 requests and bytes are the mount's own counters.
@@ -15,7 +15,7 @@ from bench.reading import Work
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
-#: The columns of the table, and how wide they are on a terminal.
+#: The columns of the table, and their widths on a terminal.
 COLUMNS = {
     "workload": 17,
     "rate": 10,
@@ -31,7 +31,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class PageChain:
-    """One run of one workload. `counters` are what the mount counted during it."""
+    """One run of one workload. `counters` are the mount's own, for the time of the run."""
 
     work: Work
     seconds: float
@@ -43,10 +43,10 @@ class PageChain:
 
 @dataclass(frozen=True)
 class Result:
-    """What one workload did, in medians of its runs; latencies are those of all runs together.
+    """The medians of a workload's runs; the latencies come from all runs together.
 
-    `unit` says what `rate_per_s` counts: bytes or operations. `cpu_seconds` is for all of it.
-    `of_alone` is the rate as a part of that of the same streams, each alone.
+    `unit` says what `rate_per_s` counts: bytes or operations. `cpu_seconds` is for the whole run.
+    `of_alone` is the rate divided by the rate of the same streams, each alone.
     """
 
     name: str
@@ -80,15 +80,15 @@ class Result:
         return f"{self.rate_per_s:.0f} /s"
 
     def kernel(self) -> float | None:
-        """Return what the kernel read for each byte that the program read; None of nothing."""
+        """Return the bytes that the kernel read per byte of the program; None if it read none."""
         return self.kernel_bytes / self.read_bytes if self.read_bytes else None
 
     def fetched(self) -> float | None:
-        """Return what was asked of S3 for each byte that the program read; None of nothing."""
+        """Return the bytes requested from S3 per byte of the program; None if it read none."""
         return self.bytes_asked / self.read_bytes if self.read_bytes else None
 
     def line(self) -> str:
-        """Return one line of the table, which is Markdown."""
+        """Return one line of the table, in Markdown."""
         cpu = f"{self.cpu_each():.2f} s/GB"
         if self.unit == "operations":
             cpu = f"{self.cpu_each() * 1e3:.2f} ms each"
@@ -108,7 +108,7 @@ class Result:
 
 
 def result(name: str, unit: str, runs: Sequence[PageChain], alone: Sequence[float]) -> Result:
-    """Sum up the runs of a workload; `alone` are the bytes per second without others. Pure."""
+    """Sum up the runs of a workload; `alone` is the rate of each stream alone. Pure."""
     latencies_ms = sorted(each * 1e3 for run in runs for each in run.work.latencies_s)
     amounts = [run.work.read_bytes if unit == "bytes" else run.work.operations for run in runs]
     rates = [amount / run.seconds for amount, run in zip(amounts, runs, strict=True)]
@@ -140,7 +140,7 @@ def result(name: str, unit: str, runs: Sequence[PageChain], alone: Sequence[floa
 
 
 def percentile(ordered: Sequence[float], part: float) -> float | None:
-    """Return the value that `part` of the ordered values do not exceed; None of nothing. Pure."""
+    """Return the quantile `part` of sorted values; None if there are none. Pure."""
     return ordered[min(int(len(ordered) * part), len(ordered) - 1)] if ordered else None
 
 
@@ -150,7 +150,7 @@ def header() -> list[str]:
 
 
 def table_line(cells: Sequence[str]) -> str:
-    """Return one line of a Markdown table whose columns stand in line. Pure."""
+    """Return one line of a Markdown table with aligned columns. Pure."""
     padded = [f"{cell:{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)]
     return f"| {' | '.join(padded)} |"
 
@@ -175,7 +175,7 @@ def memory_bytes(status: str, name: str) -> int:
 
 
 class Process:
-    """The mounting process, looked at from outside."""
+    """The mounting process, seen from outside."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path(f"/proc/{pid}")
@@ -185,20 +185,20 @@ class Process:
         return cpu_seconds((self._folder / "stat").read_text())
 
     def rss_bytes(self) -> int:
-        """Return the memory that it has now."""
+        """Return its resident memory."""
         return memory_bytes((self._folder / "status").read_text(), "VmRSS")
 
     def peak_rss_bytes(self) -> int:
-        """Return the most memory that it had since `reset_peak`."""
+        """Return its peak memory since `reset_peak`."""
         return memory_bytes((self._folder / "status").read_text(), "VmHWM")
 
     def reset_peak(self) -> None:
-        """Begin to look for the peak anew, where that is allowed (proc_pid_clear_refs(5))."""
+        """Reset the peak, if that is allowed (proc_pid_clear_refs(5))."""
         with contextlib.suppress(OSError):
             (self._folder / "clear_refs").write_text("5")
 
 
 def drop_caches() -> None:
-    """Make the kernel forget cached pages and names, where that is allowed."""
+    """Make the kernel forget cached pages and names, if that is allowed."""
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3")

@@ -1,8 +1,8 @@
-"""What does a known name cost? `python -m bench.names`, as root.
+"""Measure the memory per known name: `python -m bench.names`, as root.
 
-Mounts a bucket of a million keys that exist only in the answers of a server of ours, looks every
-one of them up, as `find` with -size does, and has the kernel forget them. Says how much memory
-the mounting process has before, with all of them, and after.
+Mounts a bucket of a million keys that exist only in a test server's answers, looks up each of
+them, as `find` with -size does, and makes the kernel forget them. Prints the memory of the mounting
+process before, with all names known, and afterwards.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from tools import mounting
 
 FOLDERS, SUBFOLDERS = 100, 100
 MTIME_S = 1_700_000_000
-#: The kernel's forgets come within a second or two; memory goes back when they have ended.
+#: The kernel sends its FORGETs within two seconds; then the memory is freed.
 FORGET_S = 10.0
 
 
 def names_in(prefix: str, files: int) -> Iterator[str]:
-    """Yield what is in a folder of the tree, in order; folders end in "/". Pure."""
+    """Yield the names in a folder of the tree, in order; folders end in "/". Pure."""
     depth = prefix.count("/")
     if depth == 0:
         yield from (f"dataset-2026-{number:02}/" for number in range(FOLDERS))
@@ -66,11 +66,11 @@ def page(prefix: str, after: str, most: int, files: int) -> bytes:
 
 
 def serve(files: int, port: Connection) -> None:
-    """Serve the tree, with `files` in each folder of it; tell the port."""
+    """Serve the tree, with `files` in each folder; send the port to the parent."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = MIB  # head and body in one packet: the second would wait for the first's receipt
+        wbufsize = MIB  # one packet for head and body: a second one would wait for an ACK
 
         def do_GET(self) -> None:
             query = dict(parse_qsl(urlsplit(self.path).query))
@@ -96,7 +96,7 @@ def serve(files: int, port: Connection) -> None:
 
 
 def look_up_all(folder: Path) -> int:
-    """Look everything in a folder up; return how much there is."""
+    """Look up all names in a folder; return their number."""
     count = 0
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -108,7 +108,7 @@ def look_up_all(folder: Path) -> int:
 
 
 def measure(folder: Path) -> list[str]:
-    """Look all names up and have them forgotten; return the lines that say what it took."""
+    """Look up all names and make the kernel forget them; return the lines of the report."""
     (pid,) = mounting.mount_processes(folder)
     process = Process(pid)
     before = process.rss_bytes()
@@ -137,7 +137,7 @@ def main() -> int:
     parser.add_argument("--names", type=int, default=1_000_000)
     arguments = parser.parse_args()
     if os.geteuid() != 0:
-        parser.error("only root can have the kernel forget (/proc/sys/vm/drop_caches)")
+        parser.error("only root can make the kernel forget names (/proc/sys/vm/drop_caches)")
     files = max(arguments.names // FOLDERS // SUBFOLDERS, 1)
     ours, theirs = get_context("fork").Pipe()
     server = get_context("fork").Process(target=serve, args=(files, theirs), daemon=True)

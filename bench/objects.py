@@ -1,9 +1,9 @@
-"""The bucket that the workloads read, and whether what they read is right.
+"""The bucket that the workloads read, and the comparison of the bytes that they read.
 
-Every object is a piece of one tape: TAPE_BYTES random bytes, again and again, from a place that
-depends on the key. TAPE_BYTES is a prime number, so two places that are whole pages, blocks or
-parts apart are different bytes, within 4 GiB: eight bytes say which object they are of, and from
-where. They do not compress, so no server is spared work by that.
+Each object is a piece of an endless tape that repeats TAPE_BYTES random bytes; the key determines
+where it starts. TAPE_BYTES is prime, so within 4 GiB two places that are whole pages, blocks or
+parts apart differ: eight bytes identify an object and an offset. The bytes do not compress, so
+compression saves a server no work.
 """
 
 import random
@@ -15,7 +15,7 @@ from typing import Any
 KIB, MIB = 1 << 10, 1 << 20
 
 TAPE_BYTES = 1_048_583
-#: What is compared at each end of a piece.
+#: Bytes that are compared at each end of a piece.
 WORD_BYTES = 8
 TAPE = random.Random(1).randbytes(TAPE_BYTES)
 
@@ -27,7 +27,7 @@ MANY_BYTES = 4 * MIB
 SMALL_BYTES = 100 * KIB
 TREE_BYTES = 100
 FOLDER_BYTES = 10
-#: One of them is named as a Parquet file and one as an archive: the mount goes by the name.
+#: One is named as a Parquet file and one as an archive, because the mount reads by name.
 QUARTERS = ["quarter/0.parquet", "quarter/1.zip", "quarter/2", "quarter/3"]
 MEDIUM = [f"medium/{number:02}" for number in range(40)]
 MANY = [f"many/{number:02}" for number in range(64)]
@@ -46,13 +46,13 @@ SIZES = {
     **dict.fromkeys(FOLDER, FOLDER_BYTES),
 }
 
-#: Larger objects are put in parts of this size, by so many threads.
+#: Larger objects are uploaded in parts of this size, by UPLOAD_THREADS threads.
 UPLOAD_BYTES = 64 * MIB
 UPLOAD_THREADS = 4
 
 
 class WrongBytes(Exception):
-    """A read returned what is not in the object."""
+    """A read returned other bytes than the object's."""
 
 
 def content(key: str, start: int, stop: int) -> bytes:
@@ -67,7 +67,7 @@ def content(key: str, start: int, stop: int) -> bytes:
 def check(key: str, offset: int, size: int, piece: bytes | memoryview) -> None:
     """Raise WrongBytes unless a piece has its size, and the right bytes at both of its ends."""
     if len(piece) != size:
-        raise WrongBytes(f"{key}: {len(piece)} bytes at {offset} in place of {size}")
+        raise WrongBytes(f"{key}: {len(piece)} bytes at {offset} instead of {size}")
     for start in (0, max(size - WORD_BYTES, 0)):
         stop = min(start + WORD_BYTES, size)
         if piece[start:stop] != content(key, offset + start, offset + stop):
@@ -75,7 +75,7 @@ def check(key: str, offset: int, size: int, piece: bytes | memoryview) -> None:
 
 
 def fill(client: Any, bucket: str) -> None:
-    """Put all objects, with a boto3 client of at least UPLOAD_THREADS connections."""
+    """Upload all objects, with a boto3 client of at least UPLOAD_THREADS connections."""
     with ThreadPoolExecutor(UPLOAD_THREADS) as pool:
         list(pool.map(lambda key: _put(client, bucket, key), SIZES))
 

@@ -1,7 +1,7 @@
-"""In which order programs read: offsets and sizes. Pure.
+"""The orders in which programs read: offsets and sizes. Pure.
 
-A piece is `(offset, size)`, as pread(2) takes them. What is random comes from a seed: each run,
-and each version of the program, reads the same.
+A piece is `(offset, size)`, as for pread(2). Random patterns come from a seed, so that each run and
+each version of the program reads the same pieces.
 """
 
 import random
@@ -15,8 +15,8 @@ Piece = tuple[int, int]
 
 PAGE_BYTES = 4 * KIB
 
-#: Parquet: a footer of some KiB, of which readers fetch the last 64 KiB at once; row groups, of
-#: which a query reads some columns; a column chunk is read by buffers.
+#: Parquet: a footer of a few KiB, within the last 64 KiB, which readers fetch in one read; row
+#: groups, of which a query reads some columns; column chunks, which are read in buffers.
 FOOTER_BYTES = 64 * KIB
 ROW_GROUP_BYTES = 16 * MIB
 CHUNK_BYTES = (MIB, 4 * MIB)
@@ -24,7 +24,7 @@ CHUNKS_PER_GROUP = 2
 CHUNK_READ_BYTES = 256 * KIB
 
 #: Zip: the end record and the directory's entries without comments (APPNOTE.TXT 4.3.12, 4.3.16)
-#: with names of some 30 bytes; in front of each member is a header of its own.
+#: with names of about 30 bytes; each member has its own header in front.
 END_BYTES = 22
 ENTRY_BYTES = 46 + 30
 MEMBER_HEADER_BYTES = 30
@@ -47,19 +47,19 @@ def backwards(start: int, stop: int, size: int) -> Iterator[Piece]:
 
 
 def strides(stop: int, size: int, every: int) -> Iterator[Piece]:
-    """The first `size` bytes of each `every`, in order."""
+    """The first `size` bytes of every `every` bytes, in order."""
     for offset in range(0, stop - size + 1, every):
         yield offset, size
 
 
 def at_random(stop: int, size: int, count: int, seed: int) -> Iterator[Piece]:
-    """`count` blocks of `size`, at multiples of it, none of them twice."""
+    """`count` different blocks of `size` bytes, at multiples of it."""
     for block in random.Random(seed).sample(range(stop // size), count):
         yield block * size, size
 
 
 def in_turn(streams: Iterable[Iterable[T]]) -> Iterator[T]:
-    """One item of each stream, then the next of each, until all have ended."""
+    """One item of each stream in turn, until all streams have ended."""
     waiting = [iter(stream) for stream in streams]
     while waiting:
         for stream in waiting.copy():
@@ -70,7 +70,7 @@ def in_turn(streams: Iterable[Iterable[T]]) -> Iterator[T]:
 
 
 def in_random_turn(streams: Iterable[Iterable[T]], seed: int) -> Iterator[T]:
-    """The next item of any of the streams, until all have ended: a merge of sorted runs."""
+    """The next item of a random stream, until all have ended, as in a merge of sorted runs."""
     source = random.Random(seed)
     waiting = [iter(stream) for stream in streams]
     while waiting:
@@ -93,7 +93,7 @@ def parquet(size: int, seed: int) -> Iterator[Piece]:
 
 
 def zip_archive(size: int, seed: int) -> tuple[list[Piece], list[list[Piece]]]:
-    """How an archive of `size` bytes is read: the directory, and each member in random order."""
+    """The reads of an archive of `size` bytes: its directory, then each member in random order."""
     source = random.Random(seed)
     members: list[list[Piece]] = []
     offset = 0
@@ -112,7 +112,7 @@ def zip_archive(size: int, seed: int) -> tuple[list[Piece], list[list[Piece]]]:
 
 
 def tensors(size: int, seed: int) -> list[Piece]:
-    """All tensors of a file of `size` bytes, in random order; they begin at pages."""
+    """All tensors of a file of `size` bytes, in random order, aligned to pages."""
     source = random.Random(seed)
     found: list[Piece] = []
     offset = 0

@@ -1,7 +1,7 @@
-"""Patterns of real programs: neither from start to end nor at random.
+"""Access patterns of real programs: neither sequential nor random.
 
-Where a pattern is made of several streams, `alone` reads the same streams in the same steps, each
-alone: together they should be nearly as fast.
+If a pattern has several streams, `alone` reads the same streams in the same steps, one stream
+after another. Together they should be nearly as fast.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ SIXTEEN = [
 
 
 def in_order(folder: Path, *, key: str = LARGE, order: Sequence[Piece]) -> Work:
-    """Read pieces of one file in their order."""
+    """Read the given pieces of one file, in order."""
     work = Work()
     with opened(folder, key, work) as source:
         source.read_all(order)
@@ -61,7 +61,7 @@ def in_order(folder: Path, *, key: str = LARGE, order: Sequence[Piece]) -> Work:
 
 
 def zip_members(folder: Path) -> Work:
-    """Read an archive's directory, then members, each an operation."""
+    """Read an archive's directory, then its members; each is one operation."""
     work = Work()
     directory, members = zip_archive(QUARTER_BYTES, seed=1)
     with opened(folder, QUARTERS[1], work) as source:
@@ -73,7 +73,7 @@ def zip_members(folder: Path) -> Work:
 
 
 def one_by_one(folder: Path, *, streams: Iterable[Sequence[Piece]]) -> Work:
-    """Read each stream to its end, on a descriptor of its own, before the next."""
+    """Read one stream after another, each to its end and on its own descriptor."""
     return total([in_order(folder, order=stream) for stream in streams])
 
 
@@ -90,7 +90,7 @@ def in_threads(folder: Path, *, streams: Sequence[Sequence[Piece]]) -> Work:
 
 
 def mapped(folder: Path, *, order: Iterable[Piece]) -> Work:
-    """Touch the pages of a mapped file, piece by piece, each an operation."""
+    """Touch the pages of a mapped file, piece by piece; each is one operation."""
     work = Work()
     with opened(folder, QUARTERS[2], work) as source:
         memory = source.mapped()
@@ -101,7 +101,7 @@ def mapped(folder: Path, *, order: Iterable[Piece]) -> Work:
 
 
 def many_handles(folder: Path, *, at_once: bool) -> Work:
-    """Open 64 files and read them: one after another, or a step of each in turn."""
+    """Open 64 files and read them: one after another, or one step of each in turn."""
     work = Work()
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(opened(folder, key, work)) for key in listed(folder, MANY)]

@@ -1,4 +1,4 @@
-"""A file of the mount as a program has it open: every read is checked, counted, and timed."""
+"""An open file of the mount: every read is checked, counted and timed."""
 
 import contextlib
 import mmap
@@ -13,13 +13,13 @@ from typing import Self
 from bench.objects import MIB, check
 from bench.patterns import PAGE_BYTES, Piece
 
-#: No workload reads more at once.
+#: The largest read of all workloads.
 BUFFER_BYTES = MIB
 
 
 @dataclass
 class Work:
-    """What a workload did. `latencies_s` is empty where one number says nothing."""
+    """What a workload did. `latencies_s` is empty if single latencies mean nothing."""
 
     read_bytes: int = 0
     operations: int = 0
@@ -33,7 +33,7 @@ class Work:
 
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
-        """Count what is done inside as one operation, and keep its time."""
+        """Count the body of the `with` as one operation, and record its duration."""
         start_s = time.perf_counter()
         yield
         self.latencies_s.append(time.perf_counter() - start_s)
@@ -41,7 +41,7 @@ class Work:
 
 
 class Source:
-    """An open file. What is read through it is added to `work`, so it is for one thread."""
+    """An open file. Its reads are added to `work`, so only one thread may use it."""
 
     def __init__(self, key: str, descriptor: int, work: Work) -> None:
         self._key = key
@@ -49,7 +49,7 @@ class Source:
         self._work = work
 
     def with_work(self, work: Work) -> "Source":
-        """Return one on the same descriptor, for another thread."""
+        """Return another object for the same descriptor, for another thread."""
         return Source(self._key, self._descriptor, work)
 
     def read(self, piece: Piece) -> None:
@@ -61,12 +61,12 @@ class Source:
         self._work.read_bytes += size
 
     def read_all(self, order: Iterable[Piece]) -> None:
-        """Read pieces in their order."""
+        """Read pieces in order."""
         for piece in order:
             self.read(piece)
 
     def time_each(self, order: Iterable[Piece]) -> None:
-        """Read pieces in their order, each of them an operation."""
+        """Read pieces in order, each as one operation."""
         for piece in order:
             with self._work.operation():
                 self.read(piece)
@@ -77,7 +77,7 @@ class Source:
 
 
 class Mapped:
-    """A mapped file. Touching a page is reading it whole."""
+    """A mapped file. Touching a page reads the whole page."""
 
     def __init__(self, key: str, memory: mmap.mmap, work: Work) -> None:
         self._key = key
@@ -109,9 +109,9 @@ _of_thread = threading.local()
 
 
 def _buffer() -> memoryview:
-    """Return this thread's buffer: of whole pages, as O_DIRECT wants it.
+    """Return this thread's buffer. It consists of whole pages, which O_DIRECT requires.
 
-    Private: a process that is forked has a copy of it.
+    The mapping is private: a forked process gets a copy of it.
     """
     if not hasattr(_of_thread, "buffer"):
         _of_thread.buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES, flags=mmap.MAP_PRIVATE))

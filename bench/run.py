@@ -1,12 +1,12 @@
-"""How fast is a mount? `python -m bench.run`, or `make bench`.
+"""Measure how fast a mount is: `python -m bench.run`, or `make bench`.
 
 Starts SeaweedFS on loopback (or takes `--endpoint-url` and `--bucket`, with credentials in the
 usual variables), fills the bucket, mounts it as a user would, and runs each workload several
 times with cold caches. Prints a table of medians; `--json FILE` writes them, with the commit and
 the machine, for `bench.chart`.
 
-On one machine server, kernel and mount share the processors, so only ratios within one run say
-anything. Cold caches need root (/proc/sys/vm/drop_caches); without, it says so.
+Server, kernel and mount share the processors of one machine, so compare only figures of the same
+run. Cold caches need root (/proc/sys/vm/drop_caches); without root the program says so.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WORKLOADS = {workload.name: workload for workload in [*workloads(), *programs()]
 
 
 class Bench:
-    """A mount that is measured."""
+    """The mount to measure."""
 
     def __init__(self, folder: Path, log_directory: Path) -> None:
         (self._pid,) = mounting.mount_processes(folder)
@@ -80,7 +80,7 @@ class Bench:
 
 @contextlib.contextmanager
 def store(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield endpoint, bucket and environment of a server whose bucket is filled."""
+    """Yield endpoint, bucket and environment of a server with a filled bucket."""
     connections = objects.UPLOAD_THREADS
     if arguments.endpoint_url is None:
         with served.embedded(sum(objects.SIZES.values())) as server:
@@ -107,7 +107,7 @@ def mounted(arguments: argparse.Namespace) -> Iterator[Bench]:
 
 
 def about() -> dict[str, str]:
-    """Return what the figures are of."""
+    """Describe the commit and the machine that are measured."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
@@ -120,13 +120,13 @@ def about() -> dict[str, str]:
 
 
 def arguments_of(command_line: list[str]) -> argparse.Namespace:
-    """Parse the command line; ends the program where it makes no sense."""
+    """Parse the command line; exit if it is invalid."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="all, unless named")
-    parser.add_argument("--list", action="store_true", help="say which workloads there are")
-    parser.add_argument("--endpoint-url", help="a server that runs, instead of one of our own")
-    parser.add_argument("--bucket", default="test-bucket", help="its bucket, which is filled")
-    parser.add_argument("--filled", action="store_true", help="the bucket has been filled before")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all")
+    parser.add_argument("--list", action="store_true", help="list the workloads")
+    parser.add_argument("--endpoint-url", help="use this running server")
+    parser.add_argument("--bucket", default="test-bucket", help="its bucket, which is filled first")
+    parser.add_argument("--filled", action="store_true", help="the bucket is filled already")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(command_line)
@@ -136,7 +136,7 @@ def arguments_of(command_line: list[str]) -> argparse.Namespace:
         parser.exit()
     for name in arguments.workloads:
         if name not in WORKLOADS:
-            parser.error(f"there is no workload '{name}'; --list says which there are")
+            parser.error(f"there is no workload '{name}'; --list shows them")
     if (problem := why_no_fuse()) is not None:
         parser.error(f"this machine cannot mount: {problem}")
     return arguments
@@ -146,7 +146,7 @@ def main() -> int:
     """Run the benchmark."""
     arguments = arguments_of(sys.argv[1:])
     if os.geteuid() != 0:
-        print("Not root: caches stay warm, and cold figures are too good.")
+        print("Not root: caches stay warm, so figures for cold caches are too good.")
     results = []
     failed = False
     with mounted(arguments) as bench:

@@ -1,4 +1,4 @@
-"""The server and the mount that benchmarks measure: of our own, or a server that runs."""
+"""The server and the mount that benchmarks measure: a new server, or a running one."""
 
 import contextlib
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 from tools import mounting
 from tools.servers import SeaweedFS
 
-#: The server's files are in memory where there is room: its disk is not what is measured, and
-#: dropping the caches would send it there.
+#: The server keeps its files in memory if they fit: the disk is not measured, and with cold caches
+#: the server would read from it.
 MEMORY_FOLDER = Path("/dev/shm")
 SPARE_BYTES = 2 << 30
 
 
 @contextlib.contextmanager
 def embedded(size_bytes: int) -> Iterator[SeaweedFS]:
-    """Yield a server on loopback with room for objects of this size together."""
+    """Yield a server on loopback with room for objects of this total size."""
     needed_bytes = size_bytes + SPARE_BYTES
     roomy = MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > needed_bytes
     with (
@@ -31,7 +31,7 @@ def embedded(size_bytes: int) -> Iterator[SeaweedFS]:
 
 
 def credentials() -> dict[str, str]:
-    """Return what this process's environment says of AWS."""
+    """Return the variables of AWS in this process's environment."""
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
@@ -39,7 +39,7 @@ def credentials() -> dict[str, str]:
 def mounted(
     url: str, bucket: str, environment: dict[str, str], options: Sequence[str] = ()
 ) -> Iterator[tuple[Path, Path]]:
-    """Mount a bucket; yield the mount's folder and that of its log."""
+    """Mount a bucket; yield the folders of the mount and of its log."""
     with tempfile.TemporaryDirectory(prefix="mount-s3-bench-") as name:
         folder, logs = Path(name) / "mnt", Path(name) / "log"
         folder.mkdir()

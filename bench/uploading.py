@@ -1,7 +1,7 @@
-"""What uploads reach without a mount: `python -m bench.uploading --endpoint-url URL BUCKET`.
+"""Measure uploads without a mount: `python -m bench.uploading --endpoint-url URL BUCKET`.
 
-A client, a budget and `Uploads`, as a mount has them; files are written side by side, each by one
-thread, and then completed. A server that throws bodies away shows what the client can do.
+Uses a client, a memory budget and `Uploads`, as a mount does. Files are written in parallel, each
+by one thread, and then completed. A server that discards bodies shows the limit of the client.
 """
 
 import os
@@ -28,8 +28,8 @@ MIB = 1 << 20
 @click.argument("bucket")
 @click.option("--endpoint-url", default="http://127.0.0.1:9000")
 @click.option("--files", default=1)
-@click.option("--size-mib", default=1024.0, help="Of each file.")
-@click.option("--write-kib", default=128, help="Of each write.")
+@click.option("--size-mib", default=1024.0, help="Size of each file.")
+@click.option("--write-kib", default=128, help="Size of each write.")
 @click.option("--checksum", type=click.Choice(["crc32c", "crc64nvme", "off"]), default="crc32c")
 @click.option("--memory-mib", default=256)
 def main(
@@ -41,7 +41,7 @@ def main(
     checksum: str,
     memory_mib: int,
 ) -> None:
-    """Write files and say how fast that was."""
+    """Write files and print the speed."""
     counters = Counters()
     host = urlsplit(endpoint_url).netloc
     endpoint = Endpoint(urlsplit(endpoint_url).scheme, host, f"/{bucket}", "us-east-1", "s3", "v4")
@@ -59,7 +59,7 @@ def main(
         upload = uploads.upload(b"bench/%d" % number)
         most = 0
         for start in range(0, size, step):
-            data = source[:1] + source[1 : size - start]  # new memory, as llfuse's is
+            data = source[:1] + source[1 : size - start]  # new memory, like llfuse's
             upload.write(start, data)
             most = max(most, budget.held_bytes)
         upload.finish()

@@ -1,7 +1,7 @@
-"""What programs do: files from start to end, at random, many of them. `programs` has the rest.
+"""Plain workloads: files from start to end, at random, and many files. `programs` has the others.
 
-A workload is a function of the mount's folder that reads, and returns what it did. It is timed
-from outside; the caches are cold when it begins, unless it is `warm`.
+A workload is a function that gets the mount's folder, reads files, and returns what it did. The
+caller times it. The caches are cold at its start, unless it is `warm`.
 """
 
 import multiprocessing
@@ -35,7 +35,7 @@ PageChain = Callable[[Path], Work]
 
 RANDOM_READS = 1000
 RANDOM_READS_EACH = 100
-#: The mount knows a listing for a second: first bytes are asked for in so many files after each.
+#: The mount uses a listing for one second: the number of files to open after each listing.
 FILES_PER_LISTING = 20
 
 
@@ -43,8 +43,8 @@ FILES_PER_LISTING = 20
 class Workload:
     """One line of the table.
 
-    `unit` says what its rate counts. `alone` reads the same streams one by one, where `run`
-    reads several together.
+    `unit` says what its rate counts. If `run` reads several streams together, `alone` reads the
+    same streams one after another.
     """
 
     name: str
@@ -64,7 +64,7 @@ def sequential(folder: Path, *, flags: int = 0) -> Work:
 
 
 def four_files(folder: Path) -> Work:
-    """Read four files from start to end at once."""
+    """Read four files in parallel, from start to end."""
     order = list(pieces(0, QUARTER_BYTES, 256 * KIB))
     return in_processes(folder, [(key, order, 0) for key in QUARTERS])
 
@@ -78,7 +78,7 @@ def random_reads(folder: Path, size: int) -> Work:
 
 
 def random_in_four(folder: Path) -> Work:
-    """Read blocks of 1 MiB at random places of four files at once."""
+    """Read blocks of 1 MiB at random places of four files in parallel."""
     orders = [
         list(at_random(QUARTER_BYTES, MIB, RANDOM_READS_EACH, seed))
         for seed, _ in enumerate(QUARTERS)
@@ -88,7 +88,7 @@ def random_in_four(folder: Path) -> Work:
 
 
 def small_files(folder: Path, threads: int) -> Work:
-    """List the folder of small files and read each of them whole."""
+    """List the folder of small files and read each one completely."""
     keys = listed(folder, SMALL)
     if threads > 1:
         random.Random(1).shuffle(keys)
@@ -97,12 +97,12 @@ def small_files(folder: Path, threads: int) -> Work:
 
 
 def medium_files(folder: Path) -> Work:
-    """Read files of some MiB whole, one after another."""
+    """Read files of a few MiB completely, one after another."""
     return total(whole_file(folder, key) for key in listed(folder, MEDIUM))
 
 
 def first_byte(folder: Path) -> Work:
-    """Open files and read their first byte, just after the folder was listed."""
+    """List the folder, then open files and read their first byte."""
     work = Work()
     for start in range(0, 100, FILES_PER_LISTING):
         for key in listed(folder, SMALL)[start : start + FILES_PER_LISTING]:
@@ -121,12 +121,12 @@ def walk(folder: Path) -> Work:
                 raise WrongBytes(f"{base}/{name} has {size} bytes")
             work.operations += 1
     if work.operations != len(TREE):
-        raise WrongBytes(f"the tree has {work.operations} files in place of {len(TREE)}")
+        raise WrongBytes(f"the tree has {work.operations} files instead of {len(TREE)}")
     return work
 
 
 def list_folder(folder: Path) -> Work:
-    """List a large folder, without looking at its files."""
+    """List a large folder, without stat of its files."""
     return Work(operations=len(listed(folder, FOLDER)))
 
 
@@ -142,11 +142,11 @@ def whole_file(folder: Path, key: str) -> Work:
 
 
 def listed(folder: Path, keys: Sequence[str]) -> list[str]:
-    """List the folder that these keys are in, and return what is there."""
+    """List the folder of these keys, and return its names."""
     parent = os.path.dirname(keys[0])
     found = sorted(f"{parent}/{name}" for name in os.listdir(folder / parent))
     if found != list(keys):
-        raise WrongBytes(f"{parent}/ has {len(found)} files, not those that were put")
+        raise WrongBytes(f"{parent}/ has {len(found)} files, not those that were uploaded")
     return found
 
 
@@ -159,9 +159,9 @@ def total(works: Iterable[Work]) -> Work:
 
 
 def in_processes(folder: Path, jobs: Sequence[tuple[str, list[Piece], int]]) -> Work:
-    """Read several files at once: key, pieces in their order, flags; a process for each.
+    """Read several files in parallel, each in its own process: key, ordered pieces, flags.
 
-    Processes, because threads of Python would wait for each other.
+    Threads would wait for each other's GIL.
     """
     with multiprocessing.get_context("fork").Pool(len(jobs)) as pool:
         return total(pool.starmap(_read_timed, [(folder, *job) for job in jobs], chunksize=1))
@@ -216,9 +216,7 @@ def workloads() -> list[Workload]:
             "operations",
             partial(small_files, threads=16),
         ),
-        Workload(
-            "medium files", "40 files of 5 MiB whole, one after another", "bytes", medium_files
-        ),
+        Workload("medium files", "40 files of 5 MiB, one after another", "bytes", medium_files),
         Workload(
             "first byte",
             "open and read 1 byte of 100 files, listed just before",

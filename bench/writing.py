@@ -1,9 +1,9 @@
-"""What writing through a mount costs: `python -m bench.writing`.
+"""Measure writes through a mount: `python -m bench.writing`.
 
-Mounts a bucket of SeaweedFS on loopback, or of a server that runs (`--endpoint-url`, with
-credentials in the usual variables), and writes as programs do: one large file, four at once, small
-ones one after another, files that are renamed, copied and moved, or appended to. One line each:
-rate, CPU of the mounting process, what it asked of S3, its memory at the peak.
+Mounts a bucket of SeaweedFS on loopback, or of a running server (`--endpoint-url`, with
+credentials in the usual variables), and writes as programs do: one large file, four in parallel,
+small files one after another, files that are renamed, copied and moved, or appended to. Prints a
+line for each: rate, CPU of the mounting process, requests, peak memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LARGE_BYTES = 1 << 30
 SMALL_BYTES, SMALL_FILES = 10_000, 200
 OPTIONS = ["--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-append"]
 
-#: A workload writes below a new folder of the mount; returns bytes and operations.
+#: A workload writes below a new folder of the mount, and returns bytes and operations.
 Workload = Callable[[Path], tuple[int, int]]
 
 
@@ -42,7 +42,7 @@ def large(folder: Path, name: str = "large") -> tuple[int, int]:
 
 
 def four(folder: Path) -> tuple[int, int]:
-    """Write 4 files of 1 GiB at once."""
+    """Write 4 files of 1 GiB in parallel."""
     threads = [threading.Thread(target=large, args=(folder, str(index))) for index in range(4)]
     for thread in threads:
         thread.start()
@@ -78,7 +78,7 @@ def copies(folder: Path) -> tuple[int, int]:
 
 
 def appends(folder: Path) -> tuple[int, int]:
-    """Append 1 KB to a file of 1 KB, 200 times to different ones."""
+    """Append 1 KB to each of 200 files of 1 KB."""
     for index in range(SMALL_FILES):
         (folder / str(index)).write_bytes(bytes(1000))
         with (folder / str(index)).open("ab", buffering=0) as file:
@@ -135,10 +135,12 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="bench.writing", description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
-    parser.add_argument("--endpoint-url", help="a server that runs, instead of one of our own")
+    parser.add_argument("--endpoint-url", help="use this running server")
     parser.add_argument("--bucket", default="test-bucket", help="its bucket")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--option", action="append", default=[], help="of mount-s3, such as =--x")
+    parser.add_argument(
+        "--option", action="append", default=[], help="pass this on, as --option=--x"
+    )
     arguments = parser.parse_args()
     for name in arguments.workloads:
         if name not in WORKLOADS:
