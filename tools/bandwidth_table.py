@@ -2,10 +2,10 @@
 
     python -m tools.bandwidth_table FILE --source TEXT > mountpoint/s3/aws/bandwidth.tsv
 
-FILE is what EC2's DescribeInstanceTypes answers: as `aws ec2 describe-instance-types` prints it, or
-as moto (Apache-2.0) ships it in `moto/ec2/resources/instance_types.json.gz`; TEXT says which. The
-figure is the one that AWS's mount-s3 takes: the peak, so 10 of "Up to 10 Gigabit", all
-cards together. Types of which EC2 says a word only ("Moderate") are left out.
+FILE is an answer of EC2's DescribeInstanceTypes: from `aws ec2 describe-instance-types`, or from
+moto (Apache-2.0), `moto/ec2/resources/instance_types.json.gz`; TEXT says which. The figure is the
+peak of all network cards together, which AWS's mount-s3 also uses: 10 for "Up to 10 Gigabit". Types
+for which EC2 gives only a word ("Moderate") are omitted.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import Any
 #: "Up to 12.5 Gigabit", "100 Gigabit", "4x 100 Gigabit"
 PERFORMANCE = re.compile(r"(?:Up to )?(?:(\d+)x )?(\d+(?:\.\d+)?) Gigabit")
 
-#: Types that newer answers leave out, some of which still run. As AWS's mount-s3 has them, from
-#: DescribeInstanceTypes in us-east-1 of 2024-01-16.
+#: Types that newer answers omit; some are still in use. From AWS's mount-s3, which has them from
+#: DescribeInstanceTypes in us-east-1 on 2024-01-16.
 OLDER = {
     "dl1": {"24xlarge": 400.0},
     "f1": {"2xlarge": 10.0, "4xlarge": 10.0, "16xlarge": 25.0},
@@ -44,7 +44,7 @@ HEAD = """\
 
 
 def described(answer: Any) -> Iterator[tuple[str, str]]:
-    """Return each type and what is said of its network."""
+    """Return each type and EC2's text about its network."""
     if "InstanceTypes" in answer:
         answer = {each["InstanceType"]: each for each in answer["InstanceTypes"]}
     for name, description in answer.items():

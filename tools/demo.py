@@ -3,10 +3,10 @@
     python -m tools.demo run [--keep]
     python -m tools.demo stop
 
-Everything is in .state/demo: the server's data, the mount directory, the logs, and a note of
-which process the server is. Whatever way a run ends, also by Ctrl-C, it unmounts, ends the server
-and removes the folder; only `--keep` leaves them. What a run that was killed has left is removed
-by `stop` and by the next run.
+Everything is in .state/demo: the server's data, the mount directory, the logs, and a note that
+identifies the server's process. However a run ends, also by Ctrl-C, it unmounts, ends the server
+and removes the folder. Only `--keep` leaves them. `stop` and the next run remove the remains of a
+killed run.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ SERVER = FOLDER / "server"
 NOTE = FOLDER / "server.json"
 
 BUCKET = "demo-bucket"
-# The large object and the library, and a margin: 1.2 GiB are used.
+# The demo uses 1.2 GiB for the large object and the library; the rest is a margin.
 DISK_NEEDED_BYTES = 1536 << 20
-# For each step on the mount; the slowest takes half a minute on two cores.
+# For each step on the mount. The slowest step takes half a minute on two cores.
 STEP_TIMEOUT_S = 600.0
 SHOWN_PROBLEMS = 10
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on, or found a difference; the message is one clear line."""
+    """The demo cannot continue, or found a difference. The message is one line."""
 
 
-# -- the story -----------------------------------------------------------------------------------
+# -- the steps -----------------------------------------------------------------------------------
 
 
 def run(keep: bool) -> None:
@@ -58,7 +58,7 @@ def run(keep: bool) -> None:
     if (problem := why_no_fuse()) is not None:
         raise DemoError(f"this machine cannot mount: {problem}")
     if stop():
-        say("Stopped", "what an earlier demo had left")
+        say("Stopped", "the server and the mount of an earlier demo")
     FOLDER.mkdir(parents=True)
     try:
         free = shutil.disk_usage(FOLDER).free
@@ -83,7 +83,7 @@ def run(keep: bool) -> None:
                     return
                 mounting.unmount(MOUNT)
     except BaseException:
-        # Whatever hinders the removal, the error that came before it is the one to tell.
+        # Report the first error, even if the removal fails as well.
         with contextlib.suppress(DemoError, OSError):
             remove_folder()
         raise
@@ -117,7 +117,7 @@ def mounted(server: SeaweedFS) -> Iterator[None]:
         mounting.mount(BUCKET, MOUNT, options, server.environment, LOGS)
         yield
     except BaseException as error:
-        # The first error is the one to tell; what unmounting finds is mostly its consequence.
+        # Report the first error: an error while unmounting is usually its consequence.
         with contextlib.suppress(MountError):
             mounting.unmount(MOUNT)
         if not isinstance(error, KeyboardInterrupt):
@@ -150,22 +150,22 @@ def read_large(sha256: str) -> None:
     size = demo_files.in_time(demo_files.read_through, path, STEP_TIMEOUT_S)
     seconds = time.monotonic() - started
     if size != LARGE_SIZE_BYTES:
-        raise DemoError(f"{LARGE_KEY}: {size} bytes were read of {LARGE_SIZE_BYTES}")
+        raise DemoError(f"{LARGE_KEY}: {size} of {LARGE_SIZE_BYTES} bytes were read")
     say("Read", f"{LARGE_KEY} in {seconds:.2f} s: {size / seconds / 1e6:,.0f} MB/s")
     # A second read, so that the time of hashing is not in the figure.
     if demo_files.in_time(demo_files.sha256_of, path, STEP_TIMEOUT_S) != sha256:
-        raise DemoError(f"{LARGE_KEY}: its SHA-256 is not that of what was uploaded")
+        raise DemoError(f"{LARGE_KEY}: its SHA-256 differs from that of the uploaded bytes")
 
 
 def check(problems: list[str]) -> None:
-    """Raise DemoError if there are any, and show the first of them."""
+    """Show the first problems and raise DemoError, if there are any."""
     if problems:
         print("\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]), file=sys.stderr)
-        raise DemoError(f"the mount and the originals differ in {len(problems)} places, see above")
+        raise DemoError(f"the mount and the originals differ in {len(problems)} files, see above")
 
 
 def say(what: str, text: str) -> None:
-    """Print one line of the story."""
+    """Print one line about a step."""
     print(f"{what:<10} {text}", flush=True)
 
 
@@ -173,27 +173,27 @@ def say(what: str, text: str) -> None:
 
 
 def leave(server: SeaweedFS) -> None:
-    """Let the server go on, and say how to look around and how to stop."""
+    """Leave the server running, and say how to look around and how to stop it."""
     server.leave_running()
     keys = " ".join(f"{name}={value}" for name, value in server.environment.items())
     folder = os.path.relpath(MOUNT)
     print(
         f"""
-It stays mounted. Look around:
+The bucket stays mounted. Look around:
   ls -l {folder}/{TREE_PREFIX}
   grep -rl asyncio {folder}/{TREE_PREFIX}
   sha256sum {folder}/{LARGE_KEY}
 The logs are in {os.path.relpath(LOGS)}. The same bucket with another program:
   {keys} \\
     aws s3 ls --endpoint-url {server.endpoint_url} s3://{BUCKET}/{TREE_PREFIX}
-Stop and remove it all:
+Stop and remove everything:
   make demo-stop""",
         flush=True,
     )
 
 
 def stop() -> bool:
-    """Stop what an earlier demo left and remove its folder; tells whether there was any."""
+    """Remove the remains of an earlier demo. Return whether there were any."""
     if not FOLDER.exists():
         return False
     try:
@@ -206,14 +206,14 @@ def stop() -> bool:
 
 
 def remove_folder() -> None:
-    """Remove everything the demo made, but never through a mount."""
+    """Remove all files of the demo, but never through a mount."""
     if mounting.is_mounted(MOUNT):
         raise DemoError(f"{MOUNT} is still mounted: fusermount -uz {MOUNT}, then make demo-stop")
     shutil.rmtree(FOLDER)
 
 
 def interrupt(number: int, frame: object) -> None:
-    """End the run by a signal: once, so that impatience does not interrupt the cleaning up."""
+    """End the run at the first signal. Later signals do not interrupt the cleanup."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt

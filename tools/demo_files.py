@@ -1,11 +1,11 @@
-"""What the demo puts into its bucket, and how it compares what the mount shows with it.
+"""Fill the demo's bucket, and compare the files of the mount with the originals.
 
-Real input: the standard library of the machine's own Python, some thousand files of all sizes
-in nested folders, and one large object of pseudo-random bytes, which is generated part by part
-while it is uploaded and so never exists as a file.
+The input is real: the standard library of this machine's Python, some thousand files of all sizes
+in nested folders, and one large object of pseudo-random bytes. The large object is generated part
+by part during the upload, so it never exists as a file.
 
-Everything that touches the mount runs in threads that are waited for with a deadline and never
-joined: a thread that reads from a mount that hangs ends only with the mount.
+All access to the mount happens in threads. The demo waits for them with a deadline and never joins
+them, because a thread that reads from a hanging mount ends only with the mount.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LARGE_PART_BYTES = 16 << 20
 
 THREADS = 8
 READ_BYTES = 1 << 20
-# Not the standard library's: what was installed into it, and what it compiled for itself.
+# Not part of the standard library: installed packages and compiled files.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages"})
 
 Item = TypeVar("Item")
@@ -36,18 +36,18 @@ Result = TypeVar("Result")
 
 
 class OverdueError(RuntimeError):
-    """Work on the mount has not ended in the time that it was given."""
+    """Work on the mount has not ended before its deadline."""
 
 
 def standard_library() -> dict[str, Path]:
-    """Return the files of the standard library by their names below TREE_PREFIX."""
+    """Return the files of the standard library by name below TREE_PREFIX."""
     root = Path(sysconfig.get_path("stdlib"))
     files: dict[str, Path] = {}
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
         for name in names:
             path = Path(folder, name)
-            # Links may point to nowhere, and what is not UTF-8 has no key.
+            # Links may be broken, and a name that is not UTF-8 cannot be a key.
             if path.is_file() and str(path).isprintable():
                 files[path.relative_to(root).as_posix()] = path
     return files
@@ -57,7 +57,7 @@ def standard_library() -> dict[str, Path]:
 
 
 def upload_tree(client: Any, bucket: str, files: dict[str, Path], advance: Advance) -> None:
-    """Upload the files below TREE_PREFIX, several at a time."""
+    """Upload the files below TREE_PREFIX, several in parallel."""
 
     def upload(item: tuple[str, Path]) -> None:
         name, path = item
@@ -85,7 +85,7 @@ def upload_large(client: Any, bucket: str, advance: Advance) -> str:
         for number in range(1, LARGE_SIZE_BYTES // LARGE_PART_BYTES + 1):
             body = random.Random(number).randbytes(LARGE_PART_BYTES)
             sha256.update(body)
-            # Generating is faster than uploading: wait, or the whole object is in memory.
+            # Generating is faster than uploading: wait, or the whole object would be in memory.
             _wait_while_busy(parts, THREADS)
             parts.append(pool.submit(upload, number, body))
         done = [part.result() for part in parts]
@@ -108,7 +108,7 @@ def list_tree(root: Path) -> set[str]:
     """Return the names of all files below a folder, relative to it."""
 
     def fail(error: OSError) -> None:
-        raise error  # os.walk would leave out what it cannot list
+        raise error  # by default os.walk skips folders that it cannot list
 
     return {
         Path(folder, name).relative_to(root).as_posix()
@@ -118,7 +118,7 @@ def list_tree(root: Path) -> set[str]:
 
 
 def compare_names(expected: Iterable[str], seen: set[str]) -> list[str]:
-    """Return a line for every name that is missing or too much."""
+    """Return a line for each name that only one side has."""
     wanted = set(expected)
     return [
         *(f"{name}: in the bucket, not in the mount" for name in sorted(wanted - seen)),
@@ -129,8 +129,8 @@ def compare_names(expected: Iterable[str], seen: set[str]) -> list[str]:
 def compare_contents(
     files: dict[str, Path], root: Path, advance: Advance, timeout_s: float
 ) -> list[str]:
-    """Compare the SHA-256 of every file below `root` with its original's; a line for each that
-    differs or cannot be read. Raises OverdueError."""
+    """Compare the SHA-256 of each file below `root` with the original's. Return a line for each
+    that differs or cannot be read. Raises OverdueError."""
 
     def compare(item: tuple[str, Path]) -> str | None:
         name, original = item
@@ -155,7 +155,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_through(path: Path) -> int:
-    """Read a file from end to end, do nothing with it, and return how many bytes it had."""
+    """Read a file from start to end, discard the bytes, and return their number."""
     buffer = bytearray(READ_BYTES)
     size = 0
     with path.open("rb", buffering=0) as file:
@@ -170,7 +170,7 @@ def read_through(path: Path) -> int:
 def in_parallel(
     function: Callable[[Item], Result], items: Iterable[Item], timeout_s: float | None = None
 ) -> Iterator[Result]:
-    """Yield the results of `function` for all items as they come. Raises OverdueError."""
+    """Yield the results of `function` for all items as they arrive. Raises OverdueError."""
     pool = ThreadPoolExecutor(THREADS)
     try:
         futures = [pool.submit(function, item) for item in items]

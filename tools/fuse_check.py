@@ -1,8 +1,7 @@
-"""Why this machine cannot mount a FUSE file system, if it cannot.
+"""Check whether this machine can mount a FUSE file system.
 
-The tests and the demo ask before they mount, so that a container without the device gets the
-reason and the remedy rather than a failure of the mount deep in libfuse. It looks; it does not
-mount.
+The tests and the demo call it before they mount, so that the user of a container without the device
+sees the reason and the remedy instead of an error from libfuse. It mounts nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
 def why_no_fuse() -> str | None:
-    """Return None if FUSE can be used here, or one sentence: what is missing, and what to do."""
+    """Return None if FUSE works here, or one sentence: what is missing, and what to do."""
     return _device_problem() or _fusermount_problem()
 
 
@@ -29,15 +28,15 @@ def _device_problem() -> str | None:
     except FileNotFoundError:
         if _kernel_knows_fuse():
             return (
-                f"{DEVICE} does not exist, though the kernel has FUSE: a container has to be "
-                f"started with --device {DEVICE} --cap-add SYS_ADMIN"
+                f"{DEVICE} does not exist, though the kernel has FUSE: start the container with "
+                f"--device {DEVICE} --cap-add SYS_ADMIN"
             )
         return (
             f"{DEVICE} does not exist and the kernel module fuse is not loaded: "
             "run modprobe fuse as root, on the host if this is a container"
         )
     except OSError as error:
-        return f"{DEVICE} cannot be looked at: {error.strerror}"
+        return f"{DEVICE} cannot be examined: {error.strerror}"
     if not stat.S_ISCHR(found.st_mode) or found.st_rdev != DEVICE_NUMBER:
         return f"{DEVICE} is not the FUSE device: remove it, then mknod -m 666 {DEVICE} c 10 229"
     try:
@@ -51,16 +50,16 @@ def _why_not_opened(error: OSError) -> str:
     match error.errno:
         case errno.EACCES:
             return (
-                f"{DEVICE} may not be opened by this user: its mode should be 0666, "
+                f"this user may not open {DEVICE}: its mode should be 0666, "
                 f"run chmod 666 {DEVICE} as root"
             )
         case errno.EPERM:
             return (
-                f"{DEVICE} may not be opened in this container: start it with --device {DEVICE} "
+                f"this container may not open {DEVICE}: start it with --device {DEVICE} "
                 "--cap-add SYS_ADMIN"
             )
         case errno.ENODEV | errno.ENXIO:
-            return f"{DEVICE} has no driver behind it: run modprobe fuse as root, on the host"
+            return f"{DEVICE} has no driver: run modprobe fuse as root, on the host"
         case _:
             return f"{DEVICE} cannot be opened: {error.strerror}"
 
@@ -89,7 +88,7 @@ def _kernel_knows_fuse() -> bool:
 
 
 def _has_capability(number: int) -> bool:
-    """Tell whether this process has a capability; if it cannot be told, say yes."""
+    """Return whether this process has a capability; True if that is unknown."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

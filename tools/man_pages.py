@@ -1,11 +1,11 @@
-r"""Write the man pages in `docs/man`, from what the programs' help says.
+r"""Write the man pages in `docs/man` from the programs' help.
 
     python -m tools.man_pages
 
-click writes its help through a formatter; `ManFormatter` is one that writes man(7) instead of text
-in columns, so a page has whatever `--help` has: topics, examples, the commands of `mount-s3ctl`.
-click-man (0.6) asks each option alone: it knows no topics and no text after the options, and leaves
-backslashes and a quote at the beginning of a line to troff, for which they are commands.
+click writes its help through a formatter. `ManFormatter` is a formatter that writes man(7) instead
+of text in columns, so a page has everything that `--help` has: topics, examples, the commands of
+`mount-s3ctl`. click-man (0.6) is no alternative: it has no topics and no text after the options,
+and does not escape backslashes and leading quotes, which are commands for troff.
 """
 
 import re
@@ -22,7 +22,7 @@ from tools.options_table import ENVIRONMENT, ONLY_VARIABLES
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "man"
 REGENERATE = "python -m tools.man_pages"
-#: Pages have a date; this is the one of the texts that are written here.
+#: The date of the pages: that of the texts in this module.
 DATE = "2026-11-23"
 
 EXIT_STATUS = {
@@ -44,12 +44,12 @@ SEE_ALSO = {
 }
 
 
-#: An option within a sentence.
+#: An option in a sentence.
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 
 
 def escaped(text: str, *, code: bool = False) -> str:
-    """Return `text` as troff prints it; in `code` a hyphen is the character that programs take."""
+    """Escape `text` for troff; in `code` a hyphen stays the ASCII character of options."""
     text = text.replace("\\", "\\e")
     if code:
         text = text.replace("-", "\\-")
@@ -57,7 +57,7 @@ def escaped(text: str, *, code: bool = False) -> str:
         text = OPTION.sub(lambda found: found[0].replace("-", "\\-"), text)
         lines = textwrap.wrap(text, 78, break_long_words=False, break_on_hyphens=False)
         text = "\n".join(lines)
-    # A line that begins so would be a command.
+    # A line that begins with one of these would be a command.
     text = re.sub(r"^(?=[.'])", r"\\&", text, flags=re.MULTILINE)
     return "".join(each if ord(each) < 128 else f"\\[u{ord(each):04X}]" for each in text)
 
@@ -68,7 +68,7 @@ def quoted(text: str) -> str:
 
 
 def marked(names: str) -> str:
-    """Return the left side of a list: options bold, what stands for a value in italics."""
+    """Return the left side of a list: options in bold, placeholders in italics."""
     words = [
         f"\\fB{escaped(word, code=True)}\\fR"
         if word.startswith("-") or not word.isupper()
@@ -89,7 +89,7 @@ class ManFormatter(click.HelpFormatter):
         self.write(f"{text}\n")
 
     def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
-        """Write the synopsis; what follows it is the description."""
+        """Write the synopsis and the heading of the description."""
         usage = f"\\fB{escaped(prog, code=True)}\\fR {marked(args)}"
         if self._level == "SH":
             self._line(f".SH SYNOPSIS\n{usage}\n.SH DESCRIPTION")
@@ -101,11 +101,11 @@ class ManFormatter(click.HelpFormatter):
         self._line(f".{self._level} {quoted(heading.upper() if self._level == 'SH' else heading)}")
 
     def write_paragraph(self) -> None:
-        """Do nothing: paragraphs begin where text does."""
+        """Do nothing: each text begins a paragraph."""
 
     def write_text(self, text: str) -> None:
         r"""Write paragraphs; one that begins with \b keeps its lines."""
-        if self.current_indent == 0:  # what the help has after the options
+        if self.current_indent == 0:  # the help's text after the options
             self._line(".SH NOTES")
         for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
             first, _, rest = paragraph.partition("\n")
@@ -120,13 +120,13 @@ class ManFormatter(click.HelpFormatter):
     def write_dl(
         self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
     ) -> None:
-        """Write a list of names and what they are."""
+        """Write a list of names and their descriptions."""
         for names, text in rows:
             self._line(f".TP\n{marked(names)}\n{escaped(' '.join(text.split()))}")
 
 
 def context_of(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
-    """Return what click needs to write a command's help."""
+    """Return the context that click needs to write a command's help."""
     return click.Context(command, info_name=name, parent=parent, **command.context_settings)
 
 
@@ -158,7 +158,7 @@ def page(name: str, command: click.Command) -> str:
 
 
 def variables() -> list[tuple[str, str]]:
-    """Return the environment variables and what they say, without the marks of Markdown."""
+    """Return the environment variables and their descriptions, without Markdown."""
     found = [
         (name, f"replaces {option}.") for option, names in ENVIRONMENT.items() for name in names
     ]
@@ -175,13 +175,13 @@ def _reference(found: re.Match[str]) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Return the pages by the names of their files."""
+    """Return the pages by file name."""
     programs: dict[str, click.Command] = {"mount-s3": cli.main, "mount-s3ctl": ctl.main}
     return {f"{name}.1": page(name, command) for name, command in programs.items()}
 
 
 def main() -> None:
-    """Write them."""
+    """Write the pages."""
     DIRECTORY.mkdir(exist_ok=True)
     for name, text in pages().items():
         (DIRECTORY / name).write_text(text)

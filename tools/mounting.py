@@ -1,4 +1,4 @@
-"""Mount and unmount with the installed `mount-s3`, and see that nothing of it stays behind."""
+"""Mount and unmount with the installed `mount-s3`, and ensure that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ UNMOUNT_TIMEOUT_S = 15.0
 COUNTERS_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 25
 
-#: What MOUNTPOINT_LOG has to say, at least, for `counters` to get an answer.
+#: The least value of MOUNTPOINT_LOG with which `counters` works.
 COUNTERS_FILTER = "mountpoint.metrics=info"
-#: How the line begins, after its time.
+#: The beginning of the line, after its time.
 COUNTERS_LINE = ["level=info", "logger=mountpoint.metrics", "event=counters"]
 
 
@@ -34,9 +34,9 @@ def mount(
     environment: dict[str, str],
     log_directory: Path,
 ) -> list[str]:
-    """Mount a bucket in the background, as a user would; returns the command that was run.
+    """Mount a bucket in the background, as a user would; return the command.
 
-    `environment` holds the credentials, and is all that the mount knows of AWS.
+    `environment` has the credentials. The mount gets no other variables of AWS.
     """
     program = Path(sys.executable).with_name("mount-s3")
     if not program.exists():
@@ -49,7 +49,7 @@ def mount(
         "--log-directory",
         str(log_directory),
     ]
-    # What the user of this machine has set up for AWS is not for a server on loopback.
+    # The AWS configuration of this machine's user is not for a server on loopback.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     settings = {
         "AWS_CONFIG_FILE": os.devnull,
@@ -59,7 +59,7 @@ def mount(
     }
     log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     output = log_directory.with_name("mount-s3.output")
-    # A file, not a pipe: the child that stays in the background may keep it open.
+    # A file, not a pipe: the background process may keep it open.
     with output.open("wb") as out:
         process = subprocess.Popen(
             command,
@@ -87,8 +87,8 @@ def mount(
 
 
 def unmount(directory: Path) -> None:
-    """Unmount and wait until mount-s3 has ended. Leaves nothing mounted and no process behind,
-    by force if need be, and then raises MountError: it should not have been needed."""
+    """Unmount and wait until mount-s3 has ended. If force is needed to leave no mount and no
+    process behind, use it and raise MountError."""
     problem = ""
     deadline = time.monotonic() + UNMOUNT_TIMEOUT_S
     while is_mounted(directory) and not problem:
@@ -96,7 +96,7 @@ def unmount(directory: Path) -> None:
             ["fusermount", "-u", str(directory)], capture_output=True, text=True, check=False
         )
         if result.returncode != 0 and time.monotonic() > deadline:
-            # In use, or hanging: detach it; whoever has files open there keeps them.
+            # In use, or hanging: detach it. Open files stay open.
             problem = f"cannot unmount: {result.stderr.strip()}"
             subprocess.run(["fusermount", "-uz", str(directory)], check=False)
         elif result.returncode != 0:
@@ -115,8 +115,8 @@ def unmount(directory: Path) -> None:
 
 
 def is_mounted(directory: Path) -> bool:
-    """Tell whether something is mounted there, also if it no longer answers."""
-    # The kernel's table, because os.path.ismount takes a dead mount for none.
+    """Return whether something is mounted there, even if it no longer answers."""
+    # Read the kernel's table: os.path.ismount is False for a dead mount.
     escaped = os.fsencode(directory)
     for character in b"\\ \t\n":
         escaped = escaped.replace(bytes([character]), b"\\%03o" % character)
@@ -125,7 +125,7 @@ def is_mounted(directory: Path) -> bool:
 
 
 def log_tail(log_directory: Path) -> str:
-    """Return the last lines of each log that mount-s3 wrote, under its name."""
+    """Return the last lines of each log of mount-s3, below its name."""
     tails = []
     for path in sorted(log_directory.glob("*")):
         lines = path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
@@ -135,9 +135,9 @@ def log_tail(log_directory: Path) -> str:
 
 
 def counters(pid: int, log_directory: Path) -> dict[str, int]:
-    """Ask a mount for its counters: one signal, and the log line that it writes.
+    """Get the counters of a mount: send a signal, and read the log line that it causes.
 
-    Its log must have lines at info level (COUNTERS_FILTER).
+    The log must have lines at info level (COUNTERS_FILTER).
     """
     before = len(logged_counters(log_directory))
     os.kill(pid, signal.SIGUSR2)
@@ -150,9 +150,9 @@ def counters(pid: int, log_directory: Path) -> dict[str, int]:
 
 
 def logged_counters(log_directory: Path) -> list[dict[str, int]]:
-    """Return the counters of each line that a mount has logged of them."""
+    """Return the counters of each such line in a mount's log."""
     text = "".join(path.read_text(errors="replace") for path in sorted(log_directory.glob("*.log")))
-    # Each line is one write, but it may be under way: the last piece has no end yet.
+    # Each line is one write, which may be in progress: the last line may be incomplete.
     lines = [line.split() for line in text.split("\n")[:-1]]
     values = [words[4:] for words in lines if words[1:4] == COUNTERS_LINE]
     pairs = [(word.partition("=") for word in words) for words in values]
@@ -160,11 +160,11 @@ def logged_counters(log_directory: Path) -> list[dict[str, int]]:
 
 
 def mount_processes(directory: Path) -> list[int]:
-    """Return the processes whose command line names this directory as mount-s3's."""
+    """Return the mount-s3 processes whose command line has this directory."""
     wanted = os.fsencode(directory)
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        # Processes come and go, and those of others may not be looked at.
+        # Processes may end meanwhile, and those of other users cannot be read.
         with contextlib.suppress(OSError):
             arguments = path.read_bytes().split(b"\0")
             if wanted in arguments and any(a.endswith(b"/mount-s3") for a in arguments[:2]):

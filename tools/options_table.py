@@ -1,9 +1,9 @@
-"""Write the tables of `docs/configuration.md` anew: options and variables, next to AWS's.
+"""Write the tables of `docs/configuration.md`: options and variables, compared with AWS's.
 
     python -m tools.options_table
 
-What an option does and its default are click's help text; how it differs from the option of AWS's
-mount-s3 is in `reference_options`. The text around the tables is written by hand.
+An option's effect and default are click's help text. `reference_options` says how it differs from
+the option of AWS's mount-s3. The text around the tables is written by hand.
 """
 
 import re
@@ -48,25 +48,25 @@ ONLY_VARIABLES = {
     "NO_COLOR": "no colours on a terminal",
     "TMPDIR": "directory for temporary files, which hold written data when memory is short "
     "([writing.md](writing.md#new-files))",
-    "XDG_STATE_HOME": "mounts note pending uploads below this directory ([cleanup.md](cleanup.md))",
+    "XDG_STATE_HOME": "mounts record pending uploads below this directory ([cleanup.md](cleanup.md))",
 }
 
 DEFAULT = re.compile(r"\s*\[default: (.*)\]$", re.DOTALL)
 
 
 def context() -> click.Context:
-    """Return what click needs to show the options."""
+    """Return the context that click needs to show the options."""
     return click.Context(cli.main, info_name="mount-s3", **cli.main.context_settings)
 
 
 def options(*, hidden: bool = False) -> list[click.Option]:
-    """Return the options that the help shows, with `hidden` all."""
+    """Return the options that the help shows; with `hidden`, all options."""
     found = [each for each in cli.main.get_params(context()) if isinstance(each, click.Option)]
     return [each for each in found if hidden or not each.hidden]
 
 
 def long_name(option: click.Option) -> str:
-    """Return the name that documents use: the first long one."""
+    """Return the name that documents use: the first long name."""
     return next((name for name in option.opts if name.startswith("--")), option.opts[0])
 
 
@@ -90,7 +90,7 @@ def _row(*cells: str) -> str:
 
 
 def _rows(known: dict[str, Known]) -> Iterator[tuple[str, str]]:
-    """Yield the topic and the row of every option, then of those that are not there."""
+    """Yield topic and row of each option, then those of AWS's options that mount-s3 lacks."""
     for option in options():
         names, default, effect = described(option)
         name = long_name(option)
@@ -110,12 +110,12 @@ def tables() -> str:
         topics.setdefault(topic, []).append(row)
     lines: list[str] = []
     for topic, rows in topics.items():
-        heads = ["option", "default", "variable", "effect", "next to AWS's 1.24"]
+        heads = ["option", "default", "variable", "effect", "compared with AWS's 1.24"]
         if topic == "Not here":
             heads = ["option of AWS's 1.24", "default", "why"]
         lines += [f"### {topic}", "", _row(*heads), "|---" * len(heads) + "|", *rows, ""]
     lines += ["### Variables without an option", ""]
-    lines += [_row("variable", "effect", "next to AWS's 1.24"), "|---|---|---|"]
+    lines += [_row("variable", "effect", "compared with AWS's 1.24"), "|---|---|---|"]
     spoken = {name for names in ENVIRONMENT.values() for name in names}
     for name, effect in ONLY_VARIABLES.items():
         theirs = VARIABLES[name] or "same" if name in VARIABLES else "only here"
@@ -127,12 +127,12 @@ def tables() -> str:
 
 
 def updated(text: str) -> str:
-    """Return the document with the tables as they are now."""
+    """Return the document with the current tables."""
     begin, end = "<!-- tables: made by tools/options_table.py -->\n", "<!-- end of the tables -->"
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise ValueError(f"{DOCUMENT} does not say where the tables are")
+        raise ValueError(f"{DOCUMENT} has no marks around the tables")
     return f"{before}{begin}\n{tables()}\n{end}{after}"
 
 

@@ -1,8 +1,7 @@
 """Ports and processes of the servers that tools start.
 
-`Ports` finds ports for a server that cannot be told to choose its own. Between the moment they
-are let go and the moment the server binds them, another program may take one: rare, and the
-caller tries again.
+`Ports` finds ports for a server that cannot choose its own. After their release another program may
+take one before the server binds it. That is rare, and the caller tries again.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
-# SeaweedFS takes 2 to 4 s to stop in order.
+# SeaweedFS takes 2 to 4 s for an orderly stop.
 STOP_TIMEOUT_S = 15.0
 POLL_INTERVAL_S = 0.05
 
@@ -38,7 +37,7 @@ class Ports:
                 return self._hold(upper - distance), upper
 
     def release(self) -> None:
-        """Let go of all of them: the server is started in the next moment."""
+        """Release all ports; the caller then starts the server."""
         for held in self._held:
             held.close()
         self._held.clear()
@@ -57,8 +56,8 @@ class Ports:
 def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
     """End the process group of a server: SIGTERM, and SIGKILL if it takes too long.
 
-    `process` is given by its parent, which has to collect the exit code; others wait until the
-    process has gone.
+    The parent process passes `process`, to collect the exit code. Without it the function waits
+    until the process is gone.
     """
 
     def ended() -> bool:
@@ -72,7 +71,7 @@ def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) 
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             if ended():
-                # The leader has gone; whatever it started goes with it.
+                # The leader is gone; kill the processes that it started.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 return
@@ -82,13 +81,13 @@ def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) 
 def start_ticks(pid: int) -> int | None:
     """Return when a process was started, in clock ticks since boot, or None if it has ended.
 
-    Number and start together name one process: numbers are used again.
+    Number and start time together identify a process, because numbers are reused.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # The second field, the name, may hold spaces and parentheses: see proc_pid_stat(5).
+    # The second field, the name, may have spaces and parentheses: see proc_pid_stat(5).
     fields = stat.rpartition(")")[2].split()
     # A container whose first process collects no exit codes keeps ended ones as zombies.
     return None if fields[0] == "Z" else int(fields[19])

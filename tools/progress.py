@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-# Reports that so many more items (files, bytes) are done.
+# Called with the number of items (files, bytes) done since the last call.
 Advance = Callable[[int], None]
 
 LABEL_WIDTH = 34
@@ -27,9 +27,9 @@ PLAIN_STEPS = 4
 
 @contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show a step of `total` items; yields the function to call as they are done.
+    """Show a step of `total` items; yield the function that reports progress.
 
-    `unit` is "bytes" for amounts of data, else the word for what is counted.
+    `unit` is "bytes" for data, else the plural of the items, such as "files".
     """
     started = time.monotonic()
     if sys.stdout.isatty():

@@ -2,9 +2,9 @@
 
     python -m tools.readme_chart
 
-The chart has the rows of the table whose cells are all rates, such as `44 /s` or `1.09 GB/s`, and
-that have at least two of them. In each row the longest bar is the fastest program. The text is
-plain SVG, so that no library is needed and the same table gives the same file.
+The chart has the rows that have at least two cells, all of them rates such as `44 /s` or `1.09
+GB/s`. In each row the longest bar is the fastest program. The SVG is written as plain text: that
+needs no library, and the same table gives the same file.
 """
 
 import re
@@ -36,13 +36,13 @@ text { font: 12px sans-serif; fill: #24292f; }
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: what was measured, and one cell for each program."""
+    """A row of the table: the workload, and one cell for each program."""
 
     name: str
     cells: list[str]
 
     def rates(self) -> list[float | None] | None:
-        """Return the rate of each program, None where it has none; None if the row has others."""
+        """Return the rate of each program, None for an empty cell; None if a cell is no rate."""
         found = [RATE.fullmatch(cell) for cell in self.cells]
         if any(cell and match is None for cell, match in zip(self.cells, found, strict=True)):
             return None
@@ -51,7 +51,7 @@ class Row:
 
 
 def table(text: str) -> tuple[list[str], list[Row]]:
-    """Return the programs and the rows of the table below the heading."""
+    """Return the programs and the rows of the table below HEADING."""
     below = text.partition(f"\n{HEADING}\n")[2]
     lines = [line for line in below.split("\n#")[0].splitlines() if line.startswith("|")]
     (_, *programs), _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)

@@ -1,8 +1,8 @@
-"""The options and variables of AWS's mount-s3 1.24, and what is not the same here.
+"""The options and variables of AWS's mount-s3 1.24, and how ours differ.
 
-Facts of mountpoint-s3/src/cli.rs, doc/CONFIGURATION.md, doc/LOGGING.md and the changelog of
-https://github.com/awslabs/mountpoint-s3: names, defaults, variables. Options that only builds with
-other features have (`--cache-block-size`) are left out.
+Names, defaults and variables are from mountpoint-s3/src/cli.rs, doc/CONFIGURATION.md,
+doc/LOGGING.md and the changelog of https://github.com/awslabs/mountpoint-s3. Options that only
+builds with other features have (`--cache-block-size`) are omitted.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ CACHE = "mount-s3 has no cache on disk yet"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An option of the reference. `differs` is how ours is another one; "" is not at all.
+    """An option of the reference. `differs` says how ours differs; "" means not at all.
 
-    `default` is as our own help would say it, "" for none, and so for flags, which are off.
-    `missing` is why there is none, where there is none.
+    `default` is worded as in our own help; "" for flags and other options without one. `missing`
+    says why mount-s3 lacks the option, if it does.
     """
 
     name: str
@@ -102,7 +102,7 @@ OPTIONS = (
     Known("--help"),
 )
 
-#: Variables that its documents name, besides those of credentials.
+#: Variables in its documents, without those of credentials.
 VARIABLES = {
     "MOUNTPOINT_LOG": "",
     "AWS_REGION": "",

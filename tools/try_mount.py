@@ -2,10 +2,10 @@
 
     python -m tools.try_mount ROOT
 
-ROOT is made by tools/clean-root, with `mount-s3` on its PATH. The S3 server runs outside of it, on
-loopback. As root and as an ordinary user the bucket is mounted, read, written and unmounted, by
-programs of ROOT. Ends with 1 and says why when anything of it fails, or when the mount does
-not use the wide channel to the kernel.
+tools/clean-root makes ROOT, with `mount-s3` on its PATH. The S3 server runs outside of it, on
+loopback. Programs in ROOT mount, read, write and unmount the bucket, as root and as an ordinary
+user. If a step fails, or the mount does not use the wide channel to the kernel, the script says why
+and exits with 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ USER = "someone"
 TIMEOUT_S = 120.0
 MIB = 1 << 20
 
-#: Nothing, less than the kernel asks for at once, a byte more than a part, several parts.
+#: Empty, smaller than a read of the kernel, one byte more than a part, several parts.
 SIZES = {
     "empty": 0,
     "directory/small file": 1,
@@ -57,7 +57,7 @@ cp ~/copy "written by $(whoami)"
 
 
 def main() -> int:
-    """Try it with the root folder that the command line names."""
+    """Test the root folder that the command line names."""
     root = Path(sys.argv[1]).resolve()
     run(root, "root", f"useradd --create-home {USER}")
     with SeaweedFS() as server:
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def prepare(folder: Path, server: SeaweedFS, contents: dict[str, bytes]) -> str:
-    """Write what the script needs into `folder`; return the lines that set its variables."""
+    """Write the script's files into `folder`; return the lines that set its variables."""
     sums = (f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in contents.items())
     (folder / "expected").write_text("".join(sums))
     (folder / "credentials").write_text(
@@ -91,7 +91,7 @@ def prepare(folder: Path, server: SeaweedFS, contents: dict[str, bytes]) -> str:
 
 
 def run(root: Path, user: str, command: str) -> None:
-    """Run a command of bash in `root`; raises if it fails or takes too long."""
+    """Run a bash command in `root`. Raises an error if it fails or takes too long."""
     subprocess.run(
         [CLEAN_ROOT, "run", root, user, command],
         check=True,
@@ -104,5 +104,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except subprocess.SubprocessError as error:
-        # The command is long, and what went wrong in it has been said.
+        # The command is long, and it has already said what failed.
         sys.exit(f"a command in the root folder failed: {type(error).__name__}")

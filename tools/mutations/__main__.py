@@ -2,9 +2,9 @@
 
     python -m tools.mutations [NAME...]
 
-A mutation is a row of `mutations.toml`: `old`, which occurs once in `file`, becomes `new`, and then
-`test` has to fail. The working tree is never changed. All named tests have to pass in an unchanged
-copy first. The exit code is 1 if a mutation survives or a row is wrong.
+A mutation is a row of `mutations.toml`. It replaces `old`, which occurs once in `file`, by `new`,
+and then `test` must fail. The working tree is never changed. All named tests must first pass in an
+unchanged copy. The exit code is 1 if a mutation survives or a row is wrong.
 """
 
 import os
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("mutations.toml")
 
-#: pytest's exit code when it has run the tests, and one has failed.
+#: pytest's exit code if it ran the tests and one of them failed.
 FAILED = 1
 TIMEOUT_S = 300
 
@@ -33,7 +33,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Mutation:
-    """One fault: in `file`, `old` becomes `new`, and `test` (a pytest node id) has to fail."""
+    """One fault: with `new` instead of `old` in `file`, `test` (a pytest node id) must fail."""
 
     name: str
     file: str
@@ -49,12 +49,12 @@ class Mutation:
         if found != 1:
             raise BadRow(f"{self.file} has the old text {found} times, not once")
         path.write_text(text.replace(self.old, self.new))
-        # A file changed within the same second, to the same size, would pass for the cached one.
+        # A change within the same second to the same size would go unnoticed: drop the cached code.
         Path(cache_from_source(str(path))).unlink(missing_ok=True)
 
 
 def read_list(path: Path = LIST) -> list[Mutation]:
-    """Return the rows of the list. Raises ValueError when two have one name."""
+    """Return the rows of the list. Raises ValueError if two have the same name."""
     rows = [Mutation(**row) for row in tomllib.loads(path.read_text())["mutation"]]
     if len({row.name for row in rows}) != len(rows):
         raise ValueError(f"{path}: two mutations have the same name")
@@ -62,7 +62,7 @@ def read_list(path: Path = LIST) -> list[Mutation]:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy what git tracks or would add, and the built extension."""
+    """Copy the files that git tracks or would add, and the built extension."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=source, check=True, capture_output=True, text=True).stdout
     names = [name for name in listed.split("\0") if name]
@@ -74,7 +74,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def run_tests(tree: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
-    """Run these tests in `tree`, with the modules of that tree, until one fails."""
+    """Run these tests in `tree`, with its modules, until one fails."""
     command = [
         sys.executable,
         "-m",
@@ -97,7 +97,7 @@ def run_tests(tree: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[s
 
 
 def is_caught(mutation: Mutation, pristine: Path, folder: Path) -> bool:
-    """Apply one mutation to a copy of `pristine` within `folder`, and say whether its test fails.
+    """Apply one mutation to a copy of `pristine` in `folder`; return whether its test fails.
 
     Raises BadRow.
     """
@@ -116,7 +116,7 @@ def is_caught(mutation: Mutation, pristine: Path, folder: Path) -> bool:
 
 
 def verdict(mutation: Mutation, pristine: Path, folder: Path) -> str:
-    """Return "caught", "survived", or why neither can be said."""
+    """Return "caught", "survived", or the reason why the row is wrong."""
     try:
         return "caught" if is_caught(mutation, pristine, folder) else "survived"
     except BadRow as error:
@@ -124,7 +124,7 @@ def verdict(mutation: Mutation, pristine: Path, folder: Path) -> str:
 
 
 def main(names: Sequence[str], source: Path = ROOT, rows: list[Mutation] | None = None) -> int:
-    """Try the mutations of these names, or all; print the table; return the exit code."""
+    """Try the named mutations, or all; print the table; return the exit code."""
     rows = read_list() if rows is None else rows
     if unknown := set(names) - {row.name for row in rows}:
         print(f"there is no mutation {', '.join(sorted(unknown))}")

@@ -2,8 +2,8 @@
 
 `SeaweedFS` checks what S3 checks (signatures, clock, checksums, conditions), but keeps keys as
 paths: odd keys change, and listings are ordered by path. `Ministack` has S3's flat key space and
-binary order, but checks no signature. Which one a test needs is decided by that. `Moto`, `MinIO`
-and `VersityGW` are there to be mounted too (docs/stores.md).
+binary order, but checks no signatures. Each test uses the one whose behaviour it needs. `Moto`,
+`MinIO` and `VersityGW` serve only the tests of stores (docs/stores.md).
 
 All are context managers:
 

@@ -1,4 +1,4 @@
-"""MinIO and versitygw, which are built from their Go modules by `make stores`, where Go is."""
+"""MinIO and versitygw, which `make stores` builds from their Go modules if Go is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent.parent.parent / ".state" / "stores"
 
 
 class _Built(Server):
-    """A server with its data in a folder, whose bucket is made by a request."""
+    """A server with its data in a folder. A request creates its bucket."""
 
     def _program(self) -> str:
         reason = why_missing(type(self))
@@ -23,7 +23,7 @@ class _Built(Server):
         return str(FOLDER / self.name)
 
     def _data(self) -> Path:
-        """Return an empty folder: a second attempt must not find what the first one made."""
+        """Return an empty folder: a second attempt must not find files of the first one."""
         data = self._folder / "data"
         shutil.rmtree(data, ignore_errors=True)
         data.mkdir()
@@ -34,7 +34,7 @@ class _Built(Server):
 
 
 class MinIO(_Built):
-    """MinIO with one folder: like S3 in most, but keys are paths there."""
+    """MinIO with one folder: mostly like S3, but its keys are paths."""
 
     name = "minio"
 
@@ -47,14 +47,14 @@ class MinIO(_Built):
             "MINIO_ROOT_USER": self.access_key,
             "MINIO_ROOT_PASSWORD": self.secret_key,
             "MINIO_BROWSER": "off",
-            "MINIO_UPDATE": "off",  # it asks its makers for newer versions
-            "MINIO_CI_CD": "1",  # lets it use the disk of the system
+            "MINIO_UPDATE": "off",  # do not look for newer versions on the Internet
+            "MINIO_CI_CD": "1",  # permit the system disk
         }
         return port, command, environment
 
 
 class VersityGW(_Built):
-    """versitygw over a folder: each object is a file of the key's name."""
+    """versitygw over a folder: each object is a file with the key as its name."""
 
     name = "versitygw"
 
@@ -70,7 +70,7 @@ class VersityGW(_Built):
 
 
 def why_missing(server: type[Server]) -> str | None:
-    """Return why there is no such server here, or None if there is: others come with .venv."""
+    """Return why this server cannot run here, or None. Servers from PyPI are in .venv."""
     if not issubclass(server, _Built) or os.access(FOLDER / server.name, os.X_OK):
         return None
     if shutil.which("go") is None:

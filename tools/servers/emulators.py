@@ -1,4 +1,4 @@
-"""Emulators of AWS, from PyPI: any key is kept as it is, no signature is checked. In memory."""
+"""Emulators of AWS, from PyPI. They keep any key unchanged, in memory, and check no signatures."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Ministack(Server):
             "SERVICES": "s3",
             "S3_DATA_DIR": str(self._folder / "data"),
             "LOG_LEVEL": "WARNING",
-            # Listeners at fixed ports.
+            # Other listeners, at fixed ports.
             "IOT_MTLS_ENABLED": "0",
             "SFTP_ENABLED": "0",
-            # On start it removes containers that it takes for its own: not on this machine.
+            # At start it would remove containers of this machine that it takes for its own.
             "DOCKER_HOST": f"unix://{self._folder}/no-docker.sock",
         }
         return port, [executable("ministack", "ministack")], environment
@@ -34,7 +34,7 @@ class Ministack(Server):
 
 
 class Moto(Server):
-    """Moto, which answers HTTP/1.0: a connection for each request."""
+    """Moto. It speaks HTTP/1.0, so each request needs a new connection."""
 
     name = "moto"
 

@@ -1,4 +1,4 @@
-"""SeaweedFS, from PyPI: checks what S3 checks, keeps keys as paths."""
+"""SeaweedFS, from PyPI: checks the same as S3, but keeps keys as paths."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from tools.servers.server import Server, executable
 
 
 class SeaweedFS(Server):
-    """SeaweedFS in its all-in-one form, `weed mini`: a wrong secret is refused for real."""
+    """SeaweedFS as one process, `weed mini`. It refuses wrong secrets, as S3 does."""
 
     name = "seaweedfs"
 
-    # Its maintenance worker dials the admin server at the HTTP port + 10000, whatever the
-    # gRPC port is set to.
+    # Its maintenance worker connects to the admin server at the HTTP port + 10000, even if the
+    # gRPC port is set.
     _GRPC_OFFSET = 10_000
-    # Every bucket takes volumes of its own. Left to itself it derives size and number from the
+    # Each bucket has its own volumes. By default their size and number depend on the
     # free disk space, and a small disk has room for two buckets. Volumes are not preallocated.
     _VOLUME_SIZE_MB = 256
     _VOLUMES = 400
 
     def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
         data = self._folder / "data"
-        # A second attempt must not find the first one's settings, ports among them.
+        # A second attempt must not find settings of the first one, such as ports.
         shutil.rmtree(data, ignore_errors=True)
         data.mkdir()
         s3 = ports.one()
         admin, admin_grpc = ports.pair(self._GRPC_OFFSET)
-        # All that it opens: those not named here would be at their fixed defaults.
+        # All its ports; those not named would have fixed numbers.
         by_option = {"s3.port": s3, "admin.port": admin, "admin.port.grpc": admin_grpc}
         for part in ("master.port", "volume.port", "filer.port"):
             by_option[part] = ports.one()
@@ -43,7 +43,7 @@ class SeaweedFS(Server):
             "s3.autoCreateBucket": "false",
             "master.volumeSizeLimitMB": self._VOLUME_SIZE_MB,
             "volume.max": self._VOLUMES,
-            # Services that are not needed, and its report to its makers.
+            # No services that the tests do not need, and no telemetry.
             "admin.ui": "false",
             "webdav": "false",
             "s3.port.iceberg": 0,

@@ -1,8 +1,8 @@
-"""What the servers have in common: their life on loopback, keys, folder and log.
+"""The common parts of the servers: start and end, keys, folder and log.
 
-A server listens on loopback only, on ports that were free a moment ago, keeps its data in a
-temporary folder of its own, has keys that nobody else knows, and ends with this process. Not
-known here: what is in the bucket, and mounting.
+A server listens only on loopback, at ports that were free just before. It has its own temporary
+folder for data and secret keys, and ends with this process. Not known here: the contents of the
+bucket, and mounts.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from tools.processes import Ports, end_process_group, start_ticks
 
 REGION = "us-east-1"
 
-# SeaweedFS serves after 0.5 s and ministack after 2 s; a loaded machine may take much longer.
+# SeaweedFS needs 0.5 s to start and ministack 2 s; on a busy machine much more.
 START_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_LINES = 25
 START_ATTEMPTS = 2
 
-# What is kept of our own environment. Neither server needs more, and both read a lot of it:
-# SeaweedFS takes settings from WEED_* and S3_*, ministack from some two hundred variables.
+# The only variables that servers inherit. They need no others, and would read many: SeaweedFS takes
+# settings from WEED_* and S3_*, and ministack from some two hundred variables.
 KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 
 
 class ServerError(RuntimeError):
-    """A server did not start; the message says why, with the end of its log."""
+    """A server did not start. The message says why, and has the end of its log."""
 
 
 class Server:
-    """What the servers have in common: ports, keys, folder, and a process that is always ended.
+    """A server with its ports, keys, folder and process, which always ends.
 
-    Without a folder a temporary one is made and removed on `stop`. A folder that is given must
-    be empty and is left to the caller, with the server's log in it.
+    Without `folder` the server creates a temporary folder, which `stop` removes. A given folder
+    must be empty. It is not removed, and has the server's log.
     """
 
     name: ClassVar[str]
@@ -62,7 +62,7 @@ class Server:
         self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
 
-    # -- life ------------------------------------------------------------------------------
+    # -- start and end ---------------------------------------------------------------------
 
     def start(self) -> Self:
         """Start the server and wait until the bucket can be used.
@@ -81,7 +81,7 @@ class Server:
                     self._wait_until_it_serves()
                     break
                 except ServerError:
-                    # The usual reason is a port that was taken between release and bind.
+                    # Usually another program took a port between release and bind.
                     if attempt == START_ATTEMPTS or self.pid_if_running is not None:
                         raise
                     self._end_process()
@@ -98,14 +98,14 @@ class Server:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def note(self) -> dict[str, Any]:
-        """Return what `end_noted` needs to end the server when this process no longer can."""
+        """Return the data with which `end_noted` can end the server after this process."""
         pid = self.pid_if_running
         if pid is None:
             raise ServerError(f"{self.name} is not running. Its log:\n{self.log_tail()}")
         return {"pid": pid, "start_ticks": start_ticks(pid), "ports": self._ports}
 
     def leave_running(self) -> None:
-        """Let the server outlive this process; from now on its `note` is what ends it."""
+        """Let the server outlive this process. Afterwards only its `note` can end it."""
         atexit.unregister(self.stop)
         self._process = None
 
@@ -124,14 +124,14 @@ class Server:
 
     @property
     def pid_if_running(self) -> int | None:
-        """The process id, or None if it was not started or has ended."""
+        """The process id; None if the server has not started or has ended."""
         if self._process is None or self._process.poll() is not None:
             return None
         return self._process.pid
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which any S3 program gets this server's keys."""
+        """The variables that give an S3 program this server's keys."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -139,15 +139,15 @@ class Server:
         }
 
     def client(self, **config: Any) -> Any:
-        """Return a boto3 S3 client; `config` goes to botocore's Config."""
+        """Return a boto3 S3 client. `config` is for botocore's Config."""
         settings: dict[str, Any] = {
             "s3": {"addressing_style": "path"},
-            # Loopback never goes through a proxy, whatever the environment says.
+            # Never use a proxy for loopback, even if the environment names one.
             "proxies": {},
             "connect_timeout": 5,
             "read_timeout": 60,
         }
-        # A session of its own: the default one is shared, and boto3's are not thread-safe.
+        # Not the default session: it is shared, and sessions of boto3 are not thread-safe.
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -165,14 +165,14 @@ class Server:
             return "(no log)"
         return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
 
-    # -- what each server says of itself ---------------------------------------------------
+    # -- for subclasses ---------------------------------------------------
 
     def _command(self, ports: Ports) -> tuple[int, list[str], dict[str, str]]:
-        """Return the S3 port, the command line, and the environment beyond the kept one."""
+        """Return the S3 port, the command line, and additional environment variables."""
         raise NotImplementedError
 
     def _prepare(self) -> None:
-        """Make the bucket, if the command line has not."""
+        """Create the bucket, unless the command line does."""
 
     # -- process ---------------------------------------------------------------------------
 
@@ -181,11 +181,11 @@ class Server:
         try:
             port, command, extra = self._command(ports)
         finally:
-            # Only now: while the sockets are bound, nobody is given the same ports.
+            # Only now: while the sockets are bound, no other server gets these ports.
             ports.release()
         self.endpoint_url = f"http://127.0.0.1:{port}"
         environment = {k: os.environ[k] for k in KEPT_ENVIRONMENT if k in os.environ}
-        # HOME and TMPDIR too: both servers look for settings and leave files there.
+        # HOME and TMPDIR as well: both servers read settings and leave files there.
         environment |= {"HOME": str(self._folder), "TMPDIR": str(self._folder), **extra}
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -195,12 +195,12 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Its own process group: Ctrl-C is ours to handle, and a kill reaches its children.
+                # Its own process group: Ctrl-C does not reach it, a kill reaches its children.
                 start_new_session=True,
             )
 
     def _wait_until_it_serves(self) -> None:
-        """Poll until the bucket answers a request signed with the keys of this very server."""
+        """Poll until the bucket answers a request that is signed with this server's keys."""
         client = self.client(retries={"total_max_attempts": 1}, read_timeout=5)
         deadline = time.monotonic() + START_TIMEOUT_S
         reason = ""
@@ -231,21 +231,21 @@ class Server:
 
 
 def end_noted(note: dict[str, Any]) -> None:
-    """End a server by its note; one that has already ended is no error."""
+    """End a server by its note. It may have ended already."""
     if start_ticks(note["pid"]) == note["start_ticks"]:
         end_process_group(note["pid"])
     _remove_sockets(note["ports"])
 
 
 def _remove_sockets(ports: list[int]) -> None:
-    # SeaweedFS has unix sockets in /tmp, named by port; some stay even after a clean stop.
+    # SeaweedFS has unix sockets in /tmp, named by port. Some remain even after a clean stop.
     for port in ports:
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             path.unlink(missing_ok=True)
 
 
 def executable(name: str, package: str) -> str:
-    """Return the path of a program that a package has put beside this interpreter."""
+    """Return the path of a program that a package installed beside this interpreter."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise ServerError(
