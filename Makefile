@@ -1,35 +1,35 @@
 # The commands of this project; CI runs exactly these (.ci/run).
 #
-# Everything they make is in .venv/ and .state/, beside the extension's .c and .so. The set-up is
-# kept in stamp files inside .venv, so that removing .venv is all it takes to start afresh, and a
-# set-up with nothing to do takes a fraction of a second.
+# Everything they make is in .venv/ and .state/, except for the extension's .c and .so. Stamp files
+# in .venv record the set-up: to start afresh, remove .venv. A set-up with nothing to do takes a
+# fraction of a second.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-# Rules install into one .venv: one after another, whatever -j says.
+# The rules install into the same .venv, so they run one after another, even with -j.
 .NOTPARALLEL:
 
 # The interpreter to build with; empty: the first of the usual names that is 3.11 or newer.
 PYTHON ?=
 # Arguments for pytest: make test ARGS='tests/test_tree.py -x'.
 ARGS ?=
-# How many processes run the tests. A store that the variables name is one, with one bucket.
+# Number of processes that run the tests; 1 with a store from the environment: it has one bucket.
 WORKERS ?= $(if $(MOUNT_S3_TEST_ENDPOINT),1,$(shell n=$$(nproc); echo $$((n < 4 ? n : 4))))
-# How many times as many cases `make soak` tries.
+# Factor by which `make soak` multiplies the number of random cases.
 SOAK ?= 10
 # KEEP=1 leaves the demo mounted.
 KEEP ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Installs no version but those of constraints.txt.
+# Installs only the versions in constraints.txt.
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 EXTENSION_SOURCES := setup.py $(shell find mountpoint -name '*.pyx' -o -name '*.pxd')
 
-# A checkout that was moved, or whose interpreter is gone, has a .venv that does not work: its
-# scripts name absolute paths. The stamp holds the path it was made for; a mismatch makes it anew.
+# If the checkout was moved, or its interpreter is gone, .venv does not work, because its scripts
+# contain absolute paths. The stamp contains the path; if it differs, .venv is created again.
 ifneq ($(shell $(BIN)/python -c '' 2>/dev/null && cat $(VENV)/.stamp-venv 2>/dev/null),$(CURDIR))
 .PHONY: $(VENV)/.stamp-venv
 endif
@@ -41,7 +41,7 @@ help: ## Show this list
 .PHONY: setup
 setup: system-packages $(VENV)/.stamp-extension ## Install what is missing, make .venv, build
 
-# Probes each time (a tenth of a second): a stamp would not notice a package that was removed.
+# Probes each time, in a tenth of a second: a stamp would not notice a removed package.
 .PHONY: system-packages
 system-packages:
 	@tools/install-system-packages '$(PYTHON)'
@@ -52,16 +52,16 @@ $(VENV)/.stamp-venv: | system-packages
 	rm -rf $(VENV); $$python -m venv $(VENV); \
 	printf '%s\n' '$(CURDIR)' > $@
 
-# No build isolation: isolated builds (llfuse's and ours) would each download a setuptools and a
-# Cython of their own, of whatever version is newest that day. Here they are built by the two
-# that constraints.txt locks, which therefore come first. So does pip: Debian 12's knows no groups.
+# No build isolation: isolated builds (llfuse's and ours) would each download the newest setuptools
+# and Cython. Here both are built with the versions in constraints.txt, which are installed first.
+# So is pip, because that of Debian 12 does not support dependency groups.
 $(VENV)/.stamp-packages: $(VENV)/.stamp-venv constraints.txt pyproject.toml
 	@echo "Installing the locked packages and building (about a minute the first time)"
 	$(PIP) pip setuptools Cython
 	$(PIP) --no-build-isolation --group dev -e '.[otlp,prometheus]'
 	@touch $@
 
-# The editable install has built the extension in place; a change of its sources rebuilds only it.
+# The editable install builds the extension in place. A change of its sources rebuilds only that.
 $(VENV)/.stamp-extension: $(VENV)/.stamp-packages $(EXTENSION_SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
@@ -75,35 +75,35 @@ demo: setup ## Mount a bucket of real files and compare all; KEEP=1 leaves it mo
 	@$(BIN)/python -m tools.demo run $(if $(filter-out 0 no,$(KEEP)),--keep)
 
 .PHONY: demo-stop
-demo-stop: ## Unmount and remove what `make demo KEEP=1` left
+demo-stop: ## Unmount and remove the demo of `make demo KEEP=1`
 	@$(BIN)/python -m tools.demo stop
 
 .PHONY: test
-test: setup lint ## Lint, types, and all tests, those on a real mount too
+test: setup lint ## Lint, types, and all tests, also on real mounts
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: check
 check: setup lint ## Lint, types, and the unit tests that are quick
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' tests/unit $(ARGS)
 
-# Ten times as many cases have ten times as long.
+# Ten times as many cases get ten times the timeout.
 .PHONY: soak
-soak: setup lint ## All tests with SOAK=10 times as many cases of what is drawn at random: hours
+soak: setup lint ## All tests with SOAK=10 times as many random cases; hours
 	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 	    -o timeout=$$((120 * $(SOAK))) $(ARGS)
 
 .PHONY: mutations
-mutations: setup ## Try whether the unit tests notice faults (tools/mutations); ARGS='NAME' for some
+mutations: setup ## Check that the unit tests notice faults (tools/mutations); ARGS='NAME' for some
 	@$(BIN)/python -m tools.mutations $(ARGS)
 
-# Minutes the first time, so that it is no part of the tests, which use what is there.
+# Takes minutes the first time, so `make test` does not call it and uses the stores that exist.
 .PHONY: stores
-stores: ## Build MinIO and versitygw for the tests of stores, where Go is
+stores: ## Build MinIO and versitygw for the tests of stores, if Go is installed
 	@tools/build-stores
 
-# The wheels are of the last commit, which is what is tested then.
+# The wheels are built from the last commit, so the tests run on that.
 .PHONY: test-boot
-test-boot: setup $(VENV)/.stamp-packaging ## Boot machines, lint and build what is in packaging/
+test-boot: setup $(VENV)/.stamp-packaging ## Boot machines; lint and build the files in packaging/
 	packaging/build-wheels debian-12
 	MOUNT_S3_BOOT=1 $(BIN)/python -m pytest tests/boot tests/unit/test_packaging.py $(ARGS)
 
@@ -128,7 +128,7 @@ docs: setup ## Generate docs/configuration.md's tables, docs/man and the chart o
 bench: setup ## Measure how fast a mount is (bench/README.md)
 	@$(BIN)/python -m bench.run $(ARGS)
 
-# Not part of the set-up: large, and rarely needed.
+# Not part of the set-up, because they are large and rarely needed.
 $(VENV)/.stamp-bench $(VENV)/.stamp-packaging $(VENV)/.stamp-programs: $(VENV)/.stamp-%: $(VENV)/.stamp-packages
 	$(PIP) --group $*
 	@touch $@
@@ -138,7 +138,7 @@ bench-chart: setup $(VENV)/.stamp-bench ## Compare runs: ARGS='one.json two.json
 	@$(BIN)/python -m bench.chart $(ARGS)
 
 .PHONY: wheels
-wheels: setup ## Wheels and packages for Debian 12 and 13, tried there (root); ARGS='debian-12' for other targets
+wheels: setup ## Build and test wheels and packages for Debian 12 and 13 (root); ARGS='debian-12' for other targets
 	@packaging/build-wheels $(or $(ARGS),debian-12 debian-13)
 
 .PHONY: format
@@ -146,7 +146,7 @@ format: | installed ## Let ruff correct what it can, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The demo first: a folder that is mounted or served from cannot be removed.
+# Stop the demo first: its mount and the server's folder cannot be removed while in use.
 .PHONY: clean
 clean: ## Remove everything that these commands made
 	@if [ -e .state/demo ] && [ -x $(BIN)/python ]; then $(BIN)/python -m tools.demo stop; fi

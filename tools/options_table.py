@@ -48,7 +48,7 @@ ONLY_VARIABLES = {
     "NO_COLOR": "no colours on a terminal",
     "TMPDIR": "directory for temporary files, which hold written data when memory is short "
     "([writing.md](writing.md#new-files))",
-    "XDG_STATE_HOME": "mounts record pending uploads below this directory ([cleanup.md](cleanup.md))",
+    "XDG_STATE_HOME": "directory for the journals of pending uploads ([cleanup.md](cleanup.md))",
 }
 
 DEFAULT = re.compile(r"\s*\[default: (.*)\]$", re.DOTALL)

@@ -1,20 +1,20 @@
 #!/bin/bash
 # Install mount-s3 on an EC2 instance, and mount a bucket now and at each boot.
 #
-# Paste it as user data with the settings below changed, or run it as root with variables of these
-# names. It may run again: what already exists stays, and a changed setting takes effect. All
-# that it says is also in /var/log/mount-s3-install.log. Amazon Linux 2023, Debian 12 and 13,
-# Ubuntu 24.04: whatever packaging/build-wheels makes wheels for.
+# Change the settings below and use it as user data, or run it as root with variables of these
+# names. It may run again: what already exists stays, and changed settings take effect. Its output
+# is also in /var/log/mount-s3-install.log. It supports Amazon Linux 2023, Debian 12 and 13, and
+# Ubuntu 24.04, for which packaging/build-wheels makes wheels.
 
-# Where the wheels are, as packaging/build-wheels has put them into one folder: that folder, its
-# copy at s3://BUCKET/PREFIX (aws s3 sync FOLDER s3://BUCKET/PREFIX), or a .tar.gz of it at https://.
+# The folder of wheels that packaging/build-wheels made: a path, a copy at s3://BUCKET/PREFIX
+# (aws s3 sync FOLDER s3://BUCKET/PREFIX), or a .tar.gz of it at https://.
 WHEELS=${WHEELS:-s3://my-bucket/mount-s3/amzn-2023}
-# What to mount: the service is mount-s3@NAME. Without a BUCKET mount-s3 is only installed.
+# The bucket to mount, by the service mount-s3@NAME. Without BUCKET mount-s3 is only installed.
 NAME=${NAME:-data}
 BUCKET=${BUCKET-}
 DIRECTORY=${DIRECTORY:-/mnt/$NAME}
 OPTIONS=${OPTIONS---allow-other}
-# "no": from the next boot on, as for an image.
+# "no": do not mount before the next boot, for example in an image.
 START=${START:-yes}
 
 set -euo pipefail
@@ -26,7 +26,7 @@ CONFIG=/etc/mount-s3/$NAME.conf
 say() { echo "mount-s3 install: $(date -u +%FT%TZ) $*"; }
 fail() { say "failed: $*"; exit 1; }
 
-# What libfuse 2.9, fusermount and Python with venv are called, where they are missing.
+# Installs the packages of libfuse 2.9, fusermount and Python with venv that are missing.
 install_packages() {
     if command -v dnf >/dev/null; then
         rpm -q --quiet python3.11 fuse fuse-libs || dnf -y -q install python3.11 fuse fuse-libs
@@ -35,7 +35,7 @@ install_packages() {
     command -v apt-get >/dev/null || fail "neither dnf nor apt-get is here"
     local missing=()
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
-    # Debian 12's package fuse has it, too; the two exclude each other.
+    # Debian 12's package fuse has it as well, but the two packages exclude each other.
     command -v fusermount >/dev/null || missing+=(fuse3)
     ldconfig -p | grep -q 'libfuse\.so\.2 ' || missing+=(libfuse2)
     [ "${#missing[@]}" -eq 0 ] && return
@@ -44,7 +44,7 @@ install_packages() {
     apt-get -q -y -o DPkg::Lock::Timeout=300 --no-install-recommends install "${missing[@]}"
 }
 
-# The folder with the wheels, fetched into $1 where it is elsewhere.
+# Prints the folder with the wheels. Fetches it into $1 if it is remote.
 fetch() {
     case $WHEELS in
     s3://*)
@@ -70,7 +70,7 @@ install_wheels() {
     # shellcheck disable=SC2064  # its value now
     trap "rm -rf '$work'" EXIT
     fetch "$work" || fail "$WHEELS cannot be fetched: the lines above say why"
-    # An archive may have the folder in it, or what is in the folder.
+    # An archive may contain the folder, or its files.
     sums=$(cd "$work" && find . -name '*.whl' -exec sha256sum {} + | sort)
     [ -n "$sums" ] || fail "there are no wheels in $WHEELS"
     if [ "$sums" = "$(cat "$ROOT/wheels.sha256" 2>/dev/null)" ]; then
@@ -79,14 +79,14 @@ install_wheels() {
     fi
     rm -f "$ROOT/wheels.sha256"
     [ -x "$ROOT/bin/pip" ] || "$python" -m venv "$ROOT"
-    # Also where the version is the same: the wheels are not.
+    # Even if the version is the same: the wheels differ.
     "$ROOT/bin/pip" --isolated --disable-pip-version-check install -q --force-reinstall \
         --no-index --find-links "$(dirname "$(find "$work" -name 'mount_s3-*.whl')")" mount-s3
     echo "$sums" >"$ROOT/wheels.sha256"
     say "$("$ROOT/bin/mount-s3" --version) is installed in $ROOT"
 }
 
-# Write standard input to the file $1, and tell whether that changes it.
+# Writes standard input to the file $1. Succeeds if that changes the file.
 write() {
     local new
     mkdir -p "$(dirname "$1")"

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Mount for a process that may not: /dev/fuse is opened here, and handed on.
+"""Mount for a process without privileges: open /dev/fuse, and pass the descriptor on.
 
   mounter.py serve SOCKET DIRECTORY   privileged: for each program that connects, mount on DIRECTORY
                                       and give it the descriptor; unmount when it has ended
   mounter.py run SOCKET COMMAND ...   not privileged: get the descriptor, and become COMMAND with
                                       its number: mount-s3 --foreground my-bucket /dev/fd/N
 
-What can be said of the mount is said here: `serve --read-only`, `--user`, `--group`,
-`--no-allow-other`. Nothing but Python's library is needed. Whoever may connect to SOCKET can fill
-DIRECTORY: keep it in a directory that only the two share.
+`serve` sets the mount's options: `--read-only`, `--user`, `--group`, `--no-allow-other`. The script
+needs only Python's standard library. A process that can connect to SOCKET can serve files in
+DIRECTORY, so keep SOCKET in a directory that only these two containers share.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import sys
 import time
 from pathlib import Path
 
-#: How long `run` waits for `serve`, and `serve` for who connects to take the descriptor.
+#: Longest wait of `run` for `serve`, and of `serve` for `run` to take the descriptor.
 WAIT_S = 60.0
-#: As mount-s3 itself sets it: buffered reads are faster than with the kernel's 128.
+#: The same value as mount-s3 sets: buffered reads are faster than with the kernel's 128.
 READ_AHEAD_KB = 1024
 
 # sys/mount.h
@@ -48,7 +48,7 @@ def mount(
     data = f"fd={fuse},rootmode={mode:o},user_id={user},group_id={group},default_permissions"
     data += ",allow_other" if allow_other else ""
     flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if read_only else 0)
-    # What `mount` shows: mountpoint-s3 on DIRECTORY type fuse.mount-s3.
+    # `mount` shows: mountpoint-s3 on DIRECTORY type fuse.mount-s3.
     done = _libc.mount(
         b"mountpoint-s3",
         os.fsencode(directory),
@@ -65,7 +65,7 @@ def mount(
 
 
 def unmount(directory: str) -> None:
-    """Unmount what is there, alive or dead; who has files open there keeps them."""
+    """Unmount the directory, even if its process is dead. Open files stay open."""
     while is_mounted(directory):
         if _libc.umount2(os.fsencode(directory), MNT_DETACH) != 0:
             number = ctypes.get_errno()
@@ -73,7 +73,7 @@ def unmount(directory: str) -> None:
 
 
 def is_mounted(directory: str) -> bool:
-    """Tell whether something is mounted there. It does not touch a mount: that may not answer."""
+    """Return whether something is mounted there, without access to it: it may not answer."""
     return _device(directory) is not None
 
 
@@ -87,7 +87,7 @@ def _device(directory: str) -> str | None:
 
 
 def _read_ahead(directory: str) -> None:
-    """Set what the process that serves may not. Where /sys is read-only it stays as it is."""
+    """Set read-ahead, which `run` may not. If /sys is read-only, leave the kernel's default."""
     with contextlib.suppress(OSError):
         setting = Path(f"/sys/class/bdi/{_device(directory)}/read_ahead_kb")
         setting.write_text(str(READ_AHEAD_KB))
@@ -120,7 +120,7 @@ def serve(arguments: argparse.Namespace) -> None:
 def _serve_one(client: socket.socket, directory: str, arguments: argparse.Namespace) -> None:
     client.settimeout(WAIT_S)
     try:
-        unmount(directory)  # what a mounter before this one has left
+        unmount(directory)  # a mount that an earlier mounter left
         fuse = mount(
             directory,
             user=arguments.user,
@@ -134,15 +134,15 @@ def _serve_one(client: socket.socket, directory: str, arguments: argparse.Namesp
             client.sendall(str(error).encode())
         return
     try:
-        # Ours is closed at once: when the other process ends, the kernel then knows that nobody
-        # answers, and nobody waits.
+        # Close our copy now. Then the kernel ends the mount when the other process ends, and no
+        # program waits for an answer.
         with contextlib.suppress(OSError):
             socket.send_fds(client, [b"ok"], [fuse])
         os.close(fuse)
         say(f"{directory} is mounted")
         client.settimeout(None)
         with contextlib.suppress(OSError):
-            client.recv(1)  # nothing ever comes: it returns when the other process has ended
+            client.recv(1)  # receives nothing: returns when the other process has ended
     finally:
         unmount(directory)
         say(f"{directory} is unmounted")
@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit(f"nothing was mounted: {message.decode(errors='replace') or 'no answer'}")
     (fuse,) = descriptors
     connection.setblocking(True)
-    # Both stay open in the command. By the end of the connection `serve` knows of its end.
+    # Both stay open in the command. `serve` notices its end when the connection closes.
     os.set_inheritable(connection.fileno(), True)
     os.set_inheritable(fuse, True)
     command = [word.replace("/dev/fd/N", f"/dev/fd/{fuse}") for word in arguments.command]
