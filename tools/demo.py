@@ -98,9 +98,9 @@ def fill(server: SeaweedFS, files: dict[str, Path]) -> str:
     source = sysconfig.get_path("stdlib")
     say("Filling", f"{len(files)} files ({size / 1e6:.0f} MB) of {source}, and one of 1 GiB")
     try:
-        with progress(f"  {TREE_PREFIX}", len(files), "files") as advance:
+        with progress(f"  {TREE_PREFIX}", len(files)) as advance:
             demo_files.upload_tree(client, BUCKET, files, advance)
-        with progress(f"  {LARGE_KEY}", LARGE_SIZE_BYTES, "bytes") as advance:
+        with progress(f"  {LARGE_KEY}", LARGE_SIZE_BYTES) as advance:
             return demo_files.upload_large(client, BUCKET, advance)
     except (BotoCoreError, ClientError) as error:
         raise DemoError(f"filling the bucket failed: {error}\n{server.log_tail()}") from error
@@ -135,7 +135,7 @@ def compare(files: dict[str, Path]) -> None:
     check(demo_files.compare_names([*(TREE_PREFIX + name for name in files), LARGE_KEY], seen))
 
     started = time.monotonic()
-    with progress("  SHA-256 of both", len(files), "files") as advance:
+    with progress("  SHA-256 of both", len(files)) as advance:
         root = MOUNT / TREE_PREFIX
         problems = demo_files.compare_contents(files, root, advance, STEP_TIMEOUT_S)
     check(problems)
