@@ -20,7 +20,7 @@ from dataclasses import replace
 import structlog
 
 from mountpoint.copy.objects import MOST_COPY_BYTES, same
-from mountpoint.errors import NotOffered, NotPermitted, PreconditionFailed, S3Error
+from mountpoint.errors import NotPermitted, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
     ALWAYS,
     Condition,
@@ -47,8 +47,6 @@ class SelfCopies:
         self._client = client
         self._uploads = uploads
         self._retry_policy = retry_policy
-        # mutable: what the store is known not to support; set once, by any thread
-        self._conditions = True
 
     def keep(self, source: ObjectInfo, attributes: FileAttributes) -> ObjectInfo:
         """Add attributes to those that this version keeps; return the new object.
@@ -81,7 +79,9 @@ class SelfCopies:
         self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes
     ) -> Written | None:
         """Let the server copy the object; None if an earlier try has done it."""
-        condition = Condition(etag=source.etag) if self._conditions else ALWAYS
+        capabilities = self._client.capabilities
+        unconditional = "copy" in capabilities.unconditional
+        condition = ALWAYS if unconditional else Condition(etag=source.etag)
         start = functools.partial(
             self._client.copy_object,
             source.key,
@@ -94,13 +94,9 @@ class SelfCopies:
         question = self._retry_policy.ask(start, more_s=more_s)
         try:
             return question.answer()
-        except NotOffered:
-            if condition == ALWAYS:
-                raise
-            log.info("this server ignores conditions on copies: writes by others may be lost")
-            self._conditions = False
-            return self._copied(source, options, wanted)
         except S3Error as error:
+            if capabilities.refused(error, "copy", condition=not unconditional, checksums=False):
+                return self._copied(source, options, wanted)
             if (question.retried or error.retryable) and self._is_done(source, wanted):
                 log.debug("an earlier attempt had succeeded", key=source.key, error=str(error))
                 return None

@@ -94,9 +94,6 @@ class Copies:
         self.renames = client.is_directory  # with RenameObject, so without a copy
         self._config = config
         self._most_copy_bytes = most_copy_bytes
-        # mutable: what the store is known not to support; set once, by any thread
-        self._conditional_copies = True
-        self._conditional_deletes = True
 
     def copy(
         self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
@@ -290,7 +287,8 @@ class Copies:
             storage_class = None if source.storage_class == "STANDARD" else source.storage_class
             options = PutOptions(storage_class=storage_class)
         options = self._uploads.encrypted(options)
-        asked = condition if self._conditional_copies else ALWAYS
+        capabilities = self._client.capabilities
+        asked = ALWAYS if "copy" in capabilities.unconditional else condition
         start = functools.partial(
             self._client.copy_object,
             source.key,
@@ -304,16 +302,9 @@ class Copies:
         question = self._retry_policy.ask(start, more_s=more_s)
         try:
             return question.answer().etag
-        except NotOffered:
-            if asked == ALWAYS:
-                raise
-            log.info(
-                "this server ignores conditions on copies: "
-                "objects created by others may be overwritten"
-            )
-            self._conditional_copies = False
-            return self._copy_at_once(source, key, condition)
         except S3Error as error:
+            if capabilities.refused(error, "copy", condition=asked != ALWAYS, checksums=False):
+                return self._copy_at_once(source, key, condition)
             if question.retried or error.retryable:
                 made = self._made(source, key)
                 if made is not None:
@@ -389,17 +380,19 @@ class Copies:
             return
         if not same(there.etag, source.etag):
             raise PreconditionFailed("it has changed in the meantime")
-        etag = source.etag if self._conditional_deletes else None
+        capabilities = self._client.capabilities
+        etag = None if "delete" in capabilities.unconditional else source.etag
         start = functools.partial(self._client.delete_object, source.key, etag=etag)
         question = self._retry_policy.ask(start)
         try:
             question.answer()
         except NotFound:
             pass
-        except NotOffered:
-            if etag is None:
+        except NotOffered as error:
+            if not capabilities.refused(
+                error, "delete", condition=etag is not None, checksums=False
+            ):
                 raise
-            self._conditional_deletes = False
             self._delete(source, self._ask_head(source.key))
         except S3Error:
             # Deleted by an earlier try or somebody else: some stores answer 412 if it is missing.

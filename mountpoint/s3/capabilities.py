@@ -1,133 +1,119 @@
-"""Find out at mount which S3 features that reads rely on a store other than AWS lacks.
+"""What the store of a mount supports, as far as the mount knows.
 
-The probe sends two LISTs and two GETs of one byte, each once; the last three run in parallel:
-
-* The page from mounting shows whether it is a ListObjectsV2 page and whether keys are encoded.
-* A LIST that starts after the first key must not return that key.
-* A GET with an ETag that no object has must fail with 412. A store that rejects
-  x-amz-checksum-mode says so in this answer. In an empty bucket this GET uses a missing key.
-* A GET with the listed ETag must not fail with 412. It does if a store or proxy sends only weak
-  ETags, because If-Match compares strongly.
-
-A question without an answer counts as supported. Checksums and conditions of writes are not
-probed, because that would write; the first refusal shows them (`upload.uploads`).
+Each client has one `Capabilities`, which everybody asks. AWS has all features. For other stores
+`feature_probe` tests at mount, only by reading, the features that reads need. A missing feature of
+writes shows at the first request that needs it: the store refuses the request, and this request and
+all later ones do without the feature (`fallback`).
 """
 
-import functools
-import threading
-import time
+from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 
-from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed, S3Error
-from mountpoint.s3.client import (
-    Capabilities,
-    ListPage,
-    ObjectClient,
-    ObjectInfo,
-)
-from mountpoint.s3.retry import RetryPolicy
+from mountpoint.errors import ChecksumsNotOffered, NotOffered, S3Error
 
 log = structlog.get_logger(__name__)
 
-#: Seconds for the first LIST, and again for the other three requests together.
-TRY_S = 3.0
-#: No known text has this MD5, so no object has this ETag.
-NO_ETAG = f'"{"0" * 32}"'
-#: The key of the GET in an empty bucket.
-NO_KEY = b".mount-s3-probe"
+#: The kinds of requests that may have a condition.
+Operation = Literal["write", "copy", "delete"]
+
+#: What the log says when the store refuses conditions. Before a delete HEAD has shown the version.
+UNCONDITIONAL = {
+    "write": "this server ignores conditions: writes by others in the meantime may be overwritten",
+    "copy": "this server ignores conditions on copies: "
+    "objects created by others may be overwritten",
+}
+
+#: Statuses by which servers refuse an unknown operation, besides 501.
+NO_SUCH_OPERATION = (400, 405)
+
+#: Codes by which servers refuse parts of different sizes that are all large enough. Cloudflare R2:
+#: InvalidPart, "All non-trailing parts must have the same length".
+UNEQUAL_PARTS = ("InvalidPart", "EntityTooSmall")
 
 
-def find_capabilities(
-    client: ObjectClient, prefix: bytes, page: ListPage, stopping: threading.Event
-) -> Capabilities:
-    """Return the endpoint's capabilities; `page` is its listing below `prefix`.
+@dataclass(slots=True)
+class Capabilities:
+    """The features of S3 that other stores may lack. By default the store has all of them.
 
-    Logs one line for each S3 feature that the endpoint lacks.
+    Thread-safe without a lock: each field is set in a single step, and several requests in flight
+    may be refused for the same reason.
     """
-    retry_policy = RetryPolicy(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
-    objects = _some_objects(client, prefix, retry_policy) if page.objects or page.prefixes else []
-    first = objects[0].key if objects and not page.by_marker else None
-    filled = next((each for each in objects if each.size_bytes), None)
-    key = prefix + NO_KEY if filled is None else filled.key
-    until_s = time.monotonic() + TRY_S
-    other = _Answer(client, key, NO_ETAG)
-    own = _Answer(client, key, filled.etag) if filled is not None and filled.etag else None
-    starts_after = first is None or _starts_after(client, prefix, first, retry_policy)
-    for answer in (other, own):
-        if answer is not None:
-            answer.wait(until_s)
-    capabilities = Capabilities(
-        pages_by_token=not page.by_marker,
-        starts_after=starts_after,
-        matches=other.info is None and not (own and isinstance(own.error, PreconditionFailed)),
-        takes_checksum_mode=not isinstance(other.error, ChecksumsNotOffered),
-    )
-    _tell(capabilities, page)
-    return capabilities
 
+    # needed by reads, tested at mount
+    pages_by_token: bool = True  # the store supports ListObjectsV2
+    starts_after: bool = True  # LIST honours start-after
+    matches: bool = True  # If-Match on a GET accepts the object's own ETag and rejects all others
+    takes_checksum_mode: bool = True  # the store accepts the x-amz-checksum-mode header
+    # needed by writes, found at the first use; None: not known yet
+    unconditional: set[Operation] = field(default_factory=set)  # operations without conditions
+    checksums: bool = True  # the store accepts checksums
+    copies_parts: bool | None = True  # UploadPartCopy
+    copies_with_checksums: bool | None = True  # UploadPartCopy into uploads with checksums
+    equal_parts: bool | None = False  # all parts but the last must have one size
 
-def _some_objects(
-    client: ObjectClient, prefix: bytes, retry_policy: RetryPolicy
-) -> list[ObjectInfo]:
-    start = functools.partial(client.list, prefix, max_keys=2, flat=True)
-    try:
-        return retry_policy.ask(start).answer().objects
-    except S3Error:
-        return []
+    def refused(
+        self, error: S3Error, operation: Operation, *, condition: bool, checksums: bool
+    ) -> bool:
+        """Note what the store does not support, after it refused a request with `error`.
 
+        `condition` and `checksums`: the request had one. Returns whether sending the request again
+        without the unsupported header may succeed.
+        """
+        if not isinstance(error, NotOffered):
+            return False
+        if condition and not isinstance(error, ChecksumsNotOffered):
+            if operation not in self.unconditional and operation in UNCONDITIONAL:
+                log.info(UNCONDITIONAL[operation])
+            self.unconditional.add(operation)
+            return True
+        if checksums:
+            if self.checksums:
+                log.warning(
+                    "this server accepts no checksums: it does not verify uploads",
+                    reason=str(error),
+                )
+            self.checksums = False
+            return True
+        return False
 
-def _starts_after(
-    client: ObjectClient, prefix: bytes, key: bytes, retry_policy: RetryPolicy
-) -> bool:
-    start = functools.partial(client.list, prefix, start_after=key, max_keys=1, flat=True)
-    try:
-        rest = retry_policy.ask(start).answer().objects
-    except S3Error:
+    def refused_copied_part(self, error: S3Error) -> bool:
+        """Note that the store copies no parts, and return True, if `error` means that.
+
+        If a part was copied before, the refusal has another reason.
+        """
+        unknown = isinstance(error, NotOffered) or (
+            type(error) is S3Error and error.status in NO_SUCH_OPERATION
+        )
+        if not unknown or self.copies_parts:
+            return False
+        if self.copies_parts is None:
+            log.info(
+                "this server cannot copy parts of objects: "
+                "the mount reads and sends these bytes again",
+                reason=str(error),
+            )
+        self.copies_parts = False
         return True
-    # Do not compare the order of keys: stores with real folders sort them differently.
-    return not rest or rest[0].key != key
 
+    def took_unequal_parts(self) -> None:
+        """Note that the store has accepted parts of different sizes."""
+        if self.equal_parts is None:
+            self.equal_parts = False
 
-def _tell(capabilities: Capabilities, page: ListPage) -> None:
-    if not capabilities.pages_by_token:
-        log.info(
-            "the store does not support ListObjectsV2: the mount lists with markers (ListObjects)"
-        )
-    if not page.encoded:
-        log.info("the store does not encode keys: listings omit keys with control characters")
-    if not capabilities.starts_after:
-        log.info("the store ignores start-after: the mount looks names up one by one")
-    if not capabilities.matches:
-        log.info(
-            "the store ignores If-Match: the mount compares the ETags of its answers, as always"
-        )
-    if not capabilities.takes_checksum_mode:
-        log.info("the store refuses x-amz-checksum-mode: reads are not verified")
+    def refused_unequal_parts(self, error: S3Error) -> bool:
+        """Note that the store needs parts of one size, and return True, if `error` means that.
 
-
-class _Answer:
-    """A GET of one byte with If-Match, and its answer."""
-
-    def __init__(self, client: ObjectClient, key: bytes, etag: str) -> None:
-        self.info: ObjectInfo | None = None  # of the object in the answer
-        self.error: Exception | None = None
-        self._came = threading.Event()
-        self._transfer = client.get(key, 0, 1, self, if_match=etag)
-
-    def wait(self, until_s: float) -> None:
-        """Wait for the answer until `until_s` on the monotonic clock."""
-        if not self._came.wait(max(until_s - time.monotonic(), 0.0)):
-            self._transfer.cancel()
-
-    def on_headers(self, info: ObjectInfo) -> None:
-        """See BodySink."""
-        self.info = info
-
-    def on_body(self, chunk: bytes, offset: int) -> None:
-        """See BodySink."""
-
-    def finish(self, error: Exception | None) -> None:
-        """See BodySink."""
-        self.error = error
-        self._came.set()
+        `error` is the refusal of parts of different sizes. If such parts were accepted before, it
+        has another reason.
+        """
+        if error.code not in UNEQUAL_PARTS or self.equal_parts is False:
+            return False
+        if self.equal_parts is None:
+            log.info(
+                "this server needs parts of one size: later files are uploaded in such parts",
+                reason=str(error),
+            )
+        self.equal_parts = True
+        return True

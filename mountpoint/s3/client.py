@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from mountpoint.s3.capabilities import Capabilities
 from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.system.spill import FileRange
 
@@ -185,24 +186,6 @@ class BodySink(Protocol):
         """Receive the end of the answer; `error` is None if the answer is complete."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """The S3 features that reads rely on and that other stores may lack (`s3.capabilities`).
-
-    `pages_by_token`: the store supports ListObjectsV2. `starts_after`: LIST honours start-after.
-    `matches`: If-Match on a GET accepts the object's own ETag and rejects all others.
-    `takes_checksum_mode`: the store accepts the x-amz-checksum-mode header.
-    """
-
-    pages_by_token: bool = True
-    starts_after: bool = True
-    matches: bool = True
-    takes_checksum_mode: bool = True
-
-
-S3_CAPABILITIES = Capabilities()
-
-
 class Transfer(Protocol):
     """A GET in progress."""
 
@@ -215,16 +198,20 @@ class ObjectClient(Protocol):
 
     `lists_in_order`: LIST returns keys in byte order and honours start-after, so a page also shows
     which keys do not exist. `is_directory`: the bucket is a directory bucket (S3 Express One Zone);
-    only these support append and rename. `is_aws`: the endpoint is AWS's own S3, so nothing needs
-    to be probed. `wants_equal_parts`: all parts of an upload except the last must have the same
-    size; None if unknown. `verifies`: reads are compared with the stored checksums.
+    only these support append and rename. `verifies`: reads are compared with the stored checksums.
+    `capabilities`: the other features of the store, as far as they are known.
     """
 
-    verifies: bool
-    lists_in_order: bool
     is_directory: bool
-    is_aws: bool
-    wants_equal_parts: bool | None
+    capabilities: Capabilities
+
+    @property
+    def verifies(self) -> bool:
+        """See above."""
+
+    @property
+    def lists_in_order(self) -> bool:
+        """See above."""
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """Send HeadObject. Raises NotFound if the key does not exist."""

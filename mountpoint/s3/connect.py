@@ -29,13 +29,13 @@ from mountpoint.errors import (
     WrongRegion,
 )
 from mountpoint.metrics.recorder import Meters
-from mountpoint.s3 import probe
+from mountpoint.s3 import feature_probe, probe
 from mountpoint.s3.aws import proxy
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice, configured_region, resolve
-from mountpoint.s3.capabilities import find_capabilities
-from mountpoint.s3.client import S3_CAPABILITIES, Capabilities, ListPage
+from mountpoint.s3.capabilities import Capabilities
+from mountpoint.s3.client import ListPage
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import RetryPolicy
 
@@ -172,38 +172,33 @@ class _Attempts:
             counters=self._meters.counters,
         )
         prefix = self._bucket.prefix
-        client = self._client(endpoint, S3_CAPABILITIES, self._meters)
+        client = self._client(endpoint, self._meters)
         try:
             with _watching(client, endpoint, self._config.ca_bundle, by):
                 page = retry_policy.ask(lambda: client.list(prefix, max_keys=1)).answer()
-            if endpoint.aws or endpoint.has_sessions:
-                return client
-            capabilities = self._capabilities(endpoint, page)
+            if not endpoint.aws and not endpoint.has_sessions:
+                self._probe(endpoint, page, client.capabilities)
         except BaseException:
             client.close()
             raise
-        if capabilities == S3_CAPABILITIES:
-            return client
-        client.close()
-        return self._client(endpoint, capabilities, self._meters)
+        return client
 
-    def _capabilities(self, endpoint: Endpoint, page: ListPage) -> Capabilities:
+    def _probe(self, endpoint: Endpoint, page: ListPage, capabilities: Capabilities) -> None:
         """Probe an endpoint's capabilities, without counting these requests for the mount.
 
         Nor are the refusals that the probe provokes counted as failures.
         """
         # HEAD asks for checksums even if GET does not.
         config = replace(self._config, verify_checksums=True)
-        client = self._client(endpoint, S3_CAPABILITIES, Meters(), config)
+        client = self._client(endpoint, Meters(), config)
         try:
-            return find_capabilities(client, self._bucket.prefix, page, self._stopping)
+            feature_probe.probe(client, self._bucket.prefix, page, self._stopping, capabilities)
         finally:
             client.close()
 
     def _client(
         self,
         endpoint: Endpoint,
-        capabilities: Capabilities,
         meters: Meters,
         config: ClientConfig | None = None,
     ) -> CrtClient:
@@ -216,7 +211,6 @@ class _Attempts:
             bucket=self._bucket.name,
             requester_pays=self._bucket.requester_pays,
             expected_owner=self._bucket.expected_owner,
-            capabilities=capabilities,
         )
 
     def _may_want_path_style(self, endpoint: Endpoint, error: S3Error) -> bool:

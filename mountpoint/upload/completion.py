@@ -22,7 +22,6 @@ from mountpoint.errors import (
     AlreadyExists,
     BadAnswer,
     NoSuchUpload,
-    NotOffered,
     PreconditionFailed,
     S3Error,
 )
@@ -44,7 +43,7 @@ from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.system.spill import FileRange
 from mountpoint.upload.multipart import Sent
 from mountpoint.upload.parts import MOST_PARTS, are_equal
-from mountpoint.upload.requests import RequestScheduler, UploadRequest, UploadRequests
+from mountpoint.upload.requests import UploadRequest, UploadRequests
 
 log = structlog.get_logger(__name__)
 
@@ -77,15 +76,14 @@ class Completion:
         condition: Condition,
         *,
         requests: UploadRequests,
-        scheduler: RequestScheduler,
         retry_policy: RetryPolicy,
         completed: Callable[[ObjectInfo], None],
         failed: Callable[[Exception], None],
     ) -> None:
         # dependencies
         self._client = client
+        self._capabilities = client.capabilities
         self._requests = requests
-        self._scheduler = scheduler
         self._retry_policy = retry_policy
         self._completed = completed
         self._failed = failed
@@ -141,7 +139,7 @@ class Completion:
 
         def done(written: Written) -> None:
             if self._unequal:
-                self._scheduler.took_unequal_parts()
+                self._capabilities.took_unequal_parts()
             self._look(self._described(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
@@ -162,13 +160,13 @@ class Completion:
 
         def begin() -> "Future[Written]":
             nonlocal asked, checksums
-            asked = self.condition if self._scheduler.knows_conditions() else ALWAYS
-            checksums = self._options.checksum is not None and self._scheduler.knows_checksums()
+            asked = ALWAYS if "write" in self._capabilities.unconditional else self.condition
+            checksums = self._options.checksum is not None and self._capabilities.checksums
             return start(asked, checksums=checksums)
 
         def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._scheduler.does_without(
-                error, condition=asked != ALWAYS, checksum=checksums
+            if self._capabilities.refused(
+                error, "write", condition=asked != ALWAYS, checksums=checksums
             ):
                 self._requests.send(request)
             elif request.attempt or error.retryable or isinstance(error, NoSuchUpload):
@@ -216,7 +214,7 @@ class Completion:
 
     def _meaning(self, error: S3Error) -> S3Error:
         """Return the error that the refusal means to a writer who wanted to create, not replace."""
-        if self._unequal and self._scheduler.wants_equal_parts(error):
+        if self._unequal and self._capabilities.refused_unequal_parts(error):
             error.hint = WRITE_AGAIN
         if type(error) is not PreconditionFailed or not self.condition.absent:
             return error

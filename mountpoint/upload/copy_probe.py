@@ -21,25 +21,24 @@ log = structlog.get_logger(__name__)
 
 
 class CopyTrial:
-    """Knows, for a mount, whether the store does so. Thread-safe; its callers wait."""
+    """Finds out once whether the store does so. Thread-safe; its callers wait."""
 
     def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
         self._client = client
         self._uploads = uploads
         self._retry_policy = retry_policy
-        # mutable: None until it is known
-        self._takes_checksums = True if client.is_aws or client.is_directory else None
 
     def takes_checksums(self, source: ObjectInfo, name: ChecksumName) -> bool:
         """Whether parts of this object may be copied into an upload with such checksums."""
-        if source.size_bytes <= LEAST_PART_BYTES or not self._uploads.knows_checksums():
+        capabilities = self._client.capabilities
+        if source.size_bytes <= LEAST_PART_BYTES or not capabilities.checksums:
             return True  # no part of it is copied, or there are no checksums
-        if self._uploads.copies_parts() is False:
+        if capabilities.copies_parts is False:
             return True
-        if self._takes_checksums is None:
-            self._takes_checksums = self._try(source, name)
-        return self._takes_checksums is not False
+        if capabilities.copies_with_checksums is None:
+            capabilities.copies_with_checksums = self._try(source, name)
+        return capabilities.copies_with_checksums is not False
 
     def _try(self, source: ObjectInfo, name: ChecksumName) -> bool | None:
         """Try to copy a part; None if the answer says nothing."""
@@ -63,7 +62,7 @@ class CopyTrial:
                 checksum=name,
             )
             self._retry_policy.ask(copy).answer()
-            self._uploads.part_copied()
+            self._client.capabilities.copies_parts = True
             return True
         except ChecksumsNotOffered as error:
             log.info(
@@ -73,6 +72,6 @@ class CopyTrial:
             )
             return False
         except S3Error as error:
-            return True if self._uploads.does_without_copies(error) else None
+            return True if self._client.capabilities.refused_copied_part(error) else None
         finally:
             self._uploads.abort_unused(source.key, upload_id)

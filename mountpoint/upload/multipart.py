@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mountpoint.errors import NoSuchUpload, NotOffered, S3Error, TooLarge
+from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
 from mountpoint.s3.client import (
     Body,
     Checksum,
@@ -123,7 +123,7 @@ class Multipart:
     def copy(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Copy [start, stop) of this version as the next part. Raises TooLarge as `send`.
 
-        Where the server copies no parts (`UploadScheduler.copies_parts`), the number is free again.
+        Where the server copies no parts (`Capabilities.copies_parts`), the number is free again.
         """
         number = self._number()
         self.copying += 1
@@ -136,11 +136,12 @@ class Multipart:
                 told = Checksum(name, written.checksum) if digest is not None else None
             self._sent[number] = Sent(PartDone(number, written.etag, told), digest, stop - start)
             self.copying -= 1
-            self._scheduler.part_copied()
+            self._client.capabilities.copies_parts = True
 
         def refused(error: S3Error) -> None:
             # The caller waits for the first copied part, so no later part has a number yet.
-            if number == self.next_number - 1 and self._scheduler.does_without_copies(error):
+            first = number == self.next_number - 1
+            if first and self._client.capabilities.refused_copied_part(error):
                 self.next_number = number
                 self.copying -= 1
             else:
@@ -196,12 +197,12 @@ class Multipart:
 
         def begin() -> "Future[T]":
             nonlocal checksums
-            checksums = self._options.checksum is not None and self._scheduler.knows_checksums()
+            checksums = self._options.checksum is not None and self._client.capabilities.checksums
             return start(checksums=checksums)
 
         def refused(error: S3Error) -> None:
-            if isinstance(error, NotOffered) and self._scheduler.does_without(
-                error, condition=False, checksum=checksums
+            if self._client.capabilities.refused(
+                error, "write", condition=False, checksums=checksums
             ):
                 self._requests.send(request)
             else:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, Never, Protocol, TypeVar
 
-from mountpoint.errors import NotOffered, S3Error, Stalled
+from mountpoint.errors import S3Error, Stalled
 from mountpoint.s3.retry import Attempts, RetryPolicy
 
 #: 2 Mbit/s. A slower connection would need years for any bucket that is worth mounting.
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class UploadScheduler(Protocol[U]):
-    """What a mount's uploads share: places for bodies in flight, and what the server supports."""
+    """What a mount's uploads share: places for bodies in flight, and the journal."""
 
     def take_place(
         self, upload: U, in_flight: int, size_bytes: int, *, queues: bool = True
@@ -52,37 +52,6 @@ class UploadScheduler(Protocol[U]):
 
     def allowed_s(self, size_bytes: int) -> float:
         """Return how many seconds a body of this size may take."""
-
-    def knows_conditions(self) -> bool:
-        """Whether the server may support If-None-Match. True until it refuses it."""
-
-    def knows_checksums(self) -> bool:
-        """Whether the server may accept checksums. True until it refuses them."""
-
-    def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
-        """Note what the server does not support, after it refused a request with `error`.
-
-        `condition` and `checksum`: the request had one. Returns whether sending it again without
-        the unsupported header may succeed.
-        """
-
-    def copies_parts(self) -> bool | None:
-        """Whether the server copies parts of objects; None until it has done or refused it."""
-
-    def part_copied(self) -> None:
-        """Note that the server copies parts."""
-
-    def does_without_copies(self, error: S3Error) -> bool:
-        """Note that the server copies no parts, and return True, if `error` means that."""
-
-    def took_unequal_parts(self) -> None:
-        """Note that the server has accepted parts of different sizes."""
-
-    def wants_equal_parts(self, error: S3Error) -> bool:
-        """Note that the server needs parts of one size, and return True, if `error` means that.
-
-        `error` is the refusal of parts of different sizes.
-        """
 
     def denied(self) -> None:
         """Note that S3 has denied writing an object."""

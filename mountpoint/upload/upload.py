@@ -95,7 +95,6 @@ class Upload(Sequential):
             options,
             condition,
             requests=self._requests,
-            scheduler=scheduler,
             retry_policy=retry_policy,
             completed=self._completed,
             failed=self.fail,
@@ -117,7 +116,7 @@ class Upload(Sequential):
         with self._changed, self._turn():
             while start < stop:
                 step = self._next_step(source.size_bytes, stop - start, last=last)
-                if self._scheduler.copies_parts() is False:
+                if self._client.capabilities.copies_parts is False:
                     self._read(source, start, stop)
                     return
                 if not step.copied:
@@ -270,7 +269,7 @@ class Upload(Sequential):
         number = self._multipart.next_number
         with self._numbered():
             self._multipart.copy(source, start, stop)
-        while self._multipart.copying and not self._scheduler.copies_parts():
+        while self._multipart.copying and not self._client.capabilities.copies_parts:
             self._wait()
         self._check()
         if self._multipart.next_number == number:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import structlog
 
 from mountpoint.config import MIB, WriteConfig
-from mountpoint.errors import ChecksumsNotOffered, Interrupted, NotOffered, S3Error
+from mountpoint.errors import Interrupted, S3Error
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.content_types import by_name
 from mountpoint.s3.retry import RetryPolicy
@@ -31,13 +31,6 @@ from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.upload import Upload
 
 log = structlog.get_logger(__name__)
-
-#: Statuses by which servers refuse an unknown operation, besides 501.
-NO_SUCH_OPERATION = (400, 405)
-
-#: Codes by which servers refuse parts of different sizes that are all large enough. Cloudflare R2:
-#: InvalidPart, "All non-trailing parts must have the same length".
-UNEQUAL_PARTS = ("InvalidPart", "EntityTooSmall")
 
 #: A part may take this many times as long per byte as the slowest of the last KNOWN_PARTS parts.
 SLACK = 4.0
@@ -78,11 +71,6 @@ class Uploads(UploadScheduler[Sequential]):
         self._interrupted = False
         # mutable: whether objects may be written, as far as known; set in single steps
         self.may_write = False
-        # features that the server may support, until it refuses them
-        self._conditions = True
-        self._checksums = True
-        self._copies_parts = True if client.is_aws or client.is_directory else None
-        self._wants_equal_parts = client.wants_equal_parts
 
     def upload(
         self,
@@ -122,12 +110,13 @@ class Uploads(UploadScheduler[Sequential]):
         Until it is known what the server needs, parts have one size where that costs nothing: if
         the size of the file is known. Other files' parts grow, or their size would be limited.
         """
-        if self._wants_equal_parts is False:
+        capabilities = self._client.capabilities
+        if capabilities.equal_parts is False:
             return None
         if known_bytes is None:
-            return self._config.part_size_bytes if self._wants_equal_parts else None
+            return self._config.part_size_bytes if capabilities.equal_parts else None
         least_bytes = self._config.part_size_bytes
-        if only_copied and self._copies_parts is not False:
+        if only_copied and capabilities.copies_parts is not False:
             least_bytes = max(least_bytes, self._limits.copied_part_bytes)
         return part_size(least_bytes, known_bytes)
 
@@ -264,76 +253,6 @@ class Uploads(UploadScheduler[Sequential]):
             if self._s_per_byte:
                 longest_s = min(longest_s, SLACK * max(self._s_per_byte) * size_bytes)
             return self._config.stall_s + longest_s
-
-    def knows_conditions(self) -> bool:
-        """See UploadScheduler."""
-        return self._conditions
-
-    def knows_checksums(self) -> bool:
-        """See UploadScheduler."""
-        return self._checksums
-
-    def does_without(self, error: NotOffered, *, condition: bool, checksum: bool) -> bool:
-        """See UploadScheduler. Several requests in flight may be refused for the same reason."""
-        names_checksums = isinstance(error, ChecksumsNotOffered)
-        if condition and not names_checksums:
-            if self._conditions:
-                log.info(
-                    "this server ignores conditions: "
-                    "writes by others in the meantime may be overwritten"
-                )
-            self._conditions = False
-            return True
-        if checksum:
-            if self._checksums:
-                log.warning(
-                    "this server accepts no checksums: it does not verify uploads",
-                    reason=str(error),
-                )
-            self._checksums = False
-            return True
-        return False
-
-    def copies_parts(self) -> bool | None:
-        """See UploadScheduler."""
-        return self._copies_parts
-
-    def part_copied(self) -> None:
-        """See UploadScheduler."""
-        self._copies_parts = True
-
-    def does_without_copies(self, error: S3Error) -> bool:
-        """See UploadScheduler. If a part was copied before, the refusal has another reason."""
-        unknown = isinstance(error, NotOffered) or (
-            type(error) is S3Error and error.status in NO_SUCH_OPERATION
-        )
-        if not unknown or self._copies_parts:
-            return False
-        if self._copies_parts is None:
-            log.info(
-                "this server cannot copy parts of objects: "
-                "the mount reads and sends these bytes again",
-                reason=str(error),
-            )
-        self._copies_parts = False
-        return True
-
-    def took_unequal_parts(self) -> None:
-        """See UploadScheduler."""
-        if self._wants_equal_parts is None:
-            self._wants_equal_parts = False
-
-    def wants_equal_parts(self, error: S3Error) -> bool:
-        """See UploadScheduler. If such parts were accepted, the refusal has another reason."""
-        if error.code not in UNEQUAL_PARTS or self._wants_equal_parts is False:
-            return False
-        if self._wants_equal_parts is None:
-            log.info(
-                "this server needs parts of one size: later files are uploaded in such parts",
-                reason=str(error),
-            )
-        self._wants_equal_parts = True
-        return True
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
         """See UploadScheduler."""

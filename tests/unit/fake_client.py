@@ -29,6 +29,7 @@ from mountpoint.errors import (
     TransportFault,
     WrongOffset,
 )
+from mountpoint.s3.capabilities import Capabilities
 from mountpoint.s3.client import (
     ALWAYS,
     Body,
@@ -188,8 +189,6 @@ class FakeClient:
     verifies = True
     lists_in_order = True
     is_directory = False  # a test makes it one
-    is_aws = True  # unless a test says no
-    wants_equal_parts: bool | None = False  # unless a test says otherwise
 
     def __init__(
         self,
@@ -200,6 +199,7 @@ class FakeClient:
         page_size: int = 1000,
         threads: int = 4,
     ) -> None:
+        self.capabilities = Capabilities()
         self.script: Callable[[Request], Fault | None] | None = None
         self.chunk_bytes = chunk_bytes
         self.page_size = page_size
@@ -234,6 +234,12 @@ class FakeClient:
         self._pool = ThreadPoolExecutor(threads)
         for key, data in (objects or {}).items():
             self.put(key, data)
+
+    def be_unknown(self) -> None:
+        """Let nothing be known of the store, as of one that is not AWS's."""
+        self.capabilities = Capabilities(
+            copies_parts=None, copies_with_checksums=None, equal_parts=False
+        )
 
     def __enter__(self) -> Self:
         return self

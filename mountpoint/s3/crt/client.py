@@ -58,12 +58,11 @@ from mountpoint.metrics.counters import CounterName, Counters
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.capabilities import Capabilities
 from mountpoint.s3.client import (
     ALWAYS,
-    S3_CAPABILITIES,
     Body,
     BodySink,
-    Capabilities,
     Checksum,
     ChecksumName,
     Condition,
@@ -130,8 +129,7 @@ class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
     `credentials` None means unsigned requests. `bucket` is the name or ARN for copies; the default
-    comes from the endpoint's path. `capabilities` are the endpoint's. Raises MountError if the CA
-    bundle holds no certificates.
+    comes from the endpoint's path. Raises MountError if the CA bundle holds no certificates.
     """
 
     def __init__(
@@ -145,7 +143,6 @@ class CrtClient:
         bucket: str = "",
         requester_pays: bool = False,
         expected_owner: str | None = None,
-        capabilities: Capabilities = S3_CAPABILITIES,
     ) -> None:
         # dependencies
         self.counters = counters
@@ -172,12 +169,14 @@ class CrtClient:
         )
         # constants
         self._part_bytes = part_bytes
-        self._capabilities = capabilities
-        self.verifies = config.verify_checksums and capabilities.takes_checksum_mode
-        self.lists_in_order = endpoint.lists_in_order and capabilities.starts_after
+        self._verify_checksums = config.verify_checksums
         self.is_directory = endpoint.directory
-        self.is_aws = endpoint.aws
-        self.wants_equal_parts = endpoint.wants_equal_parts
+        copies = True if endpoint.aws or endpoint.directory else None
+        self.capabilities = Capabilities(
+            copies_parts=copies,
+            copies_with_checksums=copies,
+            equal_parts=endpoint.wants_equal_parts,
+        )
         self._headers: Headers = [
             ("Host", endpoint.host),
             ("User-Agent", f"{config.user_agent_prefix} mount-s3/{__version__}".strip()),
@@ -198,6 +197,16 @@ class CrtClient:
     def endpoint(self) -> Endpoint:
         """The endpoint that requests go to."""
         return self._endpoint
+
+    @property
+    def verifies(self) -> bool:
+        """See ObjectClient."""
+        return self._verify_checksums and self.capabilities.takes_checksum_mode
+
+    @property
+    def lists_in_order(self) -> bool:
+        """See ObjectClient."""
+        return self._endpoint.lists_in_order and self.capabilities.starts_after
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """See ObjectClient."""
@@ -220,7 +229,7 @@ class CrtClient:
             token=token,
             start_after=start_after,
             max_keys=max_keys,
-            by_marker=not self._capabilities.pages_by_token,
+            by_marker=not self.capabilities.pages_by_token,
         )
 
         def parse(status: int, headers: Headers, body: bytes) -> ListPage:
@@ -242,7 +251,7 @@ class CrtClient:
         self.counters.add("bytes_asked", stop - start)
         target = wire.object_target(self._endpoint.base_path, key)
         verify = self.verifies
-        if not self._capabilities.matches:
+        if not self.capabilities.matches:
             if_match = None  # the sink compares the answer's ETag
         if verify and whole and if_match is not None:
             # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, even a
@@ -262,7 +271,7 @@ class CrtClient:
 
     def describe(self, key: bytes) -> "Future[Stored]":
         """See ObjectClient."""
-        mode = [CHECKSUM_MODE] if self._capabilities.takes_checksum_mode else []
+        mode = [CHECKSUM_MODE] if self.capabilities.takes_checksum_mode else []
         return self._described(key, mode, write_wire.stored)
 
     def put_object(

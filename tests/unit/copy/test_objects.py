@@ -513,7 +513,7 @@ def copied_in_parts(place: Place) -> Stored:
 @pytest.mark.parametrize("refuses", [True, False])
 def test_parts_are_tried_once(place: Place, refuses: bool) -> None:
     """Whether copied parts may have checksums is tried before the first, and not again."""
-    place.client.is_aws = False
+    place.client.be_unknown()
     place.configure()
     if refuses:
         place.client.refuses_copied_parts = REFUSED_PART
@@ -527,7 +527,7 @@ def test_parts_are_tried_once(place: Place, refuses: bool) -> None:
 
 def test_parts_that_are_not_copied_at_all(place: Place) -> None:
     """The trial shows it: the copy is read and sent, with checksums, and nothing is tried again."""
-    place.client.is_aws = False
+    place.client.be_unknown()
     place.configure()
     refusal = errors.NotOffered("no", code="NotImplemented", status=501)
     place.client.script = lambda request: (
@@ -542,8 +542,8 @@ def test_parts_that_are_not_copied_at_all(place: Place) -> None:
 
 def test_parts_have_one_size_where_they_may_have_to(place: Place) -> None:
     """All is copied, the end too, although nobody knows what the store wants."""
-    place.client.is_aws = False
-    place.client.wants_equal_parts = None
+    place.client.be_unknown()
+    place.client.capabilities.equal_parts = None
     place.client.refuses_unequal_parts = True
     place.configure()
     place.client.requests.clear()
@@ -566,7 +566,7 @@ def test_parts_are_not_tried_at_aws(place: Place) -> None:
 @pytest.mark.parametrize("kind", ["create_upload", "copy_part", "abort_upload"])
 def test_a_trial_that_fails(place: Place, kind: str) -> None:
     """It says nothing of the store, and is no failure of what was wanted."""
-    place.client.is_aws = False
+    place.client.be_unknown()
     place.configure()
     place.client.inject(kind, Fault(error=errors.AccessDenied("no", status=403)))
     data = data_of(LARGE)

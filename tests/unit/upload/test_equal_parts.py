@@ -29,8 +29,8 @@ def world() -> Iterator[World]:
 
 def known_to_want(world: World, equal: bool | None) -> World:
     """Let it be known, or not, what the store wants."""
-    world.client.is_aws = False
-    world.client.wants_equal_parts = equal
+    world.client.be_unknown()
+    world.client.capabilities.equal_parts = equal
     world.configure()
     return world
 
@@ -73,8 +73,8 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
     with FakeClient() as client:
         client.least_part_bytes = least
         client.refuses_unequal_parts = True
-        client.is_aws = False
-        client.wants_equal_parts = draws.draw(st.sampled_from([True, None]), "known")
+        client.be_unknown()
+        client.capabilities.equal_parts = draws.draw(st.sampled_from([True, None]), "known")
         world = World(client, 8 * MIB, Limits(least, 3 * least))
         world.configure(part_bytes=part)
         small = client.put(b"small", random_bytes(200_000, 1))

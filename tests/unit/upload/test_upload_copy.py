@@ -337,7 +337,7 @@ NO_COPIES = [
 @pytest.mark.parametrize("written", [0, 1000, PART + 1000])
 def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, written: int) -> None:
     """What it does not copy is read and sent; it is asked once in all, and the log says so."""
-    world.client.is_aws = False
+    world.client.be_unknown()
     world.limits = Limits(PART, PART)
     world.configure()
     refused = Fault(error=error)
@@ -359,7 +359,7 @@ def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, writt
 
 def test_several_at_once_at_a_store_that_copies_no_parts(world: World) -> None:
     """Uploads that are all refused their first copy are all whole."""
-    world.client.is_aws = False
+    world.client.be_unknown()
     world.configure()
     together = threading.Barrier(3)
 
@@ -388,7 +388,7 @@ def test_several_at_once_at_a_store_that_copies_no_parts(world: World) -> None:
 @pytest.mark.parametrize("copied_before", [False, True])
 def test_a_refusal_of_something_else(world: World, copied_before: bool) -> None:
     """Where parts are copied a refusal is one of this copy, and no reason to read."""
-    world.client.is_aws = False
+    world.client.be_unknown()
     world.configure()
     info, _ = put(world, 2 * PART)
     if copied_before:

@@ -5,7 +5,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,7 +14,7 @@ from mountpoint.config import ClientConfig
 from mountpoint.errors import BadAnswer, ChecksumMismatch, PreconditionFailed, S3Error, Unusable
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.aws.endpoint import Endpoint
-from mountpoint.s3.client import S3_CAPABILITIES, Capabilities, ObjectInfo
+from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
 
 #: Protection against a hang, not a measure of speed.
@@ -122,14 +122,10 @@ def store() -> Iterator[OneObject]:
 
 
 @contextmanager
-def connected(
-    store: OneObject, capabilities: Capabilities = S3_CAPABILITIES
-) -> Iterator[CrtClient]:
+def connected(store: OneObject) -> Iterator[CrtClient]:
     """Make a client that does not sign."""
     endpoint = Endpoint("http", store.host, "/bucket", "us-east-1", "s3", "v4", False, False)
-    client = CrtClient(
-        endpoint, None, ClientConfig(), counters=Counters(), capabilities=capabilities
-    )
+    client = CrtClient(endpoint, None, ClientConfig(), counters=Counters())
     yield client
     client.close()
 
@@ -159,7 +155,8 @@ def test_a_get_names_version_and_range(store: OneObject) -> None:
 
 def test_a_store_whose_if_match_does_not_hold_is_not_asked_for_it(store: OneObject) -> None:
     """There the ETag of the answer is compared instead, by the part that takes it."""
-    with connected(store, replace(S3_CAPABILITIES, matches=False)) as client:
+    with connected(store) as client:
+        client.capabilities.matches = False
         assert get(client, 5, 10).body == DATA[5:10]
     assert "if-match" not in store.asked[0]
 

@@ -6,8 +6,9 @@ from concurrent.futures import Future
 import pytest
 
 from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed
-from mountpoint.s3.capabilities import NO_ETAG, find_capabilities
-from mountpoint.s3.client import S3_CAPABILITIES, BodySink, Capabilities, ListPage, Transfer
+from mountpoint.s3.capabilities import Capabilities
+from mountpoint.s3.client import BodySink, ListPage, Transfer
+from mountpoint.s3.feature_probe import NO_ETAG, probe
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 
 OBJECTS = {b"a": b"1", b"b": b"22"}
@@ -17,15 +18,16 @@ def found(client: FakeClient) -> Capabilities:
     """Return what is found of a store."""
     page = client.list(b"").result(SAFE_S)
     try:
-        return find_capabilities(client, b"", page, threading.Event())
+        probe(client, b"", page, threading.Event(), client.capabilities)
     finally:
         client.close()
+    return client.capabilities
 
 
 @pytest.mark.parametrize("objects", [{}, {b"empty": b""}, OBJECTS])
 def test_a_store_that_can_do_what_s3_can(objects: dict[bytes, bytes]) -> None:
     """All is found, also in an empty bucket."""
-    assert found(FakeClient(objects)) == S3_CAPABILITIES
+    assert found(FakeClient(objects)) == Capabilities()
 
 
 def test_a_store_that_ignores_start_after() -> None:
@@ -95,4 +97,4 @@ def test_no_answer_is_taken_for_s3s_own_way() -> None:
         return Fault(error=ConnectionError()) if request.kind == "get" else None
 
     client.script = script
-    assert found(client) == S3_CAPABILITIES
+    assert found(client) == Capabilities()
