@@ -15,6 +15,7 @@ Do not call this with a lock held.
 """
 
 import functools
+from concurrent.futures import Future
 from dataclasses import replace
 
 import structlog
@@ -22,7 +23,6 @@ import structlog
 from mountpoint.copy.objects import MOST_COPY_BYTES, same
 from mountpoint.errors import NotPermitted, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
-    ALWAYS,
     Condition,
     ObjectClient,
     ObjectInfo,
@@ -30,6 +30,7 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
+from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.s3.wire.posix_metadata import FileAttributes
@@ -79,24 +80,23 @@ class SelfCopies:
         self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes
     ) -> Written | None:
         """Let the server copy the object; None if an earlier try has done it."""
-        capabilities = self._client.capabilities
-        unconditional = "copy" in capabilities.unconditional
-        condition = ALWAYS if unconditional else Condition(etag=source.etag)
-        start = functools.partial(
-            self._client.copy_object,
-            source.key,
-            source.key,
-            source_etag=source.etag,
-            options=options,
-            condition=condition,
-        )
+
+        def send(terms: Terms) -> "Future[Written]":
+            return self._client.copy_object(
+                source.key,
+                source.key,
+                source_etag=source.etag,
+                options=options,
+                condition=terms.condition,
+            )
+
+        terms = Terms(Condition(etag=source.etag))
+        fallback = Fallback(self._client.capabilities, "copy", terms, send)
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
-        question = self._retry_policy.ask(start, more_s=more_s)
+        question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
         try:
             return question.answer()
         except S3Error as error:
-            if capabilities.refused(error, "copy", condition=not unconditional, checksums=False):
-                return self._copied(source, options, wanted)
             if (question.retried or error.retryable) and self._is_done(source, wanted):
                 log.debug("an earlier attempt had succeeded", key=source.key, error=str(error))
                 return None

@@ -29,6 +29,7 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 
 import structlog
@@ -52,8 +53,10 @@ from mountpoint.s3.client import (
     ObjectInfo,
     PutOptions,
     Stored,
+    Written,
 )
 from mountpoint.s3.content_types import after_rename, by_name
+from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.retry import RetryingCall, RetryPolicy
 from mountpoint.transfer.parallel import Result, for_each
 from mountpoint.upload.copy_probe import CopyTrial
@@ -287,24 +290,23 @@ class Copies:
             storage_class = None if source.storage_class == "STANDARD" else source.storage_class
             options = PutOptions(storage_class=storage_class)
         options = self._uploads.encrypted(options)
-        capabilities = self._client.capabilities
-        asked = ALWAYS if "copy" in capabilities.unconditional else condition
-        start = functools.partial(
-            self._client.copy_object,
-            source.key,
-            key,
-            source_etag=source.etag,
-            options=options,
-            keep_metadata=keep_metadata,
-            condition=asked,
-        )
+
+        def send(terms: Terms) -> "Future[Written]":
+            return self._client.copy_object(
+                source.key,
+                key,
+                source_etag=source.etag,
+                options=options,
+                keep_metadata=keep_metadata,
+                condition=terms.condition,
+            )
+
+        fallback = Fallback(self._client.capabilities, "copy", Terms(condition), send)
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
-        question = self._retry_policy.ask(start, more_s=more_s)
+        question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
         try:
             return question.answer().etag
         except S3Error as error:
-            if capabilities.refused(error, "copy", condition=asked != ALWAYS, checksums=False):
-                return self._copy_at_once(source, key, condition)
             if question.retried or error.retryable:
                 made = self._made(source, key)
                 if made is not None:
@@ -380,20 +382,20 @@ class Copies:
             return
         if not same(there.etag, source.etag):
             raise PreconditionFailed("it has changed in the meantime")
-        capabilities = self._client.capabilities
-        etag = None if "delete" in capabilities.unconditional else source.etag
-        start = functools.partial(self._client.delete_object, source.key, etag=etag)
-        question = self._retry_policy.ask(start)
+
+        def send(terms: Terms) -> "Future[None]":
+            return self._client.delete_object(source.key, etag=terms.condition.etag)
+
+        terms = Terms(Condition(etag=source.etag))
+        fallback = Fallback(self._client.capabilities, "delete", terms, send)
         try:
-            question.answer()
+            self._retry_policy.ask(fallback.start).answer()
         except NotFound:
             pass
         except NotOffered as error:
-            if not capabilities.refused(
-                error, "delete", condition=etag is not None, checksums=False
-            ):
+            if not fallback.applies(error):
                 raise
-            self._delete(source, self._ask_head(source.key))
+            self._delete(source, self._ask_head(source.key))  # the first HEAD is old by now
         except S3Error:
             # Deleted by an earlier try or somebody else: some stores answer 412 if it is missing.
             if self._head(source.key) is not None:

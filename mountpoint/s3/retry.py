@@ -37,6 +37,11 @@ def pause_s(attempt: int, jitter: float) -> float:
     return longest * (0.5 + jitter / 2)
 
 
+def never(_: S3Error) -> bool:
+    """Return False: `start` sends the same request each time."""
+    return False
+
+
 class RetryPolicy:
     """How long to wait for one try and in total; all callers share one policy.
 
@@ -75,23 +80,34 @@ class RetryPolicy:
         within: "Attempts | None" = None,
         *,
         more_s: float = 0.0,
+        again: Callable[[S3Error], bool] = never,
     ) -> "RetryingCall[T]":
         """Send a request now; the caller waits for its answer later.
 
-        `more_s` is added to the limit of each try and to the total, in seconds.
+        `more_s` is added to the limit of each try and to the total, in seconds. `again`: see
+        RetryingCall.
         """
         attempts = self.begin(within)
         attempts.until_s += more_s
-        return RetryingCall(start, attempts, self.try_s + more_s)
+        return RetryingCall(start, attempts, self.try_s + more_s, again)
 
 
 class RetryingCall(Generic[T]):
-    """One metadata request with its retries."""
+    """One metadata request with its retries.
+
+    `again` returns whether `start` sends another request after an error than before it
+    (`Fallback.applies`): then that is sent at once.
+    """
 
     def __init__(
-        self, start: Callable[[], "Future[T]"], attempts: "Attempts", try_s: float
+        self,
+        start: Callable[[], "Future[T]"],
+        attempts: "Attempts",
+        try_s: float,
+        again: Callable[[S3Error], bool] = never,
     ) -> None:
         self._start = start
+        self._again = again
         self._try_s = try_s
         self._tries = attempts  # started earlier: two calls at once share one deadline
         self._future = start()
@@ -108,9 +124,10 @@ class RetryingCall(Generic[T]):
                 error: S3Error = Stalled(f"no answer within {self._try_s:.0f} s")
             except S3Error as failure:
                 error = failure
-            if not attempts.again(error):
-                raise error
-            self.retried = True
+            if not self._again(error):
+                if not attempts.again(error):
+                    raise error
+                self.retried = True
             self._future = self._start()
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Protocol
 
 import structlog
 
@@ -26,7 +25,6 @@ from mountpoint.errors import (
     S3Error,
 )
 from mountpoint.s3.client import (
-    ALWAYS,
     Body,
     Checksum,
     Condition,
@@ -37,6 +35,7 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
+from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire import posix_metadata as kept
@@ -56,13 +55,6 @@ WRITE_AGAIN = (
     "write the file again: all its parts will have the size --write-part-size, "
     f"and a file can have {MOST_PARTS} of them"
 )
-
-
-class Start(Protocol):
-    """Starts the request that creates the object, on a condition, with or without checksums."""
-
-    def __call__(self, condition: Condition, *, checksums: bool) -> "Future[Written]":
-        """Start it; return its future answer."""
 
 
 class Completion:
@@ -105,9 +97,9 @@ class Completion:
         """Create the object from one body."""
         size_bytes = body.size_bytes
 
-        def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
-            sent = body if checksums else replace(body, checksum=None)
-            return self._client.put_object(self.key, sent, self._options, condition)
+        def send(terms: Terms) -> "Future[Written]":
+            sent = body if terms.checksums else replace(body, checksum=None)
+            return self._client.put_object(self.key, sent, self._options, terms.condition)
 
         def done(written: Written) -> None:
             self._completed(self._described(written, size_bytes))
@@ -115,7 +107,7 @@ class Completion:
         def is_ours(stored: Stored) -> bool:
             return _matches(stored, size_bytes, body.checksum, lambda: _md5(body))
 
-        self._send(start, done, is_ours, size_bytes, None)
+        self._send(send, done, is_ours, size_bytes, None)
 
     def complete(self, upload_id: str, sent: Sequence[Sent], size_bytes: int) -> None:
         """Create the object, of `size_bytes`, from all parts, which have arrived."""
@@ -127,14 +119,14 @@ class Completion:
         if name is not None and len(digests) == len(sent):
             whole = Checksum(name, checksum.of_parts(name, digests))
 
-        def start(condition: Condition, *, checksums: bool) -> "Future[Written]":
+        def send(terms: Terms) -> "Future[Written]":
             return self._client.complete_upload(
                 self.key,
                 upload_id,
                 parts,
                 size_bytes=size_bytes,
-                checksum=whole if checksums else None,
-                condition=condition,
+                checksum=whole if terms.checksums else None,
+                condition=terms.condition,
             )
 
         def done(written: Written) -> None:
@@ -145,36 +137,27 @@ class Completion:
         def is_ours(stored: Stored) -> bool:
             return _matches(stored, size_bytes, whole, lambda: _etag_of_parts(parts))
 
-        self._send(start, done, is_ours, 0, COMPLETE_S)
+        self._send(send, done, is_ours, 0, COMPLETE_S)
 
     def _send(
         self,
-        start: "Start",
+        send: Callable[[Terms], "Future[Written]"],
         done: Callable[[Written], None],
         is_ours: Callable[[Stored], bool],
         size_bytes: int,
         try_s: float | None,
     ) -> None:
         """Send the request that creates the object, without the headers that the server rejects."""
-        asked, checksums = ALWAYS, False
-
-        def begin() -> "Future[Written]":
-            nonlocal asked, checksums
-            asked = ALWAYS if "write" in self._capabilities.unconditional else self.condition
-            checksums = self._options.checksum is not None and self._capabilities.checksums
-            return start(asked, checksums=checksums)
+        terms = Terms(self.condition, checksums=self._options.checksum is not None)
+        fallback = Fallback(self._capabilities, "write", terms, send)
 
         def refused(error: S3Error) -> None:
-            if self._capabilities.refused(
-                error, "write", condition=asked != ALWAYS, checksums=checksums
-            ):
-                self._requests.send(request)
-            elif request.attempt or error.retryable or isinstance(error, NoSuchUpload):
+            if request.attempt or error.retryable or isinstance(error, NoSuchUpload):
                 self._find_out(error, is_ours)
             else:
                 self._failed(self._meaning(error))
 
-        request = UploadRequest(begin, done, refused, size_bytes, try_s)
+        request = UploadRequest(fallback.start, done, refused, size_bytes, try_s, fallback.applies)
         self._requests.send(request)
 
     def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:

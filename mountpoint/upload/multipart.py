@@ -14,7 +14,6 @@ import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
 from mountpoint.s3.client import (
@@ -26,6 +25,7 @@ from mountpoint.s3.client import (
     PutOptions,
     Written,
 )
+from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.upload.parts import MOST_PARTS
@@ -44,13 +44,6 @@ class Sent:
     done: PartDone
     digest: bytes | None
     size_bytes: int
-
-
-class Start(Protocol[T]):
-    """Starts a request, with or without checksums."""
-
-    def __call__(self, *, checksums: bool) -> "Future[T]":
-        """Start it; return its future answer."""
 
 
 class Multipart:
@@ -112,11 +105,11 @@ class Multipart:
             self._arrived(body)
 
         def go(upload_id: str) -> None:
-            def start(*, checksums: bool) -> "Future[Written]":
-                sent = body if checksums else replace(body, checksum=None)
+            def send(terms: Terms) -> "Future[Written]":
+                sent = body if terms.checksums else replace(body, checksum=None)
                 return self._client.upload_part(self.key, upload_id, number, sent)
 
-            self._send(start, done, self._failed, body.size_bytes)
+            self._send(send, done, self._failed, body.size_bytes)
 
         self._with_id(go)
 
@@ -186,30 +179,18 @@ class Multipart:
 
     def _send(
         self,
-        start: Start[T],
+        send: Callable[[Terms], "Future[T]"],
         done: Callable[[T], None],
         failed: Callable[[S3Error], None],
         size_bytes: int = 0,
         try_s: float | None = None,
     ) -> None:
         """Send a request that may carry a checksum, unless the server accepts none."""
-        checksums = False
-
-        def begin() -> "Future[T]":
-            nonlocal checksums
-            checksums = self._options.checksum is not None and self._client.capabilities.checksums
-            return start(checksums=checksums)
-
-        def refused(error: S3Error) -> None:
-            if self._client.capabilities.refused(
-                error, "write", condition=False, checksums=checksums
-            ):
-                self._requests.send(request)
-            else:
-                failed(error)
-
-        request = UploadRequest(begin, done, refused, size_bytes, try_s)
-        self._requests.send(request)
+        terms = Terms(checksums=self._options.checksum is not None)
+        fallback = Fallback(self._client.capabilities, "write", terms, send)
+        self._requests.send(
+            UploadRequest(fallback.start, done, failed, size_bytes, try_s, fallback.applies)
+        )
 
     def _number(self) -> int:
         if self.next_number > MOST_PARTS:
@@ -229,11 +210,12 @@ class Multipart:
         if not self.begun:
             self.begun, self.aborted = True, False
 
-            def start(*, checksums: bool) -> "Future[str]":
-                options = self._options if checksums else replace(self._options, checksum=None)
+            def send(terms: Terms) -> "Future[str]":
+                known = self._options
+                options = known if terms.checksums else replace(known, checksum=None)
                 return self._client.create_upload(self.key, options)
 
-            self._send(start, self.created, self._not_created, try_s=self._retry_policy.try_s)
+            self._send(send, self.created, self._not_created, try_s=self._retry_policy.try_s)
 
     def created(self, upload_id: str) -> None:
         """Store the upload's id, and send the parts that wait for it."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Never, Protocol, TypeVar
 
 from mountpoint.errors import S3Error, Stalled
-from mountpoint.s3.retry import Attempts, RetryPolicy
+from mountpoint.s3.retry import Attempts, RetryPolicy, never
 
 #: 2 Mbit/s. A slower connection would need years for any bucket that is worth mounting.
 SLOWEST_BYTES_PER_S = 256 << 10
@@ -85,8 +85,9 @@ class UploadRequest(Generic[T]):
     """One request of an upload, with its retries.
 
     `start` sends it. `done` gets its result, `refused` an error that no retry will help; both are
-    called with the upload's lock held. `size_bytes` is the size of its body. `try_s` is how long
-    the first try may take, later ones may take longer; None: as long as a body of this size.
+    called with the upload's lock held. `again`: see RetryingCall. `size_bytes` is the size of its
+    body. `try_s` is how long the first try may take, later ones may take longer; None: as long as
+    a body of this size.
     """
 
     start: Callable[[], "Future[T]"]
@@ -94,6 +95,7 @@ class UploadRequest(Generic[T]):
     refused: Callable[[S3Error], None]
     size_bytes: int = 0
     try_s: float | None = None
+    again: Callable[[S3Error], bool] = never
     # mutable, guarded by the upload's lock
     future: "Future[T] | None" = None  # None if it is not in flight
     began_s: float = 0.0
@@ -104,7 +106,7 @@ class UploadRequest(Generic[T]):
 
     def end(self) -> None:
         """Release the body: `refused` may refer to this object, and a cycle would keep it."""
-        self.start = self.done = self.refused = _over
+        self.start = self.done = self.refused = self.again = _over
 
 
 def _over(*_: object) -> Never:
@@ -169,7 +171,10 @@ class UploadRequests:
             request.end()
 
     def _failed(self, request: UploadRequest[T], error: S3Error) -> None:
-        """Schedule another try, or report the error if no retry can help."""
+        """Send it again or schedule another try; report the error if neither can help."""
+        if request.again(error):
+            self.send(request)
+            return
         if error.retryable and self._owner.wants(request):
             request.attempts = request.attempts or self._retry_policy.begin()
             pause_s = request.attempts.pause_s()
@@ -179,8 +184,7 @@ class UploadRequests:
             error.hint = error.hint or "all retries failed"
         self._open.remove(request)
         request.refused(error)
-        if request not in self._open:  # else it has been sent again
-            request.end()
+        request.end()
 
     def _drop(self, request: UploadRequest[T]) -> None:
         """Cancel a request whose answer is no longer needed."""
