@@ -8,8 +8,8 @@ parts or KMS encrypts; `Last-Modified` always changes.
 The copy reads exactly one version, and replaces that version only. Some stores do not know the
 second condition: there, a write by somebody else at the same moment may be lost.
 
-Lost answers: if HEAD then shows our attributes and the old size, the copy has succeeded, or another
-one equal to ours.
+Lost answers (`s3/lost_answers`): if HEAD shows our attributes and the old size, the copy has
+succeeded, or another one equal to ours.
 
 Do not call this with a lock held.
 """
@@ -17,8 +17,6 @@ Do not call this with a lock held.
 import functools
 from concurrent.futures import Future
 from dataclasses import replace
-
-import structlog
 
 from mountpoint.copy.objects import MOST_COPY_BYTES, same
 from mountpoint.errors import NotPermitted, PreconditionFailed, S3Error
@@ -31,13 +29,12 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.fallback import Fallback, Terms
+from mountpoint.s3.lost_answers import has_attributes
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.upload.multipart import SLOWEST_COPY_BYTES_PER_S
 from mountpoint.upload.uploads import Uploads
-
-log = structlog.get_logger(__name__)
 
 
 class SelfCopies:
@@ -67,7 +64,7 @@ class SelfCopies:
         metadata = kept.replaced(stored.options.metadata, wanted)
         options = self._uploads.encrypted(replace(stored.options, metadata=metadata))
         written = self._copied(stored.info, options, wanted)
-        if written is None or not written.date_ns:
+        if not written.date_ns:
             return self._stored(source.key).info
         etag = written.etag
         if same(etag, stored.info.etag):
@@ -76,10 +73,8 @@ class SelfCopies:
             return self._stored(source.key).info
         return replace(stored.info, etag=etag, mtime_ns=written.date_ns, attributes=wanted)
 
-    def _copied(
-        self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes
-    ) -> Written | None:
-        """Let the server copy the object; None if an earlier try has done it."""
+    def _copied(self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes) -> Written:
+        """Let the server copy the object; the result of an earlier try has no date."""
 
         def send(terms: Terms) -> "Future[Written]":
             return self._client.copy_object(
@@ -94,20 +89,16 @@ class SelfCopies:
         fallback = Fallback(self._client.capabilities, "copy", terms, send)
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
         question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
-        try:
-            return question.answer()
-        except S3Error as error:
-            if (question.retried or error.retryable) and self._is_done(source, wanted):
-                log.debug("an earlier attempt had succeeded", key=source.key, error=str(error))
-                return None
-            raise
+        return question.answer(functools.partial(self._made, source, wanted))
 
-    def _is_done(self, source: ObjectInfo, wanted: FileAttributes) -> bool:
+    def _made(self, source: ObjectInfo, wanted: FileAttributes) -> Written | None:
+        """Return the object if it has these attributes and the old size, else None."""
         try:
-            there = self._stored(source.key).info
+            there = self._stored(source.key)
         except S3Error:
-            return False
-        return there.attributes == wanted and there.size_bytes == source.size_bytes
+            return None
+        is_ours = has_attributes(there, wanted, source.size_bytes)
+        return Written(there.info.etag) if is_ours else None
 
     def _stored(self, key: bytes) -> Stored:
         return self._retry_policy.ask(functools.partial(self._client.describe, key)).answer()

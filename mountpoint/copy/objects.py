@@ -14,10 +14,9 @@ Conditions: some stores silently ignore If-None-Match of a CopyObject, or If-Mat
 So a HEAD checks first. Where the store knows conditions, they close the window between the two
 requests; where it does not, a write by somebody else in that window is lost.
 
-Lost answers: if a copy is refused after an earlier try, or runs out of tries, the key is checked.
-An object with the source's size and ETag, or a checksum of the source, counts as ours. A copy of an
-object that was uploaded in parts has another ETag; without checksums it is taken for somebody
-else's. That is an error, and both objects stay.
+Lost answers (`s3/lost_answers`): an object with the source's size and ETag, or a checksum of the
+source, counts as ours. A copy of an object that was uploaded in parts has another ETag; without
+checksums it is taken for somebody else's. That is an error, and both objects stay.
 
 Directory buckets have RenameObject, which replaces all this.
 
@@ -57,6 +56,7 @@ from mountpoint.s3.client import (
 )
 from mountpoint.s3.content_types import after_rename, by_name
 from mountpoint.s3.fallback import Fallback, Terms
+from mountpoint.s3.lost_answers import is_copy
 from mountpoint.s3.retry import RetryingCall, RetryPolicy
 from mountpoint.transfer.parallel import Result, for_each
 from mountpoint.upload.copy_probe import CopyTrial
@@ -305,19 +305,12 @@ class Copies:
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
         question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
         try:
-            return question.answer().etag
-        except S3Error as error:
-            if question.retried or error.retryable:
-                made = self._made(source, key)
-                if made is not None:
-                    log.debug("an earlier attempt had succeeded", key=key, error=str(error))
-                    return made
-            if type(error) is PreconditionFailed:
-                self._look(key, condition)  # the 412 may be about either condition
-                raise explained(
-                    error, f"{shown(source.key)} has changed in the meantime"
-                ) from error
-            raise
+            return question.answer(functools.partial(self._made, source, key)).etag
+        except PreconditionFailed as error:
+            if type(error) is not PreconditionFailed:
+                raise
+            self._look(key, condition)  # the 412 may be about either condition
+            raise explained(error, f"{shown(source.key)} has changed in the meantime") from error
 
     def _retyped(self, source: ObjectInfo, key: bytes) -> PutOptions | None:
         """Return options with the content type of the new name, or None if it does not change."""
@@ -329,19 +322,15 @@ class Copies:
             return None
         return replace(options, content_type=content_type)
 
-    def _made(self, source: ObjectInfo, key: bytes) -> str | None:
-        """Return the ETag of the object at `key` if it equals a copy of `source`, else None."""
+    def _made(self, source: ObjectInfo, key: bytes) -> Written | None:
+        """Return the object at `key` if it equals a copy of `source`, else None."""
         try:
             ours = self._ask_stored(source.key)
             there = self._ask_stored(key)
         except S3Error:
             return None
-        if not same(ours.info.etag, source.etag) or there.info.size_bytes != source.size_bytes:
-            return None
-        is_ours = same(there.info.etag, source.etag) or any(
-            there.checksums.get(name) == value for name, value in ours.checksums.items()
-        )
-        return there.info.etag if is_ours else None
+        is_ours = same(ours.info.etag, source.etag) and is_copy(there, ours)
+        return Written(there.info.etag) if is_ours else None
 
     def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
         """Let the server copy the object part by part; return the copy's ETag."""

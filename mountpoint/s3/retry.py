@@ -14,8 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+import structlog
+
 from mountpoint.errors import Interrupted, S3Error, Stalled
 from mountpoint.metrics.counters import Counters
+from mountpoint.s3.lost_answers import may_have_succeeded
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -35,11 +40,6 @@ def pause_s(attempt: int, jitter: float) -> float:
         return 0.0
     longest = min(FIRST_PAUSE_S * 2.0 ** min(attempt - 2, 10), LONGEST_PAUSE_S)
     return longest * (0.5 + jitter / 2)
-
-
-def never(_: S3Error) -> bool:
-    """Return False: `start` sends the same request each time."""
-    return False
 
 
 class RetryPolicy:
@@ -80,7 +80,7 @@ class RetryPolicy:
         within: "Attempts | None" = None,
         *,
         more_s: float = 0.0,
-        again: Callable[[S3Error], bool] = never,
+        again: Callable[[S3Error], bool] | None = None,
     ) -> "RetryingCall[T]":
         """Send a request now; the caller waits for its answer later.
 
@@ -104,17 +104,21 @@ class RetryingCall(Generic[T]):
         start: Callable[[], "Future[T]"],
         attempts: "Attempts",
         try_s: float,
-        again: Callable[[S3Error], bool] = never,
+        again: Callable[[S3Error], bool] | None = None,
     ) -> None:
         self._start = start
         self._again = again
         self._try_s = try_s
         self._tries = attempts  # started earlier: two calls at once share one deadline
         self._future = start()
-        self.retried = False  # if True, an earlier try may have succeeded on the server
+        self._retried = False
 
-    def answer(self) -> T:
-        """Wait for the answer. Raises the last S3Error once retries end, or Interrupted."""
+    def answer(self, found: Callable[[], T | None] | None = None) -> T:
+        """Wait for the answer. Raises the last S3Error once retries end, or Interrupted.
+
+        `found` is for writes: it is called after a failure if the write may have succeeded all the
+        same, and returns the result if it has (`lost_answers`).
+        """
         attempts = self._tries
         while True:
             try:
@@ -124,11 +128,18 @@ class RetryingCall(Generic[T]):
                 error: S3Error = Stalled(f"no answer within {self._try_s:.0f} s")
             except S3Error as failure:
                 error = failure
-            if not self._again(error):
+            if self._again is None or not self._again(error):
                 if not attempts.again(error):
-                    raise error
-                self.retried = True
+                    break
+                self._retried = True
             self._future = self._start()
+        result = None
+        if found is not None and may_have_succeeded(error, retried=self._retried):
+            result = found()
+        if result is None:
+            raise error
+        log.debug("an earlier attempt had succeeded", error=str(error))
+        return result
 
 
 class Attempts:

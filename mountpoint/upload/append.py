@@ -9,10 +9,9 @@ more wait for it while the program goes on writing; after that the writer waits.
 `finish` sends the rest, at most one part, and more may follow. Bytes that were sent stay in the
 bucket, whatever happens to the rest: `abort` drops the bytes that have not been sent.
 
-Lost answers: a part may have arrived although its answer did not. So if a part is refused after an
-earlier try, or runs out of tries, HEAD decides. The part has arrived if the object has the right
-size and another version than before. For the first part the checksum must match as well, if there
-is one. If a part was sent twice, S3 refuses the late one: the object has another ETag by then.
+Lost answers (`s3/lost_answers`): the part has arrived if the object has the right size and another
+version than before. For the first part the checksum must match as well, if there is one. If a part
+was sent twice, S3 refuses the late one: the object has another ETag by then.
 
 Not known here: how many parts an object has that others have begun (S3 accepts 10,000, and reports
 the limit).
@@ -48,11 +47,12 @@ from mountpoint.s3.client import (
     Stored,
     Written,
 )
+from mountpoint.s3.lost_answers import is_appended, is_first_part
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.part_buffer import Gathering
-from mountpoint.upload.requests import UploadRequest, UploadScheduler
+from mountpoint.upload.requests import LostAnswer, UploadRequest, UploadScheduler
 from mountpoint.upload.sequential import LOOK_S, Sequential
 
 log = structlog.get_logger(__name__)
@@ -213,42 +213,22 @@ class Appending(Sequential):
             self._has_arrived(body, self._described(before, body, written))
 
         def refused(error: S3Error) -> None:
-            if request.attempt or error.retryable:
-                self._find_out(error, body, before)
-            else:
-                self.fail(self._meaning(error, before))
+            self.fail(self._meaning(error, before))
 
-        request = UploadRequest(start, done, refused, body.size_bytes)
+        def is_ours(stored: Stored) -> bool:
+            if before is None:
+                return is_first_part(stored, body, self._condition)
+            return is_appended(stored, body, before)
+
+        def found(info: ObjectInfo) -> None:
+            self._has_arrived(body, info)
+
+        ask = functools.partial(self._client.describe, self.key)
+        lost_answer = LostAnswer(ask, is_ours, found)
+        request = UploadRequest(start, done, refused, body.size_bytes, lost_answer=lost_answer)
         if not body.size_bytes:  # the usual limit of any request
             request.try_s = self._retry_policy.try_s
         self._requests.send(request)
-
-    def _find_out(self, error: S3Error, body: Body, before: ObjectInfo | None) -> None:
-        """Ask whether an earlier try has arrived; fail with `error` if not."""
-
-        def done(stored: Stored) -> None:
-            if self._has(stored, body, before):
-                log.debug("an earlier attempt had succeeded", key=self.key, error=str(error))
-                self._has_arrived(body, stored.info)
-            else:
-                self.fail(self._meaning(error, before))
-
-        def refused(_: S3Error) -> None:
-            self.fail(self._meaning(error, before))
-
-        start = functools.partial(self._client.describe, self.key)
-        self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
-
-    def _has(self, stored: Stored, body: Body, before: ObjectInfo | None) -> bool:
-        """Whether the object is the one `before`, with `body` added."""
-        if before is not None:
-            after = before.size_bytes + body.size_bytes
-            return stored.info.size_bytes == after and stored.info.etag != before.etag
-        sent = body.checksum
-        if sent is not None and stored.checksums.get(sent.name) != sent.value:
-            return False
-        untouched = stored.info.etag == self._condition.etag
-        return stored.info.size_bytes == body.size_bytes and not untouched
 
     def _has_arrived(self, body: Body, info: ObjectInfo) -> None:
         self._info = info

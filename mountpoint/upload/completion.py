@@ -1,50 +1,33 @@
 """The request that creates an object: PutObject, or CompleteMultipartUpload followed by a HEAD.
 
-Lost answers: a PUT or a completion that is refused after an earlier try may have succeeded then:
-If-None-Match fails on the object that we have just made, and a completed upload no longer exists.
-In this case, and when tries run out, HEAD decides. If the object has our size and checksum, or our
-ETag where there are no checksums, it is ours, or equal to ours.
-
 The upload's lock guards everything here.
 """
 
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-import structlog
-
-from mountpoint.errors import (
-    AlreadyExists,
-    BadAnswer,
-    NoSuchUpload,
-    PreconditionFailed,
-    S3Error,
-)
+from mountpoint.errors import AlreadyExists, BadAnswer, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
     Body,
     Checksum,
     Condition,
     ObjectClient,
     ObjectInfo,
-    PartDone,
     PutOptions,
     Stored,
     Written,
 )
 from mountpoint.s3.fallback import Fallback, Terms
+from mountpoint.s3.lost_answers import etag_of_body, etag_of_parts, is_sent
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire import posix_metadata as kept
-from mountpoint.system.spill import FileRange
 from mountpoint.upload.multipart import Sent
 from mountpoint.upload.parts import MOST_PARTS, are_equal
-from mountpoint.upload.requests import UploadRequest, UploadRequests
-
-log = structlog.get_logger(__name__)
+from mountpoint.upload.requests import LostAnswer, UploadRequest, UploadRequests
 
 #: "The processing of a CompleteMultipartUpload request could take several minutes":
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
@@ -105,7 +88,7 @@ class Completion:
             self._completed(self._described(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
-            return _matches(stored, size_bytes, body.checksum, lambda: _md5(body))
+            return is_sent(stored, size_bytes, body.checksum, lambda: etag_of_body(body))
 
         self._send(send, done, is_ours, size_bytes, None)
 
@@ -135,7 +118,7 @@ class Completion:
             self._look(self._described(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
-            return _matches(stored, size_bytes, whole, lambda: _etag_of_parts(parts))
+            return is_sent(stored, size_bytes, whole, lambda: etag_of_parts(parts))
 
         self._send(send, done, is_ours, 0, COMPLETE_S)
 
@@ -150,31 +133,17 @@ class Completion:
         """Send the request that creates the object, without the headers that the server rejects."""
         terms = Terms(self.condition, checksums=self._options.checksum is not None)
         fallback = Fallback(self._capabilities, "write", terms, send)
+        ask = functools.partial(self._client.describe, self.key)
 
         def refused(error: S3Error) -> None:
-            if request.attempt or error.retryable or isinstance(error, NoSuchUpload):
-                self._find_out(error, is_ours)
-            else:
-                self._failed(self._meaning(error))
-
-        request = UploadRequest(fallback.start, done, refused, size_bytes, try_s, fallback.applies)
-        self._requests.send(request)
-
-    def _find_out(self, error: S3Error, is_ours: Callable[[Stored], bool]) -> None:
-        """Ask whether an earlier try has created the object; fail with `error` if not."""
-
-        def done(stored: Stored) -> None:
-            if is_ours(stored):
-                log.debug("an earlier attempt had succeeded", key=self.key, error=str(error))
-                self._completed(stored.info)
-            else:
-                self._failed(self._meaning(error))
-
-        def refused(_: S3Error) -> None:
             self._failed(self._meaning(error))
 
-        start = functools.partial(self._client.describe, self.key)
-        self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
+        lost_answer = LostAnswer(ask, is_ours, self._completed)
+        self._requests.send(
+            UploadRequest(
+                fallback.start, done, refused, size_bytes, try_s, fallback.applies, lost_answer
+            )
+        )
 
     def _look(self, told: ObjectInfo) -> None:
         """Ask for the object's size and time: S3 dates an object of parts to its upload's start."""
@@ -219,31 +188,3 @@ class Completion:
             storage_class,
             attributes=kept.parsed(self._options.metadata),
         )
-
-
-def _matches(
-    stored: Stored, size_bytes: int, expected: Checksum | None, etag: Callable[[], str]
-) -> bool:
-    """Whether the stored object equals the sent one; by ETag where there is no checksum."""
-    if stored.info.size_bytes != size_bytes:
-        return False
-    told = stored.checksums.get(expected.name) if expected is not None else None
-    if expected is not None and told:
-        return told.partition("-")[0] == expected.value.partition("-")[0]
-    return stored.info.etag.strip('"') == etag()
-
-
-def _md5(body: Body) -> str:
-    hashed = hashlib.md5(usedforsecurity=False)
-    for piece in body.pieces:
-        hashed.update(bytes(piece) if isinstance(piece, FileRange) else piece)
-    return hashed.hexdigest()
-
-
-def _etag_of_parts(parts: Sequence[PartDone]) -> str:
-    """Return the ETag of an object of these parts; "" if the store has ETags of its own."""
-    try:
-        own = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
-    except ValueError:
-        return ""
-    return f"{hashlib.md5(own, usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -16,8 +16,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, Never, Protocol, TypeVar
 
+import structlog
+
 from mountpoint.errors import S3Error, Stalled
-from mountpoint.s3.retry import Attempts, RetryPolicy, never
+from mountpoint.s3.client import ObjectInfo, Stored
+from mountpoint.s3.lost_answers import may_have_succeeded
+from mountpoint.s3.retry import Attempts, RetryPolicy
+
+log = structlog.get_logger(__name__)
 
 #: 2 Mbit/s. A slower connection would need years for any bucket that is worth mounting.
 SLOWEST_BYTES_PER_S = 256 << 10
@@ -80,6 +86,18 @@ class Owner(Protocol):
         """Whether a request that has failed should be tried again."""
 
 
+@dataclass(frozen=True, slots=True)
+class LostAnswer:
+    """How to find out whether a request has created its object although it has failed.
+
+    `ask` describes the object now at the key; `found` gets it if it `is_ours` (`lost_answers`).
+    """
+
+    ask: Callable[[], "Future[Stored]"]
+    is_ours: Callable[[Stored], bool]
+    found: Callable[[ObjectInfo], None]
+
+
 @dataclass(eq=False, slots=True)
 class UploadRequest(Generic[T]):
     """One request of an upload, with its retries.
@@ -87,7 +105,7 @@ class UploadRequest(Generic[T]):
     `start` sends it. `done` gets its result, `refused` an error that no retry will help; both are
     called with the upload's lock held. `again`: see RetryingCall. `size_bytes` is the size of its
     body. `try_s` is how long the first try may take, later ones may take longer; None: as long as
-    a body of this size.
+    a body of this size. With `lost_answer` it is not refused before S3 was asked for its object.
     """
 
     start: Callable[[], "Future[T]"]
@@ -95,7 +113,8 @@ class UploadRequest(Generic[T]):
     refused: Callable[[S3Error], None]
     size_bytes: int = 0
     try_s: float | None = None
-    again: Callable[[S3Error], bool] = never
+    again: Callable[[S3Error], bool] | None = None
+    lost_answer: LostAnswer | None = None
     # mutable, guarded by the upload's lock
     future: "Future[T] | None" = None  # None if it is not in flight
     began_s: float = 0.0
@@ -105,8 +124,9 @@ class UploadRequest(Generic[T]):
     attempt: int = 0  # the number of this try, from 0
 
     def end(self) -> None:
-        """Release the body: `refused` may refer to this object, and a cycle would keep it."""
-        self.start = self.done = self.refused = self.again = _over
+        """Release the body: others may refer to this object for longer."""
+        self.start = self.done = self.refused = _over
+        self.again = self.lost_answer = None
 
 
 def _over(*_: object) -> Never:
@@ -172,7 +192,7 @@ class UploadRequests:
 
     def _failed(self, request: UploadRequest[T], error: S3Error) -> None:
         """Send it again or schedule another try; report the error if neither can help."""
-        if request.again(error):
+        if request.again is not None and request.again(error):
             self.send(request)
             return
         if error.retryable and self._owner.wants(request):
@@ -183,8 +203,29 @@ class UploadRequests:
                 return
             error.hint = error.hint or "all retries failed"
         self._open.remove(request)
-        request.refused(error)
+        retried = request.attempt > 0
+        if request.lost_answer is not None and may_have_succeeded(error, retried=retried):
+            self._find_out(request.lost_answer, request.refused, error)
+        else:
+            request.refused(error)
         request.end()
+
+    def _find_out(
+        self, lost: LostAnswer, refused: Callable[[S3Error], None], error: S3Error
+    ) -> None:
+        """Ask whether a request that has failed has created its object."""
+
+        def done(stored: Stored) -> None:
+            if lost.is_ours(stored):
+                log.debug("an earlier attempt had succeeded", key=stored.info.key, error=str(error))
+                lost.found(stored.info)
+            else:
+                refused(error)
+
+        def failed(_: S3Error) -> None:
+            refused(error)
+
+        self.send(UploadRequest(lost.ask, done, failed, try_s=self._retry_policy.try_s))
 
     def _drop(self, request: UploadRequest[T]) -> None:
         """Cancel a request whose answer is no longer needed."""

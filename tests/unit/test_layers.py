@@ -86,6 +86,7 @@ PURE = (
     "mountpoint.s3.wire.posix_metadata",
     "mountpoint.s3.wire.reading",
     "mountpoint.s3.wire.writing",
+    "mountpoint.s3.lost_answers",
     "mountpoint.s3.crt.errors",
     "mountpoint.s3.crt.sizes",
     "mountpoint.s3.wire.checksum",

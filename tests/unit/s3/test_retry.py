@@ -14,6 +14,7 @@ from mountpoint.errors import (
     AccessDenied,
     Interrupted,
     NotFound,
+    NotOffered,
     S3Error,
     ServerFault,
     Stalled,
@@ -178,13 +179,45 @@ def test_what_takes_longer_by_its_size(clock: Clock) -> None:
     assert 150.0 <= clock.now_s - began_s <= 160.0
 
 
-def test_whether_an_earlier_try_may_have_been_done(clock: Clock) -> None:
-    """A question knows whether there was more than one try."""
-    once = retry_policy(clock).ask(Asked(clock, AccessDenied("no")))
-    twice = retry_policy(clock).ask(Asked(clock, ServerFault("500"), AccessDenied("no")))
-    for question in (once, twice):
-        failing(question.answer)
-    assert (once.retried, twice.retried) == (False, True)
+@pytest.mark.parametrize(
+    ("answers", "looks"),
+    [
+        ([AccessDenied("no")], 0),
+        ([ServerFault("500"), AccessDenied("no")], 1),
+        ([None] * 10, 1),  # tries run out
+    ],
+)
+@pytest.mark.parametrize("result", ["done", None])
+def test_a_write_that_may_have_succeeded(
+    clock: Clock, answers: list[S3Error | None], looks: int, result: str | None
+) -> None:
+    """After a second try its result is looked for; without one the error is raised."""
+    looked: list[None] = []
+
+    def found() -> str | None:
+        looked.append(None)
+        return result
+
+    call = retry_policy(clock).ask(Asked(clock, *answers))
+    if looks and result:
+        assert call.answer(found) == "done"
+    else:
+        assert isinstance(failing(lambda: call.answer(found)), AccessDenied | Stalled)
+    assert len(looked) == looks
+
+
+def test_another_request_in_place_of_a_refused_one(clock: Clock) -> None:
+    """It is sent at once, and counts as no retry: one try is enough for it."""
+    asked = Asked(clock, NotOffered("501"), "answer")
+    refused: list[S3Error] = []
+
+    def again(error: S3Error) -> bool:
+        refused.append(error)
+        return True
+
+    assert retry_policy(clock, most_tries=1).ask(asked, again=again).answer() == "answer"
+    assert [type(each) for each in refused] == [NotOffered]
+    assert clock.waits == []
 
 
 def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:

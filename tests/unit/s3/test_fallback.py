@@ -1,0 +1,73 @@
+"""Requests that are sent with the optional headers that a store supports."""
+
+from concurrent.futures import Future
+
+import pytest
+
+from mountpoint.errors import AccessDenied, ChecksumsNotOffered, NotOffered, S3Error
+from mountpoint.s3.capabilities import Capabilities, Operation
+from mountpoint.s3.client import ALWAYS, NEW
+from mountpoint.s3.fallback import Fallback, Terms
+
+BOTH = Terms(NEW, checksums=True)
+
+
+class Sent:
+    """A request, and the optional headers that it was sent with."""
+
+    def __init__(self, capabilities: Capabilities, operation: Operation, terms: Terms) -> None:
+        self.terms: list[Terms] = []
+        self.fallback = Fallback(capabilities, operation, terms, self._send)
+
+    def _send(self, terms: Terms) -> "Future[None]":
+        self.terms.append(terms)
+        return Future()
+
+    def refused_with(self, *errors: S3Error) -> list[bool]:
+        """Start it, and again after each error; return whether another request was sent."""
+        self.fallback.start()
+        told = []
+        for error in errors:
+            told.append(self.fallback.applies(error))
+            self.fallback.start()
+        return told
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [(NotOffered(), Terms(ALWAYS, checksums=True)), (ChecksumsNotOffered(), Terms(NEW))],
+)
+def test_what_is_refused_is_left_out(error: S3Error, left: Terms) -> None:
+    """The request is sent without it, and so are the next ones."""
+    capabilities = Capabilities()
+    sent = Sent(capabilities, "write", BOTH)
+    assert sent.refused_with(error) == [True]
+    assert sent.terms == [BOTH, left]
+    later = Sent(capabilities, "write", BOTH)
+    later.refused_with()
+    assert later.terms == [left]
+
+
+def test_conditions_go_first() -> None:
+    """An error that names neither is first about the condition, then about the checksum."""
+    sent = Sent(Capabilities(), "write", BOTH)
+    assert sent.refused_with(NotOffered(), NotOffered(), NotOffered()) == [True, True, False]
+    assert sent.terms[1:3] == [Terms(ALWAYS, checksums=True), Terms()]
+
+
+def test_operations_differ() -> None:
+    """A store that refuses conditions of copies may support those of writes."""
+    capabilities = Capabilities()
+    Sent(capabilities, "copy", Terms(NEW)).refused_with(NotOffered())
+    for operation, terms in (("copy", Terms()), ("write", Terms(NEW)), ("delete", Terms(NEW))):
+        sent = Sent(capabilities, operation, Terms(NEW))  # type: ignore[arg-type]
+        sent.refused_with()
+        assert sent.terms == [terms]
+
+
+def test_other_errors_are_the_requests_own() -> None:
+    """They say nothing of the store, and nothing is left out."""
+    capabilities = Capabilities()
+    sent = Sent(capabilities, "write", BOTH)
+    assert sent.refused_with(AccessDenied("no")) == [False]
+    assert capabilities == Capabilities()
