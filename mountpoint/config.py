@@ -1,7 +1,8 @@
 """The program's options as frozen dataclasses, one per component, checked when created.
 
-A new option is a field of its component's class here. `cli` builds a `Config`, and `mount.run`
-gives each component its part. Nothing else reads our options or environment variables.
+A new option is a field of its component's class here, and an option of that name in `cli/main`.
+`cli` builds a `Config`, and `mount.run` gives each component its part. Nothing else reads our
+options or environment variables.
 """
 
 import os

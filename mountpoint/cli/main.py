@@ -2,7 +2,8 @@
 
 Names, defaults and meanings of the options are those of AWS's mount-s3 (--help and
 doc/CONFIGURATION.md there); README.md says which options are our own. There is one option table, in
-click's form; `command` parses it, and `settings` makes a `Config` from the result.
+click's form; `command` parses it, and `settings` makes a `Config` from the result: an option sets
+the field of its name (`config`), and the table names the field where the two differ.
 
 * Exit codes: 0 after a mount in the background, an unmount in the foreground, or a check. 1 for
   every MountError, including values out of range and contradictions. 2 for errors that click finds
@@ -86,7 +87,11 @@ LOGGING = "Logging options"
     BUCKET, "--requester-pays", is_flag=True, help="Pay for requests to buckets of other accounts."
 )
 @option(
-    BUCKET, "--expected-bucket-owner", metavar="ID", help="Fail if another account owns the bucket."
+    BUCKET,
+    "--expected-bucket-owner",
+    "expected_owner",
+    metavar="ID",
+    help="Fail if another account owns the bucket.",
 )
 @option(
     BUCKET,
@@ -262,6 +267,7 @@ LOGGING = "Logging options"
 @option(
     CLIENT,
     "--read-timeout",
+    "timeout_s",
     type=float,
     default=60.0,
     metavar="SECONDS",
@@ -308,6 +314,7 @@ LOGGING = "Logging options"
 @option(
     OBJECTS,
     "--infer-content-type",
+    "content_types",
     is_flag=True,
     help="Set the content type by the file name's extension.",
 )
@@ -338,6 +345,7 @@ LOGGING = "Logging options"
 @option(
     METRICS,
     "--otlp-export-interval",
+    "otlp_interval_s",
     type=number_of("seconds"),
     metavar="SECONDS",
     help="Interval between two exports.  [default: 60]",

@@ -1,9 +1,13 @@
 """Turn options into a `Config`: defaults from the machine, absolute paths, checked values.
 
+An option sets the field of its name. Here are those that have no such field, or need more: units,
+combinations, values that depend on the machine.
+
 It does not access the directory, the bucket or the credentials; `mount/run` does.
 """
 
 import os
+from dataclasses import fields
 from typing import Any
 
 from mountpoint.cli.command import MINIMAL
@@ -47,102 +51,80 @@ MEMORY_MIB = (16, 1 << 20)
 STAGED_MIB = (16, 1 << 30)
 
 
-def make_config(bucket: str, directory: str, **options: Any) -> Config:
+def make_config(
+    bucket: str,
+    directory: str,
+    *,
+    prefix: str | None,
+    uid: int | None,
+    gid: int | None,
+    fsname: str | None,
+    ca_bundle: str | None,
+    **options: Any,
+) -> Config:
     """Return the checked configuration from click's options.
 
-    Paths become absolute. Raises MountError for values out of range and contradictions.
+    Options that are parameters here give the field of their name another value. Paths become
+    absolute. Raises MountError for values out of range and contradictions.
     """
-    name, prefix = split_bucket(bucket, options["prefix"])
-    timeout = options["read_timeout"]
+    name, prefix = split_bucket(bucket, prefix)
     part_size = _part_size(options, "part_size", MIN_PART_BYTES)
     read_part_size = _part_size(options, "read_part_size", MIN_PART_BYTES) or part_size
     write_part_size = _part_size(options, "write_part_size", LEAST_PART_BYTES)
-    check_range("--read-timeout", timeout, 1, 86_400, "seconds")
+    check_range("--read-timeout", options["timeout_s"], 1, 86_400, "seconds")
+    if options["otlp_interval_s"] is not None and options["otlp_endpoint"] is None:
+        raise MountError("--otlp-export-interval is given without --otlp-endpoint", "add a URL")
     checksum = options["upload_checksums"]
-    ca_bundle = options["ca_bundle"] or os.environ.get("AWS_CA_BUNDLE") or None
-    uid, gid = options["uid"], options["gid"]
+    ca_bundle = ca_bundle or os.environ.get("AWS_CA_BUNDLE") or None
     descriptor = number_of(directory)
-    fsname = options["fsname"]
     if fsname is None and descriptor is None:
         # mount -a compares it with the first field of the line, in its original form.
         fsname = bucket if options["fstab_options"] else source(name, prefix)
     config = Config(
-        bucket=BucketConfig(
-            name=name,
-            prefix=os.fsencode(prefix),
-            **_same(
-                options,
-                "region",
-                "endpoint_url",
-                "force_path_style",
-                "dual_stack",
-                "transfer_acceleration",
-                "requester_pays",
-                "bucket_type",
-            ),
-            expected_owner=options["expected_bucket_owner"],
-        ),
-        credentials=CredentialsConfig(**_same(options, "profile", "no_sign_request")),
+        bucket=BucketConfig(name=name, prefix=os.fsencode(prefix), **_same(BucketConfig, options)),
+        credentials=CredentialsConfig(**_same(CredentialsConfig, options)),
         mount=MountConfig(
             directory=_absolute(directory) if directory and descriptor is None else directory,
             descriptor=descriptor,
-            **_same(
-                options, "read_only", "auto_unmount", "allow_root", "allow_other", "max_threads"
-            ),
             channel=not options["no_channel"],
             fsname=fsname,
             kernel_options=_kernel_options(options["fstab_options"]),
+            **_same(MountConfig, options),
         ),
         filesystem=FileSystemConfig(
             uid=os.getuid() if uid is None else uid,
             gid=os.getgid() if gid is None else gid,
             **_caching(options["metadata_ttl"], options["negative_metadata_ttl"]),
-            **_given(options, "dir_mode", "file_mode"),
-            **_same(options, "inode32"),
+            **_same(FileSystemConfig, options),
         ),
         client=ClientConfig(
-            throughput_gbps=options["throughput_gbps"],
             part_size_bytes=part_size,
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
             verify_checksums=options["read_checksums"] == "on",
-            interfaces=tuple(options["interfaces"]),
-            user_agent_prefix=options["user_agent_prefix"] or "",
+            **_same(ClientConfig, options),
         ),
         change=ChangeConfig(
             **_staging(options["staged_writes"], options["staged_limit"]),
-            **_same(
-                options,
-                "allow_delete",
-                "allow_overwrite",
-                "allow_rename",
-                "allow_append",
-                "incremental_upload",
-                "keep_directories",
-                "attributes",
-            ),
+            **_same(ChangeConfig, options),
         ),
         read=ReadConfig(
             part_size_bytes=min(read_part_size, MAX_READ_PART_BYTES),
             memory_bytes=memory_bytes(options["memory_target"]),
-            timeout_s=timeout,
+            **_same(ReadConfig, options),
         ),
         write=WriteConfig(
             # The smallest parts for reads are too small for uploads.
             part_size_bytes=write_part_size or max(part_size, LEAST_PART_BYTES),
             checksum=None if checksum == "off" else checksum,
-            content_types=options["infer_content_type"],
-            **_same(options, "storage_class", "sse", "sse_kms_key_id"),
+            **_same(WriteConfig, options),
         ),
         log=LogConfig(
             directory=options["log_directory"] and _absolute(options["log_directory"]),
             filter=os.environ.get("MOUNTPOINT_LOG") or None,
             metrics=options["log_metrics"],
-            **_same(options, "foreground", "debug", "debug_crt", "no_log"),
+            **_same(LogConfig, options),
         ),
-        metrics=MetricsConfig(
-            **_otlp(options["otlp_endpoint"], options["otlp_export_interval"]),
-            **_same(options, "prometheus"),
-        ),
+        metrics=MetricsConfig(**_same(MetricsConfig, options)),
     )
     gbps = options["throughput_gbps"]
     return config if gbps is None else config.with_throughput(gbps)
@@ -167,15 +149,6 @@ def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
         check_range("--staged-limit", limit_mib, *STAGED_MIB, "MiB")
     limit_bytes = None if limit_mib is None else limit_mib * MIB
     return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
-
-
-def _otlp(endpoint: str | None, interval_s: int | None) -> dict[str, Any]:
-    """Return the fields of `MetricsConfig` for a collector."""
-    if interval_s is None:
-        return {"otlp_endpoint": endpoint}
-    if endpoint is None:
-        raise MountError("--otlp-export-interval is given without --otlp-endpoint", "add a URL")
-    return {"otlp_endpoint": endpoint, "otlp_interval_s": interval_s}
 
 
 def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
@@ -227,12 +200,10 @@ def _kernel_options(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(each for each in found if each.partition("=")[0] not in CONTEXTS)
 
 
-def _same(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names}
-
-
-def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if options[name] is not None}
+def _same(component: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are fields of `component`, except those that are not given."""
+    names = [each.name for each in fields(component)]
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def _absolute(path: str) -> str:

@@ -1,5 +1,7 @@
 """What is in /etc/fstab: each option of mount(8), and what may be meant by others."""
 
+from typing import Any
+
 import pytest
 
 from mountpoint.cli import fstab, settings
@@ -183,7 +185,7 @@ def test_of_a_descriptor(mounted: Mounted) -> None:
     assert config.mount.fsname is None
 
 
-def config_options() -> dict[str, object]:
+def config_options() -> dict[str, Any]:
     """Return the options as click hands them over when none is given."""
     context = cli.main.make_context("mount-s3", ["bucket", "/mnt"])
     others = ("bucket", "directory", "check", "as_json")

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -287,6 +289,13 @@ def test_each_option_reaches_its_place(
     for name in place.split("."):
         found = getattr(found, name)
     assert found == value
+
+
+def test_no_option_sets_two_fields() -> None:
+    """An option sets the field of its name, and no two components have a field of that name."""
+    names = [name.name for part in fields(Config) for name in fields(cast("type[Any]", part.type))]
+    options = {each.name for each in cli.main.params if isinstance(each, click.Option)}
+    assert [name for name in options if name and names.count(name) > 1] == []
 
 
 @pytest.mark.parametrize(
