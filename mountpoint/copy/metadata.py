@@ -8,13 +8,14 @@ parts or KMS encrypts; `Last-Modified` always changes.
 The copy reads exactly one version, and replaces that version only. Some stores do not know the
 second condition: there, a write by somebody else at the same moment may be lost.
 
-Lost answers (`s3/lost_answers`): if HEAD shows our attributes and the old size, the copy has
-succeeded, or another one equal to ours.
+Lost answers (`s3/lost_answers`): if HEAD shows our change and the old size, the copy has succeeded,
+or another one equal to ours.
 
 Do not call this with a lock held.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -29,16 +30,17 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.fallback import Fallback, Terms
-from mountpoint.s3.lost_answers import has_attributes
+from mountpoint.s3.lost_answers import is_changed
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.s3.wire import posix_metadata as kept
-from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.upload.multipart import SLOWEST_COPY_BYTES_PER_S
 from mountpoint.upload.uploads import Uploads
 
+#: Returns the metadata that an object is to have in place of the given one, the same if it has it.
+Change = Callable[[Mapping[str, str]], Mapping[str, str]]
+
 
 class SelfCopies:
-    """Changes the attributes that objects keep. Thread-safe; its callers wait."""
+    """Changes the metadata of objects. Thread-safe; its callers wait."""
 
     def __init__(self, client: ObjectClient, uploads: Uploads, retry_policy: RetryPolicy) -> None:
         # dependencies
@@ -46,10 +48,10 @@ class SelfCopies:
         self._uploads = uploads
         self._retry_policy = retry_policy
 
-    def keep(self, source: ObjectInfo, attributes: FileAttributes) -> ObjectInfo:
-        """Add attributes to those that this version keeps; return the new object.
+    def change(self, source: ObjectInfo, change: Change) -> ObjectInfo:
+        """Change the metadata of this version; return the new object.
 
-        If it has them already, one HEAD is all that is sent. Raises NotPermitted above 5 GiB,
+        If nothing changes, one HEAD is all that is sent. Raises NotPermitted above 5 GiB,
         PreconditionFailed or NotFound when that version no longer exists, and errors that retries
         did not help.
         """
@@ -57,13 +59,11 @@ class SelfCopies:
         stored = self._stored(source.key)
         if not same(stored.info.etag, source.etag):
             raise PreconditionFailed("the object was replaced in the meantime")
-        before = kept.parsed(stored.options.metadata)
-        wanted = before.updated(attributes)
-        if wanted == before:
+        metadata = change(stored.options.metadata)
+        if metadata == stored.options.metadata:
             return stored.info
-        metadata = kept.replaced(stored.options.metadata, wanted)
         options = self._uploads.encrypted(replace(stored.options, metadata=metadata))
-        written = self._copied(stored.info, options, wanted)
+        written = self._copied(stored.info, options, change)
         if not written.date_ns:
             return self._stored(source.key).info
         etag = written.etag
@@ -71,9 +71,9 @@ class SelfCopies:
             etag = stored.info.etag  # in the spelling of HEAD and LIST
         elif not etag.startswith('"'):
             return self._stored(source.key).info
-        return replace(stored.info, etag=etag, mtime_ns=written.date_ns, attributes=wanted)
+        return replace(stored.info, etag=etag, mtime_ns=written.date_ns, metadata=metadata)
 
-    def _copied(self, source: ObjectInfo, options: PutOptions, wanted: FileAttributes) -> Written:
+    def _copied(self, source: ObjectInfo, options: PutOptions, change: Change) -> Written:
         """Let the server copy the object; the result of an earlier try has no date."""
 
         def send(terms: Terms) -> "Future[Written]":
@@ -89,15 +89,16 @@ class SelfCopies:
         fallback = Fallback(self._client.capabilities, "copy", terms, send)
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
         question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
-        return question.answer(functools.partial(self._made, source, wanted))
+        return question.answer(functools.partial(self._made, source, change))
 
-    def _made(self, source: ObjectInfo, wanted: FileAttributes) -> Written | None:
-        """Return the object if it has these attributes and the old size, else None."""
+    def _made(self, source: ObjectInfo, change: Change) -> Written | None:
+        """Return the object if it has the changed metadata and the old size, else None."""
         try:
             there = self._stored(source.key)
         except S3Error:
             return None
-        is_ours = has_attributes(there, wanted, source.size_bytes)
+        metadata = there.options.metadata
+        is_ours = is_changed(there, change(metadata), source.size_bytes)
         return Written(there.info.etag) if is_ours else None
 
     def _stored(self, key: bytes) -> Stored:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mountpoint.config import FileSystemConfig
 from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.overlay import OverlayNames
-from mountpoint.s3.wire.posix_metadata import NOTHING
+from mountpoint.s3.wire.posix_metadata import NOTHING, parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,15 @@ class AttributeView:
                 gid=config.gid,
                 ttl_s=ttl_s,
             )
-        size_bytes, mtime_ns, kept = info.size_bytes, info.mtime_ns, info.attributes
         writer = self._local.writer(inode)
-        if writer is not None:
-            size_bytes, mtime_ns, kept = writer.size_bytes, writer.mtime_ns, writer.kept
-        if kept is None or not self._keeps:
-            kept = NOTHING
-        if writer is None and kept.mtime_ns is not None:
-            mtime_ns = kept.mtime_ns
+        kept = NOTHING
+        if self._keeps:
+            kept = parsed(info.metadata) if writer is None else writer.kept
+        if writer is None:
+            size_bytes = info.size_bytes
+            mtime_ns = info.mtime_ns if kept.mtime_ns is None else kept.mtime_ns
+        else:
+            size_bytes, mtime_ns = writer.size_bytes, writer.mtime_ns
         return Attributes(
             inode=inode.number,
             mode=stat.S_IFREG | (config.file_mode if kept.mode is None else kept.mode),

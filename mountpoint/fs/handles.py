@@ -19,7 +19,7 @@ from mountpoint.listing.tree import Entry
 from mountpoint.read.stream import Bytes, ReadStream
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, parsed
 from mountpoint.staging.staged_file import StagedFile
 from mountpoint.upload.parts import MOST_OBJECT_BYTES
 from mountpoint.upload.sequential import Sequential
@@ -306,7 +306,7 @@ class WriteHandle:
     def became(self, info: ObjectInfo) -> None:
         """Note that the object is `info` now: its attributes were set, its bytes are the same."""
         self.base, self.condition = info, unchanged(info)
-        self.kept = self.told = info.attributes or NOTHING
+        self.kept = self.told = parsed(info.metadata)
         self.mtime_ns = self._time(info)
 
     def _time(self, base: ObjectInfo | None) -> int:
@@ -400,7 +400,7 @@ class StagedWriter:
     def told(self) -> FileAttributes:
         """The attributes that the object in S3 has."""
         base = self.file.base
-        return base.attributes or NOTHING if base is not None and self._keeps else NOTHING
+        return parsed(base.metadata) if base is not None and self._keeps else NOTHING
 
     @property
     def mtime_ns(self) -> int:

@@ -25,8 +25,8 @@ from typing import NewType
 
 from mountpoint.errors import StaleInode
 from mountpoint.listing.tree import Entry
-from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
+from mountpoint.s3.client import NO_METADATA, ObjectInfo
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted, parsed
 
 InodeNumber = NewType("InodeNumber", int)
 
@@ -41,7 +41,7 @@ SHORT_BITS = 32
 
 #: Size, mtime, flags: packed in front of ETag and storage class.
 _NUMBERS = struct.Struct("<qqB")
-#: Flags: the object is restored; its attributes are known (`posix_metadata`); it has some.
+#: Flags: the object is restored; its metadata is known; it has file attributes.
 _RESTORED, _TOLD, _ANY = 1, 2, 4
 #: Mode, owners and time, at the end; -1 stands for an attribute that is not kept.
 _KEPT = struct.Struct("<iqqq")
@@ -136,7 +136,10 @@ class Inode:
 
     @property
     def info(self) -> ObjectInfo | None:
-        """The object as S3 described it; None for a directory. Unpacked at each call."""
+        """The object as S3 described it; None for a directory. Unpacked at each call.
+
+        Of its metadata only the file attributes are kept.
+        """
         return None if self._packed is None else _unpack(self.key, self._packed)
 
     def describe(self, info: ObjectInfo) -> None:
@@ -158,11 +161,11 @@ class Inode:
 def _pack(info: ObjectInfo) -> bytes:
     flags = _RESTORED if info.restored else 0
     behind = b""
-    if info.attributes is not None:
+    if info.metadata is not None:
         flags |= _TOLD
-        if info.attributes != NOTHING:
+        kept = parsed(info.metadata)
+        if kept != NOTHING:
             flags |= _ANY
-            kept = info.attributes
             values = (kept.mode, kept.uid, kept.gid, kept.mtime_ns)
             behind = _KEPT.pack(*(-1 if value is None else value for value in values))
     numbers = _NUMBERS.pack(info.size_bytes, info.mtime_ns, flags)
@@ -173,16 +176,16 @@ def _pack(info: ObjectInfo) -> bytes:
 
 def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
     size_bytes, mtime_ns, flags = _NUMBERS.unpack_from(packed)
-    attributes = NOTHING if flags & _TOLD else None
+    metadata = NO_METADATA if flags & _TOLD else None
     end = len(packed)
     if flags & _ANY:
         end -= _KEPT.size
         values = _KEPT.unpack_from(packed, end)
-        attributes = FileAttributes(*(None if value < 0 else value for value in values))
+        metadata = formatted(FileAttributes(*(None if each < 0 else each for each in values)))
     texts = packed[_NUMBERS.size : end].decode("utf-8", "surrogatepass")
     etag, _, storage_class = texts.partition("\n")
     restored = bool(flags & _RESTORED)
-    return ObjectInfo(key, size_bytes, mtime_ns, etag, storage_class, restored, attributes)
+    return ObjectInfo(key, size_bytes, mtime_ns, etag, storage_class, restored, metadata)
 
 
 class InodeTable:
@@ -230,12 +233,12 @@ class InodeTable:
             return inode
 
     def told(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
-        """Return a listed file with its attributes, if its inode has recent ones; else None."""
+        """Return a listed file with its metadata, if its inode has a recent one; else None."""
         inode = self._inodes.get(self.number_of(parent, entry))
         if inode is None or inode.fresh_until_s <= now_s:
             return None
         info = inode.info
-        return None if info is None or info.attributes is None else Entry(entry.name, info)
+        return None if info is None or info.metadata is None else Entry(entry.name, info)
 
     def looked_up_again(self, inode: Inode) -> None:
         """Count a lookup of an inode that the caller knows to be the right one."""

@@ -91,7 +91,7 @@ class Names:
     def _described(self, directory: Inode, name: bytes) -> tuple[Entry, float]:
         for _ in range(DESCRIBE_TRIES):
             entry, fresh_until_s = self.find(directory.key, name)
-            known = entry.info is None or entry.info.attributes is not None
+            known = entry.info is None or entry.info.metadata is not None
             if known or not self._describes:
                 return entry, fresh_until_s
             described = self._inodes.told(directory, entry, time.monotonic())

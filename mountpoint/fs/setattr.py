@@ -22,7 +22,14 @@ from mountpoint.fs.handles import StagedWriter, WriteHandle
 from mountpoint.fs.inodes import Inode, InodeTable
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo, PutOptions
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted, parsed, replaced
+from mountpoint.s3.wire.posix_metadata import (
+    NOTHING,
+    FileAttributes,
+    added,
+    formatted,
+    parsed,
+    replaced,
+)
 from mountpoint.upload.sequential import Sequential
 
 
@@ -64,7 +71,7 @@ class AttributeStore:
 
     def of_base(self, base: ObjectInfo) -> FileAttributes:
         """Return the attributes to keep of a file that is changed. `base` comes from HEAD."""
-        return base.attributes or NOTHING if self.keeps else NOTHING
+        return parsed(base.metadata) if self.keeps else NOTHING
 
     def on_base(
         self, writer: WriteHandle | StagedWriter, options: PutOptions, mtime_ns: int | None
@@ -122,7 +129,7 @@ class AttributeStore:
         if wanted is None:
             return info
         handle.told = handle.told.updated(wanted)
-        return self._copies.keep(info, wanted)
+        return self._add(info, wanted)
 
     # --- files that are staged ---
 
@@ -164,7 +171,7 @@ class AttributeStore:
         if not self.is_left(writer):
             return None
         writer.tried = wanted
-        writer.file.move(writer.file.key, lambda base: self._copies.keep(base, wanted))
+        writer.file.move(writer.file.key, lambda base: self._add(base, wanted))
         return writer.file.base
 
     # --- objects that exist ---
@@ -186,10 +193,13 @@ class AttributeStore:
         base = handle.base if handle is not None and handle.inode is inode else None
         if base is not None and not inode.is_version(Entry(inode.name, base)):
             info = base
-        if info is None or not self._is_more(info.attributes, attributes):
+        if info is None:
+            return
+        told = None if info.metadata is None else parsed(info.metadata)
+        if not self._is_more(told, attributes):
             return
         try:
-            become = self._copies.keep(info, attributes)
+            become = self._add(info, attributes)
         except (PreconditionFailed, NotFound):
             self._changed(inode.directory, inode.name, None)
             inode.fresh_until_s = 0.0
@@ -201,6 +211,10 @@ class AttributeStore:
             self._inodes.disown(inode, become)
         if handle is not None and handle.base is not None and handle.base.etag == info.etag:
             handle.became(become)
+
+    def _add(self, info: ObjectInfo, attributes: FileAttributes) -> ObjectInfo:
+        """Add attributes to those that an object keeps; return the new object."""
+        return self._copies.change(info, lambda metadata: added(metadata, attributes))
 
     def _is_more(self, told: FileAttributes | None, wanted: FileAttributes) -> bool:
         """Whether an object that has the attributes `told` needs others."""

@@ -10,10 +10,10 @@ Keys are bytes: S3 guarantees UTF-8, but other stores do not.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from mountpoint.s3.capabilities import Capabilities
-from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.system.spill import FileRange
 
 #: The checksums that an upload can carry, by their names in the header.
@@ -23,14 +23,18 @@ ChecksumName = Literal["crc32c", "crc64nvme"]
 Piece = bytes | bytearray | memoryview | FileRange
 
 
+#: The user metadata of the many objects that have none.
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One object version, as LIST, HEAD or GET describes it.
 
     `etag` is quoted, as If-Match requires; "" if the answer has none. `restored` matters only for
-    archive storage classes. `attributes` are the file attributes in the object's metadata; None if
-    the answer has no metadata, as in LIST. They are not part of the version and do not count for
-    equality.
+    archive storage classes. `metadata` is the user metadata, by lower-case names without the header
+    prefix; None if the answer does not tell it, as in LIST. It is not part of the version and does
+    not count for equality.
     """
 
     key: bytes
@@ -39,7 +43,7 @@ class ObjectInfo:
     etag: str
     storage_class: str = "STANDARD"
     restored: bool = False
-    attributes: FileAttributes | None = field(default=None, compare=False)
+    metadata: Mapping[str, str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,10 @@ compute it as S3 does never matches: then the error is reported although the wri
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mountpoint.errors import NoSuchUpload, S3Error
 from mountpoint.s3.client import Body, Checksum, Condition, ObjectInfo, PartDone, Stored
-from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.system.spill import FileRange
 
 
@@ -59,9 +58,9 @@ def is_copy(stored: Stored, source: Stored) -> bool:
     )
 
 
-def has_attributes(stored: Stored, attributes: FileAttributes, size_bytes: int) -> bool:
-    """Whether the stored object is one of that size with these attributes."""
-    return stored.info.attributes == attributes and stored.info.size_bytes == size_bytes
+def is_changed(stored: Stored, metadata: Mapping[str, str], size_bytes: int) -> bool:
+    """Whether the stored object is one of that size with this user metadata."""
+    return stored.options.metadata == metadata and stored.info.size_bytes == size_bytes
 
 
 def etag_of_body(body: Body) -> str:

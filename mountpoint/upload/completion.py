@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from mountpoint.errors import AlreadyExists, BadAnswer, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
+    NO_METADATA,
     Body,
     Checksum,
     Condition,
@@ -24,7 +25,6 @@ from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.lost_answers import etag_of_body, etag_of_parts, is_sent
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
-from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.upload.multipart import Sent
 from mountpoint.upload.parts import MOST_PARTS, are_equal
 from mountpoint.upload.requests import LostAnswer, UploadRequest, UploadRequests
@@ -186,5 +186,5 @@ class Completion:
             date_ns,
             written.etag,
             storage_class,
-            attributes=kept.parsed(self._options.metadata),
+            metadata=self._options.metadata or NO_METADATA,
         )

@@ -48,7 +48,6 @@ from mountpoint.s3.client import (
     Written,
 )
 from mountpoint.s3.wire import checksum
-from mountpoint.s3.wire import posix_metadata as kept
 from mountpoint.s3.wire.checksum import encoded
 from mountpoint.upload.parts import are_equal
 
@@ -260,9 +259,8 @@ class FakeClient:
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """Put an object in the place of whatever was there."""
-        attributes = kept.parsed(metadata or {})
         info = ObjectInfo(
-            key, len(data), mtime_ns, etag_of(data), storage_class, restored, attributes
+            key, len(data), mtime_ns, etag_of(data), storage_class, restored, metadata or {}
         )
         with self._lock:
             self._objects[key] = (info, data)
@@ -389,7 +387,7 @@ class FakeClient:
             with self._lock:
                 # A listing knows nothing of restores and metadata.
                 objects = {
-                    key: replace(info, restored=False, attributes=None)
+                    key: replace(info, restored=False, metadata=None)
                     for key, (info, _) in self._objects.items()
                 }
             return self.flat_page(objects, request) if flat else self.page(objects, request)
@@ -746,8 +744,7 @@ class FakeClient:
         default = "EXPRESS_ONEZONE" if self.is_directory else "STANDARD"
         storage_class = options.storage_class or default
         self._parts[key] = 1
-        attributes = kept.parsed(options.metadata)
-        info = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class, attributes=attributes)
+        info = ObjectInfo(key, len(data), MTIME_NS, etag, storage_class, metadata=options.metadata)
         self._objects[key] = info, data
         self._checksums[key] = {} if known is None else {known.name: known.value}
         self._options[key] = options

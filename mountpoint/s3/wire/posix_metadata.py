@@ -58,9 +58,9 @@ NOTHING = FileAttributes()
 _NAMES = frozenset({"mode", "uid", "gid", "mtime", "ctime"})
 
 
-def parsed(metadata: Mapping[str, str]) -> FileAttributes:
+def parsed(metadata: Mapping[str, str] | None) -> FileAttributes:
     """Return the file attributes in an object's metadata, whose names are in lower case."""
-    if _NAMES.isdisjoint(metadata):
+    if not metadata or _NAMES.isdisjoint(metadata):
         return NOTHING
     return FileAttributes(
         _mode(metadata.get("mode", "")),
@@ -89,6 +89,13 @@ def replaced(metadata: Mapping[str, str], attributes: FileAttributes) -> dict[st
     """Return `metadata` with exactly these attributes; all other entries stay."""
     others = {name: text for name, text in metadata.items() if name.lower() not in _NAMES}
     return others | formatted(attributes)
+
+
+def added(metadata: Mapping[str, str], attributes: FileAttributes) -> Mapping[str, str]:
+    """Return `metadata` with these attributes, too; the same if it has them already."""
+    before = parsed(metadata)
+    after = before.updated(attributes)
+    return metadata if after == before else replaced(metadata, after)
 
 
 def _mode(text: str) -> int | None:

@@ -15,8 +15,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
 from mountpoint.errors import BadAnswer, Unusable
-from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.s3.wire import posix_metadata as kept
+from mountpoint.s3.client import NO_METADATA, ListPage, ObjectInfo
 from mountpoint.s3.wire.errors import Headers, error_from_response, printable
 from mountpoint.s3.wire.xml import read_xml
 
@@ -477,7 +476,7 @@ def object_info(
         etag=etag,
         storage_class=header(headers, "x-amz-storage-class") or "STANDARD",
         restored='ongoing-request="false"' in restore and "expiry-date=" in restore,
-        attributes=kept.parsed(metadata(headers)),
+        metadata=metadata(headers) or NO_METADATA,
     )
 
 

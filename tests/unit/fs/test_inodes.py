@@ -24,7 +24,7 @@ from mountpoint.fs.inodes import ROOT, SHORT_BITS, Inode, InodeNumber, InodeTabl
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire import reading as wire
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
+from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.s3.wire.reading import parse_list
 from tests.soak import examples
 
@@ -160,7 +160,7 @@ def test_what_is_known_of_a_file(storage_class: str) -> None:
     [
         None,
         NOTHING,
-        FileAttributes(0o7777, (1 << 32) - 2, 0, (1 << 63) - 1),
+        FileAttributes(0o7777, (1 << 32) - 2, 0, (1 << 63) - 1_000_000_000),
         FileAttributes(0, None, 0, None),
         FileAttributes(None, 7, None, 0),
     ],
@@ -168,13 +168,14 @@ def test_what_is_known_of_a_file(storage_class: str) -> None:
 def test_what_is_kept_of_a_file(attributes: FileAttributes | None) -> None:
     """An inode tells which attributes its object keeps, and whether anybody has said so."""
     table = InodeTable(b"")
-    info = ObjectInfo(b"a", 1, 2, '"e"', "GLACIER", restored=True, attributes=attributes)
+    metadata = None if attributes is None else formatted(attributes)
+    info = ObjectInfo(b"a", 1, 2, '"e"', "GLACIER", restored=True, metadata=metadata)
     inode = table.looked_up(table.root, Entry(b"a", info), 5.0)
     assert inode.info == info
     assert inode.info is not None
-    assert inode.info.attributes == attributes
+    assert inode.info.metadata == metadata
     listed = Entry(b"a", ObjectInfo(b"a", 1, 2, '"e"', "GLACIER"))
-    assert inode.is_version(listed), "attributes are no part of the version"
+    assert inode.is_version(listed), "metadata is no part of the version"
     told = None if attributes is None else Entry(b"a", info)
     assert table.told(table.root, listed, 4.0) == told
     assert table.told(table.root, listed, 5.0) is None

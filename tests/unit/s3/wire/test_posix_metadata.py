@@ -113,6 +113,15 @@ def test_what_others_keep_stays() -> None:
     assert found == {"atime": "6", "author": "me", "mode": "33152"}
 
 
+def test_what_is_added() -> None:
+    """Attributes are added to those that are there; who has them already stays as it is."""
+    metadata = {"mode": "100644", "author": "me"}
+    assert kept.added(metadata, FileAttributes(mode=0o644)) is metadata
+    assert kept.added(metadata, NOTHING) is metadata
+    found = kept.added(metadata, FileAttributes(uid=5))
+    assert found == {"mode": "33188", "uid": "5", "author": "me"}
+
+
 def test_updates() -> None:
     """What is set replaces what was there, and nothing else."""
     before = FileAttributes(0o600, 1, 2, 3)

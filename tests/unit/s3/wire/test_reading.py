@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from mountpoint.errors import BadAnswer, Unusable
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.wire import reading as wire
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 
 DATA = Path(__file__).parents[2] / "data"
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
@@ -455,14 +454,14 @@ def test_object_info_of_head() -> None:
     assert wire.object_info(b"k", 200, [(k.upper(), v) for k, v in HEAD]).size_bytes == 5
 
 
-def test_kept_attributes_of_head_and_get() -> None:
-    """What metadata keep of a file's attributes is told, in whatever case; LIST says nothing."""
-    kept = [("X-Amz-Meta-Mode", "33152"), ("x-amz-meta-uid", " 7 "), ("x-amz-meta-gid", "x")]
-    assert wire.object_info(b"k", 200, HEAD).attributes == NOTHING
-    found = wire.object_info(b"k", 200, HEAD + kept).attributes
-    assert found == FileAttributes(mode=0o600, uid=7)
+def test_metadata_of_head_and_get() -> None:
+    """The user metadata, by lower-case names; LIST says nothing of it."""
+    kept = [("X-Amz-Meta-Mode", "33152"), ("x-amz-meta-uid", " 7 "), ("x-amz-meta-A", "x")]
+    assert wire.object_info(b"k", 200, HEAD).metadata == {}
+    found = wire.object_info(b"k", 200, HEAD + kept).metadata
+    assert found == {"mode": "33152", "uid": "7", "a": "x"}
     ranged = [*HEAD[1:], ("Content-Range", "bytes 0-4/99"), *kept]
-    assert wire.object_info(b"k", 206, ranged).attributes == found
+    assert wire.object_info(b"k", 206, ranged).metadata == found
 
 
 def test_object_info_of_ranged_get() -> None:
