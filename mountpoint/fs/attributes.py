@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mountpoint.config import FileSystemConfig
 from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.overlay import OverlayNames
-from mountpoint.s3.wire.posix_metadata import NOTHING, parsed
+from mountpoint.fs.posix_metadata import NOTHING, parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, Inode, InodeNumber, Inod
 from mountpoint.fs.names import Names
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
 from mountpoint.fs.rename import Renames
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.interface import WrittenHandle, of_a_mount
@@ -63,7 +64,6 @@ from mountpoint.read.stream import Bytes
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 from mountpoint.staging.area import StagingArea
 from mountpoint.system.memory import drop_leftovers, give_back
 from mountpoint.upload.uploads import Uploads

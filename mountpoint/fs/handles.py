@@ -11,6 +11,7 @@ from typing import Generic, NewType, Protocol, TypeVar
 
 from mountpoint.errors import NO_OPTION, BadArgument, BadHandle, NotSequential, TooLarge
 from mountpoint.fs.inodes import Inode, Paged
+from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, parsed
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import Listed
@@ -19,7 +20,6 @@ from mountpoint.listing.tree import Entry
 from mountpoint.read.stream import Bytes, ReadStream
 from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, parsed
 from mountpoint.staging.staged_file import StagedFile
 from mountpoint.upload.parts import MOST_OBJECT_BYTES
 from mountpoint.upload.sequential import Sequential

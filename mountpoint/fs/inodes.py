@@ -24,9 +24,9 @@ from enum import IntEnum
 from typing import NewType
 
 from mountpoint.errors import StaleInode
+from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted, parsed
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import NO_METADATA, ObjectInfo
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted, parsed
 
 InodeNumber = NewType("InodeNumber", int)
 

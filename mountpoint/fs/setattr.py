@@ -20,9 +20,7 @@ from mountpoint.copy.metadata import SelfCopies, check_size
 from mountpoint.errors import NotFound, NotPermitted, PreconditionFailed, StaleInode
 from mountpoint.fs.handles import StagedWriter, WriteHandle
 from mountpoint.fs.inodes import Inode, InodeTable
-from mountpoint.listing.tree import Entry
-from mountpoint.s3.client import ObjectInfo, PutOptions
-from mountpoint.s3.wire.posix_metadata import (
+from mountpoint.fs.posix_metadata import (
     NOTHING,
     FileAttributes,
     added,
@@ -30,6 +28,8 @@ from mountpoint.s3.wire.posix_metadata import (
     parsed,
     replaced,
 )
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ObjectInfo, PutOptions
 from mountpoint.upload.sequential import Sequential
 
 

@@ -29,12 +29,12 @@ from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.filesystem import DirectoryEntry, FileSystem
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
+from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fuse.binding import go_direct, is_wide, llfuse, rename_flags, request_pid
 from mountpoint.listing.tree import MAX_NAME_BYTES
 from mountpoint.log.throttle import LogThrottle
 from mountpoint.metrics.recorder import Meters
 from mountpoint.read.stream import Bytes
-from mountpoint.s3.wire.posix_metadata import FileAttributes
 from mountpoint.system.procfs import process_of, program_of, who_closes
 
 log = structlog.get_logger(__name__)

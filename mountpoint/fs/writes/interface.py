@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar, cast
 from mountpoint.fs.handles import ReadHandle, StagedHandle, StreamedHandle
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.overlay import Writer
+from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.s3.wire.posix_metadata import FileAttributes
 
 #: An open file that is written, and what all that have the same file open share.
 H = TypeVar("H")

@@ -31,6 +31,7 @@ from mountpoint.fs.handles import ReadHandle, StagedHandle, StagedWriter, check_
 from mountpoint.fs.heads import newest
 from mountpoint.fs.inodes import Inode, InodeTable
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.probe import WriteProof
@@ -38,7 +39,6 @@ from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing import tree
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged_file import StagedFile
 from mountpoint.upload.source import fetch

@@ -36,6 +36,7 @@ from mountpoint.errors import (
 from mountpoint.fs.handles import ReadHandle, StreamedHandle, WriteHandle, check_flags
 from mountpoint.fs.inodes import Inode, InodeTable, Paged
 from mountpoint.fs.overlay import OverlayNames, Writer
+from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.open import (
@@ -52,7 +53,6 @@ from mountpoint.listing import tree
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import NEW, Condition, ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.source import fetch
 from mountpoint.upload.uploads import Uploads

@@ -18,7 +18,7 @@ from mountpoint.errors import (
     TransportFault,
 )
 from mountpoint.fs.inodes import ROOT
-from mountpoint.s3.wire.posix_metadata import FileAttributes
+from mountpoint.fs.posix_metadata import FileAttributes
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import GID, MOUNTED_AT_NS, UID, Mounted, mounted
 

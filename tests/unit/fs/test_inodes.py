@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 from mountpoint.errors import StaleInode
 from mountpoint.fs import inodes
 from mountpoint.fs.inodes import ROOT, SHORT_BITS, Inode, InodeNumber, InodeTable
+from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire import reading as wire
-from mountpoint.s3.wire.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.s3.wire.reading import parse_list
 from tests.soak import examples
 

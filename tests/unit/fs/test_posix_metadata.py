@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint.s3.wire import posix_metadata as kept
-from mountpoint.s3.wire.posix_metadata import ID_MAX, NOTHING, FileAttributes
+from mountpoint.fs import posix_metadata as kept
+from mountpoint.fs.posix_metadata import ID_MAX, NOTHING, FileAttributes
 
 MODES = st.integers(0, 0o7777)
 IDS = st.integers(0, ID_MAX)
