@@ -176,7 +176,7 @@ def client_half(client: ObjectClient, key: bytes) -> Iterator[str]:
 
     def get(start: int, size: int) -> None:
         arrival = Arrival()
-        client.get(key, start, start + size, arrival, if_match=info.etag)
+        client.get(info, start, start + size, arrival)
         arrival.wait()
 
     for label, size, at_once, count in (

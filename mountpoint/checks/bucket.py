@@ -129,7 +129,7 @@ class _OneByte:
         self._etag = info.etag
         self._size_bytes = 0
         self._other: PreconditionFailed | None = None
-        self._transfer: Transfer = client.get(info.key, 0, 1, self, if_match=info.etag)
+        self._transfer: Transfer = client.get(info, 0, 1, self)
 
     def on_headers(self, info: ObjectInfo) -> None:
         """Compare the version, as reads do."""

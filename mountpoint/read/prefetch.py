@@ -31,7 +31,7 @@ from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics.counters import Counters
 from mountpoint.read.history import ReadHistory, parts_of
 from mountpoint.read.whole_checksum import WholeChecksum
-from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.client import ByteSource, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget, Lease
 
@@ -127,7 +127,7 @@ class FilePrefetcher:
 
     def __init__(
         self,
-        client: ObjectClient,
+        source: ByteSource,
         config: ReadConfig,
         budget: Budget,
         counters: Counters,
@@ -135,7 +135,7 @@ class FilePrefetcher:
         retry_policy: RetryPolicy,
     ) -> None:
         # dependencies
-        self._client = client
+        self._source = source
         self._budget = budget
         self._counters = counters
         self._history = history
@@ -243,19 +243,15 @@ class FilePrefetcher:
         if not lease.try_take(size):
             return False
         ranges = parts_of(size, self._part_bytes)
-        several = self._client.verifies and len(ranges) > 1
-        whole = WholeChecksum(self._client, info, self._wait_s) if several else None
+        several = self._source.verifies and len(ranges) > 1
+        whole = WholeChecksum(self._source, info, self._wait_s) if several else None
         summing = None if whole is None else whole.sums
         fetched = Fetched(info, whole, lease)
         if whole is not None:
             whole.ask()
         for start, stop in ranges:
             part = Part(start, stop, info.etag, ahead=True, summing=summing)
-            part.attach(
-                self._client.get(
-                    info.key, start, stop, part, if_match=info.etag, whole=stop - start == size
-                )
-            )
+            part.attach(self._source.get(info, start, stop, part))
             fetched.parts.append(part)
         walk.fetched[info.key] = fetched
         self._files += 1

@@ -36,7 +36,7 @@ from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error,
 from mountpoint.read.history import HEAD_BYTES, parts_of
 from mountpoint.read.readahead import MIB, PAGE_BYTES, Range, Window
 from mountpoint.read.whole_checksum import WholeChecksum
-from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
+from mountpoint.s3.client import ByteSource, ObjectInfo
 from mountpoint.s3.retry import Allowance, Attempts, RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.transfer.stats import TransferStats
@@ -77,7 +77,7 @@ class ReadStream:
 
     def __init__(
         self,
-        client: ObjectClient,
+        source: ByteSource,
         info: ObjectInfo,
         *,
         head_bytes: int,
@@ -90,7 +90,7 @@ class ReadStream:
         on_close: Callable[["ReadStream"], None],
     ) -> None:
         # dependencies
-        self._client = client
+        self._source = source
         self._config = config
         self._stats = stats
         self._retry_policy = retry_policy
@@ -101,7 +101,6 @@ class ReadStream:
         self.key = info.key
         self.size_bytes = info.size_bytes
         self._info = info
-        self._etag = info.etag
         self._head_bytes = head_bytes
         self.looked_at = looked_at
         # mutable, guarded by _lock
@@ -397,18 +396,13 @@ class ReadStream:
 
     def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
         """Send one ranged GET; its memory has been taken (lock held)."""
-        if self._whole is None and self._client.verifies and stop - start < self.size_bytes:
-            self._whole = WholeChecksum(self._client, self._info, self._retry_policy.once_s)
+        if self._whole is None and self._source.verifies and stop - start < self.size_bytes:
+            self._whole = WholeChecksum(self._source, self._info, self._retry_policy.once_s)
         summing = None if self._whole is None else self._whole.sums
-        part = Part(start, stop, self._etag, ahead=ahead, summing=summing)
+        part = Part(start, stop, self._info.etag, ahead=ahead, summing=summing)
         self._parts.insert(part)
-        part.attach(self._get(part))
+        part.attach(self._source.get(self._info, start, stop, part))
         return part
-
-    def _get(self, part: Part) -> Transfer:
-        start, stop = part.start, part.stop
-        whole = (start, stop) == (0, self.size_bytes)
-        return self._client.get(self.key, start, stop, part, if_match=self._etag, whole=whole)
 
     def _wait(self, parts: list[Part], attempts: Attempts) -> Part | None:
         """Wait for all parts; return the first that failed or was silent for too long."""
@@ -434,7 +428,7 @@ class ReadStream:
                 if self._stats.hedge():
                     hedge = Part(part.start, part.stop, part.etag)
                     hedge.serve(part)
-                    hedge.attach(self._get(hedge))
+                    hedge.attach(self._source.get(self._info, part.start, part.stop, hedge))
                 else:
                     self._lease.give(size)
         part.wait(self._time_for(part, attempts))

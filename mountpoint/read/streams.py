@@ -10,7 +10,7 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.read.history import ReadHistory
 from mountpoint.read.prefetch import FilePrefetcher, Following
 from mountpoint.read.stream import ReadStream
-from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.client import ByteSource, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.memory import give_back
 from mountpoint.transfer.memory_budget import Budget
@@ -27,13 +27,13 @@ class Streams:
 
     def __init__(
         self,
-        client: ObjectClient,
+        source: ByteSource,
         config: ReadConfig,
         retry_policy: RetryPolicy,
         counters: Counters | None = None,
     ) -> None:
         # dependencies
-        self._client = client
+        self._source = source
         self._config = config
         self._retry_policy = retry_policy
         self.budget = Budget(config.memory_bytes)
@@ -46,7 +46,7 @@ class Streams:
         )
         self._history = ReadHistory()
         self.prefetcher = FilePrefetcher(
-            client, config, self.budget, counters, self._history, retry_policy
+            source, config, self.budget, counters, self._history, retry_policy
         )
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
@@ -69,7 +69,7 @@ class Streams:
             self._closed(stream)
 
         stream = ReadStream(
-            self._client,
+            self._source,
             info,
             head_bytes=self._history.head_bytes(info.key, info.size_bytes, opener),
             looked_at=self._history.is_looked_at(info.key),

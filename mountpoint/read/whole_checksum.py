@@ -21,7 +21,7 @@ import structlog
 from mountpoint._fastpath import Part
 from mountpoint.errors import OperationError
 from mountpoint.read.readahead import MIB
-from mountpoint.s3.client import ObjectClient, ObjectInfo, Stored
+from mountpoint.s3.client import ByteSource, ObjectInfo, Stored
 from mountpoint.s3.wire.checksum import CRCS, Expected, crc_matches, expected_of_whole
 
 log = structlog.get_logger(__name__)
@@ -53,9 +53,9 @@ class WholeChecksum:
     Invariant: places are sorted, and neither overlap nor touch each other.
     """
 
-    def __init__(self, client: ObjectClient, info: ObjectInfo, wait_s: float) -> None:
+    def __init__(self, source: ByteSource, info: ObjectInfo, wait_s: float) -> None:
         # dependencies
-        self._client = client
+        self._source = source
         # constants
         self._info = info
         self._wait_s = wait_s
@@ -81,7 +81,7 @@ class WholeChecksum:
         """Ask S3 for the object's checksum."""
         with self._lock:
             if not self.asked:
-                self._answer = self._client.describe(self._info.key)
+                self._answer = self._source.describe(self._info.key)
 
     def sums(self, data: bytes) -> Sums | None:
         """Return the CRCs of an arrived part; None while the expected one is unknown."""

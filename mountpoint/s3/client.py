@@ -197,21 +197,36 @@ class Transfer(Protocol):
         """Cancel the GET. `finish` is still called, with an error, unless it was called before."""
 
 
-class ObjectClient(Protocol):
+class ByteSource(Protocol):
+    """Where reads get the bytes of object versions. Sinks and futures receive `S3Error`s."""
+
+    @property
+    def verifies(self) -> bool:
+        """Whether bodies are compared with the stored checksums."""
+
+    def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
+        """Get the half-open byte range [start, stop) of a version; it must not be empty.
+
+        Fails with PreconditionFailed for any other version (but see `Capabilities.matches`; with
+        the ETag "" any version will do), and with ChecksumMismatch if the body does not match its
+        checksum.
+        """
+
+    def describe(self, key: bytes) -> "Future[Stored]":
+        """Send HeadObject with checksums. With KMS encryption it needs permission to decrypt."""
+
+
+class ObjectClient(ByteSource, Protocol):
     """The S3 requests that the file system makes. Futures and sinks receive `S3Error`s.
 
     `lists_in_order`: LIST returns keys in byte order and honours start-after, so a page also shows
     which keys do not exist. `is_directory`: the bucket is a directory bucket (S3 Express One Zone);
-    only these support append and rename. `verifies`: reads are compared with the stored checksums.
-    `capabilities`: the other features of the store, as far as they are known.
+    only these support append and rename. `capabilities`: the other features of the store, as far as
+    they are known.
     """
 
     is_directory: bool
     capabilities: Capabilities
-
-    @property
-    def verifies(self) -> bool:
-        """See above."""
 
     @property
     def lists_in_order(self) -> bool:
@@ -233,26 +248,6 @@ class ObjectClient(Protocol):
 
         Continues from `token`, or starts with the first key after `start_after`; never both.
         """
-
-    def get(
-        self,
-        key: bytes,
-        start: int,
-        stop: int,
-        sink: BodySink,
-        *,
-        if_match: str | None,
-        whole: bool = False,
-    ) -> Transfer:
-        """Send GetObject for the half-open byte range [start, stop), which must not be empty.
-
-        With `if_match` (an ETag), any other version fails with PreconditionFailed. `whole` means
-        that the range covers the whole version; more stores then send a checksum. A body that does
-        not match its checksum fails with ChecksumMismatch.
-        """
-
-    def describe(self, key: bytes) -> "Future[Stored]":
-        """Send HeadObject with checksums. With KMS encryption it needs permission to decrypt."""
 
     def put_object(
         self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS

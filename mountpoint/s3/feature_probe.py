@@ -111,7 +111,7 @@ class _Answer:
         self.info: ObjectInfo | None = None  # of the object in the answer
         self.error: Exception | None = None
         self._came = threading.Event()
-        self._transfer = client.get(key, 0, 1, self, if_match=etag)
+        self._transfer = client.get(ObjectInfo(key, 0, 0, etag), 0, 1, self)
 
     def wait(self, until_s: float) -> None:
         """Wait for the answer until `until_s` on the monotonic clock."""

@@ -15,7 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from mountpoint.errors import BadAnswer, PreconditionFailed
-from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.client import ByteSource, ObjectClient, ObjectInfo
 from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, UploadRequest, UploadRequests
 
 #: Bytes per GET: at most the client's part size, or the client could not compare checksums.
@@ -27,8 +27,8 @@ READS = 4
 class Fetch:
     """The sink of one GET: its body as a future. Cancelling the future cancels the GET."""
 
-    def __init__(self, source: ObjectInfo, start: int, stop: int) -> None:
-        self._source = source
+    def __init__(self, version: ObjectInfo, start: int, stop: int) -> None:
+        self._version = version
         self._start = start
         self._stop = stop
         self._next = start
@@ -37,7 +37,7 @@ class Fetch:
 
     def on_headers(self, info: ObjectInfo) -> None:
         """See BodySink. Raises PreconditionFailed for another version."""
-        if info.etag != self._source.etag:
+        if info.etag != self._version.etag:
             raise PreconditionFailed("the object being copied has changed")
 
     def on_body(self, chunk: bytes, offset: int) -> None:
@@ -61,11 +61,10 @@ class Fetch:
             pass  # cancelled
 
 
-def fetch(client: ObjectClient, source: ObjectInfo, start: int, stop: int) -> "Future[bytes]":
-    """GET the bytes [start, stop) of an object version. The future raises PreconditionFailed."""
-    sink = Fetch(source, start, stop)
-    whole = (start, stop) == (0, source.size_bytes)
-    transfer = client.get(source.key, start, stop, sink, if_match=source.etag, whole=whole)
+def fetch(source: ByteSource, version: ObjectInfo, start: int, stop: int) -> "Future[bytes]":
+    """Get the bytes [start, stop) of an object version. The future raises PreconditionFailed."""
+    sink = Fetch(version, start, stop)
+    transfer = source.get(version, start, stop, sink)
     # A weak reference: transfer, sink and future refer to each other until the answer has arrived.
     known = weakref.ref(transfer)
 

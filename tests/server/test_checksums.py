@@ -14,6 +14,7 @@ from mountpoint.config import ClientConfig
 from mountpoint.errors import ChecksumMismatch
 from mountpoint.metrics.counters import CounterName, Counters
 from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy, flip_bit, on_data
@@ -81,8 +82,8 @@ class Client:
     def get(self, key: str, etag: str, start: int, stop: int, *, whole: bool) -> Part:
         """Get a range and wait for its end."""
         part = Part(start, stop, etag)
-        transfer = self.crt.get(key.encode(), start, stop, part, if_match=etag, whole=whole)
-        part.attach(transfer)
+        version = ObjectInfo(key.encode(), stop if whole else stop + 1, 0, etag)
+        part.attach(self.crt.get(version, start, stop, part))
         assert part.wait(SAFE_S)
         return part
 

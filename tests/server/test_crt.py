@@ -24,7 +24,7 @@ from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.aws.credentials import Credentials, Keys
 from mountpoint.s3.aws.endpoint import Endpoint
-from mountpoint.s3.client import ListPage
+from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.retry import RetryPolicy
 from tests.conftest import Store
@@ -82,10 +82,15 @@ def outcome(future: "Future[Any]") -> object:
         return error
 
 
+def any_version(key: bytes) -> ObjectInfo:
+    """Return what names no version of an object."""
+    return ObjectInfo(key, 0, 0, "")
+
+
 def get(client: CrtClient, key: bytes, start: int, stop: int) -> Part:
     """Get a range of any version."""
     part = Part(start, stop, "")
-    part.attach(client.get(key, start, stop, part, if_match=None))
+    part.attach(client.get(any_version(key), start, stop, part))
     return part
 
 
@@ -225,7 +230,7 @@ def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:
             assert part.wait(SAFE_S)
             sink = Sink()
             ends.append(weakref.ref(sink))
-            seen.client.get(b"crt/body", 0, 100_000, sink, if_match=None)
+            seen.client.get(any_version(b"crt/body"), 0, 100_000, sink)
             assert sink.ended.wait(SAFE_S)
             del sink
         # The CRT lets go of its callbacks on a thread of its own, a moment after the end.
@@ -269,7 +274,7 @@ def test_cancel(seen: SimpleNamespace, store: Store) -> None:
     store.put("crt/cancel", b"x" * 1000)
     seen.proxy.faults.append(on_data(silent))
     sink = Sink()
-    transfer = seen.client.get(b"crt/cancel", 0, 1000, sink, if_match=None)
+    transfer = seen.client.get(any_version(b"crt/cancel"), 0, 1000, sink)
     transfer.cancel()
     assert sink.ended.wait(SAFE_S)
     transfer.cancel()
@@ -286,14 +291,14 @@ def test_interrupt(seen: SimpleNamespace, store: Store) -> None:
     store.put("crt/interrupt", b"x" * 1000)
     seen.proxy.faults.append(silent)
     sink = Sink()
-    seen.client.get(b"crt/interrupt", 0, 1000, sink, if_match=None)
+    seen.client.get(any_version(b"crt/interrupt"), 0, 1000, sink)
     future = seen.client.head(b"crt/interrupt")
     seen.client.interrupt()
     assert sink.ended.wait(SAFE_S)
     assert isinstance(sink.ends[0], Interrupted)
     assert isinstance(future.exception(SAFE_S), Interrupted)
     later = Sink()
-    seen.client.get(b"crt/interrupt", 0, 1000, later, if_match=None)
+    seen.client.get(any_version(b"crt/interrupt"), 0, 1000, later)
     assert isinstance(later.ends[0], Interrupted)
     assert isinstance(seen.client.list(b"").exception(SAFE_S), Interrupted)
 

@@ -409,20 +409,11 @@ class FakeClient:
         token = None if shown == keys else f"after-{shown[-1].hex()}"
         return ListPage([objects[key] for key in shown], [], token)
 
-    def get(
-        self,
-        key: bytes,
-        start: int,
-        stop: int,
-        sink: BodySink,
-        *,
-        if_match: str | None,
-        whole: bool = False,
-    ) -> Transfer:
-        """See ObjectClient."""
+    def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
+        """See ByteSource."""
         assert 0 <= start < stop
-        assert not whole or start == 0
-        download = _Download(self, Request("get", key, start, stop, if_match), sink)
+        request = Request("get", version.key, start, stop, version.etag or None)
+        download = _Download(self, request, sink)
         self._begin(download)
         return download
 

@@ -237,23 +237,15 @@ class CrtClient:
 
         return self._ask("GET", "ListObjectsV2", target, parse)
 
-    def get(
-        self,
-        key: bytes,
-        start: int,
-        stop: int,
-        sink: BodySink,
-        *,
-        if_match: str | None,
-        whole: bool = False,
-    ) -> Transfer:
-        """See ObjectClient."""
+    def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
+        """See ByteSource."""
         self.counters.add("bytes_asked", stop - start)
-        target = wire.object_target(self._endpoint.base_path, key)
+        target = wire.object_target(self._endpoint.base_path, version.key)
         verify = self.verifies
-        if not self.capabilities.matches:
-            if_match = None  # the sink compares the answer's ETag
-        if verify and whole and if_match is not None:
+        # Where If-Match does not hold, the sink compares the answer's ETag.
+        etag = version.etag if self.capabilities.matches else ""
+        whole = (start, stop) == (0, version.size_bytes)
+        if verify and whole and etag:
             # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, even a
             # range of the whole object. If-Match rejects an object that has grown since.
             request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
@@ -263,14 +255,14 @@ class CrtClient:
             # The CRT splits larger ranges and shows only the headers of the first piece.
             if verify and stop - start <= self._part_bytes:
                 extra.append(CHECKSUM_MODE)
-        if if_match is not None:
-            extra.append(("If-Match", if_match))
-        download = Download(self, key, start, stop, sink, whole=whole, verify=verify)
+        if etag:
+            extra.append(("If-Match", etag))
+        download = Download(self, version.key, start, stop, sink, whole=whole, verify=verify)
         self._send(download, request_type, "GetObject", "GET", target, extra)
         return download
 
     def describe(self, key: bytes) -> "Future[Stored]":
-        """See ObjectClient."""
+        """See ByteSource."""
         mode = [CHECKSUM_MODE] if self.capabilities.takes_checksum_mode else []
         return self._described(key, mode, write_wire.stored)
 

@@ -2,12 +2,13 @@
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 
 from mountpoint.errors import ChecksumsNotOffered, PreconditionFailed
 from mountpoint.s3.capabilities import Capabilities
-from mountpoint.s3.client import BodySink, ListPage, Transfer
+from mountpoint.s3.client import BodySink, ListPage, ObjectInfo, Transfer
 from mountpoint.s3.feature_probe import NO_ETAG, probe
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
 
@@ -63,17 +64,8 @@ def test_a_store_that_ignores_if_match() -> None:
     """One that answers with an object whose ETag nobody can have does not compare at all."""
 
     class Ignorant(FakeClient):
-        def get(
-            self,
-            key: bytes,
-            start: int,
-            stop: int,
-            sink: BodySink,
-            *,
-            if_match: str | None,
-            whole: bool = False,
-        ) -> Transfer:
-            return super().get(key, start, stop, sink, if_match=None, whole=whole)
+        def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
+            return super().get(replace(version, etag=""), start, stop, sink)
 
     assert found(Ignorant(OBJECTS)) == Capabilities(matches=False)
 

@@ -133,8 +133,7 @@ def connected(store: OneObject) -> Iterator[CrtClient]:
 def get(client: CrtClient, start: int = 0, stop: int = len(DATA), etag: str = ETAG) -> Sink:
     """GET a range of that version."""
     sink = Sink()
-    whole = (start, stop) == (0, len(DATA))
-    client.get(b"key", start, stop, sink, if_match=etag, whole=whole)
+    client.get(ObjectInfo(b"key", len(DATA), 0, etag), start, stop, sink)
     return sink.end()
 
 

@@ -41,7 +41,7 @@ def test_a_thread_that_calls_again_is_known() -> None:
     marks = Marks()
     try:
         for _ in range(5):
-            client.get(b"key", 0, 1, marks, if_match=None)
+            client.get(ObjectInfo(b"key", 1, 0, ""), 0, 1, marks)
             assert marks.ended.acquire(timeout=60)
     finally:
         client.close()
