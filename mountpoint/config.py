@@ -299,6 +299,11 @@ class ChangeConfig:
     staging_limit_bytes: int | None = None
     attributes: Literal["refuse", "ignore", "keep"] = "refuse"
 
+    @property
+    def keeps_attributes(self) -> bool:
+        """Whether the attributes that programs set are kept and shown."""
+        return self.attributes == "keep"
+
     def __post_init__(self) -> None:
         if self.incremental_upload and self.staging_directory is not None:
             raise MountError(

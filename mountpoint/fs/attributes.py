@@ -6,6 +6,7 @@ attributes are kept in the object's metadata (`setattr`), they replace the mount
 and the object's time, as far as the metadata has them. st_ctime is always the object's own time.
 """
 
+import os
 import stat
 from dataclasses import dataclass
 
@@ -28,6 +29,14 @@ class Attributes:
     uid: int
     gid: int
     ttl_s: float
+
+    def allow(self, mask: int, uid: int, gid: int) -> bool:
+        """Whether a user may do `mask` (R_OK, W_OK, X_OK)."""
+        if uid == 0:
+            executable = self.mode & 0o111 or stat.S_ISDIR(self.mode)
+            return bool(executable) or not mask & os.X_OK
+        shift = 6 if uid == self.uid else 3 if gid == self.gid else 0
+        return mask & (self.mode >> shift) == mask
 
 
 class AttributeView:

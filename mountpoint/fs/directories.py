@@ -1,4 +1,4 @@
-"""Create and remove directories.
+"""Open, read, create and remove directories.
 
 S3 has no directories: one exists as long as a key is below it. So a new directory exists in this
 mount alone (`overlay`), unless a marker keeps it (--keep-directories): an empty object whose key
@@ -6,72 +6,110 @@ ends in "/".
 """
 
 import functools
-from collections.abc import Callable
+import stat
+from dataclasses import dataclass
 
-from mountpoint.config import ChangeConfig
 from mountpoint.errors import DirectoryNotEmpty, NotADirectory, NotPermitted, Stalled
-from mountpoint.fs.inodes import Inode
-from mountpoint.fs.overlay import OverlayNames
-from mountpoint.fs.writes.key_locks import KeyLocks
+from mountpoint.fs.handles import DirectoryHandle
+from mountpoint.fs.inodes import Inode, InodeNumber
+from mountpoint.fs.writes.context import WriteContext
+from mountpoint.listing.cache import ListingCache
+from mountpoint.listing.prefetch import WalkAhead
 from mountpoint.listing.tree import Entry, check_new
-from mountpoint.s3.client import NEW, ObjectClient, ObjectInfo
-from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.uploads import Uploads
+from mountpoint.s3.client import NEW
+
+#: Entries per answer to readdir: as many as fit into the kernel's page of 4096 bytes.
+ENTRIES_PER_READ = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One entry of readdir. `next_position` is the position of the entry after it."""
+
+    name: bytes
+    inode: InodeNumber
+    mode: int
+    next_position: int
 
 
 class Directories:
-    """Creates and removes the directories of one mount. Thread-safe; no lock is held while waiting.
+    """The directories of one mount. Thread-safe; no lock is held while waiting."""
 
-    `changed` is called after S3 has made a change, with the directory, the name, and the new
-    object (None: there is none).
-    """
-
-    def __init__(
-        self,
-        client: ObjectClient,
-        retry_policy: RetryPolicy,
-        key_locks: KeyLocks,
-        uploads: Uploads,
-        local: OverlayNames,
-        config: ChangeConfig,
-        changed: Callable[[bytes, bytes, ObjectInfo | None], None],
-    ) -> None:
+    def __init__(self, context: WriteContext, listings: ListingCache, ahead: WalkAhead) -> None:
         # dependencies
-        self._client = client
-        self._retry_policy = retry_policy
-        self._key_locks = key_locks
-        self._uploads = uploads
-        self._local = local
-        self._changed = changed
+        self._mount = context
+        self._listings = listings
+        self._ahead = ahead
         # constants
-        self._markers = config.keep_directories
+        self._markers = context.config.keep_directories
+
+    def open(self, inode: Inode, process: int) -> DirectoryHandle:
+        """Open a directory for a process. The first read starts the listing."""
+        mount = self._mount
+        first = self._ahead.opened(process, inode.key)
+        handle = DirectoryHandle(
+            inode,
+            process,
+            mount.client,
+            mount.retry_policy,
+            self._listings,
+            first,
+            lambda: mount.local.entries(inode.key),
+        )
+        mount.inodes.opened(inode)
+        return handle
+
+    def read(self, handle: DirectoryHandle, position: int) -> list[DirectoryEntry]:
+        """Return entries from `position` on; 0 starts a new listing. Empty at the end."""
+        if position == 0:
+            handle.rewind()
+        inode = handle.inode
+        dots = [(b".", inode.number), (b"..", (inode.parent or inode).number)]
+        lines = [
+            DirectoryEntry(name, number, stat.S_IFDIR, index + 1)
+            for index, (name, number) in enumerate(dots)
+            if index >= position
+        ]
+        start = max(position - len(dots), 0)
+        entries = handle.read(start, ENTRIES_PER_READ)
+        self._ahead.listed(handle.process, inode.key, entries)
+        for index, entry in enumerate(entries, start + len(dots)):
+            mode = stat.S_IFDIR if entry.is_directory else stat.S_IFREG
+            number = self._mount.inodes.number_of(inode, entry)
+            lines.append(DirectoryEntry(entry.name, number, mode, index + 1))
+        return lines
+
+    def close(self, handle: DirectoryHandle) -> None:
+        """Close a directory."""
+        handle.close()
+        self._mount.inodes.released(handle.inode)
 
     def make(self, parent: Inode, name: bytes) -> Entry:
         """Create a directory. Raises NameTooLong, BadArgument, and S3Errors."""
         check_new(parent.key, name + b"/")
-        with self._key_locks.shared(lambda: parent.key + name + b"/"):
+        with self._mount.key_locks.shared(lambda: parent.key + name + b"/"):
             prefix = parent.key + name + b"/"
             if self._markers:
-                marker = self._uploads.upload(prefix, condition=NEW)
+                marker = self._mount.uploads.upload(prefix, condition=NEW)
                 try:
                     marker.finish()
                 finally:
                     marker.abort()
-                self._changed(parent.key, name, None)
-            self._local.keep(prefix)
+                self._mount.caches.changed(parent.key, name, None)
+            self._mount.local.keep(prefix)
         return Entry(name, None)
 
     def remove(self, parent: Inode, entry: Entry) -> None:
         """Remove an empty directory. Raises NotADirectory, and what `check_replaceable` does."""
         if not entry.is_directory:
             raise NotADirectory()
-        with self._key_locks.shared(lambda: parent.key + entry.name + b"/"):
+        with self._mount.key_locks.shared(lambda: parent.key + entry.name + b"/"):
             prefix = parent.key + entry.name + b"/"
             if self.check_replaceable(prefix):
-                self._retry_policy.ask(lambda: self._client.delete_object(prefix)).answer()
-            self._local.drop(prefix)
-            self._local.keep(parent.key)
-            self._changed(parent.key, entry.name, None)
+                self._mount.delete(prefix)
+            self._mount.local.drop(prefix)
+            self._mount.local.keep(parent.key)
+            self._mount.caches.changed(parent.key, entry.name, None)
 
     def check_replaceable(self, prefix: bytes) -> bool:
         """Return whether the directory has a marker.
@@ -88,7 +126,7 @@ class Directories:
         return marker
 
     def _check_empty(self, prefix: bytes) -> bool:
-        if not self._local.is_empty(prefix):
+        if not self._mount.local.is_empty(prefix):
             raise DirectoryNotEmpty()
         keys = self._keys_below(prefix)
         if any(key != prefix for key in keys):
@@ -97,12 +135,13 @@ class Directories:
 
     def _keys_below(self, prefix: bytes) -> list[bytes]:
         """Return the first keys below a directory, its marker included. Two keys are enough."""
-        attempts = self._retry_policy.begin()
+        client, retry_policy = self._mount.client, self._mount.retry_policy
+        attempts = retry_policy.begin()
         keys: list[bytes] = []
         token = None
         while True:
-            asked = functools.partial(self._client.list, prefix, token=token, max_keys=2, flat=True)
-            page = self._retry_policy.ask(asked, attempts).answer()
+            asked = functools.partial(client.list, prefix, token=token, max_keys=2, flat=True)
+            page = retry_policy.ask(asked, attempts).answer()
             keys += [info.key for info in page.objects]
             token = page.next_token
             if len(keys) > 1 or token is None:

@@ -1,22 +1,25 @@
 """Resolve names: local directories, cached listings, then S3.
 
 Where attributes are kept (`setattr`), a lookup needs a file's metadata, which LIST does not return.
-It takes them from the file's inode, or else from a HEAD (`heads`). Deleting and renaming do not
-need them.
+It takes them from the file's inode, or else from a HEAD. The answer to that is newer than the
+listing that named the file, and expires with it. A lookup waits for its own HEAD only. Deleting and
+renaming do not need metadata.
 
 Not known here: files that are being written (`overlay`). They take precedence over all of this.
 """
 
+import functools
 import time
 from collections import deque
 
-from mountpoint.errors import NoSuchEntry
-from mountpoint.fs.heads import Heads
+from mountpoint.errors import NoSuchEntry, NotFound, StaleInode
 from mountpoint.fs.inodes import Inode, InodeTable
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.resolver import Lookups
 from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ObjectClient, ObjectInfo
+from mountpoint.s3.retry import RetryPolicy
 
 #: HEAD may find that a listed file is gone. The name is then looked up once more.
 DESCRIBE_TRIES = 2
@@ -32,9 +35,10 @@ class Names:
 
     def __init__(
         self,
+        client: ObjectClient,
+        retry_policy: RetryPolicy,
         lookups: Lookups,
         listings: ListingCache,
-        heads: Heads,
         inodes: InodeTable,
         local: OverlayNames,
         *,
@@ -42,9 +46,10 @@ class Names:
         describes: bool,
     ) -> None:
         # dependencies
+        self._client = client
+        self._retry_policy = retry_policy
         self._lookups = lookups
         self._listings = listings
-        self._heads = heads
         self._inodes = inodes
         self._local = local
         # constants
@@ -84,6 +89,10 @@ class Names:
         except NoSuchEntry:
             return None, False
 
+    def forget(self, directory: bytes) -> None:
+        """Forget how a directory's listing is divided into pages."""
+        self._lookups.forget(directory)
+
     def forget_absent(self) -> None:
         """Forget the names that were absent."""
         self._absent.clear()
@@ -95,7 +104,32 @@ class Names:
             if known or not self._describes:
                 return entry, fresh_until_s
             described = self._inodes.told(directory, entry, time.monotonic())
-            described = described or self._heads.described(directory.key, entry)
+            described = described or self._head(directory.key, entry)
             if described is not None:
                 return described, fresh_until_s
         raise NoSuchEntry("the object was deleted")
+
+    def _head(self, directory: bytes, entry: Entry) -> Entry | None:
+        """Return a listed file as HEAD describes it, which may be a newer version.
+
+        Returns None if the object is gone. Raises S3Errors.
+        """
+        listed = entry.info
+        assert listed is not None
+        start = functools.partial(self._client.head, listed.key)
+        try:
+            info = self._retry_policy.ask(start).answer()
+        except NotFound:
+            self._listings.discard(directory, entry.name)
+            return None
+        if (info.etag, info.size_bytes) != (listed.etag, listed.size_bytes):
+            self._listings.discard(directory, entry.name)
+        return Entry(entry.name, info)
+
+
+def newest(client: ObjectClient, retry_policy: RetryPolicy, inode: Inode) -> ObjectInfo:
+    """Return the newest version of a file. Raises StaleInode if the inode is another version."""
+    info = retry_policy.ask(functools.partial(client.head, inode.key)).answer()
+    if not inode.is_version(Entry(inode.name, info)):
+        raise StaleInode("the object was replaced")
+    return info

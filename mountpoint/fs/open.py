@@ -1,4 +1,4 @@
-"""Open files for reading: choose the version, and decide whether to ask S3 first.
+"""Open files: for reading, or by the back end of writing.
 
 By default `open` asks S3, in the request that also fetches the first bytes.
 
@@ -9,21 +9,26 @@ opens ask S3.
 
 import os
 import time
+from collections.abc import Callable
 
 from mountpoint.errors import (
+    FileDamaged,
     NoSuchEntry,
     NotFound,
     ObjectArchived,
     OperationError,
     PreconditionFailed,
     StaleInode,
+    Superseded,
 )
-from mountpoint.fs.handles import ReadHandle
-from mountpoint.fs.heads import newest
-from mountpoint.fs.inodes import Inode, Paged
-from mountpoint.fs.names import Names
+from mountpoint.fs.caches import Caches
+from mountpoint.fs.handles import HandleTable, OpenFile
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, Paged
+from mountpoint.fs.names import Names, newest
+from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
-from mountpoint.read.stream import ReadStream
+from mountpoint.read.stream import Bytes, ReadStream
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
@@ -32,11 +37,111 @@ from mountpoint.s3.retry import RetryPolicy
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
 ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
+#: The kernel always reads larger files ahead. With reads of 4 KiB, each a round trip through the
+#: kernel, they would be read at 150 MB/s in place of 600.
+MOST_LOOKED_AT = 64 << 20
+
+
+class ReadHandle:
+    """A file that is open for reading. `stream` is None for an empty object.
+
+    `writer` is the process that opened the file, if it did so for writing too (O_RDWR); else None.
+    With its first write another handle takes this one's number.
+    """
+
+    shared = False
+
+    def __init__(
+        self,
+        inode: Inode,
+        stream: ReadStream | None,
+        opener: "Opener",
+        *,
+        writer: int | None = None,
+    ) -> None:
+        # dependencies
+        self.inode = inode
+        self._stream = stream
+        self._opener = opener
+        # constants
+        self.writer = writer
+        # mutable
+        self._damaged = False  # bytes of it did not match S3's checksum
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether the program is likely to read little of the file, and the file is not large."""
+        stream = self._stream
+        return stream is not None and stream.looked_at and stream.size_bytes <= MOST_LOOKED_AT
+
+    def read_exactly(self) -> None:
+        """Note that the kernel reads little more of the file than programs ask for."""
+        if self._stream is not None:
+            self._stream.exact = True
+
+    @property
+    def paged(self) -> Paged:
+        """How much of the file the kernel may have cached through this handle."""
+        if self._stream is None or self._stream.read_bytes == 0:
+            return Paged.NOT
+        whole = self._stream.read_bytes >= self._stream.size_bytes
+        return Paged.ALL if whole else Paged.SOME
+
+    def read(self, offset: int, size: int) -> Bytes:
+        """See OpenFile. Raises FileDamaged if bytes do not match S3's checksum."""
+        if self._stream is None:
+            return b""
+        try:
+            return self._stream.read(offset, size)
+        except (PreconditionFailed, NotFound):
+            self._opener.changed(self.inode)
+            raise
+        except FileDamaged:
+            if not self._damaged:
+                self._damaged = True
+                self._opener.damaged(self.inode)
+            raise
+
+    def write(self, offset: int, data: bytes) -> int:
+        """See OpenFile and WriteBackend.take_over."""
+        return self._opener.take_over(self, offset).write(offset, data)
+
+    def truncate(self, size_bytes: int) -> None:
+        """See OpenFile. The file is opened for writing if it is cut to nothing."""
+        info = self.inode.info
+        if info is not None and info.size_bytes == size_bytes:
+            return
+        if size_bytes:
+            self._opener.truncate(self.inode, size_bytes)
+        else:
+            self._opener.take_over(self, None)
+
+    def flush(self, process: int, *, killed: bool) -> None:
+        """Do nothing: nothing was written."""
+
+    def fsync(self) -> None:
+        """Do nothing: nothing was written."""
+
+    def close(self) -> None:
+        """Cancel the requests in flight."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def release(self) -> None:
+        """See OpenFile."""
+        self.close()
+        self.inode.paged = max(self.inode.paged, self.paged)
+        self._opener.left(self.inode)
+
 
 class Opener:
-    """Opens the files of a mount for reading. Thread-safe.
+    """Opens the files of a mount. Thread-safe.
 
-    `asks_always`: each open asks S3 for the newest version, even if a recent one is known.
+    `files` has all open files. `asks_always`: each open asks S3 for the newest version, even if a
+    recent one is known. `on_open` is called before the kernel learns of an open for reading. Its
+    arguments are the file's key, and whether the program is likely to read little of it. It returns
+    whether the kernel will read little more than the program asks for. `on_damage` is called with
+    the inode of a file of which the kernel may hold pages that differ from S3's bytes.
     """
 
     def __init__(
@@ -44,49 +149,137 @@ class Opener:
         client: ObjectClient,
         retry_policy: RetryPolicy,
         streams: Streams,
+        files: HandleTable[OpenFile],
         listings: ListingCache,
         names: Names,
+        inodes: InodeTable,
+        readers: Readers,
+        caches: Caches,
+        backend: WriteBackend,
         *,
         asks_always: bool,
+        on_open: Callable[[bytes, bool], bool],
+        on_damage: Callable[[InodeNumber], None],
     ) -> None:
         # dependencies
         self._client = client
         self._retry_policy = retry_policy
         self._streams = streams
+        self._files = files
         self._listings = listings
         self._names = names
+        self._inodes = inodes
+        self._readers = readers
+        self._caches = caches
+        self._backend = backend
+        self._on_open = on_open
+        self._on_damage = on_damage
         # constants
         self._asks_always = asks_always
 
-    def open(
-        self, inode: Inode, *, direct: bool, process: int = 0, writer: int | None = None
-    ) -> ReadHandle:
+    def open(self, inode: Inode, flags: int, process: int) -> OpenFile:
+        """Open a file to read or to change it. Its inode counts an open.
+
+        `process` opens it to change it, or is the thread that opens it to read it; 0: not known.
+        Raises StaleInode or Superseded if the kernel has to look the name up again, NoSuchEntry,
+        ObjectArchived, NotPermitted, and S3Errors.
+        """
+        self._inodes.opened(inode)  # keeps the inode while S3 is asked
+        try:
+            changing = self._open_to_write(inode, flags, process)
+            if changing is not None:
+                return changing
+            try:
+                handle = self._open_to_read(inode, flags, process)
+            except BaseException:
+                self._readers.end(inode)
+                raise
+        except Superseded:
+            self._inodes.released(inode)
+            raise
+        except (PreconditionFailed, NotFound, StaleInode) as error:
+            self._inodes.released(inode)
+            raise self._missed(inode, flags, error) from None
+        except BaseException:
+            self._inodes.released(inode)
+            raise
+        if self._on_open(inode.key, handle.looked_at):
+            handle.read_exactly()
+        return handle
+
+    # --- what open files report ---
+
+    def take_over(self, reading: ReadHandle, offset: int | None) -> OpenFile:
+        """Open a file that is open for reading to write it; that handle takes the other's number.
+
+        See WriteBackend. The kernel serializes writes and truncations of an inode.
+        """
+        handle = self._backend.take_over(reading.inode, reading.writer, offset)
+        self._files.replace(reading, handle)
+        reading.close()
+        self._readers.end(reading.inode)
+        return handle
+
+    def truncate(self, inode: Inode, size_bytes: int) -> None:
+        """Give a file another size, by its name."""
+        self._backend.truncate(inode, size_bytes)
+
+    def changed(self, inode: Inode) -> None:
+        """Note that a read has found another version, or none."""
+        self._caches.disbelieve(inode)
+
+    def damaged(self, inode: Inode) -> None:
+        """Note that a read has found bytes that do not match S3's checksum."""
+        self._inodes.disown(inode, inode.info)
+        self._on_damage(inode.number)
+
+    def left(self, inode: Inode) -> None:
+        """Note that a handle for reading was closed."""
+        self._readers.end(inode)
+
+    # --- inside ---
+
+    def _open_to_write(self, inode: Inode, flags: int, process: int) -> OpenFile | None:
+        """Open a file that is being written or is to be changed.
+
+        Returns None for a file that is only read, and counts a reader of it.
+        """
+        while True:
+            changing = self._backend.open(inode, flags, process)
+            if changing is not None:
+                return changing
+            self._readers.begin(inode)
+            if not self._backend.is_written(inode):
+                return None
+            self._readers.end(inode)  # a writer has come in the meantime
+
+    def _open_to_read(self, inode: Inode, flags: int, process: int) -> ReadHandle:
         """Open the inode's version of a file.
 
-        Asks S3 whether it is the newest version, unless a recent answer says so and the open is not
-        `direct` (O_DIRECT). `process` is the thread that opens it, 0 if that is not known; `writer`
-        is the process if it also opens the file for writing (O_RDWR).
-        Raises StaleInode, PreconditionFailed or NotFound when another version is the newest or none
-        is left, ObjectArchived, and S3Errors.
+        Asks S3 whether it is the newest version, unless a recent answer says so and the flags do
+        not have O_DIRECT. Raises StaleInode, PreconditionFailed or NotFound when another version is
+        the newest or none is left, ObjectArchived, and S3Errors.
         """
+        writer = process if flags & os.O_ACCMODE == os.O_RDWR else None
+        direct = bool(flags & os.O_DIRECT)
         info = inode.info
         assert info is not None
         asked_at_s = time.monotonic()
         if not direct and self._believes(inode, info, asked_at_s):
-            return ReadHandle(inode, self._stream_unasked(inode, info, process), writer=writer)
-        stream = self._open_stream(inode, info, direct=direct, process=process)
-        handle = ReadHandle(inode, stream, writer=writer)
-        self._listings.see(inode.directory, asked_at_s)
-        return handle
+            stream = self._stream_unasked(inode, info, process)
+        else:
+            stream = self._open_stream(inode, info, direct=direct, process=process)
+            self._listings.see(inode.directory, asked_at_s)
+        return ReadHandle(inode, stream, self, writer=writer)
 
-    def missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
+    def _missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
         """Return the error of an open(2) that found another object than the inode's version.
 
         StaleInode makes the kernel look the name up again: the name may be a directory's by now.
         It also makes O_CREAT work, which FUSE does not pass on: the kernel then creates a file
         that is gone.
         """
-        self.disbelieve(inode)
+        self._caches.disbelieve(inode)
         if isinstance(error, NotFound) and not flags & os.O_ACCMODE and self._is_gone(inode):
             return NoSuchEntry("the object was deleted")
         return StaleInode("the object was replaced or deleted")
@@ -98,11 +291,6 @@ class Opener:
         except NoSuchEntry:
             return True
         return inode.is_version(entry)  # still listed, but cannot be read
-
-    def disbelieve(self, inode: Inode) -> None:
-        """Note that the inode's version is no longer the newest one."""
-        self._listings.discard(inode.directory, inode.name)
-        inode.fresh_until_s = 0.0
 
     def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
         """Whether a version may be opened without a request."""

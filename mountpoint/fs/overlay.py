@@ -9,13 +9,60 @@
 
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
-from mountpoint.fs.handles import StagedWriter, WriteHandle
 from mountpoint.fs.inodes import Inode, InodeNumber
+from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import Condition
 
-#: The shared state of a file that is being written.
-Writer = WriteHandle | StagedWriter
+
+class Writer(Protocol):
+    """A file that is being written: the state that all its handles share.
+
+    `pending_bytes` of `size_bytes` are not yet in S3. `kept` are the attributes that the object is
+    to keep. `removed`: the file has no name any more.
+    """
+
+    @property
+    def inode(self) -> Inode: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def pending_bytes(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+    @property
+    def kept(self) -> FileAttributes: ...
+    @property
+    def removed(self) -> bool: ...
+
+    def set_attributes(self, attributes: FileAttributes) -> bool:
+        """Set mode, owners or time; False: the file is complete or closed now."""
+
+    def unlink(self) -> bool:
+        """Remove the file's name; False: the file is complete or closed now.
+
+        Its handles go on working. Raises NotPermitted, and S3Errors.
+        """
+
+    def await_end(self, *, replaced: bool) -> None:
+        """Wait for a file that is being closed, if its object must exist before a rename.
+
+        `replaced`: another file takes its name.
+        """
+
+    def displace(self, move: Callable[[], None]) -> None:
+        """Call `move`, which gives another file this name. Raises NotPermitted."""
+
+    def rename(self, parent: Inode, name: bytes, condition: Condition) -> bool:
+        """Give the file another name; False: the file is complete or closed now."""
+
+    def check_movable(self) -> None:
+        """Raise NotPermitted if the file's directory cannot be renamed now."""
+
+    def directory_moved(self) -> None:
+        """Take the file's new key, after its directory was renamed."""
 
 
 class OverlayNames:

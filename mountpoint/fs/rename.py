@@ -16,10 +16,6 @@ the kernel reports it after the program has gone on. Changes that begin later wa
 (`fs/writes/key_locks`).
 """
 
-from collections.abc import Callable
-
-from mountpoint.config import ChangeConfig
-from mountpoint.copy.objects import Copies
 from mountpoint.errors import (
     EntryExists,
     IsADirectory,
@@ -31,50 +27,30 @@ from mountpoint.errors import (
     PreconditionFailed,
 )
 from mountpoint.fs.directories import Directories
-from mountpoint.fs.handles import unchanged
-from mountpoint.fs.inodes import Inode, InodeTable
+from mountpoint.fs.inodes import Inode
 from mountpoint.fs.names import Names
-from mountpoint.fs.overlay import OverlayNames, Writer
-from mountpoint.fs.writes.interface import Writing, WrittenHandle
-from mountpoint.fs.writes.key_locks import KeyLocks
-from mountpoint.listing.cache import ListingCache
+from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.listing.tree import Entry, check_new
-from mountpoint.s3.client import NEW, Condition, ObjectInfo
+from mountpoint.s3.client import NEW, Condition
 
 TAKEN = "this name already exists"
 
 
-class Renames:
-    """Renames of one mount. Thread-safe; no lock is held while waiting.
+class Renamer:
+    """Renames the files and directories of one mount. Thread-safe; no lock is held while waiting.
 
-    `changed` is called after S3 has made a change, with the directory, the name, and the new
-    object (None: there is none, or it is not known). `writing` is the writing back end.
+    `backend` has the files that are open for writing.
     """
 
     def __init__(
-        self,
-        copies: Copies,
-        key_locks: KeyLocks,
-        directories: Directories,
-        writing: Writing[WrittenHandle, Writer],
-        names: Names,
-        listings: ListingCache,
-        inodes: InodeTable,
-        local: OverlayNames,
-        config: ChangeConfig,
-        changed: Callable[[bytes, bytes, ObjectInfo | None], None],
+        self, context: WriteContext, names: Names, directories: Directories, backend: WriteBackend
     ) -> None:
         # dependencies
-        self._copies = copies
-        self._key_locks = key_locks
-        self._directories = directories
-        self._writing = writing
+        self._mount = context
         self._names = names
-        self._listings = listings
-        self._inodes = inodes
-        self._local = local
-        self._config = config
-        self._changed = changed
+        self._directories = directories
+        self._backend = backend
 
     def rename(
         self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool
@@ -85,7 +61,7 @@ class Renames:
         renaming is not allowed, EntryExists, IsADirectory, NotADirectory, DirectoryNotEmpty,
         NotPermitted, NotReplaceable, and S3Errors.
         """
-        if not (self._config.allow_rename or self._copies.renames):
+        if not (self._mount.config.allow_rename or self._mount.copies.renames):
             raise NotImplementedHere(
                 "S3 cannot rename",
                 "mount with --allow-rename to permit it, by copying and deleting",
@@ -100,15 +76,15 @@ class Renames:
             self._move(parent, name, to, new_name, replace=replace)
 
         for directory, each in ((parent, name), (to, new_name)):
-            writer = self._local.file(directory.key, each)
+            writer = self._mount.local.file(directory.key, each)
             if writer is not None:
-                self._writing.await_end(writer, replaced=directory is to and each == new_name)
-        with self._key_locks.alone(keys):
-            displaced = self._local.file(to.key, new_name)
+                writer.await_end(replaced=directory is to and each == new_name)
+        with self._mount.key_locks.alone(keys):
+            displaced = self._mount.local.file(to.key, new_name)
             if displaced is None:
                 move()
             elif replace:
-                self._writing.displace(displaced, move)
+                displaced.displace(move)
             else:
                 raise EntryExists(TAKEN)
 
@@ -118,17 +94,15 @@ class Renames:
         target, look = self._names.target(to, new_name)
         if target is not None and not replace:
             raise EntryExists(TAKEN)
-        writer = self._local.file(parent.key, name)
-        if writer is not None:
-            condition = self._condition(target)
-            if self._writing.rename_open(writer, to, new_name, condition):
-                return
+        writer = self._mount.local.file(parent.key, name)
+        if writer is not None and writer.rename(to, new_name, self._condition(target)):
+            return
         entry = self._names.find(parent.key, name)[0]
         if entry.is_directory:
             self._directory(parent, entry, to, new_name, target)
         else:
             self._file(parent, entry, to, new_name, target, look=look)
-            self._listings.gone(parent.key, name)
+            self._mount.caches.gone(parent.key, name)
 
     def _file(
         self,
@@ -142,28 +116,29 @@ class Renames:
     ) -> None:
         """Rename a file. `look` False: nothing has the new name, so S3 need not be asked."""
         assert entry.info is not None
-        condition = self._condition(target)
+        mount, condition = self._mount, self._condition(target)
         try:
-            info = self._copies.move(entry.info, to.key + name, condition=condition, look=look)
+            info = mount.copies.move(entry.info, to.key + name, condition=condition, look=look)
         except (PreconditionFailed, NotFound):
             # The kernel looks both names up again, and must find their present entries.
-            self._changed(to.key, name, None)
-            self._changed(parent.key, entry.name, None)
+            mount.caches.changed(to.key, name, None)
+            mount.caches.changed(parent.key, entry.name, None)
             raise
-        self._local.keep(parent.key)
-        inode = self._inodes.find(parent, entry)
+        mount.local.keep(parent.key)
+        inode = mount.inodes.find(parent, entry)
         if inode is not None:
-            self._inodes.moved(inode, to, name)
-            self._inodes.became(inode, info, 0.0)
-        self._writing.object_moved(entry.info, info)
-        self._changed(to.key, name, info)
-        self._changed(parent.key, entry.name, None)
+            mount.inodes.moved(inode, to, name)
+            mount.inodes.became(inode, info, 0.0)
+        self._backend.object_moved(entry.info, info)
+        mount.caches.changed(to.key, name, info)
+        mount.caches.changed(parent.key, entry.name, None)
 
     def _directory(
         self, parent: Inode, entry: Entry, to: Inode, name: bytes, target: Entry | None
     ) -> None:
         """Rename a directory with all objects below it."""
-        if not self._config.allow_rename:
+        mount = self._mount
+        if not mount.config.allow_rename:
             raise NotPermitted(
                 "a directory is renamed object by object", "mount with --allow-rename to permit it"
             )
@@ -173,25 +148,24 @@ class Renames:
             if not target.is_directory:
                 raise NotADirectory()
             marker = self._directories.check_replaceable(new)
-        for writer in self._local.writers():
+        for writer in mount.local.writers():
             if writer.inode.key.startswith(old):
-                self._writing.check_movable(writer)
+                writer.check_movable()
         try:
-            moved = self._writing.object_moved
-            self._copies.move_all(old, new, marker=marker, moved=moved)
+            mount.copies.move_all(old, new, marker=marker, moved=self._backend.object_moved)
         finally:
-            self._listings.forget_below(old)
-            self._listings.forget_below(new)
-        inode = self._inodes.find(parent, entry)
+            mount.caches.forget_below(old)
+            mount.caches.forget_below(new)
+        inode = mount.inodes.find(parent, entry)
         if inode is not None:
-            self._inodes.moved(inode, to, name)
-        self._local.move_directory(old, new)
-        for writer in self._local.writers():
-            self._writing.moved(writer)
-        self._local.keep(new)
-        self._local.keep(parent.key)
-        self._changed(to.key, name, None)
-        self._changed(parent.key, entry.name, None)
+            mount.inodes.moved(inode, to, name)
+        mount.local.move_directory(old, new)
+        for writer in mount.local.writers():
+            writer.directory_moved()
+        mount.local.keep(new)
+        mount.local.keep(parent.key)
+        mount.caches.changed(to.key, name, None)
+        mount.caches.changed(parent.key, entry.name, None)
 
     def _condition(self, target: Entry | None) -> Condition:
         """Return the condition on the object that the rename replaces, `target`."""
@@ -199,7 +173,7 @@ class Renames:
             return NEW
         if target.info is None:
             raise IsADirectory()
-        if not self._config.allow_overwrite:
+        if not self._mount.config.allow_overwrite:
             raise NotReplaceable(
                 "a file has the new name", "mount with --allow-overwrite to permit it"
             )

@@ -26,7 +26,8 @@ from mountpoint.errors import (
     outcome,
 )
 from mountpoint.fs.attributes import Attributes
-from mountpoint.fs.filesystem import DirectoryEntry, FileSystem
+from mountpoint.fs.directories import DirectoryEntry
+from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes

@@ -16,9 +16,7 @@ from collections.abc import Callable
 import structlog
 
 from mountpoint.config import Config, MountConfig
-from mountpoint.copy.objects import Copies
 from mountpoint.errors import MountError
-from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fuse import binding as fuse
 from mountpoint.fuse.binding import llfuse
 from mountpoint.fuse.operations import Operations
@@ -26,6 +24,7 @@ from mountpoint.log import setup as logs
 from mountpoint.metrics.export.exports import Exports
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import preflight as requirements
+from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
@@ -135,7 +134,6 @@ def _serve(
     uploads = Uploads(
         client, config.write, streams.budget, retry_policy, journal=journal, spill=spill
     )
-    copies = Copies(client, config.write, uploads, retry_policy)
     staging = None
     if config.change.staging_directory is not None:
         staging = StagingArea(
@@ -143,7 +141,7 @@ def _serve(
             config.bucket.name,
             config.change.staging_limit_bytes,
         )
-    filesystem = FileSystem(
+    filesystem = build_filesystem(
         client,
         prefix=config.bucket.prefix,
         config=config.filesystem,
@@ -151,7 +149,6 @@ def _serve(
         write=config.write,
         streams=streams,
         uploads=uploads,
-        copies=copies,
         retry_policy=retry_policy,
         staging=staging,
         on_open=kernel.ReadAhead(directory).set_for,

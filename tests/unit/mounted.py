@@ -12,21 +12,24 @@ from typing import Any
 import pytest
 
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
-from mountpoint.copy.objects import Copies
-from mountpoint.fs import filesystem, handles, names
+from mountpoint.fs import filesystem, names
 from mountpoint.fs import open as opener
 from mountpoint.fs.attributes import Attributes
-from mountpoint.fs.filesystem import DirectoryEntry, FileSystem
+from mountpoint.fs.directories import DirectoryEntry
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes import reopen as held
-from mountpoint.fs.writes import streamed as changes
+from mountpoint.fs.writes.streamed import attributes as streamed_attributes
+from mountpoint.fs.writes.streamed import writer as streamed_writer
+from mountpoint.fs.writes.streamed import writes as streamed_writes
 from mountpoint.listing import batch_lookup as siblings
 from mountpoint.listing import directory
 from mountpoint.listing import prefetch as ahead
 from mountpoint.listing import resolver as lookups
 from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
+from mountpoint.mount import build
+from mountpoint.mount.build import build_filesystem
 from mountpoint.read.streams import Streams
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
@@ -55,7 +58,7 @@ class Mounted:
         self.uploads.may_write = not options.pop("unproven", False)
         change = {name: options.pop(name) for name in CHANGES if name in options}
         staging = options.pop("staging", None)
-        self.fs = FileSystem(
+        self.fs = build_filesystem(
             client,
             prefix=options.pop("prefix", b""),
             config=FileSystemConfig(UID, GID, **options),
@@ -64,7 +67,6 @@ class Mounted:
             staging=staging,
             streams=self.streams,
             uploads=self.uploads,
-            copies=Copies(client, write, self.uploads, retry_policy),
             retry_policy=retry_policy,
         )
 
@@ -146,15 +148,17 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
         patch.setattr(filesystem, "time", clock)
         patch.setattr(names, "time", clock)
         patch.setattr(opener, "time", clock)
-        patch.setattr(changes, "time", clock)
-        patch.setattr(handles, "time", clock)
+        patch.setattr(build, "time", clock)
+        patch.setattr(streamed_attributes, "time", clock)
+        patch.setattr(streamed_writer, "time", clock)
+        patch.setattr(streamed_writes, "time", clock)
         patch.setattr(held, "time", clock)
         patch.setattr(ahead, "time", clock)
         patch.setattr(directory, "time", clock)
         patch.setattr(lookups, "time", clock)
         patch.setattr(siblings, "time", clock)
         patch.setattr(
-            filesystem, "ListingCache", functools.partial(ListingCache, clock=lambda: clock.now_s)
+            build, "ListingCache", functools.partial(ListingCache, clock=lambda: clock.now_s)
         )
         with for_client.pop("client_class", FakeClient)(objects, **for_client) as client:
             yield Mounted(client, clock, options)

@@ -9,15 +9,18 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
-from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted
+from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted, StaleInode
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.overlay import OverlayNames
-from mountpoint.fs.writes.open import BEING_WRITTEN
 from mountpoint.fs.writes.readers import BEING_READ, Readers
+from mountpoint.fs.writes.streamed.writer import BEING_WRITTEN
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
+
+T = TypeVar("T")
 
 #: The kernel tries again at once, after looking the name up: at most one request to S3.
 AGAIN_S = 1.0
@@ -69,6 +72,16 @@ class Held:
             if thread:
                 self._told[inode.number, thread] = now_s + AGAIN_S
             return False
+
+    def up_to_date(self, inode: Inode, thread: int, act: Callable[[], T]) -> T:
+        """Run `act`; where it finds a stale inode that can be updated, do that and repeat it."""
+        try:
+            return act()
+        except StaleInode:
+            if not self.comes_again(inode, thread):
+                raise
+            self.catch_up(inode)
+            return act()
 
     def catch_up(self, inode: Inode) -> None:
         """Make an inode the newest version of its name.

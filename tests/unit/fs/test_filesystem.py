@@ -293,10 +293,10 @@ def test_what_is_too_old_is_let_go() -> None:
     with mounted({b"a": b"1"}) as world:
         world.names()
         world.fs.sweep()
-        assert len(world.fs._listings) == 1
+        assert len(world.fs._caches._listings) == 1
         world.pass_s(1.0)
         world.fs.sweep()
-        assert len(world.fs._listings) == 0
+        assert len(world.fs._caches._listings) == 0
 
 
 def test_memory_of_the_forgotten_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from mountpoint.errors import AccessDenied, BadAnswer, BadHandle, Interrupted, ServerFault
-from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, ReadHandle
-from mountpoint.fs.inodes import ROOT, Inode, InodeTable
+from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable
+from mountpoint.fs.inodes import ROOT, Inode
 from mountpoint.listing import directory
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.page_chain import Asked
@@ -75,11 +75,10 @@ def client() -> Iterator[FakeClient]:
 
 def test_numbers_are_never_used_again() -> None:
     """Every handle has a number of its own, also after others were closed."""
-    table: HandleTable[ReadHandle] = HandleTable()
-    inode = InodeTable(b"").root
+    table: HandleTable[object] = HandleTable()
     seen = set()
     for _ in range(5):
-        handle = ReadHandle(inode, None)
+        handle = object()
         number = table.add(handle)
         assert number not in seen
         seen.add(number)
@@ -90,8 +89,8 @@ def test_numbers_are_never_used_again() -> None:
 @pytest.mark.parametrize("number", [0, 2, -1])
 def test_a_handle_that_is_not_open(number: int) -> None:
     """Numbers that nobody has, or has no longer, are BadHandle."""
-    table: HandleTable[ReadHandle] = HandleTable()
-    first = table.add(ReadHandle(InodeTable(b"").root, None))
+    table: HandleTable[object] = HandleTable()
+    first = table.add(object())
     table.remove(first)
     for wrong in (HandleNumber(number), first):
         with pytest.raises(BadHandle):
@@ -100,11 +99,16 @@ def test_a_handle_that_is_not_open(number: int) -> None:
             table.remove(wrong)
 
 
-def test_an_empty_file() -> None:
-    """An empty object has no stream, and nothing to read."""
-    handle = ReadHandle(InodeTable(b"").root, None)
-    assert handle.read(0, 100) == b""
-    handle.close()
+def test_another_handle_takes_a_number() -> None:
+    """Only the number of that handle is another's; a handle that is not open has none to give."""
+    table: HandleTable[object] = HandleTable()
+    handles = [object() for _ in range(3)]
+    numbers = [table.add(each) for each in handles]
+    other = object()
+    table.replace(handles[1], other)
+    assert [table.get(each) for each in numbers] == [handles[0], other, handles[2]]
+    table.replace(handles[1], object())
+    assert len(table) == 3
 
 
 # --- Directories ---

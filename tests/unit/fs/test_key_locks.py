@@ -150,7 +150,7 @@ def rename_during(
     def script(request: Request) -> Fault | None:
         if request.kind == kind and request.key.startswith(b"d/") and not renaming:
             renaming.append(pool.submit(rename, world, old, new))
-            until(lambda: renaming[0].done() or world.fs._key_locks._alone)
+            until(lambda: renaming[0].done() or world.fs._renamer._mount.key_locks._alone)
         return None
 
     world.client.script = script

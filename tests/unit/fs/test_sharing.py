@@ -22,9 +22,10 @@ from mountpoint.errors import (
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, Inode, InodeNumber
 from mountpoint.fs.overlay import Writer
-from mountpoint.fs.writes import open as write_opener
 from mountpoint.fs.writes import readers
-from mountpoint.fs.writes import streamed as changes
+from mountpoint.fs.writes.streamed import open as write_opener
+from mountpoint.fs.writes.streamed import writer as streamed_writer
+from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -42,7 +43,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for what no other thread does."""
     monkeypatch.setattr(write_opener, "SETTLE_S", 0.0)
     monkeypatch.setattr(write_opener, "TURN_S", 0.0)
-    monkeypatch.setattr(changes, "SETTLE_S", 0.0)
+    monkeypatch.setattr(streamed_writer, "SETTLE_S", 0.0)
 
 
 @pytest.fixture(params=["streamed", "staged"])
@@ -203,7 +204,7 @@ def test_the_inode_of_a_staged_file(tmp_path: Path, drops: bool) -> None:
             dropped.append(number)
             return drops
 
-        world.fs._readers._drop_pages = drop
+        world.fs._opener._readers._drop_pages = drop
         number = world.look(b"a").inode
         writer = world.fs.open(number, OVERWRITE, ONE)
         world.fs.write(writer, 0, b"later")
@@ -235,7 +236,7 @@ def test_readers_wait_for_a_writer_that_looks_again(
 
     reader = threading.Thread(target=read)
     reader.start()
-    while not world.fs._readers._waiting:
+    while not world.fs._opener._readers._waiting:
         reader.join(0.001)
     writer = world.fs.open(again, OVERWRITE, ONE)
     reader.join()
@@ -269,7 +270,7 @@ def test_a_writer_that_a_reader_does_not_see(
 ) -> None:
     """One that comes after a reader has looked for writers is found."""
     number = world.look(b"a").inode
-    begin = world.fs._readers.begin
+    begin = world.fs._opener._readers.begin
     opened: list[HandleNumber] = []
 
     def begin_late(inode: Inode) -> None:
@@ -277,14 +278,13 @@ def test_a_writer_that_a_reader_does_not_see(
             opened.append(world.fs.open(number, OVERWRITE, ONE))
         begin(inode)
 
-    monkeypatch.setattr(world.fs._readers, "begin", begin_late)
-    writing: object = world.fs._writing
-    if writing is world.fs._changes:
+    monkeypatch.setattr(world.fs._opener._readers, "begin", begin_late)
+    if isinstance(world.fs._backend, StreamedWrites):
         with pytest.raises(NotPermitted, match="being written"):
             world.fs.open(number, os.O_RDONLY, TWO)
     else:
         assert bytes(world.fs.read(world.fs.open(number, os.O_RDONLY, TWO), 0, 100)) == b""
-    assert not world.fs._readers._counts
+    assert not world.fs._opener._readers._counts
 
 
 def test_replaced_by_others_and_read_here() -> None:
@@ -673,7 +673,7 @@ def test_a_removal_waits_for_an_upload_that_ends(
     end: Callable[[Mounted, HandleNumber], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is just coming to be is removed when it is there."""
-    monkeypatch.setattr(write_opener, "SETTLE_S", 60.0)
+    monkeypatch.setattr(streamed_writer, "SETTLE_S", 60.0)
     with mounted(**ALL) as world:
         handle = world.create(b"a", ONE)
         world.fs.write(handle, 0, b"1")

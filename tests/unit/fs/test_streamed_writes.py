@@ -28,8 +28,9 @@ from mountpoint.errors import (
     WriterKilled,
 )
 from mountpoint.fs.inodes import ROOT
-from mountpoint.fs.writes import open as write_opener
-from mountpoint.fs.writes import streamed
+from mountpoint.fs.writes.streamed import open as write_opener
+from mountpoint.fs.writes.streamed import writer as streamed_writer
+from mountpoint.fs.writes.streamed import writes as streamed_writes
 from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Written
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -275,7 +276,7 @@ def test_opened_by_others(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_file_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`touch a; cat a`: who comes between close and upload waits for it."""
-    monkeypatch.setattr(write_opener, "SETTLE_S", 60.0)
+    monkeypatch.setattr(streamed_writer, "SETTLE_S", 60.0)
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode
@@ -627,7 +628,7 @@ def test_truncation_of_what_is_there() -> None:
     """An object that may be overwritten can be cut to nothing, and lengthened up to a few MiB."""
     with mounted({b"a": b"123", b"b": b""}, allow_overwrite=True) as world:
         assert world.read_file(world.look(b"a").inode) == b"123"
-        for name, size in ((b"a", 5), (b"b", streamed.MOST_LENGTHENED_BYTES)):
+        for name, size in ((b"a", 5), (b"b", streamed_writes.MOST_LENGTHENED_BYTES)):
             before = world.client.content(name)
             try:
                 world.fs.set_attributes(world.look(name).inode, size_bytes=size, mtime_ns=None)
@@ -640,7 +641,7 @@ def test_truncation_of_what_is_there() -> None:
         world.pass_s(5)
         number = world.look(b"a").inode
         assert world.fs.set_attributes(number, size_bytes=3, mtime_ns=None).size_bytes == 3
-        for size in (2, streamed.MOST_LENGTHENED_BYTES + 1):
+        for size in (2, streamed_writes.MOST_LENGTHENED_BYTES + 1):
             with pytest.raises(NotPermitted):
                 world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
         assert world.client.content(b"a") == b"123"

@@ -441,7 +441,7 @@ def test_against_a_model(
             else:
                 # Bytes come from S3 when they are read: never of a version that is gone.
                 assert content == world.client._objects[what][1]
-        world.fs._listings.check()
+        world.fs._caches._listings.check()
         assert world.budget.held_bytes == 0
 
 

@@ -30,8 +30,8 @@ from mountpoint.errors import (
 from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from mountpoint.fs.writes import open as write_opener
-from mountpoint.fs.writes import streamed as changes
+from mountpoint.fs.writes.streamed import open as write_opener
+from mountpoint.fs.writes.streamed import writer as streamed_writer
 from tests.soak import examples
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -123,7 +123,7 @@ class Mounts(RuleBasedStateMachine):
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(write_opener, "SETTLE_S", 0.0)
         patch.setattr(write_opener, "TURN_S", 0.0)
-        patch.setattr(changes, "SETTLE_S", 0.0)
+        patch.setattr(streamed_writer, "SETTLE_S", 0.0)
         first = self.stack.enter_context(mounted(**options))
         second = Mounted(first.client, first.clock, dict(options))
         self.client, self.clock = first.client, first.clock
@@ -138,7 +138,7 @@ class Mounts(RuleBasedStateMachine):
                 for reader in list(side.readers):
                     side.world.fs.release(reader.handle)
                 assert side.world.fs._local.writers() == []
-                assert side.world.fs._changes._uploads._open == set()
+                assert side.world.uploads._open == set()
             self.bucket_is_as_it_should_be()
             assert self.client.uploads == {}
         finally:
@@ -744,7 +744,7 @@ class Mounts(RuleBasedStateMachine):
     def tables_are_sound(self) -> None:
         for side in self.sides:
             side.world.fs._inodes.check()
-            side.world.fs._listings.check()
+            side.world.fs._caches._listings.check()
             pending = {each.path for each in side.writers if each.pending}
             assert pending == set(side.view.writing)
 

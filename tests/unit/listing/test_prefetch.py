@@ -260,7 +260,7 @@ def test_walkers_are_forgotten() -> None:
     with mounted(tree(2, 2, 2)) as world:
         for process in range(1, 10 * MAX_WALKERS):
             world.lines(ROOT, process)
-        assert len(world.fs._ahead._walkers) == MAX_WALKERS
+        assert len(world.fs._caches._ahead._walkers) == MAX_WALKERS
 
 
 def test_no_staleness_allowed() -> None:

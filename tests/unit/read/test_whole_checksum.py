@@ -102,7 +102,7 @@ def test_the_next_open_has_nothing_of_a_damaged_file() -> None:
     """The inode of a damaged file is nobody's any more, and the kernel is told to forget it."""
     told: list[int] = []
     with reader(LARGE, of=flipped(LARGE, 7)) as it:
-        it.world.fs._on_damage = told.append
+        it.world.fs._opener._on_damage = told.append
         before = it.world.look(b"k").inode
         handle = it.open()
         for _ in range(3):

@@ -1,0 +1,79 @@
+"""Forget what a mount remembers of the bucket: after its own changes, and on request."""
+
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.fs.names import Names
+from mountpoint.listing.cache import ListingCache
+from mountpoint.listing.prefetch import WalkAhead
+from mountpoint.listing.tree import Entry
+from mountpoint.s3.client import ObjectInfo
+
+
+class Caches:
+    """What one mount remembers of names and attributes. Thread-safe; no method waits.
+
+    `refreshes` counts the calls of `refresh`: an answer to a request that was sent before one of
+    them may be too old.
+    """
+
+    def __init__(
+        self, listings: ListingCache, names: Names, ahead: WalkAhead, inodes: InodeTable
+    ) -> None:
+        # dependencies
+        self._listings = listings
+        self._names = names
+        self._ahead = ahead
+        self._inodes = inodes
+        # mutable
+        self.refreshes = 0
+
+    def changed(self, directory: bytes, name: bytes, info: ObjectInfo | None) -> None:
+        """Take note that this mount has changed a name, after S3 has.
+
+        `info` is the new object; None: there is none, or it is not known.
+        """
+        self._ahead.changed()
+        if info is None:
+            self._listings.discard(directory, name)
+        else:
+            self._listings.made(directory, Entry(name, info))
+
+    def gone(self, directory: bytes, name: bytes) -> None:
+        """Take note that this mount has removed a name."""
+        self._listings.gone(directory, name)
+
+    def forget_below(self, prefix: bytes) -> None:
+        """Forget all listings of a directory and of those below it."""
+        self._listings.forget_below(prefix)
+
+    def disbelieve(self, inode: Inode) -> None:
+        """Take note that an inode's version is no longer the newest one."""
+        self._listings.discard(inode.directory, inode.name)
+        inode.fresh_until_s = 0.0
+
+    def refresh(self, path: bytes) -> list[tuple[InodeNumber, bytes]]:
+        """Forget what is known of a path below the mount, and of all below it; "" is the root.
+
+        Return the names that the kernel may know, each with its directory's inode, so that the
+        kernel can be made to forget them too. Open files keep their versions.
+        """
+        self.refreshes += 1
+        key = self._inodes.root.key
+        *above, last = path.split(b"/")
+        for name in above:
+            if self._listings.find(key, name) is None:  # it may be cached as absent
+                self._listings.discard(key, name)
+            key += name + b"/"
+        if path:
+            self._listings.discard(key, last)
+            key += last + b"/"
+        self._listings.forget_below(key)
+        self._names.forget_absent()
+        self._ahead.changed()
+        held = [each for each in self._inodes.below(key[:-1] if path else key) if each.parent]
+        for each in held:
+            each.fresh_until_s = 0.0
+        return [(each.parent.number, each.name) for each in held if each.parent]
+
+    def sweep(self) -> None:
+        """Drop expired listings."""
+        self._listings.sweep()

@@ -1,0 +1,48 @@
+"""What the flags of open(2) ask of a file that exists, and which options permit it. Pure."""
+
+import os
+
+from mountpoint.config import ChangeConfig
+from mountpoint.errors import NO_OPTION, BadArgument
+
+#: Refused: a write with these flags would have to wait until its bytes are in S3, which is not
+#: before the upload ends.
+SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
+
+
+def check_flags(flags: int) -> None:
+    """Raise BadArgument for flags that no file can be written with."""
+    if flags & SYNC_FLAGS:
+        raise BadArgument(
+            "O_SYNC and O_DSYNC are not supported: a file is in S3 when it is closed",
+            f"{NO_OPTION}omit the flag, and use fsync(2)",
+        )
+
+
+def may_write(flags: int) -> bool:
+    """Whether a handle with these flags can write."""
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def appends(flags: int) -> bool:
+    """Whether each write goes to the end of the present content."""
+    return bool(flags & os.O_APPEND) and not flags & os.O_TRUNC and may_write(flags)
+
+
+def changes(flags: int) -> bool:
+    """Whether an open with these flags changes the file; O_RDWR alone does not count."""
+    return flags & os.O_ACCMODE == os.O_WRONLY or bool(flags & os.O_TRUNC) or appends(flags)
+
+
+def takes_turns(flags: int) -> bool:
+    """Whether a program with these flags waits for another writer of the file."""
+    return may_write(flags) and not flags & os.O_TRUNC
+
+
+def allows(config: ChangeConfig, flags: int) -> bool:
+    """Whether the options allow opening an existing file for writing with these flags."""
+    if flags & os.O_TRUNC:
+        return config.allow_overwrite
+    if flags & os.O_APPEND:
+        return config.allow_append or config.incremental_upload
+    return config.allow_overwrite or config.incremental_upload

@@ -1,0 +1,1 @@
+"""Writing with --staged-writes, on a local disk first: `writes` is the back end."""

@@ -1,0 +1,146 @@
+"""Build the file system of a mount from its parts. Sends no request."""
+
+import time
+from collections.abc import Callable
+
+from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
+from mountpoint.copy.metadata import SelfCopies
+from mountpoint.copy.objects import Copies
+from mountpoint.fs.attributes import AttributeView
+from mountpoint.fs.caches import Caches
+from mountpoint.fs.directories import Directories
+from mountpoint.fs.filesystem import FileSystem
+from mountpoint.fs.handles import HandleTable, OpenFile
+from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, InodeNumber, InodeTable
+from mountpoint.fs.names import Names
+from mountpoint.fs.open import Opener
+from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.rename import Renamer
+from mountpoint.fs.setattr import AttributeStore
+from mountpoint.fs.unlink import Remover
+from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.context import WriteContext
+from mountpoint.fs.writes.key_locks import KeyLocks
+from mountpoint.fs.writes.readers import Readers
+from mountpoint.fs.writes.reopen import Held
+from mountpoint.fs.writes.staged.writes import StagedWrites
+from mountpoint.fs.writes.streamed.writes import StreamedWrites
+from mountpoint.listing.cache import ListingCache
+from mountpoint.listing.prefetch import WalkAhead
+from mountpoint.listing.resolver import Lookups
+from mountpoint.read.streams import Streams
+from mountpoint.s3.client import ObjectClient
+from mountpoint.s3.retry import RetryPolicy
+from mountpoint.staging.area import StagingArea
+from mountpoint.upload.uploads import Uploads
+
+
+def build_filesystem(
+    client: ObjectClient,
+    *,
+    prefix: bytes,
+    config: FileSystemConfig,
+    change: ChangeConfig,
+    write: WriteConfig,
+    streams: Streams,
+    uploads: Uploads,
+    retry_policy: RetryPolicy,
+    staging: StagingArea | None = None,
+    on_open: Callable[[bytes, bool], bool] = lambda key, looked_at: False,
+    on_damage: Callable[[InodeNumber], None] = lambda inode: None,
+    drop_pages: Callable[[InodeNumber], bool] = lambda inode: True,
+) -> FileSystem:
+    """Return the file system of a bucket, from `prefix` down.
+
+    Files are written in the area `staging`; None: they are streamed. `on_open`, `on_damage`: see
+    Opener. `drop_pages`: see Readers.
+    """
+    inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS)
+    local = OverlayNames(prefix)
+    readers = Readers(inodes, drop_pages)
+    listings = ListingCache(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
+    lookups = Lookups(
+        client,
+        retry_policy,
+        listings,
+        ttl_s=config.ttl_s,
+        negative_ttl_s=config.negative_ttl_s,
+    )
+    names = Names(
+        client,
+        retry_policy,
+        lookups,
+        listings,
+        inodes,
+        local,
+        ttl_s=config.ttl_s,
+        describes=change.keeps_attributes,
+    )
+    ahead = WalkAhead(client, retry_policy, listings, config.ttl_s)
+    caches = Caches(listings, names, ahead, inodes)
+    context = WriteContext(
+        client=client,
+        retry_policy=retry_policy,
+        config=change,
+        uploads=uploads,
+        copies=Copies(client, write, uploads, retry_policy),
+        key_locks=KeyLocks(retry_policy.stopping),
+        inodes=inodes,
+        local=local,
+        readers=readers,
+        attribute_store=AttributeStore(
+            SelfCopies(client, uploads, retry_policy), inodes, caches, change
+        ),
+        caches=caches,
+    )
+    backend: WriteBackend = StreamedWrites(context)
+    if staging is not None:
+        backend = StagedWrites(context, staging, write.part_size_bytes)
+    files: HandleTable[OpenFile] = HandleTable()
+    opener = Opener(
+        client,
+        retry_policy,
+        streams,
+        files,
+        listings,
+        names,
+        inodes,
+        readers,
+        caches,
+        backend,
+        asks_always=config.asks_on_open,
+        on_open=on_open,
+        on_damage=on_damage,
+    )
+    held = Held(
+        client,
+        retry_policy,
+        inodes,
+        local,
+        readers,
+        is_written=backend.is_written,
+        ttl_s=config.ttl_s,
+    )
+    attribute_view = AttributeView(
+        config,
+        local,
+        keeps=change.keeps_attributes,
+        ahead_s=lookups.ahead_s,
+        mounted_at_ns=time.time_ns(),
+    )
+    directories = Directories(context, listings, ahead)
+    return FileSystem(
+        inodes=inodes,
+        names=names,
+        local=local,
+        caches=caches,
+        files=files,
+        directories=directories,
+        opener=opener,
+        held=held,
+        backend=backend,
+        remover=Remover(context, names, backend),
+        renamer=Renamer(context, names, directories, backend),
+        attribute_view=attribute_view,
+        ttl_s=config.ttl_s,
+    )
