@@ -259,7 +259,7 @@ def said(program: Program, act: Callable[[Program], Any]) -> tuple[str, Any]:
 def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log as structlog does by default, also where another test has bound this logger."""
     monkeypatch.setattr(operations, "log", structlog.get_logger())
-    monkeypatch.setattr("mountpoint.fs.writes.streamed.writer.SETTLE_S", 0.05)
+    monkeypatch.setattr("mountpoint.fs.writes.streamed.lifecycle.SETTLE_S", 0.05)
     monkeypatch.setattr(operations, "is_wide", lambda: True)
 
 

@@ -15,7 +15,7 @@ from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted, St
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.writes.readers import BEING_READ, Readers
-from mountpoint.fs.writes.streamed.writer import BEING_WRITTEN
+from mountpoint.fs.writes.streamed.lifecycle import BEING_WRITTEN
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy

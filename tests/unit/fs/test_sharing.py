@@ -23,8 +23,8 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, Inode, InodeNumber
 from mountpoint.fs.overlay import Writer
 from mountpoint.fs.writes import readers
+from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
-from mountpoint.fs.writes.streamed import writer as streamed_writer
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault, Request
@@ -43,7 +43,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for what no other thread does."""
     monkeypatch.setattr(write_opener, "SETTLE_S", 0.0)
     monkeypatch.setattr(write_opener, "TURN_S", 0.0)
-    monkeypatch.setattr(streamed_writer, "SETTLE_S", 0.0)
+    monkeypatch.setattr(lifecycle, "SETTLE_S", 0.0)
 
 
 @pytest.fixture(params=["streamed", "staged"])
@@ -673,7 +673,7 @@ def test_a_removal_waits_for_an_upload_that_ends(
     end: Callable[[Mounted, HandleNumber], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is just coming to be is removed when it is there."""
-    monkeypatch.setattr(streamed_writer, "SETTLE_S", 60.0)
+    monkeypatch.setattr(lifecycle, "SETTLE_S", 60.0)
     with mounted(**ALL) as world:
         handle = world.create(b"a", ONE)
         world.fs.write(handle, 0, b"1")

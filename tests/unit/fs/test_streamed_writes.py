@@ -28,8 +28,8 @@ from mountpoint.errors import (
     WriterKilled,
 )
 from mountpoint.fs.inodes import ROOT
+from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
-from mountpoint.fs.writes.streamed import writer as streamed_writer
 from mountpoint.fs.writes.streamed import writes as streamed_writes
 from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Written
 from tests.unit.fake_client import Fault, Request
@@ -276,7 +276,7 @@ def test_opened_by_others(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_file_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`touch a; cat a`: who comes between close and upload waits for it."""
-    monkeypatch.setattr(streamed_writer, "SETTLE_S", 60.0)
+    monkeypatch.setattr(lifecycle, "SETTLE_S", 60.0)
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode

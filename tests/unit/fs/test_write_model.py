@@ -30,8 +30,8 @@ from mountpoint.errors import (
 from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
-from mountpoint.fs.writes.streamed import writer as streamed_writer
 from tests.soak import examples
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -123,7 +123,7 @@ class Mounts(RuleBasedStateMachine):
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(write_opener, "SETTLE_S", 0.0)
         patch.setattr(write_opener, "TURN_S", 0.0)
-        patch.setattr(streamed_writer, "SETTLE_S", 0.0)
+        patch.setattr(lifecycle, "SETTLE_S", 0.0)
         first = self.stack.enter_context(mounted(**options))
         second = Mounted(first.client, first.clock, dict(options))
         self.client, self.clock = first.client, first.clock

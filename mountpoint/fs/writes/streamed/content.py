@@ -1,15 +1,15 @@
 """The bytes of a file that is streamed: the object that there is, and the upload to follow it."""
 
-from collections.abc import Callable
+import threading
 
 from mountpoint.errors import NotSequential, TooLarge
-from mountpoint.s3.client import ObjectInfo
+from mountpoint.fs.inodes import Inode
+from mountpoint.fs.writes.context import WriteContext, unchanged
+from mountpoint.fs.writes.streamed.attributes import StreamedAttributes
+from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.upload.parts import MOST_OBJECT_BYTES
 from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.upload import Upload
-
-#: Makes an upload on a base, or of a new object.
-Begin = Callable[[ObjectInfo | None], Sequential]
 
 
 class StreamedContent:
@@ -18,18 +18,31 @@ class StreamedContent:
     Writing may go on after an upload has ended. The object, `base`, is then the beginning of
     another upload, without the zeros that filled it up to its size. A file that is opened for
     appending starts in this way; one without a base starts with an empty upload. `upload` is None
-    if S3 has all bytes.
+    if S3 has all bytes. `condition` is that of the next upload. `lock` guards the attributes.
     """
 
-    def __init__(self, base: ObjectInfo | None, begin: Begin) -> None:
+    def __init__(
+        self,
+        inode: Inode,
+        context: WriteContext,
+        attributes: StreamedAttributes,
+        lock: threading.Lock,
+        *,
+        base: ObjectInfo | None,
+        condition: Condition,
+    ) -> None:
         # dependencies
-        self._begin = begin
+        self._inode = inode
+        self._mount = context
+        self._attributes = attributes
+        self._lock = lock
         # mutable
         self.base = base
-        self.upload = begin(None) if base is None else None
+        self.condition = condition
         self._on_base_bytes = 0  # how many bytes of `base` the upload begins with
         self._filled_from_bytes: int | None = None  # where the zeros begin that filled `base` up
         self._least_bytes = 0  # the size that was set: zeros fill the file up to it
+        self.upload = self._begin(None) if base is None else None
 
     @property
     def size_bytes(self) -> int:
@@ -112,7 +125,23 @@ class StreamedContent:
             if isinstance(self.upload, Upload):  # appended zeros stay
                 self._filled_from_bytes = self.upload.filled_from_bytes
             self.upload = None
-        self.base = info
+        self.based_on(info)
+
+    def based_on(self, info: ObjectInfo) -> None:
+        """Note that the object is `info` now, with the same bytes."""
+        self.base, self.condition = info, unchanged(info)
+
+    def rename_upload(self) -> None:
+        """Give the upload the file's present key. Parts that were sent are moved at the end."""
+        upload = self.upload
+        if upload is not None:
+            upload.rename(self._inode.key, self.condition)
+
+    def abort(self) -> None:
+        """Abort the upload of a file that could not be opened after all."""
+        upload = self.upload
+        if upload is not None:
+            upload.abort()
 
     def discard(self) -> Sequential | None:
         """Discard what was written; return the upload that the caller has to abort."""
@@ -132,3 +161,21 @@ class StreamedContent:
         if isinstance(upload, Upload):
             upload.copy(base, 0, offset)
         return upload
+
+    def _begin(self, base: ObjectInfo | None) -> Sequential:
+        """Return an upload under the file's present name, with its attributes."""
+        mount, key, condition = self._mount, self._inode.key, self.condition
+        if mount.config.incremental_upload:
+            metadata = self._attributes.of_new()
+            return mount.uploads.appending(
+                key, base=base, condition=condition, metadata=metadata if base is None else {}
+            )
+        if base is None:
+            metadata = self._attributes.of_new()
+            return mount.uploads.upload(key, condition=condition, metadata=metadata)
+        options = mount.copies.options_of(base)
+        with self._lock:
+            options = self._attributes.on_base(options)
+        return mount.uploads.upload(
+            key, condition=condition, options=options, known_bytes=base.size_bytes
+        )

@@ -3,7 +3,8 @@
 from mountpoint.errors import NO_OPTION, BadHandle, PreconditionFailed
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.writes.context import WriteContext
-from mountpoint.fs.writes.streamed.writer import ANY_ORDER, StreamedWriter
+from mountpoint.fs.writes.streamed.lifecycle import ANY_ORDER
+from mountpoint.fs.writes.streamed.writer import StreamedWriter
 
 
 class StreamedHandle:

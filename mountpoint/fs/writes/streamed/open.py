@@ -31,14 +31,10 @@ from mountpoint.fs.writes.open_flags import (
 )
 from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT
+from mountpoint.fs.writes.streamed.files import StreamedFiles
 from mountpoint.fs.writes.streamed.handle import StreamedHandle
-from mountpoint.fs.writes.streamed.writer import (
-    ANY_ORDER,
-    BEING_WRITTEN,
-    SETTLE_S,
-    StreamedFiles,
-    StreamedWriter,
-)
+from mountpoint.fs.writes.streamed.lifecycle import ANY_ORDER, BEING_WRITTEN, SETTLE_S
+from mountpoint.fs.writes.streamed.writer import StreamedWriter
 from mountpoint.s3.client import ALWAYS, ObjectInfo
 
 #: How long a program that appends, or reads and writes, waits for another writer of the file.
@@ -67,7 +63,7 @@ class WriteOpener:
         while True:
             writer = self._files.find(inode)
             if writer is not None:
-                writer.wait_closed_soon()
+                writer.wait_closed()
                 if not self._is_newest(writer):
                     continue
                 writes = writer.join(flags)
@@ -165,9 +161,8 @@ class WriteOpener:
             if paged or other is not None or self._mount.readers.are_there(inode):
                 self._mount.readers.leave(inode)
         store, writes = self._mount.attribute_store, may_write(flags)
-        writer = StreamedWriter(
+        writer = self._files.new(
             inode,
-            self._files,
             condition=condition,
             kept=store.of_replaced(inode) if base is None else store.of_base(base),
             writes=writes,

@@ -1,85 +1,52 @@
-"""A file that is streamed to S3: its states, and the steps between them.
+"""A file that is streamed to S3: what its handles and its names do with it.
 
-    OPEN -> UPLOADING -> SETTLED -> OPEN ...     closed or fsync'ed, and perhaps written again
-    OPEN, UPLOADING -> FAILED                    unuploaded writes are discarded, later ones fail
-    OPEN, SETTLED -> REMOVED                     it has lost its name: writes are discarded
+While it is OPEN or UPLOADING (`lifecycle`), its name leads to it (`overlay`). Afterwards its name
+leads to its object. Programs that still have it open find it in `StreamedFiles`.
 
-While a file is OPEN or UPLOADING, its name leads to it (`overlay`). Afterwards its name leads to
-its object. Programs that still have it open find it in `StreamedFiles`.
-
-The object of a file has its name as long as the file is OPEN or SETTLED. While it is UPLOADING, a
-rename may overtake the upload, which then ends under its old key, and the object is moved. Threads
-that end the same upload (fsync and close) do so together: one of them completes it.
+A new file may be renamed after parts of it were sent. Then its upload ends under the old key, and
+its object is moved. Threads that end the same upload (fsync and close) do so together: one of them
+completes it.
 """
 
-import math
 import os
-import threading
 import time
-import weakref
 from collections.abc import Callable
-from enum import Enum
 
 from mountpoint.copy.objects import same
-from mountpoint.errors import (
-    Interrupted,
-    NotPermitted,
-    NotSequential,
-    OperationError,
-    WriterKilled,
-)
+from mountpoint.errors import NotPermitted, NotSequential, OperationError, WriterKilled
 from mountpoint.fs.inodes import Inode, Paged
 from mountpoint.fs.posix_metadata import FileAttributes
-from mountpoint.fs.writes.context import WriteContext, unchanged
+from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.open_flags import allows, appends, changes, may_write
 from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT
 from mountpoint.fs.writes.streamed.attributes import StreamedAttributes
 from mountpoint.fs.writes.streamed.content import StreamedContent
+from mountpoint.fs.writes.streamed.lifecycle import (
+    ANY_ORDER,
+    BEING_WRITTEN,
+    Lifecycle,
+    State,
+    Turns,
+)
 from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.upload.sequential import Sequential
-
-#: How long to wait for the object of a file that has been closed (`touch a; cat a`), or for the end
-#: of a handle that has been closed (`cat a; echo > a`). The kernel reports the last close shortly
-#: after the program has gone on, and the next program's open may overtake it.
-SETTLE_S = 1.0
-#: How many threads may wait so. The writer's own requests need one that does not.
-MOST_WAITING = 4
-#: How often a waiting thread checks whether the mount is going away.
-LOOK_S = 0.25
-#: How long an empty file is expected to be closed for good, once one descriptor of it has been
-#: closed. Shells close one of two, and keep the other.
-SOON_S = 0.2
-
-BEING_WRITTEN = "the file is being written"
-ANY_ORDER = "mount with --staged-writes DIR to read and change files while they are being written"
-
-
-class State(Enum):
-    """The states of a streamed file."""
-
-    OPEN = "open"
-    UPLOADING = "uploading"
-    SETTLED = "settled"
-    FAILED = "failed"
-    REMOVED = "removed"
-
-
-#: States in which nothing is left to upload, or never will be.
-_ENDED = frozenset({State.SETTLED, State.FAILED, State.REMOVED})
 
 
 class StreamedWriter:
     """A file that is written as one upload after another: what its `StreamedHandle`s share.
 
     It is made with its first handle, which can write if `writes`. `replaces`: there is an object of
-    this name. `appends`: each write goes to the end (O_APPEND). `condition` is that of the next
-    upload. Thread-safe; no lock is held while waiting.
+    this name. `appends`: each write goes to the end (O_APPEND). `condition` is that of the first
+    upload. `on_settled` is called with the file and its object's key when S3 has all of it.
+    Thread-safe; no lock is held while waiting.
     """
 
     def __init__(
         self,
         inode: Inode,
-        files: "StreamedFiles",
+        context: WriteContext,
+        turns: Turns,
+        on_settled: "Callable[[StreamedWriter, bytes], None]",
         *,
         condition: Condition,
         kept: FileAttributes,
@@ -90,26 +57,23 @@ class StreamedWriter:
     ) -> None:
         # dependencies
         self.inode = inode
-        self._files = files
-        self._mount = files.context
+        self._mount = context
+        self._on_settled = on_settled
         # constants
         self.replaces = replaces
         self.appends = appends
-        # mutable, guarded by _lock; most are read without it, in single steps of the interpreter
-        self._lock = threading.Lock()
-        self._state = State.OPEN
-        self._ended = threading.Event()  # set in the states of _ENDED
-        self._failure: Exception | None = None
-        self._condition = condition
+        # mutable, guarded by the lock of _life; most are read without it, in single steps
+        self._life = Lifecycle(turns)
         self._opens = 1  # its handles
         self._writers = int(writes)  # how many handles have been able to write it
-        self._closing = False  # its opener has closed a descriptor of it
         self._flushed = False  # a descriptor has been closed, so the process had one
         self._killed = False  # the process that closed a descriptor last was being killed
         self._removed_bytes = 0  # its size after it was removed
         self._claimed: Sequential | None = None  # the upload that a thread completes
-        self._attributes = StreamedAttributes(self._mount.attribute_store, kept, base)
-        self._content = StreamedContent(base, self._begin)
+        self._attributes = StreamedAttributes(context.attribute_store, kept, base)
+        self._content = StreamedContent(
+            inode, context, self._attributes, self._life.lock, base=base, condition=condition
+        )
 
     # --- what it is ---
 
@@ -156,12 +120,12 @@ class StreamedWriter:
     @property
     def removed(self) -> bool:
         """Whether it has no name any more."""
-        return self._state is State.REMOVED
+        return self._life.removed
 
     @property
     def ended(self) -> bool:
         """Whether nothing is left to upload, or never will be."""
-        return self._state in _ENDED
+        return self._life.ended
 
     @property
     def is_open(self) -> bool:
@@ -173,14 +137,14 @@ class StreamedWriter:
         upload = self._content.upload
         if upload is not None:
             upload.check()
-        if self._failure is not None:
-            raise self._failure
+        if self._life.failure is not None:
+            raise self._life.failure
 
     # --- its handles ---
 
     def join(self, flags: int) -> bool | None:
         """Count another handle; return whether it can write. None: the file cannot be shared."""
-        with self._lock:
+        with self._life.lock:
             writes = self._shared_with(flags)
             if writes is not None:
                 self._opens += 1
@@ -201,7 +165,7 @@ class StreamedWriter:
         may = writes or not self._writers
         if not changes(flags) and (self.replaces or not may):
             return None
-        if self.size_bytes or self._state is State.UPLOADING:
+        if self.size_bytes or self._life.state is State.UPLOADING:
             return None
         return writes
 
@@ -210,7 +174,7 @@ class StreamedWriter:
 
         Raises NotSequential, NotPermitted if the file is being read, and what uploads raise.
         """
-        if self._state is not State.OPEN:
+        if not self._life.takes_writes:
             self._await_upload()
             if self._discards(offset, len(data)):
                 return len(data)
@@ -221,7 +185,7 @@ class StreamedWriter:
             raise NotSequential(
                 f"a write at {offset}, but the next byte to write is {content.written_bytes}"
             )
-        if self._state is not State.OPEN:
+        if not self._life.takes_writes:
             self._reopen()
         try:
             written = content.write(offset, data)
@@ -249,7 +213,7 @@ class StreamedWriter:
             raise NotPermitted(
                 "a file that is being written can be truncated only to zero bytes", ANY_ORDER
             )
-        if self._state is not State.OPEN:
+        if not self._life.takes_writes:
             self._reopen()
         if not size_bytes:
             self._attributes.forget_time()
@@ -274,7 +238,7 @@ class StreamedWriter:
             raise
         if not ends:
             return
-        self._closing = True
+        self._life.close()
         upload = self._content.upload
         if upload is None:
             due = self._attributes.left() is not None
@@ -296,14 +260,14 @@ class StreamedWriter:
 
     def release(self) -> None:
         """Close a handle. The last one ends the upload."""
-        with self._lock:
+        with self._life.lock:
             self._opens -= 1
             if self._opens:
                 return
         if self.removed:
             self._mount.local.discard(self)
             return
-        self._closing = True
+        self._life.close()
         upload = self._content.upload
         try:
             if self.ended:
@@ -321,45 +285,26 @@ class StreamedWriter:
 
     def abort(self) -> None:
         """Abort the upload of a file that could not be opened after all."""
-        upload = self._content.upload
-        if upload is not None:
-            upload.abort()
+        self._content.abort()
 
     # --- waiting ---
 
     def wait_ended(self) -> bool:
         """Wait briefly until nothing is left to upload; return whether that is so."""
-        return self._ended.wait(SETTLE_S)
+        return self._life.wait_ended()
 
-    def wait_closed_soon(self) -> None:
-        """Wait briefly for an empty file of which a descriptor has been closed."""
-        if self._closing and not self.size_bytes:
-            self._ended.wait(min(SOON_S, SETTLE_S))
-
-    def wait_turn(self, within_s: float = 0.0) -> None:
+    def wait_turn(self, within_s: float) -> None:
         """Wait for the end of the upload. Raises NotPermitted if it does not end in time."""
-        if self._is_ending:
-            within_s = max(within_s, SETTLE_S)
-        waiting = self._files.waiting
-        if waiting.acquire(blocking=False):
-            try:
-                for _ in range(math.ceil(within_s / LOOK_S)):
-                    if self._ended.wait(LOOK_S):
-                        return
-                    if self._mount.retry_policy.stopping.is_set():
-                        raise Interrupted("the mount is ending")
-            finally:
-                waiting.release()
-        if not self.ended:
-            raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
+        self._life.wait_turn(within_s)
 
-    @property
-    def _is_ending(self) -> bool:
-        return self._closing or self._state is State.UPLOADING
+    def wait_closed(self) -> None:
+        """Wait very briefly for an empty file of which a descriptor has been closed."""
+        if not self.size_bytes:
+            self._life.wait_closed()
 
     def _await_upload(self) -> None:
         """Wait while an upload is being completed, before the next one."""
-        while self._state is State.UPLOADING and not self._ended.wait(LOOK_S):
+        while self._life.wait_uploaded():
             self.check()
 
     # --- Writer ---
@@ -368,7 +313,7 @@ class StreamedWriter:
         """See Writer. Raises NotPermitted if they can no longer be kept."""
         if self.removed:
             return True
-        with self._lock:
+        with self._life.lock:
             if self.ended:
                 return False
             self._attributes.note(attributes, self._content.upload, self.size_bytes)
@@ -385,7 +330,7 @@ class StreamedWriter:
                 return False
             if stored:
                 mount.delete(inode.key)
-            with self._lock:
+            with self._life.lock:
                 begun = self._remove()
             mount.local.forget_name(self)
             mount.local.keep(inode.directory)
@@ -396,55 +341,49 @@ class StreamedWriter:
 
     def await_end(self, *, replaced: bool) -> None:
         """See Writer. The end of a replaced file needs its key, which the rename will hold."""
-        if self._is_ending and (replaced or self.is_stored):
+        if self._life.ending and (replaced or self.is_stored):
             self.wait_ended()
 
     def displace(self, move: Callable[[], None]) -> None:
         """See Writer. Waits if the file is being closed."""
-        self.wait_turn()
+        self._life.wait_turn()
         move()
 
     def rename(self, parent: Inode, name: bytes, condition: Condition) -> bool:
         """See Writer. Only a new file can be renamed while it is being written."""
-        with self._lock:
+        with self._life.lock:
             if not self.is_stored and not self.ended:
                 mount = self._mount
                 mount.local.rename(self, lambda: mount.inodes.moved(self.inode, parent, name))
-                self._condition = condition
-                self._rename_upload()
+                self._content.condition = condition
+                self._content.rename_upload()
                 return True
-        self.wait_turn()
+        self._life.wait_turn()
         return False
 
     def check_movable(self) -> None:
         """See Writer. The beginning of the file may be in S3 under its present name."""
         if self._content.base is not None or self._mount.config.incremental_upload:
-            self.wait_turn()
+            self._life.wait_turn()
 
     def directory_moved(self) -> None:
         """See Writer."""
-        self._rename_upload()
-
-    def _rename_upload(self) -> None:
-        """Give the upload the file's new key. Parts that were sent are moved at the end."""
-        upload = self._content.upload
-        if upload is not None:
-            upload.rename(self.inode.key, self._condition)
+        self._content.rename_upload()
 
     # --- what becomes of its object after the upload ---
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> bool:
         """Take over `copy` if it was made of this file's object; return whether it was."""
-        with self._lock:
+        with self._life.lock:
             base = self._content.base
             follows = self.ended and base is not None and same(base.etag, source.etag)
             if follows:
-                self._based_on(copy)
+                self._content.based_on(copy)
             return follows
 
     def object_deleted(self) -> None:
         """Let the handles of a file whose object has been deleted go on."""
-        with self._lock:
+        with self._life.lock:
             if self.ended:
                 self._remove()
 
@@ -452,11 +391,8 @@ class StreamedWriter:
         """Note that the object has other attributes, if it was `before`. Its bytes are the same."""
         base = self._content.base
         if base is not None and base.etag == before.etag:
-            self._based_on(info)
+            self._content.based_on(info)
             self._attributes.became(info)
-
-    def _based_on(self, info: ObjectInfo) -> None:
-        self._content.base, self._condition = info, unchanged(info)
 
     # --- its end ---
 
@@ -467,17 +403,16 @@ class StreamedWriter:
 
     def _complete(self) -> None:
         content = self._content
-        with self._lock:
+        with self._life.lock:
             if self.removed:
                 return
-            if self._state is State.OPEN:
-                self._become(State.UPLOADING)
+            self._life.begin_upload()
             upload, info = content.upload, content.base
         refused: OperationError | None = None
         try:
             if upload is not None:
-                upload.rename(self.inode.key, self._condition)
-                with self._lock:
+                upload.rename(self.inode.key, content.condition)
+                with self._life.lock:
                     if upload is content.upload:
                         self._attributes.send_with(upload)
                 info = content.finish(upload)
@@ -490,7 +425,7 @@ class StreamedWriter:
             while not self._settle(upload, info):
                 if upload is not None and info.key != self.inode.key:
                     copies = self._mount.copies
-                    info = copies.move(info, self.inode.key, condition=self._condition)
+                    info = copies.move(info, self.inode.key, condition=content.condition)
                     continue
                 try:
                     info = self._attributes.added(info)
@@ -506,7 +441,7 @@ class StreamedWriter:
 
     def _claim(self, upload: Sequential) -> bool:
         """Whether the caller is the one that has to complete this upload."""
-        with self._lock:
+        with self._life.lock:
             if upload is not self._content.upload or upload is self._claimed:
                 return False
             self._claimed = upload
@@ -515,7 +450,7 @@ class StreamedWriter:
     def _settle(self, upload: Sequential | None, info: ObjectInfo) -> bool:
         """Note that the upload is complete; False if its name or attributes have yet to change."""
         mount, content, inode = self._mount, self._content, self.inode
-        with self._lock:
+        with self._life.lock:
             if upload is not content.upload:
                 return True  # another thread has done so
             if upload is not None and info.key != inode.key:
@@ -529,51 +464,43 @@ class StreamedWriter:
                 paged = Paged.NOT if self.appends else Paged.SOME
                 mount.inodes.became(inode, info, 0.0, paged=paged)
                 content.stored(info)
-                self._condition = unchanged(info)
-            self._files.settled(self, info.key)
+            self._on_settled(self, info.key)
             mount.local.discard(self)
-            self._become(State.SETTLED)
+            self._life.settle()
             return True
 
     def fail(self, error: Exception) -> None:
         """Discard unuploaded writes and reject later ones: the upload has failed for good."""
         inode = self.inode
-        with self._lock:
-            self._failure = self._failure or error
+        with self._life.lock:
             upload = self._content.upload
             if upload is not None:
                 upload.fail(error)
             if self._mount.local.discard(self):
                 self._mount.inodes.disown(inode)
                 self._mount.caches.changed(inode.directory, inode.name, None)
-            if not self.removed:
-                self._become(State.FAILED)
-
-    # --- its states ---
-
-    def _become(self, state: State) -> None:
-        """Change the state (lock held)."""
-        self._state = state
-        if state in _ENDED:
-            self._ended.set()
-        else:
-            self._ended.clear()
+            self._life.fail(error)
 
     def _reopen(self) -> None:
         """Start writing again to a file whose upload has ended."""
         if self._mount.readers.are_there(self.inode):
             raise NotPermitted(BEING_READ, BEING_READ_HINT)
-        with self._lock:
-            if self._state not in (State.SETTLED, State.FAILED):
+        with self._life.lock:
+            if self.removed or not self.ended:
                 return  # another thread was faster
-            self._files.add(self)
-            self._closing = False
-            self._become(State.OPEN)
+            self.add_name()
+            self._life.reopen()
+
+    def add_name(self) -> None:
+        """Make the file's name lead to it. Raises NotPermitted if another one is written there."""
+        if not self._mount.local.add(self):
+            self._content.abort()
+            raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
 
     def _remove(self) -> Sequential | None:
         """Discard the file without an error; return the upload to abort (lock held)."""
         self._removed_bytes = self.size_bytes
-        self._become(State.REMOVED)
+        self._life.remove()
         return self._content.discard()
 
     def _discards(self, offset: int, size_bytes: int) -> bool:
@@ -581,66 +508,3 @@ class StreamedWriter:
         if self.removed:
             self._removed_bytes = max(self._removed_bytes, offset + size_bytes)
         return self.removed
-
-    def _begin(self, base: ObjectInfo | None) -> Sequential:
-        """Return an upload under the file's present name, with its attributes."""
-        mount, key, condition = self._mount, self.inode.key, self._condition
-        if mount.config.incremental_upload:
-            metadata = self._attributes.of_new()
-            return mount.uploads.appending(
-                key, base=base, condition=condition, metadata=metadata if base is None else {}
-            )
-        if base is None:
-            metadata = self._attributes.of_new()
-            return mount.uploads.upload(key, condition=condition, metadata=metadata)
-        options = mount.copies.options_of(base)
-        with self._lock:
-            options = self._attributes.on_base(options)
-        return mount.uploads.upload(
-            key, condition=condition, options=options, known_bytes=base.size_bytes
-        )
-
-
-class StreamedFiles:
-    """The streamed files of a mount: being written, or uploaded and still open. Thread-safe."""
-
-    def __init__(self, context: WriteContext) -> None:
-        # dependencies
-        self.context = context
-        # mutable
-        self.waiting = threading.BoundedSemaphore(MOST_WAITING)  # threads that wait for a turn
-        #: Files that are uploaded and still open, by key; each use is one step of the interpreter.
-        self._settled: weakref.WeakValueDictionary[bytes, StreamedWriter]
-        self._settled = weakref.WeakValueDictionary()
-
-    def add(self, writer: StreamedWriter) -> None:
-        """Add a file that is being written. Raises NotPermitted if another one has its name."""
-        if not self.context.local.add(writer):
-            writer.abort()
-            raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
-
-    def settled(self, writer: StreamedWriter, key: bytes) -> None:
-        """Remember a file that has been uploaded to a key, as long as it is open."""
-        self._settled[key] = writer
-
-    def pop(self, key: bytes) -> StreamedWriter | None:
-        """Forget and return a file that has been uploaded to a key, if it is open."""
-        return self._settled.pop(key, None)
-
-    def uploaded(self, key: bytes) -> StreamedWriter | None:
-        """Return a file that has been uploaded to a key, if it is open."""
-        return self._settled.get(key)
-
-    def being_written(self, inode: Inode) -> StreamedWriter | None:
-        """Return an inode's file that is being written."""
-        writer = self.context.local.writer(inode)
-        return writer if isinstance(writer, StreamedWriter) else None
-
-    def find(self, inode: Inode) -> StreamedWriter | None:
-        """Return an inode's file that is being written, or is open for writing after its upload."""
-        writer = self.being_written(inode)
-        if writer is not None:
-            return writer
-        settled = self._settled.get(inode.key)
-        found = settled is not None and settled.inode is inode and settled.is_open
-        return settled if found else None

@@ -26,14 +26,10 @@ from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.open_flags import check_flags, may_write
 from mountpoint.fs.writes.probe import WriteProof
+from mountpoint.fs.writes.streamed.files import StreamedFiles
 from mountpoint.fs.writes.streamed.handle import StreamedHandle
+from mountpoint.fs.writes.streamed.lifecycle import ANY_ORDER, BEING_WRITTEN
 from mountpoint.fs.writes.streamed.open import WriteOpener
-from mountpoint.fs.writes.streamed.writer import (
-    ANY_ORDER,
-    BEING_WRITTEN,
-    StreamedFiles,
-    StreamedWriter,
-)
 from mountpoint.listing import tree
 from mountpoint.s3.client import NEW, ObjectInfo
 
@@ -69,15 +65,14 @@ class StreamedWrites:
         mount, writes = self._mount, may_write(flags)
         inode = mount.inodes.create(parent, name, time.time_ns())
         try:
-            writer = StreamedWriter(
+            writer = self._files.new(
                 inode,
-                self._files,
                 condition=NEW,
                 kept=mount.attribute_store.of_new(attributes),
                 writes=writes,
                 appends=bool(flags & os.O_APPEND),
             )
-            self._files.add(writer)
+            writer.add_name()
             return StreamedHandle(writer, mount, process, writes=writes)
         except BaseException:
             mount.inodes.uncreate(inode)
@@ -136,12 +131,12 @@ class StreamedWrites:
 
     def object_moved(self, source: ObjectInfo, copy: ObjectInfo) -> None:
         """See WriteBackend."""
-        writer = self._files.pop(source.key)
+        writer = self._files.pop_uploaded(source.key)
         if writer is not None and writer.object_moved(source, copy):
-            self._files.settled(writer, copy.key)
+            self._files.note_uploaded(writer, copy.key)
 
     def object_deleted(self, key: bytes) -> None:
         """See WriteBackend."""
-        writer = self._files.pop(key)
+        writer = self._files.pop_uploaded(key)
         if writer is not None:
             writer.object_deleted()
