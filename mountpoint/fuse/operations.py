@@ -32,6 +32,7 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fuse.binding import go_direct, is_wide, llfuse, rename_flags, request_pid
+from mountpoint.fuse.structures import EntryAttributes, RequestContext, SetattrFields
 from mountpoint.listing.tree import MAX_NAME_BYTES
 from mountpoint.log.throttle import LogThrottle
 from mountpoint.metrics.recorder import Meters
@@ -117,7 +118,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self._on_ready()
 
     @operation("child")
-    def lookup(self, parent: InodeNumber, name: bytes, ctx: Any) -> Any:
+    def lookup(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """See FileSystem. An absence that may be cached is answered with its ttl."""
         try:
             return _entry_attributes(self._fs.lookup(parent, name))
@@ -127,7 +128,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             return _no_entry(min(error.ttl_s, LONGEST_ABSENCE_S))
 
     @operation("inode")
-    def getattr(self, inode: InodeNumber, ctx: Any) -> Any:
+    def getattr(self, inode: InodeNumber, ctx: RequestContext) -> EntryAttributes:
         """See FileSystem."""
         return _entry_attributes(self._fs.getattr(inode, ctx.pid))
 
@@ -138,17 +139,17 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             self._fs.forget(inode, lookups)
 
     @operation("inode")
-    def access(self, inode: InodeNumber, mode: int, ctx: Any) -> bool:
+    def access(self, inode: InodeNumber, mode: int, ctx: RequestContext) -> bool:
         """See FileSystem."""
         return self._fs.access(inode, mode, ctx.uid, ctx.gid)
 
     @operation("inode")
-    def opendir(self, inode: InodeNumber, ctx: Any) -> HandleNumber:
+    def opendir(self, inode: InodeNumber, ctx: RequestContext) -> HandleNumber:
         """See FileSystem."""
         return self._fs.opendir(inode, ctx.pid)
 
     @operation("directory")
-    def readdir(self, fh: HandleNumber, off: int) -> list[tuple[bytes, Any, int]]:
+    def readdir(self, fh: HandleNumber, off: int) -> list[tuple[bytes, EntryAttributes, int]]:
         """See FileSystem. A list, because llfuse iterates under its lock."""
         return [
             (entry.name, _listed_attributes(entry), entry.next_position)
@@ -161,19 +162,21 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self._fs.releasedir(fh)
 
     @operation("child")
-    def mkdir(self, parent: InodeNumber, name: bytes, mode: int, ctx: Any) -> Any:
+    def mkdir(
+        self, parent: InodeNumber, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
         """See FileSystem. Directories always have the mount's mode."""
         return _entry_attributes(self._fs.mkdir(parent, name))
 
     @operation("child")
-    def rmdir(self, parent: InodeNumber, name: bytes, ctx: Any) -> None:
+    def rmdir(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> None:
         """See FileSystem."""
         self._fs.rmdir(parent, name)
 
     @operation("child")
     def create(
-        self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: Any
-    ) -> tuple[HandleNumber, Any]:
+        self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[HandleNumber, EntryAttributes]:
         """See FileSystem. The kernel has already applied the process's umask."""
         handle, attributes = self._fs.create(
             parent, name, flags, process_of(ctx.pid), _of_new(mode, ctx)
@@ -183,7 +186,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return handle, entry
 
     @operation("child")
-    def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
+    def mknod(
+        self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
         """Create an empty file."""
         if not stat.S_ISREG(mode):
             raise BadArgument(
@@ -196,7 +201,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return _entry_attributes(self._fs.lookup(parent, name))
 
     @operation("inode")
-    def open(self, inode: InodeNumber, flags: int, ctx: Any) -> HandleNumber:
+    def open(self, inode: InodeNumber, flags: int, ctx: RequestContext) -> HandleNumber:
         """See FileSystem."""
         writes = flags & (os.O_ACCMODE | os.O_TRUNC)
         process = process_of(ctx.pid) if writes else ctx.pid
@@ -243,13 +248,18 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self._fs.release(fh)
 
     @operation("child")
-    def unlink(self, parent: InodeNumber, name: bytes, ctx: Any) -> None:
+    def unlink(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> None:
         """See FileSystem."""
         self._fs.unlink(parent, name)
 
     @operation("child")
     def rename(
-        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, ctx: Any
+        self,
+        parent: InodeNumber,
+        name: bytes,
+        new_parent: InodeNumber,
+        new_name: bytes,
+        ctx: RequestContext,
     ) -> None:
         """See FileSystem."""
         flags = rename_flags()
@@ -260,7 +270,14 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self._fs.rename(parent, name, new_parent, new_name, replace=not flags)
 
     @operation("inode")
-    def setattr(self, inode: InodeNumber, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
+    def setattr(
+        self,
+        inode: InodeNumber,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: HandleNumber | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
         """See FileSystem."""
         attributes = self._fs.set_attributes(
             inode,
@@ -275,7 +292,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return _entry_attributes(attributes)
 
     @operation("mount")
-    def statfs(self, ctx: Any) -> Any:
+    def statfs(self, ctx: RequestContext) -> object:
         """Return a file system of unlimited size."""
         stats = llfuse.StatvfsData()
         stats.f_bsize = stats.f_frsize = ROOM_BLOCK_BYTES
@@ -288,12 +305,16 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     # defaults: ENOSYS. After that the kernel answers them itself.
 
     @operation("child")
-    def symlink(self, parent: InodeNumber, name: bytes, target: bytes, ctx: Any) -> NoReturn:
+    def symlink(
+        self, parent: InodeNumber, name: bytes, target: bytes, ctx: RequestContext
+    ) -> NoReturn:
         """Refuse."""
         raise NotPermitted("S3 has no symbolic links", f"{NO_OPTION}copy its target")
 
     @operation("inode")
-    def link(self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: Any) -> NoReturn:
+    def link(
+        self, inode: InodeNumber, parent: InodeNumber, name: bytes, ctx: RequestContext
+    ) -> NoReturn:
         """Refuse."""
         raise NotPermitted("S3 has no hard links", f"{NO_OPTION}copy the file")
 
@@ -334,12 +355,12 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         return "/"
 
 
-def _of_new(mode: int, ctx: Any) -> FileAttributes:
+def _of_new(mode: int, ctx: RequestContext) -> FileAttributes:
     return FileAttributes(stat.S_IMODE(mode), ctx.uid, ctx.gid)
 
 
-def _entry_attributes(attributes: Attributes) -> Any:
-    entry = llfuse.EntryAttributes()
+def _entry_attributes(attributes: Attributes) -> EntryAttributes:
+    entry: EntryAttributes = llfuse.EntryAttributes()
     entry.st_ino = attributes.inode
     entry.st_mode = attributes.mode
     entry.st_nlink = attributes.links
@@ -356,16 +377,16 @@ def _entry_attributes(attributes: Attributes) -> Any:
     return entry
 
 
-def _no_entry(ttl_s: float) -> Any:
+def _no_entry(ttl_s: float) -> EntryAttributes:
     """Return llfuse's answer for a name that does not exist, valid for `ttl_s` seconds."""
-    entry = llfuse.EntryAttributes()
+    entry: EntryAttributes = llfuse.EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = ttl_s
     return entry
 
 
-def _listed_attributes(entry: DirectoryEntry) -> Any:
-    attributes = llfuse.EntryAttributes()
+def _listed_attributes(entry: DirectoryEntry) -> EntryAttributes:
+    attributes: EntryAttributes = llfuse.EntryAttributes()
     attributes.st_ino = entry.inode
     attributes.st_mode = entry.mode
     return attributes
