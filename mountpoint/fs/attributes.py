@@ -42,8 +42,8 @@ class Attributes:
 class AttributeView:
     """Builds the attributes of a mount's inodes. Thread-safe.
 
-    `ahead_s`: a file's attributes expire in the kernel this much before they expire here, so that
-    they can be renewed in time. Directories have the time of the mount. `keeps`: show the
+    `renew_before_s`: a file's attributes expire in the kernel this much before they expire here, so
+    that they can be renewed in time. Directories have the time of the mount. `keeps`: show the
     attributes that are kept in objects' metadata.
     """
 
@@ -53,7 +53,7 @@ class AttributeView:
         local: OverlayNames,
         *,
         keeps: bool,
-        ahead_s: float,
+        renew_before_s: float,
         mounted_at_ns: int,
     ) -> None:
         # dependencies
@@ -61,7 +61,7 @@ class AttributeView:
         # constants
         self._config = config
         self._keeps = keeps
-        self._ahead_s = ahead_s
+        self._renew_before_s = renew_before_s
         self._mounted_at_ns = mounted_at_ns
 
     def attributes(self, inode: Inode, left_s: float) -> Attributes:
@@ -99,5 +99,5 @@ class AttributeView:
             ctime_ns=mtime_ns if writer is not None else info.mtime_ns,
             uid=config.uid if kept.uid is None else kept.uid,
             gid=config.gid if kept.gid is None else kept.gid,
-            ttl_s=ttl_s - (self._ahead_s if ttl_s > self._ahead_s else 0.0),
+            ttl_s=ttl_s - (self._renew_before_s if ttl_s > self._renew_before_s else 0.0),
         )

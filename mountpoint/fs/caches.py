@@ -1,7 +1,7 @@
 """Forget what a mount remembers of the bucket: after its own changes, and on request."""
 
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
-from mountpoint.fs.names import Names
+from mountpoint.fs.resolver import Resolver
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.prefetch import WalkAhead
 from mountpoint.listing.tree import Entry
@@ -16,11 +16,11 @@ class Caches:
     """
 
     def __init__(
-        self, listings: ListingCache, names: Names, ahead: WalkAhead, inodes: InodeTable
+        self, listings: ListingCache, resolver: Resolver, ahead: WalkAhead, inodes: InodeTable
     ) -> None:
         # dependencies
         self._listings = listings
-        self._names = names
+        self._resolver = resolver
         self._ahead = ahead
         self._inodes = inodes
         # mutable
@@ -67,7 +67,7 @@ class Caches:
             self._listings.discard(key, last)
             key += last + b"/"
         self._listings.forget_below(key)
-        self._names.forget_absent()
+        self._resolver.forget_absent()
         self._ahead.changed()
         held = [each for each in self._inodes.below(key[:-1] if path else key) if each.parent]
         for each in held:

@@ -32,11 +32,11 @@ from mountpoint.fs.caches import Caches
 from mountpoint.fs.directories import Directories, DirectoryEntry
 from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, OpenFile
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
-from mountpoint.fs.names import Names
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
 from mountpoint.fs.rename import Renamer
+from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.unlink import Remover
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.reopen import Held
@@ -69,7 +69,7 @@ class FileSystem:
         self,
         *,
         inodes: InodeTable,
-        names: Names,
+        resolver: Resolver,
         local: OverlayNames,
         caches: Caches,
         files: HandleTable[OpenFile],
@@ -84,7 +84,7 @@ class FileSystem:
     ) -> None:
         # dependencies
         self._inodes = inodes
-        self._names = names
+        self._resolver = resolver
         self._local = local
         self._caches = caches
         self._files = files
@@ -115,7 +115,7 @@ class FileSystem:
             self._inodes.looked_up_again(writer.inode)
             return self._attribute_view.attributes(writer.inode, 0.0)
         refreshes = self._caches.refreshes
-        entry, fresh_until_s = self._names.look(directory, name)
+        entry, fresh_until_s = self._resolver.resolve(directory, name)
         if refreshes != self._caches.refreshes:  # the answer may be older than the refresh
             fresh_until_s = 0.0
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
@@ -136,7 +136,7 @@ class FileSystem:
         if left_s > 0:
             return self._attribute_view.attributes(inode, left_s)
         refreshes = self._caches.refreshes
-        entry, fresh_until_s = self._names.look(inode.parent or inode, inode.name)
+        entry, fresh_until_s = self._resolver.resolve(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
             if inode.is_directory or not self._held.comes_again(inode, thread):
                 raise StaleInode("the object was replaced")
@@ -156,7 +156,7 @@ class FileSystem:
         """
         inode = self._inodes.forget(number, lookups)
         if inode is not None and inode.is_directory:
-            self._names.forget(inode.key)
+            self._resolver.forget_directory(inode.key)
 
     def sweep(self) -> None:
         """Drop expired listings, and give memory back after many forgets. Called once a second."""
@@ -236,7 +236,9 @@ class FileSystem:
     def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         """Remove an empty directory."""
         directory = self._directory(parent)
-        self._directories.remove(directory, self._names.find(directory.key, name)[0])
+        self._directories.remove(
+            directory, self._resolver.resolve(directory, name, attributes=False)[0]
+        )
 
     # --- files ---
 

@@ -24,7 +24,7 @@ from mountpoint.errors import (
 from mountpoint.fs.caches import Caches
 from mountpoint.fs.handles import HandleTable, OpenFile
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, Paged
-from mountpoint.fs.names import Names, newest
+from mountpoint.fs.resolver import Resolver, newest
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
@@ -151,7 +151,7 @@ class Opener:
         streams: Streams,
         files: HandleTable[OpenFile],
         listings: ListingCache,
-        names: Names,
+        resolver: Resolver,
         inodes: InodeTable,
         readers: Readers,
         caches: Caches,
@@ -167,7 +167,7 @@ class Opener:
         self._streams = streams
         self._files = files
         self._listings = listings
-        self._names = names
+        self._resolver = resolver
         self._inodes = inodes
         self._readers = readers
         self._caches = caches
@@ -287,7 +287,7 @@ class Opener:
     def _is_gone(self, inode: Inode) -> bool:
         """Whether a missing object has left no file or directory of its name."""
         try:
-            entry, _ = self._names.look(inode.parent or inode, inode.name)
+            entry, _ = self._resolver.resolve(inode.parent or inode, inode.name)
         except NoSuchEntry:
             return True
         return inode.is_version(entry)  # still listed, but cannot be read

@@ -28,7 +28,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.directories import Directories
 from mountpoint.fs.inodes import Inode
-from mountpoint.fs.names import Names
+from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.listing.tree import Entry, check_new
@@ -44,11 +44,15 @@ class Renamer:
     """
 
     def __init__(
-        self, context: WriteContext, names: Names, directories: Directories, backend: WriteBackend
+        self,
+        context: WriteContext,
+        resolver: Resolver,
+        directories: Directories,
+        backend: WriteBackend,
     ) -> None:
         # dependencies
         self._mount = context
-        self._names = names
+        self._resolver = resolver
         self._directories = directories
         self._backend = backend
 
@@ -91,13 +95,13 @@ class Renamer:
     def _move(
         self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool
     ) -> None:
-        target, look = self._names.target(to, new_name)
+        target, look = self._resolver.resolve_target(to, new_name)
         if target is not None and not replace:
             raise EntryExists(TAKEN)
         writer = self._mount.local.file(parent.key, name)
         if writer is not None and writer.rename(to, new_name, self._condition(target)):
             return
-        entry = self._names.find(parent.key, name)[0]
+        entry = self._resolver.resolve(parent, name, attributes=False)[0]
         if entry.is_directory:
             self._directory(parent, entry, to, new_name, target)
         else:

@@ -2,7 +2,7 @@
 
 from mountpoint.errors import IsADirectory
 from mountpoint.fs.inodes import Inode
-from mountpoint.fs.names import Names
+from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.context import WriteContext
 
@@ -13,10 +13,10 @@ class Remover:
     `backend` has the files that are open for writing.
     """
 
-    def __init__(self, context: WriteContext, names: Names, backend: WriteBackend) -> None:
+    def __init__(self, context: WriteContext, resolver: Resolver, backend: WriteBackend) -> None:
         # dependencies
         self._mount = context
-        self._names = names
+        self._resolver = resolver
         self._backend = backend
 
     def unlink(self, parent: Inode, name: bytes) -> None:
@@ -26,7 +26,7 @@ class Remover:
         if writer is not None and writer.unlink():
             return
         with mount.key_locks.alone(lambda: [parent.key + name]):
-            info = self._names.find(parent.key, name)[0].info
+            info = self._resolver.resolve(parent, name, attributes=False)[0].info
             if info is None:
                 raise IsADirectory()
             mount.check_may_delete()

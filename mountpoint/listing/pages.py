@@ -19,18 +19,18 @@ from mountpoint.s3.client import ListPage
 #: The reach of a directory's last page, beyond any name.
 END = b"\xff" * (MAX_KEY_BYTES + 1)
 
-#: Further lookups that a page must answer to be worth its cost. A lookup alone is a LIST of a few
+#: Further lookups that a page must answer to be worth its cost. A single lookup is a LIST of few
 #: keys, 4 KB and 1 ms of CPU. A page takes S3 no longer, but has 200 KB and takes 8 ms.
 PAGE_PRICE = 2
-#: A page of at most this many names costs no more than a lookup alone.
+#: A page of at most this many names costs no more than a single lookup.
 SMALL_PAGE = 100
 #: Two pages on credit: the first may end just after the name that it was requested for.
 FIRST_CREDIT = 2 * PAGE_PRICE
 #: Sixteen threads may each find their page expired at the same moment.
 MOST_CREDIT = 16 * PAGE_PRICE
-#: Lookups alone after pages that were not worth it. A directory of millions of names, read at
+#: Single lookups after pages that were not worth it. A directory of millions of names, read at
 #: random, then costs one page for every seventeenth lookup.
-LOOKUPS_ALONE = 16
+SINGLE_LOOKUPS = 16
 #: Lookups within the ttl before a page is requested where nothing was listed yet.
 FEW_LOOKUPS = 2
 
@@ -148,7 +148,7 @@ class PageCredit:
     """Decides whether another page of a directory is worth its cost.
 
     Each page costs `PAGE_PRICE`; each lookup that a page answers earns 1. With no credit left,
-    `LOOKUPS_ALONE` lookups are sent alone, and then one page may be tried again.
+    the next `SINGLE_LOOKUPS` lookups are single, and then one page may be tried again.
     """
 
     def __init__(self, ttl_s: float) -> None:
@@ -156,36 +156,36 @@ class PageCredit:
         self._ttl_s = ttl_s
         # mutable
         self._credit = FIRST_CREDIT
-        self._alone = 0  # the number of lookups still to be sent alone
+        self._single_left = 0  # lookups still to be single
         self._times_s = [-ttl_s] * FEW_LOOKUPS  # of the last lookups, oldest first
 
-    def answered(self, now_s: float) -> None:
+    def record_hit(self, now_s: float) -> None:
         """Record a lookup that a page answered."""
         self._credit = min(self._credit + 1, MOST_CREDIT)
         self._note(now_s)
 
-    def buys_page(self, now_s: float, *, known: bool) -> bool:
+    def buy_page(self, now_s: float, *, known: bool) -> bool:
         """Record a lookup that no page answers; return whether a page may be requested for it.
 
         `known` means that the name lies in a page that was listed before.
         """
         busy = now_s - self._times_s[0] < self._ttl_s
         self._note(now_s)
-        if self._alone > 0:
-            self._alone -= 1
+        if self._single_left > 0:
+            self._single_left -= 1
             return False
         if not (known or busy):
             return False
         if self._credit < PAGE_PRICE:
             self.pause()
-            self._alone -= 1
+            self._single_left -= 1
             return False
         self._credit -= PAGE_PRICE
         return True
 
-    def spares_page(self) -> bool:
-        """Whether a page may be renewed before it expires: the last ones were worth it."""
-        if self._alone > 0 or self._credit < 2 * PAGE_PRICE:
+    def buy_renewal(self) -> bool:
+        """Return whether a page may be renewed early: only if the last ones were worth it."""
+        if self._single_left > 0 or self._credit < 2 * PAGE_PRICE:
             return False
         self._credit -= PAGE_PRICE
         return True
@@ -195,17 +195,17 @@ class PageCredit:
         self._credit = min(self._credit + PAGE_PRICE, MOST_CREDIT)
 
     @property
-    def rests(self) -> bool:
-        """Whether the next lookups must be sent alone."""
-        return self._alone > 0
+    def paused(self) -> bool:
+        """Whether the next lookups must be single."""
+        return self._single_left > 0
 
     def skip(self) -> None:
         """Record a lookup that was answered in another way."""
-        self._alone = max(self._alone - 1, 0)
+        self._single_left = max(self._single_left - 1, 0)
 
     def pause(self) -> None:
-        """Send the next lookups alone."""
-        self._alone = LOOKUPS_ALONE
+        """Make the next lookups single."""
+        self._single_left = SINGLE_LOOKUPS
         self._credit = PAGE_PRICE
 
     def _note(self, now_s: float) -> None:

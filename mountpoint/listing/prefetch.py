@@ -150,7 +150,7 @@ class _Flat:
     @property
     def rests(self) -> bool:
         """Whether the last pages were not worth their cost: the directories are too large."""
-        return self._account.rests
+        return self._account.paused
 
     def skip(self) -> None:
         """Record a directory that did not need this listing."""
@@ -167,7 +167,7 @@ class _Flat:
             self._receive()
         found = self._whole.get(directory)
         if found is not None:
-            self._account.answered(time.monotonic())
+            self._account.record_hit(time.monotonic())
             self._to_come -= 1
             if self._to_come <= self._few:
                 self._ask_next()
@@ -181,7 +181,7 @@ class _Flat:
                 self._ask_next()
             return
         self._stop()
-        if self._account.buys_page(time.monotonic(), known=True):
+        if self._account.buy_page(time.monotonic(), known=True):
             self._base = base
             self._listing = FlatListing(base, directory)
             self._ask(directory, None)
@@ -190,7 +190,7 @@ class _Flat:
         if (
             self._asked is None
             and self._token is not None
-            and self._account.buys_page(time.monotonic(), known=True)
+            and self._account.buy_page(time.monotonic(), known=True)
         ):
             self._ask(None, self._token)
 

@@ -23,7 +23,7 @@ MAX_NAME_BYTES = 255
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 MAX_KEY_BYTES = 1024
 
-#: Keys requested by a lookup alone: more than usually share a name's start (`a`, `a-1`, `a.txt`).
+#: Keys requested by a single lookup: more than usually share a name's start (`a`, `a-1`, `a.txt`).
 FEW_KEYS = 20
 
 
@@ -73,7 +73,7 @@ def decide(name: bytes, head: ObjectInfo | None, below: bool) -> Entry | None:
     return None if head is None else Entry(name, head)
 
 
-def told_by(page: ListPage, key: bytes, name: bytes) -> tuple[bool, Entry | None]:
+def decide_by_page(page: ListPage, key: bytes, name: bytes) -> tuple[bool, Entry | None]:
     """Return whether a LIST of the keys that begin with `key` settles the name, and its entry.
 
     The object itself comes first. A prefix that shadows it comes after all that sorts before "/"

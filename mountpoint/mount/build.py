@@ -12,10 +12,10 @@ from mountpoint.fs.directories import Directories
 from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fs.handles import HandleTable, OpenFile
 from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, InodeNumber, InodeTable
-from mountpoint.fs.names import Names
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.rename import Renamer
+from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.unlink import Remover
 from mountpoint.fs.writes.backend import WriteBackend
@@ -27,7 +27,6 @@ from mountpoint.fs.writes.staged.writes import StagedWrites
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.prefetch import WalkAhead
-from mountpoint.listing.resolver import Lookups
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
@@ -59,25 +58,18 @@ def build_filesystem(
     local = OverlayNames(prefix)
     readers = Readers(inodes, drop_pages)
     listings = ListingCache(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
-    lookups = Lookups(
+    resolver = Resolver(
         client,
         retry_policy,
-        listings,
-        ttl_s=config.ttl_s,
-        negative_ttl_s=config.negative_ttl_s,
-    )
-    names = Names(
-        client,
-        retry_policy,
-        lookups,
         listings,
         inodes,
         local,
         ttl_s=config.ttl_s,
-        describes=change.keeps_attributes,
+        negative_ttl_s=config.negative_ttl_s,
+        attributes=change.keeps_attributes,
     )
     ahead = WalkAhead(client, retry_policy, listings, config.ttl_s)
-    caches = Caches(listings, names, ahead, inodes)
+    caches = Caches(listings, resolver, ahead, inodes)
     context = WriteContext(
         client=client,
         retry_policy=retry_policy,
@@ -103,7 +95,7 @@ def build_filesystem(
         streams,
         files,
         listings,
-        names,
+        resolver,
         inodes,
         readers,
         caches,
@@ -125,13 +117,13 @@ def build_filesystem(
         config,
         local,
         keeps=change.keeps_attributes,
-        ahead_s=lookups.ahead_s,
+        renew_before_s=resolver.renew_before_s,
         mounted_at_ns=time.time_ns(),
     )
     directories = Directories(context, listings, ahead)
     return FileSystem(
         inodes=inodes,
-        names=names,
+        resolver=resolver,
         local=local,
         caches=caches,
         files=files,
@@ -139,8 +131,8 @@ def build_filesystem(
         opener=opener,
         held=held,
         backend=backend,
-        remover=Remover(context, names, backend),
-        renamer=Renamer(context, names, directories, backend),
+        remover=Remover(context, resolver, backend),
+        renamer=Renamer(context, resolver, directories, backend),
         attribute_view=attribute_view,
         ttl_s=config.ttl_s,
     )

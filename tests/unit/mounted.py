@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
-from mountpoint.fs import filesystem, names
+from mountpoint.fs import filesystem, resolver
 from mountpoint.fs import open as opener
 from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.directories import DirectoryEntry
@@ -22,10 +22,8 @@ from mountpoint.fs.writes import reopen as held
 from mountpoint.fs.writes.streamed import attributes as streamed_attributes
 from mountpoint.fs.writes.streamed import writer as streamed_writer
 from mountpoint.fs.writes.streamed import writes as streamed_writes
-from mountpoint.listing import batch_lookup as siblings
-from mountpoint.listing import directory
+from mountpoint.listing import batch_lookup, directory, single_lookup
 from mountpoint.listing import prefetch as ahead
-from mountpoint.listing import resolver as lookups
 from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
 from mountpoint.mount import build
@@ -146,7 +144,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
-        patch.setattr(names, "time", clock)
+        patch.setattr(resolver, "time", clock)
         patch.setattr(opener, "time", clock)
         patch.setattr(build, "time", clock)
         patch.setattr(streamed_attributes, "time", clock)
@@ -155,8 +153,8 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
         patch.setattr(held, "time", clock)
         patch.setattr(ahead, "time", clock)
         patch.setattr(directory, "time", clock)
-        patch.setattr(lookups, "time", clock)
-        patch.setattr(siblings, "time", clock)
+        patch.setattr(single_lookup, "time", clock)
+        patch.setattr(batch_lookup, "time", clock)
         patch.setattr(
             build, "ListingCache", functools.partial(ListingCache, clock=lambda: clock.now_s)
         )

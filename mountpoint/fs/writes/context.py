@@ -8,8 +8,8 @@ from mountpoint.copy.objects import Copies
 from mountpoint.errors import NotPermitted
 from mountpoint.fs.caches import Caches
 from mountpoint.fs.inodes import Inode, InodeTable
-from mountpoint.fs.names import newest
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.resolver import newest
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.readers import Readers

@@ -27,7 +27,7 @@ from mountpoint.errors import (
 from mountpoint.fs import filesystem
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from mountpoint.listing.batch_lookup import AHEAD_S
+from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
 from mountpoint.listing.directory import MOST_AHEAD
 from mountpoint.listing.tree import FEW_KEYS
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -48,7 +48,7 @@ def test_a_file() -> None:
         found = world.look(b"a")
         assert found.mode == stat.S_IFREG | 0o640
         assert (found.links, found.size_bytes, found.mtime_ns) == (1, 5, MTIME_NS)
-        assert (found.uid, found.gid, found.ttl_s) == (UID, GID, 1.0 - AHEAD_S)
+        assert (found.uid, found.gid, found.ttl_s) == (UID, GID, 1.0 - RENEW_BEFORE_S)
         (listing,) = world.client.requests
         assert (listing.kind, listing.key, listing.max_keys) == ("list", b"a", FEW_KEYS)
 
@@ -174,7 +174,7 @@ def test_a_listed_name_costs_no_request() -> None:
             assert world.look(name).ttl_s == pytest.approx(0.25)
         assert world.client.count() == 1
         world.pass_s(0.25)
-        assert world.look(b"a").ttl_s == 1.0 - AHEAD_S
+        assert world.look(b"a").ttl_s == 1.0 - RENEW_BEFORE_S
         assert world.client.count() == 2
 
 
@@ -184,12 +184,12 @@ def test_an_attribute_is_never_older_than_the_ttl() -> None:
         number = world.look(b"a").inode
         for passed_s in (0.0, 0.3, 0.6):
             world.clock.now_s = 1000.0 + passed_s
-            assert world.fs.getattr(number).ttl_s == pytest.approx(1.0 - AHEAD_S - passed_s)
+            assert world.fs.getattr(number).ttl_s == pytest.approx(1.0 - RENEW_BEFORE_S - passed_s)
         world.clock.now_s = 1000.8  # the kernel asks in time for it to be renewed
         assert world.fs.getattr(number).ttl_s == pytest.approx(0.2)
         assert world.client.count() == 1
         world.clock.now_s = 1001.0
-        assert world.fs.getattr(number).ttl_s == 1.0 - AHEAD_S
+        assert world.fs.getattr(number).ttl_s == 1.0 - RENEW_BEFORE_S
         assert world.client.count() == 2
 
 

@@ -17,7 +17,7 @@ from mountpoint.errors import (
     StaleInode,
 )
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from mountpoint.listing.batch_lookup import AHEAD_S
+from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
 from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault
 from tests.unit.mounted import Mounted, mounted
@@ -232,10 +232,10 @@ def test_names_are_believed_for_the_ttl() -> None:
                 world.look(b"%03d" % index)
             world.pass_s(9.9)
         assert kinds(world) == ["list"]
-        assert world.fs.getattr(numbers[0]).ttl_s == pytest.approx(0.6 - AHEAD_S)
+        assert world.fs.getattr(numbers[0]).ttl_s == pytest.approx(0.6 - RENEW_BEFORE_S)
         world.pass_s(0.6)
         for index in range(100):
-            assert world.look(b"%03d" % index).ttl_s == 60.0 - AHEAD_S
+            assert world.look(b"%03d" % index).ttl_s == 60.0 - RENEW_BEFORE_S
         assert kinds(world) == ["list"]
 
 

@@ -22,10 +22,10 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.inodes import ROOT
-from mountpoint.listing import batch_lookup as siblings
-from mountpoint.listing.batch_lookup import AHEAD_S
+from mountpoint.listing import batch_lookup
+from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
 from mountpoint.listing.directory import MOST_AHEAD
-from mountpoint.listing.pages import LOOKUPS_ALONE
+from mountpoint.listing.pages import SINGLE_LOOKUPS
 from mountpoint.listing.tree import FEW_KEYS, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
 from tests.soak import examples
@@ -164,7 +164,7 @@ def test_getattr_too() -> None:
         asked(world)
         world.pass_s(1.0)
         for number in numbers:
-            assert world.fs.getattr(number).ttl_s == 1.0 - AHEAD_S
+            assert world.fs.getattr(number).ttl_s == 1.0 - RENEW_BEFORE_S
         assert asked(world) == (1, 0)
 
 
@@ -211,7 +211,7 @@ def test_reading_shows_that_the_directory_exists() -> None:
         assert asked(world) == (197 // 16 + 1, 2)
 
 
-# --- Single flight ---
+# --- Batches ---
 
 
 class World:
@@ -265,7 +265,7 @@ def stepped(objects: Mapping[bytes, bytes], **options: Any) -> Iterator[World]:
     """Make a world whose root directory has been listed, more than a second ago."""
     waiting = threading.Semaphore(0)
 
-    class Landing(threading.Event):
+    class Arrival(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             waiting.release()
             return super().wait(timeout)
@@ -278,17 +278,17 @@ def stepped(objects: Mapping[bytes, bytes], **options: Any) -> Iterator[World]:
             time.sleep(0.001)
         world.client.requests.clear()
         world.pass_s(1.0)
-        original = siblings._Flight.__init__
+        original = batch_lookup._Batch.__init__
 
-        def init(self: siblings._Flight, *args: Any, **kwargs: Any) -> None:
+        def init(self: batch_lookup._Batch, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            self.landed = Landing()
+            self.arrived = Arrival()
 
-        patch.setattr(siblings._Flight, "__init__", init)
+        patch.setattr(batch_lookup._Batch, "__init__", init)
         yield World(world, waiting)
 
 
-def test_threads_share_a_flight() -> None:
+def test_threads_share_a_batch() -> None:
     """Sixteen threads with any names of 2,000 make two requests, and wait for those."""
     with stepped(files(2000)) as world:
         for index in range(16):
@@ -474,9 +474,9 @@ def test_a_page_that_is_refused(error: type[OperationError]) -> None:
         world.pass_s(1.0)
         asked(world)
         world.client.inject("list", Fault(error=error("no")))
-        for name in names(1 + LOOKUPS_ALONE):
+        for name in names(1 + SINGLE_LOOKUPS):
             world.look(name)
-        assert asked(world) == (1, 1 + LOOKUPS_ALONE)
+        assert asked(world) == (1, 1 + SINGLE_LOOKUPS)
         world.look(b"f0030")
         assert asked(world) == (1, 0)
 

@@ -217,13 +217,13 @@ def test_spans_never_overlap(pairs: list[tuple[int, int]]) -> None:
 
 def bought(account: PageCredit, lookups: int, *, known: bool = True) -> list[bool]:
     """Return whether each of some lookups that no page answers may ask for a page."""
-    return [account.buys_page(0.0, known=known) for _ in range(lookups)]
+    return [account.buy_page(0.0, known=known) for _ in range(lookups)]
 
 
 def test_pages_that_answer_nobody_else() -> None:
     """After two pages for nothing sixteen lookups are made alone, then one more page is tried."""
     account = PageCredit(1.0)
-    cycle = [False] * pages.LOOKUPS_ALONE
+    cycle = [False] * pages.SINGLE_LOOKUPS
     assert bought(account, 53) == [True, True, *cycle, True, *cycle, True, *cycle, True]
 
 
@@ -235,7 +235,7 @@ def test_a_page_has_to_answer_two_more() -> None:
         for _ in range(20):
             seen += bought(account, 1)
             for _ in range(answers):
-                account.answered(0.0)
+                account.record_hit(0.0)
         assert (False in seen) == ends
 
 
@@ -243,7 +243,7 @@ def test_answers_are_not_saved_for_ever() -> None:
     """However many were answered, sixteen pages for nothing are the most."""
     account = PageCredit(1.0)
     for _ in range(1000):
-        account.answered(0.0)
+        account.record_hit(0.0)
     assert bought(account, 18) == [True] * 16 + [False] * 2
 
 
@@ -252,23 +252,23 @@ def test_where_nothing_was_listed() -> None:
     account = PageCredit(1.0)
     assert bought(account, 3, known=False) == [False, False, True]
     account = PageCredit(1.0)
-    account.answered(0.0)
-    account.answered(0.0)
+    account.record_hit(0.0)
+    account.record_hit(0.0)
     assert bought(account, 1, known=False) == [True]
 
 
 def test_lookups_far_between() -> None:
     """A lookup now and then never asks for a page where nothing was listed."""
     account = PageCredit(1.0)
-    assert not any(account.buys_page(0.5 * index, known=False) for index in range(50))
-    assert account.buys_page(100.0, known=True)
+    assert not any(account.buy_page(0.5 * index, known=False) for index in range(50))
+    assert account.buy_page(100.0, known=True)
 
 
 def test_a_pause() -> None:
     """After a page that told nothing sixteen lookups are made alone."""
     account = PageCredit(1.0)
     for _ in range(50):
-        account.answered(0.0)
+        account.record_hit(0.0)
     account.pause()
     assert bought(account, 18) == [False] * 16 + [True, False]
 
@@ -279,7 +279,7 @@ def test_a_directory_of_millions_at_random() -> None:
     count = 0
     for _ in range(10_000):
         if chance.random() < 0.01:
-            account.answered(0.0)
+            account.record_hit(0.0)
         else:
-            count += account.buys_page(0.0, known=False)
+            count += account.buy_page(0.0, known=False)
     assert 500 < count < 700

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mountpoint.listing.tree import DirectoryMerge, Entry, decide, is_name, told_by
+from mountpoint.listing.tree import DirectoryMerge, Entry, decide, decide_by_page, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
 from tests.unit.fake_client import list_page, path_page
 from tests.unit.tree_model import Tree, directories, linux_can_name, tree_of
@@ -204,7 +204,7 @@ def test_what_one_page_tells(
     """A LIST of what begins with a name is right where it is certain; a whole one is certain."""
     objects = {key: ObjectInfo(key, 1, 0, '"e"') for key in keys}
     page = lister(objects, b"a", None, max_keys)
-    certain, entry = told_by(page, b"a", b"a")
+    certain, entry = decide_by_page(page, b"a", b"a")
     below = any(key.startswith(b"a/") for key in keys)
     expected = decide(b"a", objects.get(b"a"), below)
     assert certain or page.next_token is not None
@@ -215,5 +215,5 @@ def test_what_one_page_tells(
 def test_what_a_page_without_versions_tells() -> None:
     """Where a store lists no ETag, or what makes no sense, it has to be asked for."""
     bare = ObjectInfo(b"a", 1, 0, "")
-    assert told_by(ListPage([bare], []), b"a", b"a") == (False, None)
-    assert told_by(ListPage([], [], None, 1), b"a", b"a") == (False, None)
+    assert decide_by_page(ListPage([bare], []), b"a", b"a") == (False, None)
+    assert decide_by_page(ListPage([], [], None, 1), b"a", b"a") == (False, None)
