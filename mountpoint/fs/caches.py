@@ -3,7 +3,7 @@
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.resolver import Resolver
 from mountpoint.listing.cache import ListingCache
-from mountpoint.listing.prefetch import WalkAhead
+from mountpoint.listing.prefetch import WalkPrefetcher
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo
 
@@ -16,12 +16,12 @@ class Caches:
     """
 
     def __init__(
-        self, listings: ListingCache, resolver: Resolver, ahead: WalkAhead, inodes: InodeTable
+        self, listings: ListingCache, resolver: Resolver, walks: WalkPrefetcher, inodes: InodeTable
     ) -> None:
         # dependencies
         self._listings = listings
         self._resolver = resolver
-        self._ahead = ahead
+        self._walks = walks
         self._inodes = inodes
         # mutable
         self.refreshes = 0
@@ -31,7 +31,7 @@ class Caches:
 
         `info` is the new object; None: there is none, or it is not known.
         """
-        self._ahead.changed()
+        self._walks.invalidate()
         if info is None:
             self._listings.discard(directory, name)
         else:
@@ -68,7 +68,7 @@ class Caches:
             key += last + b"/"
         self._listings.forget_below(key)
         self._resolver.forget_absent()
-        self._ahead.changed()
+        self._walks.invalidate()
         held = [each for each in self._inodes.below(key[:-1] if path else key) if each.parent]
         for each in held:
             each.fresh_until_s = 0.0

@@ -14,7 +14,7 @@ from mountpoint.fs.handles import DirectoryHandle
 from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.writes.context import WriteContext
 from mountpoint.listing.cache import ListingCache
-from mountpoint.listing.prefetch import WalkAhead
+from mountpoint.listing.prefetch import WalkPrefetcher
 from mountpoint.listing.tree import Entry, check_new
 from mountpoint.s3.client import NEW
 
@@ -35,18 +35,20 @@ class DirectoryEntry:
 class Directories:
     """The directories of one mount. Thread-safe; no lock is held while waiting."""
 
-    def __init__(self, context: WriteContext, listings: ListingCache, ahead: WalkAhead) -> None:
+    def __init__(
+        self, context: WriteContext, listings: ListingCache, walks: WalkPrefetcher
+    ) -> None:
         # dependencies
         self._mount = context
         self._listings = listings
-        self._ahead = ahead
+        self._walks = walks
         # constants
         self._markers = context.config.keep_directories
 
     def open(self, inode: Inode, process: int) -> DirectoryHandle:
         """Open a directory for a process. The first read starts the listing."""
         mount = self._mount
-        first = self._ahead.opened(process, inode.key)
+        first = self._walks.opened(process, inode.key)
         handle = DirectoryHandle(
             inode,
             process,
@@ -72,7 +74,7 @@ class Directories:
         ]
         start = max(position - len(dots), 0)
         entries = handle.read(start, ENTRIES_PER_READ)
-        self._ahead.listed(handle.process, inode.key, entries)
+        self._walks.listed(handle.process, inode.key, entries)
         for index, entry in enumerate(entries, start + len(dots)):
             mode = stat.S_IFDIR if entry.is_directory else stat.S_IFREG
             number = self._mount.inodes.number_of(inode, entry)

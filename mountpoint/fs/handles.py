@@ -13,8 +13,8 @@ from mountpoint.errors import BadHandle
 from mountpoint.fs.inodes import Inode
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.directory import DirectoryListing
-from mountpoint.listing.flat import Listed
-from mountpoint.listing.page_chain import Asked
+from mountpoint.listing.flat import CompleteDirectory
+from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.tree import Entry
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectClient
@@ -110,7 +110,7 @@ class DirectoryHandle:
         client: ObjectClient,
         retry_policy: RetryPolicy,
         listings: ListingCache,
-        first: Asked | Listed | None = None,
+        first: PageRequest | CompleteDirectory | None = None,
         local: Callable[[], list[Entry]] = list,
     ) -> None:
         # dependencies
@@ -123,11 +123,11 @@ class DirectoryHandle:
         self._beside = local()
 
     def rewind(self) -> None:
-        """Drop the listing if it has begun, so that the next read starts a new one."""
+        """Drop the listing if it has started, so that the next read starts a new one."""
         # Before the new listing starts: so one of them has a file that is uploaded meanwhile.
         self._beside = self._local()
         listing = self._listing
-        if listing.begun:
+        if listing.started:
             self._listing = self._new_listing()
             listing.close()
 

@@ -264,12 +264,12 @@ class Opener:
         direct = bool(flags & os.O_DIRECT)
         info = inode.info
         assert info is not None
-        asked_at_s = time.monotonic()
-        if not direct and self._believes(inode, info, asked_at_s):
+        requested_at_s = time.monotonic()
+        if not direct and self._believes(inode, info, requested_at_s):
             stream = self._stream_unasked(inode, info, process)
         else:
             stream = self._open_stream(inode, info, direct=direct, process=process)
-            self._listings.see(inode.directory, asked_at_s)
+            self._listings.see(inode.directory, requested_at_s)
         return ReadHandle(inode, stream, self, writer=writer)
 
     def _missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:

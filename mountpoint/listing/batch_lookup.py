@@ -120,7 +120,7 @@ class BatchLookups:
             if entry.is_directory or fresh_until_s - now_s > self.renew_before_s:
                 return
             span = self._listings.span_of(directory, entry.name)
-            if span is not None and span.asked_at_s > now_s - self._ttl_s + self.renew_before_s:
+            if span is not None and span.requested_at_s > now_s - self._ttl_s + self.renew_before_s:
                 return
             after = just_before(entry.name) if span is None else span.after
             requested = (directory, after) in self._batches or (
@@ -150,7 +150,7 @@ class BatchLookups:
                 return batch, False
             if span is None and directory in self._open_ended:
                 return None, False
-            if span is not None and span.asked_at_s > now_s - self._ttl_s:
+            if span is not None and span.requested_at_s > now_s - self._ttl_s:
                 batch = _Batch(directory, after, open_ended=False)
                 batch.arrived.set()  # the page has just arrived, or it lacks the name
                 return batch, False

@@ -49,13 +49,13 @@ class _Page:
     """
 
     __slots__ = (
-        "asked_at_s",
         "directory",
         "entries",
         "files",
         "first",
         "live",
         "number",
+        "requested_at_s",
         "until_s",
         "used",
     )
@@ -64,13 +64,13 @@ class _Page:
         self,
         number: int,
         directory: bytes,
-        asked_at_s: float,
+        requested_at_s: float,
         until_s: float,
         entries: list[Entry],
     ) -> None:
         self.number = number
         self.directory = directory
-        self.asked_at_s = asked_at_s
+        self.requested_at_s = requested_at_s
         self.until_s = until_s  # one float object for all lookups, because inodes keep it
         self.entries = {each.name: each if each.has_version else None for each in entries}
         self.live = 0
@@ -125,30 +125,30 @@ class ListingCache:
         self,
         directory: bytes,
         entries: list[Entry],
-        asked_at_s: float,
+        requested_at_s: float,
         span: Span | None = None,
     ) -> None:
-        """Add a page's entries. `asked_at_s` is the clock when the page was requested.
+        """Add a page's entries. `requested_at_s` is the clock when the page was requested.
 
         An entry without a version is not kept: each lookup must ask S3 for it.
         """
         with self._lock:
-            if self._is_forgotten(directory, asked_at_s):
+            if self._is_forgotten(directory, requested_at_s):
                 return
-            until_s = asked_at_s + self._ttl_s
-            page = _Page(next(self._numbers), directory, asked_at_s, until_s, entries)
+            until_s = requested_at_s + self._ttl_s
+            page = _Page(next(self._numbers), directory, requested_at_s, until_s, entries)
             self._put(page)
             if entries:
-                self._see(directory, asked_at_s)
+                self._see(directory, requested_at_s)
             if span is not None:
                 self._add_span(directory, span._replace(page=page.number))
             self._drop_old()
 
-    def see(self, directory: bytes, asked_at_s: float) -> None:
+    def see(self, directory: bytes, requested_at_s: float) -> None:
         """Record that a directory has an entry, so it and all directories above it exist."""
         with self._lock:
-            if not self._is_forgotten(directory, asked_at_s):
-                self._see(directory, asked_at_s)
+            if not self._is_forgotten(directory, requested_at_s):
+                self._see(directory, requested_at_s)
             self._drop_old()
 
     def span_of(self, directory: bytes, name: bytes) -> Span | None:
@@ -162,9 +162,9 @@ class ListingCache:
             if span is None:
                 return None
             self._spans.move_to_end(directory)
-            fresh = span.asked_at_s > self._clock() - self._ttl_s
+            fresh = span.requested_at_s > self._clock() - self._ttl_s
             if fresh and span.page not in self._pages:
-                span = span._replace(asked_at_s=-math.inf)
+                span = span._replace(requested_at_s=-math.inf)
             return span._replace(page=0)
 
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
@@ -191,15 +191,15 @@ class ListingCache:
             page = None if span is None else self._pages.get(span.page)
             if span is None or page is None or not span.tells_of(name):
                 return False
-            return name not in page.entries and page.asked_at_s > self._clock() - self._ttl_s
+            return name not in page.entries and page.requested_at_s > self._clock() - self._ttl_s
 
-    def missed(self, directory: bytes, name: bytes, asked_at_s: float) -> None:
-        """Record a lookup that found nothing; its request was sent at `asked_at_s`."""
+    def missed(self, directory: bytes, name: bytes, requested_at_s: float) -> None:
+        """Record a lookup that found nothing; its request was sent at `requested_at_s`."""
         if self._negative_ttl_s <= 0:
             return
         with self._lock:
-            if not self._is_forgotten(directory, asked_at_s):
-                _note(self._missed_at_s, (directory, name), asked_at_s, MAX_MISSES)
+            if not self._is_forgotten(directory, requested_at_s):
+                _note(self._missed_at_s, (directory, name), requested_at_s, MAX_MISSES)
             self._drop_old()
 
     def following(self, directory: bytes, name: bytes, count: int) -> list[Entry]:
@@ -294,11 +294,11 @@ class ListingCache:
 
     # --- lookups (lock held) ---
 
-    def _is_forgotten(self, directory: bytes, asked_at_s: float) -> bool:
-        """Whether a page requested at `asked_at_s` was invalidated since."""
+    def _is_forgotten(self, directory: bytes, requested_at_s: float) -> bool:
+        """Whether a page requested at `requested_at_s` was invalidated since."""
         if not self._forgotten_at_s:
             return False
-        while self._forgotten_at_s.get(directory, -math.inf) < asked_at_s:
+        while self._forgotten_at_s.get(directory, -math.inf) < requested_at_s:
             if not directory:
                 return False
             directory = directory[: directory.rfind(b"/", 0, -1) + 1]
@@ -308,7 +308,7 @@ class ListingCache:
         oldest_s = max(self._clock() - self._ttl_s, self._discarded_s(directory, name))
         place = self._of.get(directory)
         page = place and place.newest.get(name)
-        if page and page.asked_at_s > oldest_s:
+        if page and page.requested_at_s > oldest_s:
             entry = page.entries[name]
             if entry is not None and not self._is_gone(page, name):
                 page.used = True
@@ -326,7 +326,7 @@ class ListingCache:
         span = self._span_of(page.directory, name)
         if span is None or not span.tells_of(name):
             return False
-        return (span.asked_at_s, span.page) > (page.asked_at_s, page.number)
+        return (span.requested_at_s, span.page) > (page.requested_at_s, page.number)
 
     def _absent_at_s(self, directory: bytes, name: bytes) -> float:
         """Return the time of the newest proof that a name is missing; -inf if it may exist."""
@@ -335,11 +335,11 @@ class ListingCache:
         if span is not None and span.tells_of(name):
             page = self._pages.get(span.page)
             if page is not None and name not in page.entries:
-                said_s = max(said_s, span.asked_at_s)
+                said_s = max(said_s, span.requested_at_s)
         place = self._of.get(directory)
         newest = place and place.newest.get(name)
         denied_s = max(
-            newest.asked_at_s if newest else -math.inf,
+            newest.requested_at_s if newest else -math.inf,
             self._discarded_s(directory, name),
             self._seen_at_s.get(directory + name + b"/", -math.inf),
         )
@@ -361,7 +361,7 @@ class ListingCache:
         for name in page.entries:
             other = newest.get(name)
             if other is not None:
-                if other.asked_at_s > page.asked_at_s:
+                if other.requested_at_s > page.requested_at_s:
                     continue  # pages may arrive in another order than they were requested
                 other.live -= 1
                 if other.live == 0:
@@ -385,10 +385,10 @@ class ListingCache:
         if not place.firsts:
             del self._of[page.directory]
 
-    def _see(self, directory: bytes, asked_at_s: float) -> None:
+    def _see(self, directory: bytes, requested_at_s: float) -> None:
         while directory:
-            last_s = self._seen_at_s.get(directory, asked_at_s)
-            _note(self._seen_at_s, directory, max(last_s, asked_at_s), MAX_SEEN)
+            last_s = self._seen_at_s.get(directory, requested_at_s)
+            _note(self._seen_at_s, directory, max(last_s, requested_at_s), MAX_SEEN)
             directory = directory[: directory.rfind(b"/", 0, -1) + 1]
 
     def _add_span(self, directory: bytes, span: Span) -> None:
@@ -405,7 +405,7 @@ class ListingCache:
         oldest_s = self._clock() - self._kept_s
         while self._pages:
             page = next(iter(self._pages.values()))
-            if page.asked_at_s > oldest_s:
+            if page.requested_at_s > oldest_s:
                 if self._names <= MAX_NAMES and len(self._pages) <= MAX_PAGES:
                     break
                 if page.used:  # a second chance

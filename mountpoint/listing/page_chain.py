@@ -13,18 +13,18 @@ from mountpoint.listing.pages import reach_of
 from mountpoint.s3.client import ListPage
 
 
-class Asked(NamedTuple):
+class PageRequest(NamedTuple):
     """A page in flight, and the clock just before its request."""
 
     future: "Future[ListPage]"
-    asked_at_s: float
+    requested_at_s: float
 
 
-class Arrived(NamedTuple):
+class ArrivedPage(NamedTuple):
     """A page and its reach; None if the page proves nothing."""
 
     page: ListPage
-    asked_at_s: float
+    requested_at_s: float
     reach: bytes | None
 
     @property
@@ -46,25 +46,25 @@ class PageChain:
         self.token = token  # of the next page
         self.guessed = guessed
         self.reach = after  # of the arrived pages
-        self.asked: Asked | None = None
+        self.request: PageRequest | None = None
         self.ended = False
-        self.pages: deque[Arrived] = deque()  # arrived but not joined
+        self.pages: deque[ArrivedPage] = deque()  # arrived but not joined
         self._tokens = {token}
 
     @property
     def failed(self) -> bool:
         """Whether its request failed."""
-        if self.asked is None or not self.asked.future.done():
+        if self.request is None or not self.request.future.done():
             return False
-        return self.asked.future.cancelled() or self.asked.future.exception() is not None
+        return self.request.future.cancelled() or self.request.future.exception() is not None
 
     def collect(self, prefix: bytes) -> None:
         """Take the answer, if it has arrived. Raises BadAnswer if a token repeats."""
-        asked = self.asked
-        if asked is None or not asked.future.done() or self.failed:
+        request = self.request
+        if request is None or not request.future.done() or self.failed:
             return
-        self.asked = None
-        page = asked.future.result()
+        self.request = None
+        page = request.future.result()
         if page.next_token is not None and page.next_token in self._tokens:
             raise BadAnswer("the listing loops: a continuation token occurred twice")
         self._tokens.add(page.next_token)
@@ -72,9 +72,9 @@ class PageChain:
         self.token = page.next_token
         self.ended = page.next_token is None
         self.reach = reach or self.reach
-        self.pages.append(Arrived(page, asked.asked_at_s, reach))
+        self.pages.append(ArrivedPage(page, request.requested_at_s, reach))
 
     def cancel(self) -> None:
         """Cancel the request in flight."""
-        if self.asked is not None:
-            self.asked.future.cancel()
+        if self.request is not None:
+            self.request.future.cancel()

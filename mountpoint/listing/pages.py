@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
     after: bytes
     reach: bytes
-    asked_at_s: float
+    requested_at_s: float
     page: int = 0
 
     def tells_of(self, name: bytes) -> bool:

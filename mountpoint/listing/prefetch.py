@@ -21,8 +21,8 @@ import structlog
 
 from mountpoint.errors import OperationError
 from mountpoint.listing.cache import ListingCache
-from mountpoint.listing.flat import FlatListing, Listed
-from mountpoint.listing.page_chain import Asked
+from mountpoint.listing.flat import CompleteDirectory, FlatListing
+from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.pages import PageCredit
 from mountpoint.listing.tree import Entry
 from mountpoint.listing.walk_detector import WalkDetector
@@ -35,15 +35,15 @@ log = structlog.get_logger(__name__)
 #: read after the listing, and must also be younger than a second.
 MAX_AGE_S = 0.5
 #: Siblings that are listed in parallel.
-MAX_ASKED = 4
+MAX_SIBLINGS = 4
 #: Siblings listed before any was used; each one that is used allows two more.
-FIRST_TRUST = 4
-MAX_TRUST = 8
+FIRST_ALLOWED = 4
+MAX_ALLOWED = 8
 #: Processes that are tracked.
 MAX_WALKERS = 16
 
 
-class WalkAhead:
+class WalkPrefetcher:
     """The listings ahead of all walks. Thread-safe; no lock is held while waiting."""
 
     def __init__(
@@ -59,11 +59,11 @@ class WalkAhead:
         self._walkers: OrderedDict[int, _Walker] = OrderedDict()  # by process, last used last
         self._changed_at_s = -math.inf
 
-    def changed(self) -> None:
+    def invalidate(self) -> None:
         """Record a change by this mount: pages requested before are too old."""
         self._changed_at_s = math.nextafter(time.monotonic(), math.inf)
 
-    def opened(self, process: int, directory: bytes) -> Listed | Asked | None:
+    def opened(self, process: int, directory: bytes) -> CompleteDirectory | PageRequest | None:
         """Record that a process opens a directory; return its listing, if one is known.
 
         Waits for a page in flight, but no longer than one try. Raises nothing.
@@ -73,19 +73,19 @@ class WalkAhead:
             return None
         try:
             now_s = time.monotonic()
-            if not walker.walk.opened(directory, now_s):
+            if not walker.detector.opened(directory, now_s):
                 return None
             oldest_s = max(now_s - self._max_age_s, self._changed_at_s)
-            asked = walker.next.take(directory, oldest_s)
-            if asked is None:
-                whole = walker.flat.take(directory, walker.walk.top, oldest_s)
-                if whole is not None:
-                    return whole
+            request = walker.siblings.pop(directory, oldest_s)
+            if request is None:
+                complete = walker.flat.find(directory, walker.detector.top, oldest_s)
+                if complete is not None:
+                    return complete
             else:
-                walker.flat.skip()
-            if walker.flat.rests:
-                walker.next.ask(walker.walk.next_after(directory, MAX_ASKED))
-            return asked
+                walker.flat.skip_directory()
+            if walker.flat.paused:
+                walker.siblings.send(walker.detector.next_after(directory, MAX_SIBLINGS))
+            return request
         finally:
             walker.busy.release()
 
@@ -94,7 +94,7 @@ class WalkAhead:
         children = [directory + each.name + b"/" for each in entries if each.is_directory]
         walker = self._walker(process) if children else None
         if walker is not None:
-            walker.walk.listed(directory, children)
+            walker.detector.listed(directory, children)
             walker.busy.release()
 
     def _walker(self, process: int) -> "_Walker | None":
@@ -122,12 +122,12 @@ class _Walker:
         self, client: ObjectClient, retry_policy: RetryPolicy, listings: ListingCache, ttl_s: float
     ) -> None:
         self.busy = threading.Lock()
-        self.walk = WalkDetector()
-        self.flat = _Flat(client, retry_policy, listings, ttl_s)
-        self.next = _Next(client)
+        self.detector = WalkDetector()
+        self.flat = _FlatPrefetch(client, retry_policy, listings, ttl_s)
+        self.siblings = _SiblingPrefetch(client)
 
 
-class _Flat:
+class _FlatPrefetch:
     """A flat listing that stays ahead of a walk."""
 
     def __init__(
@@ -138,66 +138,68 @@ class _Flat:
         self._retry_policy = retry_policy
         self._listings = listings
         # mutable
-        self._account = PageCredit(ttl_s)
+        self._credit = PageCredit(ttl_s)
         self._base = b""
         self._listing: FlatListing | None = None
         self._token: str | None = None  # of the page after the last one
-        self._asked: Asked | None = None  # the page in flight
-        self._whole: dict[bytes, Listed] = {}
-        self._to_come = 0  # directories of the last page that are still to be opened
-        self._few = 0  # the next page is requested when no more than this are to be opened
+        self._request: PageRequest | None = None  # the page in flight
+        self._complete: dict[bytes, CompleteDirectory] = {}
+        self._unopened = 0  # directories of the last page that are still to be opened
+        self._next_at = 0  # the next page is requested when no more than this are to be opened
 
     @property
-    def rests(self) -> bool:
+    def paused(self) -> bool:
         """Whether the last pages were not worth their cost: the directories are too large."""
-        return self._account.paused
+        return self._credit.paused
 
-    def skip(self) -> None:
+    def skip_directory(self) -> None:
         """Record a directory that did not need this listing."""
-        self._account.skip()
+        self._credit.skip()
 
-    def take(self, directory: bytes, base: bytes, oldest_s: float) -> Listed | None:
+    def find(self, directory: bytes, base: bytes, oldest_s: float) -> CompleteDirectory | None:
         """Return a directory of a walk that began at `base`, if it is complete."""
-        self._whole = {
-            prefix: each for prefix, each in self._whole.items() if each.asked_at_s >= oldest_s
+        self._complete = {
+            prefix: each
+            for prefix, each in self._complete.items()
+            if each.requested_at_s >= oldest_s
         }
-        if directory not in self._whole:
-            if self._asked is None:
-                self._ask_for(directory, base)
+        if directory not in self._complete:
+            if self._request is None:
+                self._request_covering(directory, base)
             self._receive()
-        found = self._whole.get(directory)
+        found = self._complete.get(directory)
         if found is not None:
-            self._account.record_hit(time.monotonic())
-            self._to_come -= 1
-            if self._to_come <= self._few:
-                self._ask_next()
+            self._credit.record_hit(time.monotonic())
+            self._unopened -= 1
+            if self._unopened <= self._next_at:
+                self._request_next()
         return found
 
-    def _ask_for(self, directory: bytes, base: bytes) -> None:
+    def _request_covering(self, directory: bytes, base: bytes) -> None:
         """Request a page that covers a directory, if one is worth its cost."""
         if self._listing is not None and self._listing.is_in(directory):
             # The directory is larger than the page ahead. Its subdirectories, if any, are known.
-            if self._to_come <= 0:
-                self._ask_next()
+            if self._unopened <= 0:
+                self._request_next()
             return
         self._stop()
-        if self._account.buy_page(time.monotonic(), known=True):
+        if self._credit.buy_page(time.monotonic(), known=True):
             self._base = base
             self._listing = FlatListing(base, directory)
-            self._ask(directory, None)
+            self._send(directory, None)
 
-    def _ask_next(self) -> None:
+    def _request_next(self) -> None:
         if (
-            self._asked is None
+            self._request is None
             and self._token is not None
-            and self._account.buy_page(time.monotonic(), known=True)
+            and self._credit.buy_page(time.monotonic(), known=True)
         ):
-            self._ask(None, self._token)
+            self._send(None, self._token)
 
-    def _ask(self, start_after: bytes | None, token: str | None) -> None:
-        asked_at_s = time.monotonic()
+    def _send(self, start_after: bytes | None, token: str | None) -> None:
+        requested_at_s = time.monotonic()
         future = self._client.list(self._base, start_after=start_after, token=token, flat=True)
-        self._asked = Asked(future, asked_at_s)
+        self._request = PageRequest(future, requested_at_s)
 
     def _stop(self) -> None:
         self._listing = None
@@ -205,51 +207,53 @@ class _Flat:
 
     def _receive(self) -> None:
         """Wait for the page in flight, if there is one."""
-        asked, self._asked = self._asked, None
-        if asked is None or self._listing is None:
+        request, self._request = self._request, None
+        if request is None or self._listing is None:
             return
         try:
-            page = asked.future.result(self._retry_policy.once_s)
-            whole = self._listing.feed(page, asked.asked_at_s)
+            page = request.future.result(self._retry_policy.once_s)
+            complete = self._listing.feed(page, request.requested_at_s)
         except (OperationError, CancelledError, TimeoutError) as error:
-            asked.future.cancel()
+            request.future.cancel()
             prefix = self._base.decode("utf-8", "backslashreplace")
             log.debug("a tree could not be listed in advance", prefix=prefix, reason=str(error))
-            whole = None
-        if whole is None:
+            complete = None
+        if complete is None:
             self._stop()
-            self._account.pause()
+            self._credit.pause()
             return
         self._token = page.next_token
-        self._whole |= {each.prefix: each for each in whole}
-        self._to_come = len(whole)
-        self._few = len(whole) // 2
-        for each in whole:
-            self._listings.see(each.prefix, each.asked_at_s)
+        self._complete |= {each.prefix: each for each in complete}
+        self._unopened = len(complete)
+        self._next_at = len(complete) // 2
+        for each in complete:
+            self._listings.see(each.prefix, each.requested_at_s)
 
 
-class _Next:
+class _SiblingPrefetch:
     """The next siblings, listed in parallel."""
 
     def __init__(self, client: ObjectClient) -> None:
         self._client = client
-        self._trust = FIRST_TRUST
-        self._asked: dict[bytes, Asked] = {}
+        self._allowed = FIRST_ALLOWED
+        self._requests: dict[bytes, PageRequest] = {}
 
-    def take(self, directory: bytes, oldest_s: float) -> Asked | None:
+    def pop(self, directory: bytes, oldest_s: float) -> PageRequest | None:
         """Return the request for a directory, if one was sent."""
-        for prefix, asked in list(self._asked.items()):
-            if asked.asked_at_s < oldest_s:
-                self._asked.pop(prefix).future.cancel()
-        found = self._asked.pop(directory, None)
+        for prefix, request in list(self._requests.items()):
+            if request.requested_at_s < oldest_s:
+                self._requests.pop(prefix).future.cancel()
+        found = self._requests.pop(directory, None)
         if found is not None:
-            self._trust = min(self._trust + 2, MAX_TRUST)
+            self._allowed = min(self._allowed + 2, MAX_ALLOWED)
         return found
 
-    def ask(self, directories: list[bytes]) -> None:
+    def send(self, directories: list[bytes]) -> None:
         """Request the next directories, as many as earlier use allows."""
         for directory in directories:
-            if self._trust > 0 and directory not in self._asked:
-                self._trust -= 1
-                asked_at_s = time.monotonic()
-                self._asked[directory] = Asked(self._client.list(directory), asked_at_s)
+            if self._allowed > 0 and directory not in self._requests:
+                self._allowed -= 1
+                requested_at_s = time.monotonic()
+                self._requests[directory] = PageRequest(
+                    self._client.list(directory), requested_at_s
+                )

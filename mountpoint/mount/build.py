@@ -26,7 +26,7 @@ from mountpoint.fs.writes.reopen import Held
 from mountpoint.fs.writes.staged.writes import StagedWrites
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.listing.cache import ListingCache
-from mountpoint.listing.prefetch import WalkAhead
+from mountpoint.listing.prefetch import WalkPrefetcher
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
@@ -68,8 +68,8 @@ def build_filesystem(
         negative_ttl_s=config.negative_ttl_s,
         attributes=change.keeps_attributes,
     )
-    ahead = WalkAhead(client, retry_policy, listings, config.ttl_s)
-    caches = Caches(listings, resolver, ahead, inodes)
+    walks = WalkPrefetcher(client, retry_policy, listings, config.ttl_s)
+    caches = Caches(listings, resolver, walks, inodes)
     context = WriteContext(
         client=client,
         retry_policy=retry_policy,
@@ -120,7 +120,7 @@ def build_filesystem(
         renew_before_s=resolver.renew_before_s,
         mounted_at_ns=time.time_ns(),
     )
-    directories = Directories(context, listings, ahead)
+    directories = Directories(context, listings, walks)
     return FileSystem(
         inodes=inodes,
         resolver=resolver,

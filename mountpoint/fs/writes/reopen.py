@@ -96,7 +96,7 @@ class Held:
             raise
 
     def _catch_up(self, inode: Inode) -> None:
-        asked_at_s = time.monotonic()
+        requested_at_s = time.monotonic()
         try:
             start = functools.partial(self._client.head, inode.key)
             entry = Entry(inode.name, self._retry_policy.ask(start).answer())
@@ -106,5 +106,5 @@ class Held:
         written = self._local.file(inode.directory, inode.name) is not None
         if written or any(each is not None and self._is_written(each) for each in (inode, other)):
             raise NotPermitted(BEING_WRITTEN, BY_DESCRIPTOR_HINT)
-        if not self._readers.catch_up(inode, entry, asked_at_s + self._ttl_s):
+        if not self._readers.catch_up(inode, entry, requested_at_s + self._ttl_s):
             raise NotPermitted(BEING_READ, BY_DESCRIPTOR_HINT)

@@ -28,7 +28,7 @@ from mountpoint.fs import filesystem
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
-from mountpoint.listing.directory import MOST_AHEAD
+from mountpoint.listing.directory import MAX_PARALLEL
 from mountpoint.listing.tree import FEW_KEYS
 from mountpoint.s3.client import ListPage, ObjectInfo
 from tests.soak import examples
@@ -643,7 +643,7 @@ def test_three_thousand_files() -> None:
         names = world.names(number)
         assert len(set(names)) == len(names) == 3000
         listed = world.client.count()
-        assert listed <= before + 3 + MOST_AHEAD
+        assert listed <= before + 3 + MAX_PARALLEL
         for name in names:
             assert world.fs.lookup(number, name).size_bytes == len(b"%d" % int(name))
         assert world.client.count() == listed

@@ -16,7 +16,7 @@ from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable
 from mountpoint.fs.inodes import ROOT, Inode
 from mountpoint.listing import directory
 from mountpoint.listing.cache import ListingCache
-from mountpoint.listing.page_chain import Asked
+from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.pages import END
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -38,7 +38,7 @@ class Opened:
         self.inode = Inode(ROOT, None, prefix, None)
         self.handle = self.new_handle()
 
-    def new_handle(self, first: Asked | None = None) -> DirectoryHandle:
+    def new_handle(self, first: PageRequest | None = None) -> DirectoryHandle:
         retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
         return DirectoryHandle(self.inode, 0, self.client, retry_policy, self.listings, first)
 
@@ -204,7 +204,7 @@ def test_a_first_page_that_was_asked_before(client: FakeClient) -> None:
     """A handle may be given its first page: that is of the first listing, not of those after it."""
     client.put(b"a", b"")
     opened = Opened(client)
-    first = Asked(client.list(b""), time.monotonic())
+    first = PageRequest(client.list(b""), time.monotonic())
     opened.handle = opened.new_handle(first)
     opened.handle.rewind()
     assert names(opened.handle.read(0, 10)) == [b"a"]

@@ -117,15 +117,15 @@ def test_pages_that_were_asked_for_before() -> None:
     listings = ListingCache(10.0, clock, negative_ttl_s=10.0)
     listings.forget_below(b"d/")
     for directory in (b"d/", b"d/e/"):
-        listings.add(directory, names(b"a"), asked_at_s=99.0)
+        listings.add(directory, names(b"a"), requested_at_s=99.0)
         listings.see(directory, 99.0)
         listings.missed(directory, b"x", 99.0)
         assert listings.find(directory, b"a") is None
         assert listings.absent(directory, b"x") is None
     assert listings.find(b"", b"d") is None
-    listings.add(b"de/", names(b"a"), asked_at_s=99.0)
+    listings.add(b"de/", names(b"a"), requested_at_s=99.0)
     assert listings.find(b"de/", b"a") is not None
     clock.now_s = 100.5
-    listings.add(b"d/", names(b"a"), asked_at_s=100.25)
+    listings.add(b"d/", names(b"a"), requested_at_s=100.25)
     assert listings.find(b"d/", b"a") is not None
     listings.check()

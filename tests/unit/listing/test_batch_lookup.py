@@ -24,7 +24,7 @@ from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.inodes import ROOT
 from mountpoint.listing import batch_lookup
 from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
-from mountpoint.listing.directory import MOST_AHEAD
+from mountpoint.listing.directory import MAX_PARALLEL
 from mountpoint.listing.pages import SINGLE_LOOKUPS
 from mountpoint.listing.tree import FEW_KEYS, is_name
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -144,7 +144,7 @@ def test_in_any_order(count: int) -> None:
         world.names()
         pages = -(-count // 1000)
         lists, *lone = asked(world)  # some are asked for beyond the end
-        assert pages <= lists <= pages + MOST_AHEAD
+        assert pages <= lists <= pages + MAX_PARALLEL
         assert lone == [0]
         for second in range(3):
             world.pass_s(1.0)

@@ -37,7 +37,7 @@ def test_good_for_a_lookup_until_the_page_is_old() -> None:
     """An entry is found, with its end, until its page was asked for ttl seconds ago."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
-    listings.add(b"d/", names(b"a", b"b"), asked_at_s=99.5)
+    listings.add(b"d/", names(b"a", b"b"), requested_at_s=99.5)
     assert listings.find(b"d/", b"a") == (entry(b"a"), 100.5)
     clock.now_s = 100.49
     assert listings.find(b"d/", b"b") == (entry(b"b"), 100.5)
@@ -351,7 +351,7 @@ def test_following() -> None:
 
 class Page(NamedTuple):
     directory: bytes
-    asked_at_s: float
+    requested_at_s: float
     entries: dict[bytes, Entry]
 
 
@@ -390,16 +390,16 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
                 discarded[directory, name] = clock.now_s
             case ("pass", int() as seconds):
                 clock.now_s += seconds
-        pages = [page for page in pages if page.asked_at_s > clock.now_s - TTL_S]
+        pages = [page for page in pages if page.requested_at_s > clock.now_s - TTL_S]
         for directory in (b"", b"d/"):
             for name in (b"a", b"b", b"c"):
                 expected = None
                 newest = -1.0
                 for page in pages:
                     here = page.directory == directory and name in page.entries
-                    here = here and page.asked_at_s > discarded.get((directory, name), 0.0)
-                    if here and page.asked_at_s >= newest:
-                        newest = page.asked_at_s
+                    here = here and page.requested_at_s > discarded.get((directory, name), 0.0)
+                    if here and page.requested_at_s >= newest:
+                        newest = page.requested_at_s
                         expected = (page.entries[name], newest + TTL_S)
                 assert listings.find(directory, name) == expected
         listings.check()

@@ -15,12 +15,12 @@ from mountpoint.errors import AccessDenied, Interrupted, ServerFault
 from mountpoint.listing import flat
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.directory import (
-    FIRST_AHEAD,
-    MOST_AHEAD,
+    FIRST_PARALLEL,
+    MAX_PARALLEL,
     READY_NAMES,
     DirectoryListing,
 )
-from mountpoint.listing.page_chain import Asked
+from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.pages import END
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ListPage, ObjectInfo
@@ -190,7 +190,7 @@ def test_requests_are_bounded(
     """However bad guesses are: half as many requests again as pages, and those under way."""
     with Rounds(keys, lister=order, seed=seed, page_size=page_size) as client:
         Listed(client).read_all()
-        assert client.count() <= 1.5 * plain(client)[1] + MOST_AHEAD
+        assert client.count() <= 1.5 * plain(client)[1] + MAX_PARALLEL
 
 
 @settings(deadline=None, max_examples=examples(100))
@@ -252,10 +252,10 @@ def hashed(count: int) -> list[bytes]:
     ("keys", "requests", "rounds"),
     [
         (counted(1000), 1, 1),
-        (counted(1001), 1 + FIRST_AHEAD, 2),
-        (counted(5000), 1 + FIRST_AHEAD + 6, 3),
+        (counted(1001), 1 + FIRST_PARALLEL, 2),
+        (counted(5000), 1 + FIRST_PARALLEL + 6, 3),
         (counted(10_000), 11, 4),
-        (counted(10_000, width=9), 11 + MOST_AHEAD, 4),
+        (counted(10_000, width=9), 11 + MAX_PARALLEL, 4),
         (hashed(10_000), 13.5, 5),
         ([b"%s/x" % name for name in counted(10_000)], 11, 4),
     ],
@@ -286,7 +286,7 @@ def test_a_reader_that_stops() -> None:
         for _ in range(200):
             listed.listing.read(1000, 10)
             client.step(client.under_way())
-        assert client.count() <= 1 + READY_NAMES // 1000 + 1 + MOST_AHEAD
+        assert client.count() <= 1 + READY_NAMES // 1000 + 1 + MAX_PARALLEL
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_uneven_names(width: int) -> None:
     with Rounds(keys) as client:
         entries = Listed(client).read_all()
         assert sorted(names(entries)) == sorted(truth(keys))
-        assert client.count() <= 1.5 * plain(client)[1] + MOST_AHEAD
+        assert client.count() <= 1.5 * plain(client)[1] + MAX_PARALLEL
 
 
 # --- Stores that know no start-after ---
@@ -345,8 +345,8 @@ def test_a_store_that_misunderstands(store: Lister) -> None:
     with Rounds(counted(9000), lister=store) as client:
         assert names(Listed(client).read_all()) == counted(9000)
         starts = [request for request in client.requests if request.start_after is not None]
-        assert len(starts) <= FIRST_AHEAD
-        assert client.count() <= 9 + FIRST_AHEAD
+        assert len(starts) <= FIRST_PARALLEL
+        assert client.count() <= 9 + FIRST_PARALLEL
 
 
 def test_a_start_that_is_refused() -> None:
@@ -356,7 +356,7 @@ def test_a_start_that_is_refused() -> None:
             Fault(error=AccessDenied("no")) if request.start_after is not None else None
         )
         assert names(Listed(client).read_all()) == counted(9000)
-        assert sum(request.start_after is not None for request in client.requests) <= FIRST_AHEAD
+        assert sum(request.start_after is not None for request in client.requests) <= FIRST_PARALLEL
 
 
 # --- Waiting ---
@@ -368,7 +368,7 @@ def test_a_silent_guess_is_not_waited_for_long() -> None:
         client.script = lambda request: Fault(silent=request.start_after is not None)
         listed = Listed(client, try_s=0.05)
         assert names(listed.read_all()) == counted(4000)
-        assert client.cancelled >= FIRST_AHEAD - 1
+        assert client.cancelled >= FIRST_PARALLEL - 1
 
 
 @pytest.mark.parametrize("reader_needs", [0, 1000])
@@ -415,7 +415,7 @@ def test_readers_in_threads() -> None:
         for thread in threads:
             thread.join(SAFE_S)
         assert all(found[which] == keys for which in range(8))
-        assert client.count() <= 2 * 60 + MOST_AHEAD
+        assert client.count() <= 2 * 60 + MAX_PARALLEL
 
 
 # --- What was asked before ---
@@ -424,16 +424,16 @@ def test_readers_in_threads() -> None:
 def test_a_first_page_that_was_asked_before() -> None:
     """The page is taken, with the time when it was asked for; a rewind is not in its way."""
     with Rounds(counted(1500)) as client:
-        first = Asked(client.list(b""), 12.5)
+        first = PageRequest(client.list(b""), 12.5)
         listed = Listed(client, first=first)
-        begun = listed.listing.begun
+        begun = listed.listing.started
         assert listed.listing.read(0, 1)[0].name == b"f0000"
         assert client.count() == 1
-        assert (begun, listed.listing.begun) == (False, True)
+        assert (begun, listed.listing.started) == (False, True)
         assert names(listed.read_all()) == counted(1500)
         span = listed.listings.span_of(b"", b"f0000")
         assert span is not None
-        assert span.asked_at_s == 12.5
+        assert span.requested_at_s == 12.5
 
 
 def test_a_first_page_that_failed() -> None:
@@ -441,7 +441,7 @@ def test_a_first_page_that_failed() -> None:
     failed: Future[ListPage] = Future()
     failed.set_exception(ServerFault("500"))
     with Rounds(counted(10)) as client:
-        listed = Listed(client, first=Asked(failed, 0.0))
+        listed = Listed(client, first=PageRequest(failed, 0.0))
         assert names(listed.read_all()) == counted(10)
         assert client.count() == 1
 
@@ -450,14 +450,14 @@ def test_a_listing_that_is_known() -> None:
     """A whole listing needs no request, and is known to lookups as of its own time."""
     with Rounds(counted(100)) as client:
         entries, _ = plain(client)
-        listed = Listed(client, first=flat.Listed(b"", entries, 5.0))
-        begun = listed.listing.begun
+        listed = Listed(client, first=flat.CompleteDirectory(b"", entries, 5.0))
+        begun = listed.listing.started
         assert listed.read_all() == entries
-        assert (begun, listed.listing.begun) == (False, True)
+        assert (begun, listed.listing.started) == (False, True)
         assert client.count() == 0
         span = listed.listings.span_of(b"", b"f0050")
         assert span is not None
-        assert (span.after, span.reach, span.asked_at_s) == (b"", END, 5.0)
+        assert (span.after, span.reach, span.requested_at_s) == (b"", END, 5.0)
 
 
 def test_what_pages_leave() -> None:

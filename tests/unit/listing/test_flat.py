@@ -42,7 +42,7 @@ def feed_all(
             assert whole is not None
             for each in whole:
                 assert each.prefix not in found
-                found[each.prefix] = each.entries, each.asked_at_s, number
+                found[each.prefix] = each.entries, each.requested_at_s, number
             token, number = page.next_token, number + 1
             if token is None:
                 return found

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mountpoint.errors import AccessDenied, Interrupted, NoSuchEntry, ServerFault
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from mountpoint.listing.prefetch import FIRST_TRUST, MAX_AGE_S, MAX_ASKED, MAX_WALKERS
+from mountpoint.listing.prefetch import FIRST_ALLOWED, MAX_AGE_S, MAX_SIBLINGS, MAX_WALKERS
 from mountpoint.listing.tree import is_name
 from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault, Request
@@ -171,7 +171,7 @@ def test_a_walk_that_stops() -> None:
             for count, _ in enumerate(walk(world, stats=False)):
                 if count == 12:
                     break
-            assert len(begun(world)) <= 13 + MAX_ASKED
+            assert len(begun(world)) <= 13 + MAX_SIBLINGS
             assert asked(world)[1] <= 2
 
 
@@ -184,7 +184,7 @@ def test_only_some_directories() -> None:
         lines = world.lines(parent, PROCESS)[2:]
         for line in lines[::10]:
             world.lines(world.fs.lookup(parent, line.name).inode, PROCESS)
-        assert len(begun(world)) <= 1 + 40 + FIRST_TRUST
+        assert len(begun(world)) <= 1 + 40 + FIRST_ALLOWED
         assert asked(world)[1] <= 5
 
 
@@ -260,7 +260,7 @@ def test_walkers_are_forgotten() -> None:
     with mounted(tree(2, 2, 2)) as world:
         for process in range(1, 10 * MAX_WALKERS):
             world.lines(ROOT, process)
-        assert len(world.fs._caches._ahead._walkers) == MAX_WALKERS
+        assert len(world.fs._caches._walks._walkers) == MAX_WALKERS
 
 
 def test_no_staleness_allowed() -> None:
