@@ -27,7 +27,7 @@ class Caches:
         self.refreshes = 0
 
     def changed(self, directory: bytes, name: bytes, info: ObjectInfo | None) -> None:
-        """Take note that this mount has changed a name, after S3 has.
+        """Record that this mount has changed a name, after S3 has stored the change.
 
         `info` is the new object; None: there is none, or it is not known.
         """
@@ -38,7 +38,7 @@ class Caches:
             self._listings.made(directory, Entry(name, info))
 
     def gone(self, directory: bytes, name: bytes) -> None:
-        """Take note that this mount has removed a name."""
+        """Record that this mount has removed a name."""
         self._listings.gone(directory, name)
 
     def forget_below(self, prefix: bytes) -> None:
@@ -46,7 +46,7 @@ class Caches:
         self._listings.forget_below(prefix)
 
     def disbelieve(self, inode: Inode) -> None:
-        """Take note that an inode's version is no longer the newest one."""
+        """Record that an inode's version is no longer the newest one."""
         self._listings.discard(inode.directory, inode.name)
         inode.fresh_until_s = 0.0
 

@@ -60,7 +60,7 @@ class Inode:
 
     A `find` makes the kernel hold millions of them. So a file's key is built from its directory's
     key and its name, the `ObjectInfo` is packed into one `bytes`, and numbers are short. An inode
-    takes 340 bytes in place of 800 (CPython 3.11, names of 30 bytes in keys of 60, ETags of 32
+    takes 340 bytes instead of 800 (CPython 3.11, names of 30 bytes in keys of 60, ETags of 32
     digits).
 
     `parent` is the directory of the inode; the root has None, and its `name` is its prefix.

@@ -1,4 +1,4 @@
-"""Open files: for reading, or by the back end of writing.
+"""Open files, for reading or through the writing back end.
 
 By default `open` asks S3, in the request that also fetches the first bytes.
 
@@ -38,7 +38,7 @@ from mountpoint.s3.retry import RetryPolicy
 ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 #: The kernel always reads larger files ahead. With reads of 4 KiB, each a round trip through the
-#: kernel, they would be read at 150 MB/s in place of 600.
+#: kernel, they would be read at 150 MB/s instead of 600.
 MOST_LOOKED_AT = 64 << 20
 
 
@@ -180,9 +180,9 @@ class Opener:
     def open(self, inode: Inode, flags: int, process: int) -> OpenFile:
         """Open a file to read or to change it. Its inode counts an open.
 
-        `process` opens it to change it, or is the thread that opens it to read it; 0: not known.
-        Raises StaleInode or Superseded if the kernel has to look the name up again, NoSuchEntry,
-        ObjectArchived, NotPermitted, and S3Errors.
+        `process` is the process that opens it for writing, or the thread that opens it for reading;
+        0: unknown. Raises StaleInode or Superseded if the kernel has to look the name up again,
+        NoSuchEntry, ObjectArchived, NotPermitted, and S3Errors.
         """
         self._inodes.opened(inode)  # keeps the inode while S3 is asked
         try:
@@ -210,7 +210,7 @@ class Opener:
     # --- what open files report ---
 
     def take_over(self, reading: ReadHandle, offset: int | None) -> OpenFile:
-        """Open a file that is open for reading to write it; that handle takes the other's number.
+        """Open a file for writing that is open for reading; the new handle takes the number.
 
         See WriteBackend. The kernel serializes writes and truncations of an inode.
         """
@@ -285,7 +285,7 @@ class Opener:
         return StaleInode("the object was replaced or deleted")
 
     def _is_gone(self, inode: Inode) -> bool:
-        """Whether a missing object has left no file or directory of its name."""
+        """Whether no file or directory has the name of a missing object."""
         try:
             entry, _ = self._resolver.resolve(inode.parent or inode, inode.name)
         except NoSuchEntry:

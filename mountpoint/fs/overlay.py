@@ -43,7 +43,7 @@ class Writer(Protocol):
     def unlink(self) -> bool:
         """Remove the file's name; False: the file is complete or closed now.
 
-        Its handles go on working. Raises NotPermitted, and S3Errors.
+        Its handles continue to work. Raises NotPermitted, and S3Errors.
         """
 
     def await_end(self, *, replaced: bool) -> None:

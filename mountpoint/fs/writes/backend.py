@@ -1,4 +1,4 @@
-"""What the file system asks of a back end of writing.
+"""The interface of the two writing back ends for the file system.
 
 `StreamedWrites` and `StagedWrites` are the two. A mount has one of them. Files that are being
 written have a `Writer` (`overlay`), and each open of one an `OpenFile` (`handles`).
@@ -27,9 +27,10 @@ class WriteBackend(Protocol):
         """Whether an inode is open for writing."""
 
     def take_over(self, inode: Inode, process: int | None, offset: int | None) -> OpenFile:
-        """Open a file to write it at `offset`, which `process` has opened with O_RDWR to read.
+        """Open a file for writing at `offset`; `process` has opened it with O_RDWR for reading.
 
-        `process` None: it was opened only to read. `offset` None: the file is cut to nothing.
+        `process` None: it was opened only for reading. `offset` None: truncate the file to zero
+        bytes.
         """
 
     def truncate(self, inode: Inode, size_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a mount that its changes need."""
+"""The parts of a mount that changes of its files need."""
 
 import functools
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mountpoint.upload.uploads import Uploads
 
 @dataclass(frozen=True, slots=True)
 class WriteContext:
-    """The parts of one mount that its changes need, and the requests that several changes send."""
+    """The parts of one mount that changes of its files need, and their common requests."""
 
     client: ObjectClient
     retry_policy: RetryPolicy

@@ -8,7 +8,7 @@ after it and under the new name. For that the caller passes a function that retu
 lock calls it again after each wait.
 
 There is no deadlock as long as no thread takes a second lock while it holds one: a rename takes all
-of its keys at once, and the changes that it waits for wait for nothing here. A wait ends when the
+its keys in one step, and the changes that it waits for do not wait here. A wait ends when the
 changes before it end, whose own waits are bounded, or with the mount.
 """
 

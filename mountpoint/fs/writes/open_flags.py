@@ -1,4 +1,4 @@
-"""What the flags of open(2) ask of a file that exists, and which options permit it. Pure."""
+"""The effect of open(2)'s flags on an existing file, and the options that permit it. Pure."""
 
 import os
 

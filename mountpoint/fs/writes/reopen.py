@@ -56,11 +56,11 @@ class Held:
         self._ttl_s = ttl_s
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        #: Until when (monotonic clock) a thread that was told to look again is expected.
+        #: Until when (monotonic clock) a thread is expected after its new lookup.
         self._told: dict[tuple[InodeNumber, int], float] = {}
 
     def comes_again(self, inode: Inode, thread: int) -> bool:
-        """Whether a thread opens the same inode again; else note that it is told to look again.
+        """Whether a thread opens the same inode again; else note that a new lookup is due.
 
         `thread` is 0 if it is not known.
         """

@@ -1,4 +1,4 @@
-"""A staged file that is open: its handles, its uploads, and what becomes of its name."""
+"""An open staged file: its handles, its uploads, and changes of its name."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The attributes of a file that is streamed, until its object has them."""
+"""The attributes of a streamed file, until its object has them."""
 
 import time
 from dataclasses import replace

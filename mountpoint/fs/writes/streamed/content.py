@@ -1,4 +1,4 @@
-"""The bytes of a file that is streamed: the object that there is, and the upload to follow it."""
+"""The bytes of a streamed file: its object, and the upload that follows."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The handle of a file that is streamed to S3."""
+"""The handle of a streamed file."""
 
 from mountpoint.errors import NO_OPTION, BadHandle, PreconditionFailed
 from mountpoint.fs.inodes import Inode

@@ -79,10 +79,11 @@ class WriteOpener:
                 return opened
 
     def take_over(self, inode: Inode, process: int | None, offset: int | None) -> StreamedHandle:
-        """Start writing a file that `process` has opened with O_RDWR and only read so far.
+        """Start to write a file that `process` has opened with O_RDWR and only read so far.
 
-        `offset` is where the write begins, which must be the end of the file. None: the file is cut
-        to nothing and written anew. Raises BadHandle, NotPermitted, and what `change` raises.
+        `offset` is where the write begins, which must be the end of the file. None: truncate the
+        file to zero bytes and write it again. Raises BadHandle, NotPermitted, and what `change`
+        raises.
         """
         if process is None:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
@@ -103,7 +104,7 @@ class WriteOpener:
         """Whether the object that a writer has uploaded is still the newest version.
 
         Returns False if this mount has changed it in the meantime. Raises StaleInode or NotFound if
-        somebody else has replaced or deleted it.
+        another client has replaced or deleted it.
         """
         base = writer.uploaded
         if base is None or writer.removed:
@@ -125,7 +126,7 @@ class WriteOpener:
         reads: bool = False,
         beside: StreamedWriter | None = None,
     ) -> StreamedHandle | None:
-        """Begin to write a file anew, or at its end; None if another writer came first.
+        """Begin to write a file from its start, or at its end; None if another writer came first.
 
         `reads`: the caller has it open for reading, and no other program has. `beside`: a writer
         that has it open after its upload and cannot be joined. Raises Superseded if the kernel has
