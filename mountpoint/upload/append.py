@@ -13,8 +13,8 @@ Lost answers (`s3/lost_answers`): the part has arrived if the object has the rig
 version than before. For the first part the checksum must match as well, if there is one. If a part
 was sent twice, S3 refuses the late one: the object has another ETag by then.
 
-Not known here: how many parts an object has that others have begun (S3 accepts 10,000, and reports
-the limit).
+Not known here: how many parts an object has that other programs began (S3 accepts 10,000, and
+reports the limit).
 """
 
 import functools
@@ -244,7 +244,7 @@ class Appending(Sequential):
         return replace(before, size_bytes=size_bytes, mtime_ns=date_ns, etag=written.etag)
 
     def _meaning(self, error: S3Error, before: ObjectInfo | None) -> S3Error:
-        """Return the error that a part's refusal means to the writer of the file."""
+        """Return the error for the file's writer from the refusal of a part."""
 
         def refusal(kind: type[PreconditionFailed], text: str) -> PreconditionFailed:
             return kind(text, code=error.code, status=error.status, request_id=error.request_id)

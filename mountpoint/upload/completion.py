@@ -149,7 +149,7 @@ class Completion:
         """Ask for the object's size and time: S3 dates an object of parts to its upload's start."""
 
         def done(info: ObjectInfo) -> None:
-            if info.etag != told.etag:  # somebody else has replaced it since
+            if info.etag != told.etag:  # another client has replaced it since
                 self._completed(told)
             elif info.size_bytes != told.size_bytes:
                 self._failed(
@@ -165,7 +165,7 @@ class Completion:
         self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _meaning(self, error: S3Error) -> S3Error:
-        """Return the error that the refusal means to a writer who wanted to create, not replace."""
+        """Return the error for the file's writer from a refusal to create the object."""
         if self._unequal and self._capabilities.refused_unequal_parts(error):
             error.hint = WRITE_AGAIN
         if type(error) is not PreconditionFailed or not self.condition.absent:

@@ -1,4 +1,4 @@
-"""A journal of the multipart uploads that this machine has begun, to find what a dead mount left.
+"""A journal of the multipart uploads of this machine, to find those that a dead mount left.
 
 S3 offers no place for a mark: ListMultipartUploads returns an upload's key, id, time, initiator and
 classes, but neither metadata nor tags
@@ -14,7 +14,7 @@ Each line is one write(2) without fsync: the kernel keeps the bytes if the proce
 a power failure lines may be missing. The upload is also missing if its process died between S3's
 answer and the line. Both cases are left to the bucket's lifecycle rule.
 
-A journal that cannot be written never fails a write: it logs that once, and is off.
+A journal that cannot be written never fails a write: it logs that once, and stops.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from mountpoint.config import BucketConfig
 
 log = structlog.get_logger(__name__)
 
-#: Logged where journals cannot be written: no reason not to mount.
+#: Logged if journals cannot be written. The bucket can still be mounted.
 UNNOTED = (
     "uploads cannot be recorded: mount-s3ctl cleanup will not find them if this mount is killed"
 )
@@ -104,14 +104,14 @@ class Journal:
         self._off = False
 
     def begun(self, key: bytes, upload_id: str) -> None:
-        """Note that an upload has begun."""
+        """Record a new upload."""
         with self._lock:
             upload = Begun(key, upload_id, time.time_ns())
             self._open[upload_id] = upload
             self._note(_begun_line(upload))
 
     def ended(self, upload_id: str) -> None:
-        """Note that an upload is complete or aborted. An unknown id is ignored."""
+        """Record that an upload is complete or aborted. An unknown id is ignored."""
         with self._lock:
             if self._open.pop(upload_id, None) is None:
                 return
@@ -203,7 +203,7 @@ class Found:
                 self.uploads.pop(upload_id, None)
 
     def strike(self, upload_ids: Iterable[str]) -> None:
-        """Note that uploads are gone; only in a dead mount's journal. Raises OSError."""
+        """Remove ended uploads; only from a dead mount's journal. Raises OSError."""
         gone = [each for each in upload_ids if self.uploads.pop(each, None) is not None]
         if gone and self.uploads:
             # A last line that was cut has no line end.

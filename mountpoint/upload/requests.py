@@ -30,7 +30,7 @@ SLOWEST_BYTES_PER_S = 256 << 10
 
 #: The type of an upload.
 U = TypeVar("U", contravariant=True)
-#: What a request is answered with.
+#: The answer to a request.
 T = TypeVar("T")
 
 
@@ -104,8 +104,8 @@ class UploadRequest(Generic[T]):
 
     `start` sends it. `done` gets its result, `refused` an error that no retry will help; both are
     called with the upload's lock held. `again`: see RetryingCall. `size_bytes` is the size of its
-    body. `try_s` is how long the first try may take, later ones may take longer; None: as long as
-    a body of this size. With `lost_answer` it is not refused before S3 was asked for its object.
+    body. `try_s` is how long the first try may take, later tries longer; None: the time for a body
+    of this size. With `lost_answer` it is refused only after a look for its object in S3.
     """
 
     start: Callable[[], "Future[T]"]
