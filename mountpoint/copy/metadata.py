@@ -6,7 +6,7 @@ encryption follows the mount or the bucket. The ETag stays too, unless the objec
 parts or KMS encrypts; `Last-Modified` always changes.
 
 The copy reads exactly one version, and replaces that version only. Some stores do not know the
-second condition: there, a write by somebody else at the same moment may be lost.
+second condition: there, a write by another client at the same moment may be lost.
 
 Lost answers (`s3/lost_answers`): if HEAD shows our change and the old size, the copy has succeeded,
 or another one equal to ours.
@@ -51,7 +51,7 @@ class SelfCopies:
     def change(self, source: ObjectInfo, change: Change) -> ObjectInfo:
         """Change the metadata of this version; return the new object.
 
-        If nothing changes, one HEAD is all that is sent. Raises NotPermitted above 5 GiB,
+        If nothing changes, only one HEAD is sent. Raises NotPermitted above 5 GiB,
         PreconditionFailed or NotFound when that version no longer exists, and errors that retries
         did not help.
         """

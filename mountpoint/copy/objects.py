@@ -12,7 +12,7 @@ moment one of the two keys has the bytes. A failure in between leaves both.
 
 Conditions: some stores silently ignore If-None-Match of a CopyObject, or If-Match of a DELETE.
 So a HEAD checks first. Where the store knows conditions, they close the window between the two
-requests; where it does not, a write by somebody else in that window is lost.
+requests; where it does not, a write by another client in that window is lost.
 
 Lost answers (`s3/lost_answers`): an object with the source's size and ETag, or a checksum of the
 source, counts as ours. A copy of an object that was uploaded in parts has another ETag; without
@@ -386,7 +386,7 @@ class Copies:
                 raise
             self._delete(source, self._ask_head(source.key))  # the first HEAD is old by now
         except S3Error:
-            # Deleted by an earlier try or somebody else: some stores answer 412 if it is missing.
+            # Deleted by an earlier try or another client: some stores answer 412 if it is missing.
             if self._head(source.key) is not None:
                 raise
 
