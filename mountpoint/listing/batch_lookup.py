@@ -10,8 +10,8 @@ per directory is requested at a time, because it is unknown how many names it wi
 `pages.PageCredit` decides when a page is worth its cost.
 
 An existing name may be as old as the ttl, so every lookup may take it from the answer. A *missing*
-name must be known from a request sent after the lookup began, or a new object would not be visible
-at once. So only the lookup that sent the LIST may treat a missing name as absent. The other
+name must be known from a request sent after the lookup began, or a new object would be invisible
+for a while. So only the lookup that sent the LIST may treat a missing name as absent. The other
 lookups, and those for names that the answer does not cover, send their own requests.
 
 A page gets a single try, because single lookups are the fallback. This module does not track

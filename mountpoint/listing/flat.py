@@ -50,7 +50,7 @@ class FlatListing:
     def feed(self, page: ListPage, requested_at_s: float) -> list[CompleteDirectory] | None:
         """Take the next page; return the directories that are now complete, in order.
 
-        None if the page does not continue the listing: the store has an order of its own, or
+        None if the page does not continue the listing: the store has another order, or
         ignores start-after.
         """
         complete: list[CompleteDirectory] = []
