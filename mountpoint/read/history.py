@@ -1,10 +1,10 @@
 """Predict how much of a file will be read: as much as of the last files in its directory.
 
-A file teaches when it is closed. Where none has been closed yet, those count that the same opener
-has open and has begun to read: programs open many files, and then read a little of each.
+A closed file adds to the history. If none has been closed yet, open files of the same opener count,
+once it has begun to read them: programs open many files, and then read a little of each.
 
 `open` fetches the head of a file before anybody has read from it. Training sets are read whole,
-file after file; indexers read the first kilobytes of each; what it will be shows in the
+file after file; indexers read the first kilobytes of each; the pattern shows in the
 files before. Too small a head costs the reader one more round trip, too large a one bytes.
 """
 
@@ -37,10 +37,10 @@ ALIKE_BYTES = 128 * 1024
 
 #: The number of files in a directory's history.
 LAST_FILES = 4
-#: So many open files of one opener and directory are remembered: the last that were opened, or
-#: read for the first time.
+#: The number of open files of one opener and directory that are remembered: the last that were
+#: opened, or read for the first time.
 OPEN_FILES = 2 * LAST_FILES
-#: Directories with experience.
+#: The number of directories with a history.
 MAX_DIRECTORIES = 1000
 #: The share that counts as whole: programs sometimes skip a trailer.
 WHOLE_SHARE = 0.9
@@ -60,7 +60,7 @@ class _File(NamedTuple):
 
 
 class OpenFile(Protocol):
-    """What an open file tells."""
+    """The reads of an open file."""
 
     @property
     def key(self) -> bytes: ...
@@ -76,7 +76,7 @@ class OpenFile(Protocol):
 
 
 class ReadHistory:
-    """What was read of the last files of each directory. Thread-safe.
+    """How much was read of the last files of each directory. Thread-safe.
 
     An `opener` is the thread that opened a file; 0: that is not known.
     """
@@ -150,7 +150,7 @@ class ReadHistory:
     ) -> None:
         """Record how many bytes of an object were read while it was open.
 
-        `elsewhere`: none of them were in its head. `exact`: programs read hardly less.
+        `elsewhere`: none of them were in its head. `exact`: programs read about as much.
         """
         directory = _directory(key)
         with self._lock:

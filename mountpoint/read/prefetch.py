@@ -115,7 +115,7 @@ class _Walk:
         self.limit = min(self.limit + 1, MOST_FILES)
 
     def passed_over(self) -> None:
-        """Record that a file was fetched in vain."""
+        """Record that a fetched file was not read."""
         self.passed += 1
         self.in_vain += 1
         if self.in_vain % 2 == 0:
