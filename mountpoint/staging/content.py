@@ -236,7 +236,7 @@ class Content:
         self.extents.rebase()
 
     def reclaim(self, size_bytes: int) -> int:
-        """Give back about `size_bytes` of room by dropping what the base has; return how much."""
+        """Free about `size_bytes` of room by dropping bytes of the base; return the freed bytes."""
         freed_bytes = 0
         for start, stop in self.extents.clean():
             first = start + -start % BLOCK_BYTES

@@ -78,7 +78,7 @@ class Journal:
         return self._lines > WORTH_LINES and self._lines > 4 * len(extents.changed)
 
     def rewrite(self, subject: Subject, extents: Extents, *, fetched: bool) -> None:
-        """Write the journal anew for this state of the file.
+        """Rewrite the journal for this state of the file.
 
         `fetched`: fetched bytes stay from now on, so the journal includes them.
         """
@@ -163,7 +163,7 @@ def _apply(extents: Extents, kind: str, numbers: list[int]) -> None:
 
 
 def describe(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
-    """Return what a user needs to know to get the file at `data` back."""
+    """Return a description with which a user can recover the file at `data`."""
     missing = extents.missing(0, extents.size_bytes)
     return {
         **subject.as_json(),

@@ -83,7 +83,7 @@ class LocalFile:
         return 0
 
     def copy(self, source: "LocalFile", start: int, stop: int) -> int:
-        """Copy what another file has in the bytes [start, stop), sharing blocks where possible.
+        """Copy the bytes [start, stop) of another file, sharing blocks where possible.
 
         Returns 0, or how many bytes of room are missing in the area.
         """

@@ -11,7 +11,7 @@ fetched first. Copying it takes one more request, and cuts the parts beside it s
 in which one connection moves 8 MiB. So a gap is copied if that saves as many bytes.
 
 Some stores need parts of one size. There a part is copied if nothing in it has changed, and sent
-whole otherwise: one request in place of another.
+whole otherwise: one request instead of another.
 
 A file of up to one part is one PUT, which is less than the four requests of a copy in parts.
 
