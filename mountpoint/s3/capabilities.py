@@ -1,6 +1,6 @@
-"""What the store of a mount supports, as far as the mount knows.
+"""The features that a mount's store supports, as far as the mount knows.
 
-Each client has one `Capabilities`, which everybody asks. AWS has all features. For other stores
+Each client has one `Capabilities` object. AWS has all features. For other stores
 `feature_probe` tests at mount, only by reading, the features that reads need. A missing feature of
 writes shows at the first request that needs it: the store refuses the request, and this request and
 all later ones do without the feature (`fallback`).
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 #: The kinds of requests that may have a condition.
 Operation = Literal["write", "copy", "delete"]
 
-#: What the log says when the store refuses conditions. Before a delete HEAD has shown the version.
+#: The log lines for refused conditions. Before a delete HEAD has shown the version.
 UNCONDITIONAL = {
     "write": "this server ignores conditions: writes by others in the meantime may be overwritten",
     "copy": "this server ignores conditions on copies: "

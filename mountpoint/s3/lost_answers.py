@@ -3,7 +3,7 @@
 A write that is sent again may be refused because of its earlier try: If-None-Match fails on the
 object that we have just made, and a completed upload no longer exists. So when such a write is
 refused, or runs out of tries, HEAD decides: the object is ours if it equals the one that we sent.
-One that others have made and that equals ours is as good.
+An equal object of another client counts as well.
 
 Pure, and compared by checksum or, where there is none, by ETag. An ETag of a store that does not
 compute it as S3 does never matches: then the error is reported although the write has succeeded.

@@ -95,7 +95,7 @@ class RetryPolicy:
 class RetryingCall(Generic[T]):
     """One metadata request with its retries.
 
-    `again` returns whether `start` sends another request after an error than before it
+    `again` returns whether `start` sends a different request after an error
     (`Fallback.applies`): then that is sent at once.
     """
 

@@ -102,7 +102,7 @@ def configured_region(
 
     The order is: `--region`, the ARN, AWS_REGION, AWS_DEFAULT_REGION, the profile, and the instance
     metadata, unless an endpoint is given or AWS_EC2_METADATA_DISABLED is true. That last step takes
-    two seconds at most. The profile files are the process's own, whatever `environ` says.
+    two seconds at most. The profile files are always the process's own, not those of `environ`.
     """
     if bucket.region is not None:
         return RegionChoice(bucket.region, "option")
