@@ -36,7 +36,7 @@ def number_of(directory: str) -> int | None:
 
 
 def claim(number: int) -> str:
-    """Make the descriptor ours alone; return where it is mounted, or its name if that is hidden.
+    """Claim the descriptor; return where it is mounted, or its name if that is hidden.
 
     Programs that we start do not inherit it, and it stays open when we go to the background
     (`mount/daemon` closes inheritable descriptors). Raises MountError unless the descriptor has a

@@ -68,7 +68,7 @@ def operation(
 ) -> Callable[
     [Callable[Concatenate["Operations", P], R]], Callable[Concatenate["Operations", P], R]
 ]:
-    """Make a method an operation. `subject` says what its first arguments are:
+    """Make a method an operation. `subject` names its first arguments:
 
     "inode", "child" (inode and name), "file" or "directory" (a handle), "mount"; or "closed", a
     file's handle that is no longer valid when the operation ends.

@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class RequestContext(Protocol):
-    """Who sends a request: a thread, and its user and group."""
+    """The sender of a request: a thread, and its user and group."""
 
     pid: int
     uid: int
