@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 #: some 10 % faster for one sequential reader. Only with the last, a random read of 1 MiB is a
 #: single request.
 READ_AHEAD_KB = 1024
-#: Bytes that the program does not read are fetched in vain. A Parquet reader fetched 1.30, 1.38,
+#: Bytes that the program does not read are wasted. A Parquet reader fetched 1.30, 1.38,
 #: 1.55 and 1.88 times the bytes that it read, a zip reader 2.7 to 5 times. So for formats that are
 #: read in pieces, the kernel's default stays.
 PIECES_READ_AHEAD_KB = 128
