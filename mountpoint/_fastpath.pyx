@@ -42,7 +42,7 @@ cdef enum:
     READY = 1
     FAILED = 2
 
-# The longest single wait in seconds: no wait is unbounded, whatever the caller asks for.
+# The longest single wait in seconds: no wait is unbounded, even if the caller wants that.
 cdef double MAX_WAIT_S = 3600.0
 
 
@@ -61,7 +61,8 @@ cdef class Part:
     the result of `summing`.
     """
 
-    def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False, summing=None):
+    def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False,
+    summing=None):
         cdef pthread_condattr_t attributes
         if not 0 <= start < stop:
             raise ValueError(f"not a range: [{start}, {stop})")

@@ -206,7 +206,7 @@ class PreconditionFailed(S3Error):
 
 
 class AlreadyExists(PreconditionFailed):
-    """412 to If-None-Match: somebody else has created the object in the meantime."""
+    """412 to If-None-Match: another client has created the object in the meantime."""
 
 
 class WrongOffset(PreconditionFailed):
@@ -220,7 +220,7 @@ class Contended(S3Error):
 
 
 class NoSuchUpload(S3Error):
-    """404: the multipart upload was completed, or aborted by somebody else."""
+    """404: the multipart upload was completed, or aborted by another client."""
 
 
 class TooLarge(S3Error):
