@@ -1,4 +1,4 @@
-"""A machine without FUSE gets the reason: the tests fail in CI and are skipped elsewhere."""
+"""Without FUSE the mount tests fail in CI, and are skipped elsewhere; the reason is shown."""
 
 import os
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ def mount(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mo
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder to mount in."""
+    """A folder for mounts."""
     return tmp_path
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """A certificate authority that nobody knows."""
+    """A certificate authority that no system trusts."""
     return trustme.CA()
 
 

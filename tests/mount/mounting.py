@@ -18,10 +18,10 @@ TIMEOUT_S = 45.0
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return ours without what it says of AWS and of proxies, with `extra`."""
+    """Return our environment without the variables of AWS and of proxies, with `extra`."""
     others = re.compile(r"AWS_|\w+_proxy$", re.IGNORECASE)
     kept = {key: value for key, value in os.environ.items() if not others.match(key)}
-    # The folder of the program: mount(8) finds it by PATH.
+    # The program's folder: mount(8) finds the program in PATH.
     kept["PATH"] = f"{PROGRAM.parent}:{kept['PATH']}"
     nothing = {
         "AWS_CONFIG_FILE": os.devnull,
@@ -34,7 +34,7 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
 def run(
     *arguments: str | Path, env: dict[str, str], timeout_s: float = TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
-    """Run mount-s3 to its end; in the background that is when the mount is ready."""
+    """Run mount-s3 to its end; in the background it ends when the mount is ready."""
     return subprocess.run(
         [PROGRAM, *arguments],
         env=environment(env),
@@ -46,13 +46,13 @@ def run(
 
 
 def store_options(store: Store, *, endpoint_url: str | None = None) -> list[str]:
-    """Return the options that lead to the store."""
+    """Return the options that name the store."""
     url = endpoint_url or store.endpoint_url
     return ["--endpoint-url", url, "--region", "us-east-1", "--force-path-style"]
 
 
 class Mount:
-    """A bucket mounted in the background at `path`, with its log at hand."""
+    """A bucket mounted in the background at `path`, and its log."""
 
     def __init__(self, path: Path, log_directory: Path) -> None:
         self.path = path
@@ -66,15 +66,15 @@ class Mount:
 
     @property
     def log(self) -> str:
-        """Everything that it has logged."""
+        """The whole log."""
         return "".join(file.read_text() for file in sorted(self._logs.glob("*.log")))
 
     def counters(self) -> dict[str, int]:
-        """What it has counted so far; it must log at info level."""
+        """The counters so far; the mount must log at info level."""
         return mounting.counters(self.pid, self._logs)
 
     def is_mounted(self) -> bool:
-        """Whether the kernel has it mounted, alive or dead."""
+        """Whether the kernel shows the mount, alive or dead."""
         return mounting.is_mounted(self.path)
 
     def has_ended(self) -> bool:
@@ -91,9 +91,9 @@ def mounted(
     endpoint_url: str | None = None,
     environ: dict[str, str] | None = None,
 ) -> Iterator[Mount]:
-    """Mount the store's bucket in `folder`; unmount whatever happens.
+    """Mount the store's bucket in `folder`, and unmount it in any case.
 
-    With `environ` no option says where the bucket is: those variables do.
+    With `environ` these variables, and not options, name the bucket's place.
     """
     path, logs = folder / "mnt", folder / "log"
     path.mkdir(exist_ok=True)
@@ -122,9 +122,9 @@ def foreground(
     before: Sequence[str] = (),
     environ: dict[str, str] | None = None,
 ) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
-    """Run the program in the foreground, by the command `before` it, until it is mounted.
+    """Run the program in the foreground, started by the command `before`, until it is mounted.
 
-    Yields it and the directory; afterwards it is gone.
+    Yields the process and the directory. At the end the process is gone.
     """
     path = folder / "mnt"
     path.mkdir()
@@ -157,13 +157,13 @@ def content(store: Store, key: str) -> bytes | None:
 
 
 def pending(store: Store, prefix: str) -> list[str]:
-    """Return the keys of the multipart uploads that have been neither completed nor aborted."""
+    """Return the keys of pending multipart uploads."""
     answer = store.client().list_multipart_uploads(Bucket=store.bucket, Prefix=prefix)
     return [upload["Key"] for upload in answer.get("Uploads", [])]
 
 
 def clean_up(path: Path) -> None:
-    """Leave nothing mounted at `path`, and no process of it."""
+    """Unmount `path`, and end the mount's processes."""
     for pid in mounting.mount_processes(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -177,7 +177,7 @@ def clean_up(path: Path) -> None:
 
 
 def errno_of(action: Callable[[], object]) -> int | None:
-    """Return the errno with which an action fails, or None."""
+    """Return the errno of a failed action, or None."""
     try:
         action()
     except OSError as error:
@@ -186,7 +186,7 @@ def errno_of(action: Callable[[], object]) -> int | None:
 
 
 def eventually(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
-    """Wait until the condition holds; AssertionError if it does not."""
+    """Wait until the condition holds. Raises AssertionError if it does not."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to be"

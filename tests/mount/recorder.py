@@ -1,4 +1,4 @@
-"""Serve files in memory, and write down what the kernel asks for: a mount of its own.
+"""A mount of files in memory that records the kernel's requests.
 
     python -m tests.mount.recorder DIRECTORY wide|narrow
 
@@ -20,13 +20,13 @@ from mountpoint.mount import signals
 from mountpoint.system import memory
 from mountpoint.system import procfs as processes
 
-#: What the program asks of libfuse for writing.
+#: The program's options for libfuse that concern writes.
 OPTIONS = {"fsname=recorder", "default_permissions", "big_writes", "atomic_o_trunc"}
 
 WORKERS = 16
-#: After how long without a large write their memory goes back.
+#: Memory of large writes is freed after this many seconds without one.
 IDLE_S = 2.0
-#: How long one fsync waits for another.
+#: The longest wait of one fsync for another, in seconds.
 PAIR_S = 10.0
 
 
@@ -41,11 +41,11 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._bodies: dict[int, bytearray] = {}
-        # mutable, with a lock of its own
+        # mutable, with its own lock
         self._pair = threading.Barrier(2, timeout=PAIR_S)
 
     def init(self) -> None:
-        """Say that requests are being served."""
+        """Report that requests are being served."""
         _record("init", wide=fuse.is_wide())
 
     def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
@@ -55,7 +55,7 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
         return self._attributes(self._numbers[name])
 
     def getattr(self, inode: int, ctx: Any) -> Any:
-        """Describe a file, or the directory."""
+        """Return the attributes of a file or of the directory."""
         return self._attributes(inode)
 
     def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
@@ -64,14 +64,14 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
         return self._attributes(inode)
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
-        """Make an empty file."""
+        """Create an empty file."""
         number = self._numbers[name] = next(self._next)
         self._bodies[number] = bytearray()
         _record("create", pid=ctx.pid)
         return number, self._attributes(number)
 
     def open(self, inode: int, flags: int, ctx: Any) -> int:
-        """Open a file; with O_TRUNC empty it."""
+        """Open a file; O_TRUNC empties it."""
         _record("open", flags=flags, pid=ctx.pid)
         return inode
 
@@ -81,7 +81,7 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
             return bytes(self._bodies[fh][off : off + size])
 
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Keep bytes of a file, while others write too: threads overtake each other here."""
+        """Write to a file. Other threads may write at the same time, and may overtake this one."""
         _record("write", off=off, size=len(buf))
         threading.Event().wait(0.001)
         with self._lock:
@@ -91,23 +91,23 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
         return len(buf)
 
     def fsync(self, fh: int, datasync: bool) -> None:
-        """Wait for another one; fail if none comes."""
+        """Wait for a second fsync; fail if none comes."""
         try:
             self._pair.wait()
         except threading.BrokenBarrierError:
             raise llfuse.FUSEError(errno.ETIMEDOUT) from None
 
     def rename(self, parent: int, name: bytes, to: int, new_name: bytes, ctx: Any) -> None:
-        """Give a file another name."""
+        """Rename a file."""
         _record("rename", flags=fuse.rename_flags(), old=name.decode(), new=new_name.decode())
         self._numbers[new_name] = self._numbers.pop(name)
 
     def flush(self, fh: int) -> None:
-        """A descriptor was closed."""
+        """Record that a descriptor was closed."""
         _record("flush")
 
     def release(self, fh: int) -> None:
-        """The last descriptor was closed."""
+        """Record that the last descriptor was closed."""
         _record("release")
 
     def _attributes(self, inode: int) -> Any:

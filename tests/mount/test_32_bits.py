@@ -1,4 +1,4 @@
-"""Programs of 32 bits without large-file support: stat, readdir and statfs answer them."""
+"""32-bit programs without large-file support can use stat, readdir and statfs."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ from tests.mount.mounting import mounted
 
 pytestmark = pytest.mark.mount
 
-#: Makes the system calls that such a program's C library makes, without one: those of i386 with
-#: numbers of 32 bits. It ends with a bit for each that fails.
+#: Makes the system calls of such a program's C library, without the library: those of i386 with
+#: 32-bit numbers. The exit code has a bit for each failed call.
 SOURCE = r"""
 __asm__(".globl _start\n_start: mov %esp, %eax\npush %eax\ncall run");
 
@@ -41,7 +41,7 @@ OF_NUMBERS = 1 | 2
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program; the test is skipped where it cannot be built, or run."""
+    """The compiled program. The test is skipped if it cannot be built or run."""
     path = tmp_path_factory.mktemp("program") / "calls"
     flags = ["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-stack-protector", "-no-pie"]
     try:
@@ -66,7 +66,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("options", "failed"), [([], OF_NUMBERS), (["--inode32"], 0)])
 def test_calls(store: Store, folder: Path, program: Path, options: list[str], failed: int) -> None:
-    """With --inode32 all three answer; without it statfs does."""
+    """With --inode32 all three calls work; without it only statfs does."""
     store.put("short/file", b"1")
     with mounted(store, folder, "--prefix", "short/", *options) as mount:
         result = subprocess.run([program, mount.path, mount.path / "file"], check=False)

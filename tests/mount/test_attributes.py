@@ -1,4 +1,4 @@
-"""Modes, owners and times through the kernel: refused, ignored, and kept, as programs set them."""
+"""Modes, owners and times through the kernel: refused, ignored or kept."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def pair(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pai
 
 @pytest.fixture
 def original(tmp_path: Path) -> Path:
-    """A tree with modes and times of its own, one file of more than a part."""
+    """A tree with its own modes and times; one file is larger than a part."""
     root = tmp_path / "original"
     (root / "below").mkdir(parents=True)
     for number, (name, size) in enumerate({"a": 0, "b": 5, "below/c": 9 * MIB}.items()):
@@ -51,7 +51,7 @@ def original(tmp_path: Path) -> Path:
 
 
 def run(*command: str | Path, umask: int = -1) -> None:
-    """Run a program that says nothing and succeeds."""
+    """Run a program; it must succeed and print nothing."""
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, umask=umask
     )
@@ -67,7 +67,7 @@ def shown(path: Path, *, owners: bool = True) -> tuple[int, ...]:
 
 
 def files(root: Path, **options: Any) -> dict[str, tuple[Any, ...]]:
-    """Return what is shown of all files of a tree, and what is in them."""
+    """Return the attributes and the content of all files of a tree."""
     paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
     return {
         str(path.relative_to(root)): (*shown(path, **options), path.read_bytes()) for path in paths
@@ -91,7 +91,7 @@ COPIES = {
 
 @pytest.mark.parametrize("program", COPIES)
 def test_copies(pair: Pair, original: Path, program: str) -> None:
-    """A tree that is copied with its attributes has them, here and in another mount."""
+    """A copied tree has the original's attributes, in this mount and in another one."""
     command, name = COPIES[program], program.replace(" ", "")
     if shutil.which(command[0]) is None:
         pytest.skip(f"there is no {command[0]} here")
@@ -101,7 +101,7 @@ def test_copies(pair: Pair, original: Path, program: str) -> None:
 
 
 def test_rsync_again(pair: Pair, original: Path) -> None:
-    """What has been copied with its times is not copied again."""
+    """rsync does not copy files again that it has copied with their times."""
     if shutil.which("rsync") is None:
         pytest.skip("there is no rsync here")
     for expected in (3, 0):
@@ -130,7 +130,7 @@ def test_python(pair: Pair, original: Path) -> None:
 def test_staged_copies(
     store: Store, folder: Path, original: Path, tmp_path: Path, program: str
 ) -> None:
-    """With staged writes a tree has its attributes as well, and after it was renamed."""
+    """Staged writes keep the attributes of a tree, even after it is renamed."""
     prefix = f"staged-{program.replace(' ', '')}/"
     options = ("--prefix", prefix, "--allow-rename", "--allow-overwrite", *KEEP)
     where = tmp_path / "staging"
@@ -150,7 +150,7 @@ def test_staged_copies(
 
 
 def test_install(pair: Pair, original: Path) -> None:
-    """install(1) sets a mode, and the time where it is told to."""
+    """install(1) sets a mode and, if requested, the time."""
     path = pair[0] / "installed"
     run("install", "-p", "-m", "0750", original / "b", path)
     for mount in pair:
@@ -159,7 +159,7 @@ def test_install(pair: Pair, original: Path) -> None:
 
 
 def test_unzip(pair: Pair, tmp_path: Path) -> None:
-    """unzip sets modes and times of what it has written."""
+    """unzip sets modes and times of the files that it extracts."""
     if shutil.which("unzip") is None:
         pytest.skip("there is no unzip here")
     archive = tmp_path / "x.zip"
@@ -178,11 +178,11 @@ def test_unzip(pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0])
 def test_new_files(pair: Pair, store: Store, umask: int) -> None:
-    """A new file is its writer's, with the mode that the program and its umask say."""
+    """A new file belongs to its writer, and has the mode from the program and its umask."""
     name = f"new-{umask:o}"
     run("touch", pair[0] / name, umask=umask)
     found = pair[1] / name
-    eventually(found.exists)  # an empty file comes to be when its last descriptor is gone
+    eventually(found.exists)  # an empty file is created when its last descriptor is closed
     assert shown(found)[0] == 0o666 & ~umask
     assert shown(found)[2:] == (os.geteuid(), os.getegid())
     kept = metadata(store, f"kept/{name}")
@@ -192,7 +192,7 @@ def test_new_files(pair: Pair, store: Store, umask: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 5, 9 * MIB])
 def test_of_what_is_there(pair: Pair, store: Store, size: int) -> None:
-    """chmod, chown and touch change a file that is there, for all mounts; not what is in it."""
+    """chmod, chown and touch change an existing file for all mounts, but not its content."""
     name = f"there-{size}"
     here, there = pair[0] / name, pair[1] / name
     here.write_bytes(bytes(size))
@@ -217,13 +217,13 @@ def test_of_what_is_there(pair: Pair, store: Store, size: int) -> None:
 
 
 def test_the_kernel_checks_them(pair: Pair) -> None:
-    """Who may not read a file by its mode may not read it."""
+    """A user without read permission by the mode cannot read the file."""
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
     path = pair[0] / "private"
     path.write_bytes(b"1")
     path.chmod(0o600)
-    # From the mount's root on: what is above it others may not enter.
+    # Start at the mount's root: other users cannot enter the directories above it.
     script = (
         f"import os; root = os.open({str(path.parent)!r}, os.O_RDONLY); os.seteuid(12345); "
         "os.open('private', os.O_RDONLY, dir_fd=root)"
@@ -235,7 +235,7 @@ def test_the_kernel_checks_them(pair: Pair) -> None:
 
 
 def test_written_anew(pair: Pair) -> None:
-    """A file that is replaced keeps its mode, and has the time of its new content."""
+    """A replaced file keeps its mode, and has the time of its new content."""
     path = pair[0] / "anew"
     path.write_bytes(b"1")
     path.chmod(0o640)
@@ -248,7 +248,7 @@ def test_written_anew(pair: Pair) -> None:
 
 
 def test_what_s3fs_has_written(pair: Pair, store: Store) -> None:
-    """Other programs' metadata are read, and what they keep beside it stays."""
+    """Metadata of other programs are read, and their other entries are kept."""
     store.client().put_object(
         Bucket=store.bucket,
         Key="kept/s3fs",
@@ -267,7 +267,7 @@ def test_what_s3fs_has_written(pair: Pair, store: Store) -> None:
 
 
 def test_directories_keep_nothing(pair: Pair, original: Path) -> None:
-    """A directory is no object: setting its attributes is no error, and nothing changes."""
+    """A directory is not an object: setting its attributes is no error, and has no effect."""
     path = pair[0] / "directory"
     path.mkdir()
     before = path.stat()
@@ -289,7 +289,7 @@ SETTINGS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("how", ["refuse", "ignore"])
 def test_of_what_is_there_without(store: Store, folder: Path, how: str) -> None:
-    """By default it is EPERM and the log says what helps; or it is accepted without effect."""
+    """By default attributes are EPERM with a hint in the log; with ignore they have no effect."""
     store.client().put_object(
         Bucket=store.bucket, Key=f"{how}/d/a", Body=b"1", Metadata={"mode": "33152"}
     )
@@ -307,7 +307,7 @@ def test_of_what_is_there_without(store: Store, folder: Path, how: str) -> None:
 
 
 def test_programs_that_set_by_name(store: Store, folder: Path, original: Path) -> None:
-    """With ignore, programs that set attributes of what they have written succeed."""
+    """With ignore, programs that set attributes of their files succeed."""
     with mounted(store, folder, "--prefix", "ignored/", "--attributes", "ignore") as mount:
         shutil.copytree(original, mount.path / "python")
         run("cp", "-a", original, mount.path / "cp")
@@ -320,7 +320,7 @@ def test_programs_that_set_by_name(store: Store, folder: Path, original: Path) -
 
 
 def test_requests(store: Store, folder: Path) -> None:
-    """Without keep no HEAD is made for attributes; with it one for each file of a listing."""
+    """Without keep, attributes cost no HEAD; with it, one for each file of a listing."""
     for name in "abc":
         store.put(f"asked/{name}", b"1")
     for number, (how, heads) in enumerate({"refuse": 0, "ignore": 0, "keep": 3}.items()):

@@ -1,4 +1,4 @@
-"""What is wrong is said in one or two lines, with exit code 1, and nothing is mounted."""
+"""Wrong input: one or two lines explain it, the exit code is 1, and nothing is mounted."""
 
 import contextlib
 import http.server
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.mount
 
 @pytest.fixture
 def path(folder: Path) -> Iterator[Path]:
-    """An empty directory to mount on; the test leaves nothing there."""
+    """An empty directory to mount on. The test leaves no mount there."""
     path = folder / "mnt"
     path.mkdir()
     yield path
@@ -38,7 +38,7 @@ def path(folder: Path) -> Iterator[Path]:
 
 
 def check_refused(*arguments: str | Path, env: dict[str, str], says: list[str]) -> str:
-    """Run mount-s3; check that it ends with 1 and one or two lines that say all of `says`."""
+    """Run mount-s3; check that it exits with 1 and prints one or two lines with all of `says`."""
     result = run(*arguments, env=env)
     assert result.returncode == 1, result
     assert result.stdout == ""
@@ -52,14 +52,14 @@ def check_refused(*arguments: str | Path, env: dict[str, str], says: list[str]) 
 
 
 def test_directory_missing(store: Store, folder: Path) -> None:
-    """A directory that does not exist is named, with the command that makes it."""
+    """The message names a missing directory, and the command that makes it."""
     path = folder / "missing"
     arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=store.environment, says=[str(path), "does not exist", "mkdir"])
 
 
 def test_not_a_directory(store: Store, folder: Path) -> None:
-    """A file is no directory."""
+    """A file is not a directory."""
     path = folder / "file"
     path.write_text("x")
     arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
@@ -67,39 +67,39 @@ def test_not_a_directory(store: Store, folder: Path) -> None:
 
 
 def test_bucket_missing(store: Store, path: Path) -> None:
-    """A bucket that does not exist is named."""
+    """The message names the missing bucket."""
     arguments: list[str | Path] = ["no-such-bucket-here", path, *store_options(store)]
     check_refused(*arguments, env=store.environment, says=["no-such-bucket-here", "does not exist"])
 
 
 def test_wrong_secret(store: Store, path: Path) -> None:
-    """A wrong secret is refused by the server, and said without showing it."""
+    """The server refuses a wrong secret, and the message does not show it."""
     env = store.environment | {"AWS_SECRET_ACCESS_KEY": "wrong" * 8}
     arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=env, says=[store.bucket, "denied", "SignatureDoesNotMatch"])
 
 
 def test_unknown_key(store: Store, path: Path) -> None:
-    """An access key that nobody has is refused."""
+    """An unknown access key is refused."""
     env = store.environment | {"AWS_ACCESS_KEY_ID": "AKIANOBODYHASTHISKEY"}
     arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env=env, says=["cannot be used", "InvalidAccessKeyId"])
 
 
 def test_unsigned_is_refused(store: Store, path: Path) -> None:
-    """--no-sign-request on a private bucket is denied."""
+    """--no-sign-request is refused for a private bucket."""
     arguments: list[str | Path] = [store.bucket, path, "--no-sign-request", *store_options(store)]
     check_refused(*arguments, env=store.environment, says=["denied"])
 
 
 def test_no_credentials(store: Store, path: Path) -> None:
-    """No credentials anywhere: what was looked at, and what to do."""
+    """Without credentials the message says where mount-s3 looked, and what to do."""
     arguments: list[str | Path] = [store.bucket, path, *store_options(store)]
     check_refused(*arguments, env={}, says=["credentials", "--no-sign-request"])
 
 
 def test_expired_credentials(store: Store, path: Path) -> None:
-    """Credentials that S3 calls expired are to be renewed."""
+    """If S3 says that credentials have expired, the message says to renew them."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(refuse(400, "ExpiredToken"))
         arguments: list[str | Path] = [
@@ -111,7 +111,7 @@ def test_expired_credentials(store: Store, path: Path) -> None:
 
 
 def test_clock(store: Store, path: Path) -> None:
-    """A wrong clock is called a wrong clock."""
+    """If the clock is wrong, the message says so."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(refuse(403, "RequestTimeTooSkewed"))
         arguments: list[str | Path] = [
@@ -123,7 +123,7 @@ def test_clock(store: Store, path: Path) -> None:
 
 
 def test_unknown_profile(store: Store, path: Path, folder: Path) -> None:
-    """An unknown profile is named, and those that there are."""
+    """The message names the unknown profile and the known ones."""
     config = folder / "config"
     config.write_text("[profile known]\nregion = us-east-1\n")
     env = {"AWS_CONFIG_FILE": str(config)}
@@ -138,7 +138,7 @@ def test_unknown_profile(store: Store, path: Path, folder: Path) -> None:
 
 
 def elsewhere(exchange: Exchange) -> None:
-    """Answer as S3 does when the request came to the wrong region."""
+    """Answer as S3 does to a request in the wrong region."""
     exchange.refuse(301, "PermanentRedirect")
     exchange.headers += [
         ("x-amz-bucket-region", "eu-west-3"),
@@ -147,7 +147,7 @@ def elsewhere(exchange: Exchange) -> None:
 
 
 def test_wrong_region(store: Store, path: Path) -> None:
-    """--region that is not the bucket's: the right one is said, and not used by itself."""
+    """A wrong --region: the message names the right one, which is not used automatically."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(elsewhere)
         arguments: list[str | Path] = [
@@ -162,9 +162,9 @@ def test_wrong_region(store: Store, path: Path) -> None:
 
 
 def test_region_from_the_bucket(store: Store, folder: Path) -> None:
-    """A region that was only a guess gives way to the one that the bucket names.
+    """If the region was only a default, mount-s3 uses the region that the bucket names.
 
-    Credentials go to the same endpoint, never where Location points.
+    Credentials go only to the same endpoint, never to the host in Location.
     """
     regions = []
 
@@ -189,7 +189,7 @@ def test_region_from_the_bucket(store: Store, folder: Path) -> None:
 
 
 def test_region_that_is_none(store: Store, path: Path) -> None:
-    """What a server names as a region is believed only if it looks like one."""
+    """A region that a server names is used only if it is well-formed."""
 
     def strange(exchange: Exchange) -> None:
         exchange.refuse(301, "PermanentRedirect")
@@ -203,7 +203,7 @@ def test_region_that_is_none(store: Store, path: Path) -> None:
 
 
 def test_endpoint_refuses_connections(store: Store, path: Path) -> None:
-    """Nobody listens at the endpoint."""
+    """No server listens at the endpoint."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -221,7 +221,7 @@ def test_endpoint_unknown(store: Store, path: Path) -> None:
 
 
 def test_endpoint_is_silent(store: Store, path: Path) -> None:
-    """An endpoint that accepts and never answers is given up within 30 seconds."""
+    """An endpoint that accepts connections and never answers is given up within 30 seconds."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
@@ -246,7 +246,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("status", [200, 404])
 def test_endpoint_is_not_s3(store: Store, path: Path, status: int) -> None:
-    """A web server is not taken for S3."""
+    """A web server is not mistaken for S3."""
     handler = type("Page", (_Page,), {"status": status})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -257,7 +257,7 @@ def test_endpoint_is_not_s3(store: Store, path: Path, status: int) -> None:
 
 
 def test_plain_http_where_tls_is_asked(store: Store, path: Path) -> None:
-    """https to a server without TLS fails, and is never tried without."""
+    """https to a server without TLS fails, and mount-s3 never tries http instead."""
     url = store.endpoint_url.replace("http:", "https:")
     arguments: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
     check_refused(*arguments, env=store.environment, says=["no answer", url[8:]])
@@ -283,26 +283,26 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(path: Path, name: str) -> None:
-    """Values out of range and contradictions are said before anything is asked of S3."""
+    """Values out of range and contradictions are reported before any request to S3."""
     options, says = OPTIONS[name]
     bucket = "s3://bucket/part/" if "uri" in options else "bucket"
     check_refused(bucket, path, *[o for o in options if o != "uri"], env={}, says=says)
 
 
 def test_bucket_name(path: Path) -> None:
-    """What cannot be a bucket's name is not asked for."""
+    """An invalid bucket name is reported before any request."""
     check_refused("not a bucket", path, env={}, says=["not a bucket", "bucket name"])
 
 
 def test_log_directory(store: Store, path: Path, folder: Path) -> None:
-    """A log directory that cannot be made is said."""
+    """A log directory that cannot be created is reported."""
     (folder / "file").write_text("x")
     where = [*store_options(store), "--log-directory", str(folder / "file" / "log")]
     check_refused(store.bucket, path, *where, env=store.environment, says=["log"])
 
 
 def in_namespace(script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a shell script in a mount namespace of its own."""
+    """Run a shell script in its own mount namespace."""
     return subprocess.run(
         ["unshare", "--mount", "sh", "-ec", script],
         env=environment(env),
@@ -315,7 +315,7 @@ def in_namespace(script: str, env: dict[str, str]) -> subprocess.CompletedProces
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root has mount namespaces")
 def test_no_device(store: Store, path: Path) -> None:
-    """A machine without /dev/fuse is told how to get it."""
+    """Without /dev/fuse the message says how to get it."""
     where = " ".join(store_options(store))
     result = in_namespace(
         f"""
@@ -331,7 +331,7 @@ def test_no_device(store: Store, path: Path) -> None:
 
 
 def test_no_fusermount(store: Store, path: Path, folder: Path) -> None:
-    """--auto-unmount without fusermount says what to install."""
+    """--auto-unmount without fusermount: the message says what to install."""
     (folder / "empty").mkdir()
     env = environment(store.environment) | {"PATH": str(folder / "empty")}
     result = subprocess.run(
@@ -348,7 +348,7 @@ def test_no_fusermount(store: Store, path: Path, folder: Path) -> None:
 
 
 def test_secrets_stay_secret(store: Store, folder: Path) -> None:
-    """No secret is in the log at any level, nor in the command line of the daemon."""
+    """No secret is in the log at any level, nor in the daemon's command line."""
     env = store.environment | {"AWS_SESSION_TOKEN": ""}
     with mounted(store, folder, "--debug", "--debug-crt") as mount:
         with contextlib.suppress(OSError):

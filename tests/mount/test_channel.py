@@ -34,7 +34,7 @@ def name(store: Store) -> str:
 
 
 def largest_read(mount: Mount) -> str:
-    """Return what the log says of the kernel's reads."""
+    """Return the largest size of the kernel's reads, from the log."""
     (line,) = [line for line in mount.log.splitlines() if "the kernel asks" in line]
     return line.rpartition("at_most_kib=")[2].strip()
 
@@ -50,8 +50,10 @@ def test_both_ways(
 
 
 def test_no_writable_mapping(store: Store, tmp_path: Path, name: str) -> None:
-    """Without the channel nothing keeps a program from storing into pages that others read: the
-    open for reading and writing is refused, and the log says what to do."""
+    """Without the channel, an open for reading and writing is refused.
+
+    Otherwise a program could store into mapped pages that others read. The log says what to do.
+    """
     with mounted(store, tmp_path, "--no-channel") as mount:
         path = mount.path / name
         assert errno_of(lambda: path.open("r+b")) == errno.EPERM
@@ -60,7 +62,7 @@ def test_no_writable_mapping(store: Store, tmp_path: Path, name: str) -> None:
 
 
 def test_the_kernel_reads_ahead(store: Store, tmp_path: Path, name: str) -> None:
-    """As root the read-ahead is what suits the file that is opened."""
+    """With root privileges, the mount sets the read-ahead that suits the opened file."""
     store.put("channel/table.parquet", b"PAR1" * 1000)
     with mounted(store, tmp_path) as mount:
         device = kernel.mount_points()[str(mount.path)]
@@ -77,7 +79,7 @@ def test_the_kernel_reads_ahead(store: Store, tmp_path: Path, name: str) -> None
 
 
 def test_a_libfuse_that_a_wheel_brings(store: Store, tmp_path: Path, name: str) -> None:
-    """llfuse with a libfuse of another name, as wheels bundle it, gets the channel too."""
+    """llfuse uses the channel even if its libfuse has another name, as in wheels."""
     library = ctypes.util.find_library("fuse")
     assert library == "libfuse.so.2"
     (path,) = {
@@ -89,7 +91,7 @@ def test_a_libfuse_that_a_wheel_brings(store: Store, tmp_path: Path, name: str) 
     bundle.mkdir()
     shutil.copy(path, bundle / "libwheel.so2")
     extension = Path(llfuse.__file__)
-    # A name of the same length in the table of needed libraries.
+    # The new name has the same length in the table of needed libraries.
     renamed = extension.read_bytes().replace(b"libfuse.so.2\0", b"libwheel.so2\0")
     (bundle / extension.name).write_bytes(renamed)
     more = {"PYTHONPATH": str(bundle), "LD_LIBRARY_PATH": str(bundle)}
@@ -113,7 +115,7 @@ def test_a_libfuse_that_a_wheel_brings(store: Store, tmp_path: Path, name: str) 
 
 
 def test_a_reader_that_was_killed(store: Store, tmp_path: Path, name: str) -> None:
-    """An answer that nobody waits for any more is no error, and the mount serves on."""
+    """An answer to a killed reader is no error, and the mount continues."""
     held = threading.Event()
 
     def hold(exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Writes, closes and who asks for them, with the channel and without it. No S3: files in memory."""
+"""Writes, closes and the processes that cause them, with and without the channel. No S3."""
 
 import contextlib
 import ctypes
@@ -27,7 +27,7 @@ BODY = random.Random(6).randbytes(5 * MIB + 123)
 
 
 class Recorder:
-    """A mount of `tests.mount.recorder`, and what the kernel has asked of it."""
+    """A mount of `tests.mount.recorder`, and the kernel's requests to it."""
 
     def __init__(self, path: Path, log: Path, pid: int) -> None:
         self.path = path
@@ -40,19 +40,19 @@ class Recorder:
         return [line for line in lines if line["request"] == name]
 
     def memory_bytes(self) -> int:
-        """Return how much memory its process has."""
+        """Return the resident memory of its process."""
         status = Path(f"/proc/{self._pid}/status").read_text()
         (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
         return int(line.split()[1]) << 10
 
     def released(self, count: int = 1) -> None:
-        """Wait until that many files are closed for good, which nobody else waits for."""
+        """Wait for the RELEASE of that many files, which no program waits for."""
         eventually(lambda: len(self.requests("release")) == count)
 
 
 @contextlib.contextmanager
 def serving(folder: Path, channel: str) -> Iterator[Recorder]:
-    """Mount in `folder`; unmount whatever happens."""
+    """Mount in `folder`, and unmount in any case."""
     path, log = folder / "mnt", folder / "requests"
     path.mkdir()
     with log.open("w") as output:
@@ -79,7 +79,7 @@ def channel(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def recorder(tmp_path: Path, channel: str) -> Iterator[Recorder]:
-    """A mount with such a channel."""
+    """A mount with or without the channel."""
     with serving(tmp_path, channel) as it:
         yield it
 
@@ -103,7 +103,7 @@ def write(path: Path, flags: int, body: bytes = BODY) -> None:
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "there"])
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
 def test_large_writes(recorder: Recorder, channel: str, flags: int, exists: bool) -> None:
-    """The kernel writes 1 MiB at a time, or 128 KiB, in order; the bytes are the same."""
+    """The kernel writes 1 MiB at a time, or 128 KiB, in order, and the bytes are the same."""
     path = recorder.path / "file"
     if exists:
         path.touch()
@@ -115,7 +115,7 @@ def test_large_writes(recorder: Recorder, channel: str, flags: int, exists: bool
 
 
 def test_a_direct_write_arrives_in_order(recorder: Recorder) -> None:
-    """One large write with O_DIRECT is several requests, and each waits for the one before."""
+    """A large write with O_DIRECT is several requests, each of which waits for the previous one."""
     path = recorder.path / "file"
     size = 16 * MIB
     with mmap.mmap(-1, size) as body:
@@ -132,7 +132,7 @@ def test_a_direct_write_arrives_in_order(recorder: Recorder) -> None:
 
 
 def test_operations_run_at_the_same_time(recorder: Recorder) -> None:
-    """llfuse's lock is never held: each of two fsyncs is answered when the other one is there."""
+    """llfuse's lock is never held: two fsyncs can wait for each other."""
     with contextlib.ExitStack() as opened:
         files = [opened.enter_context((recorder.path / name).open("xb")) for name in "ab"]
         with ThreadPoolExecutor(2) as pool:
@@ -140,7 +140,7 @@ def test_operations_run_at_the_same_time(recorder: Recorder) -> None:
 
 
 def test_opening_to_overwrite_is_one_request(recorder: Recorder) -> None:
-    """The kernel leaves it to who opens to empty the file."""
+    """The kernel does not truncate the file itself, but passes O_TRUNC to open."""
     path = recorder.path / "file"
     path.touch()
     write(path, os.O_WRONLY | os.O_TRUNC, b"x")
@@ -161,7 +161,7 @@ print(os.getpid(), child)
 
 
 def test_who_closes(recorder: Recorder) -> None:
-    """A file that a child closes and that its parent closes later: each is known."""
+    """A child closes the file, and its parent closes it later: both closes name their process."""
     output = subprocess.run(
         [sys.executable, "-c", FORKING, recorder.path / "file"],
         capture_output=True,
@@ -177,7 +177,7 @@ def test_who_closes(recorder: Recorder) -> None:
 
 
 def test_a_thread_closes(recorder: Recorder) -> None:
-    """Who asks is the thread; which process it belongs to can be found out."""
+    """The request names the thread; its process can be found."""
     descriptor = os.open(recorder.path / "file", os.O_WRONLY | os.O_CREAT, 0o644)
     closer = threading.Thread(target=os.close, args=(descriptor,))
     closer.start()
@@ -193,7 +193,7 @@ def test_a_thread_closes(recorder: Recorder) -> None:
 def test_who_only_reads_does_not_flush(
     recorder: Recorder, channel: str, flags: int, wide_flushes: int
 ) -> None:
-    """With the channel close(2) of a file that is only read waits for nobody."""
+    """With the channel, close(2) of a file that was only read waits for nothing."""
     path = recorder.path / "file"
     path.touch()
     recorder.released()
@@ -224,7 +224,7 @@ COPIES = {
 
 @pytest.mark.parametrize("command", COPIES.values(), ids=COPIES.keys())
 def test_copies(recorder: Recorder, tmp_path: Path, command: list[str]) -> None:
-    """However a program writes, in order and in pieces of any size, the bytes are the same."""
+    """The bytes are the same for writes in order, in pieces of any size."""
     source, path = tmp_path / "source", recorder.path / "file"
     source.write_bytes(BODY)
     subprocess.run([*command, source, path], check=True, timeout=30)
@@ -234,7 +234,7 @@ def test_copies(recorder: Recorder, tmp_path: Path, command: list[str]) -> None:
 
 
 def test_a_mapping_reads_what_was_written(wide: Recorder) -> None:
-    """What was written past the page cache is there for who maps the file."""
+    """A mapping shows bytes that were written past the page cache."""
     path = wide.path / "file"
     write(path, os.O_WRONLY | os.O_CREAT)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
@@ -242,7 +242,7 @@ def test_a_mapping_reads_what_was_written(wide: Recorder) -> None:
 
 
 def test_memory_of_writes_goes_back(wide: Recorder) -> None:
-    """A while after the last large write the threads that took it hold nothing; writes go on."""
+    """Some time after the last large write its threads hold no memory, and writes still work."""
     path = wide.path / "file"
     for _ in range(20):
         write(path, os.O_WRONLY | os.O_CREAT)
@@ -264,7 +264,7 @@ def renameat2(old: Path, new: Path, flags: int) -> int:
 
 
 def test_renames_with_flags(recorder: Recorder, channel: str) -> None:
-    """With the channel the flags come along, names as they are; without it they are refused."""
+    """With the channel the flags and names arrive unchanged; without it flags are refused."""
     write(recorder.path / "a", os.O_WRONLY | os.O_CREAT)
     (recorder.path / "a").rename(recorder.path / "a somewhat longer name")
     expected = [(0, "a", "a somewhat longer name")]

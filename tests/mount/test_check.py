@@ -1,4 +1,7 @@
-"""`mount-s3 --check` with real servers: it says what mounting would say, and nothing stays."""
+"""`mount-s3 --check` with real servers:
+
+it reports what mounting would report, and mounts nothing.
+"""
 
 import json
 import os
@@ -41,7 +44,7 @@ LARGE_BYTES = 64 << 20
 
 @pytest.fixture(scope="module")
 def large(store: Store) -> Iterator[str]:
-    """The prefix of an object that is large enough to measure by, and of a small one before it."""
+    """The prefix of an object large enough to measure, and of a small one before it."""
     prefix = "check-large/"
     store.put(f"{prefix}a.txt", b"hello")
     store.put(f"{prefix}large.bin", os.urandom(LARGE_BYTES))
@@ -59,7 +62,7 @@ def path(folder: Path) -> Path:
 
 
 class Found:
-    """What a run has found, by name."""
+    """The results of a run, by name."""
 
     def __init__(self, result: "subprocess.CompletedProcess[str]") -> None:
         self.code = result.returncode
@@ -76,7 +79,7 @@ class Found:
 
     @property
     def failed(self) -> list[str]:
-        """The names of what has failed."""
+        """The names of the failed checks."""
         return [each["name"] for each in self.checks.values() if each["outcome"] == "failed"]
 
     def __getitem__(self, name: str) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class Found:
         return found
 
     def skipped_for(self, name: str) -> list[str]:
-        """Return the names of what was skipped because this failed."""
+        """Return the names of the checks that were skipped because of this failure."""
         return [each["name"] for each in self.checks.values() if each["finding"] == f"needs {name}"]
 
 
@@ -95,7 +98,7 @@ def check(
     endpoint_url: str | None = None,
     env: dict[str, str] | None = None,
 ) -> Found:
-    """Run the check; return what it has found. No secret is in it."""
+    """Run the check; return its results. The output has no secret."""
     env = store.environment if env is None else env
     where = store_options(store, endpoint_url=endpoint_url)
     found = Found(
@@ -109,11 +112,11 @@ def check(
 
 
 def test_all_is_well(store: Store, folder: Path, path: Path, large: str) -> None:
-    """Everything that was looked at is ok; nothing is mounted, written or left behind."""
+    """All checks are ok, and nothing is mounted, written or left behind."""
     log = folder / "log"
     found = check(store, path, "--prefix", large, "--log-directory", log)
     skipped = {name for name in NAMES if found[name]["outcome"] == "skipped"}
-    # root, nothing asked for, an endpoint that is an address and http.
+    # As root, without options, and with an http endpoint that is an IP address.
     assert skipped - {"fusermount"} == {"allow_other", "staging", "dns", "tls", "write"}
     assert {found[name]["outcome"] for name in NAMES} == {"ok", "skipped"}
     assert found.whole["prefix"] == large
@@ -133,7 +136,7 @@ def test_all_is_well(store: Store, folder: Path, path: Path, large: str) -> None
 
 
 def test_what_is_asked_of_the_server(store: Store, path: Path, large: str) -> None:
-    """Nothing but HEAD and GET; the large object is read once, in parallel pieces."""
+    """Only HEAD and GET are sent, and the large object is read once, in parallel pieces."""
     with FaultyProxy(store.endpoint_url) as proxy:
         asked: list[Exchange] = []
         proxy.faults.append(asked.append)
@@ -147,11 +150,11 @@ def test_what_is_asked_of_the_server(store: Store, path: Path, large: str) -> No
         read_bytes = sum(len(exchange.body) for exchange in pieces)
         assert read_bytes < LARGE_BYTES * 1.5
         bytes_ = [e for e in asked if e.is_data and "a.txt" in e.target and e.status == 206]
-        assert [e.body for e in bytes_] == [b"h", b"h"]  # to find out about If-Match, and to read
+        assert [e.body for e in bytes_] == [b"h", b"h"]  # to test If-Match, and to read
 
 
 def test_without_a_directory(store: Store, large: str) -> None:
-    """The bucket alone can be checked."""
+    """The bucket can be checked without a directory."""
     found = check(store, "--prefix", large)
     assert found.code == 0
     assert found["directory"]["outcome"] == "skipped"
@@ -159,7 +162,7 @@ def test_without_a_directory(store: Store, large: str) -> None:
 
 
 def test_text_is_plain_where_no_terminal_is(store: Store, path: Path, large: str) -> None:
-    """One line each, a hint below, no colour, no bar, nothing on standard error."""
+    """Without a terminal: a line per check, hints below, no colour, no bar, nothing on stderr."""
     where = store_options(store)
     result = run("--check", store.bucket, path, "--prefix", large, *where, env=store.environment)
     assert result.returncode == 0
@@ -173,7 +176,7 @@ def test_text_is_plain_where_no_terminal_is(store: Store, path: Path, large: str
 
 
 def test_an_output_that_is_not_unicode(store: Store, large: str) -> None:
-    """What it cannot show is escaped."""
+    """Characters that the output cannot represent are escaped."""
     options = ["--prefix", large, *store_options(store)]
     env = store.environment | {"PYTHONIOENCODING": "latin-1"}
     result = run("--check", store.bucket, *options, env=env)
@@ -182,7 +185,7 @@ def test_an_output_that_is_not_unicode(store: Store, large: str) -> None:
 
 
 def test_on_a_terminal(store: Store, large: str) -> None:
-    """Colours, and a bar while it reads."""
+    """A terminal gets colours, and a bar during the read."""
     master, slave = pty.openpty()
     env = environment(store.environment) | {"TERM": "xterm"}
     env.pop("NO_COLOR", None)
@@ -213,7 +216,7 @@ def test_on_a_terminal(store: Store, large: str) -> None:
 
 
 def said_by_mounting(*arguments: str | Path, env: dict[str, str]) -> tuple[str, str]:
-    """Return what mounting says, and what it says to do."""
+    """Return the message and the hint of mounting."""
     result = run(*arguments, env=env)
     assert result.returncode == 1, result
     what, _, hint = result.stderr.removeprefix("Error: ").partition("\n")
@@ -237,7 +240,7 @@ def said_by_mounting(*arguments: str | Path, env: dict[str, str]) -> tuple[str, 
 def test_it_says_what_mounting_says(
     store: Store, folder: Path, path: Path, name: str, wrong: str
 ) -> None:
-    """The same words, as the only failure, and what needs it is skipped."""
+    """The failed check has the words of mounting, and checks that need it are skipped."""
     where = ["--endpoint-url", store.endpoint_url, "--force-path-style"]
     env = dict(store.environment)
     bucket, options = store.bucket, []
@@ -271,7 +274,7 @@ def test_it_says_what_mounting_says(
 
 
 def test_nobody_listens(store: Store) -> None:
-    """The connection is what fails; what needs it says so."""
+    """The connection check fails, and the checks that need it name it."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -283,14 +286,14 @@ def test_nobody_listens(store: Store) -> None:
 
 
 def test_the_name_does_not_resolve(store: Store) -> None:
-    """The name is what fails."""
+    """The name check fails."""
     found = check(store, endpoint_url="http://no-such-host.invalid")
     assert found.failed == ["dns"]
     assert "no answer from no-such-host.invalid" in found["dns"]["finding"]
 
 
 def test_the_endpoint_is_silent(store: Store) -> None:
-    """It accepts and never answers: that is said, and nothing waits for good."""
+    """The endpoint accepts connections and never answers: the check says so, and ends."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         found = check(store, endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert found.failed == ["bucket"]
@@ -300,7 +303,7 @@ def test_the_endpoint_is_silent(store: Store) -> None:
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_tls(store: Store, folder: Path, large: str, trusted: bool) -> None:
-    """A certificate that is not trusted fails before any key is sent; one that is tells its TLS."""
+    """An untrusted certificate fails before any key is sent; a trusted one shows its version."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -320,7 +323,7 @@ def test_tls(store: Store, folder: Path, large: str, trusted: bool) -> None:
 
 
 def test_no_tls_where_it_is_asked_for(store: Store) -> None:
-    """https to a server without it."""
+    """The endpoint is https, but the server has no TLS."""
     found = check(store, endpoint_url=store.endpoint_url.replace("http:", "https:"))
     assert found.failed == ["tls"]
     assert "is it https?" in found["tls"]["hint"]
@@ -328,7 +331,7 @@ def test_no_tls_where_it_is_asked_for(store: Store) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_through_a_proxy(store: Store, folder: Path, large: str, scheme: str) -> None:
-    """Each step goes where the requests go; only the proxy is reached directly."""
+    """All checks go through the proxy; only the proxy itself is reached directly."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -353,7 +356,7 @@ def test_through_a_proxy(store: Store, folder: Path, large: str, scheme: str) ->
 
 
 def test_a_proxy_that_is_not_there(store: Store) -> None:
-    """It is named as what does not answer."""
+    """The message names the proxy as the one that does not answer."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -363,7 +366,7 @@ def test_a_proxy_that_is_not_there(store: Store) -> None:
 
 
 def test_the_directory_is_missing(store: Store, folder: Path) -> None:
-    """The bucket is looked at all the same."""
+    """The bucket is checked nevertheless."""
     path = folder / "missing"
     found = check(store, path)
     assert found.failed == ["directory"]
@@ -373,7 +376,7 @@ def test_the_directory_is_missing(store: Store, folder: Path) -> None:
 
 
 def test_already_mounted(store: Store, folder: Path) -> None:
-    """A mount that lives, and one that is dead; neither is touched."""
+    """A living mount and a dead one are reported, and neither is touched."""
     with mounted(store, folder) as mount:
         found = check(store, mount.path)
         assert found.failed == ["directory"]
@@ -388,8 +391,8 @@ def test_already_mounted(store: Store, folder: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_a_user_without_access(store: Store, folder: Path, large: str) -> None:
-    """Who may not open the device, nor write in the directory; the bucket is fine."""
-    # A device of the same number that is root's, in the place of what this machine has.
+    """A user without access to the device and the directory: the bucket is ok."""
+    # A device with the same number that belongs to root replaces this machine's.
     script = f"""
         mount -t tmpfs none {folder}
         mknod -m 600 {folder}/fuse c 10 229
@@ -424,7 +427,7 @@ def test_a_user_without_access(store: Store, folder: Path, large: str) -> None:
     ],
 )
 def test_the_clock(store: Store, behind_s: int, options: list[str], outcome: str) -> None:
-    """Our clock against the Date of the answers, of those that refuse, too."""
+    """The clock is compared with the Date of the answers, including refusals."""
 
     def other_date(exchange: Exchange) -> None:
         dates = ("Date", formatdate(time.time() + behind_s, usegmt=True))
@@ -439,7 +442,7 @@ def test_the_clock(store: Store, behind_s: int, options: list[str], outcome: str
 
 
 def test_small_objects_only(store: Store) -> None:
-    """Read, but nothing is measured: what there is is said."""
+    """The object is read, but nothing is measured: the result says so."""
     store.put("check-small/one", bytes(3 << 20))
     found = check(store, "--prefix", "check-small/")
     assert found.code == 0
@@ -449,7 +452,7 @@ def test_small_objects_only(store: Store) -> None:
 
 
 def test_an_empty_bucket(store: Store) -> None:
-    """It can be mounted; a prefix below which nothing is may be wrong."""
+    """An empty bucket can be mounted; a prefix without objects gets a warning."""
     client = store.client()
     client.create_bucket(Bucket="check-empty")
     try:
@@ -465,7 +468,7 @@ def test_an_empty_bucket(store: Store) -> None:
 
 
 def test_more_than_is_looked_at(store: Store) -> None:
-    """Three pages, and no more."""
+    """At most three pages are listed."""
 
     def many(exchange: Exchange) -> None:
         if exchange.is_list and "max-keys=1000" in exchange.target:
@@ -490,7 +493,7 @@ def test_more_than_is_looked_at(store: Store) -> None:
 
 
 def test_archived_objects(store: Store) -> None:
-    """They are counted, and not taken for what can be read."""
+    """Archived objects are counted, and are not read."""
     store.put("check-archived/a", b"x")
 
     def archived(exchange: Exchange) -> None:
@@ -510,7 +513,7 @@ def test_archived_objects(store: Store) -> None:
 
 
 def test_listing_is_allowed_and_reading_is_not(store: Store, large: str) -> None:
-    """The first object says so; nothing is measured."""
+    """The read of the first object fails, and nothing is measured."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(on_data(refuse(403, "AccessDenied")))
         found = check(store, "--prefix", large, endpoint_url=proxy.url)
@@ -520,7 +523,7 @@ def test_listing_is_allowed_and_reading_is_not(store: Store, large: str) -> None
 
 
 def test_the_bucket_is_elsewhere(store: Store, large: str) -> None:
-    """It names its region itself, and is found there."""
+    """The bucket names its region, and is found there."""
 
     def elsewhere(exchange: Exchange) -> None:
         if "/us-west-2/" in exchange.request_headers.get("Authorization", ""):
@@ -543,7 +546,7 @@ def test_the_bucket_is_elsewhere(store: Store, large: str) -> None:
 def test_interrupted(
     store: Store, folder: Path, large: str, where: str, options: list[str]
 ) -> None:
-    """Ctrl-C ends it at once, wherever it waits: 130, one line, no JSON that is none."""
+    """Ctrl-C ends any check immediately: exit code 130, one line, no partial JSON."""
     env = environment(store.environment)
     reached = folder / "reached"
     if where == "credentials":
@@ -590,7 +593,7 @@ def test_interrupted(
 
 
 def test_nobody_reads_the_list(store: Store, large: str) -> None:
-    """A pipe that is closed early is no traceback."""
+    """A closed pipe causes no traceback."""
     where = " ".join(store_options(store))
     result = subprocess.run(
         ["sh", "-c", f"{PROGRAM} --check {store.bucket} --prefix {large} {where} | head -1"],
@@ -605,7 +608,7 @@ def test_nobody_reads_the_list(store: Store, large: str) -> None:
 
 
 def test_a_store_with_a_flat_key_space(flat_store: Store, path: Path) -> None:
-    """Ministack passes, too, with keys that are no names."""
+    """Ministack passes as well, with keys that cannot be file names."""
     flat_store.put("check/\x01\n\x1b[31m", b"x")
     found = check(flat_store, path, "--prefix", "check/")
     assert found.code == 0

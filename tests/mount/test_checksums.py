@@ -1,4 +1,4 @@
-"""A bit that is changed on the way to a real mount: noticed where S3 has a checksum of it."""
+"""A bit that changes on the way to a real mount is noticed if S3 has a checksum for it."""
 
 import base64
 import errno
@@ -22,7 +22,7 @@ LARGE = random.Random(6).randbytes(20 << 20)
 
 @pytest.fixture(params=["store", "flat_store"])
 def server(request: pytest.FixtureRequest) -> Store:
-    """Each of the servers: SeaweedFS says nothing of a checksum's type, ministack does."""
+    """Each of the servers: SeaweedFS does not send the type of a checksum, ministack does."""
     server: Store = request.getfixturevalue(request.param)
     server.put("checksums/small", SMALL)
     server.put("checksums/large", LARGE)
@@ -37,7 +37,7 @@ def proxy(server: Store) -> Iterator[FaultyProxy]:
 
 
 def part_checksum(exchange: Exchange) -> None:
-    """Send what S3 sends where a range is one part of an upload, if asked for."""
+    """Send the checksum that S3 sends on request if a range is one part of the upload."""
     names = {name.lower() for name in exchange.request_headers}
     if exchange.status == 206 and "x-amz-checksum-mode" in names:
         value = base64.b64encode(zlib.crc32(exchange.body).to_bytes(4, "big")).decode()
@@ -45,7 +45,7 @@ def part_checksum(exchange: Exchange) -> None:
 
 
 def test_once(server: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """Bytes that were changed on the way are fetched again, and no reader sees them."""
+    """Changed bytes are fetched again, and no reader sees them."""
     with mounted(server, folder, "--prefix", "checksums/", endpoint_url=proxy.url) as mount:
         proxy.faults.append(times(2, on_data(flip_bit)))
         assert (mount.path / "small").read_bytes() == SMALL
@@ -56,18 +56,18 @@ def test_once(server: Store, folder: Path, proxy: FaultyProxy) -> None:
 
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_always(server: Store, folder: Path, proxy: FaultyProxy, name: str) -> None:
-    """Bytes that never are what S3 says are EIO, and the log says so; the mount lives on."""
+    """If the bytes never match, the read is EIO with a line in the log, and the mount continues."""
     options = ("--prefix", "checksums/", "--read-timeout", "5")
     with mounted(server, folder, *options, endpoint_url=proxy.url) as mount:
         path = mount.path / name
         path.stat()
-        if name == "large":  # of the small one only the whole has a checksum
+        if name == "large":  # the small object has only a checksum of the whole
             proxy.faults.append(on_data(part_checksum))
         proxy.faults.append(on_data(flip_bit))
         assert errno_of(path.read_bytes) == errno.EIO
         lines = [line for line in mount.log.splitlines() if "errno=EIO" in line]
         said = (f"path=/{name}", "does not match its crc32 checksum", "--read-checksums")
-        # On a slow machine the time may run out in the middle of a try, which then says so.
+        # On a slow machine the time may run out during a try; the log then says that.
         assert any(all(part in line for part in said) for line in lines), "\n".join(lines)
         proxy.faults.clear()
         assert path.read_bytes() == (SMALL if name == "small" else LARGE)
@@ -85,12 +85,12 @@ def in_the_middle(fault: Fault) -> Fault:
 
 
 def heads_of(proxy: FaultyProxy, file: str) -> int:
-    """Return how often a file's description has been asked for."""
+    """Return the number of HEADs."""
     return sum(method == "HEAD" and file in target for method, target in proxy.seen)
 
 
 def put_in_parts(server: Store, key: str, data: bytes) -> str:
-    """Upload in parts, with a checksum of the whole; return which one the server has of it."""
+    """Upload in parts, with a checksum of the whole; return its name if the server keeps it."""
     client = server.client()
     at = {"Bucket": server.bucket, "Key": key}
     kind = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
@@ -107,16 +107,16 @@ def put_in_parts(server: Store, key: str, data: bytes) -> str:
 
 
 def lines_about(mount: Mount, file: str) -> list[str]:
-    """Return the log's lines about a file that could not be read, once there are any.
+    """Return the log's lines about a file that could not be read, when there are any.
 
-    Of two reads that fail at once one may be answered before the other has logged why.
+    If two reads fail at the same time, one may be answered before the other has logged the reason.
     """
     eventually(lambda: f"path=/{file}" in mount.log)
     return [line for line in mount.log.splitlines() if f"path=/{file}" in line]
 
 
 def test_the_whole(server: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """A bit of a large object without checksums of its parts: EIO at its end, and not again."""
+    """A changed bit in a large object without part checksums is EIO at its end, once."""
     names = {"large": "crc32"}
     if name := put_in_parts(server, "checksums/parts", LARGE):
         names["parts"] = name
@@ -134,7 +134,7 @@ def test_the_whole(server: Store, folder: Path, proxy: FaultyProxy) -> None:
 
 
 def test_turned_off(server: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """With --read-checksums off nothing is compared: the changed bit arrives."""
+    """With --read-checksums off nothing is compared: the reader gets the changed bit."""
     options = ("--prefix", "checksums/", "-o", "read-checksums=off")
     with mounted(server, folder, *options, endpoint_url=proxy.url) as mount:
         proxy.faults += [on_data(part_checksum), on_data(flip_bit)]

@@ -1,4 +1,4 @@
-"""How S3 is talked to, as options of real mounts say."""
+"""Options for the connection to S3, on real mounts."""
 
 import socket
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mount
 
 
 def test_user_agent(store: Store, folder: Path) -> None:
-    """The prefix is in front of ours in every request."""
+    """The prefix comes before our own User-Agent in every request."""
     store.put("agent/file", b"content")
     seen = []
 
@@ -33,14 +33,14 @@ def test_user_agent(store: Store, folder: Path) -> None:
 
 
 def test_bound_to_an_interface(store: Store, folder: Path) -> None:
-    """What loopback reaches is reached by it."""
+    """A server on loopback is reached through the loopback interface."""
     store.put("bound/file", b"content")
     with mounted(store, folder, "--bind", "lo", "--prefix", "bound/") as mount:
         assert (mount.path / "file").read_bytes() == b"content"
 
 
 def test_bound_to_the_wrong_interface(store: Store, folder: Path) -> None:
-    """What an interface does not reach is not mounted, whatever the others reach."""
+    """The mount fails if the interface does not lead to the server, even if others do."""
     others = [name for _, name in socket.if_nameindex() if name != "lo"]
     if not others:
         pytest.skip("this machine has no network interface but loopback")

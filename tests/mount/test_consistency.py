@@ -21,7 +21,7 @@ NEW = random.Random(2).randbytes(40 << 20)
 
 @pytest.fixture(scope="module")
 def mount(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """The store's bucket from `changing/` down."""
+    """The store's bucket, mounted below `changing/`."""
     store.put("changing/always", b"x")
     with mounted(
         store, tmp_path_factory.mktemp("changing"), "--debug", "--prefix", "changing/"
@@ -30,7 +30,7 @@ def mount(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mo
 
 
 def read_on(file: BinaryIO) -> tuple[bytes, int | None]:
-    """Read to the end; return the bytes, and the errno that ended it."""
+    """Read to the end; return the bytes, and the errno of the failure."""
     got = b""
     try:
         while chunk := file.read(1 << 20):
@@ -41,7 +41,7 @@ def read_on(file: BinaryIO) -> tuple[bytes, int | None]:
 
 
 def test_replaced_before_open(mount: Mount, store: Store) -> None:
-    """Open sees the newest object at once, also when its name was looked up a moment ago."""
+    """Open finds the newest object, even if its name was looked up a moment ago."""
     path = mount.path / "replaced"
     for generation in range(5):
         body = f"generation {generation}".encode() * (generation + 1)
@@ -51,7 +51,7 @@ def test_replaced_before_open(mount: Mount, store: Store) -> None:
 
 
 def test_same_size_replaced(mount: Mount, store: Store) -> None:
-    """A replacement of the same size is not mistaken for what the kernel has cached."""
+    """A replacement of the same size is not mistaken for the cached version."""
     path = mount.path / "same-size"
     for body in (b"a" * 5000, b"b" * 5000, b"a" * 5000):
         store.put("changing/same-size", body)
@@ -91,7 +91,7 @@ def test_deleted_while_open(mount: Mount, store: Store) -> None:
 
 
 def test_new_object_is_visible(mount: Mount, store: Store) -> None:
-    """A new object can be opened and is listed at once, also where ENOENT was the last answer."""
+    """A new object can be opened and is listed immediately, even after ENOENT."""
     path = mount.path / "fresh"
     with pytest.raises(FileNotFoundError):
         path.stat()
@@ -114,7 +114,7 @@ def test_attributes_are_a_second_old_at_most(mount: Mount, store: Store) -> None
 
 
 def test_directory_and_file_change_places(mount: Mount, store: Store) -> None:
-    """A name that was a file and becomes a directory is one within a second, and back."""
+    """If a file's name becomes a directory, or the reverse, it shows within a second."""
     path: Path = mount.path / "either"
     store.put("changing/either", b"file")
     assert path.read_bytes() == b"file"
@@ -123,7 +123,7 @@ def test_directory_and_file_change_places(mount: Mount, store: Store) -> None:
     time.sleep(1.1)
     assert [entry.name for entry in path.iterdir()] == ["inside"]
     store.delete("changing/either/inside")
-    store.delete("changing/either/")  # this store keeps an emptied folder
+    store.delete("changing/either/")  # this store keeps empty folders
     store.put("changing/either", b"file again")
     time.sleep(1.1)
     assert path.read_bytes() == b"file again"

@@ -1,4 +1,4 @@
-"""What a mount has counted is what the server has seen, and can be asked for at any time."""
+"""The counters of a mount match the requests at the server, and are available at any time."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def proxy(store: Store) -> Iterator[FaultyProxy]:
 
 
 def test_counters(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """SIGUSR2 writes exact numbers, as often as it is sent; one more line comes at the end."""
+    """SIGUSR2 logs exact numbers each time, and the end of the mount logs them once more."""
     store.put("counters/file", b"x" * 5000)
     store.put("counters/other", b"y" * 70)
     seen: list[Exchange] = []
@@ -39,7 +39,7 @@ def test_counters(store: Store, folder: Path, proxy: FaultyProxy) -> None:
     options = ("--prefix", "counters/", "--debug")
     with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
         first = mount.counters()
-        # What the endpoint can do is asked before there is a mount.
+        # The probe of the endpoint comes before the mount, and is not counted.
         assert (first["gets"], first["heads"], first["lists"]) == (0, 0, 1)
         seen.clear()
         assert (mount.path / "file").read_bytes() == b"x" * 5000
@@ -55,7 +55,10 @@ def test_counters(store: Store, folder: Path, proxy: FaultyProxy) -> None:
 
 
 def test_a_retry_is_counted(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """A body that is cut is fetched by a second GET, which is a retry; what came counts."""
+    """A second GET fetches the rest of a cut body.
+
+    It counts as a retry, with the bytes received.
+    """
     store.put("counters/file", b"x" * 5000)
     cuts = iter([1000])
 
@@ -72,7 +75,7 @@ def test_a_retry_is_counted(store: Store, folder: Path, proxy: FaultyProxy) -> N
 
 
 def test_asked_before_it_serves(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """SIGUSR2 while the bucket is still asked for gets its line, and the mount comes to be."""
+    """SIGUSR2 during the first request to the bucket gets its line, and the mount succeeds."""
     arrived, go_on = threading.Event(), threading.Event()
 
     def hold(exchange: Exchange) -> None:

@@ -1,7 +1,6 @@
-"""Keys that end while the mount is in use, by each way that gives them, for real.
+"""Keys that expire while the mount is in use, from each source.
 
-What gives keys are services on loopback; the store takes only keys that they gave, and those until
-they end (`ways`).
+Services on loopback issue the keys. The store accepts only these keys, until they expire (`ways`).
 """
 
 import errno
@@ -31,7 +30,7 @@ from tests.unit.aws_fakes import Container, Sso
 
 pytestmark = pytest.mark.mount
 
-#: The mount looks for newer keys every 5 s when they end soon.
+#: The mount looks for newer keys every 5 s if its keys expire soon.
 LIFE_S = 12.0
 BODY = random.Random(7).randbytes(32 << 20)
 STEP = 64 << 10
@@ -39,7 +38,7 @@ STEP = 64 << 10
 
 @dataclass
 class Done:
-    """What a long read has come to."""
+    """The result of a long read."""
 
     error: BaseException | None = None
     keys: TemporaryKeys | None = None
@@ -47,7 +46,7 @@ class Done:
 
 
 def read_long(store: Store, folder: Path, way: str, done: Done) -> None:
-    """Read one open file all over until its first keys have long ended; write one, then."""
+    """Read an open file repeatedly until its first keys have long expired; then write one."""
     try:
         with (
             place(store, folder, way, LIFE_S) as it,
@@ -73,7 +72,7 @@ def read_long(store: Store, folder: Path, way: str, done: Done) -> None:
 
 @pytest.fixture(scope="module")
 def reads(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """A long read by each of the ways, all at the same time."""
+    """A long read with keys from each source, all in parallel."""
     store.put("keys/long", BODY)
     reads = {way: Done() for way in WAYS}
     threads = [
@@ -89,20 +88,21 @@ def reads(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, D
 
 @pytest.mark.parametrize("way", WAYS)
 def test_keys_end_while_reading(store: Store, reads: dict[str, Done], way: str) -> None:
-    """The file is read with several keys, one after another, and no error; nothing tells them."""
+    """The file is read with several keys in turn, without an error, and no key is shown."""
     done = reads[way]
     if done.error is not None:
         raise done.error
     assert done.keys is not None
     assert len(set(done.keys.used)) >= 2
-    # botocore believes that an instance's keys live for ten minutes at least: S3 tells better.
+    # botocore assumes that an instance's keys last for at least ten minutes: S3's refusal comes
+    # first.
     assert set(done.keys.refused) == ({"ExpiredToken"} if way == "instance" else set())
     assert content(store, f"keys/{way}") == b"written"
     assert not any(key in done.log for key in done.keys.used)
 
 
 def test_renewal_fails(store: Store, folder: Path) -> None:
-    """When keys end and the source has no newer ones it is EACCES, at once, until there are."""
+    """If keys expire, reads are EACCES immediately, until the source has newer ones."""
     store.put("keys/short", b"content")
     with (
         place(store, folder, "container", 8.0) as it,
@@ -123,7 +123,7 @@ def test_renewal_fails(store: Store, folder: Path) -> None:
 
 
 def test_keys_deleted(store: Store, folder: Path) -> None:
-    """Long-term keys are replaced in their file and deleted: reads go on with the new ones."""
+    """Long-term keys are replaced in their file and deleted: reads continue with the new ones."""
     store.put("keys/short", b"content")
     keys = TemporaryKeys(store, life_s=3600)
 
@@ -152,7 +152,7 @@ def test_keys_deleted(store: Store, folder: Path) -> None:
 
 
 def test_sso_login(store: Store, folder: Path) -> None:
-    """A login that has ended is said with the command to run; after that everything goes on."""
+    """If the SSO login has ended, the message has the command; afterwards reads work again."""
     store.put("keys/short", b"content")
     with (
         place(store, folder, "SSO", 8.0) as it,

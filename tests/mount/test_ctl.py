@@ -1,4 +1,4 @@
-"""`mount-s3ctl` and real mounts: what they answer, to whom, and how they are unmounted."""
+"""`mount-s3ctl` with real mounts: their answers, who gets them, and unmounting."""
 
 import contextlib
 import json
@@ -50,7 +50,7 @@ def ctl(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[s
 
 
 def done(*arguments: str | Path, **environ: str) -> str:
-    """Run mount-s3ctl, which has to succeed; return what it wrote."""
+    """Run mount-s3ctl, which must succeed; return its output."""
     result = ctl(*arguments, **environ)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -63,14 +63,14 @@ def stats(mount: Mount) -> dict[str, Any]:
 
 
 def own_socket(mount: Mount) -> Path:
-    """Return the socket that a mount listens at."""
+    """Return the socket of a mount."""
     (path,) = socket_directory(os.environ).glob(f"{mount.pid}-*{SUFFIX}")
     return path
 
 
 @contextlib.contextmanager
 def program(mount: Mount, script: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run a Python script in the mount; it has said a line when this yields. Killed at the end."""
+    """Run a Python script in the mount. Yields after its first line; kills it at the end."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", script],
         cwd=mount.path,
@@ -88,7 +88,7 @@ def program(mount: Mount, script: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def documented(section: str) -> set[str]:
-    """Return the names of JSON fields that the document has for a command."""
+    """Return the names of the JSON fields that the document lists for a command."""
     text = (Path(__file__).parents[2] / "docs" / "mount-s3ctl.md").read_text()
     found = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found is not None
@@ -98,7 +98,7 @@ def documented(section: str) -> set[str]:
 
 
 def test_status_tells_what_is_mounted(store: Store, folder: Path) -> None:
-    """Some lines, and an object: where, of what, by whom, what is open, what may be changed."""
+    """Text and JSON: place, bucket, user, open files, and permitted changes."""
     store.put("ctl/status/a", b"x" * 1000)
     with mounted(store, folder, "--prefix", "ctl/status/", "--read-only") as mount:
         with (mount.path / "a").open("rb"):
@@ -132,7 +132,7 @@ def test_status_tells_what_is_mounted(store: Store, folder: Path) -> None:
 
 
 def test_every_command_as_json(store: Store, folder: Path) -> None:
-    """The fields are those of the document; errors are JSON, too."""
+    """The fields are those of the document, and errors are JSON, too."""
     store.put("ctl/json/a", b"x" * 100_000)
     options = ("--prefix", "ctl/json/", "--allow-delete", "--attributes", "ignore")
     with mounted(store, folder, *options) as mount:
@@ -180,7 +180,7 @@ def test_every_command_as_json(store: Store, folder: Path) -> None:
 
 
 def test_status_tells_of_mounts_that_do_not_answer(store: Store, folder: Path) -> None:
-    """A mount whose process was killed is listed as such, and its socket goes."""
+    """A mount whose process was killed is listed as such, and its socket is removed."""
     with mounted(store, folder) as mount:
         path = own_socket(mount)
         os.kill(mount.pid, signal.SIGKILL)
@@ -197,7 +197,7 @@ def test_status_tells_of_mounts_that_do_not_answer(store: Store, folder: Path) -
 
 
 def test_stats_are_exact(store: Store, folder: Path) -> None:
-    """Bytes, operations, requests, and which program caused them."""
+    """Bytes, operations, requests, and the program that caused them are exact."""
     store.put("ctl/stats/file", b"x" * 5000)
     with mounted(store, folder, "--prefix", "ctl/stats/") as mount:
         before = stats(mount)
@@ -225,7 +225,7 @@ def test_stats_are_exact(store: Store, folder: Path) -> None:
 
 
 def test_stats_as_a_table(store: Store, folder: Path) -> None:
-    """Once, or again and again; prices are those of the region, or as they are given."""
+    """Once, or repeatedly; with the region's prices, or with given ones."""
     store.put("ctl/table/file", b"x" * 5000)
     with mounted(store, folder, "--prefix", "ctl/table/") as mount:
         (mount.path / "file").read_bytes()
@@ -234,7 +234,7 @@ def test_stats_as_a_table(store: Store, folder: Path) -> None:
         assert rows["GetObject"][-1] == "0"
         (fetched,) = [line for line in text.splitlines() if line.startswith("fetched from S3")]
         assert [word for word in fetched.split() if word.isdigit()][-1] == "5"
-        assert "$" not in text  # no prices of a store that is not AWS's are known
+        assert "$" not in text  # there are no known prices for other stores than AWS's
         priced = done("stats", mount.path, "--once", "--prices", "5000", "1000")
         requests = stats(mount)["meters"]["requests"]
         lists = requests["ListObjectsV2"]["us"]["count"]
@@ -251,7 +251,7 @@ def test_stats_as_a_table(store: Store, folder: Path) -> None:
 
 
 def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:
-    """The last lines, and those that come while it is followed."""
+    """Shows the last lines, and later ones while it follows the log."""
     store.put("ctl/log/file", b"x")
     with mounted(store, folder, "--prefix", "ctl/log/") as mount:
         assert errno_of((mount.path / "file").unlink) is not None
@@ -274,7 +274,7 @@ def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:
 
 
 def test_refresh_forgets_names(store: Store, folder: Path) -> None:
-    """With a ttl without end: what others have changed is seen when it is told, and not before."""
+    """With an infinite ttl, changes of others are visible after a refresh, and not before."""
     for name in ("a/changed", "a/deleted", "a/kept", "b/changed"):
         store.put(f"ctl/refresh/{name}", b"old")
     options = ("--prefix", "ctl/refresh/", "--metadata-ttl", "indefinite")
@@ -295,14 +295,14 @@ def test_refresh_forgets_names(store: Store, folder: Path) -> None:
         assert told.startswith("forgotten: ")
         assert (mount.path / "a" / "changed").read_bytes() == b"newer"
         assert not (mount.path / "a" / "deleted").exists()
-        # The kernel's own belief that a name is absent ends after a second.
+        # The kernel caches an absent name for at most a second.
         eventually(lambda: (mount.path / "a" / "made").exists())
         assert sorted(os.listdir(mount.path / "a")) == ["changed", "kept", "made"]
         assert held.read() == b"old"
         held.close()
-        assert (mount.path / "b" / "changed").read_bytes() == b"old"  # that was not asked for
+        assert (mount.path / "b" / "changed").read_bytes() == b"old"  # this name was not refreshed
 
-        store.put("ctl/refresh/new/below/file", b"new")  # nothing is known of it, but it is there
+        store.put("ctl/refresh/new/below/file", b"new")  # the mount does not know it
         assert done("refresh", mount.path, "new/below") == (
             f"forgotten: 0 names at or below {mount.path}/new/below\n"
         )
@@ -322,7 +322,7 @@ def test_refresh_forgets_names(store: Store, folder: Path) -> None:
 
 
 def test_refresh_asks_again_for_that_alone(store: Store, folder: Path) -> None:
-    """What was not to be forgotten is served without a request."""
+    """Names that were not refreshed need no request."""
     for name in ("a/1", "b/1"):
         store.put(f"ctl/asks/{name}", b"x")
     options = ("--prefix", "ctl/asks/", "--metadata-ttl", "indefinite", "--debug")
@@ -340,14 +340,14 @@ def test_refresh_asks_again_for_that_alone(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["refresh"], ["stats", "--once"], ["log"], ["unmount"]])
 def test_where_nothing_is_mounted(tmp_path: Path, arguments: list[str]) -> None:
-    """It says so, with exit code 1."""
+    """Says that nothing is mounted, with exit code 1."""
     refused = ctl(arguments[0], tmp_path, *arguments[1:])
     assert refused.returncode == 1
     assert f"you have no mount at '{tmp_path}'" in refused.stderr
 
 
 def test_unmount(store: Store, folder: Path) -> None:
-    """It is unmounted, and its process and socket are gone when the command ends."""
+    """When the command ends, the mount, its process and its socket are gone."""
     with mounted(store, folder) as mount:
         path = own_socket(mount)
         assert done("unmount", mount.path) == f"{mount.path} is unmounted\n"
@@ -357,7 +357,7 @@ def test_unmount(store: Store, folder: Path) -> None:
 
 
 def test_unmount_waits_for_what_is_written(store: Store, folder: Path) -> None:
-    """A file that is being written gets to S3, whole, and then the mount goes."""
+    """A file that is being written is uploaded completely, and then the mount ends."""
     script = """
 import sys
 file = open("wait", "wb")
@@ -387,7 +387,7 @@ file.close()
 
 
 def test_unmount_does_not_wait_for_ever(store: Store, folder: Path) -> None:
-    """After --timeout it says which file is still written, and the mount goes on."""
+    """After --timeout the message names the open file, and the mount continues."""
     script = "f = open('slow', 'wb', 0); f.write(b'x' * 10); print(1); input(); f.close()"
     with mounted(store, folder) as mount, program(mount, script):
         refused = ctl("unmount", mount.path, "--timeout", "1")
@@ -397,7 +397,7 @@ def test_unmount_does_not_wait_for_ever(store: Store, folder: Path) -> None:
 
 
 def test_unmount_names_who_uses_it(store: Store, folder: Path) -> None:
-    """A program that stands in it, or reads, is not waited for, but named."""
+    """The command does not wait for a program in the directory, or for a reader, but names it."""
     with mounted(store, folder) as mount, program(mount, "print(1); input()") as user:
         refused = ctl("unmount", mount.path)
         assert refused.returncode == 1
@@ -406,7 +406,7 @@ def test_unmount_names_who_uses_it(store: Store, folder: Path) -> None:
 
 
 def test_unmount_removes_a_dead_mount(store: Store, folder: Path) -> None:
-    """One whose process was killed, on which every operation fails."""
+    """A mount whose process was killed, so that every operation fails, is removed."""
     with mounted(store, folder) as mount:
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
@@ -416,7 +416,7 @@ def test_unmount_removes_a_dead_mount(store: Store, folder: Path) -> None:
 
 
 def test_a_directory_in_a_mount_is_none(store: Store, folder: Path) -> None:
-    """What is to be unmounted is named."""
+    """The message names the mount point."""
     store.put("ctl/inside/file", b"x")
     with mounted(store, folder) as mount:
         refused = ctl("unmount", mount.path / "ctl")
@@ -425,7 +425,7 @@ def test_a_directory_in_a_mount_is_none(store: Store, folder: Path) -> None:
 
 
 def test_nobody_else_can_open_the_socket(store: Store, folder: Path) -> None:
-    """Its directory is its owner's alone; and where that is opened, the mount answers nobody."""
+    """Only the owner can enter the directory; otherwise the mount answers no other user."""
     with mounted(store, folder) as mount:
         path = own_socket(mount)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -441,13 +441,13 @@ def test_nobody_else_can_open_the_socket(store: Store, folder: Path) -> None:
             [sys.executable, "-c", asking, path, nobody], capture_output=True, check=False
         )
         assert b"PermissionError" in refused.stderr
-        # Who is connected already, as root, and is somebody else by then: the kernel tells the
-        # mount who has connected.
+        # A client that connects as root and then changes its user: the kernel reports the user at
+        # the time of the connection.
         assert ask(path, "status")["pid"] == mount.pid
 
 
 def test_the_socket_answers_others_nothing(store: Store, folder: Path) -> None:
-    """Even where anybody can open it."""
+    """Other users get no answer, even if they can open the socket."""
     with mounted(store, folder) as mount:
         path = own_socket(mount)
         opened = folder / "opened"
@@ -489,7 +489,7 @@ def test_the_socket_answers_others_nothing(store: Store, folder: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(store: Store, mount: Mount, line: bytes) -> None:
-    """With a word of what there is; and the mount answers the next one."""
+    """The message says what is valid, and the mount answers the next command."""
     path = own_socket(mount)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(TIMEOUT_S)
@@ -504,7 +504,7 @@ def test_what_makes_no_sense_is_refused(store: Store, mount: Mount, line: bytes)
 
 
 def test_who_says_nothing_holds_up_nobody_for_long(store: Store, mount: Mount) -> None:
-    """A client that connects and is silent is left after some seconds."""
+    """A client that connects and sends nothing is dropped after a few seconds."""
     path = own_socket(mount)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))
@@ -512,7 +512,7 @@ def test_who_says_nothing_holds_up_nobody_for_long(store: Store, mount: Mount) -
 
 
 def test_no_secret_is_told(store: Store, mount: Mount) -> None:
-    """Neither key is in any answer."""
+    """No answer contains a key."""
     path = own_socket(mount)
     answers = [
         ask(path, "status"),
@@ -526,7 +526,7 @@ def test_no_secret_is_told(store: Store, mount: Mount) -> None:
 
 
 def test_a_mount_without_a_socket_mounts(store: Store, folder: Path) -> None:
-    """Where none can be made, the log says so, and all else works."""
+    """If the socket cannot be created, the log says so, and everything else works."""
     (folder / "file").write_text("no directory")
     store.put("ctl/none", b"x")
     script = """
@@ -546,7 +546,7 @@ control.close()
 
 
 def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
-    """unix(7) allows 107 bytes of an address, and home directories may be longer."""
+    """An address has at most 107 bytes (unix(7)), and home directories may be longer."""
     from mountpoint.mount.control import Control
 
     directory = tmp_path.joinpath(*["a-directory-with-a-long-name"] * 6)

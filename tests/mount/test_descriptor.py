@@ -1,4 +1,4 @@
-"""`/dev/fd/N` in place of the directory: mounted here, served by a mount-s3 without privileges."""
+"""`/dev/fd/N` instead of the directory: the test mounts, and an unprivileged mount-s3 serves."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="only root can mount for somebody else"),
 ]
 
-#: Who serves; root without its capabilities, where nobody else can read this program.
+#: The user that serves; root without capabilities if other users cannot read this program.
 NOBODY = 65534
 MOUNTER = Path(__file__).parents[2] / "packaging" / "kubernetes" / "mounter.py"
 
@@ -52,15 +52,15 @@ mounter = _module()
 
 
 def become(user: int) -> list[str]:
-    """Return the command in front of another that takes all privileges away."""
+    """Return a command prefix that drops all privileges."""
     drop = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--clear-groups"]
     return ["setpriv", f"--reuid={user}", f"--regid={user}", *drop]
 
 
 @functools.cache
 def unprivileged() -> int:
-    """Return the user who serves."""
-    # By a shell: what setpriv itself starts it looks up with the privileges that it had.
+    """Return the user that serves."""
+    # Use a shell: setpriv itself looks up its command with its original privileges.
     script = 'exec "$0" -c "import mountpoint.mount.run"'
     done = subprocess.run(
         [*become(NOBODY), "sh", "-c", script, sys.executable],
@@ -72,7 +72,7 @@ def unprivileged() -> int:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that other users reach; afterwards nothing is mounted there."""
+    """A directory that other users can reach. At the end nothing is mounted there."""
     with tempfile.TemporaryDirectory(prefix="mount-s3-test-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -91,7 +91,7 @@ def command(store: Store, number: int, *options: str) -> list[str]:
 
 
 def start(store: Store, fuse: int, *options: str) -> "subprocess.Popen[str]":
-    """Serve the descriptor without privileges, without fusermount, and without the mount."""
+    """Serve the descriptor without privileges, fusermount, or access to the mount."""
     setpriv = shutil.which("setpriv")
     assert setpriv is not None
     return subprocess.Popen(
@@ -109,7 +109,7 @@ def start(store: Store, fuse: int, *options: str) -> "subprocess.Popen[str]":
 def served(
     store: Store, place: Path, *options: str, **how: bool
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Mount, hand on, close ours, and wait until it answers."""
+    """Mount, pass the descriptor on, close our copy, and wait until the mount answers."""
     fuse = mounter.mount(str(place), user=NOBODY, group=NOBODY, **how)
     program = start(store, fuse, "--foreground", *options)
     os.close(fuse)
@@ -125,7 +125,7 @@ def served(
 
 
 def test_reads_and_writes(store: Store, place: Path) -> None:
-    """Files are read and written through it; it ends when it is unmounted."""
+    """Files can be read and written, and the program ends when the bucket is unmounted."""
     written = os.urandom(20 << 20)
     store.put("descriptor/file", written)
     with served(store, place, "--prefix", "descriptor/") as program:
@@ -143,7 +143,7 @@ def test_reads_and_writes(store: Store, place: Path) -> None:
 
 
 def test_terminated(store: Store, place: Path) -> None:
-    """SIGTERM ends the program, and nobody waits for it afterwards; the mount is the mounter's."""
+    """SIGTERM ends the program, and later operations do not hang. The mount itself stays."""
     store.put("terminated/file", b"content")
     with served(store, place, "--prefix", "terminated/") as program:
         assert (place / "file").read_bytes() == b"content"
@@ -154,7 +154,7 @@ def test_terminated(store: Store, place: Path) -> None:
 
 
 def test_in_the_background(store: Store, place: Path) -> None:
-    """The descriptor survives the fork; the command returns when files can be read."""
+    """The descriptor survives the fork. The command returns when files can be read."""
     store.put("background/file", b"content")
     fuse = mounter.mount(str(place), user=NOBODY, group=NOBODY)
     program = start(store, fuse, "--prefix", "background/")
@@ -173,7 +173,7 @@ def test_in_the_background(store: Store, place: Path) -> None:
 
 
 def lines_of(table: str, place: Path) -> list[str]:
-    """Return the lines of one of the kernel's tables of mounts that are about it."""
+    """Return the lines about the mount from one of the kernel's tables."""
     return [line for line in Path(table).read_text().split("\n") if f" {place} " in line]
 
 
@@ -189,7 +189,7 @@ def serving(store: Store) -> list[str]:
 
 
 def cat(path: Path, user: int) -> str:
-    """Return what another user gets, or the error."""
+    """Return the output of cat as another user, or the error."""
     done = subprocess.run(
         [*become(user), "cat", path], capture_output=True, text=True, timeout=30, check=False
     )
@@ -197,7 +197,7 @@ def cat(path: Path, user: int) -> str:
 
 
 def test_the_mount_says_who_may(store: Store, place: Path) -> None:
-    """Without allow_other in the mount only the user that it names gets in."""
+    """Without allow_other in the mount's options, only the named user has access."""
     store.put("who/file", b"content")
     with served(store, place, "--prefix", "who/", "--allow-other", allow_other=False):
         assert errno_of(lambda: os.listdir(place)) == errno.EACCES
@@ -207,7 +207,7 @@ def test_the_mount_says_who_may(store: Store, place: Path) -> None:
 
 
 def test_allow_root(store: Store, place: Path) -> None:
-    """--allow-root narrows a mount that all may use."""
+    """--allow-root restricts a mount that all users may access."""
     store.put("root/file", b"content")
     with served(store, place, "--prefix", "root/", "--allow-root"):
         assert (place / "file").read_bytes() == b"content"
@@ -215,14 +215,14 @@ def test_allow_root(store: Store, place: Path) -> None:
 
 
 def test_read_only(store: Store, place: Path) -> None:
-    """The mount is read-only where its mounter says so; the channel has no part in it."""
+    """The mount is read-only if its mounter says so, with and without the channel."""
     with served(store, place, "--no-channel", read_only=True):
         assert errno_of((place / "new").touch) == errno.EROFS
 
 
 @pytest.mark.parametrize("option", ["--read-only", "--auto-unmount"])
 def test_options_of_the_mounter(store: Store, option: str) -> None:
-    """What only the mounting process can say is refused, as the reference does."""
+    """Options that only the mounting process can set are refused, as in AWS's mount-s3."""
     done = refused(store, 9, option)
     assert f"Error: {option} has no effect with /dev/fd/9, which is already mounted" in done
 
@@ -230,7 +230,7 @@ def test_options_of_the_mounter(store: Store, option: str) -> None:
 def refused(
     store: Store, number: int, *options: str, inherit: bool = False, stdin: IO[bytes] | None = None
 ) -> str:
-    """Run it with the descriptor, as root, and return what it says."""
+    """Run mount-s3 with the descriptor, as root, and return its message."""
     done = subprocess.run(
         command(store, number, *options),
         env=environment(store.environment),
@@ -247,7 +247,7 @@ def refused(
 
 
 def test_wrong_descriptors(store: Store, place: Path) -> None:
-    """Each has a message of its own, before S3 is asked."""
+    """Each wrong descriptor has its own message, before any request to S3."""
     assert "'/dev/fd/9' is not an open descriptor" in refused(store, 9)
     with open(place.parent / "file", "w+b") as file:
         number = file.fileno()
@@ -263,7 +263,7 @@ def test_wrong_descriptors(store: Store, place: Path) -> None:
 
 
 def test_unmounted_before(store: Store, place: Path) -> None:
-    """What is mounted no more is said to be so."""
+    """The message says that nothing is mounted any more."""
     fuse = mounter.mount(str(place), user=0, group=0)
     try:
         mounter.unmount(str(place))
@@ -273,7 +273,7 @@ def test_unmounted_before(store: Store, place: Path) -> None:
 
 
 def test_served_before(store: Store, place: Path) -> None:
-    """A mount cannot be taken over: the kernel says only once what it can."""
+    """A mount cannot be taken over, because the kernel sends INIT only once."""
     fuse = mounter.mount(str(place), user=0, group=0)
     try:
         os.read(fuse, 1 << 20)  # INIT
@@ -284,7 +284,7 @@ def test_served_before(store: Store, place: Path) -> None:
 
 
 def test_checked(store: Store, place: Path) -> None:
-    """--check looks at what matters then, and leaves the mount to be served."""
+    """--check runs the relevant checks, and does not consume the mount."""
     fuse = mounter.mount(str(place), user=NOBODY, group=NOBODY)
     try:
         done = subprocess.run(
@@ -309,7 +309,7 @@ def test_checked(store: Store, place: Path) -> None:
 
 
 def test_no_bucket(store: Store, place: Path) -> None:
-    """Where there is no bucket it ends with the reason, and who waits for files gets an error."""
+    """Without a bucket the program ends with the reason, and waiting programs get an error."""
     fuse = mounter.mount(str(place), user=0, group=0)
     program = subprocess.Popen(
         [*command(store, fuse, "--foreground")],
@@ -325,7 +325,8 @@ def test_no_bucket(store: Store, place: Path) -> None:
     assert errno_of(lambda: os.listdir(place)) == errno.ENOTCONN
 
 
-#: Three mount namespaces, as of three containers that share a volume. The program's is without it.
+#: Three mount namespaces, as of three containers that share a volume. The program's namespace lacks
+#: the volume.
 CONTAINERS = """
 set -e
 mount --bind {volume} {volume}
@@ -344,7 +345,7 @@ wait $app
 
 
 def test_in_containers(store: Store, place: Path) -> None:
-    """The volume shows the files where it is shared; who serves them does not even see it."""
+    """Containers that share the volume see its files; the serving one does not see the volume."""
     store.put("containers/file", b"content")
     volume = place.parent / "volume"
     volume.mkdir()
@@ -359,7 +360,7 @@ def test_in_containers(store: Store, place: Path) -> None:
         become=shlex.join(become(unprivileged())),
         serve=shlex.join(map(str, [*words, *store_options(store)])),
     )
-    # Number 1 of its processes is the script: when it ends, so do all.
+    # The script is process 1 of its namespace: when it ends, all its processes end.
     inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     done = subprocess.run(
         [*inside, "sh", "-c", script],
@@ -375,7 +376,7 @@ def test_in_containers(store: Store, place: Path) -> None:
 
 
 def test_handed_on(store: Store, place: Path) -> None:
-    """The example: one process mounts for another, which may not, and mounts anew for the next."""
+    """The example mounts for a process that may not mount, and again for the next one."""
     store.put("handed/file", b"content")
     shared = place.parent / "shared"
     shared.mkdir()

@@ -1,7 +1,7 @@
-"""The commands of the documents: each is run as it stands there, or named with who else runs it.
+"""Each command of the documents runs unchanged, or the list says which test runs it.
 
-A command is a line of a block of "sh". What it says of the reader's own (bucket, directories, the
-store's address) is replaced by what is here; nothing else is.
+A command is a line of an `sh` block. Only the reader's own names (bucket, directories, address of
+the store) are replaced by those of the test.
 """
 
 import os
@@ -26,7 +26,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:mount-s3|mount-s3ctl|umount) ")
 
-#: What others run, by how it begins. A path of ours is where; else it is why nobody does.
+#: Commands that are run elsewhere, by their beginning. The value is the path of the file that runs
+#: them, or the reason why none does.
 ELSEWHERE = {
     r"make ": "tests/unit/test_docs.py",
     r"(systemctl|mount|cp|mkdir|printf) ": "tests/boot/test_systemd.py",
@@ -43,7 +44,7 @@ ELSEWHERE = {
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Yield the documents' names and their commands, without comments."""
+    """Yield the document and the command, without comments."""
     for path in DOCUMENTS:
         for block in BLOCK.findall(path.read_text()):
             for line in block.splitlines():
@@ -57,28 +58,28 @@ RUN = [(name, command) for name, command in ALL if OURS.match(command + " ")]
 
 
 def test_there_are_some() -> None:
-    """The documents are read at all."""
+    """The documents contain commands."""
     assert len(RUN) > 20
     assert len(ALL) > 60
 
 
 @pytest.mark.parametrize(("name", "command"), [each for each in ALL if each not in RUN])
 def test_who_runs_it(name: str, command: str) -> None:
-    """What is not run here is run elsewhere, or cannot be."""
+    """A command that is not run here is run elsewhere, or cannot be run."""
     found = [where for start, where in ELSEWHERE.items() if re.match(start, command)]
     assert found, f"{name}: nobody runs {command!r}"
     assert " " in found[0] or (ROOT / found[0]).exists()
 
 
-#: What goes on until Ctrl-C.
+#: Commands that run until Ctrl-C.
 ENDLESS = re.compile(r"mount-s3ctl (stats (?!.*--once)|log .*-f)")
 
-#: What the documents call directories.
+#: The directories in the documents.
 PLACES = ("/mnt/data", "~/logs", "~/data")
 
 
 class Reader:
-    """Somebody who follows the documents, with directories and a profile of their own."""
+    """A reader who follows the documents, with their own directories and profile."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store = store
@@ -104,7 +105,7 @@ class Reader:
         )
 
     def own(self, command: str) -> str:
-        """Return a command with what is the reader's own."""
+        """Return a command with the reader's own names."""
         command = re.sub(
             r"--endpoint-url \S+", f"--endpoint-url {self.store.endpoint_url}", command
         )
@@ -116,7 +117,7 @@ class Reader:
         return command if shutil.which("jq") else command.partition(" | jq ")[0]
 
     def start(self, command: str) -> "subprocess.Popen[str]":
-        """Have bash run a command."""
+        """Run a command in bash."""
         return subprocess.Popen(
             [
                 "bash",
@@ -136,7 +137,7 @@ class Reader:
 
 @pytest.mark.parametrize(("name", "command"), RUN)
 def test_command(name: str, command: str, store: Store, flat_store: Store, folder: Path) -> None:
-    """It does what it is for: it mounts, unmounts, or says something, without an error."""
+    """The command does its task without an error: it mounts, unmounts or prints."""
     reader = Reader(flat_store if "--no-sign-request" in command else store, folder)
     reader.store.put("logs/a file", b"x" * 100)
     own = reader.own(command)

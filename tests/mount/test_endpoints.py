@@ -1,4 +1,4 @@
-"""Endpoints of another form: below a path, with a tenant in the bucket's name, or redirected."""
+"""Endpoints of other forms: below a path, with a tenant in the bucket's name, or redirected."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def below_path(exchange: Exchange) -> None:
 
 
 def of_tenant(exchange: Exchange) -> None:
-    """Know the bucket as one of a tenant's, in paths and sources of copies."""
+    """Let the bucket belong to a tenant, in paths and copy sources."""
     if not exchange.target.startswith("/tenant%3Atest-bucket"):
         exchange.refuse(404, "NoSuchBucket")
     exchange.target = exchange.target.replace("/tenant%3A", "/", 1)
@@ -34,7 +34,7 @@ def of_tenant(exchange: Exchange) -> None:
 def test_named_in_another_form(
     flat_store: Store, folder: Path, fault: Fault, path: str, tenant: str
 ) -> None:
-    """It is read, written and renamed in, and --check finds nothing wrong."""
+    """Reads, writes and renames work, and --check finds no fault."""
     prefix = "form/"
     flat_store.put(f"{prefix}file", b"hello")
     bucket = tenant + flat_store.bucket
@@ -48,7 +48,7 @@ def test_named_in_another_form(
             (mount.path / "new").rename(mount.path / "renamed")
             assert content(flat_store, f"{prefix}renamed") == b"new"
             (mount.path / "renamed").unlink()
-        # Without --force-path-style: the name goes into the path anyway.
+        # Without --force-path-style the name is in the path anyway.
         where = ["--endpoint-url", url, "--region", "us-east-1", "--prefix", prefix]
         found = run("--check", bucket, *where, env=flat_store.environment)
         assert found.returncode == 0, found.stdout
@@ -57,7 +57,7 @@ def test_named_in_another_form(
 
 @pytest.mark.parametrize("status", [301, 308])
 def test_redirected(flat_store: Store, folder: Path, status: int) -> None:
-    """What to write instead is said, by mounting and by --check; nothing is followed."""
+    """Mounting and --check name the right endpoint, and follow no redirect."""
 
     def to_https(exchange: Exchange) -> None:
         exchange.status = status
@@ -78,7 +78,7 @@ def test_redirected(flat_store: Store, folder: Path, status: int) -> None:
 
 
 def test_a_tenant_without_a_store(flat_store: Store, folder: Path) -> None:
-    """At AWS no bucket has such a name: nobody is asked."""
+    """No bucket at AWS has such a name, so no request is sent."""
     found = run("tenant:bucket", folder, "--region", "us-east-1", env=flat_store.environment)
     assert found.returncode == 1
     assert "'tenant:bucket' is not the name of a bucket at AWS" in found.stderr

@@ -1,4 +1,4 @@
-"""What a bad network and a bad server do to a real mount: right bytes or an error, never less."""
+"""A real mount with a bad network or a bad server returns the right bytes or an error."""
 
 import concurrent.futures
 import errno
@@ -40,7 +40,7 @@ def proxy(store: Store) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def mount(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
-    """The store, through the proxy, with a short --read-timeout."""
+    """The store behind the proxy, with a short --read-timeout."""
     with mounted(
         store, folder, "--read-timeout", "8", "--prefix", "faults/", endpoint_url=proxy.url
     ) as it:
@@ -49,7 +49,7 @@ def mount(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
 
 @pytest.fixture
 def brief(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
-    """The same for tests that wait until --read-timeout is over."""
+    """The same, for tests that wait until --read-timeout is over."""
     with mounted(
         store, folder, "--read-timeout", "3", "--prefix", "faults/", endpoint_url=proxy.url
     ) as it:
@@ -57,7 +57,7 @@ def brief(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
 
 
 def fails_with(path: Path) -> int | None:
-    """Read the file; return the errno it failed with."""
+    """Read the file; return the errno of the failure."""
     return errno_of(path.read_bytes)
 
 
@@ -72,18 +72,18 @@ def one_line(mount: Mount, *parts: str) -> None:
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
 def test_retried(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
-    """Answers that a retry helps against are retried, until the bytes are right."""
+    """Failed requests are retried until the bytes are right."""
     proxy.faults.append(times(3, on_data(refuse(status, code))))
     assert (mount.path / "file").read_bytes() == BODY
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
 def test_retries_end(brief: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
-    """A server that only fails is EIO after --read-timeout, never ENOENT; then all is well."""
+    """A failing server is EIO after --read-timeout, never ENOENT; later reads work."""
     (brief.path / "file").stat()
     proxy.faults.append(refuse(status, code))
     assert fails_with(brief.path / "file") == errno.EIO
-    time.sleep(1.1)  # past what is known of the name
+    time.sleep(1.1)  # until cached names have expired
     assert fails_with(brief.path / "other") == errno.EIO
     one_line(
         brief, "operation=open", "path=/file", "errno=EIO", f"s3_code={code}", "--read-timeout"
@@ -93,7 +93,7 @@ def test_retries_end(brief: Mount, proxy: FaultyProxy, status: int, code: str) -
 
 
 def test_denied(mount: Mount, proxy: FaultyProxy) -> None:
-    """403 is EACCES, with one line that says which request it was."""
+    """403 is EACCES, with one log line that identifies the request."""
     (mount.path / "file").stat()
     proxy.faults.append(on_data(refuse(403, "AccessDenied")))
     assert fails_with(mount.path / "file") == errno.EACCES
@@ -108,7 +108,7 @@ def test_listing_denied(mount: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_bodies_cut_in_the_middle(mount: Mount, proxy: FaultyProxy) -> None:
-    """A body that ends too early is fetched again, and never given out short."""
+    """A body that ends early is fetched again, and no reader gets a short read."""
 
     def cut(exchange: Exchange) -> None:
         exchange.cut_at = len(exchange.body) // 2
@@ -118,7 +118,7 @@ def test_bodies_cut_in_the_middle(mount: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_always_cut(brief: Mount, proxy: FaultyProxy) -> None:
-    """Bodies that always end too early are EIO in the end."""
+    """If all bodies end early, the read is EIO."""
 
     def cut(exchange: Exchange) -> None:
         exchange.cut_at = len(exchange.body) - 1
@@ -128,7 +128,7 @@ def test_always_cut(brief: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_wrong_bodies(mount: Mount, proxy: FaultyProxy) -> None:
-    """Ranges other than asked for, and lengths that do not fit, are not believed."""
+    """Wrong ranges and wrong lengths are rejected."""
 
     def shorter(exchange: Exchange) -> None:
         exchange.body = exchange.body[:-100]
@@ -148,13 +148,13 @@ def test_wrong_bodies(mount: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
-    """A server that ignores If-Match is found out by the ETag: ESTALE, and no byte of it."""
+    """If a server ignores If-Match, the ETag shows it: ESTALE, and no byte of the new version."""
     count = 0
 
     def other_etag(exchange: Exchange) -> None:
         nonlocal count
         count += 1
-        if count > 1:  # the first is the one of open
+        if count > 1:  # the first GET is that of open
             exchange.headers = [
                 (name, '"another"' if name.lower() == "etag" else value)
                 for name, value in exchange.headers
@@ -169,7 +169,7 @@ def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_silence_is_not_waited_for(mount: Mount, proxy: FaultyProxy) -> None:
-    """A GET that delivers nothing is issued again, and the bytes come."""
+    """A GET that delivers nothing is sent again, and the bytes arrive."""
 
     def silent(exchange: Exchange) -> None:
         exchange.stall_at = 1000
@@ -181,7 +181,7 @@ def test_silence_is_not_waited_for(mount: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_silence_without_end(brief: Mount, proxy: FaultyProxy) -> None:
-    """A server that stays silent is EIO after --read-timeout, and the mount lives on."""
+    """If a server stays silent, the read is EIO after --read-timeout, and the mount continues."""
 
     def silent(exchange: Exchange) -> None:
         exchange.stall_at = 0
@@ -195,7 +195,7 @@ def test_silence_without_end(brief: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_one_total_for_a_file(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """All that the kernel reads of one file, ahead and again, fails after one --read-timeout."""
+    """All reads of one file, ahead and again, fail within one --read-timeout."""
     good = 3
 
     def other_range(exchange: Exchange) -> None:
@@ -213,11 +213,11 @@ def test_one_total_for_a_file(store: Store, folder: Path, proxy: FaultyProxy) ->
         proxy.faults.append(other_range)
         begun_s = time.monotonic()
         assert fails_with(mount.path / "file") == errno.EIO
-        assert time.monotonic() - begun_s < 11  # with a total for each of three reads it is 17
+        assert time.monotonic() - begun_s < 11  # three full timeouts would be 17
 
 
 def test_unmount_during_silence(mount: Mount, proxy: FaultyProxy) -> None:
-    """SIGTERM ends a mount at once while readers wait for a silent server."""
+    """SIGTERM ends a mount immediately while readers wait for a silent server."""
 
     def silent(exchange: Exchange) -> None:
         exchange.stall_at = 0
@@ -232,21 +232,21 @@ def test_unmount_during_silence(mount: Mount, proxy: FaultyProxy) -> None:
         threading.Timer(0.3, started.set).start()
         started.wait()
         os.kill(mount.pid, signal.SIGTERM)
-        # Less than --read-timeout: nobody waits for that any longer.
+        # This is less than --read-timeout, so the mount no longer waits.
         eventually(mount.has_ended, within_s=6)
         assert all(reader.result(timeout=10) is not None for reader in readers)
     assert not mount.is_mounted()
 
 
 def endless(exchange: Exchange) -> None:
-    """Answer with a body that has no end."""
+    """Answer with an endless body."""
     exchange.endless = True
     exchange.drop_header("content-length")
     exchange.headers.append(("Content-Length", str(1 << 40)))
 
 
 def another_range(exchange: Exchange) -> None:
-    """Answer another range than was asked for."""
+    """Answer with another range than the requested one."""
     exchange.status = 206
     exchange.drop_header("content-range")
     exchange.headers.append(("Content-Range", f"bytes 7-{6 + len(exchange.body)}/{1 << 41}"))
@@ -257,7 +257,7 @@ def another_range(exchange: Exchange) -> None:
 def test_the_end_during_wrong_answers(
     mount: Mount, proxy: FaultyProxy, fault: Fault, aborted: bool
 ) -> None:
-    """The process ends within 5 s, by a signal or `umount -f`, while reads are tried again."""
+    """During retries the process ends within 5 s, by a signal or `umount -f`."""
     if aborted and os.geteuid() != 0:
         pytest.skip("only root may force an unmount")
     (mount.path / "file").stat()
@@ -277,7 +277,7 @@ def test_the_end_during_wrong_answers(
 
 
 def test_hostile_listings(brief: Mount, proxy: FaultyProxy) -> None:
-    """A listing that is no listing is EIO, at once after the retries, and the mount lives on."""
+    """An invalid listing is EIO after the retries, and the mount continues."""
     bodies = [
         b"<html>hello</html>",
         b"<!DOCTYPE r [<!ENTITY a 'b'>]><ListBucketResult>&a;</ListBucketResult>",
@@ -299,7 +299,7 @@ def test_hostile_listings(brief: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_token_that_repeats(brief: Mount, proxy: FaultyProxy) -> None:
-    """A listing that goes in circles is EIO, not a hang."""
+    """A listing that loops is EIO, and does not hang."""
 
     def circle(exchange: Exchange) -> None:
         exchange.body = re.sub(
@@ -315,7 +315,7 @@ def test_token_that_repeats(brief: Mount, proxy: FaultyProxy) -> None:
 
 
 def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """With some answers refused and some bodies cut, all bytes are right and nothing fails."""
+    """With some refusals and some cut bodies, all bytes are right and nothing fails."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     source, lock = random.Random(seed), threading.Lock()
@@ -339,7 +339,7 @@ def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProx
 
 
 def test_the_server_stops_and_comes_back(store: Store, folder: Path) -> None:
-    """A reader gets EIO within --read-timeout, and the same open file reads on afterwards."""
+    """A reader gets EIO within --read-timeout, and the same open file can be read afterwards."""
     with FaultyProxy(store.endpoint_url) as proxy:
         port = proxy.port
         with mounted(

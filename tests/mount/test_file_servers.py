@@ -1,4 +1,4 @@
-"""Programs that serve files over the network, with a mount as their folder: nginx and Samba."""
+"""File servers for the network, with a mount as their folder: nginx and Samba."""
 
 import contextlib
 import errno
@@ -69,7 +69,7 @@ SAMBA = """
 
 @pytest.fixture
 def program_folder(tmp_path: Path) -> Path:
-    """A folder for the files of a server."""
+    """A folder for a server's own files."""
     folder = tmp_path / "server"
     folder.mkdir()
     return folder
@@ -77,7 +77,7 @@ def program_folder(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def running(*command: str | Path, port: int) -> Iterator[None]:
-    """Run a server until it answers on its port; end it afterwards."""
+    """Run a server; yield when it answers on its port, and end it afterwards."""
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as server,
@@ -92,7 +92,7 @@ def running(*command: str | Path, port: int) -> Iterator[None]:
 
 
 def answers(port: int) -> bool:
-    """Whether a server listens on a port."""
+    """Whether a server answers on a port."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
@@ -106,7 +106,7 @@ def free_port() -> int:
 
 
 def needs(*programs: str) -> None:
-    """Skip where one of the programs is not installed, or this is not root."""
+    """Skip the test without these programs, or without root."""
     for program in programs:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
@@ -115,7 +115,7 @@ def needs(*programs: str) -> None:
 
 
 def test_nginx(store: Store, folder: Path, program_folder: Path) -> None:
-    """nginx sends a file whole, in ranges and as a listing, from a mount."""
+    """nginx sends a whole file, ranges and a listing from a mount."""
     needs("nginx")
     data = os.urandom(3_000_000)
     store.put("nginx/data", data)
@@ -130,7 +130,7 @@ def test_nginx(store: Store, folder: Path, program_folder: Path) -> None:
 
 
 def fetch(port: int, path: str, content_range: str = "bytes=0-") -> bytes:
-    """Return what a web server answers for a range of a path."""
+    """Return a web server's answer for a range of a path."""
     headers = {"Range": content_range} if path else {}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -140,7 +140,7 @@ def fetch(port: int, path: str, content_range: str = "bytes=0-") -> bytes:
 
 @pytest.fixture(params=["streamed", "staged"])
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """What a share needs, with staged writes and without."""
+    """The options for a share, with and without staged writes."""
     staging = tmp_path / "staging"
     staging.mkdir()
     staged = ["--staged-writes", str(staging)] if request.param == "staged" else []
@@ -149,7 +149,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 
 def test_samba(store: Store, folder: Path, program_folder: Path, options: list[str]) -> None:
-    """A Samba share of a mount takes files, replaces, renames, sends and deletes them."""
+    """A Samba share of a mount can create, replace, rename, send and delete files."""
     needs("smbd", "smbclient")
     port = free_port()
     configuration = program_folder / "smb.conf"
@@ -174,7 +174,7 @@ def test_samba(store: Store, folder: Path, program_folder: Path, options: list[s
 
 
 def test_a_reference(store: Store, folder: Path, options: list[str]) -> None:
-    """A file can be opened by a descriptor whose version is not the newest any more."""
+    """A file can be opened by a descriptor of a version that is no longer the newest."""
     key = f"reference{len(options)}/a"
     store.put(key, b"earlier")
     with mounted(store, folder, "--prefix", key[:-1], *options) as mount:

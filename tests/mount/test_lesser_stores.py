@@ -1,4 +1,4 @@
-"""Mounts of stores that can do less than S3: nothing is lost, mixed or missing."""
+"""Mounts of stores that support less than S3: nothing is lost, mixed up or missing."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def mounted_as(
     *more: str,
     answers: Sequence[Fault] = (),
 ) -> Iterator[Mount]:
-    """Mount what is below a prefix of the store, as one that can do less, or answers otherwise."""
+    """Mount a prefix of the store as a store that supports less, or answers in another form."""
     options = ["--debug", "--prefix", prefix, "--allow-overwrite", "--allow-append", *more]
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.before.extend([fault] if fault else [])
@@ -64,7 +64,7 @@ def mounted_as(
     "fault", [only_v1, without_parameter("start-after")], ids=["ListObjects", "no start-after"]
 )
 def test_listed_whole(flat_store: Store, folder: Path, fault: Fault) -> None:
-    """All names of several pages are listed, once each, and each can be looked up."""
+    """All names of several pages are listed once, and each can be looked up."""
     names = [f"{n:04d}" for n in range(2500)]
     flat_store.put_all({f"lesser/{name}/x": b"" for name in names})
     with mounted_as(flat_store, folder, fault, "lesser/") as mount:
@@ -78,7 +78,7 @@ def test_listed_whole(flat_store: Store, folder: Path, fault: Fault) -> None:
 
 @pytest.mark.parametrize("size", [MIB // 2, len(OLD)])
 def test_replaced_where_if_match_is_ignored(flat_store: Store, folder: Path, size: int) -> None:
-    """A reader still sees one version, by the ETag of what comes: old bytes, then ESTALE."""
+    """The ETag in the answer still ensures one version: old bytes, then ESTALE."""
     flat_store.put("ignored/file", OLD[:size])
     with mounted_as(flat_store, folder, without_header("If-Match"), "ignored/") as mount:
         with open(mount.path / "file", "rb", buffering=0) as file:
@@ -96,13 +96,13 @@ def test_replaced_where_if_match_is_ignored(flat_store: Store, folder: Path, siz
 
 
 def unquoted_lists(exchange: Exchange) -> None:
-    """List ETags without quotes, and send them with quotes, as NetApp ONTAP does."""
+    """List ETags without quotes, and send them with quotes, like NetApp ONTAP."""
     if exchange.is_list:
         change_etags(lambda etag: etag.strip('"'))(exchange)
 
 
 def weak_etags(exchange: Exchange) -> None:
-    """Mark ETags as weak, in headers only, as proxies do that may compress."""
+    """Mark ETags as weak, only in headers, like proxies that may compress."""
     if not exchange.is_list:
         change_etags(lambda etag: f"W/{etag}")(exchange)
 
@@ -118,14 +118,14 @@ OTHER_ANSWERS: dict[str, tuple[Fault | None, Fault]] = {
 
 @pytest.mark.parametrize("kind", OTHER_ANSWERS)
 def test_answers_in_other_forms(flat_store: Store, folder: Path, kind: str) -> None:
-    """Files are read rightly, again and again, changed and replaced; --check reads the same way."""
+    """Files can be read repeatedly, changed and replaced; --check can read as well."""
     fault, answer = OTHER_ANSWERS[kind]
     prefix = f"forms-{len(kind)}/"
     bodies = {"empty": b"", "small": b"hello", "large": BEFORE}
     for name, body in bodies.items():
         flat_store.put(prefix + name, body)
     with mounted_as(flat_store, folder, fault, prefix, answers=[answer]) as mount:
-        for _ in range(2):  # the second time the kernel has pages, and HEAD is asked
+        for _ in range(2):  # the second time the kernel has pages, and HEAD suffices
             for name, body in bodies.items():
                 assert (mount.path / name).stat().st_size == len(body)
                 assert (mount.path / name).read_bytes() == body
@@ -154,7 +154,7 @@ def whole_for_a_range(exchange: Exchange) -> None:
 
 
 def no_etag(exchange: Exchange) -> None:
-    """Leave the ETag out of answers to GET."""
+    """Omit the ETag in answers to GET."""
     if exchange.is_data:
         exchange.drop_header("etag")
 
@@ -167,7 +167,7 @@ UNUSABLE: dict[str, tuple[Fault | None, Fault | None, str]] = {
 
 @pytest.mark.parametrize("kind", UNUSABLE)
 def test_answers_that_cannot_be_read(flat_store: Store, folder: Path, kind: str) -> None:
-    """It is EIO after three tries, with one line that says why; --check says the same."""
+    """The read is EIO after three tries, with a log line that says why, as does --check."""
     fault, answer, reason = UNUSABLE[kind]
     flat_store.put("unusable/file", BEFORE)
     with FaultyProxy(flat_store.endpoint_url) as proxy:
@@ -191,7 +191,7 @@ def test_answers_that_cannot_be_read(flat_store: Store, folder: Path, kind: str)
 
 @pytest.mark.parametrize("first", [100, len(OLD)])
 def test_written_where_checksums_are_refused(flat_store: Store, folder: Path, first: int) -> None:
-    """Files of any size are written, and read, without; the log has one warning."""
+    """Files of any size are written and read without checksums; the log has one warning."""
     prefix = f"refused-{first}/"
     with mounted_as(flat_store, folder, refuse_checksums, prefix) as mount:
         for size in (first, 100, len(OLD)):
@@ -220,7 +220,7 @@ def test_written_where_checksums_are_refused(flat_store: Store, folder: Path, fi
 def test_written_where_no_parts_are_copied(
     flat_store: Store, folder: Path, status: int, code: str, staged: bool
 ) -> None:
-    """What is appended to large files, or changed in them, is there; the log has one line."""
+    """Appends to large files and changes in them work; the log has one line."""
     prefix = f"uncopied-{status}-{staged}/"
     staging = folder / "staging"
     staging.mkdir(mode=0o700)
@@ -246,7 +246,7 @@ def test_written_where_no_parts_are_copied(
 def test_written_where_parts_have_to_have_one_size(
     flat_store: Store, folder: Path, staged: bool
 ) -> None:
-    """Large files are appended to, and changed in the middle: the store refuses none of it."""
+    """Appends to large files and changes in their middle use only parts that the store accepts."""
     prefix = f"equal-{staged}/"
     staging = folder / "staging"
     staging.mkdir(mode=0o700)
@@ -276,7 +276,7 @@ def test_written_where_parts_have_to_have_one_size(
 
 
 def test_written_where_conditions_are_refused(flat_store: Store, folder: Path) -> None:
-    """Many files that are written at once are all there."""
+    """Many files written at the same time all arrive."""
     with mounted_as(flat_store, folder, refuse_conditions, "unconditional/") as mount:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: (mount.path / f"{n}").write_bytes(b"%d" % n), range(40)))

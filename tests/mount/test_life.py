@@ -1,4 +1,4 @@
-"""From start to end: background, foreground, signals, unmounting, fstab, what is left."""
+"""From start to end: background, foreground, signals, unmounting, fstab, remains."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ from tools.mounting import is_mounted, mount_processes
 
 pytestmark = pytest.mark.mount
 
-#: Ways to end a mount, given its process and its directory.
+#: Ways to end a mount, as functions of its process and its directory.
 ENDINGS: dict[str, Callable[[int, Path], object]] = {
     "SIGTERM": lambda pid, path: os.kill(pid, signal.SIGTERM),
     "SIGINT": lambda pid, path: os.kill(pid, signal.SIGINT),
@@ -43,7 +43,7 @@ ENDINGS: dict[str, Callable[[int, Path], object]] = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_background(store: Store, folder: Path, ending: str) -> None:
-    """The parent returns once files can be read; each ending leaves neither mount nor process."""
+    """The parent returns once files can be read; each ending removes mount and process."""
     store.put("life/file", b"alive")
     with mounted(store, folder) as mount:
         assert (mount.path / "life" / "file").read_bytes() == b"alive"
@@ -55,9 +55,9 @@ def test_background(store: Store, folder: Path, ending: str) -> None:
 
 
 def test_ends_every_time(store: Store, folder: Path) -> None:
-    """SIGTERM to an idle mount ends it each time: no thread of it waits on its own mount.
+    """SIGTERM ends an idle mount each time: none of its threads waits for its own mount.
 
-    Once in ten times it hung, when a worker dropped a request of the mount's own process.
+    It hung once in ten times, when a worker dropped a request of the mount's own process.
     """
     for _ in range(examples(4)):
         with mounted(store, folder) as mount:
@@ -81,7 +81,7 @@ def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_foreground(store: Store, folder: Path, ending: str) -> None:
-    """In the foreground the program runs until it is ended, and then returns 0."""
+    """In the foreground the program runs until a signal ends it, and then exits with 0."""
     store.put("life/file", b"alive")
     before = ["env", "--default-signal=HUP,INT"]
     with foreground(store, folder, "--debug", before=before) as (program, path):
@@ -93,7 +93,7 @@ def test_foreground(store: Store, folder: Path, ending: str) -> None:
 
 
 def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
-    """`nohup mount-s3 --foreground` outlives its terminal, and still ends by SIGTERM."""
+    """`nohup mount-s3 --foreground` survives its terminal, and SIGTERM still ends it."""
     before = ["env", "--ignore-signal=HUP,INT"]
     with foreground(store, folder, "--debug", before=before) as (program, path):
         program.send_signal(signal.SIGHUP)
@@ -106,7 +106,7 @@ def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
 
 
 def test_relative_directory(store: Store, folder: Path) -> None:
-    """A relative directory is the caller's, although the daemon leaves for /."""
+    """A relative directory is relative to the caller's, although the daemon changes to /."""
     path = folder / "here"
     path.mkdir()
     try:
@@ -122,7 +122,7 @@ def test_relative_directory(store: Store, folder: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert is_mounted(path)
         (pid,) = mount_processes(Path("here"))
-        if os.geteuid() == 0:  # nobody else may look
+        if os.geteuid() == 0:  # other users may not look
             assert os.readlink(f"/proc/{pid}/cwd") == "/"
         subprocess.run(["umount", path], check=True)
         eventually(lambda: not mount_processes(Path("here")))
@@ -134,7 +134,7 @@ def test_relative_directory(store: Store, folder: Path) -> None:
     "name", ["a b,c", "back\\slash\\040", "tab\tline\n", "return\r", "no-break\u00a0", "raw\udcff"]
 )
 def test_odd_directory(store: Store, folder: Path, name: str) -> None:
-    """Any directory can be mounted on, is known to be a mount point, and is freed again."""
+    """A directory with any name can be mounted on, recognised as a mount, and unmounted."""
     path = folder / name
     path.mkdir()
     try:
@@ -151,7 +151,7 @@ def test_odd_directory(store: Store, folder: Path, name: str) -> None:
 
 
 def test_unmount_while_reading(store: Store, folder: Path) -> None:
-    """A plain unmount of a mount in use is refused; a signal ends it under its readers."""
+    """umount fails for a mount in use; a signal ends the mount nevertheless."""
     store.put("life/large", os.urandom(64 << 20))
     with mounted(store, folder) as mount:
         stop, errors = threading.Event(), []
@@ -183,11 +183,11 @@ def test_unmount_while_reading(store: Store, folder: Path) -> None:
 
 
 def test_killed(store: Store, folder: Path) -> None:
-    """After SIGKILL the next mount says what is in the way and how to clear it."""
+    """After SIGKILL the next mount says what prevents it, and how to clear it."""
     with mounted(store, folder) as mount:
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
-        # The kernel closes what the process held a moment after it is gone.
+        # The kernel closes the files of a dead process shortly after its end.
         eventually(lambda: errno_of(mount.path.stat) == errno.ENOTCONN)
         result = run(store.bucket, mount.path, *store_options(store), env=store.environment)
         assert result.returncode == 1
@@ -197,7 +197,7 @@ def test_killed(store: Store, folder: Path) -> None:
 
 
 def test_auto_unmount(store: Store, folder: Path) -> None:
-    """With --auto-unmount not even SIGKILL leaves a mount."""
+    """With --auto-unmount even SIGKILL leaves no mount."""
     with mounted(store, folder, "--auto-unmount") as mount:
         os.kill(mount.pid, signal.SIGKILL)
         eventually(lambda: not mount.is_mounted())
@@ -206,7 +206,7 @@ def test_auto_unmount(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize(("option", "flag"), [("--read-only", "ro"), ("--no-channel", "rw")])
 def test_flags(store: Store, folder: Path, option: str, flag: str) -> None:
-    """The mount is nosuid,nodev and checks permissions; --read-only and --allow-other show."""
+    """The mount is nosuid,nodev and checks permissions; options add ro and allow_other."""
     with mounted(store, folder, "--allow-other", option) as mount:
         (line,) = [
             line
@@ -219,14 +219,14 @@ def test_flags(store: Store, folder: Path, option: str, flag: str) -> None:
     assert wanted <= set(options.split(","))
 
 
-#: A prefix that mount(8), libfuse and the kernel's tables have special characters of.
+#: A prefix with characters that are special to mount(8), libfuse and the kernel's tables.
 ODD_PREFIX = "life/a b,c\\d\te\nf#g/"
 
 
 @pytest.mark.parametrize("mounter", [(), ("--auto-unmount",)], ids=["mount(2)", "fusermount"])
 @pytest.mark.parametrize("fsname", ["", "a,b\\"])
 def test_source(store: Store, folder: Path, fsname: str, mounter: tuple[str, ...]) -> None:
-    """findmnt and df show the bucket and the prefix, whatever is in it; or what --fsname says."""
+    """findmnt and df show bucket and prefix, with any characters, or the --fsname."""
     options = [*mounter, *(("--fsname", fsname) if fsname else ())]
     with mounted(store, folder, "--prefix", ODD_PREFIX, *options) as mount:
         entry = subprocess.run(
@@ -237,15 +237,15 @@ def test_source(store: Store, folder: Path, fsname: str, mounter: tuple[str, ...
     assert found["fstype"] == "fuse.mount-s3"
 
 
-#: Options of mount(8) that an fstab line often has, and that change nothing.
+#: Common options of mount(8) in fstab that have no effect here.
 USUAL = "_netdev,nofail,noatime,relatime,async,comment=logs,default_permissions,x-systemd.automount"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mount(8) with a file of its own is for root")
 def test_fstab(store: Store, folder: Path) -> None:
-    """Lines in fstab with the type fuse.mount-s3 are mounted by mount(8), and only once.
+    """mount(8) mounts lines in fstab with the type fuse.mount-s3, and only once.
 
-    "user" has it add noexec, which the kernel heeds.
+    With "user" it adds noexec, which the kernel obeys.
     """
     if shutil.which("mount.fuse") is None:
         pytest.skip("mount.fuse, of the fuse package, is not installed")
@@ -264,8 +264,8 @@ def test_fstab(store: Store, folder: Path) -> None:
         (folder / name).mkdir()
         with fstab.open("a") as file:
             file.write(f"{source} {folder}/{name} fuse.mount-s3 {of_store},{options} 0 0\n")
-    # mount(8) looks for programs in the system's folders only. In a mount namespace of its
-    # own, one of them is ours.
+    # mount(8) looks for programs only in the system's folders, so the program is placed there, in a
+    # separate mount namespace.
     script = f"""
         cd {folder}
         set -e
@@ -306,7 +306,7 @@ def test_fstab(store: Store, folder: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_other_users(store: Store) -> None:
-    """Another user sees nothing without --allow-other, and obeys the modes with it."""
+    """Without --allow-other another user has no access; with it the modes apply."""
     store.put("life/file", b"alive")
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
@@ -314,7 +314,7 @@ def test_other_users(store: Store) -> None:
         command = [*as_nobody, "cat", str(path / "life" / "file")]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
-    # pytest's own folders are closed to other users.
+    # Other users cannot enter pytest's own folders.
     with tempfile.TemporaryDirectory(prefix="mount-s3-test-") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""--log-metrics: numbers in the log, every five seconds and once more at the end."""
+"""--log-metrics: numbers in the log, every five seconds and once at the end."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def lines(mount: Mount, event: str) -> list[dict[str, str]]:
 
 
 def test_what_was_done_is_logged(store: Store, folder: Path) -> None:
-    """Without --debug; what has changed since the last lines, until the end, and nothing twice."""
+    """The log has the changes since the last lines, until the end and without repetition."""
     store.put("log-metrics/a", b"x" * 70_000)
     with mounted(store, folder, "--prefix", "log-metrics/", "--log-metrics") as mount:
         assert (mount.path / "a").read_bytes() == b"x" * 70_000
@@ -39,7 +39,7 @@ def test_what_was_done_is_logged(store: Store, folder: Path) -> None:
 
 
 def test_lines_in_the_foreground(store: Store, folder: Path) -> None:
-    """They are for people there."""
+    """In the foreground the lines are in the form for people."""
     with foreground(store, folder, "--log-metrics") as (program, path):
         list(path.iterdir())
         program.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How much memory a mount needs while many files are being written."""
+"""The memory of a mount while many files are being written."""
 
 import os
 from pathlib import Path
@@ -9,15 +9,15 @@ from tests.mount.mounting import content, mounted
 
 MIB = 1 << 20
 FILES = 40
-#: A part and the beginning of another.
+#: One part and the beginning of the next one.
 SIZE = 9 * MIB
-#: 64 MiB for files, 48 for what the CRT has in flight, 32 for requests, and the program itself.
-#: Parts of all files would be 320 MiB, and again as much in flight.
+#: 64 MiB for files, 48 for the CRT's requests in flight, 32 for requests, and the program itself.
+#: Parts of all files would be 320 MiB, and as much again in flight.
 MOST_BYTES = 320 * MIB
 
 
 def test_many_files_written_in_turn(store: Store, folder: Path) -> None:
-    """A program that writes many files in turn gets all of them, and the mount stays small."""
+    """A program that writes many files in turn succeeds, and the mount stays small."""
     block = os.urandom(MIB)
     names = [f"{number}" for number in range(FILES)]
     options = ["--memory-target", "64", "--prefix", "memory/", "--debug"]
@@ -29,7 +29,7 @@ def test_many_files_written_in_turn(store: Store, folder: Path) -> None:
         for file in files:
             file.close()
         assert Process(mount.pid).peak_rss_bytes() < MOST_BYTES
-        if os.geteuid() == 0:  # nobody else may look
+        if os.geteuid() == 0:  # other users may not look
             folders = Path(f"/proc/{mount.pid}/fd")
             assert not [each for each in folders.iterdir() if "deleted" in os.readlink(each)]
         assert mount.log.count("written data waits in temporary files") == 1

@@ -1,4 +1,4 @@
-"""Keys and names on a real mount: what is shown, in which order, with which attributes."""
+"""Keys and names on a real mount: visibility, order and attributes."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from tests.mount.mounting import Mount, mounted, run, store_options
 
 pytestmark = pytest.mark.mount
 
-#: Keys of a flat store and, where they can be reached, the paths that show them.
+#: Keys of a flat store, with the paths of those that are visible.
 ODD_KEYS = {
     "plain.txt": "plain.txt",
     "dir/file": "dir/file",
@@ -48,9 +48,9 @@ ODD_KEYS = {
 
 @pytest.fixture(scope="module")
 def odd(flat_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A mount of the flat store with the odd keys alone; each object holds its own key."""
-    client = flat_store.client()  # one: to make it takes longer than to delete
-    for item in _listed(flat_store):  # what other tests have left
+    """A mount of the flat store with only the odd keys; each object contains its own key."""
+    client = flat_store.client()  # one client: making one takes longer than deleting an object
+    for item in _listed(flat_store):  # objects of other tests
         client.delete_object(Bucket=flat_store.bucket, Key=item["Key"])
     for key in ODD_KEYS:
         flat_store.put(key, key.encode())
@@ -68,7 +68,7 @@ def _listed(store: Store) -> list[dict[str, str]]:
 
 
 def test_shown_and_read(odd: Mount) -> None:
-    """Exactly the keys that can be names are there, each with its own bytes."""
+    """Exactly the keys that can be names are visible, each with its own bytes."""
     seen = {}
     for folder, _, names in os.walk(os.fsencode(odd.path)):
         for name in names:
@@ -88,7 +88,7 @@ def test_directories(odd: Mount) -> None:
 
 
 def test_not_there(odd: Mount) -> None:
-    """Names that nothing has, and names longer than Linux allows, are errors of their own."""
+    """Missing names and names longer than Linux allows fail with different errors."""
     with pytest.raises(FileNotFoundError):
         (odd.path / "nothing").stat()
     with pytest.raises(FileNotFoundError):
@@ -113,7 +113,7 @@ def test_order(odd: Mount) -> None:
 
 
 def test_attributes(odd: Mount, flat_store: Store) -> None:
-    """Size, time, mode, owner, links and blocks are as users of the reference see them."""
+    """Size, time, mode, owner, links and blocks are those of AWS's mount-s3."""
     head = flat_store.client().head_object(Bucket=flat_store.bucket, Key="plain.txt")
     file = (odd.path / "plain.txt").stat()
     assert stat.S_IMODE(file.st_mode) == 0o644
@@ -137,7 +137,7 @@ def test_inode_numbers(odd: Mount) -> None:
 
 
 def test_options_for_attributes(flat_store: Store, folder: Path) -> None:
-    """--uid, --gid, --dir-mode and --file-mode are what stat shows."""
+    """stat shows --uid, --gid, --dir-mode and --file-mode."""
     flat_store.put("modes/file", b"x")
     options = ["--uid", "1234", "--gid", "4321", "--dir-mode", "0750", "--file-mode", "640"]
     with mounted(flat_store, folder, *options) as mount:
@@ -165,7 +165,7 @@ def test_prefix(flat_store: Store, folder: Path, how: str) -> None:
 
 
 def test_many_names(flat_store: Store, folder: Path) -> None:
-    """A directory of 3,000 keys, which is three pages, has each name once."""
+    """A directory of 3,000 keys, in three pages, has each name once."""
     names = [f"{number:05d}" for number in range(3000)]
     flat_store.put_all({f"many/{name}": name.encode() for name in names})
     with mounted(flat_store, folder, "--prefix", "many/") as mount:
@@ -180,7 +180,7 @@ def test_many_names(flat_store: Store, folder: Path) -> None:
 
 
 def test_read_only(odd: Mount) -> None:
-    """Everything that would change something is EROFS, and changes nothing."""
+    """Every change is EROFS and has no effect."""
     path = odd.path / "plain.txt"
     attempts: list[Callable[[], object]] = [
         lambda: (odd.path / "new").write_bytes(b"x"),
@@ -208,7 +208,7 @@ def test_read_only(odd: Mount) -> None:
 
 
 def test_mounted_twice_is_refused(odd: Mount, flat_store: Store) -> None:
-    """A directory that is already a mount point is refused, and the mount stays."""
+    """Mounting on a mount point is refused, and the existing mount stays."""
     result = run(
         flat_store.bucket, odd.path, *store_options(flat_store), env=flat_store.environment
     )

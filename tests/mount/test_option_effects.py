@@ -1,6 +1,6 @@
-"""What options do that no other test is about, on real mounts.
+"""Effects of options that no other test covers, on real mounts.
 
-`tests/unit/cli/test_option_table.py` has the test of every option.
+`tests/unit/cli/test_option_table.py` names the test of each option.
 """
 
 import errno
@@ -35,13 +35,13 @@ pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
 
-#: Ends as the names of directory buckets do.
+#: A name that ends like a directory bucket's.
 DIRECTORY = "files--use1-az4--x-s3"
 
 
 @pytest.fixture
 def proxy(flat_store: Store) -> Iterator[FaultyProxy]:
-    """In front of the store; it sees every request."""
+    """A proxy in front of the store that records every request."""
     with FaultyProxy(flat_store.endpoint_url) as made:
         yield made
 
@@ -50,7 +50,7 @@ def proxy(flat_store: Store) -> Iterator[FaultyProxy]:
 
 
 def test_general_purpose(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store without sessions is mounted, though its bucket is called like a directory bucket."""
+    """A store without sessions can be mounted with a directory bucket's name."""
     monkeypatch.setenv("AWS_S3_DISABLE_EXPRESS_SESSION_AUTH", "true")
     client = store.new_client()
     client.create_bucket(Bucket=DIRECTORY)
@@ -68,7 +68,7 @@ def test_general_purpose(store: Store, folder: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("bucket_type", ["directory", "general-purpose"])
 def test_directory(flat_store: Store, folder: Path, proxy: FaultyProxy, bucket_type: str) -> None:
-    """Of a bucket without order a listing tells nothing of other names: each is asked for alone."""
+    """A listing without order proves nothing about other names: each lookup sends a request."""
     names = [f"{number:02d}" for number in range(6)]
     for name in names:
         flat_store.put(f"unordered/{name}")
@@ -89,7 +89,7 @@ def test_directory(flat_store: Store, folder: Path, proxy: FaultyProxy, bucket_t
 
 
 def test_new_objects(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """Owner, class, encryption and content type go with each PUT, and checksums as told."""
+    """Owner, class, encryption and content type are in each PUT, and checksums as requested."""
     seen: list[Exchange] = []
     proxy.faults.append(lambda exchange: seen.append(exchange))
     options = ["--expected-bucket-owner", "111122223333", "--storage-class", "STANDARD_IA"]
@@ -109,7 +109,7 @@ def test_new_objects(flat_store: Store, folder: Path, proxy: FaultyProxy) -> Non
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_content_types_of_final_names(flat_store: Store, folder: Path, staged: bool) -> None:
-    """What programs write under another name first has the type of the name that it ends with."""
+    """A file that is written under a temporary name gets the content type of its final name."""
     (folder / "stage").mkdir()
     prefix = f"types-{staged}/"
     options = ["--infer-content-type", "--allow-rename", "--allow-overwrite", "--prefix", prefix]
@@ -132,7 +132,7 @@ def test_content_types_of_final_names(flat_store: Store, folder: Path, staged: b
 
 
 def test_new_objects_by_default(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """Without these options the bucket decides."""
+    """Without these options the bucket's defaults apply."""
     seen: list[Exchange] = []
     proxy.faults.append(lambda exchange: seen.append(exchange))
     options = ["--prefix", "objects/", "--upload-checksums", "off"]
@@ -159,7 +159,7 @@ def test_new_objects_by_default(flat_store: Store, folder: Path, proxy: FaultyPr
 def test_reading_in_parts(
     flat_store: Store, folder: Path, proxy: FaultyProxy, options: list[str], most: int
 ) -> None:
-    """No request is for more than a part, and the bytes are the same."""
+    """No GET is larger than a part, and the bytes are the same."""
     body = os.urandom(2 * MIB)
     flat_store.put("sizes/file", body)
     sizes: list[int] = []
@@ -185,7 +185,7 @@ def test_reading_in_parts(
     ],
 )
 def test_writing_in_parts(store: Store, folder: Path, options: list[str], parts: list[int]) -> None:
-    """A file is cut into parts of that size."""
+    """A file is uploaded in parts of that size."""
     sizes: list[int] = []
 
     def note(exchange: Exchange) -> None:
@@ -203,7 +203,7 @@ def test_writing_in_parts(store: Store, folder: Path, options: list[str], parts:
 def test_memory(
     flat_store: Store, folder: Path, proxy: FaultyProxy, options: list[str], little: bool
 ) -> None:
-    """Ahead of a reader lies no more than there is memory for."""
+    """Read-ahead is limited by the memory target."""
     size, read = 96 * MIB, 32 * MIB
     flat_store.put("memory/file", bytes(size))
     ends = [0]
@@ -223,14 +223,14 @@ def test_memory(
             file.read(MIB)
         if not little:
             eventually(lambda: max(ends) > read + 32 * MIB)
-        time.sleep(0.5)  # what else is fetched ahead is asked for by now
+        time.sleep(0.5)  # by now the rest of the read-ahead is requested
         ahead = max(ends) - read
-    # The kernel reads on by itself, up to a MiB.
+    # The kernel itself reads ahead up to a MiB.
     assert ahead <= 17 * MIB if little else ahead > 32 * MIB
 
 
 def test_threads(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """With --max-threads 1 one reader waits for S3 at a time, whoever else reads."""
+    """With --max-threads 1 only one reader waits for S3 at a time."""
     for number in range(4):
         flat_store.put(f"threads/{number}", b"x")
     at_once: list[int] = []
@@ -254,7 +254,7 @@ def test_threads(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:
             mounted(flat_store, folder, *options, endpoint_url=proxy.url) as mount,
             ThreadPoolExecutor(4) as readers,
         ):
-            at_once.clear()  # mounting asks for two bytes at the same time
+            at_once.clear()  # the probe at mount reads two bytes in parallel
             paths = [mount.path / str(number) for number in range(4)]
             assert list(readers.map(Path.read_bytes, paths)) == [b"x"] * 4
         most[threads] = max(at_once)
@@ -267,7 +267,7 @@ def test_threads(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_allow_root(store: Store) -> None:
-    """Root sees what another user has mounted with --allow-root, and without it nothing."""
+    """Root has access to another user's mount with --allow-root, and not without it."""
     store.put("root/file", b"alive")
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     with tempfile.TemporaryDirectory(prefix="mount-s3-test-") as name:
@@ -315,7 +315,7 @@ def test_allow_root(store: Store) -> None:
 def test_what_is_logged(
     store: Store, folder: Path, options: list[str], said: list[str], unsaid: list[str]
 ) -> None:
-    """--debug is more of ours, --debug-crt the lines of the CRT."""
+    """--debug logs more of our own lines, --debug-crt those of the CRT."""
     with mounted(store, folder, *options) as mount:
         os.listdir(mount.path)
         log = mount.log
@@ -325,7 +325,7 @@ def test_what_is_logged(
 
 @pytest.mark.parametrize("options", [[], ["--no-log"]])
 def test_nothing_is_logged(store: Store, folder: Path, options: list[str]) -> None:
-    """With --no-log a refusal is told to the program alone."""
+    """With --no-log only the program learns of a refusal."""
     with foreground(store, folder, *options) as (program, path):
         assert errno_of(lambda: os.symlink("a", path / "link")) == errno.EPERM
         program.terminate()

@@ -1,4 +1,4 @@
-"""What a mount sends to a collector is what was done, and a collector cannot disturb a mount."""
+"""The exports match the work of the mount, and a collector cannot disturb a mount."""
 
 import os
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mount
 DELTA = pb.AGGREGATION_TEMPORALITY_DELTA
 EVERY_SECOND = ("--otlp-export-interval", "1")
 GETS = key("s3.request_count", s3_request="GetObject")
-#: As in the reference: kind, unit, attributes.
+#: The metrics of AWS's mount-s3: kind, unit, attributes.
 METRICS = {
     "fuse.io_size": ("exponential_histogram", "By", {"fuse_request"}),
     "fuse.request_errors": ("sum", "1", {"fuse_request"}),
@@ -39,13 +39,13 @@ METRICS = {
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    """One that answers."""
+    """A collector that answers."""
     with Collector() as it:
         yield it
 
 
 def test_all_that_was_done_arrives(store: Store, folder: Path, collector: Collector) -> None:
-    """Names, units and attributes are the reference's; deltas add up to what was done, exactly."""
+    """Names, units and attributes are those of AWS's mount-s3; the deltas add up exactly."""
     sizes = {f"otlp/{number}": 1000 * number + 1 for number in range(20)}
     for name, size in sizes.items():
         store.put(name, b"x" * size)
@@ -60,11 +60,11 @@ def test_all_that_was_done_arrives(store: Store, folder: Path, collector: Collec
         proxy.faults.append(seen.append)
         options = ("--prefix", "otlp/", "--otlp-endpoint", collector.url, *EVERY_SECOND)
         with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
-            del seen[1:]  # the first LIST stays; what finds out what a store can do is not metered
+            del seen[1:]  # the first LIST stays; the probe of the store is not counted
             proxy.faults.append(slow_down)
             for number, (name, size) in enumerate(sizes.items()):
                 assert len((mount.path / name.rpartition("/")[2]).read_bytes()) == size
-                if number == 10:  # so that there are several exports
+                if number == 10:  # to get several exports
                     eventually(lambda: collector.sums()[GETS] > 0)
             (mount.path / "new").write_bytes(b"y" * 300_000)
             with pytest.raises(PermissionError):
@@ -75,7 +75,7 @@ def test_all_that_was_done_arrives(store: Store, folder: Path, collector: Collec
             eventually(mount.has_ended)
     exports = len(collector.exports)
     time.sleep(1.5)
-    assert len(collector.exports) == exports > 1  # none after the end
+    assert len(collector.exports) == exports > 1  # no export after the end
     assert {export.path for export in collector.exports} == {"/v1/metrics"}
 
     found = {metric.name: metric for export in collector.exports for metric in export.metrics}
@@ -114,7 +114,7 @@ def test_all_that_was_done_arrives(store: Store, folder: Path, collector: Collec
 
 
 def test_histograms_are_whole(store: Store, folder: Path, collector: Collector) -> None:
-    """Each has as many values in its buckets as it says, between its least and its most."""
+    """The buckets of each histogram contain all its values, between its minimum and maximum."""
     store.put("otlp-sizes/a", b"x" * 100_000)
     options = ("--prefix", "otlp-sizes/", "--otlp-endpoint", collector.url, *EVERY_SECOND)
     with mounted(store, folder, *options) as mount:
@@ -145,7 +145,7 @@ def test_histograms_are_whole(store: Store, folder: Path, collector: Collector) 
 
 
 def test_variables_of_the_library_hold(store: Store, folder: Path, collector: Collector) -> None:
-    """Headers, compression, what describes the resource, and totals in place of deltas."""
+    """The library's variables work: headers, compression, resource attributes, totals."""
     store.put("otlp/0", b"x")
     variables = {
         "OTEL_EXPORTER_OTLP_HEADERS": "x-api-key=secret-of-mine",
@@ -178,7 +178,7 @@ def test_variables_of_the_library_hold(store: Store, folder: Path, collector: Co
 
 
 def test_a_collector_that_comes_and_goes(store: Store, folder: Path) -> None:
-    """Without it the mount works, one warning is logged, and what was not sent comes later."""
+    """Without a collector the mount works and logs one warning; the values are sent later."""
     store.put("otlp-late/0", b"x" * 1234)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -209,7 +209,7 @@ def test_a_collector_that_comes_and_goes(store: Store, folder: Path) -> None:
 
 
 def test_a_collector_that_does_not_answer(store: Store, folder: Path) -> None:
-    """Reads go on, and the unmount does not wait for it longer than a few seconds."""
+    """Reads work, and the unmount waits for the collector at most a few seconds."""
     store.put("otlp-silent/0", b"x" * 100)
     with Collector(silent=True) as collector:
         options = ("--prefix", "otlp-silent/", "--otlp-endpoint", collector.url, *EVERY_SECOND)
@@ -236,7 +236,7 @@ def test_a_collector_that_does_not_answer(store: Store, folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_options(options: list[str], said: str, store: Store, folder: Path) -> None:
-    """Each is refused in one message, and nothing is mounted."""
+    """Each wrong option is refused in one message, and nothing is mounted."""
     path = folder / "mnt"
     path.mkdir()
     result = run(store.bucket, path, *store_options(store), *options, env=store.environment)
@@ -253,7 +253,7 @@ def test_wrong_options(options: list[str], said: str, store: Store, folder: Path
     ],
 )
 def test_wrong_variables(name: str, value: str, said: str, store: Store, folder: Path) -> None:
-    """What the library would ignore is refused, and a header's value is not shown."""
+    """Variables that the library would ignore are refused; a header's value is not shown."""
     path = folder / "mnt"
     path.mkdir()
     options = [*store_options(store), "--otlp-endpoint", "http://127.0.0.1:1"]
@@ -264,7 +264,7 @@ def test_wrong_variables(name: str, value: str, said: str, store: Store, folder:
 
 
 def test_a_header_that_cannot_be_sent(store: Store, folder: Path, collector: Collector) -> None:
-    """The warning says so, without the header's value."""
+    """The warning names the header without its value."""
     variables = {
         "OTEL_EXPORTER_OTLP_HEADERS": "x-api-key=secret-of%0Amine",
         "AWS_ENDPOINT_URL_S3": store.endpoint_url,
@@ -280,7 +280,7 @@ def test_a_header_that_cannot_be_sent(store: Store, folder: Path, collector: Col
 
 
 def test_without_the_library(store: Store, folder: Path) -> None:
-    """It is said before anything is mounted, with the command that brings it."""
+    """The missing library is reported before the mount, with the command that installs it."""
     path, hidden = folder / "mnt", folder / "hidden"
     path.mkdir()
     for name in ("opentelemetry", "prometheus_client"):

@@ -1,8 +1,8 @@
 # ruff: noqa: E501  # a case is a line
-"""Programs that people use, writing onto a mount: what each needs, and that its files are right.
+"""Common programs that write onto a mount: the options that each needs, and its files.
 
-Each case runs on a mount with just the options that it needs. What it makes is compared, from S3,
-with what the same command makes in an ordinary folder, or with what it should be.
+Each case runs on a mount with only the options that it needs. The result in S3 is compared with the
+result of the same command in an ordinary folder, or with the expected one.
 """
 
 import functools
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.mount
 OVERWRITE, DELETE = "--allow-overwrite", "--allow-delete"
 RENAME, APPEND = "--allow-rename", "--allow-append"
 IGNORE, KEEP = "--attributes=ignore", "--attributes=keep"
-#: With a directory of its own.
+#: Each mount with this option gets its own directory.
 STAGED = "--staged-writes"
 NONE = ()
 ALL = (OVERWRITE, DELETE, RENAME, APPEND)
@@ -37,10 +37,10 @@ EDIT = (STAGED, OVERWRITE, DELETE, RENAME)
 
 @dataclass(frozen=True)
 class Case:
-    """A command of bash, run in a new folder of the mount, or with `python`, of Python.
+    """A bash command, run in a new folder of the mount; with `python` a Python script.
 
-    `$IN` is a folder of input. `prepare` is run before, in the same folder, by a mount that may do
-    everything. `same` tells whether it makes the same bytes each time it is run.
+    `$IN` is a folder of input. `prepare` runs before, in the same folder, on a mount with all
+    permissions. `same` says whether the command writes the same bytes in each run.
     """
 
     name: str
@@ -143,7 +143,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands read."""
+    """A folder with the input of the commands."""
     folder = tmp_path_factory.mktemp("given")
     text = folder / "text"
     text.write_text("".join(f"{number * 7919 % 200_000} line\n" for number in range(200_000)))
@@ -170,7 +170,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(given: Path) -> Iterator[str]:
-    """A web server with that folder."""
+    """A web server for that folder."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -187,7 +187,7 @@ def url(given: Path) -> Iterator[str]:
 def mount_with(
     flat_store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[tuple[str, ...]], Mount]]:
-    """Mounts by their options, each made when it is asked for."""
+    """Mounts by their options, created when needed."""
     made: dict[tuple[str, ...], Mount] = {}
     open_: list[Callable[[], object]] = []
 
@@ -207,7 +207,7 @@ def mount_with(
 
 
 def run(case: Case, command: str, folder: Path, given: Path, url: str) -> None:
-    """Run a command of a case in a folder; it succeeds and prints nothing."""
+    """Run a command of a case in a folder; it must succeed and print nothing."""
     argv = ["bash", "-ec", command]
     if case.python and command == case.command:
         head = f"import pathlib, shutil\nIN = pathlib.Path({str(given)!r})\n"
@@ -253,7 +253,7 @@ def test_program(
     url: str,
     tmp_path: Path,
 ) -> None:
-    """The program ends without an error, and what it has made is in S3."""
+    """The program succeeds, and its files are in S3."""
     for module in case.modules:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"the package {module} is not installed")

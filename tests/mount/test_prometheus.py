@@ -1,4 +1,4 @@
-"""What a mount shows to Prometheus and to probes, and that whoever connects cannot disturb it."""
+"""The metrics and health checks of a mount; clients cannot disturb it."""
 
 import http.client
 import json
@@ -36,7 +36,7 @@ from tools import mounting
 
 pytestmark = pytest.mark.mount
 
-#: As OpenTelemetry's rules make them of the reference's names.
+#: The names of AWS's mount-s3 by OpenTelemetry's rules.
 REFERENCE = {
     "fuse_io_size_bytes": "histogram",
     "fuse_request_errors": "counter",
@@ -52,7 +52,7 @@ REFERENCE = {
 
 
 def address(mount: Mount) -> tuple[str, int]:
-    """Return where it listens; its log says it."""
+    """Return the server's address from the log."""
     (found,) = set(re.findall(r"url=http://(\S+):(\d+)/metrics", mount.log))
     return found[0].strip("[]"), int(found[1])
 
@@ -83,7 +83,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 
 def test_a_scrape(store: Store, folder: Path) -> None:
-    """Names and types are the reference's, numbers are what was done, and our own are there."""
+    """Names and types are those of AWS's mount-s3, the numbers are exact, and ours are included."""
     store.put("prometheus/a", b"x" * 100_000)
     options = ("--prefix", "prometheus/", "--prometheus", ":0", "--debug")
     with mounted(store, folder, *options) as mount:
@@ -124,7 +124,7 @@ def test_a_scrape(store: Store, folder: Path) -> None:
 
 
 def test_the_dashboard(store: Store, folder: Path) -> None:
-    """Every metric and label that its queries use is one that a mount exports."""
+    """Every metric and label in the dashboard's queries is exported."""
     store.put("dashboard/a", b"x" * 1000)
     store.put("dashboard/gone", b"x" * 1000)
     options = ("--prefix", "dashboard/", "--prometheus", ":0", "--debug")
@@ -150,7 +150,7 @@ def test_the_dashboard(store: Store, folder: Path) -> None:
 
 
 def test_slow_clients(store: Store, folder: Path) -> None:
-    """They keep nobody from an answer, and are cut after ten seconds, however busy they seem."""
+    """Slow clients block no other client, and are cut after ten seconds even if they send bytes."""
     with mounted(store, folder, "--prometheus", "[::1]:0", "--debug") as mount:
         assert address(mount)[0] == "::1"
         slow = [socket.create_connection(address(mount), timeout=1) for _ in range(4)]
@@ -170,7 +170,7 @@ def test_slow_clients(store: Store, folder: Path) -> None:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Send one more byte; tell whether the other side has closed it."""
+    """Send one more byte; return whether the other side has closed the connection."""
     try:
         connection.sendall(b"x")
         return connection.recv(1) == b""
@@ -181,7 +181,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_what_else_can_be_asked(store: Store, folder: Path) -> None:
-    """Some of the metrics only; other paths and methods are refused."""
+    """A selection of metrics works; other paths and methods are refused."""
     with mounted(store, folder, "--prometheus", "localhost:0", "--debug") as mount:
         status, text = get(mount, "/metrics?name[]=process_memory_usage_bytes")
         assert status == 200
@@ -191,7 +191,7 @@ def test_what_else_can_be_asked(store: Store, folder: Path) -> None:
 
 
 def test_more_than_may_connect(store: Store, folder: Path) -> None:
-    """What comes on top is closed at once, and the mount has no more threads for it."""
+    """Further connections are closed immediately, and cost no threads."""
     with mounted(store, folder, "--prometheus", ":0", "--debug") as mount:
         held = [socket.create_connection(address(mount), timeout=20) for _ in range(8)]
         more = []
@@ -199,7 +199,7 @@ def test_more_than_may_connect(store: Store, folder: Path) -> None:
             for _ in range(20):
                 more.append(socket.create_connection(address(mount), timeout=20))
                 assert more[-1].recv(1) == b""
-            # Threads that have only to do with mounting may end meanwhile.
+            # Threads that only the mounting needed may end meanwhile.
             most = threads(mount)
             more += [socket.create_connection(address(mount), timeout=20) for _ in range(20)]
             for each in more[20:]:
@@ -213,12 +213,12 @@ def test_more_than_may_connect(store: Store, folder: Path) -> None:
 
 
 def threads(mount: Mount) -> int:
-    """Return how many threads it has."""
+    """Return the number of threads."""
     return len(os.listdir(f"/proc/{mount.pid}/task"))
 
 
 def test_health_by_what_s3_answers(store: Store, folder: Path) -> None:
-    """When requests only fail it says so, and why. A restart would not help, so it is alive."""
+    """If all requests fail, /healthz says why. A restart would not help, so /livez is ok."""
     store.put("health/a", b"x" * 10)
     with FaultyProxy(store.endpoint_url) as proxy:
         options = ("--prefix", "health/", "--prometheus", ":0", "--debug", "--read-timeout", "2")
@@ -240,7 +240,7 @@ def test_health_by_what_s3_answers(store: Store, folder: Path) -> None:
 
 
 def test_health_before_it_is_mounted(store: Store, folder: Path) -> None:
-    """It answers from the beginning, and is not well before programs can use it."""
+    """The server answers from the start, and is unhealthy until programs can use the mount."""
     path, logs = folder / "mnt", folder / "log"
     path.mkdir()
     mount = Mount(path, logs)
@@ -270,7 +270,7 @@ def test_health_before_it_is_mounted(store: Store, folder: Path) -> None:
 
 
 def test_an_address_in_use(store: Store, folder: Path) -> None:
-    """It is said before anything is mounted."""
+    """An address in use is reported before the mount."""
     path = folder / "mnt"
     path.mkdir()
     with socket.socket() as taken:
@@ -294,7 +294,7 @@ def test_an_address_in_use(store: Store, folder: Path) -> None:
     ],
 )
 def test_what_is_no_address(text: str, said: str, store: Store, folder: Path) -> None:
-    """It is refused in one message."""
+    """An invalid address is refused in one message."""
     options = [*store_options(store), "--prometheus", text]
     result = run(store.bucket, folder, *options, env=store.environment)
     assert (result.returncode, said in result.stderr) == (1, True), result.stderr
@@ -302,7 +302,7 @@ def test_what_is_no_address(text: str, said: str, store: Store, folder: Path) ->
 
 
 def test_health_when_credentials_end(store: Store, folder: Path) -> None:
-    """It is known without a request: nobody reads anything."""
+    """Expired credentials show without any request."""
     script, config, until = folder / "keys", folder / "config", folder / "until"
     keys = {
         "Version": 1,
@@ -310,7 +310,7 @@ def test_health_when_credentials_end(store: Store, folder: Path) -> None:
         "SecretAccessKey": store.environment["AWS_SECRET_ACCESS_KEY"],
         "Expiration": "@",
     }
-    # They last from the first call on: mounting may take a while.
+    # They start to expire at the first call, because mounting may take a while.
     later = "date -u -d '+10 seconds' +%Y-%m-%dT%H:%M:%SZ"
     script.write_text(
         f"#!/bin/sh\n[ -e {until} ] || {later} > {until}\n"

@@ -1,6 +1,6 @@
-"""S3 behind an HTTP proxy: real mounts by way of a real one.
+"""S3 behind an HTTP proxy: real mounts through a real proxy.
 
-Names that end in ".test" are resolved by the proxy alone, so what is read by them came through it.
+Only the proxy resolves names that end in ".test", so reads from them go through it.
 """
 
 import os
@@ -23,7 +23,7 @@ from tools.processes import Ports
 pytestmark = pytest.mark.mount
 
 NAME = "s3.store.test"
-#: As it is sent, and as it stands in a URL.
+#: The password as it is sent, and as it is written in a URL.
 PASSWORD, ENCODED = "pa#ss%word-7", "pa%23ss%25word-7"
 
 
@@ -38,7 +38,7 @@ def server(store: Store, authority: trustme.CA) -> Iterator[FaultyProxy]:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForwardProxy]:
-    """A proxy that wants a password."""
+    """A proxy that requires a password."""
     with ForwardProxy(tmp_path_factory.mktemp("proxy"), f"user:{PASSWORD}") as it:
         yield it
 
@@ -48,12 +48,12 @@ def login(proxy: ForwardProxy, password: str = ENCODED) -> str:
 
 
 def there(store: Store, **environ: str) -> Store:
-    """Return the store as those variables lead to it."""
+    """Return the store with these variables."""
     return Store(store.endpoint_url, store.bucket, store.environment | environ)
 
 
 def refused(store: Store, folder: Path, url: str, *options: str | Path, **environ: str) -> str:
-    """Return what is said of a mount that fails."""
+    """Return the message of a failed mount."""
     path = folder / "mnt"
     path.mkdir()
     try:
@@ -75,7 +75,7 @@ def test_tunnel(
     bundle: Path,
     variable: str,
 ) -> None:
-    """https goes through a tunnel, with a password that has to be decoded; nobody logs it."""
+    """https goes through a tunnel, the password is decoded, and it is logged nowhere."""
     body = os.urandom(9 << 20)
     store.put("proxy/file", body)
     url = f"https://{NAME}:{server.port}"
@@ -93,7 +93,7 @@ def test_tunnel(
 
 
 def test_forwarded(store: Store, folder: Path, proxy: ForwardProxy) -> None:
-    """http is forwarded, signatures stay right."""
+    """http is forwarded, and signatures stay valid."""
     store.put("proxy/file", b"content")
     url = f"http://{NAME}:{urlsplit(store.endpoint_url).port}"
     by = there(store, HTTP_PROXY=login(proxy))
@@ -104,7 +104,7 @@ def test_forwarded(store: Store, folder: Path, proxy: ForwardProxy) -> None:
 
 
 def test_keys(store: Store, folder: Path, proxy: ForwardProxy) -> None:
-    """STS is asked by way of the proxy too, with the same password, decoded once."""
+    """Requests to STS also go through the proxy, with the password decoded once."""
     store.put("proxy/file", b"content")
     with place(store, folder, "web identity") as it:
         port = urlsplit(it.there.environment["AWS_ENDPOINT_URL_STS"]).port
@@ -121,7 +121,7 @@ def test_keys(store: Store, folder: Path, proxy: ForwardProxy) -> None:
 def test_no_proxy(
     store: Store, folder: Path, server: FaultyProxy, bundle: Path, no_proxy: str
 ) -> None:
-    """What NO_PROXY names is reached without the proxy, which is not there."""
+    """Hosts in NO_PROXY are reached without the proxy, which does not exist."""
     by = there(store, HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY=no_proxy)
     with mounted(by, folder, "--ca-bundle", str(bundle), endpoint_url=server.url) as mount:
         assert mount.is_mounted()
@@ -130,7 +130,7 @@ def test_no_proxy(
 def test_wrong_password(
     store: Store, folder: Path, server: FaultyProxy, proxy: ForwardProxy, bundle: Path
 ) -> None:
-    """A proxy that refuses is named with its answer and the variable, not with the password."""
+    """If the proxy refuses, the message has its answer and the variable, but not the password."""
     url = f"https://{NAME}:{server.port}"
     environ = {"HTTPS_PROXY": login(proxy, "wrong-pass-7")}
     said = refused(store, folder, url, "--ca-bundle", bundle, **environ)
@@ -141,7 +141,7 @@ def test_wrong_password(
 
 
 def test_wrong_password_forwarded(store: Store, folder: Path, proxy: ForwardProxy) -> None:
-    """The same where the proxy answers in the server's place."""
+    """The same with http, where the proxy answers instead of the server."""
     url = f"http://{NAME}:{urlsplit(store.endpoint_url).port}"
     said = refused(store, folder, url, HTTP_PROXY=login(proxy, "wrong-pass-7"))
     assert "HTTP status 407" in said
@@ -151,7 +151,7 @@ def test_wrong_password_forwarded(store: Store, folder: Path, proxy: ForwardProx
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_proxy_not_there(store: Store, folder: Path, scheme: str) -> None:
-    """A proxy that nobody listens at is named."""
+    """The message names a proxy that does not answer."""
     ports = Ports()
     nobody = f"http://127.0.0.1:{ports.one()}"
     ports.release()
@@ -164,7 +164,7 @@ def test_proxy_not_there(store: Store, folder: Path, scheme: str) -> None:
 def test_certificate_not_trusted(
     store: Store, folder: Path, server: FaultyProxy, proxy: ForwardProxy
 ) -> None:
-    """TLS is with the server behind the proxy: whose certificate nobody knows is sent nothing."""
+    """TLS is with the server behind the proxy: an untrusted server gets nothing."""
     before = len(server.seen)
     said = refused(store, folder, f"https://{NAME}:{server.port}", HTTPS_PROXY=login(proxy))
     assert "TLS certificate is not trusted" in said
@@ -173,7 +173,7 @@ def test_certificate_not_trusted(
 
 
 def test_proxy_behind_tls(store: Store, folder: Path, server: FaultyProxy, bundle: Path) -> None:
-    """A proxy's own certificate is one for the system to trust, and the message says that."""
+    """The system must trust the proxy's own certificate, and the message says so."""
     url = f"https://{NAME}:9000"
     said = refused(store, folder, url, "--ca-bundle", bundle, HTTPS_PROXY=server.url)
     assert f"the proxy {server.url} of HTTPS_PROXY: its TLS certificate is not trusted" in said
@@ -181,7 +181,7 @@ def test_proxy_behind_tls(store: Store, folder: Path, server: FaultyProxy, bundl
 
 
 def test_proxy_restarts(store: Store, folder: Path, server: FaultyProxy, bundle: Path) -> None:
-    """A read that finds the proxy gone waits for it, and gets all bytes."""
+    """While the proxy is gone a read waits, and then gets all bytes."""
     body = os.urandom(24 << 20)
     store.put("proxy/long", body)
     url = f"https://{NAME}:{server.port}"

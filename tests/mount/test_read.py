@@ -1,4 +1,4 @@
-"""Reading through a real mount from a real server: every byte, however it is asked for."""
+"""Reads through a real mount from a real server: every byte, in every way."""
 
 import concurrent.futures
 import errno
@@ -42,7 +42,7 @@ def path_of(mount: Mount, size: int) -> Path:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_whole_file(mount: Mount, files: dict[int, bytes], size: int) -> None:
-    """A file of any size reads as the bytes that were put."""
+    """A file of any size has the bytes that were put."""
     path = path_of(mount, size)
     assert path.stat().st_size == size
     assert path.read_bytes() == files[size]
@@ -83,7 +83,7 @@ def test_random_offsets(mount: Mount, files: dict[int, bytes]) -> None:
 
 
 def test_sixteen_readers(mount: Mount, files: dict[int, bytes]) -> None:
-    """Sixteen programs that read the same and different files at once get the right bytes."""
+    """Sixteen programs that read the same and different files in parallel get the right bytes."""
     sizes = [3 * PART + 12345, 100 << 20, PART + 1, 1 << 20] * 4
     programs = [
         subprocess.Popen(["sha256sum", path_of(mount, size)], stdout=subprocess.PIPE, text=True)
@@ -123,7 +123,7 @@ def test_mmap(mount: Mount, files: dict[int, bytes]) -> None:
 
 
 def test_a_writable_mapping(mount: Mount, files: dict[int, bytes]) -> None:
-    """A file that is opened for both but only read cannot be mapped for shared writing."""
+    """A file opened for both but only read cannot be mapped for shared writing."""
     size = 3 * PART + 12345
     path = path_of(mount, size)
     with open(path, "rb") as reader, open(path, "r+b") as file:
@@ -171,7 +171,7 @@ def test_backwards_and_strides(mount: Mount, files: dict[int, bytes]) -> None:
 
 
 def test_programs(mount: Mount, files: dict[int, bytes], folder: Path) -> None:
-    """cp, tail, dd and another interpreter read what was put."""
+    """cp, tail, dd and another interpreter read the bytes that were put."""
     size = PART - 1
     subprocess.run(["cp", path_of(mount, size), folder / "cp"], check=True, timeout=60)
     assert (folder / "cp").read_bytes() == files[size]

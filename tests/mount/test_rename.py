@@ -1,4 +1,4 @@
-"""Renaming and appending through the kernel, with the programs that need it."""
+"""Renames and appends through the kernel, with programs that need them."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ OPTIONS = ["--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-app
 
 @pytest.fixture(scope="module")
 def mount(flat_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A mount that may do all but stage."""
+    """A mount with all permissions, without staged writes."""
     folder = tmp_path_factory.mktemp("rename")
     with mounted(flat_store, folder, "--prefix", "rename/", *OPTIONS) as it:
         yield it
@@ -30,7 +30,7 @@ def keys(store: Store, prefix: str) -> set[str]:
 
 
 def sh(command: str, cwd: Path) -> str:
-    """Run a command that must not fail; return what it says."""
+    """Run a command that must succeed; return its output."""
     done = subprocess.run(
         ["bash", "-ec", command], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
     )
@@ -40,7 +40,7 @@ def sh(command: str, cwd: Path) -> str:
 
 @pytest.mark.parametrize("size", [0, 1000, 9 * MIB])
 def test_mv(mount: Mount, flat_store: Store, size: int) -> None:
-    """A file is under its new name alone, with its bytes, also where it replaces another."""
+    """A file has only its new name, with its bytes, even if it replaces another file."""
     data = os.urandom(size)
     old, new = mount.path / f"old-{size}", mount.path / f"new-{size}"
     for _ in range(2):
@@ -54,7 +54,7 @@ def test_mv(mount: Mount, flat_store: Store, size: int) -> None:
 
 
 def test_mv_does_not_replace(mount: Mount) -> None:
-    """`mv -n` leaves what is there."""
+    """`mv -n` does not replace a file."""
     (mount.path / "n1").write_bytes(b"1")
     (mount.path / "n2").write_bytes(b"2")
     subprocess.run(["mv", "-n", "n1", "n2"], cwd=mount.path, check=False, timeout=60)
@@ -63,7 +63,7 @@ def test_mv_does_not_replace(mount: Mount) -> None:
 
 @pytest.mark.parametrize("size", [0, 1000, 20 * MIB])
 def test_renamed_while_it_is_written(mount: Mount, flat_store: Store, size: int) -> None:
-    """What is renamed before it is closed comes to be under its new name alone."""
+    """A file that is renamed before it is closed appears only under its new name."""
     old, new = mount.path / f"unclosed-{size}", mount.path / f"closed-{size}"
     with old.open("wb", buffering=0) as file:
         for _ in range(size // MIB):
@@ -78,7 +78,7 @@ def test_renamed_while_it_is_written(mount: Mount, flat_store: Store, size: int)
 
 
 def test_a_tree(mount: Mount, flat_store: Store) -> None:
-    """A directory goes with all that is in it, and a new one of its name is empty."""
+    """A directory moves with all its contents, and a new one of the old name is empty."""
     sh(
         "mkdir -p tree/a/b; for i in 1 2 3; do echo $i > tree/a/$i; echo $i > tree/a/b/$i; done",
         mount.path,
@@ -116,7 +116,7 @@ with open('a', 'a') as file:
 
 @pytest.mark.parametrize("case", APPENDS)
 def test_appending(mount: Mount, flat_store: Store, case: str) -> None:
-    """Programs that write on find what was there before what they write."""
+    """Programs that append find the old bytes before their own."""
     folder = mount.path / f"append-{case.replace(' ', '-')}"
     folder.mkdir()
     sh(APPENDS[case], folder)
@@ -125,7 +125,7 @@ def test_appending(mount: Mount, flat_store: Store, case: str) -> None:
 
 
 def test_appending_to_a_large_file(mount: Mount, flat_store: Store) -> None:
-    """What is there is copied by the server."""
+    """The server copies the existing bytes."""
     data = os.urandom(20 * MIB)
     path = mount.path / "large"
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""A directory is renamed while what was done below it is still on its way to S3."""
+"""A directory is renamed while changes below it are on their way to S3."""
 
 import os
 import stat
@@ -13,18 +13,18 @@ from tests.mount.mounting import mounted
 from tests.mount.test_rename import OPTIONS
 
 WHEN_NS = 981_173_106_000_000_007
-#: As the object's metadata have them.
+#: The values in the object's metadata.
 MODE, WHEN = str(stat.S_IFREG | 0o604), "981173106.000000007"
-#: Longer than the rename takes where it does not wait for what is under way.
+#: Longer than a rename that does not wait for other changes.
 RENAME_S = 2.0
 
 
 class SlowClose:
-    """Has an empty file be uploaded before its mode is set, and copied after it was renamed.
+    """Uploads an empty file before its mode is set, and delays the copy beyond the rename.
 
-    The kernel tells of the last close when the program has gone on. So the upload is under way when
-    the program sets mode and time; these are kept by a copy of the object onto itself, which comes
-    late. A rename that does not wait for it gets ahead of it.
+    The kernel reports the last close after the program has gone on. So the upload is in progress
+    when the program sets mode and time. A copy of the object onto itself keeps these, and arrives
+    late. A rename that did not wait for the copy would overtake it.
     """
 
     def __init__(self) -> None:
@@ -47,14 +47,14 @@ class SlowClose:
             self.copying.wait(RENAME_S)
 
     def after(self, exchange: Exchange) -> None:
-        """Note that the object has been moved."""
+        """Record that the object was moved."""
         if exchange.method == "PUT" and exchange.target.endswith("/new/empty"):
             self.moved.set()
 
 
 @pytest.mark.parametrize("how", ["streamed", "staged"])
 def test_what_was_set_goes_along(flat_store: Store, folder: Path, how: str) -> None:
-    """Mode and time of a file that was closed a moment ago are kept under its new name."""
+    """Mode and time of a file that was just closed are kept under its new name."""
     prefix = f"races-{how}/"
     options = [*OPTIONS, "--attributes", "keep", "--prefix", prefix]
     if how == "staged":

@@ -1,4 +1,4 @@
-"""What a real mount asks of S3: signed by whom, with which headers, how often."""
+"""The requests of a real mount: their signatures, headers and number."""
 
 import contextlib
 import itertools
@@ -22,31 +22,31 @@ SIZE = 40 << 20
 
 @pytest.fixture
 def proxy(store: Store) -> Iterator[FaultyProxy]:
-    """A proxy that sees every request."""
+    """A proxy that records every request."""
     with FaultyProxy(store.endpoint_url) as it:
         yield it
 
 
 @pytest.fixture
 def exchanges(proxy: FaultyProxy) -> list[Exchange]:
-    """The exchanges that the proxy has seen."""
+    """The recorded exchanges."""
     seen: list[Exchange] = []
     proxy.faults.append(seen.append)
     return seen
 
 
 def nobody(store: Store, extra: dict[str, str]) -> Store:
-    """Return the store without the credentials that the environment would give."""
+    """Return the store without credentials in the environment."""
     return Store(store.endpoint_url, store.bucket, extra)
 
 
 def test_every_request_is_signed(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """Each request carries a signature by the right key, and our name."""
+    """Each request is signed with the right key, and has our User-Agent."""
     store.put("requests/file", b"x" * 5000)
     with mounted(store, folder, endpoint_url=proxy.url) as mount:
-        for _ in range(2):  # the second time the kernel has it: a HEAD is enough
+        for _ in range(2):  # the second time the kernel has the pages: a HEAD suffices
             assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
         os.listdir(mount.path)
     assert {exchange.method for exchange in exchanges} == {"GET", "HEAD"}
@@ -60,7 +60,7 @@ def test_every_request_is_signed(
 def test_requester_pays(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """With --requester-pays each request says who pays."""
+    """With --requester-pays each request has the header."""
     store.put("requests/file", b"x" * 5000)
     with mounted(store, folder, "--requester-pays", endpoint_url=proxy.url) as mount:
         assert (mount.path / "requests" / "file").read_bytes() == b"x" * 5000
@@ -69,7 +69,7 @@ def test_requester_pays(
 
 
 def test_unsigned(flat_store: Store, folder: Path) -> None:
-    """--no-sign-request signs nothing and looks for no credentials."""
+    """--no-sign-request signs nothing and needs no credentials."""
     flat_store.put("open/file", b"for all")
     with FaultyProxy(flat_store.endpoint_url) as proxy:
         seen: list[Exchange] = []
@@ -100,7 +100,7 @@ def test_shared_files(store: Store, folder: Path, how: str) -> None:
 
 
 def test_credential_process(store: Store, folder: Path) -> None:
-    """Credentials come from a program that the profile names."""
+    """Credentials come from the profile's credential_process."""
     program = folder / "program"
     program.write_text(
         f"#!{sys.executable}\nimport json\n"
@@ -120,14 +120,14 @@ def test_credential_process(store: Store, folder: Path) -> None:
 def test_every_range_names_its_version(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """Each GET of an object has If-Match; read once in order, each byte is fetched once.
+    """Each GET of an object has If-Match, and a sequential read fetches each byte once.
 
-    But for requests that a busy machine was late with: the counters say how many were made twice.
+    Hedged requests on a busy machine are the exception: the counters show their number.
     """
     body = random.Random(4).randbytes(SIZE)
     etag = store.put("requests/large", body)
     with mounted(store, folder, "--debug", endpoint_url=proxy.url) as mount:
-        exchanges.clear()  # mounting asks for a version that is not there
+        exchanges.clear()  # the probe at mount requests a missing version
         assert (mount.path / "requests" / "large").read_bytes() == body
         counted = mount.counters()
     gets = [exchange for exchange in exchanges if exchange.is_data]
@@ -146,7 +146,7 @@ def test_every_range_names_its_version(
 
 
 def counts(exchanges: list[Exchange]) -> tuple[int, int, int]:
-    """Return the numbers of HEADs, LISTs and GETs, and begin to count anew."""
+    """Return the numbers of HEADs, LISTs and GETs, and reset them."""
     heads = sum(exchange.method == "HEAD" for exchange in exchanges)
     lists = sum(exchange.is_list for exchange in exchanges)
     gets = sum(exchange.is_data for exchange in exchanges)
@@ -175,7 +175,7 @@ def test_how_often(
         read_all(mount)
         heads, lists, gets = counts(exchanges)
         assert (heads, lists) == (20, 1)
-        # The kernel may have given up some pages meanwhile, but hardly all.
+        # The kernel may have dropped some pages meanwhile, but not many.
         assert gets < 20
         time.sleep(1.1)
         (mount.path / "07").stat()
@@ -185,9 +185,9 @@ def test_how_often(
 def test_pages_that_were_lost(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """A file of which the page cache has lost every other MiB is read as for the first time.
+    """If the page cache has lost every other MiB, the file is read as for the first time.
 
-    When each was fetched by itself, a file of 64 MiB took 84 requests, and 19 the first time.
+    With a request for each lost MiB, a file of 64 MiB took 84 requests instead of 19.
     """
     body = random.Random(4).randbytes(SIZE)
     store.put("requests/large", body)
@@ -207,9 +207,9 @@ def test_pages_that_were_lost(
 
 
 def test_a_little_of_many_files(store: Store, folder: Path) -> None:
-    """Of files that programs only look at no more is fetched than the kernel asks for.
+    """If programs read a little of each file, only the kernel's reads are fetched.
 
-    That is what programs read, where the kernel's read-ahead may be set.
+    These are the programs' reads, if the mount can set the kernel's read-ahead.
     """
     for number in range(60):
         store.put(f"requests/looks/{number:02}", b"x" * 100_000)
@@ -227,7 +227,7 @@ def test_a_little_of_many_files(store: Store, folder: Path) -> None:
 
 
 def asked(exchanges: list[Exchange]) -> int:
-    """Return how many bytes GETs have asked for, and begin to count anew."""
+    """Return the number of bytes that GETs requested, and reset it."""
     edges = [
         (get.header("Range") or "").removeprefix("bytes=").split("-")
         for get in exchanges
@@ -240,9 +240,9 @@ def asked(exchanges: list[Exchange]) -> int:
 def test_a_little_of_64_open_files(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """Where a thread opens many files and reads a little of each, they teach while they are open.
+    """If a thread opens many files and reads a little of each, the open files limit the heads.
 
-    They were fetched three times as far as the kernel read.
+    Three times as much as the kernel's reads was fetched before.
     """
     for number in range(64):
         store.put(f"requests/open/{number:02}", b"x" * (2 << 20))
@@ -262,9 +262,9 @@ def test_a_little_of_64_open_files(
 def test_columns_of_parquet_files(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """Of files of which a reader wants footers and some columns, little more is fetched.
+    """If a reader reads footers and some columns, little more is fetched.
 
-    As pyarrow reads them: the last 64 KiB, then each column chunk at once.
+    It reads like pyarrow: the last 64 KiB, then each column chunk in one read.
     """
     size, chunk = 20 << 20, 100_077
     for number in range(2):
@@ -285,16 +285,16 @@ def test_columns_of_parquet_files(
 
 
 def twice(mount: Mount) -> int:
-    """Return how many requests have been made a second time: a busy machine was late with them."""
+    """Return the number of hedged requests."""
     counted = mount.counters()
     return counted["hedges"] + counted["retries"]
 
 
 @pytest.mark.parametrize("which", ["store", "flat_store"])
 def test_siblings(which: str, folder: Path, request: pytest.FixtureRequest) -> None:
-    """A second after a listing all its files are looked up by one request, in any order.
+    """A second after a listing, one request looks up all its files, in any order.
 
-    A file that comes then is seen at once, one that has gone is not.
+    A new file is visible immediately, and a deleted one is gone.
     """
     server: Store = request.getfixturevalue(which)
     for number in range(60):
@@ -313,8 +313,8 @@ def test_siblings(which: str, folder: Path, request: pytest.FixtureRequest) -> N
                 for number in order:
                     assert (directory / f"{number:02}").stat().st_size == number
                 heads, lists, gets = counts(seen)
-                # A slow machine needs more than a second for all this: then another page, and
-                # the directory itself.
+                # On a slow machine this takes more than a second. Then it costs another page, and a
+                # HEAD of the directory itself.
                 assert heads <= 2
                 assert 1 <= lists <= 5
                 assert gets == 0

@@ -1,4 +1,4 @@
-"""What mounting needs of the machine, taken away: that is said, and nothing is mounted."""
+"""Missing requirements of the machine are reported, and nothing is mounted."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def refused(store: Store, path: Path, *less: str) -> str:
-    """Mount with fewer rights; return what is said."""
+    """Mount with fewer rights; return the message."""
     result = subprocess.run(
         ["setpriv", *less, PROGRAM, store.bucket, path, *store_options(store)],
         env=environment(store.environment),
@@ -41,7 +41,7 @@ def path(folder: Path) -> Path:
 
 
 def test_without_the_capability(store: Store, path: Path) -> None:
-    """Root in a container that has not been given the right to mount."""
+    """Root in a container without the right to mount."""
     said = refused(store, path, "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
     assert "no CAP_SYS_ADMIN" in said
     assert "--cap-add SYS_ADMIN" in said

@@ -1,7 +1,7 @@
-"""Whatever a mount goes through, nobody else sees what it signs with.
+"""No secret of the signatures leaks, whatever happens to a mount.
 
-Each way that gives keys, with all that can be logged: files, output, command lines, what the
-mount's socket tells and what a crash leaves are looked through.
+For each source of keys the tests search all output: files, terminal output, command lines, answers
+of the control socket, and crash reports.
 """
 
 import errno
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.mount
 
 PROXY_PASSWORD = "pr0xy-pass-6Kw2Zn"
 EVERYTHING = "trace,awscrt=trace,botocore=trace,urllib3=trace"
-#: Secrets are told from each other by less than the whole: a log may cut or encode them.
+#: Search for parts of secrets, because a log may cut or encode them.
 PIECE = 14
 
 
@@ -64,24 +64,24 @@ def by_file(it: Place, folder: Path) -> dict[str, str]:
 
 
 def found(secrets: list[str], text: str) -> list[str]:
-    """Return what of the secrets can be read in a text."""
+    """Return the secrets that a text contains in part."""
     pieces = {secret[at : at + PIECE] for secret in secrets for at in (0, len(secret) - PIECE)}
     return sorted(piece for piece in pieces if piece in text)
 
 
 def command_lines() -> str:
-    """Return what ps(1) shows of everybody, but for the proxy, which is told so."""
+    """Return the command lines of all processes but the proxy, which is told its password."""
     texts = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             texts.append(path.read_bytes().decode("utf-8", "replace"))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return "\n".join(text for text in texts if "--basic-auth" not in text)
 
 
 def told(path: Path) -> str:
-    """Return what the mount tells by its socket."""
+    """Return the answers of the mount's socket."""
     program = PROGRAM.with_name("mount-s3ctl")
     texts = []
     for words in (
@@ -99,7 +99,7 @@ def told(path: Path) -> str:
 
 @contextmanager
 def running(it: Place, folder: Path, environ: dict[str, str]) -> Iterator[Path]:
-    """Mount in the background, log everything; yield the directory. Output goes to a file."""
+    """Mount in the background and log everything; yield the directory. Output goes to a file."""
     path = folder / "mnt"
     path.mkdir()
     options = [*store_options(it.there, endpoint_url=it.url), "--debug", "--debug-crt"]
@@ -144,7 +144,7 @@ def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: 
             it.proxy.faults.append(times(3, refuse(403, "SignatureDoesNotMatch")))
             assert errno_of(file.read_bytes) == errno.EACCES
             secrets = [*it.secrets, PROXY_PASSWORD]
-            if way in ("process", "SSO"):  # ten seconds each: it has just looked
+            if way in ("process", "SSO"):  # it checks only every ten seconds
                 it.proxy.faults.clear()
                 it.keys.end_all()
                 assert file.read_bytes() == b"content"
@@ -161,12 +161,12 @@ def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: 
     assert found(secrets, log) == []
     assert found(secrets, output) == []
     assert found(secrets, seen) == []
-    # Signatures are good for a quarter of an hour.
+    # Signatures are valid for a quarter of an hour.
     assert not re.search(r"Signature=[0-9a-f]{64}", log)
 
 
 def test_refused_at_the_start(store: Store, folder: Path) -> None:
-    """Nor when nothing comes of the mount."""
+    """Nor does a failed mount leak secrets."""
     with place(store, folder, "container") as it:
         it.service.token = "another"
         environ = it.there.environment | {"MOUNTPOINT_LOG": EVERYTHING}
@@ -185,7 +185,7 @@ def test_refused_at_the_start(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_checks(store: Store, folder: Path, proxy: ForwardProxy, form: list[str]) -> None:
-    """What --check says of keys and of the proxy does not help anybody else."""
+    """The output of --check has no secret of keys or proxy."""
     with place(store, folder, "container") as it:
         environ = it.there.environment | {
             "HTTP_PROXY": f"http://user:{PROXY_PASSWORD}@127.0.0.1:{proxy.port}",
@@ -206,7 +206,7 @@ def test_checks(store: Store, folder: Path, proxy: ForwardProxy, form: list[str]
 
 
 def test_no_core_file(store: Store, folder: Path) -> None:
-    """What is in memory is in no core file, even where these are wanted."""
+    """No core file contains the memory, even if core files are enabled."""
     wanted = f'cd "{folder}"; ulimit -c unlimited && exec "$@"'
     with foreground(store, folder, before=["sh", "-c", wanted, "sh"]) as (program, _):
         program.send_signal(signal.SIGSEGV)
@@ -217,8 +217,8 @@ def test_no_core_file(store: Store, folder: Path) -> None:
 
 
 def test_only_root_looks_at_it(store: Store, folder: Path) -> None:
-    """The variables that it was started with can be read by root alone, not by the same user."""
-    # Root's own processes: the group shows whose the file is.
+    """Only root can read the process's environment, not even the same user."""
+    # For root's own processes: the group of the file shows whether it is readable.
     before = ["setpriv", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
     with foreground(store, folder, before=before) as (program, _):
         assert os.stat(f"/proc/{program.pid}").st_gid != 0

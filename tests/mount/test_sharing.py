@@ -1,4 +1,4 @@
-"""Files that several programs have open, or one program several times: readers and writers."""
+"""Files that several programs, or one program several times, have open for reading or writing."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ ALL = ["--allow-overwrite", "--allow-append", "--allow-delete"]
 def streamed(
     request: pytest.FixtureRequest, flat_store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mount]:
-    """A mount that streams what is written, with the channel and without it."""
+    """A mount with streamed writes, with and without the channel."""
     options = [*ALL, "--prefix", f"shared-{request.param}/"]
     options += ["--no-channel"] if request.param == "no-channel" else []
     with mounted(flat_store, tmp_path_factory.mktemp("streamed"), *options) as it:
@@ -34,7 +34,7 @@ def streamed(
 
 @pytest.fixture(scope="module")
 def staged(flat_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A mount that stages what is written."""
+    """A mount with staged writes."""
     folder = tmp_path_factory.mktemp("staged")
     (folder / "stage").mkdir()
     options = [*OPTIONS, "--staged-writes", str(folder / "stage"), "--prefix", "shared-staged/"]
@@ -79,7 +79,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], bytes]] = {
 def test_a_reader_blocks_no_writer(
     streamed: Mount, place: Path, flat_store: Store, case: str
 ) -> None:
-    """The program that has a file open changes it: its descriptor stays the version that it was."""
+    """A program changes a file that it also has open: that descriptor keeps its version."""
     change, expected = CHANGES[case]
     path = place / "file"
     path.write_bytes(OLD)
@@ -102,12 +102,12 @@ STAGED_CHANGES = CHANGES | {
 
 @pytest.mark.parametrize("case", STAGED_CHANGES)
 def test_a_reader_and_a_staged_file(staged: Mount, flat_store: Store, case: str) -> None:
-    """Who opened a file before it was changed keeps that version, who opens it later sees all."""
+    """A reader from before the change keeps its version; later readers see all changes."""
     change, expected = STAGED_CHANGES[case]
     path = staged.path / case.replace(" ", "-")
     path.write_bytes(OLD)
     stage: Path = staged.stage  # type: ignore[attr-defined]
-    eventually(lambda: not list(stage.glob("*/*.data")))  # or the reader joins the staged file
+    eventually(lambda: not list(stage.glob("*/*.data")))  # or the reader joins it
     with path.open("rb", buffering=0) as reader:
         assert reader.read() == OLD
         change(path)
@@ -118,12 +118,12 @@ def test_a_reader_and_a_staged_file(staged: Mount, flat_store: Store, case: str)
 
 
 def test_two_loops_append(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """Of what two shells append at the same time no line is lost."""
+    """If two shells append at the same time, no line is lost."""
     append(place / "log", flat_store, streamed)
 
 
 def test_two_loops_append_to_a_staged_file(staged: Mount, flat_store: Store) -> None:
-    """The same for a file that is staged."""
+    """The same for a staged file."""
     append(staged.path / "appended", flat_store, staged)
 
 
@@ -146,7 +146,7 @@ def test_appended_while_it_is_followed(place: Path, tmp_path: Path) -> None:
 
 
 def test_staged_while_it_is_followed(staged: Mount, tmp_path: Path) -> None:
-    """The same for a file that is staged."""
+    """The same for a staged file."""
     follow(staged.path / "followed", tmp_path)
 
 
@@ -171,7 +171,7 @@ def follow(path: Path, tmp_path: Path) -> None:
 
 
 def test_readers_come_all_the_time(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """A file that others open again and again can be replaced, and each reads one version."""
+    """A file with ever new readers can be replaced, and each reader sees one version."""
     path, ended = place / "busy", threading.Event()
     versions = [bytes([number]) * 50_000 for number in range(10)]
     path.write_bytes(versions[0])
@@ -181,7 +181,7 @@ def test_readers_come_all_the_time(streamed: Mount, place: Path, flat_store: Sto
         while not ended.is_set():
             try:
                 found = path.read_bytes()
-            except OSError as error:  # EPERM: it is being written
+            except OSError as error:  # EPERM: the file is being written
                 if error.errno not in (errno.EPERM, errno.ESTALE):
                     raise
                 continue
@@ -204,7 +204,7 @@ def test_readers_come_all_the_time(streamed: Mount, place: Path, flat_store: Sto
 
 @pytest.fixture
 def channel(request: pytest.FixtureRequest) -> None:
-    """Skip without the channel: there a file with bytes cannot be opened to be read and written."""
+    """Skip without the channel: it refuses to open a non-empty file for reading and writing."""
     if "no-channel" in request.node.name:
         pytest.skip("such a file could be mapped for writing: see test_channel")
 
@@ -213,7 +213,7 @@ def channel(request: pytest.FixtureRequest) -> None:
 def test_read_and_written_anew_by_one_program(
     streamed: Mount, place: Path, flat_store: Store
 ) -> None:
-    """PHP's `c+`, Samba: a file is opened to be read and written, cut to nothing, and written."""
+    """As PHP's `c+` and Samba: open for reading and writing, truncate to zero, and write."""
     path = place / "counter"
     for number in range(3):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -229,7 +229,7 @@ def test_read_and_written_anew_by_one_program(
 
 @pytest.mark.usefixtures("channel")
 def test_copied_and_cut(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """Logrotate's `copytruncate`; what is appended later stands alone."""
+    """Logrotate's `copytruncate` works, and later appends start from zero."""
     path = place / "log"
     path.write_bytes(OLD)
     with path.open("r+b", buffering=0) as file:
@@ -242,7 +242,7 @@ def test_copied_and_cut(streamed: Mount, place: Path, flat_store: Store) -> None
 
 @pytest.mark.usefixtures("channel")
 def test_written_behind_its_end(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """A program that opens a file to read and write it can go on at its end, and not before."""
+    """A file opened for reading and writing can be appended to, but not changed in place."""
     path = place / "file"
     path.write_bytes(OLD)
     with path.open("r+b", buffering=0) as file:
@@ -256,7 +256,7 @@ def test_written_behind_its_end(streamed: Mount, place: Path, flat_store: Store)
 
 
 def test_synced_and_written_on(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """After fsync a new file goes on, and is whole at the last close."""
+    """After fsync a new file can be continued, and is complete at the last close."""
     path = place / "file"
     pieces = [os.urandom(3_000_000) for _ in range(4)]
     with path.open("wb", buffering=0) as file:
@@ -272,7 +272,7 @@ def test_synced_and_written_on(streamed: Mount, place: Path, flat_store: Store) 
 
 
 def test_removed_while_it_is_written(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """A new file can be removed, and nothing comes of it; its descriptor goes on without error."""
+    """A new file can be removed; no object appears, and its descriptor works without errors."""
     path = place / "temporary"
     with path.open("wb", buffering=0) as file:
         file.write(bytes(9 << 20))
@@ -299,7 +299,7 @@ for number in range(5):
 
 
 def test_file_locks(streamed: Mount, place: Path, tmp_path: Path) -> None:
-    """Locks of the package filelock, held by turns, the first of them on a file that is new."""
+    """Locks of the package filelock work in turns, the first of them on a new file."""
     lock, log = place / "file.lock", tmp_path / "held"
     lockers = [
         subprocess.Popen([sys.executable, "-c", LOCKER, lock, log], stderr=subprocess.PIPE)
@@ -309,7 +309,7 @@ def test_file_locks(streamed: Mount, place: Path, tmp_path: Path) -> None:
 
 
 def test_a_lock_that_goes_with_its_file(streamed: Mount, place: Path, flat_store: Store) -> None:
-    """Opened twice, locked, removed, closed (older filelock, `datasets`): nothing is left."""
+    """Open twice, lock, remove, close (older filelock, `datasets`): no file is left."""
     path = place / "probe.lock"
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     with contextlib.ExitStack() as opened:

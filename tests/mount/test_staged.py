@@ -1,4 +1,4 @@
-"""Staged writes through the kernel: files written in any order, and programs that need that."""
+"""Staged writes through the kernel: writes in any order, and programs that need them."""
 
 import contextlib
 import errno
@@ -41,7 +41,7 @@ def staged(
 def mount(
     request: pytest.FixtureRequest, flat_store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mount]:
-    """A mount that stages all that is written, with the channel and without it."""
+    """A mount with staged writes, with and without the channel."""
     options = ["--prefix", "staged/"] + (["--no-channel"] if request.param == "no-channel" else [])
     with staged(flat_store, tmp_path_factory.mktemp("staged"), *options) as it:
         yield it
@@ -64,7 +64,7 @@ def stored(store: Store, mount: Mount, path: Path) -> bytes | None:
 
 
 def test_any_order(mount: Mount, place: Path, flat_store: Store) -> None:
-    """Writes, reads and cuts at random are those of a local file, in S3 with each sync."""
+    """Random writes, reads and truncations match a local file, also in S3 after each sync."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -93,7 +93,7 @@ def test_any_order(mount: Mount, place: Path, flat_store: Store) -> None:
 
 
 def test_a_small_change_of_a_large_file(mount: Mount, place: Path, flat_store: Store) -> None:
-    """What has not changed is copied by the server: less is fetched than the file has."""
+    """The server copies the unchanged bytes: less is fetched than the file's size."""
     data = bytearray(os.urandom(60 * MIB))
     path = place / "large"
     path.write_bytes(data)
@@ -107,10 +107,10 @@ def test_a_small_change_of_a_large_file(mount: Mount, place: Path, flat_store: S
 
 
 def test_seen_by_all(mount: Mount, place: Path) -> None:
-    """All that have a file open see what the others write, at once."""
+    """All programs that have a file open see each other's writes immediately."""
     path = place / "shared"
     path.write_bytes(b"0123456789")
-    assert path.read_bytes() == b"0123456789"  # and the kernel has its page
+    assert path.read_bytes() == b"0123456789"  # now the kernel has its page
     with path.open("r+b", buffering=0) as one, path.open("r+b", buffering=0) as two:
         one.write(b"abc")
         assert os.pread(two.fileno(), 20, 0) == b"abc3456789"
@@ -122,7 +122,7 @@ def test_seen_by_all(mount: Mount, place: Path) -> None:
 
 
 def test_removed_while_it_is_open(mount: Mount, place: Path, flat_store: Store) -> None:
-    """A file that is open can be removed, and goes on to be written and read."""
+    """An open file can be removed, and can still be written and read."""
     path = place / "temporary"
     with path.open("w+b", buffering=0) as file:
         file.write(b"123")
@@ -134,7 +134,7 @@ def test_removed_while_it_is_open(mount: Mount, place: Path, flat_store: Store) 
 
 
 def test_renamed_while_it_is_open(mount: Mount, place: Path, flat_store: Store) -> None:
-    """It comes to be under its new name, and takes the place of what was there."""
+    """A renamed file appears under its new name, and replaces the file there."""
     (place / "target").write_bytes(b"earlier")
     with (place / "source").open("w+b", buffering=0) as file:
         file.write(b"123")
@@ -147,7 +147,7 @@ def test_renamed_while_it_is_open(mount: Mount, place: Path, flat_store: Store) 
 
 
 def test_a_private_mapping(place: Path) -> None:
-    """A file can be mapped to be read."""
+    """A file can be mapped for reading."""
     path = place / "mapped"
     path.write_bytes(b"0123" * 5000)
     private = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
@@ -156,7 +156,7 @@ def test_a_private_mapping(place: Path) -> None:
 
 
 def test_the_writer_is_killed(mount: Mount, place: Path, flat_store: Store) -> None:
-    """What was synced stays, what was not is as if it had never been written."""
+    """Synced bytes stay; later bytes are discarded."""
     path = place / "killed"
     script = f"""
 import os, time
@@ -179,7 +179,7 @@ print(1, flush=True); time.sleep(60)
 
 
 def test_sqlite(place: Path) -> None:
-    """A database with transactions, from several connections, is whole afterwards."""
+    """A database with transactions from several connections is intact at the end."""
     path = place / "db"
     with sqlite3.connect(path) as db:
         db.execute("create table t (a integer primary key, b text)")
@@ -198,7 +198,7 @@ def test_sqlite(place: Path) -> None:
 
 
 def test_zip(place: Path) -> None:
-    """An archive is made, and added to."""
+    """An archive can be created and extended."""
     with zipfile.ZipFile(place / "a.zip", "w") as archive:
         archive.writestr("one", b"1" * 100_000)
     with zipfile.ZipFile(place / "a.zip", "a") as archive:
@@ -210,7 +210,7 @@ def test_zip(place: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_rsync_inplace(place: Path, tmp_path: Path) -> None:
-    """A file is brought up to date where it is."""
+    """rsync updates a file in place."""
     source = tmp_path / "source"
     data = bytearray(os.urandom(3 * MIB))
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_rsync_inplace(place: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("vim") is None, reason="vim is not installed")
 @pytest.mark.parametrize("backup", ["yes", "no", "auto"])
 def test_vim(place: Path, backup: str) -> None:
-    """A file is edited and saved, whichever way vim saves."""
+    """vim edits and saves a file in each of its ways."""
     (place / "text").write_text("one\ntwo\n")
     command = f"vim -u NONE -i NONE -es -c 'set backupcopy={backup}' -c '%s/two/three/' -c wq text"
     subprocess.run(["bash", "-c", command], cwd=place, check=False, timeout=60, capture_output=True)
@@ -235,13 +235,13 @@ def test_vim(place: Path, backup: str) -> None:
 
 
 def refuse_writes(exchange: Exchange) -> None:
-    """Take nothing."""
+    """Refuse all writes with a fault that may be retried."""
     if exchange.is_write:
         exchange.refuse(503, "SlowDown")
 
 
 def test_an_upload_that_fails(flat_store: Store, folder: Path) -> None:
-    """Closing fails, the file is still there as it was written, and the next close succeeds."""
+    """close fails, the file keeps its content, and the next close succeeds."""
     with FaultyProxy(flat_store.endpoint_url) as proxy:
         with staged(flat_store, folder, "--prefix", "failing/", "--read-timeout", "3",
                     endpoint_url=proxy.url) as mount:  # fmt: skip
@@ -262,13 +262,13 @@ def test_an_upload_that_fails(flat_store: Store, folder: Path) -> None:
 
 
 def deny_writes(exchange: Exchange) -> None:
-    """Refuse for good."""
+    """Refuse all writes with a permanent error."""
     if exchange.is_write:
         exchange.refuse(403, "AccessDenied")
 
 
 def killed(path: Path, *, writes: bytes) -> None:
-    """Have a process open a file and write to it, and kill it."""
+    """Let a process open a file and write to it, and kill the process."""
     script = f"""
 import time
 file = open({str(path)!r}, "r+b", buffering=0)
@@ -284,7 +284,7 @@ print(1, flush=True); time.sleep(60)
 
 
 def test_what_is_kept_outlives_those_that_come_next(flat_store: Store, folder: Path) -> None:
-    """Neither a process that is killed nor a rename that fails takes anything of it."""
+    """Neither a killed process nor a failed rename discards a kept file."""
     with FaultyProxy(flat_store.endpoint_url) as proxy:
         with staged(flat_store, folder, "--prefix", "outlives/",
                     endpoint_url=proxy.url) as mount:  # fmt: skip
@@ -314,7 +314,7 @@ def test_what_is_kept_outlives_those_that_come_next(flat_store: Store, folder: P
 
 
 def test_what_a_killed_mount_leaves(flat_store: Store, folder: Path) -> None:
-    """The next mount says where it is and what is to be done, and leaves it there."""
+    """The next mount names the kept file and says what to do, and leaves it there."""
     with staged(flat_store, folder, "--prefix", "left/") as mount:
         file = (mount.path / "a").open("w+b", buffering=0)
         file.write(b"123")
@@ -330,7 +330,7 @@ def test_what_a_killed_mount_leaves(flat_store: Store, folder: Path) -> None:
 
 
 def test_no_room(flat_store: Store, folder: Path) -> None:
-    """Beyond the limit a write is ENOSPC; what is uploaded makes room again."""
+    """Beyond the limit a write is ENOSPC; an upload makes room again."""
     with staged(flat_store, folder, "--prefix", "full/", "--staged-limit", "16") as mount:
         with (mount.path / "a").open("wb", buffering=0) as file:
             for _ in range(10):
@@ -343,7 +343,7 @@ def test_no_room(flat_store: Store, folder: Path) -> None:
 
 
 def test_readers_go_on_while_a_file_is_uploaded(mount: Mount, place: Path) -> None:
-    """Reading a file and syncing it at the same time disturb each other in nothing."""
+    """Reads and syncs of a file at the same time do not disturb each other."""
     path = place / "busy"
     data = os.urandom(20 * MIB)
     path.write_bytes(data)

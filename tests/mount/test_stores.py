@@ -1,5 +1,6 @@
-"""Every store, mounted: what works there. What each test is about, and what is known not to work,
-is in tests/stores.py.
+"""What works on a mount of each store.
+
+tests/stores.py describes the tests, and lists the known failures.
 """
 
 import errno
@@ -36,7 +37,7 @@ OPTIONS = ["--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-app
 
 @pytest.fixture(autouse=True)
 def _lack(request: pytest.FixtureRequest, each_store: Store) -> None:
-    """What the table says that does not work must not work."""
+    """A failure in the table must still fail."""
     behaviour = request.node.originalname.removeprefix("test_")
     fact = LACKS.get((each_store.name, behaviour))
     if fact is not None:
@@ -45,7 +46,7 @@ def _lack(request: pytest.FixtureRequest, each_store: Store) -> None:
 
 @pytest.fixture(scope="module")
 def mount(each_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """The store's bucket, all changes allowed."""
+    """The store's bucket, mounted with all changes allowed."""
     folder = tmp_path_factory.mktemp(each_store.name)
     with mounted(each_store, folder, "--debug", *OPTIONS) as it:
         yield it
@@ -133,7 +134,7 @@ def test_read_ranges(mount: Mount, each_store: Store) -> None:
 
 
 def _read_on(path: Path, change: Callable[[], object]) -> tuple[bytes, int | None]:
-    """Read a file, `change` it after the first MiB; return what came, and the errno of the end."""
+    """Read a file, and call `change` after the first MiB; return the bytes, and the final errno."""
     with open(path, "rb", buffering=0) as file:
         got = file.read(MIB)
         change()
@@ -158,7 +159,7 @@ def test_deleted_while_open(mount: Mount, each_store: Store) -> None:
     got, error = _read_on(mount.path / "deleted", lambda: each_store.delete("deleted"))
     assert LARGE.startswith(got)
     assert error in (errno.ESTALE, errno.ENOENT) or (error is None and got == LARGE)
-    # Where all had come before, nobody has noticed: a name is believed for a second.
+    # If all bytes had arrived before, the deletion shows only when the name expires.
     eventually(lambda: not (mount.path / "deleted").exists())
 
 
@@ -166,11 +167,11 @@ def test_deleted_while_open(mount: Mount, each_store: Store) -> None:
 
 
 def has(store: Store, key: str, data: bytes) -> bool:
-    """Whether an object has these bytes. An empty file is uploaded after it has been closed."""
+    """Whether an object has these bytes. An empty file is uploaded after its close."""
     try:
         return content(store, key) == data
     except FlexibleChecksumError:
-        return False  # not every store replaces an object in one step
+        return False  # not every store replaces an object atomically
 
 
 def test_write_small(mount: Mount, each_store: Store) -> None:
@@ -267,7 +268,7 @@ def test_append_to_changed_large(mount: Mount, each_store: Store) -> None:
 
 
 def _append_to_changed(mount: Mount, store: Store, size: int) -> None:
-    """Append to what is replaced after it was opened."""
+    """Append to an object that is replaced after the open."""
     name = f"contended-{size}"
     store.put(name, LARGE[:size])
     errors = []

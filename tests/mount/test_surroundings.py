@@ -1,4 +1,4 @@
-"""What variables say of endpoints, on real mounts."""
+"""Variables that configure endpoints, on real mounts."""
 
 import errno
 from pathlib import Path
@@ -19,14 +19,14 @@ REGION = {"AWS_REGION": "us-east-1"}
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
 def test_endpoint(store: Store, folder: Path, name: str) -> None:
-    """The server that a variable names is the one that is mounted."""
+    """The bucket is mounted from the server that a variable names."""
     store.put("surroundings/file", b"content")
     with mounted(store, folder, *OPTIONS, environ=REGION | {name: store.endpoint_url}) as mount:
         assert (mount.path / "file").read_bytes() == b"content"
 
 
 def test_endpoint_of_the_profile(store: Store, folder: Path) -> None:
-    """So it is with a section of the AWS configuration."""
+    """The same with a section of the AWS configuration."""
     store.put("surroundings/file", b"content")
     configuration = folder / "config"
     configuration.write_text(
@@ -40,7 +40,7 @@ def test_endpoint_of_the_profile(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_attempts(store: Store, folder: Path, most: int) -> None:
-    """AWS_MAX_ATTEMPTS is how often a request is tried."""
+    """AWS_MAX_ATTEMPTS sets the number of tries."""
     store.put("surroundings/file", b"content")
     asked = []
 
@@ -59,7 +59,7 @@ def test_attempts(store: Store, folder: Path, most: int) -> None:
 
 
 class Proxy(Service):
-    """A proxy that reaches nobody."""
+    """A proxy that forwards nothing."""
 
     def answer(self, body: str) -> tuple[int, str]:
         return 502, ""
@@ -69,7 +69,7 @@ class Proxy(Service):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_proxies(store: Store, folder: Path, scheme: str) -> None:
-    """S3 is asked by the proxy that the variables name, and NO_PROXY says where not."""
+    """Requests to S3 use the proxy in the variables, except for hosts in NO_PROXY."""
     url = store.endpoint_url.replace("http:", f"{scheme}:")
     host = urlsplit(url).netloc
     path = folder / "mnt"
@@ -93,7 +93,7 @@ def test_proxies(store: Store, folder: Path, scheme: str) -> None:
 
 
 def test_a_variable_that_makes_no_sense(store: Store, folder: Path) -> None:
-    """The message names it, and nothing is mounted."""
+    """The message names the variable, and nothing is mounted."""
     environ = {**store.environment, "AWS_ENDPOINT_URL_S3": "one.example"}
     result = run(store.bucket, folder, env=environ)
     assert result.returncode == 1

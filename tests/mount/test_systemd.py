@@ -1,4 +1,4 @@
-"""Started by a service manager: readiness, and the unit that is shipped."""
+"""The service manager: readiness, and the shipped unit."""
 
 import shutil
 import socket
@@ -16,7 +16,7 @@ UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "mount-s3@.service"
 
 
 def test_readiness(store: Store, folder: Path) -> None:
-    """The manager is told when files can be read, and not before; SIGTERM ends with 0."""
+    """The manager is notified when files can be read, and not before. SIGTERM exits with 0."""
     store.put("systemd/file", b"content")
     address = folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -33,7 +33,7 @@ def test_readiness(store: Store, folder: Path) -> None:
 
 
 def test_the_unit(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with it."""
+    """systemd finds no fault in the unit."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     text = UNIT.read_text()

@@ -1,4 +1,4 @@
-"""TLS for real: a server with a CA of its own is trusted only when the user says so."""
+"""Real TLS: a server with its own CA is trusted only if the user names the CA."""
 
 import os
 import ssl
@@ -27,7 +27,7 @@ def proxy(store: Store, authority: trustme.CA) -> Iterator[FaultyProxy]:
 
 @pytest.mark.parametrize("how", ["option", "environment", "profile"])
 def test_trusted(store: Store, folder: Path, proxy: FaultyProxy, bundle: Path, how: str) -> None:
-    """--ca-bundle, AWS_CA_BUNDLE or the profile make the server trusted; all bytes come through."""
+    """--ca-bundle, AWS_CA_BUNDLE or the profile make the server trusted, and all bytes arrive."""
     body = os.urandom(3 << 20)
     store.put("tls/file", body)
     options = ["--ca-bundle", str(bundle)] if how == "option" else []
@@ -80,7 +80,7 @@ def test_wrong_certificate(
     what: str,
     hint: str,
 ) -> None:
-    """Of a known CA, but not good: the message says why, and nothing is sent."""
+    """A wrong certificate of a known CA: the message says why, and nothing is sent."""
     path = folder / "mnt"
     path.mkdir()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -99,7 +99,7 @@ def test_wrong_certificate(
 
 
 def test_bundle_without_certificates(store: Store, folder: Path) -> None:
-    """A CA bundle that holds no certificate is refused."""
+    """A CA bundle without a certificate is refused."""
     path = folder / "mnt"
     path.mkdir()
     (folder / "empty.pem").write_text("not a certificate\n")

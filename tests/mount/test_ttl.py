@@ -23,7 +23,7 @@ def body(number: int, mark: bytes = b"x") -> bytes:
 
 
 class Watched:
-    """A mount with a ttl below `prefix`, and the requests that it makes."""
+    """A mount with a ttl below `prefix`, and its requests."""
 
     def __init__(self, mount: Mount, store: Store, prefix: str, seen: list[Exchange]) -> None:
         self.mount = mount
@@ -39,7 +39,7 @@ class Watched:
         self._store.delete(self._prefix + name)
 
     def asked(self) -> tuple[int, int, int]:
-        """Return the numbers of HEADs, LISTs and GETs, and count anew."""
+        """Return the numbers of HEADs, LISTs and GETs, and reset them."""
         seen = self._seen.copy()
         self._seen.clear()
         heads = sum(exchange.method == "HEAD" for exchange in seen)
@@ -52,7 +52,7 @@ Watch = Callable[..., Watched]
 
 @pytest.fixture
 def watch(store: Store, folder: Path, request: pytest.FixtureRequest) -> Iterator[Watch]:
-    """Mount a directory of files of its own for each test, listed once."""
+    """Mount a separate directory of files for each test, listed once."""
     prefix = f"ttl/{request.node.name}/"
     for number in range(COUNT):
         store.put(f"{prefix}{number:03}", body(number))
@@ -76,7 +76,7 @@ def watch(store: Store, folder: Path, request: pytest.FixtureRequest) -> Iterato
 
 
 def test_files_in_order(watch: Watch) -> None:
-    """Listed files are read by one GET each, fetched ahead; once more by no request at all."""
+    """Listed files cost one GET each, sent ahead, and no request when they are read again."""
     it = watch("-o", "metadata-ttl=60")
     for number in range(COUNT):
         assert (it.path / f"{number:03}").read_bytes() == body(number)
@@ -91,11 +91,11 @@ def test_files_in_order(watch: Watch) -> None:
         (it.path / f"{number:03}").read_bytes()
     heads, lists, gets = it.asked()
     assert (heads, lists) == (0, 0)
-    assert gets <= COUNT // 7  # the kernel may have given up some pages
+    assert gets <= COUNT // 7  # the kernel may have dropped some pages
 
 
 def test_replaced_and_deleted(watch: Watch) -> None:
-    """Reads of what is not there any more fail, and the next open sees what is."""
+    """Reads of a deleted version fail, and the next open finds the new version."""
     it = watch("--metadata-ttl", "indefinite")
     for name in ("005", "040"):
         (it.path / name).stat()
@@ -121,18 +121,18 @@ def test_a_listing_refreshes(watch: Watch) -> None:
 
 
 def test_replaced_while_it_is_fetched_ahead(watch: Watch) -> None:
-    """What was replaced before it was fetched ahead is read as what it is now."""
+    """A file that is replaced before its prefetch has the new content."""
     it = watch("--metadata-ttl", "60")
     it.put("020", body(20, b"y"))
     for number in range(COUNT):
         path = it.path / f"{number:03}"
-        if number == 20:  # it may be opened before S3 has said that it is another
+        if number == 20:  # it may be opened before S3 has reported the new version
             assert errno_of(path.read_bytes) in (None, errno.ESTALE)
         assert path.read_bytes() == body(number, b"y" if number == 20 else b"x")
 
 
 def test_o_direct(watch: Watch) -> None:
-    """O_DIRECT opens what there is now."""
+    """O_DIRECT opens the newest version."""
     it = watch("--metadata-ttl", "60")
     (it.path / "003").stat()
     it.put("003", b"another")
@@ -144,7 +144,7 @@ def test_o_direct(watch: Watch) -> None:
 
 
 def test_absent(watch: Watch) -> None:
-    """A name that was not there is not asked for, until a listing shows it."""
+    """A missing name costs no request until a listing shows it."""
     it = watch("--metadata-ttl", "60")
     for _ in range(3):
         assert not (it.path / "new").exists()
@@ -158,7 +158,7 @@ def test_absent(watch: Watch) -> None:
 
 
 def test_absent_for_a_while(watch: Watch) -> None:
-    """A new object is there when the negative ttl has passed, or at once without one."""
+    """A new object is visible after the negative ttl, or immediately without one."""
     it = watch("--metadata-ttl", "60", "--negative-metadata-ttl", "2")
     assert not (it.path / "new").exists()
     it.put("new", b"new")
@@ -167,7 +167,7 @@ def test_absent_for_a_while(watch: Watch) -> None:
 
 
 def test_absent_is_not_believed(watch: Watch) -> None:
-    """With --negative-metadata-ttl minimal a new object is there at once."""
+    """With --negative-metadata-ttl minimal a new object is visible immediately."""
     it = watch("--metadata-ttl", "60", "--negative-metadata-ttl", "minimal")
     assert not (it.path / "new").exists()
     it.put("new", b"new")
@@ -175,7 +175,7 @@ def test_absent_is_not_believed(watch: Watch) -> None:
 
 
 def test_one_file_again_and_again(watch: Watch) -> None:
-    """By default a file that is looked at all the time costs a request or two a second."""
+    """By default a file that is checked all the time costs one or two requests a second."""
     it = watch()
     until = time.monotonic() + 4
     while time.monotonic() < until:
@@ -184,7 +184,7 @@ def test_one_file_again_and_again(watch: Watch) -> None:
 
 
 def test_nothing_is_believed(watch: Watch) -> None:
-    """With --metadata-ttl 0 each stat asks S3, and shows what there is."""
+    """With --metadata-ttl 0 each stat asks S3, and shows the newest version."""
     it = watch("--metadata-ttl", "0")
     for number in range(5):
         it.put("001", b"x" * number)

@@ -1,10 +1,10 @@
-"""Two mounts of one bucket and a third who writes to it, compared with a model, through the kernel.
+"""Two mounts of a bucket and another writer, compared with a model, through the kernel.
 
-What `tests/unit/fs/test_write_model.py` does without a kernel and with a clock of its own is done
-here by system calls, on a real server, in real time: what the kernel keeps of names, attributes and
-pages is part of it. How long anybody may believe anything is measured, with `SLACK_S` for the
-kernel's ticks. A number says what is done; because of the time nothing fails the same way twice, so
-what was done is printed, and nothing is shrunk."""
+This does the same as `tests/unit/fs/test_write_model.py`, but with system calls, a real server and
+real time, so it includes the kernel's caches of names, attributes and pages. The age of cached
+answers is measured, with `SLACK_S` for the kernel's ticks. A seed determines the steps. Because of
+the timing no failure repeats exactly, so the steps are printed, and cases are not shrunk.
+"""
 
 import errno
 import functools
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.mount
 
 OPTIONS = ["--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-append"]
 TTL_S, SLACK_S = 1.0, 0.1
-#: A walk may be listed ahead, and believed so long.
+#: A walk may be listed ahead, and its listings used this long.
 WALK_S = 0.5
 PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a"]
-#: Also equal contents: a version that comes again has the ETag that it had.
+#: Some contents are equal: a version that returns has its old ETag.
 PIECES = [b"x", b"y", b"xx", b"x" * 5000, b"y" * 5000]
-#: More of them find more; each takes two seconds or three, most of it in waiting.
+#: More seeds find more. Each takes two or three seconds, mostly waiting.
 SEEDS = seeds(fixed=5, drawn=3)
 STEPS = 40
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass
 class Writer:
-    """A descriptor that a file is written through; `data` as it will be in S3."""
+    """A descriptor for writing; `data` is the content that S3 will have."""
 
     path: Name
     file: int
@@ -55,13 +55,13 @@ class Writer:
     surely_new: bool
     maybe_new: bool
     appends: bool
-    expects: bytes | None = None  # what has to be there still when it is closed
-    lost: bool = False  # nothing will become of it
+    expects: bytes | None = None  # the object that must still exist at the close
+    lost: bool = False  # no object will result
 
 
 @dataclass
 class Reader:
-    """A descriptor that a file is read through, and what was read."""
+    """A descriptor for reading, and the bytes read."""
 
     path: Name
     file: int
@@ -70,7 +70,7 @@ class Reader:
 
 @dataclass
 class Side:
-    """One mount, and what the model has of it."""
+    """One mount, and the model's view of it."""
 
     folder: bytes
     view: View
@@ -79,11 +79,11 @@ class Side:
 
 
 class TwoMounts:
-    """What programs do through two mounts, and what they must see."""
+    """The actions of programs on two mounts, and their expected results."""
 
     def __init__(self, store: Store, folders: list[Path], seed: int) -> None:
         self.random = random.Random(seed)
-        self.drawn: list[str] = []  # in this step
+        self.drawn: list[str] = []  # of this step
         name = f"{seed}-{time.time_ns()}"
         self.client, self.name = store.client(), store.bucket
         self.prefix = f"two/{name}/".encode()
@@ -91,10 +91,10 @@ class TwoMounts:
         self.sides = [
             Side(os.fsencode(folder / name) + b"/", View(self.bucket)) for folder in folders
         ]
-        self.put(b"always", b"!")  # so that the directory is there
+        self.put(b"always", b"!")  # so that the directory exists
 
     def step(self) -> None:
-        """Do something, and print what."""
+        """Do one step, and print it."""
         actions = [
             self.time_passes,
             self.somebody_else_puts,
@@ -129,20 +129,20 @@ class TwoMounts:
         assert self.contents() == self.bucket.now
 
     def draw(self, choices: Sequence[T]) -> T:
-        """Choose, and remember what."""
+        """Choose, and record the choice."""
         chosen = self.random.choice(choices)
         self.drawn.append(f"{chosen!r:.12}")
         return chosen
 
     def end(self) -> None:
-        """Close all files, and look what has become of them."""
+        """Close all files, and check the result."""
         for side in self.sides:
             for writer in list(side.writers):
                 self.close(side, writer)
         assert self.contents() == self.bucket.now
 
     def drop(self) -> None:
-        """Leave nothing open."""
+        """Close everything."""
         for side in self.sides:
             for file in [each.file for each in side.readers]:
                 attempt(functools.partial(os.close, file))
@@ -156,7 +156,7 @@ class TwoMounts:
         self.bucket.put(path, data, time.monotonic())
 
     def contents(self) -> dict[bytes, bytes]:
-        """Return what is in the bucket."""
+        """Return the contents of the bucket."""
         answer = self.client.list_objects_v2(Bucket=self.name, Prefix=self.prefix.decode())
         keys = [each["Key"] for each in answer.get("Contents", [])]
         return {
@@ -169,11 +169,11 @@ class TwoMounts:
     # --- what may be said of a path ---
 
     def may_be(self, side: Side, path: Name, before_s: float) -> list[Any]:
-        """Return what a mount may take a path for, in a call that began then."""
+        """Return the possible states of a path for a mount, in a call that began then."""
         return side.view.may_be(path, before_s - TTL_S - SLACK_S)
 
     def check_refusal(self, side: Side, path: Name, number: int | None, before_s: float) -> None:
-        """Check an errno that says what a path, or what is above it, is or is not."""
+        """Check an errno about the state of a path, or of a path above it."""
         above = ancestors(path)
         if number == errno.ENOENT:
             absent = [each for each in [path, *above] if side.view.may_be_absent(each, before_s)]
@@ -191,7 +191,7 @@ class TwoMounts:
     def try_to(
         self, side: Side, path: Name, action: Callable[[bytes], Any], *also: int
     ) -> tuple[Any, int]:
-        """Do something with a path; return the result, and an errno if it is one of `also`."""
+        """Act on a path; return the result, and an errno if it is one of `also`."""
         before_s = time.monotonic()
         result, number = attempt(lambda: action(side.folder + path))
         if number and number not in also:
@@ -227,7 +227,10 @@ class TwoMounts:
             assert found.st_size in sizes, (path, "is said to be a file", found, may_be)
 
     def list_directory(self, it: Side) -> None:
-        """A process of its own: who lists more than once may see what was listed ahead."""
+        """List in a new process:
+
+        a process that lists several directories may get prefetched pages.
+        """
         path = self.draw([b"", *PATHS])
         before_s = time.monotonic()
         done = subprocess.run(
@@ -313,12 +316,12 @@ class TwoMounts:
     def begin(self, side: Side, path: Name, *, appends: bool) -> Writer | None:
         before_s = time.monotonic()
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if appends else os.O_TRUNC)
-        # Of a version that was replaced a moment ago nobody knows, but of one that is gone: what
-        # is appended to is asked for.
+        # The mount may not know of a recent replacement, but of a deletion: an append sends a
+        # request.
         file, refused = self.try_to(side, path, lambda name: os.open(name, flags, 0o644))
         if refused:
             return None
-        if path in side.view.writing:  # they share it
+        if path in side.view.writing:  # the two share the file
             assert appends or not side.view.writing[path]
             os.close(file)
             return None
@@ -368,7 +371,10 @@ class TwoMounts:
         return writer
 
     def close(self, side: Side, writer: Writer) -> None:
-        """Close a file; with fsync before, because that of an empty file promises nothing."""
+        """Close a file, with an fsync before:
+
+        the close of an empty file does not wait for its upload.
+        """
         _, number = attempt(lambda: os.fsync(writer.file))
         _, also = attempt(lambda: os.close(writer.file))
         number = number or also
@@ -415,7 +421,7 @@ class TwoMounts:
         if path in it.view.writing:
             (writer,) = [each for each in it.writers if each.path == path and not each.lost]
             surely_new = writer.surely_new
-            assert os.write(writer.file, b"z") == 1  # which goes nowhere
+            assert os.write(writer.file, b"z") == 1  # this write is discarded
             os.close(writer.file)
             it.writers.remove(writer)
             del it.view.writing[path]
@@ -457,7 +463,7 @@ class TwoMounts:
             return  # the kernel refuses
         ends = (old, new)
         if any(is_in(each.path, ends) for each in it.readers):
-            return  # whose descriptors would go on in a file that is called otherwise
+            return  # open descriptors would continue in a renamed file
         before = dict(self.bucket.now)
         above = {path: self.may_be(it, path, before_s) for path in ends}
         writing = {path for path in it.view.writing if is_in(path, ends)}
@@ -478,7 +484,7 @@ class TwoMounts:
         self.renamed_here(it, old, new, is_directory=None in above[old] and old not in writing)
 
     def check_nothing_lost(self, old: Name, new: Name, before: dict[bytes, bytes]) -> None:
-        """Check that a rename that failed has lost nothing, and replaced nothing."""
+        """Check that a failed rename has lost and replaced nothing."""
         now = self.contents()
         for key, data in before.items():
             places = [key]
@@ -497,7 +503,7 @@ class TwoMounts:
         *,
         may_replace: bool,
     ) -> None:
-        """Check that all is under its new name, and nothing else has changed."""
+        """Check that everything has its new name, and nothing else has changed."""
         moved = {key: data for key, data in before.items() if now.get(key) != data}
         for key, data in moved.items():
             if is_in(key, (new,)):
@@ -510,7 +516,7 @@ class TwoMounts:
             assert before[old + key[len(new) :]] == now[key]
 
     def renamed_here(self, side: Side, old: Name, new: Name, *, is_directory: bool) -> None:
-        """Do in the model what a rename has done to what is in the mount only."""
+        """Apply a rename to the mount's local state in the model."""
         view, now_s = side.view, time.monotonic()
 
         def moved(path: Name) -> Name:
@@ -529,7 +535,7 @@ class TwoMounts:
 
 
 def attempt(action: Callable[[], Any]) -> tuple[Any, int]:
-    """Return what an action returns, and the errno with which it fails: 0 if it does not."""
+    """Return the result of an action, and its errno: 0 for success."""
     try:
         return action(), 0
     except OSError as error:
@@ -537,7 +543,7 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def is_file(states: list[Any]) -> bool:
-    """Whether something may be a file."""
+    """Whether a state may be a file."""
     return any(isinstance(state, bytes) for state in states)
 
 
@@ -560,7 +566,7 @@ def folders(flat_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 def test_two_mounts(flat_store: Store, folders: list[Path], seed: int) -> None:
-    """Whatever is done, all see what is there, nothing is lost, and nothing is mixed up."""
+    """All mounts see the right contents; nothing is lost or mixed up."""
     it = TwoMounts(flat_store, folders, seed)
     try:
         for _ in range(STEPS):

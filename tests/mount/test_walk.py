@@ -1,4 +1,4 @@
-"""Directories on a real mount: walks that are listed ahead, and positions in a listing."""
+"""Directories on a real mount: walks with listings ahead, and positions in a listing."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ DIRECTORIES = 1 + WIDTH + WIDTH * WIDTH
 
 
 def walked(store: Store, folder: Path, prefix: str) -> tuple[dict[str, int], int]:
-    """Return what `find` sees of a tree below `prefix`, and how many LISTs that took."""
+    """Return the output of `find` for a tree below `prefix`, and the number of LISTs."""
     for name, size in SIZES.items():
         store.put(prefix + name, b"x" * size)
     seen: list[Exchange] = []
@@ -47,21 +47,21 @@ def walked(store: Store, folder: Path, prefix: str) -> tuple[dict[str, int], int
 
 
 def test_a_walk(flat_store: Store, folder: Path) -> None:
-    """In S3's order a flat page tells of all directories: few LISTs, and right."""
+    """In S3's order, flat pages cover all directories: few LISTs, and correct."""
     sizes, lists = walked(flat_store, folder, "walk/flat/")
     assert sizes == SIZES
     assert lists <= 8 < DIRECTORIES
 
 
 def test_a_walk_in_another_order(store: Store, folder: Path) -> None:
-    """A store that keeps folders lists them right, too, whatever it answers to a flat LIST."""
+    """A store with real folders is listed correctly, whatever its answer to a flat LIST."""
     sizes, lists = walked(store, folder, "walk/folders/")
     assert sizes == SIZES
     assert lists <= DIRECTORIES + 4
 
 
 class Directory:
-    """opendir(3) and its kin."""
+    """opendir(3) and related functions."""
 
     class Entry(ctypes.Structure):
         """struct dirent, readdir(3)."""
@@ -84,7 +84,7 @@ class Directory:
         self._handle = ctypes.c_void_p(opened)
 
     def read(self) -> Iterator[bytes]:
-        """Yield the names from here on, but for the dots."""
+        """Yield the names from here on, without the dots."""
         while entry := self._libc.readdir(self._handle):
             if entry.contents.name not in (b".", b".."):
                 yield entry.contents.name
@@ -103,7 +103,7 @@ class Directory:
 
 
 def test_positions(flat_store: Store, folder: Path) -> None:
-    """Positions are good as long as the directory is open; what is new is there after a rewind."""
+    """Positions are valid while the directory is open; new names are visible after a rewind."""
     names = [b"%04d" % number for number in range(200)]
     for name in names:
         flat_store.put(f"positions/{name.decode()}", b"")

@@ -1,4 +1,4 @@
-"""Wheels: of the source archive, on a real mount; and those of packaging/build-wheels."""
+"""Wheels: from the source archive, on a real mount; and from packaging/build-wheels."""
 
 import os
 import re
@@ -21,7 +21,7 @@ TARGET = "debian-12"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that pip makes of the source archive."""
+    """The wheel that pip builds from the source archive."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "--isolated", "wheel", "--no-index", "--no-deps"]
     done = subprocess.run(
@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(400)
 def test_content(wheel: Path) -> None:
-    """All of the package, compiled, and nothing else: no generated C, no tests."""
+    """The wheel has the compiled package and nothing else: no generated C, no tests."""
     package = {name for name in sources() if name.startswith("mountpoint/")}
     names = set(zipfile.ZipFile(wheel).namelist())
     beside = {name for name in names if name.partition("/")[0].endswith((".dist-info", ".data"))}
@@ -51,7 +51,7 @@ def test_content(wheel: Path) -> None:
 
 @pytest.mark.timeout(400)
 def test_mount(wheel: Path, store: Store, tmp_path: Path) -> None:
-    """What the wheel holds mounts, reads and writes."""
+    """The wheel's program mounts, reads and writes."""
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     body = os.urandom(9 << 20)
@@ -67,7 +67,7 @@ def test_mount(wheel: Path, store: Store, tmp_path: Path) -> None:
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
-    """A folder for what packaging/build-wheels makes; skips where it cannot make Debian 12."""
+    """A folder for packaging/build-wheels. Skips if it cannot build for Debian 12 here."""
     check = subprocess.run(
         [ROOT / "tools" / "clean-root", "check", TARGET],
         capture_output=True,
@@ -82,7 +82,7 @@ def temporary(tmp_path: Path) -> Path:
 
 
 def build(temporary: Path, output: Path) -> "subprocess.Popen[str]":
-    """Begin to build the wheels of Debian 12 into `output`."""
+    """Start to build the wheels for Debian 12 in `output`."""
     return subprocess.Popen(
         [ROOT / "packaging" / "build-wheels", "--output", output, TARGET],
         env={**os.environ, "TMPDIR": str(temporary)},
@@ -94,10 +94,10 @@ def build(temporary: Path, output: Path) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted(number: signal.Signals, temporary: Path, tmp_path: Path) -> None:
-    """Nothing stays of what was begun: no process, no mount, no file, and no wheels."""
+    """An interrupted build leaves nothing: no process, mount, file or wheels."""
     with build(temporary, tmp_path / "wheels") as program:
         try:
-            # debootstrap has begun: a second process works in the new root.
+            # debootstrap is running: a second process works in the new root.
             eventually(lambda: any(temporary.glob("build-wheels.*/build/debootstrap")))
             program.send_signal(number)
             assert program.wait(timeout=30) == 128 + number
@@ -114,7 +114,7 @@ def test_interrupted(number: signal.Signals, temporary: Path, tmp_path: Path) ->
 )
 @pytest.mark.timeout(1800)
 def test_build_wheels(temporary: Path, tmp_path: Path) -> None:
-    """In a new Debian 12 wheels and package are built, installed and mounted, bytes compared."""
+    """Wheels and package are built and installed in a new Debian 12, and bytes compared."""
     output = tmp_path / "wheels"
     with build(temporary, output) as program:
         said, _ = program.communicate()

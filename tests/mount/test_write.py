@@ -1,4 +1,4 @@
-"""Writing through the kernel: files, who closes them, overwriting, deleting, directories."""
+"""Writes through the kernel: files, their closes, overwriting, deleting, directories."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ SIZES = [0, 1, 4095, 4096, 128 << 10, MIB + 1, 8 * MIB, 8 * MIB + 1, 33 * MIB + 
 def mount(
     request: pytest.FixtureRequest, store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mount]:
-    """A mount without any --allow option, on an empty prefix of its own."""
+    """A mount without any --allow option, on its own empty prefix."""
     prefix = f"write-{request.param}/"
     options = [] if request.param == "channel" else ["--no-channel"]
     folder = tmp_path_factory.mktemp("write")
@@ -45,7 +45,7 @@ def free(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mou
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("step", [1000, 100_000, 3 * MIB])
 def test_a_new_file(mount: Mount, store: Store, size: int, step: int) -> None:
-    """A file of any size, written in pieces of any size, is the same in S3 and read back."""
+    """A file of any size, written in pieces of any size, is the same in S3 and when read back."""
     if size / step > 10_000:
         step = 10_000
     data = os.urandom(size)
@@ -81,7 +81,7 @@ SHELL = {
 
 @pytest.mark.parametrize("case", SHELL)
 def test_programs(mount: Mount, store: Store, case: str) -> None:
-    """What shells and ordinary programs write is there when they have ended."""
+    """The files of shells and ordinary programs exist when the programs have ended."""
     command, expected = SHELL[case]
     path = mount.path / case.replace(" ", "-")
     done = subprocess.run(
@@ -100,7 +100,7 @@ def test_programs(mount: Mount, store: Store, case: str) -> None:
 
 
 def test_many_writers(mount: Mount, store: Store) -> None:
-    """Files that are written at the same time do not mix."""
+    """Files written at the same time do not mix."""
     script = "import sys; open(sys.argv[1], 'wb').write(sys.argv[2].encode() * 3_000_000)"
     writers = [
         subprocess.Popen([sys.executable, "-c", script, mount.path / f"many-{name}", name * 4])
@@ -113,7 +113,7 @@ def test_many_writers(mount: Mount, store: Store) -> None:
 
 
 def test_seen_while_it_is_written(mount: Mount, store: Store) -> None:
-    """A file is listed with its size as soon as it is begun, and can be read once it is closed."""
+    """A new file is listed with its size immediately, and can be read once it is closed."""
     path = mount.path / "growing"
     key = mount.prefix + path.name  # type: ignore[attr-defined]
     with path.open("wb", buffering=0) as file:
@@ -129,7 +129,7 @@ def test_seen_while_it_is_written(mount: Mount, store: Store) -> None:
 
 
 def test_fsync(mount: Mount, store: Store) -> None:
-    """After fsync the file is in S3, can be read, and goes on."""
+    """After fsync the file is in S3, can be read, and can be continued."""
     path = mount.path / "fsync"
     with path.open("wb", buffering=0) as file:
         file.write(b"123")
@@ -141,7 +141,7 @@ def test_fsync(mount: Mount, store: Store) -> None:
 
 
 def test_another_offset(mount: Mount, store: Store) -> None:
-    """A write elsewhere is EINVAL, and so is closing the file, which does not come to be."""
+    """A write at another offset is EINVAL, and so is the close; no object appears."""
     path = mount.path / "offset"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, b"123")
@@ -152,7 +152,7 @@ def test_another_offset(mount: Mount, store: Store) -> None:
 
 
 def test_errors_name_what_helps(mount: Mount) -> None:
-    """A refused operation is one line in the log, with path, reason and the option."""
+    """A refused operation is one line in the log, with path, reason and option."""
     path = mount.path / "refused"
     path.write_bytes(b"1")
     assert errno_of(path.unlink) == errno.EPERM
@@ -164,7 +164,7 @@ def test_errors_name_what_helps(mount: Mount) -> None:
 
 
 def test_what_s3_cannot_have(mount: Mount) -> None:
-    """The errno of each is the reference's."""
+    """The errnos are those of AWS's mount-s3."""
     path, other = mount.path / "there", mount.path / "other"
     path.write_bytes(b"1")
     attempts = {
@@ -199,7 +199,7 @@ time.sleep(60)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("size", [0, 1000, 20 * MIB])
 def test_the_writer_is_killed(mount: Mount, store: Store, size: int, end: int) -> None:
-    """A process that is killed leaves neither an object nor parts of one."""
+    """A killed process leaves neither an object nor parts."""
     path = mount.path / f"killed-{size}-{end}"
     key = mount.prefix + path.name  # type: ignore[attr-defined]
     writer = subprocess.Popen(
@@ -218,7 +218,7 @@ def test_the_writer_is_killed(mount: Mount, store: Store, size: int, end: int) -
 
 
 def test_a_process_that_ends_without_closing(mount: Mount, store: Store) -> None:
-    """An orderly end closes all files, whatever the exit code."""
+    """An orderly end closes all files, with any exit code."""
     path = mount.path / "exit"
     script = f"import os; os.write(os.open({str(path)!r}, 0o101), b'123'); os._exit(3)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
@@ -226,7 +226,7 @@ def test_a_process_that_ends_without_closing(mount: Mount, store: Store) -> None
 
 
 def test_threads(mount: Mount, store: Store) -> None:
-    """A file may be opened, written and closed by different threads of a process."""
+    """Different threads of a process may open, write and close a file."""
     path = mount.path / "threads"
     script = f"""
 import os, threading
@@ -257,7 +257,7 @@ def test_the_mount_ends_while_a_file_is_written(store: Store, folder: Path) -> N
 
 
 def test_unmounted_right_after_a_close(store: Store, folder: Path) -> None:
-    """What was closed is there, also an empty file, when `umount` comes at once."""
+    """A closed file exists, even an empty one, if `umount` follows immediately."""
     for number in range(5):
         with mounted(store, folder, "--prefix", f"quick-{number}/") as mount:
             command = f"echo 1 > {mount.path}/a; touch {mount.path}/b; umount {mount.path}"
@@ -271,7 +271,7 @@ def test_unmounted_right_after_a_close(store: Store, folder: Path) -> None:
 
 
 def test_overwriting(free: Mount, store: Store) -> None:
-    """A file is replaced when its new content is closed; readers get the one or the other."""
+    """A file is replaced when its new content is closed; readers see one or the other version."""
     path = free.path / "over"
     for number in range(5):
         data = os.urandom(3 * MIB + number)
@@ -289,7 +289,7 @@ def test_overwriting(free: Mount, store: Store) -> None:
 
 
 def test_a_size_that_is_set_first(free: Mount, store: Store) -> None:
-    """It is no end, whatever is synced, closed or renamed meanwhile; by name a file grows, too."""
+    """A size that is set first survives syncs, closes and renames; a file also grows by name."""
     data = os.urandom(9 * MIB)
     (free.path / "sized").mkdir()
     with (free.path / "sized/a").open("wb", buffering=0) as file:
@@ -313,7 +313,7 @@ def test_a_size_that_is_set_first(free: Mount, store: Store) -> None:
 
 
 def test_seen_by_another_mount(free: Mount, store: Store, folder: Path) -> None:
-    """What one mount writes, replaces and deletes, another one sees."""
+    """Another mount sees files that one mount writes, replaces and deletes."""
     with mounted(store, folder, "--prefix", "free/", "--metadata-ttl", "0") as other:
         path, theirs = free.path / "shared", other.path / "shared"
         for data in (b"one", b"two"):
@@ -326,7 +326,7 @@ def test_seen_by_another_mount(free: Mount, store: Store, folder: Path) -> None:
 
 
 def test_two_mounts_create_the_same_name(free: Mount, store: Store, folder: Path) -> None:
-    """The second to close is told, and what the first has written stays."""
+    """The second close fails, and the first file stays."""
     with mounted(store, folder, "--prefix", "free/") as other:
         descriptor = os.open(other.path / "race", os.O_WRONLY | os.O_CREAT)
         os.write(descriptor, b"second")
@@ -337,7 +337,7 @@ def test_two_mounts_create_the_same_name(free: Mount, store: Store, folder: Path
 
 
 def test_directories(flat_store: Store, folder: Path) -> None:
-    """Directories are made, filled, emptied and removed as anywhere else."""
+    """Directories can be created, filled, emptied and removed, as elsewhere."""
     with mounted(flat_store, folder, "--allow-delete", "--prefix", "free/") as mount:
         check_directories(mount.path / "tree", flat_store)
 
@@ -363,7 +363,7 @@ def check_directories(root: Path, store: Store) -> None:
 
 
 def test_the_log_says_who_was_refused(mount: Mount, store: Store) -> None:
-    """One line for what a program tries a hundred times: which program, and what allows it."""
+    """A hundred tries of a program are one line, with the program and the option."""
     store.put(mount.prefix + "kept", b"x")  # type: ignore[attr-defined]
     path = mount.path / "kept"
     script = (

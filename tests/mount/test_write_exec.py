@@ -1,4 +1,4 @@
-"""Files that are being written by a process that becomes another program, or starts one."""
+"""Files whose writing process runs another program, or starts one."""
 
 import os
 import signal
@@ -26,13 +26,13 @@ os.close(file)
 
 
 def test_a_child_becomes_another_program(store: Store, folder: Path) -> None:
-    """What execve closes in a child ends neither the file nor, in each other's way, everything."""
+    """The closes of execve in a child end neither the file nor the mount."""
     with mounted(store, folder, "--prefix", "exec/") as mount:
         path, pid = mount.path / "a", mount.pid
         writer = subprocess.Popen([sys.executable, "-c", EXEC, path])
         try:
             assert writer.wait(20) == 0
         except subprocess.TimeoutExpired:
-            os.kill(pid, signal.SIGKILL)  # or nobody could look at the child any more
+            os.kill(pid, signal.SIGKILL)  # or the child cannot be examined
             raise
         assert path.read_bytes() == b"12345"

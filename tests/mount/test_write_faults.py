@@ -1,7 +1,7 @@
-"""Writing through bad networks, bad servers and bad ends.
+"""Writes through bad networks, with bad servers, and with abrupt ends.
 
-Each file whose close or fsync returned 0 is in S3 with the right bytes. Every other one is absent,
-or an earlier version, whole. After an orderly end there are no parts of uploads in the bucket.
+Each file whose close or fsync returned 0 is in S3 with the right bytes. Every other file is absent,
+or has an earlier version, complete. After an orderly end the bucket has no parts of uploads.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ from tools.servers import SeaweedFS
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
-#: Nothing, one request, exactly one part, several.
+#: Empty, one request, exactly one part, several parts.
 SIZES = [0, 1, 5000, 100_000, 8 * MIB, 8 * MIB + 1, 20 * MIB]
 BLOB = random.Random(5).randbytes(24 * MIB)
 WRITERS = 4
@@ -44,7 +44,7 @@ def proxy(store: Store) -> Iterator[FaultyProxy]:
 
 @pytest.fixture(scope="module")
 def readable(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A mount with credentials that may not write."""
+    """A mount with credentials that permit no writes."""
 
     def deny(exchange: Exchange) -> None:
         if exchange.is_write:
@@ -58,7 +58,7 @@ def readable(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def write(path: Path, data: bytes, step: int, *, sync: bool = False) -> bool:
-    """Write a file; return whether its close or its fsync has said that it is there."""
+    """Write a file; return whether its close or fsync succeeded."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     except OSError:
@@ -67,7 +67,7 @@ def write(path: Path, data: bytes, step: int, *, sync: bool = False) -> bool:
     try:
         for offset in range(0, len(data), step):
             os.write(file, data[offset : offset + step])
-        # The close of an empty file is no promise: S3 hears of it afterwards.
+        # The close of an empty file does not wait for its upload.
         if sync or not data:
             os.fsync(file)
             synced = True
@@ -81,14 +81,14 @@ def write(path: Path, data: bytes, step: int, *, sync: bool = False) -> bool:
 
 
 class Attempts:
-    """What was tried with each file, in order: the bytes, and whether it was said to be there."""
+    """The tries of each file in order: its bytes, and whether its close succeeded."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.of: dict[str, list[tuple[bytes, bool]]] = {}
 
     def write(self, name: str, source: random.Random) -> None:
-        """Write a file of some size in pieces of some size."""
+        """Write a file of random size in pieces of random size."""
         size = source.choice(SIZES)
         start = source.randrange(len(BLOB) - size)
         data = BLOB[start : start + size]
@@ -97,12 +97,12 @@ class Attempts:
         self.of.setdefault(name, []).append((data, done))
 
     def check(self, store: Store, prefix: str) -> None:
-        """Raise AssertionError where something else is in S3 than was promised."""
+        """Raise AssertionError if S3 has something other than was promised."""
         for name, attempts in self.of.items():
             found = content(store, prefix + name)
             promised = [index for index, (_, done) in enumerate(attempts) if done]
             if not promised:
-                # A completion whose answer was lost to the end may have been done.
+                # A completion whose answer was lost at the end may have succeeded.
                 assert found is None or found in [data for data, _ in attempts], name
                 continue
             assert found is not None, f"{name} was closed and is not there"
@@ -110,13 +110,13 @@ class Attempts:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many attempts there were, and how many of them failed."""
+        """The numbers of tries and of failures."""
         every = [done for attempts in self.of.values() for _, done in attempts]
         return len(every), every.count(False)
 
 
 def write_many(attempts: Attempts, seed: int, rounds: int) -> None:
-    """Write files from several threads at once, each its own, again and again."""
+    """Write files from several threads, each its own, repeatedly."""
 
     def work(number: int) -> None:
         source = random.Random(seed + number)
@@ -128,7 +128,7 @@ def write_many(attempts: Attempts, seed: int, rounds: int) -> None:
 
 
 def sometimes(seed: int, share: float, fault: Fault, which: Callable[[Exchange], bool]) -> Fault:
-    """Return `fault` for a share of the requests that `which` is true of."""
+    """Return `fault` for a share of the requests for which `which` is true."""
     source, lock = random.Random(seed), threading.Lock()
 
     def filtered(exchange: Exchange) -> None:
@@ -162,12 +162,12 @@ def every(exchange: Exchange) -> bool:
 
 
 def is_write(exchange: Exchange) -> bool:
-    # The parts of an upload of which nobody knows the id stay until somebody cleans up.
+    # If the answer with the upload's id is lost, its parts stay until a cleanup.
     return exchange.is_write and not exchange.begins_upload
 
 
 def test_a_bad_network(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """With requests refused, cut and delayed, and answers lost, no file is wrong or missing."""
+    """With refused, cut and delayed requests, and lost answers, no file is wrong or missing."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     options = ["--prefix", "bad/", "--allow-overwrite", "--read-timeout", "30"]
@@ -201,7 +201,7 @@ def test_a_bad_network(store: Store, folder: Path, proxy: FaultyProxy) -> None:
 def test_the_last_answer_is_lost(
     store: Store, folder: Path, proxy: FaultyProxy, size: int, fault: Fault, exists: bool
 ) -> None:
-    """The object has come to be, and nobody was told: closing is no error, also of a new file."""
+    """The object exists although the answer was lost: the close succeeds, also of a new file."""
     prefix = f"lost-{size}-{id(fault)}-{exists}/"
     if exists:
         store.put(prefix + "a", b"earlier")
@@ -223,7 +223,7 @@ def test_the_last_answer_is_lost(
 @pytest.mark.parametrize("shell", ["bash", "dash"])
 @pytest.mark.parametrize("command", ["echo a > f", "/bin/echo a > f"])
 def test_nothing_may_be_written(readable: Mount, shell: str, command: str) -> None:
-    """Shells do not look at what close(2) returns; the redirection itself fails, each time."""
+    """Shells ignore the result of close(2), so the redirection itself fails, each time."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     for _ in range(2):
@@ -237,7 +237,7 @@ def test_nothing_may_be_written(readable: Mount, shell: str, command: str) -> No
 
 
 def test_retries_end(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """A server that refuses everything is EIO at close; what was there before stays."""
+    """If all requests are refused, the close is EIO, and the old object stays."""
     store.put("refused/over", b"earlier")
     options = ["--prefix", "refused/", "--allow-overwrite", "--read-timeout", "3"]
     with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
@@ -257,13 +257,13 @@ def test_retries_end(store: Store, folder: Path, proxy: FaultyProxy) -> None:
         assert sorted(os.listdir(mount.path)) == ["over"]
         assert write(mount.path / "new", b"again", MIB)
         assert content(store, "refused/new") == b"again"
-        # There was nobody who could have removed them.
+        # Nothing could remove the parts.
         left = "parts of an upload may remain in the bucket"
         eventually(lambda: pending(store, "refused/") == [] or left in mount.log)
 
 
 def test_the_network_is_cut_and_comes_back(store: Store, folder: Path) -> None:
-    """All connections end in the middle of everything, several times; all files are right."""
+    """All connections are cut several times at any moment, and all files are right."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     with FaultyProxy(store.endpoint_url) as proxy:
@@ -272,7 +272,7 @@ def test_the_network_is_cut_and_comes_back(store: Store, folder: Path) -> None:
             attempts, done = Attempts(mount.path), threading.Event()
 
             def cut_again_and_again() -> None:
-                # Not for as long as it takes: where a part takes longer, nothing would ever end.
+                # A limited number of times: otherwise a large part would never arrive.
                 for _ in range(CUTS):
                     if done.wait(0.4):
                         return
@@ -290,7 +290,7 @@ def test_the_network_is_cut_and_comes_back(store: Store, folder: Path) -> None:
 
 
 def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
-    """A server that is killed while files are written, and started again, has what was closed."""
+    """The server is killed during writes and started again: it has all closed files."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     with SeaweedFS(folder=tmp_path / "server") as server:
@@ -312,7 +312,7 @@ def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
 
 
 def start_again(server: SeaweedFS) -> Generator[subprocess.Popen[bytes]]:
-    """Kill the server; a second later start it as it was started, and yield its process."""
+    """Kill the server; start it again a second later, and yield its process."""
     pid = server.pid_if_running
     assert pid is not None
     proc = Path(f"/proc/{pid}")
@@ -344,7 +344,7 @@ def start_again(server: SeaweedFS) -> Generator[subprocess.Popen[bytes]]:
 
 
 def begin(mount: Mount, name: str, size: int) -> int:
-    """Begin a file; return its descriptor."""
+    """Start to write a file; return its descriptor."""
     file = os.open(mount.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for offset in range(0, size, MIB):
         os.write(file, BLOB[offset : min(offset + MIB, size)])
@@ -356,7 +356,7 @@ def close_all(files: list[int]) -> list[int | None]:
 
 
 def test_the_mount_is_killed(store: Store, folder: Path) -> None:
-    """What was closed is there, what was not is not; the next mount works as ever."""
+    """Closed files exist, others do not, and the next mount works."""
     store.put("dead/over", b"earlier")
     options = ["--prefix", "dead/", "--allow-overwrite"]
     with mounted(store, folder, *options) as mount:
@@ -380,7 +380,7 @@ def test_the_mount_is_killed(store: Store, folder: Path) -> None:
 def test_the_mount_is_killed_while_files_are_closed(
     store: Store, folder: Path, proxy: FaultyProxy
 ) -> None:
-    """Each close that returned 0 was true, whenever the mount died."""
+    """The files of all successful closes exist, whenever the mount was killed."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     with mounted(store, folder, "--prefix", "dying/", endpoint_url=proxy.url) as mount:
@@ -405,7 +405,7 @@ def test_the_mount_is_killed_while_files_are_closed(
 
 @pytest.mark.parametrize("end", ["SIGTERM", "umount -l"])
 def test_the_mount_ends_while_files_are_written(store: Store, folder: Path, end: str) -> None:
-    """At SIGTERM open files fail and leave nothing; umount -l lets their writers end."""
+    """At SIGTERM open files fail and leave nothing; umount -l lets their writers finish."""
     prefix = f"ends-{end[:3]}/"
     store.put(prefix + "over", b"earlier")
     with mounted(store, folder, "--prefix", prefix, "--allow-overwrite") as mount:
@@ -430,12 +430,12 @@ def test_the_mount_ends_while_files_are_written(store: Store, folder: Path, end:
 def test_the_mount_ends_while_files_are_closed(
     store: Store, folder: Path, proxy: FaultyProxy
 ) -> None:
-    """SIGTERM in the middle of closes: each is told the truth, and no parts are left."""
+    """SIGTERM during closes: each close reports the truth, and no parts are left."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     with mounted(store, folder, "--prefix", "ending/", endpoint_url=proxy.url) as mount:
         proxy.faults.append(sometimes(seed, 0.5, delay, is_write))
-        # Not in the root: the folder that it is mounted in is there afterwards.
+        # Not in the root, because the mount's directory still exists afterwards.
         (mount.path / "d").mkdir()
         attempts = Attempts(mount.path / "d")
         sources = [random.Random(seed + number) for number in range(WRITERS)]
@@ -470,7 +470,7 @@ for number in range(1000):
 
 @pytest.mark.parametrize("size_mib", [1, 12])
 def test_writers_are_killed(store: Store, folder: Path, size_mib: int) -> None:
-    """Of a process that is killed at any time the files are whole or absent, and no parts stay."""
+    """If a process is killed at any time, its files are complete or absent, and no parts stay."""
     prefix = f"victims-{size_mib}/"
     with mounted(store, folder, "--prefix", prefix) as mount:
         for number in range(4):

@@ -1,7 +1,7 @@
-"""The ways by which a mount gets its keys, with services on loopback in place of AWS's.
+"""The sources of a mount's keys, with services on loopback instead of AWS's.
 
-`with place(store, folder, "SSO") as it:` and then mount `it.there` at `it.url`: a store that takes
-only keys that came by that way, until they end.
+Use `with place(store, folder, "SSO") as it:`, and mount `it.there` at `it.url`. The store accepts
+only keys from that source, until they expire.
 """
 
 import json
@@ -31,7 +31,7 @@ sso_role_name = reader
 
 
 def log_in(home: Path) -> None:
-    """Do what `aws sso login` does: leave a token that is good for an hour."""
+    """Act as `aws sso login`: write a token that is valid for an hour."""
     cache = home / ".aws" / "sso" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
@@ -45,7 +45,7 @@ def by_instance(url: str, home: Path) -> dict[str, str]:
 
 
 def by_container(url: str, home: Path) -> dict[str, str]:
-    """As EKS Pod Identity does: the token is in a file."""
+    """As EKS Pod Identity: the token is in a file."""
     (home / "token").write_text(Container.token)
     return {
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{url}/keys",
@@ -77,7 +77,7 @@ def by_role(url: str, home: Path) -> dict[str, str]:
 
 
 def by_process(url: str, home: Path) -> dict[str, str]:
-    """A program that prints keys; these it gets from a container's service."""
+    """A program that prints keys, which it gets from a container service."""
     (home / "print_keys.py").write_text(
         "import json, urllib.request\n"
         f"headers = {{'Authorization': {Container.token!r}}}\n"
@@ -102,7 +102,7 @@ WAYS: dict[str, tuple[type[Giver], Callable[[str, Path], dict[str, str]]]] = {
 
 @dataclass
 class Place:
-    """A store that takes temporary keys only, and what gives them."""
+    """A store that accepts only temporary keys, and the source of these keys."""
 
     there: Store
     proxy: FaultyProxy
@@ -111,18 +111,18 @@ class Place:
 
     @property
     def url(self) -> str:
-        """Where the store is."""
+        """The URL of the store."""
         return self.proxy.url
 
     @property
     def secrets(self) -> list[str]:
-        """All that nobody else may see."""
+        """All secrets."""
         return [Container.token, Sso.token, WEB_IDENTITY, SOURCE_SECRET, *self.keys.secrets]
 
 
 @contextmanager
 def place(store: Store, folder: Path, way: str, life_s: float = 3600.0) -> Iterator[Place]:
-    """Let keys come by one of the ways; files of the user are in `folder`."""
+    """Provide keys from one of the sources. The user's files are in `folder`."""
     service, configure = WAYS[way]
     keys = TemporaryKeys(store, life_s)
     give = staticmethod(lambda: keys.issue().as_json())
