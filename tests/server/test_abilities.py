@@ -1,6 +1,6 @@
-"""What mounting finds out of an endpoint, and what is done instead.
+"""The probe of an endpoint at mount, and how the client adapts.
 
-Stores that can do less are made of real ones (tests/lesser.py).
+The stores that support less than S3 are made from real ones (tests/lesser.py).
 """
 
 import os
@@ -55,7 +55,7 @@ def connected(
     prefix: bytes = b"probed/",
     config: ClientConfig = DEFAULTS,
 ) -> Iterator[SimpleNamespace]:
-    """Connect as mounting does, through a proxy: `client`, `lines` of the log, `proxy`."""
+    """Connect as a mount does, through a proxy: `client`, `lines` of the log, `proxy`."""
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     with FaultyProxy(store.endpoint_url) as proxy, capture_logs() as lines:
@@ -112,7 +112,7 @@ def all_pages(client: CrtClient, prefix: bytes, size: int) -> list[bytes]:
 def test_a_store_like_s3(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs two LISTs and two GETs of a byte, and nothing is said."""
+    """The probe costs two LISTs and two GETs of a byte, and logs nothing."""
     server: Store = request.getfixturevalue(which)
     server.put("probed/dir/1", b"x")
     server.put("probed/file", b"x")
@@ -126,7 +126,7 @@ def test_a_store_like_s3(
 
 
 def test_aws_is_not_asked(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There mounting is one LIST."""
+    """At AWS the mount sends one LIST, and no probe."""
 
     def resolve(bucket: BucketConfig, region: str) -> Endpoint:
         host = urlsplit(bucket.endpoint_url or "").netloc
@@ -138,7 +138,7 @@ def test_aws_is_not_asked(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_empty_bucket(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is not there tells whether checksums may be asked for."""
+    """A missing key shows whether the store accepts x-amz-checksum-mode."""
     with connected(filled, monkeypatch, prefix=b"nothing/") as it:
         assert it.found == []
         assert len(it.seen) == 2
@@ -148,7 +148,7 @@ def test_an_empty_bucket(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_list_objects_only(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store without ListObjectsV2 is listed by markers: all keys, whatever the pages."""
+    """A store without ListObjectsV2 is listed with markers: all keys, for any page size."""
     with connected(filled, monkeypatch, only_v1) as it:
         assert it.found == [
             "the store does not support ListObjectsV2: the mount lists with markers (ListObjects)"
@@ -162,14 +162,14 @@ def test_list_objects_only(filled: Store, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_start_after_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that does not list from where it is told is not asked to."""
+    """The client does not use start-after with a store that ignores it."""
     with connected(filled, monkeypatch, without_parameter("start-after")) as it:
         assert it.found == ["the store ignores start-after: the mount looks names up one by one"]
         assert not it.client.lists_in_order
 
 
 def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that ignores If-Match is asked for ranges; another version is noticed anyhow."""
+    """If a store ignores If-Match, the client sends ranges, and still notices other versions."""
     with connected(filled, monkeypatch, without_header("If-Match")) as it:
         assert it.found == [
             "the store ignores If-Match: the mount compares the ETags of its answers, as always"
@@ -188,7 +188,7 @@ def test_if_match_ignored(filled: Store, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_if_match_never_holds(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store with weak ETags only matches none of them: it is asked without the condition."""
+    """With a store that sends only weak ETags, the client omits If-Match."""
     with connected(filled, monkeypatch, refuse_if_match) as it:
         assert it.found == [
             "the store ignores If-Match: the mount compares the ETags of its answers, as always"
@@ -203,7 +203,7 @@ def test_if_match_never_holds(filled: Store, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verify: bool) -> None:
-    """A store that refuses to be asked for checksums is not asked again, and can be read."""
+    """If a store refuses x-amz-checksum-mode, the client omits it, and reads work."""
     config = ClientConfig(verify_checksums=verify)
     with connected(filled, monkeypatch, refuse_checksums, config=config) as it:
         assert it.found == ["the store refuses x-amz-checksum-mode: reads are not verified"]
@@ -214,7 +214,7 @@ def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verif
 
 
 def test_no_answer(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not answered in time is taken for S3's way: mounting does not wait for it."""
+    """A question without a timely answer counts as supported, and does not delay the mount."""
     monkeypatch.setattr(capabilities, "TRY_S", 0.2)
 
     def slow(exchange: Exchange) -> None:
@@ -230,7 +230,7 @@ def test_no_answer(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def resolve_virtual_to(host_of: Callable[[str], str]) -> Callable[[BucketConfig, str], Endpoint]:
-    """Return what finds a virtual host at an address of the test's, for want of a name service."""
+    """Return a resolver that finds virtual hosts at the test's address, without a name service."""
 
     def resolve(bucket: BucketConfig, region: str) -> Endpoint:
         host = urlsplit(bucket.endpoint_url or "").netloc
@@ -241,7 +241,7 @@ def resolve_virtual_to(host_of: Callable[[str], str]) -> Callable[[BucketConfig,
     return resolve
 
 
-CLOSED = "127.0.0.1:9"  # nobody listens there
+CLOSED = "127.0.0.1:9"  # no server listens there
 
 
 @pytest.mark.parametrize("which", ["store", "flat_store"])
@@ -252,7 +252,7 @@ def test_no_virtual_hosts(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A store that lists its buckets at BUCKET.HOST, or has no such name, is asked by path."""
+    """If BUCKET.HOST lists the store's buckets or does not exist, the client uses path style."""
     server: Store = request.getfixturevalue(which)
     server.put("by-path/file", b"x")
     monkeypatch.setattr(connect, "resolve", resolve_virtual_to(host_of))
@@ -270,7 +270,7 @@ def test_no_virtual_hosts(
 def test_neither_virtual_nor_path(
     filled: Store, monkeypatch: pytest.MonkeyPatch, url: str, message: str
 ) -> None:
-    """The error is that of the store, where there is one; else that of the address meant."""
+    """The error is the store's, if it answers; otherwise that of the first address."""
     monkeypatch.setattr(connect, "resolve", resolve_virtual_to(lambda host: CLOSED))
     with pytest.raises(MountError, match=message):
         _connect_by_name(filled, monkeypatch, bucket="no-such-bucket", url=url)

@@ -1,4 +1,4 @@
-"""The CRT client compares bodies with checksums: of real servers, and of ranges as S3 has them."""
+"""The CRT client compares bodies with checksums, of real servers and in S3's form for ranges."""
 
 import base64
 import zlib
@@ -29,14 +29,14 @@ PARTS = [b"p" * (5 * MIB), b"q" * 1000]
 
 
 class Tally(Counters):
-    """Counts what the client counts of checksums."""
+    """Records the client's checksum counters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
 
     def add(self, name: CounterName, amount: int = 1) -> None:
-        """Count."""
+        """Add to a counter."""
         if name.startswith("checksums_"):
             self.seen[name] += amount
 
@@ -47,7 +47,7 @@ class Tally(Counters):
 
 
 class Client:
-    """A client of a server, through a proxy, with what it counts and what it asks."""
+    """A client of a server, through a proxy, with its counters and its requests."""
 
     def __init__(self, server: Store, proxy: FaultyProxy, **config: Any) -> None:
         self.counted = Tally()
@@ -57,7 +57,7 @@ class Client:
         proxy.faults[:] = [self.exchanges.append]
         host = urlsplit(proxy.url).netloc
         endpoint = Endpoint("http", host, f"/{server.bucket}", "us-east-1", "s3", "v4")
-        # Unsigned: ministack takes that.
+        # Unsigned requests, which ministack accepts.
         self.crt = CrtClient(endpoint, None, ClientConfig(**config), counters=self.counted)
 
     def put(self, key: str, **details: Any) -> str:
@@ -106,13 +106,13 @@ def client(flat_store: Store) -> Iterator[Client]:
 
 
 def part_checksum(exchange: Exchange) -> None:
-    """Send with a range what S3 sends where that is one part of an upload."""
+    """Send the checksum that S3 sends with a range that is one part of the upload."""
     value = base64.b64encode(zlib.crc32(exchange.body).to_bytes(4, "big")).decode()
     exchange.headers += [("x-amz-checksum-crc32", value), ("x-amz-checksum-type", "COMPOSITE")]
 
 
 def careless(exchange: Exchange) -> None:
-    """Send with a range the checksum of the whole object."""
+    """Send the whole object's checksum with a range."""
     value = base64.b64encode(zlib.crc32(BODY).to_bytes(4, "big")).decode()
     exchange.headers += [("x-amz-checksum-crc32", value), ("x-amz-checksum-type", "FULL_OBJECT")]
 
@@ -138,7 +138,7 @@ def test_whole_objects(client: Client, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["CRC32", "CRC64NVME", "SHA256"])
 def test_uploaded_in_parts(client: Client, algorithm: str) -> None:
-    """Of an upload of one part the checksum is verified; of several there is none to compare."""
+    """The checksum of an upload with one part is verified; with several parts there is none."""
     for count, known in ((1, "checksums_verified"), (2, "checksums_absent")):
         key, body = f"parts-{algorithm}-{count}", b"".join(PARTS[-count:])
         etag = client.put_parts(key, PARTS[-count:], algorithm)
@@ -151,7 +151,7 @@ def test_uploaded_in_parts(client: Client, algorithm: str) -> None:
     ("answer", "error", "counted"),
     [
         ([], None, {"checksums_absent": 1}),
-        ([flip_bit], None, {"checksums_absent": 1}),  # nothing can be known of it
+        ([flip_bit], None, {"checksums_absent": 1}),  # nothing is known about this one
         ([part_checksum], None, {"checksums_verified": 1}),
         ([part_checksum, flip_bit], ChecksumMismatch, {}),
         ([careless], None, {"checksums_absent": 1}),
@@ -160,7 +160,7 @@ def test_uploaded_in_parts(client: Client, algorithm: str) -> None:
 def test_ranges(
     client: Client, answer: list[Fault], error: type[Exception] | None, counted: dict[str, int]
 ) -> None:
-    """A range is verified where S3 has a checksum of this very range, and counted where not."""
+    """A range is verified if S3 has a checksum of exactly this range, and otherwise counted."""
     etag = client.put("range")
     client.proxy.faults += [on_data(each) for each in answer]
     part = client.get("range", etag, 1000, 50_000, whole=False)
@@ -171,7 +171,7 @@ def test_ranges(
 
 
 def test_an_error_is_no_checksum(client: Client) -> None:
-    """What fails for another reason counts as neither."""
+    """A request that fails for another reason counts as neither."""
     assert client.get("nothing", '"e"', 0, 10, whole=True).failed
     client.put("replaced")
     assert client.get("replaced", '"e"', 0, 10, whole=True).failed
@@ -196,7 +196,7 @@ def test_nothing_is_asked(
     asked: set[str | None],
     counted: dict[str, int],
 ) -> None:
-    """Without verification, and for ranges that the CRT cuts, there are ranges and nothing else."""
+    """Without verification, and for ranges that the CRT splits, only ranges are requested."""
     etag = client.put("range")
     client = other(client)
     client.proxy.faults.append(on_data(flip_bit))
@@ -208,7 +208,7 @@ def test_nothing_is_asked(
 
 
 def test_an_object_that_has_grown(client: Client) -> None:
-    """What is asked for as a whole is refused, not sent, once it is another version."""
+    """If the object has changed, a request for the whole is refused and delivers nothing."""
     etag = client.put("grown")
     large = client.server.client()
     large.put_object(Bucket=client.server.bucket, Key="grown", Body=b"x" * (5 * MIB))

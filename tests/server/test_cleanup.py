@@ -1,4 +1,4 @@
-"""`mount-s3ctl cleanup` with real servers: what killed processes leave goes, and nothing else."""
+"""`mount-s3ctl cleanup` with real servers removes only uploads of killed processes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.server
 
 SAFE_S = 60.0
 
-#: A process that begins uploads as a mount does: of keys, until it is killed.
+#: A process that creates uploads of keys as a mount does, and runs until it is killed.
 MOUNT = """
 import sys, threading, time
 from pathlib import Path
@@ -44,18 +44,18 @@ time.sleep(600)
 
 
 class Machine:
-    """A machine on which mounts write to a store, and are killed."""
+    """A machine whose mounts write to a store and are killed."""
 
     def __init__(self, store: Store, state: Path) -> None:
         self.store = store
         self.journals = state / "mount-s3"
-        # Keys of its own, so that tests do not see each other's.
+        # Each test has its own keys, so that tests do not see each other's uploads.
         self.prefix = f"cleanup-{state.name}/"
         self.environment = {**os.environ, **store.environment, "XDG_STATE_HOME": str(state)}
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def mount(self, *names: str) -> subprocess.Popen[bytes]:
-        """Start a process that has begun an upload of each key."""
+        """Start a process that has created an upload of each key."""
         command = [sys.executable, "-c", MOUNT, str(self.journals), self.store.endpoint_url]
         command += [self.store.bucket, *(self.prefix + name for name in names)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment)
@@ -69,14 +69,14 @@ class Machine:
         process.wait(SAFE_S)
 
     def begin(self, name: str) -> str:
-        """Begin an upload with another program."""
+        """Create an upload as another program would."""
         answer = self.store.client().create_multipart_upload(
             Bucket=self.store.bucket, Key=self.prefix + name
         )
         return str(answer["UploadId"])
 
     def pending(self) -> list[str]:
-        """Return the names of what is pending."""
+        """Return the names of the pending uploads."""
         found = self.store.client().list_multipart_uploads(
             Bucket=self.store.bucket, Prefix=self.prefix
         )
@@ -98,7 +98,7 @@ class Machine:
         )
 
     def cleanup(self, *options: str) -> dict[str, str]:
-        """Run it; return what has become of each."""
+        """Run the command; return the outcome for each upload."""
         result = self.run("--json", *options)
         assert result.returncode == 0, result.stderr
         found: dict[str, Any] = json.loads(result.stdout)
@@ -120,7 +120,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
 
 @pytest.mark.parametrize("machine", ["store", "flat_store"], indirect=True)
 def test_what_a_killed_mount_left(machine: Machine) -> None:
-    """Exactly that is aborted: not a living mount's, not another program's; and then forgotten."""
+    """Only the killed mount's uploads are aborted and forgotten, not those of others."""
     dead, living = machine.mount("dead 1", "dead/2"), machine.mount("living")
     machine.begin("foreign")
     assert machine.cleanup("--older-than", "0") == {
@@ -145,7 +145,7 @@ def test_what_a_killed_mount_left(machine: Machine) -> None:
 
 
 def test_the_young_stay(machine: Machine) -> None:
-    """By default nothing goes that is younger than an hour."""
+    """By default uploads younger than an hour stay."""
     machine.kill(machine.mount("young"))
     assert machine.cleanup() == {"young": "kept"}
     assert machine.pending() == ["young"]
@@ -153,7 +153,7 @@ def test_the_young_stay(machine: Machine) -> None:
 
 
 def test_a_dry_run(machine: Machine) -> None:
-    """It says what would be done, and does nothing; asking again finds it all."""
+    """A dry run shows what would be done and changes nothing: a later run finds the same."""
     machine.kill(machine.mount("dead"))
     machine.begin("foreign")
     for _ in range(2):
@@ -165,7 +165,7 @@ def test_a_dry_run(machine: Machine) -> None:
 
 
 def test_all_asks(machine: Machine) -> None:
-    """What others have begun goes only after a yes, or with --yes; a living mount's not even so."""
+    """Uploads of others are aborted only after a yes or with --yes, and a living mount's never."""
     machine.mount("living")
     machine.begin("foreign")
     refused = machine.run("--all", "--older-than", "0", answer="n\n")
@@ -183,7 +183,7 @@ def test_all_asks(machine: Machine) -> None:
 
 
 def test_what_is_over_is_forgotten(machine: Machine) -> None:
-    """Uploads of a dead mount that somebody else has completed or aborted leave the journal."""
+    """If others have completed or aborted a dead mount's uploads, they leave the journal."""
     machine.kill(machine.mount("dead"))
     client = machine.store.client()
     for each in client.list_multipart_uploads(Bucket=machine.store.bucket, Prefix=machine.prefix)[
@@ -198,7 +198,7 @@ def test_what_is_over_is_forgotten(machine: Machine) -> None:
 
 
 def test_lines(machine: Machine) -> None:
-    """For people: a line for each upload, with the reason of what stays, and a sum."""
+    """Text: a line for each upload, the reason for each that stays, and a summary."""
     machine.kill(machine.mount("dead"))
     machine.begin("foreign")
     result = machine.run("--older-than", "0")
@@ -212,7 +212,7 @@ def test_lines(machine: Machine) -> None:
 
 
 def test_a_bucket_that_is_not_there(machine: Machine) -> None:
-    """That is said, with what to do, and the exit code 1."""
+    """The message says that the bucket is missing, and what to do; the exit code is 1."""
     program = [sys.executable, "-c", "from mountpoint.ctl.main import main; main()", "cleanup"]
     result = subprocess.run(
         [*program, "no-such-bucket", "--endpoint-url", machine.store.endpoint_url],

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.server
 MIB = 1 << 20
 PART = 5 * MIB
 ABSENT = Condition(absent=True)
-#: Above this copies are made in parts here; on S3 above 5 GiB.
+#: Here larger objects are copied in parts; with S3 those above 5 GiB.
 MOST_COPY = 6 * MIB
 
 
@@ -77,7 +77,7 @@ def data_of(size: int) -> bytes:
 @pytest.mark.parametrize("size", [0, 1000, MOST_COPY + 1, 2 * PART])
 @pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
 def test_moves(bucket: Bucket, size: int, condition: Condition) -> None:
-    """An object of any size is moved whole, with all that is said of it."""
+    """An object of any size is moved with all its properties."""
     kept = {
         "ContentType": "text/x-test",
         "CacheControl": "no-store",
@@ -97,7 +97,7 @@ def test_moves(bucket: Bucket, size: int, condition: Condition) -> None:
 
 @pytest.mark.parametrize("size", [1000, 2 * PART])
 def test_conditions(bucket: Bucket, size: int) -> None:
-    """What is there is not overwritten, nor a source taken that is another version by now."""
+    """An existing object is not overwritten, and a changed source is not moved."""
     source = bucket.put("moves/from", data_of(size))
     bucket.put("moves/to", b"there")
     with pytest.raises(errors.AlreadyExists):
@@ -113,7 +113,7 @@ def test_conditions(bucket: Bucket, size: int) -> None:
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "HEAD"])
 @pytest.mark.parametrize("fault", [lost, refuse(503, "SlowDown")], ids=["lost", "slow-down"])
 def test_faults(bucket: Bucket, size: int, method: str, fault: object) -> None:
-    """Whatever is lost, or done without an answer: the object is moved, once."""
+    """With any lost request or lost answer, the object is moved exactly once."""
     source = bucket.put("moves/from", data_of(size))
     bucket.proxy.faults.append(on(method, "moves/", times(1, fault)))  # type: ignore[arg-type]
     bucket.copies.move(source, b"moves/to", condition=ABSENT)
@@ -122,7 +122,7 @@ def test_faults(bucket: Bucket, size: int, method: str, fault: object) -> None:
 
 
 def test_directories(bucket: Bucket) -> None:
-    """All that begins with a prefix is moved, with names of all kinds, and nothing else."""
+    """All objects below a prefix are moved, with names of all kinds, and no others."""
     names = ["a", "b c+d", "sub/x", "sub/deep/ü", *(f"{number:03}" for number in range(60))]
     for name in names:
         bucket.put(f"moves/old/{name}", name.encode())
@@ -136,7 +136,7 @@ def test_directories(bucket: Bucket) -> None:
 
 
 def test_a_directory_that_cannot_be_moved(bucket: Bucket) -> None:
-    """Where something cannot be moved all is there, once or twice, and the error says it."""
+    """If an object cannot be moved, all objects exist once or twice, and the error says so."""
     for number in range(20):
         bucket.put(f"moves/old/{number:02}", b"%d" % number)
     bucket.proxy.faults.append(on("HEAD", "moves/old/07", refuse(403, "AccessDenied")))

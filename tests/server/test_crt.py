@@ -1,4 +1,4 @@
-"""The CRT client against real servers: signatures, life of requests, memory."""
+"""The CRT client with real servers: signatures, requests from start to end, memory."""
 
 import gc
 import itertools
@@ -53,7 +53,7 @@ ODD_KEYS = [
 
 @pytest.fixture
 def seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A client, through a proxy, and the exchanges that it makes."""
+    """A client behind a proxy, and its exchanges."""
     exchanges: list[Exchange] = []
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(exchanges.append)
@@ -63,7 +63,7 @@ def seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamesp
 
 @contextmanager
 def connected(store: Store, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CrtClient]:
-    """Make a client for the store, which is reached at `url`."""
+    """Create a client for the store at `url`."""
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     credentials = Credentials(CredentialsConfig())
@@ -95,7 +95,7 @@ def get(client: CrtClient, key: bytes, start: int, stop: int) -> Part:
 
 
 def check_signature(exchange: Exchange, url: str, secret: str) -> None:
-    """Check that botocore gives the very same request the same signature."""
+    """Check that botocore gives the same request the same signature."""
     given = {name.lower(): value for name, value in exchange.request_headers.items()}
     authorization = Authorization.parse(given["authorization"])
     headers = {name: given[name] for name in authorization.signed}
@@ -106,7 +106,7 @@ def check_signature(exchange: Exchange, url: str, secret: str) -> None:
 
 @pytest.mark.parametrize("key", ODD_KEYS)
 def test_signatures(seen: SimpleNamespace, store: Store, key: bytes) -> None:
-    """Whatever the key, requests are signed as botocore signs them: by the path as it is sent."""
+    """Requests for any key have botocore's signatures, over the path as it is sent."""
     outcome(seen.client.head(key))
     outcome(seen.client.list(key, token="token with +/=&", max_keys=7))
     outcome(seen.client.list(b"", start_after=key))
@@ -117,14 +117,14 @@ def test_signatures(seen: SimpleNamespace, store: Store, key: bytes) -> None:
         check_signature(exchange, seen.proxy.url, secret)
 
 
-#: Names around "/"; those that end in it are directories, which have files.
+#: Names around "/". Those that end in it are directories with files.
 SIBLINGS = [b"a", b"a!", b"a-", b"a-1/", b"a.", b"a0", b"b/", b"b-1", b"b-2/", b"c", "ü".encode()]
 
 
 def test_each_request_has_the_keys_of_its_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are handed over once for all requests until there are others; nobody asks for them."""
+    """The client gets the keys once, until they change, and never asks for them."""
     made: list[str] = []
     new_static = AwsCredentialsProvider.new_static
 
@@ -152,7 +152,7 @@ def test_each_request_has_the_keys_of_its_time(
 def test_what_a_page_tells_is_true(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever a page begins: a name that it tells of is in it, or does not exist."""
+    """With any start, each name that a page covers is in the page or does not exist."""
     server: Store = request.getfixturevalue(which)
     for name in SIBLINGS:
         server.put(f"siblings/{name.decode()}{'file' if name.endswith(b'/') else ''}", b"x")
@@ -177,7 +177,7 @@ def test_what_a_page_tells_is_true(
 
 
 class SmallPages:
-    """A client that asks for pages of `size` names, and counts them."""
+    """A client that requests pages of `size` names, and counts them."""
 
     lists_in_order = True
 
@@ -195,7 +195,7 @@ class SmallPages:
 def test_pages_side_by_side(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pages from guessed positions give each name once, with directories at their edges."""
+    """Pages from guessed positions return each name once, with directories at their edges."""
     server: Store = request.getfixturevalue(which)
     expected = {}
     for number in range(60):
@@ -219,7 +219,7 @@ def test_pages_side_by_side(
 
 
 def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:
-    """A finished request, its callbacks and its body go at once, without the cycle collector."""
+    """A finished request is freed with its callbacks and body, without the cycle collector."""
     store.put("crt/body", b"x" * 100_000)
     gc.collect()
     gc.disable()
@@ -233,7 +233,7 @@ def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:
             seen.client.get(any_version(b"crt/body"), 0, 100_000, sink)
             assert sink.ended.wait(SAFE_S)
             del sink
-        # The CRT lets go of its callbacks on a thread of its own, a moment after the end.
+        # The CRT releases its callbacks on its own thread, shortly after the end.
         gone = threading.Event()
         for _ in range(int(SAFE_S / 0.01)):
             if not any(reference() for reference in ends):
@@ -245,7 +245,7 @@ def test_nothing_is_kept(seen: SimpleNamespace, store: Store) -> None:
 
 
 class Sink:
-    """Counts what it is given."""
+    """Counts the bytes that it gets."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -253,14 +253,14 @@ class Sink:
         self.ended = threading.Event()
 
     def on_headers(self, info: object) -> None:
-        """Take headers."""
+        """Receive the headers."""
 
     def on_body(self, chunk: bytes, offset: int) -> None:
         """Count bytes."""
         self.received += len(chunk)
 
     def finish(self, error: Exception | None) -> None:
-        """Take the end."""
+        """Receive the end."""
         self.ends.append(error)
         self.ended.set()
 
@@ -283,7 +283,7 @@ def test_cancel(seen: SimpleNamespace, store: Store) -> None:
 
 
 def test_interrupt(seen: SimpleNamespace, store: Store) -> None:
-    """Interrupting ends what is under way, and whatever is asked later, with Interrupted."""
+    """`interrupt` ends requests in flight, and all later ones, with Interrupted."""
 
     def silent(exchange: Exchange) -> None:
         exchange.delay_s = SAFE_S
@@ -304,14 +304,14 @@ def test_interrupt(seen: SimpleNamespace, store: Store) -> None:
 
 
 def test_cancelled_future(seen: SimpleNamespace) -> None:
-    """A metadata request whose future is cancelled does no harm when its answer comes."""
+    """If the future of a metadata request is cancelled, the answer does no harm."""
     future = seen.client.head(b"crt/nothing")
     future.cancel()
     assert isinstance(outcome(seen.client.head(b"crt/nothing")), NotFound)
 
 
 def test_error_details(seen: SimpleNamespace) -> None:
-    """A refusal carries S3's code and status, and the request's id."""
+    """A refusal has S3's code and status, and the request's id."""
     part = get(seen.client, b"crt/nothing", 0, 10)
     assert part.wait(SAFE_S)
     assert isinstance(part.error, NotFound)
@@ -322,7 +322,7 @@ def test_error_details(seen: SimpleNamespace) -> None:
 @pytest.mark.parametrize("throughput_gbps", [0.01, 10.0, 10_000.0])
 @pytest.mark.parametrize("part_bytes", [64 << 10, 5 << 30])
 def test_any_part_size(throughput_gbps: float, part_bytes: int) -> None:
-    """Whatever --part-size and --maximum-throughput-gbps allow, there is a client."""
+    """A client can be created with any valid --part-size and --maximum-throughput-gbps."""
     endpoint = Endpoint("http", "127.0.0.1:9", "/b", "us-east-1", "s3", "v4")
     client = CrtClient(
         endpoint, None, ClientConfig(throughput_gbps, part_bytes), counters=Counters()

@@ -1,4 +1,4 @@
-"""Staged files uploaded to a real server: what has not changed it copies itself."""
+"""Staged files are uploaded to a real server, which copies the unchanged ranges."""
 
 import functools
 import random
@@ -33,7 +33,7 @@ KEY = "staged/file"
 
 
 class World:
-    """Staged files of a bucket of a real server."""
+    """Staged files in a bucket of a real server."""
 
     def __init__(self, store: Store, client: CrtClient, directory: Path) -> None:
         self.s3 = store.client()
@@ -84,7 +84,7 @@ class World:
 def world(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[World]:
-    """A world of each server, whose object is not there."""
+    """A world for each server; its object does not exist yet."""
     store: Store = request.getfixturevalue(request.param)
     with connected(store, store.endpoint_url, monkeypatch) as client:
         world = World(store, client, tmp_path)
@@ -95,7 +95,7 @@ def world(
 
 
 def test_what_changes_is_uploaded_and_the_rest_copied(world: World) -> None:
-    """A new file, a change in its middle, an end that is cut off, and what is appended."""
+    """A new file, a change in the middle, a truncation and an append are uploaded correctly."""
     data = bytearray(random.Random(1).randbytes(33 * MIB + 5))
     file = world.open(new=True)
     for start in range(0, len(data), MIB):
@@ -127,7 +127,7 @@ def test_what_changes_is_uploaded_and_the_rest_copied(world: World) -> None:
 
 
 def test_what_others_have_replaced_is_not_overwritten(world: World) -> None:
-    """The file that was written here is kept on the disk."""
+    """If others have replaced the object, the local file is kept on the disk."""
     world.s3.put_object(Bucket=world.name, Key=KEY, Body=bytes(12 * MIB))
     file = world.open()
     file.write(0, b"mine")

@@ -1,6 +1,7 @@
-"""What every store answers to what a mount asks of it. What each is known to is in tests/stores.py.
+"""The answers of each store to a mount's requests. tests/stores.py has the expected ones.
 
-The words: "yes" is as S3 does it, "ignored" that the store does as if it had not been asked.
+"yes" means that the store acts as S3. "ignored" means that it acts as if the header or parameter
+had not been sent.
 """
 
 import base64
@@ -29,7 +30,7 @@ FIRST_PART = b"a" * (5 << 20)
 
 
 class Asked:
-    """A store that is asked one question, about keys of its own."""
+    """A store that answers one question, with separate keys."""
 
     def __init__(self, store: Store, question: str) -> None:
         self.store = store
@@ -40,7 +41,7 @@ class Asked:
         self.client.put_object(**self.key, Body=b"hello", ChecksumCRC32C=crc32c(b"hello"))
 
     def _client(self, secret: str) -> Any:
-        # What goes over the wire is what the question says, and nothing by itself.
+        # The request contains only what the question needs, without botocore's defaults.
         config = Config(
             s3={"addressing_style": "path"},
             proxies={},
@@ -60,7 +61,7 @@ class Asked:
     # --- listing ---
 
     def pages_by_token(self) -> str:
-        """ListObjectsV2 lists all, in several pages."""
+        """ListObjectsV2 lists all keys, in several pages."""
         self._put("two", "three")
         keys: list[str] = []
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -73,23 +74,23 @@ class Asked:
         return YES if len(keys) == len(set(keys)) == 3 else NO
 
     def starts_after(self) -> str:
-        """It begins after `start-after`."""
+        """The listing begins after `start-after`."""
         self._put("two")
         return IGNORED if self.key["Key"] in self._listed(StartAfter=self.key["Key"]) else YES
 
     def encodes(self) -> str:
-        """Keys come URL-encoded, if asked for."""
+        """Keys are URL-encoded on request."""
         page = self.client.list_objects_v2(**self.at, Prefix=self.prefix, EncodingType="url")
         return YES if page.get("EncodingType") == "url" else IGNORED
 
     def order(self) -> str:
-        """Keys come in the order of their bytes."""
+        """Keys are in byte order."""
         self._put("a/b", "a!")
         listed = self._listed()
         return "by bytes" if listed == sorted(listed) else "by folders"
 
     def virtual_hosts(self) -> str:
-        """The bucket's name may be in the host's."""
+        """The bucket's name may be in the host name."""
         url = urlsplit(self.store.endpoint_url)
         host = f"{self.store.bucket}.s3.example.com:{url.port}"
         request = botocore.awsrequest.AWSRequest(
@@ -114,39 +115,39 @@ class Asked:
     # --- conditions ---
 
     def get_if_match(self) -> str:
-        """GetObject heeds If-Match."""
+        """GetObject obeys If-Match."""
         return _heeded(lambda: self.client.get_object(**self.key, IfMatch=NO_ETAG))
 
     def put_if_none_match(self) -> str:
-        """PutObject heeds If-None-Match."""
+        """PutObject obeys If-None-Match."""
         return _heeded(lambda: self.client.put_object(**self.key, Body=b"x", IfNoneMatch="*"))
 
     def put_if_match(self) -> str:
-        """PutObject heeds If-Match."""
+        """PutObject obeys If-Match."""
         return _heeded(lambda: self.client.put_object(**self.key, Body=b"x", IfMatch=NO_ETAG))
 
     def complete_if_none_match(self) -> str:
-        """CompleteMultipartUpload heeds If-None-Match."""
+        """CompleteMultipartUpload obeys If-None-Match."""
         return _heeded(lambda: self._upload(IfNoneMatch="*"))
 
     def complete_if_match(self) -> str:
-        """CompleteMultipartUpload heeds If-Match."""
+        """CompleteMultipartUpload obeys If-Match."""
         return _heeded(lambda: self._upload(IfMatch=NO_ETAG))
 
     def copy_if_none_match(self) -> str:
-        """CopyObject heeds If-None-Match."""
+        """CopyObject obeys If-None-Match."""
         return self._copied(IfNoneMatch="*")
 
     def copy_if_match(self) -> str:
-        """CopyObject heeds If-Match."""
+        """CopyObject obeys If-Match."""
         return self._copied(IfMatch=NO_ETAG)
 
     def copy_source_if_match(self) -> str:
-        """CopyObject heeds x-amz-copy-source-if-match."""
+        """CopyObject obeys x-amz-copy-source-if-match."""
         return self._copied(CopySourceIfMatch=NO_ETAG)
 
     def part_source_if_match(self) -> str:
-        """UploadPartCopy heeds x-amz-copy-source-if-match."""
+        """UploadPartCopy obeys x-amz-copy-source-if-match."""
         self._put("large", body=FIRST_PART)
         key = {**self.at, "Key": f"{self.prefix}copied"}
         upload = self.client.create_multipart_upload(**key)["UploadId"]
@@ -158,7 +159,7 @@ class Asked:
             self.client.abort_multipart_upload(**key, UploadId=upload)
 
     def delete_if_match(self) -> str:
-        """DeleteObject heeds If-Match."""
+        """DeleteObject obeys If-Match."""
         return _heeded(lambda: self.client.delete_object(**self.key, IfMatch=NO_ETAG))
 
     # --- checksums ---
@@ -171,17 +172,17 @@ class Asked:
         )
 
     def tells(self) -> str:
-        """PutObject answers with the checksum."""
+        """PutObject returns the checksum."""
         answer = self.client.put_object(**self.key, Body=b"x", ChecksumCRC32C=crc32c(b"x"))
         return YES if answer.get("ChecksumCRC32C") == crc32c(b"x") else NO
 
     def sends(self) -> str:
-        """GetObject sends it."""
+        """GetObject returns the checksum."""
         answer = self.client.get_object(**self.key, ChecksumMode="ENABLED")
         return YES if answer.get("ChecksumCRC32C") == crc32c(b"hello") else NO
 
     def composes(self) -> str:
-        """An object of parts has the checksum of their checksums."""
+        """An object of parts has the checksum of its parts' checksums."""
         self._upload()
         head = self.client.head_object(**self.key, ChecksumMode="ENABLED")
         told = head.get("ChecksumCRC32C")
@@ -233,12 +234,12 @@ class Asked:
 
 
 def crc32c(data: bytes) -> str:
-    """Return a checksum as S3 writes it."""
+    """Return a CRC32C as S3 writes it."""
     return base64.b64encode(checksums.crc32c(data).to_bytes(4, "big")).decode()
 
 
 def _heeded(ask: Callable[[], object], status: int = 412) -> str:
-    """Return whether what is asked is refused with this status."""
+    """Return whether the request is refused with this status."""
     try:
         ask()
     except ClientError as error:
@@ -255,7 +256,7 @@ def test_answers(each_store: Store, question: str) -> None:
 
 
 def test_completing_an_upload_that_does_not_exist(each_store: Store) -> None:
-    """No store takes it for a want of permission, and nothing has changed."""
+    """No store answers with a permission error, and nothing changes."""
     asked = Asked(each_store, "proof")
     absent = {**asked.at, "Key": f"{asked.prefix}none"}
     parts = {"Parts": [{"PartNumber": each.number, "ETag": each.etag} for each in NO_PARTS]}
@@ -264,7 +265,7 @@ def test_completing_an_upload_that_does_not_exist(each_store: Store) -> None:
             asked.client.complete_multipart_upload(
                 **key, UploadId=NO_UPLOAD, MultipartUpload=parts, IfNoneMatch="*"
             )
-            status = 200  # versitygw, of an object that is there: as if it had been done before
+            status = 200  # versitygw, as if the upload had been completed
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         assert status != 403

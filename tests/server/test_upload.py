@@ -1,4 +1,4 @@
-"""Uploads to real servers, over the CRT client and connections that fail."""
+"""Uploads to real servers, through the CRT client and connections that fail."""
 
 import hashlib
 import random
@@ -45,7 +45,7 @@ class Bucket:
         self.uploads = self.with_checksum("crc32c")
 
     def with_checksum(self, name: ChecksumName) -> Uploads:
-        """Return uploads with another checksum than is usual."""
+        """Return uploads with another checksum than the usual one."""
         config = WriteConfig(part_size_bytes=PART, checksum=name)
         limits = Limits(copied_part_bytes=PART)
         return Uploads(self.client, config, self.budget, self.retry_policy, limits)
@@ -61,7 +61,7 @@ class Bucket:
             upload.abort()
 
     def check(self, key: bytes, data: bytes) -> None:
-        """Check that the object has these bytes, and that nothing else is left."""
+        """Check that the object has these bytes, and that no parts are left."""
         answer = self.store.client().get_object(Bucket=self.store.bucket, Key=key.decode())
         found = hashlib.sha256(answer["Body"].read()).digest()
         assert found == hashlib.sha256(data).digest()
@@ -93,7 +93,7 @@ def data_of(size: int) -> bytes:
 
 
 def on(method: str, part: str, fault: Fault) -> Fault:
-    """Return a fault of requests with this method and this in their target."""
+    """Return a fault for requests with this method and this text in their target."""
 
     def filtered(exchange: Exchange) -> None:
         if exchange.method == method and part in exchange.target:
@@ -103,13 +103,13 @@ def on(method: str, part: str, fault: Fault) -> Fault:
 
 
 def lost(exchange: Exchange) -> None:
-    """Do what was asked, and say nothing."""
+    """Carry out the request, and drop the answer."""
     exchange.lost = True
 
 
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 3 * PART + 12345])
 def test_upload(bucket: Bucket, size: int) -> None:
-    """Files of all sizes arrive whole."""
+    """Files of all sizes arrive completely."""
     data = data_of(size)
     bucket.upload(b"upload/plain", data)
     bucket.check(b"upload/plain", data)
@@ -129,7 +129,7 @@ def test_upload(bucket: Bucket, size: int) -> None:
 )
 @pytest.mark.parametrize("size", [100, 2 * PART])
 def test_faults(bucket: Bucket, fault: Fault, size: int) -> None:
-    """Whatever was refused, lost, or done without an answer: the file arrives, once."""
+    """With any refused request, lost request or lost answer, the file arrives exactly once."""
     bucket.proxy.faults.append(fault)
     data = data_of(size)
     bucket.upload(b"upload/faults", data)
@@ -138,7 +138,7 @@ def test_faults(bucket: Bucket, fault: Fault, size: int) -> None:
 
 @pytest.mark.parametrize("size", [100, 2 * PART])
 def test_conflict(bucket: Bucket, size: int) -> None:
-    """What is there stays as it is."""
+    """The existing object stays unchanged."""
     bucket.upload(b"upload/conflict", b"first")
     with pytest.raises(errors.AlreadyExists):
         bucket.upload(b"upload/conflict", data_of(size))
@@ -146,7 +146,7 @@ def test_conflict(bucket: Bucket, size: int) -> None:
 
 
 def test_copies_and_writes(bucket: Bucket) -> None:
-    """Ranges of other objects, copied by the server or read, and new bytes stand in their order."""
+    """Ranges of other objects, copied or read, and new bytes are in the right order."""
     data = random.Random(1).randbytes(3 * PART + 77)
     bucket.upload(b"upload/source", data)
     source = bucket.client.head(b"upload/source").result(SAFE_S)
@@ -160,7 +160,7 @@ def test_copies_and_writes(bucket: Bucket) -> None:
 
 
 def test_appending_to_itself(bucket: Bucket) -> None:
-    """An object is replaced by itself and what follows, small or large."""
+    """An object is replaced by itself with bytes appended, small or large."""
     for size in (1000, PART + 1):
         data = data_of(size)
         bucket.upload(b"upload/append", data, Condition())
@@ -175,7 +175,7 @@ def test_appending_to_itself(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("size", [1000, 2 * PART])
 def test_a_source_that_has_changed(bucket: Bucket, size: int) -> None:
-    """Nothing is made of another version than was meant."""
+    """No object is made from another version of the source."""
     bucket.upload(b"upload/source", data_of(size), Condition())
     source = bucket.client.head(b"upload/source").result(SAFE_S)
     bucket.upload(b"upload/source", data_of(size)[::-1], Condition())
@@ -187,14 +187,14 @@ def test_a_source_that_has_changed(bucket: Bucket, size: int) -> None:
 
 
 def copy_all(upload: Upload, source: ObjectInfo) -> None:
-    """Make a copy, for where it is of no matter which of the two fails."""
+    """Make a copy; the caller does not need to know which of the two calls fails."""
     upload.copy(source, 0, source.size_bytes)
     upload.finish()
 
 
 @pytest.mark.parametrize("name", ["crc32c", "crc64nvme"])
 def test_faults_of_copies(bucket: Bucket, name: ChecksumName) -> None:
-    """Copies are made again when their answer is lost, or an error, also in a 200."""
+    """Copies are repeated after a lost answer or an error, even in a 200."""
     error = b"<Error><Code>InternalError</Code><Message>m</Message></Error>"
 
     def broken(exchange: Exchange) -> None:
@@ -217,7 +217,7 @@ def test_faults_of_copies(bucket: Bucket, name: ChecksumName) -> None:
 
 
 def test_a_part_is_refused(bucket: Bucket) -> None:
-    """An upload that fails leaves nothing."""
+    """A failed upload leaves nothing."""
     bucket.proxy.faults.append(on("PUT", "partNumber=2", refuse(403, "AccessDenied")))
     with pytest.raises(errors.AccessDenied):
         bucket.upload(b"upload/refused", data_of(3 * PART))

@@ -1,4 +1,4 @@
-"""The CRT client writes: what arrives at real servers, by which headers, and what they answer."""
+"""The CRT client writes: the bytes and headers at real servers, and their answers."""
 
 import base64
 import gc
@@ -59,7 +59,7 @@ def digest(name: ChecksumName, *pieces: bytes) -> bytes:
 
 
 def body(*pieces: bytes, name: ChecksumName | None = None) -> Body:
-    """Return a body of these pieces, with a checksum if it is named."""
+    """Return a body of these pieces, with the named checksum."""
     value = None
     if name is not None:
         value = Checksum(name, base64.b64encode(digest(name, *pieces)).decode())
@@ -83,7 +83,7 @@ def server(request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture
 def seen(server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A client of the server, through a proxy, and the exchanges that it makes."""
+    """A client of the server behind a proxy, and its exchanges."""
     exchanges: list[Exchange] = []
     with FaultyProxy(server.endpoint_url) as proxy:
         proxy.faults.append(exchanges.append)
@@ -110,7 +110,7 @@ def sent(exchange: Exchange) -> dict[str, str]:
 
 @pytest.mark.parametrize("pieces", [(), (b"x",), (b"abc", b"", b"d" * 300_000, bytearray(b"e"))])
 def test_put(seen: SimpleNamespace, pieces: tuple[bytes, ...]) -> None:
-    """A body arrives whole, with its length, unsigned and not in chunks."""
+    """A body arrives complete, with its length, unsigned and not in chunks."""
     written = wait(seen.client.put_object(b"put/key", body(*pieces), PLAIN))
     assert content(seen.store, b"put/key") == b"".join(pieces)
     info = wait(seen.client.head(b"put/key"))
@@ -124,7 +124,7 @@ def test_put(seen: SimpleNamespace, pieces: tuple[bytes, ...]) -> None:
 
 @pytest.mark.parametrize("key", ODD_KEYS)
 def test_signatures(seen: SimpleNamespace, key: bytes) -> None:
-    """Whatever the key, writing requests are signed as botocore signs them."""
+    """Writes to any key have botocore's signatures."""
     client, options = seen.client, PutOptions("STANDARD", metadata={"a": "b c"})
     odd = "id with +/=&?%"
     for future in (
@@ -147,7 +147,7 @@ def test_signatures(seen: SimpleNamespace, key: bytes) -> None:
 
 @pytest.mark.parametrize("key", ODD_KEYS)
 def test_odd_keys(flat_store: Store, monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
-    """Every key can be written, in one and in parts, copied, listed and deleted."""
+    """Every key can be written, in one request and in parts, copied, listed and deleted."""
     key = b"odd/" + key
     with connected(flat_store, flat_store.endpoint_url, monkeypatch) as client:
         wait(client.put_object(key, body(b"1234567890"), PLAIN))
@@ -156,7 +156,7 @@ def test_odd_keys(flat_store: Store, monkeypatch: pytest.MonkeyPatch, key: bytes
         assert wait(client.head(b"copies/" + key)).size_bytes == 10
 
         upload_id = wait(client.create_upload(key, PLAIN))
-        if key.isascii() and key.decode().isprintable():  # ministack does not encode what is not
+        if key.isascii() and key.decode().isprintable():  # ministack does not encode other keys
             found = wait(client.list_uploads(key)).uploads
             assert [(each.key, each.upload_id) for each in found] == [(key, upload_id)]
         part = wait(client.copy_part(key, key, upload_id, 1, 0, 10, source_etag=etag))
@@ -171,7 +171,7 @@ def test_odd_keys(flat_store: Store, monkeypatch: pytest.MonkeyPatch, key: bytes
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checksums(client: CrtClient, name: ChecksumName) -> None:
-    """What matches its checksum is stored with it; what does not is refused."""
+    """A matching checksum is stored with the body; a body that does not match is refused."""
     good = body(b"a" * 1000, b"b", name=name)
     written = wait(client.put_object(b"checksums/put", good, PLAIN))
     assert good.checksum is not None
@@ -194,7 +194,7 @@ def content_size(client: CrtClient, key: bytes) -> int:
 def test_in_parts(
     client: CrtClient, server: Store, name: ChecksumName | None, request: pytest.FixtureRequest
 ) -> None:
-    """An object of parts has their bytes, and the checksum that they make."""
+    """An object of parts has their bytes, and the checksum computed from theirs."""
     if name == "crc64nvme" and server == request.getfixturevalue("flat_store"):
         pytest.skip("ministack takes the object's checksum for that of the request's XML")
     key = f"parts/{name}".encode()
@@ -220,7 +220,7 @@ def test_in_parts(
 
 
 def test_abort(client: CrtClient) -> None:
-    """An aborted upload is gone, and its parts are refused."""
+    """An aborted upload is gone, and more parts are refused."""
     upload_id = wait(client.create_upload(b"abort/key", PLAIN))
     wait(client.upload_part(b"abort/key", upload_id, 1, body(b"x")))
     assert [each.key for each in wait(client.list_uploads(b"abort/")).uploads] == [b"abort/key"]
@@ -236,7 +236,7 @@ def test_abort(client: CrtClient) -> None:
 
 
 def test_conditions(client: CrtClient) -> None:
-    """A key that is there is not overwritten by who wants it absent, nor another version."""
+    """A write that requires absence, or another version, does not overwrite an existing key."""
     wait(client.delete_object(b"conditions"))
     absent = Condition(absent=True)
     first = wait(client.put_object(b"conditions", body(b"1"), PLAIN, absent))
@@ -258,11 +258,11 @@ def test_deletes_of_one_version(client: CrtClient) -> None:
     assert content_size(client, b"delete/key") == 2
     wait(client.delete_object(b"delete/key", etag=second.etag))
     gone = client.delete_object(b"delete/key", etag=second.etag)
-    assert isinstance(failure(gone), NotFound | PreconditionFailed)  # S3 and others differ
+    assert isinstance(failure(gone), NotFound | PreconditionFailed)  # stores differ
 
 
 def test_copies_are_of_one_version(client: CrtClient) -> None:
-    """A source that is another version by now is not copied, nor one that is gone."""
+    """A source that has changed or is gone is not copied."""
     first = wait(client.put_object(b"copy/from", body(b"1"), PLAIN))
     wait(client.put_object(b"copy/from", body(b"22"), PLAIN))
     stale = client.copy_object(b"copy/from", b"copy/to", source_etag=first.etag)
@@ -273,7 +273,7 @@ def test_copies_are_of_one_version(client: CrtClient) -> None:
 
 
 def test_options(seen: SimpleNamespace) -> None:
-    """Content type, metadata and class go with PUT and multipart; copies keep or replace them."""
+    """PUT and multipart uploads have type, metadata and class; copies keep or replace them."""
     options = PutOptions(content_type="text/x-test", metadata={"mode": "33188"})
     client = seen.client
     written = wait(client.put_object(b"options/a", body(b"1"), options))
@@ -307,7 +307,7 @@ def test_options(seen: SimpleNamespace) -> None:
 
 
 def test_owner_and_payer(flat_store: Store) -> None:
-    """Expected owner and requester pays go with every request."""
+    """Every request has the expected owner and requester pays."""
     exchanges: list[Exchange] = []
     with FaultyProxy(flat_store.endpoint_url) as proxy:
         proxy.faults.append(exchanges.append)
@@ -346,7 +346,7 @@ def answer(status: int, text: str) -> Any:
 def test_errors_with_status_200(
     seen: SimpleNamespace, operation: str, code: str, error: type[S3Error]
 ) -> None:
-    """An error in the body of a 200 is that error, also after the spaces that S3 sends first."""
+    """An error in the body of a 200 is raised, also after the spaces that S3 sends first."""
     xml = f'   \n<?xml version="1.0"?><Error><Code>{code}</Code><Message>m</Message></Error>'
     seen.proxy.faults.append(answer(200, xml))
     client = seen.client
@@ -362,7 +362,7 @@ def test_errors_with_status_200(
 
 
 def test_a_server_that_stores_something_else(seen: SimpleNamespace) -> None:
-    """A success with another checksum than was sent is a failure."""
+    """A success with another checksum than the sent one is a failure."""
 
     def lie(exchange: Exchange) -> None:
         exchange.headers = [
@@ -377,14 +377,14 @@ def test_a_server_that_stores_something_else(seen: SimpleNamespace) -> None:
 
 
 def test_lost_answers(seen: SimpleNamespace) -> None:
-    """A connection that ends without an answer is a fault that may be tried again."""
+    """A connection that ends without an answer is a retryable fault."""
     seen.proxy.faults.append(lambda exchange: setattr(exchange, "lost", True))
     found = failure(seen.client.put_object(b"lost", body(b"1"), PLAIN))
     assert isinstance(found, TransportFault)
 
 
 def test_interrupt(seen: SimpleNamespace) -> None:
-    """The end of the mount ends writes that are under way."""
+    """The end of the mount ends writes in flight."""
     seen.proxy.faults.append(lambda exchange: setattr(exchange, "delay_s", SAFE_S))
     future = seen.client.put_object(b"late", body(b"1" * MIB), PLAIN)
     seen.client.interrupt()
@@ -392,7 +392,7 @@ def test_interrupt(seen: SimpleNamespace) -> None:
 
 
 def test_nothing_is_kept(client: CrtClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body goes at the end of its request, without the cycle collector."""
+    """A body is freed at the end of its request, without the cycle collector."""
     streams: list[weakref.ref[BodyStream]] = []
 
     class Noted(BodyStream):
