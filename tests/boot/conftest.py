@@ -1,4 +1,4 @@
-"""Machines that boot. They take minutes, so they are no part of `make test`: `make test-boot`."""
+"""Machines that boot. They take minutes, so `make test` skips them: use `make test-boot`."""
 
 import os
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ def _can_boot() -> None:
 
 @pytest.fixture(scope="session")
 def root(_can_boot: None) -> Path:
-    """What the distribution brings along."""
+    """The root folder of the distribution."""
     return make_root()
 
 
 @pytest.fixture(scope="session")
 def installed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The layers of a machine on which mount-s3 has been installed."""
+    """The layers of a machine on which mount-s3 is installed."""
     with Machine(tmp_path_factory.mktemp("installed"), [root]) as machine:
         machine.write(SCRIPT, (EC2 / "user-data.sh").read_text())
         machine.chroot(f"WHEELS={FOLDER} BUCKET= bash {SCRIPT}")
@@ -41,7 +41,7 @@ def machine(installed: list[Path], tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def server() -> Iterator[SeaweedFS]:
-    """A server of its own, which may be stopped."""
+    """A separate server, which a test may stop."""
     with SeaweedFS() as server:
         server.client().put_object(Bucket=server.bucket, Key="boot/file", Body=b"content")
         yield server

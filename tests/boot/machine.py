@@ -1,9 +1,9 @@
-"""A machine with a systemd of its own: systemd-nspawn boots a root that debootstrap has made.
+"""A machine with its own systemd: systemd-nspawn boots a root that debootstrap made.
 
-The root is made once and stays (`.state/boot/`); what a machine changes goes to a layer of its own
-above it, which is kept from one boot to the next and removed with the machine. It has its own
-processes, mounts and services, and this machine's kernel and network: an S3 server on loopback
-is one for it, too.
+The root is made once and kept (`.state/boot/`). Changes of a machine go to its own layer above the
+root, which survives reboots and is removed with the machine. A machine has its own processes,
+mounts and services, but shares the kernel and the network of this machine, so it can use an S3
+server on loopback.
 """
 
 import os
@@ -22,13 +22,13 @@ EC2 = REPOSITORY / "packaging" / "ec2"
 CLEAN_ROOT = REPOSITORY / "tools" / "clean-root"
 TARGET = "debian-12"
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "python3", "python3-venv"]
-#: What `packaging/build-wheels debian-12` has made.
+#: The result of `packaging/build-wheels debian-12`.
 WHEELS = Path(os.environ.get("MOUNT_S3_WHEELS", REPOSITORY / "dist" / "wheels" / TARGET))
-#: Without it systemd knows no automount.
+#: Without it systemd supports no automounts.
 AUTOFS = Path("/dev/autofs")
-#: Where they are in the machine.
+#: Their place in the machine.
 FOLDER = "/srv/wheels"
-#: Where `packaging/ec2/user-data.sh` is in the machine.
+#: The place of `packaging/ec2/user-data.sh` in the machine.
 SCRIPT = "/srv/user-data.sh"
 
 MAKE_ROOT_S = 900.0
@@ -36,7 +36,7 @@ BOOT_S = 60.0
 COMMAND_S = 100.0
 HALT_S = 60.0
 
-#: The host's variables are not the machine's.
+#: The machine does not inherit the host's variables.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -58,7 +58,7 @@ def why_not() -> str | None:
 
 
 def make_root() -> Path:
-    """Return the root, made if there is none yet."""
+    """Return the root; make it if it does not exist."""
     root = REPOSITORY / ".state" / "boot" / "root"
     if not root.exists():
         unfinished = root.with_name("unfinished")
@@ -76,7 +76,7 @@ def make_root() -> Path:
 
 
 class Machine:
-    """One machine. `layers` are the folders that it is made of, the topmost first."""
+    """One machine. `layers` are the folders that it consists of, the topmost first."""
 
     def __init__(self, folder: Path, layers: list[Path]) -> None:
         self.root = folder / "root"
@@ -107,12 +107,12 @@ class Machine:
 
     @property
     def layer(self) -> Path:
-        """What this machine has changed, as a layer for others."""
+        """The changes of this machine, as a layer for other machines."""
         return self._changes
 
     @property
     def console(self) -> str:
-        """What has been printed while it booted."""
+        """The console output of the boot."""
         log = self._folder / "console"
         return log.read_text(errors="replace") if log.exists() else ""
 
@@ -132,7 +132,7 @@ class Machine:
                     f"--directory={self.root}",
                     f"--machine=mount-s3-test-{os.getpid()}",
                     "--register=no",
-                    # Without a systemd outside there is nobody to ask for a scope.
+                    # Without a systemd outside nothing can create a scope.
                     *([] if Path("/run/systemd/system").exists() else ["--keep-unit"]),
                     "--bind=/dev/fuse",
                     *(["--bind=/dev/autofs"] if AUTOFS.exists() else []),
@@ -147,7 +147,7 @@ class Machine:
         eventually(lambda: self.state(until) == "active", within_s=BOOT_S)
 
     def halt(self) -> None:
-        """Shut down in order, by force if that takes too long."""
+        """Shut down in order, or by force if that takes too long."""
         nspawn, self._nspawn = self._nspawn, None
         if nspawn is None:
             return
@@ -160,7 +160,7 @@ class Machine:
             raise
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a command in the booted machine; return what it printed, errors too."""
+        """Run a command in the booted machine; return its output, including errors."""
         inside = ["nsenter", f"--target={self._leader()}", "--all", "--root", "--wd"]
         done = subprocess.run(
             [*inside, *command],
@@ -176,7 +176,7 @@ class Machine:
         return done.stdout
 
     def chroot(self, script: str) -> None:
-        """Run a script of the shell in it, not booted."""
+        """Run a shell script in the machine, without booting it."""
         wheels = self.root / FOLDER.lstrip("/")
         wheels.mkdir(exist_ok=True)
         inner = f'mount --bind {WHEELS} {wheels} && exec chroot {self.root} sh -ec "$1"'
@@ -188,7 +188,7 @@ class Machine:
         )
 
     def state(self, unit: str) -> str:
-        """Return what `systemctl is-active` says; "" where systemd does not answer yet."""
+        """Return the output of `systemctl is-active`; "" if systemd does not answer yet."""
         try:
             return self.run("systemctl", "is-active", unit, check=False).strip()
         except LookupError:
@@ -203,12 +203,12 @@ class Machine:
         return self.run("journalctl", "--no-pager", "--lines=40", check=False)
 
     def mounts(self) -> list[str]:
-        """Return what of ours is mounted, alive or dead; no mount is touched for that."""
+        """Return the mounts of mount-s3, alive or dead, without access to them."""
         lines = self.run("cat", "/proc/self/mountinfo").splitlines()
         return [line.split()[4] for line in lines if " fuse.mount-s3 " in line]
 
     def _leader(self) -> int:
-        """Return the process that is number 1 inside. LookupError while there is none."""
+        """Return the process that is number 1 inside. LookupError if there is none."""
         assert self._nspawn is not None
         if self._nspawn.poll() is not None:
             raise AssertionError(f"systemd-nspawn has ended: {self.console}")
@@ -221,7 +221,7 @@ class Machine:
 
 
 def wait_for(machine: Machine, unit: str, state: str, *, within_s: float = 60.0) -> None:
-    """Wait until a unit is in a state; else say what the journal does."""
+    """Wait until a unit reaches a state; on failure show the journal."""
     deadline = time.monotonic() + within_s
     while (found := machine.state(unit)) != state:
         assert time.monotonic() < deadline, f"{unit} is {found}\n{machine.journal()}"

@@ -1,16 +1,16 @@
-"""How a machine reaches the S3 server outside of it."""
+"""How a machine reaches the S3 server outside."""
 
 from tests.conftest import Store
 from tests.mount.mounting import store_options
 from tools.servers import SeaweedFS
 
-#: What mounts it, and where: as packaging/ec2/user-data.sh has it where nothing else is said.
+#: The defaults of packaging/ec2/user-data.sh: its service and its directory.
 SERVICE = "mount-s3@data.service"
 DIRECTORY = "/mnt/data"
 
 
 def options(server: SeaweedFS) -> list[str]:
-    """Return the options that lead to the server."""
+    """Return the options that name the server."""
     return store_options(Store(server.endpoint_url, server.bucket, server.environment))
 
 

@@ -1,4 +1,4 @@
-"""The script that installs on EC2, and Image Builder's component around it, on clean machines."""
+"""The install script for EC2, and Image Builder's component around it, on clean machines."""
 
 import functools
 import http.server
@@ -24,14 +24,14 @@ LOG = "/var/log/mount-s3-install.log"
 
 @pytest.fixture
 def clean(root: Path, tmp_path: Path) -> Iterator[Machine]:
-    """A machine on which nothing has been installed, not booted yet."""
+    """A machine without anything installed, not booted yet."""
     with Machine(tmp_path, [root]) as machine:
         machine.write(SCRIPT, (EC2 / "user-data.sh").read_text())
         yield machine
 
 
 def settings(server: SeaweedFS, *more: str) -> list[str]:
-    """Return the settings that mount its bucket."""
+    """Return the settings that mount the machine's bucket."""
     return [
         f"WHEELS={FOLDER}",
         f"BUCKET=s3://{server.bucket}/boot/",
@@ -40,12 +40,15 @@ def settings(server: SeaweedFS, *more: str) -> list[str]:
 
 
 def script(words: list[str]) -> str:
-    """Return the line of the shell that runs it."""
+    """Return the shell command that runs the script."""
     return shlex.join(["env", *words, "bash", SCRIPT])
 
 
 def test_run_twice(clean: Machine, server: SeaweedFS) -> None:
-    """It mounts now and at boot; again it changes nothing, but for a setting that has changed."""
+    """The script mounts now and at boot.
+
+    A second run changes nothing, except for a changed setting.
+    """
     clean.write("/root/.aws/credentials", credentials(server))
     clean.boot()
     said = clean.run("env", *settings(server), "bash", SCRIPT)
@@ -74,7 +77,7 @@ def test_run_twice(clean: Machine, server: SeaweedFS) -> None:
 
 
 def test_the_component(clean: Machine, server: SeaweedFS) -> None:
-    """What Image Builder runs makes an image whose instances mount at boot."""
+    """Image Builder's steps make an image whose instances mount at boot."""
     clean.write("/root/.aws/credentials", credentials(server))
     component = yaml.safe_load((EC2 / "component.yml").read_text())
     values = {
@@ -94,7 +97,7 @@ def test_the_component(clean: Machine, server: SeaweedFS) -> None:
         assert "{{" not in text
         return str(text)
 
-    # S3Download: the folder's content.
+    # S3Download copies the folder's content.
     (source,) = steps["build/Download"]["inputs"]
     clean.chroot(f"cp -r {FOLDER} {source['destination']}; cp {SCRIPT} {source['destination']}/")
     clean.chroot(commands("build/Install"))
@@ -108,7 +111,7 @@ def test_the_component(clean: Machine, server: SeaweedFS) -> None:
 
 
 def test_wheels_from_elsewhere(clean: Machine, server: SeaweedFS, tmp_path: Path) -> None:
-    """They come from an archive at an https:// address, and from a folder in S3."""
+    """The wheels come from an archive at an https:// address, or from a folder in S3."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(clean.root / "srv" / "ca.pem")
     served = tmp_path / "served"
@@ -140,7 +143,7 @@ def test_wheels_from_elsewhere(clean: Machine, server: SeaweedFS, tmp_path: Path
 
 
 def test_no_wheels(clean: Machine) -> None:
-    """It fails, says why, also in the log, and mounts nothing."""
+    """The script fails, says why, also in the log, and mounts nothing."""
     clean.boot()
     reasons = {
         "/etc/opt": "there are no wheels in /etc/opt",

@@ -1,6 +1,6 @@
-"""The container image, built from its recipe, and the pod that is made of it, without Kubernetes.
+"""The container image, built from its Containerfile, and the pod, without Kubernetes.
 
-The base is the root that debootstrap has made: no registry is asked.
+The base image is the root that debootstrap made, so no registry is needed.
 """
 
 import shlex
@@ -24,8 +24,9 @@ pytestmark = pytest.mark.timeout(1200)
 RECIPE = REPOSITORY / "packaging" / "container" / "Containerfile"
 POD = REPOSITORY / "packaging" / "kubernetes" / "pod.yml"
 
-#: Each container has its own mounts, as the runtime makes them. `mounter` has /dev/fuse and may
-#: mount; what it mounts in the volume spreads from there. `mount-s3` cannot change its files.
+#: Each container has its own mounts, as in a container runtime. `mounter` has /dev/fuse and may
+#: mount, and its mount in the volume propagates to the others. `mount-s3` cannot change the files
+#: of the volume.
 CONTAINERS = """
 set -e
 mount --bind {volume} {volume}
@@ -54,7 +55,7 @@ echo written >/volume/data/new
 
 
 def buildah(storage: Path, *arguments: str | Path) -> str:
-    """Run it with a storage of its own, and return what it printed."""
+    """Run buildah with its own storage, and return its output."""
     where = [f"--root={storage / 'root'}", f"--runroot={storage / 'run'}"]
     done = subprocess.run(
         ["buildah", *where, "--storage-driver=overlay", *arguments],
@@ -69,7 +70,7 @@ def buildah(storage: Path, *arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
-    """The image's files, and what it says of how it is run."""
+    """The image's files and its configuration."""
     if shutil.which("buildah") is None:
         pytest.skip("buildah is missing: apt install buildah")
     storage = tmp_path_factory.mktemp("storage")
@@ -90,7 +91,7 @@ def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 
 
 def test_the_image(image: tuple[Path, Any]) -> None:
-    """An ordinary user runs mount-s3; there is neither a compiler nor pip."""
+    """An ordinary user runs mount-s3. The image has neither a compiler nor pip."""
     files, config = image
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["mount-s3", "--foreground"]
@@ -104,7 +105,7 @@ def test_the_image(image: tuple[Path, Any]) -> None:
 
 
 def test_the_pod(image: tuple[Path, Any], server: SeaweedFS, tmp_path: Path) -> None:
-    """A container without privileges serves what one with them has mounted, for a third one."""
+    """An unprivileged container serves the mount of a privileged one, for a third one."""
     server.client().put_object(Bucket=server.bucket, Key="file", Body=b"content")
     files, config = image
     containers = {

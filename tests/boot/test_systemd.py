@@ -1,4 +1,4 @@
-"""The shipped unit, and /etc/fstab, under a systemd that boots."""
+"""The shipped unit, and /etc/fstab, with a systemd that boots."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ from tests.boot.server import DIRECTORY, SERVICE, credentials, options
 from tests.mount.mounting import eventually
 from tools.servers import SeaweedFS
 
-# The first one makes the root.
+# The first test makes the root.
 pytestmark = pytest.mark.timeout(1200)
 
-#: Ends the process that serves /mnt/fstab, and no other.
+#: Kills only the process that serves /mnt/fstab.
 KILL = """
 for process in /proc/[0-9]*; do
     tr '\\0' ' ' <$process/cmdline | grep -q '/mount-s3 .* /mnt/fstab ' || continue
@@ -29,7 +29,7 @@ UNIT = REPOSITORY / "packaging" / "systemd" / "mount-s3@.service"
 
 @pytest.fixture
 def configured(machine: Machine, server: SeaweedFS) -> Machine:
-    """A machine with the unit and a bucket for it, not booted yet."""
+    """A machine with the unit and its bucket, not booted yet."""
     machine.write("/etc/systemd/system/mount-s3@.service", UNIT.read_text())
     machine.write("/root/.aws/credentials", credentials(server))
     configure(machine, server)
@@ -37,7 +37,7 @@ def configured(machine: Machine, server: SeaweedFS) -> Machine:
 
 
 def configure(machine: Machine, server: SeaweedFS, *more: str) -> None:
-    """Write what the unit reads."""
+    """Write the unit's configuration."""
     machine.write(
         "/etc/mount-s3/data.conf",
         f"BUCKET=s3://{server.bucket}/boot/\n"
@@ -47,12 +47,12 @@ def configure(machine: Machine, server: SeaweedFS, *more: str) -> None:
 
 
 def enable(machine: Machine) -> None:
-    """Have it start at boot, as `systemctl enable` does."""
+    """Start the unit at boot, as `systemctl enable` does."""
     machine.chroot(f"systemctl enable -q {SERVICE}")
 
 
 def fstab(server: SeaweedFS) -> str:
-    """Return a line for /mnt/fstab."""
+    """Return a line of /etc/fstab for /mnt/fstab."""
     items = ["_netdev", "nofail", *(word.lstrip("-") for word in options(server))]
     # A value follows its name.
     text = ",".join(items).replace("endpoint-url,", "endpoint-url=").replace("region,", "region=")
@@ -61,7 +61,7 @@ def fstab(server: SeaweedFS) -> str:
 
 @contextlib.contextmanager
 def silent(server: SeaweedFS) -> Iterator[None]:
-    """The server is there, and does not answer."""
+    """The server exists, but does not answer."""
     pid = server.pid_if_running
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -72,7 +72,10 @@ def silent(server: SeaweedFS) -> Iterator[None]:
 
 
 def test_started_and_stopped(configured: Machine, server: SeaweedFS) -> None:
-    """It is active when files can be read, and not before; stopped, nothing is mounted."""
+    """The unit is active when files can be read, and not before.
+
+    After a stop nothing is mounted.
+    """
     configured.boot()
     with silent(server):
         configured.run("systemctl", "start", "--no-block", SERVICE)
@@ -94,7 +97,7 @@ def test_started_and_stopped(configured: Machine, server: SeaweedFS) -> None:
 
 
 def test_killed(configured: Machine) -> None:
-    """Who kills the process, or everything that belongs to it, finds it mounted again."""
+    """If its process or its whole control group is killed, the bucket is mounted again."""
     configured.boot()
     configured.run("systemctl", "start", SERVICE)
     for restarts, who in enumerate(("main", "all"), 1):
@@ -110,7 +113,7 @@ def test_killed(configured: Machine) -> None:
 
 
 def test_what_others_have_mounted_there(configured: Machine, server: SeaweedFS) -> None:
-    """A mount that is not the service's own, and works, stays."""
+    """A working mount of another process stays."""
     configured.boot()
     configured.run("mkdir", DIRECTORY)
     configured.run("mount-s3", f"s3://{server.bucket}/boot/", DIRECTORY, *options(server))
@@ -122,7 +125,7 @@ def test_what_others_have_mounted_there(configured: Machine, server: SeaweedFS) 
 
 
 def test_wrong_options(configured: Machine, server: SeaweedFS) -> None:
-    """They are not tried again, and the journal says what is wrong."""
+    """Wrong options are not tried again, and the journal says what is wrong."""
     configure(configured, server, "--no-such-option")
     configured.boot()
     configured.run("systemctl", "start", SERVICE, check=False)
@@ -132,7 +135,7 @@ def test_wrong_options(configured: Machine, server: SeaweedFS) -> None:
 
 
 def test_at_boot(configured: Machine, server: SeaweedFS) -> None:
-    """The unit and a line in /etc/fstab are mounted at boot, which waits for neither."""
+    """The unit and a line in /etc/fstab are mounted at boot, and the boot waits for neither."""
     configured.write("/etc/fstab", fstab(server))
     enable(configured)
     with silent(server):
@@ -154,7 +157,7 @@ def test_at_boot(configured: Machine, server: SeaweedFS) -> None:
 
 @pytest.mark.skipif(not AUTOFS.exists(), reason="this kernel has no autofs")
 def test_automount(configured: Machine, server: SeaweedFS) -> None:
-    """With x-systemd.automount it is mounted when it is used, also after it was killed."""
+    """With x-systemd.automount the first access mounts the bucket, also after a kill."""
     line = fstab(server).replace("_netdev,", "_netdev,noauto,x-systemd.automount,auto-unmount,")
     configured.write("/etc/fstab", line)
     configured.boot()
@@ -168,7 +171,7 @@ def test_automount(configured: Machine, server: SeaweedFS) -> None:
 
 
 def test_the_next_boot(configured: Machine) -> None:
-    """Shut down while it is mounted, the machine mounts again."""
+    """After a shutdown while the bucket is mounted, the machine mounts it again."""
     enable(configured)
     configured.boot()
     wait_for(configured, SERVICE, "active")
