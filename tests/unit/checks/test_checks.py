@@ -1,4 +1,4 @@
-"""The checklist: order, skipping, how it is shown, and what its rules decide."""
+"""The checklist: order, skipped checks, presentation, and the rules of the checks."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def config(directory: str = "", **slices: Any) -> Config:
 
 
 def subject(directory: str = "", environ: dict[str, str] | None = None, **slices: Any) -> Subject:
-    """Return what the checks look at."""
+    """Return the subject of the checks."""
     return Subject(environ or {}, no_progress, config(directory, **slices))
 
 
@@ -60,12 +60,12 @@ def subject(directory: str = "", environ: dict[str, str] | None = None, **slices
 
 
 def outcomes(*checks: Check[None]) -> dict[str, Result]:
-    """Go through checks of nothing."""
+    """Run checks that do nothing."""
     return dict(go_through(checks, None))
 
 
 def test_each_name_is_there_once_and_needs_what_was_before() -> None:
-    """Programs know the names; a check cannot need a later one."""
+    """Names are unique, because programs use them; a check needs only earlier ones."""
     names = [check.name for check in CHECKS]
     assert len(set(names)) == len(names)
     for index, check in enumerate(CHECKS):
@@ -74,14 +74,14 @@ def test_each_name_is_there_once_and_needs_what_was_before() -> None:
 
 
 def test_the_document_has_all_names_in_their_order() -> None:
-    """docs/check.md says what each one means."""
+    """docs/check.md explains each check, in the same order."""
     section = DOCUMENT.read_text().partition("## JSON")[0]
     rows = re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE)
     assert rows == [check.name for check in CHECKS]
 
 
 def test_what_needs_a_failure_is_skipped_and_the_rest_is_not() -> None:
-    """All that was missing is named by what has failed, not by what was skipped for it."""
+    """A skipped check names the failed ones, not those skipped in between."""
     asked: list[str] = []
 
     def look(name: str, result: Result) -> Callable[[None], Result]:
@@ -107,13 +107,13 @@ def test_what_needs_a_failure_is_skipped_and_the_rest_is_not() -> None:
 
 @pytest.mark.parametrize("result", [warning("odd"), skipped("there is none")])
 def test_a_warning_keeps_nobody(result: Result) -> None:
-    """Nor does what had nothing to look at."""
+    """Neither a warning nor a check without anything to test skips other checks."""
     found = outcomes(Check("a", lambda _: result), Check("b", lambda _: ok("fine"), needs=("a",)))
     assert found["b"].outcome == "ok"
 
 
 def test_results_come_one_by_one() -> None:
-    """Who reads them sees the first before the second is looked for."""
+    """A reader gets the first result before the second check starts."""
     checks: list[Check[None]] = [
         Check("a", lambda _: ok("fine")),
         Check("later", lambda _: pytest.fail("too early")),
@@ -122,7 +122,7 @@ def test_results_come_one_by_one() -> None:
 
 
 def test_errors_are_failures() -> None:
-    """What mounting would say, with its hint; and what nobody foresaw, without ending the rest."""
+    """A MountError becomes a failure with its hint; so does a bug, and the other checks run."""
 
     def refuse(_: None) -> Result:
         raise MountError("it is broken", "mend it")
@@ -138,7 +138,7 @@ def test_errors_are_failures() -> None:
 
 
 def test_a_wait_has_an_end() -> None:
-    """What does not answer is said; what it raises passes, also if that is a timeout."""
+    """A check without an answer is reported; errors pass through, even a timeout."""
     never = threading.Event()
     with pytest.raises(MountError, match="the oracle did not answer within 0 seconds"):
         within(0.05, "the oracle", "ask another", never.wait)
@@ -168,7 +168,7 @@ def shown(capsys: pytest.CaptureFixture[str], results: list[tuple[str, Result]])
 
 
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """A mark, a name and a finding in columns; what to do below; a count. No control characters."""
+    """Mark, name and finding in columns, the hint below, and a count. No control characters."""
     assert shown(capsys, RESULTS) == (
         "ok       fuse device   /dev/fuse can be opened\n"
         "warning  clock         it is 2 min behind\n"
@@ -184,7 +184,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_terminal_gets_lines_that_break_at_spaces(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Words, paths and options stay whole; what follows stays in its column."""
+    """Words, paths and options stay whole, and following lines stay in their column."""
     monkeypatch.setattr(report, "is_terminal", lambda _: True)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -200,7 +200,7 @@ def test_a_terminal_gets_lines_that_break_at_spaces(
 
 
 def test_text_of_what_can_be_mounted(capsys: pytest.CaptureFixture[str]) -> None:
-    """Warnings do not keep anybody from mounting."""
+    """With only warnings the bucket can be mounted."""
     text = shown(capsys, [RESULTS[0], RESULTS[1], RESULTS[1]])
     assert text.endswith("\nbucket bucket can be mounted: 1 ok, 2 warnings\n")
 
@@ -208,7 +208,7 @@ def test_text_of_what_can_be_mounted(capsys: pytest.CaptureFixture[str]) -> None
 def test_colour_is_for_terminals(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And there not with NO_COLOR."""
+    """Only terminals get colour, unless NO_COLOR is set."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr("mountpoint.checks.report.click.echo", print)
@@ -219,7 +219,7 @@ def test_colour_is_for_terminals(
 
 @pytest.mark.parametrize("good", [True, False])
 def test_json(capsys: pytest.CaptureFixture[str], good: bool) -> None:
-    """One object with all of it; text in it is as clean as for people."""
+    """One object with all results; its text is as clean as for people."""
     results = [RESULTS[1]] if good else [RESULTS[1], RESULTS[2]]
     clean = clean_by(Redactor(["him"]))
     assert write_json(config("/mnt"), results, clean) == good
@@ -236,14 +236,14 @@ def test_json(capsys: pytest.CaptureFixture[str], good: bool) -> None:
 
 
 def test_json_without_a_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is null, and a prefix is what the bytes say."""
+    """The directory is null; a prefix that is not UTF-8 keeps its bytes."""
     write_json(config(bucket=BucketConfig("bucket", b"a/")), [], clean_by(Redactor([])))
     found = json.loads(capsys.readouterr().out)
     assert (found["prefix"], found["directory"], found["ok"]) == ("a/", None, True)
 
 
 def test_secrets_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """What the environment holds is taken out of findings, hints and details."""
+    """Secrets in the environment are masked in findings, hints and details."""
     clean = clean_by(Redactor.from_environment({"AWS_SECRET_ACCESS_KEY": "geheimgeheim"}))
     result = failed("a geheimgeheim b", "c geheimgeheim d", key="geheimgeheim")
     write_json(config(), [("bucket", result)], clean)
@@ -269,14 +269,14 @@ def test_secrets_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_kernel(
     monkeypatch: pytest.MonkeyPatch, release: str, channel: bool, outcome: str, kib: int
 ) -> None:
-    """Reads are as large as kernel and options let them be."""
+    """The size of reads depends on the kernel and the options."""
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     result = machine.kernel(subject(mount=MountConfig("", channel=channel)))
     assert (result.outcome, result.details["read_kib"]) == (outcome, kib)
 
 
 def test_directory(tmp_path: Path) -> None:
-    """None, an empty one, and one with something in it."""
+    """No directory, an empty one, and one with files."""
     assert machine.directory(subject()).outcome == "skipped"
     assert machine.directory(subject(str(tmp_path))).outcome == "ok"
     (tmp_path / "file").touch()
@@ -284,7 +284,7 @@ def test_directory(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mount that answers nothing is said, and does not hang the rest."""
+    """A hanging mount is reported, and the other checks run."""
     monkeypatch.setattr(machine, "DIRECTORY_S", 0.05)
     hung = threading.Event()
     monkeypatch.setattr(requirements, "check_directory", lambda path: hung.wait())
@@ -294,7 +294,7 @@ def test_a_directory_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_staging(tmp_path: Path) -> None:
-    """The rules are the mount's own: existence, room, not inside of the mount."""
+    """The rules are those of mounting: existence, room, not inside the mount."""
     staging = ChangeConfig(staging_directory=str(tmp_path / "s"))
     with pytest.raises(MountError, match="does not exist"):
         machine.staging(subject(change=staging))
@@ -311,7 +311,7 @@ def test_staging(tmp_path: Path) -> None:
 
 
 def test_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it will be; that nothing is made now; and that it cannot be."""
+    """The log's destination; the check creates nothing, and reports an unusable directory."""
     inside = str(tmp_path / "log")
     assert machine.log(subject(log=LogConfig(directory=inside))).outcome == "ok"
     assert list(tmp_path.iterdir()) == []
@@ -327,7 +327,7 @@ def test_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_journal(tmp_path: Path) -> None:
-    """A mount works without it: so it is a warning, and nothing where nothing is written."""
+    """A mount works without the journal, so it is a warning; a read-only mount needs none."""
     environ = {"XDG_STATE_HOME": str(tmp_path)}
     assert machine.uploads_journal(subject(environ=environ)).outcome == "ok"
     (tmp_path / "mount-s3").touch()
@@ -341,7 +341,7 @@ def test_journal(tmp_path: Path) -> None:
 
 # --- Who asks, and where ---
 
-#: By when it is looked at, minutes of other tests have passed.
+#: Later than the expiry check, even if other tests take minutes.
 LATER = datetime.now(UTC) + timedelta(days=50)
 
 
@@ -363,7 +363,7 @@ LATER = datetime.now(UTC) + timedelta(days=50)
     ],
 )
 def test_credentials(monkeypatch: pytest.MonkeyPatch, origin: Origin, finding: str) -> None:
-    """Provider, abbreviated key and expiry; nothing else of them."""
+    """Provider, shortened key and expiry are shown, and nothing else of the keys."""
     monkeypatch.setattr(place, "Credentials", lambda *_, **__: SimpleNamespace(origin=origin))
     result = place.credentials(subject())
     assert (result.outcome, result.finding) == ("ok", finding)
@@ -398,7 +398,7 @@ def test_configuration(
     finding: str,
     source: str,
 ) -> None:
-    """What is said beside the options, as far as it counts."""
+    """Shows the settings besides the options, as far as they take effect."""
     isolate(tmp_path, monkeypatch)
     asked = subject(environ=variables, bucket=BucketConfig("bucket", endpoint_url=option))
     assert place.configuration(asked).finding == finding
@@ -406,7 +406,7 @@ def test_configuration(
 
 
 def test_the_providers_are_botocores() -> None:
-    """A name that botocore does not have would never be found."""
+    """All names of providers exist in botocore."""
     providers = vars(botocore.credentials).values()
     methods = {getattr(each, "METHOD", None) for each in providers}
     assert set(place.PROVIDERS) <= methods
@@ -416,7 +416,7 @@ def test_the_providers_are_botocores() -> None:
 def test_the_bandwidth_of_the_instance(
     monkeypatch: pytest.MonkeyPatch, given: float | None, expected: float
 ) -> None:
-    """What is measured is compared with what mounting would aim at."""
+    """The measured rate is compared with the target of a mount."""
     monkeypatch.setattr(Instance, "bandwidth_gbps", lambda _: 12.5)
     monkeypatch.setattr(Instance, "region", lambda _: "eu-west-1")
     asked = subject(client=ClientConfig(throughput_gbps=given))
@@ -425,7 +425,7 @@ def test_the_bandwidth_of_the_instance(
 
 
 def test_a_proxy_that_is_none() -> None:
-    """It is said which variable is wrong; its text may have a password."""
+    """The message names the wrong variable, but not its value, which may have a password."""
     where = BucketConfig("bucket", endpoint_url="http://store.example.com")
     asked = subject(bucket=where)
     asked.environ = {"HTTP_PROXY": "http://me:geheim@proxy:port"}
@@ -458,7 +458,7 @@ def test_clock(
     outcome: str,
     said: str,
 ) -> None:
-    """Above a minute it is worth knowing; at 15 minutes S3 refuses what is signed."""
+    """More than a minute is a warning; from 15 minutes on S3 refuses signatures."""
     monkeypatch.setattr(probe, "skew_s", lambda *_: skew_s)
     asked: Any = subject()
     asked.connection = asked.endpoint = object()
@@ -470,7 +470,7 @@ def test_clock(
 
 
 def see(*infos: ObjectInfo) -> Objects:
-    """Return what a listing of these tells."""
+    """Return the summary of a listing of these objects."""
     found = Objects()
     for info in infos:
         bucket._see(found, info)
@@ -478,7 +478,7 @@ def see(*infos: ObjectInfo) -> Objects:
 
 
 def test_what_is_worth_reading() -> None:
-    """The first that can be read, the first that is large: neither archived, empty nor unnamed."""
+    """The first readable object and the first large one: not archived, empty or without ETag."""
     large = bucket.LARGE_BYTES
     empty = ObjectInfo(b"empty", 0, 0, '"a"')
     archived = ObjectInfo(b"archived", large, 0, '"a"', "GLACIER")
@@ -503,7 +503,7 @@ def test_what_is_worth_reading() -> None:
     ],
 )
 def test_sizes(size_bytes: int, text: str) -> None:
-    """As people say them."""
+    """Sizes in a readable form."""
     assert words.size(size_bytes) == text
 
 
@@ -512,12 +512,12 @@ def test_sizes(size_bytes: int, text: str) -> None:
     [(59, "59 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (864_000, "10 days")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    """As people say them."""
+    """Durations in a readable form."""
     assert words.duration(seconds) == text
 
 
 def test_a_connection_that_is_refused_is_said_as_mounting_says_it() -> None:
-    """With the host, the reason and what to look at."""
+    """A refused connection is reported as in mounting: host, reason and hint."""
     asked = subject()
     asked.endpoint = Endpoint("https", "s3.example.com", "", "us-east-1", "s3", "v4")
     error = network._unreachable(asked, ConnectionRefusedError(111, "Connection refused"), "eth1")
@@ -529,7 +529,7 @@ def test_a_connection_that_is_refused_is_said_as_mounting_says_it() -> None:
 
 
 class Stream:
-    """A stream that delivers at its own pace, until it is closed."""
+    """A stream that delivers at its own speed, until it is closed."""
 
     def __init__(self, *, stops_at: int = 1 << 62, error: Exception | None = None) -> None:
         self._stops_at = stops_at
@@ -564,7 +564,7 @@ def measured(stream: Any, size_bytes: int, most_s: float) -> tuple[int, float, A
 
 
 def test_all_that_was_asked_for_is_read_once() -> None:
-    """In the kernel's steps, each of which is told."""
+    """The object is read once, in the kernel's steps, each of which is reported."""
     stream = Stream()
     size_bytes, seconds, error, steps = measured(stream, 5 * MIB // 2, 20)
     assert stream.asked == [(0, MIB), (MIB, MIB), (2 * MIB, MIB // 2)]
@@ -573,7 +573,7 @@ def test_all_that_was_asked_for_is_read_once() -> None:
 
 
 def test_a_slow_line_is_measured_by_what_came() -> None:
-    """When the time is over it ends, its thread too."""
+    """A slow line is measured by the bytes that arrive in time; the thread ends, too."""
     begun_s = time.monotonic()
     size_bytes, seconds, error, _ = measured(Stream(stops_at=2 * MIB), 64 * MIB, 0.2)
     assert (size_bytes, error) == (2 * MIB, None)
@@ -582,7 +582,7 @@ def test_a_slow_line_is_measured_by_what_came() -> None:
 
 
 def test_a_read_that_fails_ends_it() -> None:
-    """With its error."""
+    """A failed read ends the measurement with its error."""
     fault = TransportFault("cut")
     size_bytes, _, error, _ = measured(Stream(stops_at=MIB, error=fault), 64 * MIB, 20)
     assert (size_bytes, error) == (MIB, fault)
@@ -602,14 +602,14 @@ def asked_for_throughput(
 
 
 class Streams:
-    """Makes no stream."""
+    """Creates no real stream."""
 
     def stream(self, info: ObjectInfo) -> None:
-        """Return none."""
+        """Return no stream."""
 
 
 def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In MB/s, beside what the option aims at; less than all is a warning."""
+    """The rate is in MB/s, beside the target; a partial read is a warning."""
     result = asked_for_throughput(monkeypatch, 64 * MIB)
     assert result.outcome == "ok"
     assert result.details["mb_per_s"] == 33.6
@@ -623,7 +623,7 @@ def test_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_large_enough() -> None:
-    """Then nothing is read."""
+    """Without a large object nothing is read."""
     asked = subject()
     asked.objects = Objects()
     asked.client = SimpleNamespace()  # type: ignore[assignment]
