@@ -1,4 +1,4 @@
-"""What is in /etc/fstab: each option of mount(8), and what may be meant by others."""
+"""Options in /etc/fstab: those of mount(8), and suggestions for unknown ones."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ __all__ = ["mounted"]
 
 CONTEXT = "system_u:object_r:httpd_sys_content_t:s0:c127,c456"
 
-#: The options that mount(8) has for every file system (util-linux 2.41).
+#: The options of mount(8) for all file systems (util-linux 2.41).
 TAKEN = """
     async atime noatime auto noauto defaults dev nodev diratime nodiratime exec group
     noiversion nomand _netdev nofail relatime norelatime strictatime nostrictatime lazytime
@@ -34,13 +34,13 @@ REFUSED = """
 
 @pytest.mark.parametrize("item", TAKEN.split())
 def test_taken_in_silence(mounted: Mounted, item: str) -> None:
-    """What means nothing here changes nothing."""
+    """Options without a meaning here have no effect."""
     assert config_of(mounted, "-o", item) == config_of(mounted, "-o", "rw")
 
 
 @pytest.mark.parametrize("item", REFUSED.split())
 def test_refused_by_name(mounted: Mounted, item: str) -> None:
-    """What would mean something is not ignored; the second line says what to do."""
+    """Options with a meaning that is not supported are refused; the second line says what to do."""
     name = item.partition("=")[0]
     said = refusal("bucket", "/mnt", "-o", item)
     assert f"-o {item}: '{name}' does not work with -o {fstab.REFUSED[name]}" in said
@@ -48,12 +48,12 @@ def test_refused_by_name(mounted: Mounted, item: str) -> None:
 
 
 def test_read_only(mounted: Mounted) -> None:
-    """The one that is an option of ours by another name."""
+    """ro is the only option of mount(8) that is one of ours."""
     assert config_of(mounted, "-o", "ro").mount.read_only
 
 
 def test_all_are_refused_for_a_reason() -> None:
-    """Nothing is both, and each reason is a sentence."""
+    """No option is both ignored and refused, and each reason is a sentence."""
     assert not fstab.REFUSED.keys() & (fstab.FOR_MOUNT | fstab.WITHOUT_EFFECT | fstab.KERNEL)
     assert all(" " in reason for reason in fstab.REFUSED.values())
 
@@ -73,12 +73,12 @@ def test_all_are_refused_for_a_reason() -> None:
     ],
 )
 def test_only_what_is_taken_is_suggested(mounted: Mounted, item: str, hint: str) -> None:
-    """No suggestion is refused when it is followed."""
+    """Every suggested option is accepted."""
     assert hint in refusal("bucket", "/mnt", "-o", item)
 
 
 def test_suggestions_are_taken() -> None:
-    """Each is an option that -o knows."""
+    """-o accepts each suggestion."""
     names = cli.main._suggested()
     assert len(names) > 40
     assert not {"check", "json", "no-channel", "help", "version"} & set(names)
@@ -107,13 +107,13 @@ def selinux(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_for_the_kernel(texts: list[str], expected: tuple[str, ...]) -> None:
-    """noexec and SELinux's contexts, which mount(8) quotes."""
+    """The kernel gets noexec and SELinux contexts, which mount(8) quotes."""
     assert fstab.kernel_options(texts) == expected
     assert [each for each in fstab.long_options(texts, [], []) if each != "--read-only"] == []
 
 
 def test_contexts_with_selinux(mounted: Mounted, selinux: None) -> None:
-    """libfuse gets them in one piece, whatever commas are in them."""
+    """libfuse gets a context as one option, even with commas."""
     config = config_of(mounted, "-o", f'noexec,context="{CONTEXT}"').mount
     assert config.kernel_options == ("noexec", f'context="{CONTEXT}"')
     escaped = CONTEXT.replace(",", "\\,")
@@ -121,7 +121,7 @@ def test_contexts_with_selinux(mounted: Mounted, selinux: None) -> None:
 
 
 def test_contexts_without_selinux(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel would refuse them; mount(8) leaves them out, too."""
+    """The kernel would refuse contexts without SELinux, so they are omitted, as in mount(8)."""
     monkeypatch.setattr(kernel, "knows", lambda kind: False)
     assert config_of(mounted, "-o", f'context="{CONTEXT}",noexec').mount.kernel_options == (
         "noexec",
@@ -129,7 +129,7 @@ def test_contexts_without_selinux(mounted: Mounted, monkeypatch: pytest.MonkeyPa
 
 
 def test_contexts_and_fusermount(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fusermount knows no contexts: that is said before."""
+    """fusermount does not accept contexts, which is reported before the mount."""
     monkeypatch.setattr("os.geteuid", lambda: 0)
     requirements.check_contexts(MountConfig("/mnt", kernel_options=("noexec", 'context="a"')))
     for euid, auto in ((1000, False), (0, True)):
@@ -142,7 +142,7 @@ def test_contexts_and_fusermount(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_types_of_file_systems() -> None:
-    """The kernel's list is read as it is."""
+    """The kernel's list is parsed as it is."""
     assert kernel.knows("proc")
     assert not kernel.knows("nodev")
 
@@ -157,7 +157,7 @@ def test_types_of_file_systems() -> None:
         ("s3://bucket/", [], "s3://bucket"),
         ("bucket", ["--prefix", "a b,c/"], "s3://bucket/a b,c/"),
         ("s3://bucket/a/", [], "s3://bucket/a/"),
-        # mount -a compares it with the line, as that is written.
+        # mount -a compares it with the text of the line.
         ("bucket", ["-o", "rw,prefix=a/"], "bucket"),
         ("s3://bucket/", ["-o", "rw"], "s3://bucket/"),
         ("bucket", ["-o", "fsname=mountpoint-s3"], "mountpoint-s3"),
@@ -165,7 +165,7 @@ def test_types_of_file_systems() -> None:
     ],
 )
 def test_source(mounted: Mounted, bucket: str, options: list[str], expected: str) -> None:
-    """What the kernel's tables show is the bucket, unless another name is given."""
+    """The kernel's tables show the bucket, unless another name is given."""
     assert run(bucket, "/mnt", *options).exit_code == 0
     assert mounted.config is not None
     assert mounted.config.mount.fsname == expected
@@ -177,7 +177,7 @@ def test_source_of_libfuse() -> None:
 
 
 def test_of_a_descriptor(mounted: Mounted) -> None:
-    """What is mounted already has its source and its flags."""
+    """A mounted descriptor already has its source and flags."""
     assert "has no effect" in refusal("bucket", "/dev/fd/3", "--fsname", "x")
     assert "-o noexec has no effect" in refusal("bucket", "/dev/fd/3", "-o", "noexec")
     assert "--fsname is empty" in refusal("bucket", "/mnt", "--fsname", "")
@@ -186,7 +186,7 @@ def test_of_a_descriptor(mounted: Mounted) -> None:
 
 
 def config_options() -> dict[str, Any]:
-    """Return the options as click hands them over when none is given."""
+    """Return the options as click passes them if none is given."""
     context = cli.main.make_context("mount-s3", ["bucket", "/mnt"])
     others = ("bucket", "directory", "check", "as_json")
     return {name: value for name, value in context.params.items() if name not in others}

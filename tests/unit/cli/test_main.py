@@ -1,4 +1,4 @@
-"""The command line: every option's way into the configuration, and every refusal."""
+"""The command line: the effect of each option on the configuration, and all refusals."""
 
 import os
 import re
@@ -37,13 +37,13 @@ from mountpoint.mount import daemon
 
 
 class Mounted:
-    """Stands for the process that would mount: it only remembers the configuration."""
+    """Replaces the process that would mount: it records the configuration."""
 
     def __init__(self) -> None:
         self.config: Config | None = None
 
     def mount(self, config: Config, on_ready: Callable[[], None]) -> int:
-        """Take the place of `cli._mount`."""
+        """Replace `cli._mount`."""
         self.config = config
         on_ready()
         return 0
@@ -51,14 +51,14 @@ class Mounted:
 
 @pytest.fixture
 def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
-    """Keep the command from forking and mounting; no variable of ours is set."""
+    """Prevent the command from forking and mounting, and unset our variables."""
     stand_in = Mounted()
 
     def in_background(work: Callable[[Callable[[], None]], int], log_hint: str) -> None:
         work(lambda: None)
 
     monkeypatch.setattr(cli, "_mount", stand_in.mount)
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/")  # as if there were a syslog
+    monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/")  # pretend that there is a syslog
     monkeypatch.setattr(daemon, "run_in_background", in_background)
     for name in ("AWS_CA_BUNDLE", "MOUNTPOINT_LOG"):
         monkeypatch.delenv(name, raising=False)
@@ -71,7 +71,7 @@ def run(*arguments: str) -> Result:
 
 
 def config_of(mounted: Mounted, *options: str) -> Config:
-    """Return the configuration that the options make for "bucket" at /mnt."""
+    """Return the configuration from the options for "bucket" at /mnt."""
     result = run("bucket", "/mnt", *options)
     assert result.exit_code == 0, result.output
     assert mounted.config is not None
@@ -79,7 +79,7 @@ def config_of(mounted: Mounted, *options: str) -> Config:
 
 
 def refusal(*arguments: str, code: int = 1) -> str:
-    """Return what the command says when it refuses the arguments, as one line."""
+    """Return the message of the refused arguments, as one line."""
     result = run(*arguments)
     assert result.exit_code == code, result.output
     assert result.stdout == ""
@@ -90,7 +90,7 @@ def refusal(*arguments: str, code: int = 1) -> str:
 
 
 def default_read_config() -> ReadConfig:
-    """Return how this machine reads when no option says anything."""
+    """Return this machine's default configuration of reads."""
     return ReadConfig(
         part_size_bytes=8 * MIB,
         memory_bytes=settings.memory_bytes(None),
@@ -99,7 +99,7 @@ def default_read_config() -> ReadConfig:
 
 
 def test_defaults_are_the_references(mounted: Mounted) -> None:
-    """Bucket and directory alone give the reference's defaults and the user's own ids."""
+    """Without options the defaults are those of AWS's mount-s3, and the user's own ids."""
     assert config_of(mounted) == Config(
         bucket=BucketConfig("bucket"),
         mount=MountConfig("/mnt", max_threads=16, fsname="s3://bucket"),
@@ -112,20 +112,20 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
 
 
 class Checked:
-    """Stands for the checks: it only remembers what it was asked."""
+    """Replaces the checks: it records its arguments."""
 
     def __init__(self) -> None:
         self.asked: tuple[Config, bool] | None = None
 
     def check(self, config: Config, *, as_json: bool) -> int:
-        """Take the place of `cli._check`."""
+        """Replace `cli._check`."""
         self.asked = (config, as_json)
         return 1
 
 
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> Checked:
-    """Keep the command from looking at anything."""
+    """Prevent the command from checking anything."""
     stand_in = Checked()
     monkeypatch.setattr(cli, "_check", stand_in.check)
     return stand_in
@@ -143,7 +143,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> Checked:
 def test_check(
     checked: Checked, mounted: Mounted, arguments: list[str], directory: str, as_json: bool
 ) -> None:
-    """--check mounts nothing, needs no directory, and takes the other options."""
+    """--check does not mount, needs no directory, and accepts the other options."""
     result = run(*arguments)
     assert result.exit_code == 1, result.output
     assert mounted.config is None
@@ -154,7 +154,7 @@ def test_check(
 
 
 def test_a_directory_is_needed_for_mounting(mounted: Mounted) -> None:
-    """Without one it is click's usage error."""
+    """Mounting without a directory is click's usage error."""
     said = refusal("bucket", code=2)
     assert "Usage: mount-s3 [OPTIONS] BUCKET DIRECTORY" in said
     assert "Missing argument 'DIRECTORY'" in said
@@ -162,19 +162,19 @@ def test_a_directory_is_needed_for_mounting(mounted: Mounted) -> None:
 
 
 def test_json_is_for_check(mounted: Mounted) -> None:
-    """Alone it is refused, before anything is mounted."""
+    """--json without --check is refused before the mount."""
     assert "add --check" in refusal("bucket", "/mnt", "--json")
     assert mounted.config is None
 
 
 def test_check_refuses_wrong_options(checked: Checked) -> None:
-    """As mounting does."""
+    """The refusals are the same as for mounting."""
     assert "not a bucket" in refusal("no bucket", "--check")
     assert checked.asked is None
 
 
 def test_interrupted_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C is the shell's 130, and no traceback."""
+    """Ctrl-C exits with the shell's 130, without a traceback."""
 
     def interrupt(config: Config, *, as_json: bool) -> int:
         raise KeyboardInterrupt
@@ -191,7 +191,7 @@ def test_interrupted_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_by_the_machine(
     monkeypatch: pytest.MonkeyPatch, total_mib: int, expected_mib: int
 ) -> None:
-    """A quarter of what there is, between 128 MiB and 1 GiB."""
+    """A quarter of the machine's memory, from 128 MiB to 1 GiB."""
     monkeypatch.setattr(settings, "total_bytes", lambda: total_mib * MIB)
     assert settings.memory_bytes(None) == expected_mib * MIB
 
@@ -284,7 +284,7 @@ def test_memory_by_the_machine(
 def test_each_option_reaches_its_place(
     mounted: Mounted, options: list[str], place: str, value: Any
 ) -> None:
-    """An option, on its own or in -o, sets its one field."""
+    """Each option, on its own or in -o, sets exactly its field."""
     found: Any = config_of(mounted, *options)
     for name in place.split("."):
         found = getattr(found, name)
@@ -313,14 +313,14 @@ def test_no_option_sets_two_fields() -> None:
     ],
 )
 def test_bucket_forms(mounted: Mounted, bucket: str, name: str, prefix: bytes) -> None:
-    """A bucket is a name, an ARN, or an s3:// URI whose path is the prefix, taken literally."""
+    """A bucket is a name, an ARN, or an s3:// URI whose path is the literal prefix."""
     assert run(bucket, "/mnt").exit_code == 0
     assert mounted.config is not None
     assert (mounted.config.bucket.name, mounted.config.bucket.prefix) == (name, prefix)
 
 
 def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
-    """What the shell passes as bytes arrives as these bytes."""
+    """Bytes from the shell arrive unchanged."""
     config = config_of(mounted, "--prefix", os.fsdecode(b"\xff/"))
     assert config.bucket.prefix == b"\xff/"
     assert describe(config.bucket) == r"prefix \xff/ of bucket bucket"
@@ -349,7 +349,7 @@ def test_says_what_is_mounted(
 def test_says_that_there_is_no_log(
     mounted: Mounted, monkeypatch: pytest.MonkeyPatch, options: list[str], told: bool
 ) -> None:
-    """In the background without syslog: once, on stderr, with what makes one."""
+    """In the background without syslog: one line on stderr, with the option that makes a log."""
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/nowhere")
     result = run("bucket", "/mnt", *options)
     assert (result.exit_code, result.stdout) == (0, "bucket bucket is mounted at /mnt\n")
@@ -363,7 +363,7 @@ def test_says_that_there_is_no_log(
 def test_paths_become_absolute(
     mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Relative paths are resolved before the process leaves its directory, links included."""
+    """Relative paths are resolved before the process changes its directory, including links."""
     (tmp_path / "real" / "sub").mkdir(parents=True)
     (tmp_path / "real" / "ca.pem").touch()
     (tmp_path / "link").symlink_to("real/sub")
@@ -380,7 +380,7 @@ def test_paths_become_absolute(
 def test_directory_that_was_removed_under_us(
     mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path in a directory that is gone is refused with the reason."""
+    """A relative path in a deleted directory is refused with the reason."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -388,7 +388,7 @@ def test_directory_that_was_removed_under_us(
 
 
 def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AWS_CA_BUNDLE counts unless --ca-bundle is given; MOUNTPOINT_LOG becomes the filter."""
+    """AWS_CA_BUNDLE applies unless --ca-bundle is given; MOUNTPOINT_LOG becomes the filter."""
     for name in ("one.pem", "two.pem"):
         (tmp_path / name).touch()
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "one.pem"))
@@ -452,7 +452,7 @@ def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_refused_with_exit_1(mounted: Mounted, arguments: list[str], words: str) -> None:
-    """A value out of range or a contradiction gives at most two lines, exit 1, and no mount."""
+    """An invalid value or a contradiction: at most two lines, exit code 1, and no mount."""
     assert words in refusal(*arguments)
     assert mounted.config is None
 
@@ -482,7 +482,7 @@ def test_refused_with_exit_1(mounted: Mounted, arguments: list[str], words: str)
     ],
 )
 def test_usage_errors_exit_2(mounted: Mounted, arguments: list[str], words: str) -> None:
-    """What click itself refuses is said by click, with exit 2."""
+    """click reports its own errors, with exit code 2."""
     assert words in refusal(*arguments, code=2)
     assert mounted.config is None
 
@@ -509,7 +509,7 @@ def test_usage_errors_exit_2(mounted: Mounted, arguments: list[str], words: str)
 def test_times_to_live(
     mounted: Mounted, options: list[str], expected: tuple[float, float, bool]
 ) -> None:
-    """The two times to live, and whether open asks; the second is as the first unless told."""
+    """The two times to live, and whether open asks S3. The second defaults to the first."""
     config = config_of(mounted, *options).filesystem
     assert (config.ttl_s, config.negative_ttl_s, config.asks_on_open) == expected
 
@@ -517,7 +517,7 @@ def test_times_to_live(
 @pytest.mark.parametrize("option", ["--metadata-ttl", "--negative-metadata-ttl"])
 @pytest.mark.parametrize("value", ["", "-1", "1.5", "1s", "never", "Minimal", "٣", "1e3", " 1"])
 def test_what_is_no_time_to_live(mounted: Mounted, option: str, value: str) -> None:
-    """A time to live is a whole number of seconds or one of two words."""
+    """A time to live is a whole number of seconds, or one of two words."""
     said = refusal("bucket", "/mnt", f"{option}={value}", code=2)
     assert f"'{option}': '{value}' is not a whole number of seconds, minimal or" in said
     said = refusal("bucket", "/mnt", option, "3153600001")
@@ -526,7 +526,7 @@ def test_what_is_no_time_to_live(mounted: Mounted, option: str, value: str) -> N
 
 
 def test_line_of_mount_fuse(mounted: Mounted) -> None:
-    """What mount(8) makes of an /etc/fstab line, with what mount.fuse and systemd add."""
+    """The command line from mount(8) for a line in fstab, with mount.fuse's additions."""
     words = (
         "rw,auto,noauto,user,nouser,users,_netdev,nofail,nodev,nosuid,defaults,dev,suid,exec,"
         "x-systemd.automount,x-gvfs-show,allow_other,region=eu-west-1"
@@ -542,7 +542,7 @@ def test_line_of_mount_fuse(mounted: Mounted) -> None:
 
 @given(st.lists(st.text(), min_size=1))
 def test_split_items_reverses_escaping(items: list[str]) -> None:
-    """Any items, escaped and joined with commas, come apart again."""
+    """Any items, escaped and joined with commas, are split into the same items."""
     escaped = [
         "".join(f"\\{character}" if character in ',\\"' else character for character in item)
         for item in items
@@ -552,9 +552,9 @@ def test_split_items_reverses_escaping(items: list[str]) -> None:
 
 @given(st.text(alphabet='a,\\"=', max_size=12))
 def test_split_items_refuses_or_loses_nothing(text: str) -> None:
-    """A text is refused exactly when a quote is bare or a backslash escapes nothing."""
+    """A text is refused only if a quote is bare or a backslash escapes nothing."""
     pairs = text
-    for index in range(len(text)):  # left to right: "\\\\," is a backslash, then a comma
+    for index in range(len(text)):  # from left to right: "\\\\," is a backslash, then a comma
         if pairs[index : index + 1] == "\\" and pairs[index + 1 : index + 2] in (",", "\\", '"'):
             pairs = pairs[:index] + "xx" + pairs[index + 2 :]
     bad = "\\" in pairs or '"' in pairs
@@ -569,7 +569,7 @@ def test_split_items_refuses_or_loses_nothing(text: str) -> None:
 
 
 def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option stands once under its topic, in 80 columns, with fstab and examples."""
+    """Each option is once in the help, below its topic, in 80 columns, with fstab and examples."""
     monkeypatch.setenv("COLUMNS", "200")
     said = run("--help").stdout
     assert said == run("-h").stdout
@@ -599,7 +599,7 @@ def test_help_is_grouped_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_version() -> None:
-    """--version and -V print the program and its version, and nothing else."""
+    """--version and -V print only the program and its version."""
     for option in ("--version", "-V"):
         assert run(option).stdout == f"mount-s3 {mountpoint.__version__}\n"
 
@@ -634,7 +634,7 @@ def test_errors_of_the_mount(
     error: Exception,
     said: str,
 ) -> None:
-    """What the mount raises, foreseen or not, is told in two lines with exit 1."""
+    """An error of the mount, expected or not, is two lines and exit code 1."""
 
     def fail(config: Config, on_ready: Callable[[], None]) -> int:
         raise error
@@ -656,7 +656,7 @@ def test_errors_of_the_mount(
 def test_exit_status_of_the_foreground_is_the_mounts(
     mounted: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the foreground the command ends with what the mount returns."""
+    """In the foreground the exit code is that of the mount."""
     monkeypatch.setattr(cli, "_mount", lambda config, on_ready: 3)
     assert run("bucket", "/mnt", "-f").exit_code == 3
 
@@ -664,7 +664,7 @@ def test_exit_status_of_the_foreground_is_the_mounts(
 def test_bad_log_filter_reaches_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of the real background process comes out of the command, with exit 1."""
+    """An error of the real background process reaches the terminal, with exit code 1."""
     monkeypatch.setenv("MOUNTPOINT_LOG", "debgu")
     program = "from mountpoint.cli.main import main; main(prog_name='mount-s3')"
     done = subprocess.run(
@@ -683,7 +683,7 @@ def test_bad_log_filter_reaches_the_terminal(
 
 
 def complete(**environ: str) -> str:
-    """Return what the program says to a shell that asks it."""
+    """Return the program's answer to a shell's completion request."""
     code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli.main import main; main()"
     ours = {name: text for name, text in os.environ.items() if name != "AWS_PROFILE"}
     result = subprocess.run(
@@ -710,7 +710,7 @@ def complete(**environ: str) -> str:
     ],
 )
 def test_completion(words: str, expected: str, tmp_path: Path) -> None:
-    """bash asks the program itself what may come next."""
+    """bash asks the program for completions."""
     (tmp_path / "config").write_text("[default]\n[profile work]\n[profile home]\n")
     said = complete(
         _MOUNT_S3_COMPLETE="bash_complete",

@@ -1,4 +1,4 @@
-"""The man pages are what the help says today, and what man takes without a warning."""
+"""The man pages match the help, and man accepts them without a warning."""
 
 import re
 import shutil
@@ -19,12 +19,12 @@ NAMES = ["mount-s3.1", "mount-s3ctl.1"]
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    """The pages as they would be written now."""
+    """The generated pages."""
     return man_pages.pages()
 
 
 def printed(source: str) -> str:
-    """Return what a page looks like, in one line; nothing may be warned of."""
+    """Return the rendered page in one line, without any warning."""
     if shutil.which("groff") is None:
         pytest.skip("groff is not installed (Debian: groff-base)")
     command = ["groff", "-ww", "-man", "-Tutf8", "-P-cbou", "-rLL=2000n"]
@@ -34,13 +34,13 @@ def printed(source: str) -> str:
 
 
 def test_current(pages: dict[str, str]) -> None:
-    """They are kept in the repository, so that installing needs nothing to make them with."""
+    """The pages are in the repository, so that the installation does not generate them."""
     kept = {path.name: path.read_text() for path in man_pages.DIRECTORY.iterdir()}
     assert kept == pages, f"docs/man is old: run {man_pages.REGENERATE}"
 
 
 def test_installed() -> None:
-    """A wheel brings them to where man looks."""
+    """A wheel installs them where man looks."""
     settings = tomllib.loads((man_pages.DIRECTORY.parents[1] / "pyproject.toml").read_text())
     files = settings["tool"]["setuptools"]["data-files"]["share/man/man1"]
     assert files == [f"docs/man/{name}" for name in NAMES]
@@ -48,7 +48,7 @@ def test_installed() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_taken_by_groff(pages: dict[str, str], name: str) -> None:
-    """All sections are there, and groff has nothing to say."""
+    """All sections exist, and groff has no warning."""
     text = printed(pages[name])
     for heading in ("NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "SEE ALSO"):
         assert f" {heading} " in text
@@ -56,7 +56,7 @@ def test_taken_by_groff(pages: dict[str, str], name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_taken_by_mandoc(pages: dict[str, str], name: str, tmp_path: Path) -> None:
-    """The other reader of man pages is strict: not even its advice on style is needed."""
+    """mandoc is stricter: it has not even advice on style."""
     mandoc = shutil.which("mandoc")
     if mandoc is None:
         pytest.skip("mandoc is not installed")
@@ -71,7 +71,7 @@ def test_taken_by_mandoc(pages: dict[str, str], name: str, tmp_path: Path) -> No
     ("name", "command"), [("mount-s3.1", cli.main), ("mount-s3ctl.1", ctl.main)]
 )
 def test_nothing_is_left_out(pages: dict[str, str], name: str, command: click.Command) -> None:
-    """Every option, of every command too, is there with its help, and so is all that help says."""
+    """Every option of every command is included with its help, and so are the other texts."""
     text = printed(pages[name])
     context = click.Context(command, info_name=name)
     commands = [command]
@@ -103,7 +103,7 @@ def test_nothing_is_left_out(pages: dict[str, str], name: str, command: click.Co
     ],
 )
 def test_any_text(text: str) -> None:
-    """What a help text says is what the page shows."""
+    """The page shows any help text unchanged."""
     head = ".TH X 1 2026-01-01 x x\n.SH NAME\nx \\- x\n.SH Y\n"
     for code in (False, True):
         page = head + man_pages.escaped(text, code=code) + "\n"
@@ -111,7 +111,7 @@ def test_any_text(text: str) -> None:
 
 
 def test_in_quotes() -> None:
-    """Nor is it lost as a heading."""
+    """A heading shows any text unchanged."""
     text = r'a "b" \ c-d'
     page = f".TH X 1 2026-01-01 x x\n.SH {man_pages.quoted(text)}\nz\n"
     assert f" {text} z " in printed(page)

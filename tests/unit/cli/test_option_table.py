@@ -1,4 +1,4 @@
-"""`docs/configuration.md` has every option as it is, and every option has a test of its effect."""
+"""`docs/configuration.md` lists every option, and every option has a test of its effect."""
 
 import ast
 import functools
@@ -17,12 +17,12 @@ M, U = "tests/mount", "tests/unit"
 NEW = f"{M}/test_option_effects.py::test_new_objects"
 IDS = f"{M}/test_names.py::test_options_for_attributes"
 
-#: For each option the test that it changes what it says: on a mount wherever a mount shows it.
+#: The test of each option's effect; on a mount, if the effect shows there.
 EFFECTS = {
     "--prefix": f"{M}/test_names.py::test_prefix",
     "--region": f"{M}/test_bad_input.py::test_wrong_region",
     "--endpoint-url": f"{M}/test_requests.py::test_every_request_is_signed",
-    # Hosts of AWS, which no test asks.
+    # Hosts of AWS, which no test contacts.
     "--force-path-style": f"{U}/s3/test_endpoint.py::test_custom_endpoints",
     "--dual-stack": f"{U}/s3/test_endpoint.py::test_plain_endpoints",
     "--transfer-acceleration": f"{U}/s3/test_endpoint.py::test_plain_endpoints",
@@ -53,7 +53,7 @@ EFFECTS = {
     "--allow-overwrite": f"{M}/test_write.py::test_overwriting",
     "--allow-rename": f"{M}/test_rename.py::test_mv",
     "--allow-append": f"{M}/test_rename.py::test_appending",
-    # No server here has directory buckets.
+    # None of the servers has directory buckets.
     "--incremental-upload": f"{U}/fs/test_directory_bucket_files.py::test_a_new_file_grows",
     "--keep-directories": f"{M}/test_rename.py::test_markers",
     "--staged-writes": f"{M}/test_staged.py::test_any_order",
@@ -88,13 +88,13 @@ EFFECTS = {
 
 
 def names() -> list[str]:
-    """Return the options of the program, hidden ones too."""
+    """Return the options of the program, including hidden ones."""
     return [options_table.long_name(option) for option in options_table.options(hidden=True)]
 
 
 @functools.cache
 def functions(path: Path) -> set[str]:
-    """Return the names of what a file defines."""
+    """Return the functions in a file."""
     tree = ast.parse(path.read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -104,14 +104,14 @@ def functions(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", names())
 def test_every_option_has_a_test(name: str) -> None:
-    """Who adds an option says here which test shows what it does."""
+    """A new option needs a row with the test of its effect."""
     assert name in EFFECTS, f"{name} has no test of its effect: write one, and name it in EFFECTS"
     path, _, test = EFFECTS[name].partition("::")
     assert test in functions(ROOT / path), f"there is no test {EFFECTS[name]}"
 
 
 def test_no_effect_is_of_nothing() -> None:
-    """What is no option any more is in no row."""
+    """No row is for a removed option."""
     assert sorted(set(EFFECTS) - set(names())) == []
 
 
@@ -119,14 +119,14 @@ def test_no_effect_is_of_nothing() -> None:
 
 
 def test_the_document_is_current() -> None:
-    """The tables are what the program says today."""
+    """The tables match the program."""
     text = options_table.DOCUMENT.read_text()
     assert options_table.updated(text) == text, f"docs/configuration.md is old: {HOW}"
 
 
 @pytest.mark.parametrize("known", reference_options.OPTIONS, ids=lambda known: known.name)
 def test_the_references_options(known: reference_options.Known) -> None:
-    """Each is here, with the same default unless it is said how it differs, or has a reason."""
+    """Each of AWS's options exists with the same default, or the table gives a reason."""
     ours = {options_table.long_name(option): option for option in options_table.options()}
     if known.name not in ours:
         assert known.missing, f"{known.name} is neither here nor explained"
@@ -136,23 +136,23 @@ def test_the_references_options(known: reference_options.Known) -> None:
 
 @functools.cache
 def program() -> str:
-    """Return all text of the program."""
+    """Return the source of the program."""
     return "\n".join(path.read_text() for path in Path(mountpoint.__file__).parent.rglob("*.py"))
 
 
-#: Read by the libraries: botocore and the AWS Common Runtime.
+#: Variables that libraries read: botocore and the AWS Common Runtime.
 BY_LIBRARIES = {"AWS_PROFILE", "AWS_EC2_METADATA_DISABLED", "HTTPS_PROXY", "NO_PROXY"}
 
 
-#: What WSGI calls so: of a request to /metrics.
+#: WSGI's name in a request to /metrics.
 OF_REQUESTS = {"PATH_INFO"}
 
-#: What a terminal can show. Terminals set it, not users.
+#: The terminal's type, which terminals set and not users.
 OF_TERMINALS = {"TERM"}
 
 
 def test_variables() -> None:
-    """Those of the tables are read, and those that are read are in the document."""
+    """The program reads the variables in the tables, and the document has those that it reads."""
     options = {name for each in options_table.ENVIRONMENT.values() for name in each}
     told = options | set(options_table.ONLY_VARIABLES)
     assert sorted(name for name in told - BY_LIBRARIES if f'"{name}"' not in program()) == []

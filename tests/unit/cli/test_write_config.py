@@ -1,4 +1,4 @@
-"""What may be said about writing, and what is refused with a reason."""
+"""The options for writing: accepted values, and refusals with a reason."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from mountpoint.errors import MountError
     ],
 )
 def test_accepted(settings: dict[str, Any]) -> None:
-    """What S3 knows is accepted."""
+    """Values that S3 supports are accepted."""
     WriteConfig(**settings)
 
 
@@ -40,7 +40,7 @@ def test_accepted(settings: dict[str, Any]) -> None:
     ],
 )
 def test_refused(settings: dict[str, Any], option: str) -> None:
-    """What makes no sense names the option that says it."""
+    """The message for an invalid value names its option."""
     with pytest.raises(MountError) as caught:
         WriteConfig(**settings)
     assert option in str(caught.value)
