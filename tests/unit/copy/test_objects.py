@@ -1,4 +1,4 @@
-"""Copies and moves: nothing is lost, whatever fails at whatever moment."""
+"""Copies and moves lose nothing, whatever fails at whatever moment."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ SOURCE, KEY = b"dir/source", b"dir/copy"
 
 
 class Place(World):
-    """Copies over a fake client; what is larger than 2 MiB is copied in parts of 1 MiB."""
+    """Copies over a fake client; objects above 2 MiB are copied in parts of 1 MiB."""
 
     def __init__(self, client: FakeClient) -> None:
         super().__init__(client, limits=Limits(MIB, MIB))
@@ -43,13 +43,13 @@ class Place(World):
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    """Copies in a bucket that works."""
+    """Copies in a bucket without faults."""
     with FakeClient() as client:
         yield Place(client)
 
 
 def described(place: Place, data: bytes, **more: object) -> None:
-    """Put the source, with all that there is to say of it."""
+    """Put the source, with all properties that an object can have."""
     options = PutOptions(
         content_type="text/x-test",
         metadata={"a": "b"},
@@ -66,7 +66,7 @@ def described(place: Place, data: bytes, **more: object) -> None:
 @pytest.mark.parametrize("size", [0, 1000, 2 * MIB, 2 * MIB + 1, 5 * MIB])
 @pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
 def test_copies_of_all_sizes(place: Place, size: int, condition: Condition) -> None:
-    """A copy has all of its source, and is described as the bucket has it."""
+    """A copy has all bytes and all properties of its source."""
     described(place, data_of(size), storage_class="STANDARD_IA")
     info = place.copies.copy(place.client.info(SOURCE), KEY, condition=condition)
     assert info == place.client.info(KEY)
@@ -81,7 +81,7 @@ def test_copies_of_all_sizes(place: Place, size: int, condition: Condition) -> N
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 def test_encryption_is_the_mounts(place: Place, size: int) -> None:
-    """Copies are encrypted as what is written."""
+    """Copies are encrypted like uploads."""
     place.configure(sse="aws:kms", sse_kms_key_id="key")
     described(place, data_of(size))
     place.copies.copy(place.client.info(SOURCE), KEY)
@@ -92,7 +92,7 @@ def test_encryption_is_the_mounts(place: Place, size: int) -> None:
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 @pytest.mark.parametrize("kind", ["head", "copy_object", "create_upload", "copy_part"])
 def test_faults_are_tried_again(place: Place, kind: str, size: int) -> None:
-    """What may succeed a moment later is asked again."""
+    """Requests that may succeed later are repeated."""
     place.client.inject(kind, Fault(error=errors.ServerFault("a fault")))
     place.client.put(SOURCE, data_of(size))
     place.copies.copy(place.client.info(SOURCE), KEY, condition=ABSENT)
@@ -106,7 +106,7 @@ def test_faults_are_tried_again(place: Place, kind: str, size: int) -> None:
 def test_a_lost_answer(
     place: Place, size: int, condition: Condition, most_tries: int | None
 ) -> None:
-    """A copy that was made without an answer is found, with or without another try."""
+    """A copy whose answer was lost is found, with or without another try."""
     place.configure(most_tries=most_tries)
     place.client.put(SOURCE, data_of(size))
     kind = "copy_object" if size == 10 else "complete_upload"
@@ -119,7 +119,7 @@ def test_a_lost_answer(
 
 @pytest.mark.parametrize("most_tries", [None, 1])
 def test_somebody_elses_object_after_a_fault(place: Place, most_tries: int | None) -> None:
-    """What is found in place of a copy that failed is not taken for it."""
+    """Another object at the target of a failed copy is not mistaken for the copy."""
     place.configure(most_tries=most_tries)
     place.client.put(SOURCE, b"source")
 
@@ -138,7 +138,7 @@ def test_somebody_elses_object_after_a_fault(place: Place, most_tries: int | Non
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 @pytest.mark.parametrize("look", [True, False])
 def test_conditions(place: Place, size: int, look: bool) -> None:
-    """What is there is not overwritten, nor another version than was meant."""
+    """An existing object is not overwritten, nor another version than the expected one."""
     place.client.put(SOURCE, data_of(size))
     there = place.client.put(KEY, b"there")
     info = place.client.info(SOURCE)
@@ -158,7 +158,7 @@ def test_conditions(place: Place, size: int, look: bool) -> None:
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 @pytest.mark.parametrize("ignores", [True, False])
 def test_stores_without_conditions(place: Place, size: int, ignores: bool) -> None:
-    """Where the store knows no conditions, or does not heed them, HEAD tells what is there."""
+    """If the store has no conditions, or ignores them, HEAD checks the target."""
     place.client.knows_conditions = ignores
     place.client.ignores_conditions = ignores
     place.client.put(SOURCE, data_of(size))
@@ -177,7 +177,7 @@ def test_stores_without_conditions(place: Place, size: int, ignores: bool) -> No
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 @pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
 def test_another_version(place: Place, size: int, condition: Condition) -> None:
-    """A source that is not the version that was meant is not copied."""
+    """A source of another version is not copied."""
     info = place.client.put(SOURCE, data_of(size))
     place.client.put(SOURCE, data_of(size)[::-1])
     with pytest.raises(errors.PreconditionFailed) as caught:
@@ -193,7 +193,7 @@ def test_another_version(place: Place, size: int, condition: Condition) -> None:
 def test_tags_that_are_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch, size: int, warnings: int
 ) -> None:
-    """Parts have no tags: that those of a large object are not copied is said."""
+    """Copied parts have no tags: a warning says that a large object loses its tags."""
     place.client.put(SOURCE, data_of(size))
     describe = place.client.describe
 
@@ -213,7 +213,7 @@ def test_tags_that_are_lost(
 
 @pytest.mark.parametrize("size", [0, 10, 3 * MIB])
 def test_order_of_a_move(place: Place, size: int) -> None:
-    """The source goes last: after the copy, and after HEAD has shown the copy."""
+    """The source is deleted last: after the copy, and after HEAD has shown the copy."""
     place.client.put(SOURCE, data_of(size))
     info = place.copies.move(place.client.info(SOURCE), KEY, condition=ABSENT)
     assert place.client.keys() == [KEY]
@@ -228,7 +228,7 @@ def test_order_of_a_move(place: Place, size: int) -> None:
 
 
 def test_the_copy_is_not_what_was_made(place: Place) -> None:
-    """Where HEAD shows nothing, too little, or another object, the source stays."""
+    """If HEAD shows nothing, too few bytes, or another object, the source stays."""
     info = place.client.put(SOURCE, b"source")
 
     def then(change: Callable[[], object]) -> None:
@@ -254,7 +254,7 @@ def test_the_copy_is_not_what_was_made(place: Place) -> None:
 
 @pytest.mark.parametrize("moment", ["head", "delete_object"])
 def test_a_source_that_changes_stays(place: Place, moment: str) -> None:
-    """What replaces the source while it is copied is not deleted, and the copy stays too."""
+    """A version of the source that is written during the copy is not deleted; both stay."""
     info = place.client.put(SOURCE, b"source")
 
     def script(request: Request) -> Fault | None:
@@ -270,7 +270,7 @@ def test_a_source_that_changes_stays(place: Place, moment: str) -> None:
 
 
 def test_a_source_that_cannot_be_deleted(place: Place) -> None:
-    """The error says that both are there."""
+    """The error says that both objects exist."""
     info = place.client.put(SOURCE, b"source")
     place.client.inject(
         "delete_object", Fault(error=errors.AccessDenied("no", code="AccessDenied"))
@@ -283,7 +283,7 @@ def test_a_source_that_cannot_be_deleted(place: Place) -> None:
 
 @pytest.mark.parametrize("moment", ["head", "delete_object"])
 def test_a_source_that_is_gone(place: Place, moment: str) -> None:
-    """Somebody else's DELETE of the source is as good as ours."""
+    """If another client has deleted the source, the move succeeds."""
     info = place.client.put(SOURCE, b"source")
 
     def script(request: Request) -> Fault | None:
@@ -298,7 +298,7 @@ def test_a_source_that_is_gone(place: Place, moment: str) -> None:
 
 @pytest.mark.parametrize("error", [errors.NotFound, errors.PreconditionFailed])
 def test_a_lost_answer_of_the_delete(place: Place, error: type[errors.S3Error]) -> None:
-    """A DELETE that was done without an answer is refused the second time, and done."""
+    """A DELETE whose answer was lost is refused the second time, and counts as done."""
     info = place.client.put(SOURCE, b"source")
     place.client.inject("delete_object", Fault(lost=True), Fault(error=error("no such key")))
     place.copies.move(info, KEY)
@@ -306,7 +306,7 @@ def test_a_lost_answer_of_the_delete(place: Place, error: type[errors.S3Error]) 
 
 
 def test_to_where_it_is(place: Place) -> None:
-    """An object that is moved to its own key is not deleted."""
+    """An object moved to its own key is not deleted."""
     info = place.client.put(SOURCE, b"source")
     with pytest.raises(ValueError, match="its own name"):
         place.copies.move(info, SOURCE)
@@ -321,7 +321,7 @@ def test_to_where_it_is(place: Place) -> None:
 )
 @settings(max_examples=examples(80), deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_request_fails(nth: int, what: str, size: int, condition: Condition) -> None:
-    """With any one request lost, refused or failed, the bytes are in one of the two places."""
+    """If any one request is lost, refused or fails, one of the two keys has the bytes."""
     with FakeClient() as client:
         place = Place(client)
         info = client.put(SOURCE, data_of(size))
@@ -355,7 +355,7 @@ def test_whatever_request_fails(nth: int, what: str, size: int, condition: Condi
 
 
 def fill(place: Place, count: int, prefix: bytes = b"old/") -> dict[bytes, bytes]:
-    """Put objects below a prefix, with a marker; return them by the rest of their keys."""
+    """Put objects below a prefix, with a marker; return them by their keys without the prefix."""
     place.client.put(prefix, b"")
     names = [b"%04d" % number for number in range(count)] + [b"sub/", b"sub/deep/file"]
     for name in names:
@@ -364,7 +364,7 @@ def fill(place: Place, count: int, prefix: bytes = b"old/") -> dict[bytes, bytes
 
 
 def test_move_all(place: Place) -> None:
-    """All keys below a prefix are moved, page by page, the marker too, and no others."""
+    """All keys below a prefix are moved, page by page, including the marker, and no others."""
     place.client.page_size = 7
     files = fill(place, 50)
     others = {b"old": b"1", b"older/x": b"2", b"ol": b"3"}
@@ -376,20 +376,20 @@ def test_move_all(place: Place) -> None:
 
 
 def test_move_nothing(place: Place) -> None:
-    """A prefix without objects is moved at once."""
+    """A prefix without objects is moved immediately."""
     assert place.copies.move_all(b"old/", b"new/") == 0
 
 
 @pytest.mark.parametrize("pair", [(b"a/", b"a/b/"), (b"a/b/", b"a/"), (b"a/", b"a/"), (b"", b"b/")])
 def test_prefixes_within_each_other(place: Place, pair: tuple[bytes, bytes]) -> None:
-    """What would be moved into itself is not moved."""
+    """A prefix is not moved into itself."""
     with pytest.raises(ValueError, match="into itself"):
         place.copies.move_all(*pair)
     assert place.client.requests == []
 
 
 def test_nothing_is_overwritten(place: Place) -> None:
-    """A key that already exists ends the move, and stays as it is."""
+    """An existing key ends the move, and stays unchanged."""
     fill(place, 3)
     place.client.put(b"new/0001", b"there")
     with pytest.raises(errors.AlreadyExists, match=r"'old/0001' failed: .*already exists"):
@@ -399,7 +399,7 @@ def test_nothing_is_overwritten(place: Place) -> None:
 
 
 def test_the_first_failure_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is begun after a failure; each object is in one place, the one that failed in two."""
+    """After a failure no more moves start; each object is in one place, the failed one in two."""
     monkeypatch.setattr(copies_module, "MOVES", 1)
     files = fill(place, 100)
 
@@ -417,14 +417,14 @@ def test_the_first_failure_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch
         places = [key for key in (b"old/" + name, b"new/" + name) if key in keys]
         assert len(places) == (2 if name == b"0010" else 1)
         assert place.client.content(places[0]) == data
-    assert len(moved) == 11  # the marker, and those before
+    assert len(moved) == 11  # the marker, and those before it
     assert f"{len(moved)} objects of 'old/' have been moved to 'new/'" in str(caught.value)
     assert "'old/0010' failed" in str(caught.value)
     assert "may not delete" in str(caught.value)
 
 
 def test_a_listing_that_fails(place: Place) -> None:
-    """The error says how many were moved before."""
+    """The error says how many objects were moved before."""
     place.client.page_size = 5
     fill(place, 20)
 
@@ -439,7 +439,7 @@ def test_a_listing_that_fails(place: Place) -> None:
 
 
 def test_objects_that_go_meanwhile(place: Place) -> None:
-    """An object that somebody deletes after it was listed is none to be moved."""
+    """An object that is deleted after it was listed is skipped."""
     files = fill(place, 10)
 
     def script(request: Request) -> Fault | None:
@@ -453,7 +453,7 @@ def test_objects_that_go_meanwhile(place: Place) -> None:
 
 
 def test_the_end_of_the_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is begun any more; what is under way is done to its end."""
+    """At the end of the mount no more moves start; those in progress finish."""
     monkeypatch.setattr(copies_module, "MOVES", 2)
     files = fill(place, 50)
     gate, copied = threading.Event(), threading.Event()
@@ -478,7 +478,7 @@ def test_the_end_of_the_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_progress(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line tells now and then how far it is."""
+    """A log line shows the progress now and then."""
     monkeypatch.setattr(copies_module, "PROGRESS_S", 0.0)
     files = fill(place, 20)
     with capture_logs() as lines:
@@ -500,7 +500,7 @@ REFUSED_PART = errors.ChecksumsNotOffered("checksum missing", code="InvalidArgum
 
 
 def copied_in_parts(place: Place) -> Stored:
-    """Copy a large source; return what is stored."""
+    """Copy a large source; return the stored object."""
     data = data_of(LARGE)
     described(place, data)
     place.copies.copy(place.client.info(SOURCE), KEY)
@@ -512,7 +512,7 @@ def copied_in_parts(place: Place) -> Stored:
 
 @pytest.mark.parametrize("refuses", [True, False])
 def test_parts_are_tried_once(place: Place, refuses: bool) -> None:
-    """Whether copied parts may have checksums is tried before the first, and not again."""
+    """The trial of copied parts with checksums comes before the first copy, and only once."""
     place.client.be_unknown()
     place.configure()
     if refuses:
@@ -526,7 +526,7 @@ def test_parts_are_tried_once(place: Place, refuses: bool) -> None:
 
 
 def test_parts_that_are_not_copied_at_all(place: Place) -> None:
-    """The trial shows it: the copy is read and sent, with checksums, and nothing is tried again."""
+    """If the trial fails, bytes are read and sent with checksums, and there is no second trial."""
     place.client.be_unknown()
     place.configure()
     refusal = errors.NotOffered("no", code="NotImplemented", status=501)
@@ -541,7 +541,7 @@ def test_parts_that_are_not_copied_at_all(place: Place) -> None:
 
 
 def test_parts_have_one_size_where_they_may_have_to(place: Place) -> None:
-    """All is copied, the end too, although nobody knows what the store wants."""
+    """Copied parts but the last have one size, while the store may need that."""
     place.client.be_unknown()
     place.client.capabilities.equal_parts = None
     place.client.refuses_unequal_parts = True
@@ -558,14 +558,14 @@ def test_parts_have_one_size_where_they_may_have_to(place: Place) -> None:
 
 
 def test_parts_are_not_tried_at_aws(place: Place) -> None:
-    """There is one upload, the one that is wanted."""
+    """At AWS there is no trial, only the real upload."""
     copied_in_parts(place)
     assert place.client.count("create_upload") == 1
 
 
 @pytest.mark.parametrize("kind", ["create_upload", "copy_part", "abort_upload"])
 def test_a_trial_that_fails(place: Place, kind: str) -> None:
-    """It says nothing of the store, and is no failure of what was wanted."""
+    """A trial without a clear answer proves nothing, and does not fail the copy."""
     place.client.be_unknown()
     place.configure()
     place.client.inject(kind, Fault(error=errors.AccessDenied("no", status=403)))
