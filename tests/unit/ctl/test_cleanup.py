@@ -1,4 +1,4 @@
-"""Which pending uploads go, which stay and why; and the command's options."""
+"""Which pending uploads are aborted, which stay and why; and the command's options."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def client() -> Iterator[FakeClient]:
 
 @pytest.fixture
 def retry_policy() -> RetryPolicy:
-    """Waits as long as it takes."""
+    """A policy without short limits."""
     return RetryPolicy(
         try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event(), counters=Counters()
     )
@@ -49,20 +49,20 @@ def begin(client: FakeClient, *keys: bytes) -> list[str]:
 
 
 class Journals:
-    """Journals of dead mounts and of one that lives."""
+    """Journals of dead mounts and of a living one."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.living = Journal(directory, PLACE)
 
     def dead(self, key: bytes, upload_id: str, place: Place = PLACE) -> None:
-        """Note an upload of a mount that is dead."""
+        """Record an upload of a dead mount."""
         journal = Journal(self.directory, place)
         journal.begun(key, upload_id)
         journal.close()
 
     def left(self) -> list[str]:
-        """Return the ids of all uploads that are noted."""
+        """Return the ids of all recorded uploads."""
         with journals(self.directory) as found:
             return sorted(each for one in found for each in one.uploads)
 
@@ -78,7 +78,7 @@ def noted(tmp_path: Path) -> Iterator[Journals]:
 def later(
     client: FakeClient, found: list[Found], age_s: float, *, everything: bool = False
 ) -> dict:  # type: ignore[type-arg]
-    """Judge what is pending, `age_s` after the last was begun."""
+    """Decide about the pending uploads, `age_s` after the last one began."""
     youngest_ns = max(
         [MTIME_NS, *(each.started_ns for one in found for each in one.uploads.values())]
     )
@@ -94,7 +94,10 @@ def later(
 
 
 def test_only_a_dead_mounts_old_ones_go(client: FakeClient, noted: Journals) -> None:
-    """Of what is old: a dead mount's, of others' only with everything, a living one's never."""
+    """Old uploads:
+
+    a dead mount's go, those of others only with everything, a living one's never.
+    """
     client.page_size = 1000
     dead, living, foreign = begin(client, b"dead", b"living", b"foreign")
     noted.dead(b"dead", dead)
@@ -110,7 +113,7 @@ def test_only_a_dead_mounts_old_ones_go(client: FakeClient, noted: Journals) -> 
 
 
 def test_the_same_id_of_another_key_is_not_ours(client: FakeClient, noted: Journals) -> None:
-    """Both key and id have to be noted."""
+    """Both key and id must match the journal."""
     (name,) = begin(client, b"key")
     noted.dead(b"another", name)
     with journals(noted.directory) as found:
@@ -123,21 +126,21 @@ def test_the_same_id_of_another_key_is_not_ours(client: FakeClient, noted: Journ
     older_than_s=st.integers(0, 99),
 )
 def test_what_is_young_never_goes(started_ns: int, now_ns: int, older_than_s: int) -> None:
-    """Whoever began it, and whatever else is asked; the future is young."""
+    """Young uploads never go, with any owner and option; a time in the future counts as young."""
     upload = PendingUpload(b"key", "id", started_ns)
     (judged,) = judge([upload], [], older_than_s=older_than_s, everything=True, now_ns=now_ns)
     assert (judged.verdict == "abort") == (now_ns - started_ns >= older_than_s * 10**9)
 
 
 def test_all_pages(client: FakeClient, retry_policy: RetryPolicy) -> None:
-    """Uploads are found beyond the first page, and only those of the prefix."""
+    """Uploads on all pages are found, and only those below the prefix."""
     begin(client, *(f"a/{number}".encode() for number in range(7)), b"b/1")
     assert len(list(listed(client, retry_policy, b"a/"))) == 7
     assert len(list(listed(client, retry_policy, b""))) == 8
 
 
 def test_aborting(client: FakeClient, retry_policy: RetryPolicy) -> None:
-    """Each is asked for once more where that may help; one that fails is no end of the others."""
+    """An abort is retried if that may help; a failure does not stop the others."""
     names = begin(client, *(f"{number:02}".encode() for number in range(40)))
     client.inject("abort_upload", Fault(error=errors.Throttled("slow down")))
     client.inject("abort_upload", Fault(error=errors.AccessDenied("no")))
@@ -152,7 +155,7 @@ def test_aborting(client: FakeClient, retry_policy: RetryPolicy) -> None:
 
 
 def test_striking(noted: Journals) -> None:
-    """What is gone from this bucket, below this prefix, is forgotten; of others nothing is said."""
+    """Ended uploads in this bucket, below this prefix, are removed from journals; others stay."""
     noted.dead(b"a/gone", "gone")
     noted.dead(b"a/there", "there")
     noted.dead(b"b/other prefix", "other prefix")
@@ -167,7 +170,7 @@ def test_striking(noted: Journals) -> None:
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """Run the command; return its exit code and all that it says."""
+    """Run the command; return its exit code and its output."""
     result = CliRunner().invoke(main, list(arguments), prog_name="mount-s3ctl")
     return result.exit_code, result.output
 
@@ -189,7 +192,7 @@ def test_wrong_durations(text: str) -> None:
 
 
 def test_options_are_those_of_the_mount() -> None:
-    """What names bucket, endpoint and credentials for `mount-s3` does so here."""
+    """The options for bucket, endpoint and credentials are those of `mount-s3`."""
     options = {
         "prefix": "a/",
         "region": "eu-west-1",
@@ -214,7 +217,7 @@ def test_options_are_those_of_the_mount() -> None:
     assert len(wanted) >= 9
     assert names >= {name for option in wanted for name in option.opts}
     prefix = next(option for option in cli.main.params if option.name == "prefix")
-    assert "Mount" in (prefix.help or "")  # the mount's own help is as it was
+    assert "Mount" in (prefix.help or "")  # the help of mount-s3 itself is unchanged
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_options_are_those_of_the_mount() -> None:
     ],
 )
 def test_what_the_mount_refuses(arguments: list[str], reason: str) -> None:
-    """Wrong options are said as by `mount-s3`, with the exit code 1."""
+    """Invalid options are reported as by `mount-s3`, with exit code 1."""
     code, output = run("cleanup", *arguments)
     assert code == 1
     assert reason in output
@@ -235,7 +238,7 @@ def test_what_the_mount_refuses(arguments: list[str], reason: str) -> None:
 def test_journals_that_cannot_be_read(
     client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is an error, not an empty directory."""
+    """An unreadable directory is an error, not an empty one."""
     monkeypatch.setattr(connect, "connect", lambda *_: client)
     os.symlink("/dev/null", tmp_path / "x.journal")
     code, output = run("cleanup", "bucket", "--region", "us-east-1", "--journals", str(tmp_path))
@@ -246,7 +249,7 @@ def test_journals_that_cannot_be_read(
 def test_json_of_any_key(
     client: FakeClient, noted: Journals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that is not text is JSON all the same, and in a line nothing but printed."""
+    """A key that is not text is valid JSON, and a line shows only printable characters."""
     monkeypatch.setattr(connect, "connect", lambda *_: client)
     monkeypatch.setattr(client, "close", lambda: None)  # two runs
     (name,) = begin(client, b"\x1b[31m\xff")
@@ -282,7 +285,7 @@ def test_what_is_not_confirmed(
     answer: str,
     reason: str,
 ) -> None:
-    """Others' uploads stay, with the exit code 1, and a reason."""
+    """Others' uploads stay; the exit code is 1, with a reason."""
     monkeypatch.setattr(connect, "connect", lambda *_: client)
     begin(client, b"key")
     arguments = ["cleanup", "bucket", "--journals", str(noted.directory), "--all"]

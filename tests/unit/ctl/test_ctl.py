@@ -1,4 +1,4 @@
-"""`mount-s3ctl`: numbers, prices and tables, from answers that are made up."""
+"""`mount-s3ctl`: numbers, prices and tables, from made-up answers."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ STATUS = {
 
 
 def answer(meters: Meters, counters: Counters, at_s: float) -> dict[str, Any]:
-    """Return what a mount answers."""
+    """Return a mount's answer."""
     return {
         "at_s": at_s,
         "status": STATUS,
@@ -32,12 +32,12 @@ def answer(meters: Meters, counters: Counters, at_s: float) -> dict[str, Any]:
 
 
 def rows(lines: list[str]) -> dict[str, list[str]]:
-    """Return the lines of a table by their first words."""
+    """Return the lines of a table by their first word."""
     return {line.split()[0]: line.split()[1:] for line in lines if line}
 
 
 def test_the_difference_of_two_answers() -> None:
-    """Sums are subtracted, also in buckets; levels are those of the second."""
+    """Sums are subtracted, also in buckets; levels are those of the second answer."""
     meters, counters = Meters(), Counters()
     meters.read(100)
     meters.request("GetObject").end(404)
@@ -59,7 +59,7 @@ def test_the_difference_of_two_answers() -> None:
 
 
 def test_a_table_of_rates() -> None:
-    """Per second of what passed between two answers, and in all."""
+    """Rates per second between two answers, and totals."""
     meters, counters = Meters(), Counters()
     meters.read(1_000_000)
     before = answer(meters, counters, 10.0)
@@ -81,7 +81,7 @@ def test_a_table_of_rates() -> None:
 
 
 def test_costs_by_program() -> None:
-    """The region's list prices, of what a program has caused, per hour; and of all so far."""
+    """List prices of the region for each program's requests: per hour, and in total."""
     meters, counters = Meters(), Counters()
     for _ in range(1000):
         meters.request("GetObject").end(None)
@@ -94,7 +94,7 @@ def test_costs_by_program() -> None:
 
 
 def test_every_request_has_a_price() -> None:
-    """Each operation is free, a read, or of the other kind; the first two exist."""
+    """Each operation is free, a read, or of the expensive kind; the first two kinds exist."""
     assert set(REQUESTS) >= FREE | READS
     prices = Prices(5000.0, 1000.0)
     priced = {operation: cost({operation: 1}, prices) for operation in REQUESTS}
@@ -104,7 +104,7 @@ def test_every_request_has_a_price() -> None:
 
 
 def test_a_region_without_prices_says_whose_they_are() -> None:
-    """What is shown is never taken for a region's own."""
+    """The table names the region if its prices are another region's."""
     assert of_region("eu-central-1") == (BY_REGION["eu-central-1"], "eu-central-1")
     assert of_region("mars-north-1") == (BY_REGION["us-east-1"], "us-east-1")
 
@@ -114,12 +114,12 @@ def test_a_region_without_prices_says_whose_they_are() -> None:
     [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_999, "1.0 MB"), (12e9, "12 GB")],
 )  # fmt: skip
 def test_sizes(value: float, text: str) -> None:
-    """In the largest unit."""
+    """Sizes in the largest unit."""
     assert size(value) == text
 
 
 def test_times_and_money() -> None:
-    """Short, and never in exponents."""
+    """Short, and never with exponents."""
     assert [milliseconds(us) for us in (0, 12, 999.6, 12_345)] == [
         "-",
         "12 us",
@@ -147,7 +147,7 @@ FULL = STATUS | {
 
 
 def test_status_in_lines() -> None:
-    """What a user wants first."""
+    """The lines for a user, the most important first."""
     assert status.text([FULL], []).splitlines() == [
         "bucket at /mnt",
         "  running    for 1 min, process 7",
@@ -161,7 +161,7 @@ def test_status_in_lines() -> None:
 
 
 def test_status_of_others() -> None:
-    """In trouble, read-only, with long words, of another version, dead; each apart."""
+    """Mounts with failures, read-only, with long texts, of another version, or dead."""
     troubled = FULL | {
         "trouble": "all requests of the last 12 s have failed: SlowDown",
         "read_only": True,

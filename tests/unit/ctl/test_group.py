@@ -1,4 +1,4 @@
-"""How commands of `mount-s3ctl` end: exit codes, errors as text and as JSON."""
+"""How commands of `mount-s3ctl` end: exit codes, and errors as text and as JSON."""
 
 import json
 
@@ -12,7 +12,7 @@ from mountpoint.errors import MountError
 
 @click.group(cls=Group)
 def group() -> None:
-    """Commands that end in every way."""
+    """Commands with all kinds of ends."""
 
 
 @group.command()
@@ -20,7 +20,7 @@ def group() -> None:
 @click.option("--number", type=int)
 @json_option
 def end(how: str, number: int | None, as_json: bool) -> None:
-    """End so."""
+    """End in the given way."""
     if how == "refused":
         raise MountError("it cannot\x1b be done", "do another thing")
     if how == "refused shortly":
@@ -33,7 +33,7 @@ def end(how: str, number: int | None, as_json: bool) -> None:
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    """Run it; return exit code, standard output, standard error."""
+    """Run a command; return exit code, standard output, standard error."""
     result = CliRunner().invoke(group, ["end", *arguments], prog_name="ctl")
     return result.exit_code, result.stdout, result.stderr
 
@@ -44,13 +44,13 @@ def test_success() -> None:
 
 
 def test_errors_as_text() -> None:
-    """What is wrong, then what to do, without what a terminal would obey."""
+    """The message, then the hint, without characters that control a terminal."""
     assert run("refused") == (1, "", "Error: it cannot\\x1b be done\ndo another thing\n")
     assert run("refused shortly") == (1, "", "Error: it cannot be done\n")
 
 
 def test_errors_as_json() -> None:
-    """One object on standard error; nothing is on standard output."""
+    """One object on standard error, and nothing on standard output."""
     code, out, err = run("refused", "--json")
     assert (code, out) == (1, "")
     assert json.loads(err) == {
@@ -69,7 +69,7 @@ def test_errors_as_json() -> None:
     ],
 )
 def test_misuse(arguments: list[str], said: str) -> None:
-    """A command line that makes no sense is exit code 2, and JSON where that was asked for."""
+    """An invalid command line has exit code 2, and is JSON with --json."""
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert said in err
@@ -83,7 +83,7 @@ def test_misuse(arguments: list[str], said: str) -> None:
 
 @pytest.mark.parametrize("how", ["interrupted", "asked"])
 def test_ctrl_c(how: str) -> None:
-    """It is exit code 130, without a word."""
+    """Ctrl-C has exit code 130, without a message."""
     code, out, err = run(how)
     assert code == 130
     assert "Abort" not in out + err

@@ -1,4 +1,4 @@
-"""`mount-s3ctl log`: lines as people read them, as they were written, as JSON; how it ends."""
+"""`mount-s3ctl log`: formatted lines, original lines, JSON, and how it ends."""
 
 import json
 import os
@@ -35,7 +35,7 @@ NAME = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
 
 @given(st.dictionaries(NAME, TEXT.filter(bool)), TEXT)
 def test_lines_are_read_as_they_were_written(fields: dict[str, str], text: str) -> None:
-    """Whatever is in them."""
+    """Lines with any content are parsed as they were written."""
     event = {"timestamp": 1795421910.25, "level": "info", "logger": "x", **fields, "event": text}
     found = parsed(field_line(event))
     assert found == {name: value for name, value in event.items() if name != "exc_info"}
@@ -43,13 +43,13 @@ def test_lines_are_read_as_they_were_written(fields: dict[str, str], text: str) 
 
 @given(st.text(), st.integers(0, 100))
 def test_lines_that_were_cut(text: str, length: int) -> None:
-    """They are shown as far as they go, and on one line."""
+    """Truncated lines are shown as far as possible, each on one line."""
     line = field_line({**EVENT, "path": text})[:length]
     assert "\n" not in console_line(parsed(line), colours=False)
 
 
 def run_log(answers: list[list[Any]] | None = None) -> None:
-    """Be `mount-s3ctl log` for a mount that is not there."""
+    """Run the command for a mount that does not exist."""
     left = [*(answers or [LINES])]
 
     def ask(command: str, **request: int) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run_log(answers: list[list[Any]] | None = None) -> None:
 
 
 def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run it with its output in a pipe; return that."""
+    """Run it with its output in a pipe; return the output."""
     found = SimpleNamespace(directory="/mnt", ask=lambda command: {"lines": LINES})
     monkeypatch.setattr(mounts, "answering", lambda environ: [found])
     result = CliRunner().invoke(main.main, ["log", "/mnt", *arguments])
@@ -72,14 +72,14 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_pipe_gets_the_lines_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What reads logs of mounts reads these."""
+    """A pipe gets the original lines, for programs that read a mount's logs."""
     assert run(monkeypatch=monkeypatch).splitlines() == [line for _, line in LINES]
     assert run("-n", "1", monkeypatch=monkeypatch).splitlines() == [LINES[1][1]]
     assert run("-n", "0", monkeypatch=monkeypatch) == ""
 
 
 def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One object a line: what all have, and the event's own fields."""
+    """One object per line: the common fields, and the event's own."""
     first = json.loads(run("--json", monkeypatch=monkeypatch).splitlines()[0])
     assert first == {
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S.500000Z", time.gmtime(EVENT_S)),
@@ -92,7 +92,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_terminal_and_ctrl_c() -> None:
-    """Date, level in colour, message, fields, whole words; it follows until Ctrl-C, silently."""
+    """Date, coloured level, message, fields, no broken words; follows until Ctrl-C, silently."""
     script = "from tests.unit.ctl.test_log import run_log; run_log()"
     environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     environ |= {"PYTHONPATH": str(ROOT), "TZ": "UTC"}

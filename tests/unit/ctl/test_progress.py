@@ -1,4 +1,4 @@
-"""How far an unmount is: on terminals of any width, and elsewhere."""
+"""The progress of an unmount, on terminals of any width and elsewhere."""
 
 import io
 from typing import Any
@@ -22,14 +22,14 @@ def writing(path: str, size: int, pending: int) -> dict[str, Any]:
 
 
 def steps(path: str = "/a/file") -> list[list[dict[str, Any]]]:
-    """Return what a mount answers while one file grows and is sent."""
+    """Return a mount's answers while one file grows and is uploaded."""
     return [[writing(path, 10**7 * n, 10**7 * (10 - n))] for n in range(6, 11)]
 
 
 @pytest.mark.parametrize("columns", [20, 40, 79, 80, 81, 200])
 @pytest.mark.parametrize("path", ["/a/file", "/" + "long/" * 40, "/" + "日本語" * 30])
 def test_one_line_is_drawn_again(columns: int, path: str) -> None:
-    """However wide the terminal is, and whatever the file is called."""
+    """One line is redrawn, with any width of the terminal and any file name."""
     with terminal(columns) as screen:
         shown = Progress(screen.stream)
         for each in steps(path):
@@ -41,7 +41,7 @@ def test_one_line_is_drawn_again(columns: int, path: str) -> None:
 
 
 def test_it_says_what_and_how_much() -> None:
-    """A bar, a percentage, bytes; and the next line is free when it ends."""
+    """A bar, a percentage and bytes; the cursor is on a free line at the end."""
     with terminal(80) as screen:
         shown = Progress(screen.stream)
         shown.show([writing("/a/file", 40_000_000, 30_000_000)])
@@ -55,7 +55,7 @@ def test_it_says_what_and_how_much() -> None:
 
 
 def test_narrow_terminals_lose_the_bar_first() -> None:
-    """Then the end of the name, then the bytes, then the name."""
+    """A narrow terminal first loses the bar, then the end of the name, the bytes, and the name."""
     with terminal(50) as screen:
         shown = Progress(screen.stream)
         shown.show([writing("/a/file", 40_000_000, 30_000_000)])
@@ -72,7 +72,7 @@ def test_narrow_terminals_lose_the_bar_first() -> None:
 
 
 def test_a_terminal_that_is_resized() -> None:
-    """The next step has the new width, and nothing of the old line is left."""
+    """The next step has the new width, and no part of the old line is left."""
     with terminal(120) as screen:
         shown = Progress(screen.stream)
         for columns in (120, 60, 100, 30, 80):
@@ -80,12 +80,12 @@ def test_a_terminal_that_is_resized() -> None:
             shown.show([writing("/a/file", 40_000_000, 30_000_000)])
             assert len(screen.lines) == 1, screen.text
             assert screen.text.count("25 %") == 1
-            # At the beginning it stays in the first row of a line that is broken into rows.
+            # At first the cursor stays in the first row of a line that is broken into rows.
             assert screen.output.endswith(b"\x1b[J\r")
 
 
 def test_the_share_never_decreases() -> None:
-    """Not when a file grows, nor when another one begins; all is there only at the end."""
+    """The share does not decrease if files grow or start, and is complete only at the end."""
     sent = Sent()
     shares = []
     for each in [
@@ -106,7 +106,7 @@ def test_the_share_never_decreases() -> None:
 
 
 def test_what_is_no_terminal_gets_a_line_now_and_then() -> None:
-    """One at once, one every so often, one at the end; no control characters."""
+    """One line at the start, one at intervals, one at the end; no control characters."""
     stream, now_s = io.StringIO(), 100.0
     shown = Progress(stream, lambda: now_s)
     for pending in (90, 80, 70, 60):
@@ -122,7 +122,7 @@ def test_what_is_no_terminal_gets_a_line_now_and_then() -> None:
 
 
 def test_a_dumb_terminal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot write over a line."""
+    """A dumb terminal cannot redraw a line, so it counts as none."""
     monkeypatch.setenv("TERM", "dumb")
     with terminal() as screen:
         shown = Progress(screen.stream)
@@ -132,7 +132,7 @@ def test_a_dumb_terminal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_written_when_nothing_is_waited_for() -> None:
-    """An unmount of what is idle is one line, which is not this one's."""
+    """Without a wait no progress is shown."""
     stream = io.StringIO()
     shown = Progress(stream)
     shown.done()
@@ -141,7 +141,7 @@ def test_nothing_is_written_when_nothing_is_waited_for() -> None:
 
 
 def test_many_files() -> None:
-    """They are counted."""
+    """Several files are shown as a number."""
     assert progress.files([writing("/a", 100, 0), writing("/b", 100, 0)]) == "2 files (200 B)"
     assert progress.files([writing("/\x1b[2J", 100, 0)]) == r"/\x1b[2J (100 B)"
 
@@ -160,6 +160,6 @@ def test_many_files() -> None:
     ],
 )
 def test_what_fits(text: str, width: int, cut: str) -> None:
-    """Columns are counted, not characters."""
+    """The width counts columns, not characters."""
     assert fit(text, width) == cut
     assert width_of(cut) <= width

@@ -1,4 +1,4 @@
-"""`mount-s3ctl stats` on terminals of any size: what is shown, and how it ends."""
+"""`mount-s3ctl stats` on terminals of any size: its table, and its end."""
 
 import os
 import re
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def busy_meters(programs: int = 30) -> Meters:
-    """Return what a mount has measured that did everything, for many programs."""
+    """Return the measurements of a mount that did everything, for many programs."""
     meters = Meters()
     for name in ("read", "lookup", "open", "getattr", "readdir", "write", "release", "flush"):
         for _ in range(3):
@@ -38,7 +38,7 @@ def busy_meters(programs: int = 30) -> Meters:
 
 @pytest.mark.parametrize("height", [1, 5, 12, 20, 24, 30, 50, 200])
 def test_the_table_fits(height: int) -> None:
-    """Whatever the height is; all that is left out is counted."""
+    """The table fits any height, and the omitted rows are counted."""
     blocks = table(answer(busy_meters(), Counters(), 10.0), None)
     shown = lines(blocks, height)
     assert len(shown) <= height
@@ -53,7 +53,7 @@ def test_the_table_fits(height: int) -> None:
 
 
 def test_24_rows() -> None:
-    """Some rows of each kind are there, the costliest programs, and the prices."""
+    """24 rows have some rows of each kind, the costliest programs, and the prices."""
     shown = lines(table(answer(busy_meters(), Counters(), 10.0), None), 24)
     assert len(shown) == 24
     assert max(map(len, shown)) <= 79
@@ -65,7 +65,7 @@ def test_24_rows() -> None:
 
 
 def test_idle_programs_go_away() -> None:
-    """A minute after the last thing that they did; and come back."""
+    """Programs disappear a minute after their last action, and come back."""
     meters, activity = busy_meters(2), Activity()
     numbers = {"at_s": 0.0, "meters": meters.snapshot()}
     everybody = {"program-0", "program-1", "(unknown)"}
@@ -88,7 +88,7 @@ def test_idle_programs_go_away() -> None:
 
 
 class FakeMount:
-    """A mount that answers more each time, or ends."""
+    """A mount whose counters grow with each answer, or that ends."""
 
     directory = "/mnt"
 
@@ -104,13 +104,13 @@ class FakeMount:
         if self._at_s > self._ends_s:
             raise MountError("the mount at '/mnt' has ended")
         self._meters.read(1_000_000)
-        for number in range(30):  # or they would leave the screen after a minute
+        for number in range(30):  # otherwise they would disappear after a minute
             self._meters.programs._named(f"program-{number}").read_bytes.add(1)
         return answer(self._meters, Counters(), self._at_s)
 
 
 def run_stats(ends_s: float = 1e9) -> None:
-    """Be `mount-s3ctl stats` for a mount that is not there."""
+    """Run the command for a mount that does not exist."""
     found = SimpleNamespace(directory="/mnt", ask=FakeMount(ends_s).ask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mounts, "answering", lambda environ: [found])
@@ -119,7 +119,7 @@ def run_stats(ends_s: float = 1e9) -> None:
 
 @pytest.fixture
 def screen() -> Iterator[Terminal]:
-    """A usual one, on which something stands already."""
+    """A usual terminal with text on it."""
     with terminal(80, 24) as made:
         made.stream.write("before\n")
         made.stream.flush()
@@ -129,7 +129,7 @@ def screen() -> Iterator[Terminal]:
 
 IMPORT = "from tests.unit.ctl.test_stats import run_stats; "
 COMMAND = [sys.executable, "-c", IMPORT + "run_stats()", "-i", "0.2"]
-#: A size in the environment would hold against the terminal's own.
+#: A size in the environment would override the terminal's own.
 SIZES = ("LINES", "COLUMNS")
 ENVIRON = {name: value for name, value in os.environ.items() if name not in SIZES}
 ENVIRON["PYTHONPATH"] = str(ROOT)
@@ -137,7 +137,7 @@ ENVIRON["PYTHONPATH"] = str(ROOT)
 
 @pytest.mark.slow
 def test_it_has_a_screen_of_its_own(screen: Terminal) -> None:
-    """As high as the terminal is; Ctrl-C ends it, with nothing left and no word."""
+    """The table has its own screen, as high as the terminal. Ctrl-C ends it without a trace."""
     program = screen.run(COMMAND, ENVIRON)
     text = screen.until(lambda text: "in the last 1 s" in text)
     assert screen.output.count(ALTERNATE) == 1
@@ -155,7 +155,7 @@ def test_it_has_a_screen_of_its_own(screen: Terminal) -> None:
 
 
 def plain(output: bytes) -> str:
-    """Return what a terminal is sent without the sequences that it follows."""
+    """Return the output without control sequences."""
     return re.sub(r"\x1b(\[[?\d;]*[a-zA-Z]|[()].|.)", "", output.decode()).strip()
 
 
@@ -169,7 +169,7 @@ def test_q_ends_it(screen: Terminal) -> None:
 
 
 def test_the_mount_ends(screen: Terminal) -> None:
-    """The error is shown on the usual screen."""
+    """The error is shown on the normal screen."""
     program = screen.run([sys.executable, "-c", IMPORT + "run_stats(3)", "-i", "0.2"], ENVIRON)
     assert screen.wait(program) == 1
     assert plain(screen.output.partition(NORMAL)[2]) == "Error: the mount at '/mnt' has ended"
