@@ -1,4 +1,4 @@
-"""Modes, owners and times that programs set, without a kernel: refused, ignored, kept and shown."""
+"""Modes, owners and times that programs set, without a kernel: refused, ignored, or kept."""
 
 import os
 import stat
@@ -29,7 +29,7 @@ SHOWN = (0o600, 5, 6, MTIME_NS)
 
 
 def shown(world: Mounted, path: bytes) -> tuple[int, int, int, int]:
-    """Return what a lookup says of a file's mode, owners and time."""
+    """Return a file's mode, owners and time from a lookup."""
     found = world.look(path)
     assert stat.S_ISREG(found.mode)
     return stat.S_IMODE(found.mode), found.uid, found.gid, found.mtime_ns
@@ -43,7 +43,7 @@ def change(world: Mounted, path: bytes, **attributes: Any) -> None:
 
 
 def create(world: Mounted, name: bytes, **attributes: Any) -> Any:
-    """Begin a new file of the user 5, with the permissions that a program asks for."""
+    """Create a file for user 5, with the given permissions."""
     given = FileAttributes(**{"mode": 0o600, "uid": 5, "gid": 6, **attributes})
     return world.fs.create(ROOT, name, os.O_WRONLY, 0, given)[0]
 
@@ -63,7 +63,7 @@ def metadata(world: Mounted, key: bytes) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", ["refuse", "ignore"])
 def test_not_shown_unless_kept(how: str) -> None:
-    """What an object's metadata say is nothing to a mount that does not keep attributes."""
+    """A mount that does not keep attributes ignores those in an object's metadata."""
     with mounted(attributes=how) as world:
         info = world.client.put(b"a", b"1", metadata=KEPT)
         expected = (0o644, UID, GID, info.mtime_ns)
@@ -75,7 +75,7 @@ def test_not_shown_unless_kept(how: str) -> None:
 
 
 def test_shown_where_they_are_kept() -> None:
-    """A file has mode, owners and time as its object tells; the object's time is that of change."""
+    """A file has mode, owners and time from the metadata; st_ctime is the object's time."""
     with mounted(attributes="keep") as world:
         info = world.client.put(b"a", b"1", metadata=KEPT)
         assert shown(world, b"a") == SHOWN
@@ -88,7 +88,7 @@ def test_shown_where_they_are_kept() -> None:
 
 
 def test_what_is_not_kept_is_as_the_mount_says() -> None:
-    """What the metadata do not tell, or tell nonsense of, is as without them."""
+    """Missing or malformed metadata give the mount's own attributes."""
     with mounted({b"b": b"1"}, attributes="keep") as world:
         info = world.client.put(b"a", b"1", metadata={"uid": "5", "mode": "x", "mtime": "-"})
         assert shown(world, b"a") == (0o644, 5, GID, info.mtime_ns)
@@ -96,7 +96,7 @@ def test_what_is_not_kept_is_as_the_mount_says() -> None:
 
 
 def test_one_head_for_each_file_and_ttl() -> None:
-    """Files that a listing has named are asked for once within the ttl, directories never."""
+    """Listed files cost one HEAD per ttl, directories none."""
     with mounted({b"d/x": b""}, attributes="keep") as world:
         for name in (b"a", b"b", b"c"):
             world.client.put(name, b"1", metadata=KEPT)
@@ -113,7 +113,7 @@ def test_one_head_for_each_file_and_ttl() -> None:
 
 
 def test_what_others_change_is_seen() -> None:
-    """Attributes are as old as the ttl at most, also of an inode that the kernel knows."""
+    """Attributes are at most as old as the ttl, also those of a known inode."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
         number = world.look(b"a").inode
@@ -127,7 +127,7 @@ def test_what_others_change_is_seen() -> None:
 
 
 def test_gone_since_it_was_listed() -> None:
-    """A file that HEAD does not find is looked up once more."""
+    """If HEAD does not find a listed file, it is looked up once more."""
     with mounted({b"a": b"1", b"b": b"1"}, attributes="keep") as world:
         world.names()
         world.client.delete(b"a")
@@ -139,7 +139,7 @@ def test_gone_since_it_was_listed() -> None:
 
 
 def test_replaced_since_it_was_listed() -> None:
-    """A newer version than the listing named is what is shown."""
+    """If HEAD shows a newer version than the listing, that is shown."""
     with mounted({b"a": b"1"}, attributes="keep") as world:
         world.names()
         world.client.put(b"a", b"123", metadata=KEPT)
@@ -149,7 +149,7 @@ def test_replaced_since_it_was_listed() -> None:
 
 
 def test_head_is_not_allowed() -> None:
-    """What cannot be known is an error, and no other file's attributes."""
+    """If HEAD is refused, the lookup is an error, and shows no other attributes."""
     with mounted({b"a": b"1"}, attributes="keep") as world:
         world.names()
         world.client.inject("head", Fault(error=AccessDenied("no", status=403)))
@@ -163,7 +163,7 @@ def test_head_is_not_allowed() -> None:
 
 @pytest.mark.parametrize("size", [0, 5, PART, PART + 1])
 def test_a_new_file(size: int) -> None:
-    """Mode and owners go along with the upload, without another request; up to a part, the time."""
+    """Mode and owners go with the upload at no extra cost, and so does the time of a small file."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         assert shown(world, b"a") == (0o600, 5, 6, MOUNTED_AT_NS)
@@ -182,7 +182,7 @@ def test_a_new_file(size: int) -> None:
 
 @pytest.mark.parametrize("how", ["refuse", "ignore"])
 def test_a_new_file_where_nothing_is_kept(how: str) -> None:
-    """What is set of a file that is written is accepted, and has no effect but for its time."""
+    """Without keep, attributes of a file being written are accepted; only its time shows."""
     with mounted(attributes=how) as world:
         handle = create(world, b"a")
         change(world, b"a", mode=0o777, uid=9, gid=9, mtime_ns=5)
@@ -194,7 +194,7 @@ def test_a_new_file_where_nothing_is_kept(how: str) -> None:
 
 
 def test_set_before_the_first_request() -> None:
-    """What is set before anything was sent costs nothing: `cp -p` of a small file."""
+    """Attributes set before the first request cost nothing: `cp -p` of a small file."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a", mode=0o644, uid=0, gid=0)
         world.fs.write(handle, 0, b"123")
@@ -209,7 +209,7 @@ def test_set_before_the_first_request() -> None:
 
 
 def test_set_when_parts_have_been_sent() -> None:
-    """What comes too late for the upload is a copy of the object, one for all of it."""
+    """Attributes set after the first request cost one copy of the object, for all of them."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a", mode=0o644)
         world.fs.write(handle, 0, bytes(PART + 1))
@@ -228,7 +228,7 @@ def test_set_when_parts_have_been_sent() -> None:
 
 
 def test_a_time_that_was_set_before_the_last_write() -> None:
-    """Whoever writes after setting a time has another time; of a large file, the object's."""
+    """A write after the time was set changes the time; a large file then has the object's."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         change(world, b"a", mtime_ns=MTIME_NS)
@@ -239,7 +239,7 @@ def test_a_time_that_was_set_before_the_last_write() -> None:
 
 
 def test_the_copy_at_the_end_fails() -> None:
-    """Closing says so, and the file is there with all its bytes."""
+    """If the copy at the end fails, so does the close, and the object has all its bytes."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 1))
@@ -254,7 +254,7 @@ def test_the_copy_at_the_end_fails() -> None:
 
 
 def test_too_large_to_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could not be kept any more is refused when it is set, and the file comes to be."""
+    """Attributes that can no longer be kept are refused, and the file is uploaded."""
     monkeypatch.setattr(selfcopy, "MOST_COPY_BYTES", PART)
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
@@ -268,7 +268,7 @@ def test_too_large_to_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_that_is_replaced() -> None:
-    """It keeps its mode and owners, as anywhere; its time is new."""
+    """A replaced file keeps its mode and owners, and has a new time."""
     with mounted(attributes="keep", allow_overwrite=True) as world:
         world.client.put(b"a", b"1", metadata=KEPT)
         handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY | os.O_TRUNC)
@@ -279,7 +279,7 @@ def test_a_file_that_is_replaced() -> None:
 
 
 def test_begun_anew() -> None:
-    """A file that is cut to nothing while it is written keeps what was set."""
+    """A file that is truncated while it is written keeps its attributes."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 1))
@@ -305,7 +305,7 @@ SETTINGS: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_refused(setting: str) -> None:
-    """By default attributes of what is there cannot be changed, and the error says what helps."""
+    """By default attributes of existing files cannot be changed, and the error has a hint."""
     with mounted({b"d/a": b"1"}) as world:
         for path in (b"d", b"d/a"):
             with pytest.raises(NotPermitted) as caught:
@@ -316,7 +316,7 @@ def test_refused(setting: str) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_ignored(setting: str) -> None:
-    """Accepted without effect, and without a request."""
+    """Attributes are accepted without effect and without a request."""
     with mounted({b"d/a": b"1"}, attributes="ignore") as world:
         before = shown(world, b"d/a")
         count = world.client.count()
@@ -328,7 +328,7 @@ def test_ignored(setting: str) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_kept(setting: str) -> None:
-    """The object is copied with what is set, and with all else as it was."""
+    """The object is copied with the new attributes, and everything else stays."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT | {"author": "me"}, storage_class="STANDARD_IA")
         number = world.look(b"a").inode
@@ -346,7 +346,7 @@ def test_kept(setting: str) -> None:
 
 
 def test_what_is_so_already() -> None:
-    """Setting what is kept already asks nobody: `rsync -a`, the second time."""
+    """Attributes that are already kept send no request: `rsync -a`, the second time."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
         world.look(b"a")
@@ -356,7 +356,7 @@ def test_what_is_so_already() -> None:
 
 
 def test_directories_keep_nothing() -> None:
-    """A directory is no object: what is set of it is accepted, without effect."""
+    """A directory is not an object: its attributes are accepted without effect."""
     with mounted({b"d/a": b"1"}, attributes="keep") as world:
         before = world.look(b"d")
         change(world, b"d", mode=0o700, uid=9, mtime_ns=5)
@@ -365,7 +365,7 @@ def test_directories_keep_nothing() -> None:
 
 
 def test_replaced_by_somebody_else() -> None:
-    """Attributes are set of the version that is meant, or of none: the kernel looks again."""
+    """Attributes are set only on the expected version: otherwise the kernel looks up again."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
         number = world.look(b"a").inode
@@ -379,7 +379,7 @@ def test_replaced_by_somebody_else() -> None:
 
 
 def between(world: Mounted, kind: str, act: Callable[[], object]) -> None:
-    """Let something happen just before the next request of a kind is answered."""
+    """Call a function just before the next request of a kind is answered."""
     done: list[bool] = []
 
     def script(request: Request) -> Fault | None:
@@ -392,7 +392,7 @@ def between(world: Mounted, kind: str, act: Callable[[], object]) -> None:
 
 
 def test_replaced_between_look_and_copy() -> None:
-    """What somebody else writes meanwhile stays."""
+    """Another client's new version stays."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
         world.look(b"a")
@@ -404,7 +404,7 @@ def test_replaced_between_look_and_copy() -> None:
 
 
 def test_a_store_without_conditions() -> None:
-    """Where copies know no conditions they are made without, and it is asked once."""
+    """If copies support no conditions, they are sent without; the store is asked once."""
     with mounted(attributes="keep") as world:
         world.client.knows_conditions = False
         world.client.put(b"a", b"1")
@@ -416,7 +416,7 @@ def test_a_store_without_conditions() -> None:
 
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_lost_answer(parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy whose answer was lost is found, whether it has another ETag or not."""
+    """A copy whose answer was lost is found, even with another ETag."""
     with mounted(attributes="keep") as world:
         data = bytes(PART + 1 if parts else 1)
         world.write_file(b"a", data)
@@ -428,7 +428,7 @@ def test_a_lost_answer(parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_copied_from_parts_is_still_open() -> None:
-    """The kernel's number of a file stays when the copy has another ETag, and it can be opened."""
+    """The inode number stays if the copy has another ETag, and the file can be opened."""
     with mounted(attributes="keep") as world:
         world.write_file(b"a", bytes(PART + 1))
         number, etag = world.look(b"a").inode, world.client.info(b"a").etag
@@ -442,7 +442,7 @@ def test_what_was_copied_from_parts_is_still_open() -> None:
 
 
 def test_nothing_is_set_when_s3_does_not_let_us() -> None:
-    """An error leaves everything as it was."""
+    """After an error everything is unchanged."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
         world.look(b"a")

@@ -1,4 +1,4 @@
-"""Files of a directory bucket through the file system: they grow, and are renamed at once."""
+"""Files of a directory bucket: they grow in the bucket, and a rename is one request."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def world() -> Iterator[Mounted]:
 
 
 def test_a_new_file_grows(world: Mounted) -> None:
-    """Each fsync shows what was written until then, and more can follow."""
+    """Each fsync stores the bytes written so far, and more can follow."""
     handle = world.create(b"new", OPENER)
     world.fs.write(handle, 0, b"12")
     assert world.client.keys() == [b"a", b"b"]
@@ -43,7 +43,7 @@ def test_a_new_file_grows(world: Mounted) -> None:
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
 def test_an_object_grows(world: Mounted, flags: int) -> None:
-    """What is there stays, and what is written comes behind it, in one request."""
+    """New bytes follow the existing ones, in one request."""
     handle = world.fs.open(world.look(b"a").inode, flags, OPENER)
     world.fs.write(handle, 7, b" and later")
     world.close(handle, OPENER)
@@ -52,7 +52,7 @@ def test_an_object_grows(world: Mounted, flags: int) -> None:
 
 
 def test_parts_are_there_at_once(world: Mounted) -> None:
-    """A large file is seen to grow, part by part, and what was sent stays."""
+    """A large file grows part by part, and uploaded parts stay."""
     handle = world.create(b"new", OPENER)
     world.fs.write(handle, 0, bytes(2 * PART))
     world.client.quiet()
@@ -63,7 +63,7 @@ def test_parts_are_there_at_once(world: Mounted) -> None:
 
 
 def test_overwriting() -> None:
-    """A file that is cut to nothing is replaced by what is written, if it is still the same."""
+    """A truncated file is replaced by the new bytes, if it is still the same version."""
     options = {"incremental_upload": True, "allow_overwrite": True}
     with mounted({b"a": b"earlier"}, client_class=Express, **options) as world:
         handle = world.fs.open(world.look(b"a").inode, OVERWRITE, OPENER)
@@ -79,7 +79,7 @@ def test_overwriting() -> None:
 
 
 def test_a_rename_is_one_request(world: Mounted) -> None:
-    """S3 renames, and HEAD shows what has become of it; no option is needed."""
+    """S3 renames the object, and HEAD shows the result; this needs no option."""
     number = world.look(b"a").inode
     rename(world, b"a", b"c")
     assert writes(world) == ["rename_object"]
@@ -88,7 +88,7 @@ def test_a_rename_is_one_request(world: Mounted) -> None:
 
 
 def test_what_a_rename_needs_options_for(world: Mounted) -> None:
-    """Replacing a file, and renaming a directory, have to be allowed as elsewhere."""
+    """Replacing a file and renaming a directory need options, as elsewhere."""
     with pytest.raises(EntryExists):
         rename(world, b"a", b"b")
     world.fs.mkdir(ROOT, b"d")

@@ -55,7 +55,7 @@ def test_a_file() -> None:
 
 @pytest.mark.parametrize("key", [b"d/a", b"d/", b"d//", b"d/..", b"d/e/f"])
 def test_a_directory(key: bytes) -> None:
-    """Every common prefix is a directory, also one of a marker or of unnameable keys alone."""
+    """Every common prefix is a directory, even with only a marker or unnameable keys."""
     with mounted({key: b"1"}, dir_mode=0o711) as world:
         found = world.look(b"d")
         assert found.mode == stat.S_IFDIR | 0o711
@@ -64,7 +64,7 @@ def test_a_directory(key: bytes) -> None:
 
 
 def test_a_directory_shadows_a_file() -> None:
-    """Of the objects `a` and `a/b`, the first is not to be seen: `a` is a directory."""
+    """Of the objects `a` and `a/b`, the first is invisible: `a` is a directory."""
     with mounted({b"a": b"file", b"a/b": b"1"}) as world:
         assert stat.S_ISDIR(world.look(b"a").mode)
         assert [line.mode for line in world.lines(ROOT)[2:]] == [stat.S_IFDIR]
@@ -75,14 +75,14 @@ def test_a_directory_shadows_a_file() -> None:
 
 @pytest.mark.parametrize("name", [b"b", b"aa", b"a ", b"A"])
 def test_no_such_name(name: bytes) -> None:
-    """What neither an object nor a prefix has as its name does not exist."""
+    """A name without an object or a prefix does not exist."""
     with mounted({b"a": b"1", b"ab/c": b"2"}) as world, pytest.raises(NoSuchEntry):
         world.fs.lookup(ROOT, name)
 
 
 @pytest.mark.parametrize("name", [b".", b"..", b"", b"x\0y", b"a/b"])
 def test_what_is_no_name(name: bytes) -> None:
-    """A name that Linux cannot have is never looked for, whatever the bucket holds."""
+    """A name that Linux does not allow is never looked up, with any bucket."""
     with mounted({b"./a": b"", b"../a": b"", b"x\0y": b"", b"a/b": b"", b"/a": b""}) as world:
         with pytest.raises(NoSuchEntry):
             world.fs.lookup(ROOT, name)
@@ -90,7 +90,7 @@ def test_what_is_no_name(name: bytes) -> None:
 
 
 def test_long_names() -> None:
-    """A name of 255 bytes works; a longer one is said to be too long, without a request."""
+    """A name of 255 bytes works; a longer one is too long, and sends no request."""
     with mounted({b"n" * 255: b"1", b"n" * 256: b"2"}) as world:
         assert world.look(b"n" * 255).size_bytes == 1
         count = world.client.count()
@@ -101,7 +101,7 @@ def test_long_names() -> None:
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", "ü 😀".encode(), b"a\nb", b"-", b" ", b"%2F", b"\\"])
 def test_odd_names(name: bytes) -> None:
-    """Names are bytes: any of them can be listed, looked up and read."""
+    """Names are bytes: all of them can be listed, looked up and read."""
     with mounted({b"d/" + name: b"content"}) as world:
         directory = world.look(b"d")
         assert world.names(directory.inode) == [name]
@@ -120,7 +120,7 @@ def test_below_a_file() -> None:
 
 
 def test_a_mounted_prefix() -> None:
-    """With a prefix, its directory is the root, and nothing outside can be reached."""
+    """With a prefix, its directory is the root, and nothing outside is accessible."""
     objects = {b"p/a": b"1", b"p/d/b": b"22", b"p": b"x", b"pa": b"x", b"q/c": b"x"}
     with mounted(objects, prefix=b"p/") as world:
         assert world.names() == [b"a", b"d"]
@@ -141,7 +141,7 @@ KEYS = st.lists(
 @settings(deadline=None, max_examples=examples(40))
 @given(st.frozensets(KEYS, max_size=12), st.integers(1, 4), st.booleans())
 def test_any_keys(keys: frozenset[bytes], page_size: int, fresh: bool) -> None:
-    """Listing, looking up and reading from the root down gives exactly the model's tree."""
+    """Listing, lookups and reads from the root down give exactly the model's tree."""
     with mounted({key: b"<%b>" % key for key in keys}, page_size=page_size) as world:
 
         def walk(number: InodeNumber) -> Tree:
@@ -165,7 +165,7 @@ def test_any_keys(keys: frozenset[bytes], page_size: int, fresh: bool) -> None:
 
 
 def test_a_listed_name_costs_no_request() -> None:
-    """Within the ttl a lookup is answered by the page that named it; after that S3 is asked."""
+    """Within the ttl the page that named it answers a lookup; afterwards S3 is asked."""
     with mounted({b"a": b"1", b"d/b": b"2"}) as world:
         world.names()
         assert world.client.count() == 1
@@ -179,7 +179,7 @@ def test_a_listed_name_costs_no_request() -> None:
 
 
 def test_an_attribute_is_never_older_than_the_ttl() -> None:
-    """What the kernel may go on believing and what we did before add up to the ttl at most."""
+    """The age of our cache and of the kernel's together are at most the ttl."""
     with mounted({b"a": b"1"}) as world:
         number = world.look(b"a").inode
         for passed_s in (0.0, 0.3, 0.6):
@@ -194,7 +194,7 @@ def test_an_attribute_is_never_older_than_the_ttl() -> None:
 
 
 def test_no_staleness_allowed() -> None:
-    """With a ttl of 0 every lookup and every getattr asks S3, and the kernel keeps nothing."""
+    """With a ttl of 0 every lookup and getattr asks S3, and the kernel caches nothing."""
     with mounted({b"a": b"1"}, ttl_s=0.0) as world:
         world.names()
         found = world.look(b"a")
@@ -205,7 +205,7 @@ def test_no_staleness_allowed() -> None:
 
 
 def test_a_new_object_is_visible_at_once() -> None:
-    """A name that did not exist a moment ago is found: absence is not remembered."""
+    """A name that did not exist a moment ago is found: absence is not cached."""
     with mounted({b"a": b"1"}) as world:
         world.names()
         with pytest.raises(NoSuchEntry):
@@ -216,7 +216,7 @@ def test_a_new_object_is_visible_at_once() -> None:
 
 
 def test_getattr_revalidates() -> None:
-    """After the ttl a file's attributes are asked for: same version, same inode, new time."""
+    """After the ttl getattr asks S3: same version, same inode, new expiry."""
     with mounted({b"a": b"1"}) as world:
         number = world.look(b"a").inode
         world.client.put(b"a", b"1", mtime_ns=MTIME_NS + 5)
@@ -226,7 +226,7 @@ def test_getattr_revalidates() -> None:
 
 
 def test_getattr_of_another_version() -> None:
-    """After the ttl a replaced object is ESTALE for its old inode, a deleted one ENOENT."""
+    """After the ttl a replaced object's old inode is ESTALE, a deleted one's ENOENT."""
     with mounted({b"a": b"1", b"b": b"1", b"c": b"1"}) as world:
         numbers = [world.look(name).inode for name in (b"a", b"b", b"c")]
         world.client.put(b"a", b"2")
@@ -239,7 +239,7 @@ def test_getattr_of_another_version() -> None:
 
 
 def test_directories_have_nothing_that_changes() -> None:
-    """A directory's attributes are never asked for again."""
+    """A directory's attributes never expire."""
     with mounted({b"d/a": b"1"}) as world:
         found = world.look(b"d")
         count = world.client.count()
@@ -249,7 +249,7 @@ def test_directories_have_nothing_that_changes() -> None:
 
 
 class NoETags(FakeClient):
-    """A store that lists no ETags."""
+    """A store that omits ETags in listings."""
 
     def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
         page = super().page(objects, request)
@@ -257,7 +257,7 @@ class NoETags(FakeClient):
 
 
 def test_a_store_that_lists_no_etags() -> None:
-    """What a listing does not say of a version is asked for."""
+    """If the listing has no version, S3 is asked for it."""
     with mounted({b"a": b"1"}, client_class=NoETags) as world:
         assert world.names() == [b"a"]
         assert world.read_file(world.look(b"a").inode) == b"1"
@@ -268,7 +268,7 @@ def test_a_store_that_lists_no_etags() -> None:
 
 
 def test_forgotten_names_are_known_no_more() -> None:
-    """What the kernel forgets is gone; so is what is known of the listing of its directory."""
+    """Forgotten inodes are gone, and so is the cached listing of a forgotten directory."""
     with mounted({b"d/%d" % index: b"1" for index in range(5)}) as world:
         directory = world.look(b"d").inode
         numbers = [world.fs.lookup(directory, name).inode for name in world.names(directory)]
@@ -289,7 +289,7 @@ def test_forgotten_names_are_known_no_more() -> None:
 
 
 def test_what_is_too_old_is_let_go() -> None:
-    """A sweep lets go of listings that no lookup can use, though nobody looks."""
+    """A sweep drops listings that no lookup can use, even without any access."""
     with mounted({b"a": b"1"}) as world:
         world.names()
         world.fs.sweep()
@@ -300,7 +300,7 @@ def test_what_is_too_old_is_let_go() -> None:
 
 
 def test_memory_of_the_forgotten_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once many have been forgotten, as many as are left, and no more for a sweep."""
+    """Memory is freed once as many inodes were forgotten as are left, and after a quiet sweep."""
     given_back: list[int] = []
     monkeypatch.setattr(filesystem, "give_back", lambda: given_back.append(1))
     monkeypatch.setattr(filesystem, "MANY_FORGOTTEN", 4)
@@ -327,7 +327,7 @@ def test_memory_of_the_forgotten_goes_back_to_the_system(monkeypatch: pytest.Mon
 
 
 def test_same_version_same_number() -> None:
-    """An object that has not changed has the same inode number in every lookup."""
+    """An unchanged object has the same inode number in every lookup."""
     with mounted({b"a": b"1"}) as world:
         first = world.look(b"a").inode
         world.pass_s(5.0)
@@ -347,7 +347,7 @@ def test_same_version_same_number() -> None:
 @pytest.mark.parametrize("read_before", [False, True])
 @pytest.mark.parametrize("new", [b"", b"new", b"n" * 300_000])
 def test_open_of_a_changed_object(listed: bool, old: bytes, read_before: bool, new: bytes) -> None:
-    """Open of a replaced object is ESTALE; the lookup that follows gives the new version."""
+    """Opening a replaced object is ESTALE; the next lookup finds the new version."""
     with mounted({b"a": old}) as world:
         if listed:
             world.names()
@@ -360,7 +360,7 @@ def test_open_of_a_changed_object(listed: bool, old: bytes, read_before: bool, n
             return
         with pytest.raises(StaleInode):
             world.fs.open(number, os.O_RDONLY)
-        again = world.look(b"a")  # without waiting for the ttl
+        again = world.look(b"a")  # before the ttl has passed
         assert again.inode != number
         assert again.size_bytes == len(new)
         assert world.read_file(again.inode) == new
@@ -371,7 +371,7 @@ def test_open_of_a_changed_object(listed: bool, old: bytes, read_before: bool, n
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("content", [b"", b"1"])
 def test_open_of_a_deleted_object(listed: bool, content: bytes) -> None:
-    """Open of a deleted object is ENOENT, and so is the lookup that follows."""
+    """Opening a deleted object is ENOENT, and so is the next lookup."""
     with mounted({b"a": content}) as world:
         if listed:
             world.names()
@@ -386,7 +386,7 @@ def test_open_of_a_deleted_object(listed: bool, content: bytes) -> None:
 
 
 def test_open_of_what_has_become_a_directory() -> None:
-    """Open of an object that is gone has the kernel look again when there is a directory now."""
+    """If a deleted object's name is now a directory, open makes the kernel look up again."""
     with mounted({b"a": b"1"}) as world:
         number = world.look(b"a").inode
         world.client.delete(b"a")
@@ -397,7 +397,7 @@ def test_open_of_what_has_become_a_directory() -> None:
 
 
 def test_an_open_file_is_one_version() -> None:
-    """A replaced object's open handle keeps its attributes, and never reads the new bytes."""
+    """The open handle of a replaced object keeps its attributes, and never reads new bytes."""
     with mounted({b"a": b"1" * 16 * MIB}) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, os.O_RDONLY)
@@ -417,7 +417,7 @@ def test_an_open_file_is_one_version() -> None:
 
 
 def test_a_small_file_is_one_request_more() -> None:
-    """Open and read of a small file make one GET; opening it again asks only if it changed."""
+    """Open and read of a small file send one GET; opening it again only checks the version."""
     with mounted({b"a": b"content"}) as world:
         world.names()
         number = world.look(b"a").inode
@@ -430,7 +430,7 @@ def test_a_small_file_is_one_request_more() -> None:
 
 
 def test_an_empty_file() -> None:
-    """An empty object is opened by a HEAD, and read without a request."""
+    """An empty object is opened with a HEAD, and read without a request."""
     with mounted({b"a": b""}) as world:
         number = world.look(b"a").inode
         before = world.client.count()
@@ -444,7 +444,7 @@ def test_an_empty_file() -> None:
 @pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
 @pytest.mark.parametrize("content", [b"cold", b"c" * 2 * MIB])
 def test_archived(storage_class: str, content: bytes) -> None:
-    """An archived object is listed, and cannot be opened until it has been restored."""
+    """An archived object is listed, and can be opened only after it was restored."""
     with mounted() as world:
         world.client.put(b"a", content, storage_class=storage_class)
         world.names()
@@ -462,7 +462,7 @@ def test_archived(storage_class: str, content: bytes) -> None:
 
 @pytest.mark.parametrize("storage_class", ["GLACIER_IR", "STANDARD_IA", "EXPRESS_ONEZONE"])
 def test_other_storage_classes(storage_class: str) -> None:
-    """Other storage classes are read like any object, without a question more."""
+    """Objects of other storage classes are read without additional requests."""
     with mounted() as world:
         world.client.put(b"a", b"warm", storage_class=storage_class)
         assert world.read_file(world.look(b"a").inode) == b"warm"
@@ -473,14 +473,14 @@ def test_other_storage_classes(storage_class: str) -> None:
 
 
 def test_open_of_a_directory() -> None:
-    """A directory is not opened as a file."""
+    """A directory cannot be opened as a file."""
     with mounted({b"d/a": b"1"}) as world:
         number = world.look(b"d").inode
         with pytest.raises(IsADirectory):
             world.fs.open(number, os.O_RDONLY)
 
 
-#: So many names stand between `a` and `a/` that one LIST does not tell what `a` is.
+#: So many names between `a` and `a/` that one LIST does not settle what `a` is.
 BESIDE = {b"a-%02d" % number: b"" for number in range(FEW_KEYS + 1)}
 
 
@@ -489,7 +489,7 @@ BESIDE = {b"a-%02d" % number: b"" for number in range(FEW_KEYS + 1)}
     [([b"a"], False), ([b"a/b"], True), ([b"a", b"a/b"], True), ([], None)],
 )
 def test_many_names_beside(keys: list[bytes], is_directory: bool | None) -> None:
-    """Where one LIST is not enough HEAD and LIST are asked for, at the same time."""
+    """If one LIST is not enough, HEAD and LIST are sent in parallel."""
     with mounted({**BESIDE, **dict.fromkeys(keys, b"1")}) as world:
         if is_directory is None:
             with pytest.raises(NoSuchEntry):
@@ -503,7 +503,7 @@ def test_many_names_beside(keys: list[bytes], is_directory: bool | None) -> None
 
 @pytest.mark.parametrize(("kind", "beside"), [("list", {}), ("list", BESIDE), ("head", BESIDE)])
 def test_a_failed_lookup_is_not_an_absent_name(kind: str, beside: dict[bytes, bytes]) -> None:
-    """A lookup that S3 refuses says so; it never says that the name does not exist."""
+    """A lookup that S3 refuses is an error, and never a missing name."""
     with mounted({b"a": b"1", **beside}) as world:
         world.client.inject(kind, Fault(error=AccessDenied("no")))
         with pytest.raises(AccessDenied):
@@ -513,7 +513,7 @@ def test_a_failed_lookup_is_not_an_absent_name(kind: str, beside: dict[bytes, by
 
 
 def test_a_failed_open_leaves_nothing() -> None:
-    """An open that fails holds neither the inode nor memory."""
+    """A failed open keeps neither the inode nor memory."""
     with mounted({b"a": b"1"}) as world:
         number = world.look(b"a").inode
         world.client.inject("get", Fault(error=AccessDenied("no")))
@@ -526,7 +526,7 @@ def test_a_failed_open_leaves_nothing() -> None:
 
 
 def test_closed_handles() -> None:
-    """What is not open cannot be read or closed, and a file's number is no directory's."""
+    """A closed handle cannot be read or closed, and a file's number is not a directory's."""
     with mounted({b"a": b"1"}) as world:
         handle = world.fs.open(world.look(b"a").inode, os.O_RDONLY)
         world.fs.release(handle)
@@ -547,7 +547,7 @@ def test_closed_handles() -> None:
 
 
 def test_forget() -> None:
-    """A forgotten inode is gone; looked up again it has a number that is its own."""
+    """A forgotten inode is gone; the next lookup gives it a unique number."""
     with mounted({b"a": b"1", b"d/b": b"2"}) as world:
         first, directory = world.look(b"a").inode, world.look(b"d").inode
         world.look(b"a")
@@ -597,7 +597,7 @@ def test_readdir() -> None:
 
 
 def test_a_replaced_file_is_listed_with_another_number() -> None:
-    """The number that a listing shows is never that of another version."""
+    """A listing never shows another version's number."""
     with mounted({b"a": b"1"}) as world:
         number = world.look(b"a").inode
         assert world.lines(ROOT)[2].inode == number
@@ -606,7 +606,7 @@ def test_a_replaced_file_is_listed_with_another_number() -> None:
 
 
 def test_every_position_can_be_gone_on_from() -> None:
-    """Reading on from any position gives what follows it, from the same listing."""
+    """Reading can continue at any position, in the same listing."""
     keys = [b"%03d" % index for index in range(300)]
     with mounted(dict.fromkeys(keys, b"")) as world:
         handle = world.fs.opendir(ROOT)
@@ -625,7 +625,7 @@ def test_every_position_can_be_gone_on_from() -> None:
 
 
 def test_rewinding_lists_anew() -> None:
-    """Reading from the beginning again shows what has come since."""
+    """Reading from the start again shows new names."""
     with mounted({b"a": b""}) as world:
         handle = world.fs.opendir(ROOT)
         assert [line.name for line in world.fs.readdir(handle, 0)] == [b".", b"..", b"a"]
@@ -636,7 +636,7 @@ def test_rewinding_lists_anew() -> None:
 
 
 def test_three_thousand_files() -> None:
-    """`ls -l` of 3,000 files costs the listing, and nothing for each file."""
+    """`ls -l` of 3,000 files costs only the listing."""
     with mounted({b"d/%04d" % index: b"%d" % index for index in range(3000)}) as world:
         number = world.look(b"d").inode
         before = world.client.count()
@@ -671,14 +671,14 @@ def test_three_thousand_files() -> None:
     ],
 )
 def test_access(uid: int, gid: int, mask: int, file: bool, directory: bool) -> None:
-    """access goes by mode and owner; root may do all but execute what nobody can."""
+    """access follows mode and owner; root may do everything but execute non-executables."""
     with mounted({b"a": b"", b"d/b": b""}, file_mode=0o640, dir_mode=0o751) as world:
         assert world.fs.access(world.look(b"a").inode, mask, uid, gid) is file
         assert world.fs.access(world.look(b"d").inode, mask, uid, gid) is directory
 
 
 def test_paths_for_log_lines() -> None:
-    """A path can be printed whatever bytes it has, also of what is not there any more."""
+    """Any path can be printed, with any bytes, also of deleted files."""
     with mounted({b"d/\xff": b"", b"d/\n": b""}) as world:
         number = world.look(b"d").inode
         assert world.fs.path_of(number) == "/d/"
@@ -691,7 +691,7 @@ def test_paths_for_log_lines() -> None:
 
 
 def test_a_key_as_long_as_keys_can_be() -> None:
-    """Keys have 1,024 bytes at most: a longer path is not there, and nobody is asked."""
+    """Keys have at most 1,024 bytes: a longer path does not exist, and sends no request."""
     folders = b"/".join([b"d" * 255] * 4)  # 1,023 bytes
     deepest = folders[:-1]  # 1,022 bytes: with a slash and a name it is 1,024
     with mounted({deepest + b"/f": b"x", folders[:-255] + b"n" * 254: b"y"}) as world:
@@ -704,7 +704,7 @@ def test_a_key_as_long_as_keys_can_be() -> None:
 
 
 class EmptyPages(FakeClient):
-    """A store that sends some empty pages before the one that matters, or nothing else."""
+    """A store that sends some empty pages before the one that matters, or only empty ones."""
 
     endless = False
 
@@ -726,7 +726,7 @@ def test_empty_pages() -> None:
 
 
 def test_empty_pages_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listing of empty pages without end is given up, not followed for ever."""
+    """A listing with endless empty pages is an error after a while."""
     monkeypatch.setattr(EmptyPages, "endless", True)
     with mounted({b"d/f": b"x"}, client_class=EmptyPages, total_s=0.2) as world:
         with pytest.raises(Stalled):

@@ -30,7 +30,7 @@ SAFE_S = 60.0
 
 
 class Opened:
-    """A fake client, and a handle on the directory `prefix` of it."""
+    """A fake client, and a handle of its directory `prefix`."""
 
     def __init__(self, client: FakeClient, prefix: bytes = b"", ttl_s: float = SAFE_S) -> None:
         self.client = client
@@ -43,7 +43,7 @@ class Opened:
         return DirectoryHandle(self.inode, 0, self.client, retry_policy, self.listings, first)
 
     def read_all(self, count: int = 128, position: int = 0) -> list[Entry]:
-        """Read from a position to the end; from the beginning it is a new listing."""
+        """Read from a position to the end; the start begins a new listing."""
         if position == 0:
             self.handle.rewind()
         entries: list[Entry] = []
@@ -74,7 +74,7 @@ def client() -> Iterator[FakeClient]:
 
 
 def test_numbers_are_never_used_again() -> None:
-    """Every handle has a number of its own, also after others were closed."""
+    """Each handle has a unique number, even after others were closed."""
     table: HandleTable[object] = HandleTable()
     seen = set()
     for _ in range(5):
@@ -88,7 +88,7 @@ def test_numbers_are_never_used_again() -> None:
 
 @pytest.mark.parametrize("number", [0, 2, -1])
 def test_a_handle_that_is_not_open(number: int) -> None:
-    """Numbers that nobody has, or has no longer, are BadHandle."""
+    """Unknown and closed numbers are BadHandle."""
     table: HandleTable[object] = HandleTable()
     first = table.add(object())
     table.remove(first)
@@ -121,7 +121,7 @@ KEYS = st.lists(
 @settings(deadline=None, max_examples=examples(60))
 @given(st.frozensets(KEYS, max_size=20), st.integers(1, 5), st.integers(1, 7))
 def test_reading_to_the_end(keys: frozenset[bytes], page_size: int, count: int) -> None:
-    """Reads of any size over pages of any size give every name once, and ask for no page twice."""
+    """Reads of any size over pages of any size give each name once, and request no page twice."""
     with FakeClient(dict.fromkeys(keys, b""), page_size=page_size) as client:
         opened = Opened(client)
         entries = opened.read_all(count)
@@ -136,7 +136,7 @@ def test_reading_to_the_end(keys: frozenset[bytes], page_size: int, count: int) 
 
 
 def test_three_thousand_names() -> None:
-    """A directory is listed as it is read: a page when it is opened, several from then on."""
+    """Opening requests one page of a directory, further reads several in parallel."""
     keys = [b"big/%04d" % index for index in range(3000)]
     with FakeClient(dict.fromkeys(keys, b"x")) as client:
         opened = Opened(client, b"big/")
@@ -152,7 +152,7 @@ def test_three_thousand_names() -> None:
 
 
 def test_where_pages_began_is_noted() -> None:
-    """Each page of a listing leaves a span, which adjoins that of the page before."""
+    """Each page of a listing leaves a span, adjacent to the previous one."""
     with FakeClient(
         dict.fromkeys([b"%02d" % index for index in range(10)], b""), page_size=4
     ) as it:
@@ -165,7 +165,7 @@ def test_where_pages_began_is_noted() -> None:
 
 
 def test_rewinding_lists_anew(client: FakeClient) -> None:
-    """After rewinding, reading shows what has changed since; until then it does not."""
+    """After a rewind, and not before, reading shows changes."""
     client.put(b"a", b"")
     opened = Opened(client)
     assert names(opened.read_all()) == [b"a"]
@@ -178,7 +178,7 @@ def test_rewinding_lists_anew(client: FakeClient) -> None:
 
 
 def test_positions_stay_while_the_directory_changes() -> None:
-    """Names that come or go before the position neither hide nor repeat the others."""
+    """Names that appear or disappear before the position neither hide nor repeat others."""
     with FakeClient({b"%02d" % index: b"" for index in range(10)}, page_size=4) as client:
         opened = Opened(client)
         entries = opened.handle.read(0, 4)
@@ -189,7 +189,7 @@ def test_positions_stay_while_the_directory_changes() -> None:
 
 
 def test_closing_cancels_what_is_in_flight() -> None:
-    """What a listing has asked for ahead ends when the handle is closed, or rewound."""
+    """Closing or rewinding the handle cancels requests ahead."""
     for end in (DirectoryHandle.rewind, DirectoryHandle.close):
         with FakeClient({b"%03d" % index: b"" for index in range(500)}, page_size=50) as client:
             client.script = lambda request: Fault(silent=request.start_after is not None)
@@ -201,7 +201,7 @@ def test_closing_cancels_what_is_in_flight() -> None:
 
 
 def test_a_first_page_that_was_asked_before(client: FakeClient) -> None:
-    """A handle may be given its first page: that is of the first listing, not of those after it."""
+    """A handle may get a prefetched first page, which is only for its first listing."""
     client.put(b"a", b"")
     opened = Opened(client)
     first = PageRequest(client.list(b""), time.monotonic())
@@ -215,14 +215,14 @@ def test_a_first_page_that_was_asked_before(client: FakeClient) -> None:
 
 
 def test_an_empty_directory(client: FakeClient) -> None:
-    """A directory of nothing, or of its own marker, has no entries."""
+    """An empty directory, also with only its own marker, has no entries."""
     assert Opened(client).read_all() == []
     client.put(b"d/", b"")
     assert Opened(client, b"d/").read_all() == []
 
 
 def test_what_cannot_be_named_is_left_out(client: FakeClient) -> None:
-    """Keys that Linux cannot name are left out."""
+    """Keys that Linux cannot name are omitted."""
     for key in (b"a", b"..", b"//b", b"x\0y", b"n" * 256):
         client.put(key, b"")
     opened = Opened(client)
@@ -230,12 +230,12 @@ def test_what_cannot_be_named_is_left_out(client: FakeClient) -> None:
 
 
 class Circle(FakeClient):
-    """A store whose listing has no end."""
+    """A store with an endless listing."""
 
     tokens: tuple[str, ...] = ()
 
     def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
-        """Answer with one name, and a token as if there were more."""
+        """Answer with one name, and always with a token."""
         count = self.count("list")
         info = ObjectInfo(b"%d" % count, 0, 0, '"e"')
         return ListPage([info], [], self.tokens[(count - 1) % len(self.tokens)])
@@ -243,7 +243,7 @@ class Circle(FakeClient):
 
 @pytest.mark.parametrize("tokens", [("one",), ("one", "two", "one"), ("", "")])
 def test_a_token_that_repeats(tokens: tuple[str, ...]) -> None:
-    """A listing that goes in circles is an error, not an endless directory."""
+    """A listing that loops is an error, not an endless directory."""
     client = Circle()
     client.tokens = tokens
     with client:
@@ -254,12 +254,12 @@ def test_a_token_that_repeats(tokens: tuple[str, ...]) -> None:
 
 
 def test_a_failed_page_can_be_asked_again(client: FakeClient) -> None:
-    """After an error the same position can be read again, and nothing is lost or doubled."""
+    """After an error the same position can be read again, without loss or repetition."""
     for index in range(10):
         client.put(b"%d" % index, b"")
     client.page_size = 3
     opened = Opened(client)
-    entries = opened.handle.read(0, 2)  # the third is held back
+    entries = opened.handle.read(0, 2)  # the third entry is held back
     client.inject("list", Fault(error=AccessDenied("no")))
     with pytest.raises(AccessDenied):
         opened.handle.read(2, 3)
@@ -268,7 +268,7 @@ def test_a_failed_page_can_be_asked_again(client: FakeClient) -> None:
 
 
 def test_a_page_is_retried(client: FakeClient) -> None:
-    """A page that fails once is asked for again, and the reader does not notice."""
+    """A page that fails once is requested again, and the reader does not notice."""
     client.put(b"a", b"")
     client.inject("list", Fault(error=ServerFault("500")))
     assert names(Opened(client).read_all()) == [b"a"]
@@ -276,7 +276,7 @@ def test_a_page_is_retried(client: FakeClient) -> None:
 
 
 def test_readers_in_threads() -> None:
-    """Threads that read the same handle at once all see every name, once and in order."""
+    """Threads that read the same handle all get each name once, in order."""
     keys = {b"%03d" % index: b"" for index in range(200)}
     with FakeClient(keys, page_size=7, threads=8) as client:
         opened = Opened(client)
@@ -299,7 +299,7 @@ def test_readers_in_threads() -> None:
 
 
 def test_two_readers_of_one_page() -> None:
-    """Two threads that need one page wait for one request, and do not put its names in twice."""
+    """Two threads that need one page wait for one request, and add its names once."""
     with FakeClient({b"a": b"", b"b": b""}, stepped=True) as client:
         opened = Opened(client)
         results: list[list[Entry]] = []
@@ -320,7 +320,7 @@ def test_two_readers_of_one_page() -> None:
 
 
 def test_interrupt_ends_a_listing() -> None:
-    """A reader that waits for a page is woken when the mount goes away."""
+    """The end of the mount wakes a reader that waits for a page."""
     with FakeClient({b"a": b""}, stepped=True) as client:
         opened = Opened(client)
         caught: list[Exception] = []
@@ -340,7 +340,7 @@ def test_interrupt_ends_a_listing() -> None:
 
 
 def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file held back for a possible shadow is known for a lookup from its own page's time."""
+    """An entry held back for a possible shadow has the age of its own page."""
     clock = [1000.0]
     monkeypatch.setattr(directory, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     keys = dict.fromkeys([b"a", b"a-1", b"b", b"c"], b"")
@@ -359,16 +359,16 @@ def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyP
             found = opened.listings.find(b"", name)
             assert found is not None
             ages[name] = found[1] - 50.0
-        # Pages are asked for at 1000, 1001, 1002 and 1003; nobody is younger than its page.
+        # Pages are requested at 1000, 1001, 1002 and 1003; no entry is newer than its page.
         pages = {b"a": 1000.0, b"a-1": 1001.0, b"b": 1002.0, b"c": 1003.0}
         assert all(ages[name] <= pages[name] for name in pages)
         assert ages[b"a"] == 1000.0
-        # What was held back makes nothing else older.
+        # Held entries do not make others older.
         assert (ages[b"b"], ages[b"c"]) == (1002.0, 1003.0)
 
 
 def test_what_is_left_out_is_logged(client: FakeClient) -> None:
-    """Entries without sense are a warning, keys that cannot be names a debug line, each counted."""
+    """Invalid entries are a warning, unnameable keys a debug line, each with a count."""
     infos = [ObjectInfo(key, 1, 0, '"1"') for key in (b"a", b"n" * 256)]
     answer: Future[ListPage] = Future()
     answer.set_result(ListPage(infos, [b"/"], None, skipped=3))

@@ -28,7 +28,7 @@ from mountpoint.s3.wire import reading as wire
 from mountpoint.s3.wire.reading import parse_list
 from tests.soak import examples
 
-#: What a known name may take, all included: a million are 330 MB.
+#: The most memory per known name, including everything: a million take 330 MB.
 MOST_BYTES_EACH = 345
 
 
@@ -51,7 +51,7 @@ def test_the_root() -> None:
 
 
 def test_keys() -> None:
-    """An inode's key is that of its object, or the prefix of its directory."""
+    """An inode's key is its object's key, or its directory's prefix."""
     table = InodeTable(b"p/")
     below = table.looked_up(table.root, directory(b"d"), 0.0)
     inode = table.looked_up(below, file(b"f"), 0.0)
@@ -61,7 +61,7 @@ def test_keys() -> None:
 
 
 def test_same_version_same_number() -> None:
-    """Looking a name up again gives the same inode while the version is the same."""
+    """A lookup of the same version gives the same inode."""
     table = InodeTable(b"")
     first = table.looked_up(table.root, file(b"a"), 1.0)
     again = table.looked_up(table.root, file(b"a", mtime_ns=7), 2.0)
@@ -73,7 +73,7 @@ def test_same_version_same_number() -> None:
 
 
 def test_freshness_never_goes_back() -> None:
-    """An older answer that comes late does not shorten what a newer one promised."""
+    """A late, older answer does not shorten the validity of a newer one."""
     table = InodeTable(b"")
     inode = table.looked_up(table.root, file(b"a"), 5.0)
     assert table.looked_up(table.root, file(b"a"), 3.0) is inode
@@ -84,7 +84,7 @@ def test_freshness_never_goes_back() -> None:
     "other", [file(b"a", 2), file(b"a", 1, size=2), directory(b"a")], ids=["etag", "size", "kind"]
 )
 def test_another_version_is_another_inode(other: Entry) -> None:
-    """Another ETag, size or kind is a new number; the old one lives on while it is held."""
+    """Another ETag, size or kind is a new number; the old inode lives while it is held."""
     table = InodeTable(b"")
     old = table.looked_up(table.root, file(b"a"), 0.0)
     new = table.looked_up(table.root, other, 0.0)
@@ -101,7 +101,7 @@ def test_another_version_is_another_inode(other: Entry) -> None:
 
 
 def test_numbers_of_listed_names() -> None:
-    """A listed name has the number that its lookup gives, in every mount; each its own."""
+    """A listed name has its lookup's number, in every mount; all numbers differ."""
     table, other_mount = InodeTable(b""), InodeTable(b"")
     entries = [file(b"a"), file(b"a", 2), file(b"a", size=2), file(b"b"), directory(b"a")]
     numbers = [table.number_of(table.root, entry) for entry in entries]
@@ -113,7 +113,7 @@ def test_numbers_of_listed_names() -> None:
 
 
 def test_numbers_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two inodes whose digests are equal still have numbers of their own."""
+    """Two inodes with equal digests have different numbers."""
     monkeypatch.setattr(inodes, "digest", lambda key, info, bits: 1000)
     table = InodeTable(b"")
     one = table.looked_up(table.root, file(b"a"), 0.0)
@@ -125,7 +125,7 @@ def test_numbers_that_collide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_short_numbers() -> None:
-    """They fit into 32 bits, are those of the listing, and the same in every mount."""
+    """Short numbers fit into 32 bits, match the listing, and are the same in every mount."""
     table, other_mount = InodeTable(b"", SHORT_BITS), InodeTable(b"", SHORT_BITS)
     entries = [file(b"%d" % each) for each in range(1000)]
     numbers = [table.number_of(table.root, entry) for entry in entries]
@@ -136,7 +136,7 @@ def test_short_numbers() -> None:
 
 
 def test_short_numbers_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows the last number is the first one that no root has."""
+    """After the last number comes the first one above the root's."""
     monkeypatch.setattr(inodes, "digest", lambda key, info, bits: (1 << bits) - 1)
     table = InodeTable(b"", SHORT_BITS)
     found = [table.looked_up(table.root, file(name), 0.0).number for name in (b"a", b"b", b"c")]
@@ -146,7 +146,7 @@ def test_short_numbers_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("storage_class", ["STANDARD", "é\n\udcff", ""])
 def test_what_is_known_of_a_file(storage_class: str) -> None:
-    """An inode tells what S3 said of its object, whatever that is."""
+    """An inode returns S3's description of its object, with any values."""
     table = InodeTable(b"p/")
     below = table.looked_up(table.root, directory(b"d"), 0.0)
     info = ObjectInfo(b"p/d/\xff", (1 << 63) - 1, 1 << 60, "e", storage_class, restored=True)
@@ -166,7 +166,7 @@ def test_what_is_known_of_a_file(storage_class: str) -> None:
     ],
 )
 def test_what_is_kept_of_a_file(attributes: FileAttributes | None) -> None:
-    """An inode tells which attributes its object keeps, and whether anybody has said so."""
+    """An inode has its object's kept attributes, and whether they are known."""
     table = InodeTable(b"")
     metadata = None if attributes is None else formatted(attributes)
     info = ObjectInfo(b"a", 1, 2, '"e"', "GLACIER", restored=True, metadata=metadata)
@@ -183,7 +183,7 @@ def test_what_is_kept_of_a_file(attributes: FileAttributes | None) -> None:
 
 
 def test_the_longest_key() -> None:
-    """A file in as many directories as a key can have is known by its key, forgotten by forget."""
+    """A file below as many directories as a key can have is found by its key, and forgotten."""
     table = InodeTable(b"")
     path = [table.root]
     for _ in range(511):
@@ -197,7 +197,7 @@ def test_the_longest_key() -> None:
 
 
 def listing(prefix: bytes, names: range) -> bytes:
-    """Return a LIST answer: names of 30 bytes, ETags of 32 digits, each file of its own time."""
+    """Return a LIST answer: names of 30 bytes, ETags of 32 digits, each file with its own time."""
     contents = "".join(
         f"<Contents><Key>{prefix.decode()}part-{number:08}-c000.snappy.pq.z</Key>"
         f"<LastModified>2026-11-{1 + number % 28:02}T12:{number // 60 % 60:02}:{number % 60:02}Z"
@@ -213,7 +213,7 @@ def listing(prefix: bytes, names: range) -> bytes:
 
 @pytest.mark.slow
 def test_memory_of_known_names() -> None:
-    """A million known names are a third of a gigabyte; of forgotten ones nothing is left."""
+    """A million known names take a third of a gigabyte; forgotten ones take nothing."""
     prefix = b"dataset-2026-11/partition-001/"
     bodies = [listing(prefix, range(start, start + 1000)) for start in range(0, 20_000, 1000)]
     table = InodeTable(prefix)
@@ -230,7 +230,7 @@ def test_memory_of_known_names() -> None:
         table.compact()
         del numbers[:]
 
-    look_up(bodies[0], 0.0)  # what is made once
+    look_up(bodies[0], 0.0)  # objects that are made once
     forget()
     gc.collect()
     tracemalloc.start()
@@ -262,7 +262,7 @@ def test_names_in_different_directories() -> None:
 
 
 def test_forget_counts() -> None:
-    """An inode goes when the kernel has forgotten all its lookups, not before."""
+    """An inode is dropped when the kernel has forgotten all its lookups, not before."""
     table = InodeTable(b"")
     for _ in range(3):
         inode = table.looked_up(table.root, file(b"a"), 0.0)
@@ -272,12 +272,12 @@ def test_forget_counts() -> None:
     with pytest.raises(StaleInode):
         table.get(inode.number)
     assert len(table) == 1
-    table.forget(inode.number, 1)  # of what is not there: nothing happens
+    table.forget(inode.number, 1)  # of an unknown inode: no effect
     table.check()
 
 
 def test_an_open_handle_holds_its_inode() -> None:
-    """An inode that is open stays after it was forgotten, until its last handle closes."""
+    """A forgotten inode stays while it is open, until its last handle closes."""
     table = InodeTable(b"")
     inode = table.looked_up(table.root, file(b"a"), 0.0)
     table.opened(inode)
@@ -295,7 +295,7 @@ def test_an_open_handle_holds_its_inode() -> None:
 
 
 def test_the_same_content_written_again() -> None:
-    """Two new files that become the same version, one after the other, are forgotten in order."""
+    """Two new files that become the same version are forgotten in order."""
     table = InodeTable(b"p/")
     version = file(b"a")
     assert version.info is not None
@@ -312,7 +312,7 @@ def test_the_same_content_written_again() -> None:
 
 
 class Kernel(RuleBasedStateMachine):
-    """What a kernel does with a table, and what it must still know afterwards."""
+    """The actions of a kernel on a table, and the inodes that it still holds."""
 
     inodes = Bundle("inodes")
     handles = Bundle("handles")
@@ -385,7 +385,7 @@ TestKernel.settings = settings(deadline=None, max_examples=examples(50), statefu
 
 
 def test_threads() -> None:
-    """Lookups and forgets of the same names from several threads lose nothing."""
+    """Lookups and forgets of the same names from several threads are counted exactly."""
     table = InodeTable(b"")
     start = threading.Barrier(6)
 

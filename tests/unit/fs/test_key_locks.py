@@ -1,4 +1,4 @@
-"""Locks of keys, and what they are for: directories that are renamed while things are under way."""
+"""Locks of keys, and their purpose: renames of directories during other changes."""
 
 import os
 import stat
@@ -29,7 +29,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait until it is so."""
+    """Wait until a condition is true."""
     until_s = time.monotonic() + SAFE_S
     while not condition():
         assert time.monotonic() < until_s
@@ -41,7 +41,7 @@ def until(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("wanted", [b"d/", b"d/a", b"d/a/"])
 def test_a_rename_waits_for_what_is_under_way(pool: ThreadPoolExecutor, wanted: bytes) -> None:
-    """It waits for all that is done to its key, or below."""
+    """A rename waits for all changes of its key, and of keys below."""
     locks = KeyLocks(threading.Event())
     done: list[str] = []
 
@@ -58,7 +58,7 @@ def test_a_rename_waits_for_what_is_under_way(pool: ThreadPoolExecutor, wanted: 
 
 
 def test_others_do_not_wait() -> None:
-    """Changes of one key, and of keys elsewhere, disturb each other in nothing."""
+    """Changes of one key, and of keys elsewhere, do not block each other."""
     locks = KeyLocks(threading.Event())
     with (
         locks.shared(lambda: b"d/a"),
@@ -75,7 +75,7 @@ def test_others_do_not_wait() -> None:
 
 
 def test_what_comes_later_waits(pool: ThreadPoolExecutor) -> None:
-    """It has the key that there is after the rename."""
+    """A later change waits, and then uses the key after the rename."""
     locks = KeyLocks(threading.Event())
     key = b"d/a"
 
@@ -94,13 +94,13 @@ def test_what_comes_later_waits(pool: ThreadPoolExecutor) -> None:
 
 
 def take_alone(locks: KeyLocks, key: bytes) -> bool:
-    """Hold a key, and say whether nobody else does."""
+    """Hold a key; return whether no one else holds it."""
     with locks.alone(lambda: [key]):
         return len(locks._alone) == 1
 
 
 def test_the_end_of_the_mount(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for longer than the mount lives."""
+    """No thread waits beyond the end of the mount."""
     monkeypatch.setattr(key_locks, "LOOK_S", 0.01)
     stopping = threading.Event()
     locks = KeyLocks(stopping)
@@ -127,7 +127,7 @@ MODE = {"mode": str(stat.S_IFREG | 0o604)}
 
 @pytest.fixture(params=["streamed", "staged"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
-    """A mount that may do all, with a directory of one file."""
+    """A mount with all permissions, and a directory with one file."""
     with staged(tmp_path, **OPTIONS) if request.param == "staged" else mounted(**OPTIONS) as world:
         world.client.put(b"d/b", b"other")
         yield world
@@ -141,9 +141,9 @@ def set_mode(world: Mounted, path: bytes) -> None:
 def rename_during(
     world: Mounted, kind: str, pool: ThreadPoolExecutor, old: bytes = b"d", new: bytes = b"e"
 ) -> "list[Future[None]]":
-    """Rename something while the next request of a kind is under way in `d`.
+    """Rename something while the next request of a kind is in flight in `d`.
 
-    The request is done when the rename waits, or has ended.
+    The request is answered when the rename waits, or has ended.
     """
     renaming: list[Future[None]] = []
 
@@ -171,13 +171,13 @@ def sync(world: Mounted) -> None:
 
 
 def describe(world: Mounted) -> None:
-    """Change the mode of a file that is there."""
+    """Change the mode of an existing file."""
     world.client.put(b"d/a", b"written")
     set_mode(world, b"d/a")
 
 
 def cut(world: Mounted) -> None:
-    """Cut a file to nothing."""
+    """Truncate a file to zero bytes."""
     world.client.put(b"d/a", b"written")
     number = world.look(b"d/a").inode
     world.fs.set_attributes(number, size_bytes=0, mtime_ns=None)
@@ -196,7 +196,7 @@ def move(world: Mounted) -> None:
 
 
 def make(world: Mounted) -> None:
-    """Make a directory."""
+    """Create a directory."""
     world.fs.mkdir(world.look(b"d").inode, b"a")
 
 
@@ -220,7 +220,7 @@ def test_a_directory_is_renamed_meanwhile(
     kind: str,
     expected: dict[bytes, bytes],
 ) -> None:
-    """What was under way is done, and then it is renamed with all else."""
+    """The change in progress finishes, and then everything is renamed."""
     renaming = rename_during(world, kind, pool)
     act(world)
     renaming[0].result()
@@ -232,9 +232,9 @@ def test_a_directory_is_renamed_meanwhile(
 
 @pytest.mark.parametrize("file", [False, True])
 def test_set_after_the_last_close(world: Mounted, pool: ThreadPoolExecutor, file: bool) -> None:
-    """Attributes that are set while an empty file is uploaded go along with it, or its directory.
+    """Attributes set while an empty file is uploaded are kept, also if its directory is renamed.
 
-    The kernel tells of the last close after the program has gone on.
+    The kernel reports the last close after the program has gone on.
     """
     if file:
         world.client.put(b"e/other", b"")
@@ -262,7 +262,7 @@ def test_set_after_the_last_close(world: Mounted, pool: ThreadPoolExecutor, file
 def test_begun_while_a_directory_is_renamed(
     world: Mounted, pool: ThreadPoolExecutor, act: Callable[[Mounted], None]
 ) -> None:
-    """It is done below the new name, or finds nothing any more."""
+    """The change happens under the new name, or finds nothing any more."""
     world.client.put(b"d/a", b"written")
     number = world.look(b"d/a").inode
     acting: list[Future[None]] = []

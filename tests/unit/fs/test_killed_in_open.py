@@ -1,4 +1,4 @@
-"""A process that is killed while it opens a file to write it: the kernel only releases it."""
+"""A process that is killed while it opens a file for writing: the kernel only releases it."""
 
 import os
 
@@ -9,7 +9,7 @@ from tests.unit.mounted import mounted
 
 
 def test_a_new_file() -> None:
-    """Nothing comes into being."""
+    """A new file is not created."""
     with mounted() as world:
         handle = world.create(b"a")
         with pytest.raises(WriterKilled):
@@ -19,7 +19,7 @@ def test_a_new_file() -> None:
 
 
 def test_a_file_that_is_there() -> None:
-    """It keeps its content."""
+    """An existing file keeps its content."""
     with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
         handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY | os.O_TRUNC)
         with pytest.raises(WriterKilled):
@@ -28,7 +28,7 @@ def test_a_file_that_is_there() -> None:
 
 
 def test_written_and_never_closed() -> None:
-    """What was written had a descriptor: io_uring's need not be closed one by one."""
+    """A written file had a descriptor, even if no close was reported (io_uring)."""
     with mounted() as world:
         handle = world.create(b"a")
         world.fs.write(handle, 0, b"123")

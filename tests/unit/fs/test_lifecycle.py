@@ -1,4 +1,4 @@
-"""The states of a streamed file: which steps lead where, and how long others wait."""
+"""The states of a streamed file: the transitions, and the waits of other threads."""
 
 import threading
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def test_steps(steps: str, state: State) -> None:
 
 
 def test_the_first_failure_stays() -> None:
-    """Programs learn of what went wrong first, also after a truncation."""
+    """Programs learn of the first failure, even after a truncation."""
     life = new_life()
     life.fail(ERROR)
     life.fail(ServerFault("503"))
@@ -62,7 +62,7 @@ def test_the_first_failure_stays() -> None:
 
 
 def test_writing_goes_on_after_a_close() -> None:
-    """A file that is written again is not about to be closed."""
+    """A file that is written again is no longer about to be closed."""
     life = new_life()
     life.close()
     assert life.ending
@@ -73,7 +73,7 @@ def test_writing_goes_on_after_a_close() -> None:
 
 @pytest.mark.parametrize("closing", [False, True])
 def test_waiting_for_a_turn(monkeypatch: pytest.MonkeyPatch, *, closing: bool) -> None:
-    """A file that nobody closes is not waited for; one that is being closed is, for a moment."""
+    """A thread waits for a file that is being closed, briefly, and for no other."""
     monkeypatch.setattr(lifecycle, "LOOK_S", 0.001)
     monkeypatch.setattr(lifecycle, "SETTLE_S", 60.0 if closing else 0.0)
     life = new_life()
@@ -97,7 +97,7 @@ def test_few_threads_wait() -> None:
 
 
 def test_the_mount_ends() -> None:
-    """Waiting ends with the mount."""
+    """Waits end with the mount."""
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""What the flags of open(2) ask of an existing file, and which options permit it."""
+"""The effect of open(2)'s flags on an existing file, and the options that permit it."""
 
 import os
 
@@ -33,7 +33,7 @@ READ, WRITE, BOTH = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
     ],
 )
 def test_flags(flags: int, found: str) -> None:
-    """O_RDWR alone changes nothing: many programs ask for both and only read."""
+    """O_RDWR alone changes nothing: many programs open for both and only read."""
     answers = {
         "writes": may_write(flags),
         "appends": appends(flags),
@@ -63,7 +63,7 @@ def test_options(config: ChangeConfig, allowed: list[int]) -> None:
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
 def test_synchronous_writes(flag: int) -> None:
-    """They are refused: bytes are in S3 when the file is closed."""
+    """These flags are refused, because bytes are in S3 only when the file is closed."""
     check_flags(WRITE)
     with pytest.raises(BadArgument, match="O_SYNC and O_DSYNC"):
         check_flags(WRITE | flag)

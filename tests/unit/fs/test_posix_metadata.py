@@ -1,4 +1,4 @@
-"""Attributes of files in the metadata of their objects: what others write, and nonsense."""
+"""File attributes in the metadata of objects: other programs' forms, and invalid values."""
 
 import stat
 
@@ -24,13 +24,13 @@ NAMES = st.sampled_from(["mode", "uid", "gid", "mtime", "ctime", "atime"])
 
 @given(ATTRIBUTES)
 def test_there_and_back(attributes: FileAttributes) -> None:
-    """What is written is read again, whole."""
+    """Written attributes are read again, completely."""
     assert kept.parsed(kept.formatted(attributes)) == attributes
 
 
 @given(st.dictionaries(NAMES, st.text() | st.from_regex(r"[+-]?[0-9._eE]{1,40}")))
 def test_whatever_a_server_says(metadata: dict[str, str]) -> None:
-    """No value raises, and what is taken of it can be shown by stat(2) and written again."""
+    """No value raises an error, and accepted ones can be shown by stat(2) and written again."""
     found = kept.parsed(metadata)
     assert found.mode is None or 0 <= found.mode <= 0o7777
     assert found.uid is None or 0 <= found.uid <= ID_MAX
@@ -47,7 +47,7 @@ def test_whatever_a_server_says(metadata: dict[str, str]) -> None:
         ("35309", 0o4755),
         ("100644", 0o644),  # rclone
         ("0100600", 0o600),
-        ("420", None),  # no type: whose convention is it?
+        ("420", None),  # no type: another convention
         ("644", None),
         ("16877", None),  # a directory
         ("41471", None),  # a symbolic link
@@ -61,7 +61,7 @@ def test_whatever_a_server_says(metadata: dict[str, str]) -> None:
     ],
 )
 def test_modes(text: str, mode: int | None) -> None:
-    """Of a file: decimal as s3fs writes it, octal as rclone does; all else is not there."""
+    """Decimal as s3fs writes it, octal as rclone does; all else counts as missing."""
     assert kept.parsed({"mode": text}).mode == mode
 
 
@@ -70,7 +70,7 @@ def test_modes(text: str, mode: int | None) -> None:
     [
         ("1700000000", 1_700_000_000_000_000_000),
         ("1700000000.000000001", 1_700_000_000_000_000_001),
-        ("1700000000.5", 1_700_000_000_500_000_000),  # rclone leaves zeros out
+        ("1700000000.5", 1_700_000_000_500_000_000),  # rclone omits trailing zeros
         ("1700000000.1234567891", 1_700_000_000_123_456_789),
         ("0", 0),
         ("-1", None),
@@ -83,18 +83,18 @@ def test_modes(text: str, mode: int | None) -> None:
     ],
 )
 def test_times(text: str, mtime_ns: int | None) -> None:
-    """Seconds with a fraction, as s3fs and rclone write them; what no clock shows is not there."""
+    """Seconds with a fraction, as s3fs and rclone write them; impossible times count as missing."""
     assert kept.parsed({"mtime": text}).mtime_ns == mtime_ns
 
 
 @pytest.mark.parametrize("text", [str(ID_MAX + 1), "-1", "0x10", "root", "9" * 10_000])
 def test_owners_that_nobody_is(text: str) -> None:
-    """A user or group that cannot be is not there, and spoils nothing else."""
+    """An impossible user or group counts as missing, and affects nothing else."""
     assert kept.parsed({"uid": text, "gid": "7"}) == FileAttributes(gid=7)
 
 
 def test_what_is_written() -> None:
-    """The forms are those that s3fs reads: a mode with its type, nine digits behind the point."""
+    """The written forms are those that s3fs reads: a mode with its type, nine decimals."""
     attributes = FileAttributes(0o640, 1000, 100, 1_700_000_000_000_000_050)
     assert kept.formatted(attributes) == {
         "mode": str(stat.S_IFREG | 0o640),
@@ -107,14 +107,14 @@ def test_what_is_written() -> None:
 
 
 def test_what_others_keep_stays() -> None:
-    """Other metadata is left as it is; a change time is wrong after a change."""
+    """Other metadata stays; a change time is removed after a change."""
     metadata = {"mode": "33188", "CTIME": "5", "atime": "6", "author": "me", "mtime": "7"}
     found = kept.replaced(metadata, FileAttributes(mode=0o600))
     assert found == {"atime": "6", "author": "me", "mode": "33152"}
 
 
 def test_what_is_added() -> None:
-    """Attributes are added to those that are there; who has them already stays as it is."""
+    """Attributes are added to the existing metadata, which stays if it has them already."""
     metadata = {"mode": "100644", "author": "me"}
     assert kept.added(metadata, FileAttributes(mode=0o644)) is metadata
     assert kept.added(metadata, NOTHING) is metadata
@@ -123,7 +123,7 @@ def test_what_is_added() -> None:
 
 
 def test_updates() -> None:
-    """What is set replaces what was there, and nothing else."""
+    """An update replaces only the given values."""
     before = FileAttributes(0o600, 1, 2, 3)
     assert before.updated(FileAttributes(uid=0, mtime_ns=0)) == FileAttributes(0o600, 0, 2, 0)
     assert before.updated(NOTHING) == before

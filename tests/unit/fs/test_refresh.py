@@ -1,4 +1,4 @@
-"""Names that are to be forgotten: all of them, those on their way too, and no others."""
+"""`refresh` forgets names, including requested ones, and no others."""
 
 import pytest
 
@@ -16,7 +16,7 @@ OBJECTS = {b"a/x": b"1", b"a/b/y": b"1", b"ab/z": b"1", b"top": b"1"}
 
 
 def known(world: Mounted) -> None:
-    """Have everything looked up, and count requests anew."""
+    """Look everything up, and reset the request counts."""
     for path in OBJECTS:
         world.look(path)
     kinds(world)
@@ -33,7 +33,7 @@ def known(world: Mounted) -> None:
     ],
 )
 def test_what_is_asked_for_again(path: bytes, asked: set[bytes]) -> None:
-    """A name, and all below it; what only begins so is another."""
+    """A name and everything below it are forgotten, but not names that only begin with it."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         for each in OBJECTS:
             known(world)
@@ -43,7 +43,7 @@ def test_what_is_asked_for_again(path: bytes, asked: set[bytes]) -> None:
 
 
 def test_which_names_the_kernel_is_to_forget() -> None:
-    """Those below the path that have inodes, each by its directory's number; never the root."""
+    """The kernel forgets names below the path that have inodes, but never the root."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         known(world)
         a, b = world.look(b"a").inode, world.look(b"a/b").inode
@@ -56,7 +56,7 @@ def test_which_names_the_kernel_is_to_forget() -> None:
 
 
 def test_what_was_absent_is_asked_for() -> None:
-    """Absence is forgotten, too."""
+    """Absent names are forgotten as well."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         with pytest.raises(NoSuchEntry):
             world.look(b"a/new")
@@ -68,7 +68,7 @@ def test_what_was_absent_is_asked_for() -> None:
 
 
 def test_what_was_absent_above_is_asked_for() -> None:
-    """The directories of the path may be new, too."""
+    """The directories of the path may be new as well."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         world.names()
         for path in (b"new", b"a/new"):
@@ -83,7 +83,7 @@ def test_what_was_absent_above_is_asked_for() -> None:
 
 
 def test_what_is_on_its_way_is_not_believed_later() -> None:
-    """A lookup that was asked before is answered, but counts for nobody after it."""
+    """A lookup from before is answered, but its answer is not cached."""
     with mounted(OBJECTS, **FOR_EVER) as world:
 
         def meanwhile(request: Request) -> Fault | None:
@@ -99,7 +99,7 @@ def test_what_is_on_its_way_is_not_believed_later() -> None:
 
 
 def test_an_open_file_is_its_version() -> None:
-    """Reads go on with what was opened."""
+    """An open file keeps its version."""
     with mounted({b"a/x": b"old"}, **FOR_EVER) as world:
         number = world.look(b"a/x").inode
         handle = world.fs.open(number, 0)
@@ -112,7 +112,7 @@ def test_an_open_file_is_its_version() -> None:
 
 
 def test_pages_that_were_asked_for_before() -> None:
-    """They are not kept, nor what was seen or missed with them; those asked for after it are."""
+    """Pages from before are dropped, with all their names and gaps; later pages are kept."""
     clock = Clock()
     listings = ListingCache(10.0, clock, negative_ttl_s=10.0)
     listings.forget_below(b"d/")

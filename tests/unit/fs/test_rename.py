@@ -1,4 +1,4 @@
-"""Renaming through the file system, without a kernel: files, directories, what is being written."""
+"""Renames without a kernel: files, directories, and files that are being written."""
 
 import os
 
@@ -25,7 +25,7 @@ from tests.unit.mounted import Mounted, mounted
 
 
 def rename(world: Mounted, old: bytes, new: bytes) -> None:
-    """Rename as the kernel does it: it has looked both names up."""
+    """Rename as the kernel does, which has looked up both names."""
 
     def place(path: bytes) -> tuple[InodeNumber, bytes]:
         directory, _, name = path.rpartition(b"/")
@@ -36,7 +36,7 @@ def rename(world: Mounted, old: bytes, new: bytes) -> None:
 
 
 def test_it_needs_an_option() -> None:
-    """Without --allow-rename nothing is renamed, whatever it is."""
+    """Without --allow-rename nothing can be renamed."""
     with mounted({b"a": b"1"}) as world:
         new = world.create(b"new")
         for name in (b"a", b"new"):
@@ -51,7 +51,7 @@ def test_it_needs_an_option() -> None:
 
 
 def test_a_file() -> None:
-    """The object is copied, and deleted when the copy has been seen; the inode goes along."""
+    """The object is copied, and deleted once the copy has been seen; the inode moves along."""
     with mounted({b"a": b"content", b"d/x": b""}, allow_rename=True) as world:
         number = world.look(b"a").inode
         rename(world, b"a", b"d/b")
@@ -66,7 +66,7 @@ def test_a_file() -> None:
 
 
 def test_requests_of_a_rename() -> None:
-    """What was looked up just before is not looked at again: copy, look, look, delete."""
+    """Names that were just looked up are not checked again: copy, look, look, delete."""
     with mounted({b"a": b"1"}, allow_rename=True) as world:
         world.look(b"a")
         is_there(world, b"b")
@@ -77,7 +77,7 @@ def test_requests_of_a_rename() -> None:
 
 
 def test_the_directory_stays() -> None:
-    """The directory from which the last file was taken is there until it is removed."""
+    """A directory whose last file was moved away exists until it is removed."""
     with mounted({b"d/a": b"1"}, allow_rename=True) as world:
         rename(world, b"d/a", b"a")
         world.pass_s(5)
@@ -87,7 +87,7 @@ def test_the_directory_stays() -> None:
 
 
 def test_to_a_name_that_is_taken() -> None:
-    """A file is replaced where files may be overwritten, a directory never."""
+    """A file can be replaced if overwriting is allowed, a directory never."""
     objects = {b"a": b"1", b"b": b"2", b"d/x": b""}
     for allowed in (False, True):
         with mounted(objects, allow_rename=True, allow_overwrite=allowed) as world:
@@ -104,7 +104,7 @@ def test_to_a_name_that_is_taken() -> None:
 
 
 def test_without_replacing() -> None:
-    """renameat2(RENAME_NOREPLACE) takes only a name that is free."""
+    """renameat2(RENAME_NOREPLACE) needs a free name."""
     with mounted({b"a": b"1", b"b": b"2"}, allow_rename=True, allow_overwrite=True) as world:
         world.create(b"new")
         for taken in (b"b", b"new"):
@@ -115,7 +115,7 @@ def test_without_replacing() -> None:
 
 
 def test_somebody_else_takes_the_name() -> None:
-    """What comes to be between lookup and copy is not replaced."""
+    """An object created between lookup and copy is not replaced."""
     with mounted({b"a": b"1"}, allow_rename=True, allow_overwrite=True) as world:
         world.look(b"a")
         is_there(world, b"b")
@@ -129,7 +129,7 @@ def test_somebody_else_takes_the_name() -> None:
 @pytest.mark.parametrize("changed", [b"a", b"b"])
 @pytest.mark.parametrize("now", [b"3", None])
 def test_what_others_have_changed(changed: bytes, now: bytes | None) -> None:
-    """Who renames what was listed a moment ago is told to look again, and then it works."""
+    """A rename of a changed file makes the kernel look up again, and then works."""
     options = {"allow_rename": True, "allow_overwrite": True}
     with mounted({b"a": b"1", b"b": b"2"}, **options) as world:
         world.names()
@@ -148,7 +148,7 @@ def test_what_others_have_changed(changed: bytes, now: bytes | None) -> None:
 
 
 def test_a_failure() -> None:
-    """When the copy fails everything is as it was."""
+    """If the copy fails, everything is unchanged."""
     with mounted({b"a": b"1"}, allow_rename=True) as world:
         world.client.inject("copy_object", Fault(error=AccessDenied()))
         with pytest.raises(AccessDenied):
@@ -163,7 +163,7 @@ def test_a_failure() -> None:
 
 @pytest.mark.parametrize("size", [0, 10])
 def test_a_file_that_is_written(size: int) -> None:
-    """It is renamed without a request, and comes to be under its new name alone."""
+    """The file is renamed without a request, and is created only under its new name."""
     with mounted({b"d/x": b""}, allow_rename=True) as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode
@@ -180,7 +180,7 @@ def test_a_file_that_is_written(size: int) -> None:
 
 
 def test_a_large_file_that_is_written() -> None:
-    """When S3 has parts of it, it is completed and then moved by the server."""
+    """If S3 has parts of it, it is completed, and then moved by the server."""
     data = os.urandom(2 * PART + 1)
     with mounted(allow_rename=True) as world:
         handle = world.create(b"a", OPENER)
@@ -195,7 +195,7 @@ def test_a_large_file_that_is_written() -> None:
 
 
 def test_saving_as_editors_do() -> None:
-    """Written beside, and renamed over the earlier version: it is there all the time."""
+    """A file written beside and renamed over the earlier version: the name always exists."""
     with mounted({b"a": b"earlier"}, allow_rename=True, allow_overwrite=True) as world:
         for closed in (True, False):
             handle = world.create(b"a.tmp", OPENER)
@@ -210,7 +210,7 @@ def test_saving_as_editors_do() -> None:
 
 
 def test_what_cannot_be_renamed_now() -> None:
-    """A file that is being replaced stays, and what is being written is not replaced."""
+    """A file that replaces another cannot be renamed, and a file being written not replaced."""
     options = {"allow_rename": True, "allow_overwrite": True}
     with mounted({b"a": b"1", b"b": b"2"}, **options) as world:
         handle = world.fs.open(world.look(b"a").inode, OVERWRITE, OPENER)
@@ -226,7 +226,7 @@ def test_what_cannot_be_renamed_now() -> None:
 
 
 def test_a_directory() -> None:
-    """All that is below it goes along, with its marker and what is known of it here."""
+    """Everything below the directory moves, with its marker and local state."""
     objects = {b"d/": b"", b"d/a": b"1", b"d/e/b": b"2", b"dd": b"3"}
     with mounted(objects, allow_rename=True) as world:
         number, inner = world.look(b"d").inode, world.look(b"d/e").inode
@@ -247,7 +247,7 @@ def test_a_directory() -> None:
 
 
 def test_renamed_again() -> None:
-    """What the kernel holds of a renamed directory has the new names, for further renames too."""
+    """Known inodes below a renamed directory have the new names, for further renames too."""
     objects = {b"d/e/a": b"1", b"d/e/b": b"2"}
     with mounted(objects, allow_rename=True, allow_delete=True) as world:
         inner, file = world.look(b"d/e").inode, world.look(b"d/e/a").inode
@@ -263,7 +263,7 @@ def test_renamed_again() -> None:
 
 
 def test_a_directory_in_which_a_file_is_written() -> None:
-    """The file comes to be in the renamed directory."""
+    """The file is created in the renamed directory."""
     with mounted({b"d/a": b"1"}, allow_rename=True) as world:
         small, large = world.create(b"d/small", OPENER), world.create(b"d/large", OPENER)
         world.fs.write(small, 0, b"123")
@@ -277,7 +277,7 @@ def test_a_directory_in_which_a_file_is_written() -> None:
 
 
 def test_a_directory_that_was_made_here() -> None:
-    """Nothing of it is in the bucket, and nothing is copied."""
+    """A local directory has nothing in the bucket, so nothing is copied."""
     with mounted(allow_rename=True) as world:
         made = world.fs.mkdir(ROOT, b"d")
         world.fs.mkdir(made.inode, b"e")
@@ -288,7 +288,7 @@ def test_a_directory_that_was_made_here() -> None:
 
 
 def test_to_a_directory_that_is_there() -> None:
-    """An empty one is replaced, another one not, and a file never."""
+    """An empty directory is replaced, a non-empty one and a file never."""
     with mounted({b"d/a": b"1", b"f": b"", b"x/y": b""}, allow_rename=True) as world:
         world.fs.mkdir(ROOT, b"empty")
         with pytest.raises(DirectoryNotEmpty):
@@ -301,7 +301,7 @@ def test_to_a_directory_that_is_there() -> None:
 
 
 def test_a_failure_in_the_middle() -> None:
-    """Every object is in one of the two places, both are shown as they are, and it can go on."""
+    """Each object is in one of the two places, both are visible, and the rename can be repeated."""
     objects = {b"d/%02d" % number: b"%d" % number for number in range(20)}
     with mounted(objects, allow_rename=True) as world:
 
@@ -343,7 +343,7 @@ def test_markers() -> None:
 @pytest.mark.parametrize("size", [5, PART + 5])
 @pytest.mark.parametrize(("old", "new"), [(b"d", b"e"), (b"d/a", b"d/b"), (b"d/a", b"f/a")])
 def test_a_file_that_is_synced_and_still_open(old: bytes, new: bytes, size: int) -> None:
-    """It can be read and written on, under the name that it has now."""
+    """The file can be read and continued under its new name."""
     first, second = os.urandom(size), os.urandom(7)
     moved = new if old.endswith(b"a") else new + b"/a"
     with mounted({b"d/x": b"", b"f/x": b""}, allow_rename=True) as world:

@@ -1,4 +1,4 @@
-"""Attributes that are kept, of files that are written on, renamed, or staged."""
+"""Kept attributes of files that are continued, renamed, or staged."""
 
 import os
 import stat
@@ -36,7 +36,7 @@ from tests.unit.fs.test_rename import rename
 from tests.unit.fs.test_streamed_writes import APPEND
 from tests.unit.mounted import GID, UID, Mounted, mounted
 
-#: A file of other metadata than a mount's own.
+#: A file with metadata of another program.
 THEIRS = KEPT | {"author": "me"}
 
 
@@ -50,7 +50,7 @@ def timeless(found: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("size", [3, PART + 5])
 def test_appending(size: int) -> None:
-    """A file that is written on keeps mode and owners, and all else; its time is new."""
+    """A file that is appended to keeps mode, owners and all else; its time is new."""
     with mounted(attributes="keep", allow_append=True) as world:
         world.client.put(b"a", bytes(size), metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, APPEND)
@@ -65,7 +65,7 @@ def test_appending(size: int) -> None:
 
 
 def test_appending_where_nothing_is_kept() -> None:
-    """Without keep the metadata are somebody else's, and go along as they are."""
+    """Without keep, other programs' metadata stay unchanged."""
     with mounted(allow_append=True) as world:
         world.client.put(b"a", b"1", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, APPEND)
@@ -78,7 +78,7 @@ def test_appending_where_nothing_is_kept() -> None:
 
 @pytest.mark.parametrize("when", ["before", "between", "after"])
 def test_set_of_what_is_appended_to(when: str) -> None:
-    """What is set of it goes along, or is a copy of the object when nothing was written."""
+    """New attributes go with the upload; without a write they cost a copy of the object."""
     with mounted(attributes="keep", allow_append=True) as world:
         world.client.put(b"a", b"1", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, APPEND)
@@ -98,7 +98,7 @@ def test_set_of_what_is_appended_to(when: str) -> None:
 
 
 def test_opened_for_appending_only_to_be_set() -> None:
-    """Nothing is uploaded of a file that only attributes are set of: `touch`."""
+    """If only attributes are set, nothing is uploaded: `touch`."""
     with mounted(attributes="keep", allow_append=True) as world:
         world.client.put(b"a", b"1", metadata=THEIRS)
         number = world.look(b"a").inode
@@ -115,7 +115,7 @@ def test_opened_for_appending_only_to_be_set() -> None:
 @pytest.mark.parametrize("size", [3, PART + 5])
 @pytest.mark.parametrize("by", ["name", "number"])
 def test_set_between_two_uploads(size: int, by: str) -> None:
-    """What is set after fsync stays when the file is written on, by its name or its number."""
+    """Attributes set after fsync stay when the file is continued, by name or descriptor."""
     with mounted(attributes="keep", allow_append=True) as world:
         handle = create(world, b"a")
         number = world.look(b"a").inode
@@ -136,7 +136,7 @@ def test_set_between_two_uploads(size: int, by: str) -> None:
 
 
 def test_others_set_it_between_two_uploads() -> None:
-    """What another mount has set of the same version stays as well."""
+    """Attributes that another mount has set on the same version stay as well."""
     with mounted(attributes="keep", allow_append=True) as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, b"1")
@@ -151,7 +151,7 @@ def test_others_set_it_between_two_uploads() -> None:
 
 
 def test_a_renamed_file() -> None:
-    """It has its attributes under its new name, and no request asks for them."""
+    """A renamed file keeps its attributes without additional requests."""
     with mounted(attributes="keep", allow_rename=True) as world:
         world.client.put(b"a", b"1", metadata=THEIRS)
         number = world.look(b"a").inode
@@ -166,7 +166,7 @@ def test_a_renamed_file() -> None:
 
 
 def test_a_renamed_directory() -> None:
-    """What is below it keeps its attributes."""
+    """Files in a renamed directory keep their attributes."""
     with mounted(attributes="keep", allow_rename=True) as world:
         world.client.put(b"d/a", b"1", metadata=THEIRS)
         world.look(b"d/a")
@@ -177,7 +177,7 @@ def test_a_renamed_directory() -> None:
 
 @pytest.mark.parametrize("size", [3, PART + 5])
 def test_renamed_while_it_is_written(size: int) -> None:
-    """What is set before and after goes along: `rsync`."""
+    """Attributes set before and after the rename are kept: `rsync`."""
     with mounted(attributes="keep", allow_rename=True) as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(size))
@@ -193,7 +193,7 @@ def test_renamed_while_it_is_written(size: int) -> None:
 
 
 def test_set_while_it_is_completed() -> None:
-    """What is set when the upload has ended, and is not yet known to have, is not lost."""
+    """Attributes set just after the end of the upload are not lost."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 5))
@@ -210,7 +210,7 @@ def test_set_while_it_is_completed() -> None:
 
 
 def test_completed_by_two() -> None:
-    """Of two that end an upload one has its object copied, and the other waits for that."""
+    """If two threads end an upload, one copies the object, and the other waits."""
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 5))
@@ -246,7 +246,7 @@ def staged(path: Path, **options: Any) -> Iterator[Mounted]:
 
 
 def test_a_new_staged_file(tmp_path: Path) -> None:
-    """All that is set goes along with the upload, the time of the last write as well."""
+    """All attributes go with the upload, including the time of the last write."""
     with staged(tmp_path) as world:
         for name, attributes in ((b"a", {"mtime_ns": MTIME_NS}), (b"b", {})):
             handle = create(world, name, mode=0o644)
@@ -265,7 +265,7 @@ def test_a_new_staged_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["refuse", "ignore"])
 def test_a_staged_file_where_nothing_is_kept(tmp_path: Path, how: str) -> None:
-    """What is set is accepted without effect, but for the time while it is open."""
+    """Attributes are accepted without effect, except for the time while the file is open."""
     with staged(tmp_path, attributes=how) as world:
         world.client.put(b"a", b"1", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
@@ -280,7 +280,7 @@ def test_a_staged_file_where_nothing_is_kept(tmp_path: Path, how: str) -> None:
 
 
 def test_a_staged_file_that_is_changed(tmp_path: Path) -> None:
-    """It keeps mode and owners and all else; its time is new when something was written."""
+    """The file keeps mode, owners and all else; its time is new after a write."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
@@ -297,7 +297,7 @@ def test_a_staged_file_that_is_changed(tmp_path: Path) -> None:
 
 
 def test_only_attributes_of_a_staged_file(tmp_path: Path) -> None:
-    """What nothing was written of is copied by the server, once, when it is closed."""
+    """Without a write the server copies the object, once, at the close."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
@@ -315,7 +315,7 @@ def test_only_attributes_of_a_staged_file(tmp_path: Path) -> None:
 
 
 def test_a_staged_file_after_fsync(tmp_path: Path) -> None:
-    """What is set between fsync and close is kept, and what is written then is put behind it."""
+    """Attributes set between fsync and close are kept, also with later writes."""
     with staged(tmp_path) as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 5))
@@ -331,7 +331,7 @@ def test_a_staged_file_after_fsync(tmp_path: Path) -> None:
 
 
 def test_a_staged_file_whose_attributes_are_refused(tmp_path: Path) -> None:
-    """Closing says so, and the file is there as it was, and no longer staged."""
+    """The close fails, the object is unchanged, and the file is no longer staged."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
@@ -345,7 +345,7 @@ def test_a_staged_file_whose_attributes_are_refused(tmp_path: Path) -> None:
 
 
 def test_set_while_a_staged_file_is_closed(tmp_path: Path) -> None:
-    """What is set after the last close, and before the file is let go, is not lost: `shutil`."""
+    """Attributes set between the last close and the release are not lost: `shutil`."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         number = world.look(b"a").inode
@@ -359,7 +359,7 @@ def test_set_while_a_staged_file_is_closed(tmp_path: Path) -> None:
 
 
 def test_what_metadata_cannot_keep_of_a_staged_file(tmp_path: Path) -> None:
-    """A time before 1970 becomes 1970, and closing ends."""
+    """A time before 1970 becomes 1970, and the close succeeds."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
@@ -370,7 +370,7 @@ def test_what_metadata_cannot_keep_of_a_staged_file(tmp_path: Path) -> None:
 
 
 def test_a_staged_file_that_is_renamed(tmp_path: Path) -> None:
-    """It has what was set before and after under its new name."""
+    """The renamed file has the attributes set before and after the rename."""
     with staged(tmp_path) as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, b"123")
@@ -385,7 +385,7 @@ def test_a_staged_file_that_is_renamed(tmp_path: Path) -> None:
 
 
 def test_a_staged_file_that_is_there(tmp_path: Path) -> None:
-    """With staged writes what is closed is set as without, or refused."""
+    """With staged writes, attributes of closed files are set as without, or refused."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         change(world, b"a", mode=0o640)
@@ -397,7 +397,7 @@ def test_a_staged_file_that_is_there(tmp_path: Path) -> None:
 
 
 def test_replaced_while_it_is_staged(tmp_path: Path) -> None:
-    """A file that is written anew keeps mode and owners, and nothing else."""
+    """A replaced file keeps mode and owners, and nothing else."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)
         handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY | os.O_TRUNC)
@@ -408,7 +408,7 @@ def test_replaced_while_it_is_staged(tmp_path: Path) -> None:
 
 
 def test_somebody_else_was_faster(tmp_path: Path) -> None:
-    """A new staged file that somebody else has created meanwhile stays here, as it was set."""
+    """If another client creates the name first, the staged file stays here, with its attributes."""
     with staged(tmp_path) as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, b"mine")
@@ -423,7 +423,7 @@ def test_somebody_else_was_faster(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size_bytes", [None, 5])
 def test_set_of_what_others_have_changed(size_bytes: int | None, tmp_path: Path) -> None:
-    """Who sets something of a version that is gone is told to look again, and then it works."""
+    """Setting attributes of an outdated version makes the kernel look up again, and then works."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"1")
         world.names()

@@ -1,4 +1,4 @@
-"""Files that several have open, some of them to write, without a kernel."""
+"""Files that several programs have open, some for writing, without a kernel."""
 
 import os
 import threading
@@ -40,7 +40,7 @@ ALL = {"allow_overwrite": True, "allow_append": True, "allow_delete": True}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for what no other thread does."""
+    """Shorten waits for events that other threads do not cause."""
     monkeypatch.setattr(write_opener, "SETTLE_S", 0.0)
     monkeypatch.setattr(write_opener, "TURN_S", 0.0)
     monkeypatch.setattr(lifecycle, "SETTLE_S", 0.0)
@@ -48,7 +48,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["streamed", "staged"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
-    """A mount with a file `a`, that may do everything; it streams, or it stages."""
+    """A mount with a file `a` and all permissions, with streamed or staged writes."""
     staging = None
     if request.param == "staged":
         staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
@@ -59,7 +59,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
 
 
 def open_as_kernel(world: Mounted, path: bytes, flags: int, process: int) -> HandleNumber:
-    """Open a file by its name, which the kernel looks up once more after ESTALE."""
+    """Open a file by name; after ESTALE the kernel looks it up once more."""
     number = world.look(path).inode
     try:
         return world.fs.open(number, flags, process)
@@ -70,7 +70,7 @@ def open_as_kernel(world: Mounted, path: bytes, flags: int, process: int) -> Han
 
 
 def cut_as_kernel(world: Mounted, path: bytes) -> None:
-    """Cut a file to nothing by its name."""
+    """Truncate a file to zero bytes, by name."""
     try:
         world.fs.set_attributes(world.look(path).inode, size_bytes=0, mtime_ns=None)
     except StaleInode:
@@ -78,7 +78,7 @@ def cut_as_kernel(world: Mounted, path: bytes) -> None:
 
 
 def cut_open(world: Mounted, handle: HandleNumber, number: InodeNumber, size: int = 0) -> None:
-    """Cut a file through a descriptor."""
+    """Truncate a file through a descriptor."""
     world.fs.set_attributes(number, size_bytes=size, mtime_ns=None, handle=handle)
 
 
@@ -89,7 +89,7 @@ def cut_open(world: Mounted, handle: HandleNumber, number: InodeNumber, size: in
     "flags", [OVERWRITE, os.O_RDWR | os.O_TRUNC, APPEND, os.O_RDWR | os.O_APPEND]
 )
 def test_a_reader_keeps_its_version(world: Mounted, flags: int) -> None:
-    """Who reads a file has its size and bytes to the end; a writer gets another inode."""
+    """A reader keeps size and bytes of its version to the end; a writer gets another inode."""
     number = world.look(b"a").inode
     reader = world.fs.open(number, os.O_RDONLY)
     writer = open_as_kernel(world, b"a", flags, ONE)
@@ -105,7 +105,7 @@ def test_a_reader_keeps_its_version(world: Mounted, flags: int) -> None:
 
 
 def test_a_reader_and_a_cut_by_name(world: Mounted) -> None:
-    """truncate(2) finds another inode, too."""
+    """truncate(2) gets another inode, too."""
     number = world.look(b"a").inode
     reader = world.fs.open(number, os.O_RDONLY)
     cut_as_kernel(world, b"a")
@@ -115,7 +115,7 @@ def test_a_reader_and_a_cut_by_name(world: Mounted) -> None:
 
 
 def test_a_reader_of_an_inode_that_was_left(world: Mounted) -> None:
-    """Who knows the old inode only has to look again."""
+    """A program with only the old inode has to look up again."""
     number = world.look(b"a").inode
     world.fs.open(number, os.O_RDONLY)
     open_as_kernel(world, b"a", OVERWRITE, ONE)
@@ -124,7 +124,7 @@ def test_a_reader_of_an_inode_that_was_left(world: Mounted) -> None:
 
 
 def open_by_reference(world: Mounted, number: InodeNumber, flags: int) -> HandleNumber:
-    """Open a file by a descriptor of it, as the kernel does it: with the same inode, twice."""
+    """Open a file by its descriptor, as the kernel does: with the same inode, twice."""
     with suppress(StaleInode):
         return world.fs.open(number, flags, ONE, thread=ONE)
     return world.fs.open(number, flags, ONE, thread=ONE)
@@ -133,7 +133,7 @@ def open_by_reference(world: Mounted, number: InodeNumber, flags: int) -> Handle
 def test_a_reference_to_a_file_that_is_read(
     world: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program that writes by a descriptor is told why it cannot, and can when the reader goes."""
+    """A write by descriptor is refused with a reason while others read, and works afterwards."""
     monkeypatch.setattr(readers, "RETURN_S", 0.0)
     number = world.look(b"a").inode
     reader = world.fs.open(number, os.O_RDONLY)
@@ -155,7 +155,7 @@ def test_a_reference_to_a_file_that_is_read(
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, OVERWRITE, APPEND])
 def test_a_reference_to_an_earlier_version(world: Mounted, flags: int) -> None:
-    """What others have made of the name since is opened; attributes are those of that, too."""
+    """The name's present version is opened, and has its attributes."""
     number = world.look(b"a").inode
     world.client.put(b"a", b"theirs, larger")
     handle = open_by_reference(world, number, flags)
@@ -179,7 +179,7 @@ def test_a_reference_to_an_earlier_version(world: Mounted, flags: int) -> None:
 
 
 def test_a_reference_to_a_name_that_others_write(world: Mounted) -> None:
-    """An earlier inode is no way past whoever writes the file under another one."""
+    """An old inode is no way around a writer with another inode."""
     number = world.look(b"a").inode
     reader = world.fs.open(number, os.O_RDONLY)
     writer = open_as_kernel(world, b"a", OVERWRITE, TWO)
@@ -195,7 +195,7 @@ def test_a_reference_to_a_name_that_others_write(world: Mounted) -> None:
 
 @pytest.mark.parametrize("drops", [True, False])
 def test_the_inode_of_a_staged_file(tmp_path: Path, drops: bool) -> None:
-    """It stays, if the kernel has no pages of an earlier version any more; or there is another."""
+    """The inode stays if the kernel has no old pages of it; otherwise a new one is used."""
     staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
     with mounted({b"a": b"earlier"}, staging=staging, **ALL) as world:
         dropped: list[InodeNumber] = []
@@ -219,7 +219,7 @@ def test_the_inode_of_a_staged_file(tmp_path: Path, drops: bool) -> None:
 def test_readers_wait_for_a_writer_that_looks_again(
     world: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who opens the new inode before the writer does so finds the writer there."""
+    """A reader that opens the new inode before the writer waits for the writer."""
     monkeypatch.setattr(readers, "RETURN_S", 60.0)
     number = world.look(b"a").inode
     world.fs.open(number, os.O_RDONLY)
@@ -240,12 +240,12 @@ def test_readers_wait_for_a_writer_that_looks_again(
         reader.join(0.001)
     writer = world.fs.open(again, OVERWRITE, ONE)
     reader.join()
-    assert found in ([b""], ["the file is being written"])  # staged: all see what is written
+    assert found in ([b""], ["the file is being written"])  # staged: all see the writes
     world.close(writer, ONE)
 
 
 def test_a_reader_that_a_writer_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that comes after a writer has looked for readers is not written under."""
+    """A reader that comes after the writer's check does not get changed bytes."""
     with mounted({b"a": b"earlier"}, **ALL) as world:
         number = world.look(b"a").inode
         added = world.fs._local.add
@@ -268,7 +268,7 @@ def test_a_reader_that_a_writer_does_not_see(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_writer_that_a_reader_does_not_see(
     world: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that comes after a reader has looked for writers is found."""
+    """A reader notices a writer that comes after the reader's check."""
     number = world.look(b"a").inode
     begin = world.fs._opener._readers.begin
     opened: list[HandleNumber] = []
@@ -288,7 +288,7 @@ def test_a_writer_that_a_reader_does_not_see(
 
 
 def test_replaced_by_others_and_read_here() -> None:
-    """The kernel looks again once: for what is there now, and not before that for another inode."""
+    """The kernel looks up only once, and finds the present version, not just another inode."""
     with mounted({b"a": b"earlier"}, **ALL) as world:
         number = world.look(b"a").inode
         world.fs.open(number, os.O_RDONLY)
@@ -304,7 +304,7 @@ def test_replaced_by_others_and_read_here() -> None:
 
 @pytest.mark.parametrize("size", [0, 5, PART + 1])
 def test_two_append(size: int) -> None:
-    """What is written by turns is there whole, when the one closes and when the other does."""
+    """Appends by turns are all in the file, after each of the two closes."""
     earlier = os.urandom(size)
     with mounted({b"a": earlier}, **ALL) as world:
         number = world.look(b"a").inode
@@ -325,7 +325,7 @@ def test_two_append(size: int) -> None:
 
 
 def test_one_of_two_is_killed() -> None:
-    """What the other one has closed is there."""
+    """The bytes of the closed writer are in the file."""
     with mounted({b"a": b"0"}, **ALL) as world:
         number = world.look(b"a").inode
         one, two = (world.fs.open(number, APPEND, each) for each in (ONE, TWO))
@@ -338,7 +338,7 @@ def test_one_of_two_is_killed() -> None:
 
 
 def test_writing_waits_for_an_upload_that_ends() -> None:
-    """What comes while another one's close is under way is written behind it."""
+    """A write during another handle's close waits, and is appended."""
     with mounted({b"a": b"0"}, **ALL) as world:
         number = world.look(b"a").inode
         one, two = (world.fs.open(number, APPEND, each) for each in (ONE, TWO))
@@ -365,7 +365,7 @@ def test_writing_waits_for_an_upload_that_ends() -> None:
 
 
 def test_an_append_waits_for_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who would append to a file that is being written anew waits for its end."""
+    """An append to a file that is being replaced waits for the writer's end."""
     monkeypatch.setattr(write_opener, "TURN_S", 60.0)
     with mounted(**ALL) as world:
         handle = world.create(b"a", ONE)
@@ -382,7 +382,7 @@ def test_an_append_waits_for_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_appending_to_what_others_have_replaced() -> None:
-    """A file that this mount has open is not joined when it is another version: look again."""
+    """A locally open file that others replaced is not joined: the kernel looks up again."""
     with mounted({b"a": b"0"}, **ALL) as world:
         number = world.look(b"a").inode
         one = world.fs.open(number, APPEND, ONE)
@@ -402,7 +402,7 @@ def test_appending_to_what_others_have_replaced() -> None:
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_others_append_while_s3_is_asked(refused: bool) -> None:
-    """A version that another program of this mount has made meanwhile is appended to."""
+    """A version that another program of this mount has just made is appended to."""
     with mounted({b"a": b"0"}, **ALL) as world:
         number = world.look(b"a").inode
         head = world.client.head
@@ -425,7 +425,7 @@ def test_others_append_while_s3_is_asked(refused: bool) -> None:
 
 
 def test_an_error_of_a_write_is_told_by_fsync() -> None:
-    """It is told as long as the file is open, also where what was there before is in S3."""
+    """fsync reports the error while the file is open, even if S3 has the old object."""
     with mounted() as world:
         handle = world.create(b"a", ONE)
         world.fs.fsync(handle)
@@ -442,7 +442,7 @@ def test_an_error_of_a_write_is_told_by_fsync() -> None:
 
 @pytest.mark.parametrize("flags", [LOCK, os.O_RDWR, os.O_WRONLY, OVERWRITE, APPEND])
 def test_a_new_file_is_opened_twice(flags: int) -> None:
-    """While nothing is written it can be opened again to be written, under the same inode."""
+    """While nothing is written, a second open for writing shares the inode."""
     with mounted() as world:
         one, found = world.fs.create(ROOT, b"a", LOCK, ONE)
         two = world.fs.open(found.inode, flags, TWO)
@@ -455,7 +455,7 @@ def test_a_new_file_is_opened_twice(flags: int) -> None:
 
 
 def test_who_only_reads_a_new_file() -> None:
-    """It is refused, lest it takes it for an empty file; but not where it stays one: flock(1)."""
+    """Reading a new file is refused, unless it stays empty: flock(1)."""
     with mounted() as world:
         world.create(b"a", ONE)
         with pytest.raises(NotPermitted):
@@ -468,7 +468,7 @@ def test_who_only_reads_a_new_file() -> None:
 
 
 def test_a_write_that_would_harm_others() -> None:
-    """Of two that share a file the one that writes elsewhere is refused, and the file goes on."""
+    """If two programs share a file, a write elsewhere is refused, and the file continues."""
     with mounted() as world:
         one, found = world.fs.create(ROOT, b"a", LOCK, ONE)
         two = world.fs.open(found.inode, LOCK, TWO)
@@ -485,7 +485,7 @@ def test_a_write_that_would_harm_others() -> None:
 
 
 def test_reading_what_was_synced() -> None:
-    """What S3 has can be read through any descriptor; what it has not yet is waited for."""
+    """Bytes in S3 can be read through any descriptor; a read waits for an upload in progress."""
     with mounted(**ALL) as world:
         handle, found = world.fs.create(ROOT, b"a", os.O_RDWR, ONE)
         world.fs.write(handle, 0, b"1234")
@@ -505,7 +505,7 @@ def test_reading_what_was_synced() -> None:
 
 
 def test_cut_to_nothing_after_a_sync() -> None:
-    """A file that was synced begins anew when its writer cuts it."""
+    """A synced file that its writer truncates starts again."""
     with mounted() as world:
         handle, found = world.fs.create(ROOT, b"a", os.O_RDWR, ONE)
         world.fs.write(handle, 0, b"1234")
@@ -520,7 +520,7 @@ def test_cut_to_nothing_after_a_sync() -> None:
 
 
 def test_read_and_written_anew() -> None:
-    """PHP's `r+`, Samba, `copytruncate`: what was read is replaced, by one descriptor."""
+    """PHP's `r+`, Samba, `copytruncate`: one descriptor reads the content and replaces it."""
     with mounted({b"a": b"earlier"}, **ALL) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, os.O_RDWR, ONE)
@@ -535,7 +535,7 @@ def test_read_and_written_anew() -> None:
 
 
 def test_read_and_replaced_by_others_meanwhile() -> None:
-    """What was not read is not replaced."""
+    """A version that was not read is not replaced."""
     with mounted({b"a": b"earlier"}, **ALL) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, os.O_RDWR, ONE)
@@ -548,7 +548,7 @@ def test_read_and_replaced_by_others_meanwhile() -> None:
 
 
 def test_not_while_others_read_it() -> None:
-    """A descriptor stays with its inode: where others read that, it is not cut under them."""
+    """A descriptor keeps its inode: it is not truncated while others read it."""
     with mounted({b"a": b"earlier"}, **ALL) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, os.O_RDWR, ONE)
@@ -567,7 +567,7 @@ def test_not_while_others_read_it() -> None:
 
 
 def test_cut_to_the_size_that_it_has() -> None:
-    """That changes nothing, and needs no option."""
+    """Truncation to the present size changes nothing, and needs no option."""
     with mounted({b"a": b"123", b"b": b""}) as world:
         for name, size in ((b"a", 3), (b"b", 0)):
             number = world.look(name).inode
@@ -579,7 +579,7 @@ def test_cut_to_the_size_that_it_has() -> None:
 
 @pytest.mark.parametrize("option", ["allow_append", "allow_overwrite"])
 def test_an_empty_file_that_is_read_and_written(option: str) -> None:
-    """To write it anew and to append to it is the same."""
+    """Overwriting an empty file and appending to it are the same."""
     with mounted({b"a": b""}, **{option: True}) as world:
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR, ONE)
         world.fs.write(handle, 0, b"1")
@@ -592,7 +592,7 @@ def test_an_empty_file_that_is_read_and_written(option: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 2 * PART])
 def test_removing_a_new_file(size: int) -> None:
-    """Nothing comes of it, no option is needed, and who has it open goes on without an error."""
+    """No object is created, no option is needed, and open descriptors work without errors."""
     with mounted() as world:
         handle = world.create(b"a", ONE)
         number = world.look(b"a").inode
@@ -618,7 +618,7 @@ def test_removing_a_new_file(size: int) -> None:
 
 
 def test_removing_what_replaces_another() -> None:
-    """That deletes an object, and needs the option."""
+    """This deletes an object, and needs the option."""
     for allowed in (False, True):
         with mounted({b"a": b"1"}, allow_overwrite=True, allow_delete=allowed) as world:
             handle = world.fs.open(world.look(b"a").inode, OVERWRITE, ONE)
@@ -634,7 +634,7 @@ def test_removing_what_replaces_another() -> None:
 
 
 def test_a_removal_that_fails() -> None:
-    """Then nothing has changed: the file comes to be."""
+    """After a failed removal the file is created."""
     with mounted({b"a": b"1"}, **ALL) as world:
         handle = world.fs.open(world.look(b"a").inode, OVERWRITE, ONE)
         world.fs.write(handle, 0, b"2")
@@ -651,7 +651,7 @@ def test_a_removal_that_fails() -> None:
 
 
 def test_removed_after_a_sync() -> None:
-    """Who goes on to write what has been deleted makes nothing of it, and gets no error."""
+    """Writes after the deletion are discarded without an error."""
     with mounted(**ALL) as world:
         handle = world.create(b"a", ONE)
         world.fs.write(handle, 0, b"1")
@@ -672,7 +672,7 @@ ENDS: list[Callable[[Mounted, HandleNumber], None]] = [
 def test_a_removal_waits_for_an_upload_that_ends(
     end: Callable[[Mounted, HandleNumber], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is just coming to be is removed when it is there."""
+    """An upload that is just ending is waited for, and its object removed."""
     monkeypatch.setattr(lifecycle, "SETTLE_S", 60.0)
     with mounted(**ALL) as world:
         handle = world.create(b"a", ONE)

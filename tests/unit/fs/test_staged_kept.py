@@ -1,4 +1,4 @@
-"""What could not be uploaded stays as it was, whoever opens the file next and is killed then."""
+"""A file that could not be uploaded survives later programs that open it and are killed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def open_file(world: Mounted, process: int, flags: int = os.O_RDWR) -> HandleNum
 
 
 def kill(world: Mounted, handle: HandleNumber, process: int) -> None:
-    """Close a file as the kernel does it for a process that was killed."""
+    """Close a file as the kernel does for a killed process."""
     world.fs.flush(handle, process, killed=True)
     world.fs.release(handle)
 
@@ -44,7 +44,7 @@ def keep(world: Mounted, handle: HandleNumber, process: int) -> None:
 
 @pytest.fixture(params=["new", "changed"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
-    """A mount with a file `a` that is kept: "LATER", a new file or in place of another."""
+    """A mount with a kept file `a`, "LATER": a new file, or one that replaces another."""
     with staged(tmp_path) as world:
         if request.param == "changed":
             world.client.put(b"a", b"EARLIER"[:5])
@@ -58,7 +58,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted]:
 
 
 def check_stays(world: Mounted, path: Path) -> None:
-    """Check that the file is as it was kept, and that closing it again uploads it."""
+    """Check that the kept file is unchanged, and that the next close uploads it."""
     assert kept(path) == [b"LATER"]
     (described,) = path.rglob("*.json")
     assert json.loads(described.read_text())["size"] == 5
@@ -71,7 +71,7 @@ def check_stays(world: Mounted, path: Path) -> None:
 
 
 def test_killed_without_a_write(world: Mounted, tmp_path: Path) -> None:
-    """It is uploaded by that close, as by any other; or it stays."""
+    """This close uploads it like any other, or the file stays."""
     world.client.inject("put_object", REFUSED)
     handle = open_file(world, SECOND)
     with pytest.raises(AccessDenied):
@@ -81,7 +81,7 @@ def test_killed_without_a_write(world: Mounted, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["write", "append", "cut", "anew", "anew and write", "in open"])
 def test_killed_after_a_change(world: Mounted, tmp_path: Path, how: str) -> None:
-    """What the killed process has changed is taken back."""
+    """The killed process's changes are reverted."""
     anew = os.O_TRUNC if how.startswith("anew") or how == "in open" else 0
     handle = open_file(world, SECOND, os.O_RDWR | anew)
     if how in ("write", "anew and write"):
@@ -100,7 +100,7 @@ def test_killed_after_a_change(world: Mounted, tmp_path: Path, how: str) -> None
 
 
 def test_killed_while_others_read(world: Mounted, tmp_path: Path) -> None:
-    """Who has the file open sees what is kept again, and its close changes nothing."""
+    """Other programs see the kept content again, and their closes change nothing."""
     idle, reader = open_file(world, THIRD), open_file(world, THIRD, os.O_RDONLY)
     handle = open_file(world, SECOND)
     world.fs.write(handle, 0, b"partial")
@@ -118,7 +118,7 @@ def test_killed_while_others_read(world: Mounted, tmp_path: Path) -> None:
 
 
 def test_killed_while_others_write(world: Mounted) -> None:
-    """Where two have changed the file it is the other's close that counts."""
+    """If two programs have changed the file, the other one's close decides."""
     other, handle = open_file(world, THIRD), open_file(world, SECOND)
     world.fs.write(other, 5, b"!")
     world.fs.write(handle, 6, b"?")
@@ -129,7 +129,7 @@ def test_killed_while_others_write(world: Mounted) -> None:
 
 
 def test_all_that_write_are_killed(world: Mounted, tmp_path: Path) -> None:
-    """The last of them takes back what all have changed."""
+    """The last of them reverts all changes."""
     handles = [open_file(world, process) for process in (SECOND, THIRD)]
     for handle in handles:
         world.fs.write(handle, 0, b"partial")
@@ -141,7 +141,7 @@ def test_all_that_write_are_killed(world: Mounted, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_open_while_another_fails_to_upload(tmp_path: Path, stored: bool) -> None:
-    """Bytes of a process that has closed the file survive one that is killed last."""
+    """Bytes of a closed program survive the kill of the last one."""
     with staged(tmp_path) as world:
         if stored:
             world.client.put(b"a", b"early")
@@ -159,7 +159,7 @@ def test_open_while_another_fails_to_upload(tmp_path: Path, stored: bool) -> Non
 
 
 def test_passed_on_and_closed(tmp_path: Path) -> None:
-    """What was changed is uploaded by the last close of a handle, also by another process."""
+    """The last close of a handle uploads its changes, even by another process."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"early")
         first, last = open_file(world, FIRST), open_file(world, SECOND)
@@ -174,7 +174,7 @@ def test_passed_on_and_closed(tmp_path: Path) -> None:
 
 
 def test_killed_while_others_have_it_open(tmp_path: Path) -> None:
-    """What was uploaded last is seen again, and is what the others go on with."""
+    """The others see the last uploaded content again, and continue from it."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"early")
         other, handle = open_file(world, THIRD), open_file(world, SECOND)
@@ -188,7 +188,7 @@ def test_killed_while_others_have_it_open(tmp_path: Path) -> None:
 
 
 def test_a_new_file_that_others_have_open(tmp_path: Path) -> None:
-    """Nothing comes into being of which only a killed process has written anything."""
+    """A file that only a killed process has written is not created."""
     with staged(tmp_path) as world:
         handle = world.create(b"a", FIRST)
         world.fs.write(handle, 0, b"partial")
@@ -206,7 +206,7 @@ def test_a_new_file_that_others_have_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 2])
 def test_cutting_what_is_kept_fails(world: Mounted, tmp_path: Path, size: int) -> None:
-    """The kept file is as it was."""
+    """The kept file is unchanged."""
     world.client.inject("put_object", REFUSED)
     with pytest.raises(AccessDenied):
         world.fs.set_attributes(world.look(b"a").inode, size_bytes=size, mtime_ns=None)
@@ -215,7 +215,7 @@ def test_cutting_what_is_kept_fails(world: Mounted, tmp_path: Path, size: int) -
 
 @pytest.mark.parametrize("size", [0, 2])
 def test_cutting_fails(tmp_path: Path, size: int) -> None:
-    """A file that cannot be uploaded with another size has the one that it had."""
+    """If the upload with another size fails, the file has its old size."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"early")
         for reader in (False, True):
@@ -236,7 +236,7 @@ def test_cutting_fails(tmp_path: Path, size: int) -> None:
 def test_opening_anew_fails(
     world: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kept file is as it was, and can be opened, uploaded and let go."""
+    """The kept file is unchanged, and can be opened, uploaded and closed."""
 
     def full(*args: object, **more: object) -> None:
         raise StagingFull("no room")
@@ -252,7 +252,7 @@ def test_opening_anew_fails(
 
 
 def test_a_mount_that_dies_leaves_both(tmp_path: Path) -> None:
-    """What was kept and what has been written since are described by the next mount."""
+    """The next mount describes both the kept file and the later changes."""
     world = World(tmp_path)
     file = world.file(world.bucket.put(data_of(3 * MIB)))
     file.write(0, b"kept")
@@ -261,7 +261,7 @@ def test_a_mount_that_dies_leaves_both(tmp_path: Path) -> None:
         file.sync()
     file.truncate(MIB)
     file.write(5, b"since")
-    os.close(world.area._lock_fd)  # as its end does it
+    os.close(world.area._lock_fd)  # as at the end of the process
     leftovers.clear(tmp_path, "bucket")
     left = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("*.json"))]
     assert [(each["size"], each["complete"], each["key"]) for each in left] == [
@@ -273,7 +273,7 @@ def test_a_mount_that_dies_leaves_both(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_mount_keeps_both(tmp_path: Path) -> None:
-    """Nobody has been killed, and nothing uploaded."""
+    """Without a kill, nothing is uploaded and both are kept."""
     world = World(tmp_path)
     file = world.file()
     file.write(0, b"kept")
@@ -290,7 +290,7 @@ def test_the_end_of_the_mount_keeps_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_a_copy_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: bool) -> None:
-    """What is kept counts with its copy; where there is no room for that it does not change."""
+    """A kept file and its copy both count; without room for the copy there are no changes."""
     if not copies:
         monkeypatch.setattr(os, "copy_file_range", no_copy)
     world = World(tmp_path, 20 * MIB)
@@ -324,5 +324,5 @@ def test_a_copy_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copi
 
 
 def no_copy(*args: object) -> int:
-    """Be a kernel that cannot copy between these files."""
+    """Act as a kernel that cannot copy between these files."""
     raise OSError(95, "Operation not supported")

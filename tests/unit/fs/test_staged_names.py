@@ -1,4 +1,4 @@
-"""Renaming and removing files that are staged: what fails takes nothing away from anything."""
+"""Renames and removals of staged files: failures lose nothing."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ REFUSED = Fault(error=AccessDenied("no", status=403))
 
 
 def write(world: Mounted, path: bytes, data: bytes) -> HandleNumber:
-    """Open a file that may be there, write it anew, and leave it open."""
+    """Open a file that may exist, replace its content, and leave it open."""
     if is_there(world, path):
         handle = world.fs.open(world.look(path).inode, os.O_RDWR | os.O_TRUNC, OPENER)
     else:
@@ -30,19 +30,19 @@ def write(world: Mounted, path: bytes, data: bytes) -> HandleNumber:
 
 
 def refuse_changes(request: Request) -> Fault | None:
-    """Let objects be read only."""
+    """Refuse all changes of objects."""
     return None if request.kind in ("get", "head", "list") else REFUSED
 
 
 def kept(path: Path) -> list[bytes]:
-    """Return what is in the files of a staging directory."""
+    """Return the contents of the files in a staging directory."""
     return sorted(each.read_bytes() for each in path.rglob("*.data"))
 
 
 @pytest.mark.parametrize("source", ["stored", "open", "written anew"])
 @pytest.mark.parametrize("target", ["new", "opened", "written anew", "kept"])
 def test_a_rename_that_fails(tmp_path: Path, source: str, target: str) -> None:
-    """What was to be replaced has all that was written to it, and is uploaded when it is closed."""
+    """The target keeps all its writes, and is uploaded at its close."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"source")
         if target != "new":
@@ -76,7 +76,7 @@ def test_a_rename_that_fails(tmp_path: Path, source: str, target: str) -> None:
 
 @pytest.mark.parametrize("source", ["stored", "open"])
 def test_a_pending_upload_does_not_replace_what_was_renamed(tmp_path: Path, source: str) -> None:
-    """Who has the replaced file open goes on, and nothing of it comes to be."""
+    """A program that has the replaced file open continues, and no object results."""
     with staged(tmp_path) as world:
         world.client.put(b"b", b"earlier")
         handle = write(world, b"b", b"LATER")
@@ -99,7 +99,7 @@ def test_a_pending_upload_does_not_replace_what_was_renamed(tmp_path: Path, sour
 
 
 def test_an_upload_waits_for_the_rename(tmp_path: Path) -> None:
-    """Bytes that are written while another file takes the name are in none of the two objects."""
+    """Bytes written while another file takes the name are in neither object."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"renamed")
         handle = write(world, b"b", b"LATER")
@@ -119,7 +119,7 @@ def test_an_upload_waits_for_the_rename(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_written_anew_leaves_its_name(tmp_path: Path) -> None:
-    """The object that it was before does not come back under the old name."""
+    """The replaced object does not return under the old name."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"earlier")
         handle = write(world, b"a", b"LATER")
@@ -130,7 +130,7 @@ def test_a_file_that_is_written_anew_leaves_its_name(tmp_path: Path) -> None:
 
 
 def test_removing_that_fails(tmp_path: Path) -> None:
-    """The file is as it was, with what was written to it."""
+    """The file is unchanged, with all its writes."""
     with staged(tmp_path, allow_delete=True) as world:
         world.client.put(b"a", b"earlier")
         handle = write(world, b"a", b"LATER")
@@ -143,7 +143,7 @@ def test_removing_that_fails(tmp_path: Path) -> None:
 
 
 def test_attributes_of_what_was_removed(tmp_path: Path) -> None:
-    """What is set of a file that has no name any more is nobody's, and closing it is no error."""
+    """Attributes of a removed file have no effect, and its close succeeds."""
     with staged(tmp_path, allow_delete=True) as world:
         world.client.put(b"a", b"1")
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR, OPENER)
@@ -166,7 +166,7 @@ def fail(*keys: bytes) -> Callable[[Request], Fault | None]:
 
 
 def test_a_directory_with_staged_files(tmp_path: Path) -> None:
-    """They go along without a request of their own, also one that has been removed."""
+    """They move without their own requests, including removed ones."""
     with staged(tmp_path, allow_delete=True) as world:
         for name in (b"d/a", b"d/gone", b"d/other"):
             world.client.put(name, b"earlier")
@@ -188,7 +188,7 @@ def test_a_directory_with_staged_files(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_renamed_by_half(tmp_path: Path) -> None:
-    """What is staged is uploaded to where its object is, and the rest can be renamed later."""
+    """A staged file follows its object, and the rest can be renamed later."""
     with staged(tmp_path) as world:
         names = (b"d/a", b"d/b")
         for name in names:
@@ -199,7 +199,7 @@ def test_a_directory_that_is_renamed_by_half(tmp_path: Path) -> None:
         with pytest.raises(AccessDenied, match="d/b"):
             rename(world, b"d", b"e")
         world.client.script = None
-        moved = b"e/a" in world.client.contents()  # both may have been under way
+        moved = b"e/a" in world.client.contents()  # both may have been in progress
         for handle in handles:
             world.fs.write(handle, 0, b"LATER")
             world.close(handle, OPENER)
@@ -213,7 +213,7 @@ def test_a_directory_that_is_renamed_by_half(tmp_path: Path) -> None:
 
 
 def test_others_replace_what_is_renamed(tmp_path: Path) -> None:
-    """A staged file takes neither their bytes nor their place."""
+    """A staged file takes neither another client's bytes nor their place."""
     with staged(tmp_path) as world:
         world.client.put(b"d/a", b"earlier")
         handle = world.fs.open(world.look(b"d/a").inode, os.O_RDWR, OPENER)
@@ -226,7 +226,7 @@ def test_others_replace_what_is_renamed(tmp_path: Path) -> None:
 
 
 def test_the_marker_of_what_is_replaced() -> None:
-    """A directory that cannot take the place of an empty one leaves it there."""
+    """A directory that cannot replace an empty one leaves it there."""
     with mounted(allow_rename=True, keep_directories=True) as world:
         for name in (b"d", b"empty"):
             world.fs.mkdir(ROOT, name)
@@ -241,7 +241,7 @@ def test_the_marker_of_what_is_replaced() -> None:
 
 
 def test_a_directory_in_which_a_file_is_appended_to() -> None:
-    """It stays, because S3 has the beginning of the file under its old name."""
+    """The directory stays, because S3 has the file's beginning under its old name."""
     with mounted({b"d/a": b"1"}, allow_rename=True, allow_append=True) as world:
         handle = world.fs.open(world.look(b"d/a").inode, APPEND, OPENER)
         world.fs.write(handle, 1, b"2")

@@ -1,4 +1,4 @@
-"""Staged files: what is fetched and sent, at the same time too, and what becomes of failures."""
+"""Staged files: their requests, concurrency, and failures."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ SAFE_S = 20.0
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A world whose area ends with the test."""
+    """A world; its area ends with the test."""
     world = World(tmp_path)
     yield world
     world.stopping.set()
@@ -45,7 +45,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_a_new_file_is_created_also_if_it_is_empty(world: World) -> None:
-    """Each file that is created becomes an object, once."""
+    """Each created file becomes one object, even if it is empty."""
     file = world.file()
     assert file.dirty
     assert file.sync() == world.bucket.info()
@@ -57,7 +57,7 @@ def test_a_new_file_is_created_also_if_it_is_empty(world: World) -> None:
 
 
 def test_a_file_that_was_only_read_is_not_uploaded(world: World) -> None:
-    """Opening for reading and writing costs nothing until something is changed."""
+    """An open for reading and writing costs nothing until the file is changed."""
     base = world.bucket.put(data_of(3 * MIB))
     file = world.file(base)
     assert file.read(MIB + 5, 10) == data_of(3 * MIB)[MIB + 5 : MIB + 15]
@@ -71,7 +71,7 @@ def test_a_file_that_was_only_read_is_not_uploaded(world: World) -> None:
 
 
 def test_what_was_fetched_is_not_fetched_again(world: World) -> None:
-    """A block is fetched for the first read in it."""
+    """The first read in a block fetches it."""
     file = world.file(world.bucket.put(data_of(3 * MIB)))
     for offset in range(0, 3 * MIB, 100_000):
         assert file.read(offset, 1000) == data_of(3 * MIB)[offset : offset + 1000]
@@ -79,7 +79,7 @@ def test_what_was_fetched_is_not_fetched_again(world: World) -> None:
 
 
 def test_writing_fetches_nothing(world: World) -> None:
-    """A write of a few bytes is only that; what is around it comes when it is read."""
+    """A write fetches nothing; the bytes around it are fetched when they are read."""
     data = bytearray(data_of(2 * MIB))
     file = world.file(world.bucket.put(bytes(data)))
     file.write(1000, b"some bytes")
@@ -92,7 +92,7 @@ def test_writing_fetches_nothing(world: World) -> None:
 
 
 def test_a_file_that_is_written_anew_fetches_nothing(world: World) -> None:
-    """Cut off at the beginning, and then written: the old bytes are not asked for."""
+    """A truncated and rewritten file does not fetch the old bytes."""
     file = world.file(world.bucket.put(data_of(20 * MIB)))
     file.truncate(0)
     file.write(0, b"new")
@@ -104,7 +104,7 @@ def test_a_file_that_is_written_anew_fetches_nothing(world: World) -> None:
 
 
 def test_what_has_not_changed_is_copied(world: World) -> None:
-    """Of a change in a large file what is around it up to 5 MiB is fetched and sent, no more."""
+    """A change in a large file fetches and sends at most 5 MiB around it."""
     data = bytearray(data_of(60 * MIB))
     file = world.file(world.bucket.put(bytes(data)))
     file.write(30 * MIB, b"x" * 4096)
@@ -119,7 +119,7 @@ def test_what_has_not_changed_is_copied(world: World) -> None:
 
 
 def test_writing_goes_on_after_an_upload(world: World) -> None:
-    """The object that was made is what the next upload copies from."""
+    """The next upload copies from the object that the last one made."""
     file = world.file()
     data = bytearray(data_of(20 * MIB))
     file.write(0, bytes(data))
@@ -138,7 +138,7 @@ def test_writing_goes_on_after_an_upload(world: World) -> None:
 
 
 def test_a_write_beyond_the_end_leaves_zeros(world: World) -> None:
-    """What lies between is zeros, takes no room, and is uploaded."""
+    """The gap is zeros, which take no room and are uploaded."""
     file = world.file()
     file.write(50 * MIB, b"end")
     assert world.area.used_bytes == 4096
@@ -150,7 +150,7 @@ def test_a_write_beyond_the_end_leaves_zeros(world: World) -> None:
 
 
 def test_only_one_version_is_ever_read(world: World) -> None:
-    """A base that others have replaced is an error, not a mixture."""
+    """If others have replaced the base, the read is an error, not a mixture."""
     file = world.file(world.bucket.put(data_of(2 * MIB)))
     file.read(0, 10)
     world.bucket.put(data_of(2 * MIB, 1))
@@ -164,7 +164,7 @@ def test_only_one_version_is_ever_read(world: World) -> None:
 
 
 def test_an_answer_that_is_too_short_is_none(world: World) -> None:
-    """Bytes that did not come are not taken for zeros."""
+    """Missing bytes of an answer do not count as zeros."""
     base = world.bucket.put(data_of(MIB))
     file = world.file(base)
     world.bucket.put(b"")
@@ -175,7 +175,7 @@ def test_an_answer_that_is_too_short_is_none(world: World) -> None:
 
 
 def test_a_file_cannot_be_larger_than_the_disk_allows(world: World) -> None:
-    """That is EFBIG, and the file is as it was, on the disk too."""
+    """EFBIG, and the file is unchanged, also on the disk."""
     file = world.file()
     file.write(0, b"abc")
     with pytest.raises(TooLarge):
@@ -191,7 +191,7 @@ def test_a_file_cannot_be_larger_than_the_disk_allows(world: World) -> None:
 def test_what_is_fetched_does_not_cover_what_was_written_meanwhile(
     world: World, pool: ThreadPoolExecutor
 ) -> None:
-    """A write during a fetch does not wait for it, and stays."""
+    """A write during a fetch does not wait, and its bytes stay."""
     fetching, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -213,7 +213,7 @@ def test_what_is_fetched_does_not_cover_what_was_written_meanwhile(
 
 
 def test_readers_of_one_block_wait_for_one_request(world: World, pool: ThreadPoolExecutor) -> None:
-    """The kernel reads ahead in many requests at a time: a block is fetched once."""
+    """The kernel reads ahead with parallel requests: a block is fetched once."""
     fetching, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -230,7 +230,7 @@ def test_readers_of_one_block_wait_for_one_request(world: World, pool: ThreadPoo
 
 
 def test_an_upload_is_the_file_at_one_moment(world: World, pool: ThreadPoolExecutor) -> None:
-    """Who would change the file waits until it is uploaded; who reads does not."""
+    """Writers wait until the upload has ended; readers do not."""
     sending, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -261,7 +261,7 @@ def test_an_upload_is_the_file_at_one_moment(world: World, pool: ThreadPoolExecu
 def test_what_is_missing_during_an_upload_is_read_from_the_new_object(
     world: World, pool: ThreadPoolExecutor
 ) -> None:
-    """A fetch from a base that an upload of ours has replaced is repeated, and seen by nobody."""
+    """A fetch is repeated if an upload replaces its base, and no reader notices."""
     data = data_of(20 * MIB)
     file = world.file(world.bucket.put(data))
     file.write(0, b"x")
@@ -284,7 +284,7 @@ def test_what_is_missing_during_an_upload_is_read_from_the_new_object(
 def test_what_comes_late_from_an_old_version_is_not_kept(
     world: World, pool: ThreadPoolExecutor
 ) -> None:
-    """Meanwhile the block was written, uploaded, and dropped to make room: it is another one."""
+    """Meanwhile the block was written, uploaded and dropped, so the late bytes are outdated."""
     fetching, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -305,7 +305,7 @@ def test_what_comes_late_from_an_old_version_is_not_kept(
 
 
 def test_the_end_of_the_mount_ends_waiting(world: World, pool: ThreadPoolExecutor) -> None:
-    """A writer that waits for an upload does not wait for longer than the mount lives."""
+    """A writer that waits for an upload does not wait beyond the end of the mount."""
     sending, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -329,7 +329,7 @@ def test_the_end_of_the_mount_ends_waiting(world: World, pool: ThreadPoolExecuto
 
 
 def test_what_failed_is_kept_and_uploaded_by_the_next_one(world: World) -> None:
-    """The error says where the file is; another fsync or close uploads it."""
+    """The error says where the file is; the next fsync or close uploads it."""
     file = world.file()
     file.write(0, b"precious")
     world.bucket.failure = ServerFault("down")
@@ -361,7 +361,7 @@ def test_what_failed_is_kept_and_uploaded_by_the_next_one(world: World) -> None:
 
 
 def test_a_kept_file_is_made_whole_where_that_is_possible(world: World) -> None:
-    """Who may read and not write finds all bytes in the kept file."""
+    """With permission to read, the kept file gets all its bytes."""
     data = bytearray(data_of(12 * MIB))
     file = world.file(world.bucket.put(bytes(data)))
     file.write(5 * MIB, b"mine")
@@ -371,11 +371,11 @@ def test_a_kept_file_is_made_whole_where_that_is_possible(world: World) -> None:
         file.sync()
     assert file._content.path.read_bytes() == data
     assert json.loads(file._content.path.with_suffix(".json").read_text())["complete"]
-    assert file.reclaim(MIB) == 0  # and so it stays
+    assert file.reclaim(MIB) == 0  # and so they stay
 
 
 def test_what_a_kept_file_lacks_is_said(world: World) -> None:
-    """Without S3 nothing can be fetched: the description has the ranges."""
+    """Without S3 nothing can be fetched: the description lists the missing ranges."""
     file = world.file(world.bucket.put(data_of(12 * MIB)))
     file.write(5 * MIB, b"mine")
     world.bucket.failure = world.bucket.fetch_failure = TransportFault("no line")
@@ -388,7 +388,7 @@ def test_what_a_kept_file_lacks_is_said(world: World) -> None:
 
 
 def test_a_full_disk_fails_the_write_and_nothing_else(tmp_path: Path) -> None:
-    """ENOSPC; what was written before stays and can be uploaded."""
+    """The write is ENOSPC; earlier bytes stay and can be uploaded."""
     world = World(tmp_path, limit_bytes=16 * MIB)
     file = world.file()
     data = data_of(MIB)
@@ -397,10 +397,10 @@ def test_a_full_disk_fails_the_write_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(StagingFull):
         file.write(16 * MIB, data)
     assert file.size_bytes == 16 * MIB
-    file.write(0, data)  # there is room for it already
+    file.write(0, data)  # there is already room for it
     assert file.sync() is not None
     assert world.bucket.objects[KEY] == data * 16
-    file.write(16 * MIB, data)  # what is uploaded makes room
+    file.write(16 * MIB, data)  # uploaded bytes make room
     assert file.read(0, MIB) == data
     assert file.sync() is not None
     assert world.bucket.objects[KEY] == data * 17
@@ -411,7 +411,7 @@ def test_a_full_disk_fails_the_write_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_reading_needs_no_room(tmp_path: Path) -> None:
-    """Where nothing can be kept, what is read is fetched each time."""
+    """Without room each read fetches its bytes again."""
     world = World(tmp_path, limit_bytes=16 * MIB)
     full, other = world.file(), world.file(world.bucket.put(data_of(4 * MIB), b"other"), b"other")
     full.write(0, bytes(16 * MIB))
@@ -431,7 +431,7 @@ def test_reading_needs_no_room(tmp_path: Path) -> None:
 
 
 def test_a_removed_file_is_not_uploaded(world: World) -> None:
-    """It is read and written until it is closed, and leaves nothing."""
+    """A removed file can be read and written until it is closed, and leaves nothing."""
     file = world.file()
     file.write(0, b"temporary")
     file.sync()
@@ -449,7 +449,7 @@ def test_a_removed_file_is_not_uploaded(world: World) -> None:
 
 
 def test_what_could_not_be_removed_is_as_before(world: World) -> None:
-    """A delete that is refused takes nothing away."""
+    """A refused delete changes nothing."""
     file = world.file()
     file.write(0, b"stays")
 
@@ -464,7 +464,7 @@ def test_what_could_not_be_removed_is_as_before(world: World) -> None:
 
 
 def test_a_moved_file_is_uploaded_under_its_new_name(world: World) -> None:
-    """What was not fetched comes from the object's new place; a crash would know it too."""
+    """Missing bytes come from the new place of the object; the journal knows it as well."""
     data = data_of(20 * MIB)
     file = world.file(world.bucket.put(data))
     file.write(0, b"x")
@@ -483,7 +483,7 @@ def test_a_moved_file_is_uploaded_under_its_new_name(world: World) -> None:
 
 
 def test_a_file_that_is_not_in_s3_yet_only_changes_its_name(world: World) -> None:
-    """There is nothing to copy."""
+    """Nothing is copied."""
     file = world.file()
     file.write(0, b"abc")
     file.move(b"new", lambda base: pytest.fail("there is no base"))
@@ -492,7 +492,7 @@ def test_a_file_that_is_not_in_s3_yet_only_changes_its_name(world: World) -> Non
 
 
 def test_a_base_that_was_deleted_is_not_found(world: World) -> None:
-    """What was not fetched is gone with it."""
+    """Bytes that were not fetched are gone with the object."""
     file = world.file(world.bucket.put(data_of(MIB)))
     world.bucket.objects.clear()
     with pytest.raises(NotFound):
@@ -500,7 +500,7 @@ def test_a_base_that_was_deleted_is_not_found(world: World) -> None:
 
 
 def test_nothing_is_done_with_a_closed_file(world: World) -> None:
-    """EBADF, and closing again is no error."""
+    """EBADF; a second close is no error."""
     file = world.file(world.bucket.put(b"abc"))
     assert file.close()
     assert file.close()
@@ -515,7 +515,7 @@ def test_nothing_is_done_with_a_closed_file(world: World) -> None:
 
 
 def test_many_at_once_lose_nothing(world: World, pool: ThreadPoolExecutor) -> None:
-    """Writers, readers, uploads and who needs room, all at the same time."""
+    """Writers, readers, uploads and requests for room in parallel lose nothing."""
     base = data_of(4 * MIB)
     file = world.file(world.bucket.put(base))
     stop = threading.Event()

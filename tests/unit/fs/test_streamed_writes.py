@@ -1,4 +1,4 @@
-"""Changing the bucket through the file system, without a kernel: files, directories, deleting."""
+"""Changes of the bucket without a kernel: files, directories, deletions."""
 
 import os
 import stat
@@ -41,7 +41,7 @@ PART = WriteConfig().part_size_bytes
 
 
 def is_there(world: Mounted, path: bytes) -> bool:
-    """Whether a lookup finds something."""
+    """Whether a lookup succeeds."""
     try:
         world.look(path)
     except NoSuchEntry:
@@ -50,7 +50,7 @@ def is_there(world: Mounted, path: bytes) -> bool:
 
 
 def writes(world: Mounted) -> list[str]:
-    """Return the kinds of all requests that changed something, in order."""
+    """Return the kinds of all requests that changed the bucket, in order."""
     asked = [request.kind for request in world.client.requests]
     return [kind for kind in asked if kind not in ("head", "list", "get")]
 
@@ -60,7 +60,7 @@ def writes(world: Mounted) -> list[str]:
 
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 3 * PART])
 def test_a_new_file(size: int) -> None:
-    """A file is there when it is closed, with all its bytes, under the number that it had."""
+    """A closed file exists with all its bytes, and keeps its inode number."""
     data = os.urandom(size)
     with mounted() as world:
         handle = world.create(b"a")
@@ -74,11 +74,11 @@ def test_a_new_file(size: int) -> None:
         assert (found.inode, found.size_bytes) == (number, size)
         assert world.fs.getattr(number).size_bytes == size
         assert world.read_file(number) == data
-        assert world.budget.held_bytes == 0 or size <= PART  # what is read ahead
+        assert world.budget.held_bytes == 0 or size <= PART  # the prefetched head
 
 
 def test_requests_of_a_small_file() -> None:
-    """A small file is one PUT; that it is there is known without asking."""
+    """A small file is one PUT, and its existence is known without a request."""
     with mounted() as world:
         world.write_file(b"a", b"content")
         world.look(b"a")
@@ -86,7 +86,7 @@ def test_requests_of_a_small_file() -> None:
 
 
 def test_attributes_while_it_is_written() -> None:
-    """Size and time grow with what is written, and the kernel is to ask each time."""
+    """Size and time grow with the writes, and the kernel must ask each time."""
     with mounted() as world:
         handle, attributes = world.fs.create(ROOT, b"a", os.O_WRONLY, OPENER)
         assert (attributes.size_bytes, attributes.ttl_s) == (0, 0.0)
@@ -100,7 +100,7 @@ def test_attributes_while_it_is_written() -> None:
 
 
 def test_a_listing_names_each_file_once() -> None:
-    """What is being written is listed behind what is in the bucket, and not twice."""
+    """Files being written are listed once, after those in the bucket."""
     with mounted({b"b": b"", b"d/x": b""}, allow_overwrite=True) as world:
         number = world.look(b"b").inode
         over = world.fs.open(number, OVERWRITE)
@@ -126,7 +126,7 @@ def test_a_listing_that_was_begun_before() -> None:
 
 
 def test_positions_behind_the_listing() -> None:
-    """Readdir goes on from any position, also among what is not in the bucket."""
+    """readdir continues from any position, also among local entries."""
     with mounted({b"m": b""}) as world:
         for name in (b"z", b"a"):
             world.create(name)
@@ -142,7 +142,7 @@ def test_positions_behind_the_listing() -> None:
 
 @pytest.mark.parametrize("offset", [0, 2, 4, 100])
 def test_another_offset(offset: int) -> None:
-    """A write that does not go on where the last one ended fails, and so does the file."""
+    """A write at another offset fails, and so does the file."""
     with mounted() as world:
         handle = world.create(b"a")
         world.fs.write(handle, 0, b"123")
@@ -157,7 +157,7 @@ def test_another_offset(offset: int) -> None:
 
 
 def test_fsync() -> None:
-    """After fsync the object is there, and can be read; closing changes nothing."""
+    """After fsync the object exists and can be read; the close changes nothing."""
     with mounted() as world:
         handle = world.create(b"a")
         world.fs.write(handle, 0, b"123")
@@ -170,7 +170,7 @@ def test_fsync() -> None:
 
 @pytest.mark.parametrize("size", [3, PART + 5])
 def test_going_on_after_fsync(size: int) -> None:
-    """A new file goes on after fsync, also without --allow-append, and is whole in the end."""
+    """A new file continues after fsync, even without --allow-append, and is complete at the end."""
     first, second = os.urandom(size), os.urandom(4)
     with mounted() as world:
         handle = world.create(b"a", OPENER)
@@ -187,7 +187,7 @@ def test_going_on_after_fsync(size: int) -> None:
 
 
 def test_a_duplicate_is_closed_before_anything_is_written() -> None:
-    """`dd` and shells duplicate the descriptor, close one, and write through the other."""
+    """`dd` and shells duplicate a descriptor, close one, and write to the other."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.flush(handle, OPENER, killed=False)
@@ -197,7 +197,7 @@ def test_a_duplicate_is_closed_before_anything_is_written() -> None:
 
 
 def test_a_child_closes_what_it_has_inherited() -> None:
-    """A child's close is not the end: the parent goes on writing."""
+    """A child's close is not the end: the parent continues to write."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.write(handle, 0, b"1")
@@ -208,7 +208,7 @@ def test_a_child_closes_what_it_has_inherited() -> None:
 
 
 def test_a_child_writes_the_rest() -> None:
-    """What the opener has closed empty and a child has written is uploaded with the last close."""
+    """If the opener closes an empty file and a child writes it, the last close uploads it."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.flush(handle, OPENER, killed=False)
@@ -221,7 +221,7 @@ def test_a_child_writes_the_rest() -> None:
 
 @pytest.mark.parametrize("size", [0, 10, PART + 1])
 def test_the_writer_is_killed(size: int) -> None:
-    """A process that is killed leaves nothing behind, neither object nor parts."""
+    """A killed process leaves neither an object nor parts."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         if size:
@@ -233,7 +233,7 @@ def test_the_writer_is_killed(size: int) -> None:
 
 
 def test_a_child_is_killed() -> None:
-    """It is the opener that says whether a file is complete."""
+    """The opener decides whether a file is complete."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.write(handle, 0, b"123")
@@ -243,7 +243,7 @@ def test_a_child_is_killed() -> None:
 
 
 def test_killed_after_the_close() -> None:
-    """What was closed in order is there, whatever becomes of the process."""
+    """A closed file exists, whatever happens to the process later."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.write(handle, 0, b"123")
@@ -258,7 +258,7 @@ def test_killed_after_the_close() -> None:
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR, os.O_WRONLY, OVERWRITE])
 def test_opened_by_others(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of which something is written can neither be read nor written by others."""
+    """A file with written bytes cannot be read or written by others."""
     monkeypatch.setattr(write_opener, "TURN_S", 0.0)
     with mounted(allow_overwrite=True) as world:
         handle = world.create(b"a", OPENER)
@@ -275,7 +275,7 @@ def test_opened_by_others(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_empty_file_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`touch a; cat a`: who comes between close and upload waits for it."""
+    """`touch a; cat a`: an open between close and upload waits."""
     monkeypatch.setattr(lifecycle, "SETTLE_S", 60.0)
     with mounted() as world:
         handle = world.create(b"a", OPENER)
@@ -306,7 +306,7 @@ def complete_fails(request: Request) -> Fault | None:
     ("script", "size"), [(put_fails, 10), (part_fails, 2 * PART), (complete_fails, 2 * PART)]
 )
 def test_an_upload_that_fails(script: Callable[[Request], Fault | None], size: int) -> None:
-    """Closing fails, again if it is tried again, and nothing is there, nor parts of it."""
+    """The close fails, also the second time, and neither object nor parts exist."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode
@@ -325,7 +325,7 @@ def test_an_upload_that_fails(script: Callable[[Request], Fault | None], size: i
 
 
 def test_an_overwrite_that_fails() -> None:
-    """The earlier version is there, under another number: the kernel has pages of the other."""
+    """The earlier version exists under another number: the kernel has pages of the failed one."""
     with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, OVERWRITE, OPENER)
@@ -343,7 +343,7 @@ def test_an_overwrite_that_fails() -> None:
 
 
 def test_somebody_else_creates_it() -> None:
-    """Of two who create the same name the second to close is told, and replaces nothing."""
+    """If two writers create a name, the second close fails, and replaces nothing."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.write(handle, 0, b"mine")
@@ -358,7 +358,7 @@ def test_somebody_else_creates_it() -> None:
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
 def test_synchronous_writes(flag: int) -> None:
-    """O_SYNC would promise what cannot be kept."""
+    """O_SYNC is refused, because it could not be honoured."""
     with mounted() as world, pytest.raises(BadArgument):
         world.fs.create(ROOT, b"a", os.O_WRONLY | flag, OPENER)
 
@@ -367,7 +367,7 @@ def test_synchronous_writes(flag: int) -> None:
     ("name", "error"), [(b"n" * 256, NameTooLong), (b"n" * 21, NameTooLong), (b"\xff", BadArgument)]
 )
 def test_names_that_s3_cannot_have(name: bytes, error: type[OperationError]) -> None:
-    """A key has 1,024 bytes of UTF-8; one too long is refused when it is made."""
+    """A key has at most 1,024 bytes of UTF-8; longer ones are refused at creation."""
     prefix = b"p" * 250 + b"/"
     with mounted({prefix * 4 + b"a": b""}, prefix=prefix * 4) as world:
         for make in (world.fs.mkdir, lambda parent, name: world.fs.create(parent, name, 1, 0)):
@@ -393,7 +393,7 @@ def test_overwriting_needs_an_option() -> None:
 
 
 def test_overwriting() -> None:
-    """The new version takes the old one's place when it is closed, under the same number."""
+    """The new version replaces the old one at the close, with the same number."""
     with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, OVERWRITE, OPENER)
@@ -410,7 +410,7 @@ def test_overwriting() -> None:
 
 
 def test_cut_to_nothing_once_it_is_open() -> None:
-    """`sort -o` and `truncate -s 0` open a file first, and empty it then."""
+    """`sort -o` and `truncate -s 0` open a file first, and truncate it then."""
     with mounted({b"a": b"earlier", b"b": b"1"}, allow_overwrite=True) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, os.O_WRONLY, OPENER)
@@ -426,7 +426,7 @@ def test_cut_to_nothing_once_it_is_open() -> None:
 
 
 def test_writing_into_the_middle() -> None:
-    """What is there cannot be changed in parts: the object stays as it is."""
+    """An existing object cannot be changed in place, and stays unchanged."""
     with mounted({b"a": b"earlier"}, allow_overwrite=True) as world:
         handle = world.fs.open(world.look(b"a").inode, os.O_WRONLY, OPENER)
         with pytest.raises(NotSequential):
@@ -437,7 +437,7 @@ def test_writing_into_the_middle() -> None:
 
 
 def test_opened_to_read_and_write() -> None:
-    """O_RDWR without truncation reads; a write through it fails."""
+    """O_RDWR without truncation can read; a write fails."""
     with mounted({b"a": b"1"}) as world:
         handle = world.fs.open(world.look(b"a").inode, os.O_RDWR)
         assert bytes(world.fs.read(handle, 0, 10)) == b"1"
@@ -462,7 +462,7 @@ def test_opened_to_read_and_write() -> None:
 
 
 def test_times_of_a_file_that_is_written() -> None:
-    """`touch` sets the time of the file that it makes; S3 says another later."""
+    """`touch` sets the time of its new file; later S3 has its own."""
     with mounted() as world:
         handle = world.create(b"a")
         number = world.look(b"a").inode
@@ -484,7 +484,7 @@ def test_attributes_of_what_is_there() -> None:
 
 @pytest.mark.parametrize("written", [0, 5, PART, 2 * PART + 1])
 def test_a_size_beyond_what_is_written(written: int) -> None:
-    """It is seen at once, may become smaller again, and is made good with zeros at the end."""
+    """The size shows immediately, can decrease again, and is filled with zeros at the end."""
     size = 3 * PART + 7
     data = os.urandom(written)
     with mounted(memory_bytes=64 * MIB) as world:
@@ -501,7 +501,7 @@ def test_a_size_beyond_what_is_written(written: int) -> None:
 
 
 def test_a_size_that_is_reached() -> None:
-    """As safetensors writes: the final size first, then all bytes; the zeros are nowhere."""
+    """As safetensors writes: the final size first, then all bytes, without extra zeros."""
     data = os.urandom(2 * MIB + 1)
     with mounted() as world:
         handle = world.create(b"a")
@@ -516,7 +516,7 @@ def test_a_size_that_is_reached() -> None:
 @pytest.mark.parametrize("how", ["fsync", "a duplicate is closed"])
 @pytest.mark.parametrize("size", [30, 2 * PART + 7])
 def test_a_size_that_is_uploaded_before_it_is_reached(size: int, how: str) -> None:
-    """The zeros are no end: the file goes on where it was, behind them, or with another size."""
+    """After the zeros' upload, writes continue before them, after them, or with a new size."""
     data = os.urandom(size)
     with mounted() as world:
         handle = world.create(b"a", OPENER)
@@ -538,7 +538,7 @@ def test_a_size_that_is_uploaded_before_it_is_reached(size: int, how: str) -> No
 
 @pytest.mark.parametrize("then", ["behind", "smaller", "larger"])
 def test_zeros_that_were_uploaded(then: str) -> None:
-    """What was uploaded of a size may stay, or change again."""
+    """Uploaded zeros may stay, or change again."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         number = world.look(b"a").inode
@@ -560,7 +560,7 @@ def test_zeros_that_were_uploaded(then: str) -> None:
 
 
 def test_a_size_can_be_given_up() -> None:
-    """A file that is cut to what is written, or to nothing, has no zeros."""
+    """A file that is truncated to its written bytes, or to zero, has no zeros."""
     with mounted() as world:
         for name, cut in ((b"a", 3), (b"b", 0)):
             handle = world.create(name)
@@ -575,7 +575,7 @@ def test_a_size_can_be_given_up() -> None:
 
 
 def test_zeros_beyond_the_end_set_the_size() -> None:
-    """As glibc's posix_fallocate writes, a zero at the end of each block; then all in order."""
+    """Like glibc's posix_fallocate: a zero at the end of each block, then all bytes in order."""
     with mounted() as world:
         handle = world.create(b"a")
         for offset in (4095, 8191, 9999):
@@ -587,7 +587,7 @@ def test_zeros_beyond_the_end_set_the_size() -> None:
 
 
 def test_written_at_the_end_of_the_size_that_was_set() -> None:
-    """What is appended to a file that was lengthened has zeros before it."""
+    """Appends to a lengthened file come after its zeros."""
     with mounted({b"a": b"123"}, allow_append=True) as world:
         number = world.look(b"a").inode
         handle = world.fs.open(number, os.O_WRONLY | os.O_APPEND)
@@ -598,7 +598,7 @@ def test_written_at_the_end_of_the_size_that_was_set() -> None:
 
 
 def test_a_size_that_no_object_has() -> None:
-    """It is refused when it is set, and the file goes on."""
+    """The size is refused when it is set, and the file continues."""
     with mounted() as world:
         handle = world.create(b"a")
         with pytest.raises(TooLarge):
@@ -609,7 +609,7 @@ def test_a_size_that_no_object_has() -> None:
 
 
 def test_truncation_of_a_file_that_is_written() -> None:
-    """To nothing it begins anew; to the size that it has is no change; below it is refused."""
+    """To zero restarts it, to its size changes nothing, and anything less is refused."""
     with mounted() as world:
         handle = world.create(b"a")
         number = world.look(b"a").inode
@@ -625,7 +625,7 @@ def test_truncation_of_a_file_that_is_written() -> None:
 
 
 def test_truncation_of_what_is_there() -> None:
-    """An object that may be overwritten can be cut to nothing, and lengthened up to a few MiB."""
+    """An object that may be overwritten can be truncated to zero, and extended by a few MiB."""
     with mounted({b"a": b"123", b"b": b""}, allow_overwrite=True) as world:
         assert world.read_file(world.look(b"a").inode) == b"123"
         for name, size in ((b"a", 5), (b"b", streamed_writes.MOST_LENGTHENED_BYTES)):
@@ -651,7 +651,7 @@ def test_truncation_of_what_is_there() -> None:
 
 @pytest.mark.parametrize(("on", "expected"), [(True, "image/png"), (False, None)])
 def test_content_types(on: bool, expected: str | None) -> None:
-    """With --infer-content-type the type goes by the name."""
+    """With --infer-content-type the content type follows the name."""
     with mounted(write=WriteConfig(content_types=on)) as world:
         seen: list[str | None] = []
         put = world.client.put_object
@@ -680,7 +680,7 @@ def test_deleting_needs_an_option() -> None:
 
 
 def test_deleting() -> None:
-    """A deleted file is gone at once, from lookups and listings, whatever was known."""
+    """A deleted file disappears immediately from lookups and listings."""
     with mounted({b"a": b"1", b"b": b"2"}, allow_delete=True) as world:
         assert world.names() == [b"a", b"b"]
         reader = world.fs.open(world.look(b"a").inode, os.O_RDONLY)
@@ -694,7 +694,7 @@ def test_deleting() -> None:
 
 
 def test_deleting_what_is_not_a_file() -> None:
-    """Directories are not deleted as files, and absent names not at all."""
+    """Directories are not deleted as files, and missing names not at all."""
     with mounted({b"d/a": b"1"}, allow_delete=True) as world:
         with pytest.raises(IsADirectory):
             world.fs.unlink(ROOT, b"d")
@@ -704,7 +704,7 @@ def test_deleting_what_is_not_a_file() -> None:
 
 
 def test_a_directory_stays_when_its_last_file_is_deleted() -> None:
-    """What `rm d/*` leaves is an empty directory, which `rmdir` removes."""
+    """`rm d/*` leaves an empty directory, which `rmdir` removes."""
     with mounted({b"d/e/a": b"1"}, allow_delete=True) as world:
         directory = world.look(b"d/e").inode
         world.fs.unlink(directory, b"a")
@@ -722,7 +722,7 @@ def test_a_directory_stays_when_its_last_file_is_deleted() -> None:
 
 
 def test_a_new_directory() -> None:
-    """S3 learns of a directory when a file in it is uploaded; here it is there at once."""
+    """A new directory exists here immediately, and in S3 with its first uploaded file."""
     with mounted({b"z": b""}) as world:
         made = world.fs.mkdir(ROOT, b"d")
         assert stat.S_ISDIR(made.mode)
@@ -741,7 +741,7 @@ def test_a_new_directory() -> None:
 
 
 def test_removing_directories() -> None:
-    """Only what is empty is removed, here and in the bucket."""
+    """Only empty directories are removed, here and in the bucket."""
     with mounted({b"d/a": b"1", b"m/": b""}) as world:
         world.fs.mkdir(world.look(b"d").inode, b"e")
         world.create(b"d/e/new")
@@ -758,7 +758,7 @@ def test_removing_directories() -> None:
 
 
 def test_removing_a_directory_that_somebody_else_has_filled() -> None:
-    """A directory that was made here is not removed when others have put something in it."""
+    """A local directory is not removed if other clients have put something in it."""
     with mounted() as world:
         world.fs.mkdir(ROOT, b"d")
         world.client.put(b"d/theirs", b"")
@@ -768,7 +768,7 @@ def test_removing_a_directory_that_somebody_else_has_filled() -> None:
 
 
 def test_nothing_is_left() -> None:
-    """After all that, nobody holds memory, uploads or inodes."""
+    """At the end no memory, uploads or inodes are held."""
     with mounted(allow_delete=True, allow_overwrite=True) as world:
         fs = world.fs
         world.write_file(b"a", b"1" * (PART + 1))
@@ -788,7 +788,7 @@ APPEND = os.O_WRONLY | os.O_APPEND
 
 @pytest.mark.parametrize("size", [0, 3, PART + 5])
 def test_appending(size: int) -> None:
-    """What is there stays until the file is closed, and is then the beginning of the new one."""
+    """The old object stays until the close, and is then the beginning of the new one."""
     earlier = os.urandom(size)
     with mounted({b"a": earlier}, allow_append=True) as world:
         number = world.look(b"a").inode
@@ -799,13 +799,13 @@ def test_appending(size: int) -> None:
         assert world.client.content(b"a") == earlier
         world.close(handle, OPENER)
         assert world.client.content(b"a") == earlier + b"more"
-        assert world.look(b"a").inode == number  # of which the kernel has no pages
+        assert world.look(b"a").inode == number  # the kernel has no pages of it
         assert world.read_file(number) == earlier + b"more"
         assert world.client.uploads == {}
 
 
 def test_appending_to_what_was_read() -> None:
-    """The kernel may have the last page of what was read: what is appended has another inode."""
+    """The kernel may have the last page of the file, so the appended file has another inode."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         number = world.look(b"a").inode
         world.read_file(number)
@@ -821,7 +821,7 @@ def test_appending_to_what_was_read() -> None:
 
 
 def test_appending_nothing() -> None:
-    """A file that is opened for appending and closed is not touched."""
+    """A file that is opened for appending and closed is unchanged."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         handle = world.fs.open(world.look(b"a").inode, APPEND, OPENER)
         world.close(handle, OPENER)
@@ -830,7 +830,7 @@ def test_appending_nothing() -> None:
 
 
 def test_appending_needs_an_option() -> None:
-    """Without --allow-append a file cannot be written on, and the error names the option."""
+    """Without --allow-append a file cannot be appended to, and the error names the option."""
     with mounted({b"a": b"1"}, allow_overwrite=True) as world:
         number = world.look(b"a").inode
         for flags in (APPEND, os.O_RDWR | os.O_APPEND):
@@ -840,7 +840,7 @@ def test_appending_needs_an_option() -> None:
 
 
 def test_appending_to_what_has_changed() -> None:
-    """The kernel knows the size of the version that it has looked up: it has to look again."""
+    """The kernel has the size of its last lookup, so it must look up again."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         number = world.look(b"a").inode
         world.client.put(b"a", b"12")
@@ -872,7 +872,7 @@ def test_a_duplicate_goes_on_after_a_close(size: int) -> None:
 
 
 def test_going_on_where_somebody_else_was() -> None:
-    """What others have made of the file meanwhile is not replaced."""
+    """Another client's version is not replaced."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
         world.fs.write(handle, 0, b"1")
@@ -887,7 +887,7 @@ def test_going_on_where_somebody_else_was() -> None:
 
 @pytest.mark.parametrize("now", [b"2", b"23", None])
 def test_open_to_append_to_what_has_changed(now: bytes | None) -> None:
-    """The kernel looks again, and finds what is there now: a new version, or nothing."""
+    """The kernel looks up again, and finds the present version, or none."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         world.names()
         number = world.look(b"a").inode

@@ -1,4 +1,4 @@
-"""Metadata options: how old what may be, what is asked when, and what is never believed."""
+"""Metadata options: the age of cached answers, the requests, and what is never cached."""
 
 import os
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ from tests.unit.tree_model import tree_of
 
 KIB = 1 << 10
 MIB = 1 << 20
-#: As `--metadata-ttl 60` makes them.
+#: The settings of `--metadata-ttl 60`.
 SIXTY: Mapping[str, Any] = {"ttl_s": 60.0, "negative_ttl_s": 60.0, "asks_on_open": False}
 
 
 def kinds(world: Mounted) -> list[str]:
-    """Return the kinds of the requests so far, and count anew."""
+    """Return the kinds of the requests so far, and reset them."""
     found = [request.kind for request in world.client.requests]
     world.client.requests.clear()
     return found
 
 
 def listed(world: Mounted, name: bytes = b"a") -> InodeNumber:
-    """List the root, look a name up, and count requests anew."""
+    """List the root, look a name up, and reset the request counts."""
     world.names()
     number = world.look(name).inode
     kinds(world)
@@ -49,7 +49,7 @@ def listed(world: Mounted, name: bytes = b"a") -> InodeNumber:
 
 @pytest.mark.parametrize("size", [1, 100 * KIB, MIB])
 def test_a_small_file_is_one_request_at_its_first_read(size: int) -> None:
-    """A version that is known is opened unasked, and read whole by one GET of that version."""
+    """A known version is opened without a request, and read with one GET of that version."""
     with mounted({b"a": b"x" * size}, **SIXTY) as world:
         number = listed(world)
         world.pass_s(59.0)
@@ -69,7 +69,7 @@ def test_a_small_file_is_one_request_at_its_first_read(size: int) -> None:
 
 
 def test_after_the_ttl_open_asks() -> None:
-    """A version that is too old is asked for, in the request that fetches the first bytes."""
+    """After the ttl the request for the first bytes checks the version."""
     with mounted({b"a": b"x"}, **SIXTY) as world:
         number = listed(world)
         world.pass_s(60.0)
@@ -79,7 +79,7 @@ def test_after_the_ttl_open_asks() -> None:
 
 
 def test_o_direct_asks() -> None:
-    """O_DIRECT opens the newest version, whatever is believed."""
+    """O_DIRECT opens the newest version, whatever is cached."""
     with mounted({b"a": b"x"}, **SIXTY) as world:
         number = listed(world)
         world.fs.release(world.fs.open(number, os.O_DIRECT))
@@ -91,7 +91,7 @@ def test_o_direct_asks() -> None:
 
 
 def test_open_and_close_without_a_read() -> None:
-    """Who opens and does not read causes no request, and the next reader has the head."""
+    """Open and close without a read send no request, and the next reader gets the head."""
     with mounted({b"a": b"x" * 900 * KIB}, **SIXTY) as world:
         number = listed(world)
         for _ in range(3):
@@ -102,7 +102,7 @@ def test_open_and_close_without_a_read() -> None:
 
 
 def test_an_empty_file_is_never_asked_for() -> None:
-    """An empty object that is known needs no request at all."""
+    """A known empty object needs no request."""
     with mounted({b"a": b""}, **SIXTY) as world:
         number = listed(world)
         assert world.read_file(number) == b""
@@ -125,7 +125,7 @@ def test_a_large_file_is_read_as_ever() -> None:
 
 @pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
 def test_an_archived_object_is_asked_for(storage_class: str) -> None:
-    """A listing does not say what has been restored: such an object is never opened unasked."""
+    """A listing does not show whether an archived object is restored, so open asks."""
     with mounted(**SIXTY) as world:
         world.client.put(b"a", b"cold", storage_class=storage_class)
         number = listed(world)
@@ -140,7 +140,7 @@ def test_an_archived_object_is_asked_for(storage_class: str) -> None:
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 def test_replaced(size: int) -> None:
-    """The first read of a replaced object fails; the next open sees the new one."""
+    """The first read of a replaced object fails; the next open finds the new version."""
     with mounted({b"a": b"1" * size}, **SIXTY) as world:
         number = listed(world)
         world.client.put(b"a", b"2" * size)
@@ -158,7 +158,7 @@ def test_replaced(size: int) -> None:
 
 
 def test_deleted() -> None:
-    """The first read of a deleted object fails; the next open and lookup say that it is gone."""
+    """The first read of a deleted object fails; the next open and lookup find nothing."""
     with mounted({b"a": b"1"}, **SIXTY) as world:
         number = listed(world)
         world.client.delete(b"a")
@@ -173,7 +173,7 @@ def test_deleted() -> None:
 
 
 def test_replaced_while_it_is_read() -> None:
-    """What an open file returns is of one version, to the error that ends it."""
+    """An open file has one version, up to the error that ends it."""
     with mounted({b"a": b"1" * 9 * MIB}, **SIXTY) as world:
         number = listed(world)
         handle = world.fs.open(number, os.O_RDONLY)
@@ -187,7 +187,7 @@ def test_replaced_while_it_is_read() -> None:
 
 
 def test_a_listing_refreshes_what_open_believes() -> None:
-    """After a listing that shows another version, or none, the old one is asked for."""
+    """If a listing shows another version, or none, the next open asks S3."""
     with mounted({b"a": b"1", b"b": b"1", b"c": b"1"}, **SIXTY) as world:
         world.names()
         numbers = {name: world.look(name).inode for name in (b"a", b"b", b"c")}
@@ -207,7 +207,7 @@ def test_a_listing_refreshes_what_open_believes() -> None:
 
 
 def test_a_read_that_fails_otherwise_changes_nothing() -> None:
-    """A fault of the line says nothing of the version."""
+    """A network fault says nothing about the version."""
     with mounted({b"a": b"1"}, total_s=0.5, **SIXTY) as world:
         number = listed(world)
         handle = world.fs.open(number, os.O_RDONLY)
@@ -224,7 +224,7 @@ def test_a_read_that_fails_otherwise_changes_nothing() -> None:
 
 
 def test_names_are_believed_for_the_ttl() -> None:
-    """For 60 s after a listing no name and no attribute is asked for."""
+    """For 60 s after a listing names and attributes need no request."""
     with mounted({b"%03d" % index: b"x" for index in range(100)}, **SIXTY) as world:
         numbers = [line.inode for line in world.lines(ROOT)[2:]]
         for _ in range(6):
@@ -240,7 +240,7 @@ def test_names_are_believed_for_the_ttl() -> None:
 
 
 def test_indefinitely() -> None:
-    """Without an end nothing is asked for again, however much time passes."""
+    """With an infinite ttl nothing is requested again, after any time."""
     forever = 100 * 365 * 86_400.0
     with mounted({b"a": b"x"}, ttl_s=forever, negative_ttl_s=forever, asks_on_open=False) as world:
         number = listed(world)
@@ -251,7 +251,7 @@ def test_indefinitely() -> None:
 
 
 def test_a_listing_is_always_made_anew() -> None:
-    """Listings are never served from what is believed."""
+    """Listings never come from the cache."""
     with mounted({b"a": b"x"}, **SIXTY) as world:
         assert world.names() == [b"a"]
         world.client.put(b"b", b"y")
@@ -260,7 +260,7 @@ def test_a_listing_is_always_made_anew() -> None:
 
 
 def test_no_ttl_at_all() -> None:
-    """With 0 every lookup, getattr and open asks S3, and the kernel is told to keep nothing."""
+    """With 0 every lookup, getattr and open asks S3, and the kernel caches nothing."""
     with mounted({b"a": b"x"}, ttl_s=0.0) as world:
         world.names()
         kinds(world)
@@ -277,7 +277,7 @@ def test_no_ttl_at_all() -> None:
 
 
 def test_the_default_for_one_file() -> None:
-    """By default one file that is looked at again and again costs two requests a second."""
+    """By default one file that is checked again and again costs two requests a second."""
     with mounted({b"a": b"x"}) as world:
         for _ in range(400):
             world.look(b"a")
@@ -289,7 +289,7 @@ def test_the_default_for_one_file() -> None:
 
 
 def missing(world: Mounted, name: bytes) -> float | None:
-    """Return for how long a name is said not to exist; None if it does."""
+    """Return how long a name counts as missing; None if it exists."""
     try:
         world.fs.lookup(ROOT, name)
     except NoSuchEntry as error:
@@ -298,7 +298,7 @@ def missing(world: Mounted, name: bytes) -> float | None:
 
 
 def test_a_lookup_that_found_nothing_is_believed() -> None:
-    """For the negative ttl a name that was not there is not asked for again."""
+    """For the negative ttl a missing name needs no request."""
     with mounted(negative_ttl_s=10.0, ttl_s=60.0) as world:
         assert missing(world, b"a") == 10.0
         assert kinds(world) == ["list"]
@@ -311,7 +311,7 @@ def test_a_lookup_that_found_nothing_is_believed() -> None:
 
 
 def test_a_listing_tells_of_absence() -> None:
-    """A listed directory answers for names that are not in it, without a request."""
+    """A listed directory proves that other names are missing, without a request."""
     with mounted({b"m": b"x"}, **SIXTY) as world:
         world.names()
         for name in (b"a", b"m ", b"z"):
@@ -321,7 +321,7 @@ def test_a_listing_tells_of_absence() -> None:
 
 
 def test_a_listing_shows_what_was_absent() -> None:
-    """Listing the directory ends what was believed of a name in it."""
+    """A listing replaces the cached absence of a name."""
     with mounted(**SIXTY) as world:
         assert missing(world, b"a") == 60.0
         world.client.put(b"a", b"x")
@@ -334,7 +334,7 @@ def test_a_listing_shows_what_was_absent() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"ttl_s": 60.0, "asks_on_open": False}])
 def test_without_a_negative_ttl_a_new_object_is_there_at_once(options: dict[str, Any]) -> None:
-    """Absence is not believed unless it was asked for."""
+    """Absence is not cached by default."""
     with mounted({b"m": b"x"}, **options) as world:
         world.names()
         assert missing(world, b"a") == 0.0
@@ -343,7 +343,7 @@ def test_without_a_negative_ttl_a_new_object_is_there_at_once(options: dict[str,
 
 
 def test_a_lookup_that_failed_is_not_believed() -> None:
-    """An error of S3's is no absence."""
+    """An error of S3 is not an absence."""
     with mounted(**SIXTY) as world:
         world.client.inject("list", Fault(error=OSError("no")))
         with pytest.raises(OSError, match="no"):
@@ -369,7 +369,7 @@ State = dict[bytes, object]
 
 
 def state_of(client: FakeClient) -> State:
-    """Return what the root's names are now: True for a directory, else the content."""
+    """Return the present state of the root's names: True for a directory, else the content."""
     objects = {key: data for key, (_, data) in client._objects.items()}
     tree = tree_of(objects)
     return {
@@ -388,16 +388,16 @@ def state_of(client: FakeClient) -> State:
 def test_against_a_model(
     ttl_s: float, negative_ttl_s: float, asks: bool, page_size: int, steps: list[tuple[str, bytes]]
 ) -> None:
-    """What is found was so within the ttl, what is absent within the other; no content is mixed.
+    """Found names are as old as the ttl, missing ones as the negative ttl; no content is mixed.
 
-    What a listing has shown since is not contradicted.
+    No answer contradicts a later listing.
     """
     options = {"ttl_s": ttl_s, "negative_ttl_s": negative_ttl_s, "asks_on_open": asks}
     with mounted({b"b": b"first"}, page_size=page_size, **options) as world:
         history: list[tuple[float, State]] = [(world.clock.now_s, state_of(world.client))]
 
         def within(age_s: float) -> list[State]:
-            """Return all states of the last seconds, the present one among them."""
+            """Return all states of the last seconds, including the present one."""
             now_s = world.clock.now_s
             ends = [begun for begun, _ in history[1:]] + [now_s]
             old = [
@@ -439,14 +439,14 @@ def test_against_a_model(
                 with pytest.raises((StaleInode, NoSuchEntry)):
                     world.fs.open(inode.number, os.O_RDONLY)
             else:
-                # Bytes come from S3 when they are read: never of a version that is gone.
+                # Bytes come from S3 when they are read: never of a deleted version.
                 assert content == world.client._objects[what][1]
         world.fs._caches._listings.check()
         assert world.budget.held_bytes == 0
 
 
 def test_what_this_mount_has_removed() -> None:
-    """With a negative ttl nobody is asked for a name that was deleted or renamed here."""
+    """With a negative ttl, names deleted or renamed here need no request."""
     options = {"negative_ttl_s": 1.0, "allow_delete": True, "allow_rename": True}
     with mounted({b"a": b"", b"b": b""}, **options) as world:
         for name in (b"a", b"b"):

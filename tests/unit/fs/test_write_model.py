@@ -1,4 +1,4 @@
-"""Two mounts of one bucket change it and look at it, compared with a model (`write_model`)."""
+"""Two mounts of a bucket change and read it, compared with a model (`write_model`)."""
 
 import os
 import stat
@@ -39,17 +39,17 @@ from tests.unit.write_model import ABSENT, Bucket, Path, View, ancestors, parent
 
 OVERWRITE = os.O_WRONLY | os.O_TRUNC
 OPENER, CHILD = 100, 101
-#: So few that paths meet often, also as a file for one mount and as a directory for the other.
+#: So few paths that they meet often, also as a file for one mount and a directory for the other.
 PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a", b"a/a/b"]
-#: The first part of a file; more than that is a multipart upload.
+#: The first part of a file; larger files are multipart uploads.
 PART_BYTES = 8
-#: Also equal contents: a version that comes again has the ETag that it had.
+#: Some contents are equal: a version that returns has its old ETag.
 PIECES = [b"x", b"y", b"x" * PART_BYTES, b"y" * (2 * PART_BYTES + 1)]
 
 
 @dataclass
 class Writer:
-    """An open file that is being written; `data` as it will be in S3."""
+    """An open file that is being written; `data` is the content that S3 will have."""
 
     path: Path
     handle: HandleNumber
@@ -57,21 +57,21 @@ class Writer:
     new: bool
     data: bytes = b""
     settled: bool = False  # it is in S3
-    base: bytes | None = None  # what was in S3 when writing went on
-    lost: bool = False  # it will never be
-    closed: bool = False  # a descriptor of it has been closed
-    killed: bool = False  # who closed a descriptor last was being killed
-    removed: bool = False  # nothing comes of it, without an error
+    base: bytes | None = None  # the object in S3 when writing continued
+    lost: bool = False  # there will be no object
+    closed: bool = False  # one of its descriptors was closed
+    killed: bool = False  # the last process that closed a descriptor was being killed
+    removed: bool = False  # discarded without an error
 
     @property
     def pending(self) -> bool:
-        """Whether it may still come into being."""
+        """Whether it may still become an object."""
         return not (self.settled or self.lost or self.removed)
 
 
 @dataclass
 class Reader:
-    """An open file that is being read, and what must be read of it."""
+    """An open file that is being read, and its possible contents."""
 
     path: Path
     handle: HandleNumber
@@ -82,7 +82,7 @@ class Reader:
 
 @dataclass
 class Side:
-    """One mount: the program, what the model has of it, and what a kernel would hold."""
+    """One mount: the program, the model's view of it, and the state of a kernel."""
 
     world: Mounted
     view: View
@@ -97,12 +97,12 @@ class Side:
 
 
 class Mounts(RuleBasedStateMachine):
-    """What programs do through two mounts, and what they must see."""
+    """The actions of programs on two mounts, and their expected results."""
 
     ttl_s = 1.0
     negative_ttl_s = 0.0
     asks_on_open = True
-    #: What a walker may have listed ahead, for who lists always as the same process.
+    #: How long listings ahead of a walker may be used; one process does all listings.
     walk_s = 0.5
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Mounts(RuleBasedStateMachine):
             "asks_on_open": self.asks_on_open,
         }
         config = WriteConfig()
-        object.__setattr__(config, "part_size_bytes", PART_BYTES)  # less than S3 allows
+        object.__setattr__(config, "part_size_bytes", PART_BYTES)  # below S3's limit
         options["write"] = config
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(write_opener, "SETTLE_S", 0.0)
@@ -161,7 +161,7 @@ class Mounts(RuleBasedStateMachine):
                 since_s = self.now_s
                 if self.negative_ttl_s:
                     since_s += error.ttl_s - self.negative_ttl_s
-                # With a ttl also what was removed here may be another's directory unseen.
+                # With a ttl, a name that was removed here may be another client's unseen directory.
                 made, at_s = side.view.made.get(done, (None, 0.0))
                 removed = self.negative_ttl_s > 0 and made == ABSENT and at_s >= since_s - 1e-6
                 may_be = removed or side.view.may_be_absent(done, since_s)
@@ -174,12 +174,12 @@ class Mounts(RuleBasedStateMachine):
                     return None
                 side.last[path] = found.inode
             else:
-                side.last.pop(done, None)  # by this name the kernel finds the directory now
+                side.last.pop(done, None)  # by this name the kernel now finds the directory
             number = found.inode
         return found
 
     def check(self, side: Side, path: Path, found: Attributes) -> None:
-        """Check what is said of a path, until when the kernel may believe it."""
+        """Check the answer for a path, until the kernel's cached answer expires."""
         assert 0 <= found.ttl_s <= self.ttl_s
         may_be = side.view.may_be(path, self.now_s + found.ttl_s - self.ttl_s)
         if stat.S_ISDIR(found.mode):
@@ -189,14 +189,14 @@ class Mounts(RuleBasedStateMachine):
             assert found.size_bytes in sizes, (path, "is said to be a file", found, may_be)
 
     def directory(self, side: Side, path: Path) -> InodeNumber | None:
-        """Return the inode of a directory, if it is one."""
+        """Return the inode of a path that is a directory, or None."""
         if not path:
             return ROOT
         found = self.look(side, path)
         return found.inode if found is not None and stat.S_ISDIR(found.mode) else None
 
     def file(self, side: Side, path: Path) -> InodeNumber | None:
-        """Return the inode of a file, if it is one."""
+        """Return the inode of a path that is a file, or None."""
         found = self.look(side, path)
         return found.inode if found is not None and stat.S_ISREG(found.mode) else None
 
@@ -258,8 +258,8 @@ class Mounts(RuleBasedStateMachine):
         assert set(found) == set(expected)
         below = {name: path + b"/" + name if path else name for name in found}
         for name, is_directory in found.items():
-            # A directory that is here only, and a file of the same name in the bucket: a lookup
-            # shows the directory, a listing names the one or the other.
+            # A local directory, and a file of the same name in the bucket: a lookup shows the
+            # directory, a listing one of the two.
             only_here = below[name] in it.view.directories
             assert is_directory == expected[name] or only_here, name
 
@@ -289,7 +289,7 @@ class Mounts(RuleBasedStateMachine):
     def open_to_read(self, side: int, path: Path, at_once: bool) -> None:
         it = self.sides[side]
         handle = None
-        for last in (False, True):  # the kernel looks again once
+        for last in (False, True):  # the kernel looks up again once
             number = self.file(it, path)
             if number is None:
                 return
@@ -316,7 +316,7 @@ class Mounts(RuleBasedStateMachine):
         shared = any(each.number == number for each in it.writers)
         if at_once or shared:
             self.read(it, reader)
-        if shared:  # later it would read what is written then
+        if shared:  # a later read would include later writes
             it.world.fs.release(reader.handle)
         else:
             it.readers.append(reader)
@@ -385,7 +385,7 @@ class Mounts(RuleBasedStateMachine):
                 number = again.inode
                 handle = fs.open(number, OVERWRITE, OPENER)
             if path in side.view.writing:
-                assert not side.view.writing[path]  # they share it
+                assert not side.view.writing[path]  # the two share the file
                 fs.release(handle)
                 return None
         writer = Writer(path, handle, number, found is None)
@@ -422,7 +422,7 @@ class Mounts(RuleBasedStateMachine):
             side.view.writing[writer.path] = writer.data
 
     def go_on(self, side: Side, writer: Writer, piece: bytes) -> None:
-        """Write through a descriptor after another one of the file was closed."""
+        """Write to a descriptor after another one of the file was closed."""
         try:
             side.world.fs.write(writer.handle, len(writer.data), piece)
         except NotPermitted:
@@ -468,16 +468,16 @@ class Mounts(RuleBasedStateMachine):
             try:
                 it.world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
             except Superseded:
-                assert in_use or size > known  # the kernel may have pages of what becomes longer
+                assert in_use or size > known  # the kernel may have pages of a file that grows
                 number = self.file(it, path)  # as the kernel does
                 assert number is not None
                 it.world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
         except NotPermitted:
             assert writing or 0 < size < known
-            # Only what was not written can be cut off: what was is no zeros.
+            # Only unwritten bytes can be cut off; written ones are not zeros.
             assert not writing or it.view.writing[path][size:].strip(b"\0")
         except StaleInode:
-            assert size >= known  # nothing was done; the kernel looks again
+            assert size >= known  # nothing was done; the kernel looks up again
         except NotFound:
             assert size > known
             assert path not in self.bucket.now
@@ -535,7 +535,7 @@ class Mounts(RuleBasedStateMachine):
         side.writers.remove(writer)
 
     def finish(self, side: Side, writer: Writer, fault: str | None) -> type[Exception] | None:
-        """Do in the model what ends an upload; return what it fails with."""
+        """Apply the end of an upload to the model; return its expected error."""
         if not writer.pending:
             return OperationError if writer.lost else None
         if fault == "denied":
@@ -563,7 +563,7 @@ class Mounts(RuleBasedStateMachine):
         side.view.changed(path, data, self.now_s)
 
     def expect(self, error: type[Exception] | None, action: Any, fault: str | None) -> None:
-        """Do it, with something that goes wrong once; check what it raises."""
+        """Do something with one fault; check the error."""
         left = [fault] if fault else []
 
         def script(request: Request) -> Fault | None:
@@ -590,7 +590,7 @@ class Mounts(RuleBasedStateMachine):
         if parent is None or self.file(it, path) is None:
             return
         for each in [each for each in it.writers if each.settled and each.path == path]:
-            self.release(it, each, None)  # which of them is the one that has it is not known here
+            self.release(it, each, None)  # the model does not know which of them fails
         try:
             it.world.fs.unlink(parent, path.rpartition(b"/")[2])
         except NoSuchEntry:
@@ -658,12 +658,12 @@ class Mounts(RuleBasedStateMachine):
             return  # the kernel refuses this, too
         writers = [each for each in it.writers if each.pending and each.path == old]
         if any(target is not None or len(each.data) > PART_BYTES for each in writers):
-            return  # `test_renames` has these
+            return  # `test_renames` covers these
         if any(
             not each.pending and (each.path == old or each.path.startswith(old + b"/"))
             for each in it.writers
         ):
-            return  # whose descriptors would go on in a file that is called otherwise
+            return  # open descriptors would continue in a renamed file
         before = dict(self.bucket.now)
         names = parent, old.rpartition(b"/")[2], to, new.rpartition(b"/")[2]
         try:
@@ -682,7 +682,7 @@ class Mounts(RuleBasedStateMachine):
     def renamed(
         self, side: Side, old: Path, new: Path, before: dict[bytes, bytes], replaces: bool
     ) -> dict[bytes, bytes]:
-        """Do in the model what a rename has done to the bucket; return what has moved, and to."""
+        """Apply a rename to the model's bucket; return the moved objects."""
         moved = {key: data for key, data in before.items() if key.startswith(old + b"/")}
         if side.view.may_be(old, self.now_s - self.ttl_s) != [None] and old in before:
             moved = moved if self.client_has(old) else {old: before[old]}
@@ -693,11 +693,11 @@ class Mounts(RuleBasedStateMachine):
         return {new + key[len(old) :]: data for key, data in moved.items()}
 
     def client_has(self, key: bytes) -> bool:
-        """Whether there is such an object."""
+        """Whether this object exists."""
         return key in self.client.keys()  # noqa: SIM118
 
     def renamed_in_part(self, old: Path, new: Path, before: dict[bytes, bytes]) -> None:
-        """Check that a rename that failed has lost nothing, and replaced nothing."""
+        """Check that a failed rename has lost and replaced nothing."""
         keys = self.client.keys()
         for key, data in before.items():
             places = [key]
@@ -709,7 +709,7 @@ class Mounts(RuleBasedStateMachine):
         self.bucket.history.append((self.now_s, now))
 
     def renamed_here(self, side: Side, old: Path, new: Path, is_directory: bool) -> None:
-        """Do in the model what a rename has done to what is in the mount only."""
+        """Apply a rename to the mount's local state in the model."""
         view = side.view
 
         def moved(path: Path) -> Path:
@@ -760,7 +760,7 @@ class NoTtl(Mounts):
 
 
 class LongTtl(Mounts):
-    """`--metadata-ttl 5`: names, absence and versions that are opened may be so old."""
+    """`--metadata-ttl 5`: the age of names, absence and opened versions."""
 
     ttl_s = 5.0
     negative_ttl_s = 5.0
@@ -768,7 +768,7 @@ class LongTtl(Mounts):
 
 
 def case(machine: type[Mounts]) -> Any:
-    """Return the test of a machine."""
+    """Return the test of a state machine."""
     test = machine.TestCase
     test.settings = settings(
         deadline=None, max_examples=examples(25), stateful_step_count=30, print_blob=True

@@ -1,4 +1,4 @@
-"""Whether objects may be written is asked with the first file, and not again."""
+"""The permission to write is checked with the first file, and not again."""
 
 import os
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def kinds(world: Mounted) -> list[str]:
 
 
 def test_one_request_once() -> None:
-    """An upload that does not exist is completed for the first file; later files ask nothing."""
+    """The first file completes an unknown upload; later files send no such request."""
     with mounted(unproven=True) as world:
         for name in (b"a", b"b"):
             world.write_file(name, b"1")
@@ -37,7 +37,7 @@ def test_one_request_once() -> None:
 
 
 def test_denied() -> None:
-    """The open fails, leaves nothing, and names the permission; the next one asks again."""
+    """The open fails without remains and names the permission; the next one checks again."""
     with mounted(unproven=True) as world:
         world.client.inject("complete_upload", DENIED)
         world.client.inject("create_upload", DENIED)
@@ -51,7 +51,7 @@ def test_denied() -> None:
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND])
 def test_files_that_are_there(flags: int) -> None:
-    """Who opens a file to change it is told, too; who reads it is not asked about."""
+    """An open to change a file checks as well; an open to read it does not."""
     with mounted({b"a": b"1"}, unproven=True, allow_overwrite=True, allow_append=True) as world:
         number = world.look(b"a").inode
         assert world.read_file(number) == b"1"
@@ -64,7 +64,7 @@ def test_files_that_are_there(flags: int) -> None:
 
 
 def test_staged_files(tmp_path: Path) -> None:
-    """They are proven when they are opened: a new one, and one that is there."""
+    """Staged files check at their open, both new and existing ones."""
     staging = StagingArea(str(tmp_path), "bucket", 64 * MIB)
     with mounted({b"a": b"1"}, staging=staging, unproven=True, allow_overwrite=True) as world:
         attempts: list[Callable[[], object]] = [
@@ -81,7 +81,7 @@ def test_staged_files(tmp_path: Path) -> None:
 
 
 def test_a_policy_that_wants_headers() -> None:
-    """Where an upload may be begun, with the mount's encryption, it is; it does not stay."""
+    """If a policy requires headers, an upload with the mount's encryption is begun and aborted."""
     with mounted(unproven=True, write=WriteConfig(sse="AES256")) as world:
         world.client.inject("complete_upload", DENIED)
         world.write_file(b"a", b"1")
@@ -99,7 +99,7 @@ def test_a_policy_that_wants_headers() -> None:
     ids=["a proxy's 403", "501", "400"],
 )
 def test_other_answers_refuse_nobody(error: S3Error) -> None:
-    """The upload is tried, and what it is answered counts."""
+    """After any other answer the upload itself shows the result."""
     with mounted(unproven=True) as world:
         world.client.inject("complete_upload", Fault(error=error))
         world.write_file(b"a", b"1")
@@ -108,7 +108,7 @@ def test_other_answers_refuse_nobody(error: S3Error) -> None:
 
 
 def test_a_failing_store() -> None:
-    """A fault is asked again, as any other; then the upload is tried."""
+    """A fault is retried as usual; then the upload itself shows the result."""
     with mounted(unproven=True, total_s=0.2) as world:
         world.client.script = lambda request: (
             Fault(error=ServerFault("fault", status=500))
@@ -120,7 +120,7 @@ def test_a_failing_store() -> None:
 
 
 def test_no_credentials() -> None:
-    """What nothing can be signed for is denied, without S3's word."""
+    """Without credentials the open is denied, without an answer from S3."""
     with mounted(unproven=True) as world:
 
         def script(request: Request) -> Fault | None:
@@ -132,7 +132,7 @@ def test_no_credentials() -> None:
 
 
 def test_an_upload_that_is_denied() -> None:
-    """A policy may cover some keys only: the next file asks again."""
+    """A policy may cover only some keys, so the next file checks again."""
     with mounted(unproven=True) as world:
         world.write_file(b"a", b"1")
         world.client.inject("put_object", DENIED)
