@@ -1,4 +1,4 @@
-"""What is added to libfuse's answers: with bytes recorded from a real kernel."""
+"""Extensions of libfuse's answers, tested with bytes recorded from a real kernel."""
 
 import os
 import struct
@@ -9,8 +9,8 @@ from mountpoint.fuse import _channel
 
 #: Linux 6.18 to libfuse 2.9.9: INIT without its header (struct fuse_init_in of 7.36 and later).
 REQUEST = bytes.fromhex("07000000 2d000000 00000200 fbffff73 fd050000".replace(" ", "")) + bytes(44)
-#: What libfuse answered through the channel, with big_writes and atomic_o_trunc (struct
-#: fuse_init_out of 7.13 to 7.22).
+#: libfuse's answer through the channel, with big_writes and atomic_o_trunc (struct fuse_init_out of
+#: 7.13 to 7.22).
 ANSWER = bytes.fromhex("07000000 13000000 00000200 29000000 00000000 00001000".replace(" ", ""))
 ANSWERED = 0x29  # ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES
 
@@ -20,12 +20,12 @@ ASYNC_DIO, PARALLEL_DIROPS, MAX_PAGES = 1 << 15, 1 << 18, 1 << 22
 
 
 def request(minor: int, flags: int, *, major: int = 7) -> bytes:
-    """Return an INIT of a kernel that speaks `minor` and offers `flags`."""
+    """Return an INIT of a kernel with protocol version 7.`minor` that offers `flags`."""
     return struct.pack("<IIII", major, minor, 128 << 10, flags)
 
 
 def test_a_recorded_exchange() -> None:
-    """256 pages, more in the background, everything else as libfuse said it: writes of 1 MiB."""
+    """256 pages and more background requests; all else as in libfuse's answer: writes of 1 MiB."""
     answer = _channel.completed_init(REQUEST, ANSWER)
     assert len(answer) == 64
     major, minor, read_ahead, flags, background, congestion, write, grain, pages, *rest = (
@@ -40,7 +40,7 @@ def test_a_recorded_exchange() -> None:
 
 @pytest.mark.parametrize("minor", [28, 31, 45])
 def test_the_version_is_one_that_both_know(minor: int) -> None:
-    """An older kernel is answered in its own version."""
+    """An older kernel gets an answer in its own version."""
     answer = _channel.completed_init(request(minor, MAX_PAGES), ANSWER)
     assert OUT.unpack(answer)[1] == min(minor, 31)
 
@@ -51,25 +51,25 @@ def test_the_version_is_one_that_both_know(minor: int) -> None:
     ids=["before 4.20", "no MAX_PAGES", "another protocol"],
 )
 def test_a_kernel_that_offers_too_little(asked: bytes) -> None:
-    """libfuse's answer stays as it is."""
+    """libfuse's answer stays unchanged."""
     assert _channel.completed_init(asked, ANSWER) == ANSWER
 
 
 def test_only_what_was_offered() -> None:
-    """A flag that the kernel does not have is not asked for."""
+    """The answer has only flags that the kernel offers."""
     answer = _channel.completed_init(request(45, MAX_PAGES), ANSWER)
     assert OUT.unpack(answer)[3] == ANSWERED | MAX_PAGES
 
 
 @pytest.mark.parametrize(("asked", "answer"), [(REQUEST[:15], ANSWER), (REQUEST, ANSWER + b"x")])
 def test_other_lengths(asked: bytes, answer: bytes) -> None:
-    """What is not an INIT and libfuse's answer is a mistake of the caller."""
+    """Other lengths than those of an INIT and its answer are a programming error."""
     with pytest.raises(ValueError, match="INIT"):
         _channel.completed_init(asked, answer)
 
 
 def test_a_library_that_is_not_loaded() -> None:
-    """Nothing is found, and nothing is changed."""
+    """The functions are not found, and nothing changes."""
     assert not _channel.resolve("/nonexistent/llfuse.so")
 
 
@@ -86,10 +86,10 @@ def test_a_library_that_is_not_loaded() -> None:
     ],
 )
 def test_what_is_opened(flags: int, expected: int) -> None:
-    """A close of a file that is only read waits for nothing; others leave the page cache alone."""
+    """A close after reads waits for nothing; other files do not bypass the page cache."""
     assert _channel.flags_of_open(flags) == expected
 
 
 def test_no_request() -> None:
-    """A thread that serves no request knows of nobody who asks."""
+    """A thread that serves no request gets no caller."""
     assert _channel.request_pid() == 0

@@ -1,4 +1,4 @@
-"""Which directories are descriptors; what becomes of them is tested with mounts."""
+"""The syntax of /dev/fd/N; tests/mount/test_descriptor.py has the mounts."""
 
 import pytest
 
@@ -20,5 +20,5 @@ from mountpoint.fuse.fd_mount import number_of
     ],
 )
 def test_syntax(directory: str, number: int | None) -> None:
-    """Only /dev/fd/N is one, as in the reference."""
+    """Only /dev/fd/N is a descriptor, as in AWS's mount-s3."""
     assert number_of(directory) == number

@@ -1,4 +1,4 @@
-"""The FUSE adapter: every errno, one log line per failure, and nothing that ends the mount."""
+"""The FUSE adapter: every errno, one log line per failure, and no end of the mount."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ FIELDS = SimpleNamespace(
 
 @pytest.fixture(autouse=True)
 def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log as structlog does by default, also where another test has bound this logger."""
+    """Log as structlog does by default, even if another test has bound this logger."""
     monkeypatch.setattr(operations, "log", structlog.get_logger())
 
 
@@ -47,7 +47,7 @@ class Adapter:
         return getattr(self.operations, name)(*args)
 
     def fails(self, name: str, *args: Any) -> tuple[str, UploadScheduler]:
-        """Return the errno and the one log line of an operation that fails."""
+        """Return the errno and the one log line of a failing operation."""
         with capture_logs() as lines, pytest.raises(llfuse.FUSEError) as caught:
             self(name, *args)
         (line,) = lines
@@ -57,7 +57,7 @@ class Adapter:
         return code, line
 
     def look(self, name: bytes, parent: int = ROOT) -> Any:
-        """Look a name up."""
+        """Look up a name."""
         return self("lookup", parent, name, CTX)
 
     def _on_ready(self) -> None:
@@ -70,7 +70,7 @@ def adapter() -> Iterator[Adapter]:
         yield Adapter(world)
 
 
-#: Every operation that can fail, with arguments; and the FileSystem method that it calls.
+#: Every operation that can fail, with arguments, and the FileSystem method that it calls.
 CALLS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "lookup": ("lookup", (ROOT, b"a", CTX), "/a"),
     "getattr": ("getattr", (ROOT, CTX), "/"),
@@ -94,21 +94,22 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "setattr": ("set_attributes", (ROOT, ATTRIBUTES, FIELDS, None, CTX), "/"),
 }
 
-#: Every operation that S3 has nothing for, with arguments, the path of its log line, and its errno.
+#: Every operation without an equivalent in S3, with arguments, the path of its log line, and its
+#: errno.
 REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "symlink": ((ROOT, b"new", b"a", CTX), "/new", "EPERM"),
     "link": ((ROOT, ROOT, b"new", CTX), "/", "EPERM"),
     "mknod": ((ROOT, b"new", stat.S_IFIFO, 0, CTX), "/new", "EINVAL"),
 }
 
-#: Left to llfuse, which answers ENOSYS, or called by nobody but llfuse itself.
+#: Left to llfuse, which answers ENOSYS, or called only by llfuse itself.
 LEFT_OUT = {"fsyncdir", "getxattr", "listxattr", "readlink", "removexattr", "setxattr"}
 LEFT_OUT |= {"destroy", "stacktrace"}
 
 
 @pytest.mark.parametrize(("negative_ttl_s", "told_s"), [(0.5, 0.5), (60.0, 1.0)])
 def test_a_name_that_is_believed_not_to_exist(negative_ttl_s: float, told_s: float) -> None:
-    """The kernel is told of an absence that may be believed, for a second at most."""
+    """The kernel may cache an absence, but for at most a second."""
     with mounted(negative_ttl_s=negative_ttl_s) as world:
         adapter = Adapter(world)
         for _ in range(2):
@@ -118,12 +119,12 @@ def test_a_name_that_is_believed_not_to_exist(negative_ttl_s: float, told_s: flo
 
 
 def test_a_name_that_does_not_exist_now(adapter: Adapter) -> None:
-    """Without a negative ttl absence is an error, which the kernel does not remember."""
+    """Without a negative ttl an absence is an error, which the kernel does not cache."""
     assert adapter.fails("lookup", ROOT, b"none", CTX)[0] == "ENOENT"
 
 
 def test_nothing_is_forgotten() -> None:
-    """Every operation that llfuse has is answered, refused, or left out on purpose."""
+    """Each of llfuse's operations is implemented, refused, or deliberately left out."""
     all_ = {name for name in dir(llfuse.Operations) if not name.startswith("_")}
     assert all_ == CALLS.keys() | REFUSED.keys() | LEFT_OUT | {"init", "statfs"}
     for name in all_ - LEFT_OUT:
@@ -136,21 +137,21 @@ def test_nothing_is_forgotten() -> None:
 
 
 def answered(kind: type[errors.S3Error], reason: str) -> errors.S3Error:
-    """Return an error of a class, with what S3 says of it."""
+    """Return an error of a class, with S3's details."""
     error = errors.Redirected(reason, location="") if kind is errors.Redirected else kind(reason)
     error.code, error.status, error.request_id = "SlowDown", 503, REQUEST_ID
     return error
 
 
 def make(kind: type[Exception]) -> Exception:
-    """Return an error of a class with a row in the table."""
+    """Return an error of a class in the table."""
     if issubclass(kind, errors.S3Error):
         return answered(kind, "why")
     return kind("why", "hint") if issubclass(kind, errors.Refusal) else kind("why")
 
 
-#: The errno that programs get for each error, and the level of its log line: written out, so that a
-#: change of `errors.OUTCOMES` has to be made here too.
+#: The errno for each error, and the level of its log line. This repeats `errors.OUTCOMES`, so that
+#: a change there needs one here.
 ERRNOS: dict[type[Exception], tuple[str, str]] = {
     errors.NoSuchEntry: ("ENOENT", "debug"),
     errors.NameTooLong: ("ENAMETOOLONG", "debug"),
@@ -205,7 +206,7 @@ ERRNOS: dict[type[Exception], tuple[str, str]] = {
 def test_every_errno_of_every_operation(
     adapter: Adapter, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Each error gives its errno and one line of its level, from whichever operation."""
+    """Each error gives its errno and one line of its level, from any operation."""
     method, args, path = CALLS[name]
     failure: list[Exception] = []
 
@@ -215,7 +216,7 @@ def test_every_errno_of_every_operation(
     monkeypatch.setattr(adapter.world.fs, method, fail)
     for kind, expected in ERRNOS.items():
         failure.append(make(kind))
-        # A refusal that one adapter has logged is not logged again within a minute.
+        # An adapter logs the same refusal only once a minute.
         code, line = Adapter(adapter.world).fails(name, *args)
         assert (kind, code, line["log_level"]) == (kind, *expected)
         assert line["path"] == path, kind
@@ -230,7 +231,7 @@ def test_every_errno_of_every_operation(
 
 
 def test_every_error_is_in_the_table() -> None:
-    """No error class is without its errno above, and no row of the program's table either."""
+    """Every error class has an errno above, and so has every row of the program's table."""
 
     def below(kind: type[Exception]) -> set[type[Exception]]:
         return {kind}.union(*(below(each) for each in kind.__subclasses__()))
@@ -251,7 +252,7 @@ def test_every_error_is_in_the_table() -> None:
     ],
 )
 def test_errnos_of_the_disk_where_files_are_staged(number: int, code: str) -> None:
-    """A full disk, and a file too large for it, are told to the program as what they are."""
+    """The program learns of a full disk, and of a file too large for it."""
     error = errors.staging_error(OSError(number, os.strerror(number)))
     assert errno.errorcode[errors.outcome(error).errno] == code
     assert os.strerror(number) in str(error)
@@ -266,7 +267,7 @@ def test_errnos_of_the_disk_where_files_are_staged(number: int, code: str) -> No
 def test_a_bug_is_eio_and_the_mount_goes_on(
     adapter: Adapter, monkeypatch: pytest.MonkeyPatch, name: str, bug: Exception
 ) -> None:
-    """A bug in any operation is EIO, is logged with its traceback, and harms no other one."""
+    """A bug in any operation is EIO with a traceback in the log, and the mount continues."""
     method, args, _ = CALLS[name]
     with monkeypatch.context() as patch:
 
@@ -282,7 +283,7 @@ def test_a_bug_is_eio_and_the_mount_goes_on(
 
 
 def test_a_line_names_only_what_is_known(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line has no empty fields; it has the hint when there is one, and always a reason."""
+    """A line has no empty fields, always a reason, and the hint if there is one."""
 
     def fail(*_: object) -> None:
         raise errors.AccessDenied(code="AccessDenied", hint="ask the bucket's owner")
@@ -303,7 +304,7 @@ def test_a_line_names_only_what_is_known(adapter: Adapter, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_s3_has_nothing_for(adapter: Adapter, name: str) -> None:
-    """What S3 cannot have is refused with the reference's errno, without a request."""
+    """Operations without an equivalent have the errno of AWS's mount-s3, and send no request."""
     args, path, expected = REFUSED[name]
     code, line = adapter.fails(name, *args)
     assert code == expected
@@ -435,7 +436,7 @@ def going_away(adapter: Adapter) -> tuple[str, UploadScheduler]:
 def test_failures(
     adapter: Adapter, failure: Failure, code: str, path: str, more: dict[str, Any]
 ) -> None:
-    """Each thing that can go wrong has its errno, and one line that says where and why."""
+    """Each failure has its errno, and one line with the path and the reason."""
     answered, line = failure(adapter)
     assert answered == code
     assert line["path"] == path
@@ -445,7 +446,7 @@ def test_failures(
 @pytest.mark.parametrize("error", [errors.ServerFault, errors.Throttled, errors.TransportFault])
 @pytest.mark.parametrize("where", ["lookup", "open", "read", "readdir"])
 def test_when_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
-    """Throttling and server faults are retried, and then EIO with S3's code, never ENOENT."""
+    """Throttling and server faults are retried, and finally EIO with S3's code, never ENOENT."""
     with mounted({b"a": b"1" * (16 << 20)}, total_s=0.15) as world:
         adapter = Adapter(world)
         number = adapter.look(b"a").st_ino
@@ -473,7 +474,7 @@ def test_when_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
 
 
 def test_attributes(adapter: Adapter) -> None:
-    """stat(2) sees size, blocks of 512 bytes, times, mode, owner, links; and for how long."""
+    """stat(2) shows size, blocks of 512 bytes, times, mode, owner and links, with their ttl."""
     entry = adapter.look(b"a")
     assert (entry.st_size, entry.st_blocks, entry.st_blksize) == (7, 1, 4096)
     assert entry.st_mode == stat.S_IFREG | 0o644
@@ -490,7 +491,7 @@ def test_attributes(adapter: Adapter) -> None:
 
 
 def test_a_file_is_read(adapter: Adapter) -> None:
-    """Open, read and release give the bytes, as a buffer."""
+    """Open, read and release return the bytes as a buffer."""
     handle = adapter("open", adapter.look(b"a").st_ino, os.O_RDONLY, CTX)
     assert bytes(memoryview(adapter("read", handle, 0, 100))) == b"content"
     assert bytes(memoryview(adapter("read", handle, 3, 2))) == b"te"
@@ -501,7 +502,7 @@ def test_a_file_is_read(adapter: Adapter) -> None:
 
 
 def test_a_directory_is_read(adapter: Adapter) -> None:
-    """readdir gives names, numbers with kinds, and where to go on."""
+    """readdir returns names, numbers with kinds, and the next position."""
     handle = adapter("opendir", ROOT, CTX)
     known = adapter.look(b"a").st_ino
     lines = adapter("readdir", handle, 0)
@@ -523,14 +524,14 @@ def test_a_directory_is_read(adapter: Adapter) -> None:
 
 
 def test_access(adapter: Adapter) -> None:
-    """access answers as llfuse wants it: True or False."""
+    """access returns True or False, as llfuse requires."""
     number = adapter.look(b"a").st_ino
     assert adapter("access", number, os.R_OK, CTX) is True
     assert adapter("access", number, os.X_OK, CTX) is False
 
 
 def test_statfs(adapter: Adapter) -> None:
-    """A bucket has no end of room and of files, in 32 bits; a name has 255 bytes."""
+    """statfs shows unlimited room and files, in 32 bits; a name has 255 bytes."""
     stats = adapter("statfs", CTX)
     assert (stats.f_bsize, stats.f_frsize) == (1 << 20, 1 << 20)
     assert stats.f_blocks == stats.f_bfree == stats.f_bavail == (1 << 31) - 1
@@ -540,7 +541,7 @@ def test_statfs(adapter: Adapter) -> None:
 
 
 def test_forget(adapter: Adapter) -> None:
-    """The kernel forgets several inodes at once; one that is unknown does no harm."""
+    """The kernel forgets several inodes in one call; an unknown one does no harm."""
     first, second = adapter.look(b"a").st_ino, adapter.look(b"e").st_ino
     adapter("forget", [(first, 1), (12345, 3), (second, 1), (ROOT, 1)])
     for number in (first, second):
@@ -549,7 +550,7 @@ def test_forget(adapter: Adapter) -> None:
 
 
 def test_init(adapter: Adapter) -> None:
-    """When the kernel has said hello, it is said that the mount serves."""
+    """After the kernel's INIT the mount is reported as ready."""
     adapter("init")
     assert adapter.ready == 1
 
@@ -581,14 +582,14 @@ def test_operations_in_threads(adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31m", "ü".encode()])
 def test_odd_names_in_log_lines(adapter: Adapter, name: bytes) -> None:
-    """Whatever bytes a name has, its failure is one line with a path that can be printed."""
+    """The failure of a name with any bytes is one line with a printable path."""
     code, line = adapter.fails("lookup", ROOT, name, CTX)
     assert code == "ENOENT"
     assert line["path"] == "/" + name.decode("utf-8", "backslashreplace")
 
 
 def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an inode's attributes those that the kernel names are set, and no others."""
+    """Only the attributes that the kernel names are set."""
     asked: list[dict[str, Any]] = []
 
     def note(number: InodeNumber, **what: Any) -> Any:
@@ -606,7 +607,7 @@ def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_refusal_is_said_once(adapter: Adapter) -> None:
-    """Who tries again at once fills no log; another path has a line of its own."""
+    """A repeated refusal is not logged again; another path has its own line."""
     code, line = adapter.fails("unlink", ROOT, b"a", CTX)
     assert (code, line["path"]) == ("EPERM", "/a")
     with capture_logs() as lines:
@@ -618,7 +619,7 @@ def test_a_refusal_is_said_once(adapter: Adapter) -> None:
 
 
 def test_a_new_file_is_known_for_a_moment() -> None:
-    """fstat(2) of a file that was just made asks nobody; its name, and what was written, do."""
+    """fstat(2) of a new file needs no request for a moment; its name and its writes do."""
     with mounted() as world:
         adapter = Adapter(world)
         handle, created = adapter("create", ROOT, b"a", stat.S_IFREG | 0o644, os.O_WRONLY, CTX)
@@ -631,7 +632,7 @@ def test_a_new_file_is_known_for_a_moment() -> None:
 
 
 def test_whose_a_new_file_is() -> None:
-    """A new file has the mode that the kernel says and the owners of who makes it."""
+    """A new file has the kernel's mode and the owners of its creator."""
     with mounted(attributes="keep") as world:
         adapter = Adapter(world)
         mode = stat.S_IFREG | 0o640
