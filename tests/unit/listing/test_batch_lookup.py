@@ -1,4 +1,4 @@
-"""Lookups answered together: how many requests, what is never answered so, and by whom."""
+"""Batch lookups: their requests, what they must not answer, and their callers."""
 
 import random
 import threading
@@ -43,7 +43,7 @@ def files(count: int) -> dict[bytes, bytes]:
 
 
 def asked(world: Mounted) -> tuple[int, int]:
-    """Return how many pages there were and how many lookups alone, and count anew."""
+    """Return the numbers of pages and of lookups alone, and reset them."""
     lists = [request for request in world.client.requests if request.kind == "list"]
     alone = sum(request.max_keys == FEW_KEYS for request in lists)
     assert world.client.count("head") == 0
@@ -63,19 +63,19 @@ def exists(world: Mounted, name: bytes) -> bool:
 
 
 def test_one_after_another() -> None:
-    """1,000 listed names, 22 ms each: a page before the last one is too old, and nothing else."""
+    """1,000 listed names, 22 ms each: only pages that have become too old are requested again."""
     with mounted(files(1000)) as world:
         assert world.names() == names(1000)
         assert asked(world) == (1, 0)
         for name in names(1000):
             world.look(name)
             world.pass_s(0.022)
-        # The 35th lookup, 0.77 s after its page was asked for, has the next one asked for.
+        # The 35th lookup, 0.77 s after the request of its page, requests the next one.
         assert asked(world) == (999 // 35, 0)
 
 
 def test_one_after_another_where_nothing_was_listed() -> None:
-    """Two lookups alone, and then the same, from the name that is looked up on."""
+    """Two lookups alone; then a page from the name on that is looked up."""
     with mounted(files(1000)) as world:
         for name in names(1000):
             world.look(name)
@@ -84,7 +84,10 @@ def test_one_after_another_where_nothing_was_listed() -> None:
 
 
 def test_on_and_on() -> None:
-    """Where a page ends the next one begins: a page per 1,000 names, and its last name alone."""
+    """The next page begins where the last one ended:
+
+    a page per 1,000 names, its last name alone.
+    """
     with mounted(files(3000)) as world:
         for name in names(3000):
             world.look(name)
@@ -94,7 +97,7 @@ def test_on_and_on() -> None:
 
 
 def test_nobody_waits_for_a_page_that_is_in_use() -> None:
-    """It is asked for again before it is too old, once, and lookups are answered meanwhile."""
+    """A page in use is renewed once before it is too old, and lookups do not wait."""
     with stepped(files(100)) as world:
         world.start(b"f0001")
         world.answer(1)
@@ -111,7 +114,7 @@ def test_nobody_waits_for_a_page_that_is_in_use() -> None:
 
 
 def test_a_page_that_is_seldom_of_use_is_not_renewed() -> None:
-    """One lookup late in a page's life does not say that there will be more."""
+    """One lookup late in the life of a page is no reason to renew it."""
     with mounted(files(200)) as world:
         world.names()
         world.pass_s(1.0)
@@ -122,7 +125,7 @@ def test_a_page_that_is_seldom_of_use_is_not_renewed() -> None:
 
 
 def test_one_file_again_and_again() -> None:
-    """In a small directory: one LIST per life of a name, for it and all directories above it."""
+    """In a small directory: one LIST per ttl, for the name and all directories above it."""
     with mounted(dict.fromkeys([b"d/e/%03d" % index for index in range(20)], b"x")) as world:
         world.look(b"d/e/003")
         assert asked(world) == (0, 3)
@@ -138,7 +141,7 @@ def test_one_file_again_and_again() -> None:
 def test_in_any_order(count: int) -> None:
     """Names of a listed directory in any order: each of its pages once a second.
 
-    The last name of a page is asked for alone: a directory of its name may begin the next one.
+    The last name of a page needs its own request: a directory of that name may begin the next page.
     """
     with mounted(files(count)) as world:
         world.names()
@@ -156,7 +159,7 @@ def test_in_any_order(count: int) -> None:
 
 
 def test_getattr_too() -> None:
-    """Attributes that are too old are asked for in the same way."""
+    """Expired attributes are renewed in the same way."""
     with mounted(files(500)) as world:
         numbers = [line.inode for line in world.lines(ROOT)[2:]]
         for name in names(500):
@@ -169,7 +172,7 @@ def test_getattr_too() -> None:
 
 
 def test_at_random_where_pages_are_many() -> None:
-    """Where a page seldom answers a second lookup, most lookups are made alone."""
+    """If pages seldom answer a second lookup, most lookups are sent alone."""
     with mounted(files(3000), page_size=120) as world:
         chance = random.Random(1)
         for _ in range(200):
@@ -181,7 +184,7 @@ def test_at_random_where_pages_are_many() -> None:
 
 
 def test_names_of_a_directory_that_grows_and_shrinks() -> None:
-    """Pages still adjoin after names have come and gone: none is asked for twice a second."""
+    """Pages stay adjacent after names were added or removed, and are requested once a second."""
     with mounted(files(2000), page_size=500) as world:
         world.names()
         for index in range(0, 2000, 20):
@@ -200,7 +203,7 @@ def test_names_of_a_directory_that_grows_and_shrinks() -> None:
 
 
 def test_reading_shows_that_the_directory_exists() -> None:
-    """While files in a directory are opened, the directory itself need not be looked up."""
+    """While files in a directory are opened, the directory itself needs no lookup."""
     with mounted({b"d/e/%03d" % index: b"x" for index in range(200)}) as world:
         number = world.look(b"d/e").inode
         assert asked(world) == (0, 2)
@@ -215,16 +218,16 @@ def test_reading_shows_that_the_directory_exists() -> None:
 
 
 class World:
-    """A stepped world whose lookups run in threads."""
+    """A stepped world; its lookups run in threads."""
 
     def __init__(self, world: Mounted, waiting: threading.Semaphore) -> None:
         self.world = world
-        self.waiting = waiting  # released once by each thread that waits for another's page
+        self.waiting = waiting  # released once by each thread that waits for another one's page
         self.results: dict[bytes, Attributes | OperationError] = {}
         self.threads: list[threading.Thread] = []
 
     def start(self, name: bytes) -> None:
-        """Look a name up in a thread."""
+        """Look up a name in a thread."""
 
         def look() -> None:
             try:
@@ -236,14 +239,14 @@ class World:
         self.threads[-1].start()
 
     def start_behind(self, first: bytes, second: bytes) -> None:
-        """Look a name up, and another one that waits for the page asked for by the first."""
+        """Look up a name, and another one that waits for the first one's page."""
         self.start(first)
         self._under_way(1)
         self.start(second)
         self.waiting.acquire()
 
     def answer(self, count: int) -> None:
-        """Wait for so many requests under way, and answer them."""
+        """Wait for this many requests in flight, and answer them."""
         self._under_way(count)
         assert self.world.client.step(count) == count
 
@@ -262,7 +265,7 @@ class World:
 
 @contextmanager
 def stepped(objects: Mapping[bytes, bytes], **options: Any) -> Iterator[World]:
-    """Make a world whose root directory has been listed, more than a second ago."""
+    """Create a world whose root directory was listed more than a second ago."""
     waiting = threading.Semaphore(0)
 
     class Arrival(threading.Event):
@@ -303,10 +306,10 @@ def test_threads_share_a_batch() -> None:
 
 
 def test_who_waits_does_not_believe_in_absence() -> None:
-    """A name that the answer lacks may have come after it was asked for: ask for it alone."""
+    """A name that the answer lacks may be newer than the request: it needs its own."""
     with stepped(files(10)) as world:
         world.start_behind(b"f0001", b"new")
-        world.answer(1)  # without it
+        world.answer(1)  # an answer without the name
         world.world.client.put(b"new", b"12345")
         world.answer(1)
         world.end()
@@ -317,7 +320,7 @@ def test_who_waits_does_not_believe_in_absence() -> None:
 
 
 def test_who_asks_believes_in_absence() -> None:
-    """Whose own request finds nothing of the name is told so, by that one request."""
+    """The lookup that sent the request may treat a missing name as absent."""
     with stepped(files(10)) as world:
         world.start(b"new")
         world.answer(1)
@@ -327,7 +330,7 @@ def test_who_asks_believes_in_absence() -> None:
 
 
 def test_the_end_of_the_mount_ends_all_waits() -> None:
-    """Who asked and who waits along are woken when the mount goes away."""
+    """The end of the mount wakes all waiting lookups."""
     with stepped(files(10)) as world:
         world.start_behind(b"f0001", b"f0002")
         world.world.client.interrupt()
@@ -336,7 +339,7 @@ def test_the_end_of_the_mount_ends_all_waits() -> None:
 
 
 def test_an_answer_that_comes_late() -> None:
-    """An answer that is too old when it comes serves who asked; the others ask anew, alone."""
+    """An expired answer serves only the lookup that requested it; the others send their own."""
     with stepped(files(10)) as world:
         world.start_behind(b"f0001", b"f0002")
         world.world.pass_s(1.5)
@@ -353,7 +356,7 @@ def test_an_answer_that_comes_late() -> None:
 
 
 def test_a_new_object_is_visible_at_once() -> None:
-    """However often a name was missing, it is found as soon as it is there."""
+    """A new object is found immediately, even if its name was often missing."""
     with mounted(files(50)) as world:
         world.names()
         for round_ in range(40):
@@ -366,7 +369,7 @@ def test_a_new_object_is_visible_at_once() -> None:
 
 
 def test_deleted_and_replaced() -> None:
-    """After a second, what is gone is ENOENT, and what is another version is another inode."""
+    """After a second a deleted name is ENOENT, and a new version is another inode."""
     with mounted(files(5)) as world:
         numbers = {line.name: line.inode for line in world.lines(ROOT)[2:]}
         for name in names(5):
@@ -389,7 +392,7 @@ def test_deleted_and_replaced() -> None:
 
 
 def test_a_version_that_open_refused_is_not_found_again() -> None:
-    """A page that was asked for before open found another version says no more of that name."""
+    """A page from before open found another version no longer counts for that name."""
     with mounted(files(5)) as world:
         world.names()
         world.pass_s(1.0)
@@ -403,7 +406,7 @@ def test_a_version_that_open_refused_is_not_found_again() -> None:
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 1000])
 def test_names_around_the_slash(page_size: int) -> None:
-    """Names that sort before and after "/" are what they are, wherever a page ends."""
+    """Names that sort before and after "/" are found, wherever a page ends."""
     keys = [b"a", b"a!", b"a-/x", b"a.", b"a/b", b"a0", b"b"]
     with mounted(dict.fromkeys(keys, b"x"), page_size=page_size) as world:
         world.names()
@@ -418,7 +421,7 @@ def test_names_around_the_slash(page_size: int) -> None:
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", "ü😀".encode(), b"a\nb", b"%2F+ ", b"n" * 255, b"!"])
 def test_odd_names(name: bytes) -> None:
-    """Pages begin at names of any bytes, listed before or not."""
+    """Pages begin at names with any bytes, listed before or not."""
     for listed in (True, False):
         with mounted({name: b"x", name[:-1] + b"\x02": b"y", b"zz": b"z"}) as world:
             if listed:
@@ -440,14 +443,14 @@ class Unordered(FakeClient):
 
 
 class NoStartAfter(FakeClient):
-    """A store that does not know start-after."""
+    """A store without start-after."""
 
     def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
         return list_page(objects, request.key, request.token, min(request.max_keys, 1000))
 
 
 def test_a_bucket_without_order() -> None:
-    """Where keys are listed in no order every lookup is made alone."""
+    """Without order in listings every lookup is sent alone."""
     with mounted(files(5), client_class=Unordered) as world:
         world.names()
         world.pass_s(1.0)
@@ -459,7 +462,7 @@ def test_a_bucket_without_order() -> None:
 
 
 def test_a_store_that_ignores_where_to_begin() -> None:
-    """A page that begins elsewhere than it was asked to tells nothing; lookups go on alone."""
+    """A page with a wrong beginning proves nothing, and lookups are sent alone."""
     with mounted(files(20), client_class=NoStartAfter) as world:
         for name in names(18):
             world.look(name)
@@ -468,7 +471,7 @@ def test_a_store_that_ignores_where_to_begin() -> None:
 
 @pytest.mark.parametrize("error", [AccessDenied, ServerFault, Throttled])
 def test_a_page_that_is_refused(error: type[OperationError]) -> None:
-    """Where a page cannot be had a lookup is made alone, and so are the next ones."""
+    """If a page is refused, this lookup and the next ones are sent alone."""
     with mounted(files(50)) as world:
         world.names()
         world.pass_s(1.0)
@@ -482,7 +485,7 @@ def test_a_page_that_is_refused(error: type[OperationError]) -> None:
 
 
 def test_a_page_that_does_not_come() -> None:
-    """A silent page leaves half of the time for the lookup alone."""
+    """A page without an answer leaves half of the time for the lookup alone."""
     with mounted(files(5), total_s=1.0) as world:
         world.names()
         world.pass_s(1.0)
@@ -515,7 +518,7 @@ STEPS = st.lists(
 
 
 def kinds(client: FakeClient) -> dict[bytes, object]:
-    """Return what the root directory's names are now: True for a directory, else the ETag."""
+    """Return the present state of the root's names: True for a directory, else the ETag."""
     return {
         name: True if isinstance(child, dict) else client.info(child).etag
         for name, child in tree_of(client._objects).items()
@@ -533,7 +536,7 @@ def test_against_a_model(
     page_size: int,
     steps: list[tuple[str, bytes]],
 ) -> None:
-    """What a lookup finds was so within the last second; what it does not find is not there now."""
+    """Found names existed within the last second; missing names do not exist now."""
 
     class Store(FakeClient):
         def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:

@@ -1,4 +1,4 @@
-"""Recently listed entries: how long they are good, which one counts, how many there are."""
+"""The cache of listed entries: their validity, their precedence, and their number."""
 
 import math
 import threading
@@ -34,7 +34,7 @@ def names(*list_: bytes) -> list[Entry]:
 
 
 def test_good_for_a_lookup_until_the_page_is_old() -> None:
-    """An entry is found, with its end, until its page was asked for ttl seconds ago."""
+    """An entry is found, with its expiry, until its page is ttl seconds old."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
     listings.add(b"d/", names(b"a", b"b"), requested_at_s=99.5)
@@ -47,7 +47,7 @@ def test_good_for_a_lookup_until_the_page_is_old() -> None:
 
 
 def test_names_of_a_page_share_its_end() -> None:
-    """Inodes keep until when they are good: a million of them not a million numbers."""
+    """Inodes keep the expiry: a million of them share one object per page."""
     listings = ListingCache(0.3, Clock())
     listings.add(b"d/", names(b"a", b"b"), 99.9)
     one, two = listings.find(b"d/", b"a"), listings.find(b"d/", b"b")
@@ -57,7 +57,7 @@ def test_names_of_a_page_share_its_end() -> None:
 
 
 def test_what_is_not_listed_is_not_known() -> None:
-    """Nothing is said of other names, of other directories, or of names above and below."""
+    """Nothing is known about other names, other directories, or names above and below."""
     listings = ListingCache(1.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0)
     assert listings.find(b"d/", b"b") is None
@@ -66,7 +66,7 @@ def test_what_is_not_listed_is_not_known() -> None:
 
 
 def test_what_lists_something_exists() -> None:
-    """A page with names shows that its directory exists, and all above it, while it counts."""
+    """While it is valid, a page with names proves that all directories above them exist."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
     listings.add(b"d/e/f/", names(b"a"), 99.5)
@@ -88,7 +88,7 @@ def test_what_lists_something_exists() -> None:
 
 
 def test_what_has_no_version_is_not_kept() -> None:
-    """A store that lists no ETags has to be asked for each file; its directories are known."""
+    """If listings have no ETags, each file needs a request; its directories are known."""
     listings = ListingCache(1.0, Clock())
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
     listings.add(b"d/", [file, Entry(b"b", None)], 100.0)
@@ -97,7 +97,7 @@ def test_what_has_no_version_is_not_kept() -> None:
 
 
 def test_spans_outlive_their_pages() -> None:
-    """Where a page began and how far it told is known long after its names are not."""
+    """The start and reach of a page outlive its names."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
     span = Span(b"", b"b", 100.0)
@@ -110,7 +110,7 @@ def test_spans_outlive_their_pages() -> None:
 
 
 def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit the directories go that were not used for longest."""
+    """Beyond the limit the least recently used directories are dropped."""
     monkeypatch.setattr(module, "MAX_SPANS", 10)
     listings = ListingCache(1.0, Clock())
 
@@ -129,7 +129,7 @@ def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_ttl_remembers_nothing() -> None:
-    """With a ttl of 0 every lookup asks S3."""
+    """With a ttl of 0 nothing is cached."""
     listings = ListingCache(0.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0)
     assert listings.find(b"d/", b"a") is None
@@ -137,7 +137,7 @@ def test_no_ttl_remembers_nothing() -> None:
 
 
 def test_the_newest_page_counts() -> None:
-    """Of two listings of a directory the later one answers, whichever came in last."""
+    """Of two listings of a directory the later request counts, in any order of arrival."""
     listings = ListingCache(1.0, Clock())
     listings.add(b"d/", [entry(b"a", 2)], 99.9)
     listings.add(b"d/", [entry(b"a", 1)], 99.5)
@@ -148,7 +148,7 @@ def test_the_newest_page_counts() -> None:
 
 
 def test_an_old_page_that_comes_late_is_not_used_too_long() -> None:
-    """A page that was asked for early and came in late ends by when it was asked for."""
+    """A page that arrives late expires by the time of its request."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
     listings.add(b"d/", names(b"a"), 100.0)
@@ -159,9 +159,9 @@ def test_an_old_page_that_comes_late_is_not_used_too_long() -> None:
 
 
 def test_discard() -> None:
-    """A name that has turned out to be something else is forgotten, in every older page.
+    """A discarded name is removed from all older pages.
 
-    Older is a page that was asked for before, also when it comes later.
+    Older pages are those requested before, even if they arrive later.
     """
     clock = Clock()
     listings = ListingCache(1.0, clock)
@@ -178,7 +178,7 @@ def test_discard() -> None:
 
 
 def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit the oldest pages go first."""
+    """Beyond the limit the oldest pages are dropped first."""
     monkeypatch.setattr(module, "MAX_NAMES", 10)
     listings = ListingCache(1000.0, Clock())
     for page in range(5):
@@ -190,7 +190,7 @@ def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit a page that a lookup has used is kept once more."""
+    """Beyond the limit a page that a lookup has used stays once more."""
     monkeypatch.setattr(module, "MAX_NAMES", 10)
     listings = ListingCache(1000.0, Clock())
     for page in range(10):
@@ -202,7 +202,7 @@ def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_small_pages_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of few names or none are counted as well."""
+    """Pages with few or no names count as well."""
     monkeypatch.setattr(module, "MAX_PAGES", 10)
     listings = ListingCache(1000.0, Clock())
     for page in range(100):
@@ -212,18 +212,18 @@ def test_small_pages_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_directory_listed_again_and_again_is_kept_once() -> None:
-    """A page goes when newer ones name all that it names, however long it might count."""
+    """A page is dropped when newer ones name all its names, before it expires."""
     listings = ListingCache(1000.0, Clock())
     for time_s in range(50):
         listings.add(b"d/", names(b"a", b"b"), 50.0 + time_s, Span(b"", END, 50.0 + time_s))
     assert (len(listings), len(listings._pages)) == (2, 1)
-    listings.add(b"d/", names(b"a", b"b"), 40.0)  # one that comes late
+    listings.add(b"d/", names(b"a", b"b"), 40.0)  # one that arrives late
     assert (len(listings), len(listings._pages)) == (2, 1)
     listings.check()
 
 
 def test_a_newer_page_that_does_not_name_it() -> None:
-    """What a page tells of and does not name is gone, whatever an older page said."""
+    """A covered name that a newer page does not list is gone."""
     listings = ListingCache(1000.0, Clock())
     listings.add(b"d/", names(b"a", b"b", b"c"), 90.0, Span(b"", END, 90.0))
     listings.add(b"d/", names(b"a", b"bb"), 95.0, Span(b"", b"bb", 95.0))
@@ -233,7 +233,7 @@ def test_a_newer_page_that_does_not_name_it() -> None:
 
 
 def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A span whose names had to go is worth asking for again, however young it is."""
+    """A span whose names were dropped may be requested again immediately."""
     monkeypatch.setattr(module, "MAX_NAMES", 2)
     listings = ListingCache(1000.0, Clock())
     listings.add(b"d/", names(b"a", b"b"), 90.0, Span(b"", END, 90.0))
@@ -247,7 +247,7 @@ def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch
 
 
 def test_absent_by_a_page() -> None:
-    """A page tells that a name does not exist, for its own ttl, unless something says more."""
+    """A page proves a name's absence for its own ttl, unless something newer shows the name."""
     clock = Clock()
     listings = ListingCache(1.0, clock, negative_ttl_s=10.0)
     assert listings.absent(b"d/", b"x") is None
@@ -266,7 +266,7 @@ def test_absent_by_a_page() -> None:
 
 
 def test_what_has_no_version_is_not_absent() -> None:
-    """A file that a page named without its version exists."""
+    """A listed file without a version exists."""
     listings = ListingCache(1.0, Clock(), negative_ttl_s=10.0)
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
     listings.add(b"d/", [file], 100.0, Span(b"", END, 100.0))
@@ -275,14 +275,14 @@ def test_what_has_no_version_is_not_absent() -> None:
 
 
 def test_absent_by_a_lookup() -> None:
-    """What a lookup did not find is believed not to exist until something names it."""
+    """A name that a lookup did not find counts as missing until something lists it."""
     clock = Clock()
     listings = ListingCache(1.0, clock, negative_ttl_s=10.0)
     listings.missed(b"d/", b"x", 99.0)
     listings.missed(b"d/", b"y", 99.0)
     listings.missed(b"d/", b"z", 99.0)
     assert listings.absent(b"d/", b"x") == 109.0
-    listings.add(b"d/", names(b"x"), 98.0)  # an older page that comes late
+    listings.add(b"d/", names(b"x"), 98.0)  # an older page that arrives late
     assert listings.absent(b"d/", b"x") == 109.0
     listings.add(b"d/", names(b"x"), 99.5)
     listings.discard(b"d/", b"y")
@@ -292,7 +292,7 @@ def test_absent_by_a_lookup() -> None:
 
 
 def test_a_name_that_was_discarded_is_not_absent() -> None:
-    """A name that turned out to be another version is asked for, not taken for gone."""
+    """A discarded name is unknown, not missing."""
     listings = ListingCache(10.0, Clock(), negative_ttl_s=10.0)
     listings.add(b"d/", names(b"a"), 99.0, Span(b"", END, 99.0))
     listings.discard(b"d/", b"a")
@@ -301,7 +301,7 @@ def test_a_name_that_was_discarded_is_not_absent() -> None:
 
 
 def test_absence_is_not_believed_unless_told_to() -> None:
-    """Without a ttl of its own nothing is remembered of what does not exist."""
+    """By default absence is not cached."""
     listings = ListingCache(10.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0, Span(b"", END, 100.0))
     listings.missed(b"d/", b"x", 100.0)
@@ -310,7 +310,7 @@ def test_absence_is_not_believed_unless_told_to() -> None:
 
 
 def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit the oldest go first."""
+    """Beyond the limit the oldest are dropped first."""
     monkeypatch.setattr(module, "MAX_MISSES", 10)
     monkeypatch.setattr(module, "MAX_SEEN", 5)
     listings = ListingCache(1000.0, Clock(), negative_ttl_s=1000.0)
@@ -327,7 +327,7 @@ def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch
 
 
 def test_following() -> None:
-    """The files behind a name come in order, over pages, without directories and what is old."""
+    """The files after a name come in order, across pages, without directories."""
     clock = Clock()
     listings = ListingCache(10.0, clock)
     listings.add(b"d/", [*names(b"a", b"b"), Entry(b"c", None), *names(b"e")], 99.0)
@@ -344,7 +344,7 @@ def test_following() -> None:
     listings.discard(b"d/", b"e")
     listings.add(b"d/", names(b"b", b"bb"), 99.5)
     assert following(b"a") == [b"b", b"g", b"h"]
-    assert following(b"b") == [b"bb", b"g", b"h"]  # the newest page knows what follows
+    assert following(b"b") == [b"bb", b"g", b"h"]  # the newest page has the names that follow
     clock.now_s = 108.0
     assert following(b"a") == [b"b"]
 
@@ -361,7 +361,7 @@ STEPS = st.lists(
         st.tuples(
             st.just("add"),
             st.sampled_from([b"", b"d/"]),
-            st.integers(0, TTL_S),  # asked so long ago
+            st.integers(0, TTL_S),  # the age of the request
             st.sets(st.sampled_from([b"a", b"b", b"c"])),
         ),
         st.tuples(st.just("discard"), st.sampled_from([b"", b"d/"]), st.sampled_from([b"a", b"b"])),
@@ -374,7 +374,7 @@ STEPS = st.lists(
 @settings(deadline=None)
 @given(STEPS)
 def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
-    """find is what looking through all pages that are young enough gives, newest first."""
+    """find equals a search through all valid pages, newest first."""
     clock = Clock()
     listings = ListingCache(TTL_S, clock)
     pages: list[Page] = []
@@ -409,7 +409,7 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
 
 
 def test_threads() -> None:
-    """Threads that add, find and discard at once leave a count that is right."""
+    """Threads that add, find and discard in parallel leave a correct count."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
     start = threading.Barrier(4)

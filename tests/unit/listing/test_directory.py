@@ -1,4 +1,4 @@
-"""One listing of one directory: pages asked for side by side, joined without gaps or doubles."""
+"""The listing of one directory: parallel pages, joined without gaps or repetition."""
 
 import random
 import threading
@@ -35,9 +35,10 @@ Lister = Callable[..., ListPage]
 
 
 class Rounds(FakeClient):
-    """A client without threads: who waits for an answer has those under way answered.
+    """A client without threads: a wait answers the requests in flight.
 
-    All of them, as if each took the same time (a round); or with a `seed` some, in any order.
+    It answers all of them, as if each took the same time (a round); with a `seed` some of them, in
+    any order.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Rounds(FakeClient):
 
 
 class Listed:
-    """A listing of the directory `prefix`, and what readers do with it."""
+    """A listing of the directory `prefix`, and the actions of its readers."""
 
     def __init__(self, client: FakeClient, prefix: bytes = b"", **options: Any) -> None:
         self.client = client
@@ -98,7 +99,7 @@ def names(entries: Iterable[Entry]) -> list[bytes]:
 
 
 def shown(entries: Iterable[Entry]) -> dict[bytes, bool]:
-    """Return what the entries are: whether directories."""
+    """Return the names, and whether each is a directory."""
     found = {entry.name: entry.is_directory for entry in entries}
     assert len(found) == len(list(entries)), "a name came twice"
     return found
@@ -109,9 +110,10 @@ def truth(keys: Iterable[bytes]) -> dict[bytes, bool]:
 
 
 def check_truth(found: dict[bytes, bool], keys: Iterable[bytes], order: Lister) -> None:
-    """Check that all is there, as what it is.
+    """Check that every name is listed with its kind.
 
-    But for files that a directory shadows, in the order of names: that may be seen too late.
+    A shadowed file may also be listed if the order is by name, because its directory comes too
+    late.
     """
     expected = truth(keys)
     assert found.keys() == expected.keys()
@@ -121,7 +123,7 @@ def check_truth(found: dict[bytes, bool], keys: Iterable[bytes], order: Lister) 
 
 
 def plain(client: FakeClient, prefix: bytes = b"") -> tuple[list[Entry], int]:
-    """Return what one page after another says, and how many pages that takes."""
+    """Return the names of sequential pages, and the number of pages."""
     merge = DirectoryMerge(prefix)
     entries: list[Entry] = []
     objects = {key: info for key, (info, _) in client._objects.items()}
@@ -135,7 +137,7 @@ def plain(client: FakeClient, prefix: bytes = b"") -> tuple[list[Entry], int]:
 
 # --- Whatever the keys are ---
 
-#: Around "/", around digits, not ASCII, not UTF-8, no names; files that a directory shadows.
+#: Names around "/" and digits, not ASCII, not UTF-8, no names; files shadowed by directories.
 ODD = [b"a", b"a!", b"a-1", b"a.", b"a0", b"a0/x", b"a/b", b"a-/c", b"b", b"b/x", "ü".encode(),
        "ü/x".encode(), b"\xff", b"\xc3/x", b"", b"..", b"/", b"~", b"0", b"9"]  # fmt: skip
 COUNTED = st.builds(
@@ -159,7 +161,10 @@ ORDERS = st.sampled_from([list_page, path_page])
 def test_any_keys(
     keys: frozenset[bytes], page_size: int, count: int, order: Lister, seed: int
 ) -> None:
-    """In both orders, with pages of any size and answers in any order: each name once, as it is."""
+    """In both orders, with pages of any size and answers in any order:
+
+    each name once, correctly.
+    """
     with Rounds(keys, lister=order, seed=seed, page_size=page_size) as client:
         listed = Listed(client)
         entries = listed.read_all(count)
@@ -187,7 +192,7 @@ def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) ->
 def test_requests_are_bounded(
     keys: frozenset[bytes], page_size: int, order: Lister, seed: int
 ) -> None:
-    """However bad guesses are: half as many requests again as pages, and those under way."""
+    """With any guesses there are at most half as many extra requests, and those in flight."""
     with Rounds(keys, lister=order, seed=seed, page_size=page_size) as client:
         Listed(client).read_all()
         assert client.count() <= 1.5 * plain(client)[1] + MAX_PARALLEL
@@ -198,7 +203,7 @@ def test_requests_are_bounded(
 def test_changes_in_the_middle(
     keys: frozenset[bytes], others: frozenset[bytes], page_size: int, order: Lister, seed: int
 ) -> None:
-    """Names that come and go while the directory is listed do no harm to those that stay."""
+    """Names that appear or disappear during the listing do not affect the others."""
     chance = random.Random(seed)
     tops = {key.split(b"/")[0] for key in keys}
     others = frozenset(key for key in others if key.split(b"/")[0] not in tops)
@@ -221,7 +226,7 @@ def test_changes_in_the_middle(
 @settings(deadline=None, max_examples=examples(60))
 @given(KEY_SETS, st.integers(2, 6), st.lists(st.integers(0, 12), max_size=3, unique=True))
 def test_any_request_may_fail(keys: frozenset[bytes], page_size: int, failing: list[int]) -> None:
-    """A request that fails, guessed or not, is made again in its turn; nothing is missing."""
+    """A failed request, guessed or not, is repeated when needed; nothing is missing."""
     with Rounds(keys, page_size=page_size) as client:
 
         def script(request: Request) -> Fault | None:
@@ -262,7 +267,7 @@ def hashed(count: int) -> list[bytes]:
     ids=["one page", "one more", "five", "ten", "ten, wide", "hashes", "directories"],
 )
 def test_requests_and_rounds(keys: list[bytes], requests: float, rounds: int) -> None:
-    """So many requests, and so many times as long as one takes, are the most."""
+    """The largest number of requests, and of rounds."""
     with Rounds(keys) as client:
         assert len(Listed(client).read_all()) == len(keys)
         assert client.count() <= requests
@@ -270,7 +275,7 @@ def test_requests_and_rounds(keys: list[bytes], requests: float, rounds: int) ->
 
 
 def test_the_first_page_alone() -> None:
-    """Who reads no further than the first page asks for nothing else."""
+    """A reader that needs only the first page causes no other request."""
     with Rounds(counted(10_000)) as client:
         listed = Listed(client)
         for position in range(0, 999, 100):
@@ -280,7 +285,7 @@ def test_the_first_page_alone() -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_stops() -> None:
-    """What is asked for and read ahead of a reader has a bound, however much there is."""
+    """The requests and names ahead of a reader are bounded, in a directory of any size."""
     with Rounds(counted(40_000, width=5)) as client:
         listed = Listed(client)
         for _ in range(200):
@@ -292,7 +297,7 @@ def test_a_reader_that_stops() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 5])
 def test_uneven_names(width: int) -> None:
-    """Clusters with nothing between them cost at most half as many requests again."""
+    """Clusters of names with gaps cost at most half as many extra requests."""
     keys = [
         b"%s%0*d" % (head, width, number)
         for head in (b"alpha", b"beta-", b"delta/x", b"m", b"zz")
@@ -312,7 +317,7 @@ class Unordered(Rounds):
 
 
 def test_no_order_no_guesses() -> None:
-    """Where keys are listed in no order, pages come by tokens only."""
+    """If keys are listed in no order, pages come only by tokens."""
     with Unordered(counted(5000)) as client:
         assert len(Listed(client).read_all()) == 5000
         assert client.count() == 5
@@ -328,7 +333,7 @@ def empty(objects: Any, prefix: bytes, token: Any, size: int, start_after: Any) 
 
 
 def too_late(objects: Any, prefix: bytes, token: Any, size: int, start_after: Any) -> ListPage:
-    """Begin some names behind where it should."""
+    """Begin some names after the requested position."""
     page = list_page(objects, prefix, token, size + 5 * bool(start_after), start_after)
     return ListPage(page.objects[-size:], page.prefixes, page.next_token)
 
@@ -341,7 +346,7 @@ def backwards(objects: Any, prefix: bytes, token: Any, size: int, start_after: A
 @pytest.mark.slow
 @pytest.mark.parametrize("store", [ignoring, empty, too_late, backwards])
 def test_a_store_that_misunderstands(store: Lister) -> None:
-    """Pages that are not what was asked for are noticed, and after them all come by tokens."""
+    """Wrong pages are noticed, and then all pages come by tokens."""
     with Rounds(counted(9000), lister=store) as client:
         assert names(Listed(client).read_all()) == counted(9000)
         starts = [request for request in client.requests if request.start_after is not None]
@@ -350,7 +355,7 @@ def test_a_store_that_misunderstands(store: Lister) -> None:
 
 
 def test_a_start_that_is_refused() -> None:
-    """An answer that no retry will help ends the guesses, not the listing."""
+    """A permanent error ends the guesses, not the listing."""
     with Rounds(counted(9000)) as client:
         client.script = lambda request: (
             Fault(error=AccessDenied("no")) if request.start_after is not None else None
@@ -363,7 +368,7 @@ def test_a_start_that_is_refused() -> None:
 
 
 def test_a_silent_guess_is_not_waited_for_long() -> None:
-    """A guess without an answer is given up after one try, and its names come by a token."""
+    """A guess without an answer is dropped after one try, and its names come by a token."""
     with FakeClient(dict.fromkeys(counted(4000), b"")) as client:
         client.script = lambda request: Fault(silent=request.start_after is not None)
         listed = Listed(client, try_s=0.05)
@@ -373,7 +378,7 @@ def test_a_silent_guess_is_not_waited_for_long() -> None:
 
 @pytest.mark.parametrize("reader_needs", [0, 1000])
 def test_interrupt(reader_needs: int) -> None:
-    """When the mount goes away nobody waits, neither for a page nor for what was guessed."""
+    """After the end of the mount no thread waits, neither for a page nor for a guess."""
     with Rounds(counted(5000)) as client:
         listed = Listed(client)
         if reader_needs:
@@ -385,7 +390,7 @@ def test_interrupt(reader_needs: int) -> None:
 
 
 def test_closing_cancels_what_is_in_flight() -> None:
-    """A closed listing has nothing in flight, and asks for nothing ahead any more."""
+    """A closed listing has no requests in flight, and sends none ahead."""
     with Rounds(counted(9000)) as client:
         listed = Listed(client)
         listed.listing.read(1000, 1)
@@ -400,7 +405,7 @@ def test_closing_cancels_what_is_in_flight() -> None:
 
 
 def test_readers_in_threads() -> None:
-    """Readers in any number of threads see every name, once and in order."""
+    """Readers in any number of threads get each name once, in order."""
     keys = counted(600)
     with FakeClient(dict.fromkeys(keys, b""), page_size=10, threads=8) as client:
         listed = Listed(client)
@@ -422,7 +427,7 @@ def test_readers_in_threads() -> None:
 
 
 def test_a_first_page_that_was_asked_before() -> None:
-    """The page is taken, with the time when it was asked for; a rewind is not in its way."""
+    """The page is used, with the time of its request; a rewind lists again."""
     with Rounds(counted(1500)) as client:
         first = PageRequest(client.list(b""), 12.5)
         listed = Listed(client, first=first)
@@ -437,7 +442,7 @@ def test_a_first_page_that_was_asked_before() -> None:
 
 
 def test_a_first_page_that_failed() -> None:
-    """If it failed it is asked for again."""
+    """A failed page is requested again."""
     failed: Future[ListPage] = Future()
     failed.set_exception(ServerFault("500"))
     with Rounds(counted(10)) as client:
@@ -447,7 +452,7 @@ def test_a_first_page_that_failed() -> None:
 
 
 def test_a_listing_that_is_known() -> None:
-    """A whole listing needs no request, and is known to lookups as of its own time."""
+    """A complete listing needs no request, and lookups use it with its own age."""
     with Rounds(counted(100)) as client:
         entries, _ = plain(client)
         listed = Listed(client, first=flat.CompleteDirectory(b"", entries, 5.0))
@@ -461,7 +466,7 @@ def test_a_listing_that_is_known() -> None:
 
 
 def test_what_pages_leave() -> None:
-    """Pages that were guessed leave spans that adjoin, and entries for lookups."""
+    """Guessed pages leave adjacent spans, and entries for lookups."""
     with Rounds(counted(5000)) as client:
         listed = Listed(client)
         listed.read_all()

@@ -1,4 +1,4 @@
-"""Directories out of a flat listing: what each one's own listing would say, or nothing."""
+"""Directories from a flat listing equal their own listings, or are unknown."""
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ def own_listing(objects: dict[bytes, ObjectInfo], directory: bytes) -> list[Entr
 def feed_all(
     objects: dict[bytes, ObjectInfo], base: bytes, start: bytes, page_size: int
 ) -> dict[bytes, tuple[list[Entry], float, int]]:
-    """Return the directories by prefix: entries, age, and number of the page that ended it."""
+    """Return the directories by prefix: entries, age, and the number of the page that ended it."""
     with FakeClient(page_size=page_size) as client:
         listing = FlatListing(base, start)
         found: dict[bytes, tuple[list[Entry], float, int]] = {}
@@ -52,7 +52,7 @@ def feed_all(
 @given(st.sets(KEYS, max_size=12), st.integers(1, 6), st.data())
 @example({b"a/b", b"a-/b", b"a0/b"}, 1, None)
 def test_what_is_whole(keys: set[bytes], page_size: int, data: st.DataObject | None) -> None:
-    """From any directory on: each one behind it is there, and is what its own listing says."""
+    """From any start on, each later directory is complete and equals its own listing."""
     objects = infos(keys)
     known = sorted(directories(set(objects)) | {b""})
     base = known[0] if data is None else data.draw(st.sampled_from(known))
@@ -60,7 +60,7 @@ def test_what_is_whole(keys: set[bytes], page_size: int, data: st.DataObject | N
     start = below[-1] if data is None else data.draw(st.sampled_from(below))
     found = feed_all(objects, base, start, page_size)
     behind = {each for each in below if each >= start}
-    # A directory that is only its own marker, and was begun at, says nothing of itself.
+    # A directory with only a marker, at which the listing starts, is not included.
     assert behind - found.keys() <= {start}
     for prefix, (entries, _, _) in found.items():
         assert prefix in behind
@@ -68,7 +68,7 @@ def test_what_is_whole(keys: set[bytes], page_size: int, data: st.DataObject | N
 
 
 def test_ages() -> None:
-    """A directory is as old as the first page that it is from, and is known with the last."""
+    """A directory has the age of its first page, and is known with its last page."""
     objects = infos({b"t/a/%d" % n for n in range(5)} | {b"t/b/1", b"u"})
     found = feed_all(objects, b"", b"", 2)
     assert {prefix: each[1:] for prefix, each in found.items()} == {
@@ -80,7 +80,7 @@ def test_ages() -> None:
 
 
 def test_where_it_is() -> None:
-    """It is in the directories that have begun, from `start` on."""
+    """It knows which directories have begun, from `start` on."""
     listing = FlatListing(b"", b"t/a/")
     objects = infos({b"t/a/1", b"t/b/c/1", b"t/b/c/2"})
     listing.feed(ListPage(list(objects.values())[:0], [], "token"), 0.0)
@@ -90,7 +90,7 @@ def test_where_it_is() -> None:
 
 
 def test_pages_that_are_no_part_of_it() -> None:
-    """Another order, a beginning before `start`, other prefixes, entries left out: nothing."""
+    """Another order, a beginning before `start`, other prefixes or skipped entries: no result."""
     objects = infos({b"t/a/1", b"t/a/2", b"u/1"})
     first, second, other = (objects[key] for key in (b"t/a/1", b"t/a/2", b"u/1"))
     for page in (

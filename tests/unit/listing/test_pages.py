@@ -1,4 +1,4 @@
-"""Pages of a listing: what they tell, where one begins, when another is worth its price."""
+"""Pages of a listing: their coverage, their beginning, and their cost."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -53,7 +53,7 @@ def objects_of(keys: Iterable[bytes]) -> dict[bytes, ObjectInfo]:
 def test_what_a_page_tells_is_true(
     keys: frozenset[bytes], after: bytes, page_size: int, lister: Lister
 ) -> None:
-    """In either order: a name that a page tells of is in it as what it is, or does not exist."""
+    """In either order, a covered name is in the page with its kind, or does not exist."""
     for prefix in (b"", b"d/"):
         objects = objects_of(prefix + key for key in keys)
         start_after = prefix + after if after else None
@@ -73,7 +73,7 @@ def test_what_a_page_tells_is_true(
 
 
 def page_of(*names: bytes, more: bool = True, skipped: int = 0) -> ListPage:
-    """Return a page of the directory `d/`: a name that ends in "/" is a directory."""
+    """Return a page of the directory `d/`; a name that ends in "/" is a directory."""
     keys = [b"d/" + name for name in names]
     objects = objects_of(key for key in keys if not key.endswith(b"/") or key == b"d/")
     prefixes = [key for key in keys if key.endswith(b"/") and key != b"d/"]
@@ -94,7 +94,7 @@ def page_of(*names: bytes, more: bool = True, skipped: int = 0) -> ListPage:
     ],
 )
 def test_reach(page: ListPage, after: bytes, reach: bytes) -> None:
-    """A page tells up to its greatest name, the last one up to the end."""
+    """A page reaches its greatest name; the last one reaches the end."""
     assert reach_of(b"d/", after, page) == reach
 
 
@@ -102,9 +102,9 @@ def test_reach(page: ListPage, after: bytes, reach: bytes) -> None:
     ("page", "after"),
     [
         (page_of(b"b", b"a"), b""),  # no order
-        (page_of(b"a/", b"a-1/"), b""),  # names as folders
+        (page_of(b"a/", b"a-1/"), b""),  # ordered as folders
         (page_of(b"b", b"a", more=False), b""),
-        (page_of(b"a", b"b"), b"a"),  # begins too early: start-after is not known there
+        (page_of(b"a", b"b"), b"a"),  # begins too early: the store has no start-after
         (page_of(b"a", b"b", more=False), b"b"),
         (page_of(b"a/", b"b"), b"ab"),
         (page_of(more=False), b"a"),
@@ -114,7 +114,7 @@ def test_reach(page: ListPage, after: bytes, reach: bytes) -> None:
     ],
 )
 def test_a_page_that_tells_nothing(page: ListPage, after: bytes) -> None:
-    """Without order, from the wrong place, with gaps, or empty: nothing follows from a page."""
+    """A page without order, with a wrong start, with gaps, or empty proves nothing."""
     assert reach_of(b"d/", after, page) is None
 
 
@@ -122,11 +122,11 @@ def test_a_page_that_tells_nothing(page: ListPage, after: bytes) -> None:
 
 
 @given(st.binary(min_size=1, max_size=12).filter(is_name) | st.text(min_size=1).map(str.encode))
-@example(b"a0")  # the one before "0" is "/"
-@example("\ue000".encode())  # the one before it is a surrogate
+@example(b"a0")  # the character before "0" is "/"
+@example("\ue000".encode())  # the character before it is a surrogate
 @example(b"\xc3")
 def test_just_before(name: bytes) -> None:
-    """The position is before the name, has no slash that the name has not, and is UTF-8 too."""
+    """The position is before the name, adds no slash, and is UTF-8 if the name is."""
     before = just_before(name)
     assert before < name
     assert before.count(b"/") <= name.count(b"/")
@@ -142,7 +142,7 @@ def test_just_before(name: bytes) -> None:
     [(b"12", [b"1", b"11", b"110", b"1199"]), ("第3".encode(), ["第".encode(), "第29".encode()])],
 )
 def test_just_before_is_close(name: bytes, between: list[bytes]) -> None:
-    """Numbers without leading zeros do not push the name out of the page that begins there."""
+    """Numbers without leading zeros are still on the page that begins there."""
     assert all(other < just_before(name) for other in between)
 
 
@@ -161,7 +161,7 @@ def listed(spans: Spans) -> list[tuple[bytes, bytes]]:
 
 
 def test_a_span_is_found_by_the_names_in_it() -> None:
-    """A name lies in the span whose page would list it, if any."""
+    """A name is in the span whose page would list it, if any."""
     spans = spans_of((b"", b"f"), (b"f", b"m"), (b"p", END))
     for name, reach in ((b"a", b"f"), (b"f", b"f"), (b"f!", b"m"), (b"m", b"m"), (b"z" * 255, END)):
         span = spans.find(name)
@@ -172,7 +172,7 @@ def test_a_span_is_found_by_the_names_in_it() -> None:
 
 
 def test_the_last_name_of_a_page_is_not_told() -> None:
-    """What could still become a directory on the next page lies in a span that does not tell."""
+    """A name that may become a directory on the next page is in a span that does not cover it."""
     span = Span(b"c", b"f-9", 0.0)
     assert span.tells_of(b"d")
     assert span.tells_of(b"f-8")
@@ -185,8 +185,8 @@ def test_the_last_name_of_a_page_is_not_told() -> None:
     ("new", "expected"),
     [
         ((b"f", b"m"), [(b"", b"f"), (b"f", b"m"), (b"m", b"t")]),
-        ((b"f", b"k"), [(b"", b"f"), (b"f", b"k"), (b"k", b"t")]),  # names have come
-        ((b"f", b"o"), [(b"", b"f"), (b"f", b"o"), (b"o", b"t")]),  # names have gone
+        ((b"f", b"k"), [(b"", b"f"), (b"f", b"k"), (b"k", b"t")]),  # names were added
+        ((b"f", b"o"), [(b"", b"f"), (b"f", b"o"), (b"o", b"t")]),  # names were removed
         ((b"f", b"z"), [(b"", b"f"), (b"f", b"z")]),
         ((b"f", END), [(b"", b"f"), (b"f", END)]),
         ((b"c", b"h"), [(b"", b"c"), (b"c", b"h"), (b"h", b"m"), (b"m", b"t")]),
@@ -194,14 +194,14 @@ def test_the_last_name_of_a_page_is_not_told() -> None:
     ],
 )
 def test_a_new_span(new: tuple[bytes, bytes], expected: list[tuple[bytes, bytes]]) -> None:
-    """A new span takes the place of what it overlaps; pages that adjoined still do."""
+    """A new span replaces those that it overlaps, and adjacent pages stay adjacent."""
     spans = spans_of((b"", b"f"), (b"f", b"m"), (b"m", b"t"), new)
     assert listed(spans) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 9)), max_size=12))
 def test_spans_never_overlap(pairs: list[tuple[int, int]]) -> None:
-    """Whatever is put in: they are in order, and the newest one is found for all its names."""
+    """Spans stay in order, and the newest one is found for all its names."""
     spans = Spans()
     for time, (low, high) in enumerate(pairs):
         new = Span(b"%d" % low if low else b"", b"%d" % max(low + 1, high), float(time))
@@ -221,14 +221,14 @@ def bought(account: PageCredit, lookups: int, *, known: bool = True) -> list[boo
 
 
 def test_pages_that_answer_nobody_else() -> None:
-    """After two pages for nothing sixteen lookups are made alone, then one more page is tried."""
+    """After two useless pages sixteen lookups are sent alone, then one more page is tried."""
     account = PageCredit(1.0)
     cycle = [False] * pages.SINGLE_LOOKUPS
     assert bought(account, 53) == [True, True, *cycle, True, *cycle, True, *cycle, True]
 
 
 def test_a_page_has_to_answer_two_more() -> None:
-    """With two further answers each, there are pages without end; with one they end."""
+    """With two further answers per page there is no limit to pages; with one there is."""
     for answers, ends in ((2, False), (1, True)):
         account = PageCredit(1.0)
         seen = []
@@ -240,7 +240,7 @@ def test_a_page_has_to_answer_two_more() -> None:
 
 
 def test_answers_are_not_saved_for_ever() -> None:
-    """However many were answered, sixteen pages for nothing are the most."""
+    """Earlier answers do not accumulate: at most sixteen useless pages follow."""
     account = PageCredit(1.0)
     for _ in range(1000):
         account.record_hit(0.0)
@@ -248,7 +248,7 @@ def test_answers_are_not_saved_for_ever() -> None:
 
 
 def test_where_nothing_was_listed() -> None:
-    """The first two lookups within the ttl are made alone, whether or not a page answers them."""
+    """The first two lookups within the ttl are sent alone, whether or not a page answers."""
     account = PageCredit(1.0)
     assert bought(account, 3, known=False) == [False, False, True]
     account = PageCredit(1.0)
@@ -258,14 +258,14 @@ def test_where_nothing_was_listed() -> None:
 
 
 def test_lookups_far_between() -> None:
-    """A lookup now and then never asks for a page where nothing was listed."""
+    """Without a listing, occasional lookups never request a page."""
     account = PageCredit(1.0)
     assert not any(account.buy_page(0.5 * index, known=False) for index in range(50))
     assert account.buy_page(100.0, known=True)
 
 
 def test_a_pause() -> None:
-    """After a page that told nothing sixteen lookups are made alone."""
+    """After a page that proved nothing sixteen lookups are sent alone."""
     account = PageCredit(1.0)
     for _ in range(50):
         account.record_hit(0.0)
@@ -274,7 +274,7 @@ def test_a_pause() -> None:
 
 
 def test_a_directory_of_millions_at_random() -> None:
-    """Where hardly a page answers a second lookup, one lookup in seventeen asks for one."""
+    """If pages hardly answer a second lookup, one lookup in seventeen requests a page."""
     account, chance = PageCredit(1.0), random.Random(5)
     count = 0
     for _ in range(10_000):

@@ -1,4 +1,4 @@
-"""Listing ahead of a walk: how many requests, for whom, and how old what is shown may be."""
+"""Listings ahead of a walk: their requests, their readers, and their age."""
 
 import random
 import stat
@@ -39,7 +39,7 @@ def walk(
     pause_s: float = 0.0,
     stats: bool = True,
 ) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Do as `find` does: depth first, each name looked up. Yields paths and what is there."""
+    """Walk like `find`: depth first, looking up each name. Yields paths and contents."""
     todo = [(b"", number)]
     while todo:
         path, number = todo.pop()
@@ -57,7 +57,7 @@ def walk(
 
 
 def asked(world: Mounted) -> tuple[int, int, int]:
-    """Return how many directories' pages, flat pages and other requests there were."""
+    """Return the numbers of directory pages, flat pages and other requests."""
     pages = [
         each for each in world.client.requests if each.kind == "list" and each.max_keys == 1000
     ]
@@ -68,7 +68,7 @@ def asked(world: Mounted) -> tuple[int, int, int]:
 
 
 def begun(world: Mounted) -> list[bytes]:
-    """Return the directories whose first page was asked for by itself, in that order."""
+    """Return the directories whose first page was requested alone, in that order."""
     return [
         each.key
         for each in world.client.requests
@@ -90,7 +90,7 @@ def model(keys: Any) -> dict[bytes, list[bytes]]:
 
 
 def test_a_tree_of_small_directories() -> None:
-    """421 directories with 4,000 files: three ordinary listings, and then a page per 1,000 keys."""
+    """421 directories with 4,000 files: three ordinary listings, then a page per 1,000 keys."""
     objects = tree(20, 20, 10)
     with mounted(objects) as world:
         assert dict(walk(world)) == model(objects)
@@ -98,7 +98,7 @@ def test_a_tree_of_small_directories() -> None:
 
 
 def test_breadth_first() -> None:
-    """Level by level: what was listed ahead is too old when its level comes, and is asked anew."""
+    """By levels: prefetched listings are too old for the next level, and are requested again."""
     objects = tree(20, 20, 10)
     with mounted(objects) as world:
         level, seen = [ROOT], 0
@@ -119,7 +119,7 @@ def test_breadth_first() -> None:
 
 
 def test_without_stat() -> None:
-    """`find` alone looks up directories only."""
+    """Plain `find` looks up only directories."""
     objects = tree(20, 20, 10)
     with mounted(objects) as world:
         assert dict(walk(world, stats=False)) == model(objects)
@@ -127,7 +127,7 @@ def test_without_stat() -> None:
 
 
 def test_each_directory_twice() -> None:
-    """Python's `glob` lists each directory twice in a row: what was ahead serves both."""
+    """Python's `glob` lists each directory twice in a row, and one prefetch serves both."""
     objects = tree(20, 20, 10)
     with mounted(objects) as world:
         for path, names in walk(world, stats=False):
@@ -138,7 +138,7 @@ def test_each_directory_twice() -> None:
 
 @pytest.mark.parametrize("pause_s", [0.05, 0.15, 0.3])
 def test_a_slow_walk(pause_s: float) -> None:
-    """Whoever takes his time is served by pages that he outruns: fewer than directories still."""
+    """A slow walk outruns its pages, but still needs fewer of them than directories."""
     objects = tree(10, 10, 10)
     with mounted(objects) as world:
         assert dict(walk(world, pause_s=pause_s, stats=False)) == model(objects)
@@ -147,7 +147,7 @@ def test_a_slow_walk(pause_s: float) -> None:
 
 
 def test_a_walk_that_takes_a_second_for_three_directories() -> None:
-    """It is none: each directory is listed when it is opened."""
+    """Such a slow walk is none: each directory is listed at its open."""
     objects = tree(4, 4, 2)
     with mounted(objects) as world:
         assert dict(walk(world, pause_s=0.5, stats=False)) == model(objects)
@@ -156,7 +156,7 @@ def test_a_walk_that_takes_a_second_for_three_directories() -> None:
 
 @pytest.mark.slow
 def test_large_directories() -> None:
-    """Flat pages of directories larger than a page are given up, and tried again now and then."""
+    """Flat pages are given up for directories larger than a page, and tried again occasionally."""
     objects = tree(1, 40, 25)
     with mounted(objects, page_size=10) as world:
         assert dict(walk(world, stats=False)) == model(objects)
@@ -165,7 +165,7 @@ def test_large_directories() -> None:
 
 
 def test_a_walk_that_stops() -> None:
-    """At most two flat pages and a few siblings were requested in vain."""
+    """At most two flat pages and a few siblings were wasted."""
     for objects in (tree(20, 20, 1), tree(1, 40, 25)):
         with mounted(objects, page_size=10) as world:
             for count, _ in enumerate(walk(world, stats=False)):
@@ -176,7 +176,7 @@ def test_a_walk_that_stops() -> None:
 
 
 def test_only_some_directories() -> None:
-    """Who skips most of what was listed ahead is soon left alone."""
+    """A program that skips most prefetched directories soon gets no more."""
     objects = tree(1, 400, 5)
     with mounted(objects, page_size=10) as world:
         world.lines(world.look(b"t").inode, PROCESS)
@@ -189,7 +189,7 @@ def test_only_some_directories() -> None:
 
 
 def test_siblings_side_by_side() -> None:
-    """The next large directories have been asked for before they are opened, each once."""
+    """The next large directories are requested before their opens, once each."""
     objects = tree(1, 12, 15)
     with mounted(objects, page_size=10) as world:
         prefixes = []
@@ -205,7 +205,7 @@ def test_siblings_side_by_side() -> None:
 
 
 def test_one_directory_and_then_another() -> None:
-    """Not for a script that lists directories in an order of its own, by one process or many."""
+    """Scripts that list directories in their own order get no prefetch, in one process or many."""
     objects = tree(1, 20, 3)
     with mounted(objects) as world:
         parent = world.look(b"t/000").inode
@@ -225,7 +225,7 @@ def test_one_directory_and_then_another() -> None:
 
 
 def test_two_walks() -> None:
-    """Each process has its own."""
+    """Each process has its own walk."""
     objects = tree(20, 20, 10)
     with mounted(objects) as world:
         walks = [walk(world, process=process) for process in (1, 2)]
@@ -235,7 +235,7 @@ def test_two_walks() -> None:
 
 
 def test_threads_of_a_process() -> None:
-    """Directories that are opened by one thread and read by many: right, whoever comes first."""
+    """Directories opened by one thread and read by many are correct, in any order."""
     objects = tree(10, 10, 10)
     expected = model(objects)
     with mounted(objects) as world:
@@ -256,7 +256,7 @@ def test_threads_of_a_process() -> None:
 
 
 def test_walkers_are_forgotten() -> None:
-    """Of many processes the last ones are known."""
+    """Only the most recent processes are tracked."""
     with mounted(tree(2, 2, 2)) as world:
         for process in range(1, 10 * MAX_WALKERS):
             world.lines(ROOT, process)
@@ -264,7 +264,7 @@ def test_walkers_are_forgotten() -> None:
 
 
 def test_no_staleness_allowed() -> None:
-    """With a ttl of 0 nothing is listed ahead."""
+    """With a ttl of 0 nothing is prefetched."""
     objects = tree(5, 5, 2)
     with mounted(objects, ttl_s=0.0) as world:
         assert dict(walk(world, stats=False)) == model(objects)
@@ -278,7 +278,7 @@ class Unordered(FakeClient):
 
 
 class NoStartAfter(FakeClient):
-    """A store that does not know start-after."""
+    """A store without start-after."""
 
     def flat_page(self, objects: Any, request: Request) -> Any:
         if request.start_after is not None:
@@ -288,7 +288,7 @@ class NoStartAfter(FakeClient):
 
 @pytest.mark.parametrize(("store", "flat"), [(Unordered, 0), (NoStartAfter, 2)])
 def test_stores_without_order(store: type[FakeClient], flat: int) -> None:
-    """Each directory is listed by itself."""
+    """Each directory is listed alone."""
     objects = {b"a": b"", **tree(5, 5, 2)}
     with mounted(objects, client_class=store) as world:
         assert dict(walk(world)) == model(objects)
@@ -302,7 +302,7 @@ def test_stores_without_order(store: type[FakeClient], flat: int) -> None:
 
 @pytest.mark.parametrize("error", [AccessDenied, ServerFault])
 def test_refused(error: type[Exception]) -> None:
-    """Where a flat page cannot be had each directory is listed by itself."""
+    """If flat pages are refused, each directory is listed alone."""
     objects = tree(5, 5, 2)
     with mounted(objects) as world:
 
@@ -317,7 +317,7 @@ def test_refused(error: type[Exception]) -> None:
 
 
 def test_a_sibling_that_is_refused() -> None:
-    """What goes wrong ahead is asked for again, and only then reported."""
+    """A failed prefetch is repeated at the open, and only then reported."""
     objects = tree(1, 12, 15)
     with mounted(objects, page_size=10) as world:
         refused = set()
@@ -334,7 +334,7 @@ def test_a_sibling_that_is_refused() -> None:
 
 
 def test_a_page_that_does_not_come() -> None:
-    """It is waited for as long as for one try, and cancelled; then the directory is listed."""
+    """The open waits for one try, cancels the page, and lists the directory."""
     objects = tree(5, 5, 2)
     with mounted(objects, total_s=0.4) as world:
 
@@ -347,7 +347,7 @@ def test_a_page_that_does_not_come() -> None:
 
 
 def test_the_end_of_the_mount() -> None:
-    """Who waits for a page is woken."""
+    """A thread that waits for a page is woken."""
     objects = tree(5, 5, 2)
     with mounted(objects) as world:
         waits = threading.Event()
@@ -392,7 +392,7 @@ STEPS = st.lists(
 @settings(deadline=None, max_examples=examples(100))
 @given(STEPS, st.sampled_from([1, 2, 3, 1000]))
 def test_against_a_model(steps: list[tuple[str, bytes, float]], page_size: int) -> None:
-    """A walk shows what was there in the last half second, and all that was there throughout."""
+    """A walk shows states of the last half second, and everything that existed throughout."""
     names = (b"a", b"b", b"c")
     objects = {
         b"%b/%b/%b" % (first, second, third): b""

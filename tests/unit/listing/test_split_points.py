@@ -1,4 +1,4 @@
-"""Guesses of where the next pages of a directory begin."""
+"""Guesses of the positions where the next pages of a directory begin."""
 
 import bisect
 import itertools
@@ -17,7 +17,7 @@ PAGE = 1000
 
 
 def positions(names: list[bytes], page_size: int = PAGE) -> Iterator[bytes]:
-    """Yield the positions that follow from the first page of sorted names."""
+    """Yield the positions that follow from the sorted names of the first page."""
     found = guess(names[:page_size])
     position: bytes | None = names[:page_size][-1]
     while found is not None and position is not None:
@@ -27,7 +27,7 @@ def positions(names: list[bytes], page_size: int = PAGE) -> Iterator[bytes]:
 
 
 def sizes(names: list[bytes]) -> list[int]:
-    """Return how many names lie between the positions, from the first page's end to the last."""
+    """Return the numbers of names between the positions, from the end of the first page on."""
     cuts = [PAGE, *(bisect.bisect(names, position) for position in positions(names))]
     return [stop - start for start, stop in itertools.pairwise(cuts)]
 
@@ -52,7 +52,7 @@ def hashes(count: int) -> list[bytes]:
     ids=["counter", "wide", "unicode", "parts", "hex", "others first"],
 )
 def test_counters_give_whole_pages(names: list[bytes]) -> None:
-    """A counter goes on: between two positions lies a page but one name, up to the last one."""
+    """Counters: between two positions is a page minus one name, up to the last position."""
     found = sizes(names)
     assert len(found) >= 7
     whole = [size for size in found if size > 0]
@@ -60,13 +60,13 @@ def test_counters_give_whole_pages(names: list[bytes]) -> None:
 
 
 def test_a_counter_that_is_full_ends() -> None:
-    """Behind the last number that the digits can say nothing is guessed."""
+    """Beyond the largest number with these digits there is no guess."""
     names = [b"f%04d" % number for number in range(10_000)]
     assert list(positions(names))[-1] == b"f9981"
 
 
 def test_hashes_leave_room() -> None:
-    """Names spread at random: hardly a range is larger than a page, and none is half empty."""
+    """Random names: hardly a range is larger than a page, and none is half empty."""
     for count in (5_000, 20_000, 300_000):
         found = sizes(hashes(count))[:-1]
         assert sum(size >= PAGE for size in found) <= 1 + len(found) // 10
@@ -74,7 +74,7 @@ def test_hashes_leave_room() -> None:
 
 
 def test_counters_without_leading_zeros() -> None:
-    """`f1`, `f10`, `f100`, `f1000`: in the order of their bytes they are as even as others."""
+    """`f1`, `f10`, `f100`, `f1000`: in byte order they are as even as others."""
     names = sorted(b"f%d" % number for number in range(10_000))
     assert all(PAGE * 0.7 <= size < PAGE for size in sizes(names))
 
@@ -83,7 +83,7 @@ def test_counters_without_leading_zeros() -> None:
     "names", [[], [b"a"], [b"-", b"_"], ["ü".encode(), "ä".encode()], [b"a\xff1", b"a\xff2"]]
 )
 def test_nothing_to_guess_from(names: list[bytes]) -> None:
-    """One name, nothing but signs, or bytes that S3 would not take: no guess."""
+    """A single name, only signs, or bytes that S3 would refuse: no guess."""
     assert guess(sorted(names)) is None
 
 

@@ -1,4 +1,4 @@
-"""Keys and names, against a model of nested dictionaries and listings as S3 makes them."""
+"""Keys and names, compared with a model of nested dictionaries and S3's listings."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ Objects = dict[bytes, ObjectInfo]
 
 
 def entries_of(prefix: bytes, pages: Iterable[ListPage]) -> list[Entry]:
-    """Return all entries of a whole listing."""
+    """Return all entries of a complete listing."""
     merge = DirectoryMerge(prefix)
     return [entry for page in pages for entry in merge.feed(page)]
 
@@ -54,7 +54,7 @@ def walk(objects: Objects, prefix: bytes, page_size: int) -> Tree:
 
 
 def place(prefix: bytes, entry: Entry) -> bytes:
-    """Return where S3 lists an entry."""
+    """Return an entry's position in S3's order."""
     return prefix + entry.name + (b"/" if entry.is_directory else b"")
 
 
@@ -64,14 +64,14 @@ def place(prefix: bytes, entry: Entry) -> bytes:
 @example(frozenset({b"a", b"a/", b"a//b", b"//", b"/", b"a/b", b"a/b/"}), 1)
 @example(frozenset({b"x/./y", b"x/../y", b"x/y\0/z", b"x/" + b"n" * 256}), 3)
 def test_walk_gives_the_tree(keys: frozenset[bytes], page_size: int) -> None:
-    """Walking from the root down, with pages of any size, gives exactly the model's tree."""
+    """A walk from the root, with pages of any size, gives exactly the model's tree."""
     assert walk(objects_of(keys), b"", page_size) == tree_of(keys)
 
 
 @settings(deadline=None)
 @given(KEY_SETS, st.integers(1, 8))
 def test_order_is_that_of_s3(keys: frozenset[bytes], page_size: int) -> None:
-    """Entries come in S3's order, and nothing is held back at the end of a listing."""
+    """Entries come in S3's order, and none are held back at the end of a listing."""
     objects = objects_of(keys)
     for prefix, _ in directories(tree_of(keys)):
         merge = DirectoryMerge(prefix)
@@ -88,7 +88,7 @@ def test_order_is_that_of_s3(keys: frozenset[bytes], page_size: int) -> None:
 @settings(deadline=None)
 @given(KEY_SETS, st.frozensets(SEGMENTS, max_size=6))
 def test_decide_agrees_with_the_listing(keys: frozenset[bytes], others: frozenset[bytes]) -> None:
-    """A lookup says of every name what the listing of its directory says, or nothing."""
+    """A lookup from one page agrees with the directory's listing, or is undecided."""
     objects = objects_of(keys)
     for prefix, tree in directories(tree_of(keys)):
         listed = {entry.name: entry for entry in entries_of(prefix, pages_of(objects, prefix, 3))}
@@ -102,7 +102,7 @@ def test_decide_agrees_with_the_listing(keys: frozenset[bytes], others: frozense
 @settings(deadline=None)
 @given(KEY_SETS, st.integers(1, 8))
 def test_what_cannot_be_named_is_counted(keys: frozenset[bytes], page_size: int) -> None:
-    """Each key or prefix that is left out counts once; a directory's own marker does not."""
+    """Each skipped key or prefix counts once; a directory's own marker does not count."""
     objects = objects_of(keys)
     merge = DirectoryMerge(b"")
     left_out = set()
@@ -114,7 +114,7 @@ def test_what_cannot_be_named_is_counted(keys: frozenset[bytes], page_size: int)
 
 
 def test_a_marker_is_not_counted() -> None:
-    """The key that is a directory's own prefix is neither a child nor left out."""
+    """The key that is a directory's own prefix is neither a child nor skipped."""
     objects = objects_of(frozenset({b"d/", b"d/a", b"d//", b"d/.."}))
     merge = DirectoryMerge(b"d/")
     (page,) = pages_of(objects, b"d/", 10)
@@ -127,7 +127,7 @@ def test_a_marker_is_not_counted() -> None:
 def test_odd_order_makes_no_doubles(
     keys: frozenset[bytes], seed: int, page_size: int, repeat: bool
 ) -> None:
-    """Pages in any order, with entries that come again, give every name exactly once."""
+    """Pages in any order, with repeated entries, give each name exactly once."""
     objects = objects_of(keys)
     whole = list_page(objects, b"", None, len(keys) + 1)
     items = [info.key for info in whole.objects] + whole.prefixes
@@ -150,7 +150,7 @@ def test_odd_order_makes_no_doubles(
 
 
 def test_a_file_waits_for_the_directory_that_may_shadow_it() -> None:
-    """A file is given out as soon as the listing has passed its name and "/", not before."""
+    """A file is returned as soon as the listing has passed its name and "/", not before."""
     objects = objects_of(frozenset({b"a", b"a-1", b"a-2", b"b", b"c"}))
     merge = DirectoryMerge(b"")
     given_out = [
@@ -160,7 +160,7 @@ def test_a_file_waits_for_the_directory_that_may_shadow_it() -> None:
 
 
 def test_a_shadowed_file_is_never_shown() -> None:
-    """The directory that comes pages after the file of its name takes the file's place."""
+    """A directory that comes pages after a file of its name replaces the file."""
     objects = objects_of(frozenset({b"a", b"a-1", b"a-2", b"a/b"}))
     merge = DirectoryMerge(b"")
     entries = [entry for page in pages_of(objects, b"", 1) for entry in merge.feed(page)]
@@ -170,7 +170,7 @@ def test_a_shadowed_file_is_never_shown() -> None:
 
 
 def test_an_empty_page_with_a_token_loses_nothing() -> None:
-    """A page without entries (servers may send one) neither ends nor disturbs the listing."""
+    """An empty page with a token neither ends nor disturbs the listing."""
     objects = objects_of(frozenset({b"a", b"b/c", b"d"}))
     first, second, third = pages_of(objects, b"", 1)
     empty = ListPage([], [], "again")
@@ -180,13 +180,13 @@ def test_an_empty_page_with_a_token_loses_nothing() -> None:
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0", b"n" * 256])
 def test_is_no_name(name: bytes) -> None:
-    """Linux cannot have these names."""
+    """Linux does not allow these names."""
     assert not is_name(name)
 
 
 @pytest.mark.parametrize("name", [b"...", b" ", b"\n", b"\xff", b"n" * 255, b"\\", b"-"])
 def test_is_name(name: bytes) -> None:
-    """Linux can have these names."""
+    """Linux allows these names."""
     assert is_name(name)
 
 
@@ -201,7 +201,7 @@ def test_is_name(name: bytes) -> None:
 def test_what_one_page_tells(
     keys: frozenset[bytes], max_keys: int, lister: Callable[..., ListPage]
 ) -> None:
-    """A LIST of what begins with a name is right where it is certain; a whole one is certain."""
+    """A LIST of keys that begin with a name is correct where it is certain; a complete one is."""
     objects = {key: ObjectInfo(key, 1, 0, '"e"') for key in keys}
     page = lister(objects, b"a", None, max_keys)
     certain, entry = decide_by_page(page, b"a", b"a")
@@ -213,7 +213,7 @@ def test_what_one_page_tells(
 
 
 def test_what_a_page_without_versions_tells() -> None:
-    """Where a store lists no ETag, or what makes no sense, it has to be asked for."""
+    """If a listing has no ETag, or an invalid one, S3 must be asked."""
     bare = ObjectInfo(b"a", 1, 0, "")
     assert decide_by_page(ListPage([bare], []), b"a", b"a") == (False, None)
     assert decide_by_page(ListPage([], [], None, 1), b"a", b"a") == (False, None)

@@ -1,4 +1,4 @@
-"""Who walks through a tree, and who does not."""
+"""Programs that walk through a tree, and others."""
 
 from collections.abc import Iterable, Iterator
 
@@ -42,30 +42,30 @@ def breadth_first() -> Iterator[bytes]:
 
 @pytest.mark.parametrize("order", [depth_first, breadth_first])
 def test_a_walk(order: type[Iterator[bytes]]) -> None:
-    """From the third subdirectory on, in either order."""
+    """A walk is detected from the third subdirectory on, in both orders."""
     assert steps(order()) == [False] * FEW_STEPS + [True] * (len(TREE) - FEW_STEPS)
 
 
 def test_some_are_left_out() -> None:
-    """`find -prune`: what matters is the order."""
+    """`find -prune`: only the order matters."""
     assert steps([b"t/", b"t/a/", b"t/a/2/", b"t/c/", b"t/c/1/"])[-2:] == [True, True]
 
 
 def test_one_directory_and_then_another() -> None:
-    """Directories whose parent was not listed before, or that come in another order."""
+    """Directories with an unlisted parent, or in another order, are no walk."""
     assert not any(steps([b"t/a/", b"t/b/", b"t/c/", b"t/a/1/"]))
     assert not any(steps([b"t/", b"t/c/", b"t/b/", b"t/a/", b"t/a/2/", b"t/a/1/"]))
     assert not any(steps([b"t/", b"t/a/", b"t/a/", b"t/a/", b"t/a/", b"t/a/"]))
 
 
 def test_a_slow_walk() -> None:
-    """Whoever takes a second for a few directories would find what was listed ahead too old."""
+    """A program that takes a second for a few directories would find prefetches too old."""
     assert any(steps(depth_first(), pause_s=WITHIN_S / (FEW_STEPS - 1) - 0.01))
     assert not any(steps(depth_first(), pause_s=WITHIN_S / (FEW_STEPS - 1)))
 
 
 def test_where_it_began() -> None:
-    """`top` is the directory that was opened without a step."""
+    """`top` is the last directory that was opened without a step."""
     walk = WalkDetector()
     for directory, top in [
         (b"t/", b"t/"),
@@ -81,7 +81,7 @@ def test_where_it_began() -> None:
 
 
 def test_page_by_page() -> None:
-    """A directory that is listed in pages goes on; one that is listed anew begins anew."""
+    """Further pages of a directory continue its list; a new listing restarts it."""
     walk = WalkDetector()
     walk.opened(b"t/", 0.0)
     walk.listed(b"t/", [b"t/a/"])
@@ -98,7 +98,7 @@ def test_page_by_page() -> None:
 
 
 def test_the_root() -> None:
-    """The root's prefix is empty, and it is no child of itself."""
+    """The root's prefix is empty, and the root is not its own child."""
     walk = WalkDetector()
     assert not walk.opened(b"", 0.0)
     walk.listed(b"", [b"a/", b"b/", b"c/"])
@@ -108,7 +108,7 @@ def test_the_root() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Only the directories that were used last are remembered."""
+    """Only the most recently used directories are remembered."""
     walk = WalkDetector()
     walk.opened(b"", 0.0)
     for number in range(10 * MAX_LISTED):
