@@ -1,4 +1,4 @@
-"""Logging: places, levels, the form of a line, and credentials that never appear."""
+"""Logging: outputs, levels, the format of a line, and credentials that never appear."""
 
 import io
 import logging
@@ -35,7 +35,7 @@ def bridges() -> list[logging.Handler]:
 
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give the process its logging back."""
+    """Restore the process's logging."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     root = logging.getLogger()
@@ -53,7 +53,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Stderr:
-    """What the foreground has written."""
+    """The output in the foreground."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -67,7 +67,7 @@ class Stderr:
 
 @pytest.fixture
 def stderr(capsys: pytest.CaptureFixture[str]) -> Stderr:
-    """Return what the foreground writes to."""
+    """Return the stream for the foreground."""
     return Stderr(capsys)
 
 
@@ -94,7 +94,7 @@ class Syslog:
 
 
 def test_file_is_private_and_named_like_the_references(tmp_path: Path) -> None:
-    """--log-directory makes the directory 0700 and in it one file 0600 with the time."""
+    """--log-directory creates the directory (0700), and in it one file (0600) with the time."""
     directory = tmp_path / "a" / "logs"
     logs.configure(LogConfig(directory=str(directory)))
     structlog.get_logger("mountpoint.fuse.operations").warning("read failed", errno="EIO")
@@ -111,7 +111,7 @@ def test_file_is_private_and_named_like_the_references(tmp_path: Path) -> None:
 
 
 def test_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    """A log directory that is a file ends the mount with what and what to do."""
+    """If the log directory is a file, mounting fails with a message and a hint."""
     (tmp_path / "file").touch()
     with pytest.raises(MountError) as caught:
         logs.configure(LogConfig(directory=str(tmp_path / "file")))
@@ -120,7 +120,7 @@ def test_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_background_writes_to_syslog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message has the priority of its level, the ident mount-s3 and the line."""
+    """A message has the priority of its level, the ident mount-s3, and the line."""
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "log"))
     syslog = Syslog(tmp_path / "log")
     logs.configure(LogConfig())
@@ -139,7 +139,7 @@ def test_background_writes_to_syslog(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_syslog_that_comes_late_or_again_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without /dev/log nothing happens; when it appears, or is made anew, lines arrive."""
+    """Without /dev/log nothing happens; when it appears, or is replaced, lines arrive."""
     path = tmp_path / "log"
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(path))
     logs.configure(LogConfig())
@@ -162,7 +162,7 @@ def test_foreground_writes_to_stderr_without_colours(stderr: Stderr) -> None:
 
 
 def test_foreground_with_directory_writes_both(tmp_path: Path, stderr: Stderr) -> None:
-    """Who asks for a file gets it in the foreground as well."""
+    """With a log directory the foreground writes a file as well."""
     logs.configure(LogConfig(foreground=True, directory=str(tmp_path)))
     structlog.get_logger("mountpoint.mount.run").warning("both")
     assert "both" in stderr.getvalue()
@@ -170,7 +170,7 @@ def test_foreground_with_directory_writes_both(tmp_path: Path, stderr: Stderr) -
 
 
 def test_closed_stderr_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that cannot be written is lost, and nothing is raised."""
+    """A line that cannot be written is lost, without an error."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     logs.configure(LogConfig(foreground=True))
@@ -181,7 +181,7 @@ def test_closed_stderr_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_log(stderr: Stderr) -> None:
-    """--no-log silences everything, critical and third parties included."""
+    """--no-log silences everything, including critical lines and other libraries."""
     logs.configure(LogConfig(foreground=True, no_log=True))
     structlog.get_logger("mountpoint.mount.run").critical("hidden")
     logging.getLogger("botocore.auth").critical("hidden")
@@ -222,7 +222,7 @@ def test_levels(config: LogConfig, name: str, level: int) -> None:
 
 @pytest.mark.parametrize("part", ["debgu", "awscrt=loud", "=debug", "a b=debug", "x[span]=debug"])
 def test_bad_filter_names_the_part(part: str) -> None:
-    """A part that makes no sense is named, and the levels are listed."""
+    """The message names the invalid part, and lists the levels."""
     with pytest.raises(MountError) as caught:
         parse_filter(f"warn,{part}")
     assert f"'{part}'" in caught.value.what
@@ -247,7 +247,7 @@ def test_crt_log_level(config: LogConfig, level: int | None) -> None:
 
 
 def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
-    """A call below the level does not even look at its arguments."""
+    """A call below the level does not evaluate its arguments."""
 
     class Untouchable:
         def __str__(self) -> str:
@@ -264,7 +264,7 @@ def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
 
 
 def test_bound_values_keep_the_level(stderr: Stderr) -> None:
-    """A logger made by `bind` has the level of the one it was made from."""
+    """A logger from `bind` has the level of its origin."""
     logs.configure(LogConfig(foreground=True, filter="off,mountpoint.a=info"))
     structlog.get_logger("mountpoint.a").bind(inode=7).info("shown")
     structlog.get_logger("mountpoint.b").bind(inode=7).critical("hidden")
@@ -273,7 +273,7 @@ def test_bound_values_keep_the_level(stderr: Stderr) -> None:
 
 
 def test_other_libraries_are_asked_for_by_name(stderr: Stderr) -> None:
-    """--debug leaves botocore at warnings; its name in the filter shows more."""
+    """--debug leaves botocore at warnings, unless the filter names it."""
     logs.configure(LogConfig(foreground=True, debug=True))
     logging.getLogger("botocore.hooks").debug("hidden")
     logging.getLogger("botocore.hooks").warning("shown %d", 1)
@@ -290,7 +290,7 @@ def test_other_libraries_are_asked_for_by_name(stderr: Stderr) -> None:
 
 
 def test_a_newline_in_a_value_does_not_make_a_line(tmp_path: Path) -> None:
-    """A key with control characters is escaped: an event is one line."""
+    """Control characters in a key are escaped: an event is one line."""
     logs.configure(LogConfig(directory=str(tmp_path)))
     key = b'a\nlevel=critical event="forged"\x1b[2J\xff\\'
     structlog.get_logger("mountpoint.mount.run").warning(
@@ -305,7 +305,7 @@ def test_a_newline_in_a_value_does_not_make_a_line(tmp_path: Path) -> None:
 
 @given(st.text() | st.binary())
 def test_any_value_is_one_readable_line(value: str | bytes) -> None:
-    """Any text and any bytes become one line that reads back as one word or quoted string."""
+    """Any text and any bytes become one line that can be parsed as one value."""
     event = {"timestamp": 0.0, "level": "info", "event": "x", "path": value}
     line = field_line(event)
     assert len(line.splitlines()) == 1
@@ -337,7 +337,7 @@ def test_exception_is_one_line_in_files_and_a_traceback_for_people(
 
 
 def test_colours() -> None:
-    """On a terminal the level has its colour and nothing else has."""
+    """On a terminal only the level has a colour."""
     event = {"timestamp": 0.0, "level": "error", "logger": "m", "event": "x", "a": "\x1b[0m"}
     line = console_line(event, colours=True)
     assert "\x1b[31mERROR   \x1b[0m m: x" in line
@@ -345,7 +345,7 @@ def test_colours() -> None:
 
 
 def test_what_nobody_catches_is_logged(tmp_path: Path) -> None:
-    """A thread that dies, an exception that is ignored, and a warning are lines of the log."""
+    """Uncaught exceptions of threads, ignored exceptions and warnings are logged."""
     logs.configure(LogConfig(directory=str(tmp_path)))
 
     def die() -> None:
@@ -406,7 +406,7 @@ def test_what_nobody_catches_is_logged(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("logger", ["mountpoint.mount.run", "botocore.auth", "awscrt.auth"])
 def test_credentials_never_appear(tmp_path: Path, stderr: Stderr, text: str, logger: str) -> None:
-    """Whoever logs a credential, as an event, a field or an exception: it is taken out."""
+    """Credentials in an event, a field or an exception are masked."""
     config = LogConfig(
         directory=str(tmp_path),
         foreground=True,
@@ -430,7 +430,7 @@ def test_credentials_never_appear(tmp_path: Path, stderr: Stderr, text: str, log
 
 
 def test_secrets_of_the_environment_are_known_by_heart() -> None:
-    """A secret from the environment is taken out wherever it stands, also when escaped."""
+    """A secret from the environment is masked everywhere, also when escaped."""
     secret = 'p"ss\\word with=signs'
     redact = Redactor.from_environment({"AWS_SECRET_ACCESS_KEY": secret})
     event = {"timestamp": 0.0, "level": "info", "event": f"sent {secret}!"}
@@ -439,7 +439,7 @@ def test_secrets_of_the_environment_are_known_by_heart() -> None:
 
 
 def test_no_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A program that was started without one logs elsewhere, and a crash nowhere."""
+    """Without a standard error the program logs elsewhere, and crash reports are dropped."""
     monkeypatch.setattr("sys.stderr", None)
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
     assert logs.configure(LogConfig(foreground=True)).crashes is None
@@ -448,14 +448,14 @@ def test_no_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("login", ["user:pass", "user:p%40ss", "u:p@s:s", ":pass"])
 def test_logins_in_urls(login: str) -> None:
-    """A proxy's user and password never appear, its place does."""
+    """A proxy's user and password never appear, but its address does."""
     redact = Redactor.from_environment({})
     line = f"HTTPS_PROXY=http://{login}@proxy.example.com:3128/ and more"
     assert redact(line) == "HTTPS_PROXY=http://[redacted]@proxy.example.com:3128/ and more"
 
 
 def test_ordinary_lines_stay_as_they_are() -> None:
-    """Keys and errors that only sound like credentials are left alone."""
+    """Keys and errors that only look like credentials are unchanged."""
     redact = Redactor.from_environment({"AWS_SECRET_ACCESS_KEY": "any"})
     for line in (
         "path=/tokens/secret-key/signature.txt errno=EACCES s3_code=SignatureDoesNotMatch",
@@ -467,7 +467,7 @@ def test_ordinary_lines_stay_as_they_are() -> None:
 
 
 def test_where_names_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hint names the directory, journalctl, or how to get a log at all."""
+    """The hint names the directory or journalctl, or says how to get a log."""
     assert "/var/x" in logs.where(LogConfig(directory="/var/x"))
     assert logs.where(LogConfig(foreground=True)) == ""
     assert "--no-log" in logs.where(LogConfig(no_log=True))

@@ -1,4 +1,4 @@
-"""What is refused again is said once a minute."""
+"""A repeated refusal is logged once a minute."""
 
 from types import SimpleNamespace
 
@@ -6,13 +6,13 @@ from mountpoint.log.throttle import MANY_REFUSALS, QUIET_S, LogThrottle
 
 
 def make() -> tuple[LogThrottle, SimpleNamespace]:
-    """Return the object, and its clock."""
+    """Return the throttle and its clock."""
     clock = SimpleNamespace(now_s=1000.0)
     return LogThrottle(lambda: clock.now_s), clock
 
 
 def test_once_a_minute() -> None:
-    """The first is said, the next ones are counted, and said with their number a minute later."""
+    """The first is logged, the next ones are counted, and their number is logged a minute later."""
     throttle, clock = make()
     assert throttle.note("a") == 0
     for _ in range(5):
@@ -30,7 +30,7 @@ def test_each_by_itself() -> None:
 
 
 def test_many() -> None:
-    """The oldest are forgotten; memory has a bound."""
+    """The oldest are forgotten, so memory is bounded."""
     throttle, _ = make()
     for each in range(MANY_REFUSALS + 1):
         assert throttle.note(each) == 0
