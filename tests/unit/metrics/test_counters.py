@@ -1,4 +1,4 @@
-"""A mount's counters: exact from many threads, and all of them in one line."""
+"""A mount's counters: exact with many threads, and all in one line."""
 
 import threading
 
@@ -11,12 +11,12 @@ from mountpoint.metrics.counters import NAMES, Counters
 
 
 def test_all_begin_at_zero() -> None:
-    """Each counter is there before anything was counted."""
+    """Each counter exists before anything is counted."""
     assert Counters().snapshot() == dict.fromkeys(NAMES, 0)
 
 
 def test_counts_by_name() -> None:
-    """One at a time, or an amount; the others stay."""
+    """A counter grows by one or by an amount; the others stay."""
     counters = Counters()
     counters.add("gets")
     counters.add("gets")
@@ -25,7 +25,7 @@ def test_counts_by_name() -> None:
 
 
 def test_a_snapshot_stays() -> None:
-    """What was returned does not change with the counters, nor they with it."""
+    """A snapshot and the counters do not change each other."""
     counters = Counters()
     before = counters.snapshot()
     counters.add("lists")
@@ -35,7 +35,7 @@ def test_a_snapshot_stays() -> None:
 
 
 def test_no_count_is_lost() -> None:
-    """Threads that count at once lose nothing."""
+    """Threads that count in parallel lose nothing."""
     counters = Counters()
 
     def count() -> None:
@@ -53,7 +53,7 @@ def test_no_count_is_lost() -> None:
 
 
 def test_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log line is at info level and has every counter, also those at zero."""
+    """The log line is at info level and has every counter, including zeros."""
     monkeypatch.setattr(metrics, "log", structlog.get_logger())  # not configured by other tests
     counters = Counters()
     counters.add("retries")

@@ -1,4 +1,4 @@
-"""What metrics become on their way out: deltas, Prometheus' buckets, lines of the log; health."""
+"""Exported metrics: deltas, Prometheus' buckets, log lines; health."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ from mountpoint.metrics.recorder import Meters
 from mountpoint.system.kernel import mount_points
 
 DOCUMENT = Path(mountpoint.__file__).parent.parent / "docs" / "metrics.md"
-#: What happens to a mount, in any order.
+#: Events of a mount, in any order.
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("read"), st.integers(0, 1 << 21)),
@@ -44,7 +44,7 @@ EVENTS = st.lists(
 
 
 def happen(meters: Meters, events: list[tuple[str, Any]]) -> None:
-    """Measure these events."""
+    """Record these events."""
     for name, value in events:
         if name in ("read", "written"):
             getattr(meters, name)(value)
@@ -56,12 +56,12 @@ def happen(meters: Meters, events: list[tuple[str, Any]]) -> None:
 
 
 def now(meters: Meters) -> list[Family]:
-    """Return the reference's metrics."""
+    """Return the metrics that AWS's mount-s3 has."""
     return families(meters.snapshot(), 1 << 20)
 
 
 def amounts(found: list[Family]) -> dict[tuple[str, ...], int]:
-    """Return everything of counters and histograms that can be added, by name and labels."""
+    """Return all additive values of counters and histograms, by name and labels."""
     return {
         (family.name, *labels, part): number
         for family in found
@@ -72,7 +72,7 @@ def amounts(found: list[Family]) -> dict[tuple[str, ...], int]:
 
 
 def parts(value: Any) -> list[tuple[str, int]]:
-    """Return what a value is the sum of."""
+    """Return the summands of a value."""
     if isinstance(value, int):
         return [("", value)]
     buckets = [(f"bucket {index}", count) for index, count in enumerate(value["buckets"])]
@@ -82,7 +82,7 @@ def parts(value: Any) -> list[tuple[str, int]]:
 @pytest.mark.slow
 @given(st.lists(EVENTS, max_size=6))
 def test_deltas_add_up(groups: list[list[tuple[str, Any]]]) -> None:
-    """Whatever happens between exports, all of them together tell what the last snapshot tells."""
+    """All exports together equal the last snapshot, with any events between them."""
     meters, sums = Meters(threads=4), dict[tuple[str, ...], int]()
     before: list[Family] = []
     for group in groups:
@@ -97,7 +97,7 @@ def test_deltas_add_up(groups: list[list[tuple[str, Any]]]) -> None:
 
 
 def test_what_has_not_changed_is_left_out() -> None:
-    """But for gauges: they are as they are."""
+    """Unchanged values are omitted, except gauges."""
     meters = Meters(threads=4)
     happen(meters, [("read", 5), ("open", True), ("GetObject", 404)])
     first = now(meters)
@@ -113,7 +113,7 @@ def test_what_has_not_changed_is_left_out() -> None:
 
 
 def test_a_request_without_an_answer() -> None:
-    """Its status is the reference's."""
+    """Its status is the one of AWS's mount-s3."""
     meters = Meters()
     happen(meters, [("GetObject", 0), ("GetObject", 503)])
     found = {family.name: family.points for family in now(meters)}
@@ -121,7 +121,7 @@ def test_a_request_without_an_answer() -> None:
 
 
 def test_cancelled_requests_are_counted() -> None:
-    """They were sent, and cost what others cost; how long they took says nothing."""
+    """Cancelled requests are counted, because they cost the same, but have no duration."""
     meters = Meters()
     meters.request("GetObject").drop()
     found = {family.name: family.points for family in now(meters)}
@@ -130,7 +130,7 @@ def test_cancelled_requests_are_counted() -> None:
 
 
 def test_all_counters_are_told() -> None:
-    """Each of `Counters` has a metric and a text."""
+    """Each of `Counters` has a metric and a description."""
     counters = Counters()
     found = {family.name: family for family in own_families(counters.snapshot(), {}, {})}
     for name in get_args(CounterName):
@@ -143,21 +143,21 @@ def test_all_counters_are_told() -> None:
 
 @given(st.lists(st.integers(0, 3) | st.integers(0, 1 << 39), min_size=1, max_size=50))
 def test_points_are_those_of_the_library(values: list[int]) -> None:
-    """OpenTelemetry's own histogram of the same values, at our scale, has the same buckets."""
+    """OpenTelemetry's own histogram of the same values has the same buckets at our scale."""
     meters = Meters()
     happen(meters, [("read", value) for value in values])
     ours = _distribution({}, meters.snapshot()["read_bytes"], 1, 2)
     theirs = library_point(values)
     for name in ("count", "sum", "min", "max", "zero_count"):
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert not any(values) or ours.scale == theirs.scale  # of zeros alone its scale is 0
+    assert not any(values) or ours.scale == theirs.scale  # with only zeros its scale is 0
     assert by_index(ours.positive) == by_index(theirs.positive)
     assert not ours.positive.bucket_counts or all(ours.positive.bucket_counts[i] for i in (0, -1))
     assert ours.count == ours.zero_count + sum(ours.positive.bucket_counts)
 
 
 def library_point(values: list[int]) -> Any:
-    """Return what OpenTelemetry's library makes of values."""
+    """Return the data point of OpenTelemetry's library for some values."""
     reader = InMemoryMetricReader()
     buckets = ExponentialBucketHistogramAggregation(max_size=400, max_scale=3)
     view = View(instrument_name="values", aggregation=buckets)
@@ -172,7 +172,7 @@ def library_point(values: list[int]) -> Any:
 
 
 def by_index(buckets: Any) -> dict[int, int]:
-    """Return buckets that are not empty by OpenTelemetry's number."""
+    """Return the non-empty buckets by OpenTelemetry's index."""
     return {i: count for i, count in enumerate(buckets.bucket_counts, buckets.offset) if count}
 
 
@@ -181,7 +181,7 @@ def by_index(buckets: Any) -> dict[int, int]:
 
 @given(st.lists(st.integers(0, 3) | st.integers(0, 1 << 22)))
 def test_buckets_for_prometheus(values: list[int]) -> None:
-    """Each tells how many values did not exceed its end, exactly."""
+    """Each bucket has the exact number of values that do not exceed its end."""
     meters = Meters(threads=1)
     for value in values:
         meters.read(value)
@@ -205,7 +205,7 @@ def test_buckets_for_prometheus(values: list[int]) -> None:
 
 
 def test_any_program_name_can_be_told() -> None:
-    """A name is what somebody has given a process: quotes, line ends and all."""
+    """A program may have any name, with quotes and line ends."""
     name = 'a "b"\\\nc{d="e"} \x1b\u202e\\xff'
     numbers: Mapping[str, Any] = {
         "reads": 1, "bytes_read": 2, "writes": 3, "bytes_written": 4, "requests": {"GetObject": 5}
@@ -225,7 +225,7 @@ def test_any_program_name_can_be_told() -> None:
 
 
 def test_lines_of_the_log() -> None:
-    """What has changed, with its rate and its percentiles; what has not is not said again."""
+    """Changed metrics have a line with rate and percentiles; unchanged ones have none."""
     meters, now_s, resident = Meters(threads=4), [0.0], [1 << 20]
     lines = Lines(lambda: families(meters.snapshot(), resident[0]), lambda: now_s[0])
 
@@ -265,7 +265,7 @@ def test_lines_of_the_log() -> None:
 
 
 class World:
-    """A mount's health, with a clock to turn."""
+    """A mount's health, with a clock that tests set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: str = "/") -> None:
         self.now_s = 1000.0
@@ -275,16 +275,16 @@ class World:
         self.health = Health(self.meters, self.stopping, directory, 60, lambda: self.now_s)
 
     def serve(self, check: Any = lambda: None) -> None:
-        """It is mounted."""
+        """Report the mount as serving."""
         self.health.serving(check)
 
     def both(self) -> tuple[str, str]:
-        """What /livez and /healthz say."""
+        """The answers of /livez and /healthz."""
         return self.health.why_not_alive(), self.health.why_not_well()
 
 
 def test_from_the_beginning_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is well while it is mounted, and neither before nor after."""
+    """The mount is healthy while it is mounted, and neither before nor after."""
     world = World(monkeypatch)
     assert world.both() == ("the bucket is not mounted yet", "the bucket is not mounted yet")
     world.serve()
@@ -294,7 +294,7 @@ def test_from_the_beginning_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_mounted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detached by somebody, it serves nobody new; what was never seen there says nothing."""
+    """A detached mount serves no new program; one that was never visible proves nothing."""
     world = World(monkeypatch, "/detached")
     monkeypatch.setattr(health, "mount_points", lambda: {"/detached": "0:1"})
     world.serve()
@@ -307,7 +307,7 @@ def test_what_is_mounted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_credentials_that_have_expired(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody needs to try them first; a restart does not help."""
+    """Expired credentials show without a request; a restart does not help."""
 
     def check() -> None:
         raise CredentialsUnavailable("the credentials have expired")
@@ -318,7 +318,7 @@ def test_credentials_that_have_expired(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_s3_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For as long as anybody waits for it; what one object is not says nothing of S3."""
+    """A failing S3 shows for as long as requests may wait; a missing object is no failure."""
     world = World(monkeypatch)
     world.serve()
     world.meters.request("GetObject").end(503, "SlowDown")
@@ -332,7 +332,7 @@ def test_s3_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_that_are_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are busy and nothing has ended for three minutes, no request either."""
+    """All threads are busy, and no operation or request has ended for three minutes."""
     world = World(monkeypatch)
     world.serve()
     timer = world.meters.operation("read")
@@ -367,7 +367,7 @@ def test_an_extra_that_is_missing() -> None:
 
 @pytest.mark.slow
 def test_without_metrics_nothing_heavy_is_loaded() -> None:
-    """The libraries are imported by who asks for them."""
+    """The libraries are imported only with the options that need them."""
     program = "import sys, mountpoint.mount.run; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
     assert "mountpoint.metrics.export.exports" in loaded
@@ -378,7 +378,7 @@ def test_without_metrics_nothing_heavy_is_loaded() -> None:
 
 
 def test_all_metrics_are_explained() -> None:
-    """By both names, with their labels; and there is none that the program does not have."""
+    """The document has all metrics by both names, with their labels, and no others."""
     text = DOCUMENT.read_text()
     found = families(Meters().snapshot(), 0)
     own = own_families(Counters().snapshot(), {}, {})

@@ -1,4 +1,4 @@
-"""Options of metrics: what they mean, and what is refused before anything starts."""
+"""The options for metrics: their meaning, and refusals before the start."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from mountpoint.errors import MountError
     ],
 )
 def test_addresses(text: str, address: tuple[str, int]) -> None:
-    """Without a host it is this machine only."""
+    """Without a host it is only this machine."""
     assert MetricsConfig(prometheus=text).prometheus_address == address
 
 
@@ -25,7 +25,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
     "text", ["", ":", "9100", ":70000", ":1x", "a b:1", "::1:9100", "http://h:1", "h:1/metrics"]
 )
 def test_what_is_no_address(text: str) -> None:
-    """It is shown, with an example."""
+    """The message shows the value, with an example."""
     with pytest.raises(MountError) as caught:
         MetricsConfig(prometheus=text)
     assert f"'{text}' is not ADDRESS:PORT" in caught.value.what
@@ -36,7 +36,7 @@ def test_what_is_no_address(text: str) -> None:
     ["http://localhost:4318", "https://h/", "http://[::1]:4318/api/v1/otlp", "http://h/v1/metrics"],
 )
 def test_urls(url: str) -> None:
-    """With a path and without."""
+    """With and without a path."""
     assert MetricsConfig(otlp_endpoint=url).otlp_endpoint == url
 
 
@@ -45,7 +45,10 @@ def test_urls(url: str) -> None:
     ["", "localhost:4318", "http://", "http://u:p@h", "http://h?a=b", "http://h/ x", "grpc://h"],
 )
 def test_what_is_no_url(url: str) -> None:
-    """It is refused: what is added to its path would be lost, or a password shown."""
+    """A URL with a query or a password is refused:
+
+    an added path would be lost, or a password shown.
+    """
     with pytest.raises(MountError, match="is not the URL of a collector"):
         MetricsConfig(otlp_endpoint=url)
 

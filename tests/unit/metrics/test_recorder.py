@@ -1,4 +1,4 @@
-"""What a mount measures: exact from many threads, in OpenTelemetry's buckets, by program."""
+"""Measurements of a mount: exact with many threads, in OpenTelemetry's buckets, by program."""
 
 import os
 import random
@@ -35,7 +35,7 @@ def numbers(values: list[int]) -> dict[str, Any]:
 
 
 def test_a_histogram_of_nothing() -> None:
-    """All is zero, and no value has been exceeded."""
+    """All values are zero, including the quantiles."""
     assert numbers([]) == {
         "count": 0, "total": 0, "least": 0, "most": 0, "zeros": 0, "buckets": []
     }  # fmt: skip
@@ -43,7 +43,7 @@ def test_a_histogram_of_nothing() -> None:
 
 
 def test_the_plain_numbers() -> None:
-    """Count, sum, smallest and largest; zeros are in no bucket."""
+    """Count, sum, minimum and maximum; zeros are in no bucket."""
     found = numbers([5, 0, 7, 1_000_000])
     assert {name: found[name] for name in ("count", "total", "least", "most", "zeros")} == {
         "count": 4, "total": 1_000_012, "least": 0, "most": 1_000_000, "zeros": 1
@@ -51,7 +51,7 @@ def test_the_plain_numbers() -> None:
 
 
 def test_each_value_is_in_the_bucket_of_its_size() -> None:
-    """Bucket i has what is above b^i and up to b^(i+1), b being the eighth root of two."""
+    """Bucket i has the values above b^i and up to b^(i+1), with b the eighth root of two."""
     seed = random.randrange(2**32)
     chosen = random.Random(seed)
     for _ in range(2000):
@@ -66,7 +66,7 @@ def test_each_value_is_in_the_bucket_of_its_size() -> None:
 
 @pytest.mark.parametrize("power", range(1, 40))
 def test_powers_of_two_end_a_bucket(power: int) -> None:
-    """So eight buckets make one that ends at a power of two, with nothing on the wrong side."""
+    """So eight buckets make one that ends exactly at a power of two."""
     histogram = Histogram()
     histogram.add(1 << power)
     assert len(histogram.buckets()) == power << SCALE
@@ -75,14 +75,14 @@ def test_powers_of_two_end_a_bucket(power: int) -> None:
 
 
 def test_what_is_too_large_is_in_the_last_bucket() -> None:
-    """It is counted, and its sum is right."""
+    """A value that is too large is in the last bucket, and its sum is right."""
     histogram = Histogram()
     histogram.add(1 << 60)
     assert (histogram.buckets()[-1], histogram.total) == (1, 1 << 60)
 
 
 def test_quantiles_are_close() -> None:
-    """At most 9 % above the value that sorting finds."""
+    """Quantiles are at most 9 % above the exact value."""
     seed = random.randrange(2**32)
     chosen = random.Random(seed)
     values = sorted(int(chosen.lognormvariate(8, 2)) + 1 for _ in range(5000))
@@ -98,7 +98,7 @@ VALUES = st.lists(st.integers(0, 3) | st.integers(0, 1 << 42))
 @given(VALUES, VALUES)
 @example([0], [1 << 41])
 def test_the_difference_of_two_snapshots(earlier: list[int], later: list[int]) -> None:
-    """It has all that came between, exactly, but for the least and the most: 10 % off at most."""
+    """It has exactly the values in between, but minimum and maximum may be 10 % off."""
     found = difference(numbers(earlier), numbers(earlier + later))
     expected = numbers(later)
     for name in ("count", "total", "zeros", "buckets"):
@@ -117,7 +117,7 @@ def test_the_difference_of_two_snapshots(earlier: list[int], later: list[int]) -
 
 @given(st.lists(VALUES, max_size=5))
 def test_differences_add_up(groups: list[list[int]]) -> None:
-    """What several differences tell is what the last snapshot tells, whenever they were taken."""
+    """The sum of several differences equals the last snapshot, at any times."""
     seen: list[int] = []
     before, sums, buckets = numbers([]), {"count": 0, "total": 0, "zeros": 0}, [0] * 400
     for group in groups:
@@ -134,7 +134,7 @@ def test_differences_add_up(groups: list[list[int]]) -> None:
 
 
 def test_a_snapshot_is_of_one_moment() -> None:
-    """However many count meanwhile: its buckets have as many values as it says."""
+    """A snapshot is consistent: its buckets have as many values as its count, with any threads."""
     meters, done = Meters(), threading.Event()
 
     def count() -> None:
@@ -164,7 +164,7 @@ def test_a_snapshot_is_of_one_moment() -> None:
 
 
 def test_busy_threads() -> None:
-    """What all timers of some threads have under way, and how many were idle at each begin."""
+    """The timers of several threads: activities in progress, and idle threads at each begin."""
     threads = Threads(3)
     read, write = Timer(threads), Timer(threads)
     first, second = read.begin(), write.begin()
@@ -175,13 +175,13 @@ def test_busy_threads() -> None:
     assert (threads.busy, threads.over) == (1, 2)
     assert threads.idle.numbers()["count"] == 3
     assert (threads.idle.least, threads.idle.most, threads.idle.total) == (1, 2, 5)
-    for _ in range(5):  # more than there are, as far as it knows
+    for _ in range(5):  # more threads than it knows of
         read.begin()
     assert (threads.idle.least, threads.busy) == (0, 6)
 
 
 def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failures alone for a minute are told, with the last reason, as long as something is tried."""
+    """If all requests fail for a minute, it returns the last reason, while requests continue."""
     now_s = [0.0]
     monkeypatch.setattr("mountpoint.metrics.recorder.time.monotonic", lambda: now_s[0])
     trouble = Trouble()
@@ -196,7 +196,7 @@ def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     assert after(59, "SlowDown") == ""
     assert after(2, "no connection") == "all requests of the last 61 s have failed: no connection"
     assert after(59, None).startswith("all requests of the last 120 s")
-    assert after(1, None) == ""  # nobody has asked S3 for a minute: it is not known
+    assert after(1, None) == ""  # no request for a minute: unknown
     assert after(1, "SlowDown") != ""
     assert after(0, "") == ""
     assert after(100, "SlowDown") == ""
@@ -204,7 +204,7 @@ def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_value_is_lost() -> None:
-    """Threads that measure at once lose nothing."""
+    """Threads that measure in parallel lose nothing."""
     histogram, timer = Histogram(), Timer()
 
     def measure() -> None:
@@ -222,7 +222,7 @@ def test_no_value_is_lost() -> None:
 
 
 def test_a_timer_knows_what_is_under_way() -> None:
-    """What is dropped is over, and not counted."""
+    """A dropped activity has ended, and is not counted."""
     timer = Timer()
     first, _ = timer.begin(), timer.begin()
     assert timer.under_way == 2
@@ -232,7 +232,7 @@ def test_a_timer_knows_what_is_under_way() -> None:
 
 
 def test_requests_by_operation() -> None:
-    """Times until the first byte and until the end, and failures by status."""
+    """Times to the first byte and to the end, and failures by status."""
     meters = Meters()
     clock = meters.request("GetObject")
     clock.first_byte()
@@ -249,7 +249,7 @@ def test_requests_by_operation() -> None:
 
 
 def test_programs_by_name() -> None:
-    """What this process causes is told under the name that it has."""
+    """The work for this process is recorded under its name."""
     meters = Meters(os.getpid)
     meters.read(100)
     meters.written(7)
@@ -264,7 +264,7 @@ def test_programs_by_name() -> None:
 
 
 def test_threads_go_by_their_process() -> None:
-    """A thread has a name of its own; what counts is the program."""
+    """A thread has its own name, but the program's name counts."""
     started, done = threading.Event(), threading.Event()
 
     def named() -> None:
@@ -283,14 +283,14 @@ def test_threads_go_by_their_process() -> None:
 
 
 def test_who_cannot_be_known() -> None:
-    """No thread, or one that has gone."""
+    """No thread, or one that has ended."""
     programs = Programs(lambda: 0)
     programs.current()
     assert list(programs.snapshot()) == [NOBODY]
 
 
 def test_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first ones have names; what comes later is told together."""
+    """The first programs have names; later ones are counted together."""
     threads = iter(range(1, 10_000))
     monkeypatch.setattr(
         "mountpoint.metrics.recorder.program_of", lambda thread: (f"p{thread}", thread)
