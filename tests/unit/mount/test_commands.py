@@ -1,4 +1,4 @@
-"""What a mount answers to `mount-s3ctl`, where a mount on a server of the tests cannot show it."""
+"""Answers of a mount to `mount-s3ctl` that the mounts of the tests cannot show."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ ENDPOINT = resolve(CONFIG.bucket, "eu-west-1")
     ],
 )
 def test_whose_prices_are_meant(endpoint_url: str | None, is_aws: bool) -> None:
-    """AWS is also AWS where its endpoint was given: `stats` shows its prices."""
+    """An endpoint URL of AWS is also AWS: `stats` shows its prices."""
     bucket = BucketConfig("bucket", endpoint_url=endpoint_url, force_path_style=True)
     config = Config(bucket, MountConfig("/mnt"), FileSystemConfig(0, 0))
     endpoint = resolve(bucket, "eu-west-1")
@@ -43,7 +43,7 @@ def test_whose_prices_are_meant(endpoint_url: str | None, is_aws: bool) -> None:
 
 
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are averages over the last ten seconds, or since it was mounted."""
+    """Rates are averages over the last ten seconds, or since the mount."""
     clock = SimpleNamespace(now_s=100.0)
     monkeypatch.setattr(answers_, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     meters = Meters()
@@ -87,7 +87,7 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: list[str]) -> None:
-    """The options that allow more than new files; every one of them exists."""
+    """The options that permit more than new files; all of them exist."""
     config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
     with mounted({}) as world:
         answers = ControlCommands(
@@ -100,7 +100,7 @@ def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: lis
 
 
 def test_levels() -> None:
-    """They are those that the metrics have names for."""
+    """The levels are those that the metrics export."""
     with mounted({}) as world:
         answers = ControlCommands(
             CONFIG, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([]))

@@ -1,4 +1,4 @@
-"""The control socket without a mount: who may ask, and what is answered to nonsense."""
+"""The control socket without a mount: its clients, and answers to invalid requests."""
 
 import os
 import socket
@@ -15,13 +15,13 @@ from mountpoint.mount.control import Control, ask
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Return where the sockets are."""
+    """Return the directory of the sockets."""
     return tmp_path / "control"
 
 
 @pytest.fixture
 def listening(directory: Path) -> Iterator[Path]:
-    """A socket that answers "echo" with what it was asked; its path."""
+    """A socket whose command "echo" returns its request; its path."""
 
     def refuse(request: object) -> dict[str, object]:
         raise MountError("it cannot be done", "do another thing")
@@ -33,7 +33,7 @@ def listening(directory: Path) -> Iterator[Path]:
 
 
 def said(path: Path, line: bytes) -> bytes:
-    """Return what is answered to a line."""
+    """Return the answer to a line."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(control.ANSWER_S)
         connection.connect(str(path))
@@ -45,7 +45,7 @@ def said(path: Path, line: bytes) -> bytes:
 
 
 def test_a_question_and_its_answer(listening: Path) -> None:
-    """The command gets the request; its refusals are raised where it was asked."""
+    """The command gets the request, and its errors are raised at the client."""
     assert ask(listening, "echo", more=[1, "x"]) == {"command": "echo", "more": [1, "x"]}
     with pytest.raises(MountError, match="it cannot be done\ndo another thing"):
         ask(listening, "refuse")
@@ -55,7 +55,7 @@ def test_a_question_and_its_answer(listening: Path) -> None:
 
 @pytest.mark.parametrize("line", [b"\n", b"[]\n", b'"echo"\n', b"{\n", b"\xff\n", b"7\n"])
 def test_nonsense_is_answered(listening: Path, line: bytes) -> None:
-    """What is no command is an error, and the next question is answered still."""
+    """An invalid command is an error, and the next one is answered."""
     assert b"must be one of" in said(listening, line)
     assert ask(listening, "echo") == {"command": "echo"}
 
@@ -64,10 +64,10 @@ def test_nonsense_is_answered(listening: Path, line: bytes) -> None:
 def test_only_the_owner_and_root_may_ask(
     listening: Path, monkeypatch: pytest.MonkeyPatch, peer_uid: int, answered: bool
 ) -> None:
-    """Another user who has got hold of the socket is told nothing."""
+    """Another user who can open the socket gets no answer."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(control, "_peer_uid", lambda connection: peer_uid)
-    # A socket that is closed with the question unread may say so by an error.
+    # If the server closes a socket before it reads the request, the client may get an error.
     try:
         answer = said(listening, b'{"command": "echo"}\n')
     except ConnectionError:
@@ -77,7 +77,7 @@ def test_only_the_owner_and_root_may_ask(
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o701])
 def test_a_directory_that_others_can_enter(directory: Path, mode: int) -> None:
-    """There is no socket there, and a line says so: the mount goes on without."""
+    """The socket is not created, with a log line, and the mount continues without."""
     directory.mkdir()
     directory.chmod(mode)
     with capture_logs() as lines:

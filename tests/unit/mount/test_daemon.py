@@ -1,4 +1,4 @@
-"""The background process, each case in a process of its own: forking pytest proves nothing."""
+"""The background process; each case in its own process, because a fork of pytest proves nothing."""
 
 import os
 import signal
@@ -35,19 +35,19 @@ def note(path, text):
 
 
 def command(body: str, *arguments: object) -> list[str]:
-    """Return the command of a program that has the arguments as sys.argv[1:]."""
+    """Return the command for a program with these arguments as sys.argv[1:]."""
     return [sys.executable, "-c", HEAD + textwrap.dedent(body), *map(str, arguments)]
 
 
 def run(body: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run it to its end, with pipes for its output, and return what it said."""
+    """Run the program to its end, with pipes for its output, and return that."""
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         command(body, *arguments), capture_output=True, text=True, timeout=60, **options
     )
 
 
 def appears(path: Path) -> str:
-    """Wait for a file that another process writes, and return what is in it."""
+    """Wait for a file of another process, and return its content."""
     deadline = time.monotonic() + 30
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} was never written"
@@ -81,7 +81,7 @@ start(work)
 
 
 def test_returns_when_ready_and_lets_go_of_the_callers_pipes(tmp_path: Path) -> None:
-    """The caller's pipes end with the parent, while the child goes on."""
+    """The caller's pipes end with the parent, while the child continues."""
     pid, stop = tmp_path / "pid", tmp_path / "stop"
     done = run(SERVE, pid, stop)
     assert (done.returncode, done.stdout, done.stderr) == (0, "up\n", "")
@@ -92,7 +92,7 @@ def test_returns_when_ready_and_lets_go_of_the_callers_pipes(tmp_path: Path) -> 
 
 
 def test_closes_other_descriptors_of_the_caller(tmp_path: Path) -> None:
-    """A pipe that the caller passed under a higher number ends with the parent, too."""
+    """A pipe that the caller passed with a higher number ends with the parent as well."""
     pid, stop = tmp_path / "pid", tmp_path / "stop"
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
@@ -108,7 +108,7 @@ def test_closes_other_descriptors_of_the_caller(tmp_path: Path) -> None:
 
 
 def test_detaches(tmp_path: Path) -> None:
-    """When ready, the child leads a session, is at "/", has null for 0 to 2 and its umask."""
+    """When ready, the child leads a session, is at "/", has null as 0 to 2, and keeps its umask."""
     report = tmp_path / "report"
     body = """
     def work(ready):
@@ -126,7 +126,7 @@ def test_detaches(tmp_path: Path) -> None:
 
 
 def test_stays_in_the_callers_group_until_it_is_ready(tmp_path: Path) -> None:
-    """An automount point has everybody wait for the mount but systemd's own process group."""
+    """At an automount point only systemd's own process group does not wait for the mount."""
     report = tmp_path / "report"
     body = """
     group = os.getpgrp()
@@ -212,7 +212,7 @@ def test_unexpected_error_says_where_and_names_the_log() -> None:
     ],
 )
 def test_death_without_a_word(death: str, how: str) -> None:
-    """A child that dies before it is ready is reported with its status or signal."""
+    """If a child dies before it is ready, its exit status or signal is reported."""
     done = run(
         f"""
         def work(ready):
@@ -226,7 +226,7 @@ def test_death_without_a_word(death: str, how: str) -> None:
 
 
 def test_end_before_ready_is_an_error() -> None:
-    """`work` that returns without having been ready has not mounted anything."""
+    """If `work` returns before it is ready, nothing was mounted."""
     done = run("start(lambda ready: 0)")
     assert (done.returncode, done.stderr) == (1, "the mount ended before it was ready\n")
 
@@ -262,7 +262,7 @@ def work(ready):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_while_waiting_stops_the_child(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C, SIGTERM or SIGHUP to the parent ends the child by SIGTERM; then the parent ends."""
+    """Ctrl-C, SIGTERM or SIGHUP to the parent ends the child by SIGTERM, then the parent."""
     pid = tmp_path / "pid"
     parent = subprocess.Popen(
         command(WAIT + "start(work)", pid), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -277,7 +277,7 @@ def test_signal_while_waiting_stops_the_child(tmp_path: Path, number: signal.Sig
 
 
 def test_child_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
-    """The parent waits for a time and no longer, and leaves nothing behind."""
+    """The parent waits for a limited time, and leaves nothing behind."""
     pid = tmp_path / "pid"
     done = run(WAIT + "start(work, timeout_s=2, log_hint='see the log')", pid)
     assert done.returncode == 1
@@ -287,7 +287,7 @@ def test_child_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
 
 
 def test_child_gives_up_when_its_parent_is_gone(tmp_path: Path) -> None:
-    """A parent that was killed cannot say "mounted": `on_ready` raises, and the mount ends."""
+    """Without its parent `on_ready` raises an error, and the mount ends."""
     pid, go = tmp_path / "pid", tmp_path / "go"
     body = """
     def work(ready):
@@ -312,7 +312,7 @@ def test_child_gives_up_when_its_parent_is_gone(tmp_path: Path) -> None:
 
 
 def test_closed_standard_descriptors(tmp_path: Path) -> None:
-    """A caller that closed 0 to 2 gets a mount, and no file of ours takes their numbers."""
+    """If the caller has closed 0 to 2, none of our files gets their numbers."""
     pid, stop = tmp_path / "pid", tmp_path / "stop"
     shell = 'exec "$@" <&- >&- 2>&-'
     arguments = command(SERVE.replace("start(work)", "run_in_background(work)"), pid, stop)

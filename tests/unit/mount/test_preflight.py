@@ -1,4 +1,4 @@
-"""What mounting needs of the machine: the parts that need no FUSE and no server."""
+"""The requirements of a mount: the parts that need neither FUSE nor a server."""
 
 import os
 from pathlib import Path
@@ -12,20 +12,20 @@ from mountpoint.mount.preflight import CAP_SYS_ADMIN
 
 
 def status(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:
-    """Let /proc/self/status say this."""
+    """Replace the content of /proc/self/status."""
     known = {"CapEff": 0, "CapBnd": CAP_SYS_ADMIN, "NoNewPrivs": 0} | numbers
     monkeypatch.setattr(requirements, "_status", lambda name, unknown=0: known[name])
 
 
 def test_proc_is_read_as_it_is() -> None:
-    """The numbers of this very process have the form that is expected."""
+    """The numbers of this process have the expected form."""
     assert requirements._status("CapBnd") > 0
     assert requirements._status("NoNewPrivs", 7) in (0, 1)
     assert requirements._status("NoSuchLine", 7) == 7
 
 
 def test_who_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself, or by a setuid program."""
+    """This process may mount by itself, or by a setuid program."""
     status(monkeypatch, CapEff=CAP_SYS_ADMIN, CapBnd=0, NoNewPrivs=1)
     requirements.check_privileges()
     status(monkeypatch)
@@ -33,7 +33,7 @@ def test_who_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_may_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by itself nor by a setuid program."""
+    """Neither this process nor a setuid program may mount."""
     status(monkeypatch, NoNewPrivs=1)
     with pytest.raises(MountError, match="no_new_privs"):
         requirements.check_privileges()
@@ -45,7 +45,7 @@ def test_who_may_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_directory_that_fusermount_would_refuse(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Who cannot mount needs the right to write there; who can does not."""
+    """Only users who mount with fusermount need write permission in the directory."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     status(monkeypatch, CapEff=CAP_SYS_ADMIN)
     requirements.check_directory(str(tmp_path))
@@ -60,7 +60,7 @@ def test_a_directory_that_fusermount_would_refuse(
 
 
 def test_fusermount_is_looked_for_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root mounts without it, but for --auto-unmount."""
+    """Root needs fusermount only for --auto-unmount."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     requirements.check_fusermount(MountConfig("/mnt"))
@@ -72,14 +72,14 @@ def test_fusermount_is_looked_for_where_it_is_needed(monkeypatch: pytest.MonkeyP
 
 
 def test_a_directory_that_can_be_made_can_be_written(tmp_path: Path) -> None:
-    """What is missing counts as what is above it, and nothing is made."""
+    """A missing directory counts as the one above it, and nothing is created."""
     assert requirements.why_unwritable(str(tmp_path)) is None
     assert requirements.why_unwritable(str(tmp_path / "a" / "b")) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A file is in the way; or it is not ours; or the link leads nowhere."""
+    """A file is in the way, the directory is not ours, or the link is broken."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     assert requirements.why_unwritable(str(tmp_path / "file")) == "File exists"
