@@ -1,4 +1,4 @@
-"""How much of a file is fetched when it is opened: what was read of its siblings."""
+"""How much of a file is fetched at its open: as much as was read of its siblings."""
 
 import pytest
 
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 class Open:
-    """An open file of the directory d/, of which so much was read, from its head on or not."""
+    """An open file in d/, with the bytes read of it, from its head or elsewhere."""
 
     def __init__(self, size_bytes: int, read_bytes: int, *, head_read: bool = True) -> None:
         self.key = b"d/open"
@@ -29,7 +29,7 @@ class Open:
 
 
 def after(*files: tuple[int, int]) -> ReadHistory:
-    """Return the experience of files of the directory d/: size and bytes read of each."""
+    """Return the history after files of d/: size and bytes read of each."""
     history = ReadHistory()
     for index, (size, read) in enumerate(files):
         history.closed(b"d/%d" % index, size, read)
@@ -41,12 +41,12 @@ def after(*files: tuple[int, int]) -> ReadHistory:
     [(1, 1), (WHOLE_BYTES, WHOLE_BYTES), (WHOLE_BYTES + 1, HEAD_BYTES), (1 << 40, HEAD_BYTES)],
 )
 def test_without_experience(size: int, head: int) -> None:
-    """Small files whole, of others the head."""
+    """Small files are fetched whole, and the head of others."""
     assert ReadHistory().head_bytes(b"d/a", size) == head
 
 
 def test_files_that_are_read_whole() -> None:
-    """After two of them one of a few MiB comes whole, and a large one does not."""
+    """After two such files one of a few MiB is fetched whole, and a large one is not."""
     whole = (2 * MIB, 2 * MIB)
     assert after(whole, whole).head_bytes(b"d/a", LARGEST_WHOLE_BYTES) == LARGEST_WHOLE_BYTES
     assert after(whole, whole).head_bytes(b"d/a", LARGEST_WHOLE_BYTES + 1) == HEAD_BYTES
@@ -64,13 +64,13 @@ def test_files_that_are_read_whole() -> None:
     ],
 )
 def test_one_file_that_was_read_whole(read: int, size: int, head: int) -> None:
-    """After it one that is not much larger comes whole."""
+    """After one such file another that is not much larger is fetched whole."""
     assert after((read, read)).head_bytes(b"d/a", size) == head
     assert after((read, read), (MIB, 5000)).head_bytes(b"d/a", WHOLE_BYTES + 1) == HEAD_BYTES
 
 
 def test_files_that_are_looked_at() -> None:
-    """After one of which little was read, little is fetched; one that was read ends that."""
+    """After a file of which little was read, little is fetched; one that is read ends that."""
     little = [(100_000, 5000)] * LAST_FILES
     for count in range(1, LAST_FILES + 1):
         assert after(*little[:count]).head_bytes(b"d/a", 100_000) == 8192
@@ -91,7 +91,7 @@ def test_files_that_are_looked_at() -> None:
     ],
 )
 def test_how_far_programs_look(reads: list[int], head: int, reach: int) -> None:
-    """What is read of each file is fetched at once; and how far programs look is known."""
+    """As much as was read of each file is fetched with open, and limits the read-ahead."""
     history = after(*((4 * MIB, read) for read in reads))
     assert history.head_bytes(b"d/a", 4 * MIB) == head
     assert history.reach_bytes(b"d/a") == reach
@@ -99,14 +99,14 @@ def test_how_far_programs_look(reads: list[int], head: int, reach: int) -> None:
 
 
 def test_nothing_is_known_of_how_far_programs_look() -> None:
-    """Not without experience, nor where files are read whole."""
+    """Not without a history, and not if files are read whole."""
     for history in (ReadHistory(), after((5000, 5000))):
         assert history.reach_bytes(b"d/a") is None
         assert not history.is_looked_at(b"d/a")
 
 
 def test_files_that_are_read_elsewhere() -> None:
-    """Who reads the ends of files looks at them, too; who reads much of them does not."""
+    """A reader of the ends of files also looks at them, but not one that reads much of them."""
     history = ReadHistory()
     for read, looks in ((20_000, True), (LOOK_BYTES + 1, False)):
         history.closed(b"d/a", 9 * MIB, read, elsewhere=True)
@@ -116,7 +116,7 @@ def test_files_that_are_read_elsewhere() -> None:
 
 
 def test_what_the_kernel_makes_of_a_page() -> None:
-    """What was read exactly says more than what the kernel has made larger."""
+    """Exact reads count more than those that the kernel has enlarged."""
     history = after((4 * MIB, 16_384))
     assert history.head_bytes(b"d/a", 4 * MIB) == 16_384
     history.closed(b"d/1", 4 * MIB, 4096, exact=True)
@@ -124,7 +124,7 @@ def test_what_the_kernel_makes_of_a_page() -> None:
 
 
 def test_files_of_which_nothing_was_read() -> None:
-    """One page at least: opening needs a request in any case."""
+    """At least one page: open sends a request in any case."""
     assert after(*[(100_000, 0)] * LAST_FILES).head_bytes(b"d/a", 100_000) == 4096
 
 
@@ -139,21 +139,21 @@ def test_files_of_which_nothing_was_read() -> None:
     ],
 )
 def test_a_head_in_parts(head: int, most: int, sizes: list[int]) -> None:
-    """What is usual for a small file is one request; more are several, one behind the other."""
+    """A head of the usual size of small files is one request; a larger one is several."""
     parts = parts_of(head, most)
     assert [stop - start for start, stop in parts] == sizes
     assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
 
 
 def test_each_directory_for_itself() -> None:
-    """What was read elsewhere says nothing, neither in a parent nor in a child."""
+    """Reads elsewhere do not count, neither in a parent nor in a child directory."""
     history = after(*[(5 * MIB, 5 * MIB)] * LAST_FILES)
     for key in (b"a", b"e/a", b"d/d/a"):
         assert history.head_bytes(key, 5 * MIB) == HEAD_BYTES
 
 
 def test_old_experience_goes() -> None:
-    """The directory that was used longest ago is forgotten when there are too many."""
+    """Beyond the limit the least recently used directory is forgotten."""
     history = after(*[(5 * MIB, 5 * MIB)] * 2)
     for index in range(MAX_DIRECTORIES - 1):
         history.closed(b"%d/a" % index, 1, 1)
@@ -166,7 +166,7 @@ def test_old_experience_goes() -> None:
 
 
 def test_open_files_teach_their_opener() -> None:
-    """What was read of them says what will be of the next, until one has been closed."""
+    """Open files of an opener predict its next file, until one has been closed."""
     history = ReadHistory()
     read = [Open(5 * MIB, 100_000) for _ in range(2)]
     for file in read:
@@ -182,14 +182,14 @@ def test_open_files_teach_their_opener() -> None:
 
 
 def test_an_open_file_that_is_read_elsewhere() -> None:
-    """It says that heads are not read."""
+    """Then heads are not read."""
     history = ReadHistory()
     history.used(Open(5 * MIB, 100_000, head_read=False), 7)
     assert history.head_bytes(b"d/a", 5 * MIB, 7) == 4096
 
 
 def test_nothing_is_learnt_from_files_that_are_closed_or_unknown() -> None:
-    """Not from one that has been closed, nor where it is not known who opened it."""
+    """Closed files and unknown openers do not count."""
     history = ReadHistory()
     file = Open(5 * MIB, 100_000)
     history.used(file, 7)
@@ -201,7 +201,7 @@ def test_nothing_is_learnt_from_files_that_are_closed_or_unknown() -> None:
 
 
 def test_many_files_are_opened_before_any_is_read() -> None:
-    """Then only the heads of those that are not small; one that is read is remembered longest."""
+    """Only heads are fetched, except of small files; a file that is read is remembered longest."""
     history = ReadHistory()
     files = [Open(MIB, 0) for _ in range(100)]
     for count, file in enumerate(files):

@@ -1,4 +1,4 @@
-"""Files fetched ahead of their opens: when, how much, for which version, and how much in vain."""
+"""Files fetched ahead of their opens: when, how much, which version, and how much is wasted."""
 
 import os
 import queue
@@ -41,7 +41,7 @@ def content(index: int, size: int = 10) -> bytes:
 
 
 class Reader:
-    """Opens files by their index, reads and checks them."""
+    """Opens files by their index, reads and compares them."""
 
     def __init__(self, world: Mounted, size: int) -> None:
         self.world = world
@@ -53,14 +53,14 @@ class Reader:
         assert self.world.read_file(number) == content(index, self.size)
 
     def gets(self) -> list[int]:
-        """Return which files were requested, in order, and count anew."""
+        """Return the requested files in order, and reset the list."""
         keys = [each.key for each in self.world.client.requests if each.kind == "get"]
         self.world.client.requests.clear()
         return [int(key[1:]) for key in keys]
 
     @property
     def in_vain(self) -> int:
-        """How many files were fetched for nothing."""
+        """The number of wasted files."""
         return self.world.counters.snapshot()["bytes_prefetched_in_vain"] // self.size
 
     @property
@@ -86,7 +86,7 @@ def directory(count: int, size: int = 100 * KIB, **options: Any) -> Iterator[Rea
 
 
 def test_the_third_file_in_a_row_has_the_next_ones_fetched() -> None:
-    """Each later open takes what is there and adds to it; nothing is asked for twice."""
+    """Each later open takes its prefetched file and fetches more; no file is requested twice."""
     with directory(100) as it:
         for index in (0, 1):
             it.read(index)
@@ -103,7 +103,7 @@ def test_the_third_file_in_a_row_has_the_next_ones_fetched() -> None:
 
 
 def test_what_is_fetched_is_the_version_that_was_listed() -> None:
-    """Each request asks for the whole file, and for the version that the listing named."""
+    """Each request is for the whole file, in the listed version."""
     with directory(10) as it:
         for index in range(3):
             it.read(index)
@@ -113,7 +113,7 @@ def test_what_is_fetched_is_the_version_that_was_listed() -> None:
 
 
 def test_nothing_without_a_ttl() -> None:
-    """By default open asks, and nobody knows a version before."""
+    """By default open asks S3, so no version is known before."""
     with directory(20, ttl_s=1.0, asks_on_open=True) as it:
         for index in range(20):
             it.read(index)
@@ -121,7 +121,7 @@ def test_nothing_without_a_ttl() -> None:
 
 
 def test_o_direct_fetches_nothing_ahead() -> None:
-    """Who wants the newest version has what was fetched ahead from nobody."""
+    """O_DIRECT needs the newest version, so prefetched files are not used."""
     with directory(20) as it:
         for index in range(20):
             number = it.world.fs.lookup(ROOT, name(index)).inode
@@ -131,7 +131,7 @@ def test_o_direct_fetches_nothing_ahead() -> None:
 
 @pytest.mark.parametrize("size", [MIB, 5 * MIB])
 def test_larger_files(size: int) -> None:
-    """What is ahead is bounded in bytes; of files that come in several parts, all parts."""
+    """Files ahead are bounded in bytes; files in several parts are fetched completely."""
     with directory(20, size) as it:
         for index in range(20):
             it.read(index)
@@ -142,7 +142,7 @@ def test_larger_files(size: int) -> None:
 
 
 def test_files_that_open_would_not_fetch_whole() -> None:
-    """Large files, and files of which little is read, are not fetched ahead."""
+    """Large files, and files of which little is read, are not prefetched."""
     with directory(12, 9 * MIB) as it:
         for index in range(12):
             number = it.world.fs.lookup(ROOT, name(index)).inode
@@ -159,7 +159,7 @@ def test_files_that_open_would_not_fetch_whole() -> None:
 
 
 def test_empty_and_archived_files_are_passed() -> None:
-    """They are part of the walk, and nothing of them is fetched."""
+    """They are part of the walk, but nothing is fetched."""
     with directory(20) as it:
         for index in (5, 9):
             it.world.client.put(name(index), b"", storage_class="STANDARD")
@@ -175,7 +175,7 @@ def test_empty_and_archived_files_are_passed() -> None:
 
 
 def test_over_pages() -> None:
-    """What follows is known over the ends of listing pages."""
+    """The next files are known across pages of the listing."""
     with directory(60, page_size=7) as it:
         for index in range(60):
             it.read(index)
@@ -184,7 +184,7 @@ def test_over_pages() -> None:
 
 
 def test_files_that_were_not_listed() -> None:
-    """Where nothing was listed the page that answers the lookups tells what follows."""
+    """Without a listing the page of a batch lookup has the next files."""
     with mounted(
         {name(index): content(index, 8) for index in range(50)}, ttl_s=60.0, asks_on_open=False
     ) as world:
@@ -197,7 +197,7 @@ def test_files_that_were_not_listed() -> None:
 
 
 def test_two_readers_in_one_directory() -> None:
-    """Each of several readers has what comes next for it."""
+    """Each of several readers has its own next files."""
     with directory(200) as it:
         for index in range(50):
             it.read(index)
@@ -210,7 +210,7 @@ def test_two_readers_in_one_directory() -> None:
 
 @pytest.mark.parametrize("threads", [2, 8])
 def test_threads_that_share_a_walk(threads: int) -> None:
-    """Files that are opened a little out of order are fetched once each."""
+    """Files opened slightly out of order are fetched once each."""
     with directory(400) as it:
         work: queue.Queue[int] = queue.Queue()
         for index in range(400):
@@ -253,7 +253,7 @@ ORDERS: dict[str, Iterable[int]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_other_orders(order: str) -> None:
-    """Who does not read file after file pays next to nothing for those who do."""
+    """Readers in other orders waste next to nothing."""
     with directory(1000, 400) as it:
         for index in ORDERS[order]:
             it.read(index)
@@ -263,7 +263,7 @@ def test_other_orders(order: str) -> None:
 
 
 def test_a_walk_that_ends() -> None:
-    """After a while without an open all is given back: no more than half of what was opened."""
+    """After a while without an open all files are dropped: at most half as many as were opened."""
     with directory(1000) as it:
         for index in range(20):
             it.read(index)
@@ -278,7 +278,7 @@ def test_a_walk_that_ends() -> None:
 
 
 def test_a_pause_ends_no_walk() -> None:
-    """After a pause the walk goes on with less, and earns the rest again."""
+    """After a pause the walk continues with a smaller window, and earns the rest again."""
     with directory(400) as it:
         for index in range(100):
             it.read(index)
@@ -292,7 +292,7 @@ def test_a_pause_ends_no_walk() -> None:
 
 
 def test_slow_readers_pay_a_quarter() -> None:
-    """Who pauses after each file so long that nothing is kept has ever less fetched."""
+    """A reader whose pauses waste all files has ever fewer fetched."""
     with directory(200, 400) as it:
         for index in range(200):
             it.read(index)
@@ -302,7 +302,7 @@ def test_slow_readers_pay_a_quarter() -> None:
 
 
 def test_a_walk_that_skips_files() -> None:
-    """Two files that are passed over halve what lies ahead."""
+    """Two skipped files halve the window."""
     with directory(600, 400) as it:
         for index in range(100):
             it.read(index)
@@ -312,7 +312,7 @@ def test_a_walk_that_skips_files() -> None:
 
 
 def test_other_readers_come_first() -> None:
-    """When others were refused memory, what nobody opened for a second goes."""
+    """If others were refused memory, files that were not opened for a second are dropped."""
     with directory(100) as it:
         for index in range(20):
             it.read(index)
@@ -323,7 +323,7 @@ def test_other_readers_come_first() -> None:
 
 
 def test_without_memory_nothing_is_fetched_ahead() -> None:
-    """Where memory is short each open fetches for itself."""
+    """If memory is short each open fetches its own file."""
     with directory(30, memory_bytes=4 * MIB) as it:
         lease = it.world.budget.lease()
         lease.take(4 * MIB)
@@ -337,7 +337,7 @@ def test_without_memory_nothing_is_fetched_ahead() -> None:
 
 
 def walk_to(it: Reader, index: int) -> InodeNumber:
-    """Read files up to one that is then there, or on its way; return its inode number."""
+    """Read files up to one that is prefetched or requested; return its inode number."""
     number = it.world.fs.lookup(ROOT, name(index)).inode
     for each in range(index):
         it.read(each)
@@ -345,7 +345,7 @@ def walk_to(it: Reader, index: int) -> InodeNumber:
 
 
 def test_replaced_before_it_was_fetched() -> None:
-    """What fetching ahead has found to be another version is opened as that, unnoticed."""
+    """If the prefetch finds another version, open finds it as well, unnoticed."""
     with directory(30) as it:
         it.world.client.put(name(10), b"new")
         number = walk_to(it, 10)
@@ -359,7 +359,7 @@ def test_replaced_before_it_was_fetched() -> None:
 
 
 def test_deleted_before_it_was_fetched() -> None:
-    """What fetching ahead has found to be gone does not exist."""
+    """If the prefetch finds that the file is deleted, it does not exist."""
     with directory(30) as it:
         it.world.client.delete(name(10))
         number = walk_to(it, 10)
@@ -372,7 +372,7 @@ def test_deleted_before_it_was_fetched() -> None:
 
 
 def test_replaced_after_it_was_fetched() -> None:
-    """Within the ttl the version that was listed is read, whole and unmixed."""
+    """Within the ttl the listed version is read, complete and unmixed."""
     with directory(30) as it:
         walk_to(it, 10)
         while it.world.client.under_way():
@@ -382,7 +382,7 @@ def test_replaced_after_it_was_fetched() -> None:
 
 
 def test_listed_anew_after_it_was_fetched() -> None:
-    """What was fetched of a version that is not the newest any more is not used."""
+    """A prefetched version that is no longer the newest is not used."""
     with directory(30) as it:
         walk_to(it, 10)
         it.world.client.put(name(10), b"new")
@@ -392,7 +392,7 @@ def test_listed_anew_after_it_was_fetched() -> None:
 
 
 def test_a_fault_while_it_was_fetched() -> None:
-    """What could not be fetched ahead is fetched when it is read."""
+    """If the prefetch fails, the file is fetched when it is read."""
     with directory(30) as it:
         it.world.client.inject("get", *[Fault()] * 3, *[Fault(error=ServerFault("500"))] * 2)
         for index in range(30):
@@ -400,7 +400,7 @@ def test_a_fault_while_it_was_fetched() -> None:
 
 
 def test_what_never_comes() -> None:
-    """A request that is silent is given up like any other, and cancelled when nobody opens it."""
+    """A silent request is given up as usual, and cancelled if the file is not opened."""
     with directory(30) as it:
         it.world.client.inject("get", *[Fault()] * 3, Fault(silent=True), Fault(silent=True))
         for index in range(3):
@@ -425,7 +425,7 @@ def test_what_never_comes() -> None:
 )
 @example([("run", 0, 14), ("run", 19, 15), ("open", 47, 1)])
 def test_invariants(steps: list[tuple[str, int, int]]) -> None:
-    """Whatever is opened in which order, the bounds hold and nothing is kept for ever."""
+    """With opens in any order, the limits hold and nothing is kept forever."""
     with FakeClient({name(index): content(index, 8) for index in range(100)}) as client:
         infos = [client.info(name(index)) for index in range(100)]
         counters, budget = Counters(), Budget(MIB)

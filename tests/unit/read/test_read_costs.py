@@ -1,7 +1,6 @@
-"""Requests and bytes, exactly: what reading costs in S3's currency, for every kind of program.
+"""Exact numbers of requests and bytes for every kind of reading program.
 
-The file system reads objects of zeros from a client that counts. Nothing here depends on how
-long anything takes.
+The file system reads objects of zeros from a client that counts. Nothing depends on durations.
 """
 
 import os
@@ -27,12 +26,13 @@ from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random, cas
 pytestmark = pytest.mark.slow
 
 PART_BYTES = 8 * MIB
-#: Requests that a sequential reader needs beyond one per part: the head, and until parts are full.
+#: Requests of a sequential reader in addition to one per part: the head, and smaller parts at the
+#: start.
 RAMP_REQUESTS = 16
 
 
 class Zeros:
-    """An object's bytes: as many as it likes, and in no memory."""
+    """The bytes of an object of any size, without memory."""
 
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes
@@ -45,7 +45,7 @@ class Zeros:
 
 
 class ClientOfZeros(FakeClient):
-    """A bucket of which only the sizes matter."""
+    """A bucket whose objects have only sizes."""
 
     def put(self, key: bytes, data: Any, **_: Any) -> ObjectInfo:
         """Put an object."""
@@ -56,7 +56,7 @@ class ClientOfZeros(FakeClient):
 
 
 class Program:
-    """What a program does with a mount, and what that costs from here on."""
+    """The actions of a program on a mount, and their costs."""
 
     def __init__(self, world: Mounted) -> None:
         self.world = world
@@ -66,7 +66,7 @@ class Program:
         self._gets_before = 0
 
     def begin(self) -> None:
-        """Count from here on: names are known."""
+        """Start to count; names are known by now."""
         self._before = self.world.client.count()
         self._gets_before = self.world.client.count("get")
         self._heads_before = self.world.client.count("head")
@@ -74,27 +74,27 @@ class Program:
 
     @property
     def requests(self) -> int:
-        """How many requests were made."""
+        """The number of requests."""
         return self.world.client.count() - self._before
 
     @property
     def heads(self) -> int:
-        """How many of them were HEADs."""
+        """The number of HEADs."""
         return self.world.client.count("head") - self._heads_before
 
     @property
     def ranges(self) -> list[Piece]:
-        """The ranges that were requested."""
+        """The requested ranges."""
         return self.world.client.ranges()[self._gets_before :]
 
     @property
     def asked_bytes(self) -> int:
-        """How many bytes were requested."""
+        """The number of requested bytes."""
         return sum(stop - start for start, stop in self.ranges)
 
     @property
     def cost(self) -> float:
-        """How many bytes were requested, for each that was read."""
+        """The requested bytes per byte read."""
         return self.asked_bytes / self.read_bytes
 
     def open(self, name: bytes, process: int = 0) -> HandleNumber:
@@ -102,7 +102,7 @@ class Program:
         return self.world.fs.open(self.world.fs.lookup(ROOT, name).inode, os.O_RDONLY, process)
 
     def read(self, handle: HandleNumber, offset: int, size: int) -> None:
-        """Read, and count it."""
+        """Read, and count the bytes."""
         found = len(self.world.fs.read(handle, offset, size))
         assert found == size
         self.read_bytes += found
@@ -126,7 +126,7 @@ class Program:
 
 @pytest.fixture(autouse=True)
 def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be decided from how long requests took."""
+    """Make all decisions independent of durations."""
     monkeypatch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
     monkeypatch.setattr(concurrency, "WAITED_SHARE", 2.0)
 
@@ -150,7 +150,7 @@ def program(sizes: Mapping[bytes, int]) -> Iterator[Program]:
 @pytest.mark.parametrize("read_size", [16 * KIB, 128 * KIB, 256 * KIB, MIB])
 @pytest.mark.parametrize("size", [GIB, 100 * MIB + 777])
 def test_sequential(read_size: int, size: int) -> None:
-    """From start to end every byte is asked for once, in whole parts after the ramp."""
+    """Each byte is requested once, and after the start in whole parts."""
     with program({b"a": size}) as it:
         it.read_file(b"a", pieces(0, size, read_size))
         assert it.asked_bytes == size
@@ -162,7 +162,7 @@ def test_sequential(read_size: int, size: int) -> None:
 
 @pytest.mark.parametrize("read_size", [256 * KIB, MIB])
 def test_four_files(read_size: int) -> None:
-    """Four files at the same time cost no byte more than one after the other."""
+    """Four files at the same time cost no more bytes than one after another."""
     size = 256 * MIB
     with program({b"%d" % index: size for index in range(4)}) as it:
         it.read_files({b"%d" % index: pieces(0, size, read_size) for index in range(4)})
@@ -189,7 +189,7 @@ def test_64_random_handles_at_once() -> None:
 
 
 def test_one_file_opened_64_times() -> None:
-    """Programs that read one file at the same time each read it for themselves, once."""
+    """Each program that reads the file at the same time fetches it once."""
     size = 16 * MIB
     with program({b"a": size}) as it:
         it.read_file(b"a", pieces(0, size, MIB))
@@ -201,7 +201,7 @@ def test_one_file_opened_64_times() -> None:
         for handle in handles:
             it.world.fs.release(handle)
         assert it.cost <= 1.05
-        assert it.heads == 2 * 64  # is it still this version, and what is its checksum
+        assert it.heads == 2 * 64  # the version check, and the checksum
 
 
 # --- Random ---
@@ -210,7 +210,7 @@ def test_one_file_opened_64_times() -> None:
 @pytest.mark.parametrize("seed", seeds().values(), ids=seeds())
 @pytest.mark.parametrize("size", [4 * KIB, 128 * KIB, MIB])
 def test_random(size: int, seed: int) -> None:
-    """One request of its own size for each random read, and the head with open."""
+    """One request per random read, of its size, and the head at the open."""
     reads = 1000
     with program({b"a": 4 * GIB}) as it:
         it.read_file(b"a", at_random(0, 4 * GIB, reads, size, seed))
@@ -220,7 +220,7 @@ def test_random(size: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds().values(), ids=seeds())
 def test_random_by_four_threads(seed: int) -> None:
-    """Threads that read one descriptor at random cost what they read."""
+    """Threads with random reads on one descriptor cost what they read."""
     with program({b"a": 4 * GIB}) as it:
         handle = it.open(b"a")
 
@@ -238,7 +238,7 @@ def test_random_by_four_threads(seed: int) -> None:
 
 
 def test_small_files() -> None:
-    """A thousand small files, listed and read one after the other, are a thousand requests."""
+    """A thousand small files, listed and read in order, cost a thousand requests."""
     sizes = {b"%04d" % index: 100 * KIB for index in range(1000)}
     with program(sizes) as it:
         listing = it.world.client.count()
@@ -250,7 +250,7 @@ def test_small_files() -> None:
 
 
 def test_small_files_by_16_threads() -> None:
-    """Several readers of many files ask for nothing more than one does."""
+    """Several readers of many files cost no more than one."""
     sizes = {b"%04d" % index: 100 * KIB for index in range(1000)}
     with program(sizes) as it:
 
@@ -265,7 +265,7 @@ def test_small_files_by_16_threads() -> None:
 
 @pytest.mark.parametrize("read_size", [128 * KIB, MIB])
 def test_medium_files(read_size: int) -> None:
-    """Files of a few MiB are fetched once, and after the first ones whole with open."""
+    """Files of a few MiB are fetched once, and after the first ones whole at the open."""
     sizes = {b"%02d" % index: 5 * MIB for index in range(40)}
     with program(sizes) as it:
         for name, size in sizes.items():
@@ -300,7 +300,7 @@ def test_the_first_byte(size: int) -> None:
 @pytest.mark.parametrize("size", [100 * KIB, MIB, 8 * MIB, GIB])
 @pytest.mark.parametrize("read_size", [4 * KIB, 16 * KIB, 64 * KIB])
 def test_open_read_a_little_close(size: int, read_size: int) -> None:
-    """Where a little of each file is read, open fetches that, but for the first one."""
+    """If a little of each file is read, open fetches that much, except for the first file."""
     sizes = {b"%04d" % index: size for index in range(500)}
     with program(sizes) as it:
         for count, name in enumerate(sizes):
@@ -313,7 +313,7 @@ def test_open_read_a_little_close(size: int, read_size: int) -> None:
 
 @pytest.mark.parametrize("read_size", [128 * KIB, 256 * KIB, MIB, 3 * MIB])
 def test_the_beginning_of_larger_files(read_size: int) -> None:
-    """Where programs read a part of each file, nothing is fetched ahead beyond that."""
+    """If programs read a part of each file, nothing beyond is fetched ahead."""
     sizes = {b"%04d" % index: 5 * MIB for index in range(100)}
     with program(sizes) as it:
         for count, name in enumerate(sizes):
@@ -326,7 +326,7 @@ def test_the_beginning_of_larger_files(read_size: int) -> None:
 
 @pytest.mark.parametrize("little", [1, 4])
 def test_a_whole_file_after_some_that_were_looked_at(little: int) -> None:
-    """Who reads on where others have stopped has it in large requests, and once."""
+    """A reader that continues beyond the usual point gets large requests, and each byte once."""
     with program({b"%d" % index: 64 * MIB for index in range(little + 1)}) as it:
         for index in range(little):
             it.read_file(b"%d" % index, iter([(0, 64 * KIB)]))
@@ -341,7 +341,7 @@ def test_a_whole_file_after_some_that_were_looked_at(little: int) -> None:
 )
 @pytest.mark.parametrize("read_size", [128 * KIB, 512 * KIB, MIB])
 def test_a_little_of_64_open_files(read_size: int, size: int, most: float) -> None:
-    """Where one thread opens many files and reads a little of each, files teach while open."""
+    """If one thread opens many files and reads a little of each, the open files count."""
     with program({b"%02d" % index: size for index in range(64)}) as it:
         handles = [it.open(b"%02d" % index, process=7) for index in range(64)]
         for handle in handles:
@@ -354,7 +354,7 @@ def test_a_little_of_64_open_files(read_size: int, size: int, most: float) -> No
 
 
 def test_64_files_that_one_thread_reads_in_turns() -> None:
-    """Those that are read on after a little come in large requests, and once."""
+    """Files that are read further after a little come in large requests, and once."""
     size = 16 * MIB
     with program({b"%02d" % index: size for index in range(64)}) as it:
         handles = [it.open(b"%02d" % index, process=7) for index in range(64)]
@@ -368,7 +368,7 @@ def test_64_files_that_one_thread_reads_in_turns() -> None:
 
 
 def test_the_end_of_many_files() -> None:
-    """Where the last bytes of each file are read, a page of its start is all that is in vain."""
+    """If the last bytes of each file are read, only a page of its start is wasted."""
     sizes = {b"%04d" % index: 10 * MIB + index * PAGE_BYTES for index in range(500)}
     with program(sizes) as it:
         for name, size in sizes.items():
@@ -382,14 +382,14 @@ def test_the_end_of_many_files() -> None:
 
 @pytest.mark.parametrize(("pattern", "seed"), cases(PATTERNS))
 def test_patterns(pattern: str, seed: int) -> None:
-    """Whatever a program does with a file, at most three tenths (random: one) is in vain."""
+    """At most three tenths are wasted, and a tenth with random reads."""
     kind = PATTERNS[pattern]
     with program({b"a": kind.size_bytes}) as it:
         it.read_file(b"a", kind.reads(seed))
         assert it.cost <= kind.most
 
 
-#: How many requests a pattern may take for each part (of 8 MiB) that it reads.
+#: The number of requests per part of 8 MiB read, for each pattern.
 STEADY = {
     "mapped, in order": 1.2,
     "sequential": 1.2,
@@ -407,7 +407,7 @@ STEADY = {
 
 @pytest.mark.parametrize("pattern", STEADY)
 def test_requests_of_steady_readers(pattern: str) -> None:
-    """Who reads everything of a range has it in large requests."""
+    """Readers of a whole range get it in large requests."""
     kind = PATTERNS[pattern]
     with program({b"a": kind.size_bytes}) as it:
         it.read_file(b"a", kind.reads(1))
@@ -435,7 +435,7 @@ def test_streams_on_one_descriptor_by_threads(threads: int, read_size: int) -> N
 
 
 def test_a_pause_costs_what_was_ahead() -> None:
-    """After a long pause reading goes on where it was, and only what lay ahead is fetched again."""
+    """After a long pause reading continues, and only the read-ahead is fetched again."""
     with program({b"a": 512 * MIB}) as it:
         handle = it.open(b"a")
         for index, read in enumerate(pieces(0, 512 * MIB, MIB)):
@@ -453,7 +453,7 @@ def test_a_pause_costs_what_was_ahead() -> None:
 
 
 def gaps(size: int, lost: int, distance: int, read: int) -> Iterator[Piece]:
-    """Yield what the kernel reads of a file of which its cache has lost every so many bytes."""
+    """Yield the kernel's reads of a file whose pages were partly dropped."""
     for start in range(0, size, distance):
         yield from pieces(start, min(start + lost, size), read)
 
@@ -468,7 +468,7 @@ def gaps(size: int, lost: int, distance: int, read: int) -> Iterator[Piece]:
 def test_pages_that_were_lost(
     size: int, lost: int, distance: int, read_size: int, from_start: bool
 ) -> None:
-    """Half a file that the cache has lost, here and there, takes as many requests as all of it."""
+    """Half a file with scattered lost pages costs as many requests as the whole file."""
     with program({b"a": size}) as it:
         it.read_file(b"a", pieces(0, size, MIB))
         requests = it.requests
@@ -484,7 +484,7 @@ def test_pages_that_were_lost(
 
 
 def test_pages_that_were_lost_while_it_is_open() -> None:
-    """It is the same where the file has been open all the time."""
+    """The same for a file that was open all the time."""
     size = 64 * MIB
     with program({b"a": size}) as it:
         handle = it.open(b"a")
@@ -501,7 +501,7 @@ def test_pages_that_were_lost_while_it_is_open() -> None:
 
 @pytest.mark.parametrize("pattern", ["parquet", "stride 256K of 512K", "zip", "random 128K"])
 def test_patterns_in_a_file_of_which_some_was_read(pattern: str) -> None:
-    """Where the kernel cannot have the rest, who skips some of a file wants what he reads."""
+    """If the kernel cannot have the rest, a reader that skips bytes does not need them."""
     kind = PATTERNS[pattern]
     with program({b"a": kind.size_bytes}) as it:
         it.read_file(b"a", pieces(0, 8 * MIB, MIB))

@@ -1,4 +1,4 @@
-"""Read-ahead: what is fetched for every kind of reader, and how much of it in vain."""
+"""Read-ahead for every kind of reader: the fetched ranges, and the wasted bytes."""
 
 import functools
 import itertools
@@ -29,15 +29,15 @@ from tests.unit.patterns import COST, GIB, PATTERNS, by_threads, cases, columns,
 PART_BYTES = 8 * MIB
 AHEAD_BYTES = 64 * MIB
 HUGE_BYTES = 1 << 40
-#: A quarter of what was read is fetched ahead: after so much it is all that may be.
+#: Read-ahead is a quarter of the bytes read: after this many it reaches the limit.
 RAMP_BYTES = 6 * AHEAD_BYTES
 
 
 class Reader:
-    """A stream without bytes: the parts around a window, and what they cost.
+    """A stream without bytes: the parts around a window, and their cost.
 
-    As `reading.stream` does it: a read within one part that a reader knows asks nobody; any
-    other is planned, and the parts that the window does not keep go.
+    As in `read.stream`, a read within one part that a reader has reached needs no plan. Any other
+    read is planned, and parts that the window does not keep are dropped.
     """
 
     def __init__(
@@ -50,25 +50,25 @@ class Reader:
         self.reads = 0
         self.read_bytes = 0
         self.fetched_bytes = 0
-        self.late = 0  # reads of which something had not even been asked for
+        self.late = 0  # reads with bytes that were not yet requested
         self._part_bytes = part_bytes
         self._parts: list[Range] = []  # in order, disjoint
-        self._known: set[Range] = set()  # parts that a reader has been at
+        self._known: set[Range] = set()  # parts that a reader has reached
         self._hit_stop = 0
 
     @property
     def cost(self) -> float:
-        """How many bytes were fetched for each that was read."""
+        """The fetched bytes per byte read."""
         return self.fetched_bytes / self.read_bytes
 
     def read_all(self, reads: Iterator[Piece]) -> "Reader":
-        """Read one after the other."""
+        """Perform reads one after another."""
         for offset, size in reads:
             self.read(offset, size)
         return self
 
     def read(self, offset: int, size: int) -> None:
-        """Read, from what is here or with a plan."""
+        """Read from known parts or with a plan."""
         stop = offset + size
         self.reads += 1
         self.read_bytes += size
@@ -89,14 +89,14 @@ class Reader:
             self.fetched_bytes += gap[1] - gap[0]
             self._parts = sorted([*self._parts, gap])
             if offset - PAGE_BYTES < gap[0] and gap[1] <= stop:
-                exact.append(gap)  # nobody else will want it: it goes with the answer
+                exact.append(gap)  # no other read needs it: drop it after the answer
         assert not self._gaps(offset, stop)
         self._parts = [part for part in self._parts if part not in exact]
         here = {part for part in self._parts if part[0] < stop and offset < part[1]}
         self._known = (self._known & set(self._parts)) | here
 
     def plan(self, offset: int, size: int) -> list[Range]:
-        """Ask the window, and check what holds for every answer."""
+        """Ask the window for a plan, and check the invariants of plans."""
         ranges = self.window.plan(
             offset, size, ahead_bytes=self.ahead_bytes, hit_stop=self._hit_stop
         )
@@ -125,13 +125,13 @@ class Reader:
 
 
 def pages(offset: int, size: int, object_size: int) -> Range:
-    """Return a read's range, rounded to pages within the object."""
+    """Return a read's range in whole pages of the object."""
     stop = -(-(offset + size) // PAGE_BYTES) * PAGE_BYTES
     return offset // PAGE_BYTES * PAGE_BYTES, min(stop, object_size)
 
 
 def reach(ranges: list[Range]) -> int:
-    """Return where the furthest of them ends."""
+    """Return the end of the furthest range."""
     return max(stop for _, stop in ranges)
 
 
@@ -142,7 +142,7 @@ READ_SIZES = st.integers(1, MIB) | st.sampled_from([4 * KIB, 128 * KIB, MIB])
 
 @st.composite
 def any_reads(draw: st.DrawFn) -> tuple[int, list[Piece]]:
-    """Draw an object's size and reads within it, many of them near or like the last ones."""
+    """Draw an object's size and reads within it, many near or similar to the previous ones."""
     size_bytes = draw(st.integers(1, 1 << 28))
     position, distance, size = 0, 0, 1
     found: list[Piece] = []
@@ -185,7 +185,7 @@ def test_any_reads(
     head_bytes: int | None,
     events: dict[int, str],
 ) -> None:
-    """Whatever is read, a plan covers it, is cut into parts, stays inside, and is kept."""
+    """A plan covers its read, consists of parts, stays within the object, and is kept."""
     size_bytes, reads = drawn
     reader = Reader(size_bytes, part_bytes=part_bytes, ahead_bytes=ahead_bytes)
     if head_bytes is not None:
@@ -207,7 +207,7 @@ def test_any_reads(
 
 @functools.cache
 def having_read(pattern: str, seed: int) -> Reader:
-    """Return a reader that has done it."""
+    """Return a reader after these reads."""
     kind = PATTERNS[pattern]
     return Reader(kind.size_bytes).read_all(kind.reads(seed))
 
@@ -215,11 +215,11 @@ def having_read(pattern: str, seed: int) -> Reader:
 @pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "seed"), cases(PATTERNS))
 def test_what_is_fetched_in_vain(pattern: str, seed: int) -> None:
-    """No kind of reader makes more than a tenth (random) or three tenths be fetched in vain."""
+    """Random readers waste at most a tenth, and all others three tenths."""
     assert having_read(pattern, seed).cost <= PATTERNS[pattern].most
 
 
-#: Readers whose next read can be known: one late read in so many at the most.
+#: For readers with predictable reads: at most one late read in this many.
 FORESEEABLE = {
     "mapped, in order": 1000,
     "sequential": 1000,
@@ -247,7 +247,7 @@ FORESEEABLE = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "seed"), cases(FORESEEABLE))
 def test_what_comes_in_time(pattern: str, seed: int) -> None:
-    """What a reader goes on to read has been asked for before, but for the first few reads."""
+    """Except for the first few reads, bytes are requested before they are read."""
     reader = having_read(pattern, seed)
     assert reader.late <= reader.reads // FORESEEABLE[pattern]
 
@@ -258,7 +258,7 @@ def test_what_comes_in_time(pattern: str, seed: int) -> None:
 @settings(deadline=None)
 @given(st.integers(PAGE_BYTES, HUGE_BYTES), READ_SIZES)
 def test_a_random_read_is_fetched_exactly(offset: int, size: int) -> None:
-    """A read that follows no other fetches its pages, in one request, and nothing more."""
+    """A single read fetches its pages in one request, and nothing more."""
     for size_bytes in (HUGE_BYTES * 2, offset + size, offset + size + 1):
         assert Reader(size_bytes).plan(offset, size) == [pages(offset, size, size_bytes)]
 
@@ -282,7 +282,7 @@ def test_random_reads_of_any_size(seed: int, largest: int) -> None:
 @pytest.mark.parametrize("size", [1, 4 * KIB, 16 * KIB, LARGE_READ_BYTES - PAGE_BYTES])
 @pytest.mark.parametrize("head", [False, True])
 def test_peeking(size: int, head: bool) -> None:
-    """A first small read, as `file` does it, makes nothing more be fetched."""
+    """After a first small read, like that of `file`, nothing more is fetched."""
     reader = Reader(GIB)
     if head:
         reader.window.fetched_head(128 * KIB)
@@ -302,7 +302,7 @@ def test_from_the_start_it_ramps_up() -> None:
 
 
 def test_parts_grow_with_the_window() -> None:
-    """A quarter of the window per part: several requests in flight, none larger than a part."""
+    """A part is a quarter of the window: several requests in flight, none larger than a part."""
     reader = Reader(GIB)
     largest = []
     for index in range(9):
@@ -316,7 +316,7 @@ def test_parts_grow_with_the_window() -> None:
     [(16, 4, 4), (24, 4, 6), (32, 8, 4), (38, 4, 7), (47, 4, 7), (48, 8, 6), (152, 8, 19)],
 )
 def test_parts_of_a_share(share_mib: int, part_mib: int, most: int) -> None:
-    """Who shares the memory has as many requests all the same; those of full size fill it."""
+    """With shared memory there are as many requests; those of full size fill the share."""
     reader = Reader(GIB, ahead_bytes=share_mib * MIB)
     ahead = 0
     for offset in range(0, GIB, MIB):
@@ -339,7 +339,7 @@ def test_whole_parts(begin: int, read_size: int) -> None:
 
 @pytest.mark.parametrize("head_bytes", [128 * KIB, MIB])
 def test_the_head_belongs_to_the_reader_from_the_start(head_bytes: int) -> None:
-    """After the head came with open, the first large read is sequential already."""
+    """After the head, the first large read already counts as sequential."""
     reader = Reader(GIB)
     reader.window.fetched_head(head_bytes)
     assert reach(reader.plan(0, 128 * KIB)) >= 128 * KIB + FIRST_AHEAD_BYTES // 2
@@ -347,7 +347,7 @@ def test_the_head_belongs_to_the_reader_from_the_start(head_bytes: int) -> None:
 
 
 def test_a_small_second_read_makes_it_sequential() -> None:
-    """After a small first read the second one that follows begins the read-ahead."""
+    """After a small first read, a second one that follows starts the read-ahead."""
     reader = Reader(GIB)
     reader.plan(0, 4 * KIB)
     ahead = reach(reader.plan(4 * KIB, 4 * KIB)) - 8 * KIB
@@ -360,7 +360,7 @@ def test_a_small_second_read_makes_it_sequential() -> None:
 @settings(deadline=None)
 @given(st.integers(PAGE_BYTES, HUGE_BYTES // 2), st.lists(READ_SIZES, min_size=2, max_size=60))
 def test_from_the_middle_read_ahead_is_earned(begin: int, sizes: list[int]) -> None:
-    """Elsewhere than at the start a run is fetched a quarter of what it has read ahead."""
+    """Elsewhere a run gets a quarter of its bytes as read-ahead."""
     reader = Reader(HUGE_BYTES)
     position = begin
     first_start = pages(begin, sizes[0], HUGE_BYTES)[0]
@@ -376,7 +376,7 @@ def test_from_the_middle_read_ahead_is_earned(begin: int, sizes: list[int]) -> N
 
 
 def test_a_long_run_in_the_middle_reaches_the_limit() -> None:
-    """A sequential reader that began anywhere gets the whole window in the end."""
+    """A sequential reader with any start finally gets the whole window."""
     reader = Reader(HUGE_BYTES)
     begin = 5 << 30
     ranges: list[Range] = []
@@ -390,7 +390,7 @@ def test_a_long_run_in_the_middle_reaches_the_limit() -> None:
 def test_from_end_to_end_every_byte_is_fetched_once(
     read_size: int, size_bytes: int, from_end: bool
 ) -> None:
-    """Reading a whole object, in one direction or the other, fetches each byte exactly once."""
+    """A whole object, read in either direction, fetches each byte exactly once."""
     direction = backwards if from_end else pieces
     step = max(read_size, size_bytes // 500 // PAGE_BYTES * PAGE_BYTES)
     reader = Reader(size_bytes).read_all(direction(0, size_bytes, step))
@@ -410,7 +410,7 @@ def test_from_end_to_end_every_byte_is_fetched_once(
 @example(MAX_RUNS, 0, 128 * KIB)
 @example(MAX_RUNS, 3, 128 * KIB)
 def test_interleaved_readers_all_stay_sequential(readers: int, seed: int, read_size: int) -> None:
-    """As many sequential readers as there are runs are followed in turns, in any order."""
+    """As many sequential readers as there are runs are tracked, in any order of turns."""
     random_ = random.Random(seed)
     begins = [which * which << 30 for which in range(readers)]
     reader = Reader(HUGE_BYTES)
@@ -429,7 +429,7 @@ def test_interleaved_readers_all_stay_sequential(readers: int, seed: int, read_s
 
 
 def test_readers_share_what_may_lie_ahead() -> None:
-    """Each of eight readers gets an eighth of what may be fetched ahead."""
+    """Each of eight readers gets an eighth of the read-ahead."""
     reader = Reader(HUGE_BYTES)
     begins = [which * which << 30 for which in range(8)]
     reached = [0] * 8
@@ -443,7 +443,7 @@ def test_readers_share_what_may_lie_ahead() -> None:
 
 
 def test_who_has_gone_takes_no_share() -> None:
-    """A reader gets everything again when the others have stopped."""
+    """A reader gets all of it again when the others have stopped."""
     reader = Reader(HUGE_BYTES)
     for turn in range(20):
         for which in range(8):
@@ -453,7 +453,7 @@ def test_who_has_gone_takes_no_share() -> None:
 
 
 def test_a_run_in_use_is_not_forgotten() -> None:
-    """Among random reads, the sequential reader that goes on stays sequential."""
+    """A sequential reader among random reads stays sequential."""
     random_ = random.Random(1)
     reader = Reader(HUGE_BYTES)
     reached = 0
@@ -468,7 +468,7 @@ def test_a_run_in_use_is_not_forgotten() -> None:
 
 
 def test_backward_the_nearest_comes_first() -> None:
-    """A backward reader is given what it comes to first as the first request."""
+    """The first request of a backward reader is the range that it needs first."""
     reader = Reader(4 * GIB)
     for offset, size in itertools.islice(backwards(GIB, 2 * GIB, MIB), 200):
         ranges = reader.plan(offset, size)
@@ -478,7 +478,7 @@ def test_backward_the_nearest_comes_first() -> None:
 @pytest.mark.parametrize("size_bytes", [GIB, GIB + 777, GIB + 3 * MIB + PAGE_BYTES])
 @pytest.mark.parametrize("read_size", [128 * KIB, MIB])
 def test_backward_by_whole_parts(size_bytes: int, read_size: int) -> None:
-    """At full size a backward reader's requests are whole parts, too, whatever the size."""
+    """At full size a backward reader's requests are whole parts as well, for any object size."""
     reader = Reader(size_bytes).read_all(backwards(0, size_bytes, read_size))
     for start, stop in reader.requests:
         if start > 0 and stop <= size_bytes - RAMP_BYTES:
@@ -489,7 +489,7 @@ def test_backward_by_whole_parts(size_bytes: int, read_size: int) -> None:
 
 
 def test_a_stride_is_fetched_ahead_piece_by_piece() -> None:
-    """From the third read at one distance on, the next pieces are fetched, each exactly."""
+    """From the third read at one distance, the next pieces are fetched, each exactly."""
     reader = Reader(HUGE_BYTES)
     begin, size, distance = GIB, 8 * KIB, MIB
     for index in range(10):
@@ -502,7 +502,7 @@ def test_a_stride_is_fetched_ahead_piece_by_piece() -> None:
 
 
 def test_a_stride_ends_with_the_object() -> None:
-    """No piece lies beyond the end or before the start of the object."""
+    """No piece is beyond the end or before the start of the object."""
     reader = Reader(100 * MIB).read_all(strided(10 * MIB, 90, 8 * KIB, MIB))
     assert reader.fetched_bytes == reader.read_bytes
     reader = Reader(100 * MIB).read_all(strided(90 * MIB, 91, 8 * KIB, -MIB))
@@ -510,14 +510,14 @@ def test_a_stride_ends_with_the_object() -> None:
 
 
 def test_a_stride_that_ends_is_left_at_once() -> None:
-    """A read elsewhere after a stride is a random one: exact."""
+    """A read elsewhere after a stride is random, so it is exact."""
     reader = Reader(HUGE_BYTES).read_all(strided(GIB, 50, 8 * KIB, MIB))
     assert reader.plan(5 * GIB, 8 * KIB) == [(5 * GIB, 5 * GIB + 8 * KIB)]
     assert not reader.window.keeps(GIB + 10 * MIB, 4 * GIB)
 
 
 def test_strides_that_ended_soon() -> None:
-    """Once pieces were left unread, no more than a quarter of what was read is fetched ahead."""
+    """Once pieces were not read, at most a quarter of the bytes read is fetched ahead."""
     reader = Reader(HUGE_BYTES)
     for turn in range(100):
         reader.read_all(strided(turn * 64 * MIB + turn * turn * 4 * KIB, 6, 8 * KIB, MIB))
@@ -531,10 +531,10 @@ def test_strides_that_ended_soon() -> None:
 
 
 def test_runs_of_one_length_are_fetched_as_one() -> None:
-    """Who jumps from chunk to chunk of one length gets each with its first read, and no more."""
+    """Jumps between chunks of one length fetch each chunk with its first read, and no more."""
     reader = Reader(HUGE_BYTES)
     for chunk in range(50):
-        begin = chunk * chunk * 100 * MIB + PAGE_BYTES  # no stride
+        begin = chunk * chunk * 100 * MIB + PAGE_BYTES  # not a stride
         before = reader.fetched_bytes
         reader.read_all(pieces(begin, begin + 2 * MIB, 256 * KIB))
         if chunk >= 20:
@@ -544,7 +544,7 @@ def test_runs_of_one_length_are_fetched_as_one() -> None:
 
 @pytest.mark.parametrize(("threads", "cost", "requests"), [(1, 1.05, 40), (8, 1.12, 90)])
 def test_column_chunks_of_a_small_file(threads: int, cost: float, requests: int) -> None:
-    """A footer says nothing of how long column chunks are, nor do those that were only begun."""
+    """A footer does not show the length of column chunks, nor do unfinished chunks."""
     chunks = columns(50 * MIB, (3, 7), 10, 1_000_537, beyond_bytes=172 * KIB)
     reader = Reader(50 * MIB).read_all(by_threads(chunks, threads))
     assert reader.cost <= cost
@@ -552,7 +552,7 @@ def test_column_chunks_of_a_small_file(threads: int, cost: float, requests: int)
 
 
 def test_a_footer_is_no_jump() -> None:
-    """A reader of the footer, the header and then all of it is a sequential one."""
+    """A reader of the footer, the header and then everything is sequential."""
     reader = Reader(GIB)
     reader.read(GIB - 64 * KIB, 64 * KIB)
     reader.read_all(pieces(0, GIB - 64 * KIB, 128 * KIB))
@@ -561,7 +561,7 @@ def test_a_footer_is_no_jump() -> None:
 
 
 def test_a_long_run_after_short_ones_reaches_the_limit() -> None:
-    """Also after many jumps a reader that goes on and on gets the whole window."""
+    """Even after many jumps a long run finally gets the whole window."""
     reader = Reader(HUGE_BYTES).read_all(parquet(GIB, 1))
     begin = HUGE_BYTES // 2
     ranges = [
@@ -576,7 +576,7 @@ def test_a_long_run_after_short_ones_reaches_the_limit() -> None:
 
 
 def test_keeps_what_a_reader_may_come_to() -> None:
-    """Kept is from four of its reads behind the reader to where its read-ahead ends."""
+    """Parts are kept from four reads behind the reader to the end of its read-ahead."""
     reader = Reader(GIB)
     ranges: list[Range] = []
     for index in range(100):
@@ -591,7 +591,7 @@ def test_keeps_what_a_reader_may_come_to() -> None:
 
 
 def test_keeps_for_every_run() -> None:
-    """A reader elsewhere does not take away what another one needs, until that is forgotten."""
+    """A reader elsewhere does not drop parts of another run, until that is forgotten."""
     reader = Reader(2 * HUGE_BYTES)
     first = reader.plan(0, 128 * KIB)
     for index in range(1, MAX_RUNS):
@@ -602,7 +602,7 @@ def test_keeps_for_every_run() -> None:
 
 
 def test_a_run_that_is_not_used_is_forgotten() -> None:
-    """What was fetched for a reader goes after 64 plans for others."""
+    """Parts of a run are dropped after 64 plans for others."""
     reader = Reader(HUGE_BYTES)
     first = reader.plan(0, 128 * KIB)
     for index in range(RETIRE_PLANS + 1):
@@ -617,7 +617,7 @@ def test_a_run_that_is_not_used_is_forgotten() -> None:
 @pytest.mark.parametrize("times", [1, 3, 10])
 @pytest.mark.parametrize("part_bytes", [64 * KIB, 100_000, MIB, 8 * MIB])
 def test_slow_down(times: int, part_bytes: int) -> None:
-    """Each slowing halves the parts, down to 128 KiB and never up."""
+    """Each slow-down halves the parts, to 128 KiB at least, and never enlarges them."""
     reader = Reader(GIB, part_bytes=part_bytes)
     for index in range(20):
         reader.plan(index * 128 * KIB, 128 * KIB)
@@ -632,7 +632,7 @@ def test_slow_down(times: int, part_bytes: int) -> None:
 
 @pytest.mark.parametrize("part_bytes", [300_000, MIB, 8 * MIB])
 def test_speed_up(part_bytes: int) -> None:
-    """Each speeding doubles the parts, up to the largest and never beyond."""
+    """Each speed-up doubles the parts, to the full size at most."""
     reader = Reader(GIB, part_bytes=part_bytes)
     for _ in range(10):
         reader.window.slow_down()
@@ -645,7 +645,7 @@ def test_speed_up(part_bytes: int) -> None:
 
 
 def test_forget_ahead() -> None:
-    """After forgetting nothing ahead is kept, and the reader begins with 1 MiB again."""
+    """Afterwards nothing ahead is kept, and read-ahead starts with 1 MiB again."""
     reader = Reader(GIB)
     for index in range(20):
         reader.plan(index * 128 * KIB, 128 * KIB)
@@ -658,7 +658,7 @@ def test_forget_ahead() -> None:
 
 
 def test_without_room_nothing_is_read_ahead() -> None:
-    """Where nothing may lie ahead each read is fetched as it comes, once."""
+    """Without memory for read-ahead each read is fetched when it comes, once."""
     reader = Reader(GIB, ahead_bytes=0).read_all(pieces(0, 64 * MIB, 128 * KIB))
     assert reader.requests == [
         (start, start + size) for start, size in pieces(0, 64 * MIB, 128 * KIB)

@@ -60,7 +60,7 @@ def content(size: int) -> bytes:
 
 @pytest.fixture(autouse=True, scope="module")
 def _short_pauses() -> Iterator[None]:
-    """Let retries follow each other quickly, and a busy machine not be taken for a late answer."""
+    """Shorten the pauses between tries, and let no answer count as late."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
         patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
@@ -69,7 +69,7 @@ def _short_pauses() -> Iterator[None]:
 
 
 class WatchedBudget(Budget):
-    """A budget that remembers the most that was held."""
+    """A budget that records its peak."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
@@ -98,7 +98,7 @@ class Reading:
     ) -> None:
         self.data = content(size)
         self.client = FakeClient({KEY: self.data}, **client)
-        self.client.verifies = False  # test_whole has what comes of that
+        self.client.verifies = False  # test_whole_checksum covers these requests
         self.budget = WatchedBudget(memory_bytes)
         self.stopping = threading.Event()
         self.retry_policy = RetryPolicy(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
@@ -113,7 +113,7 @@ class Reading:
         self.stream = self.another(stream_class)
 
     def another(self, stream_class: type[ReadStream] = ReadStream) -> ReadStream:
-        """Return one more stream of the object."""
+        """Return another stream of the object."""
         return stream_class(
             self.client,
             self.client.info(KEY),
@@ -143,7 +143,7 @@ class Reading:
         assert bytes(self.stream.read(offset, size)) == self.data[offset : offset + size]
 
     def asked(self, count: int) -> None:
-        """Wait until so many requests have been made."""
+        """Wait until this many requests were sent."""
         until_s = time.monotonic() + SAFE_S
         while self.client.count() < count:
             assert time.monotonic() < until_s
@@ -151,7 +151,7 @@ class Reading:
 
 
 class Background:
-    """A call in a thread of its own."""
+    """A call in its own thread."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.result: object = None
@@ -161,7 +161,7 @@ class Background:
 
     @property
     def ended(self) -> bool:
-        """Whether it has a result."""
+        """Whether the call has ended."""
         return not self._thread.is_alive()
 
     def end(self) -> object:
@@ -178,7 +178,7 @@ class Background:
 
 
 def once_per_range(seed: int) -> Callable[[Request], Fault | None]:
-    """Return a script that lets a third of the ranges fail, each the first time."""
+    """Return a script in which a third of the ranges fail once."""
     random_ = random.Random(seed)
     seen: set[tuple[int, int]] = set()
     faults = [
@@ -209,7 +209,7 @@ SIZE = 3 * MIB + 12_345
 @given(
     st.lists(
         st.tuples(
-            # -1: go on where the last read ended; -2: end where it began
+            # -1: continue at the end of the last read; -2: end at its start
             st.integers(0, SIZE - 1) | st.sampled_from([-1, -2]),
             st.sampled_from([1, 100, 4096, 5000, 128 * KIB, 300_000, MIB]),
         ),
@@ -233,7 +233,7 @@ def test_any_reads(
     opened: bool,
     fault_seed: int | None,
 ) -> None:
-    """Any reads from any number of threads give the right bytes, within the memory budget."""
+    """Any reads from any number of threads return the right bytes, within the memory budget."""
     with Reading(
         SIZE, part_bytes=part_bytes, memory_bytes=memory_bytes, chunk_bytes=chunk_bytes
     ) as reading:
@@ -254,8 +254,7 @@ def test_any_reads(
             result = worker.end()
             if isinstance(result, Exception):
                 raise result
-        # One read per thread, in whole pages, what the last one has left of its page, and the
-        # head that open fetched.
+        # One read per thread, in whole pages, the rest of its last page, and the head from open.
         allowed = memory_bytes + threads * (MIB + 4 * PAGE) + (HEAD_BYTES if opened else 0)
         assert reading.budget.most_bytes <= allowed
         reading.stream.close()
@@ -265,7 +264,7 @@ def test_any_reads(
 
 @pytest.mark.parametrize("offset", [0, 1, 99, 100, 101, 10**15])
 def test_the_end_of_the_object(offset: int) -> None:
-    """Reads are cut at the end of the object, and empty beyond it, without a request."""
+    """Reads end at the end of the object, and are empty beyond it, without a request."""
     with Reading(100) as reading:
         reading.check(offset, 50)
         assert reading.client.count() == (1 if offset < 100 else 0)
@@ -281,7 +280,7 @@ def test_the_end_of_the_object(offset: int) -> None:
 def test_a_sequential_read_fetches_each_byte_once(
     read_size: int, part_bytes: int, memory_bytes: int, opened: bool
 ) -> None:
-    """Reading from start to end asks for every byte exactly once, with any memory."""
+    """A sequential read requests every byte exactly once, with any memory."""
     with Reading(SIZE, part_bytes=part_bytes, memory_bytes=memory_bytes) as reading:
         if opened:
             reading.stream.open()
@@ -295,7 +294,7 @@ def test_a_sequential_read_fetches_each_byte_once(
 @pytest.mark.parametrize("part_bytes", [64 * KIB, MIB, 8 * MIB])
 @pytest.mark.parametrize("size", [SIZE, 4 * MIB])
 def test_a_backward_read_fetches_each_byte_once(read_size: int, part_bytes: int, size: int) -> None:
-    """Reading from the end to the start asks for every byte exactly once, too."""
+    """A backward read requests every byte exactly once as well."""
     with Reading(size, part_bytes=part_bytes) as reading:
         for offset, length in backwards(0, size, read_size):
             reading.check(offset, length)
@@ -303,7 +302,7 @@ def test_a_backward_read_fetches_each_byte_once(read_size: int, part_bytes: int,
 
 
 def test_what_was_read_is_counted() -> None:
-    """Every byte that was read counts, whether it was here or had to be waited for."""
+    """Every byte read is counted, with or without a wait."""
     with Reading(SIZE) as reading:
         reading.stream.open()
         for offset in range(0, SIZE, 50_000):
@@ -316,7 +315,7 @@ def test_what_was_read_is_counted() -> None:
 
 
 def tiled(ranges: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return what ranges cover that neither overlap nor leave a gap."""
+    """Return the range that adjacent ranges cover together."""
     ranges = sorted(ranges)
     for (_, stop), (start, _) in itertools.pairwise(ranges):
         assert start == stop
@@ -324,7 +323,7 @@ def tiled(ranges: list[tuple[int, int]]) -> tuple[int, int]:
 
 
 def test_a_sequential_read_from_the_middle() -> None:
-    """A run that begins in the middle fetches from its page on, each byte once."""
+    """A run from the middle fetches each byte once, from its page on."""
     with Reading(SIZE) as reading:
         for offset in range(1_000_000, SIZE, 100_000):
             reading.check(offset, 100_000)
@@ -340,7 +339,7 @@ def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
     slots = random_.sample(range(1, total // MIB - 1), 25)
     offsets = [slot * MIB + random_.randrange(70) * PAGE + seed % 1000 for slot in slots]
     distances = [after - before for before, after in itertools.pairwise(offsets)]
-    # Three at one distance are a stride, by chance in one of 200 orders.
+    # Three at one distance are a stride; that happens in one of 200 orders.
     assume(all(after != before for before, after in itertools.pairwise(distances)))
     with Reading(total, part_bytes=8 * MIB) as reading:
         expected = []
@@ -353,7 +352,7 @@ def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 4096, 128 * KIB, WHOLE_BYTES])
 def test_a_small_file_is_one_request(size: int) -> None:
-    """Open and reading all of a small file take one GET together."""
+    """Open and read of a small file take one GET together."""
     with Reading(size, part_bytes=8 * MIB) as reading:
         assert reading.stream.open() == reading.client.info(KEY)
         for offset in range(0, size, 50_000):
@@ -363,12 +362,12 @@ def test_a_small_file_is_one_request(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, SMALL_BYTES, SMALL_BYTES + 1])
 def test_open_of_a_small_file_brings_all_of_it(size: int) -> None:
-    """Up to a size the end is waited for and the first read waits no more; else the headers."""
+    """Open waits for all of a small file, so the first read need not; otherwise for the headers."""
     with Reading(size, part_bytes=8 * MIB) as reading:
         reading.client.inject("get", Fault(hang=True))
         opening = Background(reading.stream.open)
         reading.asked(1)
-        time.sleep(0.05)  # time for the headers to come
+        time.sleep(0.05)  # time for the headers to arrive
         assert opening.ended == (size > SMALL_BYTES)
         reading.stream.close()
         opening.end()
@@ -382,7 +381,7 @@ def test_open_of_a_small_file_brings_all_of_it(size: int) -> None:
 
 
 def test_open_of_a_large_file_fetches_its_head() -> None:
-    """Open fetches the head, which a first look uses; read-ahead begins where it goes on."""
+    """Open fetches the head, which suffices for a first look; read-ahead starts after it."""
     with Reading(SIZE, part_bytes=8 * MIB) as reading:
         reading.stream.open()
         reading.check(0, 16 * KIB)
@@ -393,7 +392,7 @@ def test_open_of_a_large_file_fetches_its_head() -> None:
 
 
 def test_a_large_head_is_fetched_in_parts_at_once() -> None:
-    """Of a head of 5 MiB the first one is there, and read, before the others have come."""
+    """The first part of a head of 5 MiB can be read before the others have arrived."""
     with Reading(8 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
         opening = Background(reading.stream.open)
         reading.asked(7)
@@ -406,7 +405,7 @@ def test_a_large_head_is_fetched_in_parts_at_once() -> None:
 
 
 def test_a_large_head_comes_in_any_order() -> None:
-    """Where the later parts of a head come first, all of it is read, each byte fetched once."""
+    """If later parts of a head arrive first, all of it is read, and each byte fetched once."""
     with Reading(5 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
         opening = Background(reading.stream.open)
         reading.asked(7)
@@ -418,7 +417,7 @@ def test_a_large_head_comes_in_any_order() -> None:
 
 
 def test_the_head_is_used_by_the_largest_read() -> None:
-    """A first read of 1 MiB, as the kernel sends it, does not throw away what open fetched."""
+    """A first read of 1 MiB, as the kernel sends it, uses the head."""
     with Reading(SIZE, part_bytes=8 * MIB) as reading:
         reading.stream.open()
         reading.client.quiet()
@@ -428,7 +427,7 @@ def test_the_head_is_used_by_the_largest_read() -> None:
 
 
 def test_reading_again_is_from_memory() -> None:
-    """What was just read and is still near the reader costs no second request."""
+    """Bytes near the reader that were just read need no second request."""
     with Reading(SIZE) as reading:
         for offset in range(0, 2 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
@@ -440,7 +439,7 @@ def test_reading_again_is_from_memory() -> None:
 
 
 def test_many_waiters_of_one_part_share_a_request() -> None:
-    """Threads that want the same bytes at once cause one GET."""
+    """Threads that need the same bytes share one GET."""
     with Reading(SIZE, stepped=True, part_bytes=8 * MIB) as reading:
         readers = [Background(lambda: reading.check(MIB, 4096)) for _ in range(6)]
         reading.asked(1)
@@ -451,7 +450,7 @@ def test_many_waiters_of_one_part_share_a_request() -> None:
 
 
 def test_a_part_of_another_reader_in_the_way() -> None:
-    """Without memory, what is missing behind a part that another reader waits for is fetched."""
+    """Without memory, the bytes behind another reader's pending part are fetched."""
     with Reading(SIZE, part_bytes=8 * MIB, memory_bytes=1, stepped=True) as reading:
         first = Background(lambda: reading.check(200 * KIB, 64 * KIB))
         reading.asked(1)
@@ -459,7 +458,7 @@ def test_a_part_of_another_reader_in_the_way() -> None:
         assert first.end() is None
         other = Background(lambda: reading.check(128 * KIB, 16 * KIB))
         reading.asked(2)
-        # A backward reader, whose read-ahead begins before that part, and whose read ends after.
+        # A backward reader whose read-ahead begins before that part, and whose read ends after it.
         second = Background(lambda: reading.check(136 * KIB, 64 * KIB))
         time.sleep(0.05)  # time for its request to appear
         while not (other.ended and second.ended):
@@ -472,12 +471,12 @@ def test_memory_is_bounded_by_the_window() -> None:
     with Reading(32 * MIB, part_bytes=MIB) as reading:
         for offset in range(0, 32 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
-        # Eight parts ahead, a quarter of that behind, and one that is waited for.
+        # Eight parts ahead, a quarter of that behind, and one that the reader waits for.
         assert reading.budget.most_bytes <= (8 + 2 + 1) * MIB
 
 
 def test_without_memory_nothing_is_read_ahead() -> None:
-    """With no memory left a read fetches what it was asked for, and holds nothing after it."""
+    """Without memory a read fetches its own bytes, and holds nothing afterwards."""
     with Reading(SIZE, part_bytes=8 * MIB, memory_bytes=1) as reading:
         for offset in range(0, 40 * PAGE, PAGE):
             reading.check(offset, PAGE)
@@ -489,7 +488,7 @@ def test_without_memory_nothing_is_read_ahead() -> None:
 
 
 def test_without_memory_unaligned_reads_leave_nothing() -> None:
-    """With no memory left also reads that end within a page hold nothing after their answers."""
+    """Without memory even reads that end within a page hold nothing afterwards."""
     random_ = random.Random(1)
     with Reading(64 * MIB, part_bytes=8 * MIB, memory_bytes=1) as reading:
         for _ in range(100):
@@ -498,7 +497,7 @@ def test_without_memory_unaligned_reads_leave_nothing() -> None:
 
 
 def test_open_files_that_nobody_reads_stay_within_the_memory() -> None:
-    """Where there is no memory left, open fetches one page; the bytes are there all the same."""
+    """Without memory open fetches one page, and the bytes can still be read."""
     with Reading(WHOLE_BYTES, part_bytes=8 * MIB, memory_bytes=WHOLE_BYTES) as reading:
         other = reading.another()
         reading.stream.open()
@@ -537,7 +536,7 @@ STALLS = {
 @pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("times", [1, 4])
 def test_a_failed_request_is_made_again(fault: Fault, opened: bool, times: int) -> None:
-    """Whatever goes wrong with a GET, a retry brings the right bytes."""
+    """After any fault of a GET, a retry gets the right bytes."""
     with Reading(50_000) as reading:
         reading.client.inject("get", *[fault] * times)
         if opened:
@@ -551,7 +550,7 @@ def test_a_failed_request_is_made_again(fault: Fault, opened: bool, times: int) 
 @pytest.mark.parametrize("fault", STALLS.values(), ids=STALLS)
 @pytest.mark.parametrize("opened", [False, True])
 def test_a_stalled_request_is_cancelled_and_made_again(fault: Fault, opened: bool) -> None:
-    """A GET that goes silent is cancelled after its time, and another one brings the bytes."""
+    """A silent GET is cancelled after its time, and another one gets the bytes."""
     with Reading(50_000, stall_s=0.05) as reading:
         reading.client.inject("get", fault)
         if opened:
@@ -563,7 +562,7 @@ def test_a_stalled_request_is_cancelled_and_made_again(fault: Fault, opened: boo
 
 
 def stalled(reading: Reading) -> int:
-    """Read until one request has stalled, on an object in parts of 1 MiB; return how far."""
+    """Read until one request has stalled, in parts of 1 MiB; return the position."""
     offset = 0
     for offset in range(0, 2 * MIB, 128 * KIB):
         reading.check(offset, 128 * KIB)
@@ -577,7 +576,7 @@ def stalled(reading: Reading) -> int:
 
 
 def sizes_from(reading: Reading, offset: int) -> list[int]:
-    """Read to the end; return the sizes of the requests that were made meanwhile."""
+    """Read to the end; return the sizes of the requests."""
     before = len(reading.client.ranges())
     for position in range(offset, reading.stream.size_bytes, 128 * KIB):
         reading.check(position, 128 * KIB)
@@ -585,7 +584,7 @@ def sizes_from(reading: Reading, offset: int) -> list[int]:
 
 
 def test_a_stall_slows_the_reader_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a stall, parts are half as large, as long as they take their time: less to wait for."""
+    """After a stall parts are half as large, while they are slow: less to wait for."""
     monkeypatch.setattr(stream, "TIMELY_SHARE", 0.0)
     with Reading(32 * MIB, part_bytes=MIB, stall_s=0.05) as reading:
         offset = stalled(reading)
@@ -594,7 +593,7 @@ def test_a_stall_slows_the_reader_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_after_a_stall_parts_grow_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When eight parts have come in time after a stall, they are as large as before again."""
+    """After eight parts in time, parts have their full size again."""
     monkeypatch.setattr(stream, "TIMELY_SHARE", SAFE_S)
     with Reading(32 * MIB, part_bytes=MIB, stall_s=0.05) as reading:
         sizes = sizes_from(reading, stalled(reading))
@@ -605,7 +604,7 @@ def test_after_a_stall_parts_grow_again(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("fault", [*FAULTS.values(), STALLS["silence"]], ids=[*FAULTS, "silence"])
 @pytest.mark.parametrize("opened", [False, True])
 def test_failing_forever_is_eio(fault: Fault, opened: bool) -> None:
-    """When no retry helps, the read ends with EIO once its total time is used up."""
+    """If no retry helps, the read ends with EIO after its total time."""
     with Reading(50_000, stall_s=0.03, total_s=0.3) as reading:
         reading.client.script = lambda request: fault
         call = reading.stream.open if opened else functools.partial(reading.stream.read, 0, 50_000)
@@ -619,7 +618,7 @@ def test_failing_forever_is_eio(fault: Fault, opened: bool) -> None:
 
 
 def test_after_the_total_each_read_is_one_try() -> None:
-    """Whoever reads on after EIO waits for no second total, until bytes come again."""
+    """After EIO each read gets one try, until bytes arrive again."""
     with Reading(50_000, stall_s=0.03, total_s=0.3) as reading:
         reading.client.script = lambda request: FAULTS["changed on the way"]
         with pytest.raises(ChecksumMismatch):
@@ -638,7 +637,7 @@ def test_after_the_total_each_read_is_one_try() -> None:
 
 
 def test_silence_is_a_stall() -> None:
-    """No answer at all is said as such: how long, and how many bytes did not come."""
+    """The error has the time, and the number of missing bytes."""
     with Reading(50_000, stall_s=0.01, total_s=0.2) as reading:
         reading.client.script = lambda request: Fault(silent=True)
         with pytest.raises(Stalled, match=r"4096 bytes did not arrive within \d+\.\d s"):
@@ -659,7 +658,7 @@ def test_silence_is_a_stall() -> None:
 def test_what_no_retry_helps(
     change: Callable[[FakeClient], object], kind: type[S3Error], opened: bool
 ) -> None:
-    """A replaced, deleted or forbidden object is said at once, without a second request."""
+    """A replaced, deleted or forbidden object is reported immediately, without a retry."""
     with Reading(50_000) as reading:
         change(reading.client)
         call = reading.stream.open if opened else functools.partial(reading.stream.read, 0, 100)
@@ -671,7 +670,7 @@ def test_what_no_retry_helps(
 @settings(deadline=None, max_examples=examples(20))
 @given(st.integers(1, 30), st.sampled_from([4096, 100_000, MIB]))
 def test_never_a_mixture(change_at: int, read_size: int) -> None:
-    """An object replaced while it is read gives old bytes or an error, never new ones."""
+    """An object that is replaced during reads gives old bytes or an error, never new ones."""
     with Reading(SIZE) as reading:
         made = 0
 
@@ -690,7 +689,7 @@ def test_never_a_mixture(change_at: int, read_size: int) -> None:
 
 
 def test_a_failed_read_ahead_costs_nothing_until_wanted() -> None:
-    """A part that was fetched ahead and failed is asked for again when a reader comes to it."""
+    """A failed part ahead is requested again when a reader needs it."""
     with Reading(SIZE) as reading:
         failing = range(256 * KIB, 320 * KIB)
         failed: list[Request] = []
@@ -713,7 +712,7 @@ def test_a_failed_read_ahead_costs_nothing_until_wanted() -> None:
 
 
 def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
-    """A refusal of what was fetched ahead (keys that had expired) does not outlast its cause."""
+    """A refusal of read-ahead (expired keys) does not affect later reads."""
     with Reading(SIZE) as reading:
         reading.client.script = lambda request: (
             Fault(error=AccessDenied("expired")) if request.start >= 128 * KIB else None
@@ -727,7 +726,7 @@ def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
 
 
 def test_what_came_while_it_was_given_up_is_used() -> None:
-    """A head that arrives just as its time is up is used, not asked for again."""
+    """A head that arrives just as its time is up is used, and not requested again."""
 
     class Late(ReadStream):
         def _replace_failed(self, part: Any, attempts: Attempts) -> None:
@@ -746,7 +745,10 @@ def test_what_came_while_it_was_given_up_is_used() -> None:
 def test_a_mismatched_range_is_fetched_again_as_it_was(
     size: int, step: int, memory_bytes: int
 ) -> None:
-    """Bytes that did not match come again in one piece: smaller ones have no checksum."""
+    """A range with a wrong checksum is fetched again in one piece:
+
+    smaller ones have no checksum.
+    """
     mismatched: Counter[tuple[int, int]] = Counter()
 
     def script(request: Request) -> Fault | None:
@@ -770,7 +772,7 @@ def test_a_mismatched_range_is_fetched_again_as_it_was(
 
 
 def test_a_mismatch_ahead_of_the_reader() -> None:
-    """A read from the middle of what did not match, or a plan that runs into it, asks for all."""
+    """A read or a plan that touches a part of a mismatched range requests all of it."""
     with Reading(SIZE, memory_bytes=MIB) as reading:
         bad = (2 * MIB, 2 * MIB + 64 * KIB)
         reading.stream.open()
@@ -790,7 +792,7 @@ def test_a_mismatch_ahead_of_the_reader() -> None:
 
 
 def test_changed_on_the_way_forever_is_eio() -> None:
-    """Bytes that never match are EIO in the end, with the option that would let them pass."""
+    """If the bytes never match, the read is EIO, with the option that skips the comparison."""
     fault = Fault(error=ChecksumMismatch("the body does not match its crc32 checksum"))
     with Reading(SIZE, total_s=0.2, head_bytes=PAGE) as reading:
         reading.stream.open()
@@ -805,7 +807,7 @@ def test_changed_on_the_way_forever_is_eio() -> None:
 
 
 def test_failed_parts_give_their_memory_back() -> None:
-    """What was wanted and failed beside another failure is not held until close."""
+    """Parts that failed beside another failure release their memory before the close."""
     with Reading(64 * MIB) as reading:
         reading.check(0, 128 * KIB)
         reading.client.quiet()
@@ -824,12 +826,12 @@ def test_failed_parts_give_their_memory_back() -> None:
 
 # --- Late answers ---
 
-#: Where the tests of this section read: a page that no other one has to do with.
+#: The tests of this section read this page, which no other request covers.
 HERE = MIB
 
 
 class Late(Reading):
-    """A stream whose requests for one page took next to nothing so far; the next one waits."""
+    """A stream whose requests for a page took almost no time so far; the next one waits."""
 
     def __init__(
         self, requests: int = hedging.LEAST_REQUESTS, size: int = PAGE, **options: Any
@@ -839,18 +841,18 @@ class Late(Reading):
             self.stats.arrived(size, 0.001, waited=True)
 
     def reads(self, count: int = 1) -> list[Background]:
-        """Begin so many reads of one page."""
+        """Start this many reads of the page."""
         return [Background(lambda: self.check(HERE, PAGE)) for _ in range(count)]
 
     def hedges(self) -> tuple[int, int]:
-        """Return how many requests were made twice, and of how many the second was faster."""
+        """Return the numbers of hedged requests, and of those that were faster."""
         numbers = self.counters.snapshot()
         return numbers["hedges"], numbers["hedges_won"]
 
 
 @pytest.fixture
 def _soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let requests be late soon."""
+    """Let requests count as late soon."""
     monkeypatch.setattr(hedging, "LEAST_LATE_S", 0.01)
 
 
@@ -873,7 +875,7 @@ def test_a_late_request_is_made_twice(last_first: bool, readers: int) -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_several_readers_of_a_late_request_make_one_more() -> None:
-    """Readers that all find the same request late make one second request together."""
+    """Readers that wait for the same late request send one second request together."""
     readers = 4
     together = threading.Barrier(readers)
 
@@ -882,7 +884,7 @@ def test_several_readers_of_a_late_request_make_one_more() -> None:
             together.wait(SAFE_S)
             super()._hedged(part, attempts)
 
-    # So many requests have come that one for each reader would be allowed.
+    # There were enough requests to permit a hedge for each reader.
     with Late(requests=readers * round(1 / hedging.HEDGED_SHARE), stream_class=Together) as reading:
         reads = reading.reads(readers)
         reading.asked(2)
@@ -895,7 +897,7 @@ def test_several_readers_of_a_late_request_make_one_more() -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_a_second_request_that_is_not_allowed_keeps_no_memory() -> None:
-    """A late request that may not be made twice gives back what was taken for the second one."""
+    """If a hedge is not permitted, its memory is released."""
     refused = threading.Event()
 
     class Refused(ReadStream):
@@ -918,7 +920,7 @@ def test_a_second_request_that_is_not_allowed_keeps_no_memory() -> None:
 @pytest.mark.usefixtures("_soon_late")
 @pytest.mark.parametrize("fault", STALLS.values(), ids=STALLS)
 def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
-    """However far an answer has come before it hangs, the second one brings the right bytes."""
+    """With any part of an answer before a hang, the second request gets the right bytes."""
     with Late() as reading:
         reading.client.inject("get", fault)
         (reader,) = reading.reads()
@@ -933,7 +935,7 @@ def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_a_small_file_whose_end_is_late() -> None:
-    """Open does not wait for it any longer, and the first read makes a second request."""
+    """Open does not wait longer for the end, and the first read sends a second request."""
     with Reading(SMALL_BYTES, part_bytes=8 * MIB) as reading:
         for _ in range(hedging.LEAST_REQUESTS):
             reading.stats.arrived(SMALL_BYTES, 0.001, waited=True)
@@ -946,7 +948,7 @@ def test_a_small_file_whose_end_is_late() -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_the_second_request_takes_memory() -> None:
-    """While there are two, both are counted; with no memory for a second there is none."""
+    """Both requests count in the budget; without memory there is no second one."""
     with Late() as reading:
         (reader,) = reading.reads()
         reading.asked(2)
@@ -961,7 +963,7 @@ def test_the_second_request_takes_memory() -> None:
 
 
 def assert_alone(reading: Late) -> None:
-    """See that no second request comes, and answer the first."""
+    """Check that there is no second request, and answer the first."""
     reading.asked(1)
     time.sleep(0.05)  # time for wrong requests to appear
     assert reading.client.step(10) == 1
@@ -973,7 +975,7 @@ def assert_alone(reading: Late) -> None:
     ("requests", "size"), [(0, PAGE), (hedging.LEAST_REQUESTS - 1, PAGE), (64, MIB)]
 )
 def test_nothing_is_late_without_history(requests: int, size: int) -> None:
-    """As long as few requests of about this size have been seen, none is made twice."""
+    """With few requests of about this size before, none is hedged."""
     with Late(requests, size) as reading:
         (reader,) = reading.reads()
         assert_alone(reading)
@@ -982,7 +984,7 @@ def test_nothing_is_late_without_history(requests: int, size: int) -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_few_requests_are_made_twice() -> None:
-    """If everything is late, only the allowed share of it is asked for again."""
+    """If all requests are late, only the permitted share is hedged."""
     with Late() as reading:
         late = 20
         for index in range(late):
@@ -1011,7 +1013,7 @@ def test_few_requests_are_made_twice() -> None:
     ids=["500", "412", "another version", "cut", "too long", "no headers"],
 )
 def test_a_second_request_that_fails_changes_nothing(fault: Fault) -> None:
-    """A wrong answer to the second request is dropped: the first is still waited for."""
+    """A wrong answer to the second request is dropped, and the first one is still awaited."""
     with Late() as reading:
         (reader,) = reading.reads()
         reading.asked(2)
@@ -1026,7 +1028,7 @@ def test_a_second_request_that_fails_changes_nothing(fault: Fault) -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_a_first_request_that_fails_late_is_made_again() -> None:
-    """When the first one fails while there is a second, another try brings the bytes."""
+    """If the first request fails while there is a second, another try gets the bytes."""
     with Late() as reading:
         (reader,) = reading.reads()
         reading.asked(2)
@@ -1041,7 +1043,7 @@ def test_a_first_request_that_fails_late_is_made_again() -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_close_cancels_both() -> None:
-    """Close while there are two requests cancels both and gives the memory of both back."""
+    """Close with two requests cancels both, and releases the memory of both."""
     with Late() as reading:
         (reader,) = reading.reads()
         reading.asked(2)
@@ -1054,7 +1056,7 @@ def test_close_cancels_both() -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 def test_close_just_before_a_second_request() -> None:
-    """A stream that is closed when its request turns out to be late takes no memory any more."""
+    """A stream that is closed when its request becomes late takes no more memory."""
 
     class Closing(ReadStream):
         def _hedged(self, part: Part, attempts: Attempts) -> None:
@@ -1072,11 +1074,11 @@ def test_close_just_before_a_second_request() -> None:
 
 
 def test_a_stream_that_is_not_read_gives_everything_back() -> None:
-    """After so many looks without a read nothing is held, or under way; reading on works."""
+    """After some sweeps without a read nothing is held or in flight, and reading works again."""
     with Reading(SIZE) as reading:
         reading.check(0, 128 * KIB)
         reading.client.quiet()
-        reading.stream.rest(3)  # there was a read since the last look
+        reading.stream.rest(3)  # there was a read since the last sweep
         for _ in range(2):
             reading.stream.rest(3)
             assert reading.stream.held_bytes > 0
@@ -1087,7 +1089,7 @@ def test_a_stream_that_is_not_read_gives_everything_back() -> None:
 
 
 def test_rest_cancels_what_is_under_way() -> None:
-    """What was asked for ahead and has not come is cancelled."""
+    """Requests ahead that have not been answered are cancelled."""
     with Reading(SIZE, stepped=True) as reading:
         reader = Background(lambda: reading.check(0, 128 * KIB))
         reading.asked(2 + 16)
@@ -1101,7 +1103,7 @@ def test_rest_cancels_what_is_under_way() -> None:
 
 
 def test_each_read_counts_anew() -> None:
-    """A read between two looks, also of what is here, begins the patience again."""
+    """A read between two sweeps, even from memory, restarts the count."""
     with Reading(SIZE) as reading:
         for index in range(20):
             reading.check(index * 4 * KIB, 4 * KIB)
@@ -1111,7 +1113,7 @@ def test_each_read_counts_anew() -> None:
 
 
 def test_who_waits_does_not_rest() -> None:
-    """A stream with a reader or an open that waits keeps what they wait for."""
+    """A stream with a waiting reader or open keeps what they wait for."""
     with Reading(SIZE, stepped=True) as reading:
         for call in (reading.stream.open, lambda: reading.check(2 * MIB, 4 * KIB)):
             before = reading.client.count()
@@ -1126,7 +1128,7 @@ def test_who_waits_does_not_rest() -> None:
 
 @pytest.mark.parametrize("paused_mib", range(24, 32))
 def test_a_reader_that_goes_on_after_a_rest_is_still_a_sequential_one(paused_mib: int) -> None:
-    """Wherever in a part a reader paused, its next read is one of its run, with read-ahead."""
+    """Wherever a reader paused in a part, its next read continues its run, with read-ahead."""
     with Reading(64 * MIB, part_bytes=8 * MIB) as reading:
         paused = paused_mib * MIB
         for offset in range(0, paused, MIB):
@@ -1143,7 +1145,7 @@ def test_a_reader_that_goes_on_after_a_rest_is_still_a_sequential_one(paused_mib
 
 
 def test_a_closed_stream_does_not_rest() -> None:
-    """Rest after close gives nothing back twice."""
+    """A sweep after the close releases nothing twice."""
     with Reading(SIZE) as reading:
         reading.check(0, 128 * KIB)
         reading.stream.close()
@@ -1156,7 +1158,7 @@ def test_a_closed_stream_does_not_rest() -> None:
 
 
 def test_interrupt_ends_all_waits() -> None:
-    """When the mount goes away every reader gets Interrupted, whatever it waits for."""
+    """At the end of the mount every reader gets Interrupted, whatever it waits for."""
     with Reading(64 * MIB, stepped=True) as reading:
         readers = [
             Background(functools.partial(reading.stream.read, index * 8 * MIB, 4096))
@@ -1172,19 +1174,19 @@ def test_interrupt_ends_all_waits() -> None:
 
 
 def test_interrupt_ends_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a reader that pauses before its next try is woken."""
+    """A reader that pauses before its next try is woken as well."""
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 2 * SAFE_S)
     monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 2 * SAFE_S)
     with Reading(50_000, total_s=100 * SAFE_S) as reading:
         reading.client.script = lambda request: Fault(error=ServerFault("500"))
         reader = Background(lambda: reading.stream.read(0, 100))
-        reading.asked(2)  # the second try comes at once, the third after the pause
+        reading.asked(2)  # the second try comes immediately, the third after the pause
         reading.stopping.set()
         assert isinstance(reader.end(), Interrupted)
 
 
 def test_close_cancels_and_gives_back() -> None:
-    """Close cancels what is in flight, wakes its readers and gives all memory back."""
+    """Close cancels requests in flight, wakes its readers and releases all memory."""
     with Reading(SIZE, stepped=True) as reading:
         reader = Background(lambda: reading.stream.read(0, 128 * KIB))
         reading.asked(2 + 16)  # parts of 64 KiB: the read, and 1 MiB ahead
@@ -1196,14 +1198,14 @@ def test_close_cancels_and_gives_back() -> None:
         assert reading.client.cancelled == 2 + 16
         with pytest.raises(BadHandle):
             reading.stream.read(0, 100)
-        reading.stream.close()  # twice does no harm
+        reading.stream.close()  # a second close does no harm
         assert reading.closed == [reading.stream]
 
 
 @settings(deadline=None, max_examples=examples(25))
 @given(st.integers(0, 40), st.integers(0, 1000))
 def test_close_at_any_time(after: int, fault_seed: int) -> None:
-    """Close amid reads, answers and retries leaves nothing behind."""
+    """A close during reads, answers and retries leaves nothing behind."""
     with Reading(SIZE, part_bytes=32 * KIB, memory_bytes=500_000) as reading:
         reading.client.script = once_per_range(fault_seed)
 
@@ -1221,7 +1223,7 @@ def test_close_at_any_time(after: int, fault_seed: int) -> None:
 
 
 def test_an_info_is_that_of_the_answer() -> None:
-    """Open returns what S3 says now: a copy of equal content has its own time."""
+    """Open returns S3's present description: a copy of equal content has its own time."""
     with Reading(100) as reading:
         newer = reading.client.put(KEY, reading.data, mtime_ns=5)
         assert reading.stream.open() == newer

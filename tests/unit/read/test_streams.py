@@ -1,4 +1,4 @@
-"""All streams of a mount: what idle ones give back, and what a file tells of the next one."""
+"""All streams of a mount: memory of idle ones, and predictions for the next file."""
 
 import random
 import threading
@@ -25,7 +25,7 @@ DATA = random.Random(1).randbytes(SIZE)
 
 
 class Mount:
-    """A client of some objects with the same content, and their streams."""
+    """A client of several objects with the same content, and their streams."""
 
     def __init__(self, *, memory_bytes: int = 256 * MIB, **client: Any) -> None:
         self.client = FakeClient(dict.fromkeys(KEYS, DATA), **client)
@@ -46,14 +46,14 @@ class Mount:
         return self.streams.stream(self.client.info(KEYS[index]))
 
     def sweep(self, times: int) -> None:
-        """Look at all streams so many times."""
+        """Sweep all streams this many times."""
         for _ in range(times):
             self.streams.sweep()
 
 
 @pytest.fixture
 def mount() -> Iterator[Mount]:
-    """Streams with memory for all."""
+    """Streams with enough memory."""
     with Mount() as it:
         yield it
 
@@ -73,14 +73,14 @@ def read_on(stream: ReadStream, begin: int, stop: int) -> None:
 
 
 def test_idle_streams_give_everything_back(mount: Mount) -> None:
-    """After some looks without a read nothing is held; reading goes on where it was."""
+    """After some sweeps without a read nothing is held, and reading continues."""
     streams = [mount.stream(index) for index in range(4)]
     for stream in streams:
         read_on(stream, 0, 2 * MIB)
     mount.client.quiet()
     mount.sweep(IDLE_SWEEPS)
     assert mount.budget.held_bytes > 0
-    mount.sweep(1)  # the first of them saw the reads
+    mount.sweep(1)  # the first sweep saw the reads
     assert mount.budget.held_bytes == 0
     for stream in streams:
         read_on(stream, 2 * MIB, SIZE)
@@ -88,7 +88,7 @@ def test_idle_streams_give_everything_back(mount: Mount) -> None:
 
 
 def test_a_file_that_is_only_open_gives_its_head_back(mount: Mount) -> None:
-    """What open fetched and nobody reads is not held for as long as the file is open."""
+    """A head that is not read is dropped although the file stays open."""
     stream = mount.stream()
     stream.open()
     assert mount.budget.held_bytes == HEAD_BYTES
@@ -99,7 +99,7 @@ def test_a_file_that_is_only_open_gives_its_head_back(mount: Mount) -> None:
 
 
 def test_who_reads_keeps_what_is_ahead(mount: Mount) -> None:
-    """Beside idle streams the one that reads between two looks loses nothing."""
+    """A stream that reads between two sweeps loses nothing."""
     reader, idle = mount.stream(0), mount.stream(1)
     for stream in (reader, idle):
         read_on(stream, 0, 2 * MIB)
@@ -111,7 +111,7 @@ def test_who_reads_keeps_what_is_ahead(mount: Mount) -> None:
 
 
 def test_who_waits_keeps_what_it_waits_for() -> None:
-    """A stream whose reader has waited for long is not an idle one."""
+    """A stream whose reader has waited for long is not idle."""
     with Mount(stepped=True) as mount:
         stream = mount.stream()
         errors: list[BaseException] = []
@@ -135,13 +135,13 @@ def test_who_waits_keeps_what_it_waits_for() -> None:
 
 
 def press(mount: Mount) -> None:
-    """Let somebody be refused memory, for the limit."""
+    """Make the budget refuse memory because of its limit."""
     lease = mount.budget.lease()
     assert not lease.try_take(mount.budget.limit_bytes + 1)
 
 
 def test_under_pressure_the_idle_give_back_at_once(mount: Mount) -> None:
-    """When others are refused memory, a stream that did not read since the last look is idle."""
+    """If others are refused memory, a stream without a read since the last sweep is idle."""
     idle, reader = mount.stream(0), mount.stream(1)
     for stream in (idle, reader):
         read_on(stream, 0, 4 * MIB)
@@ -156,7 +156,7 @@ def test_under_pressure_the_idle_give_back_at_once(mount: Mount) -> None:
 
 
 def test_old_pressure_is_forgotten(mount: Mount) -> None:
-    """Without a refusal since the last look, streams may be idle for the usual time."""
+    """Without a refusal since the last sweep, streams may be idle for the usual time."""
     stream = mount.stream()
     press(mount)
     read_on(stream, 0, 4 * MIB)
@@ -167,7 +167,7 @@ def test_old_pressure_is_forgotten(mount: Mount) -> None:
 
 
 def test_closed_streams_are_forgotten(mount: Mount) -> None:
-    """A stream that was closed, once or twice, holds nothing and is not looked at any more."""
+    """A closed stream, even if closed twice, holds nothing and is not swept."""
     stream = mount.stream()
     read_on(stream, 0, 2 * MIB)
     stream.close()
@@ -180,7 +180,7 @@ def test_closed_streams_are_forgotten(mount: Mount) -> None:
 
 
 def test_memory_goes_back_to_the_system_once(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When nothing has been held for a while it is given back, once until the next read."""
+    """If nothing was held for a while, memory is returned once until the next read."""
     given_back: list[int] = []
     monkeypatch.setattr(module, "give_back", lambda: given_back.append(1))
     stream = mount.stream()
@@ -193,7 +193,7 @@ def test_memory_goes_back_to_the_system_once(mount: Mount, monkeypatch: pytest.M
 
 
 def test_sweeping_while_streams_come_and_go(mount: Mount) -> None:
-    """Looks, reads, opens and closes at the same time disturb nobody and leave nothing."""
+    """Sweeps, reads, opens and closes in parallel do no harm and leave nothing."""
     errors: list[BaseException] = []
     done = threading.Event()
 
@@ -233,7 +233,7 @@ def test_sweeping_while_streams_come_and_go(mount: Mount) -> None:
 
 
 def opened(mount: Mount, index: int) -> list[tuple[int, int]]:
-    """Open a file and close it; return the ranges that were requested."""
+    """Open a file and close it; return the requested ranges."""
     before = len(mount.client.ranges())
     stream = mount.stream(index)
     stream.open()
@@ -242,7 +242,7 @@ def opened(mount: Mount, index: int) -> list[tuple[int, int]]:
 
 
 def test_what_was_read_says_what_is_fetched(mount: Mount) -> None:
-    """After files of which little was read, open fetches that of the next one in the directory."""
+    """After files of which little was read, open fetches as much of the next one."""
     assert opened(mount, 7) == [(0, HEAD_BYTES)]
     for index in range(LAST_FILES):
         stream = mount.stream(index)
@@ -253,14 +253,14 @@ def test_what_was_read_says_what_is_fetched(mount: Mount) -> None:
 
 
 def test_what_the_kernel_has_says_nothing(mount: Mount) -> None:
-    """Where nothing was fetched with open, programs may have read what the kernel has."""
+    """If open has fetched nothing, programs may have read pages that the kernel had."""
     for index in range(LAST_FILES):
         mount.stream(index).close()
     assert opened(mount, 7) == [(0, HEAD_BYTES)]
 
 
 def test_a_stream_that_rested_tells_all_it_read(mount: Mount) -> None:
-    """What was read before a rest counts with what was read after it."""
+    """Bytes read before a rest count together with those after it."""
     for index in range(LAST_FILES):
         stream = mount.stream(index)
         stream.open()
@@ -272,7 +272,7 @@ def test_a_stream_that_rested_tells_all_it_read(mount: Mount) -> None:
 
 
 def test_all_streams_share_one_memory() -> None:
-    """However many streams read, together they hold what is allowed, and what is waited for."""
+    """All streams together hold at most the permitted memory, and what readers wait for."""
     with Mount(memory_bytes=16 * MIB) as mount:
         streams = [mount.stream(index) for index in range(len(KEYS))]
         most = 0

@@ -1,4 +1,4 @@
-"""Files that are read whole, compared with the checksum of the whole object."""
+"""Files that are read completely are compared with the whole object's checksum."""
 
 import os
 import random
@@ -33,7 +33,7 @@ NAMES = list(CRCS)
 
 @pytest.fixture(autouse=True)
 def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no request be made a second time because it is late."""
+    """Send no hedged requests."""
     monkeypatch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
 
 
@@ -54,21 +54,21 @@ class Reader:
         return self.world.fs.open(self.world.look(b"k").inode, os.O_RDONLY)
 
     def read(self, step: int = 128 * KIB) -> bytes:
-        """Read the file from beginning to end."""
+        """Read the file from start to end."""
         return self.world.read_file(self.world.look(b"k").inode, step)
 
     def run(self, handle: HandleNumber, reads: Iterable[Piece]) -> int:
-        """Read in pieces, and return how many there were."""
+        """Read in pieces, and return their number."""
         return sum(len(self.world.fs.read(handle, *read)) > 0 for read in reads)
 
     def heads(self) -> int:
-        """How often S3 has been asked."""
+        """The number of HEADs."""
         return self.client.count("head")
 
 
 @contextmanager
 def reader(data: bytes, name: str = "crc64nvme", **checksum: Any) -> Iterator[Reader]:
-    """Mount an object of which S3 has a checksum; with `of`, of other bytes."""
+    """Mount an object with a checksum of its own bytes, or of `of`."""
     with mounted({b"k": data}) as world:
         world.client.keep_checksum(b"k", name, **checksum)
         yield Reader(world)
@@ -77,7 +77,7 @@ def reader(data: bytes, name: str = "crc64nvme", **checksum: Any) -> Iterator[Re
 @pytest.mark.parametrize("step", [64 * KIB, MIB])
 @pytest.mark.parametrize("name", NAMES)
 def test_right(name: str, step: int) -> None:
-    """What matches is read, with one request more."""
+    """A matching file costs one additional request."""
     with reader(LARGE, name) as it:
         assert it.read(step) == LARGE
         assert it.heads() == 1
@@ -86,7 +86,7 @@ def test_right(name: str, step: int) -> None:
 @pytest.mark.parametrize("place", [0, 5 * MIB, len(LARGE) - 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong(name: str, place: int) -> None:
-    """One wrong bit anywhere: the end of the file cannot be read, now or later."""
+    """With one wrong bit anywhere, the end of the file cannot be read, now or later."""
     with reader(LARGE, name, of=flipped(LARGE, place)) as it:
         handle = it.open()
         with pytest.raises(FileDamaged, match=f"does not match its {name} checksum"):
@@ -99,7 +99,7 @@ def test_wrong(name: str, place: int) -> None:
 
 
 def test_the_next_open_has_nothing_of_a_damaged_file() -> None:
-    """The inode of a damaged file is nobody's any more, and the kernel is told to forget it."""
+    """The inode of a damaged file is replaced, and the kernel must forget its pages."""
     told: list[int] = []
     with reader(LARGE, of=flipped(LARGE, 7)) as it:
         it.world.fs._opener._on_damage = told.append
@@ -119,7 +119,7 @@ def test_the_next_open_has_nothing_of_a_damaged_file() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_small_files_of_which_little_was_fetched(name: str) -> None:
-    """A small file that is fetched in pieces is compared as a large one is."""
+    """A small file that is fetched in pieces is compared like a large one."""
     names = [b"l%d" % index for index in range(LAST_FILES)]
     for of, right in ((SMALL, True), (flipped(SMALL, 300 * KIB), False)):
         with mounted(dict.fromkeys([b"k", *names], SMALL)) as world:
@@ -138,14 +138,14 @@ def test_small_files_of_which_little_was_fetched(name: str) -> None:
 
 
 def test_a_file_that_is_fetched_whole() -> None:
-    """What comes in one piece has the checksum with it: nobody has to ask."""
+    """A file in one piece comes with its checksum, without a HEAD."""
     with reader(SMALL, of=b"another") as it:
         assert it.read() == SMALL
         assert it.heads() == 0
 
 
 def test_medium_files_fetched_with_open() -> None:
-    """Where open fetches several parts it asks for the checksum, too."""
+    """If open fetches several parts, it also requests the checksum."""
     data = LARGE[: 5 * MIB]
     with mounted({b"a": data, b"k": data}) as world:
         world.client.keep_checksum(b"k", "crc32c", of=flipped(data, 4 * MIB))
@@ -160,7 +160,7 @@ def test_medium_files_fetched_with_open() -> None:
 
 
 def test_files_fetched_ahead_of_their_opens() -> None:
-    """What is fetched ahead of its open is compared as well, and asked for once."""
+    """Prefetched files are compared as well, with one HEAD."""
     data = LARGE[: 2 * MIB]
     names = [b"f%02d" % index for index in range(12)]
     with mounted(dict.fromkeys(names, data), ttl_s=1000.0, asks_on_open=False) as world:
@@ -179,13 +179,13 @@ def test_files_fetched_ahead_of_their_opens() -> None:
 
 @pytest.mark.parametrize("kind", ["COMPOSITE", "another"])
 def test_checksums_of_parts_only(kind: str) -> None:
-    """A checksum that is not of all the bytes says nothing of them."""
+    """A checksum of parts only does not cover the bytes."""
     with reader(LARGE, of=b"", kind=kind) as it:
         assert it.read() == LARGE
 
 
 def test_an_upload_in_one_part() -> None:
-    """The checksum of the one part's checksum is one of all the bytes."""
+    """The checksum of a single part's checksum covers all bytes."""
     for data, right in ((LARGE, True), (flipped(LARGE, 9), False)):
         value = CRCS["crc32"].of(data, 0)
         outer = ALGORITHMS["crc32"].new()
@@ -200,7 +200,7 @@ def test_an_upload_in_one_part() -> None:
     ids=["refused", "silent", "lost"],
 )
 def test_no_answer(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where S3 does not say what the checksum is the file is read all the same."""
+    """Without an answer about the checksum the file can still be read."""
     with reader(LARGE, of=b"another") as it:
         monkeypatch.setattr(it.world.streams._retry_policy, "once_s", 0.01)
         it.client.inject("head", fault)
@@ -209,7 +209,7 @@ def test_no_answer(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_version() -> None:
-    """The checksum of another version than the one that is read says nothing."""
+    """The checksum of another version does not count."""
     with FakeClient({b"k": LARGE}) as client:
         it = Parts(SMALL, client, known=False)
         client.keep_checksum(b"k", "crc64nvme")
@@ -229,7 +229,7 @@ def test_another_version() -> None:
     ids=["here and there", "backwards", "two places"],
 )
 def test_nobody_is_asked(reads: Callable[[], list[Piece]]) -> None:
-    """Who does not read from the beginning on costs no request."""
+    """A reader that does not start at the beginning costs no HEAD."""
     with reader(LARGE, of=b"another") as it:
         handle = it.open()
         it.run(handle, reads())
@@ -238,7 +238,7 @@ def test_nobody_is_asked(reads: Callable[[], list[Piece]]) -> None:
 
 
 def test_what_is_left_out() -> None:
-    """A file of which a part has not been read is not compared."""
+    """A file with an unread part is not compared."""
     with reader(LARGE, of=b"another") as it:
         handle = it.open()
         it.run(handle, [*pieces(0, 4 * MIB, MIB), *pieces(6 * MIB, len(LARGE), MIB)])
@@ -247,7 +247,7 @@ def test_what_is_left_out() -> None:
 
 
 def test_the_end_first() -> None:
-    """Programs look at the end first: a file that is then read whole is compared."""
+    """Programs look at the end first: a file that is then read completely is compared."""
     with reader(LARGE, of=flipped(LARGE, MIB)) as it:
         handle = it.open()
         it.world.fs.read(handle, len(LARGE) - 4 * KIB, 4 * KIB)
@@ -257,7 +257,7 @@ def test_the_end_first() -> None:
 
 
 def test_turned_off() -> None:
-    """Where checksums are not wanted, or the store refuses to be asked, nobody asks."""
+    """Without checksums, by option or by the store's refusal, no HEAD is sent."""
     with reader(LARGE, of=b"another") as it:
         it.client.verifies = False
         assert it.read() == LARGE
@@ -265,7 +265,7 @@ def test_turned_off() -> None:
 
 
 def test_failures_on_the_way() -> None:
-    """Parts that failed and were fetched again, in other pieces, are compared as others are."""
+    """Parts that failed and were fetched again in other pieces are compared like others."""
     for of, right in ((LARGE, True), (flipped(LARGE, 3 * MIB), False)):
         with reader(LARGE, of=of) as it:
             faults = [Fault(cut=10), Fault(), Fault(error=ServerFault("no")), Fault(), Fault(cut=9)]
@@ -278,7 +278,7 @@ def test_failures_on_the_way() -> None:
 
 
 class Parts:
-    """A `WholeChecksum` and parts of its object, ready."""
+    """A `WholeChecksum`, and ready parts of its object."""
 
     def __init__(self, data: bytes, client: FakeClient, *, known: bool) -> None:
         self.data = data
@@ -313,7 +313,7 @@ def test_any_parts_in_any_order(
     known: bool,
     wrong: bool,
 ) -> None:
-    """However an object is cut, and whatever comes first, its checksum is that of the whole."""
+    """With any parts in any order, the checksum is that of the whole object."""
     data = LARGE[:10_000]
     with FakeClient({b"k": data}) as client:
         client.keep_checksum(b"k", name, of=flipped(data, 5000) if wrong else None)
@@ -328,7 +328,7 @@ def test_any_parts_in_any_order(
                 it.whole.ask()
             it.add(*range_)
             start, stop = ranges[order.randrange(index + 1)]
-            it.add(start, stop)  # once more
+            it.add(start, stop)  # a second time
             it.add(start, (start + stop + 1) // 2)
             found.append(it.whole.check())
         assert [each for each in found if each] == ([name] if wrong else [])
@@ -336,7 +336,7 @@ def test_any_parts_in_any_order(
 
 
 def test_too_many_places() -> None:
-    """A file that is read here and there is given up: nothing is computed, nobody asked."""
+    """A file read at many places is given up: no computation, no HEAD."""
     with FakeClient({b"k": LARGE}) as client:
         it = Parts(LARGE, client, known=False)
         for place in range(MOST_PLACES + 1):
@@ -350,7 +350,7 @@ def test_too_many_places() -> None:
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_bytes_before_the_answer(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is known which one it has to be, only so much is summed."""
+    """While the algorithm is unknown, only a limited number of bytes is summed."""
     monkeypatch.setattr(whole, "MOST_UNASKED_BYTES", 10 * KIB)
     monkeypatch.setattr(whole, "MOST_UNANSWERED_BYTES", 20 * KIB)
     with FakeClient({b"k": LARGE}) as client:
