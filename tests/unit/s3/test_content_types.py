@@ -1,4 +1,4 @@
-"""Content types go by the name that an object ends with, unless somebody chose another."""
+"""Content types follow the final name of an object, unless another type was chosen."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BINARY = "binary/octet-stream"
     [(b"d/a.png", "image/png"), (b"a.HTML", "text/html"), (b"a", None), (b"a.png/", None)],
 )
 def test_by_name(key: bytes, expected: str | None) -> None:
-    """The ending tells it; a directory's name tells nothing."""
+    """The extension decides; a directory's name has no type."""
     assert by_name(key) == expected
 
 
@@ -41,7 +41,7 @@ def test_by_name(key: bytes, expected: str | None) -> None:
     ],
 )
 def test_after_rename(before: str | None, old: bytes, new: bytes, expected: str | None) -> None:
-    """A type that a name gave, or nobody, follows the name; one that was chosen stays."""
+    """A type from a name, or a default, follows the name; a chosen one stays."""
     assert after_rename(before, old, new) == expected
 
 
@@ -51,7 +51,7 @@ def content_type(world: Mounted, key: bytes) -> str | None:
 
 
 def put(world: Mounted, key: bytes, options: PutOptions) -> None:
-    """Put an object past the mount."""
+    """Put an object without the mount."""
     world.client.put_object(key, Body([b"1"], 1, None), options).result()
 
 
@@ -59,7 +59,7 @@ def put(world: Mounted, key: bytes, options: PutOptions) -> None:
     ("before", "expected"), [(None, "text/css"), (BINARY, "text/css"), ("text/x-mine",) * 2]
 )
 def test_an_object_that_is_renamed(before: str | None, expected: str) -> None:
-    """The copy has the type by its new name, and all else that the object had."""
+    """The copy has the type of its new name, and all other properties."""
     with mounted(write=INFER, allow_rename=True) as world:
         options = PutOptions(
             content_type=before,
@@ -78,7 +78,7 @@ def test_an_object_that_is_renamed(before: str | None, expected: str) -> None:
 
 
 def test_without_the_option() -> None:
-    """A renamed object keeps its type, and nothing more is asked for that."""
+    """Without the option a renamed object keeps its type, without additional requests."""
     with mounted(allow_rename=True) as world:
         put(world, b"a.tmp", PutOptions(content_type=BINARY))
         world.look(b"a.tmp")
@@ -88,7 +88,7 @@ def test_without_the_option() -> None:
 
 @pytest.mark.parametrize("size", [1, 9 << 20], ids=["one request", "parts"])
 def test_a_file_that_is_renamed_while_it_is_written(size: int) -> None:
-    """Whether S3 knows of the upload by then or not."""
+    """Whether or not S3 knows the upload already."""
     with mounted(write=INFER, allow_rename=True) as world:
         handle = world.create(b"a.tmp")
         for offset in range(0, size, 1 << 20):

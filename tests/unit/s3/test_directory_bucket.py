@@ -1,6 +1,6 @@
-"""Appends and renames over the CRT, as S3 documents them, and in no bucket that does not know them.
+"""Appends and renames over the CRT, as S3 documents them; never sent to other buckets.
 
-No real directory bucket is asked: see `directory_bucket`.
+No real directory bucket is used: see `directory_bucket`.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def client(bucket: DirectoryBucket) -> Iterator[CrtClient]:
 
 
 def test_an_append(bucket: DirectoryBucket, client: CrtClient) -> None:
-    """Offset, checksum, condition and encryption go with it, in a session; nothing else does."""
+    """Offset, checksum, condition and encryption are sent in a session, and nothing else."""
     options = PutOptions("EXPRESS_ONEZONE", "aws:kms", "k", "text/x", {"a": "b"}, "crc32c")
     first = client.append_object(b"a b", body(b"12345"), offset=0, options=options).result(SAFE_S)
     second = client.append_object(
@@ -89,7 +89,7 @@ def test_an_append(bucket: DirectoryBucket, client: CrtClient) -> None:
 
 
 def test_appends_that_are_refused(bucket: DirectoryBucket, client: CrtClient) -> None:
-    """Each refusal is its error, none of which a retry would help."""
+    """Each refusal has its error, which is not retried."""
     etag = bucket.store(b"key", b"12345")
 
     def error(data: Body, offset: int, condition: Condition = ALWAYS) -> BaseException | None:
@@ -110,7 +110,7 @@ def test_appends_that_are_refused(bucket: DirectoryBucket, client: CrtClient) ->
 
 
 def test_an_append_that_became_something_else(bucket: DirectoryBucket, client: CrtClient) -> None:
-    """The size that S3 tells has to be the one that was to come."""
+    """The size in the answer must be the expected one."""
     plain = bucket.answer
     bucket.store(b"key", b"12345")
 
@@ -130,7 +130,7 @@ def test_an_append_that_became_something_else(bucket: DirectoryBucket, client: C
 
 @pytest.mark.parametrize("source", [b"plain", b"dir/a b+c%", "ü".encode(), b"not-utf8\xff"])
 def test_a_rename(bucket: DirectoryBucket, client: CrtClient, source: bytes) -> None:
-    """Source, version, condition and token go with a PUT of nothing; asked again it is done."""
+    """Source, version, condition and token are in an empty PUT; a repeated request is harmless."""
     etag = bucket.store(source, b"data")
     for _ in range(2):
         client.rename_object(
@@ -146,7 +146,7 @@ def test_a_rename(bucket: DirectoryBucket, client: CrtClient, source: bytes) -> 
 
 
 def test_renames_that_are_refused(bucket: DirectoryBucket, client: CrtClient) -> None:
-    """Which of the two objects is not as it was can be told apart."""
+    """The error says which of the two objects has changed."""
     etag = bucket.store(b"a", b"data")
     other = bucket.store(b"b", b"other")
 
@@ -171,7 +171,7 @@ def test_renames_that_are_refused(bucket: DirectoryBucket, client: CrtClient) ->
 
 
 def test_a_rename_that_was_taken_for_a_put(bucket: DirectoryBucket, client: CrtClient) -> None:
-    """An answer that only a PUT has is no success, and is not asked for again."""
+    """An answer that only a PUT has is no success, and is not retried."""
     etag = bucket.store(b"a", b"data")
     bucket.ignorant = True
     error = failure(client.rename_object(b"a", b"b", source_etag=etag, condition=ABSENT, token="1"))
@@ -198,13 +198,13 @@ def test_a_rename_that_was_taken_for_a_put(bucket: DirectoryBucket, client: CrtC
     ],
 )
 def test_a_name_alone_is_no_directory_bucket(options: dict[str, Any], directory: bool) -> None:
-    """With an endpoint of the user's own it has to be one of AWS's, over TLS."""
+    """With a custom endpoint, it must be one of AWS's, over TLS."""
     assert resolve(BucketConfig(NAME, **options), "us-east-1").directory is directory
 
 
 @pytest.mark.parametrize("name", ["bucket", "bucket-x-s3", "bkt--use1-az4--x-s3-s3alias"])
 def test_other_buckets_are_none(name: str) -> None:
-    """Whatever S3's own rules say is no directory bucket is none."""
+    """All other buckets by S3's own rules are no directory buckets."""
     endpoint = resolve(BucketConfig(name), "us-east-1")
     assert endpoint.directory == (endpoint.signing_algorithm == "v4-s3express")
     assert not endpoint.directory
@@ -212,7 +212,7 @@ def test_other_buckets_are_none(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bucket", NAME])
 def test_nothing_is_sent_elsewhere(name: str) -> None:
-    """A store that would empty the file is not asked, whatever its bucket is called."""
+    """The request is not sent to a store that would empty the file, with any bucket name."""
     with directory_bucket(ignorant=True) as store:
         config = BucketConfig(name, endpoint_url=store.url)
         endpoint = resolve(config, "us-east-1")

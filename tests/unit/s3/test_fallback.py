@@ -1,4 +1,4 @@
-"""Requests that are sent with the optional headers that a store supports."""
+"""Requests are sent with the optional headers that the store supports."""
 
 from concurrent.futures import Future
 
@@ -13,7 +13,7 @@ BOTH = Terms(NEW, checksums=True)
 
 
 class Sent:
-    """A request, and the optional headers that it was sent with."""
+    """A request, and the optional headers of each try."""
 
     def __init__(self, capabilities: Capabilities, operation: Operation, terms: Terms) -> None:
         self.terms: list[Terms] = []
@@ -24,7 +24,7 @@ class Sent:
         return Future()
 
     def refused_with(self, *errors: S3Error) -> list[bool]:
-        """Start it, and again after each error; return whether another request was sent."""
+        """Start the request, and again after each error; return whether another one was sent."""
         self.fallback.start()
         told = []
         for error in errors:
@@ -38,7 +38,7 @@ class Sent:
     [(NotOffered(), Terms(ALWAYS, checksums=True)), (ChecksumsNotOffered(), Terms(NEW))],
 )
 def test_what_is_refused_is_left_out(error: S3Error, left: Terms) -> None:
-    """The request is sent without it, and so are the next ones."""
+    """The request is repeated without the refused header, and later ones omit it."""
     capabilities = Capabilities()
     sent = Sent(capabilities, "write", BOTH)
     assert sent.refused_with(error) == [True]
@@ -49,7 +49,7 @@ def test_what_is_refused_is_left_out(error: S3Error, left: Terms) -> None:
 
 
 def test_conditions_go_first() -> None:
-    """An error that names neither is first about the condition, then about the checksum."""
+    """An error that names neither first counts for the condition, then for the checksum."""
     sent = Sent(Capabilities(), "write", BOTH)
     assert sent.refused_with(NotOffered(), NotOffered(), NotOffered()) == [True, True, False]
     assert sent.terms[1:3] == [Terms(ALWAYS, checksums=True), Terms()]
@@ -66,7 +66,7 @@ def test_operations_differ() -> None:
 
 
 def test_other_errors_are_the_requests_own() -> None:
-    """They say nothing of the store, and nothing is left out."""
+    """Other errors prove nothing about the store, so all headers stay."""
     capabilities = Capabilities()
     sent = Sent(capabilities, "write", BOTH)
     assert sent.refused_with(AccessDenied("no")) == [False]

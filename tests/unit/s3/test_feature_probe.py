@@ -1,4 +1,4 @@
-"""What is found out of a store at mount, from a fake one that can do less than S3."""
+"""The probe at mount, with a fake store that supports less than S3."""
 
 import threading
 from concurrent.futures import Future
@@ -16,7 +16,7 @@ OBJECTS = {b"a": b"1", b"b": b"22"}
 
 
 def found(client: FakeClient) -> Capabilities:
-    """Return what is found of a store."""
+    """Return the capabilities of a store."""
     page = client.list(b"").result(SAFE_S)
     try:
         probe(client, b"", page, threading.Event(), client.capabilities)
@@ -27,12 +27,12 @@ def found(client: FakeClient) -> Capabilities:
 
 @pytest.mark.parametrize("objects", [{}, {b"empty": b""}, OBJECTS])
 def test_a_store_that_can_do_what_s3_can(objects: dict[bytes, bytes]) -> None:
-    """All is found, also in an empty bucket."""
+    """All features are found, also in an empty bucket."""
     assert found(FakeClient(objects)) == Capabilities()
 
 
 def test_a_store_that_ignores_start_after() -> None:
-    """A listing that begins with the key that it should start after says so."""
+    """A listing that begins with the start-after key shows it."""
 
     class FromTheStart(FakeClient):
         def list(
@@ -50,7 +50,7 @@ def test_a_store_that_ignores_start_after() -> None:
 
 
 def test_a_store_that_matches_no_etag() -> None:
-    """Where an object's own ETag is refused (weak ones match nothing), If-Match is not sent."""
+    """If an object's own ETag is refused (weak ones never match), If-Match is not sent."""
     client = FakeClient(OBJECTS)
 
     def script(request: Request) -> Fault | None:
@@ -61,7 +61,7 @@ def test_a_store_that_matches_no_etag() -> None:
 
 
 def test_a_store_that_ignores_if_match() -> None:
-    """One that answers with an object whose ETag nobody can have does not compare at all."""
+    """A store that accepts an ETag that no object has does not compare at all."""
 
     class Ignorant(FakeClient):
         def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
@@ -71,7 +71,7 @@ def test_a_store_that_ignores_if_match() -> None:
 
 
 def test_a_store_that_refuses_the_header_of_checksums() -> None:
-    """Then what is read is not compared."""
+    """Then reads are not compared."""
     client = FakeClient(OBJECTS)
 
     def script(request: Request) -> Fault | None:
@@ -82,7 +82,7 @@ def test_a_store_that_refuses_the_header_of_checksums() -> None:
 
 
 def test_no_answer_is_taken_for_s3s_own_way() -> None:
-    """What S3 does is expected of a store that does not say otherwise."""
+    """Without an answer the store counts as S3."""
     client = FakeClient(OBJECTS)
 
     def script(request: Request) -> Fault | None:

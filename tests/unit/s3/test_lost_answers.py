@@ -1,4 +1,4 @@
-"""Whether an object is the one that was sent, when the answer was lost."""
+"""Whether the stored object is the sent one, after a lost answer."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def stored(size_bytes: int = 5, etag: str = "", **checksums: str) -> Stored:
     ],
 )
 def test_when_it_may_have_succeeded(error: S3Error, retried: bool, may: bool) -> None:
-    """A first try that is refused has done nothing, unless its upload is over."""
+    """A refused first try has done nothing, unless its upload is gone."""
     assert may_have_succeeded(error, retried=retried) is may
 
 
@@ -52,19 +52,19 @@ def test_when_it_may_have_succeeded(error: S3Error, retried: bool, may: bool) ->
     ],
 )
 def test_a_sent_object(there: Stored, ours: bool) -> None:
-    """Its size and checksum count, or its ETag where the store tells no checksum."""
+    """Size and checksum decide, or the ETag if the store has no checksums."""
     assert is_sent(there, 5, BODY.checksum, lambda: etag_of_body(BODY)) is ours
 
 
 def test_the_etag_of_parts() -> None:
-    """It is that of S3: the MD5 of the parts' MD5s, and their number."""
+    """S3's ETag: the MD5 of the parts' MD5s, and their number."""
     etag = '"d41d8cd98f00b204e9800998ecf8427e"'
     assert etag_of_parts([PartDone(1, etag)]) == "59adb24ef3cdbe0297f05b395827453f-1"
     assert etag_of_parts([PartDone(1, '"of its own"')]) == ""
 
 
 def test_an_appended_part() -> None:
-    """The object has grown by it, and is another version."""
+    """The object has grown by the part, and is another version."""
     before = ObjectInfo(b"key", 3, 0, '"before"')
     assert is_appended(stored(8, '"after"'), BODY, before)
     assert not is_appended(stored(8, '"before"'), BODY, before)
@@ -72,7 +72,7 @@ def test_an_appended_part() -> None:
 
 
 def test_the_first_part() -> None:
-    """It is not the version that it had to replace, even if that looks like it."""
+    """It is not the version to replace, even if that looks the same."""
     there, condition = stored(5, '"a"', crc32c="mnG7TA=="), Condition(etag='"a"')
     assert is_first_part(there, BODY, Condition(absent=True))
     assert not is_first_part(there, BODY, condition)
@@ -90,5 +90,5 @@ def test_the_first_part() -> None:
     ],
 )
 def test_a_copy(there: Stored, ours: bool) -> None:
-    """It has the size and the ETag of its source, or a checksum of it."""
+    """It has the size and the ETag of its source, or one of its checksums."""
     assert is_copy(there, stored(5, '"a"', crc32c="x")) is ours

@@ -25,7 +25,7 @@ def endpoint(host: str, *, scheme: str = "http", path: str = "/bucket") -> Endpo
 
 
 class Server:
-    """A web server whose clock is `ahead_s` of ours; None: it tells no date."""
+    """A web server whose clock is `ahead_s` ahead of ours; None: it sends no date."""
 
     def __init__(self, ahead_s: float | None, tls: ssl.SSLContext | None = None) -> None:
         server = self
@@ -45,7 +45,7 @@ class Server:
 
         class Quiet(http.server.ThreadingHTTPServer):
             def handle_error(self, *_: object) -> None:
-                pass  # clients that do not trust it go away
+                pass  # clients that do not trust it close the connection
 
         self.http = Quiet(("127.0.0.1", 0), Handler)
         if tls is not None:
@@ -56,24 +56,24 @@ class Server:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
 
     def connection(self) -> socket.socket:
-        """Return a connection to it."""
+        """Return a connection to the server."""
         return probe.connected(probe.addresses("127.0.0.1", self.http.server_port))
 
     def close(self) -> None:
-        """End."""
+        """Stop."""
         self.http.shutdown()
         self.http.server_close()
 
 
 @pytest.fixture
 def authority() -> trustme.CA:
-    """A certificate authority that nobody knows."""
+    """A certificate authority that no system trusts."""
     return trustme.CA()
 
 
 @pytest.fixture
 def secure(authority: trustme.CA) -> Iterator[Server]:
-    """A server with TLS, by that authority."""
+    """A server with TLS and a certificate of that authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     server = Server(0, context)
@@ -83,7 +83,7 @@ def secure(authority: trustme.CA) -> Iterator[Server]:
 
 @pytest.fixture
 def bundle(authority: trustme.CA, tmp_path: Path) -> str:
-    """The file of its certificate."""
+    """The file with its certificate."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     return str(tmp_path / "ca.pem")
 
@@ -99,23 +99,23 @@ def bundle(authority: trustme.CA, tmp_path: Path) -> str:
     ],
 )
 def test_place(host: str, scheme: str, expected: tuple[str, int]) -> None:
-    """An endpoint's host has a port only where it is not the scheme's own."""
+    """The host has a port only if it is not the scheme's default."""
     assert probe.place(endpoint(host, scheme=scheme)) == expected
 
 
 def test_an_address_is_its_own() -> None:
-    """No name service is asked for one."""
+    """An address needs no name service."""
     assert probe.addresses("127.0.0.1", 9) == [(socket.AF_INET, ("127.0.0.1", 9))]
 
 
 def test_a_name_that_does_not_resolve() -> None:
-    """It is an OSError that says so."""
+    """The error is an OSError that says so."""
     with pytest.raises(OSError, match=r"."):
         probe.addresses("no-such-host.invalid", 80)
 
 
 def test_the_next_address_is_tried() -> None:
-    """One that refuses does not hide one that answers."""
+    """An address that refuses does not prevent the next one."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         to = [(socket.AF_INET, each.getsockname()) for each in (closed, server)]
@@ -125,14 +125,14 @@ def test_the_next_address_is_tried() -> None:
 
 
 def test_one_kind_of_address_does_not_hide_the_other() -> None:
-    """Where no IPv6 leads anywhere, IPv4 is tried."""
+    """If IPv6 leads nowhere, IPv4 is tried."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         nowhere = [(socket.AF_INET6, (f"100::{n}", 9)) for n in range(8)]
         probe.connected([*nowhere, (socket.AF_INET, server.getsockname())]).close()
 
 
 def test_an_interface_that_does_not_lead_there() -> None:
-    """A connection goes by the interface that is named."""
+    """A connection uses the named interface."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         to = [(socket.AF_INET, server.getsockname())]
         probe.connected(to, "lo").close()
@@ -142,7 +142,7 @@ def test_an_interface_that_does_not_lead_there() -> None:
 
 @pytest.mark.parametrize("ahead_s", [0, 90, -7200])
 def test_the_servers_clock(ahead_s: int) -> None:
-    """Its date against ours, to a second; it is asked for the bucket, unsigned."""
+    """The server's date against ours, to a second, from an unsigned request for the bucket."""
     server = Server(ahead_s)
     skew_s = probe.skew_s(server.connection(), endpoint(server.host))
     server.close()
@@ -151,14 +151,14 @@ def test_the_servers_clock(ahead_s: int) -> None:
 
 
 def test_no_clock() -> None:
-    """A server that tells no date is not taken for one that is decades behind."""
+    """A server without a date is not taken for one with a wrong clock."""
     server = Server(None)
     assert probe.skew_s(server.connection(), endpoint(server.host)) is None
     server.close()
 
 
 def test_what_is_no_web_server() -> None:
-    """An answer that is no HTTP is an error of the connection."""
+    """An answer that is not HTTP is an error of the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = probe.connected([(socket.AF_INET, server.getsockname())])
         there, _ = server.accept()
@@ -169,7 +169,7 @@ def test_what_is_no_web_server() -> None:
 
 
 def test_tls(secure: Server, bundle: str) -> None:
-    """A certificate of an authority that is trusted: the date comes through."""
+    """With a trusted certificate the date arrives."""
     assert probe.problem(endpoint(secure.host, scheme="https"), bundle, None) is None
     with probe.handshake(secure.connection(), "127.0.0.1", bundle) as connection:
         skew_s = probe.skew_s(connection, endpoint(secure.host, scheme="https"))
@@ -177,7 +177,7 @@ def test_tls(secure: Server, bundle: str) -> None:
 
 
 def test_tls_that_is_not_trusted(secure: Server) -> None:
-    """The option that helps is named."""
+    """The message names the option."""
     with secure.connection() as raw, pytest.raises(TransportFault, match="not trusted") as caught:
         probe.handshake(raw, "127.0.0.1", None)
     assert "--ca-bundle" in caught.value.hint
@@ -187,7 +187,7 @@ def test_tls_that_is_not_trusted(secure: Server) -> None:
 
 
 def test_a_server_without_tls() -> None:
-    """It is said that TLS is what fails."""
+    """The message says that TLS failed."""
     server = Server(0)
     problem = probe.problem(endpoint(server.host, scheme="https"), None, None)
     server.close()
@@ -196,7 +196,7 @@ def test_a_server_without_tls() -> None:
 
 
 def test_nobody_there_is_no_problem_of_tls() -> None:
-    """Then the connection itself says what is wrong."""
+    """Then the connection itself reports the error."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -207,7 +207,7 @@ def test_nobody_there_is_no_problem_of_tls() -> None:
 
 
 def proxied(proxy: ForwardProxy, scheme: str, login: str = "") -> Proxy:
-    """Return a proxy as a variable names it."""
+    """Return a proxy, as from a variable."""
     url = proxy.url.replace("//", f"//{login}@") if login else proxy.url
     found = settle(scheme, "s3.example.com", {f"{scheme}_proxy": url})
     assert found is not None
@@ -215,7 +215,7 @@ def proxied(proxy: ForwardProxy, scheme: str, login: str = "") -> Proxy:
 
 
 def test_the_clock_through_a_proxy(tmp_path: Path) -> None:
-    """The proxy is asked for the endpoint's date, with the password that it wants."""
+    """The proxy is asked for the endpoint's date, with its password."""
     server = Server(90)
     with ForwardProxy(tmp_path / "proxy", "me:x") as forward:
         where, by = endpoint(server.host), proxied(forward, "http", "me:x")
@@ -225,7 +225,7 @@ def test_the_clock_through_a_proxy(tmp_path: Path) -> None:
 
 
 def test_tls_through_a_proxy(tmp_path: Path, secure: Server, bundle: str) -> None:
-    """What is wrong with a certificate is seen through a tunnel, too."""
+    """A wrong certificate is noticed through a tunnel as well."""
     where = endpoint(secure.host, scheme="https")
     with ForwardProxy(tmp_path / "proxy") as forward:
         by = proxied(forward, "https")
@@ -237,7 +237,7 @@ def test_tls_through_a_proxy(tmp_path: Path, secure: Server, bundle: str) -> Non
 
 
 def test_a_proxy_that_opens_no_tunnel(tmp_path: Path, secure: Server) -> None:
-    """It is said what it answered, and which variable names it."""
+    """The message has the proxy's answer, and the variable that names it."""
     where = endpoint(secure.host, scheme="https")
     with ForwardProxy(tmp_path / "proxy", "me:x") as forward:
         by = proxied(forward, "https")
@@ -250,7 +250,7 @@ def test_a_proxy_that_opens_no_tunnel(tmp_path: Path, secure: Server) -> None:
 
 
 def test_a_proxy_that_is_not_there(tmp_path: Path, secure: Server) -> None:
-    """It is the proxy that does not answer."""
+    """The message says that the proxy does not answer."""
     with ForwardProxy(tmp_path / "proxy") as forward:
         by = proxied(forward, "https")
     problem = probe.problem(endpoint(secure.host, scheme="https"), None, by)

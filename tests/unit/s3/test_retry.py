@@ -26,7 +26,7 @@ from mountpoint.s3.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, Allowance, Retry
 
 
 class Clock:
-    """Time that passes only when somebody waits; also the event that says the end."""
+    """Time that passes only in waits. It also serves as the event of the end."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -43,7 +43,7 @@ class Clock:
 
 
 class Asked:
-    """Requests that are answered as they are made: an exception, a value, or never (None)."""
+    """Requests that are answered when they are sent: an exception, a value, or never (None)."""
 
     def __init__(self, clock: Clock, *answers: object, took_s: float = 0.0) -> None:
         self.futures: list[Future[object]] = []
@@ -87,7 +87,7 @@ def retry_policy(
 
 
 def failing(call: Callable[[], object]) -> Exception:
-    """Return what a call raises."""
+    """Return the error of a call."""
     with pytest.raises(Exception) as caught:  # noqa: PT011  # any; the test looks at it
         call()
     return caught.value
@@ -96,7 +96,7 @@ def failing(call: Callable[[], object]) -> Exception:
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
 def test_pauses(attempt: int, jitter: float) -> None:
-    """Two tries at once, then pauses that double up to a bound, at least half of each."""
+    """The first retry is immediate; later pauses double up to a bound, at least half of each."""
     pause = pause_s(attempt, jitter)
     if attempt < 2:
         assert pause == 0.0
@@ -107,7 +107,7 @@ def test_pauses(attempt: int, jitter: float) -> None:
 
 
 def test_an_answer_is_one_request(clock: Clock) -> None:
-    """When all is well there is one request, made when asked and not when waited for."""
+    """A success is one request, sent by the call and not by the wait."""
     asked = Asked(clock, "answer")
     question = retry_policy(clock).ask(asked)
     assert len(asked.futures) == 1
@@ -117,7 +117,7 @@ def test_an_answer_is_one_request(clock: Clock) -> None:
 
 
 def test_the_total_begins_with_the_question(clock: Clock) -> None:
-    """Who waits for another answer first (LIST, then HEAD) has waited for this one as well."""
+    """The total includes the time before the wait for this answer (LIST, then HEAD)."""
     question = retry_policy(clock).ask(Asked(clock, None))
     began_s, clock.now_s = clock.now_s, clock.now_s + 45.0
     assert isinstance(failing(question.answer), Stalled)
@@ -126,7 +126,7 @@ def test_the_total_begins_with_the_question(clock: Clock) -> None:
 
 @pytest.mark.parametrize("failures", [1, 2, 5])
 def test_retryable_errors_are_retried(clock: Clock, failures: int) -> None:
-    """Throttling and server faults are tried again, the first time at once."""
+    """Throttling and server faults are retried, the first time immediately."""
     errors = [ServerFault("500") if index % 2 else Throttled("503") for index in range(failures)]
     asked = Asked(clock, *errors, "answer")
     assert retry_policy(clock).ask(asked).answer() == "answer"
@@ -137,7 +137,7 @@ def test_retryable_errors_are_retried(clock: Clock, failures: int) -> None:
 
 @pytest.mark.parametrize("error", [NotFound("no"), AccessDenied("no"), S3Error("no")])
 def test_refusals_are_not_retried(clock: Clock, error: S3Error) -> None:
-    """What S3 means is said at once."""
+    """Permanent errors of S3 are raised immediately."""
     asked = Asked(clock, error, "answer")
     assert failing(retry_policy(clock).ask(asked).answer) is error
     assert len(asked.futures) == 1
@@ -145,14 +145,14 @@ def test_refusals_are_not_retried(clock: Clock, error: S3Error) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), Interrupted("end")])
 def test_what_is_not_s3s_goes_through(clock: Clock, error: Exception) -> None:
-    """A bug, or the end of the mount, is no reason to ask again."""
+    """A bug, or the end of the mount, is not retried."""
     asked = Asked(clock, error, "answer")
     assert failing(retry_policy(clock).ask(asked).answer) is error
     assert len(asked.futures) == 1
 
 
 def test_a_silent_try_is_cancelled(clock: Clock) -> None:
-    """A try without an answer is cancelled after its time, and another one is made."""
+    """A try without an answer is cancelled after its time, and another one is sent."""
     asked = Asked(clock, None, "answer")
     assert retry_policy(clock).ask(asked).answer() == "answer"
     assert asked.timeouts == [10.0, 10.0]
@@ -160,7 +160,7 @@ def test_a_silent_try_is_cancelled(clock: Clock) -> None:
 
 
 def test_silence_ends_at_the_total(clock: Clock) -> None:
-    """Without any answer the wait ends with Stalled, exactly when its total is used up."""
+    """Without any answer the wait ends with Stalled, exactly at its total."""
     asked = Asked(clock, None)
     error = failing(retry_policy(clock, total_s=35.0).ask(asked).answer)
     assert isinstance(error, Stalled)
@@ -170,7 +170,7 @@ def test_silence_ends_at_the_total(clock: Clock) -> None:
 
 
 def test_what_takes_longer_by_its_size(clock: Clock) -> None:
-    """A request that is known to take longer gets that for each try, and more in all."""
+    """A request that is known to take longer gets more time for each try, and in total."""
     asked = Asked(clock, None)
     question = retry_policy(clock).ask(asked, more_s=100.0)
     began_s = clock.now_s
@@ -191,7 +191,7 @@ def test_what_takes_longer_by_its_size(clock: Clock) -> None:
 def test_a_write_that_may_have_succeeded(
     clock: Clock, answers: list[S3Error | None], looks: int, result: str | None
 ) -> None:
-    """After a second try its result is looked for; without one the error is raised."""
+    """After a second try the caller looks for its result; without one the error is raised."""
     looked: list[None] = []
 
     def found() -> str | None:
@@ -207,7 +207,7 @@ def test_a_write_that_may_have_succeeded(
 
 
 def test_another_request_in_place_of_a_refused_one(clock: Clock) -> None:
-    """It is sent at once, and counts as no retry: one try is enough for it."""
+    """The replacement is sent immediately and counts as no retry: one try is enough for it."""
     asked = Asked(clock, NotOffered("501"), "answer")
     refused: list[S3Error] = []
 
@@ -221,7 +221,7 @@ def test_another_request_in_place_of_a_refused_one(clock: Clock) -> None:
 
 
 def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
-    """What is asked as a part of something waits no longer than that, however late it is asked."""
+    """A part of a larger wait ends with it, whenever it started."""
     whole = retry_policy(clock, total_s=35.0).begin()
     clock.now_s += 20.0
     error = failing(retry_policy(clock, total_s=35.0).ask(Asked(clock, None), whole).answer)
@@ -231,14 +231,14 @@ def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
 
 @pytest.mark.parametrize(("total_s", "once_s"), [(60.0, 10.0), (8.0, 4.0)])
 def test_what_can_be_done_in_another_way(clock: Clock, total_s: float, once_s: float) -> None:
-    """It is waited for as long as a try, and for half of the total at most."""
+    """A request with an alternative gets one try, and half of the total at most."""
     assert retry_policy(clock, total_s=total_s).once_s == once_s
 
 
 @settings(deadline=None)
 @given(st.floats(0.1, 200.0), st.floats(0.0, 15.0), st.booleans())
 def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool) -> None:
-    """However long the tries take, nobody waits beyond the total and one last answer."""
+    """With tries of any duration, no wait exceeds the total and one last answer."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
         patch.setattr(retry, "time", clock)
@@ -251,28 +251,28 @@ def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_most_tries(clock: Clock, most: int) -> None:
-    """A bound on the number of tries holds, whatever time is left."""
+    """The number of tries is bounded, whatever time is left."""
     asked = Asked(clock, ServerFault("500"))
     assert isinstance(failing(retry_policy(clock, most_tries=most).ask(asked).answer), ServerFault)
     assert len(asked.futures) == most
 
 
 def test_what_will_stay_as_it_is(clock: Clock) -> None:
-    """An answer that a store always gives is asked for three times, not for a minute."""
+    """A permanent answer of a store is requested three times, not for a minute."""
     asked = Asked(clock, Unusable("no ETag"))
     assert isinstance(failing(retry_policy(clock).ask(asked).answer), Unusable)
     assert len(asked.futures) == 3
     assert clock.now_s < 1001.0
     asked = Asked(clock, Unusable("no ETag"), Unusable("no ETag"), "answer")
     assert retry_policy(clock).ask(asked).answer() == "answer"
-    # After other failures it is not asked for again at all.
+    # After other failures there is no retry at all.
     asked = Asked(clock, *[ServerFault("500")] * 4, Unusable("no ETag"))
     assert isinstance(failing(retry_policy(clock).ask(asked).answer), Unusable)
     assert len(asked.futures) == 5
 
 
 def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
-    """When the mount goes away during a pause, Interrupted is raised and nothing asked."""
+    """If the mount ends during a pause, Interrupted is raised and nothing sent."""
     clock.ends_at_s = 1000.12
     asked = Asked(clock, ServerFault("500"))
     assert isinstance(failing(retry_policy(clock).ask(asked).answer), Interrupted)
@@ -281,7 +281,7 @@ def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
 
 
 def test_after_the_end_nobody_tries_again(clock: Clock) -> None:
-    """Once the mount is ending the first failure ends it."""
+    """Once the mount is ending, the first failure ends the wait."""
     clock.ends_at_s = 0.0
     asked = Asked(clock, ServerFault("500"))
     assert isinstance(failing(retry_policy(clock).ask(asked).answer), Interrupted)
@@ -289,7 +289,7 @@ def test_after_the_end_nobody_tries_again(clock: Clock) -> None:
 
 
 def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Setting the event wakes a thread that pauses."""
+    """Setting the event wakes a pausing thread."""
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 1000.0)
     monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 1000.0)
     stopping = threading.Event()
@@ -315,18 +315,18 @@ def test_a_real_event_wakes_a_real_pause(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_waits_that_bring_nothing_share_one_total(clock: Clock) -> None:
-    """An open that got headers only, and the read after it, wait for the total together."""
+    """An open that got only headers, and the next read, share the total."""
     allowance = Allowance(retry_policy(clock, total_s=60.0))
     opening = allowance.begin()
     clock.now_s += 25.0
     allowance.in_vain(opening, used_up=False)
-    clock.now_s += 1000.0  # nobody waits meanwhile
+    clock.now_s += 1000.0  # no wait meanwhile
     assert allowance.begin().left_s() == pytest.approx(35.0)
 
 
 @pytest.mark.parametrize("waited_s", [57.0, 61.0])
 def test_after_it_is_used_up_each_wait_is_one_try(clock: Clock, waited_s: float) -> None:
-    """Until one brings something; then there is the whole total again."""
+    """Then each wait gets one try, until one yields data; that restores the whole total."""
     allowance = Allowance(retry_policy(clock, total_s=60.0))
     attempts = allowance.begin()
     clock.now_s += waited_s

@@ -1,4 +1,4 @@
-"""Every provider of the chain, renewal ahead of time, and what a user reads when it fails."""
+"""Every provider of the chain, renewal ahead of time, and the messages of failures."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def in_seconds(seconds: float) -> str:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
+    """Wait for another thread."""
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -56,7 +56,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """What this module logs."""
+    """The log lines of this module."""
     capture = LogCapture()
     monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[capture]))
     return capture.entries  # type: ignore[return-value]
@@ -67,7 +67,7 @@ Start = Callable[..., Credentials]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Make Credentials that look every 50 ms, and close them."""
+    """Create Credentials that check every 50 ms, and close them."""
     made: list[Credentials] = []
 
     def make(
@@ -87,7 +87,7 @@ def start() -> Iterator[Start]:
 
 
 def trouble(credentials: Credentials) -> CredentialsUnavailable | None:
-    """Return why nothing can be signed."""
+    """Return why no request can be signed."""
     try:
         credentials.check()
     except CredentialsUnavailable as error:
@@ -96,7 +96,7 @@ def trouble(credentials: Credentials) -> CredentialsUnavailable | None:
 
 
 def refused(start: Start, profile: str | None = None) -> MountError:
-    """Return the error of credentials that cannot be had, which shows no secret."""
+    """Return the error of missing credentials, which shows no secret."""
     with pytest.raises(MountError) as caught:
         start(profile)
     assert "\n" not in caught.value.what
@@ -109,7 +109,7 @@ def refused(start: Start, profile: str | None = None) -> MountError:
 
 
 def test_environment(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys of the environment; the session token is None unless there is one."""
+    """Keys in the environment; the session token may be missing."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert start().latest() == ("AKIDENV", SECRET, None)
@@ -129,13 +129,13 @@ def test_nothing_secret_is_shown(start: Start, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_environment_incomplete(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An access key without its secret is an error that names what is missing."""
+    """An access key without its secret is an error that names the missing part."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     assert "AWS_SECRET_ACCESS_KEY" in refused(start).what
 
 
 def test_environment_expired(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys whose AWS_CREDENTIAL_EXPIRATION is past are refused at the start."""
+    """Keys with an AWS_CREDENTIAL_EXPIRATION in the past are refused at the start."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", in_seconds(-60))
@@ -143,7 +143,7 @@ def test_environment_expired(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_shared_files(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Default profile, --profile and AWS_PROFILE; --profile wins over keys in the environment."""
+    """Default profile, --profile and AWS_PROFILE; --profile overrides keys in the environment."""
     (home / "credentials").write_text(
         "[default]\naws_access_key_id = AKIDDEF\naws_secret_access_key = d\n"
     )
@@ -162,7 +162,7 @@ def test_shared_files(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_profile_unknown(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown profile, named by option or environment, lists the known ones."""
+    """An unknown profile from option or environment: the message lists the known ones."""
     (home / "credentials").write_text("[default]\n[home]\n")
     (home / "config").write_text("[profile work]\n")
     error = refused(start, "wrk")
@@ -173,13 +173,13 @@ def test_profile_unknown(start: Start, home: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_file_malformed(start: Start, home: Path) -> None:
-    """A file that cannot be parsed is named."""
+    """The message names a file that cannot be parsed."""
     (home / "credentials").write_text(f"aws_secret_access_key = {SECRET}\n")
     assert str(home / "credentials") in refused(start).what
 
 
 def test_nothing_found(start: Start, home: Path) -> None:
-    """No credentials anywhere: where was looked, what to do, and that none may be needed."""
+    """Without credentials the message says where it looked, and what to do."""
     error = refused(start)
     for place in ("AWS_ACCESS_KEY_ID", "'default'", str(home / "credentials"), "metadata"):
         assert place in error.what
@@ -191,7 +191,7 @@ def test_nothing_found(start: Start, home: Path) -> None:
 
 
 def test_file_rewritten_by_a_tool(start: Start, home: Path) -> None:
-    """Keys without an end are read again when S3 says they have expired, not before."""
+    """Keys without an expiry are read again when S3 says that they have expired, not before."""
     file = home / "credentials"
     keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
     file.write_text(keys.format("AKIDOLD"))
@@ -204,7 +204,7 @@ def test_file_rewritten_by_a_tool(start: Start, home: Path) -> None:
 
 
 def test_waiting_for_newer_keys(start: Start, home: Path, lines: list[dict[str, object]]) -> None:
-    """Who is told that keys have ended asks again, until looking for newer ones was in vain."""
+    """A request with expired keys is retried until a search finds no newer ones."""
     file = home / "credentials"
     file.write_text("[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n")
     credentials = start(resolve_again_after_s=1)
@@ -219,7 +219,7 @@ def test_waiting_for_newer_keys(start: Start, home: Path, lines: list[dict[str, 
 
 @pytest.mark.parametrize("token", [True, False])
 def test_answers_without_a_code(start: Start, home: Path, token: bool) -> None:
-    """400 without a reason, as HEAD gets it, is about keys if they are such as end."""
+    """400 without a reason, as for HEAD, concerns the keys if they can expire."""
     more = f"aws_session_token = {TOKEN}\n" if token else ""
     keys = f"[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n{more}"
     (home / "credentials").write_text(keys)
@@ -237,7 +237,7 @@ def test_answers_without_a_code(start: Start, home: Path, token: bool) -> None:
 
 
 def test_file_lost(start: Start, home: Path, lines: list[dict[str, object]]) -> None:
-    """When the chain has nothing any longer, the keys that were there stay in use."""
+    """If the chain finds nothing any more, the present keys stay in use."""
     file = home / "credentials"
     file.write_text("[default]\naws_access_key_id = AKIDOLD\naws_secret_access_key = s\n")
     credentials = start()
@@ -252,7 +252,7 @@ def test_file_lost(start: Start, home: Path, lines: list[dict[str, object]]) -> 
 
 
 def test_origin_of_the_environment(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider, and of the access key id as much as tells it from others."""
+    """The provider, and enough of the access key id to recognise it."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert start().origin == ("env", None, "AKIA…MPLE", None)
@@ -263,7 +263,7 @@ def test_origin_of_the_environment(start: Start, monkeypatch: pytest.MonkeyPatch
 
 
 def test_origin_of_a_short_id(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which four characters at either end would be all, or nearly."""
+    """An id is not shown if four characters at either end would be nearly all of it."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "fifteen-letters")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert start().origin.access_key_id == "…"
@@ -274,7 +274,7 @@ def test_origin_of_a_short_id(start: Start, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def process(home: Path) -> Path:
-    """A profile whose credential_process prints the file `keys`; fails if there is none."""
+    """A profile whose credential_process prints the file `keys`; it fails without that."""
     script = home / "print keys"
     script.write_text(f'#!/bin/sh\ncat "{home}/keys" || {{ echo "bad {SECRET}" >&2; exit 3; }}\n')
     script.chmod(0o755)
@@ -288,7 +288,7 @@ def printed(access_key: str, ends_s: float | None = None) -> str:
 
 
 def test_process(start: Start, process: Path) -> None:
-    """What the command prints are the keys."""
+    """The keys come from the command's output."""
     process.write_text(printed("AKIDPROC"))
     credentials = start()
     assert credentials.latest() == ("AKIDPROC", SECRET, None)
@@ -296,7 +296,7 @@ def test_process(start: Start, process: Path) -> None:
 
 
 def test_process_fails(start: Start, process: Path) -> None:
-    """Its own message is shown, without what looks like a secret."""
+    """The command's own message is shown, without secrets."""
     error = refused(start)
     assert "credential_process of profile 'default' failed" in error.what
     assert "bad ***" in error.what
@@ -304,21 +304,21 @@ def test_process_fails(start: Start, process: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"Version": 9}', '{"Version": 1}'])
 def test_process_prints_nonsense(start: Start, process: Path, text: str) -> None:
-    """Output that is no credentials is an error, not a crash."""
+    """Invalid output is an error, not a crash."""
     process.write_text(text)
     assert "default" in refused(start).what
 
 
 def test_process_missing(start: Start, home: Path) -> None:
-    """A command that does not exist is named."""
+    """The message names a missing command."""
     (home / "config").write_text("[default]\ncredential_process = /no/such/command\n")
     assert "/no/such/command" in refused(start).what
 
 
 def test_expiry_and_recovery(start: Start, process: Path, lines: list[dict[str, object]]) -> None:
-    """Keys go on while they are valid, then CredentialsUnavailable says why; new ones heal it.
+    """Keys stay in use while they are valid; then an error says why, until there are new ones.
 
-    One warning is logged for all the failures in between, and no secret.
+    All failures in between are one warning, without secrets.
     """
     process.write_text(printed("AKIDONE", ends_s=1.5))
     credentials = start()
@@ -346,7 +346,7 @@ def test_expiry_and_recovery(start: Start, process: Path, lines: list[dict[str, 
 def test_end_without_newer_keys(
     start: Start, monkeypatch: pytest.MonkeyPatch, lines: list[dict[str, object]]
 ) -> None:
-    """Keys about to end that the provider gives again and again are worth a warning."""
+    """Expiring keys that the provider returns repeatedly are a warning."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", in_seconds(100))
@@ -359,7 +359,7 @@ def test_end_without_newer_keys(
 def test_botocore_does_not_log_the_failure(
     start: Start, process: Path, caplog: pytest.LogCaptureFixture, lines: list[dict[str, object]]
 ) -> None:
-    """botocore's own warning has a traceback with the command's output: it is kept quiet."""
+    """botocore's own warning has a traceback with the command's output, so it is suppressed."""
     caplog.set_level(logging.DEBUG)
     process.write_text(printed("AKIDONE", ends_s=300))
     start()
@@ -373,9 +373,9 @@ def test_botocore_does_not_log_the_failure(
 
 
 class Keys(Service):
-    """A container's credential service: other keys at each request, for five minutes.
+    """A container's credential service: new keys at each request, for five minutes.
 
-    `up` decides whether it answers at all, `gate` when.
+    `up` decides whether it answers, and `gate` when.
     """
 
     up = True
@@ -408,7 +408,7 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Keys]]:
 
 
 def test_container(start: Start, container: type[Keys]) -> None:
-    """A container's keys are taken, and others once those are near their end."""
+    """A container's keys are used, and renewed when they are about to expire."""
     credentials = start()
     first = credentials.latest()
     assert (first.secret_access_key, first.session_token) == (SECRET, TOKEN)
@@ -421,7 +421,7 @@ def test_container(start: Start, container: type[Keys]) -> None:
 def test_container_fails(
     start: Start, container: type[Keys], lines: list[dict[str, object]]
 ) -> None:
-    """A service that stops answering costs one warning and nothing else while keys are valid."""
+    """A service that stops answering costs one warning, and nothing else while keys are valid."""
     credentials = start()
     container.up = False
     until(lambda: any(line["log_level"] == "warning" for line in lines))
@@ -434,13 +434,13 @@ def test_container_fails(
 
 
 def test_container_refuses(start: Start, container: type[Keys]) -> None:
-    """A service that refuses from the beginning is an error at the start."""
+    """A service that refuses is an error at the start."""
     container.up = False
     assert "could not be obtained" in refused(start).what
 
 
 def test_current_never_waits(start: Start, container: type[Keys]) -> None:
-    """While a renewal hangs, the keys that are there are answered."""
+    """While a renewal hangs, the present keys are returned."""
     credentials = start(interval_s=3600)
     before = credentials.latest()
     container.gate, container.entered = threading.Event(), threading.Event()
@@ -452,7 +452,7 @@ def test_current_never_waits(start: Start, container: type[Keys]) -> None:
 
 
 def test_requests_that_fail_together(start: Start, container: type[Keys]) -> None:
-    """All that find keys ended while one renewal is under way bring about one more, not many."""
+    """Requests that find expired keys during a renewal cause about one more, not many."""
     credentials = start(interval_s=3600)
     container.gate, container.entered = threading.Event(), threading.Event()
     before = len(container.requests)
@@ -473,7 +473,7 @@ class OneRole(Instance):
 
 
 def test_instance_role(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The role of an EC2 instance is the last resort, unless that service is turned off."""
+    """The role of an EC2 instance is the last source, unless the service is disabled."""
     with serving(OneRole) as (url, service):
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
         refused(start)
@@ -517,7 +517,7 @@ def test_web_identity(
 
 
 def test_certificates_of_sts(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CA bundle of the mount counts for STS, too."""
+    """The CA bundle of the mount also applies to STS."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(home / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -537,7 +537,7 @@ def test_certificates_of_sts(start: Start, home: Path, monkeypatch: pytest.Monke
 
 
 def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
-    """A profile with a role and a source profile; a role that may not be taken says so."""
+    """A profile with a role and a source profile; the message says if the role is not permitted."""
     profile = "[profile {0}]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = {1}\n"
     (home / "config").write_text(profile.format("good", "a") + profile.format("bad", "b"))
     (home / "credentials").write_text(
@@ -574,9 +574,9 @@ sso_registration_scopes = sso:account:access
 @pytest.mark.parametrize("profile", ["old", "new"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_sso_expired(home: Path, profile: str, cached: bool) -> None:
-    """A session that is expired or missing tells how to log in, without asking the network.
+    """A missing or expired session: the message has the login command, without a request.
 
-    In a process of its own, because botocore looks for the cache when it is imported.
+    In its own process, because botocore finds the cache at import.
     """
     (home / "config").write_text(SSO_PROFILES)
     cache = home / ".aws" / "sso" / "cache"
@@ -611,7 +611,7 @@ def test_sso_expired(home: Path, profile: str, cached: bool) -> None:
 
 
 def test_close_stops_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread is left behind, and what is asked after the end does no harm."""
+    """No thread is left, and calls after the end do no harm."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     before = threading.active_count()
@@ -625,7 +625,7 @@ def test_close_stops_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_thread_after_a_refusal(start: Start) -> None:
-    """Credentials that cannot be had leave no thread behind."""
+    """Missing credentials leave no thread."""
     before = threading.active_count()
     refused(start)
     assert threading.active_count() == before

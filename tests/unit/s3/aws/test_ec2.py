@@ -1,4 +1,4 @@
-"""What is known of the EC2 instance: against a metadata service on loopback, and its figures."""
+"""Facts of the EC2 instance, from a metadata service on loopback, and the bandwidth table."""
 
 import json
 import os
@@ -53,13 +53,13 @@ def here() -> Instance:
 
 
 def config(endpoint_url: str | None = None) -> Config:
-    """Return a configuration in which nobody says how fast the network is."""
+    """Return a configuration without a bandwidth."""
     bucket = BucketConfig("bucket", endpoint_url=endpoint_url)
     return Config(bucket, MountConfig("/mnt"), FileSystemConfig(1, 1))
 
 
 def test_asked_once(metadata: type[Metadata]) -> None:
-    """One token and one document tell the region and the type."""
+    """One token and one document give region and type."""
     found = here()
     assert (found.region(), found.bandwidth_gbps()) == ("eu-west-1", 100.0)
     assert len(metadata.requests) == 2
@@ -67,7 +67,7 @@ def test_asked_once(metadata: type[Metadata]) -> None:
 
 @pytest.mark.usefixtures("metadata")
 def test_applied() -> None:
-    """The figure is the client's target, and how much is fetched ahead; one that is given stays."""
+    """The bandwidth is the client's target, and the limit of read-ahead; an option overrides it."""
     applied = here().apply_to(config())
     assert applied.client.throughput_gbps == 100.0
     assert applied.read.most_ahead_bytes == 1_600_000_000
@@ -76,7 +76,7 @@ def test_applied() -> None:
 
 
 def test_not_asked(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another store, a throughput that is given, a service that is disabled: no request."""
+    """Another store, a given throughput, or a disabled service: no request."""
     here().apply_to(config().with_throughput(5.0))
     assert here().apply_to(config("http://127.0.0.1:1")).client.throughput_gbps == 10.0
     monkeypatch.setenv(DISABLED, "true")
@@ -100,7 +100,7 @@ def test_not_asked(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) ->
 def test_whatever_it_says(
     metadata: type[Metadata], document: str, region: str | None, gbps: float | None
 ) -> None:
-    """A type without a figure has none; nonsense is nothing, and asked for once."""
+    """A type without a bandwidth has none; an invalid document counts as none, and is kept."""
     metadata.document = document
     found = here()
     assert (found.region(), found.bandwidth_gbps()) == (region, gbps)
@@ -109,7 +109,7 @@ def test_whatever_it_says(
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "not a url"])
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Nobody listening, or an endpoint that is no URL, is no instance and no error."""
+    """Without a service, or with an invalid endpoint, there is no instance and no error."""
     monkeypatch.setenv(NAME, url)
     assert here().region() is None
     assert here().apply_to(config()).client.throughput_gbps == 10.0
@@ -117,7 +117,7 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 @pytest.mark.timeout(30)
 def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that takes connections and says nothing is waited for once, by two requests."""
+    """A silent service is waited for once, by two requests."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(NAME, f"http://127.0.0.1:{silent.getsockname()[1]}")
         found = here()
@@ -133,7 +133,7 @@ def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_botocores_limits_are_not_taken(
     metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tries of credentials are not tries of this: one each."""
+    """botocore's number of tries for credentials does not apply: one try each."""
     monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
     metadata.document = ""
     assert here().region() is None
@@ -147,7 +147,7 @@ def test_botocores_limits_are_not_taken(
 def test_hardware(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str | None, asked: bool
 ) -> None:
-    """Where the machine is somebody else's, nobody is asked, unless a variable says whom."""
+    """On another vendor's machine no request is sent, unless a variable names the service."""
     if vendor is not None:
         (tmp_path / "sys_vendor").write_text(f"{vendor}\n")
     questions = []
@@ -177,7 +177,7 @@ def test_hardware(
 def test_what_the_machine_calls_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, product: str | None, gbps: float
 ) -> None:
-    """Where the service cannot be reached, as from many a container, that is its type."""
+    """If the service is unreachable, as in many containers, the hardware gives the type."""
     monkeypatch.setenv(NAME, "http://127.0.0.1:1")
     (tmp_path / "sys_vendor").write_text(f"{vendor}\n")
     if product is not None:
@@ -188,7 +188,7 @@ def test_what_the_machine_calls_itself(
 
 @pytest.mark.usefixtures("metadata")
 def test_the_service_knows_better(tmp_path: Path) -> None:
-    """What it says counts."""
+    """The service overrides the hardware."""
     (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
     (tmp_path / "product_name").write_text("c6i.xlarge\n")
     assert here().bandwidth_gbps() == 100.0
@@ -196,7 +196,7 @@ def test_the_service_knows_better(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None:
-    """The program asks before it connects, and says in one line what it has found."""
+    """The program asks before it connects, and logs the result in one line."""
     code = """
 import sys
 from mountpoint.cli import main as cli
@@ -244,12 +244,12 @@ cli.main(["bucket", sys.argv[1], "--foreground", *sys.argv[2:]])
     ],
 )
 def test_figures(name: str, gbps: float | None) -> None:
-    """They are EC2's peaks; a word is none."""
+    """The figures are EC2's peaks; a word has none."""
     assert bandwidth_gbps(name) == gbps
 
 
 def test_the_table() -> None:
-    """Each line is a type and what the option may say; the source is on top; none is twice."""
+    """Each line is a type and a valid bandwidth, without duplicates, below the source."""
     lines = Path(instance.__file__).with_name("bandwidth.tsv").read_text().splitlines()
     assert lines[1].startswith("# Source: EC2's DescribeInstanceTypes")
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
@@ -270,7 +270,7 @@ def test_the_table() -> None:
     ],
 )
 def test_how_it_is_made(said: str, gbps: float | None) -> None:
-    """What EC2 answers becomes a line, in both forms that the answer has."""
+    """EC2's answer becomes a line, in both of its forms."""
     described = {"NetworkInfo": {"NetworkPerformance": said}}
     assert bandwidth_table.table({"z1.new": described}).get("z1.new") == gbps
     listed = {"InstanceTypes": [{"InstanceType": "z1.new", **described}]}

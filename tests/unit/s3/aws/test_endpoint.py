@@ -1,4 +1,4 @@
-"""Endpoints for every kind of bucket and option, and where a region comes from."""
+"""Endpoints for every kind of bucket and option, and the source of the region."""
 
 import os
 import subprocess
@@ -124,7 +124,7 @@ def test_plain_endpoints(
 def test_other_ways_of_signing(
     endpoint: Callable[[], Endpoint], host: str, region: str, name: str, algorithm: SigningAlgorithm
 ) -> None:
-    """Multi-region access points, Outposts, Object Lambda and directory buckets sign apart."""
+    """Multi-region access points, Outposts, Object Lambda and directory buckets differ."""
     directory = algorithm == "v4-s3express"
     assert endpoint() == Endpoint(
         "https",
@@ -151,7 +151,7 @@ def test_other_ways_of_signing(
     ],
 )
 def test_general_purpose(url: str, path_style: bool, host: str, base_path: str) -> None:
-    """Another store's bucket that is called like a directory bucket is treated as all others."""
+    """Another store's bucket with a directory bucket's name is treated like all its buckets."""
     options = {"endpoint_url": url, "force_path_style": path_style}
     assert where(DIRECTORY, **options).signing_algorithm == "v4-s3express"
     endpoint = where(DIRECTORY, bucket_type="general-purpose", **options)
@@ -160,7 +160,7 @@ def test_general_purpose(url: str, path_style: bool, host: str, base_path: str) 
 
 
 def test_general_purpose_is_not_believed_of_aws() -> None:
-    """S3 itself has no other buckets of such a name; all others are what they are anyway."""
+    """At AWS all such names are directory buckets; all other buckets are what they are."""
     with pytest.raises(MountError, match="is the name of a directory bucket") as caught:
         where(DIRECTORY, "us-west-2", bucket_type="general-purpose")
     assert caught.value.hint == "omit --bucket-type"
@@ -169,7 +169,7 @@ def test_general_purpose_is_not_believed_of_aws() -> None:
 
 @pytest.mark.parametrize("url", [None, "https://s3.example.com"])
 def test_directory(url: str | None) -> None:
-    """Its listings are in no order; but what would empty files elsewhere is not sent there."""
+    """Listings have no order, but requests that would empty files elsewhere are not sent."""
     plain = where("bkt", endpoint_url=url)
     endpoint = where("bkt", endpoint_url=url, bucket_type="directory")
     assert (plain.lists_in_order, endpoint.lists_in_order) == (True, False)
@@ -196,14 +196,14 @@ def test_directory(url: str | None) -> None:
     ],
 )
 def test_custom_endpoints(url: str, path_style: bool, host: str, base_path: str) -> None:
-    """A name with dots gets the bucket in front; IP addresses and short names get a path."""
+    """A host with dots gets the bucket in front; IP addresses and short names get a path."""
     endpoint = where("bkt", endpoint_url=url, force_path_style=path_style)
     scheme = url.partition(":")[0]
     assert endpoint == Endpoint(scheme, host, base_path, "us-east-1", "s3", "v4")
 
 
 def test_custom_endpoint_with_its_own_region() -> None:
-    """Another store's region name is signed as it is."""
+    """Another store's region name is signed unchanged."""
     endpoint = where("bkt", "garage", endpoint_url="https://s3.example.com")
     assert endpoint.region == "garage"
 
@@ -213,13 +213,13 @@ def test_custom_endpoint_with_its_own_region() -> None:
     [
         ("https://bucket.vpce-1a2b-3c4d.s3.us-east-1.vpce.amazonaws.com", True),
         ("https://s3.cn-north-1.amazonaws.com.cn", True),
-        ("http://s3.us-east-1.amazonaws.com", False),  # nothing shows who that is
+        ("http://s3.us-east-1.amazonaws.com", False),  # nothing proves who that is
         ("https://s3.example.com", False),
         ("https://amazonaws.com.example.com", False),
     ],
 )
 def test_which_custom_endpoints_are_aws(url: str, aws: bool) -> None:
-    """Those below AWS's own names, by TLS."""
+    """Hosts below AWS's own names are AWS's, with TLS."""
     assert where("bkt", endpoint_url=url).aws is aws
 
 
@@ -235,7 +235,7 @@ def test_which_custom_endpoints_are_aws(url: str, aws: bool) -> None:
     ],
 )
 def test_which_endpoints_want_parts_of_one_size(url: str | None, equal: bool | None) -> None:
-    """AWS does not, Cloudflare R2 does; of others nobody knows."""
+    """AWS does not, Cloudflare R2 does; for others it is unknown."""
     assert where("bkt", endpoint_url=url).wants_equal_parts is equal
 
 
@@ -273,7 +273,7 @@ def test_custom_endpoint_of_an_access_point() -> None:
 def test_refusals(
     name: str, region: str, fips: bool, options: dict[str, object], hint: str
 ) -> None:
-    """What S3 does not offer is one line of why and one that names the option to change."""
+    """Unsupported combinations: a line with the reason, and one with the option to change."""
     with pytest.raises(MountError) as caught:
         where(name, region, fips, **options)
     assert name in caught.value.what
@@ -299,12 +299,12 @@ def test_refusals(
     ],
 )
 def test_believable_region(text: str | None, believed: bool) -> None:
-    """Only what has a region's form is taken from a server."""
+    """A region from a server must be well-formed."""
     assert believable_region(text) == (text if believed else None)
 
 
 def test_botocore_is_imported_late() -> None:
-    """Importing the module, and answering from options, costs nothing of botocore."""
+    """Importing the module, and using options alone, does not import botocore."""
     code = (
         "import sys; from mountpoint.config import *; from mountpoint.s3.aws import endpoint;"
         "endpoint.configured_region(BucketConfig('bkt', region='us-east-1'),"
@@ -336,7 +336,7 @@ def found(
 
 
 def test_region_order(home: Path) -> None:
-    """Option before ARN before AWS_REGION before AWS_DEFAULT_REGION before profile."""
+    """The order is option, ARN, AWS_REGION, AWS_DEFAULT_REGION, profile."""
     (home / "config").write_text("[default]\nregion = eu-west-3\n")
     both = {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}
     assert found(both, name=ACCESS_POINT, region="eu-central-1") == ("eu-central-1", "option")
@@ -348,7 +348,7 @@ def test_region_order(home: Path) -> None:
 
 
 def test_region_of_a_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--profile and AWS_PROFILE choose the profile whose region counts."""
+    """--profile and AWS_PROFILE choose the profile with the region."""
     (home / "config").write_text(
         "[default]\nregion = eu-west-3\n[profile work]\nregion = cn-north-1\n[profile bare]\n"
     )
@@ -360,7 +360,7 @@ def test_region_of_a_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("home")
 def test_no_region_anywhere() -> None:
-    """Nothing configured is None: the bucket will be asked."""
+    """Without any configuration the region is None: the bucket will name it."""
     assert found() is None
 
 
@@ -374,7 +374,7 @@ def test_unknown_profile(home: Path) -> None:
 
 
 def test_unreadable_configuration(home: Path) -> None:
-    """A configuration file that cannot be parsed is named."""
+    """The message names a configuration file that cannot be parsed."""
     (home / "config").write_text("this is no configuration\n")
     with pytest.raises(MountError) as caught:
         found()
@@ -382,7 +382,7 @@ def test_unreadable_configuration(home: Path) -> None:
 
 
 def test_senseless_region(home: Path) -> None:
-    """A region that is no region says where it came from; another store's may be any name."""
+    """An invalid region is reported with its source; another store's may have any name."""
     with pytest.raises(MountError, match="AWS_REGION"):
         found({"AWS_REGION": "us east"})
     (home / "config").write_text("[default]\nregion = garage\n")
@@ -409,14 +409,14 @@ def metadata(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metad
 
 
 def test_region_of_the_instance(metadata: type[Metadata]) -> None:
-    """Where nobody else says it, the instance's region is the first to be tried."""
+    """Without any other setting, the instance's region is tried first."""
     choice = configured_region(BucketConfig("bkt"), CredentialsConfig(), os.environ)
     assert choice == ("eu-west-1", "instance metadata")
     assert metadata.requests
 
 
 def test_metadata_is_not_asked(metadata: type[Metadata]) -> None:
-    """Disabled metadata, a custom endpoint or a known region cause no request."""
+    """Disabled metadata, a custom endpoint or a known region send no request."""
     url = "http://127.0.0.1:1"
     signer = CredentialsConfig()
     assert configured_region(BucketConfig("bkt"), signer, NO_METADATA) is None

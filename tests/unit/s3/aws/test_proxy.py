@@ -1,4 +1,4 @@
-"""Which proxy leads to S3, and what the CRT is told of it."""
+"""The choice of the proxy to S3, and the CRT's settings."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def _nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_which(scheme: str, environ: dict[str, str], proxy: str | None) -> None:
-    """By the endpoint's scheme; lower case before upper case; as text without its login."""
+    """By the endpoint's scheme; lower case before upper case; printed without the login."""
     found = settle(scheme, HOST, environ)
     assert (found and str(found)) == proxy
     assert "s3cr3t" not in repr(found)
@@ -60,7 +60,7 @@ def test_which(scheme: str, environ: dict[str, str], proxy: str | None) -> None:
     ],
 )
 def test_bypassed(host: str, no_proxy: str, expected: bool) -> None:
-    """Names, domains, addresses and networks; never a part of a word."""
+    """Names, domains, addresses and networks match, but never a part of a word."""
     assert bypassed(host, no_proxy) is expected
 
 
@@ -75,7 +75,7 @@ def test_bypassed(host: str, no_proxy: str, expected: bool) -> None:
     ],
 )
 def test_what_the_crt_is_told(monkeypatch: pytest.MonkeyPatch, url: str, told: str | None) -> None:
-    """A URL that the CRT understands stays; another is put into its form, for it alone."""
+    """A URL that the CRT understands stays; another is rewritten, only for the CRT."""
     said: dict[str, str] = {}
     monkeypatch.setattr(os, "putenv", said.__setitem__)
     environ = {"HTTPS_PROXY": url}
@@ -98,7 +98,7 @@ def test_what_the_crt_is_told(monkeypatch: pytest.MonkeyPatch, url: str, told: s
     ],
 )
 def test_refused(url: str, what: str) -> None:
-    """What cannot be used is said by the variable's name: its value may hold a password."""
+    """The error names the variable, not its value, which may have a password."""
     with pytest.raises(MountError) as caught:
         settle("https", HOST, {"HTTPS_PROXY": url})
     assert "HTTPS_PROXY" in caught.value.what
@@ -108,7 +108,7 @@ def test_refused(url: str, what: str) -> None:
 
 
 def test_only_the_crt_is_told() -> None:
-    """botocore reads `os.environ`, where the password is still encoded; the C library's is not."""
+    """botocore reads `os.environ`, where the password is still encoded; the CRT the C library's."""
     code = (
         "import ctypes, os\n"
         "from mountpoint.s3.aws.proxy import settle\n"

@@ -1,4 +1,4 @@
-"""What variables and the AWS configuration say of endpoints, and what the options make of it."""
+"""Endpoint settings from variables and the AWS configuration, and how options override them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_endpoint(profile: str | None, environ: dict[str, str], url: str, source
 
 
 def test_the_rest() -> None:
-    """Variables come before the profile, which says as much as they can."""
+    """Variables override the profile, which supports the same settings."""
     found = aws_settings(None, {})
     assert (found.dual_stack, found.fips, found.max_attempts) == (True, True, 7)
     environ = {
@@ -101,13 +101,13 @@ def test_the_rest() -> None:
     ],
 )
 def test_what_makes_no_sense(profile: str, environ: dict[str, str], message: str) -> None:
-    """A word that is neither true nor false is an error, not a silent false; and so on."""
+    """Invalid values are an error, not silently false."""
     with pytest.raises(MountError, match=message):
         aws_settings(profile, environ)
 
 
 def test_applied() -> None:
-    """What is said counts where no option says otherwise."""
+    """Settings apply unless an option is given."""
     around = AwsSettings(endpoint_url=URL, endpoint_source="X", fips=True, max_attempts=2)
     found = around.apply_to(config())
     assert (found.bucket.endpoint_url, found.bucket.fips) == (URL, True)
@@ -116,7 +116,7 @@ def test_applied() -> None:
 
 
 def test_ca_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile's is a path of the user's; an option's, or the variable's, comes first."""
+    """The profile's path is the user's; the option and the variable override it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     bundles = [tmp_path / "profile.pem", tmp_path / "option.pem"]
     for bundle in bundles:
@@ -134,7 +134,7 @@ def test_ca_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dual_stack_is_of_aws() -> None:
-    """An endpoint that is named is used as it is."""
+    """A named endpoint is used unchanged."""
     around = AwsSettings(dual_stack=True)
     assert around.apply_to(config()).bucket.dual_stack
     assert not around.apply_to(config(endpoint_url=URL)).bucket.dual_stack
@@ -146,13 +146,13 @@ def test_dual_stack_is_of_aws() -> None:
     ["one.example", "https://one.example/?x", "s3://bucket", "x"],
 )
 def test_no_endpoint(url: str) -> None:
-    """Who has named it is told."""
+    """The message names the source."""
     with pytest.raises(MountError, match="of AWS_ENDPOINT_URL is not an endpoint URL"):
         aws_settings("none", {"AWS_ENDPOINT_URL": url}).apply_to(config())
 
 
 def test_acceleration_has_its_own() -> None:
-    """Two endpoints are one too many."""
+    """Acceleration and a named endpoint exclude each other."""
     with pytest.raises(MountError, match="AWS_ENDPOINT_URL_S3 names an endpoint"):
         aws_settings("none", {"AWS_ENDPOINT_URL_S3": URL}).apply_to(
             config(transfer_acceleration=True)

@@ -1,4 +1,4 @@
-"""What the CRT's own errors mean, in words for users."""
+"""The meaning of the CRT's own errors, in words for users."""
 
 import pytest
 from awscrt import exceptions
@@ -13,7 +13,7 @@ from mountpoint.errors import (
 )
 from mountpoint.s3.crt.errors import REFUSALS, SENSELESS, UNUSABLE, WORDS, crt_error
 
-#: As aws-c-* number them: 1024 for each library.
+#: The numbers in aws-c-*: 1024 for each library.
 NAMES = {
     error.name: error.message
     for base in (0, 1024, 2048, 14336)
@@ -23,13 +23,13 @@ NAMES = {
 
 
 def test_all_names_are_the_librarys() -> None:
-    """A name that is not known there would never be found."""
+    """A name that the library does not have would never match."""
     assert {*REFUSALS, *UNUSABLE, *SENSELESS, *WORDS} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_code_is_shown(name: str) -> None:
-    """Neither the library's names nor its full stops get into the middle of our sentences."""
+    """Our sentences have neither the library's names nor its full stops."""
     text = str(crt_error(name, NAMES[name]))
     assert text
     assert name not in text
@@ -49,7 +49,7 @@ def test_no_code_is_shown(name: str) -> None:
     ],
 )
 def test_meanings(name: str, kind: type[Exception], text: str) -> None:
-    """Who retries and who does not depends on the class."""
+    """The class decides whether a request is retried."""
     error = crt_error(name, "odd.")
     assert type(error) is kind
     assert text in str(error)

@@ -1,4 +1,4 @@
-"""GETs over the CRT against a server on loopback: what is asked, and which answers are no data."""
+"""GETs over the CRT from a server on loopback: their headers, and answers that are rejected."""
 
 import base64
 import threading
@@ -26,12 +26,12 @@ MODIFIED = "Wed, 01 May 2024 10:11:12 GMT"
 
 @dataclass
 class OneObject:
-    """A server with one object, and how it answers. `asked` has the headers of each GET."""
+    """A server with one object, and its behaviour. `asked` has the headers of each GET."""
 
     etag: str = ETAG
-    checksum_of: bytes | None = None  # whose CRC32 it tells
+    checksum_of: bytes | None = None  # the body whose CRC32 it sends
     ignores_range: bool = False
-    shift: int = 0  # it sends the range that begins so much later
+    shift: int = 0  # it sends a range that begins this much later
     host: str = ""
     asked: list[dict[str, str]] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class OneObject:
 
 
 class Sink:
-    """Takes one answer."""
+    """Receives one answer."""
 
     def __init__(self) -> None:
         self.info: ObjectInfo | None = None
@@ -103,7 +103,7 @@ def served(store: OneObject) -> Iterator[OneObject]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        server.block_on_close = False  # connections that the client keeps
+        server.block_on_close = False  # connections that the client keeps open
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         store.host = f"127.0.0.1:{server.server_port}"
@@ -116,14 +116,14 @@ def served(store: OneObject) -> Iterator[OneObject]:
 
 @pytest.fixture
 def store() -> Iterator[OneObject]:
-    """A server that does all as S3 does it."""
+    """A server that behaves like S3."""
     with served(OneObject()) as made:
         yield made
 
 
 @contextmanager
 def connected(store: OneObject) -> Iterator[CrtClient]:
-    """Make a client that does not sign."""
+    """Create a client that does not sign."""
     endpoint = Endpoint("http", store.host, "/bucket", "us-east-1", "s3", "v4", False, False)
     client = CrtClient(endpoint, None, ClientConfig(), counters=Counters())
     yield client
@@ -131,14 +131,14 @@ def connected(store: OneObject) -> Iterator[CrtClient]:
 
 
 def get(client: CrtClient, start: int = 0, stop: int = len(DATA), etag: str = ETAG) -> Sink:
-    """GET a range of that version."""
+    """GET a range of this version."""
     sink = Sink()
     client.get(ObjectInfo(b"key", len(DATA), 0, etag), start, stop, sink)
     return sink.end()
 
 
 def test_a_get_names_version_and_range(store: OneObject) -> None:
-    """Each GET has If-Match, so that of an object that was replaced nothing is delivered."""
+    """Each GET has If-Match, so a replaced object delivers nothing."""
     with connected(store) as client:
         part, whole = get(client, 5, 10), get(client)
         assert (part.body, part.error) == (DATA[5:10], None)
@@ -153,7 +153,7 @@ def test_a_get_names_version_and_range(store: OneObject) -> None:
 
 
 def test_a_store_whose_if_match_does_not_hold_is_not_asked_for_it(store: OneObject) -> None:
-    """There the ETag of the answer is compared instead, by the part that takes it."""
+    """If the store's If-Match does not work, the part compares the ETag of the answer instead."""
     with connected(store) as client:
         client.capabilities.matches = False
         assert get(client, 5, 10).body == DATA[5:10]
@@ -162,7 +162,7 @@ def test_a_store_whose_if_match_does_not_hold_is_not_asked_for_it(store: OneObje
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_body_is_compared_with_its_checksum(store: OneObject, right: bool) -> None:
-    """What does not match the checksum in the answer is an error, and counted as nothing."""
+    """A body that does not match its checksum is an error, and is not counted as verified."""
     store.checksum_of = DATA if right else DATA[::-1]
     with connected(store) as client:
         sink = get(client)

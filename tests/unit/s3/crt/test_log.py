@@ -26,7 +26,7 @@ def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """Each line has its subject's logger and its level; one without a head has the last one's."""
+    """Each line has its subject's logger and its level; one without a head continues the last."""
     crt_log.log_lines(LINES)
     assert caplog.record_tuples == [
         ("awscrt", logging.DEBUG, "began before us"),
@@ -39,7 +39,7 @@ def test_lines(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_relay(caplog: pytest.LogCaptureFixture) -> None:
-    """What is written to the path is logged, whatever it is; the thread ends with the writer."""
+    """Any text written to the path is logged, and the thread ends with the writer."""
 
     def start(path: str) -> None:
         Path(path).write_bytes(b"[WARN] [] [] [dns] - \xff 100 %s\nmore\n")
@@ -55,7 +55,7 @@ def test_relay(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_who_makes_a_request_never_waits_for_the_log() -> None:
-    """The CRT logs under locks of its own: to wait there for Python would be a deadlock."""
+    """The CRT logs while it holds locks: waiting there for Python would be a deadlock."""
     program = """
 import logging, os, threading
 from awscrt.io import EventLoopGroup
@@ -80,7 +80,7 @@ os._exit(0 if logged.wait(20) else 2)
 
 
 def test_the_end_of_the_process_does_not_wait_for_the_log() -> None:
-    """What is logged last, or waits in stdio, finds nobody who reads: exit(3) writes it all."""
+    """Nothing reads the last lines, or those in stdio's buffer, so exit(3) must not block."""
     program = """
 import atexit, ctypes, sys
 from mountpoint.s3.crt import log as crt_log
@@ -103,7 +103,7 @@ sys.exit(7)
 
 
 def test_the_end_of_the_process_does_not_wait_for_a_full_pipe() -> None:
-    """The CRT's thread waits in a full pipe, and the process waits for that thread."""
+    """The CRT's thread waits for a full pipe, and the process waits for that thread."""
     program = """
 import logging, os, select, sys, threading
 from awscrt.io import EventLoopGroup

@@ -1,4 +1,4 @@
-"""The size of what HEAD tells no size of: by a listing, of the same version, or an error."""
+"""If HEAD has no size: that of the same version in a listing, or an error."""
 
 from concurrent.futures import Future
 
@@ -14,7 +14,7 @@ HEADERS = [("ETag", ETAG), ("x-amz-meta-mode", "33152")]
 
 
 class Place:
-    """A HEAD and a LIST that a test answers."""
+    """A HEAD and a LIST that the test answers."""
 
     def __init__(self) -> None:
         self.heading: Future[wire.Headers] = Future()
@@ -35,7 +35,7 @@ def listed(key: bytes = b"k", size: int = 7, etag: str = ETAG) -> ObjectInfo:
 
 
 def test_told_by_head() -> None:
-    """Mostly HEAD tells it, and nothing is listed."""
+    """If HEAD has the size, nothing is listed."""
     place = Place()
     place.heading.set_result([*HEADERS, ("Content-Length", "5")])
     assert place.result.result(0).size_bytes == 5
@@ -44,7 +44,7 @@ def test_told_by_head() -> None:
 
 @pytest.mark.parametrize("size", [0, 7])
 def test_told_by_a_listing(size: int) -> None:
-    """All but the size is HEAD's."""
+    """Everything except the size comes from HEAD."""
     place = Place()
     place.heading.set_result(HEADERS)
     place.list(listed(b"k/", 1), listed(size=size), listed(b"k2", 2))
@@ -55,7 +55,7 @@ def test_told_by_a_listing(size: int) -> None:
 
 @pytest.mark.parametrize("infos", [[], [listed(b"k2")], [listed(etag='"other"')]])
 def test_told_of_another_version(infos: list[ObjectInfo]) -> None:
-    """The size of another object, or of another version of it, is never taken."""
+    """The size of another object or version is never used."""
     place = Place()
     place.heading.set_result(HEADERS)
     place.list(*infos)
@@ -64,7 +64,7 @@ def test_told_of_another_version(infos: list[ObjectInfo]) -> None:
 
 
 def test_failures_pass() -> None:
-    """That there is no such key, or that it may not be listed, is the answer."""
+    """A missing key, or a refused listing, is the result."""
     place = Place()
     place.heading.set_exception(NotFound())
     with pytest.raises(NotFound):
@@ -77,7 +77,7 @@ def test_failures_pass() -> None:
 
 
 def test_cancelled() -> None:
-    """Whichever request is under way goes with it."""
+    """The request in flight is cancelled as well."""
     place = Place()
     place.result.cancel()
     assert place.heading.cancelled()

@@ -1,4 +1,4 @@
-"""Threads of the CRT keep their Python state from one callback to the next."""
+"""The CRT's threads keep their Python state between callbacks."""
 
 import threading
 
@@ -8,16 +8,16 @@ from mountpoint.s3.aws.endpoint import resolve
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
 
-#: Nobody listens there, so a request ends at once, on a thread of the CRT.
+#: No server listens there, so a request ends immediately, on a thread of the CRT.
 NOWHERE = "http://127.0.0.1:1"
 
 
 class Marks:
-    """Where a GET ends: marks the thread that it ends on, as far as Python knows it."""
+    """The sink of a GET: marks the thread on which it ends, in Python's state."""
 
     def __init__(self) -> None:
         self.local = threading.local()
-        self.ends: list[tuple[int, int]] = []  # thread, and how often it has been here before
+        self.ends: list[tuple[int, int]] = []  # thread, and how often it was here before
         self.ended = threading.Semaphore(0)
 
     def on_headers(self, info: ObjectInfo) -> None:
@@ -35,7 +35,7 @@ class Marks:
 
 
 def test_a_thread_that_calls_again_is_known() -> None:
-    """What a callback leaves in its thread is there in the next one."""
+    """The next callback in the same thread finds the mark."""
     bucket = BucketConfig("bucket", endpoint_url=NOWHERE, force_path_style=True)
     client = CrtClient(resolve(bucket, "us-east-1"), None, ClientConfig(), counters=Counters())
     marks = Marks()

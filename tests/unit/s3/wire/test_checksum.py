@@ -1,4 +1,4 @@
-"""Which checksum counts for which body, and whether the body matches it."""
+"""Which checksum covers which body, and whether the body matches."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ TYPE = "x-amz-checksum-type"
 def promise(
     *headers: tuple[str, str], start: int = 0, stop: int = SIZE, etag: str = '"abc123"'
 ) -> Expected | None:
-    """Return what an answer with such headers promises of [start, stop) of 20 bytes."""
+    """Return the checksum from an answer with these headers to [start, stop) of 20 bytes."""
     return expected(list(headers), ObjectInfo(b"k", SIZE, 0, etag), start, stop)
 
 
@@ -51,7 +51,7 @@ def digest_of(name: str, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms(name: str) -> None:
-    """Each algorithm gives the digest and the length that its definition says."""
+    """Each algorithm gives the digest and the length of its definition."""
     data, digest = VECTORS[name]
     assert digest_of(name, data).hex() == digest
     assert len(digest) == 2 * ALGORITHMS[name].size_bytes
@@ -59,14 +59,14 @@ def test_algorithms(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_is_understood(name: str) -> None:
-    """A header of any algorithm counts, whatever the case of its name."""
+    """A header of any algorithm counts, in any case."""
     digest = digest_of(name, CHECK)
     value = base64.b64encode(digest).decode()
     assert promise((f"X-Amz-Checksum-{name.upper()}", f" {value} ")) == Expected(name, digest)
 
 
 def test_cheapest_first() -> None:
-    """Of several the cheapest is compared; one that makes no sense is passed over."""
+    """Of several the cheapest is compared, and invalid ones are skipped."""
     sha = ("x-amz-checksum-sha256", base64.b64encode(hashlib.sha256(CHECK).digest()).decode())
     assert promise(sha, (NAME, VALUE)) == Expected("crc32", CRC)
     assert promise(sha, (NAME, "AAAA")) == Expected("sha256", hashlib.sha256(CHECK).digest())
@@ -80,7 +80,7 @@ def test_cheapest_first() -> None:
         (0, SIZE, "full_object", '"abc123"', True),
         (0, SIZE, None, '"abc123"', True),
         (0, SIZE, None, '"Random_Tag-of-another-store"', True),
-        # Of checksums, though nothing says so: by its type, or because S3 left out the "-N".
+        # Checksums of checksums without a "-N": by the type, or because S3 omitted it.
         (0, SIZE, None, '"abc123-2"', False),
         (0, SIZE, "COMPOSITE", '"abc123-2"', False),
         (0, SIZE, "COMPOSITE", '"abc123-1"', False),
@@ -93,13 +93,13 @@ def test_cheapest_first() -> None:
         (1, SIZE, "FULL_OBJECT", '"abc123-2"', False),
         (0, 10, None, '"abc123"', False),
         (0, 10, None, '"abc123-2"', False),
-        # Of a kind that nobody knows yet.
+        # Of an unknown type.
         (0, SIZE, "OTHER", '"abc123"', False),
         (0, 10, "OTHER", '"abc123"', False),
     ],
 )
 def test_what_counts(start: int, stop: int, kind: str | None, etag: str, counts: bool) -> None:
-    """A checksum counts for the bytes that it is of, and for no others."""
+    """A checksum counts only for the bytes that it covers."""
     headers = [(NAME, VALUE)] + ([] if kind is None else [(TYPE, kind)])
     found = promise(*headers, start=start, stop=stop, etag=etag)
     assert found == (Expected("crc32", CRC) if counts else None)
@@ -107,7 +107,7 @@ def test_what_counts(start: int, stop: int, kind: str | None, etag: str, counts:
 
 @pytest.mark.parametrize("kind", [None, "COMPOSITE", "FULL_OBJECT"])
 def test_composite(kind: str | None) -> None:
-    """What ends in "-N" is of the parts' checksums: it can be compared where there is one part."""
+    """A checksum with "-N" covers the parts' checksums, so it can be compared only for one part."""
     headers = [] if kind is None else [(TYPE, kind)]
     assert promise((NAME, f"{VALUE}-2"), *headers) is None
     assert promise((NAME, f"{VALUE}-0"), *headers) is None
@@ -124,20 +124,20 @@ def test_composite(kind: str | None) -> None:
     ],
 )
 def test_malformed(value: str) -> None:
-    """What is no checksum promises nothing."""
+    """An invalid checksum counts as none."""
     assert promise((NAME, value)) is None
     assert promise((NAME, value), (TYPE, "COMPOSITE"), stop=10) is None
 
 
 def test_nothing_promised() -> None:
-    """No checksum, or only of an algorithm that nobody knows yet."""
+    """No checksum, or only one of an unknown algorithm."""
     assert promise(("etag", '"abc123"')) is None
     assert promise(("x-amz-checksum-sha1024", VALUE), (TYPE, "FULL_OBJECT")) is None
 
 
 @given(st.lists(st.tuples(st.sampled_from([NAME, TYPE, "etag"]), st.text()), max_size=4))
 def test_any_header_text(headers: list[tuple[str, str]]) -> None:
-    """Of any headers comes no promise, or a digest as long as its algorithm's."""
+    """Any headers give no checksum, or one with its algorithm's length."""
     for found in (promise(*headers), promise(*headers, stop=10)):
         assert found is None or len(found.digest) == ALGORITHMS[found.name].size_bytes
 
@@ -150,7 +150,7 @@ def test_any_header_text(headers: list[tuple[str, str]]) -> None:
     st.booleans(),
 )
 def test_one_bit(name: str, data: bytes, cuts: list[int], bit: int, of_part: bool) -> None:
-    """The right bytes match, in whatever pieces they come; with one bit flipped they do not."""
+    """The right bytes match in any pieces; with one bit flipped they do not."""
     digest = digest_of(name, data)
     right = Expected(name, digest_of(name, digest) if of_part else digest, of_part)
     bit %= 8 * len(data)
@@ -166,7 +166,7 @@ def test_one_bit(name: str, data: bytes, cuts: list[int], bit: int, of_part: boo
 
 @given(st.lists(st.binary(min_size=1, max_size=100), min_size=1, max_size=5))
 def test_of_parts(parts: list[bytes]) -> None:
-    """CRC64NVME of parts is that of all bytes; CRC32C that of the parts' own, and their number."""
+    """CRC64NVME of parts is that of all bytes; CRC32C that of the parts' own, with their number."""
 
     def digest(name: str, data: bytes) -> bytes:
         hashed = checksum.ALGORITHMS[name].new()

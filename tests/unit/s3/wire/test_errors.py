@@ -1,4 +1,4 @@
-"""Error answers: the class and hint of each, and that nothing secret comes through."""
+"""Error answers: the class and hint of each, and no secrets."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def error(
     ],
 )
 def test_class_and_hint(status: int, code: str, kind: type[errors.S3Error], hint: str) -> None:
-    """Each status and code has its class, says what it was, and what to do about it."""
+    """Each status and code has its class, its text and its hint."""
     answered = error(status, code, "What S3 says.")
     assert type(answered) is kind
     assert (answered.status, answered.code) == (status, code)
@@ -121,7 +121,7 @@ def test_class_and_hint(status: int, code: str, kind: type[errors.S3Error], hint
 def test_wrong_region(
     status: int, code: str, more: str, headers: wire.Headers, region: str
 ) -> None:
-    """The region is believed only in the form of a region, whoever names it."""
+    """A region is used only if it is well-formed, whatever names it."""
     answered = error(status, code, "m", more, headers)
     assert isinstance(answered, errors.WrongRegion)
     assert answered.region == region
@@ -140,7 +140,7 @@ def test_wrong_region(
     ],
 )
 def test_refused_checksums(status: int, code: str, message: str, more: str) -> None:
-    """However a store says that it does not take these headers."""
+    """Every form in which stores refuse these headers."""
     assert type(error(status, code, message, more)) is errors.ChecksumsNotOffered
     other = more.replace("Checksum-Crc32c", "Storage-Class")
     assert type(error(status, code, "Header 'If-Match'", other)) is not errors.ChecksumsNotOffered
@@ -157,13 +157,13 @@ def test_refused_checksums(status: int, code: str, message: str, more: str) -> N
     ],
 )
 def test_which_condition_was_not_met(code: str, condition: str, kind: type[errors.S3Error]) -> None:
-    """S3 tells it, where it does."""
+    """The error says which condition failed, if S3 does."""
     answered = error(412, code, "m", f"<Condition>{condition}</Condition>")
     assert type(answered) is kind
 
 
 def test_region_of_an_ordinary_error_is_no_redirect() -> None:
-    """S3 names the bucket's region in many answers; a code that says something else wins."""
+    """S3 names the bucket's region in many answers; a code with another meaning counts more."""
     headers = [("x-amz-bucket-region", "eu-west-1")]
     assert type(error(403, "AccessDenied", headers=headers)) is errors.AccessDenied
     assert type(error(404, headers=headers)) is errors.NotFound
@@ -179,7 +179,7 @@ def test_region_of_an_ordinary_error_is_no_redirect() -> None:
     ],
 )
 def test_real_bodies(name: str, status: int, kind: type[errors.S3Error]) -> None:
-    """What real stores sent is understood, with the request id."""
+    """Answers of real stores are parsed, with the request id."""
     body = (DATA / f"{name}.xml").read_bytes()
     answered = wire.error_from_response(status, None, body, what="ListObjectsV2")
     assert type(answered) is kind
@@ -188,7 +188,7 @@ def test_real_bodies(name: str, status: int, kind: type[errors.S3Error]) -> None
 
 
 def test_request_id() -> None:
-    """The request id is the body's, else the header's, else empty; never a made-up text."""
+    """The request id is the body's, else the header's, else empty."""
     assert error(403, "AccessDenied").request_id == "4442587FB7D0A2F9"
     assert error(403, headers=[("x-amz-request-id", "ABC123")]).request_id == "ABC123"
     assert error(403, headers=[("x-amz-request-id", "a b\nc")]).request_id == ""
@@ -203,7 +203,7 @@ def test_request_id() -> None:
      error_body("NoSuchKey", "x" * refusal.ERROR_BODY_MAX_BYTES)],
 )  # fmt: skip
 def test_senseless_body(body: bytes) -> None:
-    """A body that makes no sense leaves the status to speak for itself."""
+    """With an invalid body the status alone decides."""
     answered = wire.error_from_response(500, None, body, what="GetObject")
     assert type(answered) is errors.ServerFault
     assert str(answered) == "GetObject: HTTP status 500"
@@ -212,7 +212,7 @@ def test_senseless_body(body: bytes) -> None:
 
 @given(st.integers(300, 599), st.binary() | st.text().map(error_body), st.text())
 def test_any_answer_is_one_line(status: int, body: bytes, text: str) -> None:
-    """Any answer gives an S3Error of one printable line that is not long."""
+    """Any answer gives an S3Error with one short printable line."""
     headers = [("x-amz-bucket-region", text), ("x-amz-request-id", text)]
     answered = wire.error_from_response(status, headers, body, what="GetObject")
     assert isinstance(answered, errors.S3Error)
@@ -222,7 +222,7 @@ def test_any_answer_is_one_line(status: int, body: bytes, text: str) -> None:
 
 
 def test_message_is_cut_and_cleaned() -> None:
-    """Line breaks, escapes of terminals and text in the other direction do not get through."""
+    """Line ends, terminal escapes and right-to-left text are removed."""
     answered = error(400, "InvalidArgument", "one\ntwo\t\u202ethree\u009b31m " + "word " * 100)
     message = str(answered).removeprefix("GetObject: InvalidArgument: ")
     assert message.startswith("one two three 31m word")
@@ -241,7 +241,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS.keys())
 def test_secrets_never_come_through(secret: str) -> None:
-    """Neither S3's own fields of the signature nor a secret quoted in the message is shown."""
+    """Neither S3's fields of the signature nor a secret in the message is shown."""
     answered = error(
         403,
         "SignatureDoesNotMatch",
@@ -256,7 +256,7 @@ def test_secrets_never_come_through(secret: str) -> None:
 
 
 def test_who_may_not_do_what_is_shown() -> None:
-    """ARNs and actions, the useful part of AccessDenied, are not masked; keys within are."""
+    """ARNs and actions in AccessDenied are shown; keys in them are masked."""
     message = (
         "User: arn:aws:sts::123456789012:assumed-role/AWSReservedSSO_Admin_0123456789abcdef/me@x.y"
         " is not authorized to perform: s3:ListBucket"
@@ -267,13 +267,13 @@ def test_who_may_not_do_what_is_shown() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_that_is_not_s3s(status: int) -> None:
-    """From http to https, or anywhere: where to, without path and query, which may be secret."""
+    """A redirect to https or elsewhere: its target without path and query, which may be secret."""
     to = [("Location", "https://S3.example.com:8443/bucket/?X-Amz-Signature=secret")]
     error = wire.error_from_response(status, to, b"<html>moved</html>", what="")
     assert isinstance(error, errors.Redirected)
     assert error.location == "https://s3.example.com:8443"
     assert "secret" not in str(error)
-    # S3's own name a region, or a code.
+    # S3's own redirects name a region, or have a code.
     region = [*to, ("x-amz-bucket-region", "eu-west-1")]
     assert isinstance(wire.error_from_response(status, region, b"", what=""), errors.WrongRegion)
     for odd in ("/login", "https://user@evil.example.com/", "javascript:x", "https://a b/"):

@@ -59,7 +59,7 @@ def page(*entries: str, encoding: str = "url", truncated: str = "false", more: s
 
 @given(st.binary())
 def test_object_target_keeps_every_byte(key: bytes) -> None:
-    """A key of any bytes comes back from its path, which has nothing but safe characters."""
+    """A key of any bytes can be decoded from its path, which has only safe characters."""
     target = wire.object_target("/bucket", key)
     assert target.startswith("/bucket/")
     assert unquote_to_bytes(target.removeprefix("/bucket/")) == key
@@ -79,7 +79,7 @@ def test_object_target_keeps_every_byte(key: bytes) -> None:
     ],
 )
 def test_object_target_does_not_normalize(key: bytes, target: str) -> None:
-    """Segments are never merged or resolved, and what a URL means is encoded."""
+    """Segments are never merged or resolved, and characters with a meaning in URLs are encoded."""
     assert wire.object_target("", key) == target
 
 
@@ -87,7 +87,7 @@ def test_object_target_does_not_normalize(key: bytes, target: str) -> None:
 def test_list_target_keeps_prefix_and_place(
     prefix: bytes, token: str | None, start_after: bytes | None, max_keys: int
 ) -> None:
-    """Prefix, token or start of any content come back from the query, never token and start."""
+    """Prefix, token or start can be decoded from the query, which never has both of the latter."""
     target = wire.list_target("", prefix, token=token, start_after=start_after, max_keys=max_keys)
     url = urlsplit("http://host" + target)
     query = parse_qs(url.query, encoding="latin-1", strict_parsing=True, keep_blank_values=True)
@@ -106,14 +106,14 @@ def test_list_target_keeps_prefix_and_place(
 
 
 def test_list_target_with_a_base_path() -> None:
-    """Path-style listings go to the bucket's own path; no delimiter lists everything below."""
+    """Path-style listings use the bucket's path; without a delimiter they list everything below."""
     assert wire.list_target("/bucket", b"", delimiter=b"", token=None, max_keys=2) == (
         "/bucket?list-type=2&encoding-type=url&max-keys=2"
     )
 
 
 def test_range_header() -> None:
-    """A half-open range becomes S3's inclusive one; an empty one is a mistake of the caller."""
+    """A half-open range becomes S3's inclusive one; an empty one is a programming error."""
     assert wire.range_header(0, 1) == "bytes=0-0"
     assert wire.range_header(8 << 20, 16 << 20) == "bytes=8388608-16777215"
     with pytest.raises(ValueError, match="not a range"):
@@ -125,7 +125,7 @@ def test_range_header() -> None:
 
 @pytest.mark.parametrize("store", ["seaweedfs", "ministack"])
 def test_real_page_with_odd_keys(store: str) -> None:
-    """Every odd key that was put comes back byte for byte, whatever the store's encoding."""
+    """Every odd key comes back byte for byte, with each store's encoding."""
     listed = wire.parse_list((DATA / f"{store}-root.xml").read_bytes(), b"")
     assert {info.key for info in listed.objects} >= ODD_KEYS
     assert set(listed.prefixes) >= ODD_PREFIXES
@@ -144,21 +144,21 @@ def test_real_page_with_odd_keys(store: str) -> None:
     ],
 )
 def test_real_token_is_never_decoded(name: str, token: str) -> None:
-    """The token of a truncated page is taken as it came: `encoding-type` is not for tokens."""
+    """The token of a truncated page is used unchanged: `encoding-type` does not apply to tokens."""
     listed = wire.parse_list((DATA / f"{name}.xml").read_bytes(), b"")
     assert listed.next_token == token
     assert len(listed.objects) + len(listed.prefixes) == 3
 
 
 def test_real_page_without_encoding() -> None:
-    """A page that does not say it is encoded is taken verbatim."""
+    """A page without the encoding mark is used verbatim."""
     listed = wire.parse_list((DATA / "seaweedfs-unencoded.xml").read_bytes(), b"dir/")
     assert [info.key for info in listed.objects] == [b"dir/one", b"dir/two"]
 
 
 @pytest.mark.parametrize("name", ["seaweedfs-root", "ministack-truncated"])
 def test_real_page_cut_anywhere(name: str) -> None:
-    """A page cut short at any byte is BadAnswer, never a shorter listing."""
+    """A page that is cut at any byte is BadAnswer, never a shorter listing."""
     body = (DATA / f"{name}.xml").read_bytes().rstrip()
     for length in range(len(body)):
         with pytest.raises(BadAnswer):
@@ -198,21 +198,21 @@ xml_text = st.text(
 @given(st.lists(xml_text, unique=True, max_size=8))
 @example(["a+b", "a%20b", "%", "&lt;"])
 def test_plain_page_round_trip(names: list[str]) -> None:
-    """Without URL encoding nothing in a key is decoded but XML's own escapes."""
+    """Without URL encoding only XML's own escapes in a key are decoded."""
     listed = wire.parse_list(page(*(contents(key=escape(n)) for n in names), encoding=""), b"")
     assert [info.key for info in listed.objects] == [name.encode() for name in names]
 
 
 @given(st.binary() | st.text().map(str.encode), st.binary(max_size=3))
 def test_any_body_is_a_page_or_a_bad_answer(body: bytes, prefix: bytes) -> None:
-    """Garbage raises BadAnswer and nothing else."""
+    """Garbage raises only BadAnswer."""
     with pytest.raises(BadAnswer):
         wire.parse_list(body, prefix)
 
 
 @given(st.data())
 def test_a_damaged_page_is_a_page_or_a_bad_answer(data: st.DataObject) -> None:
-    """Bytes changed anywhere give a page that makes sense, or BadAnswer."""
+    """Bytes changed anywhere give a valid page, or BadAnswer."""
     body = bytearray((DATA / "ministack-truncated.xml").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
@@ -236,7 +236,7 @@ def outcome(body: bytes) -> ListPage | None:
 
 
 def by_expat_alone(body: bytes) -> ListPage | None:
-    """The same without reading any entry at once."""
+    """The same without parsing entries by the regular expression."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "_entries_read", lambda body: (body, []))
         return outcome(body)
@@ -278,14 +278,14 @@ ODD_PIECES = [
 @example(['<Other a="', ODD_PIECES[0], '"/>'])
 @example([ODD_PIECES[0], "<Entries-read/>"])
 def test_entries_read_at_once(pieces: list[str]) -> None:
-    """Entries of any looks, in any place: the page is what expat makes of it, entry by entry."""
+    """Entries of any form, in any place: the page equals expat's result entry by entry."""
     assert outcome(page(*pieces)) == by_expat_alone(page(*pieces))
 
 
 @pytest.mark.parametrize("name", ["seaweedfs-truncated", "ministack-truncated"])
 @given(st.data())
 def test_damaged_entries_read_at_once(name: str, data: st.DataObject) -> None:
-    """Bytes changed anywhere: the page or the refusal is expat's own."""
+    """With bytes changed anywhere, the page or the refusal is expat's own."""
     body = bytearray((DATA / f"{name}.xml").read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
@@ -294,7 +294,7 @@ def test_damaged_entries_read_at_once(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", ["seaweedfs-root", "ministack-root"])
 def test_most_entries_are_read_at_once(name: str) -> None:
-    """Of a real page expat sees one element in place of all entries, in whichever order."""
+    """For a real page expat sees one element instead of all entries, in any order."""
     body = (DATA / f"{name}.xml").read_bytes()
     rest, runs = wire._entries_read(body)
     assert b"<Key>" not in rest
@@ -330,7 +330,7 @@ BAD_ENTRIES = {
 
 @pytest.mark.parametrize("entry", BAD_ENTRIES.values(), ids=BAD_ENTRIES.keys())
 def test_bad_entry_is_left_out_and_counted(entry: str) -> None:
-    """One bad entry costs that entry: the rest of the page is there, the first of two stays."""
+    """A bad entry costs only that entry; of two values the first counts."""
     listed = wire.parse_list(
         page(
             contents(key="p/good"),
@@ -367,7 +367,7 @@ def test_listed_dates(date: str, seconds: int) -> None:
 
 
 def test_listing_details() -> None:
-    """Storage class and restore status are read; a missing ETag is empty; the owner is not ours."""
+    """Storage class and restore status are parsed; a missing ETag is empty; no owner."""
     restored = (
         "<RestoreStatus><IsRestoreInProgress>false</IsRestoreInProgress>"
         "<RestoreExpiryDate>2030-01-01T00:00:00Z</RestoreExpiryDate></RestoreStatus>"
@@ -391,7 +391,7 @@ def test_listing_details() -> None:
 
 
 def test_listing_with_white_space() -> None:
-    """Indented XML reads like compact XML, and a key of blanks keeps them."""
+    """Indented XML is parsed like compact XML, and a key of spaces keeps them."""
     body = page(contents(key=" ")).replace(b"><", b">\n  <")
     assert wire.parse_list(body, b"").objects[0].key == b" "
 
@@ -427,7 +427,7 @@ BAD_PAGES = {
 
 @pytest.mark.parametrize("body", BAD_PAGES.values(), ids=BAD_PAGES.keys())
 def test_page_that_makes_no_sense(body: bytes) -> None:
-    """What is not a listing, or might expand, loop or end early, is BadAnswer as a whole."""
+    """A body that is no listing, or might expand, loop or end early, is BadAnswer."""
     with pytest.raises(BadAnswer) as caught:
         wire.parse_list(body, b"")
     assert "\n" not in str(caught.value)
@@ -449,13 +449,13 @@ def with_header(name: str, value: str | None) -> wire.Headers:
 
 
 def test_object_info_of_head() -> None:
-    """HEAD: length, ETag with its quotes, date; the storage class is STANDARD unless said."""
+    """HEAD: length, ETag with quotes, date; the storage class defaults to STANDARD."""
     assert wire.object_info(b"k", 200, HEAD) == ObjectInfo(b"k", 5, 1714558272 * 10**9, ETAG)
     assert wire.object_info(b"k", 200, [(k.upper(), v) for k, v in HEAD]).size_bytes == 5
 
 
 def test_metadata_of_head_and_get() -> None:
-    """The user metadata, by lower-case names; LIST says nothing of it."""
+    """The user metadata, with names in lower case; LIST has none."""
     kept = [("X-Amz-Meta-Mode", "33152"), ("x-amz-meta-uid", " 7 "), ("x-amz-meta-A", "x")]
     assert wire.object_info(b"k", 200, HEAD).metadata == {}
     found = wire.object_info(b"k", 200, HEAD + kept).metadata
@@ -480,7 +480,7 @@ def test_object_info_of_ranged_get() -> None:
      f"bytes 0-4/{2**63}", "bytes 0-4/" + "9" * 5000],
 )  # fmt: skip
 def test_senseless_content_range(value: str) -> None:
-    """A range that is unknown, backwards, or past its own total is BadAnswer."""
+    """A range that is unknown, reversed, or beyond its own total is BadAnswer."""
     with pytest.raises(BadAnswer):
         wire.content_range([("content-range", value)])
 
@@ -500,7 +500,7 @@ def test_two_lengths() -> None:
 
 
 def test_length_that_only_the_caller_knows() -> None:
-    """A missing length is the caller's; what the answer tells counts more."""
+    """A missing length comes from the caller; one in the answer overrides it."""
     chunked = with_header("Content-Length", None)
     assert wire.told_size(200, chunked) is None
     assert wire.object_info(b"k", 200, chunked, size_bytes=7).size_bytes == 7
@@ -516,7 +516,7 @@ FORMS = {ETAG: ETAG, ETAG.strip('"'): ETAG, f"W/{ETAG}": ETAG, f" {ETAG}": ETAG,
 
 @pytest.mark.parametrize(("told", "etag"), FORMS.items())
 def test_forms_of_one_etag(told: str, etag: str) -> None:
-    """Without quotes, or weak: it is the same version, in listings and in headers."""
+    """Without quotes, or weak: the same version, in listings and headers."""
     assert wire.strong_etag(told) == etag
     assert wire.object_info(b"k", 200, with_header("ETag", told)).etag == etag
     (listed,) = wire.parse_list(page(contents(etag=told)), b"").objects
@@ -525,7 +525,7 @@ def test_forms_of_one_etag(told: str, etag: str) -> None:
 
 @pytest.mark.parametrize("told", ["", '""', 'W/""', " "])
 def test_an_etag_that_is_not_told(told: str) -> None:
-    """A listing may name none; an object that is read has one."""
+    """A listing may lack it; an object that is read has one."""
     (listed,) = wire.parse_list(page(contents(etag=told)), b"").objects
     assert listed.etag == ""
     with pytest.raises(BadAnswer, match="ETag"):
@@ -534,7 +534,7 @@ def test_an_etag_that_is_not_told(told: str) -> None:
 
 @pytest.mark.parametrize("etag", [None, "", '"a\r\nb"', '"ü"'])
 def test_senseless_etag(etag: str | None) -> None:
-    """An ETag that is missing or could not go back as If-Match is BadAnswer."""
+    """An ETag that is missing, or invalid in If-Match, is BadAnswer."""
     with pytest.raises(BadAnswer, match="ETag"):
         wire.object_info(b"k", 200, with_header("ETag", etag))
 
@@ -545,13 +545,13 @@ def test_senseless_etag(etag: str | None) -> None:
      "Wed, 01 May 0000 10:11:12 GMT", "2024-05-01T10:11:12Z", "Wed, 01 May 2024 10:11:12 +0200"],
 )  # fmt: skip
 def test_senseless_date_is_zero(date: str | None) -> None:
-    """A date that is missing or no HTTP date is 1970: the object can still be read."""
+    """A missing or invalid date is 1970: the object can still be read."""
     assert wire.object_info(b"k", 200, with_header("Last-Modified", date)).mtime_ns == 0
 
 
 @given(st.text())
 def test_any_header_text_is_an_info_or_a_bad_answer(text: str) -> None:
-    """No header value raises anything but BadAnswer."""
+    """Any header value raises only BadAnswer."""
     for name in ("Content-Length", "ETag", "Last-Modified", "x-amz-restore", "Content-Range"):
         for status in (200, 206):
             try:
@@ -571,7 +571,7 @@ def test_any_header_text_is_an_info_or_a_bad_answer(text: str) -> None:
     ],
 )
 def test_restore_header(restore: str, restored: bool) -> None:
-    """An archived object counts as restored once the restore is over and has an end date."""
+    """An archived object is restored if the restore has ended and has an expiry date."""
     headers = [*HEAD, ("x-amz-restore", restore), ("x-amz-storage-class", "GLACIER")]
     info = wire.object_info(b"k", 200, headers)
     assert (info.storage_class, info.restored) == ("GLACIER", restored)

@@ -1,4 +1,4 @@
-"""Writing requests: headers, targets and bodies; what answers mean, and hostile ones."""
+"""Writes: headers, targets and bodies; answers, including hostile ones."""
 
 from xml.etree import ElementTree
 
@@ -43,7 +43,7 @@ def test_targets() -> None:
         write_wire.uploads_target("", b"p/", (b"p/ k", "id+"))
         == f"/{listing}&prefix=p%2F&key-marker=p%2F%20k&upload-id-marker=id%2B"
     )
-    # Directory buckets tell no NextUploadIdMarker.
+    # Directory buckets have no NextUploadIdMarker.
     assert write_wire.uploads_target("", b"", (b"k", "")) == f"/{listing}&key-marker=k"
 
 
@@ -62,12 +62,12 @@ def test_targets() -> None:
     ],
 )
 def test_copy_source(bucket: str, key: bytes, source: str) -> None:
-    """The source is named by bucket or ARN, and encoded."""
+    """The source is a bucket or ARN with a key, encoded."""
     assert write_wire.copy_source(bucket, key) == source
 
 
 def test_headers_of_nothing() -> None:
-    """What is not set is not said."""
+    """Unset properties have no header."""
     assert write_wire.option_headers(PutOptions()) == []
     assert write_wire.create_headers(PutOptions()) == []
     assert write_wire.condition_headers(Condition()) == []
@@ -77,7 +77,7 @@ def test_headers_of_nothing() -> None:
 
 
 def test_headers() -> None:
-    """Everything that can be set has its header."""
+    """Every property has its header."""
     options = PutOptions("GLACIER_IR", "aws:kms", "key-id", "text/x", {"mode": "1"}, "crc64nvme")
     said = [
         ("x-amz-storage-class", "GLACIER_IR"),
@@ -119,13 +119,13 @@ def test_headers() -> None:
     ],
 )
 def test_complete_headers(checksum: Checksum, headers: list[tuple[str, str]]) -> None:
-    """The checksum of all bytes goes along; one of checksums is made from the parts."""
+    """The checksum of all bytes is sent; one of checksums comes from the parts."""
     first = [("x-amz-mp-object-size", "5"), ("If-None-Match", "*")]
     assert write_wire.complete_headers(5, checksum, Condition(absent=True)) == first + headers
 
 
 def test_complete_body() -> None:
-    """Parts are listed with number, ETag and the checksum that the server has of them."""
+    """Parts have number, ETag, and the server's checksum."""
     body = write_wire.complete_body([PartDone(1, ETAG, CRC32C), PartDone(2, '"a<&"')])
     space = "{http://s3.amazonaws.com/doc/2006-03-01/}"
     parts = ElementTree.fromstring(body)
@@ -139,7 +139,7 @@ def test_complete_body() -> None:
 
 
 def test_written() -> None:
-    """ETag, checksum and date are read; a server may tell no checksum."""
+    """ETag, checksum and date are parsed; the checksum may be missing."""
     told = ("x-amz-checksum-CRC32C", CRC32C.value)
     written = write_wire.written([("ETag", ETAG), DATE, told], CRC32C)
     assert (written.etag, written.checksum, written.date_ns) == (ETAG, CRC32C.value, DATE_NS)
@@ -158,7 +158,7 @@ def answer(root: str, fields: str) -> bytes:
 
 
 def test_upload_id() -> None:
-    """The id is found, also beside a key that XML cannot carry; one must be there."""
+    """The id is found, even beside a key that XML cannot carry; a missing id is an error."""
     root = "InitiateMultipartUploadResult"
     body = answer(root, "<Bucket>b</Bucket><Key>a\x01b&#x1;</Key><UploadId>id</UploadId>")
     assert write_wire.upload_id([], body) == "id"
@@ -188,13 +188,13 @@ def completed(more: str) -> bytes:
         ("<ChecksumCRC32C>AAAAAA==-2</ChecksumCRC32C>", False),
         ("<ChecksumType>COMPOSITE</ChecksumType><ChecksumCRC32C>yZRlqg==</ChecksumCRC32C>", True),
         ("<ChecksumType>COMPOSITE</ChecksumType><ChecksumCRC32C>AAAAAA==</ChecksumCRC32C>", False),
-        # of another kind, so not comparable
+        # of another type, so not comparable
         ("<ChecksumType>FULL_OBJECT</ChecksumType><ChecksumCRC32C>AAA=</ChecksumCRC32C>", True),
         ("<ChecksumCRC32>AAAAAA==</ChecksumCRC32>", True),
     ],
 )
 def test_completed(more: str, fits: bool) -> None:
-    """A success whose checksum is not that of the parts is none."""
+    """A success with a checksum other than that of the parts is a failure."""
     if fits:
         assert write_wire.completed([DATE], completed(more), COMPOSITE).etag == ETAG
     else:
@@ -204,7 +204,7 @@ def test_completed(more: str, fits: bool) -> None:
 
 
 def test_an_error_in_an_answer() -> None:
-    """An error in the body of a success is the error."""
+    """An error in the body of a success is raised."""
     body = b"  \n" + answer("Error", "<Code>InternalError</Code><RequestId>R1</RequestId>")
     with pytest.raises(ServerFault) as caught:
         write_wire.completed([], body, None)
@@ -224,7 +224,7 @@ def test_copied() -> None:
 
 
 def test_the_checksum_of_a_copied_part() -> None:
-    """Of a copied part the checksum is told that its upload was created with, if any."""
+    """A copied part has the checksum of its upload's algorithm, if any."""
     body = (
         b"<CopyPartResult><ETag>&quot;e&quot;</ETag><LastModified>2026-01-02T03:04:05Z</LastModified>"
         b"<ChecksumCRC32C>yZRlqg==</ChecksumCRC32C></CopyPartResult>"
@@ -242,7 +242,7 @@ def upload(key: str, identity: str = "id", date: str = "2024-05-01T10:11:12.000Z
 
 
 def test_uploads_page() -> None:
-    """Pending uploads are listed with decoded keys; what makes no sense is left out."""
+    """Pending uploads are listed with decoded keys; invalid entries are omitted."""
     body = answer(
         "ListMultipartUploadsResult",
         "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
@@ -266,7 +266,7 @@ def test_uploads_page() -> None:
 
 
 def test_stored() -> None:
-    """Checksums are found by name; how they were made is none."""
+    """Checksums are found by name; their type is no checksum."""
     info = ObjectInfo(b"k", 1, 0, ETAG)
     headers = [
         DATE,
@@ -277,7 +277,7 @@ def test_stored() -> None:
 
 
 def test_what_an_object_was_said_to_be() -> None:
-    """What a HEAD tells of an object makes another like it; what cannot be sent is left out."""
+    """A HEAD gives the options for a similar object, without those that cannot be sent."""
     info = ObjectInfo(b"k", 1, 0, ETAG, "STANDARD_IA")
     headers = [
         DATE,
@@ -310,7 +310,7 @@ def test_what_an_object_was_said_to_be() -> None:
 
 @given(st.lists(st.binary(max_size=20), max_size=8), st.lists(st.integers(1, 30), min_size=1))
 def test_a_body_is_read_in_any_steps(pieces: list[bytes], steps: list[int]) -> None:
-    """Whatever the size of each read, all bytes come once and in order; also a second time."""
+    """Reads of any size return all bytes once, in order, also a second time."""
     stream = BodyStream(Body(pieces, sum(map(len, pieces))))
     for _ in range(2):
         found = b""
