@@ -1,4 +1,4 @@
-"""The directory where files are staged: its limit, who may read it, and what dead mounts leave."""
+"""The staging directory: its limit, its readers, and the remains of dead mounts."""
 
 import collections
 import errno
@@ -22,7 +22,7 @@ from tests.unit.staging_world import KEY, MIB, World, data_of
 
 ROOT = Path(__file__).parents[3]
 
-#: A mount that is killed: one file that is in S3, one that is not, one of which a part is missing.
+#: A mount to be killed: a file that is in S3, one that is not, and one with missing ranges.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def child(directory: Path, mode: str = "die") -> "subprocess.Popen[str]":
 
 
 def killed(directory: Path) -> Path:
-    """Have a mount killed; return its directory."""
+    """Start a mount and kill it; return its directory."""
     with child(directory) as process:
         assert process.wait(60) == -signal.SIGKILL
     (left,) = directory.iterdir()
@@ -75,7 +75,7 @@ def names(directory: Path) -> list[str]:
 def test_what_a_killed_mount_had_not_uploaded_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The next mount removes what is in S3, describes the rest, and says where it is."""
+    """The next mount removes files that are in S3, describes the others, and logs their place."""
     left = killed(tmp_path)
     assert "000001.data" in names(left)
     StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
@@ -89,7 +89,7 @@ def test_what_a_killed_mount_had_not_uploaded_is_kept(
     told = json.loads((left / "000003.json").read_text())
     assert told["key"] == "partly"
     assert told["size"] == 4 * MIB
-    # What was fetched is not told of, because it may be dropped at any time.
+    # Fetched bytes are not included, because they may be dropped at any time.
     assert told["missing"] == [[0, 5000], [5007, 2 * MIB]]
     whole = bytearray((left / "000003.data").read_bytes())
     expected = bytearray(data_of(2 * MIB)) + bytes(2 * MIB)
@@ -107,7 +107,7 @@ def test_what_a_killed_mount_had_not_uploaded_is_kept(
 def test_a_mount_of_another_bucket_says_nothing_and_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What others have to know is not told to everybody."""
+    """A mount of another bucket keeps the files and does not log them."""
     left = killed(tmp_path)
     StagingArea(str(tmp_path), "another", 16 * MIB).close()
     assert "000002.data" in names(left)
@@ -128,7 +128,7 @@ def test_a_mount_that_lives_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_taken_away_is_not_missed(tmp_path: Path) -> None:
-    """When somebody has taken the kept files, their directory goes too."""
+    """If a user removes the kept files, the next mount removes their directory."""
     left = killed(tmp_path)
     for path in left.glob("00000[23].*"):
         path.unlink()
@@ -139,7 +139,7 @@ def test_what_was_taken_away_is_not_missed(tmp_path: Path) -> None:
 def test_a_journal_that_makes_no_sense_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is removed of which nobody knows what it is."""
+    """Files with an unreadable journal are kept."""
     left = killed(tmp_path)
     (left / "000002.journal").write_bytes(b"\xff\0 what?\n")
     StagingArea(str(tmp_path), "bucket", 16 * MIB).close()
@@ -148,7 +148,7 @@ def test_a_journal_that_makes_no_sense_is_kept(
 
 
 def test_what_a_writer_was_not_told_of_is_cut_off(tmp_path: Path) -> None:
-    """A mount killed within a write that made the file longer leaves it as it was before."""
+    """If a mount is killed during a write that extends the file, the extension is discarded."""
     left = killed(tmp_path)
     with (left / "000002.data").open("ab") as file:
         file.write(b"half of a wri")
@@ -159,7 +159,7 @@ def test_what_a_writer_was_not_told_of_is_cut_off(tmp_path: Path) -> None:
 def test_what_other_users_left_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a directory that several users share each one clears its own."""
+    """In a shared directory each user's mounts clean up only their own files."""
     left = killed(tmp_path)
     before = names(left)
     monkeypatch.setattr("mountpoint.staging.recovery.os.geteuid", lambda: os.getuid() + 1)
@@ -168,7 +168,7 @@ def test_what_other_users_left_is_not_touched(
 
 
 def test_what_belongs_to_others_is_not_followed(tmp_path: Path) -> None:
-    """A link that has the name of a mount's directory leads nowhere."""
+    """A link with the name of a mount's directory is not followed."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("lock", "000001.data"):
@@ -183,7 +183,7 @@ def test_what_belongs_to_others_is_not_followed(tmp_path: Path) -> None:
 def test_an_orderly_end_keeps_what_is_not_in_s3(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And nothing else; the log says where it is, and the next mount again."""
+    """An orderly end does the same, and the log has the place, also at the next mount."""
     world = World(tmp_path)
     written, synced = world.file(key=b"written"), world.file(key=b"synced")
     written.write(0, b"abc")
@@ -207,7 +207,7 @@ def subject() -> Subject:
 
 
 def test_a_line_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None:
-    """A process may be killed within a write, also in the middle of a number."""
+    """A process may be killed during a write, even within a number."""
     journal = Journal(tmp_path / "1.data")
     journal.rewrite(subject(), Extents(100), fetched=False)
     journal.wrote(0, 10)
@@ -224,7 +224,7 @@ def test_a_line_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None
 
 
 def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
-    """A file that is written over and over does not fill the disk with what is said of it."""
+    """The journal of a file that is written repeatedly does not fill the disk."""
     world = World(tmp_path)
     file = world.file()
     for _ in range(WORTH_LINES + 10):
@@ -242,7 +242,7 @@ def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
 def test_room_is_made_of_what_was_not_used_for_the_longest_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies of what is in S3 go, the least recently used file's first; changes stay."""
+    """Copies of bytes in S3 are dropped, the least recently used file's first; changes stay."""
     monkeypatch.setattr(area_module, "RECLAIM_BYTES", 4 * MIB)
     world = World(tmp_path, limit_bytes=32 * MIB)
     files = []
@@ -268,7 +268,7 @@ def test_room_is_made_of_what_was_not_used_for_the_longest_time(
 
 
 def test_a_share_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others may fill the disk while a mount lives: then it takes no more."""
+    """If other programs fill the disk, the mount takes no more."""
     world = World(tmp_path)
     file = world.file()
     file.write(0, b"x")
@@ -282,7 +282,7 @@ def test_a_share_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_without_a_limit_half_of_what_is_free_is_taken(tmp_path: Path) -> None:
-    """Others use the disk as well."""
+    """Other programs use the disk as well."""
     area = StagingArea(str(tmp_path), "bucket")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     assert 0.25 * free < area.limit_bytes < 0.75 * free
@@ -290,7 +290,7 @@ def test_without_a_limit_half_of_what_is_free_is_taken(tmp_path: Path) -> None:
 
 
 def test_too_little_room_is_said_when_mounting(tmp_path: Path) -> None:
-    """A limit with which nothing can be done is refused."""
+    """A limit that is too small is refused."""
     with pytest.raises(MountError, match="too little space"):
         StagingArea(str(tmp_path), "bucket", 15 * MIB)
     assert names(tmp_path) == []
@@ -300,7 +300,7 @@ def test_too_little_room_is_said_when_mounting(tmp_path: Path) -> None:
 
 
 def test_only_the_owner_can_read_what_is_staged(tmp_path: Path) -> None:
-    """Whatever the umask is."""
+    """With any umask."""
     before = os.umask(0)
     try:
         world = World(tmp_path)
@@ -327,7 +327,7 @@ def test_only_the_owner_can_read_what_is_staged(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_is_refused(
     tmp_path: Path, prepare: Callable[[Path], None], said: str
 ) -> None:
-    """What is wrong and what to do, before anything is mounted."""
+    """The message says what is wrong and what to do, before the mount."""
     prepare(tmp_path / "staging")
     with pytest.raises(MountError, match=said) as caught:
         check_directory(str(tmp_path / "staging"), "/mnt")
@@ -338,7 +338,7 @@ def test_a_directory_that_cannot_be_is_refused(
 
 @pytest.mark.parametrize("staging", ["mount", "mount/inside", "link/inside"])
 def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -> None:
-    """It would be hidden by the mount, and asked for by who serves it."""
+    """The mount would hide the directory, and wait for itself."""
     (tmp_path / "mount" / "inside").mkdir(parents=True)
     (tmp_path / "link").symlink_to("mount")
     with pytest.raises(MountError, match="inside the mount"):
@@ -350,7 +350,7 @@ def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -
 
 
 def test_what_the_disk_cannot_do_is_an_error_of_ours(tmp_path: Path) -> None:
-    """A file that another program has shortened is not read as if it were shorter."""
+    """A file that another program has shortened is an error, not a shorter file."""
     area = StagingArea(str(tmp_path), "bucket", 16 * MIB)
     file = LocalFile(area, area.new_path())
     file.write(0, b"abc")
@@ -377,7 +377,7 @@ def test_errors_of_the_disk_have_their_errno() -> None:
 
 
 def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
-    """Where the disk itself is full: fetched bytes are fetched again, zeros beyond the end stay."""
+    """On a full disk, fetched bytes are fetched again, and zeros beyond the end stay."""
     world = World(tmp_path)
     file = world.file(world.bucket.put(data_of(MIB)))
     file.read(0, 10)

@@ -1,4 +1,4 @@
-"""A staged file beside a bytearray: whatever is done, in any order, they have the same bytes."""
+"""A staged file and a bytearray have the same bytes after any operations in any order."""
 
 import tempfile
 from pathlib import Path
@@ -24,7 +24,7 @@ SIZES = st.integers(1, 50 * KIB) | st.just(4096)
 
 
 class Staged(RuleBasedStateMachine):
-    """Small blocks and parts, so that small files have many."""
+    """Small blocks and parts, so that small files have many of them."""
 
     @initialize(size=st.none() | st.integers(0, 200 * KIB))
     def begin(self, size: int | None) -> None:
@@ -37,7 +37,7 @@ class Staged(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.world = World(Path(self.folder.name))
         self.model = bytearray()
-        self.tried: bytes | None = None  # what was uploaded last, or could not be
+        self.tried: bytes | None = None  # the last upload, even if it failed
         self.salt = 0
         self.replaced = False
         base = None
@@ -88,14 +88,14 @@ class Staged(RuleBasedStateMachine):
         self.model += bytes(size - len(self.model))
 
     def is_full(self, size: int) -> None:
-        """Check that there is no room, also for a copy of what is kept if that is to change."""
+        """Check that there is no room, even for the copy of a kept file before a change."""
         area, file = self.world.area, self.file
         copied = file._content._local.allocated_bytes if file.failed else 0
         assert area.used_bytes + size + 8192 + copied > area.limit_bytes
 
     @rule()
     def revert(self) -> None:
-        """Who has changed the file is killed: it is as it was uploaded, or could not be."""
+        """The process that changed the file is killed: the file returns to its last upload."""
         if self.file.revert():
             assert self.tried is not None
             self.model = bytearray(self.tried)
@@ -124,7 +124,7 @@ class Staged(RuleBasedStateMachine):
 
     @rule(refused=st.booleans())
     def fail(self, refused: bool) -> None:
-        """The upload fails: for good, so that the file is made whole, or for a moment."""
+        """The upload fails: permanently, so that the file is completed, or temporarily."""
         if not self.file._content.extents.dirty or self.replaced:
             return
         failure = AccessDenied("no") if refused else ServerFault("down")
@@ -136,7 +136,7 @@ class Staged(RuleBasedStateMachine):
             assert self.file._content.missing(0, self.file.size_bytes) == []
 
     def refused(self, expected: type[Exception]) -> None:
-        """Check that an upload fails, and that who asked is told where the file is."""
+        """Check that an upload fails, and that the error says where the file is."""
         with pytest.raises(expected) as caught:
             self.file.sync()
         self.tried = bytes(self.model)
@@ -145,21 +145,21 @@ class Staged(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 100 * KIB))
     def reclaim(self, size: int) -> None:
-        """Somebody else needs room."""
+        """Another file needs room."""
         before = self.world.area.used_bytes
         freed = self.file.reclaim(size)
         assert self.world.area.used_bytes == before - freed
 
     @rule(full=st.booleans())
     def fill_the_disk(self, full: bool) -> None:
-        """There is no more room: what is read is not kept, what is written fails."""
+        """There is no more room: reads store nothing, and writes fail."""
         area = self.world.area
         area.limit_bytes = area.used_bytes if full else 256 << 20
 
     @precondition(lambda self: self.file.base is not None)
     @rule()
     def others_replace_it(self) -> None:
-        """Somebody else puts another object in its place."""
+        """Another client replaces the object."""
         self.salt += 1
         self.world.bucket.put(data_of(1000, self.salt))
         self.replaced = True
@@ -173,21 +173,21 @@ class Staged(RuleBasedStateMachine):
 
     @invariant()
     def room_is_what_is_allocated(self) -> None:
-        """What the area counts are the blocks of the local file, and the kernel agrees."""
+        """The area counts the blocks of the local file, and so does the kernel."""
         if hasattr(self, "file"):
             self.file._content.extents.check()
             aside = self.file._aside
             locals_ = [self.file._content._local] + ([] if aside is None else [aside.local])
             assert self.world.area.used_bytes == sum(each.allocated_bytes for each in locals_)
             for local in locals_:
-                # On ext4 a block of the file's own map may be counted too.
+                # ext4 may count a block of the file's own map as well.
                 assert local.path.stat().st_blocks * 512 <= local.allocated_bytes + 4096 * 2
 
     @invariant()
     def what_a_crash_leaves_is_the_file(self) -> None:
-        """The local file, its journal and the base are enough to have it back at any moment.
+        """The local file, its journal and the base suffice to restore the file at any moment.
 
-        So is what is kept while the file is changed further.
+        So does a kept file while it is changed further.
         """
         if not hasattr(self, "file"):
             return
@@ -202,7 +202,7 @@ class Staged(RuleBasedStateMachine):
             self.check_left(self.file._aside.local.path, self.tried)
 
     def check_left(self, data: Path, expected: bytes) -> None:
-        """Check that a local file is `expected`, as its journal tells it."""
+        """Check that a local file and its journal give `expected`."""
         subject, extents = replay(data.with_suffix(".journal"))
         assert subject.key == KEY
         assert subject.base_etag == (self.file.base.etag if self.file.base else None)

@@ -1,4 +1,4 @@
-"""Where the bytes of a staged file are, and what of it is uploaded."""
+"""The extents of a staged file, and the plan of its upload."""
 
 import itertools
 
@@ -25,7 +25,7 @@ SPOTS = st.integers(0, 40)
 def test_ranges_are_a_set_of_numbers(
     steps: list[tuple[bool, int, int]], start: int, stop: int
 ) -> None:
-    """Adding, removing and asking are what they are for sets of the single bytes."""
+    """Adding, removing and queries match a set of the single bytes."""
     ranges, model = Ranges(), set[int]()
     for add, first, last in steps:
         if add:
@@ -45,9 +45,9 @@ def test_ranges_are_a_set_of_numbers(
 
 
 class Bytewise(RuleBasedStateMachine):
-    """`Extents` beside a file whose every byte says where it is from.
+    """`Extents` beside a file in which each byte shows its origin.
 
-    The base is bytes from 1 on; 0 is zero; what is written is 255.
+    Bytes of the base count from 1; 0 is zero; written bytes are 255.
     """
 
     @initialize(size=st.none() | st.integers(0, 40))
@@ -55,7 +55,7 @@ class Bytewise(RuleBasedStateMachine):
         self.extents = Extents(size)
         self.base = list(range(1, (size or 0) + 1))
         self.exists = size is not None
-        self.whole = list(self.base)  # the file as it should read
+        self.whole = list(self.base)  # the expected content
         self.local = [0] * len(self.base)  # the sparse file
 
     @rule(start=SPOTS, size=st.integers(0, 20))
@@ -94,7 +94,7 @@ class Bytewise(RuleBasedStateMachine):
 
     @invariant()
     def reads_as_it_should(self) -> None:
-        """The local file, with what is missing filled from the base, is the file."""
+        """The local file, with missing ranges from the base, is the file."""
         extents = self.extents
         extents.check()
         assert extents.size_bytes == len(self.whole)
@@ -106,13 +106,13 @@ class Bytewise(RuleBasedStateMachine):
 
     @invariant()
     def clean_is_as_the_base(self) -> None:
-        """What may be dropped, or copied by the server, is what the base has."""
+        """Ranges that may be dropped, or copied by the server, equal the base."""
         for first, last in self.extents.clean() + self.extents.unchanged():
             assert self.whole[first:last] == self.base[first:last]
 
     @invariant()
     def not_dirty_is_the_base(self) -> None:
-        """A file that is not uploaded is what already exists."""
+        """A file that needs no upload equals its base."""
         if not self.extents.dirty:
             assert self.exists
             assert self.whole == self.base
@@ -136,7 +136,7 @@ def planned(
 
 
 def base(size: int, *changed: tuple[int, int]) -> Extents:
-    """Return a file whose base has `size` bytes, with changes."""
+    """Return a file with a base of `size` bytes, and changes."""
     extents = Extents(size)
     for start, stop in changed:
         extents.write(start, stop)
@@ -144,7 +144,7 @@ def base(size: int, *changed: tuple[int, int]) -> Extents:
 
 
 def test_a_new_file_is_sent() -> None:
-    """Without a base there is nothing to copy; an empty file is no segment at all."""
+    """Without a base nothing is copied; an empty file has no segments."""
     assert segments(Extents(None), PART) == []
     extents = Extents(None)
     extents.write(0, 100 * MIB)
@@ -152,7 +152,7 @@ def test_a_new_file_is_sent() -> None:
 
 
 def test_what_is_appended_is_all_that_is_sent() -> None:
-    """The base is copied and the last part may be short."""
+    """The base is copied, and the last part may be short."""
     assert planned(base(100 * MIB, (100 * MIB, 100 * MIB + MIB))) == [
         ("copy", 0, 100),
         ("send", 100, 101),
@@ -160,7 +160,7 @@ def test_what_is_appended_is_all_that_is_sent() -> None:
 
 
 def test_a_change_is_sent_with_what_follows_it() -> None:
-    """A part that another follows has 5 MiB at least."""
+    """A part that is followed by another has at least 5 MiB."""
     assert planned(base(100 * MIB, (50 * MIB, 51 * MIB))) == [
         ("copy", 0, 50),
         ("send", 50, 55),
@@ -169,19 +169,19 @@ def test_a_change_is_sent_with_what_follows_it() -> None:
 
 
 def test_what_is_too_small_to_copy_is_sent() -> None:
-    """Less than 5 MiB between two changes, or before the first one, is no part."""
+    """Less than 5 MiB between two changes, or before the first one, is too small for a part."""
     extents = base(100 * MIB, (4 * MIB, 5 * MIB), (9 * MIB, 10 * MIB))
     assert planned(extents) == [("send", 0, 13), ("copy", 13, 100)]
 
 
 def test_no_part_that_is_sent_before_a_copy_is_small() -> None:
-    """10 MiB are a part of 8 and one of 2, which has to become one of 5."""
+    """10 MiB are a part of 8 and one of 2, which has to grow to 5."""
     assert planned(base(100 * MIB, (0, 10 * MIB))) == [("send", 0, 13), ("copy", 13, 100)]
     assert planned(base(100 * MIB, (0, 8 * MIB))) == [("send", 0, 8), ("copy", 8, 100)]
 
 
 def test_what_is_here_is_copied_only_if_sending_it_takes_longer() -> None:
-    """6 MiB that would have to be fetched are copied; 6 MiB that are here are sent."""
+    """6 MiB that would have to be fetched are copied; 6 MiB that are local are sent."""
     extents = base(100 * MIB, (6 * MIB, 20 * MIB))
     assert planned(extents)[0] == ("copy", 0, 6)
     extents.fetched(0, 6 * MIB)
@@ -189,12 +189,12 @@ def test_what_is_here_is_copied_only_if_sending_it_takes_longer() -> None:
 
 
 def test_a_small_file_is_sent_in_one_piece() -> None:
-    """One PUT is less than a copy in parts."""
+    """One PUT needs fewer requests than a copy in parts."""
     assert planned(base(7 * MIB, (7 * MIB, 7 * MIB + 1))) == [("send", 0, 7 + 1 / MIB)]
 
 
 def test_what_was_cut_off_is_zeros() -> None:
-    """What was truncated away does not come back when the file grows again."""
+    """Truncated bytes do not return when the file grows again."""
     extents = base(100 * MIB)
     extents.truncate(30 * MIB)
     assert planned(extents) == [("copy", 0, 30)]
@@ -203,7 +203,7 @@ def test_what_was_cut_off_is_zeros() -> None:
 
 
 def test_where_parts_have_one_size_whole_parts_are_copied() -> None:
-    """What is sent are the parts that have changes; the end is copied as it is."""
+    """Only parts with changes are sent; the end is copied unchanged."""
     extents = base(100 * MIB, (50 * MIB, 51 * MIB), (55 * MIB, 57 * MIB), (80 * MIB, 81 * MIB))
     assert planned(extents, equal_bytes=PART) == [
         ("copy", 0, 48),
@@ -221,7 +221,7 @@ def test_where_parts_have_one_size_whole_parts_are_copied() -> None:
 
 @pytest.mark.parametrize("size", [100 * GIB, 5 << 40])
 def test_there_are_parts_for_all_segments(size: int) -> None:
-    """However many changes there are, no more than 10,000 parts come of them."""
+    """With any number of changes there are at most 10,000 parts."""
     extents = Extents(size)
     step = size // 20_000
     for index in range(20_000):
@@ -230,7 +230,7 @@ def test_there_are_parts_for_all_segments(size: int) -> None:
     for each in segments(extents, PART):
         position = each.start
         while position < each.stop:
-            part_bytes = 128 * MIB if each.copied else PART  # as the upload cuts them
+            part_bytes = 128 * MIB if each.copied else PART  # as the upload splits them
             position += part_size(part_bytes, position)
             parts += 1
     assert parts <= MOST_PARTS
@@ -250,7 +250,7 @@ def test_every_plan_can_be_uploaded(
     cut: int,
     equal: bool,
 ) -> None:
-    """Segments cover the file in order, copies are unchanged, and no part but the last is small."""
+    """Segments cover the file in order, copies are unchanged, only the last part may be small."""
     extents = Extents(size * MIB)
     if cut >= 0:
         extents.truncate(cut * MIB)
