@@ -18,7 +18,7 @@ NO_LIMIT = 9223372036854771712
 def machine(
     folder: Path, groups: str, mountinfo: str, limits: Mapping[str, object] | None = None
 ) -> str:
-    """Make a machine of files: what it says of this process, and what lies in its groups.
+    """Make the files of a machine: its /proc for this process, and its groups.
 
     In `mountinfo` the folder is TOP, below which the limits are. Returns the folder of /proc.
     """
@@ -89,7 +89,7 @@ def test_version_2(tmp_path: Path, limits: Mapping[str, object], expected: int |
     ],
 )
 def test_version_1(tmp_path: Path, limits: Mapping[str, object], expected: int) -> None:
-    """So it is in the hierarchy of version 1, beside which there may be one of version 2."""
+    """The same with the hierarchy of version 1, perhaps beside one of version 2."""
     groups = "4:memory,pids:/a/b\n1:cpu:/\n0::/\n"
     assert memory_limit_bytes(machine(tmp_path, groups, V1 + V2, limits)) == expected
 
@@ -97,7 +97,7 @@ def test_version_1(tmp_path: Path, limits: Mapping[str, object], expected: int) 
 @pytest.mark.parametrize(
     ("root", "group", "limit"),
     [
-        ("/docker/1", "/docker/1/sub", "cg/sub/memory.max"),  # a part of the hierarchy is mounted
+        ("/docker/1", "/docker/1/sub", "cg/sub/memory.max"),  # a mount of a part
         ("/docker/1", "/docker/1", "cg/memory.max"),
         ("/", "/../outside", "cg/memory.max"),  # outside of the cgroup namespace
         ("/docker/1", "/elsewhere", "cg/memory.max"),
@@ -106,7 +106,7 @@ def test_version_1(tmp_path: Path, limits: Mapping[str, object], expected: int) 
     ],
 )
 def test_only_a_part_is_seen(tmp_path: Path, root: str, group: str, limit: str) -> None:
-    """In a container the limit is that of the groups that are mounted there."""
+    """In a container the limit is that of the mounted groups."""
     mountinfo = V2.replace(" / TOP", f" {root} TOP")
     proc = machine(tmp_path, f"0::{group}\n", mountinfo, {limit: 100 * MIB, "memory.max": 1})
     assert memory_limit_bytes(proc) == 100 * MIB
@@ -152,7 +152,7 @@ def group() -> Iterator[Path]:
 
 
 def test_real_groups(group: Path) -> None:
-    """A process in a group without a limit sees that of the group around it."""
+    """A process in a group without a limit has the limit of the outer group."""
     script = (
         "import os, sys\n"
         "open(sys.argv[1], 'w').write(str(os.getpid()))\n"

@@ -1,4 +1,4 @@
-"""What the kernel says of mounts, and the read-ahead that a file gets."""
+"""The kernel's information about mounts, and the read-ahead of a file."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from mountpoint.system.kernel import (
 
 
 class Setting:
-    """A mount on /mnt whose setting is a plain file."""
+    """A mount on /mnt whose setting is an ordinary file."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.file = folder / "read_ahead_kb"
@@ -34,7 +34,7 @@ class Setting:
         self.file.write_text(text, encoding)
 
     def after(self, key: bytes, *, looked_at: bool = False) -> int:
-        """Open a file; return what the setting is then."""
+        """Open a file; return the setting afterwards."""
         assert self.read_ahead.set_for(key, looked_at) == looked_at
         return int(self.file.read_text())
 
@@ -55,13 +55,13 @@ def test_most_files(setting: Setting, key: bytes) -> None:
 
 @pytest.mark.parametrize("key", [b"a/b.parquet", b"A.ZIP", b"x.tar.7z", b".h5"])
 def test_files_that_are_read_in_pieces(setting: Setting, key: bytes) -> None:
-    """The kernel keeps to its default."""
+    """These formats keep the kernel's default."""
     assert setting.after(key) == PIECES_READ_AHEAD_KB
 
 
 @pytest.mark.parametrize("key", [b"a", b"b.parquet"])
 def test_files_that_are_looked_at(setting: Setting, key: bytes) -> None:
-    """Where little of a file is likely to be read the kernel does not read ahead."""
+    """If little of a file is likely to be read, the kernel does not read ahead."""
     assert setting.after(b"before") == READ_AHEAD_KB
     for _ in range(2):
         assert setting.after(key, looked_at=True) == LOOK_READ_AHEAD_KB
@@ -69,14 +69,14 @@ def test_files_that_are_looked_at(setting: Setting, key: bytes) -> None:
 
 
 def test_written_only_when_it_changes(setting: Setting) -> None:
-    """Opening many files of one kind costs nothing."""
+    """Opening many files of the same kind costs nothing."""
     for key in [b"a", b"b", b"c.zip", b"d.zip", b"e"]:
         setting.after(key)
     assert setting.writes == 3
 
 
 def test_refused_once_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the setting may not be written, one debug line says so, and it stays."""
+    """If the setting cannot be written, one debug line says so, and it stays unchanged."""
     asked = []
 
     def nothing() -> dict[str, str]:
@@ -93,7 +93,7 @@ def test_refused_once_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mount_points() -> None:
-    """The root and /proc are, and a plain file system's device is what stat(2) says."""
+    """The root and /proc are mount points, and the device of an ordinary one matches stat(2)."""
     found = kernel.mount_points()
     assert "/" in found
     device = os.stat("/proc").st_dev

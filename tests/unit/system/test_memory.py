@@ -1,4 +1,4 @@
-"""How much memory there is, and that freed memory comes and goes as told."""
+"""The size of memory, and the release of freed memory."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.unit.fake_client import SAFE_S
 
 INSTALLED = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-#: Prints RSS in MiB with 200 MiB freed: as it is, kept, and given back.
+#: Prints RSS in MiB after freeing 200 MiB: by default, kept, and returned.
 SCRIPT = """
 import sys
 from mountpoint.system import memory
@@ -37,14 +37,14 @@ print(freed - before, rss() - before)
     [(None, INSTALLED), (104857600, 104857600), (9223372036854771712, INSTALLED)],
 )
 def test_total(monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: int) -> None:
-    """The machine's memory, or the limit of a control group where that is less."""
+    """The machine's memory, or the limit of a control group if that is less."""
     monkeypatch.setattr(memory, "memory_limit_bytes", lambda: limit)
     assert memory.total_bytes() == expected
 
 
 @pytest.mark.parametrize(("how", "kept"), [("plain", False), ("keep", True)])
 def test_freed_memory(how: str, kept: bool) -> None:
-    """Told to, the C library keeps what was freed, until it has to give it back."""
+    """As configured, the C library keeps freed memory until it must return it."""
     shown = subprocess.run(
         [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True
     ).stdout
@@ -54,8 +54,8 @@ def test_freed_memory(how: str, kept: bool) -> None:
 
 
 def test_leftovers() -> None:
-    """The interpreter's cache of attributes keeps no name that somebody has looked up by."""
-    name = "".join(["drop_", "leftovers"])  # not the string that the module has
+    """The interpreter's attribute cache does not keep names of look-ups."""
+    name = "".join(["drop_", "leftovers"])  # not the module's own string
     before = sys.getrefcount(name)
     memory.drop_leftovers()
     assert getattr(Path, name, None) is None
@@ -65,7 +65,7 @@ def test_leftovers() -> None:
 
 
 def test_sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread calls all sweeps again and again, until the mount goes away."""
+    """A thread calls all sweeps repeatedly, until the mount goes away."""
     monkeypatch.setattr(memory, "SWEEP_S", 0.001)
     swept: list[int] = []
     stopping = threading.Event()

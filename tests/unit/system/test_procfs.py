@@ -1,4 +1,4 @@
-"""What /proc says of processes: whose thread it is, and whether it was killed."""
+"""Information about processes in /proc: the process of a thread, and whether it was killed."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from mountpoint.system.procfs import process_of, program_of, who_closes
 
 @contextmanager
 def ended(*command: str, by: int = 0) -> Iterator[int]:
-    """Run a command to its end, or end it by a signal; it stays to be looked at."""
+    """Run a command to its end, or end it with a signal; its process is not reaped."""
     process = subprocess.Popen(command)
     if by:
         process.send_signal(by)
@@ -37,11 +37,11 @@ def test_the_process_of_a_thread() -> None:
 
 
 def test_the_name_of_a_program() -> None:
-    """A process is called as ps(1) calls it; who is gone has no name."""
+    """A process has the name that ps(1) shows; an ended one has none."""
     child = subprocess.Popen(["sleep", "60"])
     try:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG)
-        while (found := program_of(child.pid))[0] != "sleep":  # execve is under way
+        while (found := program_of(child.pid))[0] != "sleep":  # execve is in progress
             assert found[1] == child.pid
     finally:
         child.kill()
@@ -51,7 +51,7 @@ def test_the_name_of_a_program() -> None:
 
 
 def test_a_process_that_is_gone() -> None:
-    """There is nothing to be found out: it is itself, and was not killed."""
+    """Nothing is known: it counts as its own process, and as not killed."""
     child = subprocess.Popen(["true"])
     child.wait()
     assert process_of(child.pid) == child.pid
@@ -70,13 +70,13 @@ def test_a_process_that_is_gone() -> None:
     ],
 )
 def test_whether_it_was_killed(command: tuple[str, ...], by: int, killed: bool) -> None:
-    """An exit of whatever code is an orderly end, a signal is none."""
+    """An exit with any code is an orderly end, a signal is not."""
     with ended(*command, by=by) as pid:
         assert who_closes(pid) == (pid, killed)
 
 
 def test_a_living_process() -> None:
-    """Who lives was not killed."""
+    """A living process was not killed."""
     child = subprocess.Popen(["sleep", "60"])
     try:
         assert who_closes(child.pid) == (child.pid, False)

@@ -1,4 +1,4 @@
-"""What the service manager is told."""
+"""Messages to the service manager."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from mountpoint.system.sd_notify import notify
 
 @contextmanager
 def manager(address: str) -> Iterator[socket.socket]:
-    """A socket such as systemd's."""
+    """A socket like systemd's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as it:
         it.bind(address.replace("@", "\0", 1))
         it.settimeout(10)
@@ -22,7 +22,7 @@ def manager(address: str) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("abstract", [False, True])
 def test_the_state_is_sent(abstract: bool, tmp_path: Path) -> None:
-    """One message, to a path or an abstract address; children are told nothing of it."""
+    """One message, to a path or an abstract address; child processes send none."""
     address = f"@{tmp_path}" if abstract else str(tmp_path / "socket")
     environ = {"NOTIFY_SOCKET": address, "OTHER": "x"}
     with manager(address) as it:
@@ -40,7 +40,7 @@ def test_nobody_asks() -> None:
 
 @pytest.mark.parametrize("address", ["/nowhere/socket", "relative", "/" + "x" * 200, "@"])
 def test_nobody_is_there(address: str) -> None:
-    """It is said in the log, and no error."""
+    """A missing manager is logged, and no error."""
     with capture_logs() as lines:
         notify({"NOTIFY_SOCKET": address}, READY="1")
     (line,) = lines
