@@ -18,7 +18,7 @@ def run(
     """Let parts arrive for some turns; return the parts in flight after each.
 
     "each": every connection has its own limit. "shared": all share one line. "fast": each has its
-    own, and eight are all that the line is said to bring.
+    own, and eight reach the configured bandwidth.
     """
     found = []
     for _ in range(turns):
@@ -31,12 +31,12 @@ def run(
 
 
 def test_more_where_each_connection_has_its_limit() -> None:
-    """As long as parts take no longer, half as many are added, up to the most."""
+    """If parts take no longer, half as many are added, up to the maximum."""
     assert run(ConcurrencyController(MOST), "each", 5) == [12, 18, 20, 20, 20]
 
 
 def test_no_more_on_a_shared_line() -> None:
-    """A try that makes all parts slower is taken back, and not made again for a while."""
+    """A try that slows all parts down is reverted, and not repeated for a while."""
     parts = run(ConcurrencyController(MOST), "shared", PAUSE_TURNS + 4)
     assert parts[:2] == [12, BASE_PARTS]
     assert set(parts[2 : PAUSE_TURNS + 1]) == {BASE_PARTS}
@@ -44,7 +44,7 @@ def test_no_more_on_a_shared_line() -> None:
 
 
 def test_chance_adds_up_to_little() -> None:
-    """On a shared line, and a busy machine, as many as fill the line are in flight, mostly."""
+    """On a shared line and a busy machine, the mean stays close to the parts that fill the line."""
     random_ = random.Random(1)
     found = []
     for _ in range(20):
@@ -57,15 +57,15 @@ def test_chance_adds_up_to_little() -> None:
 
 
 def test_no_more_than_the_line_brings() -> None:
-    """Where eight parts bring what the line can, nothing is tried, although readers wait."""
+    """If eight parts reach the configured bandwidth, nothing is tried, even if readers wait."""
     assert set(run(ConcurrencyController(MOST), "fast", 10)) == {BASE_PARTS}
 
 
 def test_nobody_waits() -> None:
-    """Where readers are the slower ones nothing is tried."""
+    """If readers are slower, nothing is tried."""
     assert set(run(ConcurrencyController(MOST), "each", 10, waited=False)) == {BASE_PARTS}
 
 
 def test_never_fewer_than_the_base() -> None:
-    """A line that is said to be slow has the base all the same."""
+    """Even a slow configured line has the base."""
     assert run(ConcurrencyController(1), "each", 3) == [BASE_PARTS] * 3

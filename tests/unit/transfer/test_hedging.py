@@ -17,7 +17,7 @@ from mountpoint.transfer.hedging import (
 
 
 def test_nothing_is_late_without_history() -> None:
-    """One request fewer than `LEAST_REQUESTS` says nothing; the next one does."""
+    """One request fewer than `LEAST_REQUESTS` proves nothing; the next one does."""
     policy = HedgingPolicy()
     for _ in range(LEAST_REQUESTS - 1):
         policy.arrived(1 << 20, 1.0)
@@ -27,7 +27,7 @@ def test_nothing_is_late_without_history() -> None:
 
 
 def test_size_classes_are_separate() -> None:
-    """What small requests take says nothing about large ones."""
+    """The durations of small requests say nothing about large ones."""
     policy = HedgingPolicy()
     for _ in range(LEAST_REQUESTS):
         policy.arrived(4096, 1.0)
@@ -36,7 +36,7 @@ def test_size_classes_are_separate() -> None:
 
 
 def test_one_slow_request_does_not_move_the_bound() -> None:
-    """The slowest of twenty counts, not the slowest of all; and quick ones have a least."""
+    """The slowest of twenty counts, not the slowest of all, and there is a minimum."""
     policy = HedgingPolicy()
     for index in range(64):
         policy.arrived(4096, 5.0 if index == 30 else 0.001)
@@ -44,7 +44,7 @@ def test_one_slow_request_does_not_move_the_bound() -> None:
 
 
 def test_durations_are_not_sorted_after_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last ones are sorted for every eighth request, also when there have been many."""
+    """The last durations are sorted only for every eighth request, also after many."""
     sorts = []
 
     def counted(durations_s: deque[float]) -> list[float]:
@@ -60,7 +60,7 @@ def test_durations_are_not_sorted_after_each_request(monkeypatch: pytest.MonkeyP
 
 
 def test_the_share_of_second_requests() -> None:
-    """One at once, then no more than the share of what is asked for."""
+    """One immediately, then only the given share of requests."""
     policy = HedgingPolicy()
     made = 0
     for _ in range(1000):

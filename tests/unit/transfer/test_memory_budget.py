@@ -1,4 +1,4 @@
-"""The memory budget: its limit, fair shares, giving back, and threads."""
+"""The memory budget: its limit, fair shares, release, and threads."""
 
 import random
 import threading
@@ -13,7 +13,7 @@ MIB = 1 << 20
 LIMIT = 1000
 STEPS = st.lists(
     st.tuples(
-        st.integers(0, 4),  # which lease
+        st.integers(0, 4),  # index of the lease
         st.sampled_from(["take", "try_take", "give"]),
         st.integers(1, 600),
     ),
@@ -24,7 +24,7 @@ STEPS = st.lists(
 @settings(deadline=None)
 @given(STEPS)
 def test_any_steps(steps: list[tuple[int, str, int]]) -> None:
-    """The total is the sum of the leases, and try_take never takes it beyond the limit."""
+    """The total is the sum of the leases, and try_take never exceeds the limit."""
     budget = Budget(LIMIT)
     leases = [budget.lease() for _ in range(5)]
     for which, step, size in steps:
@@ -49,7 +49,7 @@ def test_any_steps(steps: list[tuple[int, str, int]]) -> None:
 
 
 def test_take_always_works() -> None:
-    """What a reader waits for is taken beyond the limit; read-ahead then gets nothing."""
+    """Memory that a reader waits for may exceed the limit; read-ahead then gets nothing."""
     budget = Budget(LIMIT)
     one, other = budget.lease(), budget.lease()
     one.take(5 * LIMIT)
@@ -68,7 +68,7 @@ def test_one_may_have_everything() -> None:
 
 
 def test_small_holders_take_no_share() -> None:
-    """Heads and small files count as nobody: a stream may have all that is ahead."""
+    """Heads and small files do not count: a stream may use all memory for read-ahead."""
     budget = Budget(1000 * MIB, 64 * MIB)
     for _ in range(100):
         assert budget.lease().try_take(STREAM_BYTES - 1)
@@ -79,7 +79,7 @@ def test_small_holders_take_no_share() -> None:
 
 @pytest.mark.parametrize(("streams", "share"), [(1, 64), (2, 32), (4, 16), (16, 4), (64, 4)])
 def test_fair_share(streams: int, share: int) -> None:
-    """What is ahead is divided by those who take part, but for a least share."""
+    """Memory for read-ahead is divided by the streams, with a minimum for each."""
     budget = Budget(1000 * MIB, 64 * MIB)
     leases = [budget.lease() for _ in range(streams)]
     for lease in leases:
@@ -88,12 +88,12 @@ def test_fair_share(streams: int, share: int) -> None:
     assert greedy.share_bytes == share * MIB
     while greedy.try_take(MIB):
         pass
-    # A quarter more: what is being read is held beside what is ahead.
+    # A quarter more: the part being read is held in addition.
     assert greedy.held_bytes == (share + share // 4) * MIB
 
 
 def test_a_newcomer_gets_a_share() -> None:
-    """Who holds more than a fair share gets no more until it has given back."""
+    """A lease above its fair share gets no more until it has released some."""
     budget = Budget(1000 * MIB, 64 * MIB)
     first, second = budget.lease(), budget.lease()
     assert first.try_take(64 * MIB)
@@ -104,7 +104,7 @@ def test_a_newcomer_gets_a_share() -> None:
 
 
 def test_aim() -> None:
-    """What is ahead of all together may change at any time; the limit stays."""
+    """The target of all read-ahead may change at any time; the limit stays."""
     budget = Budget(100 * MIB, 64 * MIB)
     lease = budget.lease()
     assert lease.share_bytes == 64 * MIB
@@ -115,7 +115,7 @@ def test_aim() -> None:
 
 
 def test_refusals_are_of_the_limit() -> None:
-    """Counted is what was refused for the limit, which idle streams can help, not for a share."""
+    """It counts refusals because of the limit, which idle streams can relieve, not of shares."""
     budget = Budget(100 * MIB, 8 * MIB)
     lease = budget.lease()
     assert not lease.try_take(50 * MIB)
@@ -126,7 +126,7 @@ def test_refusals_are_of_the_limit() -> None:
 
 
 def test_giving_back_too_much_changes_nothing() -> None:
-    """Giving back what was not taken is refused, and the counts stay right."""
+    """Releasing more than was taken is refused, and the counts stay right."""
     budget = Budget(LIMIT)
     lease = budget.lease()
     lease.take(10)
@@ -138,7 +138,7 @@ def test_giving_back_too_much_changes_nothing() -> None:
 
 
 def test_threads() -> None:
-    """Many threads on the same leases lose no byte and never see the limit exceeded."""
+    """Many threads on the same leases lose no byte and never exceed the limit."""
     budget = Budget(LIMIT)
     leases = [budget.lease() for _ in range(3)]
     start = threading.Barrier(8)
@@ -167,7 +167,7 @@ def test_threads() -> None:
 
 
 def test_an_uploads_share_is_one_of_the_limit() -> None:
-    """What readers fetch ahead says nothing about writers; among themselves they share fairly."""
+    """Read-ahead does not affect writers; they share the limit fairly."""
     budget = Budget(64 * MIB, ahead_bytes=16 * MIB)
     upload, reader = budget.lease(of_all=True), budget.lease()
     assert upload.try_take(64 * MIB)

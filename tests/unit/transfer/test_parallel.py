@@ -1,4 +1,4 @@
-"""One thing done to many items: all of them, or none after the first that fails."""
+"""One action on many items: on all, or on no more after the first failure."""
 
 import threading
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def run(
 def test_of_each_item_it_is_known_what_became_of_it(
     count: int, workers: int, bad: set[int]
 ) -> None:
-    """Each item that was begun is done or failed, once; with none that fails all are done."""
+    """Each item that was started is done or failed, once; without failures all are done."""
     begun: list[int] = []
 
     def do(item: int) -> None:
@@ -46,7 +46,7 @@ def test_of_each_item_it_is_known_what_became_of_it(
 
 
 def test_nothing_is_begun_after_a_failure() -> None:
-    """The item after the one that failed is not begun."""
+    """The item after the failed one is not started."""
     begun = []
 
     def do(item: int) -> None:
@@ -61,7 +61,7 @@ def test_nothing_is_begun_after_a_failure() -> None:
 
 
 def test_no_next_item() -> None:
-    """What fails in getting the items is a failure too, and what is under way is waited for."""
+    """An error of the iterator is a failure as well, and items in progress are waited for."""
     done: list[int] = []
 
     def items() -> Iterator[int]:
@@ -75,7 +75,7 @@ def test_no_next_item() -> None:
 
 
 def test_so_many_at_a_time() -> None:
-    """No more than the workers are under way."""
+    """At most as many items as workers are in progress."""
     lock = threading.Lock()
     now, most = 0, 0
 
@@ -92,7 +92,7 @@ def test_so_many_at_a_time() -> None:
 
 
 def test_the_end() -> None:
-    """When the mount goes away nothing is begun any more."""
+    """After the end of the mount no more items start."""
     stopping = threading.Event()
 
     def do(item: int) -> None:
@@ -104,7 +104,7 @@ def test_the_end() -> None:
 
 
 def test_the_worst() -> None:
-    """What is no ordinary error goes through."""
+    """Errors that are no ordinary exceptions pass through."""
 
     def do(_: int) -> None:
         raise SystemExit
