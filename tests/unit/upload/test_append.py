@@ -1,4 +1,4 @@
-"""Appending: parts in order, each once, whatever answers are lost and whoever comes between."""
+"""Appends: parts in order, each once, with lost answers and other writers."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ LOST = Fault(lost=True)
 
 
 class World:
-    """What is appended, over a fake client, with everything that it shares."""
+    """Appending uploads over a fake client, with their shared parts."""
 
     def __init__(self, client: FakeClient, limit_bytes: int = 16 * PART) -> None:
         client.is_directory = True
@@ -47,7 +47,7 @@ class World:
     def configure(
         self, *, try_s: float = SAFE_S, total_s: float = SAFE_S, stall_s: float = SAFE_S
     ) -> None:
-        """Make the uploads anew, with other settings."""
+        """Create the uploads again, with other settings."""
         retry_policy = RetryPolicy(
             try_s=try_s, total_s=total_s, stopping=self.stopping, counters=self.counters
         )
@@ -65,7 +65,7 @@ class World:
         return [request.kind for request in self.client.requests]
 
     def check_over(self) -> None:
-        """Check that nothing is left: requests, memory."""
+        """Check that nothing is left: no requests, no memory."""
         self.client.quiet()
         assert self.budget.held_bytes == 0
         assert self.uploads._open == set()
@@ -76,7 +76,7 @@ class World:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """A directory bucket that works."""
+    """A directory bucket without faults."""
     with FakeClient() as client:
         yield World(client)
 
@@ -86,7 +86,7 @@ def data_of(size: int) -> bytes:
 
 
 def append(appending: Appending, data: bytes, step: int = MIB) -> None:
-    """Write all of it, in steps."""
+    """Write all bytes, in steps."""
     for start in range(0, len(data), step):
         piece = data[start : start + step]
         assert appending.write(appending.size_bytes, piece) == len(piece)
@@ -101,7 +101,7 @@ def content(world: World) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 3 * PART + 7])
 def test_a_new_file(world: World, size: int) -> None:
-    """One PUT that makes it, and one for each further part, in order; nothing else is asked."""
+    """One PUT that creates the object, and one per further part, in order; nothing else."""
     appending = world.new()
     append(appending, data_of(size), 777_777)
     info = appending.finish()
@@ -115,7 +115,7 @@ def test_a_new_file(world: World, size: int) -> None:
 
 
 def test_an_empty_file_is_made_once(world: World) -> None:
-    """A new file to which nothing is written is an empty object; finishing again asks nothing."""
+    """A new file without bytes is an empty object; finishing again sends nothing."""
     appending = world.new()
     assert appending.finish().size_bytes == 0
     appending.finish()
@@ -127,7 +127,7 @@ def test_an_empty_file_is_made_once(world: World) -> None:
 
 
 def test_appending_to_what_is_there(world: World) -> None:
-    """Writing goes on where the object ends, in the version that was opened."""
+    """Writes continue at the object's end, in the opened version."""
     base = world.client.put(KEY, b"before ", storage_class="EXPRESS_ONEZONE")
     appending = world.to(base)
     assert appending.size_bytes == 7
@@ -143,7 +143,7 @@ def test_appending_to_what_is_there(world: World) -> None:
 
 
 def test_replacing_one_version(world: World) -> None:
-    """What is opened to be overwritten is replaced by the first part, if it is what it was."""
+    """The first part replaces the object, if it is still the opened version."""
     base = world.client.put(KEY, data_of(100))
     appending = world.new(Condition(etag=base.etag))
     append(appending, b"new")
@@ -163,7 +163,7 @@ def test_replacing_one_version(world: World) -> None:
 )
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence(steps: list[int], faults: list[str]) -> None:
-    """Whatever is written, finished (-1) and lost: after each finish all is there, once."""
+    """Any writes, finishes (-1) and lost answers: after each finish all bytes exist, once."""
     kinds = {
         "lost": LOST,
         "refused": Fault(error=errors.TransportFault("refused")),
@@ -195,7 +195,7 @@ def test_any_sequence(steps: list[int], faults: list[str]) -> None:
 
 
 def test_parts_go_out_while_it_is_written(world: World) -> None:
-    """A part is sent when it is complete, not at the end; one at a time, and few wait."""
+    """A complete part is sent immediately; one is in flight, and few wait."""
     blocked = threading.Event()
 
     def script(_: Request) -> Fault | None:
@@ -204,7 +204,7 @@ def test_parts_go_out_while_it_is_written(world: World) -> None:
 
     world.client.script = script
     appending = world.new()
-    room = (MOST_WAITING + 2) * PART  # one under way, those that wait, and what is gathered
+    room = (MOST_WAITING + 2) * PART  # one in flight, those that wait, and the one being gathered
     append(appending, data_of(room))
     assert world.kinds() == ["put_object"]
     with ThreadPoolExecutor(1) as pool:
@@ -221,7 +221,7 @@ def test_parts_go_out_while_it_is_written(world: World) -> None:
 
 
 def test_memory(world: World) -> None:
-    """Many writers keep to the budget, and to what may be in flight of all together."""
+    """Many writers keep to the budget, and to the limit of bytes in flight."""
     world.budget = Budget(4 * PART)
     world.configure()
     most_held = most_in_flight = 0
@@ -252,7 +252,7 @@ def test_memory(world: World) -> None:
 
 
 def test_only_the_next_offset(world: World) -> None:
-    """Any other write is refused, and what was written stays."""
+    """Any other write is refused, and the written bytes stay."""
     appending = world.new()
     append(appending, b"data")
     for offset in (0, 3, 5):
@@ -264,7 +264,7 @@ def test_only_the_next_offset(world: World) -> None:
 
 
 def test_writers_at_the_same_time(world: World) -> None:
-    """Of two that write at one offset one is refused; finishing between them harms nobody."""
+    """Of two writes at one offset one is refused; a finish in between does no harm."""
     appending = world.new()
     done = []
 
@@ -292,7 +292,7 @@ def test_writers_at_the_same_time(world: World) -> None:
 @pytest.mark.parametrize("total_s", [SAFE_S, 0.0])
 @pytest.mark.parametrize("new", [True, False])
 def test_a_lost_answer(world: World, new: bool, total_s: float) -> None:
-    """A part that arrived without an answer is found by HEAD, and not sent twice."""
+    """HEAD finds a part whose answer was lost, and it is not sent twice."""
     world.configure(total_s=total_s)
     appending = world.new() if new else world.to(world.client.put(KEY, b""))
     world.client.inject("put_object" if new else "append_object", LOST)
@@ -307,7 +307,7 @@ def test_a_lost_answer(world: World, new: bool, total_s: float) -> None:
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_part_that_did_not_arrive(world: World, new: bool) -> None:
-    """When tries run out and HEAD shows that nothing came, the error is the part's."""
+    """When tries run out and HEAD shows that the part has not arrived, its error is raised."""
     world.configure(total_s=0.0)
     appending = world.new() if new else world.to(world.client.put(KEY, b"before"))
     kind = "put_object" if new else "append_object"
@@ -336,7 +336,7 @@ def test_silence(world: World) -> None:
 @pytest.mark.parametrize("what", ["replaced", "appended", "deleted"])
 @pytest.mark.parametrize("lost", [False, True])
 def test_somebody_else(world: World, what: str, lost: bool) -> None:
-    """Whoever comes between is noticed, and nothing of theirs is touched."""
+    """Another client's writes are noticed, and not overwritten."""
     appending = world.to(world.client.put(KEY, b"before"))
     append(appending, b"ours")
     if lost:
@@ -358,7 +358,7 @@ def test_somebody_else(world: World, what: str, lost: bool) -> None:
 
 
 def test_somebody_else_was_first(world: World) -> None:
-    """A new file that is there by now is not appended to, also after a fault of our own."""
+    """A new file that exists by now is not appended to, even after our own failed try."""
     appending = world.new()
     append(appending, b"data")
     world.client.put(KEY, b"DATA")
@@ -369,7 +369,7 @@ def test_somebody_else_was_first(world: World) -> None:
 
 
 def test_a_refusal_comes_with_the_next_call(world: World) -> None:
-    """What has become of a part in flight is reported by write, check and finish alike."""
+    """The error of a part in flight is raised by write, check and finish."""
     world.client.inject("append_object", Fault(error=errors.AccessDenied("no")))
     appending = world.new()
     append(appending, data_of(2 * PART + 1))
@@ -381,7 +381,7 @@ def test_a_refusal_comes_with_the_next_call(world: World) -> None:
 
 
 def test_too_many_parts(world: World) -> None:
-    """After 10,000 parts S3 takes no more: the file is too large."""
+    """After 10,000 parts S3 accepts no more: the file is too large."""
     world.client.most_parts = 3
     appending = world.new()
     for number in range(3):
@@ -397,7 +397,7 @@ def test_too_many_parts(world: World) -> None:
 
 
 def test_giving_up(world: World) -> None:
-    """What was sent stays; what was not is forgotten, with its memory."""
+    """Sent bytes stay; unsent ones are dropped with their memory."""
     appending = world.new()
     append(appending, b"sent")
     appending.finish()
@@ -412,7 +412,7 @@ def test_giving_up(world: World) -> None:
 
 
 def test_the_mount_goes_away(world: World) -> None:
-    """Who waits for S3 is let go at once."""
+    """A waiting thread is woken immediately."""
     world.client.script = lambda _: Fault(silent=True)
     appending = world.new()
     append(appending, data_of(PART + 1))
@@ -426,7 +426,7 @@ def test_the_mount_goes_away(world: World) -> None:
 
 
 def test_only_in_directory_buckets(world: World) -> None:
-    """Elsewhere there is no such thing, and that is said before anything is written."""
+    """On other buckets appends are refused before anything is written."""
     world.client.is_directory = False
     with pytest.raises(errors.NotOffered):
         world.new()
@@ -434,7 +434,7 @@ def test_only_in_directory_buckets(world: World) -> None:
 
 
 def test_a_new_file_has_a_condition(world: World) -> None:
-    """A first part that arrives late must not replace what came after it."""
+    """A first part that arrives late must not replace later bytes."""
     with pytest.raises(ValueError, match="condition"):
         world.new(ALWAYS)
 
@@ -443,7 +443,7 @@ def test_a_new_file_has_a_condition(world: World) -> None:
 
 
 def test_on_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written, finished, written on, and gone on with from what was there."""
+    """Write, finish, write again, and continue an existing object."""
     isolate(tmp_path, monkeypatch)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")

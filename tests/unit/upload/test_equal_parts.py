@@ -1,4 +1,4 @@
-"""Uploads to stores that want all parts but the last to have one size."""
+"""Uploads to stores that require all parts except the last to have one size."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ ANY = Condition()
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """A store of which nobody knows yet that it wants such parts."""
+    """A store that may require such parts; it is not known yet."""
     with FakeClient() as client:
         client.least_part_bytes = PART
         client.refuses_unequal_parts = True
@@ -28,7 +28,7 @@ def world() -> Iterator[World]:
 
 
 def known_to_want(world: World, equal: bool | None) -> World:
-    """Let it be known, or not, what the store wants."""
+    """Set whether the store's requirement is known."""
     world.client.be_unknown()
     world.client.capabilities.equal_parts = equal
     world.configure()
@@ -36,7 +36,7 @@ def known_to_want(world: World, equal: bool | None) -> World:
 
 
 def test_appending(world: World) -> None:
-    """As many whole parts as there are are copied; the rest is read and sent with what is new."""
+    """As many whole parts as possible are copied; the rest is read and sent with the new bytes."""
     info, data = put(world, 3 * PART + 5)
     upload = world.uploads.upload(KEY, condition=ANY, known_bytes=info.size_bytes)
     upload.copy(info, 0, info.size_bytes)
@@ -50,7 +50,7 @@ def test_appending(world: World) -> None:
 
 
 def test_a_whole_object_is_copied_in_large_parts(world: World) -> None:
-    """Where nothing is written nothing is read either, also not the end."""
+    """Without new bytes nothing is read, not even the end."""
     world.limits = Limits(PART, 2 * PART)
     world.configure()
     info, data = put(world, 4 * PART + 5)
@@ -67,7 +67,7 @@ def test_a_whole_object_is_copied_in_large_parts(world: World) -> None:
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
-    """Whatever is written and copied, in any order: the parts are equal, the bytes are right."""
+    """Writes and copies in any order give equal parts and the right bytes."""
     least = MIB
     part = draws.draw(st.sampled_from([least, least + 300_000, 2 * least]), "part")
     with FakeClient() as client:
@@ -100,7 +100,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
 
 
 def test_what_grows_is_refused_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first file whose parts grow is lost, and the log says what to do; then none is."""
+    """The first growing file fails, and the log says what to do; later ones succeed."""
     monkeypatch.setattr(parts, "GROWTH", 2)
     data = data_of(8 * PART)
     with capture_logs() as lines:
@@ -124,7 +124,7 @@ def test_what_grows_is_refused_once(world: World, monkeypatch: pytest.MonkeyPatc
 def test_what_is_known_to_be_large_is_never_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All parts are as large as the last would become."""
+    """All its parts have the size of the last one from the start."""
     monkeypatch.setattr(parts, "GROWTH", 2)
     data = data_of(8 * PART)
     upload = world.uploads.upload(KEY, condition=ANY, known_bytes=len(data))
@@ -136,7 +136,7 @@ def test_what_is_known_to_be_large_is_never_refused(
 
 
 def test_where_it_is_known_parts_never_grow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 of them are the limit, and the error names the option."""
+    """10,000 parts are the limit, and the error names the option."""
     monkeypatch.setattr(parts, "GROWTH", 2)
     monkeypatch.setattr(multipart, "MOST_PARTS", 6)
     known_to_want(world, True)
@@ -153,7 +153,7 @@ def test_where_it_is_known_parts_never_grow(world: World, monkeypatch: pytest.Mo
 
 
 def test_where_unequal_parts_were_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranges are copied as they are, and InvalidPart means something else."""
+    """Ranges are copied as they are, and InvalidPart has another meaning."""
     world.client.refuses_unequal_parts = False
     monkeypatch.setattr(parts, "GROWTH", 2)
     upload = world.upload()
@@ -178,7 +178,7 @@ def test_where_unequal_parts_were_taken(world: World, monkeypatch: pytest.Monkey
 def test_a_refusal_of_equal_parts_teaches_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """InvalidPart also says that a part is not there."""
+    """InvalidPart may also mean that a part is missing."""
     world.client.refuses_unequal_parts = False
     monkeypatch.setattr(parts, "GROWTH", 4)
     world.client.inject("complete_upload", Fault(error=errors.S3Error("no", code="InvalidPart")))
@@ -208,5 +208,5 @@ def test_a_refusal_of_equal_parts_teaches_nothing(
     ],
 )
 def test_what_equal_parts_are(sizes: list[int], equal: bool) -> None:
-    """The last one may be smaller, not larger."""
+    """The last part may be smaller, not larger."""
     assert are_equal(sizes) is equal

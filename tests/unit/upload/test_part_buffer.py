@@ -1,4 +1,4 @@
-"""The bytes of a part: in memory or in temporary files, and that these go away."""
+"""The bytes of a part, in memory or in temporary files, which are removed."""
 
 import os
 from pathlib import Path
@@ -19,13 +19,13 @@ MIB = 1 << 20
 
 
 def open_files() -> int:
-    """Return how many descriptors this process has."""
+    """Return the number of this process's descriptors."""
     return len(os.listdir("/proc/self/fd"))
 
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.integers(SMALL_BYTES, SMALL_BYTES + 9))))
 def test_gathering(writes: list[bytes | int]) -> None:
-    """A part has the bytes of all writes, small and large, and their checksum."""
+    """A part has the bytes of all writes, small and large, with their checksum."""
     gathering = Gathering("crc32c")
     data = [bytes([each % 251]) * each if isinstance(each, int) else each for each in writes]
     for each in data:
@@ -40,7 +40,7 @@ def test_gathering(writes: list[bytes | int]) -> None:
 
 
 def test_bytes_are_kept_as_they_came_or_put_together() -> None:
-    """A large write is not copied; a million small ones are not a million objects."""
+    """A large write is not copied; a million small ones are joined."""
     gathering = Gathering(None)
     large = bytes(SMALL_BYTES)
     gathering.append(large)
@@ -58,7 +58,7 @@ def test_bytes_are_kept_as_they_came_or_put_together() -> None:
     st.lists(st.tuples(st.booleans(), st.integers(1, 3 * SMALL_BYTES))), st.integers(1, SMALL_BYTES)
 )
 def test_spilled(writes: list[tuple[bool, int]], step: int) -> None:
-    """What is in memory and what is not come in the order of the writes, however they are read."""
+    """Bytes in memory and in files are in the order of the writes, however they are read."""
     spill = Spill(["/var/tmp"])
     before = open_files()
     gathering, whole = Gathering("crc32c"), b""
@@ -85,7 +85,7 @@ def test_spilled(writes: list[tuple[bool, int]], step: int) -> None:
 
 
 def test_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files have no names, also where the file system cannot make them so."""
+    """The files have no names, even if the file system does not support that."""
     for number in (1, 2):
         spill = Spill([str(tmp_path / "missing"), str(tmp_path)])
         gathering = Gathering(None)
@@ -100,7 +100,7 @@ def test_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
-    """Where nothing can be written the log says so once, and what was gathered is as before."""
+    """If no file can be written, the log says so once, and the gathered bytes stay."""
     spill = Spill([str(tmp_path)] if full else [str(tmp_path / "missing")])
     gathering = Gathering(None)
     gathering.append(b"first")
@@ -122,7 +122,7 @@ def test_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) ->
 
 
 def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TMPDIR if it is set; else those that are not in memory."""
+    """TMPDIR if it is set; otherwise directories that are not in memory."""
     assert default_directories({"TMPDIR": "/a"}) == ["/a"]
     monkeypatch.setattr(spill_module, "IN_MEMORY", frozenset())
     assert default_directories({}) == ["/var/tmp", "/tmp"]
@@ -132,7 +132,7 @@ def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mountinfo(tmp_path: Path) -> None:
-    """Fields are read as proc_pid_mountinfo(5) has them, names with spaces and UTF-8 too."""
+    """Fields are parsed as in proc_pid_mountinfo(5), including names with spaces and UTF-8."""
     file = tmp_path / "mountinfo"
     file.write_bytes(
         b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=x\n"

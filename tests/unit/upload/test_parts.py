@@ -1,4 +1,4 @@
-"""How a file is cut into parts."""
+"""The parts of a file."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ TIB = 1 << 40
 
 
 def reached(least_bytes: int, parts: int) -> int:
-    """Return the size of a file of so many parts."""
+    """Return the size of a file with this many parts."""
     total = 0
     for _ in range(parts):
         size = part_size(least_bytes, total)
@@ -31,12 +31,12 @@ def reached(least_bytes: int, parts: int) -> int:
 
 @pytest.mark.parametrize("least_mib", [5, 8, 64, 1024])
 def test_all_parts_together_reach_the_largest_objects(least_mib: int) -> None:
-    """Whatever the part size, 10,000 parts hold 5 TiB."""
+    """With any part size, 10,000 parts hold 5 TiB."""
     assert reached(least_mib * MIB, MOST_PARTS) >= 5 * TIB
 
 
 def test_the_largest_parts_reach_what_s3_can_hold() -> None:
-    """With the largest part size it is the limit of 48.8 TiB."""
+    """With the largest part size the limit is 48.8 TiB."""
     assert reached(MOST_PART_BYTES, MOST_PARTS) == 10_000 * 5 * GIB
 
 
@@ -44,7 +44,7 @@ def test_the_largest_parts_reach_what_s3_can_hold() -> None:
     ("before", "size_mib"), [(0, 8), (9 * GIB, 8), (100 * GIB, 82), (1 * TIB, 839)]
 )
 def test_sizes(before: int, size_mib: int) -> None:
-    """Files of everyday size have parts of the size that was asked for."""
+    """Files of usual sizes have parts of the configured size."""
     assert part_size(8 * MIB, before) == size_mib * MIB
 
 
@@ -58,7 +58,7 @@ def test_sizes(before: int, size_mib: int) -> None:
 def test_ranges_become_parts_that_s3_takes(
     number: int, before: int, gathered: int, left: int, after: int
 ) -> None:
-    """However a range is put into a file: parts are within their limits, and little is read."""
+    """Any range of a file becomes parts within the limits, and little is read."""
     source = left + after
     read = 0
     while left:
@@ -81,13 +81,13 @@ def test_ranges_become_parts_that_s3_takes(
 
 
 def test_small_ranges_of_a_large_file_do_not_use_up_the_numbers() -> None:
-    """After many parts copied ones grow with the file: what would be too small is read."""
+    """After many parts, copied ones grow with the file: smaller ranges are read."""
     assert next_step(S3_LIMITS, 1, 100 * GIB, 0, TIB, 10 * MIB).copied
     assert not next_step(S3_LIMITS, FREE_PARTS + 1, 100 * GIB, 0, TIB, 10 * MIB).copied
 
 
 def test_the_smallest_parts_reach_the_largest_objects() -> None:
-    """Also a file of nothing but the smallest parts that can be reaches 5 TiB."""
+    """Even a file with only the smallest possible parts reaches 5 TiB."""
     total = 0
     for number in range(1, MOST_PARTS + 1):
         total += least_size(S3_LIMITS, number, total)

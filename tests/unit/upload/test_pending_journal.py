@@ -1,4 +1,4 @@
-"""The journal: what is begun and not over is found, whatever became of the process."""
+"""The journal: open uploads are found, however their process ended."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ from tests.soak import examples
 PLACE = Place("bucket", "http://127.0.0.1:9000")
 KEYS = [b"plain", b"a b/\n\x01", "ü".encode(), b"not-utf8\xff", b'quote"\\']
 
-#: Says when it has noted what its arguments name, and waits to be killed.
+#: Prints a line when it has recorded its arguments, and waits to be killed.
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_any_sequence(
     orderly: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """At every moment others read what is open, however often the file was written anew."""
+    """At any moment other processes find the open uploads, however often the file is rewritten."""
     directory = tmp_path_factory.mktemp("journal")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MOST_STRUCK", most_struck)
@@ -88,7 +88,7 @@ def test_any_sequence(
 
 
 def test_nothing_is_made_before_the_first_upload(tmp_path: Path) -> None:
-    """A mount that only reads, or writes small files, leaves no trace."""
+    """A mount that only reads, or writes small files, creates no file."""
     journal = Journal(tmp_path / "state", PLACE)
     journal.ended("unknown")
     journal.close()
@@ -97,7 +97,7 @@ def test_nothing_is_made_before_the_first_upload(tmp_path: Path) -> None:
 
 
 def test_it_stays_small(tmp_path: Path) -> None:
-    """After ten thousand uploads the file is that of a few thousand."""
+    """After ten thousand uploads the file has the size of a few thousand."""
     journal = Journal(tmp_path, PLACE)
     journal.begun(b"long", "long")
     for number in range(10_000):
@@ -109,7 +109,7 @@ def test_it_stays_small(tmp_path: Path) -> None:
 
 
 def test_only_the_user_reads_it(tmp_path: Path) -> None:
-    """Keys are nobody else's business."""
+    """Other users must not see keys."""
     journal = Journal(tmp_path / "state", PLACE)
     journal.begun(b"key", "id")
     (path,) = (tmp_path / "state").iterdir()
@@ -119,7 +119,7 @@ def test_only_the_user_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_killed_process(tmp_path: Path) -> None:
-    """While it lives its uploads are not ours; after SIGKILL they are found."""
+    """While it lives its uploads are not found; after SIGKILL they are."""
     command = [sys.executable, "-c", WRITER, str(tmp_path), "a", "b", "c"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -135,7 +135,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
 
 
 def test_striking(tmp_path: Path) -> None:
-    """What is struck is not found again, and with the last one the file goes."""
+    """Removed uploads are not found again, and the file is removed with the last one."""
     journal = Journal(tmp_path, PLACE)
     for name in "abc":
         journal.begun(name.encode(), name)
@@ -150,7 +150,7 @@ def test_striking(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_line_that_was_cut(tmp_path: Path, cut: int) -> None:
-    """A full disk cuts the last line: those before it count, and others can be added."""
+    """A full disk cuts the last line: earlier lines count, and later ones can be added."""
     journal = Journal(tmp_path, PLACE)
     for name in ("first", "second", "third"):
         journal.begun(b"a long enough key", name)
@@ -178,7 +178,7 @@ def test_a_line_that_was_cut(tmp_path: Path, cut: int) -> None:
     ],
 )
 def test_lines_that_make_no_sense(tmp_path: Path, line: bytes) -> None:
-    """They are left out."""
+    """Invalid lines are skipped."""
     head = {"bucket": "bucket", "endpoint": "", "pid": 1}
     good = {"begun": "id", "key": "k", "ns": 1}
     text = b"\n".join([json.dumps(head).encode(), line, json.dumps(good).encode(), b""])
@@ -187,7 +187,7 @@ def test_lines_that_make_no_sense(tmp_path: Path, line: bytes) -> None:
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """Writing goes on, with one warning."""
+    """Writing continues, with one warning."""
     (tmp_path / "state").write_text("in the way")
     with structlog.testing.capture_logs() as lines:
         journal = Journal(tmp_path / "state", PLACE)
@@ -200,7 +200,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["write", "flock", "rename"])
 def test_a_disk_that_is_full(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal that ends in the middle keeps its uploads from being taken for a dead mount's."""
+    """The uploads of a truncated journal do not count as a dead mount's."""
     journal = Journal(tmp_path, PLACE)
     if call == "write":
         journal.begun(b"before", "before")
@@ -222,7 +222,7 @@ def test_a_disk_that_is_full(tmp_path: Path, call: str, monkeypatch: pytest.Monk
 def test_others_look_while_it_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody ever takes a living mount for a dead one."""
+    """A living mount never counts as dead."""
     monkeypatch.setattr(module, "MOST_STRUCK", 0)
     journal = Journal(tmp_path, PLACE)
     journal.begun(b"always", "always")
@@ -247,7 +247,7 @@ def test_others_look_while_it_is_written_anew(
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """XDG_STATE_HOME, if it is absolute; of root /var/lib; else the home's."""
+    """XDG_STATE_HOME, if it is absolute; for root /var/lib; otherwise the home's."""
     assert default_directory({"XDG_STATE_HOME": "/x"}) == Path("/x/mount-s3")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_directory({"XDG_STATE_HOME": "x"}) == Path("/var/lib/mount-s3")
@@ -264,7 +264,7 @@ def test_places() -> None:
 
 
 def test_old_drafts_go(tmp_path: Path) -> None:
-    """What a process left that died between two system calls is removed a day later."""
+    """The draft of a process that died between two system calls is removed a day later."""
     (tmp_path / "old.new").touch()
     (tmp_path / "young.new").touch()
     os.utime(tmp_path / "old.new", (0, 0))

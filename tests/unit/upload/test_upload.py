@@ -1,4 +1,4 @@
-"""Uploads: what is asked of S3, what comes of faults, and that nothing is lost or kept."""
+"""Uploads: their requests, their faults, and no lost bytes or leaks."""
 
 import gc
 import threading
@@ -22,7 +22,7 @@ from tests.unit.uploading import ABSENT, KEY, MIB, PART, CountedSpill, World, da
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """A world whose S3 works."""
+    """A world whose S3 has no faults."""
     with FakeClient() as client:
         yield World(client)
 
@@ -46,7 +46,7 @@ def test_up_to_a_part_is_one_put(world: World, size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, PART, PART + 1])
 def test_described(world: World, size: int) -> None:
-    """What an upload is to be can be said until a request has told it."""
+    """The options of an upload can change until a request has sent them."""
     upload = world.uploads.upload(KEY, metadata={"a": "1", "b": "1"})
     assert upload.describe({"a": "2"})
     world.write(upload, data_of(size))
@@ -60,7 +60,7 @@ def test_described(world: World, size: int) -> None:
 @pytest.mark.parametrize(("size", "parts"), [(PART + 1, 2), (2 * PART, 2), (3 * PART + 7, 4)])
 @pytest.mark.parametrize("name", ["crc32c", "crc64nvme", None])
 def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | None) -> None:
-    """A larger file is begun, sent in parts, completed and looked at: no request more."""
+    """A larger file is created, sent in parts, completed and checked, without further requests."""
     world.configure(checksum=name)
     world.client.least_part_bytes = PART
     data = data_of(size)
@@ -81,7 +81,7 @@ def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | 
 @given(st.lists(st.integers(1, 3 * PART), min_size=1, max_size=5))
 @settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 def test_writes_of_any_size(sizes: list[int]) -> None:
-    """However a file is written, the object has its bytes."""
+    """With writes of any size, the object has their bytes."""
     with FakeClient() as client:
         world = World(client)
         upload = world.upload()
@@ -96,7 +96,7 @@ def test_writes_of_any_size(sizes: list[int]) -> None:
 
 
 def test_zeros_take_places_as_all_bytes_do(world: World) -> None:
-    """A last part that zeros have made larger has a place of its own, of its size."""
+    """A last part that zeros have enlarged takes a place of its size."""
 
     def last_arrives_last(request: Request) -> None:
         if request.kind == "upload_part" and request.number == 3:
@@ -112,7 +112,7 @@ def test_zeros_take_places_as_all_bytes_do(world: World) -> None:
 
 
 def test_finishing_again_is_the_same_answer(world: World) -> None:
-    """`fsync` and two closes of one file are one upload, also at the same time."""
+    """`fsync` and two closes of one file are one upload, even in parallel."""
     upload = world.upload()
     world.write(upload, data_of(PART + 5))
     with ThreadPoolExecutor(4) as pool:
@@ -123,13 +123,13 @@ def test_finishing_again_is_the_same_answer(world: World) -> None:
     with pytest.raises(errors.NotSequential):
         upload.write(PART + 5, b"more")
     assert upload.finish().etag in infos
-    upload.abort()  # nothing to be given up
+    upload.abort()  # no effect after `finish`
     assert world.client.content(KEY) == data_of(PART + 5)
     world.check_over()
 
 
 def test_options(world: World) -> None:
-    """Storage class and mtime of the new object are known without asking."""
+    """Storage class and mtime of the new object are known without a request."""
     world.configure(storage_class="STANDARD_IA")
     upload = world.upload()
     info = upload.finish()
@@ -137,7 +137,7 @@ def test_options(world: World) -> None:
 
 
 def test_stores_without_checksums(world: World) -> None:
-    """A server that tells none is believed."""
+    """A server without checksums is accepted."""
     world.client.knows_checksums = False
     upload = world.upload()
     world.write(upload, data_of(2 * PART))
@@ -146,7 +146,7 @@ def test_stores_without_checksums(world: World) -> None:
 
 
 def test_stores_without_conditions(world: World) -> None:
-    """Where the server knows no If-None-Match it is left out, and not tried again."""
+    """If the server does not support If-None-Match, it is omitted, and not tried again."""
     world.client.knows_conditions = False
     for size in (5, PART + 5, 5):
         upload = world.upload()
@@ -161,7 +161,7 @@ def test_stores_without_conditions(world: World) -> None:
 
 
 def test_conditions_refused_of_several_at_once(world: World) -> None:
-    """What was asked before the first refusal is asked again too, without."""
+    """Requests sent before the first refusal are repeated without the header."""
     world.client.knows_conditions = False
     barrier = threading.Barrier(4)
 
@@ -186,7 +186,7 @@ REFUSALS = {
 @pytest.mark.parametrize("knows_conditions", [True, False])
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_stores_that_refuse_checksums(world: World, refusal: str, knows_conditions: bool) -> None:
-    """They get none, after one refusal and one warning; if it names checksums, all else stays."""
+    """After one refusal they get no checksums, with one warning; all else stays."""
     world.client.refuses_checksums = REFUSALS[refusal]
     world.client.knows_conditions = knows_conditions
     with capture_logs() as lines:
@@ -206,7 +206,7 @@ def test_stores_that_refuse_checksums(world: World, refusal: str, knows_conditio
 
 
 def test_refused_at_the_beginning_of_an_upload(world: World) -> None:
-    """A large file may be the first that a store refuses a checksum of."""
+    """The first refusal of a checksum may come at the start of a large file."""
     world.client.refuses_checksums = REFUSALS["named"]
     upload = world.upload()
     world.write(upload, data_of(2 * PART + 5))
@@ -223,7 +223,7 @@ def test_refused_at_the_beginning_of_an_upload(world: World) -> None:
 @pytest.mark.parametrize("offset", [0, 99, 101])
 @pytest.mark.parametrize("written", [100, PART + 100])
 def test_only_the_next_offset(world: World, offset: int, written: int) -> None:
-    """A write anywhere else fails, and with it the upload: nothing comes into being."""
+    """A write elsewhere fails, and so does the upload: no object is created."""
     upload = world.upload()
     world.write(upload, data_of(written), written)
     with pytest.raises(errors.NotSequential):
@@ -243,7 +243,7 @@ def test_only_the_next_offset(world: World, offset: int, written: int) -> None:
 @pytest.mark.parametrize("kind", ["create_upload", "upload_part", "complete_upload", "head"])
 @pytest.mark.parametrize("error", [errors.Throttled, errors.ServerFault, errors.TransportFault])
 def test_faults_are_tried_again(world: World, kind: str, error: type[Exception]) -> None:
-    """What may succeed a moment later is asked again, each by itself."""
+    """Faults that may be temporary are retried, each on its own."""
     world.client.inject(kind, *[Fault(error=error("a fault"))] * 2)
     upload = world.upload()
     world.write(upload, data_of(3 * PART))
@@ -254,7 +254,7 @@ def test_faults_are_tried_again(world: World, kind: str, error: type[Exception])
 
 
 def test_a_bad_digest_is_sent_again(world: World) -> None:
-    """What arrived changed is sent again."""
+    """A corrupted body is sent again."""
     world.client.inject("put_object", Fault(error=errors.BadDigest("changed")))
     upload = world.upload()
     world.write(upload, b"data")
@@ -265,7 +265,7 @@ def test_a_bad_digest_is_sent_again(world: World) -> None:
 @pytest.mark.parametrize("size", [10, 2 * PART])
 @pytest.mark.parametrize("condition", [Condition(), ABSENT])
 def test_a_lost_answer(world: World, size: int, condition: Condition) -> None:
-    """What was done, but not answered, is found out and is a success."""
+    """A request that succeeded without an answer is detected, and counts as a success."""
     kind = "put_object" if size < PART else "complete_upload"
     world.client.inject(kind, Fault(lost=True))
     upload = world.upload(condition)
@@ -280,7 +280,7 @@ def test_a_lost_answer(world: World, size: int, condition: Condition) -> None:
 @pytest.mark.parametrize("size", [10, 2 * PART])
 @pytest.mark.parametrize("checksums", [True, False])
 def test_a_lost_answer_by_etag(world: World, size: int, checksums: bool) -> None:
-    """Stores without checksums tell by the ETag."""
+    """If stores have no checksums, the ETag decides."""
     world.client.knows_checksums = checksums
     world.client.inject("put_object", Fault(lost=True))
     world.client.inject("complete_upload", Fault(lost=True))
@@ -290,7 +290,7 @@ def test_a_lost_answer_by_etag(world: World, size: int, checksums: bool) -> None
 
 
 def test_a_lost_answer_of_the_last_try(world: World) -> None:
-    """Also when there is no time for another try."""
+    """Even without time for another try."""
     world.configure(total_s=0.0)
     world.client.inject("put_object", Fault(lost=True))
     upload = world.upload()
@@ -301,7 +301,7 @@ def test_a_lost_answer_of_the_last_try(world: World) -> None:
 
 @pytest.mark.parametrize("size", [10, 2 * PART])
 def test_somebody_else_was_first(world: World, size: int) -> None:
-    """A conflict at the first try is one, without another request."""
+    """A conflict at the first try is a conflict, without another request."""
     world.client.put(KEY, data_of(size)[::-1])
     upload = world.upload()
     world.write(upload, data_of(size))
@@ -315,7 +315,7 @@ def test_somebody_else_was_first(world: World, size: int) -> None:
 
 @pytest.mark.parametrize("size", [10, 2 * PART])
 def test_somebody_else_was_first_after_a_fault(world: World, size: int) -> None:
-    """A conflict after a try of our own is one when the object, of the same size, is not ours."""
+    """A conflict after our own failed try counts if the object, of the same size, is not ours."""
     kind = "put_object" if size < PART else "complete_upload"
 
     def script(request: Request) -> Fault | None:
@@ -335,7 +335,7 @@ def test_somebody_else_was_first_after_a_fault(world: World, size: int) -> None:
 
 
 def test_overwriting_one_version(world: World) -> None:
-    """With an ETag only that version is replaced; also by a try whose answer was lost."""
+    """With an ETag only that version is replaced, also by a try whose answer was lost."""
     first = world.client.put(KEY, b"first")
     world.client.inject("put_object", Fault(lost=True))
     upload = world.upload(Condition(etag=first.etag))
@@ -352,7 +352,7 @@ def test_overwriting_one_version(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["create_upload", "upload_part"])
 def test_a_refusal_in_flight_comes_with_the_next_call(world: World, kind: str) -> None:
-    """An error of a part is reported once it is known, and for good; nothing is completed."""
+    """The error of a part is reported once it is known, and permanently; nothing is completed."""
     world.client.inject(kind, Fault(error=errors.AccessDenied("no")))
     upload = world.upload()
     with suppress(errors.AccessDenied):  # if it is known already
@@ -387,7 +387,7 @@ def test_another_size_than_was_written(world: World, size: int) -> None:
     upload = world.upload()
     world.write(upload, data_of(size))
     if size < PART:
-        upload.finish()  # one body with its length: there is nothing to look at
+        upload.finish()  # a single body has its length: no check is needed
         return
     with pytest.raises(errors.BadAnswer):
         upload.finish()
@@ -396,7 +396,7 @@ def test_another_size_than_was_written(world: World, size: int) -> None:
 def test_answers_that_are_faster_than_the_sender(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is completed before all parts are there, also if one arrives as it is sent."""
+    """Nothing is completed before all parts exist, even if one arrives while it is sent."""
     upload_part = world.client.upload_part
 
     def at_once(*args: object) -> object:
@@ -418,7 +418,7 @@ def test_answers_that_are_faster_than_the_sender(
 
 @pytest.mark.parametrize("kind", ["create_upload", "upload_part", "put_object"])
 def test_silence_is_noticed(world: World, kind: str) -> None:
-    """A request without an answer is given up and made again."""
+    """A request without an answer is cancelled and sent again."""
     world.configure(try_s=0.4, stall_s=0.4)
     world.uploads.allowed_s = lambda size_bytes: 0.4  # type: ignore[method-assign]
     world.client.inject(kind, Fault(silent=True))
@@ -432,7 +432,7 @@ def test_silence_is_noticed(world: World, kind: str) -> None:
 
 
 def test_waiting_has_an_end(world: World) -> None:
-    """A server that never answers is an error, after the total."""
+    """If the server never answers, the upload fails after the total time."""
     world.configure(try_s=0.02, total_s=0.2, stall_s=0.02)
     world.uploads.allowed_s = lambda size_bytes: 0.02  # type: ignore[method-assign]
     world.client.script = lambda request: Fault(silent=True)
@@ -444,7 +444,7 @@ def test_waiting_has_an_end(world: World) -> None:
 
 
 def test_how_long_a_part_may_take(world: World) -> None:
-    """As long as all that is in flight takes on a slow line; later four times what others took."""
+    """As long as all bytes in flight take on a slow line; later four times the usual duration."""
     world.configure(stall_s=5.0)
     upload = world.upload()
     for in_flight in range(4):
@@ -461,12 +461,12 @@ def test_how_long_a_part_may_take(world: World) -> None:
 # --- memory ---
 
 
-#: Parts of many files, below what S3 takes.
+#: Parts of many files, below S3's minimum.
 SMALL_PART = 256 << 10
 
 
 class Watched(World):
-    """A world that notes the most that was ever held and in flight, with little memory."""
+    """A world with little memory that records the peaks of memory and bytes in flight."""
 
     def __init__(self, client: FakeClient, limit_bytes: int = 4 * SMALL_PART) -> None:
         super().__init__(client, limit_bytes)
@@ -493,7 +493,7 @@ class Watched(World):
 
 @pytest.mark.parametrize("step", [64 << 10, 6_000])
 def test_many_files_written_in_turn(step: int) -> None:
-    """One thread writes more files than memory has room for, in turn: bounded, and no deadlock."""
+    """One thread writes more files in turn than fit into memory: bounded, and no deadlock."""
     with FakeClient() as client:
         world = Watched(client)
         size = 2 * SMALL_PART + 1
@@ -504,7 +504,7 @@ def test_many_files_written_in_turn(step: int) -> None:
             for upload in uploads:
                 upload.write(start, data[start : start + step])
             spilled = max(spilled, world.spill.files)
-        # Of each upload what is gathered and what is in flight.
+        # Each upload has the part being gathered, and parts in flight.
         assert len(uploads) // 2 < spilled <= 2 * len(uploads)
         for upload in uploads:
             upload.finish()
@@ -512,7 +512,7 @@ def test_many_files_written_in_turn(step: int) -> None:
 
 
 def test_many_files_written_by_threads() -> None:
-    """The same by threads that write as fast as they can, and close all at the same time."""
+    """The same with threads that write as fast as possible, and all close at the same time."""
     with FakeClient() as client:
         world = Watched(client)
         sizes = [SMALL_PART - 1, SMALL_PART + 1, 3 * SMALL_PART] * 8
@@ -528,7 +528,7 @@ def test_many_files_written_by_threads() -> None:
 
 
 def test_small_files_take_what_they_hold() -> None:
-    """A file that has not reached a part takes no memory beyond its bytes."""
+    """A file smaller than a part takes no more memory than its bytes."""
     with FakeClient() as client:
         world = Watched(client)
         uploads = [world.uploads.upload(world.key(number)) for number in range(100)]
@@ -543,7 +543,7 @@ def test_small_files_take_what_they_hold() -> None:
 
 
 def test_pending_bytes() -> None:
-    """What S3 does not have is pending, in memory or not."""
+    """Bytes that S3 does not have are pending, in memory or not."""
     with FakeClient() as client:
         world = World(client, limit_bytes=PART)
         upload = world.upload()
@@ -560,7 +560,7 @@ def test_pending_bytes() -> None:
 
 @pytest.mark.parametrize("over", ["written", "given up"])
 def test_parts_do_not_wait_for_the_collector(over: str) -> None:
-    """A part's bytes are gone when it has arrived, or its upload has failed."""
+    """A part's bytes are freed when it has arrived, or its upload has failed."""
     with FakeClient() as client:
         world = World(client, limit_bytes=1)
         upload = world.upload()
@@ -579,7 +579,7 @@ def test_parts_do_not_wait_for_the_collector(over: str) -> None:
 
 
 def test_a_part_that_is_larger_than_memory() -> None:
-    """It goes when nothing else is in flight."""
+    """Such a part is sent when nothing else is in flight."""
     with FakeClient() as client:
         world = World(client, limit_bytes=PART // 2)
         world.write(upload := world.upload(), data_of(3 * PART))
@@ -590,7 +590,7 @@ def test_a_part_that_is_larger_than_memory() -> None:
 
 
 def test_places_are_given_in_order(world: World) -> None:
-    """Who has waited longest for a place on the line gets the next one."""
+    """The upload that has waited longest gets the next place."""
     line = world.uploads
     first, second, third, fourth = (world.uploads.upload(b"%d" % n) for n in range(4))
     most = world.uploads._concurrency.parts * PART
@@ -610,7 +610,7 @@ def test_places_are_given_in_order(world: World) -> None:
 
 
 def test_what_nobody_waits_for_does_not_hold_others_up() -> None:
-    """A part that is silent is sent again by the sweep, so its place becomes free."""
+    """The sweep sends a silent part again, so its place becomes free."""
     with FakeClient() as client:
         world = World(client, limit_bytes=PART)
         silent, other = world.uploads.upload(b"silent"), world.uploads.upload(b"other")
@@ -636,9 +636,9 @@ def test_what_nobody_waits_for_does_not_hold_others_up() -> None:
 
 @pytest.mark.parametrize("writers", [1, 4])
 def test_the_budget_is_never_exceeded(writers: int) -> None:
-    """Writers wait for memory rather than take more; all of it is given back.
+    """Writers wait for memory instead of taking more, and release all of it.
 
-    But each may gather one part, or nobody could go on where the others hold all.
+    But each may gather one part, because otherwise none could continue if others hold all.
     """
     with FakeClient() as client:
         client.script = lambda request: Fault(delay_s=0.002)
@@ -657,7 +657,7 @@ def test_the_budget_is_never_exceeded(writers: int) -> None:
 
 
 def test_many_writers_and_little_memory() -> None:
-    """More files than there is memory for go on, one part at a time."""
+    """More files than fit into memory continue, one part at a time."""
     with FakeClient() as client:
         world = without_disk(client, PART)
         uploads = [world.uploads.upload(b"file-%d" % number) for number in range(6)]
@@ -679,7 +679,7 @@ def without_disk(client: FakeClient, limit_bytes: int) -> World:
 
 
 def test_readers_and_writers_share(world: World) -> None:
-    """What readers hold a writer cannot have, but it goes on; and the other way around."""
+    """A writer continues if readers hold all memory, and the reverse."""
     reader = world.budget.lease()
     reader.take(world.budget.limit_bytes)
     upload = world.upload()
@@ -693,7 +693,7 @@ def test_readers_and_writers_share(world: World) -> None:
 
 
 def test_a_writer_waits_for_parts_in_flight(world: World) -> None:
-    """With all its parts in flight a writer waits, and goes on when one has arrived."""
+    """With all its parts in flight a writer waits, and continues when one has arrived."""
     gate = threading.Event()
 
     def script(request: Request) -> Fault | None:
@@ -719,7 +719,7 @@ def test_a_writer_waits_for_parts_in_flight(world: World) -> None:
 
 @pytest.mark.parametrize("size", [0, 100, 3 * PART])
 def test_abort(world: World, size: int) -> None:
-    """What is given up leaves nothing: no object, no parts, no memory."""
+    """An aborted upload leaves nothing: no object, no parts, no memory."""
     upload = world.upload()
     world.write(upload, data_of(size))
     upload.abort()
@@ -733,7 +733,7 @@ def test_abort(world: World, size: int) -> None:
 
 
 def test_abort_before_the_id_is_known(world: World) -> None:
-    """An upload that is being begun is aborted when its id comes."""
+    """The upload is aborted when its id arrives."""
     world.client.inject("create_upload", Fault(delay_s=0.1))
     upload = world.upload()
     world.write(upload, data_of(PART + 1))
@@ -743,7 +743,7 @@ def test_abort_before_the_id_is_known(world: World) -> None:
 
 
 def test_abort_does_not_begin_anything(world: World) -> None:
-    """What could not be begun, and would be tried again, is not begun to be aborted."""
+    """An upload that could not be created, and would be retried, is not created for the abort."""
     fault = Fault(error=errors.Throttled("slow down"))
     world.client.inject("create_upload", fault, fault, fault)
     upload = world.upload()
@@ -755,7 +755,7 @@ def test_abort_does_not_begin_anything(world: World) -> None:
 
 
 def test_abort_is_tried_again_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault is tried again; a server that is silent is not waited for."""
+    """A fault is retried; a silent server is not waited for."""
     monkeypatch.setattr("mountpoint.upload.upload.ABORT_S", 0.2)
     world.client.inject("abort_upload", Fault(error=errors.Throttled("slow down")))
     upload = world.upload()
@@ -774,7 +774,7 @@ def test_abort_is_tried_again_and_bounded(world: World, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", ["put_object", "upload_part", "complete_upload"])
 def test_the_end_of_the_mount(world: World, kind: str) -> None:
-    """It ends all waits, and leaves no parts."""
+    """The end wakes all waits, and leaves no parts."""
     world.client.inject(kind, *[Fault(silent=True)] * 100)
     upload = world.upload()
     with ThreadPoolExecutor(1) as pool:
@@ -794,7 +794,7 @@ def test_the_end_of_the_mount(world: World, kind: str) -> None:
 
 
 def test_an_interrupted_client(world: World) -> None:
-    """When the client goes first the writer still hears of it, and nothing waits."""
+    """If the client ends first the writer gets the error, and nothing waits."""
     world.client.inject("upload_part", *[Fault(silent=True)] * 100)
     upload = world.upload()
     world.write(upload, data_of(2 * PART))
@@ -809,7 +809,7 @@ def test_an_interrupted_client(world: World) -> None:
 
 
 def test_a_bug_in_a_callback_is_not_a_hang(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes wrong in our own code is an error of the upload."""
+    """A bug in our own code is an error of the upload."""
 
     def bug(*_: object) -> None:
         raise RuntimeError("a bug")

@@ -1,4 +1,4 @@
-"""Uploads that take ranges of other objects: copied by the server, read where that cannot be."""
+"""Uploads with ranges of other objects: copied by the server, or read if that is impossible."""
 
 import random
 import threading
@@ -23,13 +23,13 @@ SOURCE = b"source"
 
 
 def random_bytes(size: int, seed: int = 0) -> bytes:
-    """Return bytes of which no range is like another."""
+    """Return bytes without similar ranges."""
     return random.Random(seed).randbytes(size)
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """A world whose S3 works, and takes only parts that S3 takes."""
+    """A world whose S3 has no faults, and its limits for parts."""
     with FakeClient() as client:
         client.least_part_bytes = PART
         yield World(client)
@@ -42,7 +42,7 @@ def put(world: World, size: int) -> tuple[ObjectInfo, bytes]:
 
 
 def copy_and_finish(upload: Upload, info: ObjectInfo) -> None:
-    """Make a copy, for where it is of no matter which of the two fails."""
+    """Make a copy; the caller does not need to know which of the two calls fails."""
     upload.copy(info, 0, info.size_bytes)
     upload.finish()
 
@@ -51,7 +51,7 @@ def copy_and_finish(upload: Upload, info: ObjectInfo) -> None:
 
 
 def test_small_sources_and_small_writes_are_one_put(world: World) -> None:
-    """What is small altogether is read and put: two requests."""
+    """A small object is read and put: two requests."""
     info, data = put(world, 1000)
     upload = world.upload()
     upload.copy(info, 0, 1000)
@@ -64,7 +64,7 @@ def test_small_sources_and_small_writes_are_one_put(world: World) -> None:
 
 
 def test_appending(world: World) -> None:
-    """What is larger the server copies, and nothing of it is read."""
+    """The server copies larger ranges, and nothing of them is read."""
     info, data = put(world, 3 * PART + 5)
     upload = world.upload()
     upload.copy(info, 0, info.size_bytes)
@@ -77,7 +77,7 @@ def test_appending(world: World) -> None:
 
 
 def test_appending_to_itself(world: World) -> None:
-    """An object can be copied to its own key, if it is the same version still."""
+    """An object can be copied to its own key, if it is still the same version."""
     info, data = put(world, PART + 1)
     upload = world.uploads.upload(SOURCE, condition=Condition(etag=info.etag))
     upload.copy(info, 0, info.size_bytes)
@@ -88,7 +88,7 @@ def test_appending_to_itself(world: World) -> None:
 
 
 def test_nothing_is_copied(world: World) -> None:
-    """An empty range asks nothing."""
+    """An empty range sends no request."""
     info, _ = put(world, 10)
     upload = world.upload()
     upload.copy(info, 5, 5)
@@ -99,7 +99,7 @@ def test_nothing_is_copied(world: World) -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 11)])
 def test_no_such_range(world: World, start: int, stop: int) -> None:
-    """A range that the source does not have is a mistake of the caller, and changes nothing."""
+    """A range beyond the source is a programming error, and changes nothing."""
     info, _ = put(world, 10)
     upload = world.upload()
     with pytest.raises(ValueError, match="of 10"):
@@ -108,7 +108,7 @@ def test_no_such_range(world: World, start: int, stop: int) -> None:
 
 
 def test_what_is_gathered_is_made_a_part_first(world: World) -> None:
-    """Before a copied part as much is read as makes what was written one."""
+    """Before a copied part, enough bytes are read to complete the written one."""
     info, data = put(world, 4 * PART)
     upload = world.upload()
     world.write(upload, b"new")
@@ -122,7 +122,7 @@ def test_what_is_gathered_is_made_a_part_first(world: World) -> None:
 
 
 def test_unchanged_ranges_and_new_bytes(world: World) -> None:
-    """A large file of which little has changed is mostly copied."""
+    """A large file with few changes is mostly copied."""
     info, data = put(world, 12 * PART)
     expected = bytearray(data)
     upload = world.upload()
@@ -138,7 +138,7 @@ def test_unchanged_ranges_and_new_bytes(world: World) -> None:
 
 
 def test_a_source_that_is_too_small_to_be_copied(world: World) -> None:
-    """Of a source that is no larger than the least part S3 copies no ranges: it is read."""
+    """A source no larger than the least part is read, because S3 copies no ranges of it."""
     info, data = put(world, PART)
     upload = world.upload()
     upload.copy(info, 0, PART)
@@ -151,7 +151,7 @@ def test_a_source_that_is_too_small_to_be_copied(world: World) -> None:
 @pytest.mark.parametrize("name", ["crc32c", "crc64nvme", None])
 @pytest.mark.parametrize("tells", [True, False])
 def test_checksums(world: World, name: str | None, tells: bool) -> None:
-    """Copied parts have the checksum that the server tells; without it the whole has none."""
+    """Copied parts have the server's checksum; without it the object has none."""
     world.configure(checksum=name)
     world.client.tells_of_copies = tells
     wholes = []
@@ -177,7 +177,7 @@ def test_checksums(world: World, name: str | None, tells: bool) -> None:
 @given(st.data())
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
-    """Whatever is written and copied, in any order: the object has exactly that."""
+    """Writes and copies in any order: the object has exactly their bytes."""
     least = MIB
     part = draws.draw(st.sampled_from([least, least + 300_000, 2 * least]), "part")
     limits = Limits(least, draws.draw(st.sampled_from([least, 2 * least, 3 * least]), "copied"))
@@ -215,7 +215,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
 @pytest.mark.parametrize("kind", ["get", "copy_part", "create_upload", "complete_upload"])
 @pytest.mark.parametrize("error", [errors.Throttled, errors.ServerFault, errors.TransportFault])
 def test_faults_are_tried_again(world: World, kind: str, error: type[Exception]) -> None:
-    """What may succeed a moment later is asked again."""
+    """Faults that may be temporary are retried."""
     world.client.inject(kind, *[Fault(error=error("a fault"))] * 2)
     info, data = put(world, 3 * PART)
     upload = world.upload()
@@ -238,7 +238,7 @@ def test_faults_are_tried_again(world: World, kind: str, error: type[Exception])
     ],
 )
 def test_bytes_that_are_not_what_was_asked(world: World, fault: Fault) -> None:
-    """Too few bytes, too many, or those of another place are asked for again."""
+    """Too few bytes, too many, or those of another offset are requested again."""
     world.client.inject("get", fault)
     info, data = put(world, 3000)
     upload = world.upload()
@@ -251,7 +251,7 @@ def test_bytes_that_are_not_what_was_asked(world: World, fault: Fault) -> None:
 
 @pytest.mark.parametrize("kind", ["get", "copy_part"])
 def test_a_lost_answer_of_a_part(world: World, kind: str) -> None:
-    """A part that was copied without an answer is copied again, under its number."""
+    """A part that was copied without an answer is copied again, with its number."""
     world.client.inject(kind, Fault(lost=kind != "get", silent=kind == "get"))
     world.configure(try_s=0.1)
     world.uploads.allowed_s = lambda size_bytes: SAFE_S  # type: ignore[method-assign]
@@ -266,7 +266,7 @@ def test_a_lost_answer_of_a_part(world: World, kind: str) -> None:
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("tells", [True, False])
 def test_a_lost_answer_of_the_completion(world: World, checksums: bool, tells: bool) -> None:
-    """An object of copied parts is known to be ours, by checksum or ETag."""
+    """An object of copied parts is recognised as ours, by checksum or ETag."""
     world.client.knows_checksums = checksums
     world.client.tells_of_copies = tells
     world.client.inject("complete_upload", Fault(lost=True))
@@ -282,7 +282,7 @@ def test_a_lost_answer_of_the_completion(world: World, checksums: bool, tells: b
 @pytest.mark.parametrize("size", [100, 3 * PART])
 @pytest.mark.parametrize("gone", [True, False])
 def test_another_version(world: World, size: int, gone: bool) -> None:
-    """A source that has changed, or is gone, fails the upload: nothing of it is taken."""
+    """A source that has changed or is gone fails the upload: none of it is used."""
     info, _ = put(world, size)
     if gone:
         world.client.delete(SOURCE)
@@ -302,7 +302,7 @@ def test_another_version(world: World, size: int, gone: bool) -> None:
 
 
 def test_a_store_that_knows_no_if_match(world: World) -> None:
-    """Bytes of another version are not taken where the store sends them all the same."""
+    """Bytes of another version are rejected, even if the store sends them."""
     info, _ = put(world, 100)
     world.client.inject("get", Fault(etag='"another"'))
     upload = world.upload()
@@ -313,7 +313,7 @@ def test_a_store_that_knows_no_if_match(world: World) -> None:
 
 
 def test_a_refusal_is_for_good(world: World) -> None:
-    """What no retry helps fails the upload, and leaves no parts."""
+    """A permanent error fails the upload, and leaves no parts."""
     world.client.inject("copy_part", Fault(error=errors.AccessDenied("no")))
     info, _ = put(world, 2 * PART)
     upload = world.upload()
@@ -336,7 +336,7 @@ NO_COPIES = [
 @pytest.mark.parametrize("error", NO_COPIES, ids=lambda error: f"{error.status}-{error.code}")
 @pytest.mark.parametrize("written", [0, 1000, PART + 1000])
 def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, written: int) -> None:
-    """What it does not copy is read and sent; it is asked once in all, and the log says so."""
+    """The bytes are read and sent; the copy is tried once in total, and the log says so."""
     world.client.be_unknown()
     world.limits = Limits(PART, PART)
     world.configure()
@@ -358,7 +358,7 @@ def test_a_store_that_copies_no_parts(world: World, error: errors.S3Error, writt
 
 
 def test_several_at_once_at_a_store_that_copies_no_parts(world: World) -> None:
-    """Uploads that are all refused their first copy are all whole."""
+    """Uploads whose first copies are all refused are all complete."""
     world.client.be_unknown()
     world.configure()
     together = threading.Barrier(3)
@@ -387,7 +387,7 @@ def test_several_at_once_at_a_store_that_copies_no_parts(world: World) -> None:
 
 @pytest.mark.parametrize("copied_before", [False, True])
 def test_a_refusal_of_something_else(world: World, copied_before: bool) -> None:
-    """Where parts are copied a refusal is one of this copy, and no reason to read."""
+    """If the store copies parts, a refusal concerns only this copy, and is no reason to read."""
     world.client.be_unknown()
     world.configure()
     info, _ = put(world, 2 * PART)
@@ -407,7 +407,7 @@ def test_a_refusal_of_something_else(world: World, copied_before: bool) -> None:
 
 
 def test_copies_are_made_side_by_side_and_bounded(world: World) -> None:
-    """Eight parts at a time are copied, whatever is behind them."""
+    """Eight parts are copied in parallel, whatever follows."""
     world.limits = Limits(PART, PART)
     world.configure()
     gate, most = threading.Event(), []
@@ -425,7 +425,7 @@ def test_copies_are_made_side_by_side_and_bounded(world: World) -> None:
     upload = world.upload()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(upload.copy, info, 0, info.size_bytes)
-        for _ in range(4):  # as many as the fake client answers at a time
+        for _ in range(4):  # as many as the fake client answers in parallel
             assert copying.acquire(timeout=SAFE_S)
         until(lambda: world.client.count("copy_part") == 8)
         assert not future.done()
@@ -438,7 +438,7 @@ def test_copies_are_made_side_by_side_and_bounded(world: World) -> None:
 
 
 def test_reading_stays_within_the_budget(world: World) -> None:
-    """What is read waits for memory as what is written does."""
+    """Reads wait for memory like writes."""
     world = World(world.client, limit_bytes=2 * PART)
     world.client.script = lambda request: Fault(delay_s=0.002)
     held = []
@@ -461,7 +461,7 @@ def test_reading_stays_within_the_budget(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["get", "copy_part"])
 def test_the_end_of_the_mount(world: World, kind: str) -> None:
-    """It ends the wait for what is copied or read, and leaves no parts."""
+    """The end wakes the wait for copies and reads, and leaves no parts."""
     world.client.inject(kind, *[Fault(silent=True)] * 100)
     info, _ = put(world, 1000 if kind == "get" else 2 * PART)
     upload = world.upload()
@@ -477,7 +477,7 @@ def test_the_end_of_the_mount(world: World, kind: str) -> None:
 
 
 def test_writers_take_turns(world: World) -> None:
-    """A write that comes while something is copied waits for its turn."""
+    """A write during a copy waits for its turn."""
     gate = threading.Event()
 
     def script(request: Request) -> Fault | None:
