@@ -1,4 +1,4 @@
-"""What AWS gives around S3, in small: an empty environment, and services on loopback."""
+"""Small fakes of AWS services besides S3, on loopback, and an empty environment."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 
 def isolate(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Leave nothing of the machine's own AWS settings; files are looked for in `home`."""
+    """Remove the machine's own AWS settings; files are looked for in `home`."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -26,7 +26,7 @@ def isolate(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers with what `answer` returns; `requests` has every request line."""
+    """Answers with the result of `answer`; `requests` has every request line."""
 
     requests: list[str]
 
@@ -56,7 +56,7 @@ S = TypeVar("S", bound=Service)
 
 
 class Giver(Service):
-    """A service that gives keys, as the metadata services write them, to clients with `token`."""
+    """A service that gives keys, in the metadata services' form, to clients with `token`."""
 
     token: str
 
@@ -65,7 +65,7 @@ class Giver(Service):
 
 
 class Container(Giver):
-    """A container's: ECS, or EKS Pod Identity. `token` is what its clients have to send."""
+    """A container's service: ECS, or EKS Pod Identity. Its clients must send `token`."""
 
     token = "container-token-5e8Q2wL0"
 
@@ -89,7 +89,7 @@ class Instance(Giver):
 
 
 class Sts(Giver):
-    """The Security Token Service: knows one web identity token and one access key."""
+    """The Security Token Service. It knows one web identity token and one access key."""
 
     def answer(self, body: str) -> tuple[int, str]:
         known = "WebIdentityToken=good" in body or "AKIDSOURCE" in self.headers.get(
@@ -113,7 +113,7 @@ class Sts(Giver):
 
 
 class Sso(Giver):
-    """The portal of IAM Identity Center; `token` is the login that it knows."""
+    """The portal of IAM Identity Center. It knows the login `token`."""
 
     token = "sso-login-9Zt4KdM3"
 

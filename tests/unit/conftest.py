@@ -1,4 +1,4 @@
-"""What all unit tests share: a process whose logging is not set up."""
+"""The common fixture of all unit tests: a process without configured logging."""
 
 import pytest
 import structlog
@@ -6,5 +6,5 @@ import structlog
 
 @pytest.fixture(autouse=True)
 def _logging_not_configured() -> None:
-    """Begin as a new process does, whatever other tests have configured."""
+    """Start each test without configured logging, as a new process does."""
     structlog.reset_defaults()

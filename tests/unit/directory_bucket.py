@@ -1,9 +1,9 @@
-"""A directory bucket as S3 documents it, in small: an HTTP server on loopback, over a dictionary.
+"""A small directory bucket as S3 documents it: an HTTP server on loopback, over a dictionary.
 
-Nobody here can reach a real one. This one takes from the API pages of CreateSession, PutObject
-(`x-amz-write-offset-bytes`), HeadObject and RenameObject what a client could get wrong: sessions,
-offsets, conditions, checksums, tokens. Signatures it does not check. With `ignorant` it is a store
-that knows neither appends nor renames: for it both are a PUT.
+The tests cannot reach a real one. This one follows the API pages of CreateSession, PutObject
+(`x-amz-write-offset-bytes`), HeadObject and RenameObject where a client could be wrong: sessions,
+offsets, conditions, checksums, tokens. It does not check signatures. With `ignorant` it is a store
+without appends and renames, which treats both as a PUT.
 """
 
 import base64
@@ -33,7 +33,7 @@ MODIFIED = "Wed, 01 May 2024 10:11:12 GMT"
 
 @dataclass
 class Asked:
-    """A request as it came."""
+    """A request as it arrived."""
 
     method: str
     target: str
@@ -42,7 +42,7 @@ class Asked:
 
 
 class Refusal(Exception):
-    """What S3 answers in place of doing it."""
+    """S3's refusal of a request."""
 
     def __init__(self, status: int, code: str, more: str = "") -> None:
         self.status = status
@@ -64,11 +64,11 @@ class DirectoryBucket:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def writes(self) -> list[Asked]:
-        """Return what was asked of objects, HEADs left out."""
+        """Return the requests for objects, without HEADs."""
         return [each for each in self.asked if each.method == "PUT"]
 
     def answer(self, asked: Asked) -> tuple[list[tuple[str, str]], bytes]:
-        """Do what is asked; return headers and body of the answer."""
+        """Carry out a request; return headers and body of the answer."""
         path, _, query = asked.target.partition("?")
         key = unquote_to_bytes(path.removeprefix("/"))
         if query.startswith("session"):
@@ -113,7 +113,7 @@ class DirectoryBucket:
         return [("ETag", etag), *headers]
 
     def store(self, key: bytes, data: bytes) -> str:
-        """Put an object in the place of what was there; return its ETag."""
+        """Put an object, which replaces the existing one; return its ETag."""
         self.versions += 1
         etag = f'"{hashlib.sha256(data).hexdigest()[:24]}{self.versions:08}"'
         self.objects[key] = data, etag
@@ -188,7 +188,7 @@ def directory_bucket(*, ignorant: bool = False) -> Iterator[DirectoryBucket]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        server.block_on_close = False  # connections that the client keeps
+        server.block_on_close = False  # connections that the client keeps open
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         bucket.url = f"http://127.0.0.1:{server.server_port}"
@@ -200,14 +200,14 @@ def directory_bucket(*, ignorant: bool = False) -> Iterator[DirectoryBucket]:
 
 
 def endpoint_of(bucket: DirectoryBucket) -> Endpoint:
-    """Return the endpoint that takes loopback for S3 Express: only a test makes such a one."""
+    """Return the endpoint with loopback as S3 Express, which only tests need."""
     host = bucket.url.removeprefix("http://")
     return Endpoint("http", host, "", "us-east-1", "s3express", "v4-s3express", True, False)
 
 
 @contextmanager
 def connected(endpoint: Endpoint) -> Iterator[CrtClient]:
-    """Make a client that signs."""
+    """Create a client that signs."""
     credentials = Credentials(CredentialsConfig())
     client = CrtClient(endpoint, credentials, ClientConfig(), counters=Counters())
     yield client

@@ -1,9 +1,9 @@
-"""An `ObjectClient` in memory, which tests script: slow, faulty, changing its objects.
+"""An `ObjectClient` in memory, which tests script: slow, faulty, with changing objects.
 
-By default every request is answered from a small thread pool, as the real client does it.
-With `stepped=True` nothing is answered until the test calls `step`. What goes wrong is said
-by `inject` (the next requests of a kind) or by `script` (a function of the request, which
-may also change the objects). Every request is recorded.
+By default a small thread pool answers every request, like the real client. With `stepped=True`
+nothing is answered until the test calls `step`. `inject` sets faults for the next requests of a
+kind. `script` sets a function of the request that returns a fault, and may also change the objects.
+Every request is recorded.
 """
 
 import hashlib
@@ -62,9 +62,9 @@ ARCHIVE_CLASSES = ("GLACIER", "DEEP_ARCHIVE")
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it was made. `start` and `stop` are a GET's range."""
+    """A recorded request. `start` and `stop` are a GET's range."""
 
-    kind: str  # "head", "list", "get", or a writing method's name
+    kind: str  # "head", "list", "get", or the name of a writing method
     key: bytes  # of "list": the prefix
     start: int = 0
     stop: int = 0
@@ -74,25 +74,25 @@ class Request:
     max_keys: int = 0
     flat: bool = False
     number: int = 0  # of a part
-    size_bytes: int = 0  # of what is written
-    source: bytes = b""  # of what is copied
+    size_bytes: int = 0  # of a write
+    source: bytes = b""  # of a copy
     condition: Condition = ALWAYS
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request, in the order in which it would happen."""
+    """The faults of one request, in the order in which they would occur."""
 
     delay_s: float = 0.0  #: wait first, or until cancelled
     silent: bool = False  #: no answer until cancelled
-    error: Exception | None = None  #: answered instead (of a GET: after `cut` bytes, if given)
-    lost: bool = False  #: of all but GETs: done, but answered with `error` or a TransportFault
+    error: Exception | None = None  #: the answer (for a GET after `cut` bytes, if given)
+    lost: bool = False  #: not for GETs: carried out, but answered with `error` or a TransportFault
     etag: str | None = None  #: headers of another version
     no_headers: bool = False  #: a body without headers
-    shift: int = 0  #: the body says it starts that much later
-    cut: int | None = None  #: only so many bytes of the body
-    extra: bytes = b""  #: too much after the body
-    hang: bool = False  #: what has been sent is all there is: no end until cancelled
+    shift: int = 0  #: the body claims to start this much later
+    cut: int | None = None  #: only this many bytes of the body
+    extra: bytes = b""  #: additional bytes after the body
+    hang: bool = False  #: nothing follows the sent bytes, and no end until cancelled
 
 
 def etag_of(data: bytes) -> str:
@@ -107,7 +107,7 @@ def list_page(
     max_keys: int,
     start_after: bytes | None = None,
 ) -> ListPage:
-    """Return one page as S3 lists it with the delimiter "/": bytewise, prefixes rolled up."""
+    """Return a page as S3 lists it with the delimiter "/": in byte order, prefixes grouped."""
     assert token is None or start_after is None
     after = None if token is None else bytes.fromhex(token.removeprefix("after-"))
     page = ListPage([], [])
@@ -137,7 +137,7 @@ def path_page(
     max_keys: int,
     start_after: bytes | None = None,
 ) -> ListPage:
-    """Return one page as a store lists it that keeps folders: by name, files before folders."""
+    """Return a page of a store with real folders: ordered by name, files before folders."""
     assert token is None or start_after is None
     items = {
         (head, slash)
@@ -162,7 +162,7 @@ def path_page(
 
 @dataclass
 class Upload:
-    """A multipart upload that is pending."""
+    """A pending multipart upload."""
 
     key: bytes
     options: PutOptions
@@ -177,17 +177,17 @@ def sum_of(name: str, data: bytes) -> bytes:
 
 
 class FakeClient:
-    """An `ObjectClient`. Make it in a `with`, so that its threads end.
+    """An `ObjectClient`. Use it in a `with`, so that its threads end.
 
-    `knows_checksums` and `knows_conditions` are for stores that do not, `tells_of_copies` for those
-    that tell no checksum of parts that they have copied, `ignores_conditions` for those that take
-    the conditions of copies and deletes, and do not heed them. Those that know no checksums ignore
-    them, unless they are refused.
+    Other stores: without `knows_checksums` the store ignores checksums, unless it refuses them.
+    Without `knows_conditions` it ignores the conditions of writes. Without `tells_of_copies` it
+    returns no checksum for copied parts. With `ignores_conditions` it accepts the conditions of
+    copies and deletes, and ignores them.
     """
 
     verifies = True
     lists_in_order = True
-    is_directory = False  # a test makes it one
+    is_directory = False  # tests may set it
 
     def __init__(
         self,
@@ -206,27 +206,27 @@ class FakeClient:
         self.delivered_bytes = 0
         self.cancelled = 0  #: requests that were cancelled before their end
         self.knows_checksums = True
-        self.refuses_checksums: S3Error | None = None  #: with which error
-        self.refuses_unequal_parts = False  #: when they are to become an object, as R2 does
+        self.refuses_checksums: S3Error | None = None  #: the error
+        self.refuses_unequal_parts = False  #: when they are completed, like R2
         self.refuses_copied_parts: S3Error | None = None  #: of uploads with checksums
         self.knows_conditions = True
         self.tells_of_copies = True
         self.ignores_conditions = False
         self.most_copy_bytes = 5 << 30
-        self.least_part_bytes = 1  #: S3's is 5 MiB
-        self.most_parts = 10_000  #: of an object that is appended to
-        self._lock = threading.Lock()  # guards all that is below
+        self.least_part_bytes = 1  #: S3 has 5 MiB
+        self.most_parts = 10_000  #: of an object with appends
+        self._lock = threading.Lock()  # guards everything below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
         self._checksums: dict[bytes, dict[str, str]] = {}
-        self._checksum_types: dict[bytes, str] = {}  # where a test says so
+        self._checksum_types: dict[bytes, str] = {}  # if a test sets it
         self._options: dict[bytes, PutOptions] = {}
         self.uploads: dict[str, Upload] = {}
         self._uploads_begun = 0
-        self._parts: dict[bytes, int] = {}  # how often an object was appended to, and 1
+        self._parts: dict[bytes, int] = {}  # number of appends to an object, plus 1
         self._renames: dict[str, Any] = {}  # by token
         self._faults: list[tuple[str, Fault]] = []
         self._under_way: dict[_Exchange, None] = {}
-        self._delivering = 0  # outcomes that who asked is taking, who may ask for more
+        self._delivering = 0  # outcomes that a caller is receiving; it may send more requests
         self._waiting: list[_Exchange] = []
         self._interrupted = False
         self._stepped = stepped
@@ -235,7 +235,7 @@ class FakeClient:
             self.put(key, data)
 
     def be_unknown(self) -> None:
-        """Let nothing be known of the store, as of one that is not AWS's."""
+        """Start without knowledge of the store's features, as for stores other than AWS's."""
         self.capabilities = Capabilities(
             copies_parts=None, copies_with_checksums=None, equal_parts=False
         )
@@ -258,7 +258,7 @@ class FakeClient:
         restored: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
-        """Put an object in the place of whatever was there."""
+        """Put an object, which replaces the existing one."""
         info = ObjectInfo(
             key, len(data), mtime_ns, etag_of(data), storage_class, restored, metadata or {}
         )
@@ -273,7 +273,7 @@ class FakeClient:
     def keep_checksum(
         self, key: bytes, name: str, *, of: bytes | None = None, kind: str = "FULL_OBJECT"
     ) -> None:
-        """Have an object's checksum, or that of other bytes: those that it was put with."""
+        """Store an object's checksum: of the bytes it was put with, or of others."""
         value = checksum.encoded(sum_of(name, self.content(key) if of is None else of))
         with self._lock:
             self._checksums[key] = {name: value}
@@ -290,7 +290,7 @@ class FakeClient:
             return {key: data for key, (_, data) in self._objects.items()}
 
     def options(self, key: bytes) -> PutOptions:
-        """Return what an object was said to be."""
+        """Return the options with which an object was put."""
         with self._lock:
             return self._options[key]
 
@@ -305,19 +305,19 @@ class FakeClient:
             del self._objects[key]
 
     def info(self, key: bytes) -> ObjectInfo:
-        """Return what the bucket holds now."""
+        """Return the object's current description."""
         with self._lock:
             return self._objects[key][0]
 
     # --- the script ---
 
     def inject(self, kind: str, *faults: Fault) -> None:
-        """Let the next requests of a kind go wrong, one fault each."""
+        """Let the next requests of a kind fail, one fault each."""
         with self._lock:
             self._faults += [(kind, fault) for fault in faults]
 
     def step(self, count: int = 1, *, last_first: bool = False) -> int:
-        """Answer waiting requests of a stepped client; return how many there were."""
+        """Answer the waiting requests of a stepped client; return their number."""
         for done in range(count):
             with self._lock:
                 if not self._waiting:
@@ -334,17 +334,17 @@ class FakeClient:
             return sum(kind in (None, request.kind) for request in self.requests)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Return the ranges of all GETs, as asked."""
+        """Return the requested ranges of all GETs."""
         with self._lock:
             return [(each.start, each.stop) for each in self.requests if each.kind == "get"]
 
     def under_way(self) -> int:
-        """Return the number of requests that have not ended."""
+        """Return the number of requests in flight."""
         with self._lock:
             return len(self._under_way)
 
     def quiet(self) -> None:
-        """Wait until nothing is under way, and all answers have been taken."""
+        """Wait until no request is in flight and all answers have been received."""
         until_s = time.monotonic() + SAFE_S
         while self._is_busy():
             assert time.monotonic() < until_s
@@ -385,7 +385,7 @@ class FakeClient:
 
         def answer() -> ListPage:
             with self._lock:
-                # A listing knows nothing of restores and metadata.
+                # A listing has no restore status and no metadata.
                 objects = {
                     key: replace(info, restored=False, metadata=None)
                     for key, (info, _) in self._objects.items()
@@ -395,12 +395,12 @@ class FakeClient:
         return self._ask(request, answer)
 
     def page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
-        """Answer a listing as S3 does; a class below may be another store."""
+        """Answer a listing as S3 does; subclasses are other stores."""
         max_keys = min(request.max_keys, self.page_size)
         return list_page(objects, request.key, request.token, max_keys, request.start_after)
 
     def flat_page(self, objects: Mapping[bytes, ObjectInfo], request: Request) -> ListPage:
-        """Answer a flat listing as S3 does; a class below may be another store."""
+        """Answer a flat listing as S3 does; subclasses are other stores."""
         after = request.start_after or b""
         if request.token is not None:
             after = bytes.fromhex(request.token.removeprefix("after-"))
@@ -474,9 +474,9 @@ class FakeClient:
     def _append(
         self, key: bytes, data: bytes, options: PutOptions, sent: Checksum | None
     ) -> Written:
-        """Put an object with more bytes in its place (lock held)."""
+        """Append bytes to an object (lock held)."""
         parts = self._parts.get(key, int(key in self._objects)) + 1
-        # No two versions have one ETag; it is no MD5.
+        # Different versions get different ETags, which are not MD5 sums.
         etag = f'"{key.hex()[:8]}{parts:08x}{len(data):016x}"'
         known = None
         if sent is not None and self.knows_checksums:
@@ -704,7 +704,7 @@ class FakeClient:
         return checksum.value if checksum is not None and self.knows_checksums else ""
 
     def _check(self, key: bytes, condition: Condition) -> None:
-        """Raise unless the condition is met (lock held)."""
+        """Raise an error unless the condition is met (lock held)."""
         if condition == ALWAYS:
             return
         if not self.knows_conditions:
@@ -731,7 +731,7 @@ class FakeClient:
     def _store(
         self, key: bytes, data: bytes, etag: str, options: PutOptions, known: Checksum | None
     ) -> Written:
-        """Put an object in its place (lock held)."""
+        """Store an object (lock held)."""
         default = "EXPRESS_ONEZONE" if self.is_directory else "STANDARD"
         storage_class = options.storage_class or default
         self._parts[key] = 1
@@ -749,7 +749,7 @@ class FakeClient:
         size_bytes: int,
         expected: Checksum | None,
     ) -> Written:
-        """Make an object of the parts of an upload (lock held)."""
+        """Make an object from the parts of an upload (lock held)."""
         numbers = [part.number for part in listed]
         if not listed or numbers != sorted(set(numbers)):
             raise S3Error("the order of parts", code="InvalidPartOrder", status=400)
@@ -835,7 +835,7 @@ class FakeClient:
             return self._objects[key]
 
     def _download(self, request: Request) -> tuple[ObjectInfo, bytes]:
-        """Return what a GET answers, or raise the refusal."""
+        """Return the answer to a GET, or raise the refusal."""
         info, data = self._object(request.key)
         if request.if_match not in (None, info.etag):
             raise PreconditionFailed(
@@ -866,7 +866,7 @@ class FakeClient:
 
 
 class _Exchange:
-    """One request and its answer, which comes once."""
+    """One request and its answer, which is delivered once."""
 
     def __init__(self, client: FakeClient, request: Request) -> None:
         self.client = client
@@ -874,7 +874,7 @@ class _Exchange:
         self.ended = threading.Event()
 
     def answer(self, fault: Fault) -> None:
-        """Answer the request, as wrong as `fault` says."""
+        """Answer the request, with the given fault."""
         raise NotImplementedError
 
     def end(self, result: Any, error: Exception | None) -> None:
@@ -886,7 +886,7 @@ class _Exchange:
                 self.client._has_ended()
 
     def deliver(self, result: Any, error: Exception | None) -> None:
-        """Hand the outcome to who asked."""
+        """Pass the outcome to the caller."""
         raise NotImplementedError
 
     def cancel(self) -> None:
@@ -897,7 +897,7 @@ class _Exchange:
 
 
 class _Inquiry(_Exchange, Generic[T]):
-    """All but GETs."""
+    """All requests except GETs."""
 
     def __init__(self, client: FakeClient, request: Request, ask: Callable[[], T]) -> None:
         super().__init__(client, request)
@@ -914,7 +914,7 @@ class _Inquiry(_Exchange, Generic[T]):
         self.end(self.ask(), None)
 
     def deliver(self, result: Any, error: Exception | None) -> None:
-        self.__dict__.pop("ask", None)  # it has the body, which is not to wait for the collector
+        self.__dict__.pop("ask", None)  # free the body without the collector
         try:
             if error is None:
                 self.future.set_result(result)

@@ -1,4 +1,4 @@
-"""A file system on the fake client, with a clock that tests set: a mount without a kernel."""
+"""A file system over the fake client, with a clock that tests set: a mount without a kernel."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ MOUNTED_AT_NS = 1_600_000_000_000_000_000
 
 
 class Mounted:
-    """A file system, its bucket, its clock, and what programs do with files."""
+    """A file system, its bucket, its clock, and the actions of programs."""
 
     def __init__(self, client: FakeClient, clock: SimpleNamespace, options: dict[str, Any]) -> None:
         self.client = client
@@ -69,11 +69,11 @@ class Mounted:
         )
 
     def pass_s(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.clock.now_s += seconds
 
     def look(self, path: bytes) -> Attributes:
-        """Look every name of a path up, from the root down."""
+        """Look up every name of a path, from the root down."""
         attributes = self.fs.getattr(ROOT)
         for name in path.split(b"/"):
             attributes = self.fs.lookup(attributes.inode, name)
@@ -91,7 +91,7 @@ class Mounted:
             self.fs.release(handle)
 
     def create(self, path: bytes, process: int = 0) -> HandleNumber:
-        """Begin a new file for a process."""
+        """Create a file for a process."""
         directory, _, name = path.rpartition(b"/")
         parent = self.look(directory).inode if directory else ROOT
         return self.fs.create(parent, name, os.O_WRONLY, process)[0]
@@ -104,7 +104,7 @@ class Mounted:
             self.fs.release(handle)
 
     def write_file(self, path: bytes, data: bytes, step: int = 1 << 20) -> None:
-        """Write a new file from its beginning to its end."""
+        """Write a new file from start to end."""
         handle = self.create(path)
         for offset in range(0, len(data), step):
             self.fs.write(handle, offset, data[offset : offset + step])
@@ -128,11 +128,11 @@ class Mounted:
 
 @contextmanager
 def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> Iterator[Mounted]:
-    """Make a bucket and its file system.
+    """Create a bucket and its file system.
 
-    The options are FileSystemConfig's, ChangeConfig's and FakeClient's, `prefix`, `total_s`,
-    `memory_bytes`, `write` (a WriteConfig), and `unproven`: the first file is to prove that objects
-    may be written.
+    The options are those of FileSystemConfig, ChangeConfig and FakeClient, `prefix`, `total_s`,
+    `memory_bytes`, `write` (a WriteConfig), and `unproven`: the first open for writing checks the
+    permission.
     """
     clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s

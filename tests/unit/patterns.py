@@ -1,6 +1,6 @@
-"""Reads of real programs: offsets and sizes as the kernel passes them on, in whole pages.
+"""Reads of real programs: offsets and sizes as the kernel passes them, in whole pages.
 
-All are long enough that how they begin and end does not decide what they cost.
+All are so long that their beginning and end do not determine their cost.
 """
 
 import itertools
@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 
 def strided(begin: int, count: int, size: int, distance: int) -> Iterator[Piece]:
-    """Yield `count` reads, each `distance` after (or before) the last one."""
+    """Yield `count` reads, each `distance` after (or before) the previous one."""
     for index in range(count):
         yield begin + index * distance, size
 
@@ -32,7 +32,7 @@ def at_random(begin: int, stop: int, count: int, size: int, seed: int) -> Iterat
 
 
 def jittered(reads: Iterator[Piece], places: float, seed: int) -> Iterator[Piece]:
-    """Yield the same reads, each up to so many places too late: several threads read ahead."""
+    """Yield the same reads, each up to this many places late: several threads read ahead."""
     random_ = random.Random(seed)
     numbered = ((index + random_.random() * places, read) for index, read in enumerate(reads))
     for _, read in sorted(numbered):
@@ -47,7 +47,7 @@ def parquet(
     chunk_bytes: tuple[int, int] = (1 * MIB, 4 * MIB),
     gap_bytes: int = 8 * MIB,
 ) -> Iterator[Piece]:
-    """Yield the footer, then column chunks from front to back, with gaps: other columns."""
+    """Yield the footer, then column chunks from front to back, with gaps for other columns."""
     random_ = random.Random(seed)
     yield size_bytes - 64 * KIB, 64 * KIB
     position = PAGE_BYTES
@@ -68,7 +68,7 @@ def columns(
     *,
     beyond_bytes: int = 0,
 ) -> Iterator[Piece]:
-    """Yield the footer, then of each row group some columns, whose chunks are all equally large.
+    """Yield the footer, then some columns of each row group; all chunks have the same size.
 
     The kernel reads `beyond_bytes` more of each chunk.
     """
@@ -81,7 +81,7 @@ def columns(
 
 
 def by_threads(chunks: Iterator[Piece], threads: int) -> Iterator[Piece]:
-    """Yield the first piece of the chunk that each thread begins with, then chunk by chunk."""
+    """Yield the first piece of each thread's first chunk, then one chunk after another."""
     pieces_of = [pieces(offset, offset + size, 128 * KIB) for offset, size in chunks]
     first = [next(chunk) for chunk in pieces_of[:threads]]
     yield from first
@@ -107,14 +107,14 @@ def zipped(
 
 
 def mapped_in_order(size_bytes: int, around_bytes: int) -> Iterator[Piece]:
-    """Yield what faults on one page after the other read: the first has nothing before it."""
+    """Yield the reads of page faults in order; nothing precedes the first page."""
     half = around_bytes // 2
     yield 0, half
     yield from pieces(half, size_bytes, half)
 
 
 def mapped_at_random(size_bytes: int, around_bytes: int, count: int, seed: int) -> Iterator[Piece]:
-    """Yield what faults on random pages read: their neighbourhood, but for what is there."""
+    """Yield the reads of page faults at random: the pages around, except for cached ones."""
     cached: set[int] = set()  # pages
     for offset, _ in at_random(0, size_bytes, count, PAGE_BYTES, seed):
         first = max(offset - around_bytes // 2, 0) // PAGE_BYTES
@@ -133,10 +133,9 @@ def mapped_at_random(size_bytes: int, around_bytes: int, count: int, seed: int) 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a program does with one open object.
+    """The reads of a program on one open object.
 
-    `reads` makes its reads, random ones from a seed; `most` is how many bytes may be fetched
-    for each that is read.
+    `reads` yields them, random ones from a seed. `most` limits the bytes fetched per byte read.
     """
 
     size_bytes: int
@@ -145,13 +144,13 @@ class Pattern:
 
     @property
     def depends_on_seed(self) -> bool:
-        """Whether any of its reads come from the seed: their beginning tells."""
+        """Whether any of its reads depend on the seed, judged by the first reads."""
         one, other = (list(itertools.islice(self.reads(seed), 300)) for seed in (1, 2))
         return one != other
 
 
 def cases(names: Iterable[str]) -> list[ParameterSet]:
-    """Return the patterns of these names with the seeds to try them with, as parameters."""
+    """Return the patterns with these names, and their seeds, as test parameters."""
     return [
         pytest.param(name, seed, id=f"{name}-{which}")
         for name in names
@@ -160,10 +159,10 @@ def cases(names: Iterable[str]) -> list[ParameterSet]:
     ]
 
 
-#: Sixteen sorted runs that are merged; each is in a place of its own.
+#: Sixteen sorted runs that are merged, each at its own place.
 RUNS = [(index * GIB, index * GIB + 128 * MIB) for index in range(16)]
 
-#: How many bytes may be fetched for each that is read, where reads are random and elsewhere.
+#: The most bytes fetched per byte read, for random reads and for others.
 RANDOM_COST, COST = 1.1, 1.3
 
 PATTERNS: dict[str, Pattern] = {

@@ -16,7 +16,7 @@ KEY = b"dir/file"
 
 
 class Bucket:
-    """Objects, with the two functions that a staged file asks for."""
+    """Objects, with the two functions that a staged file needs."""
 
     def __init__(self) -> None:
         self.objects: dict[bytes, bytes] = {}
@@ -27,11 +27,11 @@ class Bucket:
         self.failure: Exception | None = None  # of the next uploads, at their end
         self.fetch_failure: Exception | None = None
         self.on_fetch: Callable[[], None] = lambda: None
-        self.on_fetched: Callable[[], None] = lambda: None  # the answer is under way
+        self.on_fetched: Callable[[], None] = lambda: None  # called before the answer is delivered
         self.on_send: Callable[[], None] = lambda: None
 
     def info(self, key: bytes = KEY) -> ObjectInfo:
-        """Return what is there. Raises NotFound."""
+        """Return the object's description. Raises NotFound."""
         if key not in self.objects:
             raise NotFound("no such key")
         data = self.objects[key]
@@ -43,7 +43,7 @@ class Bucket:
         return self.info(key)
 
     def version(self, info: ObjectInfo) -> bytes:
-        """Return the bytes of this version. Raises PreconditionFailed when it is gone."""
+        """Return the bytes of this version. Raises PreconditionFailed if it is gone."""
         if self.info(info.key).etag != info.etag:
             raise PreconditionFailed("another version")
         return self.objects[info.key]
@@ -64,7 +64,7 @@ class Bucket:
 
 
 class Sink:
-    """An upload that puts its pieces together."""
+    """An upload that joins its pieces."""
 
     def __init__(self, bucket: Bucket, key: bytes, base: ObjectInfo | None) -> None:
         self.bucket = bucket
@@ -126,5 +126,5 @@ class World:
 
 
 def data_of(size: int, salt: int = 0) -> bytes:
-    """Return bytes of which no two blocks are the same; fewer are the beginning of more."""
+    """Return bytes without two equal blocks; a shorter result is a prefix of a longer one."""
     return hashlib.shake_128(b"%d" % salt).digest(size)

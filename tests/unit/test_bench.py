@@ -1,4 +1,4 @@
-"""The bench's own parts: what is in the bucket, orders of reads, figures, lines, the chart."""
+"""The parts of the bench: objects, orders of reads, figures, lines, the chart."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ from tools.mounting import logged_counters
 
 @given(st.integers(0, 3 * MIB), st.integers(0, 3000), st.integers(0, 3000))
 def test_content_is_the_same_however_it_is_cut(start: int, first: int, second: int) -> None:
-    """Two pieces in a row are the piece of both, also where the tape begins anew."""
+    """Two adjacent pieces equal the piece of both, also where the tape starts again."""
     middle, stop = start + first, start + first + second
     whole = content("large", start, stop)
     assert len(whole) == stop - start
@@ -36,7 +36,7 @@ def test_content_is_the_same_however_it_is_cut(start: int, first: int, second: i
 
 @given(st.integers(0, 1 << 30), st.integers(1, (1 << 30) // patterns.PAGE_BYTES))
 def test_pages_apart_are_different(offset: int, pages: int) -> None:
-    """No eight bytes are the same as those some pages further on: a shifted read is seen."""
+    """No eight bytes equal those some pages further on, so a shifted read is noticed."""
     other = offset + pages * patterns.PAGE_BYTES
     assert content("large", offset, offset + 8) != content("large", other, other + 8)
 
@@ -54,14 +54,14 @@ def test_pages_apart_are_different(offset: int, pages: int) -> None:
     ],
 )
 def test_wrong_bytes_are_seen(key: str, offset: int, size: int, piece: bytes) -> None:
-    """A piece that is short, long, shifted, of another object, or damaged at an end."""
+    """A piece that is short, long, shifted, of another object, or damaged at an end is noticed."""
     with pytest.raises(WrongBytes):
         check(key, offset, size, piece)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4096])
 def test_right_bytes_are_right(size: int) -> None:
-    """Pieces of any size, as bytes or as a view of them."""
+    """Correct pieces of any size pass, as bytes or as a view."""
     piece = content("many/03", 12345, 12345 + size)
     check("many/03", 12345, size, piece)
     check("many/03", 12345, size, memoryview(piece))
@@ -71,7 +71,7 @@ def test_right_bytes_are_right(size: int) -> None:
 
 
 def check_inside(order: Iterable[Piece], stop: int) -> list[Piece]:
-    """Check that all pieces are of the file, and that no byte is read twice."""
+    """Check that all pieces are within the file, and that no byte is read twice."""
     found = list(order)
     assert all(size > 0 for _, size in found)
     in_order = sorted(found)
@@ -81,14 +81,14 @@ def check_inside(order: Iterable[Piece], stop: int) -> list[Piece]:
 
 
 def test_pieces() -> None:
-    """In order, the last shorter; backwards the same in reverse; strides leave gaps."""
+    """Pieces are in order, the last shorter; backwards is the reverse; strides leave gaps."""
     assert list(patterns.pieces(10, 35, 10)) == [(10, 10), (20, 10), (30, 5)]
     assert list(patterns.backwards(10, 35, 10)) == [(30, 5), (20, 10), (10, 10)]
     assert list(patterns.strides(35, 4, 10)) == [(0, 4), (10, 4), (20, 4), (30, 4)]
 
 
 def test_at_random() -> None:
-    """Whole blocks, none of them twice, the same each time."""
+    """Whole blocks, all different, and the same in each run."""
     order = check_inside(patterns.at_random(100 * KIB, 4 * KIB, 25, seed=1), 100 * KIB)
     assert len(order) == 25
     assert order != sorted(order)
@@ -96,7 +96,7 @@ def test_at_random() -> None:
 
 
 def test_in_turn() -> None:
-    """One of each, as long as there are any."""
+    """One item of each stream, until all streams have ended."""
     assert "".join(patterns.in_turn(["abc", "1", "xy"])) == "a1xbyc"
 
 
@@ -110,7 +110,7 @@ def test_in_random_turn() -> None:
 
 
 def test_parquet() -> None:
-    """The end of the file first, then pieces of chunks in ascending order."""
+    """The end of the file comes first, then pieces of chunks in ascending order."""
     footer, *chunks = check_inside(patterns.parquet(256 * MIB, seed=1), 256 * MIB)
     assert footer == (256 * MIB - 64 * KIB, 64 * KIB)
     assert chunks == sorted(chunks)
@@ -119,7 +119,7 @@ def test_parquet() -> None:
 
 
 def test_zip() -> None:
-    """End record, directory, then members that fill the file between them, in random order."""
+    """End record, directory, then members in random order that fill the rest of the file."""
     (end, directory), members = patterns.zip_archive(16 * MIB, seed=1)
     assert end == (16 * MIB - 22, 22)
     assert directory[0] + directory[1] == end[0]
@@ -131,7 +131,7 @@ def test_zip() -> None:
 
 
 def test_tensors() -> None:
-    """Each page of the file is in one tensor; their order is random."""
+    """Each page of the file is in one tensor, and the order is random."""
     order = check_inside(patterns.tensors(64 * MIB, seed=1), 64 * MIB)
     assert sum(size for _, size in order) == 64 * MIB
     assert all(offset % patterns.PAGE_BYTES == 0 for offset, _ in order)
@@ -143,14 +143,14 @@ def test_tensors() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a file as it would be in the mount."""
+    """A folder with a file as in the mount."""
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "000").write_bytes(content("small/000", 0, 100 * KIB))
     return tmp_path
 
 
 def test_reads_are_counted(folder: Path) -> None:
-    """Bytes are those asked for; an operation has a time."""
+    """The requested bytes are counted, and an operation has a duration."""
     work = Work()
     with opened(folder, "small/000", work) as source:
         source.read_all(patterns.pieces(0, 100 * KIB, 30 * KIB))
@@ -163,7 +163,7 @@ def test_reads_are_counted(folder: Path) -> None:
 
 
 def test_reads_are_checked(folder: Path) -> None:
-    """A file whose bytes are not those of its key, or too few, ends the workload."""
+    """A file with other bytes than its key's, or too few, ends the workload."""
     (folder / "small" / "001").write_bytes(content("small/000", 0, 100 * KIB))
     with opened(folder, "small/001", Work()) as source:
         with pytest.raises(WrongBytes, match="wrong bytes at 0"):
@@ -178,7 +178,7 @@ def test_reads_are_checked(folder: Path) -> None:
 
 
 def test_proc() -> None:
-    """CPU is user and system time, whatever the process is called; sizes are in KiB."""
+    """CPU is user plus system time, for any process name; sizes are in KiB."""
     rest = " ".join(str(number) for number in range(100, 140))
     stat = f"77 (mount) s3 (1) S {rest}"
     assert measure.cpu_seconds(stat) == (110 + 111) / measure.TICKS_PER_S
@@ -188,7 +188,7 @@ def test_proc() -> None:
 
 
 def test_percentile() -> None:
-    """Of nothing there is none; the last is no further than the end."""
+    """Without values there is no percentile; it never exceeds the largest value."""
     assert measure.percentile([], 0.5) is None
     assert measure.percentile([3.0], 0.99) == 3.0
     assert measure.percentile([float(number) for number in range(100)], 0.99) == 99.0
@@ -196,7 +196,7 @@ def test_percentile() -> None:
 
 
 def one_run(seconds: float, *, gets: int = 10, peak_mib: int = 200) -> PageChain:
-    """Make a run of a workload that read 1 GB in 100 operations of 1 to 100 ms."""
+    """Return a run of a workload that read 1 GB in 100 operations of 1 to 100 ms."""
     work = Work(1_000_000_000, 100, [number / 1e3 for number in range(1, 101)])
     counters = {"gets": gets, "heads": 1, "lists": 2, "other": 0}
     counters |= {"bytes_read": 1_200_000_000, "bytes_asked": 1_500_000_000}
@@ -204,14 +204,14 @@ def one_run(seconds: float, *, gets: int = 10, peak_mib: int = 200) -> PageChain
 
 
 def some_result(unit: str = "bytes", **changes: object) -> Result:
-    """Make a result of three runs."""
+    """Return a result of three runs."""
     runs = [one_run(2.0), one_run(4.0, gets=30), one_run(1.0, gets=20, peak_mib=300)]
     found = measure.result("two streams", unit, runs, alone=[1e9, 5e8, 6.25e8])
     return Result(**asdict(found) | changes)
 
 
 def test_result() -> None:
-    """Medians; the highest peak; the ratio of medians to one stream alone."""
+    """Medians, the highest peak, and the ratio of medians to one stream alone."""
     found = some_result()
     assert (found.runs, found.seconds, found.rate_per_s) == (3, 2.0, 5e8)
     assert (found.gets, found.heads, found.lists) == (20, 1, 2)
@@ -223,7 +223,7 @@ def test_result() -> None:
 
 
 def test_lines() -> None:
-    """The table is Markdown with columns in line; what has no meaning is a dash."""
+    """The table is Markdown with aligned columns; a missing figure is a dash."""
     lines = [
         *measure.header(),
         some_result().line(),
@@ -250,7 +250,7 @@ def test_lines() -> None:
 
 
 def test_counters_of_a_log(tmp_path: Path) -> None:
-    """Each whole line of counters is read; other lines and one under way are not."""
+    """Each complete line of counters is read; other lines and an incomplete one are not."""
     (tmp_path / "a.log").write_text(
         "timestamp=1 level=info logger=mountpoint.metrics event=counters gets=1 bytes_fetched=20\n"
         'timestamp=2 level=warning logger=mountpoint.x event="no event=counters here" gets=9\n'
@@ -265,7 +265,7 @@ def test_counters_of_a_log(tmp_path: Path) -> None:
 
 
 def test_pages_of_names() -> None:
-    """Pages follow each other through a folder of the tree, each name in one of them."""
+    """Pages follow each other through a folder; each name is in one of them."""
     prefix = "dataset-2026-01/partition-002/"
     found: list[bytes] = []
     after = ""
@@ -281,7 +281,7 @@ def test_pages_of_names() -> None:
 
 
 def test_folders_of_names() -> None:
-    """Folders are common prefixes; there is nothing below a file."""
+    """Folders are common prefixes, and nothing is below a file."""
     top = parse_list(names.page("", "", 1000, files=1), b"")
     assert len(top.prefixes) == names.FOLDERS
     first = top.prefixes[0].decode()
@@ -295,7 +295,7 @@ def test_folders_of_names() -> None:
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every workload is one line: its name, which fits the table, and what it does."""
+    """Each workload is one line with its name, which fits the table, and its description."""
     with pytest.raises(SystemExit) as ended:
         run.arguments_of(["--list"])
     assert ended.value.code == 0
@@ -308,7 +308,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_workload(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is none is said, before anything starts."""
+    """An unknown workload is reported before anything starts."""
     with pytest.raises(SystemExit) as ended:
         run.arguments_of(["direct", "sideways"])
     assert ended.value.code == 2
@@ -332,7 +332,7 @@ def report(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_compared(report: Callable[..., Path]) -> None:
-    """Ratios to the first run; what a run has not measured is not there."""
+    """Ratios to the first run, without figures that a run lacks."""
     paths = [
         report("before", some_result(), some_result(name="zip", cpu_seconds=0.0)),
         report("after", some_result(rate_per_s=1e9, cpu_seconds=0.25)),
@@ -346,7 +346,7 @@ def test_compared(report: Callable[..., Path]) -> None:
 
 
 def test_chart(report: Callable[..., Path], tmp_path: Path) -> None:
-    """Two runs make an SVG that names them and their workloads."""
+    """Two runs give an SVG with their names and their workloads."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: make bench-chart")
     paths = [
         report("before", some_result(), some_result(name="zip")),
@@ -362,7 +362,7 @@ def test_chart(report: Callable[..., Path], tmp_path: Path) -> None:
 
 
 def test_the_clients_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ceiling's GETs are of the sizes that it says, within the object."""
+    """The ceiling's GETs have the sizes in their labels, within the object."""
     monkeypatch.setattr(ceiling, "GETS", 5)
     with FakeClient({b"large": bytes(20 * MIB)}) as client:
         lines = list(ceiling.client_half(client, b"large"))

@@ -1,4 +1,4 @@
-"""New root folders of distributions, and wheels for them: what is refused, and which mirror."""
+"""Roots of distributions, and wheels for them: refusals, and the choice of the mirror."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ debootstrap = pytest.mark.skipif(
 
 
 def run(*command: str | Path, **environment: str) -> tuple[int, str]:
-    """Return the exit code of a command, and what it said."""
+    """Return the exit code and the output of a command."""
     done = subprocess.run(
         command,
         env=os.environ | environment,
@@ -36,7 +36,7 @@ def run(*command: str | Path, **environment: str) -> tuple[int, str]:
 
 @pytest.fixture
 def debian(tmp_path: Path) -> str:
-    """The configuration of an apt whose sources are mirrors of Debian, and of nothing else."""
+    """An apt configuration whose only sources are mirrors of Debian."""
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     source = ""
     for site, suite in (("security", "trixie-security"), ("mirror", "trixie")):
@@ -67,7 +67,7 @@ def debian(tmp_path: Path) -> str:
 
 
 def test_not_root() -> None:
-    """Without root it says so, and why."""
+    """Without root the command says so, and why."""
     nobody = ["unshare", "--user"] if os.geteuid() == 0 else []
     if nobody and subprocess.run([*nobody, "true"], check=False).returncode:
         pytest.skip("nobody else can be impersonated here")
@@ -78,7 +78,7 @@ def test_not_root() -> None:
 
 @root_only
 def test_unknown_target() -> None:
-    """The targets are named."""
+    """The message names the targets."""
     code, said = run(CLEAN_ROOT, "check", "plan9-4")
     assert code == 1
     assert "'plan9-4' is none of debian-12, debian-13, ubuntu-24.04, amzn-2023" in said
@@ -86,7 +86,7 @@ def test_unknown_target() -> None:
 
 @root_only
 def test_no_dnf() -> None:
-    """Amazon Linux is made where dnf knows its packages."""
+    """Amazon Linux needs a dnf that has its packages."""
     code, said = run(CLEAN_ROOT, "check", "amzn-2023")
     assert code == 1
     assert "clean-root: dnf" in said
@@ -94,7 +94,7 @@ def test_no_dnf() -> None:
 
 @root_only
 def test_no_debootstrap(tmp_path: Path) -> None:
-    """What is missing is named, and the package that has it."""
+    """The message names the missing program, and its package."""
     for name in ("bash", "id", "env", "awk", "apt-get", "dirname"):
         found = shutil.which(name)
         if found is None:
@@ -107,7 +107,7 @@ def test_no_debootstrap(tmp_path: Path) -> None:
 @root_only
 @debootstrap
 def test_no_mirror(debian: str) -> None:
-    """A distribution that apt knows nothing of has no mirror here."""
+    """A distribution that is not in apt's sources has no mirror."""
     code, said = run(CLEAN_ROOT, "check", "ubuntu-24.04", APT_CONFIG=debian)
     assert code == 1
     assert "clean-root: apt here knows no mirror of ubuntu: add one to its sources" in said
@@ -116,19 +116,19 @@ def test_no_mirror(debian: str) -> None:
 @root_only
 @debootstrap
 def test_mirror(debian: str, tmp_path: Path) -> None:
-    """A release is made from the distribution's mirror, not from that of its security updates."""
+    """The mirror is the distribution's, not that of its security updates."""
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
         pytest.skip("needs debian-archive-keyring")
     assert run(CLEAN_ROOT, "check", "debian-13", APT_CONFIG=debian) == (0, "")
     code, said = run(CLEAN_ROOT, "make", "debian-13", tmp_path / "root", APT_CONFIG=debian)
-    # Nobody has signed this one.
+    # This one is not signed.
     assert code != 0
     assert f"file:{tmp_path}/mirror/dists/trixie/Release.gpg" in said
 
 
 @pytest.mark.parametrize("arguments", [(), ("--output",), ("--no-such-option", "debian-12")])
 def test_usage(arguments: tuple[str, ...]) -> None:
-    """What is not understood is answered with how it is called."""
+    """A wrong command line is answered with the usage."""
     code, said = run(BUILD_WHEELS, *arguments)
     assert code == 2
     assert "packaging/build-wheels [--output DIR] TARGET..." in said
@@ -137,7 +137,7 @@ def test_usage(arguments: tuple[str, ...]) -> None:
 
 @root_only
 def test_nothing_is_begun(tmp_path: Path) -> None:
-    """A target that cannot be made is refused before the first one is begun."""
+    """If one target cannot be made, the command is refused before it makes any."""
     output = tmp_path / "wheels"
     code, said = run(BUILD_WHEELS, "--output", output, "debian-12", "plan9-4")
     assert code == 1

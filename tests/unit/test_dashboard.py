@@ -1,4 +1,4 @@
-"""The Grafana dashboard is one that Grafana can show."""
+"""Grafana can show the dashboard."""
 
 import re
 
@@ -10,7 +10,7 @@ COLUMNS = 24
 
 
 def test_what_a_query_uses() -> None:
-    """Metrics and labels are found wherever they stand."""
+    """Metrics and labels are found everywhere in a query."""
     query = 'topk(5, sum by (a, b) (rate(x_total{c="1"}[5m]))) / on (d) (y{e!="2"} offset 1m) or z'
     assert uses(query) == [
         Use("x_total", frozenset({"a", "b", "c"})),
@@ -22,7 +22,7 @@ def test_what_a_query_uses() -> None:
 
 
 def test_every_query_is_of_the_chosen_mounts() -> None:
-    """It is PromQL, and its metrics are those of the instances that are chosen above."""
+    """Queries are valid PromQL, and select the instances that the user has chosen."""
     assert len(queries()) > 20
     for query in queries():
         assert uses(query) or "vector" in query
@@ -30,7 +30,7 @@ def test_every_query_is_of_the_chosen_mounts() -> None:
 
 
 def test_panels() -> None:
-    """Each has a number, a title, a unit, a data source that can be chosen, and its own place."""
+    """Each panel has a number, a title, a unit, a selectable data source, and its own place."""
     found = load()["panels"]
     assert len({panel["id"] for panel in found}) == len(found)
     taken: set[tuple[int, int]] = set()
@@ -53,7 +53,7 @@ def test_panels() -> None:
 
 
 def test_legends_name_labels_that_are_there() -> None:
-    """A legend has the labels that the query keeps."""
+    """A legend uses only labels that the query keeps."""
     for panel in panels():
         for target in panel["targets"]:
             named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
@@ -62,7 +62,7 @@ def test_legends_name_labels_that_are_there() -> None:
 
 
 def test_variables() -> None:
-    """The data source, and the mounts that it knows of."""
+    """The variables are the data source and its mounts."""
     variables = {each["name"]: each for each in load()["templating"]["list"]}
     assert set(variables) == {"datasource", "instance"}
     (metric, label) = re.findall(r"label_values\((\w+), (\w+)\)", str(variables["instance"]))[0]

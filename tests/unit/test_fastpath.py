@@ -1,4 +1,4 @@
-"""Parts, their map and replies: any order, several threads, no copy, nothing kept alive."""
+"""Parts, their map and replies: in any order, with threads, without copies or leaks."""
 
 import ctypes
 import gc
@@ -38,7 +38,7 @@ class FakeTransfer:
 
 
 def deliver(part: Part, data: bytes, chunk_bytes: int = 1 << 30) -> None:
-    """Deliver the whole object `data`'s bytes of this part, as a client does."""
+    """Deliver this part's bytes of the object `data`, as a client does."""
     part.on_headers(INFO)
     for position in range(part.start, part.stop, chunk_bytes):
         part.on_body(data[position : min(position + chunk_bytes, part.stop)], position)
@@ -53,7 +53,7 @@ def ready_part(start: int, stop: int, data: bytes) -> Part:
 
 
 def address(buffer: Any) -> int:
-    """Return where a buffer's first byte is."""
+    """Return the address of a buffer."""
     view = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(view), 0)
     try:
@@ -81,7 +81,7 @@ class _PyBuffer(ctypes.Structure):
 
 
 def run_all(*works: Callable[[], None]) -> None:
-    """Run each in a thread of its own, and raise what one of them raised."""
+    """Run each function in its own thread, and raise an error of any of them."""
     errors: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ def run_all(*works: Callable[[], None]) -> None:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, int]], list[int]]:
-    """Draw an object, its cut into parts, and chunk sizes."""
+    """Draw an object, its parts, and chunk sizes."""
     data = draw(st.binary(min_size=1, max_size=400))
     cuts = sorted(draw(st.sets(st.integers(1, max(len(data) - 1, 1)), max_size=6)))
     edges = [0, *(cut for cut in cuts if cut < len(data)), len(data)]
@@ -115,7 +115,7 @@ def layouts(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, int]], list[int]]:
 def test_any_order(
     layout: tuple[bytes, list[tuple[int, int]], list[int]], random_: Any, data: st.DataObject
 ) -> None:
-    """Parts that arrive in any order and in any pieces give the right bytes to any read."""
+    """Parts that arrive in any order and in any pieces give each read the right bytes."""
     content, ranges, chunks = layout
     parts = PartMap()
     order = list(zip(ranges, chunks, strict=False))
@@ -181,7 +181,7 @@ def wrong_bodies() -> Iterator[tuple[str, list[tuple[bytes, int]]]]:
     "pieces", [pieces for _, pieces in wrong_bodies()], ids=[name for name, _ in wrong_bodies()]
 )
 def test_wrong_body(pieces: list[tuple[bytes, int]]) -> None:
-    """A body that is not exactly the range fails, and no byte of it can be read."""
+    """A body that is not exactly the range fails, and none of its bytes can be read."""
     part = Part(10, 20, ETAG)
     part.on_headers(INFO)
     for chunk, offset in pieces:
@@ -194,7 +194,7 @@ def test_wrong_body(pieces: list[tuple[bytes, int]]) -> None:
 
 
 def test_wrong_version() -> None:
-    """Headers of another ETag end the part: its bytes would be a mixture."""
+    """Headers with another ETag fail the part, whose bytes would be of another version."""
     part = Part(0, 4, ETAG)
     part.on_headers(ObjectInfo(b"k", 4, 0, '"other"'))
     assert part.failed
@@ -205,7 +205,7 @@ def test_wrong_version() -> None:
 
 
 def test_bytes_without_headers() -> None:
-    """A body whose version nobody said is no answer."""
+    """A body without headers, so of an unknown version, is no answer."""
     part = Part(0, 4, ETAG)
     part.on_body(b"data", 0)
     part.finish(None)
@@ -215,7 +215,7 @@ def test_bytes_without_headers() -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (1, 1), (2, 1)])
 def test_no_range(start: int, stop: int) -> None:
-    """An empty or negative range is an error of the program."""
+    """An empty or negative range is a programming error."""
     with pytest.raises(ValueError, match="not a range"):
         Part(start, stop, ETAG)
 
@@ -224,7 +224,7 @@ def test_no_range(start: int, stop: int) -> None:
 
 
 def test_the_first_end_counts() -> None:
-    """Whatever comes after the end changes nothing."""
+    """Calls after the end have no effect."""
     ready = ready_part(0, 4, b"data")
     ready.fail(Stalled("late"))
     ready.cancel(Stalled("late"))
@@ -241,7 +241,7 @@ def test_the_first_end_counts() -> None:
 
 
 def test_the_end_comes_once_while_a_large_body_is_joined() -> None:
-    """A cancel during the joining of pieces (which lets other threads run) wins."""
+    """A cancel wins that comes while a large body is joined, when other threads may run."""
     size = 32 << 20
     part = Part(0, size, ETAG)
     finishing = threading.Event()
@@ -268,7 +268,7 @@ def test_the_end_comes_once_while_a_large_body_is_joined() -> None:
 @settings(deadline=None, max_examples=examples(60))
 @given(st.permutations(["finish", "fail", "cancel", "body", "wait", "wait"]), st.booleans())
 def test_races_end_once(order: list[str], good: bool) -> None:
-    """finish, fail and cancel at once from several threads: one of them decides."""
+    """If several threads call finish, fail and cancel, one of them decides."""
     part = Part(0, 4, ETAG)
     part.attach(FakeTransfer(part))
     part.on_headers(INFO)
@@ -301,7 +301,7 @@ def test_races_end_once(order: list[str], good: bool) -> None:
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, 0.001])
 def test_a_wait_ends_without_an_answer(timeout_s: float) -> None:
-    """A wait returns False after its time, and the part goes on."""
+    """A wait returns False after its time, and the part continues."""
     part = Part(0, 4, ETAG)
     assert not part.wait(timeout_s)
     assert not part.wait_for_headers(timeout_s)
@@ -313,7 +313,7 @@ def test_a_wait_ends_without_an_answer(timeout_s: float) -> None:
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
 def test_everyone_wakes(end: str) -> None:
-    """All threads that wait for a part wake at its end, whatever that is."""
+    """All threads that wait for a part wake at its end, with any outcome."""
     part = Part(0, 4, ETAG)
     about_to_wait = threading.Barrier(9)
     woken = []
@@ -324,7 +324,7 @@ def test_everyone_wakes(end: str) -> None:
 
     def finish() -> None:
         about_to_wait.wait()
-        assert not part.wait(0.01)  # let them fall asleep
+        assert not part.wait(0.01)  # let the threads start to wait
         match end:
             case "finish":
                 deliver(part, b"data")
@@ -340,7 +340,7 @@ def test_everyone_wakes(end: str) -> None:
 
 
 def test_headers_wake_only_those_who_wait_for_them() -> None:
-    """The headers are there before the body is: `info` is known, the part goes on."""
+    """The headers come before the body: `info` is known while the part continues."""
     part = Part(0, 4, ETAG)
     run_all(lambda: part.on_headers(INFO), lambda: _check(part.wait_for_headers(SAFE_S)))
     assert part.info is INFO
@@ -357,7 +357,7 @@ def _check(value: bool) -> None:
 
 
 def test_cancel_stops_the_request() -> None:
-    """Cancelling a part that is under way cancels its request, once."""
+    """Cancelling a part in flight cancels its request, once."""
     part = Part(0, 4, ETAG)
     transfer = FakeTransfer(part)
     part.attach(transfer)
@@ -368,7 +368,7 @@ def test_cancel_stops_the_request() -> None:
 
 
 def test_attach_after_failure_cancels() -> None:
-    """A part that failed before its request was known still stops it."""
+    """If a part fails before its request is known, the request is cancelled later."""
     part = Part(0, 4, ETAG)
     part.cancel(Stalled("given up"))
     transfer = FakeTransfer(part)
@@ -377,12 +377,12 @@ def test_attach_after_failure_cancels() -> None:
 
 
 def test_nothing_is_kept_after_the_end() -> None:
-    """After the end the part holds no request, although the request holds the part."""
+    """After the end the part does not refer to the request, although the request refers to it."""
     for finish_first in (False, True):
         part = Part(0, 4, ETAG)
         transfer = FakeTransfer(part)
         gone = weakref.ref(transfer)
-        gc.disable()  # reference counts alone have to do it
+        gc.disable()  # reference counts alone must free them
         try:
             if finish_first:
                 deliver(part, b"data")
@@ -398,7 +398,7 @@ def test_nothing_is_kept_after_the_end() -> None:
 
 
 def test_a_failed_part_holds_no_body() -> None:
-    """What came of a body goes when its part fails, and with the part when it is ready."""
+    """The body is freed when its part fails, or with the part if that is ready."""
     chunk = bytes(100)
     before = sys.getrefcount(chunk)
     failed = Part(0, 200, ETAG)
@@ -421,7 +421,7 @@ def test_a_failed_part_holds_no_body() -> None:
 
 
 def pair() -> tuple[Part, Part, FakeTransfer, FakeTransfer]:
-    """Return a part, a second request that serves it, and the transfers of both."""
+    """Return a part, its second request, and the transfers of both."""
     first, second = Part(10, 14, ETAG), Part(10, 14, ETAG)
     second.serve(first)
     transfers = FakeTransfer(first), FakeTransfer(second)
@@ -435,7 +435,7 @@ WHOLE = b"0123456789data"
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_the_second_is_faster(begun: bool) -> None:
-    """The first has the second's bytes at once, whatever has come of its own; it is cancelled."""
+    """The first part gets the second's bytes immediately, and its own request is cancelled."""
     first, second, slow, fast = pair()
     if begun:
         first.on_headers(INFO)
@@ -450,7 +450,7 @@ def test_the_second_is_faster(begun: bool) -> None:
 
 
 def test_the_first_is_faster() -> None:
-    """A second request that comes later changes nothing, and can be cancelled."""
+    """A later second request changes nothing, and can be cancelled."""
     first, second, slow, fast = pair()
     chunk = WHOLE[10:]
     first.on_headers(INFO)
@@ -467,7 +467,7 @@ def test_the_first_is_faster() -> None:
 
 @pytest.mark.parametrize("late", ["body", "finish", "failure", "cancel"])
 def test_what_comes_after_the_bytes_were_taken_over(late: str) -> None:
-    """Whatever the slower request still says, the bytes stay those of the faster one."""
+    """Later calls of the slower request do not change the bytes of the faster one."""
     first, second, slow, _ = pair()
     first.on_headers(INFO)
     first.on_body(b"xx", 10)
@@ -490,7 +490,7 @@ def test_what_comes_after_the_bytes_were_taken_over(late: str) -> None:
 
 @pytest.mark.parametrize("how", ["error", "cut", "other version", "cancel"])
 def test_a_second_request_that_fails(how: str) -> None:
-    """The first goes on as if there had been no other."""
+    """The first request continues as if there had been no second one."""
     first, second, slow, _ = pair()
     match how:
         case "error":
@@ -513,7 +513,7 @@ def test_a_second_request_that_fails(how: str) -> None:
 
 
 def test_a_first_request_that_has_failed() -> None:
-    """A part that has failed stays so: who waits for it has seen that already."""
+    """A failed part stays failed: its waiting threads have seen that already."""
     first, second, _, _ = pair()
     error = TransportFault("reset")
     first.finish(error)
@@ -527,7 +527,7 @@ def test_a_first_request_that_has_failed() -> None:
     ("start", "stop", "etag"), [(0, 9, ETAG), (1, 10, ETAG), (0, 10, '"other"')]
 )
 def test_only_the_same_bytes_serve(start: int, stop: int, etag: str) -> None:
-    """A request for another range or version is refused as a second one."""
+    """A request for another range or version is rejected as a second one."""
     with pytest.raises(ValueError, match="not the same"):
         Part(start, stop, etag).serve(Part(0, 10, ETAG))
 
@@ -560,10 +560,10 @@ def test_both_at_once(order: list[str]) -> None:
 
 @pytest.mark.parametrize("second_wins", [False, True])
 def test_no_body_of_two_stays(second_wins: bool) -> None:
-    """When both are through, one body lives in the part, and none when that is gone."""
+    """After both requests one body lives in the part, and none after the part is freed."""
     chunks = bytes(100), bytes(range(100))
     before = [sys.getrefcount(chunk) for chunk in chunks]
-    gc.disable()  # reference counts alone have to do it
+    gc.disable()  # reference counts alone must free them
     try:
         first, second = Part(0, 100, ETAG), Part(0, 100, ETAG)
         second.serve(first)
@@ -592,7 +592,7 @@ def test_no_body_of_two_stays(second_wins: bool) -> None:
 
 @pytest.mark.parametrize("claim", [Part.claim_hedge, Part.claim_note])
 def test_claims(claim: Callable[[Part], bool]) -> None:
-    """Of those who wait for a part one makes a second request, and one notes the duration."""
+    """One of the waiting threads sends a second request, and one records the duration."""
     part = Part(0, 4, ETAG)
     claims: list[bool] = []
     run_all(*[lambda: claims.append(claim(part))] * 8)
@@ -600,7 +600,7 @@ def test_claims(claim: Callable[[Part], bool]) -> None:
 
 
 def test_claims_are_of_different_things() -> None:
-    """Who makes the second request need not be the one who notes the duration."""
+    """These may be different threads."""
     part = Part(0, 4, ETAG)
     assert part.claim_hedge()
     assert part.claim_note()
@@ -608,7 +608,7 @@ def test_claims_are_of_different_things() -> None:
 
 @pytest.mark.parametrize("end", ["ready", "failed", "taken over"])
 def test_duration(end: str) -> None:
-    """The duration grows until the end, and stays what it was then; the age goes on."""
+    """The duration grows until the end and then stays; the age continues to grow."""
     first, second, _, _ = pair()
     before_s = first.duration_s()
     assert 0.0 <= before_s <= first.duration_s() <= first.age_s()
@@ -638,9 +638,9 @@ RANGES = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda t: (t[0], 
 def test_map_against_brute_force(
     ranges: list[tuple[int, int]], questions: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """insert, covering, gaps and remove agree with a list of single bytes."""
+    """insert, covering, gaps and remove match a model of single bytes."""
     parts = PartMap()
-    owner: dict[int, Part] = {}  # of every byte
+    owner: dict[int, Part] = {}  # for each byte
     for start, stop in ranges:
         part = Part(start, stop, ETAG)
         if any(byte in owner for byte in range(start, stop)):
@@ -673,7 +673,7 @@ def test_map_against_brute_force(
 
 
 def test_ready_answers_from_one_known_part() -> None:
-    """`ready` answers only from a part that is there, has it all, and that a reader knows."""
+    """`ready` answers only from a single ready part that a reader has reached."""
     data = bytes(range(100))
     parts = PartMap()
     first, second = Part(0, 50, ETAG), Part(50, 100, ETAG)
@@ -696,7 +696,7 @@ def test_ready_answers_from_one_known_part() -> None:
 
 
 def test_hits_are_counted() -> None:
-    """The map knows where the last hit ended, and how much was read in all."""
+    """The map knows the end of the last hit, and the total of bytes read."""
     parts = PartMap()
     part = ready_part(0, 100, bytes(100))
     parts.insert(part)
@@ -715,7 +715,7 @@ def test_hits_are_counted() -> None:
 
 
 def test_a_view_outlives_its_part() -> None:
-    """A reply on its way keeps its bytes alive when the part is dropped."""
+    """A reply in progress keeps its bytes alive after the part is dropped."""
     parts = PartMap()
     part = ready_part(0, 8, b"01234567")
     touch(part)
@@ -751,7 +751,7 @@ def test_a_view_is_the_memory_that_was_delivered() -> None:
 @settings(deadline=None)
 @given(st.data())
 def test_slice_of_needs_ready_parts_that_cover(data: st.DataObject) -> None:
-    """A hole, a part that has not come, or the wrong order is never answered with bytes."""
+    """A hole, an unready part, or a wrong order never gives bytes."""
     content = bytes(range(30))
     parts = [ready_part(start, start + 10, content) for start in (0, 10, 20)]
     offset = data.draw(st.integers(0, 29))
@@ -773,7 +773,7 @@ def test_slice_of_needs_ready_parts_that_cover(data: st.DataObject) -> None:
 
 
 def assemble(data: bytes) -> Assembly:
-    """Return `data` put together from two parts."""
+    """Return `data`, assembled from two parts."""
     half = len(data) // 2
     answer = slice_of([ready_part(0, half, data), ready_part(half, len(data), data)], 0, len(data))
     assert isinstance(answer, Assembly)
@@ -781,7 +781,7 @@ def assemble(data: bytes) -> Assembly:
 
 
 def test_an_assembly_is_read_only() -> None:
-    """Nobody can change a reply, and its buffer has exactly the bytes asked for."""
+    """A reply cannot be changed, and its buffer has exactly the requested bytes."""
     assembly = assemble(b"0123456789")
     view = memoryview(assembly)
     assert view.readonly
@@ -803,7 +803,7 @@ def test_assemblies_of_any_size(size: int) -> None:
 
 
 def test_memory_returns_to_the_pool() -> None:
-    """The memory of a finished assembly is that of the next one."""
+    """The next assembly uses the memory of a finished one."""
     first = assemble(b"a" * 1000)
     where = address(first)
     del first
@@ -813,7 +813,7 @@ def test_memory_returns_to_the_pool() -> None:
 
 
 def test_memory_in_use_is_never_reused() -> None:
-    """While a buffer export lives, also without its assembly, nobody else gets the memory."""
+    """Memory is not reused while a buffer export lives, even without its assembly."""
     views = [memoryview(assemble(bytes([index]) * 3000)) for index in range(40)]
     gc.collect()
     assert len({address(view) for view in views}) == 40
@@ -824,7 +824,7 @@ def test_memory_in_use_is_never_reused() -> None:
 
 
 def test_the_pool_in_threads() -> None:
-    """Threads that make and drop assemblies at once never share memory."""
+    """Threads that create and drop assemblies in parallel never share memory."""
 
     def work(mark: int) -> None:
         for size in range(2, 200):

@@ -1,4 +1,4 @@
-"""Each refusal names the option that allows it, or says that none does, and why."""
+"""Each refusal names the option that permits it, or says that none does, and why."""
 
 import ast
 import errno
@@ -29,15 +29,15 @@ from tools import options_table
 
 SOURCE = Path(mountpoint.__file__).parent
 
-#: What setattr may change.
+#: The attributes that setattr may change.
 FIELDS = ("size", "mtime", "mode", "uid", "gid")
 
-#: BadHandle is also what the kernel never causes: these need no hint.
+#: BadHandle also stands for calls that the kernel never makes: these need no hint.
 OF_BUGS = ["handle … is not open", "the file has been closed"]
 
 
 class Raised(NamedTuple):
-    """An error that the source makes, with the hints that it may have."""
+    """An error in the source, with its possible hints."""
 
     place: str
     reason: str
@@ -45,7 +45,7 @@ class Raised(NamedTuple):
 
 
 def text_of(node: ast.expr | None, module: ModuleType) -> list[str]:
-    """Return what an expression of a module may be: its text, "…" for what is put in."""
+    """Return the possible texts of an expression; "…" stands for inserted values."""
     match node:
         case ast.Constant(value=str(text)):
             return [text]
@@ -67,7 +67,7 @@ def part_of(node: ast.expr) -> str:
 
 
 def raised() -> Iterator[Raised]:
-    """Yield every refusal that the source makes."""
+    """Yield every refusal in the source."""
     kinds = (errors.Refusal, errors.BadHandle)
     names = {
         name: kind
@@ -94,14 +94,14 @@ def raised() -> Iterator[Raised]:
 
 
 def test_every_refusal_has_a_hint() -> None:
-    """It names an option of the program, or says that there is none."""
+    """The hint names an option of the program, or says that none helps."""
     found = list(raised())
     assert len(found) > 20, "the source is not read"
     assert [each for each in found if not all(map(is_uniform, each.hints))] == []
 
 
 def is_uniform(hint: str) -> bool:
-    """Whether a hint has the form that all have."""
+    """Whether a hint has the common form."""
     if hint.startswith(NO_OPTION):
         return len(hint) > len(NO_OPTION)
     options = {options_table.long_name(option) for option in options_table.options()}
@@ -115,7 +115,7 @@ def is_uniform(hint: str) -> bool:
 
 
 class Program:
-    """What a program does to a mount, by the operations that the kernel calls."""
+    """The actions of a program on a mount, as the kernel's operations."""
 
     def __init__(self, world: Mounted) -> None:
         self.world = world
@@ -188,7 +188,7 @@ def change_a_large_one(program: Program) -> None:
 RENAMES = {"allow_rename": True}
 STAGED = "--staged-writes DIR"
 
-#: What a program does; with which options; the errno; the reason; what the hint says.
+#: An action, the options, the errno, the reason, and a part of the hint.
 REFUSALS: list[tuple[Callable[[Program], Any], dict[str, Any], str, str, str]] = [
     (lambda p: p.open(b"a", os.O_WRONLY), {}, "EPERM", "the file exists", "--allow-overwrite"),
     (lambda p: p.open(b"a", os.O_WRONLY | os.O_TRUNC), {}, "EPERM", "exists", "--allow-overwrite"),
@@ -248,7 +248,7 @@ STAGED_REFUSALS: list[tuple[Callable[[Program], Any], dict[str, Any], str, str, 
 
 
 def said(program: Program, act: Callable[[Program], Any]) -> tuple[str, Any]:
-    """Return the errno of what fails, and the one warning in the log."""
+    """Return the errno of a failing action, and the one warning in the log."""
     with capture_logs() as lines, pytest.raises(llfuse.FUSEError) as caught:
         act(program)
     (line,) = [line for line in lines if line["log_level"] == "warning"]
@@ -257,7 +257,7 @@ def said(program: Program, act: Callable[[Program], Any]) -> tuple[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log as structlog does by default, also where another test has bound this logger."""
+    """Log as structlog does by default, even if another test has bound this logger."""
     monkeypatch.setattr(operations, "log", structlog.get_logger())
     monkeypatch.setattr("mountpoint.fs.writes.streamed.lifecycle.SETTLE_S", 0.05)
     monkeypatch.setattr(operations, "is_wide", lambda: True)
@@ -272,7 +272,7 @@ OBJECTS = {b"a": b"content", b"b": b"2", b"d/": b""}
 def test_the_line_of_a_refusal(
     act: Callable[[Program], Any], options: dict[str, Any], code: str, reason: str, hint: str
 ) -> None:
-    """What was refused is a warning, which says what to do."""
+    """A refusal is a warning that says what to do."""
     with mounted(OBJECTS, **options) as world:
         answered, line = said(Program(world), act)
     assert answered == code
@@ -289,7 +289,7 @@ def test_the_line_of_a_refusal_when_staged(
     hint: str,
     tmp_path: Path,
 ) -> None:
-    """With staged writes, too."""
+    """The same with staged writes."""
     area = StagingArea(str(tmp_path), "bucket", None)
     with mounted(OBJECTS, staging=area, staging_directory=str(tmp_path), **options) as world:
         answered, line = said(Program(world), act)

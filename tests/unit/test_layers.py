@@ -1,7 +1,7 @@
-"""The layer rule: a package imports only from those below it, and each library has its place.
+"""The layer rule: packages import only from lower ones, and libraries only where permitted.
 
-Imports are read from the source, so that those inside functions and under TYPE_CHECKING
-count as well. Within a package modules import each other without circles.
+The imports are read from the source, so those in functions and under TYPE_CHECKING count as well.
+Modules within a package do not import each other in circles.
 """
 
 import ast
@@ -106,7 +106,7 @@ IMPURE = {"os", "io", "time", "threading", "socket", "subprocess", "select", "si
 
 
 def module_name(path: Path) -> str:
-    """Return the dotted name of the module in a file."""
+    """Return the dotted name of a file's module."""
     parts = ("mountpoint", *path.relative_to(ROOT).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -116,9 +116,9 @@ MODULES = {module_name(path) for path in SOURCES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the names that a source file imports; of `from a import b` both "a" and "a.b"."""
+    """Yield the names that a source file imports; both "a" and "a.b" for `from a import b`."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix in (".pyx", ".pxd"):  # not Python: put each import on one line and look
+    if path.suffix in (".pyx", ".pxd"):  # not Python: put each import on one line and search
         text = re.sub(
             r"import\s*\(([^()]*)\)", lambda found: "import " + " ".join(found[1].split()), text
         )
@@ -141,7 +141,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    """Return the modules of ours that a file imports."""
+    """Return our modules that a file imports."""
     return {name for name in imports(path) if name in MODULES} - {module_name(path)}
 
 
@@ -151,19 +151,19 @@ def libraries(path: Path) -> set[str]:
 
 
 def package_of(name: str) -> str:
-    """Return the package that a module is in, or the module where it is in none."""
+    """Return the package of a module, or the module itself without one."""
     return name.split(".")[1]
 
 
 def test_every_package_has_a_row() -> None:
-    """Whoever adds a package decides where it stands."""
+    """A new package needs a row in the table."""
     assert {package_of(name) for name in MODULES if name != "mountpoint"} == set(PACKAGES)
     assert len(set(PACKAGES)) == len(PACKAGES)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_come_from_packages_below(path: Path) -> None:
-    """No package imports from one above it."""
+    """No package imports from a higher one."""
     name = module_name(path)
     others = own_imports(path) - {"mountpoint"}
     row = len(PACKAGES) if name == "mountpoint" else PACKAGES.index(package_of(name))
@@ -171,7 +171,7 @@ def test_imports_come_from_packages_below(path: Path) -> None:
 
 
 def test_no_circles() -> None:
-    """No module imports itself by way of others."""
+    """No module imports itself indirectly."""
     needs: dict[str, set[str]] = {}
     for path in SOURCES:
         own = {
@@ -184,7 +184,7 @@ def test_no_circles() -> None:
 
 
 def test_packages_are_small() -> None:
-    """A dozen modules in a package are as many as a reader looks through."""
+    """A package has at most a dozen modules, so that a reader can survey it."""
     modules = {path.with_suffix("") for path in SOURCES if path.stem != "__init__"}
     sizes = Counter(path.parent for path in modules)
     assert {path.name: size for path, size in sizes.items() if size > 12} == {}
@@ -192,20 +192,20 @@ def test_packages_are_small() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_libraries_stay_in_their_places(path: Path) -> None:
-    """Each third-party library, and errno, is imported where the table says and nowhere else."""
+    """Each third-party library, and errno, is imported only where the table permits it."""
     for library in libraries(path):
         assert module_name(path) in PLACES.get(library, {module_name(path)}), library
 
 
 def test_no_library_is_without_a_place() -> None:
-    """Whatever is neither Python's nor ours, nor Cython's, is in the table."""
+    """All libraries except Python's, our own and Cython's are in the table."""
     python = sys.stdlib_module_names | {"cython", "cpython", "libc", "posix"}
     used = set().union(*(libraries(path) for path in SOURCES))
     assert sorted(used - python - EVERYWHERE - set(PLACES)) == []
 
 
 def test_only_logs_configures_structlog() -> None:
-    """Elsewhere structlog is get_logger, and the question whether it is configured."""
+    """Other modules use only structlog's get_logger and is_configured."""
     allowed = {"get_logger", "is_configured"}
     for path in SOURCES:
         if module_name(path) != "mountpoint.log.setup":

@@ -1,4 +1,4 @@
-"""The command that tries mutations: what is caught, what survives, and which rows are wrong."""
+"""`make mutations`: caught and surviving mutations, and wrong rows."""
 
 import ast
 import subprocess
@@ -11,7 +11,7 @@ from tools.mutations.__main__ import ROOT, BadRow, Mutation, main, read_list
 
 ADDS = Mutation(
     "adds", "product.py", "a + b", "a - b", "test_product.py::test_it"
-)  # what the test notices
+)  # the test notices this one
 SHIFTED = replace(ADDS, name="shifted", old="a + b", new="a + b + 0")
 MISSING = replace(ADDS, name="missing", old="a * b")
 NO_TEST = replace(ADDS, name="no-test", test="test_product.py::test_other")
@@ -42,7 +42,7 @@ def tree(tmp_path: Path) -> Path:
 def test_verdicts(
     tree: Path, capsys: pytest.CaptureFixture[str], rows: list[Mutation], code: int, said: list[str]
 ) -> None:
-    """One line for each mutation, in order; the exit code is 1 unless all are caught."""
+    """One line for each mutation, in order. The exit code is 1 unless all are caught."""
     before = (tree / "product.py").read_text()
     assert main([], tree, rows) == code
     *lines, summary = capsys.readouterr().out.splitlines()
@@ -55,14 +55,14 @@ def test_verdicts(
 
 @pytest.mark.slow
 def test_tests_that_do_not_pass(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A test that is not there, or that fails without a mutation, says nothing of mutations."""
+    """A test that is missing, or that fails without a mutation, proves nothing."""
     assert main([], tree, [ADDS, NO_TEST]) == 1
     assert "Without a mutation these tests have to pass" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_names(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the mutations that are named are tried; a name that is unknown is an error."""
+    """Only the named mutations are tried; an unknown name is an error."""
     assert main(["adds"], tree, [ADDS, SHIFTED]) == 0
     assert "1 of 1 mutations caught" in capsys.readouterr().out
     assert main(["other"], tree, [ADDS]) == 2
@@ -70,14 +70,14 @@ def test_names(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_old_text_that_is_there_twice(tree: Path) -> None:
-    """It is not clear then which is meant."""
+    """Then it is unclear which place is meant."""
     with pytest.raises(BadRow, match="2 times"):
         replace(ADDS, old="b").apply(tree)
 
 
 @pytest.mark.parametrize("row", read_list(), ids=lambda row: row.name)
 def test_the_list(row: Mutation) -> None:
-    """Each row changes one place of a file to what Python can read, and names a test."""
+    """Each row changes one place of a file to valid Python, and names a test."""
     text = (ROOT / row.file).read_text()
     assert text.count(row.old) == 1
     ast.parse(text.replace(row.old, row.new))

@@ -1,4 +1,4 @@
-"""The files beside the program: their own linters find nothing; a package is made of wheels."""
+"""The files in packaging/: linters find no fault, and a package can be made from wheels."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ PACKAGING = Path(__file__).parents[2] / "packaging"
 
 
 def clean(*command: str | Path) -> None:
-    """Run a linter of the environment; it has to find nothing. Skip where it is missing."""
+    """Run a linter of the environment; it must find nothing. Skip if it is missing."""
     program = Path(sys.executable).with_name(str(command[0]))
     if not program.exists():
         pytest.skip(f"{command[0]} is not installed")
@@ -29,7 +29,7 @@ def clean(*command: str | Path) -> None:
 
 
 def test_shell() -> None:
-    """Scripts of the shell: shellcheck."""
+    """Shell scripts: shellcheck."""
     clean("shellcheck", PACKAGING / "build-package", *PACKAGING.rglob("*.sh"))
 
 
@@ -39,17 +39,17 @@ def test_yaml() -> None:
 
 
 def test_container() -> None:
-    """The recipe of the image: hadolint."""
+    """The Containerfile: hadolint."""
     clean("hadolint", PACKAGING / "container" / "Containerfile")
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
 def test_kubernetes(version: str) -> None:
-    """The pod, by the API's schemas: of the first version that knows sidecars, and a late one."""
+    """The pod, by the API's schemas: of the first version with sidecars, and of a recent one."""
     clean("kubernetes-validate", "--strict", "-k", version, PACKAGING / "kubernetes" / "pod.yml")
 
 
-#: A wheel that stands in for ours, whose dependencies would take minutes.
+#: A wheel that replaces ours, whose dependencies would take minutes.
 WHEEL = {
     "stand_in.py": "def main():\n    print('mount-s3 9.8.7')\n",
     "mount_s3-9.8.7.dist-info/METADATA": (
@@ -111,6 +111,6 @@ def test_package(kind: str, builder: str, tmp_path: Path) -> None:
     assert not (modules / "pip").exists()
     unit = unpacked / "usr" / "lib" / "systemd" / "system" / "mount-s3@.service"
     assert "ExecStart=/usr/bin/mount-s3 " in unit.read_text()
-    # Nothing names the folder that it was made in.
+    # No file names the folder in which it was made.
     files = (path for path in home.rglob("*") if path.is_file() and not path.is_symlink())
     assert [path for path in files if b"/files/opt/mount-s3" in path.read_bytes()] == []

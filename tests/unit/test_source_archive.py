@@ -1,4 +1,4 @@
-"""The source archive: its files, its metadata, and the message where it cannot be built."""
+"""The source archive: its files, its metadata, and the message if it cannot be built."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the source archive unpacks to."""
+    """The unpacked source archive."""
     folder = tmp_path_factory.mktemp("unpacked")
     subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True)
     (found,) = folder.iterdir()
@@ -42,7 +42,7 @@ def setup(source: Path, *arguments: str | Path, **changes: str) -> subprocess.Co
 
 
 def test_it_is_complete(archive: Path) -> None:
-    """It has all files of the project, and nothing that was generated but its metadata."""
+    """The archive has all files of the project, and no generated files except its metadata."""
     with tarfile.open(archive) as tar:
         names = {m.name.partition("/")[2] for m in tar.getmembers() if m.isfile()}
     generated = {n for n in names if n.startswith("mount_s3.egg-info/")}
@@ -50,25 +50,25 @@ def test_it_is_complete(archive: Path) -> None:
 
 
 def test_metadata_without_compiler(unpacked: Path, tmp_path: Path) -> None:
-    """The metadata are made where neither a compiler nor libfuse's headers are installed."""
+    """The metadata can be made without a compiler and libfuse's headers."""
     nothing = {"CC": "/nonexistent/cc", "PATH": "/nonexistent", "PKG_CONFIG_LIBDIR": "/nonexistent"}
     done = setup(unpacked, "dist_info", "--output-dir", tmp_path, **nothing)
     assert done.returncode == 0, done.stderr
     (found,) = tmp_path.glob("mount_s3-*.dist-info/METADATA")
     metadata = Parser().parsestr(found.read_text())
-    # The groups of developers are no extras of users.
+    # The dependency groups of developers are not extras.
     assert metadata.get_all("Provides-Extra") == ["otlp", "prometheus"]
     assert "Typing :: Typed" in metadata.get_all("Classifier", [])
     assert metadata.get_all("Project-URL")
 
 
 def lacking(what: str, folder: Path) -> str:
-    """Return a compiler, a command, that lacks `what`."""
+    """Return a compiler, as a command, that lacks `what`."""
     if what == "compiler":
         return "/nonexistent/cc"
     if what == "libc":
         return "cc -nostdinc"
-    # Python.h is found by -I alone.
+    # Python.h is found only by -I.
     program = folder / "cc"
     program.write_text(
         '#!/bin/sh\nfor each; do\n shift\n case $each in -I*) ;; *) set -- "$@" "$each" ;; esac\n'
@@ -90,7 +90,7 @@ PYTHON = f"python{sysconfig.get_python_version()}"
     ],
 )
 def test_missing(what: str, named: str, unpacked: Path, tmp_path: Path) -> None:
-    """The build ends with the name of what is missing, and all packages to install."""
+    """The build ends with the name of the missing part, and all packages to install."""
     build = ("build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
     done = setup(unpacked, *build, CC=lacking(what, tmp_path))
     assert done.returncode != 0
@@ -104,7 +104,7 @@ def test_missing(what: str, named: str, unpacked: Path, tmp_path: Path) -> None:
 
 
 def test_pip_shows_it(archive: Path, tmp_path: Path) -> None:
-    """pip shows the message, and no traceback."""
+    """pip shows the message without a traceback."""
     command = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "wheel"]
     command += ["--no-index", "--no-deps", "--no-cache-dir", "--wheel-dir", str(tmp_path)]
     done = subprocess.run(
@@ -123,7 +123,7 @@ def test_pip_shows_it(archive: Path, tmp_path: Path) -> None:
 
 
 def test_lint_installs_nothing(tmp_path: Path) -> None:
-    """`make lint` without .venv says what to do, and does nothing itself."""
+    """`make lint` without .venv says what to do, and does nothing."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "mountpoint").mkdir()
     command = ["make", "--no-print-directory", "-C", str(tmp_path), "lint"]

@@ -1,4 +1,4 @@
-"""Reference model of a bucket as a tree: nested dictionaries, one key after the other."""
+"""Reference model of a bucket as a tree: nested dictionaries, one key after another."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias, Union
@@ -8,7 +8,7 @@ Tree: TypeAlias = dict[bytes, Union["Tree", bytes]]
 
 
 def tree_of(keys: Iterable[bytes]) -> Tree:
-    """Return the tree that a bucket with these keys shows."""
+    """Return the tree of a bucket with these keys."""
     root: Tree = {}
     for key in keys:
         _put(root, key)
@@ -24,7 +24,7 @@ def directories(tree: Tree, prefix: bytes = b"") -> Iterator[tuple[bytes, Tree]]
 
 
 def linux_can_name(name: bytes) -> bool:
-    """Whether a file can have this name, said once more."""
+    """Whether Linux allows a file of this name, by a second implementation."""
     return 1 <= len(name) <= 255 and name not in (b".", b"..") and not set(name) & {0, ord("/")}
 
 
@@ -34,7 +34,7 @@ def _put(directory: Tree, key: bytes) -> None:
         if not linux_can_name(name):
             return
         child = directory.get(name)
-        if not isinstance(child, dict):  # nothing yet, or a file, which is shadowed
+        if not isinstance(child, dict):  # nothing yet, or a shadowed file
             child = directory[name] = {}
         directory = child
     if linux_can_name(last):

@@ -1,4 +1,4 @@
-"""Uploads over a fake client, with all that they share."""
+"""Uploads over a fake client, with their shared parts."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ ABSENT = Condition(absent=True)
 
 
 class CountedSpill(Spill):
-    """Knows how many of its temporary files exist: of no others in this process."""
+    """Counts its own temporary files that exist."""
 
     def __init__(self, *directories: str) -> None:
         super().__init__(directories)
@@ -31,18 +31,18 @@ class CountedSpill(Spill):
 
     @property
     def files(self) -> int:
-        """How many there are."""
+        """The number of temporary files."""
         return len(self._files)
 
     def _begin(self) -> TemporaryFile:
         file = super()._begin()
-        if self.directory:  # it is no longer tried out
+        if self.directory:  # no longer the trial
             self._files.add(file)
         return file
 
 
 class World:
-    """Uploads over a fake client, with everything that they share."""
+    """Uploads over a fake client, with their shared parts."""
 
     def __init__(
         self, client: FakeClient, limit_bytes: int = 16 * PART, limits: Limits = S3_LIMITS
@@ -66,7 +66,7 @@ class World:
         most_tries: int | None = None,
         **more: object,
     ) -> None:
-        """Make the uploads anew, with other settings."""
+        """Create the uploads again, with other settings."""
         retry_policy = RetryPolicy(
             try_s=try_s,
             total_s=total_s,
@@ -75,7 +75,7 @@ class World:
             counters=self.counters,
         )
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s, **more)  # type: ignore[arg-type]
-        object.__setattr__(config, "part_size_bytes", part_bytes)  # tests may go below S3's least
+        object.__setattr__(config, "part_size_bytes", part_bytes)  # tests may go below S3's limit
         self.config = config
         self.retry_policy = retry_policy
         self.uploads = Uploads(
@@ -86,7 +86,7 @@ class World:
         return self.uploads.upload(KEY, condition=condition)
 
     def write(self, upload: Upload, data: bytes, step: int = MIB) -> None:
-        """Write all of it, in steps."""
+        """Write all bytes, in steps."""
         for start in range(0, len(data), step):
             piece = data[start : start + step]
             assert upload.write(upload.size_bytes, piece) == len(piece)
@@ -97,7 +97,7 @@ class World:
         return [request.kind for request in self.client.requests]
 
     def check_over(self) -> None:
-        """Check that nothing is left: requests, memory, parts."""
+        """Check that nothing is left: no requests, memory or parts."""
         self.client.quiet()
         assert self.budget.held_bytes == 0
         assert self.client.uploads == {}
@@ -109,7 +109,7 @@ class World:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for something that other threads do in a moment: a fake client's lets go of a body."""
+    """Wait for another thread: a fake client's thread releases a body shortly after the end."""
     until_s = time.monotonic() + SAFE_S
     while not condition():
         assert time.monotonic() < until_s

@@ -1,24 +1,24 @@
-"""Reference model of a bucket that several mounts change, and of what each of them may see.
+"""Reference model of a bucket that several mounts change, and of what each mount may see.
 
-The model keeps every state that the bucket has had, with the times (on the test's clock) at which
-each began. From that follows what a mount may say of a path: what it is now, what it was at some
-time of the last `ttl_s` seconds but not before the mount's own last change of it, and what is in
-the mount only: files that it writes, directories that it made.
+The model keeps every state of the bucket, with the time on the test's clock at which it began. This
+determines the possible answers of a mount about a path: the present state; any state of the last
+`ttl_s` seconds, but not from before the mount's own last change of it; and the state that only the
+mount has: files that it writes, directories that it made.
 
-It knows nothing of inodes, kernels and requests.
+The model has no inodes, kernels or requests.
 """
 
 from dataclasses import dataclass, field
 
 Path = bytes
 
-#: What a path is: a directory (None), a file (its bytes), or nothing (ABSENT).
+#: The state of a path: a directory (None), a file (its bytes), or nothing (ABSENT).
 State = bytes | None | str
 ABSENT = "absent"
 
 
 def parent_of(path: Path) -> Path:
-    """Return the directory that a path is in; b"" for the root."""
+    """Return the directory of a path; b"" for the root."""
     return path.rpartition(b"/")[0]
 
 
@@ -32,7 +32,7 @@ def ancestors(path: Path) -> list[Path]:
 
 @dataclass
 class Bucket:
-    """An S3 bucket's objects, now and before. `history` has times and states, oldest first."""
+    """The objects of an S3 bucket, now and before. `history` has times and states, oldest first."""
 
     history: list[tuple[float, dict[bytes, bytes]]] = field(
         default_factory=lambda: [(float("-inf"), {})]
@@ -40,24 +40,24 @@ class Bucket:
 
     @property
     def now(self) -> dict[bytes, bytes]:
-        """The objects that are there."""
+        """The present objects."""
         return self.history[-1][1]
 
     @property
     def version(self) -> int:
-        """Which state of the bucket it is."""
+        """The number of the bucket's present state."""
         return len(self.history) - 1
 
     def put(self, key: bytes, data: bytes, at_s: float) -> None:
-        """Make an object."""
+        """Put an object."""
         self.history.append((at_s, self.now | {key: data}))
 
     def delete(self, key: bytes, at_s: float) -> None:
-        """Delete an object, if it is there."""
+        """Delete an object, if it exists."""
         self.history.append((at_s, {k: v for k, v in self.now.items() if k != key}))
 
     def states(self, path: Path, since_s: float, version: int = 0) -> list[State]:
-        """Return what a path has been from a time on, from a version on; what it is now last."""
+        """Return the states of a path since a time and a version; the present one is last."""
         found = []
         for index, (_, objects) in enumerate(self.history):
             ended_s = self.history[index + 1][0] if index < self.version else float("inf")
@@ -67,7 +67,7 @@ class Bucket:
 
 
 def state_of(objects: dict[bytes, bytes], path: Path) -> State:
-    """Return what a path is in a bucket: a directory shadows a file."""
+    """Return the state of a path in a bucket: a directory shadows a file."""
     if not path or any(key.startswith(path + b"/") for key in objects):
         return None
     return objects.get(path, ABSENT)
@@ -86,11 +86,11 @@ def children(objects: dict[bytes, bytes], path: Path) -> dict[bytes, bool]:
 
 @dataclass
 class View:
-    """What one mount has of its own, beside the bucket.
+    """The state that one mount has besides the bucket.
 
-    `writing` is what has been written of files that are not closed, `directories` what was made
-    or emptied here. `known_from` says since which version of the bucket the mount has known a
-    path, because it changed it itself; `made` what it made of it last, and when.
+    `writing` has the content of files that are not closed, `directories` those that were made or
+    emptied here. `known_from` has the version of the bucket since which the mount knows a path
+    because it changed it; `made` has the mount's last change of it, and its time.
     """
 
     bucket: Bucket
@@ -100,27 +100,27 @@ class View:
     made: dict[Path, tuple[State, float]] = field(default_factory=dict)
 
     def keep(self, path: Path) -> None:
-        """Note that a directory exists here, with all above it."""
+        """Record that a directory exists here, with all directories above it."""
         if path:
             self.directories |= {path, *ancestors(path)}
 
     def drop(self, path: Path) -> None:
-        """Note that a directory has been removed here, with all below it."""
+        """Record that a directory was removed here, with everything below it."""
         self.directories = {
             each for each in self.directories if each != path and not each.startswith(path + b"/")
         }
 
     def changed(self, path: Path, state: State, at_s: float) -> None:
-        """Note a change of a path that this mount has made."""
+        """Record a change of a path by this mount."""
         self.known_from[path] = self.bucket.version
         self.made[path] = (state, at_s)
 
     def is_directory(self, path: Path) -> bool:
-        """Whether a directory is here, whatever is in the bucket."""
+        """Whether a directory exists here, independent of the bucket."""
         return not path or path in self.directories
 
     def may_be(self, path: Path, since_s: float) -> list[State]:
-        """Return what this mount may take a path for, if it believes nothing older than that."""
+        """Return the possible states of a path for this mount, if it uses no older answers."""
         if path in self.writing:
             return [self.writing[path]]
         if self.is_directory(path):
@@ -130,17 +130,17 @@ class View:
         if at_s >= since_s and state != ABSENT:
             found.append(state)
         if any(each.startswith(path + b"/") for each in self.writing):
-            found.append(None)  # what is being written somewhere below it
+            found.append(None)  # a file that is being written below it
         return found
 
     def may_be_absent(self, path: Path, since_s: float) -> bool:
-        """Whether the mount may say that a path does not exist, by an answer so old at most."""
+        """Whether the mount may report a path as missing, from an answer of this age."""
         if path in self.writing or self.is_directory(path):
             return False
         return ABSENT in self.bucket.states(path, since_s, self.known_from.get(path, 0))
 
     def names(self, path: Path) -> dict[bytes, bool]:
-        """Return what a listing shows that is made now: names, and whether each is a directory."""
+        """Return the names in a new listing, and whether each is a directory."""
         found = children(self.bucket.now, path)
         for each in self.directories:
             if parent_of(each) == path:
