@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector on loopback: it keeps what it is sent, or does not answer."""
+"""An OpenTelemetry collector on loopback. It records the exports, or does not answer."""
 
 import http.server
 import threading
@@ -18,13 +18,13 @@ Key = tuple[str, frozenset[tuple[str, str]]]
 
 
 def key(name: str, **attributes: str) -> Key:
-    """Return by what a point is found."""
+    """Return the key of a data point."""
     return name, frozenset(attributes.items())
 
 
 @dataclass
 class Export:
-    """One request."""
+    """One export request."""
 
     path: str
     headers: dict[str, str]
@@ -32,7 +32,7 @@ class Export:
 
     @property
     def metrics(self) -> list[pb.Metric]:
-        """All metrics that it has."""
+        """All its metrics."""
         return [
             metric
             for resource in self.body.resource_metrics
@@ -53,10 +53,10 @@ class Export:
 
 @dataclass
 class Collector:
-    """Listens until it is left.
+    """The collector listens inside the `with`.
 
-    `port` takes one that is known to be free. `status` is what it answers; `silent` makes it read
-    and answer nothing.
+    `port` is a port that is known to be free. `status` is the status of its answers. With `silent`
+    it reads requests and does not answer.
     """
 
     port: int = 0
@@ -104,11 +104,11 @@ class Collector:
 
     @property
     def url(self) -> str:
-        """What --otlp-endpoint takes."""
+        """The value for --otlp-endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
     def sums(self) -> "Counter[Key]":
-        """Return what all counters and histograms have told together: values, and sums."""
+        """Return the total of all counters and histograms over all exports: values and sums."""
         found: Counter[Key] = Counter()
         for export in self.exports:
             for name, point in export.points():
@@ -117,7 +117,7 @@ class Collector:
         return found
 
     def counts(self) -> "Counter[Key]":
-        """Return how many values all histograms have told together."""
+        """Return the number of values in all histograms over all exports."""
         found: Counter[Key] = Counter()
         for export in self.exports:
             for name, point in export.points():

@@ -1,8 +1,8 @@
-"""What all tests share: the S3 servers.
+"""The fixtures of all tests: the S3 servers.
 
-Servers start once per run and worker, when the first test asks for one. `MOUNT_S3_TEST_ENDPOINT`
-and `MOUNT_S3_TEST_BUCKET` (with credentials in the usual variables) name a running server to use
-in place of the embedded SeaweedFS.
+Servers start once per run and worker, when the first test needs one. `MOUNT_S3_TEST_ENDPOINT` and
+`MOUNT_S3_TEST_BUCKET`, with credentials in the usual variables, name a running server to use
+instead of the embedded SeaweedFS.
 """
 
 import faulthandler
@@ -27,12 +27,12 @@ faulthandler.enable()
 
 
 def pytest_report_header() -> str:
-    """Say how the cases of this run are drawn again."""
+    """Show the seed of this run, with which its random cases can be repeated."""
     return f"MOUNT_S3_TEST_SEED={SEED}"
 
 
-# Who is started in the background of a script ignores SIGINT, and so would all programs that tests
-# start and interrupt.
+# A background process of a script ignores SIGINT, and so would all programs that tests start and
+# interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,14 +44,14 @@ class Store:
     endpoint_url: str
     bucket: str
     environment: dict[str, str] = field(repr=False)
-    name: str = ""  # of the server, where a test wants to know
+    name: str = ""  # of the server, for tests that need it
 
     def client(self) -> Any:
         """Return a boto3 client with the store's credentials; all calls share one."""
         return _shared_client(*self._settings())
 
     def new_client(self) -> Any:
-        """Return a boto3 client of its own, with the variables of the environment as they are."""
+        """Return a new boto3 client with the variables of the environment as they are."""
         return _client(*self._settings())
 
     def _settings(self) -> tuple[str, str, str, str]:
@@ -67,12 +67,12 @@ class Store:
         return str(self.client().put_object(Bucket=self.bucket, Key=key, Body=body)["ETag"])
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
-        """Put objects, several at a time."""
+        """Put objects, several in parallel."""
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(self.put, objects.keys(), objects.values()))
 
     def delete_all(self, keys: Iterable[str]) -> None:
-        """Delete objects, a thousand with each request."""
+        """Delete objects, a thousand per request."""
         left = [{"Key": key} for key in keys]
         for start in range(0, len(left), 1000):
             some = {"Objects": left[start : start + 1000], "Quiet": True}
@@ -104,7 +104,7 @@ def _store(server: Server) -> Store:
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[Store]:
-    """The server that checks what S3 checks: signatures, clock, conditions."""
+    """The server that checks the same as S3: signatures, the clock, conditions."""
     endpoint = os.environ.get("MOUNT_S3_TEST_ENDPOINT")
     if endpoint:
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
@@ -117,14 +117,14 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def flat_store() -> Iterator[Store]:
-    """The server with S3's flat key space and order: for odd keys."""
+    """The server with S3's flat key space and order, for odd keys."""
     with Ministack() as server:
         yield _store(server)
 
 
 @pytest.fixture(scope="session", params=STORES)
 def each_store(request: pytest.FixtureRequest) -> Iterator[Store]:
-    """Each server that is here, one after another."""
+    """Each available server in turn."""
     server = STORES[request.param].server
     reason = why_missing(server)
     if reason is not None:

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, and what its queries ask Prometheus for."""
+"""The Grafana dashboard and its Prometheus queries."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import promql_parser
 
 PATH = Path(__file__).parents[1] / "packaging" / "grafana" / "mount-s3.json"
-#: Those that Prometheus adds to what it fetches.
+#: Labels that Prometheus itself adds.
 SCRAPED = frozenset({"instance", "job"})
 
 
 class Use(NamedTuple):
-    """A metric in a query, and the labels that the query needs it to have."""
+    """A metric in a query, and the labels that the query requires."""
 
     metric: str
     labels: frozenset[str]
@@ -26,18 +26,18 @@ def load() -> dict[str, Any]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Return the panels that show something."""
+    """Return the panels with queries."""
     return [panel for panel in load()["panels"] if panel["type"] != "row"]
 
 
 def queries() -> list[str]:
-    """Return all queries, as Prometheus gets them from Grafana."""
+    """Return all queries, as Grafana sends them to Prometheus."""
     found = [target["expr"] for panel in panels() for target in panel["targets"]]
     return [query.replace("$__rate_interval", "5m") for query in found]
 
 
 def uses(query: str) -> list[Use]:
-    """Return all metrics of a query. Raises ValueError where it is no PromQL."""
+    """Return all metrics of a query. Raises ValueError if it is not PromQL."""
     return list(_uses(promql_parser.parse(query), frozenset()))
 
 

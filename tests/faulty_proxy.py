@@ -1,12 +1,12 @@
-"""An HTTP proxy in front of a real S3 server that does what a real server cannot be told to.
+"""An HTTP proxy in front of a real S3 server. It causes faults that a real server cannot cause.
 
-`with FaultyProxy(store.endpoint_url) as proxy:` and then `proxy.faults.append(fault)`: a fault
-sees each request and may answer in the server's place, or damage the server's answer. With no
-faults it passes everything on, the Host header too, so that signatures stay right. With `tls`
-it speaks TLS to its clients. `proxy.before` has faults that see a request before its body has been
-read and before the server is asked: what they answer, or cut, the server hears nothing of.
+Use `with FaultyProxy(store.endpoint_url) as proxy:` and `proxy.faults.append(fault)`. A fault
+gets each exchange and may replace or damage the server's answer. Without faults the proxy passes
+everything on, including the Host header, so that signatures stay valid. With `tls` it speaks TLS to
+its clients. The faults in `proxy.before` get a request before its body is read and before the
+server gets it. If such a fault answers or cuts the connection, the server gets nothing.
 
-It knows only what HTTP needs: one request, one answer, with Content-Length or in chunks.
+It supports only a small part of HTTP: one request, one answer, with Content-Length or in chunks.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from typing import Self
 from urllib.parse import urlsplit
 
 CHUNK_BYTES = 64 << 10
-#: Between the bodies of an endless answer.
+#: Pause between two bodies of an endless answer.
 PAUSE_S = 0.02
 
 
 @dataclass
 class Exchange:
-    """A request, and the answer that will be sent; a fault changes the answer.
+    """A request and its answer; a fault changes the answer.
 
-    `cut_at` closes the connection after so many bytes of the body, `delay_s` waits before
-    the headers and `stall_at` before that byte of the body, until the proxy ends. `lost` closes
-    it without an answer. `endless` repeats the body for as long as anybody takes it, for which
-    the headers have to leave room. `chunked` sends the body in chunks, without its length. What
-    was asked has been done in each case, but for faults in `before`; these may also set `taken`:
-    the connection is closed after so many bytes of the request.
+    `cut_at` closes the connection after this many bytes of the body. `delay_s` is a pause before
+    the headers. `stall_at` stops before this byte of the body until the proxy ends. `lost` closes
+    the connection without an answer. `endless` repeats the body until the client closes the
+    connection; the headers must allow that. `chunked` sends the body in chunks, without its length.
+    In all these cases the server has carried out the request, except for faults in `before`. These
+    may also set `taken`, which closes the connection after this many bytes of the request.
     """
 
     method: str
@@ -57,20 +57,20 @@ class Exchange:
 
     @property
     def body_size(self) -> int:
-        """How many bytes the request's body has."""
+        """The size of the request's body."""
         for name, value in self.request_headers.items():
             if name.lower() == "content-length":
                 return int(value)
         return 0
 
     def header(self, name: str) -> str | None:
-        """Return a header of the request, whatever its case."""
+        """Return a header of the request; its case does not matter."""
         found = {key.lower(): value for key, value in self.request_headers.items()}
         return found.get(name.lower())
 
     @property
     def is_write(self) -> bool:
-        """Whether it is to change the bucket."""
+        """Whether the request would change the bucket."""
         return self.method in ("PUT", "POST", "DELETE")
 
     @property
@@ -89,7 +89,7 @@ class Exchange:
         return self.method == "GET" and "list-type=2" in self.target
 
     def drop_header(self, name: str) -> None:
-        """Take a header out of the answer."""
+        """Remove a header from the answer."""
         self.headers = [each for each in self.headers if each[0].lower() != name]
 
     def refuse(self, status: int, code: str) -> None:
@@ -118,7 +118,7 @@ class FaultyProxy:
         self.faults: list[Fault] = []
         self.before: list[Fault] = []
         self._connections: set[socket.socket] = set()
-        self._cut: set[socket.socket] = set()  # by cut_all, and still being served
+        self._cut: set[socket.socket] = set()  # by cut_all; still being served
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by path
         self.seen: list[tuple[str, str]] = []  # method and target of every request
         self._stopping = threading.Event()
@@ -139,7 +139,7 @@ class FaultyProxy:
             def do_GET(self) -> None:
                 proxy._serve(self)
 
-            # The names are http.server's.
+            # The names are those of http.server.
             do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
@@ -150,11 +150,11 @@ class FaultyProxy:
             request_queue_size = 64
 
             def handle_error(self, *_: object) -> None:
-                pass  # the client went away: that is what clients of faulty servers do
+                pass  # the client has closed the connection, as clients of faulty servers do
 
         self._server = Server(("127.0.0.1", port), Handler)
         if tls is not None:
-            # The handshake belongs into the connection's own thread, at its first read.
+            # The handshake belongs to the connection's own thread, at its first read.
             self._server.socket = tls.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -177,14 +177,14 @@ class FaultyProxy:
         self._server.server_close()
 
     def cut_all(self) -> None:
-        """Close all connections, whatever is under way on them."""
+        """Close all connections, with all requests in progress on them."""
         for connection in list(self._connections):
             self._cut.add(connection)
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        if self._stopping.is_set():  # on a connection that was open before
+        if self._stopping.is_set():  # on a connection that was already open
             handler.close_connection = True
             return
         exchange = Exchange(handler.command, handler.path, dict(handler.headers.items()))
@@ -235,11 +235,11 @@ class FaultyProxy:
             handler.wfile.write(body)
 
     def _turn_of(self, exchange: Exchange) -> contextlib.AbstractContextManager[object]:
-        """Return what a request holds while the server works on it.
+        """Return the lock that a request holds while the server works on it.
 
-        Writes of one object arrive in the order in which they were sent. A network keeps a
-        connection's bytes no longer than the connection, but a thread of this proxy may: it would
-        bring a request whose connection was cut after the one that was sent in its place, and after
+        Writes to one object arrive in the order in which they were sent. A network forgets a
+        connection's bytes when the connection ends, but a thread of this proxy might not: after its
+        connection was cut, it could deliver a request after the one that replaced it, or even after
         the next version of the object.
         """
         if not exchange.is_write or "partNumber=" in exchange.target:
@@ -274,21 +274,21 @@ class FaultyProxy:
 
 
 def in_chunks(body: bytes) -> bytes:
-    """Return a body as `Transfer-Encoding: chunked` has it."""
+    """Return a body in the form of `Transfer-Encoding: chunked`."""
     chunks = [body[start : start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
     framed = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]]
     return b"".join(framed)
 
 
 def flip_bit(exchange: Exchange) -> None:
-    """Change one bit of the body, in its middle, as a bad memory or network card does."""
+    """Change one bit in the middle of the body, as bad memory or a bad network card does."""
     middle = len(exchange.body) // 2
     flipped = bytes([exchange.body[middle] ^ 16])
     exchange.body = exchange.body[:middle] + flipped + exchange.body[middle + 1 :]
 
 
 def times(count: int, fault: Fault) -> Fault:
-    """Return `fault`, but only for the first `count` exchanges that it is asked about."""
+    """Return `fault`, but only for the first `count` exchanges that it gets."""
     lock = threading.Lock()
     left = count
 
@@ -324,5 +324,5 @@ def on_lists(fault: Fault) -> Fault:
 
 
 def refuse(status: int, code: str) -> Fault:
-    """Return the fault of answering with an S3 error."""
+    """Return the fault that answers with an S3 error."""
     return lambda exchange: exchange.refuse(status, code)

@@ -1,8 +1,8 @@
-"""A real HTTP proxy (proxy.py), as companies have them: the only way out.
+"""A real HTTP proxy (proxy.py), as in company networks: the only way out.
 
-`with ForwardProxy(folder) as proxy:` and then `proxy.url`. It resolves every name that ends in
-".test" to loopback, and nobody else does: what is reached by such a name has gone through it.
-It runs in a process of its own.
+Use `with ForwardProxy(folder) as proxy:` and `proxy.url`. It resolves every name that ends in
+".test" to loopback. Nothing else resolves such names, so a request to one must have gone through
+the proxy. The proxy runs in its own process.
 """
 
 import os
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 class Names(HttpProxyBasePlugin):
-    """What the proxy does beyond proxying: its own names."""
+    """The proxy's only extension: it resolves its own names."""
 
     def resolve_dns(self, host: str, port: int) -> tuple[str | None, None]:
         return ("127.0.0.1" if host.endswith(".test") else None), None
@@ -36,7 +36,7 @@ class Names(HttpProxyBasePlugin):
 
 
 class ForwardProxy:
-    """The proxy. `login` is "user:password", as clients have to send it."""
+    """The proxy. `login` is "user:password", which clients must send."""
 
     def __init__(self, folder: Path, login: str = "") -> None:
         self._folder = folder
@@ -46,16 +46,16 @@ class ForwardProxy:
 
     @property
     def url(self) -> str:
-        """Where it listens; without a login."""
+        """Its address, without the login."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def log(self) -> str:
-        """A line for each connection that has ended: whose it was, where it led."""
+        """The log: a line for each ended connection, with its client and its destination."""
         return (self._folder / "log").read_text()
 
     def start(self) -> Self:
-        """Start it, on the port that it had before."""
+        """Start the proxy, at its previous port if it had one."""
         self._folder.mkdir(exist_ok=True)
         port_file = self._folder / "port"
         port_file.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ class ForwardProxy:
         return self
 
     def stop(self) -> None:
-        """End it, and all connections through it."""
+        """End the proxy and all connections through it."""
         process, self._process = self._process, None
         if process is not None:
             end_process_group(process.pid, process)

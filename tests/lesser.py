@@ -1,8 +1,8 @@
-"""Stores that can do less than S3, made of real ones: faults for a proxy in front of ministack,
-which checks no signatures.
+"""Stores that support less than S3, made from a real one: faults for a proxy before ministack.
 
-Those for the proxy's `before` take out of requests what the store is not to know, or refuse it as
-real stores do. Those for its `faults` write answers as other stores and proxies do.
+Ministack checks no signatures. The faults for the proxy's `before` remove parts of requests that
+the store does not support, or refuse them as real stores do. The faults for its `faults` change
+answers to those of other stores and proxies.
 """
 
 import html
@@ -14,7 +14,7 @@ from tests.faulty_proxy import Exchange, Fault
 
 
 def without_parameter(*names: str) -> Fault:
-    """Let the store not see these parameters."""
+    """Hide these parameters from the store."""
 
     def fault(exchange: Exchange) -> None:
         path, _, query = exchange.target.partition("?")
@@ -25,7 +25,7 @@ def without_parameter(*names: str) -> Fault:
 
 
 def without_header(name: str) -> Fault:
-    """Let the store not see this header of a GET."""
+    """Hide this header of a GET from the store."""
 
     def fault(exchange: Exchange) -> None:
         if exchange.method == "GET":
@@ -35,7 +35,7 @@ def without_header(name: str) -> Fault:
 
 
 def refuse_checksums(exchange: Exchange) -> None:
-    """Refuse all headers of checksums, in the words of Backblaze B2.
+    """Refuse all checksum headers, with Backblaze B2's message.
 
     https://github.com/vatesfr/xen-orchestra/issues/8358
     """
@@ -49,7 +49,7 @@ def refuse_checksums(exchange: Exchange) -> None:
 
 
 def refuse_conditions(exchange: Exchange) -> None:
-    """Refuse conditions of what writes, as S3 did before it knew any."""
+    """Refuse conditions of writes, as S3 did before it supported them."""
     names = {name.lower() for name in exchange.request_headers}
     if exchange.is_write and names & {"if-match", "if-none-match"}:
         exchange.refuse(501, "NotImplemented")
@@ -67,10 +67,10 @@ def refuse_copied_parts(status: int, code: str) -> Fault:
 
 
 class RefuseUnequalParts:
-    """Refuse to make an object of parts that have not one size, in the words of Cloudflare R2.
+    """Refuse an object whose parts have different sizes, with Cloudflare R2's message.
 
-    https://developers.cloudflare.com/r2/objects/multipart-objects/ for a proxy's `before`;
-    `refused` counts.
+    Use it in a proxy's `before`; `refused` counts.
+    https://developers.cloudflare.com/r2/objects/multipart-objects/
     """
 
     def __init__(self) -> None:
@@ -98,13 +98,13 @@ class RefuseUnequalParts:
 
 
 def refuse_if_match(exchange: Exchange) -> None:
-    """Take no ETag for a match of a GET, as a server does that has weak ones only."""
+    """Let no ETag match the condition of a GET, like a server that has only weak ones."""
     if exchange.method == "GET" and exchange.header("if-match") is not None:
         exchange.refuse(412, "PreconditionFailed")
 
 
 def change_etags(change: Callable[[str], str]) -> Fault:
-    """Return the fault of changing how ETags are written, in headers and listings."""
+    """Return the fault that changes the form of ETags, in headers and listings."""
 
     def in_body(match: re.Match[bytes]) -> bytes:
         etag = html.unescape(match[1].decode())
@@ -129,5 +129,5 @@ def without_lengths(exchange: Exchange) -> None:
         exchange.chunked = True
 
 
-#: A store that knows ListObjects only.
+#: A store that supports only ListObjects.
 only_v1 = without_parameter("list-type", "start-after", "continuation-token")

@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-#: Of use in a clone alone.
+#: Files that only a clone needs.
 CLONES_ONLY = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
 
 
 def sources() -> set[str]:
-    """Return the paths of all files that belong to the project; skips where git cannot tell."""
+    """Return the paths of all files of the project; skip the test if git cannot list them."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no clone: only git knows which files belong to it")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -22,7 +22,7 @@ def sources() -> set[str]:
 
 
 def source_archive(folder: Path) -> Path:
-    """Return a new source archive, made of the files that belong to the project and no others."""
+    """Return a new source archive of exactly the files of the project."""
     checkout = folder / "checkout"
     for name in sources():
         copy = checkout / name

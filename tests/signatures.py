@@ -1,4 +1,4 @@
-"""Signatures of requests, as botocore makes them: another implementation than the CRT's."""
+"""Signatures of requests, computed by botocore: an implementation other than the CRT's."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +12,7 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 
 @dataclass(frozen=True)
 class Authorization:
-    """What the header of that name says. `signed` are names of headers, in lower case."""
+    """The parsed Authorization header. `signed` are names of headers, in lower case."""
 
     key_id: str
     scope: str
@@ -28,7 +28,7 @@ class Authorization:
         return cls(key_id, scope, signed, fields["Signature"])
 
     def header(self) -> str:
-        """Return it as it is sent."""
+        """Return the header's value."""
         credential = f"{self.key_id}/{self.scope}"
         names = ";".join(self.signed)
         return (
@@ -38,11 +38,11 @@ class Authorization:
 
 
 def signature(method: str, url: str, headers: dict[str, str], scope: str, secret: str) -> str:
-    """Return the signature of a request by its signed headers, whose names are in lower case."""
+    """Return the signature of a request over its signed headers, whose names are in lower case."""
     _, region, service, _ = scope.split("/")
     request = AWSRequest(method=method, url=url, headers=headers)
     request.context["timestamp"] = headers["x-amz-date"]
     auth = S3SigV4Auth(Credentials("", secret), service, region)
     canonical = auth.canonical_request(request)
-    # The key id is not part of what is signed.
+    # The key id is not part of the signed text.
     return str(auth.signature(auth.string_to_sign(request, canonical), request))

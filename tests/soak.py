@@ -1,8 +1,7 @@
-"""How much is tried: `make test` tries a little of each kind, `make soak` ten times as much.
+"""The number of cases: few of each kind in `make test`, ten times as many in `make soak`.
 
-`MOUNT_S3_TEST_SOAK` says how many times as much. Cases that are drawn at random come from `SEED`,
-which is another in each run and is printed at its start; `MOUNT_S3_TEST_SEED` has those of a run
-tried again.
+`MOUNT_S3_TEST_SOAK` is the factor. Random cases come from `SEED`, which differs in each run and is
+printed at its start. To repeat a run, set `MOUNT_S3_TEST_SEED` to its seed.
 """
 
 import os
@@ -12,10 +11,10 @@ from hypothesis import HealthCheck, settings
 
 TIMES = int(os.environ.get("MOUNT_S3_TEST_SOAK", "1"))
 
-#: pytest-xdist's workers inherit it: all of them have to collect the same cases.
+#: pytest-xdist's workers inherit the seed, because all of them must collect the same cases.
 SEED = int(os.environ.setdefault("MOUNT_S3_TEST_SEED", str(random.randrange(1 << 32))))
 
-# How long drawing takes says more about how busy the machine is than about the test.
+# The time to draw a case says more about the load of the machine than about the test.
 settings.register_profile(
     "tests",
     max_examples=100 * TIMES,
@@ -26,15 +25,15 @@ settings.load_profile("tests")
 
 
 def examples(count: int) -> int:
-    """Return how many examples hypothesis tries where `make test` tries `count`."""
+    """Return the number of hypothesis' examples, if `make test` uses `count`."""
     return count * TIMES
 
 
 def seeds(*, fixed: int = 1, drawn: int = 0) -> dict[str, int]:
-    """Return the seeds of random cases, by the name that a case has in every run.
+    """Return the seeds of random cases, by the name of the case, which is the same in every run.
 
-    `make soak` draws some for every case. A test that compares costs with a bound draws none
-    in `make test`: a seed in a thousand that is past the bound says nothing about a change.
+    `make soak` draws additional seeds for every test. A test that compares costs with a bound draws
+    none in `make test`: one seed in a thousand that exceeds the bound says nothing about a change.
     """
     drawn = drawn * TIMES + TIMES - 1
     return {f"seed{index}": index for index in range(1, fixed + 1)} | {

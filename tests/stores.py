@@ -1,13 +1,12 @@
-"""The stores that a mount is tried with, what each does with what is asked of it, and what a mount
-cannot do there.
+"""The stores that are tested, their answers to S3 requests, and what a mount cannot do with them.
 
-`ANSWERS` is compared with the stores by tests/server/test_stores.py, `LACKS` by
-tests/mount/test_stores.py, one test for each of `BEHAVIOURS`: both fail when a store becomes worse,
-and when it becomes better. The tables of docs/stores.md are made of them:
+tests/server/test_stores.py compares `ANSWERS` with the stores, and tests/mount/test_stores.py has a
+test for each of `BEHAVIOURS` and compares the failures with `LACKS`. Both fail if a store becomes
+worse, and if it becomes better. The tables of docs/stores.md come from here:
 
     python -m tests.stores
 
-writes them anew; tests/unit/test_docs.py compares.
+writes them; tests/unit/test_docs.py compares them.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "stores.md"
 
 @dataclass(frozen=True)
 class Tried:
-    """A store as it is tried: the version is that of constraints.txt or tools/build-stores."""
+    """A store under test. The version is that of constraints.txt or tools/build-stores."""
 
     server: type[Server]
     title: str
@@ -36,7 +35,7 @@ STORES = {
 
 YES, NO, IGNORED = "yes", "no", "ignored"
 
-#: What is asked, and what each store answers. See tests/server/test_stores.py for the words.
+#: The questions, and the answer of each store. tests/server/test_stores.py explains the words.
 QUESTIONS = {
     "signatures": "a wrong secret key is refused",
     "pages_by_token": "ListObjectsV2 in pages",
@@ -85,7 +84,7 @@ ANSWERS = {
     }.items()
 }
 
-#: What a mount is tried with: the name of a test, and what it says in the table.
+#: The behaviours to test on a mount: the name of a test, and the text of its row.
 BEHAVIOURS = {
     "nested_directories": "list nested directories, and nothing else",
     "many_names": "list a directory of 2,500 names, in several pages",
@@ -114,7 +113,7 @@ BEHAVIOURS = {
     "checksums_verified": "reads are compared with it",
 }
 
-#: What a mount cannot do with a store, and what was seen.
+#: What a mount cannot do with a store, and what happens instead.
 LACKS = {
     ("minio", "file_beside_directory"): "hides `a/b` where there is an object `a`",
     ("versitygw", "file_beside_directory"): "refuses it: keys are files and folders there",
@@ -128,7 +127,7 @@ LACKS = {
 
 # --- the document ---
 
-#: Between these lines of it is what is made here.
+#: The generated part of the document is between these lines.
 BEGIN, END = "<!-- made by python -m tests.stores -->", "<!-- end -->"
 
 
@@ -156,7 +155,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def renewed(document: str) -> str:
-    """Return the document with the tables as they are now."""
+    """Return the document with the current tables."""
     before, _, rest = document.partition(BEGIN)
     _, _, behind = rest.partition(END)
     return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{behind}"

@@ -1,8 +1,8 @@
-"""Keys that end after seconds, in front of a real server that knows one pair for good.
+"""Keys that expire after seconds, in front of a real server that has one permanent pair.
 
-`keys = TemporaryKeys(store, life_s=10)`, and `proxy.before.append(keys.check)` for a `FaultyProxy`:
-requests are let through only if they are signed, rightly, with keys that `issue` has given and that
-have not ended, and go on signed with the server's own. `used` has the key of each request.
+Create `keys = TemporaryKeys(store, life_s=10)`, and add `keys.check` to the `before` faults of a
+`FaultyProxy`. A request passes only if it is correctly signed with keys from `issue` that have not
+expired. It is then signed again with the server's own keys. `used` records the key of each request.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from tests.signatures import Authorization, signature
 
 @dataclass(frozen=True)
 class Keys:
-    """What STS gives."""
+    """Temporary keys, as STS issues them."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -26,11 +26,11 @@ class Keys:
 
     @property
     def ends_text(self) -> str:
-        """The end as AWS writes it."""
+        """The expiry in AWS's format."""
         return self.ends.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def as_json(self) -> dict[str, str]:
-        """The keys as metadata services write them."""
+        """The keys in the format of metadata services."""
         return {
             "Code": "Success",
             "AccessKeyId": self.access_key,
@@ -41,7 +41,7 @@ class Keys:
 
 
 class TemporaryKeys:
-    """Gives them, and knows them again."""
+    """Issues keys, and recognises them."""
 
     def __init__(self, store: Store, life_s: float) -> None:
         self._store = store
@@ -49,10 +49,10 @@ class TemporaryKeys:
         self._lock = threading.Lock()
         self._issued: dict[str, Keys] = {}
         self.used: list[str] = []
-        self.refused: list[str] = []  # codes
+        self.refused: list[str] = []  # error codes of the refusals
 
     def issue(self) -> Keys:
-        """Return new keys, good from now on."""
+        """Return new keys, valid from now on."""
         keys = Keys(
             "ASIA" + secrets.token_hex(8).upper(),
             secrets.token_hex(20),
@@ -65,20 +65,20 @@ class TemporaryKeys:
 
     @property
     def secrets(self) -> list[str]:
-        """What must not be seen of the keys that were issued."""
+        """The secrets of all issued keys."""
         with self._lock:
             return [
                 text for keys in self._issued.values() for text in (keys.secret_key, keys.token)
             ]
 
     def end_all(self) -> None:
-        """Let all that have been given be good no longer, whatever was said."""
+        """Invalidate all issued keys, whatever their expiry."""
         with self._lock:
             now = datetime.now(UTC)
             self._issued = {k: replace(v, ends=now) for k, v in self._issued.items()}
 
     def check(self, exchange: Exchange) -> None:
-        """Let the exchange go on, or refuse it as S3 does."""
+        """Let the exchange pass, or refuse it as S3 does."""
         given = {name.lower(): value for name, value in exchange.request_headers.items()}
         authorization = Authorization.parse(given["authorization"])
         keys = self._issued.get(authorization.key_id)

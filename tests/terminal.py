@@ -1,4 +1,4 @@
-"""A pseudo terminal: what a program, or a stream of this process, shows on it."""
+"""A pseudo terminal for a program, or for a stream of this process."""
 
 import contextlib
 import fcntl
@@ -13,13 +13,13 @@ from typing import TextIO
 
 import pyte
 
-#: pyte does not know all that xterm does. This one has an alternate screen, too.
+#: pyte does not support all of xterm. This screen also has an alternate screen.
 TERM = "screen"
 ALTERNATE, NORMAL = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
 class Terminal:
-    """A screen of a size; `stream` writes to it, `type` is its keyboard."""
+    """A screen of a given size. `stream` writes to it, and `type` is its keyboard."""
 
     def __init__(self, columns: int = 80, rows: int = 24) -> None:
         self._master, self._slave = os.openpty()
@@ -31,7 +31,7 @@ class Terminal:
         self.resize(columns, rows)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change the size, as its user may at any time."""
+        """Change the size, as a user may at any time."""
         termios.tcsetwinsize(self._slave, (rows, columns))
         self._screen.resize(rows, columns)
 
@@ -41,7 +41,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What it shows, without the empty lines at the end."""
+        """The text on the screen, without empty lines at the end."""
         self._take()
         lines = [line.rstrip() for line in self._screen.display]
         while lines and not lines[-1]:
@@ -50,11 +50,11 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What it shows."""
+        """The text on the screen."""
         return "\n".join(self.lines)
 
     def until(self, condition: Callable[[str], object], within_s: float = 20.0) -> str:
-        """Wait until the condition holds for the text; return that."""
+        """Wait until the condition holds for the text; return the text."""
         deadline = time.monotonic() + within_s
         while not condition(text := self.text):
             assert time.monotonic() < deadline, f"this is shown:\n{text}"
@@ -62,7 +62,7 @@ class Terminal:
         return text
 
     def run(self, command: Sequence[str | Path], env: dict[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a program on it, which gets the signals that its keys cause."""
+        """Start a program on the terminal; the keys send it signals."""
         program = subprocess.Popen(
             command,
             stdin=self._slave,
@@ -77,12 +77,12 @@ class Terminal:
         return program
 
     def wait(self, program: "subprocess.Popen[bytes]", within_s: float = 20.0) -> int:
-        """Wait until a program has ended, and take what it writes; return its exit code."""
+        """Wait until a program has ended, and read its output; return its exit code."""
         self.until(lambda _: program.poll() is not None, within_s)
         return program.returncode
 
     def close(self) -> None:
-        """Switch it off, and end what runs on it."""
+        """Close the terminal, and end its programs."""
         for program in self._programs:
             program.kill()
             program.wait()
