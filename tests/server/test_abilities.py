@@ -17,8 +17,7 @@ from mountpoint._fastpath import Part, slice_of
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
 from mountpoint.errors import MountError, PreconditionFailed
 from mountpoint.metrics.recorder import Meters
-from mountpoint.s3 import capabilities as capabilities
-from mountpoint.s3 import connect
+from mountpoint.s3 import connect, feature_probe
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
@@ -215,7 +214,7 @@ def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verif
 
 def test_no_answer(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question without a timely answer counts as supported, and does not delay the mount."""
-    monkeypatch.setattr(capabilities, "TRY_S", 0.2)
+    monkeypatch.setattr(feature_probe, "TRY_S", 0.2)
 
     def slow(exchange: Exchange) -> None:
         if exchange.is_data or "start-after" in exchange.target:
