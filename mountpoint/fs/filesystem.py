@@ -35,11 +35,11 @@ from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
-from mountpoint.fs.rename import Renamer
 from mountpoint.fs.resolver import Resolver
-from mountpoint.fs.unlink import Remover
 from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import Held
+from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
 from mountpoint.read.stream import Bytes
 from mountpoint.system.memory import drop_leftovers, give_back

@@ -14,17 +14,17 @@ from mountpoint.fs.handles import HandleTable, OpenFile
 from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
-from mountpoint.fs.rename import Renamer
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.setattr import AttributeStore
-from mountpoint.fs.unlink import Remover
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.readers import Readers
+from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import Held
 from mountpoint.fs.writes.staged.writes import StagedWrites
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
+from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.prefetch import WalkPrefetcher
 from mountpoint.read.streams import Streams
