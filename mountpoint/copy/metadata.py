@@ -88,8 +88,8 @@ class SelfCopies:
         terms = Terms(Condition(etag=source.etag))
         fallback = Fallback(self._client.capabilities, "copy", terms, send)
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
-        question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
-        return question.answer(functools.partial(self._made, source, change))
+        call = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
+        return call.answer(functools.partial(self._made, source, change))
 
     def _made(self, source: ObjectInfo, change: Change) -> Written | None:
         """Return the object if it has the changed metadata and the old size, else None."""

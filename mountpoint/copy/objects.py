@@ -303,9 +303,9 @@ class Copies:
 
         fallback = Fallback(self._client.capabilities, "copy", Terms(condition), send)
         more_s = source.size_bytes / SLOWEST_COPY_BYTES_PER_S
-        question = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
+        call = self._retry_policy.ask(fallback.start, more_s=more_s, again=fallback.applies)
         try:
-            return question.answer(functools.partial(self._made, source, key)).etag
+            return call.answer(functools.partial(self._made, source, key)).etag
         except PreconditionFailed as error:
             if type(error) is not PreconditionFailed:
                 raise

@@ -5,7 +5,7 @@ The upload's lock guards everything here.
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -14,10 +14,8 @@ from mountpoint.s3.client import (
     NO_METADATA,
     Body,
     Checksum,
-    Condition,
     ObjectClient,
     ObjectInfo,
-    PutOptions,
     Stored,
     Written,
 )
@@ -25,7 +23,7 @@ from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.lost_answers import etag_of_body, etag_of_parts, is_sent
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
-from mountpoint.upload.multipart import Sent
+from mountpoint.upload.multipart import Sent, Target
 from mountpoint.upload.parts import MOST_PARTS, are_equal
 from mountpoint.upload.requests import LostAnswer, UploadRequest, UploadRequests
 
@@ -41,14 +39,12 @@ WRITE_AGAIN = (
 
 
 class Completion:
-    """The end of the upload of `key`. Calls `completed` or `failed` once, with the lock held."""
+    """The end of the upload of `target`. Calls `completed` or `failed` once, with the lock held."""
 
     def __init__(
         self,
         client: ObjectClient,
-        key: bytes,
-        options: PutOptions,
-        condition: Condition,
+        target: Target,
         *,
         requests: UploadRequests,
         retry_policy: RetryPolicy,
@@ -63,18 +59,8 @@ class Completion:
         self._completed = completed
         self._failed = failed
         # mutable, until the object is created
-        self.key = key
-        self.condition = condition
-        self._options = options  # until the first request is sent
+        self._target = target
         self._unequal = False  # its parts have different sizes
-
-    def describe(self, metadata: Mapping[str, str]) -> None:
-        """Add metadata to the object; only before any request is sent."""
-        self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
-
-    def retype(self, content_type: str | None) -> None:
-        """Set the content type of the object; only before any request is sent."""
-        self._options = replace(self._options, content_type=content_type)
 
     def put(self, body: Body) -> None:
         """Create the object from one body."""
@@ -82,7 +68,9 @@ class Completion:
 
         def send(terms: Terms) -> "Future[Written]":
             sent = body if terms.checksums else replace(body, checksum=None)
-            return self._client.put_object(self.key, sent, self._options, terms.condition)
+            return self._client.put_object(
+                self._target.key, sent, self._target.options, terms.condition
+            )
 
         def done(written: Written) -> None:
             self._completed(self._described(written, size_bytes))
@@ -97,14 +85,14 @@ class Completion:
         parts = [each.done for each in sent]
         self._unequal = not are_equal([each.size_bytes for each in sent])
         whole = None
-        name = self._options.checksum
+        name = self._target.options.checksum
         digests = [(each.digest, each.size_bytes) for each in sent if each.digest is not None]
         if name is not None and len(digests) == len(sent):
             whole = Checksum(name, checksum.of_parts(name, digests))
 
         def send(terms: Terms) -> "Future[Written]":
             return self._client.complete_upload(
-                self.key,
+                self._target.key,
                 upload_id,
                 parts,
                 size_bytes=size_bytes,
@@ -131,9 +119,9 @@ class Completion:
         try_s: float | None,
     ) -> None:
         """Send the request that creates the object, without the headers that the server rejects."""
-        terms = Terms(self.condition, checksums=self._options.checksum is not None)
+        terms = Terms(self._target.condition, checksums=self._target.options.checksum is not None)
         fallback = Fallback(self._capabilities, "write", terms, send)
-        ask = functools.partial(self._client.describe, self.key)
+        ask = functools.partial(self._client.describe, self._target.key)
 
         def refused(error: S3Error) -> None:
             self._failed(self._meaning(error))
@@ -161,14 +149,14 @@ class Completion:
         def refused(_: S3Error) -> None:
             self._completed(told)  # the upload is complete all the same
 
-        start = functools.partial(self._client.head, self.key)
+        start = functools.partial(self._client.head, self._target.key)
         self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
 
     def _meaning(self, error: S3Error) -> S3Error:
         """Return the error for the file's writer from a refusal to create the object."""
         if self._unequal and self._capabilities.refused_unequal_parts(error):
             error.hint = WRITE_AGAIN
-        if type(error) is not PreconditionFailed or not self.condition.absent:
+        if type(error) is not PreconditionFailed or not self._target.condition.absent:
             return error
         return AlreadyExists(
             "another writer created the object in the meantime",
@@ -179,12 +167,12 @@ class Completion:
 
     def _described(self, written: Written, size_bytes: int) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000
-        storage_class = self._options.storage_class or "STANDARD"
+        storage_class = self._target.options.storage_class or "STANDARD"
         return ObjectInfo(
-            self.key,
+            self._target.key,
             size_bytes,
             date_ns,
             written.etag,
             storage_class,
-            metadata=self._options.metadata or NO_METADATA,
+            metadata=self._target.options.metadata or NO_METADATA,
         )

@@ -11,7 +11,7 @@ The upload's lock guards everything here.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from mountpoint.errors import NoSuchUpload, S3Error, TooLarge
 from mountpoint.s3.client import (
     Body,
     Checksum,
+    Condition,
     ObjectClient,
     ObjectInfo,
     PartDone,
@@ -46,8 +47,17 @@ class Sent:
     size_bytes: int
 
 
+@dataclass(slots=True)
+class Target:
+    """The object that an upload creates. It may change until the upload's first request is sent."""
+
+    key: bytes
+    options: PutOptions
+    condition: Condition
+
+
 class Multipart:
-    """The multipart upload of `key`; it sends no request before the first part.
+    """The multipart upload of `target`; it sends no request before the first part.
 
     Calls `arrived` with each body that S3 has accepted, and `failed` with errors that no retry
     helped, with the upload's lock held, as all methods are called.
@@ -56,8 +66,7 @@ class Multipart:
     def __init__(
         self,
         client: ObjectClient,
-        key: bytes,
-        options: PutOptions,
+        target: Target,
         *,
         requests: UploadRequests,
         scheduler: RequestScheduler,
@@ -73,8 +82,7 @@ class Multipart:
         self._arrived = arrived
         self._failed = failed
         # mutable
-        self.key = key  # until it has begun
-        self._options = options  # until it has begun
+        self._target = target
         self.begun = False  # CreateMultipartUpload has been sent
         self.upload_id: str | None = None
         self.in_flight = 0  # parts that are sent
@@ -84,14 +92,6 @@ class Multipart:
         self._waiting_for_id: list[Callable[[str], None]] = []
         self.next_number = 1
         self._sent: dict[int, Sent] = {}
-
-    def describe(self, metadata: Mapping[str, str]) -> None:
-        """Add metadata to the object; only before the upload has begun."""
-        self._options = replace(self._options, metadata={**self._options.metadata, **metadata})
-
-    def retype(self, content_type: str | None) -> None:
-        """Set the content type of the object; only before the upload has begun."""
-        self._options = replace(self._options, content_type=content_type)
 
     def send(self, body: Body, digest: bytes) -> None:
         """Send the next part. Raises TooLarge when there are no more part numbers."""
@@ -107,7 +107,7 @@ class Multipart:
         def go(upload_id: str) -> None:
             def send(terms: Terms) -> "Future[Written]":
                 sent = body if terms.checksums else replace(body, checksum=None)
-                return self._client.upload_part(self.key, upload_id, number, sent)
+                return self._client.upload_part(self._target.key, upload_id, number, sent)
 
             self._send(send, done, self._failed, body.size_bytes)
 
@@ -120,7 +120,7 @@ class Multipart:
         """
         number = self._number()
         self.copying += 1
-        name = self._options.checksum
+        name = self._target.options.checksum
 
         def done(written: Written) -> None:
             told = digest = None
@@ -144,7 +144,7 @@ class Multipart:
             begin = functools.partial(
                 self._client.copy_part,
                 source.key,
-                self.key,
+                self._target.key,
                 upload_id,
                 number,
                 start,
@@ -186,7 +186,7 @@ class Multipart:
         try_s: float | None = None,
     ) -> None:
         """Send a request that may carry a checksum, unless the server accepts none."""
-        terms = Terms(checksums=self._options.checksum is not None)
+        terms = Terms(checksums=self._target.options.checksum is not None)
         fallback = Fallback(self._client.capabilities, "write", terms, send)
         self._requests.send(
             UploadRequest(fallback.start, done, failed, size_bytes, try_s, fallback.applies)
@@ -211,16 +211,16 @@ class Multipart:
             self.begun, self.aborted = True, False
 
             def send(terms: Terms) -> "Future[str]":
-                known = self._options
+                known = self._target.options
                 options = known if terms.checksums else replace(known, checksum=None)
-                return self._client.create_upload(self.key, options)
+                return self._client.create_upload(self._target.key, options)
 
             self._send(send, self.created, self._not_created, try_s=self._retry_policy.try_s)
 
     def created(self, upload_id: str) -> None:
         """Store the upload's id, and send the parts that wait for it."""
         self.upload_id = upload_id
-        self._scheduler.multipart_begun(self.key, upload_id)
+        self._scheduler.multipart_begun(self._target.key, upload_id)
         if self._given_up:
             self._abort()
             return
@@ -249,7 +249,7 @@ class Multipart:
             if isinstance(error, NoSuchUpload):
                 self._ended()
 
-        start = functools.partial(self._client.abort_upload, self.key, self.upload_id)
+        start = functools.partial(self._client.abort_upload, self._target.key, self.upload_id)
         self._requests.send(
             UploadRequest(start, done, refused, try_s=min(self._retry_policy.try_s, ABORT_S))
         )

@@ -14,6 +14,7 @@ Not known here: the requests (`multipart`, `completion`).
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import structlog
 
@@ -24,7 +25,7 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.completion import Completion
-from mountpoint.upload.multipart import ABORT_S, Multipart
+from mountpoint.upload.multipart import ABORT_S, Multipart, Target
 from mountpoint.upload.part_buffer import Gathering
 from mountpoint.upload.parts import S3_LIMITS, Limits, Step, next_equal_step, next_step
 from mountpoint.upload.requests import T, UploadRequest, UploadScheduler
@@ -77,12 +78,10 @@ class Upload(Sequential):
         self._limits = limits
         self._types_follow_names = types_follow_names
         # mutable, guarded by _changed
-        self.key = key
-        self._content_type = options.content_type
+        self._target = Target(key, options, condition)
         self._multipart = Multipart(
             client,
-            key,
-            options,
+            self._target,
             requests=self._requests,
             scheduler=scheduler,
             retry_policy=retry_policy,
@@ -91,9 +90,7 @@ class Upload(Sequential):
         )
         self._completion = Completion(
             client,
-            key,
-            options,
-            condition,
+            self._target,
             requests=self._requests,
             retry_policy=retry_policy,
             completed=self._completed,
@@ -102,6 +99,11 @@ class Upload(Sequential):
         self._finishing = False
         self.filled_from_bytes: int | None = None  # `finish` has added zeros behind this offset
         self._info: ObjectInfo | None = None  # the object, once it is complete
+
+    @property
+    def key(self) -> bytes:
+        """The key of the object."""
+        return self._target.key
 
     def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
         """Add the bytes [start, stop) of an object version of this bucket as the next ones.
@@ -154,12 +156,11 @@ class Upload(Sequential):
         with self._changed:
             if self._multipart.begun or self._finishing:
                 return False
+            target = self._target
             if self._types_follow_names:
-                self._content_type = after_rename(self._content_type, self.key, key)
-                self._multipart.retype(self._content_type)
-                self._completion.retype(self._content_type)
-            self.key = self._multipart.key = self._completion.key = key
-            self._completion.condition = condition
+                content_type = after_rename(target.options.content_type, target.key, key)
+                target.options = replace(target.options, content_type=content_type)
+            target.key, target.condition = key, condition
             return True
 
     def describe(self, metadata: Mapping[str, str]) -> bool:
@@ -170,8 +171,8 @@ class Upload(Sequential):
         with self._changed:
             if self._multipart.begun or self._finishing:
                 return False
-            self._multipart.describe(metadata)
-            self._completion.describe(metadata)
+            options = self._target.options
+            self._target.options = replace(options, metadata={**options.metadata, **metadata})
             return True
 
     def fail(self, error: Exception) -> None:
