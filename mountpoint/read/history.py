@@ -12,7 +12,8 @@ import threading
 from collections import OrderedDict, deque
 from typing import NamedTuple, Protocol
 
-from mountpoint.read.readahead import MIB, PAGE_BYTES, Range
+from mountpoint.config import MIB
+from mountpoint.read.patterns import PAGE_BYTES, Range
 
 #: Without history, a file up to this size is fetched whole when it is opened.
 WHOLE_BYTES = MIB

@@ -32,18 +32,10 @@ pieces are fetched ahead, each exactly. Once some pieces were left unread, no mo
 the pieces read are fetched ahead: columns of a Parquet file look like a short stride.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-Range = tuple[int, int]
-
-PAGE_BYTES = 4096
-MIB = 1 << 20
-
-#: A sequential reader has several reads in flight at once (kernel read-ahead, large reads with
-#: O_DIRECT, io_uring queues). They arrive in any order, up to this many places off.
-JITTER_READS = 4
+from mountpoint.config import MIB
+from mountpoint.read.patterns import JITTER_READS, PAGE_BYTES, Jumps, Range, Run, Stride
 
 #: The first step of read-ahead, and its smallest part. Below 1 MiB the request costs more than the
 #: bytes (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
@@ -76,103 +68,11 @@ MAX_RUNS = 32
 #: in six tests.
 RETIRE_PLANS = 4 * MAX_RUNS
 
-#: After this many jumps and returns, the counts of both are halved.
-COUNTED_TURNS = 128
-
-#: The number of last runs that determine the usual length.
-LAST_LENGTHS = 8
-
 #: A reader is active, and shares the bytes ahead, if one of this many last plans was for it.
 ACTIVE_PLANS = 32
 
 #: With more active readers, each fetches half as far ahead; together it is as much.
 FEW_READERS = 4
-
-#: The most pieces of a stride to fetch ahead, so that a short stride costs little.
-MAX_PIECES = 32
-
-
-@dataclass(slots=True)
-class _Run:
-    """One sequential reader. A backward one is mirrored: its positions count from the end.
-
-    Invariants: start <= cursor <= fetched <= size of the object; ahead >= 0.
-    """
-
-    start: int  # its first position
-    cursor: int  # the end of its furthest read
-    fetched: int  # the end of what has been planned for it
-    ahead: int  # how far beyond the cursor to fetch
-    used: int  # the number of the last plan made for it
-    largest: int  # the size of its largest read
-    before: int = 0  # bytes read of the object when it began
-    backward: bool = False
-
-    @property
-    def length(self) -> int:
-        """The bytes that it has passed."""
-        return self.cursor - self.start
-
-    @property
-    def slack(self) -> int:
-        """The distance at which a read still belongs to it.
-
-        At most half of what it has read, so that two reads do not claim everything nearby.
-        """
-        return min(JITTER_READS * self.largest, self.length // 2)
-
-    def holds(self, begin: int, skips: int) -> bool:
-        """Whether a read belongs to it, if the run may skip up to `skips` bytes."""
-        if self.ahead == 0:  # usually after a single read: the second must follow it
-            return self.cursor - PAGE_BYTES <= begin <= self.cursor + skips
-        reach = max(self.slack, skips)
-        return self.cursor - self.slack <= begin <= max(self.fetched, self.cursor + reach)
-
-    def leaps(self, begin: int, skips: int) -> bool:
-        """Whether a read that it holds skipped more than that, into bytes fetched before."""
-        return begin > self.cursor + max(self.slack, PAGE_BYTES, skips)
-
-
-@dataclass(slots=True)
-class _Stride:
-    """The last read outside of all runs, and its distance from the previous one."""
-
-    offset: int = -1
-    size: int = 0
-    distance: int = 0
-    hits: int = 0  # reads at this distance, after the two that established it
-    ahead: int = 0  # pieces planned beyond `offset`
-    read: int = 0  # reads at the distance of the two before, of all strides
-    left: int = 0  # pieces that were planned and not read
-
-    def hit(self, offset: int, size: int) -> bool:
-        """Take the next read; True if it is where the stride expects it."""
-        distance = offset - self.offset
-        apart = abs(distance) >= size + 2 * PAGE_BYTES  # no page belongs to two pieces
-        expected = apart and self.offset >= 0 and size == self.size and distance == self.distance
-        if expected:
-            self.hits += 1
-            self.read += 1
-            self.ahead = max(self.ahead - 1, 0)
-        else:
-            self.left += self.ahead
-            self.hits = self.ahead = 0
-        self.offset, self.size, self.distance = offset, size, distance
-        return expected
-
-    def earned(self) -> int:
-        """Return how many pieces to fetch ahead: soon many, but once some were left unread no more
-        than a quarter of what has been read.
-        """
-        fast = min(1 << self.hits, MAX_PIECES)
-        if self.left == 0:
-            return fast
-        return min(fast, max(self.read // 4 - self.left, self.hits // 4))
-
-    def reach(self) -> Range:
-        """Return the range from the last read to the last piece planned."""
-        last = self.offset + self.ahead * self.distance
-        return min(self.offset, last), max(self.offset, last) + self.size
 
 
 class Window:
@@ -187,14 +87,12 @@ class Window:
         self._gaps = False  # the kernel may have pages between the reads
         self._read = 0  # bytes read before the read being planned
         self._part = part_bytes
-        self._runs: list[_Run] = []  # the most recently used last
-        self._stride = _Stride()
+        self._runs: list[Run] = []  # the most recently used last
+        self._stride = Stride()
         self._plans = 0
-        self._jumps = 0  # runs begun
-        self._returns = 0  # reads that went back to another run than the last
-        self._lengths: deque[int] = deque(maxlen=LAST_LENGTHS)  # of finished runs
+        self._jumps = Jumps(size_bytes)
         self._hit_stop = 0
-        self._last: _Run | None = None  # the run of the last read, if known
+        self._last: Run | None = None  # the run of the last read, if known
 
     def plan(
         self,
@@ -220,12 +118,12 @@ class Window:
         run = self._run_at(offset, stop) or self._turned(offset, stop)
         if run is not None:
             if run is not self._runs[-1]:
-                self._count(returns=1)
+                self._jumps.returned()
             return list(self._followed(run, offset, stop, ahead_bytes))
         if self._stride.hit(offset, size):
             return self._strided(offset, stop, ahead_bytes)
         if self._runs:
-            self._jumped(self._runs[-1])
+            self._jumps.left(self._runs[-1])
         return self._begun(offset, stop, ahead_bytes)
 
     def expect_gaps(self) -> None:
@@ -238,7 +136,7 @@ class Window:
 
     def fetched_head(self, stop: int) -> None:
         """Record that [0, stop) was fetched before any read."""
-        self._runs.append(_Run(0, 0, min(stop, self._size), 0, self._plans, 0))
+        self._runs.append(Run(0, 0, min(stop, self._size), 0, self._plans, 0))
 
     def keeps(self, start: int, stop: int) -> bool:
         """Whether a reader may still need [start, stop)."""
@@ -260,7 +158,7 @@ class Window:
         `hit_stop` is as for `plan`.
         """
         self._note_hit(hit_stop)
-        self._stride = _Stride()
+        self._stride = Stride()
         for run in self._runs:
             run.fetched, run.ahead = run.cursor, 0
 
@@ -296,12 +194,12 @@ class Window:
         if start == 0 and stop >= LARGE_READ_BYTES:
             end = self._reach if stop <= self._reach else self._size
             fetched = min(stop + min(FIRST_AHEAD_BYTES, ahead_bytes), end)
-        elif self._jumps_about():
-            length = min(self._usual_length(), stop - start + ahead_bytes)
+        elif self._jumps.usual:
+            length = min(self._jumps.usual_length, stop - start + ahead_bytes)
             fetched = min(max(start + length, stop), self._size)
         if len(self._runs) == MAX_RUNS:
             del self._runs[0]
-        self._last = _Run(
+        self._last = Run(
             start, stop, fetched, fetched - stop, self._plans, stop - start, self._read
         )
         self._runs.append(self._last)
@@ -323,13 +221,13 @@ class Window:
             ranges.append(self._pages(start, end))
         return ranges
 
-    def _followed(self, run: _Run, offset: int, stop: int, ahead_bytes: int) -> Iterator[Range]:
+    def _followed(self, run: Run, offset: int, stop: int, ahead_bytes: int) -> Iterator[Range]:
         """Plan a read that belongs to a run."""
         begin, end = self._mirrored(run, offset, stop)
         run.used = self._plans
         run.largest = max(run.largest, end - begin)
         if self._last is run and run.leaps(begin, self._skips(run)):
-            self._jumped(run)
+            self._jumps.left(run)
             run.start = run.cursor = begin
             run.before = self._read
         self._last = run
@@ -356,7 +254,7 @@ class Window:
 
     # --- distances ---
 
-    def _earned(self, run: _Run, ahead_bytes: int) -> int:
+    def _earned(self, run: Run, ahead_bytes: int) -> int:
         """Return how many bytes to read ahead of a run that has just advanced."""
         readers = sum(
             self._plans - each.used < ACTIVE_PLANS
@@ -365,11 +263,11 @@ class Window:
         )
         from_start = run.start == 0 and not run.backward
         # The kernel may have served the reads before its first one.
-        from_start = from_start or (self._gaps and not self._jumps_about())
+        from_start = from_start or (self._gaps and not self._jumps.usual)
         if from_start and readers <= 1:
             earned = self._size
-        elif self._jumps_about():
-            usual = self._usual_length()
+        elif self._jumps.usual:
+            usual = self._jumps.usual_length
             long = run.length > 4 * max(usual, FIRST_AHEAD_BYTES)
             share = 4 if long else 8
             earned = usual - run.length if run.length <= usual else run.length // share
@@ -379,7 +277,7 @@ class Window:
         wanted = max(2 * run.ahead, FIRST_AHEAD_BYTES)
         return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
 
-    def _extended(self, run: _Run, ahead: int, part: int) -> int:
+    def _extended(self, run: Run, ahead: int, part: int) -> int:
         """Return the position up to which to fetch: whole steps, or the end of the object.
 
         Fetching exactly up to cursor + ahead at each plan would produce ever smaller pieces (2,760
@@ -399,7 +297,7 @@ class Window:
             return max(fetched, wanted - (wanted - self._size) % step)
         return max(fetched, wanted - wanted % step)
 
-    def _limit(self, run: _Run) -> int:
+    def _limit(self, run: Run) -> int:
         """Return where another reader has begun (all beyond is read), or the object ends.
 
         A reader from the start ends where it is expected to stop, until it has read on.
@@ -416,37 +314,16 @@ class Window:
             default=self._reach if expected else self._size,
         )
 
-    def _useful(self, run: _Run) -> int:
+    def _useful(self, run: Run) -> int:
         """Return how many of the bytes that a run has passed were read."""
         return min(self._read - run.before, run.length)
 
-    def _skips(self, run: _Run) -> int:
+    def _skips(self, run: Run) -> int:
         """Return how many bytes a run may skip now: in total a quarter more than it has read."""
         if not self._gaps:
             return 0
         useful = self._useful(run)
         return max(useful + useful // 4 - (run.length - useful), 0)
-
-    def _jumps_about(self) -> bool:
-        """Whether the reader leaves its runs for good. Two jumps are only a footer or header."""
-        return self._jumps > 1 + self._returns
-
-    def _usual_length(self) -> int:
-        """Return the length in bytes that all of the last runs reached."""
-        return min(self._lengths, default=0)
-
-    def _jumped(self, left: _Run) -> None:
-        """Note that the reader has left a run. One that came to the end could not go further."""
-        if left.length and left.cursor < self._size:
-            self._lengths.append(left.length)
-        self._count(jumps=1)
-
-    def _count(self, *, jumps: int = 0, returns: int = 0) -> None:
-        self._jumps += jumps
-        self._returns += returns
-        if self._jumps + self._returns >= COUNTED_TURNS:
-            self._jumps //= 2
-            self._returns //= 2
 
     # --- choice of a run ---
 
@@ -462,11 +339,11 @@ class Window:
                 self._last = run
                 run.cursor, run.used = stop, self._plans
 
-    def _mirrored(self, run: _Run, start: int, stop: int) -> Range:
+    def _mirrored(self, run: Run, start: int, stop: int) -> Range:
         """Convert a range to the run's direction, or back."""
         return (self._size - stop, self._size - start) if run.backward else (start, stop)
 
-    def _run_at(self, offset: int, stop: int) -> _Run | None:
+    def _run_at(self, offset: int, stop: int) -> Run | None:
         near = []
         for run in self._runs:
             begin = self._mirrored(run, offset, stop)[0]
@@ -474,7 +351,7 @@ class Window:
                 near.append((abs(run.cursor - begin), run))
         return min(near, key=lambda pair: pair[0])[1] if near else None
 
-    def _turned(self, offset: int, stop: int) -> _Run | None:
+    def _turned(self, offset: int, stop: int) -> Run | None:
         """Return the run of one read that begins where this read ends: a backward run."""
         for run in reversed(self._runs):
             if run.ahead or run.backward or not run.length:
@@ -486,7 +363,7 @@ class Window:
                 return run
         return None
 
-    def _absorb(self, run: _Run, swept: int) -> None:
+    def _absorb(self, run: Run, swept: int) -> None:
         """Forget runs that this one has passed: they were its own reads, out of order."""
         low, high = swept - run.slack, run.cursor + run.slack
         self._runs = [

@@ -31,10 +31,11 @@ import threading
 from collections.abc import Callable
 
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
-from mountpoint.config import ReadConfig
+from mountpoint.config import MIB, ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
 from mountpoint.read.history import HEAD_BYTES, parts_of
-from mountpoint.read.readahead import MIB, PAGE_BYTES, Range, Window
+from mountpoint.read.patterns import PAGE_BYTES, Range
+from mountpoint.read.readahead import Window
 from mountpoint.read.whole_checksum import WholeChecksum
 from mountpoint.s3.client import ByteSource, ObjectInfo
 from mountpoint.s3.retry import Allowance, Attempts, RetryPolicy

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import structlog
 
 from mountpoint._fastpath import Part
+from mountpoint.config import MIB
 from mountpoint.errors import OperationError
-from mountpoint.read.readahead import MIB
 from mountpoint.s3.client import ByteSource, ObjectInfo, Stored
 from mountpoint.s3.wire.checksum import CRCS, Expected, crc_matches, expected_of_whole
 

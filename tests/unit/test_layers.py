@@ -80,6 +80,7 @@ PURE = (
     "mountpoint.listing.walk_detector",
     "mountpoint.listing.flat",
     "mountpoint.listing.split_points",
+    "mountpoint.read.patterns",
     "mountpoint.read.readahead",
     "mountpoint.transfer.concurrency",
     "mountpoint.transfer.hedging",

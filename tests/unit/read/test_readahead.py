@@ -11,16 +11,13 @@ from hypothesis import strategies as st
 
 from bench.objects import KIB, MIB
 from bench.patterns import Piece, backwards, pieces
+from mountpoint.read.patterns import JITTER_READS, MAX_PIECES, PAGE_BYTES, Range
 from mountpoint.read.readahead import (
     FIRST_AHEAD_BYTES,
-    JITTER_READS,
     LARGE_READ_BYTES,
     LEAST_AHEAD_BYTES,
-    MAX_PIECES,
     MAX_RUNS,
-    PAGE_BYTES,
     RETIRE_PLANS,
-    Range,
     Window,
 )
 from tests.soak import examples
