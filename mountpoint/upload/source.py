@@ -15,7 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from mountpoint.errors import BadAnswer, PreconditionFailed
-from mountpoint.s3.client import ByteSource, ObjectClient, ObjectInfo
+from mountpoint.s3.client import ByteSource, ObjectInfo
 from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, UploadRequest, UploadRequests
 
 #: Bytes per GET: at most the client's part size, or the client could not compare checksums.
@@ -85,15 +85,15 @@ class _Piece:
 
 
 class Reading:
-    """Reads the bytes [start, stop) of `source`, piece by piece.
+    """Reads the bytes [start, stop) of a version, piece by piece.
 
     Calls `failed` with an error that no retry helped.
     """
 
     def __init__(
         self,
-        client: ObjectClient,
-        source: ObjectInfo,
+        source: ByteSource,
+        version: ObjectInfo,
         start: int,
         stop: int,
         *,
@@ -101,11 +101,11 @@ class Reading:
         failed: Callable[[Exception], None],
     ) -> None:
         # dependencies
-        self._client = client
+        self._source = source
         self._requests = requests
         self._failed = failed
         # constants
-        self._source = source
+        self._version = version
         self._stop = stop
         # mutable
         self._next = start  # the offset of the next GET
@@ -139,7 +139,7 @@ class Reading:
         def done(data: bytes) -> None:
             piece.data = data
 
-        begin = functools.partial(fetch, self._client, self._source, start, stop)
+        begin = functools.partial(fetch, self._source, self._version, start, stop)
         try_s += (stop - start) / SLOWEST_BYTES_PER_S
         self._next = stop
         self._pieces.append(piece)
