@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
+from mountpoint.ctl.main import main
+from mountpoint.log import setup as logs
+from mountpoint.upload.pending_journal import Journal, Place
 from tests.conftest import Store
 
 pytestmark = pytest.mark.server
@@ -51,14 +56,16 @@ class Machine:
         self.journals = state / "mount-s3"
         # Each test has its own keys, so that tests do not see each other's uploads.
         self.prefix = f"cleanup-{state.name}/"
-        self.environment = {**os.environ, **store.environment, "XDG_STATE_HOME": str(state)}
+        self.environment = {**store.environment, "XDG_STATE_HOME": str(state)}
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.living = Journal(self.journals, Place(store.bucket, store.endpoint_url))
 
     def mount(self, *names: str) -> subprocess.Popen[bytes]:
         """Start a process that has created an upload of each key."""
         command = [sys.executable, "-c", MOUNT, str(self.journals), self.store.endpoint_url]
         command += [self.store.bucket, *(self.prefix + name for name in names)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment)
+        environment = {**os.environ, **self.environment}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         self.processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -69,45 +76,70 @@ class Machine:
         process.wait(SAFE_S)
 
     def begin(self, name: str) -> str:
-        """Create an upload as another program would."""
-        answer = self.store.client().create_multipart_upload(
-            Bucket=self.store.bucket, Key=self.prefix + name
-        )
-        return str(answer["UploadId"])
+        """Begin an upload with another program."""
+        key = {"Bucket": self.store.bucket, "Key": self.prefix + name}
+        upload_id = str(self.store.client().create_multipart_upload(**key)["UploadId"])
+        self.store.client().upload_part(**key, UploadId=upload_id, PartNumber=1, Body=b"x" * 1000)
+        return upload_id
 
-    def pending(self) -> list[str]:
-        """Return the names of the pending uploads."""
+    def begin_here(self, name: str) -> None:
+        """Begin an upload as a mount that lives does."""
+        self.living.begun((self.prefix + name).encode(), self.begin(name))
+
+    def leave(self, name: str) -> None:
+        """Begin an upload as a mount that has died has done."""
+        journal = Journal(self.journals, Place(self.store.bucket, self.store.endpoint_url))
+        journal.begun((self.prefix + name).encode(), self.begin(name))
+        journal.close()
+
+    def uploads(self) -> list[dict[str, str]]:
+        """Return what is pending, as boto3 names it."""
         found = self.store.client().list_multipart_uploads(
             Bucket=self.store.bucket, Prefix=self.prefix
         )
-        return sorted(each["Key"].removeprefix(self.prefix) for each in found.get("Uploads", []))
+        names = ("Key", "UploadId")
+        return [{name: each[name] for name in names} for each in found.get("Uploads", [])]
 
-    def run(self, *options: str, answer: str = "") -> "subprocess.CompletedProcess[str]":
-        """Run the command."""
-        program = [sys.executable, "-c", "from mountpoint.ctl.main import main; main()", "cleanup"]
+    def abort_all(self) -> None:
+        """Abort what is pending, with another program."""
+        for each in self.uploads():
+            self.store.client().abort_multipart_upload(Bucket=self.store.bucket, **each)
+
+    def pending(self) -> list[str]:
+        """Return the names of what is pending."""
+        return sorted(each["Key"].removeprefix(self.prefix) for each in self.uploads())
+
+    def arguments(self, *options: str) -> list[str]:
+        """Return the command line, without the program."""
         connection = ["--endpoint-url", self.store.endpoint_url, "--region", "us-east-1"]
         connection += ["--force-path-style", "--prefix", self.prefix]
-        return subprocess.run(
-            [*program, self.store.bucket, *connection, *options],
-            env=self.environment,
-            input=answer,
-            capture_output=True,
-            text=True,
-            timeout=SAFE_S,
-            check=False,
-        )
+        return ["cleanup", self.store.bucket, *connection, *options]
+
+    def run(self, *options: str, answer: str = "") -> Result:
+        """Run the command, in this process."""
+        with capture_logs():
+            return CliRunner().invoke(
+                main, self.arguments(*options), input=answer, env=self.environment
+            )
 
     def cleanup(self, *options: str) -> dict[str, str]:
         """Run the command; return the outcome for each upload."""
         result = self.run("--json", *options)
-        assert result.returncode == 0, result.stderr
-        found: dict[str, Any] = json.loads(result.stdout)
+        assert result.exit_code == 0, result.stderr
+        return self.outcomes(result.stdout)
+
+    def outcomes(self, printed: str) -> dict[str, str]:
+        """Return what has become of each, by its name."""
+        found: dict[str, Any] = json.loads(printed)
         return {each["key"].removeprefix(self.prefix): each["outcome"] for each in found["uploads"]}
 
 
 @pytest.fixture
-def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+def machine(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Machine]:
     """A machine, and a server: ministack, unless the test names another."""
+    monkeypatch.setattr(logs, "configure", lambda config: None)  # of this process
     made = Machine(request.getfixturevalue(getattr(request, "param", "flat_store")), tmp_path)
     yield made
     for process in made.processes:
@@ -115,7 +147,21 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
             made.kill(process)
         assert process.stdout is not None
         process.stdout.close()
-    made.run("--all", "--yes", "--older-than", "0")
+    made.living.close()
+    made.abort_all()
+
+
+def run_program(machine: Machine, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a process of its own."""
+    program = [sys.executable, "-c", "from mountpoint.ctl.main import main; main()"]
+    return subprocess.run(
+        [*program, *arguments],
+        env={**os.environ, **machine.environment},
+        capture_output=True,
+        text=True,
+        timeout=SAFE_S,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("machine", ["store", "flat_store"], indirect=True)
@@ -130,7 +176,9 @@ def test_what_a_killed_mount_left(machine: Machine) -> None:
         "foreign": "kept",
     }
     machine.kill(dead)
-    assert machine.cleanup("--older-than", "0") == {
+    result = run_program(machine, *machine.arguments("--json", "--older-than", "0"))
+    assert result.returncode == 0, result.stderr
+    assert machine.outcomes(result.stdout) == {
         "dead 1": "aborted",
         "dead/2": "aborted",
         "living": "kept",
@@ -145,16 +193,16 @@ def test_what_a_killed_mount_left(machine: Machine) -> None:
 
 
 def test_the_young_stay(machine: Machine) -> None:
-    """By default uploads younger than an hour stay."""
-    machine.kill(machine.mount("young"))
+    """By default nothing goes that is younger than an hour."""
+    machine.leave("young")
     assert machine.cleanup() == {"young": "kept"}
     assert machine.pending() == ["young"]
     assert machine.cleanup("--older-than", "0") == {"young": "aborted"}
 
 
 def test_a_dry_run(machine: Machine) -> None:
-    """A dry run shows what would be done and changes nothing: a later run finds the same."""
-    machine.kill(machine.mount("dead"))
+    """It says what would be done, and does nothing; asking again finds it all."""
+    machine.leave("dead")
     machine.begin("foreign")
     for _ in range(2):
         assert machine.cleanup("--older-than", "0", "--dry-run", "--all") == {
@@ -165,15 +213,15 @@ def test_a_dry_run(machine: Machine) -> None:
 
 
 def test_all_asks(machine: Machine) -> None:
-    """Uploads of others are aborted only after a yes or with --yes, and a living mount's never."""
-    machine.mount("living")
+    """What others have begun goes only after a yes, or with --yes; a living mount's not even so."""
+    machine.begin_here("living")
     machine.begin("foreign")
     refused = machine.run("--all", "--older-than", "0", answer="n\n")
-    assert refused.returncode == 1
+    assert refused.exit_code == 1
     assert "Abort 1 upload that" in refused.stderr
     assert machine.pending() == ["foreign", "living"]
     agreed = machine.run("--all", "--older-than", "0", answer="y\n")
-    assert agreed.returncode == 0, agreed.stderr
+    assert agreed.exit_code == 0, agreed.stderr
     assert machine.pending() == ["living"]
     machine.begin("foreign")
     assert machine.cleanup("--all", "--yes", "--older-than", "0") == {
@@ -183,26 +231,20 @@ def test_all_asks(machine: Machine) -> None:
 
 
 def test_what_is_over_is_forgotten(machine: Machine) -> None:
-    """If others have completed or aborted a dead mount's uploads, they leave the journal."""
-    machine.kill(machine.mount("dead"))
-    client = machine.store.client()
-    for each in client.list_multipart_uploads(Bucket=machine.store.bucket, Prefix=machine.prefix)[
-        "Uploads"
-    ]:
-        client.abort_multipart_upload(
-            Bucket=machine.store.bucket, Key=each["Key"], UploadId=each["UploadId"]
-        )
+    """Uploads of a dead mount that somebody else has completed or aborted leave the journal."""
+    machine.leave("dead")
+    machine.abort_all()
     assert len(list(machine.journals.iterdir())) == 1
     assert machine.cleanup() == {}
     assert list(machine.journals.iterdir()) == []
 
 
 def test_lines(machine: Machine) -> None:
-    """Text: a line for each upload, the reason for each that stays, and a summary."""
-    machine.kill(machine.mount("dead"))
+    """For people: a line for each upload, with the reason of what stays, and a sum."""
+    machine.leave("dead")
     machine.begin("foreign")
     result = machine.run("--older-than", "0")
-    assert result.returncode == 0
+    assert result.exit_code == 0
     aborted, kept, last = sorted(result.stdout.splitlines())
     assert aborted.startswith("aborted")
     assert aborted.endswith(f"old  {machine.prefix}dead")
@@ -212,15 +254,9 @@ def test_lines(machine: Machine) -> None:
 
 
 def test_a_bucket_that_is_not_there(machine: Machine) -> None:
-    """The message says that the bucket is missing, and what to do; the exit code is 1."""
-    program = [sys.executable, "-c", "from mountpoint.ctl.main import main; main()", "cleanup"]
-    result = subprocess.run(
-        [*program, "no-such-bucket", "--endpoint-url", machine.store.endpoint_url],
-        env=machine.environment,
-        capture_output=True,
-        text=True,
-        timeout=SAFE_S,
-        check=False,
+    """That is said, with what to do, and the exit code 1."""
+    result = run_program(
+        machine, "cleanup", "no-such-bucket", "--endpoint-url", machine.store.endpoint_url
     )
     assert result.returncode == 1
     assert "no-such-bucket" in result.stderr
