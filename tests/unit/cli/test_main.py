@@ -682,8 +682,8 @@ def test_bad_log_filter_reaches_the_terminal(
 # --- Completion ---
 
 
-def complete(**environ: str) -> str:
-    """Return the program's answer to a shell's completion request."""
+def ask(**environ: str) -> str:
+    """Return what the program, in a process of its own, says to a shell that asks it."""
     code = "import sys; sys.argv[0] = 'mount-s3'; from mountpoint.cli.main import main; main()"
     ours = {name: text for name, text in os.environ.items() if name != "AWS_PROFILE"}
     result = subprocess.run(
@@ -696,7 +696,6 @@ def complete(**environ: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -712,20 +711,22 @@ def complete(**environ: str) -> str:
 def test_completion(words: str, expected: str, tmp_path: Path) -> None:
     """bash asks the program for completions."""
     (tmp_path / "config").write_text("[default]\n[profile work]\n[profile home]\n")
-    said = complete(
-        _MOUNT_S3_COMPLETE="bash_complete",
-        COMP_WORDS=f"mount-s3 {words}",
-        COMP_CWORD=str(len(words.split())),
-        AWS_CONFIG_FILE=str(tmp_path / "config"),
-        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
-    )
-    assert said.splitlines() == [expected]
+    environ: dict[str, str | None] = {
+        "_MOUNT_S3_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"mount-s3 {words}",
+        "COMP_CWORD": str(len(words.split())),
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_PROFILE": None,
+    }
+    result = CliRunner().invoke(cli.main, prog_name="mount-s3", env=environ)
+    assert result.stdout.splitlines() == [expected]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     """Each shell gets a script that names the program."""
-    said = complete(_MOUNT_S3_COMPLETE=f"{shell}_source")
+    said = ask(_MOUNT_S3_COMPLETE=f"{shell}_source")
     assert "_MOUNT_S3_COMPLETE" in said
     assert "mount-s3" in said
