@@ -9,6 +9,7 @@ Every request is recorded.
 import hashlib
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -112,9 +113,8 @@ def list_page(
     after = None if token is None else bytes.fromhex(token.removeprefix("after-"))
     page = ListPage([], [])
     last = None
-    for key in sorted(key for key in objects if key.startswith(prefix)):
-        if start_after is not None and key <= start_after:
-            continue
+    keys = sorted(key for key in objects if key.startswith(prefix))
+    for key in keys[bisect_right(keys, after or start_after or b"") :]:
         head, slash, _ = key[len(prefix) :].partition(b"/")
         item = prefix + head + slash
         if item == last or (after is not None and item <= after):
@@ -385,12 +385,11 @@ class FakeClient:
 
         def answer() -> ListPage:
             with self._lock:
-                # A listing has no restore status and no metadata.
-                objects = {
-                    key: replace(info, restored=False, metadata=None)
-                    for key, (info, _) in self._objects.items()
-                }
-            return self.flat_page(objects, request) if flat else self.page(objects, request)
+                objects = {key: info for key, (info, _) in self._objects.items()}
+            page = self.flat_page(objects, request) if flat else self.page(objects, request)
+            # A listing knows nothing of restores and metadata.
+            known = [replace(info, restored=False, attributes=None) for info in page.objects]
+            return replace(page, objects=known)
 
         return self._ask(request, answer)
 
