@@ -13,9 +13,11 @@ from _pytest.mark import ParameterSet
 
 from bench.objects import KIB, MIB
 from bench.patterns import PAGE_BYTES, Piece, backwards, in_random_turn, in_turn, pieces
-from tests.soak import seeds
+from tests.soak import TIMES, seeds
 
 GIB = 1 << 30
+#: How much longer the longest patterns are in `make soak`.
+LONGER = min(TIMES, 4)
 
 
 def strided(begin: int, count: int, size: int, distance: int) -> Iterator[Piece]:
@@ -93,7 +95,7 @@ def zipped(
     size_bytes: int,
     seed: int,
     *,
-    members: int = 1000,
+    members: int = 250 * LONGER,
     member_bytes: tuple[int, int] = (4 * KIB, 600 * KIB),
     read_bytes: int = 128 * KIB,
 ) -> Iterator[Piece]:
@@ -159,8 +161,8 @@ def cases(names: Iterable[str]) -> list[ParameterSet]:
     ]
 
 
-#: Sixteen sorted runs that are merged, each at its own place.
-RUNS = [(index * GIB, index * GIB + 128 * MIB) for index in range(16)]
+#: Sixteen sorted runs that are merged; each is in a place of its own.
+RUNS = [(index * GIB, index * GIB + LONGER * 32 * MIB) for index in range(16)]
 
 #: The most bytes fetched per byte read, for random reads and for others.
 RANDOM_COST, COST = 1.1, 1.3
@@ -272,13 +274,15 @@ PATTERNS: dict[str, Pattern] = {
         lambda seed: in_random_turn([pieces(*run, MIB) for run in RUNS], seed),
         COST,
     ),
-    "parquet": Pattern(4 * GIB, lambda seed: parquet(4 * GIB, seed), COST),
+    "parquet": Pattern(LONGER * GIB, lambda seed: parquet(LONGER * GIB, seed), COST),
     "parquet, 1M reads": Pattern(
-        4 * GIB, lambda seed: parquet(4 * GIB, seed, read_bytes=MIB), COST
+        LONGER * GIB, lambda seed: parquet(LONGER * GIB, seed, read_bytes=MIB), COST
     ),
     "parquet, large chunks": Pattern(
-        16 * GIB,
-        lambda seed: parquet(16 * GIB, seed, chunk_bytes=(8 * MIB, 64 * MIB), gap_bytes=128 * MIB),
+        LONGER * 4 * GIB,
+        lambda seed: parquet(
+            LONGER * 4 * GIB, seed, chunk_bytes=(8 * MIB, 64 * MIB), gap_bytes=128 * MIB
+        ),
         COST,
     ),
     "parquet, small chunks": Pattern(
@@ -299,7 +303,7 @@ PATTERNS: dict[str, Pattern] = {
     "zip": Pattern(4 * GIB, lambda seed: zipped(4 * GIB, seed), COST),
     "zip, small members": Pattern(
         4 * GIB,
-        lambda seed: zipped(4 * GIB, seed, member_bytes=(4 * KIB, 64 * KIB)),
+        lambda seed: zipped(4 * GIB, seed, members=1000, member_bytes=(4 * KIB, 64 * KIB)),
         RANDOM_COST,
     ),
     "zip, large members": Pattern(
