@@ -570,39 +570,50 @@ sso_registration_scopes = sso:account:access
 """
 
 
+#: Says what comes of both profiles: without the files of the login, then with them.
+SSO_SCRIPT = """
+import json, sys
+from pathlib import Path
+from mountpoint.config import CredentialsConfig
+from mountpoint.errors import MountError
+from mountpoint.s3.aws.credentials import Credentials
+def say():
+    for profile in ("old", "new"):
+        try: Credentials(CredentialsConfig(profile))
+        except MountError as error: print(str(error).replace(chr(10), " "))
+say()
+for path, text in json.loads(sys.argv[1]).items():
+    Path(path).write_text(text)
+say()
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["old", "new"])
-@pytest.mark.parametrize("cached", [False, True])
-def test_sso_expired(home: Path, profile: str, cached: bool) -> None:
-    """A missing or expired session: the message has the login command, without a request.
+def test_sso_expired(home: Path) -> None:
+    """A session that is expired or missing tells how to log in, without asking the network.
 
     In its own process, because botocore finds the cache at import.
     """
     (home / "config").write_text(SSO_PROFILES)
     cache = home / ".aws" / "sso" / "cache"
     cache.mkdir(parents=True)
-    if cached:
-        for name in ("https://example.awsapps.com/start", "corp"):
-            token = {
-                "startUrl": "https://example.awsapps.com/start",
-                "region": "us-east-1",
-                "accessToken": SECRET,
-                "expiresAt": in_seconds(-60),
-            }
-            digest = sha1(name.encode(), usedforsecurity=False).hexdigest()
-            (cache / f"{digest}.json").write_text(json.dumps(token))
-    code = (
-        "from mountpoint.config import CredentialsConfig\n"
-        "from mountpoint.errors import MountError\n"
-        "from mountpoint.s3.aws.credentials import Credentials\n"
-        f"try: Credentials(CredentialsConfig({profile!r}))\n"
-        "except MountError as error: print(error)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "has expired or was never started" in run.stdout
-    assert f"aws sso login --profile {profile}" in run.stdout
+    token = {
+        "startUrl": "https://example.awsapps.com/start",
+        "region": "us-east-1",
+        "accessToken": SECRET,
+        "expiresAt": in_seconds(-60),
+    }
+    files = {}
+    for name in ("https://example.awsapps.com/start", "corp"):
+        digest = sha1(name.encode(), usedforsecurity=False).hexdigest()
+        files[str(cache / f"{digest}.json")] = json.dumps(token)
+    command = [sys.executable, "-c", SSO_SCRIPT, json.dumps(files)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 4
+    for line, profile in zip(lines, ["old", "new"] * 2, strict=True):
+        assert "has expired or was never started" in line
+        assert f"aws sso login --profile {profile}" in line
     assert SECRET not in run.stdout + run.stderr
     assert "Traceback" not in run.stderr
 
