@@ -5,6 +5,7 @@ had not been sent.
 """
 
 import base64
+import functools
 import http.client
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,34 @@ NO_ETAG = '"00000000000000000000000000000000"'
 FIRST_PART = b"a" * (5 << 20)
 
 
+@functools.cache
+def _client(endpoint_url: str, access_key: str, secret: str) -> Any:
+    # What goes over the wire is what the question says, and nothing by itself.
+    config = Config(
+        s3={"addressing_style": "path"},
+        proxies={},
+        retries={"total_max_attempts": 1},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret,
+        config=config,
+    )
+
+
+def client_of(store: Store, secret: str | None = None) -> Any:
+    """Return a client that adds nothing to a request; all questions to a store share it."""
+    keys = store.environment
+    return _client(
+        store.endpoint_url, keys["AWS_ACCESS_KEY_ID"], secret or keys["AWS_SECRET_ACCESS_KEY"]
+    )
+
+
 class Asked:
     """A store that answers one question, with separate keys."""
 
@@ -37,26 +66,8 @@ class Asked:
         self.at = {"Bucket": store.bucket}
         self.prefix = f"asked/{question}/"
         self.key = {**self.at, "Key": f"{self.prefix}one"}
-        self.client = self._client(store.environment["AWS_SECRET_ACCESS_KEY"])
+        self.client = client_of(store)
         self.client.put_object(**self.key, Body=b"hello", ChecksumCRC32C=crc32c(b"hello"))
-
-    def _client(self, secret: str) -> Any:
-        # The request contains only what the question needs, without botocore's defaults.
-        config = Config(
-            s3={"addressing_style": "path"},
-            proxies={},
-            retries={"total_max_attempts": 1},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.store.endpoint_url,
-            region_name="us-east-1",
-            aws_access_key_id=self.store.environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=secret,
-            config=config,
-        )
 
     # --- listing ---
 
@@ -110,7 +121,7 @@ class Asked:
 
     def signatures(self) -> str:
         """A wrong secret is refused."""
-        return _heeded(lambda: self._client("wrong" * 8).get_object(**self.key), 403)
+        return _heeded(lambda: client_of(self.store, "wrong" * 8).get_object(**self.key), 403)
 
     # --- conditions ---
 
