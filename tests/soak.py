@@ -17,7 +17,7 @@ SEED = int(os.environ.setdefault("MOUNT_S3_TEST_SEED", str(random.randrange(1 <<
 # The time to draw a case says more about the load of the machine than about the test.
 settings.register_profile(
     "tests",
-    max_examples=100 * TIMES,
+    max_examples=40 * TIMES,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -136,7 +136,7 @@ def test_any_order(
         assert len(answer) == stop - offset
 
 
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(20))
 @given(layouts(), st.randoms(use_true_random=False), st.integers(1, 4))
 def test_readers_and_clients_in_threads(
     layout: tuple[bytes, list[tuple[int, int]], list[int]], random_: Any, readers: int
@@ -265,7 +265,7 @@ def test_the_end_comes_once_while_a_large_body_is_joined() -> None:
     assert part.failed == (part.error is not None)
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(30))
 @given(st.permutations(["finish", "fail", "cancel", "body", "wait", "wait"]), st.booleans())
 def test_races_end_once(order: list[str], good: bool) -> None:
     """If several threads call finish, fail and cancel, one of them decides."""
@@ -532,7 +532,7 @@ def test_only_the_same_bytes_serve(start: int, stop: int, etag: str) -> None:
         Part(start, stop, etag).serve(Part(0, 10, ETAG))
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(30))
 @given(st.permutations(["first", "second", "fail", "cancel", "wait", "wait"]))
 def test_both_at_once(order: list[str]) -> None:
     """Two answers, a failure and a cancel at the same time: one end, and the right bytes."""

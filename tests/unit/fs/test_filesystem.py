@@ -138,7 +138,7 @@ KEYS = st.lists(
 ).map(b"/".join).filter(bool)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=examples(40))
+@settings(deadline=None, max_examples=examples(20))
 @given(st.frozensets(KEYS, max_size=12), st.integers(1, 4), st.booleans())
 def test_any_keys(keys: frozenset[bytes], page_size: int, fresh: bool) -> None:
     """Listing, lookups and reads from the root down give exactly the model's tree."""

@@ -118,7 +118,7 @@ KEYS = st.lists(
 ).map(b"/".join).filter(bool)  # fmt: skip
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(30))
 @given(st.frozensets(KEYS, max_size=20), st.integers(1, 5), st.integers(1, 7))
 def test_reading_to_the_end(keys: frozenset[bytes], page_size: int, count: int) -> None:
     """Reads of any size over pages of any size give each name once, and request no page twice."""

@@ -381,7 +381,7 @@ class Kernel(RuleBasedStateMachine):
 
 
 TestKernel = Kernel.TestCase
-TestKernel.settings = settings(deadline=None, max_examples=examples(50), stateful_step_count=30)
+TestKernel.settings = settings(deadline=None, max_examples=examples(25), stateful_step_count=30)
 
 
 def test_threads() -> None:

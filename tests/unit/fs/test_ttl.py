@@ -377,7 +377,7 @@ def state_of(client: FakeClient) -> State:
     }
 
 
-@settings(deadline=None, max_examples=examples(300))
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.sampled_from([0.0, 1.0, 5.0]),
     st.sampled_from([0.0, 1.0, 5.0]),

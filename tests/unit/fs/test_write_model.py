@@ -771,7 +771,7 @@ def case(machine: type[Mounts]) -> Any:
     """Return the test of a state machine."""
     test = machine.TestCase
     test.settings = settings(
-        deadline=None, max_examples=examples(25), stateful_step_count=30, print_blob=True
+        deadline=None, max_examples=examples(15), stateful_step_count=30, print_blob=True
     )
     return test
 

@@ -527,7 +527,7 @@ def kinds(client: FakeClient) -> dict[bytes, object]:
 
 
 @pytest.mark.parametrize("lister", [list_page, path_page])
-@settings(deadline=None, max_examples=examples(150))
+@settings(deadline=None, max_examples=examples(60))
 @given(st.frozensets(KEYS, max_size=10), st.integers(1, 4), STEPS)
 @example(frozenset({b"a"}), 1, [("list", b""), ("pass", b"1.0"), ("put", b"b"), ("look", b"b")])
 def test_against_a_model(

@@ -153,7 +153,7 @@ ORDERS = st.sampled_from([list_page, path_page])
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=examples(40))
 @given(KEY_SETS, st.integers(1, 8), st.integers(1, 20), ORDERS, st.integers(0, 99))
 @example(frozenset(b"%02d" % number for number in range(40)), 4, 5, list_page, 0)
 @example(frozenset(b"%02d/x" % number for number in range(40)), 4, 5, list_page, 0)
@@ -177,7 +177,7 @@ def test_any_keys(
         assert client.count() == asked, "positions need no request"
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=examples(40))
 @given(KEY_SETS, st.integers(2, 8), st.integers(0, 99))
 def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) -> None:
     """The same below a prefix, beside keys of other directories."""
@@ -187,7 +187,7 @@ def test_a_directory_below(keys: frozenset[bytes], page_size: int, seed: int) ->
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=examples(40))
 @given(st.frozensets(KEYS, min_size=20, max_size=120), st.integers(4, 9), ORDERS, st.integers(0, 9))
 def test_requests_are_bounded(
     keys: frozenset[bytes], page_size: int, order: Lister, seed: int
@@ -198,7 +198,7 @@ def test_requests_are_bounded(
         assert client.count() <= 1.5 * plain(client)[1] + MAX_PARALLEL
 
 
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=examples(40))
 @given(KEY_SETS, KEY_SETS, st.integers(2, 6), ORDERS, st.integers(0, 2**16))
 def test_changes_in_the_middle(
     keys: frozenset[bytes], others: frozenset[bytes], page_size: int, order: Lister, seed: int
@@ -223,7 +223,7 @@ def test_changes_in_the_middle(
         assert found.keys() <= truth({*keys, *others}).keys()
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(30))
 @given(KEY_SETS, st.integers(2, 6), st.lists(st.integers(0, 12), max_size=3, unique=True))
 def test_any_request_may_fail(keys: frozenset[bytes], page_size: int, failing: list[int]) -> None:
     """A failed request, guessed or not, is repeated when needed; nothing is missing."""

@@ -389,7 +389,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=examples(40))
 @given(STEPS, st.sampled_from([1, 2, 3, 1000]))
 def test_against_a_model(steps: list[tuple[str, bytes, float]], page_size: int) -> None:
     """A walk shows states of the last half second, and everything that existed throughout."""

@@ -412,7 +412,7 @@ def test_what_never_comes() -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=examples(40))
 @given(
     st.lists(
         st.one_of(

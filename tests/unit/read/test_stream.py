@@ -205,7 +205,7 @@ def once_per_range(seed: int) -> Callable[[Request], Fault | None]:
 SIZE = 3 * MIB + 12_345
 
 
-@settings(deadline=None, max_examples=examples(60))
+@settings(deadline=None, max_examples=examples(30))
 @given(
     st.lists(
         st.tuples(
@@ -330,7 +330,7 @@ def test_a_sequential_read_from_the_middle() -> None:
         assert tiled(reading.client.ranges()) == (1_000_000 // PAGE * PAGE, SIZE)
 
 
-@settings(deadline=None, max_examples=examples(20))
+@settings(deadline=None, max_examples=examples(10))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4096, 10_000, 128 * KIB]))
 def test_random_reads_fetch_their_pages(seed: int, size: int) -> None:
     """Each random read is one GET of exactly its pages."""
@@ -667,7 +667,7 @@ def test_what_no_retry_helps(
         assert reading.client.count() == 1
 
 
-@settings(deadline=None, max_examples=examples(20))
+@settings(deadline=None, max_examples=examples(10))
 @given(st.integers(1, 30), st.sampled_from([4096, 100_000, MIB]))
 def test_never_a_mixture(change_at: int, read_size: int) -> None:
     """An object that is replaced during reads gives old bytes or an error, never new ones."""
@@ -1202,7 +1202,7 @@ def test_close_cancels_and_gives_back() -> None:
         assert reading.closed == [reading.stream]
 
 
-@settings(deadline=None, max_examples=examples(25))
+@settings(deadline=None, max_examples=examples(15))
 @given(st.integers(0, 40), st.integers(0, 1000))
 def test_close_at_any_time(after: int, fault_seed: int) -> None:
     """A close during reads, answers and retries leaves nothing behind."""

@@ -296,7 +296,7 @@ class Parts:
         self.whole.add(part)
 
 
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     cuts=st.sets(st.integers(1, 9999), min_size=1, max_size=MOST_PLACES),
     order=st.randoms(use_true_random=False),

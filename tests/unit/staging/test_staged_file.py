@@ -219,4 +219,4 @@ class Staged(RuleBasedStateMachine):
 
 
 TestStaged = Staged.TestCase
-TestStaged.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
+TestStaged.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

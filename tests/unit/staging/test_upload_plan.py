@@ -119,7 +119,7 @@ class Bytewise(RuleBasedStateMachine):
 
 
 TestBytewise = Bytewise.TestCase
-TestBytewise.settings = settings(max_examples=examples(150), stateful_step_count=25, deadline=None)
+TestBytewise.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)
 
 
 # --- what is uploaded ---

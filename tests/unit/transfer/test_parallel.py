@@ -23,7 +23,7 @@ def run(
     )
 
 
-@settings(deadline=None, max_examples=examples(50))
+@settings(deadline=None, max_examples=examples(25))
 @given(st.integers(0, 60), st.integers(1, 8), st.sets(st.integers(0, 59)))
 def test_of_each_item_it_is_known_what_became_of_it(
     count: int, workers: int, bad: set[int]

@@ -161,7 +161,7 @@ def test_replacing_one_version(world: World) -> None:
     steps=st.lists(st.one_of(st.just(-1), st.integers(1, 2 * PART)), min_size=1, max_size=8),
     faults=st.lists(st.sampled_from(["", "lost", "refused", "throttled"]), max_size=12),
 )
-@settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence(steps: list[int], faults: list[str]) -> None:
     """Any writes, finishes (-1) and lost answers: after each finish all bytes exist, once."""
     kinds = {

@@ -55,7 +55,7 @@ def files(directory: Path) -> list[str]:
     most_struck=st.integers(0, 6),
     orderly=st.booleans(),
 )
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence(
     steps: list[tuple[bool, int]],
     most_struck: int,

@@ -79,7 +79,7 @@ def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | 
 
 
 @given(st.lists(st.integers(1, 3 * PART), min_size=1, max_size=5))
-@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(10), deadline=None, suppress_health_check=list(HealthCheck))
 def test_writes_of_any_size(sizes: list[int]) -> None:
     """With writes of any size, the object has their bytes."""
     with FakeClient() as client:

@@ -175,7 +175,7 @@ def test_checksums(world: World, name: str | None, tells: bool) -> None:
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
     """Writes and copies in any order: the object has exactly their bytes."""
     least = MIB
