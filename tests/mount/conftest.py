@@ -1,6 +1,7 @@
 """Without FUSE the mount tests fail in CI, and are skipped elsewhere; the reason is shown."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def mount(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mo
     """The store's bucket, mounted with default options for all tests of a module."""
     with mounted(store, tmp_path_factory.mktemp("module"), "--debug") as it:
         yield it
+
+
+@pytest.fixture
+def own(request: pytest.FixtureRequest) -> str:
+    """The name of a directory that no other test uses, for tests that share a mount."""
+    return re.sub(r"\W+", "-", request.node.name).strip("-")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run the installed `mount-s3` as a user would."""
+"""Run the installed `mount-s3`, and see what it does."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest import Store
+from tests.mount import starter
 from tools import mounting
 
 PROGRAM = Path(sys.executable).with_name("mount-s3")
@@ -34,7 +35,16 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
 def run(
     *arguments: str | Path, env: dict[str, str], timeout_s: float = TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
-    """Run mount-s3 to its end; in the background it ends when the mount is ready."""
+    """Run mount-s3 to its end; in the background that is when the mount is ready."""
+    if any(name.startswith(("PYTHON", "LD_")) for name in env):  # for the interpreter
+        return run_anew(*arguments, env=env, timeout_s=timeout_s)
+    return starter.run([str(PROGRAM), *map(str, arguments)], environment(env), timeout_s)
+
+
+def run_anew(
+    *arguments: str | Path, env: dict[str, str], timeout_s: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Do the same with an interpreter of its own, as a user would."""
     return subprocess.run(
         [PROGRAM, *arguments],
         env=environment(env),
@@ -54,19 +64,30 @@ def store_options(store: Store, *, endpoint_url: str | None = None) -> list[str]
 class Mount:
     """A bucket mounted in the background at `path`, and its log."""
 
-    def __init__(self, path: Path, log_directory: Path) -> None:
-        self.path = path
+    def __init__(
+        self, root: Path, log_directory: Path, *, below: str = "", log_from: int = 0
+    ) -> None:
+        self.path = root / below
+        self.root = root
         self._logs = log_directory
+        self._log_from = log_from
+
+    def part(self, name: str) -> "Mount":
+        """Return this mount for one test: its `path` is a directory, and its log begins now."""
+        return Mount(self.root, self._logs, below=name, log_from=len(self._whole_log()))
 
     @property
     def pid(self) -> int:
         """The process that serves the mount."""
-        (pid,) = mounting.mount_processes(self.path)
+        (pid,) = mounting.mount_processes(self.root)
         return pid
 
     @property
     def log(self) -> str:
-        """The whole log."""
+        """Everything that it has logged."""
+        return self._whole_log()[self._log_from :]
+
+    def _whole_log(self) -> str:
         return "".join(file.read_text() for file in sorted(self._logs.glob("*.log")))
 
     def counters(self) -> dict[str, int]:
@@ -74,12 +95,12 @@ class Mount:
         return mounting.counters(self.pid, self._logs)
 
     def is_mounted(self) -> bool:
-        """Whether the kernel shows the mount, alive or dead."""
-        return mounting.is_mounted(self.path)
+        """Whether the kernel has it mounted, alive or dead."""
+        return mounting.is_mounted(self.root)
 
     def has_ended(self) -> bool:
         """Whether its process is gone."""
-        return not mounting.mount_processes(self.path)
+        return not mounting.mount_processes(self.root)
 
 
 @contextlib.contextmanager
@@ -90,15 +111,17 @@ def mounted(
     bucket: str | None = None,
     endpoint_url: str | None = None,
     environ: dict[str, str] | None = None,
+    how: Callable[..., subprocess.CompletedProcess[str]] = run,
 ) -> Iterator[Mount]:
     """Mount the store's bucket in `folder`, and unmount it in any case.
 
-    With `environ` these variables, and not options, name the bucket's place.
+    With `environ` no option says where the bucket is: those variables do. `how` is `run` or
+    `run_anew`.
     """
     path, logs = folder / "mnt", folder / "log"
     path.mkdir(exist_ok=True)
     where = store_options(store, endpoint_url=endpoint_url) if environ is None else []
-    result = run(
+    result = how(
         bucket or store.bucket,
         path,
         *where,
