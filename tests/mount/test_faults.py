@@ -10,50 +10,91 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Store
-from tests.faulty_proxy import Exchange, Fault, FaultyProxy, on_data, on_lists, refuse, times
+from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse, times
 from tests.mount.mounting import Mount, errno_of, eventually, mounted
 
 pytestmark = pytest.mark.mount
 
 SIZE = 20 << 20
 BODY = random.Random(3).randbytes(SIZE)
+#: Seconds; three such totals one after another are more than one and what a busy machine adds.
+BRIEF_S = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _objects(store: Store) -> None:
-    store.put("faults/file", BODY)
-    store.put("faults/other", b"other")
-    store.put("faults/small/file", b"small")
-
-
-@pytest.fixture
-def proxy(store: Store) -> Iterator[FaultyProxy]:
+@pytest.fixture(scope="module")
+def shared_proxy(store: Store) -> Iterator[FaultyProxy]:
     """A proxy in front of the store."""
     with FaultyProxy(store.endpoint_url) as it:
         yield it
 
 
 @pytest.fixture
-def mount(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
-    """The store behind the proxy, with a short --read-timeout."""
-    with mounted(
-        store, folder, "--read-timeout", "8", "--prefix", "faults/", endpoint_url=proxy.url
-    ) as it:
+def proxy(shared_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
+    """The proxy, without faults."""
+    shared_proxy.seen.clear()
+    yield shared_proxy
+    shared_proxy.faults.clear()
+
+
+def through(
+    store: Store, folder: Path, proxy: FaultyProxy, read_timeout_s: int
+) -> AbstractContextManager[Mount]:
+    """Mount the store through the proxy."""
+    options = ["--read-timeout", str(read_timeout_s), "--prefix", "faults/"]
+    return mounted(store, folder, *options, endpoint_url=proxy.url)
+
+
+@pytest.fixture(scope="module")
+def patient(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, shared_proxy: FaultyProxy
+) -> Iterator[Mount]:
+    """A mount for all tests in which S3 answers in the end."""
+    with through(store, tmp_path_factory.mktemp("patient"), shared_proxy, 8) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def hasty(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, shared_proxy: FaultyProxy
+) -> Iterator[Mount]:
+    """A mount for all tests that wait until --read-timeout is over."""
+    with through(store, tmp_path_factory.mktemp("hasty"), shared_proxy, BRIEF_S) as it:
         yield it
 
 
 @pytest.fixture
-def brief(store: Store, folder: Path, proxy: FaultyProxy) -> Iterator[Mount]:
-    """The same, for tests that wait until --read-timeout is over."""
-    with mounted(
-        store, folder, "--read-timeout", "3", "--prefix", "faults/", endpoint_url=proxy.url
-    ) as it:
-        yield it
+def objects(store: Store, own: str) -> None:
+    """Objects that no other test has read."""
+    store.put(f"faults/{own}/file", BODY)
+    store.put(f"faults/{own}/other", b"other")
+    store.put(f"faults/{own}/small/file", b"small")
+
+
+@pytest.fixture
+def mount(patient: Mount, objects: None, own: str) -> Mount:
+    """The directory of a test."""
+    return patient.part(own)
+
+
+@pytest.fixture
+def brief(hasty: Mount, objects: None, own: str) -> Mount:
+    """The same with a --read-timeout that is soon over."""
+    return hasty.part(own)
+
+
+@pytest.fixture
+def ending(
+    store: Store, folder: Path, proxy: FaultyProxy, objects: None, own: str
+) -> Iterator[Mount]:
+    """A mount for one test that ends it."""
+    with through(store, folder, proxy, 8) as it:
+        yield it.part(own)
 
 
 def fails_with(path: Path) -> int | None:
@@ -86,7 +127,12 @@ def test_retries_end(brief: Mount, proxy: FaultyProxy, status: int, code: str) -
     time.sleep(1.1)  # until cached names have expired
     assert fails_with(brief.path / "other") == errno.EIO
     one_line(
-        brief, "operation=open", "path=/file", "errno=EIO", f"s3_code={code}", "--read-timeout"
+        brief,
+        "operation=open",
+        f"path=/{brief.path.name}/file",
+        "errno=EIO",
+        f"s3_code={code}",
+        "--read-timeout",
     )
     proxy.faults.clear()
     assert (brief.path / "file").read_bytes() == BODY
@@ -97,7 +143,14 @@ def test_denied(mount: Mount, proxy: FaultyProxy) -> None:
     (mount.path / "file").stat()
     proxy.faults.append(on_data(refuse(403, "AccessDenied")))
     assert fails_with(mount.path / "file") == errno.EACCES
-    one_line(mount, "operation=open", "path=/file", "errno=EACCES", "AccessDenied", "FAULT00")
+    one_line(
+        mount,
+        "operation=open",
+        f"path=/{mount.path.name}/file",
+        "errno=EACCES",
+        "AccessDenied",
+        "FAULT00",
+    )
 
 
 def test_listing_denied(mount: Mount, proxy: FaultyProxy) -> None:
@@ -189,13 +242,13 @@ def test_silence_without_end(brief: Mount, proxy: FaultyProxy) -> None:
     (brief.path / "file").stat()
     proxy.faults.append(on_data(silent))
     assert fails_with(brief.path / "file") == errno.EIO
-    one_line(brief, "path=/file", "errno=EIO", "--read-timeout")
+    one_line(brief, f"path=/{brief.path.name}/file", "errno=EIO", "--read-timeout")
     proxy.faults.clear()
     assert (brief.path / "file").read_bytes() == BODY
 
 
-def test_one_total_for_a_file(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """All reads of one file, ahead and again, fail within one --read-timeout."""
+def test_one_total_for_a_file(brief: Mount, proxy: FaultyProxy) -> None:
+    """All that the kernel reads of one file, ahead and again, fails after one --read-timeout."""
     good = 3
 
     def other_range(exchange: Exchange) -> None:
@@ -207,35 +260,33 @@ def test_one_total_for_a_file(store: Store, folder: Path, proxy: FaultyProxy) ->
                 (name, re.sub(r"bytes \d+-", "bytes 1-", value)) for name, value in exchange.headers
             ]
 
-    with mounted(
-        store, folder, "--read-timeout", "6", "--prefix", "faults/", endpoint_url=proxy.url
-    ) as mount:
-        proxy.faults.append(other_range)
-        begun_s = time.monotonic()
-        assert fails_with(mount.path / "file") == errno.EIO
-        assert time.monotonic() - begun_s < 11  # three full timeouts would be 17
+    proxy.faults.append(other_range)
+    begun_s = time.monotonic()
+    assert fails_with(brief.path / "file") == errno.EIO
+    # With a total for each of three reads it is three times as long.
+    assert time.monotonic() - begun_s < BRIEF_S + 5
 
 
-def test_unmount_during_silence(mount: Mount, proxy: FaultyProxy) -> None:
-    """SIGTERM ends a mount immediately while readers wait for a silent server."""
+def test_unmount_during_silence(ending: Mount, proxy: FaultyProxy) -> None:
+    """SIGTERM ends a mount at once while readers wait for a silent server."""
 
     def silent(exchange: Exchange) -> None:
         exchange.stall_at = 0
 
-    (mount.path / "file").stat()
+    (ending.path / "file").stat()
     proxy.faults.append(silent)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        readers = [pool.submit(fails_with, mount.path / "file") for _ in range(3)]
-        readers.append(pool.submit(fails_with, mount.path / "small" / "file"))
+        readers = [pool.submit(fails_with, ending.path / "file") for _ in range(3)]
+        readers.append(pool.submit(fails_with, ending.path / "small" / "file"))
         eventually(lambda: sum(method == "GET" for method, _ in proxy.seen) > 3)
         started = threading.Event()
         threading.Timer(0.3, started.set).start()
         started.wait()
-        os.kill(mount.pid, signal.SIGTERM)
-        # This is less than --read-timeout, so the mount no longer waits.
-        eventually(mount.has_ended, within_s=6)
+        os.kill(ending.pid, signal.SIGTERM)
+        # Less than --read-timeout: nobody waits for that any longer.
+        eventually(ending.has_ended, within_s=6)
         assert all(reader.result(timeout=10) is not None for reader in readers)
-    assert not mount.is_mounted()
+    assert not ending.is_mounted()
 
 
 def endless(exchange: Exchange) -> None:
@@ -252,24 +303,27 @@ def another_range(exchange: Exchange) -> None:
     exchange.headers.append(("Content-Range", f"bytes 7-{6 + len(exchange.body)}/{1 << 41}"))
 
 
-@pytest.mark.parametrize("fault", [endless, another_range])
 @pytest.mark.parametrize("aborted", [False, True])
-def test_the_end_during_wrong_answers(
-    mount: Mount, proxy: FaultyProxy, fault: Fault, aborted: bool
-) -> None:
-    """During retries the process ends within 5 s, by a signal or `umount -f`."""
+def test_the_end_during_wrong_answers(ending: Mount, proxy: FaultyProxy, aborted: bool) -> None:
+    """The process ends within 5 s, by a signal or `umount -f`, while reads are tried again."""
     if aborted and os.geteuid() != 0:
         pytest.skip("only root may force an unmount")
-    (mount.path / "file").stat()
-    pid = mount.pid
+    faults = {"file": endless, "other": another_range}
+
+    def wrong(exchange: Exchange) -> None:
+        faults[exchange.target.rpartition("/")[2]](exchange)
+
+    (ending.path / "file").stat()
+    pid = ending.pid
     proxy.seen.clear()
-    proxy.faults.append(on_data(fault))
+    proxy.faults.append(on_data(wrong))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        readers = [pool.submit(fails_with, mount.path / name) for name in ("file", "other")]
-        eventually(lambda: sum(target.endswith("/other") for _, target in proxy.seen) > 0)
+        readers = [pool.submit(fails_with, ending.path / name) for name in faults]
+        for name in faults:
+            eventually(lambda name=name: any(t.endswith(f"/{name}") for _, t in proxy.seen))  # type: ignore[misc]
         if aborted:
-            subprocess.run(["umount", "-f", mount.path], check=False, capture_output=True)
-            subprocess.run(["umount", "-l", mount.path], check=False, capture_output=True)
+            subprocess.run(["umount", "-f", ending.root], check=False, capture_output=True)
+            subprocess.run(["umount", "-l", ending.root], check=False, capture_output=True)
         else:
             os.kill(pid, signal.SIGTERM)
         eventually(lambda: not Path(f"/proc/{pid}").exists(), within_s=5)
@@ -314,8 +368,8 @@ def test_token_that_repeats(brief: Mount, proxy: FaultyProxy) -> None:
         os.listdir(brief.path)
 
 
-def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """With some refusals and some cut bodies, all bytes are right and nothing fails."""
+def test_one_percent_of_everything(mount: Mount, proxy: FaultyProxy) -> None:
+    """With some answers refused and some bodies cut, all bytes are right and nothing fails."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
     source, lock = random.Random(seed), threading.Lock()
@@ -328,23 +382,22 @@ def test_one_percent_of_everything(store: Store, folder: Path, proxy: FaultyProx
         elif dice < 0.10 and exchange.is_data:
             exchange.cut_at = len(exchange.body) // 3
 
-    with mounted(store, folder, "--prefix", "faults/", endpoint_url=proxy.url) as mount:
-        proxy.faults.append(sometimes)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            bodies = list(pool.map(lambda _: (mount.path / "file").read_bytes(), range(4)))
-        assert all(body == BODY for body in bodies)
-        for _ in range(30):
-            assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
-            assert (mount.path / "small" / "file").read_bytes() == b"small"
+    proxy.faults.append(sometimes)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        bodies = list(pool.map(lambda _: (mount.path / "file").read_bytes(), range(4)))
+    assert all(body == BODY for body in bodies)
+    for _ in range(30):
+        assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
+        assert (mount.path / "small" / "file").read_bytes() == b"small"
 
 
-def test_the_server_stops_and_comes_back(store: Store, folder: Path) -> None:
-    """A reader gets EIO within --read-timeout, and the same open file can be read afterwards."""
+@pytest.mark.usefixtures("objects")
+def test_the_server_stops_and_comes_back(store: Store, folder: Path, own: str) -> None:
+    """A reader gets EIO within --read-timeout, and the same open file reads on afterwards."""
     with FaultyProxy(store.endpoint_url) as proxy:
         port = proxy.port
-        with mounted(
-            store, folder, "--read-timeout", "3", "--prefix", "faults/", endpoint_url=proxy.url
-        ) as mount:
+        with through(store, folder, proxy, BRIEF_S) as whole:
+            mount = whole.part(own)
             file = os.open(mount.path / "file", os.O_RDONLY)
             try:
                 assert os.pread(file, 1 << 20, 0) == BODY[: 1 << 20]
@@ -356,4 +409,4 @@ def test_the_server_stops_and_comes_back(store: Store, folder: Path) -> None:
                     assert (mount.path / "file").read_bytes() == BODY
             finally:
                 os.close(file)
-            one_line(mount, "operation failed", "read", "/file", "EIO", "retries failed")
+            one_line(mount, "operation failed", "read", f"/{own}/file", "EIO", "retries failed")
