@@ -1,10 +1,11 @@
 """Metadata options on a real mount, while another client changes the bucket."""
 
+import contextlib
 import errno
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def body(number: int, mark: bytes = b"x") -> bytes:
 
 
 class Watched:
-    """A mount with a ttl below `prefix`, and its requests."""
+    """A test's directory of a mount with a ttl, and the requests that it makes there."""
 
     def __init__(self, mount: Mount, store: Store, prefix: str, seen: list[Exchange]) -> None:
         self.mount = mount
@@ -50,39 +51,55 @@ class Watched:
 Watch = Callable[..., Watched]
 
 
-@pytest.fixture
-def watch(store: Store, folder: Path, request: pytest.FixtureRequest) -> Iterator[Watch]:
-    """Mount a separate directory of files for each test, listed once."""
-    prefix = f"ttl/{request.node.name}/"
-    for number in range(COUNT):
-        store.put(f"{prefix}{number:03}", body(number))
-    with FaultyProxy(store.endpoint_url) as proxy:
-        seen: list[Exchange] = []
+@pytest.fixture(scope="module")
+def seen() -> list[Exchange]:
+    """The requests of all mounts."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def mount_with(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, seen: list[Exchange]
+) -> Iterator[Callable[..., Mount]]:
+    """Mounts by their options, each made when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(FaultyProxy(store.endpoint_url))
         proxy.faults.append(seen.append)
-        options = ["--debug", "--prefix", prefix]
-        mounts = []
 
-        def start(*more: str) -> Watched:
-            mount = mounted(store, folder, *options, *more, endpoint_url=proxy.url)
-            mounts.append(mount)
-            it = Watched(mount.__enter__(), store, prefix, seen)
-            assert len(os.listdir(it.path)) == COUNT
-            it.asked()
-            return it
+        @functools.cache
+        def get(*options: str) -> Mount:
+            folder, common = tmp_path_factory.mktemp("ttl"), ["--debug", "--prefix", "ttl/"]
+            return stack.enter_context(
+                mounted(store, folder, *common, *options, endpoint_url=proxy.url)
+            )
 
-        yield start
-        for mount in mounts:
-            mount.__exit__(None, None, None)
+        yield get
+
+
+@pytest.fixture
+def watch(store: Store, mount_with: Callable[..., Mount], seen: list[Exchange], own: str) -> Watch:
+    """Return a directory of files that no other test uses, listed once, on such a mount."""
+    for number in range(COUNT):
+        store.put(f"ttl/{own}/{number:03}", body(number))
+
+    def start(*options: str) -> Watched:
+        it = Watched(mount_with(*options).part(own), store, f"ttl/{own}/", seen)
+        assert len(os.listdir(it.path)) == COUNT
+        it.asked()
+        return it
+
+    return start
 
 
 def test_files_in_order(watch: Watch) -> None:
     """Listed files cost one GET each, sent ahead, and no request when they are read again."""
     it = watch("-o", "metadata-ttl=60")
+    before = it.mount.counters()
     for number in range(COUNT):
         assert (it.path / f"{number:03}").read_bytes() == body(number)
     heads, lists, gets = it.asked()
     assert (heads, lists) == (0, 0)
-    counted = it.mount.counters()
+    counted = {name: count - before[name] for name, count in it.mount.counters().items()}
     assert gets == COUNT + counted["hedges"] + counted["retries"]
     assert counted["bytes_prefetched"] >= (COUNT - 10) * SIZE
     assert counted["bytes_prefetched_in_vain"] == 0
@@ -121,8 +138,8 @@ def test_a_listing_refreshes(watch: Watch) -> None:
 
 
 def test_replaced_while_it_is_fetched_ahead(watch: Watch) -> None:
-    """A file that is replaced before its prefetch has the new content."""
-    it = watch("--metadata-ttl", "60")
+    """What was replaced before it was fetched ahead is read as what it is now."""
+    it = watch("-o", "metadata-ttl=60")
     it.put("020", body(20, b"y"))
     for number in range(COUNT):
         path = it.path / f"{number:03}"
@@ -132,8 +149,8 @@ def test_replaced_while_it_is_fetched_ahead(watch: Watch) -> None:
 
 
 def test_o_direct(watch: Watch) -> None:
-    """O_DIRECT opens the newest version."""
-    it = watch("--metadata-ttl", "60")
+    """O_DIRECT opens what there is now."""
+    it = watch("-o", "metadata-ttl=60")
     (it.path / "003").stat()
     it.put("003", b"another")
     file = os.open(it.path / "003", os.O_RDONLY | os.O_DIRECT)
@@ -144,8 +161,8 @@ def test_o_direct(watch: Watch) -> None:
 
 
 def test_absent(watch: Watch) -> None:
-    """A missing name costs no request until a listing shows it."""
-    it = watch("--metadata-ttl", "60")
+    """A name that was not there is not asked for, until a listing shows it."""
+    it = watch("-o", "metadata-ttl=60")
     for _ in range(3):
         assert not (it.path / "new").exists()
         time.sleep(0.6)
