@@ -6,6 +6,7 @@ or has an earlier version, complete. After an orderly end the bucket has no part
 
 import concurrent.futures
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -35,11 +36,38 @@ WRITERS = 4
 CUTS = 15
 
 
-@pytest.fixture
-def proxy(store: Store) -> Iterator[FaultyProxy]:
+@pytest.fixture(scope="module")
+def shared_proxy(store: Store) -> Iterator[FaultyProxy]:
     """A proxy in front of the store."""
     with FaultyProxy(store.endpoint_url) as it:
         yield it
+
+
+@pytest.fixture
+def proxy(shared_proxy: FaultyProxy) -> Iterator[FaultyProxy]:
+    """The proxy, without faults."""
+    yield shared_proxy
+    shared_proxy.before.clear()
+    shared_proxy.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def shared_mount(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, shared_proxy: FaultyProxy
+) -> Iterator[Mount]:
+    """A mount by way of the proxy, for tests that do not end it."""
+    options = ["--prefix", "faulty/", "--allow-overwrite", "--read-timeout", "30"]
+    folder = tmp_path_factory.mktemp("faulty")
+    with mounted(store, folder, *options, endpoint_url=shared_proxy.url) as it:
+        yield it
+
+
+@pytest.fixture
+def place(shared_mount: Mount, own: str) -> Path:
+    """A directory of a test's own on that mount."""
+    path = shared_mount.path / own
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -166,58 +194,67 @@ def is_write(exchange: Exchange) -> bool:
     return exchange.is_write and not exchange.begins_upload
 
 
-def test_a_bad_network(store: Store, folder: Path, proxy: FaultyProxy) -> None:
-    """With refused, cut and delayed requests, and lost answers, no file is wrong or missing."""
+def test_a_bad_network(store: Store, place: Path, proxy: FaultyProxy) -> None:
+    """With requests refused, cut and delayed, and answers lost, no file is wrong or missing."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
-    options = ["--prefix", "bad/", "--allow-overwrite", "--read-timeout", "30"]
-    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
-        proxy.before += [
-            sometimes(seed + 1, 0.05, refuse(503, "SlowDown"), every),
-            sometimes(seed + 2, 0.05, cut_request, every),
-        ]
-        proxy.faults += [
-            sometimes(seed + 3, 0.05, lose, is_write),
-            sometimes(seed + 4, 0.03, refuse(500, "InternalError"), is_write),
-            sometimes(seed + 5, 0.05, cut_answer, is_write),
-            sometimes(seed + 6, 0.05, delay, every),
-        ]
-        attempts = Attempts(mount.path)
-        write_many(attempts, seed, 8)
-        proxy.before.clear()
-        proxy.faults.clear()
-        attempts.check(store, "bad/")
-        for name in attempts.of:
-            found = content(store, "bad/" + name)
-            assert errno_of((mount.path / name).stat) == (errno.ENOENT if found is None else None)
-            assert found is None or (mount.path / name).read_bytes() == found
+    prefix = f"faulty/{place.name}/"
+    proxy.before += [
+        sometimes(seed + 1, 0.05, refuse(503, "SlowDown"), every),
+        sometimes(seed + 2, 0.05, cut_request, every),
+    ]
+    proxy.faults += [
+        sometimes(seed + 3, 0.05, lose, is_write),
+        sometimes(seed + 4, 0.03, refuse(500, "InternalError"), is_write),
+        sometimes(seed + 5, 0.05, cut_answer, is_write),
+        sometimes(seed + 6, 0.05, delay, every),
+    ]
+    attempts = Attempts(place)
+    write_many(attempts, seed, 8)
+    proxy.before.clear()
+    proxy.faults.clear()
+    attempts.check(store, prefix)
+    for name in attempts.of:
+        found = content(store, prefix + name)
+        assert errno_of((place / name).stat) == (errno.ENOENT if found is None else None)
+        assert found is None or (place / name).read_bytes() == found
     assert attempts.counts[1] == 0, "retries do not help"
-    assert pending(store, "bad/") == []
+    eventually(lambda: pending(store, prefix) == [])
 
 
-@pytest.mark.parametrize("size", [5000, 20 * MIB])
-@pytest.mark.parametrize("fault", [lose, cut_answer, refuse(500, "InternalError")])
+LOSSES = {"lost": lose, "cut": cut_answer, "refused": refuse(500, "InternalError")}
+
+
+@pytest.mark.parametrize("size", [5000, 9 * MIB])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("exists", [False, True])
 def test_the_last_answer_is_lost(
-    store: Store, folder: Path, proxy: FaultyProxy, size: int, fault: Fault, exists: bool
+    store: Store,
+    shared_mount: Mount,
+    own: str,
+    proxy: FaultyProxy,
+    size: int,
+    loss: str,
+    exists: bool,
 ) -> None:
-    """The object exists although the answer was lost: the close succeeds, also of a new file."""
-    prefix = f"lost-{size}-{id(fault)}-{exists}/"
+    """The object has come to be, and nobody was told: closing is no error, also of a new file."""
+    path, key = shared_mount.path / own / "a", f"faulty/{own}/a"
     if exists:
-        store.put(prefix + "a", b"earlier")
+        store.put(key, b"earlier")
+    else:
+        path.parent.mkdir()
+    limited = times(1, LOSSES[loss])
 
-    def last(exchange: Exchange) -> bool:
+    def lose_the_last(exchange: Exchange) -> None:
         completion = exchange.method == "POST" and "uploadId=" in exchange.target
-        return completion or (exchange.method == "PUT" and "partNumber=" not in exchange.target)
+        if completion or (exchange.method == "PUT" and "partNumber=" not in exchange.target):
+            limited(exchange)
 
-    options = ["--prefix", prefix, "--allow-overwrite"]
-    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
-        limited = times(1, fault)
-        proxy.faults.append(lambda exchange: limited(exchange) if last(exchange) else None)
-        assert write(mount.path / "a", BLOB[:size], MIB)
-        assert content(store, prefix + "a") == BLOB[:size]
-        assert (mount.path / "a").read_bytes() == BLOB[:size]
-    assert pending(store, prefix) == []
+    proxy.faults.append(lose_the_last)
+    assert write(path, BLOB[:size], MIB)
+    assert content(store, key) == BLOB[:size]
+    assert path.read_bytes() == BLOB[:size]
+    eventually(lambda: pending(store, key) == [])
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash"])
@@ -262,31 +299,28 @@ def test_retries_end(store: Store, folder: Path, proxy: FaultyProxy) -> None:
         eventually(lambda: pending(store, "refused/") == [] or left in mount.log)
 
 
-def test_the_network_is_cut_and_comes_back(store: Store, folder: Path) -> None:
-    """All connections are cut several times at any moment, and all files are right."""
+def test_the_network_is_cut_and_comes_back(store: Store, place: Path, proxy: FaultyProxy) -> None:
+    """All connections end in the middle of everything, several times; all files are right."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
-    with FaultyProxy(store.endpoint_url) as proxy:
-        options = ["--prefix", "cut/", "--allow-overwrite", "--read-timeout", "30"]
-        with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
-            attempts, done = Attempts(mount.path), threading.Event()
+    attempts, done = Attempts(place), threading.Event()
 
-            def cut_again_and_again() -> None:
-                # A limited number of times: otherwise a large part would never arrive.
-                for _ in range(CUTS):
-                    if done.wait(0.4):
-                        return
-                    proxy.cut_all()
+    def cut_again_and_again() -> None:
+        # Not for as long as it takes: where a part takes longer, nothing would ever end.
+        for _ in range(CUTS):
+            if done.wait(0.4):
+                return
+            proxy.cut_all()
 
-            cutter = threading.Thread(target=cut_again_and_again)
-            cutter.start()
-            try:
-                write_many(attempts, seed, 5)
-            finally:
-                done.set()
-                cutter.join()
-            attempts.check(store, "cut/")
-            assert attempts.counts[1] == 0
+    cutter = threading.Thread(target=cut_again_and_again)
+    cutter.start()
+    try:
+        write_many(attempts, seed, 5)
+    finally:
+        done.set()
+        cutter.join()
+    attempts.check(store, f"faulty/{place.name}/")
+    assert attempts.counts[1] == 0
 
 
 def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
@@ -468,13 +502,11 @@ for number in range(1000):
 """
 
 
-@pytest.mark.parametrize("size_mib", [1, 12])
-def test_writers_are_killed(store: Store, folder: Path, size_mib: int) -> None:
-    """If a process is killed at any time, its files are complete or absent, and no parts stay."""
-    prefix = f"victims-{size_mib}/"
-    with mounted(store, folder, "--prefix", prefix) as mount:
-        for number in range(4):
-            place = mount.path / f"{number}"
+def test_writers_are_killed(store: Store, folder: Path) -> None:
+    """Of a process that is killed at any time the files are whole or absent, and no parts stay."""
+    with mounted(store, folder, "--prefix", "victims/") as mount:
+        for number, size_mib in itertools.product(range(4), (1, 12)):
+            place = mount.path / f"{size_mib}-{number}"
             place.mkdir()
             command = [sys.executable, "-c", WRITER, str(place), str(size_mib)]
             with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
@@ -485,7 +517,8 @@ def test_writers_are_killed(store: Store, folder: Path, size_mib: int) -> None:
                 writer.kill()
                 said = number + 1 + writer.stdout.read().count(b"\n")
             for done in range(said):
-                assert content(store, f"{prefix}{number}/{done}") == b"x" * (size_mib << 20)
-            rest = content(store, f"{prefix}{number}/{said}")
+                found = content(store, f"victims/{place.name}/{done}")
+                assert found == b"x" * (size_mib << 20)
+            rest = content(store, f"victims/{place.name}/{said}")
             assert rest is None or rest == b"x" * (size_mib << 20)
-        eventually(lambda: pending(store, prefix) == [])
+        eventually(lambda: pending(store, "victims/") == [])
