@@ -87,7 +87,7 @@ ANSWERS = {
 #: The behaviours to test on a mount: the name of a test, and the text of its row.
 BEHAVIOURS = {
     "nested_directories": "list nested directories, and nothing else",
-    "many_names": "list a directory of 2,500 names, in several pages",
+    "many_names": "list a directory of 1,100 names, in two pages",
     "odd_names": "names with spaces, unicode, `%`, `+`, `&`, `?`, quotes: write, list, read",
     "control_characters": "names with control characters",
     "file_beside_directory": "objects `a` and `a/b` together: `a` is a directory",
