@@ -12,7 +12,8 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.mount.mounting import (
     run,
     store_options,
 )
+from tests.mount.test_bad_input import check_refused
 from tools.mounting import is_mounted, mount_processes
 from tools.servers import REGION
 
@@ -51,6 +53,13 @@ def large(store: Store) -> Iterator[str]:
     yield prefix
     store.delete(f"{prefix}large.bin")
     store.delete(f"{prefix}a.txt")
+
+
+@pytest.fixture(scope="module")
+def small(store: Store) -> str:
+    """The prefix of a small object alone: nothing is measured, which is soon done."""
+    store.put("check-little/a.txt", b"hello")
+    return "check-little/"
 
 
 @pytest.fixture
@@ -153,9 +162,9 @@ def test_what_is_asked_of_the_server(store: Store, path: Path, large: str) -> No
         assert [e.body for e in bytes_] == [b"h", b"h"]  # to test If-Match, and to read
 
 
-def test_without_a_directory(store: Store, large: str) -> None:
-    """The bucket can be checked without a directory."""
-    found = check(store, "--prefix", large)
+def test_without_a_directory(store: Store, small: str) -> None:
+    """The bucket alone can be checked."""
+    found = check(store, "--prefix", small)
     assert found.code == 0
     assert found["directory"]["outcome"] == "skipped"
     assert found.whole["directory"] is None
@@ -175,9 +184,9 @@ def test_text_is_plain_where_no_terminal_is(store: Store, path: Path, large: str
     assert "can be mounted: " in lines[-1]
 
 
-def test_an_output_that_is_not_unicode(store: Store, large: str) -> None:
-    """Characters that the output cannot represent are escaped."""
-    options = ["--prefix", large, *store_options(store)]
+def test_an_output_that_is_not_unicode(store: Store, small: str) -> None:
+    """What it cannot show is escaped."""
+    options = ["--prefix", small, *store_options(store)]
     env = store.environment | {"PYTHONIOENCODING": "latin-1"}
     result = run("--check", store.bucket, *options, env=env)
     assert (result.returncode, result.stderr) == (0, "")
@@ -215,30 +224,31 @@ def test_on_a_terminal(store: Store, large: str) -> None:
     assert b"100%" in seen
 
 
-def said_by_mounting(*arguments: str | Path, env: dict[str, str]) -> tuple[str, str]:
-    """Return the message and the hint of mounting."""
-    result = run(*arguments, env=env)
-    assert result.returncode == 1, result
-    what, _, hint = result.stderr.removeprefix("Error: ").partition("\n")
+def said_by_mounting(
+    *arguments: str | Path, env: dict[str, str], says: Sequence[str] = ()
+) -> tuple[str, str]:
+    """Return what mounting says, and what it says to do."""
+    said = check_refused(*arguments, env=env, says=says)
+    what, _, hint = said.removeprefix("Error: ").partition("\n")
     return what, hint.strip()
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("name", "wrong", "says"),
     [
-        ("bucket", "bucket"),
-        ("bucket", "AWS_SECRET_ACCESS_KEY"),
-        ("bucket", "AWS_ACCESS_KEY_ID"),
-        ("credentials", "nothing"),
-        ("configuration", "profile"),
-        ("region", "AWS_REGION"),
-        ("staging", "staging"),
-        ("log", "log"),
-        ("write", "incremental"),
+        ("bucket", "bucket", ["no-such-bucket-here", "does not exist"]),
+        ("bucket", "AWS_SECRET_ACCESS_KEY", ["denied", "SignatureDoesNotMatch"]),
+        ("bucket", "AWS_ACCESS_KEY_ID", ["cannot be used", "InvalidAccessKeyId"]),
+        ("credentials", "nothing", ["credentials", "--no-sign-request"]),
+        ("configuration", "profile", ["nobody", "known"]),
+        ("region", "AWS_REGION", ["not/a/region"]),
+        ("staging", "staging", ["missing"]),
+        ("log", "log", ["log"]),
+        ("write", "incremental", ["--incremental-upload"]),
     ],
 )
 def test_it_says_what_mounting_says(
-    store: Store, folder: Path, path: Path, name: str, wrong: str
+    store: Store, folder: Path, path: Path, name: str, wrong: str, says: list[str]
 ) -> None:
     """The failed check has the words of mounting, and checks that need it are skipped."""
     where = ["--endpoint-url", store.endpoint_url, "--force-path-style"]
@@ -256,6 +266,8 @@ def test_it_says_what_mounting_says(
             env = {}
         case "profile":
             options = ["--profile", "nobody"]
+            (folder / "config").write_text("[profile known]\nregion = us-east-1\n")
+            env = {"AWS_CONFIG_FILE": str(folder / "config")}
         case "AWS_REGION":
             env[wrong] = "not/a/region"
         case "staging":
@@ -267,7 +279,8 @@ def test_it_says_what_mounting_says(
     arguments: list[str | Path] = [bucket, path, *where, *options]
     found = Found(run("--check", "--json", *arguments, env=env))
     assert found.failed == [name]
-    assert (found[name]["finding"], found[name]["hint"]) == said_by_mounting(*arguments, env=env)
+    said = said_by_mounting(*arguments, env=env, says=says)
+    assert (found[name]["finding"], found[name]["hint"]) == said
     skipped = found.skipped_for(name)
     assert ("throughput" in skipped) == (name not in ("staging", "log", "write"))
     assert not is_mounted(path)
@@ -292,23 +305,32 @@ def test_the_name_does_not_resolve(store: Store) -> None:
     assert "no answer from no-such-host.invalid" in found["dns"]["finding"]
 
 
-def test_the_endpoint_is_silent(store: Store) -> None:
-    """The endpoint accepts connections and never answers: the check says so, and ends."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        found = check(store, endpoint_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+def test_the_endpoint_is_silent(store: Store, path: Path) -> None:
+    """It accepts and never answers: both say that within 30 seconds, and wait no longer."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        where: list[str | Path] = [store.bucket, path, *store_options(store, endpoint_url=url)]
+        mounting = pool.submit(run, *where, env=store.environment, timeout_s=30)
+        found = check(store, endpoint_url=url)
+        result = mounting.result()
     assert found.failed == ["bucket"]
     assert "no answer" in found["bucket"]["finding"]
     assert found["clock"]["outcome"] == "skipped"
+    assert result.returncode == 1
+    assert "no answer" in result.stderr
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_tls(store: Store, folder: Path, large: str, trusted: bool) -> None:
-    """An untrusted certificate fails before any key is sent; a trusted one shows its version."""
+def test_tls(store: Store, folder: Path, small: str, trusted: bool) -> None:
+    """A certificate that is not trusted fails before any key is sent; one that is tells its TLS."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    options = ["--prefix", large]
+    options = ["--prefix", small]
     options += ["--ca-bundle", str(folder / "ca.pem")] if trusted else []
     with FaultyProxy(store.endpoint_url, context) as proxy:
         found = check(store, *options, endpoint_url=proxy.url)
@@ -330,13 +352,13 @@ def test_no_tls_where_it_is_asked_for(store: Store) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_through_a_proxy(store: Store, folder: Path, large: str, scheme: str) -> None:
-    """All checks go through the proxy; only the proxy itself is reached directly."""
+def test_through_a_proxy(store: Store, folder: Path, small: str, scheme: str) -> None:
+    """Each step goes where the requests go; only the proxy is reached directly."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    options = ["--prefix", large, "--ca-bundle", str(folder / "ca.pem")]
+    options = ["--prefix", small, "--ca-bundle", str(folder / "ca.pem")]
     tls = context if scheme == "https" else None
     login = "me:pw1-secret"
     with (
@@ -512,18 +534,18 @@ def test_archived_objects(store: Store) -> None:
     assert found["read"]["finding"] == "no readable object was found"
 
 
-def test_listing_is_allowed_and_reading_is_not(store: Store, large: str) -> None:
-    """The read of the first object fails, and nothing is measured."""
+def test_listing_is_allowed_and_reading_is_not(store: Store, small: str) -> None:
+    """The first object says so; nothing is measured."""
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(on_data(refuse(403, "AccessDenied")))
-        found = check(store, "--prefix", large, endpoint_url=proxy.url)
+        found = check(store, "--prefix", small, endpoint_url=proxy.url)
     assert found.failed == ["read"]
-    assert f"'{large}a.txt' cannot be read: AccessDenied" in found["read"]["finding"]
+    assert f"'{small}a.txt' cannot be read: AccessDenied" in found["read"]["finding"]
     assert found.skipped_for("read") == ["throughput"]
 
 
-def test_the_bucket_is_elsewhere(store: Store, large: str) -> None:
-    """The bucket names its region, and is found there."""
+def test_the_bucket_is_elsewhere(store: Store, small: str) -> None:
+    """It names its region itself, and is found there."""
 
     def elsewhere(exchange: Exchange) -> None:
         if "/us-west-2/" in exchange.request_headers.get("Authorization", ""):
@@ -532,7 +554,7 @@ def test_the_bucket_is_elsewhere(store: Store, large: str) -> None:
 
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(elsewhere)
-        where = ["--endpoint-url", proxy.url, "--force-path-style", "--prefix", large]
+        where = ["--endpoint-url", proxy.url, "--force-path-style", "--prefix", small]
         env = store.environment | {"AWS_REGION": "us-west-2"}
         found = Found(run("--check", "--json", store.bucket, *where, env=env))
     assert found.code == 0
@@ -541,8 +563,10 @@ def test_the_bucket_is_elsewhere(store: Store, large: str) -> None:
     assert "S3 says that it is in eu-west-3" in found["bucket"]["finding"]
 
 
-@pytest.mark.parametrize("where", ["credentials", "bucket", "throughput"])
-@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [("credentials", []), ("bucket", []), ("throughput", []), ("throughput", ["--json"])],
+)
 def test_interrupted(
     store: Store, folder: Path, large: str, where: str, options: list[str]
 ) -> None:
@@ -592,11 +616,11 @@ def test_interrupted(
         assert "Traceback" not in out
 
 
-def test_nobody_reads_the_list(store: Store, large: str) -> None:
-    """A closed pipe causes no traceback."""
+def test_nobody_reads_the_list(store: Store, small: str) -> None:
+    """A pipe that is closed early is no traceback."""
     where = " ".join(store_options(store))
     result = subprocess.run(
-        ["sh", "-c", f"{PROGRAM} --check {store.bucket} --prefix {large} {where} | head -1"],
+        ["sh", "-c", f"{PROGRAM} --check {store.bucket} --prefix {small} {where} | head -1"],
         env=environment(store.environment),
         capture_output=True,
         text=True,
