@@ -388,7 +388,7 @@ class FakeClient:
                 objects = {key: info for key, (info, _) in self._objects.items()}
             page = self.flat_page(objects, request) if flat else self.page(objects, request)
             # A listing knows nothing of restores and metadata.
-            known = [replace(info, restored=False, attributes=None) for info in page.objects]
+            known = [replace(info, restored=False, metadata=None) for info in page.objects]
             return replace(page, objects=known)
 
         return self._ask(request, answer)
