@@ -38,7 +38,7 @@ from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.rename import Renamer
-from mountpoint.fs.writes.reopen import Held
+from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
 from mountpoint.read.stream import Bytes
@@ -75,7 +75,7 @@ class FileSystem:
         files: HandleTable[OpenFile],
         directories: Directories,
         opener: Opener,
-        held: Held,
+        reopened: ReopenedInodes,
         backend: WriteBackend,
         remover: Remover,
         renamer: Renamer,
@@ -90,7 +90,7 @@ class FileSystem:
         self._files = files
         self._directories = directories
         self._opener = opener
-        self._held = held
+        self._reopened = reopened
         self._backend = backend
         self._remover = remover
         self._renamer = renamer
@@ -138,9 +138,9 @@ class FileSystem:
         refreshes = self._caches.refreshes
         entry, fresh_until_s = self._resolver.resolve(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
-            if inode.is_directory or not self._held.comes_again(inode, thread):
+            if inode.is_directory or not self._reopened.is_reopened(inode, thread):
                 raise StaleInode("the object was replaced")
-            self._held.catch_up(inode)
+            self._reopened.catch_up(inode)
             return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
         if entry.info is not None:
             inode.describe(entry.info)
@@ -198,7 +198,7 @@ class FileSystem:
         try:
             if size_bytes is not None:
                 truncate = partial(self._truncate, inode, size_bytes, handle)
-                self._held.up_to_date(inode, thread, truncate)
+                self._reopened.up_to_date(inode, thread, truncate)
                 return self._attribute_view.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
@@ -262,7 +262,7 @@ class FileSystem:
         if inode.is_directory:
             raise IsADirectory()
         open_it = partial(self._opener.open, inode, flags, process)
-        return self._files.add(self._held.up_to_date(inode, thread, open_it))
+        return self._files.add(self._reopened.up_to_date(inode, thread, open_it))
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""

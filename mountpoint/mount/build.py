@@ -21,7 +21,7 @@ from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.fs.writes.rename import Renamer
-from mountpoint.fs.writes.reopen import Held
+from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.staged.writes import StagedWrites
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.fs.writes.unlink import Remover
@@ -104,7 +104,7 @@ def build_filesystem(
         on_open=on_open,
         on_damage=on_damage,
     )
-    held = Held(
+    reopened = ReopenedInodes(
         client,
         retry_policy,
         inodes,
@@ -129,7 +129,7 @@ def build_filesystem(
         files=files,
         directories=directories,
         opener=opener,
-        held=held,
+        reopened=reopened,
         backend=backend,
         remover=Remover(context, resolver, backend),
         renamer=Renamer(context, resolver, directories, backend),

@@ -116,7 +116,7 @@ def _serve(
             failure.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def patience_until(stopping: threading.Event) -> RetryPolicy:
+    def retry_policy_until(stopping: threading.Event) -> RetryPolicy:
         return RetryPolicy(
             try_s=config.client.try_timeout_s,
             total_s=config.read.timeout_s,
@@ -125,10 +125,10 @@ def _serve(
             counters=meters.counters,
         )
 
-    retry_policy = patience_until(stopping)
+    retry_policy = retry_policy_until(stopping)
     directory = config.mount.directory
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
-    streams = Streams(client, config.read, patience_until(threading.Event()), meters.counters)
+    streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
     spill = Spill(default_directories(os.environ))
     uploads = Uploads(

@@ -85,13 +85,13 @@ class _Walk:
     Invariant: `expected` holds the next few keys, those of `fetched`, and a few skipped ones.
     """
 
-    __slots__ = ("expected", "fetched", "in_vain", "last", "limit", "opens", "passed", "sweeps")
+    __slots__ = ("expected", "fetched", "last", "limit", "opens", "passed", "sweeps", "unused")
 
     def __init__(self) -> None:
         self.last = b""  # the furthest key opened
         self.opens = 0
         self.passed = 0  # fetched files that were not opened
-        self.in_vain = 0  # of these, since a fetched file was opened
+        self.unused = 0  # of these, since a fetched file was opened
         self.limit = MOST_FILES
         self.sweeps = 0  # since the last open
         self.expected: deque[bytes] = deque()
@@ -111,14 +111,14 @@ class _Walk:
 
     def took(self) -> None:
         """Record that a fetched file was opened."""
-        self.in_vain = 0
+        self.unused = 0
         self.limit = min(self.limit + 1, MOST_FILES)
 
     def passed_over(self) -> None:
         """Record that a fetched file was not read."""
         self.passed += 1
-        self.in_vain += 1
-        if self.in_vain % 2 == 0:
+        self.unused += 1
+        if self.unused % 2 == 0:
             self.limit = max(self.limit // 2, 1)
 
 

@@ -153,9 +153,9 @@ class ReadStream:
                         touch(head)  # nothing to plan
                         self._note(head, waited=True)
                     if head.ready:
-                        self._allowance.brought()
+                        self._allowance.succeeded()
                     else:
-                        self._allowance.in_vain(attempts, used_up=False)
+                        self._allowance.failed(attempts, used_up=False)
                     return head.info
                 with self._lock:
                     self._lease.take(head.stop)
@@ -276,7 +276,7 @@ class ReadStream:
                 self._replace_failed(late, attempts)
                 with self._lock:
                     parts = self._cover(offset, stop, plan=False)
-            self._allowance.brought()
+            self._allowance.succeeded()
             self._check_whole()
             return slice_of(parts, offset, stop)
         finally:
@@ -480,7 +480,7 @@ class ReadStream:
             raise error
         if not attempts.again(error):
             if error.retryable:
-                self._allowance.in_vain(attempts, used_up=True)
+                self._allowance.failed(attempts, used_up=True)
                 error.hint = error.hint or RETRIES_FAILED
             raise error
 

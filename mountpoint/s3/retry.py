@@ -213,13 +213,13 @@ class Allowance:
                 return Attempts(self._retry_policy, total_s=self._retry_policy.once_s, most_tries=1)
             return Attempts(self._retry_policy, total_s=left_s)
 
-    def brought(self) -> None:
+    def succeeded(self) -> None:
         """Record that a wait yielded data: the next waits get the whole total."""
         with self._lock:
             self._waited_s = 0.0
             self._used_up = False
 
-    def in_vain(self, attempts: Attempts, *, used_up: bool) -> None:
+    def failed(self, attempts: Attempts, *, used_up: bool) -> None:
         """Record a wait without data; `used_up` means that its caller gave up."""
         with self._lock:
             self._waited_s += time.monotonic() - attempts.begun_s

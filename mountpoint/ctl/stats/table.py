@@ -168,12 +168,12 @@ def _hits(done: Mapping[str, Any], since_s: float) -> list[str]:
     reads = done["meters"]["read_bytes"]["count"]
     waited = min(counters["reads_waited"], reads)
     share = f"{100 * (reads - waited) / reads:.1f} %" if reads else "-"
-    ahead, in_vain = counters["bytes_prefetched"], counters["bytes_prefetched_in_vain"]
+    ahead, unused = counters["bytes_prefetched"], counters["bytes_prefetched_in_vain"]
     return [
         f"reads that did not wait for S3: {share}; retries: {counters['retries']}, "
         f"hedged requests: {counters['hedges']}",
         f"fetched before open: {size(ahead / since_s)} per s, "
-        f"{size(in_vain / since_s)} of it unused",
+        f"{size(unused / since_s)} of it unused",
     ]
 
 

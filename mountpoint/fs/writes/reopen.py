@@ -28,7 +28,7 @@ AGAIN_S = 1.0
 BY_DESCRIPTOR_HINT = f"{NO_OPTION}open it by its name, not by a descriptor (/proc/self/fd)"
 
 
-class Held:
+class ReopenedInodes:
     """Inodes of a mount that programs open by a reference. Thread-safe; its callers wait.
 
     `is_written` says whether an inode is open for writing.
@@ -59,7 +59,7 @@ class Held:
         #: Until when (monotonic clock) a thread is expected after its new lookup.
         self._told: dict[tuple[InodeNumber, int], float] = {}
 
-    def comes_again(self, inode: Inode, thread: int) -> bool:
+    def is_reopened(self, inode: Inode, thread: int) -> bool:
         """Whether a thread opens the same inode again; else note that a new lookup is due.
 
         `thread` is 0 if it is not known.
@@ -78,7 +78,7 @@ class Held:
         try:
             return act()
         except StaleInode:
-            if not self.comes_again(inode, thread):
+            if not self.is_reopened(inode, thread):
                 raise
             self.catch_up(inode)
             return act()

@@ -319,7 +319,7 @@ def test_waits_that_bring_nothing_share_one_total(clock: Clock) -> None:
     allowance = Allowance(retry_policy(clock, total_s=60.0))
     opening = allowance.begin()
     clock.now_s += 25.0
-    allowance.in_vain(opening, used_up=False)
+    allowance.failed(opening, used_up=False)
     clock.now_s += 1000.0  # no wait meanwhile
     assert allowance.begin().left_s() == pytest.approx(35.0)
 
@@ -330,13 +330,13 @@ def test_after_it_is_used_up_each_wait_is_one_try(clock: Clock, waited_s: float)
     allowance = Allowance(retry_policy(clock, total_s=60.0))
     attempts = allowance.begin()
     clock.now_s += waited_s
-    allowance.in_vain(attempts, used_up=True)
+    allowance.failed(attempts, used_up=True)
     for _ in range(3):
         attempts = allowance.begin()
         assert attempts.left_s() == pytest.approx(10.0)
         assert not attempts.again(ServerFault())
-        allowance.in_vain(attempts, used_up=True)
-    allowance.brought()
+        allowance.failed(attempts, used_up=True)
+    allowance.succeeded()
     attempts = allowance.begin()
     assert attempts.left_s() == pytest.approx(60.0)
     assert attempts.again(ServerFault())
