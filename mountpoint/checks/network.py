@@ -8,7 +8,7 @@ from mountpoint.checks.checklist import Result, failed, ok, skipped, warning
 from mountpoint.checks.subject import Subject, known, within
 from mountpoint.checks.words import duration
 from mountpoint.errors import MountError, TransportFault
-from mountpoint.s3 import probe
+from mountpoint.s3 import network_probe
 from mountpoint.s3.connect import mount_error
 from mountpoint.system.addresses import authority
 
@@ -26,10 +26,10 @@ HIDDEN = "the endpoint is behind a TLS proxy: the check 'bucket' shows if it ans
 def dns(subject: Subject) -> Result:
     """Resolve the endpoint's name, or the proxy's, which resolves the endpoint's."""
     by = subject.proxy
-    name, port = (by.host, by.port) if by else probe.place(known(subject.endpoint))
+    name, port = (by.host, by.port) if by else network_probe.place(known(subject.endpoint))
     try:
         what, hint = "name resolution", "check the network, and /etc/resolv.conf"
-        subject.addresses = within(NAME_S, what, hint, partial(probe.addresses, name, port))
+        subject.addresses = within(NAME_S, what, hint, partial(network_probe.addresses, name, port))
     except OSError as error:
         raise _unreachable(subject, error) from error
     found = list(dict.fromkeys(address for _, (address, _) in subject.addresses))
@@ -50,7 +50,7 @@ def connection(subject: Subject) -> Result:
             subject.connection.close()
         begun_s = time.monotonic()
         try:
-            subject.connection = probe.connected(subject.addresses, interface)
+            subject.connection = network_probe.connected(subject.addresses, interface)
         except OSError as error:
             raise _unreachable(subject, error, interface) from error
         took_ms = (time.monotonic() - begun_s) * 1e3
@@ -68,12 +68,14 @@ def tls(subject: Subject) -> Result:
         return skipped("the endpoint is http: requests are not encrypted")
     if _is_hidden(subject):
         return skipped(HIDDEN)
-    name, _ = probe.place(where)
+    name, _ = network_probe.place(where)
     try:
         if subject.proxy is not None:
             known(subject.connection).close()
-            subject.connection = probe.tunnel(where, subject.proxy)
-        secure = probe.handshake(known(subject.connection), name, subject.config.client.ca_bundle)
+            subject.connection = network_probe.tunnel(where, subject.proxy)
+        secure = network_probe.handshake(
+            known(subject.connection), name, subject.config.client.ca_bundle
+        )
     except TransportFault as fault:
         raise mount_error(subject.config.bucket, where.host, fault) from fault
     except OSError as error:
@@ -88,7 +90,9 @@ def clock(subject: Subject) -> Result:
     if _is_hidden(subject):
         return skipped(HIDDEN)
     try:
-        skew_s = probe.skew_s(known(subject.connection), known(subject.endpoint), subject.proxy)
+        skew_s = network_probe.skew_s(
+            known(subject.connection), known(subject.endpoint), subject.proxy
+        )
     except OSError as error:
         return skipped(f"the endpoint sent no date: {_reason(error)}")
     if skew_s is None:

@@ -18,7 +18,7 @@ from mountpoint.s3.aws.proxy import Proxy
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.connect import TOTAL_S, TRY_S
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.probe import Address
+from mountpoint.s3.network_probe import Address
 from mountpoint.s3.retry import RetryPolicy
 
 T = TypeVar("T")

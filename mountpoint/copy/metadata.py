@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
-from mountpoint.copy.objects import MOST_COPY_BYTES, same
+from mountpoint.copy.objects import MOST_COPY_BYTES
 from mountpoint.errors import NotPermitted, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
     Condition,
@@ -28,6 +28,7 @@ from mountpoint.s3.client import (
     PutOptions,
     Stored,
     Written,
+    same_etag,
 )
 from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.lost_answers import is_changed
@@ -57,7 +58,7 @@ class SelfCopies:
         """
         check_size(source.size_bytes)
         stored = self._stored(source.key)
-        if not same(stored.info.etag, source.etag):
+        if not same_etag(stored.info.etag, source.etag):
             raise PreconditionFailed("the object was replaced in the meantime")
         metadata = change(stored.options.metadata)
         if metadata == stored.options.metadata:
@@ -67,7 +68,7 @@ class SelfCopies:
         if not written.date_ns:
             return self._stored(source.key).info
         etag = written.etag
-        if same(etag, stored.info.etag):
+        if same_etag(etag, stored.info.etag):
             etag = stored.info.etag  # in the spelling of HEAD and LIST
         elif not etag.startswith('"'):
             return self._stored(source.key).info

@@ -53,6 +53,7 @@ from mountpoint.s3.client import (
     PutOptions,
     Stored,
     Written,
+    same_etag,
 )
 from mountpoint.s3.content_types import after_rename, by_name
 from mountpoint.s3.fallback import Fallback, Terms
@@ -116,7 +117,7 @@ class Copies:
         Raises PreconditionFailed or NotFound when the object is no longer that version.
         """
         stored = self._ask_stored(source.key)
-        if not same(stored.info.etag, source.etag):
+        if not same_etag(stored.info.etag, source.etag):
             raise PreconditionFailed(f"{shown(source.key)} has changed in the meantime")
         if stored.tags:
             log.warning("copies of large objects lose their tags", key=source.key)
@@ -279,7 +280,7 @@ class Copies:
             return
         if there is None:
             raise PreconditionFailed(f"{shown(key)}, the target of the rename, no longer exists")
-        if not same(there.etag, condition.etag):
+        if not same_etag(there.etag, condition.etag):
             raise PreconditionFailed(f"{shown(key)}, the target of the rename, has changed")
 
     def _copy_at_once(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
@@ -329,7 +330,7 @@ class Copies:
             there = self._ask_stored(key)
         except S3Error:
             return None
-        is_ours = same(ours.info.etag, source.etag) and is_copy(there, ours)
+        is_ours = same_etag(ours.info.etag, source.etag) and is_copy(there, ours)
         return Written(there.info.etag) if is_ours else None
 
     def _copy_in_parts(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
@@ -353,7 +354,7 @@ class Copies:
         there = self._head(key)
         if there is None:
             raise BadAnswer(f"{shown(key)} was copied, but does not exist")
-        if not same(there.etag, etag):
+        if not same_etag(there.etag, etag):
             raise PreconditionFailed(f"{shown(key)} was copied, but was then replaced")
         if there.size_bytes != source.size_bytes:
             raise BadAnswer(
@@ -369,7 +370,7 @@ class Copies:
             there = asked.answer()
         except NotFound:
             return
-        if not same(there.etag, source.etag):
+        if not same_etag(there.etag, source.etag):
             raise PreconditionFailed("it has changed in the meantime")
 
         def send(terms: Terms) -> "Future[None]":
@@ -409,11 +410,6 @@ class Copies:
 
     def _ask_stored(self, key: bytes) -> Stored:
         return self._retry_policy.ask(functools.partial(self._client.describe, key)).answer()
-
-
-def same(etag: str, other: str) -> bool:
-    """Whether two ETags are equal. Some stores leave out the quotes in some answers."""
-    return etag.strip('"') == other.strip('"')
 
 
 def shown(key: bytes) -> str:

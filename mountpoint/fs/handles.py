@@ -1,7 +1,7 @@
 """Handles of open files and directories, and the table of their numbers.
 
 An open file is an `OpenFile`. There is one class for each way to open one: `open` reads,
-`writes/streamed_handle` and `writes/staged_handle` write.
+`writes/streamed/handle` and `writes/staged/writer` write.
 """
 
 import itertools

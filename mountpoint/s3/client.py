@@ -362,3 +362,8 @@ class ObjectClient(ByteSource, Protocol):
 
     def close(self) -> None:
         """Interrupt. Connections and threads end when nothing refers to the client any more."""
+
+
+def same_etag(etag: str, other: str) -> bool:
+    """Whether two ETags are equal. Some stores leave out the quotes in some answers."""
+    return etag.strip('"') == other.strip('"')

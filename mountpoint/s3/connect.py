@@ -29,7 +29,7 @@ from mountpoint.errors import (
     WrongRegion,
 )
 from mountpoint.metrics.recorder import Meters
-from mountpoint.s3 import feature_probe, probe
+from mountpoint.s3 import feature_probe, network_probe
 from mountpoint.s3.aws import proxy
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.ec2 import Instance
@@ -50,7 +50,7 @@ TOTAL_S = 20.0
 MOST_TRIES = 3
 #: Seconds for the second attempt, with the bucket's name in the path.
 PATH_S = 8.0
-#: Seconds until `probe` starts to look for the cause.
+#: Seconds until `network_probe` starts to look for the cause.
 PROBE_AFTER_S = 1.0
 
 #: The endpoint is no S3 server, or nothing answers.
@@ -253,11 +253,11 @@ def _names_another_region(error: S3Error, endpoint: Endpoint) -> bool:
 def _watching(
     client: CrtClient, endpoint: Endpoint, ca_bundle: str | None, by: proxy.Proxy | None
 ) -> Iterator[None]:
-    """Raise what `probe` finds, as soon as it finds it, in place of the CRT's error."""
+    """Raise what `network_probe` finds, as soon as it finds it, in place of the CRT's error."""
     found: list[TransportFault] = []
 
     def look() -> None:
-        problem = probe.problem(endpoint, ca_bundle, by)
+        problem = network_probe.problem(endpoint, ca_bundle, by)
         if problem is not None:
             found.append(problem)
             client.interrupt()

@@ -35,7 +35,7 @@ from mountpoint.errors import AccessDenied, BadHandle, MountError, TransportFaul
 from mountpoint.log import setup as logs
 from mountpoint.log.format import Redactor
 from mountpoint.mount import preflight as requirements
-from mountpoint.s3 import probe
+from mountpoint.s3 import network_probe
 from mountpoint.s3.aws.credentials import Origin
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
@@ -459,7 +459,7 @@ def test_clock(
     said: str,
 ) -> None:
     """More than a minute is a warning; from 15 minutes on S3 refuses signatures."""
-    monkeypatch.setattr(probe, "skew_s", lambda *_: skew_s)
+    monkeypatch.setattr(network_probe, "skew_s", lambda *_: skew_s)
     asked: Any = subject()
     asked.connection = asked.endpoint = object()
     asked.credentials = object() if signed else None

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mountpoint.copy.metadata import check_size
-from mountpoint.copy.objects import same
 from mountpoint.errors import NO_OPTION, BadHandle, NotPermitted, OperationError, WriterKilled
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted, parsed
 from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.fs.writes.open_flags import may_write
-from mountpoint.s3.client import NEW, Condition, ObjectInfo
+from mountpoint.s3.client import NEW, Condition, ObjectInfo, same_etag
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged_file import StagedFile
 from mountpoint.upload.upload import Upload
@@ -265,7 +264,7 @@ class StagedWriter:
         """Give the file another key. Its base becomes `copy` if that is a copy of its base."""
 
         def moved(base: ObjectInfo) -> ObjectInfo:
-            if source is not None and copy is not None and same(source.etag, base.etag):
+            if source is not None and copy is not None and same_etag(source.etag, base.etag):
                 return copy
             return replace(base, key=key)  # others have replaced it: the upload will report that
 

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable
 
-from mountpoint.copy.objects import same
 from mountpoint.errors import NotPermitted, NotSequential, OperationError, WriterKilled
 from mountpoint.fs.inodes import Inode, Paged
 from mountpoint.fs.posix_metadata import FileAttributes
@@ -28,7 +27,7 @@ from mountpoint.fs.writes.streamed.lifecycle import (
     State,
     Turns,
 )
-from mountpoint.s3.client import Condition, ObjectInfo
+from mountpoint.s3.client import Condition, ObjectInfo, same_etag
 from mountpoint.upload.sequential import Sequential
 
 
@@ -376,7 +375,7 @@ class StreamedWriter:
         """Take over `copy` if it was made of this file's object; return whether it was."""
         with self._life.lock:
             base = self._content.base
-            follows = self.ended and base is not None and same(base.etag, source.etag)
+            follows = self.ended and base is not None and same_etag(base.etag, source.etag)
             if follows:
                 self._content.based_on(copy)
             return follows

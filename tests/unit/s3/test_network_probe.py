@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from mountpoint.errors import TransportFault
-from mountpoint.s3 import probe
+from mountpoint.s3 import network_probe
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.aws.proxy import Proxy, settle
 from tests.forward_proxy import ForwardProxy
@@ -57,7 +57,7 @@ class Server:
 
     def connection(self) -> socket.socket:
         """Return a connection to the server."""
-        return probe.connected(probe.addresses("127.0.0.1", self.http.server_port))
+        return network_probe.connected(network_probe.addresses("127.0.0.1", self.http.server_port))
 
     def close(self) -> None:
         """Stop."""
@@ -100,18 +100,18 @@ def bundle(authority: trustme.CA, tmp_path: Path) -> str:
 )
 def test_place(host: str, scheme: str, expected: tuple[str, int]) -> None:
     """The host has a port only if it is not the scheme's default."""
-    assert probe.place(endpoint(host, scheme=scheme)) == expected
+    assert network_probe.place(endpoint(host, scheme=scheme)) == expected
 
 
 def test_an_address_is_its_own() -> None:
     """An address needs no name service."""
-    assert probe.addresses("127.0.0.1", 9) == [(socket.AF_INET, ("127.0.0.1", 9))]
+    assert network_probe.addresses("127.0.0.1", 9) == [(socket.AF_INET, ("127.0.0.1", 9))]
 
 
 def test_a_name_that_does_not_resolve() -> None:
     """The error is an OSError that says so."""
     with pytest.raises(OSError, match=r"."):
-        probe.addresses("no-such-host.invalid", 80)
+        network_probe.addresses("no-such-host.invalid", 80)
 
 
 def test_the_next_address_is_tried() -> None:
@@ -119,32 +119,32 @@ def test_the_next_address_is_tried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         to = [(socket.AF_INET, each.getsockname()) for each in (closed, server)]
-        probe.connected(to).close()
+        network_probe.connected(to).close()
         with pytest.raises(ConnectionRefusedError):
-            probe.connected(to[:1])
+            network_probe.connected(to[:1])
 
 
 def test_one_kind_of_address_does_not_hide_the_other() -> None:
     """If IPv6 leads nowhere, IPv4 is tried."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         nowhere = [(socket.AF_INET6, (f"100::{n}", 9)) for n in range(8)]
-        probe.connected([*nowhere, (socket.AF_INET, server.getsockname())]).close()
+        network_probe.connected([*nowhere, (socket.AF_INET, server.getsockname())]).close()
 
 
 def test_an_interface_that_does_not_lead_there() -> None:
     """A connection uses the named interface."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         to = [(socket.AF_INET, server.getsockname())]
-        probe.connected(to, "lo").close()
+        network_probe.connected(to, "lo").close()
         with pytest.raises(OSError, match="No such device"):
-            probe.connected(to, "no-such-if")
+            network_probe.connected(to, "no-such-if")
 
 
 @pytest.mark.parametrize("ahead_s", [0, 90, -7200])
 def test_the_servers_clock(ahead_s: int) -> None:
     """The server's date against ours, to a second, from an unsigned request for the bucket."""
     server = Server(ahead_s)
-    skew_s = probe.skew_s(server.connection(), endpoint(server.host))
+    skew_s = network_probe.skew_s(server.connection(), endpoint(server.host))
     server.close()
     assert skew_s == pytest.approx(ahead_s, abs=2)
     assert server.asked == [("HEAD", "/bucket", server.host)]
@@ -153,35 +153,35 @@ def test_the_servers_clock(ahead_s: int) -> None:
 def test_no_clock() -> None:
     """A server without a date is not taken for one with a wrong clock."""
     server = Server(None)
-    assert probe.skew_s(server.connection(), endpoint(server.host)) is None
+    assert network_probe.skew_s(server.connection(), endpoint(server.host)) is None
     server.close()
 
 
 def test_what_is_no_web_server() -> None:
     """An answer that is not HTTP is an error of the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        client = probe.connected([(socket.AF_INET, server.getsockname())])
+        client = network_probe.connected([(socket.AF_INET, server.getsockname())])
         there, _ = server.accept()
         there.sendall(b"220 smtp.example.com\r\n")
         with pytest.raises(OSError, match="no answer to HEAD"):
-            probe.skew_s(client, endpoint("127.0.0.1"))
+            network_probe.skew_s(client, endpoint("127.0.0.1"))
         there.close()
 
 
 def test_tls(secure: Server, bundle: str) -> None:
     """With a trusted certificate the date arrives."""
-    assert probe.problem(endpoint(secure.host, scheme="https"), bundle, None) is None
-    with probe.handshake(secure.connection(), "127.0.0.1", bundle) as connection:
-        skew_s = probe.skew_s(connection, endpoint(secure.host, scheme="https"))
+    assert network_probe.problem(endpoint(secure.host, scheme="https"), bundle, None) is None
+    with network_probe.handshake(secure.connection(), "127.0.0.1", bundle) as connection:
+        skew_s = network_probe.skew_s(connection, endpoint(secure.host, scheme="https"))
     assert skew_s == pytest.approx(0, abs=2)
 
 
 def test_tls_that_is_not_trusted(secure: Server) -> None:
     """The message names the option."""
     with secure.connection() as raw, pytest.raises(TransportFault, match="not trusted") as caught:
-        probe.handshake(raw, "127.0.0.1", None)
+        network_probe.handshake(raw, "127.0.0.1", None)
     assert "--ca-bundle" in caught.value.hint
-    problem = probe.problem(endpoint(secure.host, scheme="https"), None, None)
+    problem = network_probe.problem(endpoint(secure.host, scheme="https"), None, None)
     assert problem is not None
     assert "not trusted" in str(problem)
 
@@ -189,7 +189,7 @@ def test_tls_that_is_not_trusted(secure: Server) -> None:
 def test_a_server_without_tls() -> None:
     """The message says that TLS failed."""
     server = Server(0)
-    problem = probe.problem(endpoint(server.host, scheme="https"), None, None)
+    problem = network_probe.problem(endpoint(server.host, scheme="https"), None, None)
     server.close()
     assert problem is not None
     assert "TLS" in str(problem)
@@ -200,7 +200,7 @@ def test_nobody_there_is_no_problem_of_tls() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{closed.getsockname()[1]}"
-        assert probe.problem(endpoint(host, scheme="https"), None, None) is None
+        assert network_probe.problem(endpoint(host, scheme="https"), None, None) is None
 
 
 # --- Proxies ---
@@ -219,8 +219,8 @@ def test_the_clock_through_a_proxy(tmp_path: Path) -> None:
     server = Server(90)
     with ForwardProxy(tmp_path / "proxy", "me:x") as forward:
         where, by = endpoint(server.host), proxied(forward, "http", "me:x")
-        connection = probe.connected(probe.addresses(by.host, by.port))
-        assert probe.skew_s(connection, where, by) == pytest.approx(90, abs=2)
+        connection = network_probe.connected(network_probe.addresses(by.host, by.port))
+        assert network_probe.skew_s(connection, where, by) == pytest.approx(90, abs=2)
     server.close()
 
 
@@ -229,10 +229,10 @@ def test_tls_through_a_proxy(tmp_path: Path, secure: Server, bundle: str) -> Non
     where = endpoint(secure.host, scheme="https")
     with ForwardProxy(tmp_path / "proxy") as forward:
         by = proxied(forward, "https")
-        problem = probe.problem(where, None, by)
+        problem = network_probe.problem(where, None, by)
         assert problem is not None
         assert "not trusted" in str(problem)
-        assert probe.problem(where, bundle, by) is None
+        assert network_probe.problem(where, bundle, by) is None
         assert secure.host in forward.log
 
 
@@ -242,8 +242,8 @@ def test_a_proxy_that_opens_no_tunnel(tmp_path: Path, secure: Server) -> None:
     with ForwardProxy(tmp_path / "proxy", "me:x") as forward:
         by = proxied(forward, "https")
         with pytest.raises(OSError, match="Tunnel connection failed: 407"):
-            probe.tunnel(where, by)
-        problem = probe.problem(where, None, by)
+            network_probe.tunnel(where, by)
+        problem = network_probe.problem(where, None, by)
         assert problem is not None
         assert f"the proxy {forward.url} of https_proxy" in str(problem)
         assert "user and password" in problem.hint
@@ -253,7 +253,7 @@ def test_a_proxy_that_is_not_there(tmp_path: Path, secure: Server) -> None:
     """The message says that the proxy does not answer."""
     with ForwardProxy(tmp_path / "proxy") as forward:
         by = proxied(forward, "https")
-    problem = probe.problem(endpoint(secure.host, scheme="https"), None, by)
+    problem = network_probe.problem(endpoint(secure.host, scheme="https"), None, by)
     assert problem is not None
     assert "refused" in str(problem)
     assert "NO_PROXY" in problem.hint
