@@ -43,10 +43,6 @@ class StreamedAttributes:
         if attributes.mtime_ns is not None:
             self.mtime_ns = attributes.mtime_ns
 
-    def written(self) -> None:
-        """Note that the file was written just now."""
-        self.mtime_ns = time.time_ns()
-
     def forget_time(self) -> None:
         """Forget a time that was set: the file is cut to nothing."""
         self.kept = replace(self.kept, mtime_ns=None)

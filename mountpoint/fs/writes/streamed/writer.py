@@ -59,8 +59,8 @@ class StreamedWriter:
         self._mount = context
         self._on_settled = on_settled
         # constants
-        self.replaces = replaces
-        self.appends = appends
+        self._replaces = replaces
+        self._appends = appends
         # mutable, guarded by the lock of _life; most are read without it, in single steps
         self._life = Lifecycle(turns)
         self._opens = 1  # its handles
@@ -107,9 +107,9 @@ class StreamedWriter:
         return self._attributes.kept
 
     @property
-    def is_stored(self) -> bool:
+    def _is_stored(self) -> bool:
         """Whether there is an object under its key."""
-        return self.replaces or self._content.base is not None
+        return self._replaces or self._content.base is not None
 
     @property
     def uploaded(self) -> ObjectInfo | None:
@@ -156,13 +156,13 @@ class StreamedWriter:
             return writes
         if not self._opens:
             return None
-        if appends(flags) and self.appends and allows(config, flags):
+        if appends(flags) and self._appends and allows(config, flags):
             return True
         if self.ended or self._content.upload is None:  # all of it can be read
             return None if changes(flags) else writes and allows(config, os.O_APPEND)
         # A reader must not take it for an empty file, unless it stays empty: a lock (flock(1)).
         may = writes or not self._writers
-        if not changes(flags) and (self.replaces or not may):
+        if not changes(flags) and (self._replaces or not may):
             return None
         if self.size_bytes or self._life.state is State.UPLOADING:
             return None
@@ -205,7 +205,7 @@ class StreamedWriter:
         content = self._content
         if size_bytes == self.size_bytes:
             return
-        stored = self.replaces and content.base is not None
+        stored = self._replaces and content.base is not None
         if not size_bytes and stored and not self._mount.config.allow_overwrite:
             raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
         if 0 < size_bytes < content.written_bytes:
@@ -219,7 +219,7 @@ class StreamedWriter:
             content.restart()
         else:
             content.set_size(size_bytes)
-        self._attributes.written()
+        self._attributes.mtime_ns = time.time_ns()
 
     def flush(self, *, ends: bool, wrote: bool, killed: bool) -> None:
         """Note that a process closes a descriptor of a handle that can write.
@@ -320,7 +320,7 @@ class StreamedWriter:
 
     def unlink(self) -> bool:
         """See Writer. It counts as a delete only if there is an object to remove."""
-        mount, inode, stored = self._mount, self.inode, self.is_stored
+        mount, inode, stored = self._mount, self.inode, self._is_stored
         if stored:
             mount.check_may_delete()
         # While this thread holds the key alone, no upload of it is being completed.
@@ -340,7 +340,7 @@ class StreamedWriter:
 
     def await_end(self, *, replaced: bool) -> None:
         """See Writer. The end of a replaced file needs its key, which the rename will hold."""
-        if self._life.ending and (replaced or self.is_stored):
+        if self._life.ending and (replaced or self._is_stored):
             self.wait_ended()
 
     def displace(self, move: Callable[[], None]) -> None:
@@ -351,7 +351,7 @@ class StreamedWriter:
     def rename(self, parent: Inode, name: bytes, condition: Condition) -> bool:
         """See Writer. Only a new file can be renamed while it is being written."""
         with self._life.lock:
-            if not self.is_stored and not self.ended:
+            if not self._is_stored and not self.ended:
                 mount = self._mount
                 mount.local.rename(self, lambda: mount.inodes.moved(self.inode, parent, name))
                 self._content.condition = condition
@@ -460,7 +460,7 @@ class StreamedWriter:
                 # Listed before it is no longer a file being written: it is visible all the time.
                 mount.caches.changed(inode.directory, inode.name, info)
                 # The kernel has no pages of the file that was appended to, or not its last one.
-                paged = Paged.NOT if self.appends else Paged.SOME
+                paged = Paged.NOT if self._appends else Paged.SOME
                 mount.inodes.became(inode, info, 0.0, paged=paged)
                 content.stored(info)
             self._on_settled(self, info.key)
