@@ -35,15 +35,15 @@ class Caches:
         if info is None:
             self._listings.discard(directory, name)
         else:
-            self._listings.made(directory, Entry(name, info))
+            self._listings.record_created(directory, Entry(name, info))
 
-    def gone(self, directory: bytes, name: bytes) -> None:
+    def record_removed(self, directory: bytes, name: bytes) -> None:
         """Record that this mount has removed a name."""
-        self._listings.gone(directory, name)
+        self._listings.record_removed(directory, name)
 
-    def forget_below(self, prefix: bytes) -> None:
-        """Forget all listings of a directory and of those below it."""
-        self._listings.forget_below(prefix)
+    def discard_below(self, prefix: bytes) -> None:
+        """Drop all names in and below a directory."""
+        self._listings.discard_below(prefix)
 
     def disbelieve(self, inode: Inode) -> None:
         """Record that an inode's version is no longer the newest one."""
@@ -66,7 +66,7 @@ class Caches:
         if path:
             self._listings.discard(key, last)
             key += last + b"/"
-        self._listings.forget_below(key)
+        self._listings.discard_below(key)
         self._resolver.forget_absent()
         self._walks.invalidate()
         held = [each for each in self._inodes.below(key[:-1] if path else key) if each.parent]

@@ -269,7 +269,7 @@ class Opener:
             stream = self._stream_unasked(inode, info, process)
         else:
             stream = self._open_stream(inode, info, direct=direct, process=process)
-            self._listings.see(inode.directory, requested_at_s)
+            self._listings.record_nonempty(inode.directory, requested_at_s)
         return ReadHandle(inode, stream, self, writer=writer)
 
     def _missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
@@ -301,14 +301,14 @@ class Opener:
             return False
         known = self._listings.find(inode.directory, inode.name)
         if known is None:
-            return not self._listings.is_gone(inode.directory, inode.name)
+            return not self._listings.is_absent(inode.directory, inode.name)
         return inode.is_version(known[0])
 
     def _stream_unasked(self, inode: Inode, info: ObjectInfo, process: int) -> ReadStream | None:
         """Return a stream of a version that is assumed to be the newest; send no request."""
 
         def following(count: int) -> list[ObjectInfo]:
-            entries = self._listings.following(inode.directory, inode.name, count)
+            entries = self._listings.files_after(inode.directory, inode.name, count)
             infos = [each.info for each in entries if each.info is not None]
             return [each for each in infos if each.storage_class not in ARCHIVE_CLASSES]
 

@@ -126,7 +126,7 @@ class Resolver:
             raise NoSuchEntry()
         if len(directory) + len(name) > tree.MAX_KEY_BYTES:
             raise NoSuchEntry("S3 has no keys of this length")
-        absent_until_s = self._listings.absent(directory, name)
+        absent_until_s = self._listings.absent_until(directory, name)
         if absent_until_s is not None:
             raise NoSuchEntry(ttl_s=min(absent_until_s - started_s, self._negative_ttl_s))
         known = self._listings.find(directory, name)
@@ -138,7 +138,7 @@ class Resolver:
             shared = self._batches.find(directory, name)
             return shared or self._single.find(directory, name, attempts)
         except NoSuchEntry:
-            self._listings.missed(directory, name, started_s)
+            self._listings.record_absent(directory, name, started_s)
             passed_s = time.monotonic() - started_s
             raise NoSuchEntry(ttl_s=max(self._negative_ttl_s - passed_s, 0.0)) from None
 

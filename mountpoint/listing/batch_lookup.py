@@ -135,14 +135,14 @@ class BatchLookups:
         """Forget a directory's page credit and its pages."""
         with self._lock:
             self._credits.pop(directory, None)
-        self._listings.forget(directory)
+        self._listings.drop_spans(directory)
 
     def _batch_of(self, directory: bytes, name: bytes) -> tuple[_Batch | None, bool]:
         """Return the batch that will cover `name`, if any, and whether the caller must send it."""
         with self._lock:
             now_s = time.monotonic()
             span = self._listings.span_of(directory, name)
-            if span is not None and not span.tells_of(name):
+            if span is not None and not span.covers(name):
                 return None, False
             after = just_before(name) if span is None else span.after
             batch = self._batches.get((directory, after))
@@ -199,7 +199,7 @@ class BatchLookups:
         span = Span(batch.after, reach, batch.requested_at_s)
         # Use all entries: those that this page cannot confirm are excluded by name.
         merged = DirectoryMerge(batch.directory).feed(replace(page, next_token=None))
-        batch.entries = [each for each in merged if each.is_directory or span.tells_of(each.name)]
+        batch.entries = [each for each in merged if each.is_directory or span.covers(each.name)]
         batch.span = span
         self._listings.add(batch.directory, batch.entries, batch.requested_at_s, span)
         if len(batch.entries) <= SMALL_PAGE:
@@ -211,7 +211,7 @@ class BatchLookups:
         for entry in batch.entries:
             if entry.name == name:
                 return (entry, batch.requested_at_s + self._ttl_s) if entry.has_version else None
-        if batch.span is not None and batch.span.tells_of(name):
+        if batch.span is not None and batch.span.covers(name):
             raise NoSuchEntry()
         return None
 

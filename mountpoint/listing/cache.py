@@ -7,7 +7,7 @@ without listing it, overrides older pages. After a page is dropped, its span sta
 its reach, so that it can be requested again (`batch_lookup`).
 
 A missing name counts as absent for `negative_ttl_s`, by a page that covers it without listing it,
-or by a lookup that found nothing (`missed`). With 0, only S3 can say that a name is missing.
+or by a lookup that found nothing (`record_absent`). With 0, only S3 can say that a name is missing.
 
 No operation takes time proportional to the number of pages: each directory has an index from name
 to the newest page. Pages are dropped when they are too old, when newer pages name everything they
@@ -33,9 +33,9 @@ MAX_PAGES = 10_000
 #: Spans of ten million names; about 3 MB. Those of the most recently used directories are kept.
 MAX_SPANS = 10_000
 #: Missing names, as many as AWS's mount-s3 keeps; about 20 MB.
-MAX_MISSES = 100_000
-#: Directories in which an entry was seen, and discarded names: about 4 MB each.
-MAX_SEEN = 20_000
+MAX_ABSENT = 100_000
+#: Directories known to have an entry, and discarded names: about 4 MB each.
+MAX_TIMES = 20_000
 
 
 K = TypeVar("K")
@@ -79,7 +79,7 @@ class _Page:
         self.files: list[bytes] | None = None  # sorted, built at first use
 
 
-class _Directory:
+class _DirectoryIndex:
     """The pages of one directory.
 
     Invariant: `newest[name].entries` has `name`, and the cache holds each page in `firsts`.
@@ -111,15 +111,15 @@ class ListingCache:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._pages: OrderedDict[int, _Page] = OrderedDict()  # by number; roughly oldest first
-        self._of: dict[bytes, _Directory] = {}
+        self._indexes: dict[bytes, _DirectoryIndex] = {}
         self._names = 0
         self._spans: OrderedDict[bytes, Spans] = OrderedDict()  # by directory, last used last
         self._span_count = 0
         # By the time of the request, oldest first:
-        self._seen_at_s: dict[bytes, float] = {}  # directories
+        self._nonempty_at_s: dict[bytes, float] = {}  # directories
         self._discarded_at_s: dict[tuple[bytes, bytes], float] = {}
-        self._missed_at_s: dict[tuple[bytes, bytes], float] = {}
-        self._forgotten_at_s: dict[bytes, float] = {}  # directories, with all below them
+        self._absent_at_s: dict[tuple[bytes, bytes], float] = {}
+        self._discarded_below_at_s: dict[bytes, float] = {}  # directories, with all below them
 
     def add(
         self,
@@ -133,22 +133,22 @@ class ListingCache:
         An entry without a version is not kept: each lookup must ask S3 for it.
         """
         with self._lock:
-            if self._is_forgotten(directory, requested_at_s):
+            if self._is_discarded(directory, requested_at_s):
                 return
             until_s = requested_at_s + self._ttl_s
             page = _Page(next(self._numbers), directory, requested_at_s, until_s, entries)
-            self._put(page)
+            self._add_page(page)
             if entries:
-                self._see(directory, requested_at_s)
+                self._note_nonempty(directory, requested_at_s)
             if span is not None:
                 self._add_span(directory, span._replace(page=page.number))
             self._drop_old()
 
-    def see(self, directory: bytes, requested_at_s: float) -> None:
+    def record_nonempty(self, directory: bytes, requested_at_s: float) -> None:
         """Record that a directory has an entry, so it and all directories above it exist."""
         with self._lock:
-            if not self._is_forgotten(directory, requested_at_s):
-                self._see(directory, requested_at_s)
+            if not self._is_discarded(directory, requested_at_s):
+                self._note_nonempty(directory, requested_at_s)
             self._drop_old()
 
     def span_of(self, directory: bytes, name: bytes) -> Span | None:
@@ -173,43 +173,43 @@ class ListingCache:
             self._drop_old()
             return self._find(directory, name)
 
-    def absent(self, directory: bytes, name: bytes) -> float | None:
+    def absent_until(self, directory: bytes, name: bytes) -> float | None:
         """Return the time on the clock until which a name counts as missing, or None."""
         if self._negative_ttl_s <= 0:
             return None
         with self._lock:
             self._drop_old()
-            told_at_s = self._absent_at_s(directory, name)
-            until_s = told_at_s + self._negative_ttl_s
+            proved_at_s = self._absence_proved_at_s(directory, name)
+            until_s = proved_at_s + self._negative_ttl_s
             return until_s if until_s > self._clock() else None
 
-    def is_gone(self, directory: bytes, name: bytes) -> bool:
+    def is_absent(self, directory: bytes, name: bytes) -> bool:
         """Whether a page within the ttl covers a name, and no page lists it."""
         with self._lock:
             self._drop_old()
             span = self._span_of(directory, name)
             page = None if span is None else self._pages.get(span.page)
-            if span is None or page is None or not span.tells_of(name):
+            if span is None or page is None or not span.covers(name):
                 return False
             return name not in page.entries and page.requested_at_s > self._clock() - self._ttl_s
 
-    def missed(self, directory: bytes, name: bytes, requested_at_s: float) -> None:
+    def record_absent(self, directory: bytes, name: bytes, requested_at_s: float) -> None:
         """Record a lookup that found nothing; its request was sent at `requested_at_s`."""
         if self._negative_ttl_s <= 0:
             return
         with self._lock:
-            if not self._is_forgotten(directory, requested_at_s):
-                _note(self._missed_at_s, (directory, name), requested_at_s, MAX_MISSES)
+            if not self._is_discarded(directory, requested_at_s):
+                _note(self._absent_at_s, (directory, name), requested_at_s, MAX_ABSENT)
             self._drop_old()
 
-    def following(self, directory: bytes, name: bytes, count: int) -> list[Entry]:
+    def files_after(self, directory: bytes, name: bytes, count: int) -> list[Entry]:
         """Return up to `count` known files after `name`, sorted by name."""
         found: list[Entry] = []
         with self._lock:
             self._drop_old()
-            place = self._of.get(directory)
-            page = place and place.newest.get(name)
-            while place and page and len(found) < count:
+            index = self._indexes.get(directory)
+            page = index and index.newest.get(name)
+            while index and page and len(found) < count:
                 if page.files is None:
                     page.files = sorted(each for each, entry in page.entries.items() if entry)
                 for each in page.files[bisect_right(page.files, name) :]:
@@ -219,8 +219,9 @@ class ListingCache:
                         if len(found) == count:
                             break
                 name = max(name, page.first[0], *page.files[-1:])
-                index = bisect_right(place.firsts, (name, math.inf))
-                page = self._pages[place.firsts[index][1]] if index < len(place.firsts) else None
+                position = bisect_right(index.firsts, (name, math.inf))
+                following = index.firsts[position : position + 1]
+                page = self._pages[following[0][1]] if following else None
         return found
 
     def discard(self, directory: bytes, name: bytes) -> None:
@@ -229,42 +230,42 @@ class ListingCache:
         Pages requested before no longer count for it, including those still in flight.
         """
         with self._lock:
-            self._missed_at_s.pop((directory, name), None)
-            _note(self._discarded_at_s, (directory, name), self._clock(), MAX_SEEN)
-            place = self._of.get(directory)
-            page = place and place.newest.get(name)
+            self._absent_at_s.pop((directory, name), None)
+            _note(self._discarded_at_s, (directory, name), self._clock(), MAX_TIMES)
+            index = self._indexes.get(directory)
+            page = index and index.newest.get(name)
             if page:
                 page.entries[name] = None
             self._drop_old()
 
-    def made(self, directory: bytes, entry: Entry) -> None:
+    def record_created(self, directory: bytes, entry: Entry) -> None:
         """Add an entry that this mount has just created."""
         with self._lock:
-            self._missed_at_s.pop((directory, entry.name), None)
+            self._absent_at_s.pop((directory, entry.name), None)
         self.add(directory, [entry], self._clock())
 
-    def gone(self, directory: bytes, name: bytes) -> None:
+    def record_removed(self, directory: bytes, name: bytes) -> None:
         """Record, after `discard`, that this mount has just removed a name."""
-        self.missed(directory, name, math.nextafter(self._clock(), math.inf))
+        self.record_absent(directory, name, math.nextafter(self._clock(), math.inf))
 
-    def forget(self, directory: bytes) -> None:
+    def drop_spans(self, directory: bytes) -> None:
         """Forget how a directory's listing was divided into pages."""
         with self._lock:
             self._span_count -= len(self._spans.pop(directory, ()))
 
-    def forget_below(self, prefix: bytes) -> None:
+    def discard_below(self, prefix: bytes) -> None:
         """Drop all names in and below a directory, also from pages still in flight."""
         with self._lock:
-            _note(self._forgotten_at_s, prefix, self._clock(), MAX_SEEN)
-            for directory in [each for each in self._of if each.startswith(prefix)]:
-                for _, number in list(self._of[directory].firsts):
+            _note(self._discarded_below_at_s, prefix, self._clock(), MAX_TIMES)
+            for directory in [each for each in self._indexes if each.startswith(prefix)]:
+                for _, number in list(self._indexes[directory].firsts):
                     self._drop(self._pages[number])
             for directory in [each for each in self._spans if each.startswith(prefix)]:
                 self._span_count -= len(self._spans.pop(directory))
-            for seen in [each for each in self._seen_at_s if each.startswith(prefix)]:
-                del self._seen_at_s[seen]
-            for missed in [each for each in self._missed_at_s if each[0].startswith(prefix)]:
-                del self._missed_at_s[missed]
+            for nonempty in [each for each in self._nonempty_at_s if each.startswith(prefix)]:
+                del self._nonempty_at_s[nonempty]
+            for absent in [each for each in self._absent_at_s if each[0].startswith(prefix)]:
+                del self._absent_at_s[absent]
 
     def sweep(self) -> None:
         """Drop expired pages, including those of directories that are no longer used."""
@@ -280,25 +281,25 @@ class ListingCache:
         with self._lock:
             assert self._names == sum(len(page.entries) for page in self._pages.values())
             assert self._span_count == sum(map(len, self._spans.values()))
-            firsts = [first for place in self._of.values() for first in place.firsts]
+            firsts = [first for index in self._indexes.values() for first in index.firsts]
             assert {number for _, number in firsts} == set(self._pages)
-            for place in self._of.values():
-                assert place.firsts == sorted(place.firsts)
-                for name, page in place.newest.items():
+            for index in self._indexes.values():
+                assert index.firsts == sorted(index.firsts)
+                for name, page in index.newest.items():
                     assert name in page.entries
                     assert self._pages[page.number] is page
             for number, page in self._pages.items():
-                newest = self._of[page.directory].newest
+                newest = self._indexes[page.directory].newest
                 assert page.live == sum(newest.get(name) is page for name in page.entries)
                 assert page.number == number
 
     # --- lookups (lock held) ---
 
-    def _is_forgotten(self, directory: bytes, requested_at_s: float) -> bool:
+    def _is_discarded(self, directory: bytes, requested_at_s: float) -> bool:
         """Whether a page requested at `requested_at_s` was invalidated since."""
-        if not self._forgotten_at_s:
+        if not self._discarded_below_at_s:
             return False
-        while self._forgotten_at_s.get(directory, -math.inf) < requested_at_s:
+        while self._discarded_below_at_s.get(directory, -math.inf) < requested_at_s:
             if not directory:
                 return False
             directory = directory[: directory.rfind(b"/", 0, -1) + 1]
@@ -306,44 +307,44 @@ class ListingCache:
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
         oldest_s = max(self._clock() - self._ttl_s, self._discarded_s(directory, name))
-        place = self._of.get(directory)
-        page = place and place.newest.get(name)
+        index = self._indexes.get(directory)
+        page = index and index.newest.get(name)
         if page and page.requested_at_s > oldest_s:
             entry = page.entries[name]
-            if entry is not None and not self._is_gone(page, name):
+            if entry is not None and not self._is_superseded(page, name):
                 page.used = True
                 return entry, page.until_s
-        seen_at_s = self._seen_at_s.get(directory + name + b"/", -math.inf)
-        if seen_at_s > oldest_s:
-            return Entry(name, None), seen_at_s + self._ttl_s
+        nonempty_at_s = self._nonempty_at_s.get(directory + name + b"/", -math.inf)
+        if nonempty_at_s > oldest_s:
+            return Entry(name, None), nonempty_at_s + self._ttl_s
         return None
 
     def _discarded_s(self, directory: bytes, name: bytes) -> float:
         return self._discarded_at_s.get((directory, name), -math.inf)
 
-    def _is_gone(self, page: _Page, name: bytes) -> bool:
+    def _is_superseded(self, page: _Page, name: bytes) -> bool:
         """Whether a newer page than the newest one with this name covers it."""
         span = self._span_of(page.directory, name)
-        if span is None or not span.tells_of(name):
+        if span is None or not span.covers(name):
             return False
         return (span.requested_at_s, span.page) > (page.requested_at_s, page.number)
 
-    def _absent_at_s(self, directory: bytes, name: bytes) -> float:
+    def _absence_proved_at_s(self, directory: bytes, name: bytes) -> float:
         """Return the time of the newest proof that a name is missing; -inf if it may exist."""
-        said_s = self._missed_at_s.get((directory, name), -math.inf)
+        absent_s = self._absent_at_s.get((directory, name), -math.inf)
         span = self._span_of(directory, name)
-        if span is not None and span.tells_of(name):
+        if span is not None and span.covers(name):
             page = self._pages.get(span.page)
             if page is not None and name not in page.entries:
-                said_s = max(said_s, span.requested_at_s)
-        place = self._of.get(directory)
-        newest = place and place.newest.get(name)
-        denied_s = max(
+                absent_s = max(absent_s, span.requested_at_s)
+        index = self._indexes.get(directory)
+        newest = index and index.newest.get(name)
+        present_s = max(
             newest.requested_at_s if newest else -math.inf,
             self._discarded_s(directory, name),
-            self._seen_at_s.get(directory + name + b"/", -math.inf),
+            self._nonempty_at_s.get(directory + name + b"/", -math.inf),
         )
-        return said_s if said_s > denied_s else -math.inf
+        return absent_s if absent_s > present_s else -math.inf
 
     def _span_of(self, directory: bytes, name: bytes) -> Span | None:
         spans = self._spans.get(directory)
@@ -351,13 +352,13 @@ class ListingCache:
 
     # --- changes (lock held) ---
 
-    def _put(self, page: _Page) -> None:
-        place = self._of.setdefault(page.directory, _Directory())
+    def _add_page(self, page: _Page) -> None:
+        index = self._indexes.setdefault(page.directory, _DirectoryIndex())
         self._pages[page.number] = page
-        insort(place.firsts, page.first)
+        insort(index.firsts, page.first)
         self._names += len(page.entries)
-        newest = place.newest
-        passed = []
+        newest = index.newest
+        superseded = []
         for name in page.entries:
             other = newest.get(name)
             if other is not None:
@@ -365,10 +366,10 @@ class ListingCache:
                     continue  # pages may arrive in another order than they were requested
                 other.live -= 1
                 if other.live == 0:
-                    passed.append(other)
+                    superseded.append(other)
             newest[name] = page
             page.live += 1
-        for other in passed:
+        for other in superseded:
             self._drop(other)
         if page.entries and page.live == 0:
             self._drop(page)
@@ -376,19 +377,19 @@ class ListingCache:
     def _drop(self, page: _Page) -> None:
         del self._pages[page.number]
         self._names -= len(page.entries)
-        place = self._of[page.directory]
-        del place.firsts[bisect_left(place.firsts, page.first)]
+        index = self._indexes[page.directory]
+        del index.firsts[bisect_left(index.firsts, page.first)]
         if page.live:
             for name in page.entries:
-                if place.newest.get(name) is page:
-                    del place.newest[name]
-        if not place.firsts:
-            del self._of[page.directory]
+                if index.newest.get(name) is page:
+                    del index.newest[name]
+        if not index.firsts:
+            del self._indexes[page.directory]
 
-    def _see(self, directory: bytes, requested_at_s: float) -> None:
+    def _note_nonempty(self, directory: bytes, requested_at_s: float) -> None:
         while directory:
-            last_s = self._seen_at_s.get(directory, requested_at_s)
-            _note(self._seen_at_s, directory, max(last_s, requested_at_s), MAX_SEEN)
+            last_s = self._nonempty_at_s.get(directory, requested_at_s)
+            _note(self._nonempty_at_s, directory, max(last_s, requested_at_s), MAX_TIMES)
             directory = directory[: directory.rfind(b"/", 0, -1) + 1]
 
     def _add_span(self, directory: bytes, span: Span) -> None:
@@ -414,9 +415,10 @@ class ListingCache:
                     continue
             self._drop(page)
         _drop_until(oldest_s, self._discarded_at_s)
-        _drop_until(oldest_s, self._seen_at_s)
-        _drop_until(oldest_s, self._missed_at_s)
-        _drop_until(oldest_s, self._forgotten_at_s)  # pages requested before have expired, too
+        _drop_until(oldest_s, self._nonempty_at_s)
+        _drop_until(oldest_s, self._absent_at_s)
+        # Pages requested before have expired, too.
+        _drop_until(oldest_s, self._discarded_below_at_s)
 
 
 def _note(times_s: dict[K, float], key: K, time_s: float, most: int) -> None:

@@ -46,7 +46,7 @@ class Span(NamedTuple):
     requested_at_s: float
     page: int = 0
 
-    def tells_of(self, name: bytes) -> bool:
+    def covers(self, name: bytes) -> bool:
         """Whether the page covers `name`: it lists the name, or proves that it is missing."""
         return self.after < name and name + b"/" <= self.reach
 

@@ -227,7 +227,7 @@ class _FlatPrefetch:
         self._unopened = len(complete)
         self._next_at = len(complete) // 2
         for each in complete:
-            self._listings.see(each.prefix, each.requested_at_s)
+            self._listings.record_nonempty(each.prefix, each.requested_at_s)
 
 
 class _SiblingPrefetch:

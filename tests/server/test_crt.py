@@ -170,7 +170,7 @@ def test_what_a_page_tells_is_true(
             entries = DirectoryMerge(b"siblings/").feed(ListPage(page.objects, page.prefixes))
             named = {entry.name: entry.is_directory for entry in entries}
             for name in names:
-                if Span(after, reach, 0.0).tells_of(name):
+                if Span(after, reach, 0.0).covers(name):
                     assert named.get(name) == exists.get(name), (after, size, name)
                     told += 1
     assert told > 200

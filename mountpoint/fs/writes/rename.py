@@ -106,7 +106,7 @@ class Renamer:
             self._directory(parent, entry, to, new_name, target)
         else:
             self._file(parent, entry, to, new_name, target, look=look)
-            self._mount.caches.gone(parent.key, name)
+            self._mount.caches.record_removed(parent.key, name)
 
     def _file(
         self,
@@ -158,8 +158,8 @@ class Renamer:
         try:
             mount.copies.move_all(old, new, marker=marker, moved=self._backend.object_moved)
         finally:
-            mount.caches.forget_below(old)
-            mount.caches.forget_below(new)
+            mount.caches.discard_below(old)
+            mount.caches.discard_below(new)
         inode = mount.inodes.find(parent, entry)
         if inode is not None:
             mount.inodes.moved(inode, to, name)

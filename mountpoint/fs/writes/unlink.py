@@ -34,4 +34,4 @@ class Remover:
             self._backend.object_deleted(info.key)
             mount.local.keep(parent.key)
             mount.caches.changed(parent.key, name, None)
-            mount.caches.gone(parent.key, name)
+            mount.caches.record_removed(parent.key, name)

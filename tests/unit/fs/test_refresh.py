@@ -115,13 +115,13 @@ def test_pages_that_were_asked_for_before() -> None:
     """Pages from before are dropped, with all their names and gaps; later pages are kept."""
     clock = Clock()
     listings = ListingCache(10.0, clock, negative_ttl_s=10.0)
-    listings.forget_below(b"d/")
+    listings.discard_below(b"d/")
     for directory in (b"d/", b"d/e/"):
         listings.add(directory, names(b"a"), requested_at_s=99.0)
-        listings.see(directory, 99.0)
-        listings.missed(directory, b"x", 99.0)
+        listings.record_nonempty(directory, 99.0)
+        listings.record_absent(directory, b"x", 99.0)
         assert listings.find(directory, b"a") is None
-        assert listings.absent(directory, b"x") is None
+        assert listings.absent_until(directory, b"x") is None
     assert listings.find(b"", b"d") is None
     listings.add(b"de/", names(b"a"), requested_at_s=99.0)
     assert listings.find(b"de/", b"a") is not None

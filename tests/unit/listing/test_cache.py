@@ -75,16 +75,16 @@ def test_what_lists_something_exists() -> None:
         assert listings.find(directory, name) == (Entry(name, None), 100.5)
     for directory, name in ((b"", b"e"), (b"", b"g"), (b"e/", b"f")):
         assert listings.find(directory, name) is None
-    listings.see(b"d/", 99.9)
-    listings.see(b"d/", 99.2)
+    listings.record_nonempty(b"d/", 99.9)
+    listings.record_nonempty(b"d/", 99.2)
     assert listings.find(b"", b"d") == (Entry(b"d", None), 100.9)
     clock.now_s = 100.6
     assert listings.find(b"d/", b"e") is None
     assert listings.find(b"", b"d") == (Entry(b"d", None), 100.9)
     clock.now_s = 100.9
     assert listings.find(b"", b"d") is None
-    listings.see(b"x/", 100.9)
-    assert list(listings._seen_at_s) == [b"x/"]
+    listings.record_nonempty(b"x/", 100.9)
+    assert list(listings._nonempty_at_s) == [b"x/"]
 
 
 def test_what_has_no_version_is_not_kept() -> None:
@@ -240,7 +240,7 @@ def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch
     assert listings.span_of(b"d/", b"a") == Span(b"", END, 90.0)
     listings.add(b"e/", names(b"a", b"b"), 91.0)
     assert listings.span_of(b"d/", b"a") == Span(b"", END, -math.inf)
-    assert listings.absent(b"d/", b"x") is None
+    assert listings.absent_until(b"d/", b"x") is None
 
 
 # --- Names that do not exist ---
@@ -250,19 +250,19 @@ def test_absent_by_a_page() -> None:
     """A page proves a name's absence for its own ttl, unless something newer shows the name."""
     clock = Clock()
     listings = ListingCache(1.0, clock, negative_ttl_s=10.0)
-    assert listings.absent(b"d/", b"x") is None
+    assert listings.absent_until(b"d/", b"x") is None
     listings.add(b"d/", [*names(b"a", b"m"), Entry(b"q", None)], 99.0, Span(b"", b"q", 99.0))
-    assert listings.absent(b"d/", b"b") == 109.0
-    assert listings.absent(b"d/", b"a") is None
-    assert listings.absent(b"d/", b"q") is None
-    assert listings.absent(b"d/", b"z") is None  # beyond the page
-    assert listings.absent(b"e/", b"b") is None
+    assert listings.absent_until(b"d/", b"b") == 109.0
+    assert listings.absent_until(b"d/", b"a") is None
+    assert listings.absent_until(b"d/", b"q") is None
+    assert listings.absent_until(b"d/", b"z") is None  # beyond the page
+    assert listings.absent_until(b"e/", b"b") is None
     clock.now_s = 108.9
     assert listings.find(b"d/", b"a") is None
-    assert listings.absent(b"d/", b"a") is None
-    assert listings.absent(b"d/", b"b") == 109.0
+    assert listings.absent_until(b"d/", b"a") is None
+    assert listings.absent_until(b"d/", b"b") == 109.0
     clock.now_s = 109.0
-    assert listings.absent(b"d/", b"b") is None
+    assert listings.absent_until(b"d/", b"b") is None
 
 
 def test_what_has_no_version_is_not_absent() -> None:
@@ -270,25 +270,25 @@ def test_what_has_no_version_is_not_absent() -> None:
     listings = ListingCache(1.0, Clock(), negative_ttl_s=10.0)
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
     listings.add(b"d/", [file], 100.0, Span(b"", END, 100.0))
-    assert listings.absent(b"d/", b"a") is None
-    assert listings.absent(b"d/", b"b") == 110.0
+    assert listings.absent_until(b"d/", b"a") is None
+    assert listings.absent_until(b"d/", b"b") == 110.0
 
 
 def test_absent_by_a_lookup() -> None:
     """A name that a lookup did not find counts as missing until something lists it."""
     clock = Clock()
     listings = ListingCache(1.0, clock, negative_ttl_s=10.0)
-    listings.missed(b"d/", b"x", 99.0)
-    listings.missed(b"d/", b"y", 99.0)
-    listings.missed(b"d/", b"z", 99.0)
-    assert listings.absent(b"d/", b"x") == 109.0
+    listings.record_absent(b"d/", b"x", 99.0)
+    listings.record_absent(b"d/", b"y", 99.0)
+    listings.record_absent(b"d/", b"z", 99.0)
+    assert listings.absent_until(b"d/", b"x") == 109.0
     listings.add(b"d/", names(b"x"), 98.0)  # an older page that arrives late
-    assert listings.absent(b"d/", b"x") == 109.0
+    assert listings.absent_until(b"d/", b"x") == 109.0
     listings.add(b"d/", names(b"x"), 99.5)
     listings.discard(b"d/", b"y")
-    listings.see(b"d/z/a/", 99.5)
+    listings.record_nonempty(b"d/z/a/", 99.5)
     for name in (b"x", b"y", b"z"):
-        assert listings.absent(b"d/", name) is None
+        assert listings.absent_until(b"d/", name) is None
 
 
 def test_a_name_that_was_discarded_is_not_absent() -> None:
@@ -297,30 +297,30 @@ def test_a_name_that_was_discarded_is_not_absent() -> None:
     listings.add(b"d/", names(b"a"), 99.0, Span(b"", END, 99.0))
     listings.discard(b"d/", b"a")
     assert listings.find(b"d/", b"a") is None
-    assert listings.absent(b"d/", b"a") is None
+    assert listings.absent_until(b"d/", b"a") is None
 
 
 def test_absence_is_not_believed_unless_told_to() -> None:
     """By default absence is not cached."""
     listings = ListingCache(10.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0, Span(b"", END, 100.0))
-    listings.missed(b"d/", b"x", 100.0)
-    assert listings.absent(b"d/", b"x") is None
-    assert not listings._missed_at_s
+    listings.record_absent(b"d/", b"x", 100.0)
+    assert listings.absent_until(b"d/", b"x") is None
+    assert not listings._absent_at_s
 
 
 def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the oldest are dropped first."""
-    monkeypatch.setattr(module, "MAX_MISSES", 10)
-    monkeypatch.setattr(module, "MAX_SEEN", 5)
+    monkeypatch.setattr(module, "MAX_ABSENT", 10)
+    monkeypatch.setattr(module, "MAX_TIMES", 5)
     listings = ListingCache(1000.0, Clock(), negative_ttl_s=1000.0)
     for index in range(50):
-        listings.missed(b"d/", b"%02d" % index, 50.0 + index)
-        listings.see(b"%02d/" % index, 50.0 + index)
+        listings.record_absent(b"d/", b"%02d" % index, 50.0 + index)
+        listings.record_nonempty(b"%02d/" % index, 50.0 + index)
         listings.discard(b"e/", b"%02d" % index)
-    assert listings.absent(b"d/", b"39") is None
-    assert listings.absent(b"d/", b"40") is not None
-    assert len(listings._seen_at_s) == len(listings._discarded_at_s) == 5
+    assert listings.absent_until(b"d/", b"39") is None
+    assert listings.absent_until(b"d/", b"40") is not None
+    assert len(listings._nonempty_at_s) == len(listings._discarded_at_s) == 5
 
 
 # --- In order ---
@@ -335,7 +335,7 @@ def test_following() -> None:
     listings.add(b"d/", names(b"g", b"h"), 95.0)
 
     def following(name: bytes, count: int = 9) -> list[bytes]:
-        return [each.name for each in listings.following(b"d/", name, count)]
+        return [each.name for each in listings.files_after(b"d/", name, count)]
 
     assert following(b"a") == [b"b", b"e", b"g", b"h"]
     assert following(b"a", 2) == [b"b", b"e"]

@@ -68,7 +68,7 @@ def test_what_a_page_tells_is_true(
         }
         exists = {name: isinstance(child, dict) for name, child in tree_of(keys).items()}
         for name in filter(is_name, {*NAMES, *exists, *named}):
-            if span.tells_of(name):
+            if span.covers(name):
                 assert named.get(name) == exists.get(name)
 
 
@@ -174,11 +174,11 @@ def test_a_span_is_found_by_the_names_in_it() -> None:
 def test_the_last_name_of_a_page_is_not_told() -> None:
     """A name that may become a directory on the next page is in a span that does not cover it."""
     span = Span(b"c", b"f-9", 0.0)
-    assert span.tells_of(b"d")
-    assert span.tells_of(b"f-8")
-    assert not span.tells_of(b"f-9")
-    assert not span.tells_of(b"f")
-    assert not span.tells_of(b"c")
+    assert span.covers(b"d")
+    assert span.covers(b"f-8")
+    assert not span.covers(b"f-9")
+    assert not span.covers(b"f")
+    assert not span.covers(b"c")
 
 
 @pytest.mark.parametrize(
