@@ -98,7 +98,7 @@ class Directories:
                 finally:
                     marker.abort()
                 self._mount.caches.changed(parent.key, name, None)
-            self._mount.local.keep(prefix)
+            self._mount.local.add_directory(prefix)
         return Entry(name, None)
 
     def remove(self, parent: Inode, entry: Entry) -> None:
@@ -109,8 +109,8 @@ class Directories:
             prefix = parent.key + entry.name + b"/"
             if self.check_replaceable(prefix):
                 self._mount.delete(prefix)
-            self._mount.local.drop(prefix)
-            self._mount.local.keep(parent.key)
+            self._mount.local.remove_directory(prefix)
+            self._mount.local.add_directory(parent.key)
             self._mount.caches.changed(parent.key, entry.name, None)
 
     def check_replaceable(self, prefix: bytes) -> bool:

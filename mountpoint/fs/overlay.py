@@ -91,7 +91,7 @@ class OverlayNames:
         """Return the writer of an inode's file, if it is being written."""
         return self._writers.get(inode.number)
 
-    def add(self, writer: Writer) -> bool:
+    def add_file(self, writer: Writer) -> bool:
         """Add a file that is being written; False if another writer has its name."""
         inode = writer.inode
         with self._lock:
@@ -102,21 +102,21 @@ class OverlayNames:
             self._writers[inode.number] = writer
             return True
 
-    def discard(self, writer: Writer) -> bool:
-        """Forget a file that is no longer being written; False if it was forgotten before."""
+    def remove_file(self, writer: Writer) -> bool:
+        """Remove a file that is no longer being written; False if it was removed before."""
         with self._lock:
             if self._writers.get(writer.inode.number) is not writer:
                 return False
             del self._writers[writer.inode.number]
-            self._forget_name(writer)
+            self._remove_name(writer)
             return True
 
-    def forget_name(self, writer: Writer) -> None:
-        """Forget the name of a file that is being written, because it has been removed."""
+    def remove_name(self, writer: Writer) -> None:
+        """Remove the name of a file that is being written, because it was unlinked."""
         with self._lock:
-            self._forget_name(writer)
+            self._remove_name(writer)
 
-    def rename(self, writer: Writer, move: Callable[[], None]) -> None:
+    def rename_file(self, writer: Writer, move: Callable[[], None]) -> None:
         """Give a file that is being written the new name that `move` gives its inode.
 
         The file replaces another one of that name. At any time it is found under one of its two
@@ -124,26 +124,26 @@ class OverlayNames:
         """
         with self._lock:
             inode = writer.inode
-            before = self._place(writer, inode.name)
+            before = self._location(writer, inode.name)
             move()
             if before is not None:
                 self._files.setdefault(inode.directory, {})[inode.name] = writer
                 if before != (inode.directory, inode.name):
-                    self._drop(*before)
+                    self._remove(*before)
 
-    def _forget_name(self, writer: Writer) -> None:
-        place = self._place(writer, writer.inode.name)
-        if place is not None:
-            self._drop(*place)
+    def _remove_name(self, writer: Writer) -> None:
+        location = self._location(writer, writer.inode.name)
+        if location is not None:
+            self._remove(*location)
 
-    def _place(self, writer: Writer, name: bytes) -> tuple[bytes, bytes] | None:
+    def _location(self, writer: Writer, name: bytes) -> tuple[bytes, bytes] | None:
         # Its directory may have been renamed in the meantime.
         for directory, files in self._files.items():
             if files.get(name) is writer:
                 return directory, name
         return None
 
-    def _drop(self, directory: bytes, name: bytes) -> None:
+    def _remove(self, directory: bytes, name: bytes) -> None:
         files = self._files[directory]
         del files[name]
         if not files:
@@ -157,27 +157,27 @@ class OverlayNames:
     # --- directories ---
 
     def is_directory(self, prefix: bytes) -> bool:
-        """Whether a directory is remembered here."""
-        names = self._directories.get(_above(prefix))
+        """Whether a directory was added here."""
+        names = self._directories.get(_parent(prefix))
         return names is not None and _name(prefix) in names
 
-    def keep(self, prefix: bytes) -> None:
-        """Remember a directory and all directories above it."""
+    def add_directory(self, prefix: bytes) -> None:
+        """Add a directory and all directories above it."""
         with self._lock:
             while len(prefix) > len(self._root):
-                names = self._directories.setdefault(_above(prefix), set())
+                names = self._directories.setdefault(_parent(prefix), set())
                 if _name(prefix) in names:
                     return
                 names.add(_name(prefix))
-                prefix = _above(prefix)
+                prefix = _parent(prefix)
 
-    def drop(self, prefix: bytes) -> None:
-        """Forget a directory and all directories below it."""
+    def remove_directory(self, prefix: bytes) -> None:
+        """Remove a directory and all directories below it."""
         with self._lock:
-            names = self._directories.get(_above(prefix), set())
+            names = self._directories.get(_parent(prefix), set())
             names.discard(_name(prefix))
             if not names:
-                self._directories.pop(_above(prefix), None)
+                self._directories.pop(_parent(prefix), None)
             for each in [each for each in self._directories if each.startswith(prefix)]:
                 del self._directories[each]
 
@@ -190,7 +190,7 @@ class OverlayNames:
                 for each in [each for each in table if each.startswith(prefix)]:
                     moved = new_prefix + each[len(prefix) :]
                     table[moved] = table.pop(each)  # type: ignore[assignment]
-        self.drop(prefix)
+        self.remove_directory(prefix)
 
     def entries(self, directory: bytes) -> list[Entry]:
         """Return the local entries of a directory, sorted by name."""
@@ -207,9 +207,9 @@ class OverlayNames:
         return directory not in self._directories and directory not in self._files
 
 
-def _above(prefix: bytes) -> bytes:
+def _parent(prefix: bytes) -> bytes:
     return prefix[: prefix.rfind(b"/", 0, -1) + 1]
 
 
 def _name(prefix: bytes) -> bytes:
-    return prefix[len(_above(prefix)) : -1]
+    return prefix[len(_parent(prefix)) : -1]

@@ -128,7 +128,7 @@ class Renamer:
             mount.caches.changed(to.key, name, None)
             mount.caches.changed(parent.key, entry.name, None)
             raise
-        mount.local.keep(parent.key)
+        mount.local.add_directory(parent.key)
         inode = mount.inodes.find(parent, entry)
         if inode is not None:
             mount.inodes.moved(inode, to, name)
@@ -166,8 +166,8 @@ class Renamer:
         mount.local.move_directory(old, new)
         for writer in mount.local.writers():
             writer.directory_moved()
-        mount.local.keep(new)
-        mount.local.keep(parent.key)
+        mount.local.add_directory(new)
+        mount.local.add_directory(parent.key)
         mount.caches.changed(to.key, name, None)
         mount.caches.changed(parent.key, entry.name, None)
 

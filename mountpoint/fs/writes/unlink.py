@@ -32,6 +32,6 @@ class Remover:
             mount.check_may_delete()
             mount.delete(info.key)
             self._backend.object_deleted(info.key)
-            mount.local.keep(parent.key)
+            mount.local.add_directory(parent.key)
             mount.caches.changed(parent.key, name, None)
             mount.caches.record_removed(parent.key, name)

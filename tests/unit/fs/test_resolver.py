@@ -27,7 +27,7 @@ def resolve(world: Mounted, name: bytes, *, attributes: bool = True) -> str:
 def test_the_overlay_comes_first() -> None:
     """A directory that was created here hides the object of its name, and needs no request."""
     with mounted({b"a": b"1"}) as world:
-        world.fs._local.keep(b"a/")
+        world.fs._local.add_directory(b"a/")
         assert resolve(world, b"a") == "directory"
         assert requests(world) == []
 

@@ -248,7 +248,7 @@ def test_a_reader_that_a_writer_does_not_see(monkeypatch: pytest.MonkeyPatch) ->
     """A reader that comes after the writer's check does not get changed bytes."""
     with mounted({b"a": b"earlier"}, **ALL) as world:
         number = world.look(b"a").inode
-        added = world.fs._local.add
+        added = world.fs._local.add_file
         opened: list[HandleNumber] = []
 
         def add(writer: Writer) -> bool:
@@ -256,7 +256,7 @@ def test_a_reader_that_a_writer_does_not_see(monkeypatch: pytest.MonkeyPatch) ->
                 opened.append(world.fs.open(number, os.O_RDONLY, TWO))
             return added(writer)
 
-        monkeypatch.setattr(world.fs._local, "add", add)
+        monkeypatch.setattr(world.fs._local, "add_file", add)
         writer = open_as_kernel(world, b"a", OVERWRITE, ONE)
         world.fs.write(writer, 0, b"later")
         world.close(writer, ONE)

@@ -212,7 +212,7 @@ class StagedWriter:
         with mount.key_locks.alone(lambda: [inode.key]):
             if not self._orphan(delete):
                 return False
-            mount.local.keep(inode.directory)
+            mount.local.add_directory(inode.directory)
             mount.caches.changed(inode.directory, inode.name, None)
             return True
 
@@ -240,7 +240,7 @@ class StagedWriter:
                 file.move(key, lambda base: mount.copies.move(base, key, condition=condition))
         except BadHandle:
             return False
-        mount.local.rename(self, lambda: mount.inodes.moved(inode, parent, name))
+        mount.local.rename_file(self, lambda: mount.inodes.moved(inode, parent, name))
         mount.caches.changed(parent.key, name, file.base)
         mount.caches.changed(directory, old, None)
         return True
@@ -341,7 +341,7 @@ class StagedWriter:
             self.file.unlink(delete)
         except BadHandle:
             return False
-        self._mount.local.forget_name(self)
+        self._mount.local.remove_name(self)
         self._leave()
         return True
 
@@ -388,7 +388,7 @@ class StagedWriter:
             mount.inodes.became(inode, info, 0.0)
         elif info is None or not same_key or not mount.readers.became(inode, info):
             mount.inodes.disown(inode, info)  # the kernel may have pages of an earlier version
-        mount.local.discard(self)
+        mount.local.remove_file(self)
 
 
 class StagedHandle:

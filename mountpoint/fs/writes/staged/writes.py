@@ -58,7 +58,7 @@ class StagedWrites:
             with mount.key_locks.shared(lambda: inode.key):
                 writer = self._new_writer(inode, None, NEW, kept, new=True)
                 with self._joining:
-                    if not mount.local.add(writer):
+                    if not mount.local.add_file(writer):
                         raise NotPermitted(
                             "the file is being written",
                             f"{NO_OPTION}another program has just created it",
@@ -156,12 +156,12 @@ class StagedWrites:
             readers.leave(inode)
         writer = self._new_writer(inode, base, ALWAYS, kept, new=False)
         with self._joining:
-            added = mount.local.add(writer)
+            added = mount.local.add_file(writer)
             if added and not readers.are_there(inode):
                 readers.arrived(inode)
                 return writer.join(flags, process)
             if added:
-                mount.local.discard(writer)  # a reader came first and saw no writer
+                mount.local.remove_file(writer)  # a reader came first and saw no writer
             other = mount.local.file(inode.directory, inode.name)
             joined = None
             if isinstance(other, StagedWriter) and other.inode is inode:

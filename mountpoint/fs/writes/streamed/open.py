@@ -172,18 +172,18 @@ class WriteOpener:
             appends=appends(flags) and not reads,
         )
         local = self._mount.local
-        if not local.add(writer):
+        if not local.add_file(writer):
             writer.abort()
             first = local.file(inode.directory, inode.name)
             if first is not None and first.inode is not inode:
                 raise Superseded("the file is being written, and has a new inode")
             return None
         if base is not None and _is_another(inode.info, base):  # written here in the meantime
-            local.discard(writer)
+            local.remove_file(writer)
             return None
         if not reads and self._mount.readers.are_there(inode):
             # A reader came first and saw no writer.
-            local.discard(writer)
+            local.remove_file(writer)
             writer.abort()
             self._mount.readers.leave(inode)
         self._mount.readers.arrived(inode)

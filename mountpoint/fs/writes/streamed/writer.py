@@ -264,7 +264,7 @@ class StreamedWriter:
             if self._opens:
                 return
         if self.removed:
-            self._mount.local.discard(self)
+            self._mount.local.remove_file(self)
             return
         self._life.close()
         upload = self._content.upload
@@ -331,8 +331,8 @@ class StreamedWriter:
                 mount.delete(inode.key)
             with self._life.lock:
                 begun = self._remove()
-            mount.local.forget_name(self)
-            mount.local.keep(inode.directory)
+            mount.local.remove_name(self)
+            mount.local.add_directory(inode.directory)
             mount.caches.changed(inode.directory, inode.name, None)
         if begun is not None:
             begun.abort()
@@ -353,7 +353,7 @@ class StreamedWriter:
         with self._life.lock:
             if not self._is_stored and not self.ended:
                 mount = self._mount
-                mount.local.rename(self, lambda: mount.inodes.moved(self.inode, parent, name))
+                mount.local.rename_file(self, lambda: mount.inodes.moved(self.inode, parent, name))
                 self._content.condition = condition
                 self._content.rename_upload()
                 return True
@@ -464,7 +464,7 @@ class StreamedWriter:
                 mount.inodes.became(inode, info, 0.0, paged=paged)
                 content.stored(info)
             self._on_settled(self, info.key)
-            mount.local.discard(self)
+            mount.local.remove_file(self)
             self._life.settle()
             return True
 
@@ -475,7 +475,7 @@ class StreamedWriter:
             upload = self._content.upload
             if upload is not None:
                 upload.fail(error)
-            if self._mount.local.discard(self):
+            if self._mount.local.remove_file(self):
                 self._mount.inodes.disown(inode)
                 self._mount.caches.changed(inode.directory, inode.name, None)
             self._life.fail(error)
@@ -492,7 +492,7 @@ class StreamedWriter:
 
     def add_name(self) -> None:
         """Make the file's name lead to it. Raises NotPermitted if another one is written there."""
-        if not self._mount.local.add(self):
+        if not self._mount.local.add_file(self):
             self._content.abort()
             raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
 
