@@ -34,23 +34,23 @@ ALPHABETS = (
     DIGITS + UPPER + LOWER,
 )
 #: Digits of the number from the first that differs: 16^8 positions are enough for any page.
-MOST_BEHIND = 8
+MAX_DIGITS_AFTER = 8
 #: Digits before that, into which it may carry.
-MOST_BEFORE = 8
+MAX_DIGITS_BEFORE = 8
 #: Names that two pages share. A page after `f1998` lists the directory `f1998/` again (S3 compares
 #: keys), and a page must begin one name early.
 OVERLAP = 2
 #: Names sampled per page. No divisor of a counter's base, so that all digits are seen.
 SAMPLES = 37
-#: The largest share of a page that is held back. If names are spread at random, like hashes, the
-#: numbers of names in equal ranges differ by some percent. Three times the page's own unevenness
-#: is held back; then only one range in 25 is still too large.
-MOST_SPARED = 0.3
-UNEVENNESS_SPARED = 3.0
+#: The largest margin, as a share of a page. If names are spread at random, like hashes, the numbers
+#: of names in equal ranges differ by some percent. The margin is three times the page's own
+#: unevenness; then only one range in 25 is still too large.
+MAX_MARGIN = 0.3
+MARGIN_PER_UNEVENNESS = 3.0
 #: If a page is less even than this, its second half is examined alone: the names that follow are
 #: like the last ones (a page may begin with `.hidden` and `README`).
-EVEN_SHARE = 0.125
-LEAST_SAMPLED = 8
+MAX_UNEVENNESS = 0.125
+MIN_SAMPLED = 8
 
 
 class Guess(NamedTuple):
@@ -80,7 +80,7 @@ def guess(names: Sequence[bytes]) -> Guess | None:
     """Guess from the sorted names of one full page; None if there is no pattern."""
     found, unevenness = _fit(names, len(names))
     part = names[len(names) // 2 :]
-    while unevenness > EVEN_SHARE and len(part) >= LEAST_SAMPLED:
+    while unevenness > MAX_UNEVENNESS and len(part) >= MIN_SAMPLED:
         found, unevenness = _fit(part, len(names))
         part = part[len(part) // 2 :]
     return found
@@ -93,15 +93,15 @@ def _fit(part: Sequence[bytes], page_size: int) -> tuple[Guess | None, float]:
     last = len(part) - 1
     indices = sorted({last * index // (SAMPLES - 1) for index in range(SAMPLES)})
     names = [part[index] for index in indices]
-    same = _same(names[0], names[-1])
-    behind = {name[same : same + MOST_BEHIND] for name in names}
-    alphabet = _alphabet(b"".join(_run(text) for text in behind))
-    if alphabet is None or not _is_utf8(names[-1][:same]):
+    common = _common_length(names[0], names[-1])
+    tails = {name[common : common + MAX_DIGITS_AFTER] for name in names}
+    alphabet = _alphabet(b"".join(_alphanumeric_start(text) for text in tails))
+    if alphabet is None or not _is_utf8(names[-1][:common]):
         return None, 1.0
-    start = same
-    while start > max(same - MOST_BEFORE, 0) and names[-1][start - 1] in alphabet:
+    start = common
+    while start > max(common - MAX_DIGITS_BEFORE, 0) and names[-1][start - 1] in alphabet:
         start -= 1
-    width = same - start + max(len(_prefix_in(text, alphabet)) for text in behind)
+    width = common - start + max(len(_prefix_in(text, alphabet)) for text in tails)
     numbers = [_number(name[start:], alphabet, width) for name in names]
     span = numbers[-1] - numbers[0]
     if span <= 0:
@@ -111,12 +111,12 @@ def _fit(part: Sequence[bytes], page_size: int) -> tuple[Guess | None, float]:
         abs(index / last - (number - numbers[0]) / span)
         for index, number in zip(indices, numbers, strict=True)
     )
-    spared = min(UNEVENNESS_SPARED * unevenness, MOST_SPARED)
-    step = int(span * (page_size - OVERLAP - int(spared * page_size)) / last)
+    margin = min(MARGIN_PER_UNEVENNESS * unevenness, MAX_MARGIN)
+    step = int(span * (page_size - OVERLAP - int(margin * page_size)) / last)
     return Guess(names[-1][:start], alphabet, width, max(step, 1)), unevenness
 
 
-def _same(first: bytes, last: bytes) -> int:
+def _common_length(first: bytes, last: bytes) -> int:
     """Return the length in bytes of the common start of two names."""
     for index, (one, other) in enumerate(zip(first, last, strict=False)):
         if one != other:
@@ -131,7 +131,7 @@ def _alphabet(characters: bytes) -> bytes | None:
     return next((alphabet for alphabet in ALPHABETS if seen.issubset(alphabet)), None)
 
 
-def _run(text: bytes) -> bytes:
+def _alphanumeric_start(text: bytes) -> bytes:
     """Return the letters and digits at the start of a text."""
     return _prefix_in(text, ALPHABETS[-1])
 

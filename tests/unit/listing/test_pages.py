@@ -212,74 +212,74 @@ def test_spans_never_overlap(pairs: list[tuple[int, int]]) -> None:
         assert len(spans) <= time + 1
 
 
-# --- The account ---
+# --- Page credit ---
 
 
-def bought(account: PageCredit, lookups: int, *, known: bool = True) -> list[bool]:
+def bought(credit: PageCredit, lookups: int, *, known: bool = True) -> list[bool]:
     """Return whether each of some lookups that no page answers may ask for a page."""
-    return [account.buy_page(0.0, known=known) for _ in range(lookups)]
+    return [credit.buy_page(0.0, known=known) for _ in range(lookups)]
 
 
 def test_pages_that_answer_nobody_else() -> None:
     """After two useless pages sixteen lookups are sent alone, then one more page is tried."""
-    account = PageCredit(1.0)
+    credit = PageCredit(1.0)
     cycle = [False] * pages.SINGLE_LOOKUPS
-    assert bought(account, 53) == [True, True, *cycle, True, *cycle, True, *cycle, True]
+    assert bought(credit, 53) == [True, True, *cycle, True, *cycle, True, *cycle, True]
 
 
 def test_a_page_has_to_answer_two_more() -> None:
     """With two further answers per page there is no limit to pages; with one there is."""
     for answers, ends in ((2, False), (1, True)):
-        account = PageCredit(1.0)
+        credit = PageCredit(1.0)
         seen = []
         for _ in range(20):
-            seen += bought(account, 1)
+            seen += bought(credit, 1)
             for _ in range(answers):
-                account.record_hit(0.0)
+                credit.record_hit(0.0)
         assert (False in seen) == ends
 
 
 def test_answers_are_not_saved_for_ever() -> None:
     """Earlier answers do not accumulate: at most sixteen useless pages follow."""
-    account = PageCredit(1.0)
+    credit = PageCredit(1.0)
     for _ in range(1000):
-        account.record_hit(0.0)
-    assert bought(account, 18) == [True] * 16 + [False] * 2
+        credit.record_hit(0.0)
+    assert bought(credit, 18) == [True] * 16 + [False] * 2
 
 
 def test_where_nothing_was_listed() -> None:
     """The first two lookups within the ttl are sent alone, whether or not a page answers."""
-    account = PageCredit(1.0)
-    assert bought(account, 3, known=False) == [False, False, True]
-    account = PageCredit(1.0)
-    account.record_hit(0.0)
-    account.record_hit(0.0)
-    assert bought(account, 1, known=False) == [True]
+    credit = PageCredit(1.0)
+    assert bought(credit, 3, known=False) == [False, False, True]
+    credit = PageCredit(1.0)
+    credit.record_hit(0.0)
+    credit.record_hit(0.0)
+    assert bought(credit, 1, known=False) == [True]
 
 
 def test_lookups_far_between() -> None:
     """Without a listing, occasional lookups never request a page."""
-    account = PageCredit(1.0)
-    assert not any(account.buy_page(0.5 * index, known=False) for index in range(50))
-    assert account.buy_page(100.0, known=True)
+    credit = PageCredit(1.0)
+    assert not any(credit.buy_page(0.5 * index, known=False) for index in range(50))
+    assert credit.buy_page(100.0, known=True)
 
 
 def test_a_pause() -> None:
     """After a page that proved nothing sixteen lookups are sent alone."""
-    account = PageCredit(1.0)
+    credit = PageCredit(1.0)
     for _ in range(50):
-        account.record_hit(0.0)
-    account.pause()
-    assert bought(account, 18) == [False] * 16 + [True, False]
+        credit.record_hit(0.0)
+    credit.pause()
+    assert bought(credit, 18) == [False] * 16 + [True, False]
 
 
 def test_a_directory_of_millions_at_random() -> None:
     """If pages hardly answer a second lookup, one lookup in seventeen requests a page."""
-    account, chance = PageCredit(1.0), random.Random(5)
+    credit, chance = PageCredit(1.0), random.Random(5)
     count = 0
     for _ in range(10_000):
         if chance.random() < 0.01:
-            account.record_hit(0.0)
+            credit.record_hit(0.0)
         else:
-            count += account.buy_page(0.0, known=False)
+            count += credit.buy_page(0.0, known=False)
     assert 500 < count < 700
