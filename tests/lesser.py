@@ -12,6 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tests.faulty_proxy import Exchange, Fault
 
+#: Names on a page of a listing, where a store has small ones.
+PAGE = 200
+
 
 def without_parameter(*names: str) -> Fault:
     """Hide these parameters from the store."""
@@ -22,6 +25,11 @@ def without_parameter(*names: str) -> Fault:
         exchange.target = f"{path}?{'&'.join(kept)}" if kept != [""] else path
 
     return fault
+
+
+def small_pages(exchange: Exchange) -> None:
+    """List at most `PAGE` names at once, so that a few hundred names are several pages."""
+    exchange.target = re.sub(r"max-keys=\d{3,}", f"max-keys={PAGE}", exchange.target)
 
 
 def without_header(name: str) -> Fault:

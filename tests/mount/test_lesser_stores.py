@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.lesser import (
+    PAGE,
     RefuseUnequalParts,
     change_etags,
     only_v1,
@@ -20,6 +21,7 @@ from tests.lesser import (
     refuse_conditions,
     refuse_copied_parts,
     refuse_if_match,
+    small_pages,
     without_header,
     without_lengths,
     without_parameter,
@@ -38,8 +40,10 @@ from tests.mount.mounting import (
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
-OLD = random.Random(1).randbytes(20 * MIB)
-NEW = random.Random(2).randbytes(20 * MIB)
+#: Files of three parts.
+PART = 5 * MIB
+OLD = random.Random(1).randbytes(12 * MIB)
+NEW = random.Random(2).randbytes(12 * MIB)
 
 
 @contextmanager
@@ -53,6 +57,7 @@ def mounted_as(
 ) -> Iterator[Mount]:
     """Mount a prefix of the store as a store that supports less, or answers in another form."""
     options = ["--debug", "--prefix", prefix, "--allow-overwrite", "--allow-append", *more]
+    options += ["--write-part-size", str(PART)]
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.before.extend([fault] if fault else [])
         proxy.faults.extend(answers)
@@ -64,35 +69,41 @@ def mounted_as(
     "fault", [only_v1, without_parameter("start-after")], ids=["ListObjects", "no start-after"]
 )
 def test_listed_whole(flat_store: Store, folder: Path, fault: Fault) -> None:
-    """All names of several pages are listed once, and each can be looked up."""
-    names = [f"{n:04d}" for n in range(2500)]
+    """All names of several pages are listed, once each, and each can be looked up."""
+
+    def page_by_page(exchange: Exchange) -> None:
+        small_pages(exchange)
+        fault(exchange)
+
+    names = [f"{n:04d}" for n in range(5 * PAGE // 2)]
     flat_store.put_all({f"lesser/{name}/x": b"" for name in names})
-    with mounted_as(flat_store, folder, fault, "lesser/") as mount:
+    with mounted_as(flat_store, folder, page_by_page, "lesser/") as mount:
         assert sorted(os.listdir(mount.path)) == names
-        for name in names[::250]:
+        for name in names[:: PAGE // 4]:
             assert os.listdir(mount.path / name) == ["x"]
             assert (mount.path / name / "x").stat().st_size == 0
-        assert not (mount.path / "1250-none").exists()
+        assert not (mount.path / "0250-none").exists()
     flat_store.delete_all(f"lesser/{name}/x" for name in names)
 
 
-@pytest.mark.parametrize("size", [MIB // 2, len(OLD)])
-def test_replaced_where_if_match_is_ignored(flat_store: Store, folder: Path, size: int) -> None:
-    """The ETag in the answer still ensures one version: old bytes, then ESTALE."""
-    flat_store.put("ignored/file", OLD[:size])
+def test_replaced_where_if_match_is_ignored(flat_store: Store, folder: Path) -> None:
+    """A reader still sees one version, by the ETag of what comes: old bytes, then ESTALE."""
     with mounted_as(flat_store, folder, without_header("If-Match"), "ignored/") as mount:
-        with open(mount.path / "file", "rb", buffering=0) as file:
-            got = file.read(100_000)
-            flat_store.put("ignored/file", NEW[:size])
-            error = None
-            try:
-                while chunk := file.read(MIB):
-                    got += chunk
-            except OSError as failure:
-                error = failure.errno
-        assert OLD.startswith(got)
-        assert error == errno.ESTALE or (error is None and got == OLD[:size])
-        assert (mount.path / "file").read_bytes() == NEW[:size]
+        for size in (MIB // 2, len(OLD)):
+            key, path = f"ignored/{size}", mount.path / f"{size}"
+            flat_store.put(key, OLD[:size])
+            with path.open("rb", buffering=0) as file:
+                got = file.read(100_000)
+                flat_store.put(key, NEW[:size])
+                error = None
+                try:
+                    while chunk := file.read(MIB):
+                        got += chunk
+                except OSError as failure:
+                    error = failure.errno
+            assert OLD.startswith(got)
+            assert error == errno.ESTALE or (error is None and got == OLD[:size])
+            assert path.read_bytes() == NEW[:size]
 
 
 def unquoted_lists(exchange: Exchange) -> None:
@@ -194,7 +205,7 @@ def test_written_where_checksums_are_refused(flat_store: Store, folder: Path, fi
     """Files of any size are written and read without checksums; the log has one warning."""
     prefix = f"refused-{first}/"
     with mounted_as(flat_store, folder, refuse_checksums, prefix) as mount:
-        for size in (first, 100, len(OLD)):
+        for size in dict.fromkeys((first, 100, len(OLD))):
             path = mount.path / f"{size}"
             for data in (OLD[:size], NEW[:size]):
                 path.write_bytes(data)
@@ -257,13 +268,13 @@ def test_written_where_parts_have_to_have_one_size(
         path.write_bytes(OLD)
         expected = bytearray(OLD)
         assert content(flat_store, f"{prefix}file") == bytes(expected)
-        for line in (b"first\n", NEW[: 9 * MIB]):
+        for line in (b"first\n", NEW[: 6 * MIB]):
             with path.open("ab") as file:
                 file.write(line)
             expected += line
             assert content(flat_store, f"{prefix}file") == bytes(expected)
         if staged:
-            for offset in (10 * MIB, 17 * MIB + 3):
+            for offset in (6 * MIB, 10 * MIB + 3):
                 with path.open("r+b") as file:
                     file.seek(offset)
                     file.write(b"changed")
