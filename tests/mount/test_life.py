@@ -24,6 +24,7 @@ from tests.mount.mounting import (
     foreground,
     mounted,
     run,
+    run_anew,
     store_options,
 )
 from tests.soak import examples
@@ -45,7 +46,7 @@ ENDINGS: dict[str, Callable[[int, Path], object]] = {
 def test_background(store: Store, folder: Path, ending: str) -> None:
     """The parent returns once files can be read; each ending removes mount and process."""
     store.put("life/file", b"alive")
-    with mounted(store, folder) as mount:
+    with mounted(store, folder, how=run_anew) as mount:
         assert (mount.path / "life" / "file").read_bytes() == b"alive"
         ENDINGS[ending](mount.pid, mount.path)
         eventually(mount.has_ended)
@@ -59,27 +60,14 @@ def test_ends_every_time(store: Store, folder: Path) -> None:
 
     It hung once in ten times, when a worker dropped a request of the mount's own process.
     """
-    for _ in range(examples(4)):
+    for _ in range(examples(1)):
         with mounted(store, folder) as mount:
             os.kill(mount.pid, signal.SIGTERM)
             eventually(mount.has_ended)
             assert not mount.is_mounted()
 
 
-def test_says_that_it_is_mounted(store: Store, folder: Path) -> None:
-    """The one line on standard output names bucket and directory."""
-    path = folder / "mnt"
-    path.mkdir()
-    try:
-        options = [*store_options(store), "--log-directory", str(folder / "log")]
-        result = run(store.bucket, path, *options, env=store.environment)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == f"bucket {store.bucket} is mounted at {path}\n"
-    finally:
-        clean_up(path)
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGHUP", "umount"])
 def test_foreground(store: Store, folder: Path, ending: str) -> None:
     """In the foreground the program runs until a signal ends it, and then exits with 0."""
     store.put("life/file", b"alive")
@@ -106,7 +94,10 @@ def test_ignored_signals_stay_ignored(store: Store, folder: Path) -> None:
 
 
 def test_relative_directory(store: Store, folder: Path) -> None:
-    """A relative directory is relative to the caller's, although the daemon changes to /."""
+    """A relative directory is the caller's, although the daemon leaves for /.
+
+    The one line on standard output names bucket and directory.
+    """
     path = folder / "here"
     path.mkdir()
     try:
@@ -120,6 +111,7 @@ def test_relative_directory(store: Store, folder: Path) -> None:
             check=False,
         )
         assert result.returncode == 0, result.stderr
+        assert result.stdout == f"bucket {store.bucket} is mounted at {path}\n"
         assert is_mounted(path)
         (pid,) = mount_processes(Path("here"))
         if os.geteuid() == 0:  # other users may not look
@@ -130,9 +122,7 @@ def test_relative_directory(store: Store, folder: Path) -> None:
         clean_up(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["a b,c", "back\\slash\\040", "tab\tline\n", "return\r", "no-break\u00a0", "raw\udcff"]
-)
+@pytest.mark.parametrize("name", ["a b,c\\d\\040\te\nf\r", "no-break\u00a0raw\udcff"])
 def test_odd_directory(store: Store, folder: Path, name: str) -> None:
     """A directory with any name can be mounted on, recognised as a mount, and unmounted."""
     path = folder / name
@@ -223,8 +213,11 @@ def test_flags(store: Store, folder: Path, option: str, flag: str) -> None:
 ODD_PREFIX = "life/a b,c\\d\te\nf#g/"
 
 
-@pytest.mark.parametrize("mounter", [(), ("--auto-unmount",)], ids=["mount(2)", "fusermount"])
-@pytest.mark.parametrize("fsname", ["", "a,b\\"])
+@pytest.mark.parametrize(
+    ("mounter", "fsname"),
+    [((), ""), (("--auto-unmount",), ""), (("--auto-unmount",), "a,b\\")],
+    ids=["mount(2)", "fusermount", "fsname"],
+)
 def test_source(store: Store, folder: Path, fsname: str, mounter: tuple[str, ...]) -> None:
     """findmnt and df show bucket and prefix, with any characters, or the --fsname."""
     options = [*mounter, *(("--fsname", fsname) if fsname else ())]
