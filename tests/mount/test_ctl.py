@@ -18,6 +18,7 @@ import pytest
 
 from mountpoint.mount.control import SUFFIX, ask, socket_directory
 from tests.conftest import Store
+from tests.mount import starter
 from tests.mount.mounting import (
     PROGRAM,
     TIMEOUT_S,
@@ -38,15 +39,7 @@ CTL = PROGRAM.with_name("mount-s3ctl")
 
 def ctl(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run mount-s3ctl to its end."""
-    return subprocess.run(
-        [CTL, *arguments],
-        env=environment(environ),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-        cwd="/",
-    )
+    return starter.run([str(CTL), *map(str, arguments)], environment(environ), TIMEOUT_S)
 
 
 def done(*arguments: str | Path, **environ: str) -> str:
@@ -250,92 +243,97 @@ def test_stats_as_a_table(store: Store, folder: Path) -> None:
         assert live.returncode == 0
 
 
-def test_the_log_is_there_wherever_it_goes(store: Store, folder: Path) -> None:
-    """Shows the last lines, and later ones while it follows the log."""
+def test_the_log_is_there_wherever_it_goes(store: Store, mount: Mount) -> None:
+    """The last lines, and those that come while it is followed."""
     store.put("ctl/log/file", b"x")
-    with mounted(store, folder, "--prefix", "ctl/log/") as mount:
-        assert errno_of((mount.path / "file").unlink) is not None
-        (line,) = done("log", mount.path).splitlines()
-        assert "operation=unlink" in line
-        assert line in mount.log
-        assert done("log", mount.path, "-n", "0") == ""
-        command = [str(CTL), "log", str(mount.path), "-n", "1", "-f"]
-        follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert follower.stdout is not None
-            assert follower.stdout.readline() == line + "\n"
-            assert errno_of(lambda: os.rename(mount.path / "file", mount.path / "other"))
-            assert "operation=rename" in follower.stdout.readline()
-            follower.send_signal(signal.SIGINT)
-            assert follower.wait(TIMEOUT_S) == 0
-        finally:
-            follower.kill()
-            follower.communicate()
+    assert errno_of((mount.path / "ctl/log/file").unlink) is not None
+    line = done("log", mount.path).splitlines()[-1]
+    assert "operation=unlink" in line
+    assert line in mount.log
+    assert done("log", mount.path, "-n", "0") == ""
+    command = [str(CTL), "log", str(mount.path), "-n", "1", "-f"]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == line + "\n"
+        assert errno_of(lambda: os.rename(mount.path / "ctl/log/file", mount.path / "other"))
+        assert any("operation=rename" in line for line in follower.stdout)
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(TIMEOUT_S) == 0
+    finally:
+        follower.kill()
+        follower.communicate()
 
 
-def test_refresh_forgets_names(store: Store, folder: Path) -> None:
-    """With an infinite ttl, changes of others are visible after a refresh, and not before."""
+@pytest.fixture(scope="module")
+def remembering(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount that never asks again by itself."""
+    options = ("--prefix", "ctl/refresh/", "--metadata-ttl", "indefinite", "--debug")
+    with mounted(store, tmp_path_factory.mktemp("remembering"), *options) as it:
+        yield it
+
+
+def test_refresh_forgets_names(store: Store, remembering: Mount) -> None:
+    """With a ttl without end: what others have changed is seen when it is told, and not before."""
     for name in ("a/changed", "a/deleted", "a/kept", "b/changed"):
         store.put(f"ctl/refresh/{name}", b"old")
-    options = ("--prefix", "ctl/refresh/", "--metadata-ttl", "indefinite")
-    with mounted(store, folder, *options) as mount:
-        assert sorted(os.listdir(mount.path / "a")) == ["changed", "deleted", "kept"]
-        for place in ("a/changed", "a/deleted", "a/kept", "b/changed"):
-            assert (mount.path / place).read_bytes() == b"old"
-        assert not (mount.path / "a" / "made").exists()
-        store.put("ctl/refresh/a/changed", b"newer")
-        store.put("ctl/refresh/b/changed", b"newer")
-        store.put("ctl/refresh/a/made", b"newer")
-        store.client().delete_object(Bucket=store.bucket, Key="ctl/refresh/a/deleted")
-        assert (mount.path / "a" / "changed").stat().st_size == 3
-        assert (mount.path / "a" / "deleted").exists()
+    mount = remembering
+    assert sorted(os.listdir(mount.path / "a")) == ["changed", "deleted", "kept"]
+    for place in ("a/changed", "a/deleted", "a/kept", "b/changed"):
+        assert (mount.path / place).read_bytes() == b"old"
+    assert not (mount.path / "a" / "made").exists()
+    store.put("ctl/refresh/a/changed", b"newer")
+    store.put("ctl/refresh/b/changed", b"newer")
+    store.put("ctl/refresh/a/made", b"newer")
+    store.client().delete_object(Bucket=store.bucket, Key="ctl/refresh/a/deleted")
+    assert (mount.path / "a" / "changed").stat().st_size == 3
+    assert (mount.path / "a" / "deleted").exists()
 
-        held = (mount.path / "a" / "kept").open("rb")
-        told = done("refresh", mount.path, "a")
-        assert told.startswith("forgotten: ")
-        assert (mount.path / "a" / "changed").read_bytes() == b"newer"
-        assert not (mount.path / "a" / "deleted").exists()
-        # The kernel caches an absent name for at most a second.
-        eventually(lambda: (mount.path / "a" / "made").exists())
-        assert sorted(os.listdir(mount.path / "a")) == ["changed", "kept", "made"]
-        assert held.read() == b"old"
-        held.close()
-        assert (mount.path / "b" / "changed").read_bytes() == b"old"  # this name was not refreshed
+    held = (mount.path / "a" / "kept").open("rb")
+    told = done("refresh", mount.path, "a")
+    assert told.startswith("forgotten: ")
+    assert (mount.path / "a" / "changed").read_bytes() == b"newer"
+    assert not (mount.path / "a" / "deleted").exists()
+    # The kernel's own belief that a name is absent ends after a second.
+    eventually(lambda: (mount.path / "a" / "made").exists())
+    assert sorted(os.listdir(mount.path / "a")) == ["changed", "kept", "made"]
+    assert held.read() == b"old"
+    held.close()
+    assert (mount.path / "b" / "changed").read_bytes() == b"old"  # that was not asked for
 
-        store.put("ctl/refresh/new/below/file", b"new")  # the mount does not know it
-        assert done("refresh", mount.path, "new/below") == (
-            f"forgotten: 0 names at or below {mount.path}/new/below\n"
-        )
-        assert (mount.path / "new" / "below" / "file").read_bytes() == b"new"
+    store.put("ctl/refresh/new/below/file", b"new")  # nothing is known of it, but it is there
+    assert done("refresh", mount.path, "new/below") == (
+        f"forgotten: 0 names at or below {mount.path}/new/below\n"
+    )
+    assert (mount.path / "new" / "below" / "file").read_bytes() == b"new"
 
-        refused = ctl("refresh", mount.path, "nothing/")
-        assert refused.returncode == 1
-        assert f"'nothing' does not exist in the mount at '{mount.path}'" in refused.stderr
-        assert ctl("refresh", mount.path / "a" / "kept" / "x").returncode == 1
+    refused = ctl("refresh", mount.path, "nothing/")
+    assert refused.returncode == 1
+    assert f"'nothing' does not exist in the mount at '{mount.path}'" in refused.stderr
+    assert ctl("refresh", mount.path / "a" / "kept" / "x").returncode == 1
 
-        store.client().delete_object(Bucket=store.bucket, Key="ctl/refresh/a/kept")
-        assert done("refresh", mount.path, "a/kept").startswith("forgotten: 1 name ")
+    store.client().delete_object(Bucket=store.bucket, Key="ctl/refresh/a/kept")
+    assert done("refresh", mount.path, "a/kept").startswith("forgotten: 1 name ")
 
-        done("refresh", mount.path / "b" / "changed")
-        assert (mount.path / "b" / "changed").read_bytes() == b"newer"
-        assert int(done("refresh", mount.path).split()[1]) >= 4
+    done("refresh", mount.path / "b" / "changed")
+    assert (mount.path / "b" / "changed").read_bytes() == b"newer"
+    assert int(done("refresh", mount.path).split()[1]) >= 4
 
 
-def test_refresh_asks_again_for_that_alone(store: Store, folder: Path) -> None:
-    """Names that were not refreshed need no request."""
+def test_refresh_asks_again_for_that_alone(store: Store, remembering: Mount) -> None:
+    """What was not to be forgotten is served without a request."""
     for name in ("a/1", "b/1"):
-        store.put(f"ctl/asks/{name}", b"x")
-    options = ("--prefix", "ctl/asks/", "--metadata-ttl", "indefinite", "--debug")
-    with mounted(store, folder, *options) as mount:
-        for name in ("a", "b"):
-            assert os.listdir(mount.path / name) == ["1"]
-            os.stat(mount.path / name / "1")
-        before = mount.counters()
-        done("refresh", mount.path, "a")
-        os.stat(mount.path / "b" / "1")
-        assert mount.counters()["lists"] == before["lists"]
-        os.stat(mount.path / "a" / "1")
-        assert mount.counters()["lists"] > before["lists"]
+        store.put(f"ctl/refresh/asks/{name}", b"x")
+    mount, asks = remembering, remembering.path / "asks"
+    for name in ("a", "b"):
+        assert os.listdir(asks / name) == ["1"]
+        os.stat(asks / name / "1")
+    before = mount.counters()
+    done("refresh", mount.path, "asks/a")
+    os.stat(asks / "b" / "1")
+    assert mount.counters()["lists"] == before["lists"]
+    os.stat(asks / "a" / "1")
+    assert mount.counters()["lists"] > before["lists"]
 
 
 @pytest.mark.parametrize("arguments", [["refresh"], ["stats", "--once"], ["log"], ["unmount"]])
@@ -386,19 +384,19 @@ file.close()
     assert content(store, "ctl/unmount/wait") == b"x" * 10_000_000 + b"y" * 10_000_000
 
 
-def test_unmount_does_not_wait_for_ever(store: Store, folder: Path) -> None:
-    """After --timeout the message names the open file, and the mount continues."""
+def test_unmount_does_not_wait_for_ever(mount: Mount) -> None:
+    """After --timeout it says which file is still written, and the mount goes on."""
     script = "f = open('slow', 'wb', 0); f.write(b'x' * 10); print(1); input(); f.close()"
-    with mounted(store, folder) as mount, program(mount, script):
+    with program(mount, script):
         refused = ctl("unmount", mount.path, "--timeout", "1")
         assert refused.returncode == 1
         assert "is still being written to: /slow (10 B)" in refused.stderr
         assert is_mounted(mount.path)
 
 
-def test_unmount_names_who_uses_it(store: Store, folder: Path) -> None:
-    """The command does not wait for a program in the directory, or for a reader, but names it."""
-    with mounted(store, folder) as mount, program(mount, "print(1); input()") as user:
+def test_unmount_names_who_uses_it(mount: Mount) -> None:
+    """A program that stands in it, or reads, is not waited for, but named."""
+    with program(mount, "print(1); input()") as user:
         refused = ctl("unmount", mount.path)
         assert refused.returncode == 1
         assert re.search(rf"busy; it is used by .*\({user.pid}\)", refused.stderr)
@@ -415,66 +413,63 @@ def test_unmount_removes_a_dead_mount(store: Store, folder: Path) -> None:
         assert os.listdir(mount.path) == []
 
 
-def test_a_directory_in_a_mount_is_none(store: Store, folder: Path) -> None:
-    """The message names the mount point."""
+def test_a_directory_in_a_mount_is_none(store: Store, mount: Mount) -> None:
+    """What is to be unmounted is named."""
     store.put("ctl/inside/file", b"x")
-    with mounted(store, folder) as mount:
-        refused = ctl("unmount", mount.path / "ctl")
-        assert refused.returncode == 1
-        assert f"unmount '{mount.path}'" in refused.stderr
+    refused = ctl("unmount", mount.path / "ctl")
+    assert refused.returncode == 1
+    assert f"unmount '{mount.path}'" in refused.stderr
 
 
-def test_nobody_else_can_open_the_socket(store: Store, folder: Path) -> None:
-    """Only the owner can enter the directory; otherwise the mount answers no other user."""
-    with mounted(store, folder) as mount:
-        path = own_socket(mount)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        asking = (
-            "import os, socket, sys\n"
-            "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
-            "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
-            "s.connect(sys.argv[1])\n"
-        )
-        nobody = str(pwd.getpwnam("nobody").pw_uid)
-        refused = subprocess.run(
-            [sys.executable, "-c", asking, path, nobody], capture_output=True, check=False
-        )
-        assert b"PermissionError" in refused.stderr
-        # A client that connects as root and then changes its user: the kernel reports the user at
-        # the time of the connection.
-        assert ask(path, "status")["pid"] == mount.pid
+def test_nobody_else_can_open_the_socket(mount: Mount) -> None:
+    """Its directory is its owner's alone; and where that is opened, the mount answers nobody."""
+    path = own_socket(mount)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    asking = (
+        "import os, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
+        "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
+        "s.connect(sys.argv[1])\n"
+    )
+    nobody = str(pwd.getpwnam("nobody").pw_uid)
+    refused = subprocess.run(
+        [sys.executable, "-c", asking, path, nobody], capture_output=True, check=False
+    )
+    assert b"PermissionError" in refused.stderr
+    # Who is connected already, as root, and is somebody else by then: the kernel tells the
+    # mount who has connected.
+    assert ask(path, "status")["pid"] == mount.pid
 
 
-def test_the_socket_answers_others_nothing(store: Store, folder: Path) -> None:
-    """Other users get no answer, even if they can open the socket."""
-    with mounted(store, folder) as mount:
-        path = own_socket(mount)
-        opened = folder / "opened"
-        opened.mkdir()
-        os.link(path, opened / "socket")
-        for each in (opened, *folder.parents[:2], folder):
-            each.chmod(0o755)
-        os.chmod(opened / "socket", 0o666)
-        asking = (
-            "import os, socket, sys\n"
-            "os.chdir(sys.argv[1])\n"
-            "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
-            "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
-            "s.connect('socket')\n"
-            's.sendall(b\'{"command": "status"}\\n\')\n'
-            "print(s.recv(100))\n"
-        )
-        nobody = str(pwd.getpwnam("nobody").pw_uid)
-        told = subprocess.run(
-            [sys.executable, "-c", asking, opened, nobody],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (told.stdout, told.returncode) in (("b''\n", 0), ("", 1)), told.stderr
-        assert "PermissionError" not in told.stderr
-        assert ask(path, "status")["pid"] == mount.pid
+def test_the_socket_answers_others_nothing(mount: Mount, folder: Path) -> None:
+    """Even where anybody can open it."""
+    path = own_socket(mount)
+    opened = folder / "opened"
+    opened.mkdir()
+    os.link(path, opened / "socket")
+    for each in (opened, *folder.parents[:2], folder):
+        each.chmod(0o755)
+    os.chmod(opened / "socket", 0o666)
+    asking = (
+        "import os, socket, sys\n"
+        "os.chdir(sys.argv[1])\n"
+        "os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
+        "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
+        "s.connect('socket')\n"
+        's.sendall(b\'{"command": "status"}\\n\')\n'
+        "print(s.recv(100))\n"
+    )
+    nobody = str(pwd.getpwnam("nobody").pw_uid)
+    told = subprocess.run(
+        [sys.executable, "-c", asking, opened, nobody],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.stdout, told.returncode) in (("b''\n", 0), ("", 1)), told.stderr
+    assert "PermissionError" not in told.stderr
+    assert ask(path, "status")["pid"] == mount.pid
 
 
 @pytest.mark.parametrize(
