@@ -36,7 +36,8 @@ def run(
     *arguments: str | Path, env: dict[str, str], timeout_s: float = TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
     """Run mount-s3 to its end; in the background that is when the mount is ready."""
-    if any(name.startswith(("PYTHON", "LD_")) for name in env):  # for the interpreter
+    # For the interpreter; and botocore looks where its caches are when it is imported.
+    if any(name.startswith(("PYTHON", "LD_", "HOME")) for name in env):
         return run_anew(*arguments, env=env, timeout_s=timeout_s)
     return starter.run([str(PROGRAM), *map(str, arguments)], environment(env), timeout_s)
 
