@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
+from tests.faulty_proxy import FaultyProxy
+from tests.lesser import PAGE, small_pages
 from tests.mount.mounting import Mount, mounted, run, store_options
 
 pytestmark = pytest.mark.mount
@@ -165,17 +167,21 @@ def test_prefix(flat_store: Store, folder: Path, how: str) -> None:
 
 
 def test_many_names(flat_store: Store, folder: Path) -> None:
-    """A directory of 3,000 keys, in three pages, has each name once."""
-    names = [f"{number:05d}" for number in range(3000)]
+    """A directory of three pages has each name once."""
+    names = [f"{number:05d}" for number in range(5 * PAGE // 2)]
     flat_store.put_all({f"many/{name}": name.encode() for name in names})
-    with mounted(flat_store, folder, "--prefix", "many/") as mount:
-        assert os.listdir(mount.path) == names
-        ls = subprocess.run(["ls", "-l", mount.path], capture_output=True, text=True, check=True)
-        assert len(ls.stdout.splitlines()) == len(names) + 1
-        assert (mount.path / "02999").read_bytes() == b"02999"
-        with os.scandir(mount.path) as entries:
-            half = [next(entries).name for _ in range(1500)]
-        assert half == names[:1500]
+    with FaultyProxy(flat_store.endpoint_url) as proxy:
+        proxy.before.append(small_pages)
+        with mounted(flat_store, folder, "--prefix", "many/", endpoint_url=proxy.url) as mount:
+            assert os.listdir(mount.path) == names
+            ls = subprocess.run(
+                ["ls", "-l", mount.path], capture_output=True, text=True, check=True
+            )
+            assert len(ls.stdout.splitlines()) == len(names) + 1
+            assert (mount.path / names[-1]).read_bytes() == names[-1].encode()
+            with os.scandir(mount.path) as entries:
+                half = [next(entries).name for _ in range(PAGE * 5 // 4)]
+            assert half == names[: PAGE * 5 // 4]
     flat_store.delete_all(f"many/{name}" for name in names)
 
 
