@@ -20,7 +20,7 @@ SMALL = random.Random(5).randbytes(300_000)
 LARGE = random.Random(6).randbytes(20 << 20)
 
 
-@pytest.fixture(params=["store", "flat_store"])
+@pytest.fixture(scope="module", params=["store", "flat_store"])
 def server(request: pytest.FixtureRequest) -> Store:
     """Each of the servers: SeaweedFS does not send the type of a checksum, ministack does."""
     server: Store = request.getfixturevalue(request.param)
