@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import click
 
-# Reports that so many more items (files, bytes) are done.
+# Called with the number of items (files, bytes) done since the last call.
 Advance = Callable[[int], None]
 
 LABEL_WIDTH = 34

@@ -190,7 +190,7 @@ def main() -> None:
     server = commands.add_parser("serve")
     server.add_argument("socket")
     server.add_argument("directory")
-    server.add_argument("--user", type=int, default=0, help="who may connect: a number")
+    server.add_argument("--user", type=int, default=0, help="uid that may connect")
     server.add_argument("--group", type=int, default=0)
     server.add_argument("--read-only", action="store_true")
     server.add_argument("--no-allow-other", dest="allow_other", action="store_false")

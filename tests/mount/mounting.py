@@ -213,5 +213,5 @@ def eventually(condition: Callable[[], bool], *, within_s: float = 20.0) -> None
     """Wait until the condition holds. Raises AssertionError if it does not."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to be"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.02)

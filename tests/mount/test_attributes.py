@@ -219,7 +219,7 @@ def test_of_what_is_there(pair: Pair, store: Store, size: int) -> None:
 def test_the_kernel_checks_them(pair: Pair) -> None:
     """A user without read permission by the mode cannot read the file."""
     if os.geteuid() != 0:
-        pytest.skip("only root can be somebody else")
+        pytest.skip("only root can act as another user")
     path = pair[0] / "private"
     path.write_bytes(b"1")
     path.chmod(0o600)
@@ -296,7 +296,7 @@ def test_of_what_is_there_without(store: Store, folder: Path, how: str) -> None:
     with mounted(store, folder, "--prefix", f"{how}/", "--attributes", how) as mount:
         path = mount.path / "d" / "a"
         before = shown(path)
-        assert before[0] == 0o644, "what is kept is not shown"
+        assert before[0] == 0o644, "kept attributes are not shown"
         expected = errno.EPERM if how == "refuse" else None
         for where in (path, path.parent):
             for setting, act in SETTINGS.items():

@@ -411,7 +411,7 @@ def test_already_mounted(store: Store, folder: Path) -> None:
         assert mount.is_mounted()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 def test_a_user_without_access(store: Store, folder: Path, large: str) -> None:
     """A user without access to the device and the directory: the bucket is ok."""
     # A device with the same number that belongs to root replaces this machine's.

@@ -31,7 +31,7 @@ from tools import mounting
 
 pytestmark = [
     pytest.mark.mount,
-    pytest.mark.skipif(os.getuid() != 0, reason="only root can mount for somebody else"),
+    pytest.mark.skipif(os.getuid() != 0, reason="only root can mount for another user"),
 ]
 
 #: The user that serves; root without capabilities if other users cannot read this program.

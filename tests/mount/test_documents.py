@@ -68,7 +68,7 @@ def test_there_are_some() -> None:
 def test_who_runs_it(name: str, command: str) -> None:
     """A command that is not run here is run elsewhere, or cannot be run."""
     found = [where for start, where in ELSEWHERE.items() if re.match(start, command)]
-    assert found, f"{name}: nobody runs {command!r}"
+    assert found, f"{name}: no test runs {command!r}"
     assert " " in found[0] or (ROOT / found[0]).exists()
 
 

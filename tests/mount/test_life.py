@@ -297,7 +297,7 @@ def test_fstab(store: Store, folder: Path) -> None:
             clean_up(folder / name)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 def test_other_users(store: Store) -> None:
     """Without --allow-other another user has no access; with it the modes apply."""
     store.put("life/file", b"alive")

@@ -262,10 +262,10 @@ def test_threads(flat_store: Store, folder: Path, proxy: FaultyProxy) -> None:
     assert most["8"] > 1
 
 
-# --- who may ---
+# --- permissions ---
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
 def test_allow_root(store: Store) -> None:
     """Root has access to another user's mount with --allow-root, and not without it."""
     store.put("root/file", b"alive")

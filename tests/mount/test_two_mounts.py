@@ -166,7 +166,7 @@ class TwoMounts:
             for key in keys
         }
 
-    # --- what may be said of a path ---
+    # --- possible answers for a path ---
 
     def may_be(self, side: Side, path: Name, before_s: float) -> list[Any]:
         """Return the possible states of a path for a mount, in a call that began then."""
@@ -474,7 +474,7 @@ class TwoMounts:
             if refused == errno.EPERM:
                 assert writing or None in above[old], (old, new, "is said to be in use")
             return
-        assert new not in writing, "took the place of what is being written"
+        assert new not in writing, "replaced a file that is being written"
         now = self.contents()
         self.check_renamed(old, new, before, now, may_replace=above[new] != [ABSENT])
         self.bucket.history.append((time.monotonic(), now))

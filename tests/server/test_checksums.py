@@ -119,7 +119,7 @@ def careless(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"])
 def test_whole_objects(client: Client, algorithm: str) -> None:
-    """A whole object is asked for without a range and with its checksum; one bit is noticed."""
+    """A whole object is requested without a range, with its checksum; one bit is noticed."""
     etag = client.put(f"whole-{algorithm}", ChecksumAlgorithm=algorithm)
     part = client.get(f"whole-{algorithm}", etag, 0, len(BODY), whole=True)
     assert part.ready

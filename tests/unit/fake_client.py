@@ -326,7 +326,7 @@ class FakeClient:
             self._run(exchange)
         return count
 
-    # --- what was asked ---
+    # --- recorded requests ---
 
     def count(self, kind: str | None = None) -> int:
         """Return the number of requests so far, of one kind or all."""

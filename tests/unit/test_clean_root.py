@@ -14,7 +14,7 @@ from tests.packages import ROOT
 CLEAN_ROOT = ROOT / "tools" / "clean-root"
 BUILD_WHEELS = ROOT / "packaging" / "build-wheels"
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="that it needs root is said before")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="without root the command fails before")
 debootstrap = pytest.mark.skipif(
     shutil.which("debootstrap") is None or shutil.which("apt-get") is None,
     reason="needs debootstrap and apt-get",
@@ -70,7 +70,7 @@ def test_not_root() -> None:
     """Without root the command says so, and why."""
     nobody = ["unshare", "--user"] if os.geteuid() == 0 else []
     if nobody and subprocess.run([*nobody, "true"], check=False).returncode:
-        pytest.skip("nobody else can be impersonated here")
+        pytest.skip("no other user can be impersonated here")
     code, said = run(*nobody, CLEAN_ROOT, "check", "debian-12")
     assert code == 1
     assert "clean-root: has to be run as root" in said

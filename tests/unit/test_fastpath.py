@@ -681,7 +681,7 @@ def test_ready_answers_from_one_known_part() -> None:
     parts.insert(first)
     assert parts.ready(0, 10) is None
     deliver(first, data)
-    assert parts.ready(0, 10) is None, "nobody has planned for it yet"
+    assert parts.ready(0, 10) is None, "no plan covers it yet"
     assert touch(first)
     assert not touch(first)
     answer = parts.ready(3, 50)
@@ -701,7 +701,7 @@ def test_hits_are_counted() -> None:
     part = ready_part(0, 100, bytes(100))
     parts.insert(part)
     assert (parts.hit_stop, parts.read_bytes) == (0, 0)
-    assert parts.ready(0, 10) is None, "nobody has planned for it yet"
+    assert parts.ready(0, 10) is None, "no plan covers it yet"
     assert (parts.hit_stop, parts.read_bytes) == (0, 0)
     touch(part)
     parts.ready(20, 50)

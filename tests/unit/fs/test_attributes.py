@@ -58,7 +58,7 @@ def metadata(world: Mounted, key: bytes) -> dict[str, str]:
     return dict(world.client.options(key).metadata)
 
 
-# --- What is shown ---
+# --- Shown attributes ---
 
 
 @pytest.mark.parametrize("how", ["refuse", "ignore"])

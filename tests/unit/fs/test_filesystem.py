@@ -264,7 +264,7 @@ def test_a_store_that_lists_no_etags() -> None:
         assert world.client.count("head") == 1
 
 
-# --- What is forgotten ---
+# --- Forgetting ---
 
 
 def test_forgotten_names_are_known_no_more() -> None:
@@ -275,7 +275,7 @@ def test_forgotten_names_are_known_no_more() -> None:
         world.pass_s(1.0)
         world.client.requests.clear()
         world.fs.lookup(directory, b"0")
-        assert world.client.count() == 1, "its page is asked for again"
+        assert world.client.count() == 1, "its page is requested again"
         for number in [*numbers, numbers[0], directory]:
             world.fs.forget(number, 1)
         with pytest.raises(StaleInode):
@@ -285,7 +285,7 @@ def test_forgotten_names_are_known_no_more() -> None:
         world.client.requests.clear()
         world.fs.lookup(directory, b"0")
         (request,) = world.client.requests
-        assert request.max_keys == FEW_KEYS, "nobody knows of a page"
+        assert request.max_keys == FEW_KEYS, "no page is known"
 
 
 def test_what_is_too_old_is_let_go() -> None:

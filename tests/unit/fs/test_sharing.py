@@ -481,7 +481,7 @@ def test_a_write_that_would_harm_others() -> None:
         assert world.client.content(b"a") == b"123"
 
 
-# --- Reading what is open to be written ---
+# --- Reading files that are open for writing ---
 
 
 def test_reading_what_was_synced() -> None:

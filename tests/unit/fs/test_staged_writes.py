@@ -41,7 +41,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-# --- what is asked of S3 ---
+# --- requests to S3 ---
 
 
 def test_a_new_file_is_created_also_if_it_is_empty(world: World) -> None:

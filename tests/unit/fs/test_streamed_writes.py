@@ -287,7 +287,7 @@ def test_an_empty_file_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         release.join()
 
 
-# --- What goes wrong ---
+# --- Failures ---
 
 
 def put_fails(request: Request) -> Fault | None:

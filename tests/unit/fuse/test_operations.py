@@ -470,7 +470,7 @@ def test_when_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
         assert world.client.count() > before + 1
 
 
-# --- What is answered when all is well ---
+# --- Answers without failures ---
 
 
 def test_attributes(adapter: Adapter) -> None:

@@ -240,7 +240,7 @@ def test_any_request_may_fail(keys: frozenset[bytes], page_size: int, failing: l
         assert shown(Listed(client).read_all()) == truth(keys)
 
 
-# --- What it costs ---
+# --- Costs ---
 
 
 def counted(count: int, width: int = 4) -> list[bytes]:
@@ -423,7 +423,7 @@ def test_readers_in_threads() -> None:
         assert client.count() <= 2 * 60 + MAX_PARALLEL
 
 
-# --- What was asked before ---
+# --- First pages from elsewhere ---
 
 
 def test_a_first_page_that_was_asked_before() -> None:

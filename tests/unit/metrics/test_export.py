@@ -354,7 +354,7 @@ def test_threads_that_are_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.both() == ("", "")
 
 
-# What is missing
+# Missing libraries
 
 
 def test_an_extra_that_is_missing() -> None:

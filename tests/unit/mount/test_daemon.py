@@ -189,7 +189,7 @@ def test_long_error_is_cut() -> None:
 
 
 def test_unexpected_error_says_where_and_names_the_log() -> None:
-    """An exception nobody foresaw becomes one line with its place, and where the log is."""
+    """An unexpected exception becomes one line with its place, and a hint about the log."""
     done = run(
         """
         def work(ready):

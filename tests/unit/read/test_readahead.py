@@ -102,7 +102,7 @@ class Reader:
             assert 0 <= start < stop <= self.size
             assert stop - start <= max(self._part_bytes, size + 2 * PAGE_BYTES)
             if stop <= offset or offset + size <= start:
-                assert self.window.keeps(start, stop), "what nobody has read yet is kept"
+                assert self.window.keeps(start, stop), "unread bytes are kept"
             if start <= position:
                 position = max(position, stop)
         assert position >= offset + size, "the read is covered"
@@ -559,7 +559,7 @@ def test_a_long_run_after_short_ones_reaches_the_limit() -> None:
     assert reach(ranges) - (begin + 400 * MIB) > AHEAD_BYTES - PART_BYTES
 
 
-# --- What is kept ---
+# --- Kept parts ---
 
 
 def test_keeps_what_a_reader_may_come_to() -> None:

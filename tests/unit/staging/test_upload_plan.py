@@ -122,7 +122,7 @@ TestBytewise = Bytewise.TestCase
 TestBytewise.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)
 
 
-# --- what is uploaded ---
+# --- the plan of an upload ---
 
 
 def planned(

@@ -148,7 +148,7 @@ def group() -> Iterator[Path]:
             child.rmdir()
             parent.rmdir()
             return
-    pytest.skip("this machine lets nobody limit the memory of a control group")
+    pytest.skip("this machine does not support memory limits of control groups")
 
 
 def test_real_groups(group: Path) -> None:
