@@ -15,10 +15,10 @@ SHELL := /bin/bash
 PYTHON ?=
 # Arguments for pytest: make test ARGS='tests/test_tree.py -x'.
 ARGS ?=
-# How many processes run the tests: two for each core, since a test on a real mount waits for half of
-# its time. A store that the variables name is one, with one bucket.
+# Number of processes that run the tests: two per core, because a test on a real mount waits for half
+# of its time; 1 with a store from the environment: it has one bucket.
 WORKERS ?= $(if $(MOUNT_S3_TEST_ENDPOINT),1,$(shell n=$$(nproc); echo $$((n < 4 ? 2 * n : 8))))
-# How many times as many cases `make soak` tries.
+# Factor by which `make soak` multiplies the number of random cases.
 SOAK ?= 10
 # KEEP=1 leaves the demo mounted.
 KEEP ?=
