@@ -1,5 +1,6 @@
 """The command line of `mount-s3`.
 
-`main` holds the option table: a new option starts there. `settings` turns options into a `Config`,
-`fstab` reads `-o`, and `command` parses values and formats the help.
+`main` holds the option table: a new option starts there, and sets the field of its name in a class
+of `config`, which also checks its range. `settings` converts units and combines options. `fstab`
+reads `-o`, and `command` parses values and formats the help.
 """
