@@ -31,7 +31,7 @@ from tests.unit.aws_fakes import Container, Sso
 pytestmark = pytest.mark.mount
 
 #: The mount looks for newer keys every 5 s if its keys expire soon.
-LIFE_S = 12.0
+LIFE_S = 8.0
 BODY = random.Random(7).randbytes(32 << 20)
 STEP = 64 << 10
 
@@ -70,9 +70,13 @@ def read_long(store: Store, folder: Path, way: str, done: Done) -> None:
         done.error = error
 
 
-@pytest.fixture(scope="module")
-def reads(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """A long read with keys from each source, all in parallel."""
+def test_keys_end_while_reading(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, subtests: pytest.Subtests
+) -> None:
+    """The file is read with several keys in turn, without an error, and no key is shown.
+
+    With keys from all sources in parallel, because each read takes as long as the keys live.
+    """
     store.put("keys/long", BODY)
     reads = {way: Done() for way in WAYS}
     threads = [
@@ -83,29 +87,25 @@ def reads(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, D
         thread.start()
     for thread in threads:
         thread.join()
-    return reads
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_keys_end_while_reading(store: Store, reads: dict[str, Done], way: str) -> None:
-    """The file is read with several keys in turn, without an error, and no key is shown."""
-    done = reads[way]
-    if done.error is not None:
-        raise done.error
-    assert done.keys is not None
-    assert len(set(done.keys.used)) >= 2
-    # botocore assumes that an instance's keys last for at least ten minutes: S3's refusal comes
-    # first.
-    assert set(done.keys.refused) == ({"ExpiredToken"} if way == "instance" else set())
-    assert content(store, f"keys/{way}") == b"written"
-    assert not any(key in done.log for key in done.keys.used)
+    for way, done in reads.items():
+        with subtests.test(way):
+            if done.error is not None:
+                raise done.error
+            assert done.keys is not None
+            assert len(set(done.keys.used)) >= 2
+            # botocore assumes that an instance's keys last for at least ten minutes: S3's refusal
+            # comes first.
+            expected = {"ExpiredToken"} if way == "instance" else set()
+            assert set(done.keys.refused) == expected
+            assert content(store, f"keys/{way}") == b"written"
+            assert not any(key in done.log for key in done.keys.used)
 
 
 def test_renewal_fails(store: Store, folder: Path) -> None:
     """If keys expire, reads are EACCES immediately, until the source has newer ones."""
     store.put("keys/short", b"content")
     with (
-        place(store, folder, "container", 8.0) as it,
+        place(store, folder, "container", LIFE_S) as it,
         mounted(it.there, folder, endpoint_url=it.url) as mount,
     ):
         file = mount.path / "keys" / "short"
@@ -155,7 +155,7 @@ def test_sso_login(store: Store, folder: Path) -> None:
     """If the SSO login has ended, the message has the command; afterwards reads work again."""
     store.put("keys/short", b"content")
     with (
-        place(store, folder, "SSO", 8.0) as it,
+        place(store, folder, "SSO", LIFE_S) as it,
         mounted(it.there, folder, endpoint_url=it.url) as mount,
     ):
         file = mount.path / "keys" / "short"
