@@ -5,6 +5,7 @@ of the control socket, and crash reports.
 """
 
 import errno
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mountpoint.mount.control import SUFFIX, ask, socket_directory
 from tests.conftest import Store
 from tests.faulty_proxy import refuse, times
 from tests.forward_proxy import ForwardProxy
@@ -80,21 +82,11 @@ def command_lines() -> str:
     return "\n".join(text for text in texts if "--basic-auth" not in text)
 
 
-def told(path: Path) -> str:
+def told(pid: int) -> str:
     """Return the answers of the mount's socket."""
-    program = PROGRAM.with_name("mount-s3ctl")
-    texts = []
-    for words in (
-        ["log", "--lines", "1000", path],
-        ["stats", "--once", "--json", path],
-        ["status"],
-    ):
-        done = subprocess.run(
-            [program, *words], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.stdout, done.stderr
-        texts.append(done.stdout)
-    return "\n".join(texts)
+    (path,) = socket_directory(os.environ).glob(f"{pid}-*{SUFFIX}")
+    answers = [ask(path, "log"), ask(path, "stats"), ask(path, "status")]
+    return json.dumps(answers)
 
 
 @contextmanager
@@ -140,7 +132,7 @@ def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: 
             assert errno_of(file.unlink) is not None
             assert errno_of((here / "missing").read_bytes) is not None
             it.proxy.faults.append(times(3, refuse(503, "SlowDown")))
-            (here / "more").write_bytes(b"x" * (6 << 20))
+            (here / "more").write_bytes(b"x" * 100_000)
             it.proxy.faults.append(times(3, refuse(403, "SignatureDoesNotMatch")))
             assert errno_of(file.read_bytes) == errno.EACCES
             secrets = [*it.secrets, PROXY_PASSWORD]
@@ -149,7 +141,7 @@ def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: 
                 it.keys.end_all()
                 assert file.read_bytes() == b"content"
             os.kill(pid, signal.SIGUSR2)
-            seen += command_lines() + told(path)
+            seen += command_lines() + told(pid)
             os.kill(pid, signal.SIGSEGV)
             eventually(lambda: not mounting.mount_processes(path))
         log = "".join(each.read_text(errors="replace") for each in (folder / "log").iterdir())
