@@ -22,6 +22,7 @@ from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 from tests.mount.test_rename import OPTIONS, sh
+from tests.soak import examples
 
 MIB = 1 << 20
 
@@ -70,7 +71,7 @@ def test_any_order(mount: Mount, place: Path, flat_store: Store) -> None:
     rng = random.Random(seed)
     path, model = place / "file", bytearray()
     with path.open("w+b", buffering=0) as file:
-        for step in range(60):
+        for step in range(examples(30)):
             offset, size = rng.randrange(12 * MIB), rng.randrange(1, 2 * MIB)
             kind = rng.choice(["write", "write", "write", "read", "truncate", "sync"])
             if kind == "write":
@@ -94,13 +95,13 @@ def test_any_order(mount: Mount, place: Path, flat_store: Store) -> None:
 
 def test_a_small_change_of_a_large_file(mount: Mount, place: Path, flat_store: Store) -> None:
     """The server copies the unchanged bytes: less is fetched than the file's size."""
-    data = bytearray(os.urandom(60 * MIB))
+    data = bytearray(os.urandom(30 * MIB))
     path = place / "large"
     path.write_bytes(data)
     with path.open("r+b", buffering=0) as file:
-        file.seek(30 * MIB)
+        file.seek(15 * MIB)
         file.write(b"changed")
-    data[30 * MIB : 30 * MIB + 7] = b"changed"
+    data[15 * MIB : 15 * MIB + 7] = b"changed"
     assert stored(flat_store, mount, path) == bytes(data)
     assert path.read_bytes() == data
     assert pending(flat_store, "staged/") == []
