@@ -36,7 +36,7 @@ PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a"]
 #: Some contents are equal: a version that returns has its old ETag.
 PIECES = [b"x", b"y", b"xx", b"x" * 5000, b"y" * 5000]
 #: More seeds find more. Each takes two or three seconds, mostly waiting.
-SEEDS = seeds(fixed=5, drawn=3)
+SEEDS = seeds(fixed=3, drawn=1)
 STEPS = 40
 
 REFUSED = {errno.EPERM, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
