@@ -76,7 +76,7 @@ CASES = [
     Case("gzip -c", "gzip -c $IN/text > a.gz", check="gzip -t a.gz"),
     Case("gzip", "gzip -n text", (DELETE,), prepare="cp $IN/text .", check="gzip -t text.gz"),
     Case("gunzip", "gunzip text.gz", (DELETE,), prepare="gzip -nc $IN/text > text.gz"),
-    Case("xz, bzip2, zstd", "for p in xz bzip2 zstd; do $p -qc $IN/text > a.$p; $p -qdc a.$p > $p; done"),
+    Case("xz, bzip2, zstd", "for p in xz bzip2 zstd; do $p -1qc $IN/text > a.$p; $p -qdc a.$p > $p; done"),
     # --- text ---
     Case("split", "split -b 300000 $IN/text part-"),
     Case("sort -o", "sort -o sorted $IN/text"),
