@@ -232,7 +232,7 @@ class InodeTable:
             inode.lookups += 1
             return inode
 
-    def told(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
+    def described(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
         """Return a listed file with its metadata, if its inode has a recent one; else None."""
         inode = self._inodes.get(self.number_of(parent, entry))
         if inode is None or inode.fresh_until_s <= now_s:

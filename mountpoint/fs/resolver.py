@@ -148,7 +148,7 @@ class Resolver:
             complete = entry.info is None or entry.info.metadata is not None
             if complete or not self._attributes:
                 return entry, fresh_until_s
-            described = self._inodes.told(parent, entry, time.monotonic())
+            described = self._inodes.described(parent, entry, time.monotonic())
             described = described or self._head(parent.key, entry)
             if described is not None:
                 return described, fresh_until_s
