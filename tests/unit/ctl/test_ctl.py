@@ -173,6 +173,6 @@ def test_status_of_others() -> None:
     assert first.splitlines()[2] == "             SlowDown"
     assert "  changes    none, it is read-only" in first
     assert first.splitlines()[-1] == "             /" + "long/" * 20
-    assert second.startswith("bucket at /mnt\n  version    0.9, another one")
+    assert second.startswith("bucket at /mnt\n  version    0.9, not that of")
     assert third == "/dead does not answer"
     assert status.text([], []) == "nothing is mounted"

@@ -161,7 +161,7 @@ def test_general_purpose(url: str, path_style: bool, host: str, base_path: str) 
 
 def test_general_purpose_is_not_believed_of_aws() -> None:
     """At AWS all such names are directory buckets; all other buckets are what they are."""
-    with pytest.raises(MountError, match="is the name of a directory bucket") as caught:
+    with pytest.raises(MountError, match="names a directory bucket") as caught:
         where(DIRECTORY, "us-west-2", bucket_type="general-purpose")
     assert caught.value.hint == "omit --bucket-type"
     assert where("bkt", bucket_type="general-purpose") == where("bkt")
