@@ -122,7 +122,7 @@ def test_an_append_that_became_something_else(bucket: DirectoryBucket, client: C
     error = failure(client.append_object(b"key", body(b"x"), offset=5, options=PLAIN))
     assert isinstance(error, errors.S3Error)
     assert not error.retryable
-    assert "1 bytes, not of 6" in str(error)
+    assert "1 bytes, not 6" in str(error)
 
 
 # --- renames ---
