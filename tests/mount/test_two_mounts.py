@@ -1,9 +1,10 @@
 """Two mounts of a bucket and another writer, compared with a model, through the kernel.
 
-This does the same as `tests/unit/fs/test_write_model.py`, but with system calls, a real server and
-real time, so it includes the kernel's caches of names, attributes and pages. The age of cached
-answers is measured, with `SLACK_S` for the kernel's ticks. A seed determines the steps. Because of
-the timing no failure repeats exactly, so the steps are printed, and cases are not shrunk.
+This does the same as `tests/unit/fs/writes/test_write_model.py`, but with system calls, a real
+server and real time, so it includes the kernel's caches of names, attributes and pages. The age of
+cached answers is measured, with `SLACK_S` for the kernel's ticks. A seed determines the steps.
+Because of the timing no failure repeats exactly, so the steps are printed, and cases are not
+shrunk.
 """
 
 import errno
