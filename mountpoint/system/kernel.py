@@ -72,12 +72,13 @@ class ReadAhead:
     The mount has one setting, and a file takes it when it is opened. So it is set, if it must
     change, before each open is answered. Two opens at the same time may get each other's setting;
     that costs only speed or bytes. Set it only after the kernel has the answer to INIT, which would
-    lower it again.
+    lower it again. Create it before the mount: to resolve the path later would ask the mount itself,
+    from a thread that answers the kernel.
     """
 
     def __init__(self, directory: str) -> None:
         # constants
-        self._directory = directory
+        self._directory = os.path.realpath(directory)
         # mutable; every change is one step of the interpreter
         self._setting: Path | None = None
         self._kb = 0
@@ -100,7 +101,7 @@ class ReadAhead:
             return looked_at
         try:
             if self._setting is None:
-                device = mount_points()[os.path.realpath(self._directory)]
+                device = mount_points()[self._directory]
                 self._setting = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
             self._setting.write_text(str(kb), "ascii")
             self._kb = kb

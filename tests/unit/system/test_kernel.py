@@ -18,12 +18,14 @@ from mountpoint.system.kernel import (
 class Setting:
     """A mount on /mnt whose setting is an ordinary file."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, directory: str = "/mnt"
+    ) -> None:
         self.file = folder / "read_ahead_kb"
         self.writes = 0
         monkeypatch.setattr(kernel, "mount_points", lambda: {"/mnt": "0:42"})
         monkeypatch.setattr(kernel, "Path", self._path)
-        self.read_ahead = ReadAhead("/mnt")
+        self.read_ahead = ReadAhead(directory)
 
     def _path(self, path: str) -> "Setting":
         assert path == "/sys/class/bdi/0:42/read_ahead_kb"
@@ -73,6 +75,21 @@ def test_written_only_when_it_changes(setting: Setting) -> None:
     for key in [b"a", b"b", b"c.zip", b"d.zip", b"e"]:
         setting.after(key)
     assert setting.writes == 3
+
+
+def test_the_path_is_resolved_before_the_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards the mount would have to answer, by the thread that resolves it."""
+    (tmp_path / "link").symlink_to("/mnt")
+    monkeypatch.chdir(tmp_path)
+    setting = Setting(tmp_path, monkeypatch, "link")
+
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("the path is looked up")
+
+    monkeypatch.setattr(os, "lstat", never)
+    assert setting.after(b"a") == READ_AHEAD_KB
 
 
 def test_refused_once_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
