@@ -71,15 +71,20 @@ LOGGING = "Logging options"
     BUCKET,
     "--prefix",
     metavar="PREFIX",
-    help="Mount only the keys below this prefix; it ends in '/'.",
+    help="Mount only the keys below this prefix; it must end in '/'.",
 )
 @option(BUCKET, "--region", metavar="REGION", help="Region of the bucket.  [default: detected]")
-@option(BUCKET, "--endpoint-url", metavar="URL", help="S3 endpoint.  [default: the region's]")
+@option(
+    BUCKET,
+    "--endpoint-url",
+    metavar="URL",
+    help="URL of the S3 server, such as https://minio.example.com.  [default: the region's]",
+)
 @option(
     BUCKET,
     "--force-path-style",
     is_flag=True,
-    help="Put the bucket into the path, not the host name.",
+    help="Put the bucket's name into the URL's path, not its host name.",
 )
 @option(BUCKET, "--dual-stack", is_flag=True, help="Use endpoints that have IPv6 and IPv4.")
 @option(BUCKET, "--transfer-acceleration", is_flag=True, help="Use S3 Transfer Acceleration.")
@@ -108,15 +113,33 @@ LOGGING = "Logging options"
     CREDENTIALS,
     "--profile",
     metavar="PROFILE",
-    help="Profile in the AWS configuration.",
+    help="AWS profile to take credentials and settings from.",
     shell_complete=profiles,
 )
 @option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
-@option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when the process exits or is killed.")
+@option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when mount-s3 exits or is killed.")
 @option(MOUNT, "--allow-root", is_flag=True, help="Let root access the mount, too.")
-@option(MOUNT, "--allow-other", is_flag=True, help="Let all users and root access the mount.")
-@option(MOUNT, "--uid", type=int, metavar="UID", help="Owner of the files.  [default: you]")
-@option(MOUNT, "--gid", type=int, metavar="GID", help="Group of the files.  [default: yours]")
+@option(
+    MOUNT,
+    "--allow-other",
+    is_flag=True,
+    help="Let all users and root access the mount. Unless you are root, this option and "
+    "--allow-root need user_allow_other in /etc/fuse.conf.",
+)
+@option(
+    MOUNT,
+    "--uid",
+    type=int,
+    metavar="UID",
+    help="Show files as owned by this user.  [default: you]",
+)
+@option(
+    MOUNT,
+    "--gid",
+    type=int,
+    metavar="GID",
+    help="Show files as owned by this group.  [default: yours]",
+)
 @option(
     MOUNT,
     "--dir-mode",
@@ -143,7 +166,7 @@ LOGGING = "Logging options"
     "fstab_options",
     multiple=True,
     metavar="ITEMS",
-    help="Options as in /etc/fstab (see below).",
+    help="Options as in /etc/fstab, separated by commas.",
 )
 @option(MOUNT, "-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @option(
@@ -151,7 +174,7 @@ LOGGING = "Logging options"
     "--check",
     is_flag=True,
     is_eager=True,
-    help="Check everything that a mount needs, and do not mount. DIRECTORY is optional.",
+    help="Test configuration, access and network; mount nothing. DIRECTORY is optional.",
 )
 @option(
     MOUNT,
@@ -170,7 +193,7 @@ LOGGING = "Logging options"
     WRITING,
     "--incremental-upload",
     is_flag=True,
-    help="Upload files while they grow. Directory buckets only.",
+    help="Make files visible in the bucket while they are written. Directory buckets only.",
 )
 @option(
     WRITING, "--keep-directories", is_flag=True, help="Store new directories as marker objects."
@@ -207,7 +230,8 @@ LOGGING = "Logging options"
     label="--maximum-throughput-gbps N",
     type=float,
     metavar="N",
-    help="Target throughput in Gbit/s.  [default: the EC2 instance's, else 10]",
+    help="Network bandwidth in Gbit/s; limits the data in flight.  "
+    "[default: the EC2 instance's, else 10]",
 )
 @option(
     CLIENT,
@@ -230,23 +254,24 @@ LOGGING = "Logging options"
     "--part-size",
     type=number_of("bytes", 1),
     default=8 * MIB,
-    metavar="SIZE",
+    metavar="BYTES",
     show_default=True,
-    help="Bytes per GET, and per part of an upload; 65536 or more.",
+    help="Size of GETs and of upload parts, 65536 or more. "
+    "Reads use at most 64 MiB, uploads at least 5 MiB.",
 )
 @option(
     CLIENT,
     "--read-part-size",
     type=number_of("bytes", 1),
-    metavar="SIZE",
-    help="Bytes per GET.  [default: --part-size]",
+    metavar="BYTES",
+    help="Size of GETs, 65536 or more; at most 64 MiB are used.  [default: --part-size]",
 )
 @option(
     CLIENT,
     "--write-part-size",
     type=number_of("bytes", 1),
-    metavar="SIZE",
-    help="Bytes per part of an upload, 5 MiB or more.  [default: --part-size]",
+    metavar="BYTES",
+    help="Size of the first parts of an upload, 5242880 or more.  [default: --part-size]",
 )
 @option(
     CLIENT,
@@ -262,7 +287,7 @@ LOGGING = "Logging options"
     "--memory-target",
     type=number_of("MiB", MIB),
     metavar="MIB",
-    help="Memory for data, in MiB.  [default: a quarter of the machine's, 128 to 1024]",
+    help="Memory for file data, in MiB.  [default: a quarter of RAM, but 128 to 1024]",
 )
 @option(
     CLIENT,
@@ -271,7 +296,7 @@ LOGGING = "Logging options"
     type=float,
     default=60.0,
     metavar="SECONDS",
-    help="Longest total wait for S3 when a file is opened and read; then EIO.  [default: 60]",
+    help="Longest wait for an answer of S3, with all retries; then EIO.  [default: 60]",
 )
 @option(
     CLIENT,
@@ -334,13 +359,14 @@ LOGGING = "Logging options"
     type=time_to_live,
     metavar="SECONDS|indefinite|minimal",
     label="--negative-metadata-ttl TTL",
-    help="The same for names that do not exist.  [default: as --metadata-ttl]",
+    help="How long to remember that a name does not exist; minimal: not at all.  "
+    "[default: as --metadata-ttl]",
 )
 @option(
     METRICS,
     "--otlp-endpoint",
     metavar="URL",
-    help="Send metrics to this OpenTelemetry collector (OTLP over HTTP).",
+    help="Send metrics to this OpenTelemetry collector (OTLP over HTTP; needs the extra otlp).",
 )
 @option(
     METRICS,
@@ -354,7 +380,8 @@ LOGGING = "Logging options"
     METRICS,
     "--prometheus",
     metavar="ADDRESS:PORT",
-    help="Serve /metrics and /healthz at this address. :PORT accepts only local connections.",
+    help="Serve /metrics and /healthz at this address (needs the extra prometheus). "
+    ":PORT accepts only local connections.",
 )
 @option(
     LOGGING,
@@ -364,7 +391,7 @@ LOGGING = "Logging options"
     help="Log to a new file in this directory.  [default: syslog]",
     shell_complete=directories,
 )
-@option(LOGGING, "-d", "--debug", is_flag=True, help="Log more.")
+@option(LOGGING, "-d", "--debug", is_flag=True, help="Log at debug level.")
 @option(LOGGING, "--log-metrics", is_flag=True, help="Log metrics every 5 seconds.")
 @option(LOGGING, "--debug-crt", is_flag=True, help="Log the AWS Common Runtime, too.")
 @option(LOGGING, "--no-log", is_flag=True, help="Log nothing.")
