@@ -103,6 +103,7 @@ def test_missing(what: str, named: str, unpacked: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_pip_shows_it(archive: Path, tmp_path: Path) -> None:
     """pip shows the message without a traceback."""
     command = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "wheel"]

@@ -65,6 +65,7 @@ def test_a_counter_that_is_full_ends() -> None:
     assert list(positions(names))[-1] == b"f9981"
 
 
+@pytest.mark.slow
 def test_hashes_leave_room() -> None:
     """Random names: hardly a range is larger than a page, and none is half empty."""
     for count in (5_000, 20_000, 300_000):

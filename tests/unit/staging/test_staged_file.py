@@ -218,5 +218,5 @@ class Staged(RuleBasedStateMachine):
         assert left == expected
 
 
-TestStaged = Staged.TestCase
+TestStaged = pytest.mark.slow(Staged.TestCase)
 TestStaged.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

@@ -118,7 +118,7 @@ class Bytewise(RuleBasedStateMachine):
             assert self.whole == self.base
 
 
-TestBytewise = Bytewise.TestCase
+TestBytewise = pytest.mark.slow(Bytewise.TestCase)
 TestBytewise.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)
 
 

@@ -11,6 +11,7 @@ from mountpoint import errors
 from mountpoint.s3.client import Condition
 from mountpoint.upload import multipart, parts
 from mountpoint.upload.parts import Limits, are_equal
+from tests.soak import examples
 from tests.unit.fake_client import FakeClient, Fault
 from tests.unit.upload.test_upload_copy import put, random_bytes
 from tests.unit.uploading import KEY, MIB, PART, World, data_of
@@ -64,8 +65,9 @@ def test_a_whole_object_is_copied_in_large_parts(world: World) -> None:
     world.check_over()
 
 
+@pytest.mark.slow
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
     """Writes and copies in any order give equal parts and the right bytes."""
     least = MIB

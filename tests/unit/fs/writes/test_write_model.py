@@ -773,7 +773,7 @@ def case(machine: type[Mounts]) -> Any:
     test.settings = settings(
         deadline=None, max_examples=examples(15), stateful_step_count=30, print_blob=True
     )
-    return test
+    return pytest.mark.slow(test)
 
 
 TestDefaultTtl = case(DefaultTtl)
