@@ -60,7 +60,7 @@ def connection_options(command: click.Command) -> click.Command:
     ]
     for option in shared:
         if option.name == "prefix":
-            option.help = "Clean up only below this prefix; it ends in '/'."
+            option.help = "Clean up only below this prefix; it must end in '/'."
     command.params = [*shared, *command.params]
     return command
 

@@ -72,8 +72,8 @@ class ReadAhead:
     The mount has one setting, and a file takes it when it is opened. So it is set, if it must
     change, before each open is answered. Two opens at the same time may get each other's setting;
     that costs only speed or bytes. Set it only after the kernel has the answer to INIT, which would
-    lower it again. Create it before mounting: resolving the path later would ask the mount itself, from
-    a thread that answers the kernel.
+    lower it again. Create it before mounting: resolving the path later would ask the mount itself,
+    from a thread that answers the kernel.
     """
 
     def __init__(self, directory: str) -> None:
