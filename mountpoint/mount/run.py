@@ -126,7 +126,9 @@ def _serve(
         )
 
     retry_policy = retry_policy_until(stopping)
-    directory = config.mount.directory
+    directory = resolved = config.mount.directory
+    if config.mount.descriptor is None:  # else it is mounted, and nobody answers yet
+        resolved = os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
     streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
@@ -151,7 +153,7 @@ def _serve(
         uploads=uploads,
         retry_policy=retry_policy,
         staging=staging,
-        on_open=kernel.ReadAhead(directory).set_for,
+        on_open=kernel.ReadAhead(resolved).set_for,
         on_damage=fuse.forget_pages,
         drop_pages=fuse.drop_pages,
     )

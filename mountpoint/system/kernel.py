@@ -4,7 +4,6 @@ Nothing here accesses a mount itself: a process that waits for its own mount may
 `mount/signals`).
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,13 +71,13 @@ class ReadAhead:
     The mount has one setting, and a file takes it when it is opened. So it is set, if it must
     change, before each open is answered. Two opens at the same time may get each other's setting;
     that costs only speed or bytes. Set it only after the kernel has the answer to INIT, which would
-    lower it again. Create it before mounting: resolving the path later would ask the mount itself,
-    from a thread that answers the kernel.
+    lower it again. `directory` is without symbolic links: to resolve it here would ask the mount
+    itself, from a thread that answers the kernel.
     """
 
     def __init__(self, directory: str) -> None:
         # constants
-        self._directory = os.path.realpath(directory)
+        self._directory = directory
         # mutable; every change is one step of the interpreter
         self._setting: Path | None = None
         self._kb = 0

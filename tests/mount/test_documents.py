@@ -30,6 +30,7 @@ OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:mount-s3|mount-s3ctl|umo
 #: them, or the reason why none does.
 ELSEWHERE = {
     r"make ": "tests/unit/test_docs.py",
+    r"ls ": "tests/mount/test_attributes.py",
     r"(systemctl|mount|cp|mkdir|printf) ": "tests/boot/test_systemd.py",
     r"WHEELS=\S+ BUCKET=": "tests/boot/test_ec2.py",
     r"buildah ": "tests/boot/test_image.py",

@@ -54,7 +54,7 @@ EFFECTS = {
     "--allow-rename": f"{M}/test_rename.py::test_mv",
     "--allow-append": f"{M}/test_rename.py::test_appending",
     # None of the servers has directory buckets.
-    "--incremental-upload": f"{U}/fs/test_directory_bucket_files.py::test_a_new_file_grows",
+    "--incremental-upload": f"{U}/fs/writes/test_directory_bucket_files.py::test_a_new_file_grows",
     "--keep-directories": f"{M}/test_rename.py::test_markers",
     "--staged-writes": f"{M}/test_staged.py::test_any_order",
     "--staged-limit": f"{M}/test_staged.py::test_no_room",

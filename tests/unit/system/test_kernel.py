@@ -18,14 +18,12 @@ from mountpoint.system.kernel import (
 class Setting:
     """A mount on /mnt whose setting is an ordinary file."""
 
-    def __init__(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, directory: str = "/mnt"
-    ) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.file = folder / "read_ahead_kb"
         self.writes = 0
         monkeypatch.setattr(kernel, "mount_points", lambda: {"/mnt": "0:42"})
         monkeypatch.setattr(kernel, "Path", self._path)
-        self.read_ahead = ReadAhead(directory)
+        self.read_ahead = ReadAhead("/mnt")
 
     def _path(self, path: str) -> "Setting":
         assert path == "/sys/class/bdi/0:42/read_ahead_kb"
@@ -77,13 +75,10 @@ def test_written_only_when_it_changes(setting: Setting) -> None:
     assert setting.writes == 3
 
 
-def test_the_path_is_resolved_before_the_mount(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_mount_is_not_asked_for_its_path(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Afterwards the mount would have to answer, by the thread that resolves it."""
-    (tmp_path / "link").symlink_to("/mnt")
-    monkeypatch.chdir(tmp_path)
-    setting = Setting(tmp_path, monkeypatch, "link")
+    """The thread that opens a file may be the only one that answers the kernel."""
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError("the path is looked up")
