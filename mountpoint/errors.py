@@ -14,7 +14,7 @@ ancestor.
 
 import errno
 import logging
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 
 class MountError(Exception):
@@ -177,6 +177,16 @@ class S3Error(OperationError):
         self.code = code
         self.status = status
         self.request_id = request_id
+
+
+E = TypeVar("E", bound=S3Error)
+
+
+def restated(error: S3Error, kind: type[E], reason: str, hint: str = "") -> E:
+    """Return an error of another kind or text for the same answer of S3."""
+    return kind(
+        reason, code=error.code, status=error.status, request_id=error.request_id, hint=hint
+    )
 
 
 class NotFound(S3Error):

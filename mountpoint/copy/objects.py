@@ -42,6 +42,7 @@ from mountpoint.errors import (
     NotOffered,
     PreconditionFailed,
     S3Error,
+    restated,
 )
 from mountpoint.s3.client import (
     ALWAYS,
@@ -419,5 +420,4 @@ def shown(key: bytes) -> str:
 
 def explained(error: S3Error, text: str) -> S3Error:
     """Return the same error with another text."""
-    details = {"code": error.code, "status": error.status, "request_id": error.request_id}
-    return type(error)(text, hint=error.hint, **details)  # type: ignore[arg-type]
+    return restated(error, type(error), text, error.hint)

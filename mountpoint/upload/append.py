@@ -36,6 +36,7 @@ from mountpoint.errors import (
     NotSequential,
     PreconditionFailed,
     S3Error,
+    restated,
 )
 from mountpoint.s3.client import (
     ALWAYS,
@@ -52,7 +53,12 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.part_buffer import Gathering
-from mountpoint.upload.requests import LostAnswer, UploadRequest, UploadScheduler
+from mountpoint.upload.requests import (
+    CREATED_BY_ANOTHER,
+    LostAnswer,
+    UploadRequest,
+    UploadScheduler,
+)
 from mountpoint.upload.sequential import LOOK_S, Sequential
 
 log = structlog.get_logger(__name__)
@@ -245,14 +251,11 @@ class Appending(Sequential):
 
     def _meaning(self, error: S3Error, before: ObjectInfo | None) -> S3Error:
         """Return the error for the file's writer from the refusal of a part."""
-
-        def refusal(kind: type[PreconditionFailed], text: str) -> PreconditionFailed:
-            return kind(text, code=error.code, status=error.status, request_id=error.request_id)
-
         if before is None:
             if type(error) is PreconditionFailed and self._condition.absent:
-                return refusal(AlreadyExists, "another writer created the object in the meantime")
+                return restated(error, AlreadyExists, CREATED_BY_ANOTHER)
             return error
         if isinstance(error, PreconditionFailed | NotFound):
-            return refusal(PreconditionFailed, "another writer changed the object in the meantime")
+            text = "another writer changed the object in the meantime"
+            return restated(error, PreconditionFailed, text)
         return error

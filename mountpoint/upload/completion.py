@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-from mountpoint.errors import AlreadyExists, BadAnswer, PreconditionFailed, S3Error
+from mountpoint.errors import AlreadyExists, BadAnswer, PreconditionFailed, S3Error, restated
 from mountpoint.s3.client import (
     NO_METADATA,
     Body,
@@ -25,7 +25,12 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.upload.multipart import Sent, Target
 from mountpoint.upload.parts import MOST_PARTS, are_equal
-from mountpoint.upload.requests import LostAnswer, UploadRequest, UploadRequests
+from mountpoint.upload.requests import (
+    CREATED_BY_ANOTHER,
+    LostAnswer,
+    UploadRequest,
+    UploadRequests,
+)
 
 #: "The processing of a CompleteMultipartUpload request could take several minutes":
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html
@@ -158,12 +163,7 @@ class Completion:
             error.hint = WRITE_AGAIN
         if type(error) is not PreconditionFailed or not self._target.condition.absent:
             return error
-        return AlreadyExists(
-            "another writer created the object in the meantime",
-            code=error.code,
-            status=error.status,
-            request_id=error.request_id,
-        )
+        return restated(error, AlreadyExists, CREATED_BY_ANOTHER)
 
     def _described(self, written: Written, size_bytes: int) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000

@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 #: 2 Mbit/s. A slower connection would need years for any bucket that is worth mounting.
 SLOWEST_BYTES_PER_S = 256 << 10
 
+#: The reason of an `AlreadyExists` for the file's writer.
+CREATED_BY_ANOTHER = "another writer created the object in the meantime"
+
 #: The type of an upload.
 U = TypeVar("U", contravariant=True)
 #: The answer to a request.

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from mountpoint.config import CredentialsConfig
-from mountpoint.errors import CredentialsEnded, CredentialsUnavailable, MountError, S3Error
+from mountpoint.errors import (
+    CredentialsEnded,
+    CredentialsUnavailable,
+    MountError,
+    S3Error,
+    restated,
+)
 from mountpoint.s3.aws.profile import open_session
 from mountpoint.s3.wire.errors import masked, printable
 
@@ -158,13 +164,7 @@ class Credentials:
         if time.monotonic() < self._in_vain_until:
             return error
         self._wake.set()
-        return CredentialsEnded(
-            str(error),
-            code=error.code,
-            status=error.status,
-            request_id=error.request_id,
-            hint=error.hint,
-        )
+        return restated(error, CredentialsEnded, str(error), error.hint)
 
     def close(self) -> None:
         """Stop the thread; if it waits for a network, it ends with the process."""
