@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 from mountpoint.errors import NoSuchUpload, S3Error
-from mountpoint.s3.client import Body, Checksum, Condition, ObjectInfo, PartDone, Stored
+from mountpoint.s3.client import Body, Checksum, Condition, ObjectInfo, PartDone, Stored, same_etag
 from mountpoint.system.spill import FileRange
 
 
@@ -31,7 +31,7 @@ def is_sent(
     told = stored.checksums.get(expected.name) if expected is not None else None
     if expected is not None and told:
         return told.partition("-")[0] == expected.value.partition("-")[0]
-    return _bare(stored.info.etag) == etag()
+    return same_etag(stored.info.etag, etag())
 
 
 def is_appended(stored: Stored, body: Body, before: ObjectInfo) -> bool:
@@ -53,7 +53,7 @@ def is_copy(stored: Stored, source: Stored) -> bool:
     """Whether the stored object equals the source. A copy of parts may have another ETag."""
     if stored.info.size_bytes != source.info.size_bytes:
         return False
-    return _bare(stored.info.etag) == _bare(source.info.etag) or any(
+    return same_etag(stored.info.etag, source.info.etag) or any(
         stored.checksums.get(name) == value for name, value in source.checksums.items()
     )
 
@@ -74,12 +74,7 @@ def etag_of_body(body: Body) -> str:
 def etag_of_parts(parts: Sequence[PartDone]) -> str:
     """Return the ETag of an object of these parts; "" if the store has ETags of its own."""
     try:
-        own = b"".join(bytes.fromhex(_bare(part.etag)) for part in parts)
+        own = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
     except ValueError:
         return ""
     return f"{hashlib.md5(own, usedforsecurity=False).hexdigest()}-{len(parts)}"
-
-
-def _bare(etag: str) -> str:
-    """Return an ETag without its quotes, which some stores leave out in some answers."""
-    return etag.strip('"')
