@@ -3,7 +3,7 @@
 import os
 
 from mountpoint.config import ChangeConfig
-from mountpoint.errors import NO_OPTION, BadArgument
+from mountpoint.errors import NO_OPTION, BadArgument, NotPermitted
 
 #: Refused: a write with these flags would have to wait until its bytes are in S3, which is not
 #: before the upload ends.
@@ -17,6 +17,11 @@ def check_flags(flags: int) -> None:
             "O_SYNC and O_DSYNC are not supported: a file is in S3 when it is closed",
             f"{NO_OPTION}omit the flag, and use fsync(2)",
         )
+
+
+def file_exists(option: str = "--allow-overwrite") -> NotPermitted:
+    """Return the error for changing an existing file, which `option` permits."""
+    return NotPermitted("the file exists", f"mount with {option} to permit it")
 
 
 def may_write(flags: int) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mountpoint.copy.metadata import check_size
-from mountpoint.errors import NO_OPTION, BadHandle, NotPermitted, OperationError, WriterKilled
+from mountpoint.errors import NO_OPTION, BadHandle, OperationError, WriterKilled
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted, parsed
 from mountpoint.fs.writes.context import WriteContext, unchanged
-from mountpoint.fs.writes.open_flags import may_write
+from mountpoint.fs.writes.open_flags import file_exists, may_write
 from mountpoint.s3.client import NEW, Condition, ObjectInfo, same_etag
 from mountpoint.staging.area import StagingArea
 from mountpoint.staging.staged_file import StagedFile
@@ -222,7 +222,7 @@ class StagedWriter:
     def displace(self, move: Callable[[], None]) -> None:
         """See Writer. If `move` fails, the file keeps its name and its content."""
         if not self._mount.config.allow_overwrite:
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
+            raise file_exists()
         if not self._orphan(move):
             move()
 

@@ -19,7 +19,7 @@ from mountpoint.errors import NO_OPTION, BadHandle, NotPermitted, OperationError
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
-from mountpoint.fs.writes.open_flags import check_flags
+from mountpoint.fs.writes.open_flags import appends, check_flags, file_exists
 from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.staged.writer import StagedHandle, StagedWriter
 from mountpoint.listing import tree
@@ -98,7 +98,7 @@ class StagedWrites:
         """Refuse: a file that may be changed is staged already when it is opened with O_RDWR."""
         if process is None:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
-        raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
+        raise file_exists()
 
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """See WriteBackend and StagedWriter.truncate_alone."""
@@ -195,9 +195,9 @@ class StagedWrites:
         )
 
     def _allows(self, flags: int) -> bool:
-        appends = bool(flags & os.O_APPEND) and not flags & os.O_TRUNC
-        return self._mount.config.allow_overwrite or (appends and self._mount.config.allow_append)
+        config = self._mount.config
+        return config.allow_overwrite or (config.allow_append and appends(flags))
 
     def _check_allowed(self, flags: int = 0) -> None:
         if not self._allows(flags):
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
+            raise file_exists()

@@ -26,6 +26,7 @@ from mountpoint.fs.writes.open_flags import (
     appends,
     changes,
     check_flags,
+    file_exists,
     may_write,
     takes_turns,
 )
@@ -135,10 +136,8 @@ class WriteOpener:
         check_flags(flags)
         base, condition, known = None, ALWAYS, inode.info
         if not allows(self._mount.config, flags):
-            if flags & os.O_TRUNC:
-                raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
-            option = "--allow-append" if flags & os.O_APPEND else "--allow-overwrite"
-            raise NotPermitted("the file exists", f"mount with {option} to permit it")
+            adds = flags & os.O_APPEND and not flags & os.O_TRUNC
+            raise file_exists("--allow-append" if adds else "--allow-overwrite")
         if not flags & os.O_TRUNC:
             # The program writes at the end; or it cuts the file to nothing next, as `sort -o` does.
             try:

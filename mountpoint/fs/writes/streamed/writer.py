@@ -16,7 +16,7 @@ from mountpoint.errors import NotPermitted, NotSequential, OperationError, Write
 from mountpoint.fs.inodes import Inode, Paged
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
-from mountpoint.fs.writes.open_flags import allows, appends, changes, may_write
+from mountpoint.fs.writes.open_flags import allows, appends, changes, file_exists, may_write
 from mountpoint.fs.writes.readers import BEING_READ, BEING_READ_HINT
 from mountpoint.fs.writes.streamed.attributes import StreamedAttributes
 from mountpoint.fs.writes.streamed.content import StreamedContent
@@ -207,7 +207,7 @@ class StreamedWriter:
             return
         stored = self._replaces and content.base is not None
         if not size_bytes and stored and not self._mount.config.allow_overwrite:
-            raise NotPermitted("the file exists", "mount with --allow-overwrite to permit it")
+            raise file_exists()
         if 0 < size_bytes < content.written_bytes:
             raise NotPermitted(
                 "a file that is being written can be truncated only to zero bytes", ANY_ORDER
