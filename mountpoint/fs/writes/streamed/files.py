@@ -3,48 +3,24 @@
 import weakref
 
 from mountpoint.fs.inodes import Inode
-from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.streamed.lifecycle import Turns
 from mountpoint.fs.writes.streamed.writer import StreamedWriter
-from mountpoint.s3.client import Condition, ObjectInfo
 
 
 class StreamedFiles:
-    """The files of a mount that are being written, or uploaded and still open. Thread-safe."""
+    """The files of a mount that are being written, or uploaded and still open. Thread-safe.
+
+    A new `StreamedWriter` gets `turns` and `note_uploaded`.
+    """
 
     def __init__(self, context: WriteContext) -> None:
         # dependencies
         self._mount = context
-        self._turns = Turns(context.retry_policy.stopping)
+        self.turns = Turns(context.retry_policy.stopping)
         # mutable; each use is one step of the interpreter
         self._uploaded: weakref.WeakValueDictionary[bytes, StreamedWriter]  # by key
         self._uploaded = weakref.WeakValueDictionary()
-
-    def new(
-        self,
-        inode: Inode,
-        *,
-        condition: Condition,
-        kept: FileAttributes,
-        writes: bool,
-        base: ObjectInfo | None = None,
-        replaces: bool = False,
-        appends: bool = False,
-    ) -> StreamedWriter:
-        """Return a file that is to be written, with one handle. See StreamedWriter."""
-        return StreamedWriter(
-            inode,
-            self._mount,
-            self._turns,
-            self.note_uploaded,
-            condition=condition,
-            kept=kept,
-            writes=writes,
-            base=base,
-            replaces=replaces,
-            appends=appends,
-        )
 
     def note_uploaded(self, writer: StreamedWriter, key: bytes) -> None:
         """Remember a file that has been uploaded to a key, as long as it is open."""

@@ -161,8 +161,11 @@ class WriteOpener:
             if paged or other is not None or self._mount.readers.are_there(inode):
                 self._mount.readers.leave(inode)
         store, writes = self._mount.attribute_store, may_write(flags)
-        writer = self._files.new(
+        writer = StreamedWriter(
             inode,
+            self._mount,
+            self._files.turns,
+            self._files.note_uploaded,
             condition=condition,
             kept=store.of_replaced(inode) if base is None else store.of_base(base),
             writes=writes,

@@ -30,6 +30,7 @@ from mountpoint.fs.writes.streamed.files import StreamedFiles
 from mountpoint.fs.writes.streamed.handle import StreamedHandle
 from mountpoint.fs.writes.streamed.lifecycle import ANY_ORDER, BEING_WRITTEN
 from mountpoint.fs.writes.streamed.open import WriteOpener
+from mountpoint.fs.writes.streamed.writer import StreamedWriter
 from mountpoint.listing import tree
 from mountpoint.s3.client import NEW, ObjectInfo
 
@@ -65,8 +66,11 @@ class StreamedWrites:
         mount, writes = self._mount, may_write(flags)
         inode = mount.inodes.create(parent, name, time.time_ns())
         try:
-            writer = self._files.new(
+            writer = StreamedWriter(
                 inode,
+                mount,
+                self._files.turns,
+                self._files.note_uploaded,
                 condition=NEW,
                 kept=mount.attribute_store.of_new(attributes),
                 writes=writes,
