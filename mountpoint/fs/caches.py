@@ -32,7 +32,7 @@ class Caches:
         `info` is the new object; None: there is none, or it is not known.
         """
         self._walks.invalidate()
-        self._resolver.forget_absent()  # it may be one of them
+        self._resolver.forget_absent_name(directory, name)
         if info is None:
             self._listings.discard(directory, name)
         else:

@@ -15,6 +15,7 @@ Files that are being written take precedence over all of this. They have inodes 
 so the callers ask the overlay for them first.
 """
 
+import contextlib
 import functools
 import time
 from collections import deque
@@ -110,6 +111,13 @@ class Resolver:
     def forget_absent(self) -> None:
         """Forget the names that were absent."""
         self._absent.clear()
+
+    def forget_absent_name(self, directory: bytes, name: bytes) -> None:
+        """Forget that a name was absent: it may exist now."""
+        for each in list(self._absent):
+            if each[:2] == (directory, name):
+                with contextlib.suppress(ValueError):  # another thread was faster
+                    self._absent.remove(each)
 
     def forget_directory(self, directory: bytes) -> None:
         """Forget how a directory's listing is divided into pages."""

@@ -101,3 +101,14 @@ def test_an_absent_name_is_forgotten_by_a_refresh() -> None:
         requests(world)
         assert world.fs._resolver.resolve_target(world.fs._inodes.root, b"b") == (None, False)
         assert requests(world) == ["list"]
+
+
+def test_an_absent_name_is_remembered_while_others_change() -> None:
+    """A change made here forgets its own name only."""
+    with mounted({b"a": b"1"}, allow_delete=True) as world:
+        root = world.fs._inodes.root
+        assert resolve(world, b"b") == "absent"
+        world.fs.unlink(root.number, b"a")
+        requests(world)
+        assert world.fs._resolver.resolve_target(root, b"b") == (None, False)
+        assert requests(world) == []
