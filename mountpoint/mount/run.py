@@ -126,9 +126,10 @@ def _serve(
         )
 
     retry_policy = retry_policy_until(stopping)
-    directory = resolved = config.mount.directory
-    if config.mount.descriptor is None:  # else it is mounted, and nobody answers yet
-        resolved = os.path.realpath(directory)
+    directory = config.mount.directory
+    # A mount that was handed over is not asked for its path: nobody answers yet.
+    handed_over = config.mount.descriptor is not None
+    mount_point = directory if handed_over else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
     streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), Place.of(config.bucket))
@@ -153,7 +154,7 @@ def _serve(
         uploads=uploads,
         retry_policy=retry_policy,
         staging=staging,
-        on_open=kernel.ReadAhead(resolved).set_for,
+        on_open=kernel.ReadAhead(mount_point).set_for,
         on_damage=fuse.forget_pages,
         drop_pages=fuse.drop_pages,
     )
@@ -192,12 +193,12 @@ def _serve(
         watcher.ended()
         control.close()
         interrupt()
-        llfuse.close(unmount=config.mount.descriptor is None)
+        llfuse.close(unmount=not handed_over)
         journal.close()
         if staging is not None:
             staging.close()
         meters.counters.log()
-        log.info("unmounted" if config.mount.descriptor is None else "ended", directory=directory)
+        log.info("ended" if handed_over else "unmounted", directory=directory)
     if failure:
         raise failure[0]
     return 0
