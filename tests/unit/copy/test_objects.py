@@ -269,6 +269,22 @@ def test_a_source_that_changes_stays(place: Place, moment: str) -> None:
     assert place.client.content(KEY) == b"source"
 
 
+def test_a_source_that_changes_stays_where_deletes_have_no_conditions(place: Place) -> None:
+    """The HEAD before the delete shows it."""
+    place.client.ignores_conditions = True
+    info = place.client.put(SOURCE, b"source")
+
+    def script(request: Request) -> Fault | None:
+        if (request.kind, request.key) == ("head", SOURCE):
+            place.client.put(SOURCE, b"changed")
+        return None
+
+    place.client.script = script
+    with pytest.raises(errors.PreconditionFailed, match="both exist"):
+        place.copies.move(info, KEY)
+    assert place.client.content(SOURCE) == b"changed"
+
+
 def test_a_source_that_cannot_be_deleted(place: Place) -> None:
     """The error says that both objects exist."""
     info = place.client.put(SOURCE, b"source")
