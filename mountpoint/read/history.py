@@ -3,9 +3,9 @@
 A closed file adds to the history. If none has been closed yet, open files of the same opener count,
 once it has begun to read them: programs open many files, and then read a little of each.
 
-`open` fetches the head of a file before anybody has read from it. Training sets are read whole,
-file after file; indexers read the first kilobytes of each; the pattern shows in the
-files before. Too small a head costs the reader one more round trip, too large a one bytes.
+`open` fetches the initial range of a file before anybody has read from it. Training sets are read
+whole, file after file; indexers read the first kilobytes of each; the files before show the
+pattern. A range that is too small costs one more round trip; one that is too large wastes bytes.
 """
 
 import threading
@@ -17,18 +17,18 @@ from mountpoint.read.patterns import PAGE_BYTES, Range
 
 #: Without history, a file up to this size is fetched whole when it is opened.
 WHOLE_BYTES = MIB
-#: The head of a larger file: the kernel's version of a first read of 8 KiB. For larger reads even
-#: 128 KiB would not suffice, and programs that only look get no more than they ask for.
-HEAD_BYTES = 32 * 1024
+#: The initial range of a larger file: the kernel's version of a first read of 8 KiB. For larger
+#: reads even 128 KiB would not suffice, and programs that only look get no more than they ask for.
+INITIAL_BYTES = 32 * 1024
 #: If the last files were read whole, a file up to this size is fetched whole. Beyond it, read-ahead
 #: has time to take effect.
 LARGEST_WHOLE_BYTES = 8 * MIB
 #: If that was a single file, the next may be at most this many times as large.
 LIKE = 2
 
-#: A larger head is fetched in parallel parts of this size. With 90 MB/s per connection they arrive
-#: 9 ms after the first byte; parts of 1 MiB take 12.
-HEAD_PART_BYTES = 768 * 1024
+#: A larger initial range is fetched in parallel parts of this size. With 90 MB/s per connection
+#: they arrive 9 ms after the first byte; parts of 1 MiB take 12.
+INITIAL_PART_BYTES = 768 * 1024
 
 #: Programs that read no more than this of each file only look at it.
 LOOK_BYTES = MIB
@@ -73,7 +73,7 @@ class OpenFile(Protocol):
     def read_bytes(self) -> int: ...
 
     @property
-    def head_read(self) -> bool: ...
+    def initial_read(self) -> bool: ...
 
 
 class ReadHistory:
@@ -88,16 +88,16 @@ class ReadHistory:
         self._read: OrderedDict[bytes, deque[_File]] = OrderedDict()
         self._open: dict[tuple[int, bytes], deque[OpenFile]] = {}
 
-    def head_bytes(self, key: bytes, size_bytes: int, opener: int = 0) -> int:
+    def initial_bytes(self, key: bytes, size_bytes: int, opener: int = 0) -> int:
         """Return how much of an object to fetch when it is opened."""
         last = self._last(key, opener)
         if last and all(each.whole for each in last):
             like_bytes = LIKE * last[0].read_bytes if len(last) == 1 else LARGEST_WHOLE_BYTES
             if size_bytes <= min(like_bytes, LARGEST_WHOLE_BYTES):
                 return size_bytes
-        usual = size_bytes if size_bytes <= WHOLE_BYTES else HEAD_BYTES
+        usual = size_bytes if size_bytes <= WHOLE_BYTES else INITIAL_BYTES
         if size_bytes > ALIKE_BYTES and self._opens_many(key, opener):
-            usual = HEAD_BYTES
+            usual = INITIAL_BYTES
         if not last or (len(last) < LAST_FILES and any(each.whole for each in last)):
             return usual
         most = _most(last)
@@ -151,7 +151,7 @@ class ReadHistory:
     ) -> None:
         """Record how many bytes of an object were read while it was open.
 
-        `elsewhere`: none of them were in its head. `exact`: programs read about as much.
+        `elsewhere`: none of them were in its initial range. `exact`: programs read about as much.
         """
         directory = _directory(key)
         with self._lock:
@@ -167,7 +167,7 @@ class ReadHistory:
         if closed:
             return closed
         return [
-            _file(each.size_bytes, each.read_bytes, elsewhere=not each.head_read, exact=False)
+            _file(each.size_bytes, each.read_bytes, elsewhere=not each.initial_read, exact=False)
             for each in self._opened(key, opener)
             if each.read_bytes
         ]
@@ -194,10 +194,10 @@ def _most(files: list[_File]) -> int:
     return max(most + -most % PAGE_BYTES, PAGE_BYTES)
 
 
-def parts_of(head_bytes: int, most_bytes: int) -> list[Range]:
-    """Return the ranges of a head, to be fetched in parallel: each at most `most_bytes`."""
-    step = min(head_bytes if head_bytes <= WHOLE_BYTES else HEAD_PART_BYTES, most_bytes)
-    return [(start, min(start + step, head_bytes)) for start in range(0, head_bytes, step)]
+def parts_of(initial_bytes: int, most_bytes: int) -> list[Range]:
+    """Return the parts of an initial range, fetched in parallel: each at most `most_bytes`."""
+    step = min(initial_bytes if initial_bytes <= WHOLE_BYTES else INITIAL_PART_BYTES, most_bytes)
+    return [(start, min(start + step, initial_bytes)) for start in range(0, initial_bytes, step)]
 
 
 def _directory(key: bytes) -> bytes:

@@ -233,7 +233,7 @@ class FilePrefetcher:
     def _fetch(self, walk: _Walk, info: ObjectInfo) -> bool:
         """Fetch a file if `open` would fetch it whole; False if nothing can be fetched now."""
         size = info.size_bytes
-        if size == 0 or self._history.head_bytes(info.key, size) < size:
+        if size == 0 or self._history.initial_bytes(info.key, size) < size:
             return True
         if self._walk_of.setdefault(info.key, walk) is not walk:
             return True  # another walk has it

@@ -134,7 +134,7 @@ class Window:
         """Note that a reader from the start is expected to stop there."""
         self._reach = min(reach_bytes, self._size)
 
-    def fetched_head(self, stop: int) -> None:
+    def fetched_initial(self, stop: int) -> None:
         """Record that [0, stop) was fetched before any read."""
         self._runs.append(Run(0, 0, min(stop, self._size), 0, self._plans, 0))
 

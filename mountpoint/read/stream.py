@@ -33,7 +33,7 @@ from collections.abc import Callable
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
 from mountpoint.config import MIB, ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
-from mountpoint.read.history import HEAD_BYTES, parts_of
+from mountpoint.read.history import INITIAL_BYTES, parts_of
 from mountpoint.read.patterns import PAGE_BYTES, Range
 from mountpoint.read.readahead import Window
 from mountpoint.read.whole_checksum import WholeChecksum
@@ -44,7 +44,7 @@ from mountpoint.transfer.stats import TransferStats
 
 Bytes = bytes | memoryview | Assembly
 
-#: The head if memory is short: a program may open thousands of files.
+#: The initial range if memory is short: a program may open thousands of files.
 LEAST_BYTES = PAGE_BYTES
 #: `open` waits for the whole object up to this size, which takes 1.5 ms longer at most. The first
 #: read then waits for nothing: a thread is woken once per file, not twice.
@@ -67,7 +67,7 @@ TIMELY_SHARE = 0.1
 
 
 class ReadStream:
-    """The bytes of `info`'s version of an object; `open` fetches the first `head_bytes`.
+    """The bytes of `info`'s version of an object; `open` fetches the first `initial_bytes`.
 
     `on_begin` is called with the stream at its first read, and returns where a reader from the
     start is expected to stop, None if at the end; `looked_at` is whether little of it is likely to
@@ -81,7 +81,7 @@ class ReadStream:
         source: ByteSource,
         info: ObjectInfo,
         *,
-        head_bytes: int,
+        initial_bytes: int,
         looked_at: bool = False,
         config: ReadConfig,
         budget: Budget,
@@ -102,7 +102,7 @@ class ReadStream:
         self.key = info.key
         self.size_bytes = info.size_bytes
         self._info = info
-        self._head_bytes = head_bytes
+        self._initial_bytes = initial_bytes
         self.looked_at = looked_at
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -110,9 +110,9 @@ class ReadStream:
         self._window = Window(info.size_bytes, part_bytes=config.part_size_bytes)
         self._closed = False
         self._begun = False  # a read has been planned
-        self._head_due = False  # the first read fetches the head
-        self._head_fetched = False
-        self._head_read = False  # a reader has used the head
+        self._initial_due = False  # the first read fetches the initial range
+        self._initial_fetched = False
+        self._initial_read = False  # a reader has used the initial range
         self.exact = False  # the kernel hardly enlarges the programs' reads
         self._waiting = 0  # calls that wait for parts
         self._waiting_bytes = 0  # the bytes that these calls read
@@ -128,7 +128,7 @@ class ReadStream:
         self._damage = ""  # the reason why all reads fail
 
     def open(self) -> ObjectInfo:
-        """Fetch the head of the object and return its current description from S3.
+        """Fetch the initial range of the object and return its current description from S3.
 
         This checks the version and fetches the first data in one round trip. Raises
         PreconditionFailed if the version is no longer the newest, and NotFound if the object is
@@ -137,36 +137,36 @@ class ReadStream:
         attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
-            head = self._issue_head()
-        small = head.stop == self.size_bytes <= SMALL_BYTES
+            initial = self._issue_initial()
+        small = initial.stop == self.size_bytes <= SMALL_BYTES
         try:
             while True:
                 if small:
-                    soon_s = self._stats.late_s(head.stop)
-                    head.wait(min(soon_s, self._time_for(head, attempts)))
-                head.wait_for_headers(self._time_for(head, attempts))
-                if head.info is None or head.failed:
-                    self._replace_failed(head, attempts)
+                    soon_s = self._stats.late_s(initial.stop)
+                    initial.wait(min(soon_s, self._time_for(initial, attempts)))
+                initial.wait_for_headers(self._time_for(initial, attempts))
+                if initial.info is None or initial.failed:
+                    self._replace_failed(initial, attempts)
                 # The answer also counts if it came just before the part was given up.
-                if head.info is not None and not head.failed:
-                    if small and head.ready:
-                        touch(head)  # nothing to plan
-                        self._note(head, waited=True)
-                    if head.ready:
+                if initial.info is not None and not initial.failed:
+                    if small and initial.ready:
+                        touch(initial)  # nothing to plan
+                        self._note(initial, waited=True)
+                    if initial.ready:
                         self._allowance.succeeded()
                     else:
                         self._allowance.failed(attempts, used_up=False)
-                    return head.info
+                    return initial.info
                 with self._lock:
-                    self._lease.take(head.stop)
-                    head = self._issue(0, head.stop, ahead=True)
+                    self._lease.take(initial.stop)
+                    initial = self._issue(0, initial.stop, ahead=True)
         finally:
             with self._lock:
                 self._waiting -= 1
 
     def open_when_read(self) -> None:
-        """Instead of `open`: let the first read fetch the head."""
-        self._head_due = True
+        """Instead of `open`: let the first read fetch the initial range."""
+        self._initial_due = True
 
     def expect_gaps(self) -> None:
         """Record that the kernel had pages of the whole object, and may have lost some."""
@@ -182,9 +182,9 @@ class ReadStream:
             self._lease.take(self.size_bytes)
             for part in parts:
                 self._parts.insert(part)
-            self._head_bytes = self.size_bytes
-            self._head_fetched = True
-            self._window.fetched_head(self.size_bytes)
+            self._initial_bytes = self.size_bytes
+            self._initial_fetched = True
+            self._window.fetched_initial(self.size_bytes)
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
@@ -210,16 +210,16 @@ class ReadStream:
         return self._lease.held_bytes
 
     @property
-    def head_fetched(self) -> bool:
-        """Whether the head was fetched. If not, the kernel may have served the programs' reads."""
-        return self._head_fetched
+    def initial_fetched(self) -> bool:
+        """Whether the initial range was fetched. If not, the kernel may have served the reads."""
+        return self._initial_fetched
 
     @property
-    def head_read(self) -> bool:
+    def initial_read(self) -> bool:
         """Whether a reader has used the bytes that `open` fetched."""
-        if self._head_bytes == self.size_bytes:
+        if self._initial_bytes == self.size_bytes:
             return self.read_bytes > 0
-        return self._head_read
+        return self._initial_read
 
     def rest(self, sweeps: int) -> None:
         """Give all memory back if this is the `sweeps`-th call without a read between them."""
@@ -299,17 +299,17 @@ class ReadStream:
             part.cancel()
         raise FileDamaged(self._damage)
 
-    def _issue_head(self) -> Part:
+    def _issue_initial(self) -> Part:
         """Send the first GETs, as far as memory allows; return the first part (lock held)."""
-        self._head_fetched = True
-        stop = self._head_bytes
-        for less in (HEAD_BYTES, LEAST_BYTES):
+        self._initial_fetched = True
+        stop = self._initial_bytes
+        for less in (INITIAL_BYTES, LEAST_BYTES):
             if self._lease.try_take(stop):
                 break
             stop = min(stop, less)
         else:
             self._lease.take(stop)
-        self._window.fetched_head(stop)
+        self._window.fetched_initial(stop)
         first, *others = parts_of(stop, self._config.part_size_bytes)
         part = self._issue(*first, ahead=True)
         if others and stop == self.size_bytes and self._whole is not None:
@@ -322,11 +322,11 @@ class ReadStream:
         """Return parts that cover [offset, stop), after sending missing GETs (lock held)."""
         if self._closed:
             raise BadHandle("the file has been closed")
-        if self._head_due:
-            self._head_due = False
-            if offset < self._head_bytes:
-                self._issue_head()
-        self._head_read = self._head_read or offset < self._head_bytes
+        if self._initial_due:
+            self._initial_due = False
+            if offset < self._initial_bytes:
+                self._issue_initial()
+        self._initial_read = self._initial_read or offset < self._initial_bytes
         todo: list[Range] = [(offset, stop)]
         if plan:
             if not self._begun:

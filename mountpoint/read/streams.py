@@ -71,7 +71,7 @@ class Streams:
         stream = ReadStream(
             self._source,
             info,
-            head_bytes=self._history.head_bytes(info.key, info.size_bytes, opener),
+            initial_bytes=self._history.initial_bytes(info.key, info.size_bytes, opener),
             looked_at=self._history.is_looked_at(info.key),
             config=self._config,
             budget=self.budget,
@@ -123,11 +123,11 @@ class Streams:
 
     def _closed(self, stream: ReadStream) -> None:
         self._open.discard(stream)
-        if stream.head_fetched:
+        if stream.initial_fetched:
             self._history.closed(
                 stream.key,
                 stream.size_bytes,
                 stream.read_bytes,
-                elsewhere=not stream.head_read,
+                elsewhere=not stream.initial_read,
                 exact=stream.exact,
             )

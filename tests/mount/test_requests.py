@@ -240,7 +240,7 @@ def asked(exchanges: list[Exchange]) -> int:
 def test_a_little_of_64_open_files(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
-    """If a thread opens many files and reads a little of each, the open files limit the heads.
+    """If a thread opens many files and reads a little of each, they limit the initial ranges.
 
     Three times as much as the kernel's reads was fetched before.
     """

@@ -91,7 +91,7 @@ def test_o_direct_asks() -> None:
 
 
 def test_open_and_close_without_a_read() -> None:
-    """Open and close without a read send no request, and the next reader gets the head."""
+    """Open and close without a read send no request, and the next reader gets the initial range."""
     with mounted({b"a": b"x" * 900 * KIB}, **SIXTY) as world:
         number = listed(world)
         for _ in range(3):
@@ -110,7 +110,7 @@ def test_an_empty_file_is_never_asked_for() -> None:
 
 
 def test_a_large_file_is_read_as_ever() -> None:
-    """The first read of a large file fetches its head."""
+    """The first read of a large file fetches its initial range."""
     with mounted({b"a": b"x" * 9 * MIB}, **SIXTY) as world:
         number = listed(world)
         handle = world.fs.open(number, os.O_RDONLY)

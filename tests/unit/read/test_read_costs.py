@@ -15,7 +15,7 @@ from bench.objects import KIB, MIB
 from bench.patterns import PAGE_BYTES, Piece, pieces
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT
-from mountpoint.read.history import HEAD_BYTES, WHOLE_BYTES
+from mountpoint.read.history import INITIAL_BYTES, WHOLE_BYTES
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.transfer import concurrency, hedging
 from tests.soak import seeds
@@ -26,8 +26,8 @@ from tests.unit.patterns import COST, GIB, PATTERNS, RANDOM_COST, at_random, cas
 pytestmark = pytest.mark.slow
 
 PART_BYTES = 8 * MIB
-#: Requests of a sequential reader in addition to one per part: the head, and smaller parts at the
-#: start.
+#: Requests of a sequential reader in addition to one per part: the initial range, and smaller parts
+#: at the start.
 RAMP_REQUESTS = 16
 
 
@@ -210,7 +210,7 @@ def test_one_file_opened_64_times() -> None:
 @pytest.mark.parametrize("seed", seeds().values(), ids=seeds())
 @pytest.mark.parametrize("size", [4 * KIB, 128 * KIB, MIB])
 def test_random(size: int, seed: int) -> None:
-    """One request per random read, of its size, and the head at the open."""
+    """One request per random read, of its size, and the initial range at the open."""
     reads = 1000
     with program({b"a": 4 * GIB}) as it:
         it.read_file(b"a", at_random(0, 4 * GIB, reads, size, seed))
@@ -290,11 +290,11 @@ def test_reading_again_is_one_request() -> None:
 
 @pytest.mark.parametrize("size", [1, 100 * KIB, GIB])
 def test_the_first_byte(size: int) -> None:
-    """Open and a first small read are one request, for no more than the head."""
+    """Open and a first small read are one request, for no more than the initial range."""
     with program({b"a": size}) as it:
         it.read_file(b"a", iter([(0, min(size, 16 * KIB))]))
         assert it.requests == 1
-        assert it.asked_bytes == (size if size <= WHOLE_BYTES else HEAD_BYTES)
+        assert it.asked_bytes == (size if size <= WHOLE_BYTES else INITIAL_BYTES)
 
 
 @pytest.mark.parametrize("size", [100 * KIB, MIB, 8 * MIB, GIB])

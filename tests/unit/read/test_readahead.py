@@ -178,14 +178,14 @@ def test_any_reads(
     drawn: tuple[int, list[Piece]],
     part_bytes: int,
     ahead_bytes: int,
-    head_bytes: int | None,
+    initial_bytes: int | None,
     events: dict[int, str],
 ) -> None:
     """A plan covers its read, consists of parts, stays within the object, and is kept."""
     size_bytes, reads = drawn
     reader = Reader(size_bytes, part_bytes=part_bytes, ahead_bytes=ahead_bytes)
-    if head_bytes is not None:
-        reader.window.fetched_head(head_bytes)
+    if initial_bytes is not None:
+        reader.window.fetched_initial(initial_bytes)
     for index, (offset, size) in enumerate(reads):
         match events.get(index):
             case "slow":
@@ -268,13 +268,13 @@ def test_random_reads_of_any_size(seed: int, largest: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4 * KIB, 16 * KIB, LARGE_READ_BYTES - PAGE_BYTES])
-@pytest.mark.parametrize("head", [False, True])
-def test_peeking(size: int, head: bool) -> None:
+@pytest.mark.parametrize("initial", [False, True])
+def test_peeking(size: int, initial: bool) -> None:
     """After a first small read, like that of `file`, nothing more is fetched."""
     reader = Reader(GIB)
-    if head:
-        reader.window.fetched_head(128 * KIB)
-    assert reach(reader.plan(0, size)) <= (128 * KIB if head else pages(0, size, GIB)[1])
+    if initial:
+        reader.window.fetched_initial(128 * KIB)
+    assert reach(reader.plan(0, size)) <= (128 * KIB if initial else pages(0, size, GIB)[1])
 
 
 # --- From the start ---
@@ -325,11 +325,11 @@ def test_whole_parts(begin: int, read_size: int) -> None:
             assert (start % PART_BYTES, stop - start) == (0, PART_BYTES)
 
 
-@pytest.mark.parametrize("head_bytes", [128 * KIB, MIB])
-def test_the_head_belongs_to_the_reader_from_the_start(head_bytes: int) -> None:
-    """After the head, the first large read already counts as sequential."""
+@pytest.mark.parametrize("initial_bytes", [128 * KIB, MIB])
+def test_the_head_belongs_to_the_reader_from_the_start(initial_bytes: int) -> None:
+    """After the initial range, the first large read already counts as sequential."""
     reader = Reader(GIB)
-    reader.window.fetched_head(head_bytes)
+    reader.window.fetched_initial(initial_bytes)
     assert reach(reader.plan(0, 128 * KIB)) >= 128 * KIB + FIRST_AHEAD_BYTES // 2
     assert reach(reader.plan(128 * KIB, 128 * KIB)) >= 256 * KIB + FIRST_AHEAD_BYTES
 

@@ -34,7 +34,7 @@ from mountpoint.errors import (
 )
 from mountpoint.metrics.counters import Counters
 from mountpoint.read import stream
-from mountpoint.read.history import HEAD_BYTES, WHOLE_BYTES, parts_of
+from mountpoint.read.history import INITIAL_BYTES, WHOLE_BYTES, parts_of
 from mountpoint.read.readahead import RETIRE_PLANS
 from mountpoint.read.stream import SMALL_BYTES, ReadStream
 from mountpoint.s3 import retry
@@ -92,7 +92,7 @@ class Reading:
         memory_bytes: int = 256 * MIB,
         stall_s: float = SAFE_S,
         total_s: float = SAFE_S,
-        head_bytes: int | None = None,
+        initial_bytes: int | None = None,
         stream_class: type[ReadStream] = ReadStream,
         **client: Any,
     ) -> None:
@@ -108,8 +108,8 @@ class Reading:
             self.budget, self.counters, part_bytes=part_bytes, most_bytes=8 * part_bytes
         )
         self.closed: list[ReadStream] = []
-        usual = size if size <= WHOLE_BYTES else HEAD_BYTES
-        self.head_bytes = usual if head_bytes is None else head_bytes
+        usual = size if size <= WHOLE_BYTES else INITIAL_BYTES
+        self.initial_bytes = usual if initial_bytes is None else initial_bytes
         self.stream = self.another(stream_class)
 
     def another(self, stream_class: type[ReadStream] = ReadStream) -> ReadStream:
@@ -117,7 +117,7 @@ class Reading:
         return stream_class(
             self.client,
             self.client.info(KEY),
-            head_bytes=self.head_bytes,
+            initial_bytes=self.initial_bytes,
             config=self.config,
             budget=self.budget,
             stats=self.stats,
@@ -254,8 +254,8 @@ def test_any_reads(
             result = worker.end()
             if isinstance(result, Exception):
                 raise result
-        # One read per thread, in whole pages, the rest of its last page, and the head from open.
-        allowed = memory_bytes + threads * (MIB + 4 * PAGE) + (HEAD_BYTES if opened else 0)
+        # One read per thread, in whole pages, the rest of its last page, and the initial range.
+        allowed = memory_bytes + threads * (MIB + 4 * PAGE) + (INITIAL_BYTES if opened else 0)
         assert reading.budget.most_bytes <= allowed
         reading.stream.close()
         assert reading.budget.held_bytes == 0
@@ -376,24 +376,24 @@ def test_open_of_a_small_file_brings_all_of_it(size: int) -> None:
         reading.client.quiet()
         assert bytes(again.read(0, size)) == reading.data
         assert reading.counters.snapshot()["reads_waited"] == 0
-        assert again.head_read
+        assert again.initial_read
         again.close()
 
 
-def test_open_of_a_large_file_fetches_its_head() -> None:
-    """Open fetches the head, which suffices for a first look; read-ahead starts after it."""
+def test_open_of_a_large_file_fetches_its_initial_range() -> None:
+    """Open fetches the initial range, enough for a first look; read-ahead starts after it."""
     with Reading(SIZE, part_bytes=8 * MIB) as reading:
         reading.stream.open()
         reading.check(0, 16 * KIB)
-        assert reading.client.ranges() == [(0, HEAD_BYTES)]
+        assert reading.client.ranges() == [(0, INITIAL_BYTES)]
         reading.check(16 * KIB, 128 * KIB)
         assert len(reading.client.ranges()) > 1
         assert tiled(reading.client.ranges())[0] == 0
 
 
-def test_a_large_head_is_fetched_in_parts_at_once() -> None:
-    """The first part of a head of 5 MiB can be read before the others have arrived."""
-    with Reading(8 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
+def test_a_large_initial_range_is_fetched_in_parts_at_once() -> None:
+    """The first part of an initial range of 5 MiB can be read before the others have arrived."""
+    with Reading(8 * MIB, part_bytes=8 * MIB, initial_bytes=5 * MIB, stepped=True) as reading:
         opening = Background(reading.stream.open)
         reading.asked(7)
         assert reading.client.ranges() == parts_of(5 * MIB, 8 * MIB)
@@ -404,9 +404,9 @@ def test_a_large_head_is_fetched_in_parts_at_once() -> None:
         assert reading.client.under_way() == 6
 
 
-def test_a_large_head_comes_in_any_order() -> None:
-    """If later parts of a head arrive first, all of it is read, and each byte fetched once."""
-    with Reading(5 * MIB, part_bytes=8 * MIB, head_bytes=5 * MIB, stepped=True) as reading:
+def test_parts_of_a_large_initial_range_come_in_any_order() -> None:
+    """If later parts of an initial range arrive first, each byte is still fetched once and read."""
+    with Reading(5 * MIB, part_bytes=8 * MIB, initial_bytes=5 * MIB, stepped=True) as reading:
         opening = Background(reading.stream.open)
         reading.asked(7)
         assert reading.client.step(7, last_first=True) == 7
@@ -416,8 +416,8 @@ def test_a_large_head_comes_in_any_order() -> None:
         assert reading.client.count() == 7
 
 
-def test_the_head_is_used_by_the_largest_read() -> None:
-    """A first read of 1 MiB, as the kernel sends it, uses the head."""
+def test_the_largest_read_uses_the_initial_range() -> None:
+    """A first read of 1 MiB, as the kernel sends it, uses the initial range."""
     with Reading(SIZE, part_bytes=8 * MIB) as reading:
         reading.stream.open()
         reading.client.quiet()
@@ -726,7 +726,7 @@ def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
 
 
 def test_what_came_while_it_was_given_up_is_used() -> None:
-    """A head that arrives just as its time is up is used, and not requested again."""
+    """An initial range that arrives just as its time is up is used, and not requested again."""
 
     class Late(ReadStream):
         def _replace_failed(self, part: Any, attempts: Attempts) -> None:
@@ -794,7 +794,7 @@ def test_a_mismatch_ahead_of_the_reader() -> None:
 def test_changed_on_the_way_forever_is_eio() -> None:
     """If the bytes never match, the read is EIO, with the option that skips the comparison."""
     fault = Fault(error=ChecksumMismatch("the body does not match its crc32 checksum"))
-    with Reading(SIZE, total_s=0.2, head_bytes=PAGE) as reading:
+    with Reading(SIZE, total_s=0.2, initial_bytes=PAGE) as reading:
         reading.stream.open()
         reading.client.script = lambda request: fault
         with pytest.raises(ChecksumMismatch, match="checksum") as caught:

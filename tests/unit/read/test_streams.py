@@ -11,7 +11,7 @@ import pytest
 from mountpoint.config import ReadConfig
 from mountpoint.errors import BadHandle
 from mountpoint.read import streams as module
-from mountpoint.read.history import HEAD_BYTES, LAST_FILES
+from mountpoint.read.history import INITIAL_BYTES, LAST_FILES
 from mountpoint.read.stream import ReadStream
 from mountpoint.read.streams import IDLE_SWEEPS, PRESSED_SWEEPS, Streams
 from mountpoint.s3.retry import RetryPolicy
@@ -87,14 +87,14 @@ def test_idle_streams_give_everything_back(mount: Mount) -> None:
         stream.close()
 
 
-def test_a_file_that_is_only_open_gives_its_head_back(mount: Mount) -> None:
-    """A head that is not read is dropped although the file stays open."""
+def test_a_file_that_is_only_open_gives_its_initial_range_back(mount: Mount) -> None:
+    """An initial range that is not read is dropped although the file stays open."""
     stream = mount.stream()
     stream.open()
-    assert mount.budget.held_bytes == HEAD_BYTES
+    assert mount.budget.held_bytes == INITIAL_BYTES
     mount.sweep(IDLE_SWEEPS + 1)
     assert mount.budget.held_bytes == 0
-    check(stream, 0, HEAD_BYTES)
+    check(stream, 0, INITIAL_BYTES)
     stream.close()
 
 
@@ -243,7 +243,7 @@ def opened(mount: Mount, index: int) -> list[tuple[int, int]]:
 
 def test_what_was_read_says_what_is_fetched(mount: Mount) -> None:
     """After files of which little was read, open fetches as much of the next one."""
-    assert opened(mount, 7) == [(0, HEAD_BYTES)]
+    assert opened(mount, 7) == [(0, INITIAL_BYTES)]
     for index in range(LAST_FILES):
         stream = mount.stream(index)
         stream.open()
@@ -256,7 +256,7 @@ def test_what_the_kernel_has_says_nothing(mount: Mount) -> None:
     """If open has fetched nothing, programs may have read pages that the kernel had."""
     for index in range(LAST_FILES):
         mount.stream(index).close()
-    assert opened(mount, 7) == [(0, HEAD_BYTES)]
+    assert opened(mount, 7) == [(0, INITIAL_BYTES)]
 
 
 def test_a_stream_that_rested_tells_all_it_read(mount: Mount) -> None:

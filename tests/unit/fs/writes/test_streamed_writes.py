@@ -74,7 +74,7 @@ def test_a_new_file(size: int) -> None:
         assert (found.inode, found.size_bytes) == (number, size)
         assert world.fs.getattr(number).size_bytes == size
         assert world.read_file(number) == data
-        assert world.budget.held_bytes == 0 or size <= PART  # the prefetched head
+        assert world.budget.held_bytes == 0 or size <= PART  # the prefetched initial range
 
 
 def test_requests_of_a_small_file() -> None:
