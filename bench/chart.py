@@ -19,7 +19,7 @@ INCHES_PER_BAR = 0.12
 INCHES_PER_GROUP = 0.12
 INCHES_OF_FRAME = 1.0
 #: Smaller ratios are drawn as this one: on a logarithmic scale they would take all the space.
-LEAST_RATIO = 1 / 64
+MIN_RATIO = 1 / 64
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _bars(axes: Any, groups: list[list[float | None]], labels: list[str]) -> Non
 
 
 def _ratio(value: float, first: float) -> float | None:
-    return max(value / first, LEAST_RATIO) if value and first else None
+    return max(value / first, MIN_RATIO) if value and first else None
 
 
 def main() -> int:

@@ -143,7 +143,7 @@ class ClientConfig:
 
     `throughput_gbps` is the link's bandwidth in Gbit/s; None: not given (`s3.aws.ec2`).
     `connect_timeout_ms` and `try_timeout_s` limit one connection attempt and one metadata request,
-    each without retries. A request is tried `most_tries` times (None: as often as time allows).
+    each without retries. A request is tried `max_tries` times (None: as often as time allows).
     `interfaces` are the network interfaces that lead to S3; without any, the machine's routes
     decide. With `verify_checksums` bodies are compared with S3's checksums (`s3.wire.checksum`).
     """
@@ -153,7 +153,7 @@ class ClientConfig:
     ca_bundle: str | None = None
     connect_timeout_ms: int = 5_000
     try_timeout_s: float = 10.0
-    most_tries: int | None = None
+    max_tries: int | None = None
     verify_checksums: bool = True
     interfaces: tuple[str, ...] = ()
     user_agent_prefix: str = ""
@@ -185,7 +185,7 @@ class ReadConfig:
     """How objects are read.
 
     `part_size_bytes` is the size of the largest GET, `memory_bytes` the budget of all buffers, and
-    `most_ahead_bytes` how much of it may be fetched ahead, for all readers together. After
+    `max_ahead_bytes` how much of it may be fetched ahead, for all readers together. After
     `stall_s` without a byte a GET is sent again (`read.stream` adds time for its size). `timeout_s`
     limits a read, or any other operation that waits for S3, with all retries.
     """
@@ -194,12 +194,12 @@ class ReadConfig:
     memory_bytes: int = 256 * MIB
     stall_s: float = 5.0
     timeout_s: float = 60.0
-    most_ahead_bytes: int = 160 * MIB
+    max_ahead_bytes: int = 160 * MIB
 
 
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-LEAST_PART_BYTES = 5 * MIB
-MOST_PART_BYTES = 5 << 30
+MIN_PART_BYTES = 5 * MIB
+MAX_PART_BYTES = 5 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class WriteConfig:
 
     `part_size_bytes` is the size of the first parts of larger files. `checksum` None sends no
     checksums. If `storage_class`, `sse` and `sse_kms_key_id` are None, the bucket decides. With
-    `content_types` the content type follows from the object's name. `most_ahead_bytes` may be in
+    `content_types` the content type follows from the object's name. `max_ahead_bytes` may be in
     flight for all files together. `stall_s` is how long one try may be silent, besides the time
     that its size, or similar requests, need.
     """
@@ -220,11 +220,11 @@ class WriteConfig:
     sse_kms_key_id: str | None = None
     content_types: bool = False
     # Twelve connections to S3 carry 1 GB/s. More would only cost memory, ours and the CRT's copy.
-    most_ahead_bytes: int = 96 * MIB
+    max_ahead_bytes: int = 96 * MIB
     stall_s: float = 5.0
 
     def __post_init__(self) -> None:
-        low, high = LEAST_PART_BYTES, MOST_PART_BYTES
+        low, high = MIN_PART_BYTES, MAX_PART_BYTES
         check_range("--write-part-size", self.part_size_bytes, low, high, "bytes")
         if self.storage_class is not None and not re.fullmatch(r"[A-Z_-]+", self.storage_class):
             raise MountError(
@@ -427,5 +427,5 @@ class Config:
 
     def with_throughput(self, gbps: float) -> "Config":
         """Return these settings for a link of `gbps` Gbit/s."""
-        read = replace(self.read, most_ahead_bytes=int(gbps * 1e9 / 8 * REQUEST_S))
+        read = replace(self.read, max_ahead_bytes=int(gbps * 1e9 / 8 * REQUEST_S))
         return replace(self, client=replace(self.client, throughput_gbps=gbps), read=read)

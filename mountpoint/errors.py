@@ -157,12 +157,12 @@ class S3Error(OperationError):
 
     `code` is S3's own error code ("NoSuchKey"), `status` the HTTP status (0: no answer), and
     `request_id` the id that AWS support asks for. Two attributes belong to the class: `retryable`
-    says whether the same request may succeed a moment later; `most_tries` limits the tries of an
+    says whether the same request may succeed a moment later; `max_tries` limits the tries of an
     error that is unlikely to go away, even if there is time for more.
     """
 
     retryable = False
-    most_tries: int | None = None
+    max_tries: int | None = None
 
     def __init__(
         self,
@@ -307,7 +307,7 @@ class Unusable(BadAnswer):
     """An answer that lacks what reads rely on. Usually the store, or a proxy, always answers so."""
 
     hint = "a proxy may change answers: mount-s3 --check reads a byte and shows details"
-    most_tries = 3
+    max_tries = 3
 
 
 class Outcome(NamedTuple):

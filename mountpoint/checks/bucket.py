@@ -23,7 +23,7 @@ from mountpoint.s3.connect import mount_error, reach
 from mountpoint.s3.crt.client import CrtClient
 
 #: Pages of the listing to search for an object to read, and the size that it should have.
-MOST_PAGES = 3
+MAX_PAGES = 3
 PAGE_KEYS = 1000
 LARGE_BYTES = 64 * MIB
 
@@ -59,7 +59,7 @@ def listing(subject: Subject) -> Result:
     client, prefix = known(subject.client), subject.config.bucket.prefix
     found = subject.objects = Objects()
     token: str | None = None
-    for _ in range(MOST_PAGES):
+    for _ in range(MAX_PAGES):
         page = _ask_page(subject, client, prefix, token)
         for info in page.objects:
             _see(found, info)

@@ -32,7 +32,7 @@ COLOURS: dict[Outcome, str] = {
 MARK = 9
 NAME = 14
 #: The least width of the third column, on narrow terminals.
-LEAST_WIDTH = 40
+MIN_WIDTH = 40
 
 Clean = Callable[[str], str]
 
@@ -71,7 +71,7 @@ def _width() -> int | None:
     if not is_terminal(sys.stdout):
         return None
     columns, _ = shutil.get_terminal_size()
-    return max(columns - MARK - NAME, LEAST_WIDTH)
+    return max(columns - MARK - NAME, MIN_WIDTH)
 
 
 def _lines(text: str, width: int | None) -> list[str]:

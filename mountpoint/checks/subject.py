@@ -104,7 +104,7 @@ def known(value: T | None) -> T:
     return value
 
 
-def within(most_s: float, what: str, hint: str, work: Callable[[], T]) -> T:
+def within(max_s: float, what: str, hint: str, work: Callable[[], T]) -> T:
     """Return the result of `work`; raise its error, or MountError if it takes too long.
 
     For work that may wait forever (a hung mount, a credential_process), or that Ctrl-C does not
@@ -120,8 +120,8 @@ def within(most_s: float, what: str, hint: str, work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="check", daemon=True).start()
     try:
-        return future.result(most_s)
+        return future.result(max_s)
     except TimeoutError:
         if future.done():  # `work` raised it
             raise
-        raise MountError(f"{what} did not answer within {most_s:.0f} seconds", hint) from None
+        raise MountError(f"{what} did not answer within {max_s:.0f} seconds", hint) from None

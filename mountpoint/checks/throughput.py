@@ -21,7 +21,7 @@ from mountpoint.s3.retry import RetryPolicy
 READ_BYTES = 64 << 20
 #: The size of the kernel's reads.
 STEP_BYTES = 1 << 20
-MOST_S = 20.0
+MAX_S = 20.0
 #: Seconds that a reader may take to stop.
 END_S = 2.0
 
@@ -41,16 +41,16 @@ def throughput(subject: Subject) -> Result:
         return skipped(f"no object of {READ_BYTES >> 20} MiB was found")
     retry_policy = RetryPolicy(
         try_s=config.client.try_timeout_s,
-        total_s=MOST_S,
+        total_s=MAX_S,
         stopping=subject.stopping,
-        most_tries=config.client.most_tries,
+        max_tries=config.client.max_tries,
         counters=subject.meters.counters,
     )
     stream = Streams(client, config.read, retry_policy, subject.meters.counters).stream(
         objects.large
     )
     with subject.progress(READ_BYTES) as advance:
-        measured = measure(stream, READ_BYTES, MOST_S, advance)
+        measured = measure(stream, READ_BYTES, MAX_S, advance)
     key = objects.large.key.decode("utf-8", "surrogateescape")
     if measured.error is not None:
         hint = measured.error.hint if isinstance(measured.error, OperationError) else ""
@@ -78,9 +78,9 @@ def _too_slow(said: str, **details: str | int | float) -> Result:
 
 
 def measure(
-    stream: ReadStream, size_bytes: int, most_s: float, advance: Callable[[int], None]
+    stream: ReadStream, size_bytes: int, max_s: float, advance: Callable[[int], None]
 ) -> Measured:
-    """Read up to `size_bytes` from `stream`, for at most `most_s` seconds, and close it."""
+    """Read up to `size_bytes` from `stream`, for at most `max_s` seconds, and close it."""
     arrived: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
 
     def read() -> None:
@@ -98,7 +98,7 @@ def measure(
     reader.start()
     try:
         while done_bytes < size_bytes:
-            left_s = begun_s + most_s - time.monotonic()
+            left_s = begun_s + max_s - time.monotonic()
             try:
                 item = arrived.get(timeout=max(left_s, 0.0))
             except queue.Empty:

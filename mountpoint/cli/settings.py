@@ -13,8 +13,9 @@ from typing import Any
 from mountpoint.cli.command import MINIMAL
 from mountpoint.cli.fstab import CONTEXTS, kernel_options
 from mountpoint.config import (
-    LEAST_PART_BYTES,
+    MAX_PART_BYTES,
     MIB,
+    MIN_PART_BYTES,
     MINIMAL_TTL_S,
     BucketConfig,
     ChangeConfig,
@@ -34,16 +35,14 @@ from mountpoint.fuse.fd_mount import number_of
 from mountpoint.system import kernel
 from mountpoint.system.memory import total_bytes
 
-#: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET). 5 GiB is the largest part
-#: that S3 accepts: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-MIN_PART_BYTES = 64 << 10
-MAX_PART_BYTES = 5 << 30
+#: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET).
+MIN_READ_PART_BYTES = 64 << 10
 #: Reads split larger parts, so that a part ahead and a second reader fit into memory.
 MAX_READ_PART_BYTES = 64 * MIB
 
 #: Default memory for reads: a quarter of the machine's, within these limits.
-LEAST_MEMORY_BYTES = 128 * MIB
-MOST_MEMORY_BYTES = 1024 * MIB
+MIN_MEMORY_BYTES = 128 * MIB
+MAX_MEMORY_BYTES = 1024 * MIB
 #: Valid values of the option, in MiB.
 MEMORY_MIB = (16, 1 << 20)
 
@@ -68,9 +67,9 @@ def make_config(
     absolute. Raises MountError for values out of range and contradictions.
     """
     name, prefix = split_bucket(bucket, prefix)
-    part_size = _part_size(options, "part_size", MIN_PART_BYTES)
-    read_part_size = _part_size(options, "read_part_size", MIN_PART_BYTES) or part_size
-    write_part_size = _part_size(options, "write_part_size", LEAST_PART_BYTES)
+    part_size = _part_size(options, "part_size", MIN_READ_PART_BYTES)
+    read_part_size = _part_size(options, "read_part_size", MIN_READ_PART_BYTES) or part_size
+    write_part_size = _part_size(options, "write_part_size", MIN_PART_BYTES)
     check_range("--read-timeout", options["timeout_s"], 1, 86_400, "seconds")
     if options["otlp_interval_s"] is not None and options["otlp_endpoint"] is None:
         raise MountError("--otlp-export-interval is given without --otlp-endpoint", "add a URL")
@@ -114,7 +113,7 @@ def make_config(
         ),
         write=WriteConfig(
             # The smallest parts for reads are too small for uploads.
-            part_size_bytes=write_part_size or max(part_size, LEAST_PART_BYTES),
+            part_size_bytes=write_part_size or max(part_size, MIN_PART_BYTES),
             checksum=None if checksum == "off" else checksum,
             **_same(WriteConfig, options),
         ),
@@ -130,12 +129,12 @@ def make_config(
     return config if gbps is None else config.with_throughput(gbps)
 
 
-def _part_size(options: dict[str, Any], name: str, least_bytes: int) -> int:
+def _part_size(options: dict[str, Any], name: str, min_bytes: int) -> int:
     """Return an option's part size in bytes; 0 if it is not given."""
     size = options[name]
     if size is None:
         return 0
-    check_range(f"--{name.replace('_', '-')}", size, least_bytes, MAX_PART_BYTES, "bytes")
+    check_range(f"--{name.replace('_', '-')}", size, min_bytes, MAX_PART_BYTES, "bytes")
     return int(size)
 
 
@@ -166,7 +165,7 @@ def memory_bytes(target_mib: int | None) -> int:
     if target_mib is not None:
         check_range("--memory-target", target_mib, *MEMORY_MIB, "MiB")
         return target_mib * MIB
-    return min(max(total_bytes() // 4, LEAST_MEMORY_BYTES), MOST_MEMORY_BYTES)
+    return min(max(total_bytes() // 4, MIN_MEMORY_BYTES), MAX_MEMORY_BYTES)
 
 
 def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:

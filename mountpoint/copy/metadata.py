@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 
-from mountpoint.copy.objects import MOST_COPY_BYTES
+from mountpoint.copy.objects import MAX_COPY_BYTES
 from mountpoint.errors import NotPermitted, PreconditionFailed, S3Error
 from mountpoint.s3.client import (
     Condition,
@@ -108,7 +108,7 @@ class SelfCopies:
 
 def check_size(size_bytes: int) -> None:
     """Raise NotPermitted for objects too large to copy in one request."""
-    if size_bytes > MOST_COPY_BYTES:
+    if size_bytes > MAX_COPY_BYTES:
         raise NotPermitted(
             "attributes of an object above 5 GiB cannot be changed: S3 copies 5 GiB at most",
             "mount with --attributes ignore to continue without them",

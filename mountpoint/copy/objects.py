@@ -33,7 +33,7 @@ from dataclasses import replace
 
 import structlog
 
-from mountpoint.config import MOST_PART_BYTES, WriteConfig
+from mountpoint.config import MAX_PART_BYTES, WriteConfig
 from mountpoint.errors import (
     AlreadyExists,
     BadAnswer,
@@ -68,7 +68,7 @@ from mountpoint.upload.uploads import Uploads
 log = structlog.get_logger(__name__)
 
 #: CopyObject's limit: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-MOST_COPY_BYTES = MOST_PART_BYTES
+MAX_COPY_BYTES = MAX_PART_BYTES
 #: Objects moved at a time. Each takes five requests in sequence: so 300 objects a second.
 MOVES = 32
 #: How often the log shows the progress of a large directory, in seconds.
@@ -78,7 +78,7 @@ PROGRESS_S = 5.0
 class Copies:
     """Copies and moves the objects of a mount. Thread-safe; its callers wait.
 
-    Objects above `most_copy_bytes` are copied in parts.
+    Objects above `max_copy_bytes` are copied in parts.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Copies:
         uploads: Uploads,
         retry_policy: RetryPolicy,
         *,
-        most_copy_bytes: int = MOST_COPY_BYTES,
+        max_copy_bytes: int = MAX_COPY_BYTES,
     ) -> None:
         # dependencies
         self._client = client
@@ -98,7 +98,7 @@ class Copies:
         # constants
         self.renames = client.is_directory  # with RenameObject, so without a copy
         self._config = config
-        self._most_copy_bytes = most_copy_bytes
+        self._max_copy_bytes = max_copy_bytes
 
     def copy(
         self, source: ObjectInfo, key: bytes, *, condition: Condition = ALWAYS, look: bool = True
@@ -263,7 +263,7 @@ class Copies:
         if look:
             self._look(key, condition)
         try:
-            if source.size_bytes > self._most_copy_bytes:
+            if source.size_bytes > self._max_copy_bytes:
                 return self._copy_in_parts(source, key, condition)
             return self._copy_at_once(source, key, condition)
         except NotFound:

@@ -149,7 +149,7 @@ class _Cleanup:
             try_s=TRY_S,
             total_s=TOTAL_S,
             stopping=stopping,
-            most_tries=config.client.most_tries,
+            max_tries=config.client.max_tries,
         )
         client = connect(
             config.bucket, config.credentials, config.client, os.environ, stopping, meters

@@ -23,8 +23,8 @@ POLL_S = 0.5
 INDENT = "    "
 
 
-def show(mount: Mount, *, most: int, follow: bool, as_json: bool) -> None:
-    """Write the last `most` lines; with `follow`, also all later ones until Ctrl-C.
+def show(mount: Mount, *, max_lines: int, follow: bool, as_json: bool) -> None:
+    """Write the last `max_lines` lines; with `follow`, also all later ones until Ctrl-C.
 
     Raises MountError when the mount ends.
     """
@@ -32,7 +32,7 @@ def show(mount: Mount, *, most: int, follow: bool, as_json: bool) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         lines = mount.ask("log")["lines"]
         last = lines[-1][0] if lines else 0
-        _write_all(lines[-most:] if most else [], write)
+        _write_all(lines[-max_lines:] if max_lines else [], write)
         while follow:
             time.sleep(POLL_S)
             lines = mount.ask("log", after=last)["lines"]

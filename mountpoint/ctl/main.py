@@ -89,7 +89,7 @@ def stats_(
 def log_(directory: str, lines: int, follow: bool, as_json: bool) -> None:
     """Show the log of the mount at DIR, wherever the mount writes it."""
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
-    log.show(mount, most=lines, follow=follow, as_json=as_json)
+    log.show(mount, max_lines=lines, follow=follow, as_json=as_json)
 
 
 @main.command(name="refresh")

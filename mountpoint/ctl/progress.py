@@ -16,9 +16,9 @@ LINE_S = 30.0
 #: The cursor waits at the start of the line, and everything below is cleared: a terminal that gets
 #: narrower breaks the line into rows, and the cursor stays in the first of them.
 CLEAR_BELOW, TO_BEGINNING = "\x1b[J", "\r"
-LEAST_BAR, MOST_BAR = 10, 40
+MIN_BAR, MAX_BAR = 10, 40
 #: The least width of a file name; a shorter one would say nothing.
-LEAST_LABEL = 12
+MIN_LABEL = 12
 #: The share shown for a file whose bytes are all in S3, but which is not closed.
 ALMOST = 0.99
 
@@ -122,13 +122,13 @@ def line(label: str, sent: Sent, width: int) -> str:
     percent = _percent(sent)
     tail = f"{percent}  {_figures(sent)}"
     room = width - len(tail) - 2
-    if room < LEAST_LABEL:
+    if room < MIN_LABEL:
         room = width - len(percent) - 2
-        if room < LEAST_LABEL:
+        if room < MIN_LABEL:
             return terminal.fit(percent.strip(), width)
         return _beside(label, percent, room)
-    bar_width = min(room - terminal.width_of(label) - 2, MOST_BAR)
-    if bar_width < LEAST_BAR:
+    bar_width = min(room - terminal.width_of(label) - 2, MAX_BAR)
+    if bar_width < MIN_BAR:
         return _beside(label, tail, room)
     done = int(sent.share * (bar_width - 2))
     return f"{label}  [{'#' * done}{'-' * (bar_width - 2 - done)}]  {tail}"

@@ -25,7 +25,7 @@ BUSY_S = 3.0
 #: The longest time in seconds that a mount's process takes to end (`upload.uploads.ABORT_S`).
 END_S = 30.0
 #: The number of programs to name.
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
 def unmount(directory: str, mount: Mount | None, timeout_s: float, progress: Progress) -> None:
@@ -108,7 +108,7 @@ def _users(directory: str) -> Iterator[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and _uses(entry, directory):
             found += 1
-            if found > MOST_NAMED:
+            if found > MAX_NAMED:
                 yield "others"
                 return
             yield f"{printable(program_of(int(entry.name))[0])} ({entry.name})"

@@ -39,7 +39,7 @@ ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 #: The kernel always reads larger files ahead. With reads of 4 KiB, each a round trip through the
 #: kernel, they would be read at 150 MB/s instead of 600.
-MOST_LOOKED_AT = 64 << 20
+MAX_LOOKED_AT = 64 << 20
 
 
 class ReadHandle:
@@ -72,7 +72,7 @@ class ReadHandle:
     def looked_at(self) -> bool:
         """Whether the program is likely to read little of the file, and the file is not large."""
         stream = self._stream
-        return stream is not None and stream.looked_at and stream.size_bytes <= MOST_LOOKED_AT
+        return stream is not None and stream.looked_at and stream.size_bytes <= MAX_LOOKED_AT
 
     def read_exactly(self) -> None:
         """Note that the kernel reads little more of the file than programs ask for."""

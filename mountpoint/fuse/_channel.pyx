@@ -35,7 +35,7 @@ cdef enum:
 
     # The version that introduced all that is negotiated here. The kernel's own may be newer.
     MINOR = 31
-    LEAST_MINOR = 28  # MAX_PAGES
+    MIN_MINOR = 28  # MAX_PAGES
     # 1 MiB, the kernel's own limit (fs.fuse.max_pages_limit).
     PAGES = 256
     # The upper limit for read_ahead_kb: the kernel takes the smaller of the two.
@@ -91,7 +91,7 @@ cdef int64_t unwanted_ns = 0  # memory that was filled until then may be returne
 
 
 cdef bint offers_enough(const InitIn* asked) noexcept nogil:
-    return asked.major == 7 and asked.minor >= LEAST_MINOR and asked.flags & MAX_PAGES != 0
+    return asked.major == 7 and asked.minor >= MIN_MINOR and asked.flags & MAX_PAGES != 0
 
 
 cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answer) noexcept nogil:

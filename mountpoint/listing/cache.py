@@ -421,11 +421,11 @@ class ListingCache:
         _drop_until(oldest_s, self._discarded_below_at_s)
 
 
-def _note(times_s: dict[K, float], key: K, time_s: float, most: int) -> None:
-    """Set `key` as the newest, and drop the oldest if there are more than `most`."""
+def _note(times_s: dict[K, float], key: K, time_s: float, limit: int) -> None:
+    """Set `key` as the newest, and drop the oldest if there are more than `limit`."""
     times_s.pop(key, None)
     times_s[key] = time_s
-    if len(times_s) > most:
+    if len(times_s) > limit:
         del times_s[next(iter(times_s))]
 
 

@@ -27,7 +27,7 @@ SMALL_PAGE = 100
 #: Two pages on credit: the first may end just after the name that it was requested for.
 FIRST_CREDIT = 2 * PAGE_PRICE
 #: Sixteen threads may each find their page expired at the same moment.
-MOST_CREDIT = 16 * PAGE_PRICE
+MAX_CREDIT = 16 * PAGE_PRICE
 #: Single lookups after pages that were not worth it. A directory of millions of names, read at
 #: random, then costs one page for every seventeenth lookup.
 SINGLE_LOOKUPS = 16
@@ -161,7 +161,7 @@ class PageCredit:
 
     def record_hit(self, now_s: float) -> None:
         """Record a lookup that a page answered."""
-        self._credit = min(self._credit + 1, MOST_CREDIT)
+        self._credit = min(self._credit + 1, MAX_CREDIT)
         self._note(now_s)
 
     def buy_page(self, now_s: float, *, known: bool) -> bool:
@@ -192,7 +192,7 @@ class PageCredit:
 
     def refund(self) -> None:
         """Record that a page was small, and so cost nothing."""
-        self._credit = min(self._credit + PAGE_PRICE, MOST_CREDIT)
+        self._credit = min(self._credit + PAGE_PRICE, MAX_CREDIT)
 
     @property
     def paused(self) -> bool:

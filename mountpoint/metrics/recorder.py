@@ -20,8 +20,8 @@ from mountpoint.system.procfs import program_of
 #: shell's child does at once, and its number may be reused. A look-up takes 20 microseconds.
 NAME_TTL_S = 0.1
 #: Further programs are counted together: entries last as long as the mount.
-MOST_PROGRAMS = 64
-MOST_THREADS = 4096
+MAX_PROGRAMS = 64
+MAX_THREADS = 4096
 #: The program for the mount's own work, and for processes of other containers.
 NOBODY = "(unknown)"
 OTHERS = "(others)"
@@ -48,10 +48,10 @@ class Trouble:
         elif state is not None:
             self._state = None
 
-    def lasting(self, least_s: float) -> str:
-        """Return the reason if failures have lasted for `least_s` seconds; "" otherwise."""
+    def lasting(self, min_s: float) -> str:
+        """Return the reason if failures have lasted for `min_s` seconds; "" otherwise."""
         state, now_s = self._state, time.monotonic()
-        if state is None or now_s - state[0] < least_s or now_s - state[1] >= RECENT_S:
+        if state is None or now_s - state[0] < min_s or now_s - state[1] >= RECENT_S:
             return ""
         return f"all requests of the last {now_s - state[0]:.0f} s have failed: {state[2]}"
 
@@ -140,7 +140,7 @@ class Programs:
             return known[0]
         name = (program_of(thread)[0] if thread else "") or NOBODY
         program = self._named(name)
-        if len(self._by_thread) >= MOST_THREADS:
+        if len(self._by_thread) >= MAX_THREADS:
             self._by_thread.clear()
         self._by_thread[thread] = (program, now_s + NAME_TTL_S)
         return program
@@ -168,7 +168,7 @@ class Programs:
 
     def _named(self, name: str) -> Program:
         with self._lock:
-            if name not in self._by_name and len(self._by_name) >= MOST_PROGRAMS:
+            if name not in self._by_name and len(self._by_name) >= MAX_PROGRAMS:
                 name = OTHERS
             return self._by_name.setdefault(name, Program())
 
@@ -250,7 +250,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     zeros = after["zeros"] - before["zeros"]
     least = most = 0
     if used:
-        least = 0 if zeros else max(_least_of(used[0]), after["least"])
+        least = 0 if zeros else max(_smallest_in(used[0]), after["least"])
         # The last bucket is unbounded.
         most = after["most"]
         if used[-1] < BUCKETS - 1:
@@ -265,7 +265,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _least_of(bucket: int) -> int:
+def _smallest_in(bucket: int) -> int:
     """Return the smallest whole number in a bucket; the first bucket holds only ones."""
     return 1 if bucket == 0 else math.floor(upper_bound(bucket - 1)) + 1
 

@@ -32,7 +32,7 @@ SUFFIX = ".sock"
 CLIENT_S = 5.0
 #: How long a mount may take to answer, in seconds: forgetting a million names takes some.
 ANSWER_S = 60.0
-MOST_REQUEST_BYTES = 64 << 10
+MAX_REQUEST_BYTES = 64 << 10
 BACKLOG = 16
 
 #: Answers a request.
@@ -88,7 +88,7 @@ class Control:
             with contextlib.suppress(OSError), connection:  # the client has gone
                 connection.settimeout(CLIENT_S)
                 if _peer_uid(connection) in (0, os.geteuid()):
-                    answer = self._answer(_line(connection, MOST_REQUEST_BYTES))
+                    answer = self._answer(_line(connection, MAX_REQUEST_BYTES))
                     connection.sendall(json.dumps(answer).encode() + b"\n")
 
     def _answer(self, line: bytes) -> dict[str, Any]:
@@ -159,12 +159,12 @@ def _peer_uid(connection: socket.socket) -> int:
     return int(credentials.unpack(found)[1])
 
 
-def _line(connection: socket.socket, most_bytes: int | None) -> bytes:
+def _line(connection: socket.socket, max_bytes: int | None) -> bytes:
     """Return the first line received, or its beginning if the connection ends earlier."""
     received = bytearray()
     while not received.endswith(b"\n"):
         chunk = connection.recv(1 << 16)
         received += chunk
-        if not chunk or (most_bytes is not None and len(received) > most_bytes):
+        if not chunk or (max_bytes is not None and len(received) > max_bytes):
             break
     return bytes(received)

@@ -121,7 +121,7 @@ def _serve(
             try_s=config.client.try_timeout_s,
             total_s=config.read.timeout_s,
             stopping=stopping,
-            most_tries=config.client.most_tries,
+            max_tries=config.client.max_tries,
             counters=meters.counters,
         )
 

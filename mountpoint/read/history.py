@@ -100,18 +100,18 @@ class ReadHistory:
             usual = INITIAL_BYTES
         if not last or (len(last) < LAST_FILES and any(each.whole for each in last)):
             return usual
-        most = _most(last)
-        alike = len(last) > 1 and min(each.read_bytes for each in last) >= most // 2
-        if alike and most <= ALIKE_BYTES:
-            return min(most, size_bytes)
-        return min(usual, most)
+        largest_bytes = _largest_bytes(last)
+        alike = len(last) > 1 and min(each.read_bytes for each in last) >= largest_bytes // 2
+        if alike and largest_bytes <= ALIKE_BYTES:
+            return min(largest_bytes, size_bytes)
+        return min(usual, largest_bytes)
 
     def reach_bytes(self, key: bytes, opener: int = 0) -> int | None:
         """Return how far programs read into the files of a directory; None if to the end."""
         last = self._last(key, opener)
         if not last or any(each.whole for each in last):
             return None
-        return _most(last)
+        return _largest_bytes(last)
 
     def is_looked_at(self, key: bytes) -> bool:
         """Whether programs only look at the files of a directory.
@@ -187,16 +187,16 @@ def _file(size_bytes: int, read_bytes: int, *, elsewhere: bool, exact: bool) -> 
     return _File(from_start, read_bytes, from_start >= WHOLE_SHARE * size_bytes, exact)
 
 
-def _most(files: list[_File]) -> int:
+def _largest_bytes(files: list[_File]) -> int:
     """Return the most bytes read of any file; in whole pages, counting only exact files if any."""
     exact = [each for each in files if each.exact] or files
-    most = max(each.read_bytes for each in exact)
-    return max(most + -most % PAGE_BYTES, PAGE_BYTES)
+    size_bytes = max(each.read_bytes for each in exact)
+    return max(size_bytes + -size_bytes % PAGE_BYTES, PAGE_BYTES)
 
 
-def parts_of(initial_bytes: int, most_bytes: int) -> list[Range]:
-    """Return the parts of an initial range, fetched in parallel: each at most `most_bytes`."""
-    step = min(initial_bytes if initial_bytes <= WHOLE_BYTES else INITIAL_PART_BYTES, most_bytes)
+def parts_of(initial_bytes: int, max_bytes: int) -> list[Range]:
+    """Return the parts of an initial range, fetched in parallel: each at most `max_bytes`."""
+    step = min(initial_bytes if initial_bytes <= WHOLE_BYTES else INITIAL_PART_BYTES, max_bytes)
     return [(start, min(start + step, initial_bytes)) for start in range(0, initial_bytes, step)]
 
 

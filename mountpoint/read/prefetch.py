@@ -8,7 +8,7 @@ A *walk* is one reader that opens files in the order of their names; several may
 directory. Each open belongs to the walk that expects it. An unexpected one starts a new walk, which
 expects exactly the next file. From its third open on, a walk is trusted. It then expects the next
 few files, because threads that share the work open them out of order. It also has a *window*: half
-as many files as it has opened, up to `MOST_FILES`. Only files that `open` would fetch whole are
+as many files as it has opened, up to `MAX_FILES`. Only files that `open` would fetch whole are
 fetched (`history` knows how much was read of the last ones).
 
 Wasted fetches are bounded. A walk that ends wastes at most half as many files as it has opened. Two
@@ -39,10 +39,10 @@ from mountpoint.transfer.memory_budget import Budget, Lease
 Following = Callable[[int], list[ObjectInfo]]
 
 #: Files ahead of one walk. 16 at 20 ms each are 800 files per second, twice the rate of one reader.
-MOST_FILES = 16
+MAX_FILES = 16
 #: The limits for all walks together, in bytes and files.
-MOST_BYTES = 16 << 20
-MOST_FILES_IN_ALL = 64
+MAX_BYTES = 16 << 20
+MAX_FILES_IN_ALL = 64
 #: Consecutive opens that make a walk. If 16 threads open 2,000 files in random order, two opens in
 #: sequence happen every other second, three hardly ever.
 FIRST_OPENS = 3
@@ -53,7 +53,7 @@ NEAR_FILES = 4
 #: A skipped file may still be opened up to this many opens later.
 LATE_OPENS = 16
 #: Walks that are remembered; a few KB each.
-MOST_WALKS = 32
+MAX_WALKS = 32
 
 
 class Fetched:
@@ -92,7 +92,7 @@ class _Walk:
         self.opens = 0
         self.passed = 0  # fetched files that were not opened
         self.unused = 0  # of these, since a fetched file was opened
-        self.limit = MOST_FILES
+        self.limit = MAX_FILES
         self.sweeps = 0  # since the last open
         self.expected: deque[bytes] = deque()
         self.fetched: dict[bytes, Fetched] = {}
@@ -112,7 +112,7 @@ class _Walk:
     def took(self) -> None:
         """Record that a fetched file was opened."""
         self.unused = 0
-        self.limit = min(self.limit + 1, MOST_FILES)
+        self.limit = min(self.limit + 1, MAX_FILES)
 
     def passed_over(self) -> None:
         """Record that a fetched file was not read."""
@@ -174,7 +174,7 @@ class FilePrefetcher:
             if info.key > walk.last:
                 walk.last = info.key
                 self._go_on(walk, following(max(walk.window, walk.near)), dropped)
-            while len(self._walks) > MOST_WALKS:
+            while len(self._walks) > MAX_WALKS:
                 self._forget(next(iter(self._walks)), dropped)
         self._cancel(dropped)
         return None if found is None else self._checked(found)
@@ -199,10 +199,10 @@ class FilePrefetcher:
         """Raise AssertionError if an invariant is broken."""
         with self._lock:
             held = [each for walk in self._walks for each in walk.fetched.values()]
-            assert self._files == len(held) <= MOST_FILES_IN_ALL
-            assert self._bytes == sum(each.info.size_bytes for each in held) <= MOST_BYTES
+            assert self._files == len(held) <= MAX_FILES_IN_ALL
+            assert self._bytes == sum(each.info.size_bytes for each in held) <= MAX_BYTES
             for walk in self._walks:
-                assert len(walk.fetched) <= MOST_FILES + LATE_OPENS
+                assert len(walk.fetched) <= MAX_FILES + LATE_OPENS
                 assert len(walk.expected) <= NEAR_FILES + LATE_OPENS
             for key, walk in self._walk_of.items():
                 assert walk in self._walks
@@ -237,7 +237,7 @@ class FilePrefetcher:
             return True
         if self._walk_of.setdefault(info.key, walk) is not walk:
             return True  # another walk has it
-        if self._files >= MOST_FILES_IN_ALL or self._bytes + size > MOST_BYTES:
+        if self._files >= MAX_FILES_IN_ALL or self._bytes + size > MAX_BYTES:
             return False
         lease = self._budget.lease()
         if not lease.try_take(size):

@@ -49,10 +49,10 @@ FIRST_SHARE_BYTES = 32 * MIB
 #: At most this many parts below full size are ahead of a reader. Four streams then have as many
 #: requests as the client has connections, 25. Others would only queue there, each with the memory
 #: of a full part (peak 430 MB with nine, 385 with seven).
-MOST_PARTS = 7
+MAX_PARTS = 7
 
 #: Less is not worth a request of its own. A run that goes on may waste this much.
-LEAST_AHEAD_BYTES = MIB // 2
+MIN_AHEAD_BYTES = MIB // 2
 
 #: A first read of this size comes from a program that copies rather than looks: the kernel turns a
 #: read of 4 KiB into 16 KiB, and the buffers of cat, cp and Python into 128 KiB or more.
@@ -241,7 +241,7 @@ class Window:
         parts = 4 if run.ahead <= FIRST_SHARE_BYTES else 6
         share = max(run.ahead // parts, FIRST_AHEAD_BYTES)
         part = min(1 << (share.bit_length() - 1), self._part)
-        ahead = run.ahead if part == self._part else min(run.ahead, MOST_PARTS * part)
+        ahead = run.ahead if part == self._part else min(run.ahead, MAX_PARTS * part)
         run.fetched = self._extended(run, ahead, part)
         first, last = self._mirrored(run, begin, max(end, run.fetched))
         pieces = list(_cut(first, last, part))
@@ -273,7 +273,7 @@ class Window:
             earned = usual - run.length if run.length <= usual else run.length // share
         else:
             part = 4 if readers <= FEW_READERS else 8
-            earned = max(run.length // part, min(run.length, LEAST_AHEAD_BYTES))
+            earned = max(run.length // part, min(run.length, MIN_AHEAD_BYTES))
         wanted = max(2 * run.ahead, FIRST_AHEAD_BYTES)
         return max(min(wanted, earned, ahead_bytes // max(readers, 1)), 0)
 
@@ -291,7 +291,7 @@ class Window:
         limit = self._limit(run)
         if wanted >= limit:
             return max(fetched, limit)
-        half = max(ahead // 2, LEAST_AHEAD_BYTES // 2)
+        half = max(ahead // 2, MIN_AHEAD_BYTES // 2)
         step = part if half >= part else 1 << (half.bit_length() - 1)
         if run.backward:  # align in the object, not from its end
             return max(fetched, wanted - (wanted - self._size) % step)

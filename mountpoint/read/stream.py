@@ -45,7 +45,7 @@ from mountpoint.transfer.stats import TransferStats
 Bytes = bytes | memoryview | Assembly
 
 #: The initial range if memory is short: a program may open thousands of files.
-LEAST_BYTES = PAGE_BYTES
+MIN_INITIAL_BYTES = PAGE_BYTES
 #: `open` waits for the whole object up to this size, which takes 1.5 ms longer at most. The first
 #: read then waits for nothing: a thread is woken once per file, not twice.
 SMALL_BYTES = 128 * 1024
@@ -303,7 +303,7 @@ class ReadStream:
         """Send the first GETs, as far as memory allows; return the first part (lock held)."""
         self._initial_fetched = True
         stop = self._initial_bytes
-        for less in (INITIAL_BYTES, LEAST_BYTES):
+        for less in (INITIAL_BYTES, MIN_INITIAL_BYTES):
             if self._lease.try_take(stop):
                 break
             stop = min(stop, less)

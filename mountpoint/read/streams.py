@@ -42,7 +42,7 @@ class Streams:
             self.budget,
             counters,
             part_bytes=config.part_size_bytes,
-            most_bytes=config.most_ahead_bytes,
+            max_bytes=config.max_ahead_bytes,
         )
         self._history = ReadHistory()
         self.prefetcher = FilePrefetcher(

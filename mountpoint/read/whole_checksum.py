@@ -28,12 +28,12 @@ log = structlog.get_logger(__name__)
 
 #: A file read at more separate places than this is not being read completely. Merges of sixteen
 #: sorted runs are the most readers in order at the same time.
-MOST_PLACES = 16
+MAX_PLACES = 16
 
-#: Several CRCs at once take 0.5 CPU-seconds per GB. So at most MOST_UNASKED_BYTES are summed before
-#: the HEAD is sent (no reader comes from the start), and MOST_UNANSWERED_BYTES before its answer.
-MOST_UNASKED_BYTES = 32 * MIB
-MOST_UNANSWERED_BYTES = 256 * MIB
+#: Several CRCs at once take 0.5 CPU-seconds per GB. So at most MAX_UNASKED_BYTES are summed before
+#: the HEAD is sent (no reader comes from the start), and MAX_UNANSWERED_BYTES before its answer.
+MAX_UNASKED_BYTES = 32 * MIB
+MAX_UNANSWERED_BYTES = 256 * MIB
 
 #: CRCs by name.
 Sums = dict[str, int]
@@ -154,10 +154,10 @@ class WholeChecksum:
             others.remove(each)
             place = _joined(each, place) if each.start < start else _joined(place, each)
         places = self._places = sorted([*others, place], key=lambda each: each.start)
-        most_bytes = MOST_UNASKED_BYTES if self._answer is None else MOST_UNANSWERED_BYTES
+        max_bytes = MAX_UNASKED_BYTES if self._answer is None else MAX_UNANSWERED_BYTES
         reached_bytes = sum(each.stop - each.start for each in places)
-        too_much = self._expected is None and reached_bytes > most_bytes
-        if too_much or len(places) > MOST_PLACES:
+        too_much = self._expected is None and reached_bytes > max_bytes
+        if too_much or len(places) > MAX_PLACES:
             self._names, self._places = (), []
 
 

@@ -47,7 +47,7 @@ DEFAULT_REGION = "us-east-1"
 #: connection gets three tries; one that hangs gets a single try of 10 s.
 TRY_S = 10.0
 TOTAL_S = 20.0
-MOST_TRIES = 3
+MAX_TRIES = 3
 #: Seconds for the second attempt, with the bucket's name in the path.
 PATH_S = 8.0
 #: Seconds until `network_probe` starts to look for the cause.
@@ -140,9 +140,9 @@ class _Attempts:
         Raises WrongRegion if the bucket names another region, and MountError for other errors.
         """
         endpoint = resolve(self._bucket, region)
-        most_tries = min(self._config.most_tries or MOST_TRIES, MOST_TRIES)
+        max_tries = min(self._config.max_tries or MAX_TRIES, MAX_TRIES)
         try:
-            return self._listed(endpoint, try_s=TRY_S, total_s=TOTAL_S, most_tries=most_tries)
+            return self._listed(endpoint, try_s=TRY_S, total_s=TOTAL_S, max_tries=max_tries)
         except S3Error as error:
             if _names_another_region(error, endpoint):
                 raise
@@ -153,7 +153,7 @@ class _Attempts:
             raise mount_error(self._bucket, endpoint.host, error) from error
 
     def _listed(
-        self, endpoint: Endpoint, *, try_s: float, total_s: float, most_tries: int
+        self, endpoint: Endpoint, *, try_s: float, total_s: float, max_tries: int
     ) -> CrtClient:
         """Return a client that has listed the bucket at `endpoint` and knows its capabilities."""
         by = proxy.settle(endpoint.scheme, endpoint.host, self._environ)
@@ -168,7 +168,7 @@ class _Attempts:
             try_s=try_s,
             total_s=total_s,
             stopping=self._stopping,
-            most_tries=most_tries,
+            max_tries=max_tries,
             counters=self._meters.counters,
         )
         prefix = self._bucket.prefix
@@ -233,7 +233,7 @@ class _Attempts:
         """
         endpoint = resolve(replace(self._bucket, force_path_style=True), region)
         try:
-            client = self._listed(endpoint, try_s=PATH_S, total_s=PATH_S, most_tries=2)
+            client = self._listed(endpoint, try_s=PATH_S, total_s=PATH_S, max_tries=2)
         except S3Error as error:
             log.debug("path style does not work either", error=str(error))
             if _names_another_region(error, endpoint):

@@ -45,7 +45,7 @@ def probe(
 
     Logs one line for each feature that the store lacks.
     """
-    retry_policy = RetryPolicy(try_s=TRY_S, total_s=TRY_S, stopping=stopping, most_tries=1)
+    retry_policy = RetryPolicy(try_s=TRY_S, total_s=TRY_S, stopping=stopping, max_tries=1)
     objects = _some_objects(client, prefix, retry_policy) if page.objects or page.prefixes else []
     first = objects[0].key if objects and not page.by_marker else None
     filled = next((each for each in objects if each.size_bytes), None)

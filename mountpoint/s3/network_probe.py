@@ -25,7 +25,7 @@ from mountpoint.s3.wire.reading import http_date_ns
 STEP_S = 5.0
 #: Addresses tried per name and family. S3 returns eight of each, and a host may have IPv6
 #: addresses without an IPv6 route.
-MOST_ADDRESSES = 2
+MAX_ADDRESSES = 2
 
 TRUST = "name a file with the certificates to trust: --ca-bundle or AWS_CA_BUNDLE"
 OTHER_NAME = (
@@ -61,7 +61,7 @@ def connected(to: Sequence[Address], interface: str = "") -> socket.socket:
     of_kind: dict[socket.AddressFamily, list[Address]] = {}
     for each in to:
         of_kind.setdefault(each[0], []).append(each)
-    for family, address in (each for kind in of_kind.values() for each in kind[:MOST_ADDRESSES]):
+    for family, address in (each for kind in of_kind.values() for each in kind[:MAX_ADDRESSES]):
         connection = socket.socket(family, socket.SOCK_STREAM)
         try:
             connection.settimeout(STEP_S)

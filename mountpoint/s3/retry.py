@@ -45,7 +45,7 @@ def pause_s(attempt: int, jitter: float) -> float:
 class RetryPolicy:
     """How long to wait for one try and in total; all callers share one policy.
 
-    `stopping` is set when the mount goes away; no call waits after that. `most_tries` is for
+    `stopping` is set when the mount goes away; no call waits after that. `max_tries` is for
     mounting, which should report a wrong endpoint quickly. `counters` counts the retries, if given.
     `once_s` limits a request that gets a single try because there is another way to do the same:
     half of the total is left for that other way.
@@ -57,13 +57,13 @@ class RetryPolicy:
         try_s: float,
         total_s: float,
         stopping: threading.Event,
-        most_tries: int | None = None,
+        max_tries: int | None = None,
         counters: Counters | None = None,
     ) -> None:
         self.try_s = try_s
         self.total_s = total_s
         self.once_s = min(try_s, total_s / 2)
-        self.most_tries = most_tries
+        self.max_tries = max_tries
         self.stopping = stopping
         self.counters = counters or Counters()
 
@@ -145,7 +145,7 @@ class RetryingCall(Generic[T]):
 class Attempts:
     """The tries of one request: their number and the deadline.
 
-    `total_s` and `most_tries` default to the policy's.
+    `total_s` and `max_tries` default to the policy's.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class Attempts:
         retry_policy: RetryPolicy,
         *,
         total_s: float | None = None,
-        most_tries: int | None = None,
+        max_tries: int | None = None,
     ) -> None:
         self._retry_policy = retry_policy
         self._attempt = 0
-        self._most_tries = most_tries or retry_policy.most_tries
+        self._max_tries = max_tries or retry_policy.max_tries
         self.begun_s = time.monotonic()
         self.until_s = self.begun_s + (retry_policy.total_s if total_s is None else total_s)
 
@@ -169,7 +169,7 @@ class Attempts:
         """Count a failed try. Return the seconds until the next, or None if time is up."""
         self._attempt += 1
         wait_s = pause_s(self._attempt, random.random())
-        if self._attempt == self._most_tries or wait_s >= self.left_s():
+        if self._attempt == self._max_tries or wait_s >= self.left_s():
             return None
         self._retry_policy.counters.add("retries")
         return wait_s
@@ -182,7 +182,7 @@ class Attempts:
         if not error.retryable:
             return False
         wait_s = self.pause_s()
-        if wait_s is None or self._attempt >= (error.most_tries or math.inf):
+        if wait_s is None or self._attempt >= (error.max_tries or math.inf):
             return False
         if self._retry_policy.stopping.wait(wait_s):
             raise Interrupted("the mount is ending")
@@ -210,7 +210,7 @@ class Allowance:
         with self._lock:
             left_s = self._retry_policy.total_s - self._waited_s
             if self._used_up or left_s <= 0:
-                return Attempts(self._retry_policy, total_s=self._retry_policy.once_s, most_tries=1)
+                return Attempts(self._retry_policy, total_s=self._retry_policy.once_s, max_tries=1)
             return Attempts(self._retry_policy, total_s=left_s)
 
     def succeeded(self) -> None:

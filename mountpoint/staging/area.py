@@ -32,11 +32,11 @@ log = structlog.get_logger(__name__)
 LIMIT_SHARE = 0.5
 #: This share of a disk stays free, as much as root's share on ext4. On large disks less is enough.
 FREE_SHARE = 0.05
-MOST_FREE_BYTES = 4 << 30
+MAX_FREE_BYTES = 4 << 30
 #: How many bytes may be taken before the disk's free space is checked again.
 LOOK_BYTES = 16 * MIB
 #: The least limit: a file needs room for a few parts.
-LEAST_LIMIT_BYTES = 16 * MIB
+MIN_LIMIT_BYTES = 16 * MIB
 #: Room is made in pieces of at least this size, because finding clean bytes takes the most time.
 RECLAIM_BYTES = 16 * MIB
 
@@ -173,14 +173,14 @@ def check_room(directory: str, limit_bytes: int | None) -> Room:
     status = os.statvfs(directory)
     free_bytes = status.f_bavail * status.f_frsize
     disk_bytes = status.f_blocks * status.f_frsize
-    keep_free_bytes = min(int(disk_bytes * FREE_SHARE), MOST_FREE_BYTES)
+    keep_free_bytes = min(int(disk_bytes * FREE_SHARE), MAX_FREE_BYTES)
     limit_bytes = int(free_bytes * LIMIT_SHARE) if limit_bytes is None else limit_bytes
     usable_bytes = min(limit_bytes, free_bytes - keep_free_bytes)
-    if usable_bytes < LEAST_LIMIT_BYTES:
+    if usable_bytes < MIN_LIMIT_BYTES:
         raise MountError(
             f"there is too little space for staged writes in '{directory}': "
             f"{max(usable_bytes, 0) // MIB} MiB",
-            f"at least {LEAST_LIMIT_BYTES // MIB} MiB are needed: free disk space, "
+            f"at least {MIN_LIMIT_BYTES // MIB} MiB are needed: free disk space, "
             "raise --staged-limit, or choose another directory",
         )
     return Room(limit_bytes, keep_free_bytes, usable_bytes)

@@ -51,7 +51,7 @@ FILL_S = 10.0
 #: How long the end of the mount waits for an upload that was given up, in seconds.
 END_S = 5.0
 #: How often a writer makes room again after others have taken it.
-MOST_TRIES = 16
+MAX_TRIES = 16
 
 
 class Sink(Protocol):
@@ -205,7 +205,7 @@ class StagedFile(Reclaimable):
 
     def _with_room(self, change: Callable[[], int]) -> None:
         """Call `change` with the lock held, and make the room that it asks for until it has it."""
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             with self._changed:
                 need_bytes = change()
             if not need_bytes:

@@ -21,7 +21,7 @@ Not known here: whether the server can copy at all. If it cannot, the upload rea
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mountpoint.config import LEAST_PART_BYTES, MIB
+from mountpoint.config import MIB, MIN_PART_BYTES
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.range_set import Range
 from mountpoint.upload.parts import part_size
@@ -81,8 +81,8 @@ def _ranges(extents: Extents, part_bytes: int) -> Iterator[Range]:
         # That part must be large enough for parts to follow it.
         start = gap_start
         if part < gap_start:
-            start = max(gap_start, part + part_size(LEAST_PART_BYTES, part))
-        if stop - start < part_size(LEAST_PART_BYTES, start):
+            start = max(gap_start, part + part_size(MIN_PART_BYTES, part))
+        if stop - start < part_size(MIN_PART_BYTES, start):
             continue
         fetched_bytes = sum(last - first for first, last in extents.missing(start, stop))
         if stop - start + fetched_bytes < WORTH_BYTES:

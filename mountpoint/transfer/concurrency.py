@@ -33,12 +33,12 @@ PAUSE_TURNS = 32
 class ConcurrencyController:
     """Sets the number of parts in flight of all readers, or of all uploads.
 
-    `parts` lies between `BASE_PARTS` and `most_parts`.
+    `parts` lies between `BASE_PARTS` and `max_parts`.
     """
 
-    def __init__(self, most_parts: int) -> None:
+    def __init__(self, max_parts: int) -> None:
         # constants
-        self._most = max(most_parts, BASE_PARTS)
+        self._max_parts = max(max_parts, BASE_PARTS)
         # mutable
         self.parts = BASE_PARTS
         self._before: tuple[int, float] | None = None  # parts, and seconds per part, before the try
@@ -72,8 +72,8 @@ class ConcurrencyController:
             self._pause -= 1
         elif (
             waited_share >= WAITED_SHARE
-            and self.parts < self._most
-            and self.parts / typical_s < FULL_SHARE * self._most / REQUEST_S
+            and self.parts < self._max_parts
+            and self.parts / typical_s < FULL_SHARE * self._max_parts / REQUEST_S
         ):
             self._before = self.parts, typical_s
-            self.parts = min(self.parts * 3 // 2, self._most)
+            self.parts = min(self.parts * 3 // 2, self._max_parts)

@@ -9,13 +9,13 @@ from collections import defaultdict, deque
 #: Past requests kept per size class; a class lies between two powers of two.
 LAST_REQUESTS = 64
 #: With fewer requests, the slowest of twenty is unknown.
-LEAST_REQUESTS = 20
+MIN_REQUESTS = 20
 #: Requests after which the slowest of twenty is determined again.
 JUDGED_REQUESTS = 8
 #: A request is late after this many times the duration of the slowest of twenty, but never earlier
-#: than LEAST_LATE_S: a busy machine delays everything by some tens of milliseconds.
+#: than MIN_LATE_S: a busy machine delays everything by some tens of milliseconds.
 LATE_FACTOR = 3.0
-LEAST_LATE_S = 0.1
+MIN_LATE_S = 0.1
 #: The share of all requests that may be hedged.
 HEDGED_SHARE = 0.02
 
@@ -33,10 +33,10 @@ class _SizeClass:
         self._durations_s.append(duration_s)
         self._unjudged += 1
         # Sorting after each request would be most of the cost.
-        if self._unjudged >= (LEAST_REQUESTS if self.late_s == float("inf") else JUDGED_REQUESTS):
+        if self._unjudged >= (MIN_REQUESTS if self.late_s == float("inf") else JUDGED_REQUESTS):
             self._unjudged = 0
             slowest_of_twenty_s = sorted(self._durations_s)[len(self._durations_s) * 95 // 100]
-            self.late_s = max(LATE_FACTOR * slowest_of_twenty_s, LEAST_LATE_S)
+            self.late_s = max(LATE_FACTOR * slowest_of_twenty_s, MIN_LATE_S)
 
 
 class HedgingPolicy:

@@ -17,7 +17,7 @@ import threading
 STREAM_BYTES = 2 << 20
 
 #: Each stream's minimum, however many there are: enough for four requests of 1 MiB.
-LEAST_SHARE_BYTES = 4 << 20
+MIN_SHARE_BYTES = 4 << 20
 
 
 class Budget:
@@ -54,7 +54,7 @@ class Budget:
     def _share_bytes(self, lease: "Lease") -> int:
         others = self._streams - (lease.held_bytes >= STREAM_BYTES)
         divided = self.limit_bytes if lease.of_all else min(self._ahead_bytes, self.limit_bytes)
-        return max(divided // (others + 1), LEAST_SHARE_BYTES)
+        return max(divided // (others + 1), MIN_SHARE_BYTES)
 
     def _change(self, lease: "Lease", delta: int, *, limited: bool) -> bool:
         with self._lock:

@@ -18,12 +18,12 @@ log = structlog.get_logger(__name__)
 class TransferStats:
     """Decides the bytes in flight and the hedges of all streams. Thread-safe.
 
-    `most_bytes` is the most that may be in flight: the link bandwidth times the duration of a
+    `max_bytes` is the most that may be in flight: the link bandwidth times the duration of a
     request.
     """
 
     def __init__(
-        self, budget: Budget, counters: Counters, *, part_bytes: int, most_bytes: int
+        self, budget: Budget, counters: Counters, *, part_bytes: int, max_bytes: int
     ) -> None:
         # dependencies
         self._budget = budget
@@ -32,7 +32,7 @@ class TransferStats:
         self._part_bytes = part_bytes
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._concurrency = ConcurrencyController(most_bytes // part_bytes)
+        self._concurrency = ConcurrencyController(max_bytes // part_bytes)
         self._hedging = HedgingPolicy()
         budget.aim(BASE_PARTS * part_bytes)
 

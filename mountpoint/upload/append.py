@@ -65,7 +65,7 @@ log = structlog.get_logger(__name__)
 
 #: Complete parts that wait for the one in flight. With one the connection is never idle as long as
 #: the program is faster; the second evens out slow requests.
-MOST_WAITING = 2
+MAX_WAITING = 2
 
 
 class Appending(Sequential):
@@ -176,7 +176,7 @@ class Appending(Sequential):
 
     def _seal(self) -> None:
         # Wait for a place in the queue.
-        while len(self._waiting) >= MOST_WAITING:
+        while len(self._waiting) >= MAX_WAITING:
             self._wait()
         self._waiting.append(self._gathering.body())
         self._gathering = Gathering(self._checksum)
@@ -191,8 +191,8 @@ class Appending(Sequential):
     def _is_on_its_way(self) -> bool:
         return bool(self._requests)
 
-    def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
-        super()._wait(LOOK_S if self._waiting and not self._requests else most_s)
+    def _wait(self, max_s: float = threading.TIMEOUT_MAX) -> None:
+        super()._wait(LOOK_S if self._waiting and not self._requests else max_s)
         self._advance()
 
     def _advance(self) -> None:

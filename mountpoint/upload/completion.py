@@ -24,7 +24,7 @@ from mountpoint.s3.lost_answers import etag_of_body, etag_of_parts, is_sent
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
 from mountpoint.upload.multipart import Sent, Target
-from mountpoint.upload.parts import MOST_PARTS, are_equal
+from mountpoint.upload.parts import MAX_PARTS, are_equal
 from mountpoint.upload.requests import (
     CREATED_BY_ANOTHER,
     LostAnswer,
@@ -39,7 +39,7 @@ COMPLETE_S = 300.0
 #: What to do after a store has refused parts that had grown with the file.
 WRITE_AGAIN = (
     "write the file again: all its parts will have the size --write-part-size, "
-    f"and a file can have {MOST_PARTS} of them"
+    f"and a file can have {MAX_PARTS} of them"
 )
 
 

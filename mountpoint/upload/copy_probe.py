@@ -11,7 +11,7 @@ import functools
 
 import structlog
 
-from mountpoint.config import LEAST_PART_BYTES
+from mountpoint.config import MIN_PART_BYTES
 from mountpoint.errors import ChecksumsNotOffered, S3Error
 from mountpoint.s3.client import ChecksumName, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.retry import RetryPolicy
@@ -32,7 +32,7 @@ class CopyTrial:
     def takes_checksums(self, source: ObjectInfo, name: ChecksumName) -> bool:
         """Whether parts of this object may be copied into an upload with such checksums."""
         capabilities = self._client.capabilities
-        if source.size_bytes <= LEAST_PART_BYTES or not capabilities.checksums:
+        if source.size_bytes <= MIN_PART_BYTES or not capabilities.checksums:
             return True  # no part of it is copied, or there are no checksums
         if capabilities.copies_parts is False:
             return True
@@ -57,7 +57,7 @@ class CopyTrial:
                 upload_id,
                 1,
                 0,
-                LEAST_PART_BYTES,
+                MIN_PART_BYTES,
                 source_etag=source.etag,
                 checksum=name,
             )

@@ -29,7 +29,7 @@ from mountpoint.s3.client import (
 from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
-from mountpoint.upload.parts import MOST_PARTS
+from mountpoint.upload.parts import MAX_PARTS
 from mountpoint.upload.requests import RequestScheduler, T, UploadRequest, UploadRequests
 
 #: How long a caller waits for an upload to be aborted.
@@ -193,9 +193,9 @@ class Multipart:
         )
 
     def _number(self) -> int:
-        if self.next_number > MOST_PARTS:
+        if self.next_number > MAX_PARTS:
             raise TooLarge(
-                f"the file has reached {MOST_PARTS} parts, the most that S3 accepts",
+                f"the file has reached {MAX_PARTS} parts, the most that S3 accepts",
                 hint="use a larger --write-part-size for larger files",
             )
         number, self.next_number = self.next_number, self.next_number + 1

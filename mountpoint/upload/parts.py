@@ -13,11 +13,11 @@ first part's size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mountpoint.config import LEAST_PART_BYTES, MIB, MOST_PART_BYTES
+from mountpoint.config import MAX_PART_BYTES, MIB, MIN_PART_BYTES
 
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 #: The largest object: the greatest number of parts, each of the greatest size.
-MOST_OBJECT_BYTES = MOST_PARTS * MOST_PART_BYTES
+MAX_OBJECT_BYTES = MAX_PARTS * MAX_PART_BYTES
 
 #: A part has at least 1/1250 of the bytes before it. So 10,000 parts reach 5 TiB even from the
 #: smallest part size, and parts of 8 MiB begin to grow at 10 GB. A file of 100 GiB ends with parts
@@ -30,11 +30,11 @@ GROWTH = 1250
 FREE_PARTS = 2_400
 
 
-def part_size(least_bytes: int, before_bytes: int) -> int:
+def part_size(min_bytes: int, before_bytes: int) -> int:
     """Return the size, in bytes, of the part that begins after `before_bytes` of the file."""
     grown = -(-before_bytes // GROWTH)
     grown = -(-grown // MIB) * MIB
-    return max(least_bytes, min(grown, MOST_PART_BYTES))
+    return max(min_bytes, min(grown, MAX_PART_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Limits:
     than one, and none should run into the limit of an answer's time.
     """
 
-    least_part_bytes: int = LEAST_PART_BYTES
+    min_part_bytes: int = MIN_PART_BYTES
     copied_part_bytes: int = 128 * MIB
 
 
@@ -60,14 +60,14 @@ class Step:
     size_bytes: int
 
 
-def least_size(limits: Limits, number: int, before_bytes: int) -> int:
+def min_size(limits: Limits, number: int, before_bytes: int) -> int:
     """Return the least size of part `number`, which begins after `before_bytes` and is not last.
 
     A file that is built from many small ranges must not run out of part numbers.
     """
     if number <= FREE_PARTS:
-        return limits.least_part_bytes
-    return part_size(limits.least_part_bytes, before_bytes)
+        return limits.min_part_bytes
+    return part_size(limits.min_part_bytes, before_bytes)
 
 
 def next_step(
@@ -86,14 +86,14 @@ def next_step(
     """
     # From a source of up to 5 MB only the whole can be copied:
     # https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
-    if source_bytes <= limits.least_part_bytes:
+    if source_bytes <= limits.min_part_bytes:
         return Step(copied=False, size_bytes=left_bytes)
     missing = 0
     if gathered_bytes:
-        missing = max(least_size(limits, number, before_bytes) - gathered_bytes, 0)
+        missing = max(min_size(limits, number, before_bytes) - gathered_bytes, 0)
         number += 1
     at = before_bytes + gathered_bytes + missing
-    if left_bytes - missing < least_size(limits, number, at):
+    if left_bytes - missing < min_size(limits, number, at):
         return Step(copied=False, size_bytes=left_bytes)
     if missing:
         return Step(copied=False, size_bytes=missing)
@@ -113,7 +113,7 @@ def next_equal_step(
 
     `last`: nothing follows the range, so its end may be copied, however small it is.
     """
-    if source_bytes <= limits.least_part_bytes:
+    if source_bytes <= limits.min_part_bytes:
         return Step(copied=False, size_bytes=left_bytes)
     missing = equal_bytes - gathered_bytes if gathered_bytes else 0
     rest = left_bytes - missing
@@ -135,6 +135,6 @@ def copied_size(limits: Limits, number: int, before_bytes: int, left_bytes: int)
     size = part_size(limits.copied_part_bytes, before_bytes)
     if left_bytes <= size:
         return left_bytes
-    if left_bytes - size >= least_size(limits, number + 1, before_bytes + size):
+    if left_bytes - size >= min_size(limits, number + 1, before_bytes + size):
         return size
-    return left_bytes if left_bytes <= MOST_PART_BYTES else left_bytes // 2
+    return left_bytes if left_bytes <= MAX_PART_BYTES else left_bytes // 2

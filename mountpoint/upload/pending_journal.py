@@ -45,9 +45,9 @@ DRAFT = ".new"
 OLD_DRAFT_S = 86_400.0
 #: The file is rewritten when this many of its lines are about ended uploads: 100 bytes and a key
 #: each.
-MOST_STRUCK = 2_000
+MAX_STRUCK = 2_000
 #: No journal of ours becomes this large; a larger file was made by another program.
-MOST_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
@@ -116,7 +116,7 @@ class Journal:
             if self._open.pop(upload_id, None) is None:
                 return
             self._struck += 2
-            if self._struck > max(MOST_STRUCK, 2 * len(self._open)):
+            if self._struck > max(MAX_STRUCK, 2 * len(self._open)):
                 self._guarded(self._rewrite)
             else:
                 self._note(_ended_line(upload_id))
@@ -269,7 +269,7 @@ def _is_at(path: Path, file: int) -> bool:
 
 
 def _lines(file: int) -> Iterator[Any]:
-    text = os.pread(file, MOST_BYTES, 0)
+    text = os.pread(file, MAX_BYTES, 0)
     for line in text.split(b"\n"):
         with contextlib.suppress(ValueError):
             yield json.loads(line)

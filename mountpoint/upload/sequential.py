@@ -259,11 +259,11 @@ class Sequential(ABC):
         self._pending_bytes = 0
         self._scheduler.closed(self)
 
-    def _wait(self, most_s: float = threading.TIMEOUT_MAX) -> None:
+    def _wait(self, max_s: float = threading.TIMEOUT_MAX) -> None:
         """Wait for a change, and send due requests again. Raises the upload's failure."""
         self._check()
         if self._retry_policy.stopping.is_set():
             self.fail(Interrupted("the mount is ending"))
         elif not self._requests.drive():
-            self._changed.wait(min(self._requests.next_s(), most_s))
+            self._changed.wait(min(self._requests.next_s(), max_s))
         self._check()

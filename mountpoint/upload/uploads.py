@@ -59,14 +59,14 @@ class Uploads(UploadScheduler[Sequential]):
         self._journal = journal
         # constants
         self._limits = limits
-        self._most_bytes = budget.limit_bytes * 3 // 4  # in flight
+        self._max_bytes = budget.limit_bytes * 3 // 4  # in flight
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._open: set[Sequential] = set()
         self._places: dict[Sequential, int] = {}  # bytes in flight of each upload that sends
         self._in_flight_bytes = 0  # invariant: the sum of _places
         self._queue: dict[Sequential, None] = {}  # uploads that wait for a place, in order
-        self._concurrency = ConcurrencyController(config.most_ahead_bytes // config.part_size_bytes)
+        self._concurrency = ConcurrencyController(config.max_ahead_bytes // config.part_size_bytes)
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
         # mutable: whether objects may be written, as far as known; set in single steps
@@ -115,10 +115,10 @@ class Uploads(UploadScheduler[Sequential]):
             return None
         if known_bytes is None:
             return self._config.part_size_bytes if capabilities.equal_parts else None
-        least_bytes = self._config.part_size_bytes
+        min_bytes = self._config.part_size_bytes
         if only_copied and capabilities.copies_parts is not False:
-            least_bytes = max(least_bytes, self._limits.copied_part_bytes)
-        return part_size(least_bytes, known_bytes)
+            min_bytes = max(min_bytes, self._limits.copied_part_bytes)
+        return part_size(min_bytes, known_bytes)
 
     def appending(
         self,
@@ -210,8 +210,8 @@ class Uploads(UploadScheduler[Sequential]):
                 self._queue.pop(upload, None)  # it has to wait for its own parts first
                 return False
             # All together may have as many bytes as one upload could have alone.
-            most_bytes = self._concurrency.parts * max(size_bytes, self._config.part_size_bytes)
-            fits = self._in_flight_bytes + size_bytes <= min(most_bytes, self._most_bytes)
+            max_bytes = self._concurrency.parts * max(size_bytes, self._config.part_size_bytes)
+            fits = self._in_flight_bytes + size_bytes <= min(max_bytes, self._max_bytes)
             first = next(iter(self._queue), upload) is upload
             if not first or (self._in_flight_bytes and not fits):
                 if queues:

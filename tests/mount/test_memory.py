@@ -13,7 +13,7 @@ FILES = 40
 SIZE = 9 * MIB
 #: 64 MiB for files, 48 for the CRT's requests in flight, 32 for requests, and the program itself.
 #: Parts of all files would be 320 MiB, and as much again in flight.
-MOST_BYTES = 320 * MIB
+MAX_BYTES = 320 * MIB
 
 
 def test_many_files_written_in_turn(store: Store, folder: Path) -> None:
@@ -28,7 +28,7 @@ def test_many_files_written_in_turn(store: Store, folder: Path) -> None:
                 assert file.write(bytes([number]) + block[1:]) == MIB
         for file in files:
             file.close()
-        assert Process(mount.pid).peak_rss_bytes() < MOST_BYTES
+        assert Process(mount.pid).peak_rss_bytes() < MAX_BYTES
         if os.geteuid() == 0:  # other users may not look
             folders = Path(f"/proc/{mount.pid}/fd")
             assert not [each for each in folders.iterdir() if "deleted" in os.readlink(each)]

@@ -27,7 +27,7 @@ MIB = 1 << 20
 PART = 5 * MIB
 ABSENT = Condition(absent=True)
 #: Here larger objects are copied in parts; with S3 those above 5 GiB.
-MOST_COPY = 6 * MIB
+MAX_COPY = 6 * MIB
 
 
 class Bucket:
@@ -44,7 +44,7 @@ class Bucket:
         config = WriteConfig(part_size_bytes=PART)
         limits = Limits(copied_part_bytes=PART)
         uploads = Uploads(client, config, Budget(8 * PART), retry_policy, limits)
-        self.copies = Copies(client, config, uploads, retry_policy, most_copy_bytes=MOST_COPY)
+        self.copies = Copies(client, config, uploads, retry_policy, max_copy_bytes=MAX_COPY)
 
     def put(self, key: str, data: bytes, **more: object) -> ObjectInfo:
         self.s3.put_object(Bucket=self.name, Key=key, Body=data, **more)
@@ -74,7 +74,7 @@ def data_of(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-@pytest.mark.parametrize("size", [0, 1000, MOST_COPY + 1, 2 * PART])
+@pytest.mark.parametrize("size", [0, 1000, MAX_COPY + 1, 2 * PART])
 @pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
 def test_moves(bucket: Bucket, size: int, condition: Condition) -> None:
     """An object of any size is moved with all its properties."""

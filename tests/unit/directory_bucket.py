@@ -54,7 +54,7 @@ class DirectoryBucket:
     """The bucket: bytes and ETag by key."""
 
     ignorant: bool = False
-    most_parts: int = 10_000
+    max_parts: int = 10_000
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     objects: dict[bytes, tuple[bytes, str]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class DirectoryBucket:
             before, self.parts[key] = b"", 0
         elif int(offset) != len(before):
             raise Refusal(400, "InvalidWriteOffset")
-        elif self.parts.get(key, 0) == self.most_parts:
+        elif self.parts.get(key, 0) == self.max_parts:
             raise Refusal(400, "TooManyParts")
         else:
             headers.append(("x-amz-object-size", str(len(before) + len(asked.body))))

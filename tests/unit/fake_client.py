@@ -212,9 +212,9 @@ class FakeClient:
         self.knows_conditions = True
         self.tells_of_copies = True
         self.ignores_conditions = False
-        self.most_copy_bytes = 5 << 30
-        self.least_part_bytes = 1  #: S3 has 5 MiB
-        self.most_parts = 10_000  #: of an object with appends
+        self.max_copy_bytes = 5 << 30
+        self.min_part_bytes = 1  #: S3 has 5 MiB
+        self.max_parts = 10_000  #: of an object with appends
         self._lock = threading.Lock()  # guards everything below
         self._objects: dict[bytes, tuple[ObjectInfo, bytes]] = {}
         self._checksums: dict[bytes, dict[str, str]] = {}
@@ -464,7 +464,7 @@ class FakeClient:
                 info, before = self._objects.get(key, (None, b""))
                 if offset != len(before):
                     raise WrongOffset("another size", code="InvalidWriteOffset", status=400)
-                if self._parts.get(key, 0 if info is None else 1) == self.most_parts:
+                if self._parts.get(key, 0 if info is None else 1) == self.max_parts:
                     raise TooLarge("no more parts", code="TooManyParts", status=400)
                 return self._append(key, before + data, options, body.checksum)
 
@@ -617,7 +617,7 @@ class FakeClient:
 
         def answer() -> Written:
             data = self._version(source, source_etag)
-            if len(data) > self.most_copy_bytes:
+            if len(data) > self.max_copy_bytes:
                 raise S3Error("too large", code="InvalidRequest", status=400)
             with self._lock:
                 if not self.ignores_conditions:
@@ -655,7 +655,7 @@ class FakeClient:
 
         def answer() -> Written:
             data = self._version(source, source_etag)
-            if not start < stop <= len(data) or len(data) <= self.least_part_bytes:
+            if not start < stop <= len(data) or len(data) <= self.min_part_bytes:
                 raise S3Error("the range", code="InvalidArgument", status=400)
             data = data[start:stop]
             with self._lock:
@@ -758,7 +758,7 @@ class FakeClient:
             if etag != part.etag:
                 raise S3Error("no such part", code="InvalidPart", status=400)
             found.append(data)
-        if any(len(data) < self.least_part_bytes for data in found[:-1]):
+        if any(len(data) < self.min_part_bytes for data in found[:-1]):
             raise S3Error("a part is too small", code="EntityTooSmall", status=400)
         if self.refuses_unequal_parts and not are_equal([len(data) for data in found]):
             raise S3Error("not the same length", code="InvalidPart", status=400)

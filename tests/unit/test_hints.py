@@ -181,7 +181,7 @@ def exchange(program: Program) -> None:
 
 def change_a_large_one(program: Program) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selfcopy, "MOST_COPY_BYTES", 0)
+        patch.setattr(selfcopy, "MAX_COPY_BYTES", 0)
         program.set(b"a", mode=0o600)
 
 

@@ -53,7 +53,7 @@ class World:
         self.counters = Counters()
         self.budget = Budget(limit_bytes)
         self.spill = CountedSpill("/var/tmp")
-        self.most_held_bytes = 0
+        self.max_held_bytes = 0
         self.configure()
 
     def configure(
@@ -63,7 +63,7 @@ class World:
         total_s: float = SAFE_S,
         stall_s: float = SAFE_S,
         part_bytes: int = PART,
-        most_tries: int | None = None,
+        max_tries: int | None = None,
         **more: object,
     ) -> None:
         """Create the uploads again, with other settings."""
@@ -71,7 +71,7 @@ class World:
             try_s=try_s,
             total_s=total_s,
             stopping=self.stopping,
-            most_tries=most_tries,
+            max_tries=max_tries,
             counters=self.counters,
         )
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s, **more)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ class World:
         for start in range(0, len(data), step):
             piece = data[start : start + step]
             assert upload.write(upload.size_bytes, piece) == len(piece)
-            self.most_held_bytes = max(self.most_held_bytes, self.budget.held_bytes)
+            self.max_held_bytes = max(self.max_held_bytes, self.budget.held_bytes)
 
     def kinds(self) -> list[str]:
         """Return the kinds of all requests so far."""

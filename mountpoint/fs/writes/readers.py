@@ -26,7 +26,7 @@ from mountpoint.s3.client import ObjectInfo
 #: at most one to S3.
 RETURN_S = 1.0
 #: How many threads may wait here. The writer's own requests need one that does not.
-MOST_WAITING = 4
+MAX_WAITING = 4
 
 BEING_READ = "the file is being read"
 BEING_READ_HINT = "mount with --staged-writes DIR to read and write it at the same time"
@@ -120,7 +120,7 @@ class Readers:
 
     def _wait(self, condition: Callable[[], bool], within_s: float) -> None:
         """Wait for a condition (lock held); return at once if too many threads wait already."""
-        if self._waiting < MOST_WAITING:
+        if self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
                 self._changed.wait_for(condition, within_s)

@@ -36,7 +36,7 @@ from mountpoint.system.addresses import authority
 log = structlog.get_logger(__name__)
 
 #: Enough for two scrapers, a probe and a person with curl; further connections are closed.
-MOST_CONNECTIONS = 8
+MAX_CONNECTIONS = 8
 LONGEST_S = 10.0
 #: Seconds between checks for slow connections.
 LOOK_S = 0.5
@@ -207,7 +207,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection on its own thread, unless there are too many."""
         with self._lock:
-            full = len(self._open) >= MOST_CONNECTIONS
+            full = len(self._open) >= MAX_CONNECTIONS
             if not full:
                 self._open[request] = time.monotonic() + LONGEST_S
         if full:

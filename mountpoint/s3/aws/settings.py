@@ -37,7 +37,7 @@ class AwsSettings:
     def apply_to(self, config: Config) -> Config:
         """Return `config` with these settings where no option sets them. Raises MountError."""
         ca_bundle = config.client.ca_bundle or self.ca_bundle
-        client = replace(config.client, most_tries=self.max_attempts, ca_bundle=ca_bundle)
+        client = replace(config.client, max_tries=self.max_attempts, ca_bundle=ca_bundle)
         return replace(config, bucket=self._bucket(config.bucket), client=client)
 
     def _bucket(self, bucket: BucketConfig) -> BucketConfig:

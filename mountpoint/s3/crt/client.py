@@ -536,7 +536,7 @@ class CrtClient:
 
 def enable_crt_log(level: int) -> None:
     """Send the CRT's own log to the standard library's loggers `awscrt.*`. Call it once."""
-    crt_level = next(name for least, name in CRT_LEVELS if level >= least)
+    crt_level = next(name for threshold, name in CRT_LEVELS if level >= threshold)
     crt_log.relay(lambda path: awscrt.io.init_logging(crt_level, path))
 
 

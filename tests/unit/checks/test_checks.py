@@ -554,9 +554,9 @@ class Stream:
         self._closed.set()
 
 
-def measured(stream: Any, size_bytes: int, most_s: float) -> tuple[int, float, Any, list[int]]:
+def measured(stream: Any, size_bytes: int, max_s: float) -> tuple[int, float, Any, list[int]]:
     steps: list[int] = []
-    found = measure(stream, size_bytes, most_s, steps.append)
+    found = measure(stream, size_bytes, max_s, steps.append)
     assert stream._closed.is_set()
     assert stream.reader is not None
     assert not stream.reader.is_alive()

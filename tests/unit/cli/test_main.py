@@ -212,7 +212,7 @@ def test_memory_by_the_machine(
         (["--no-sign-request"], "credentials.no_sign_request", True),
         (["--profile", "me"], "credentials.profile", "me"),
         (["--memory-target", "64"], "read.memory_bytes", 64 * MIB),
-        (["--maximum-throughput-gbps", "100"], "read.most_ahead_bytes", 1_600_000_000),
+        (["--maximum-throughput-gbps", "100"], "read.max_ahead_bytes", 1_600_000_000),
         (["--read-only"], "mount.read_only", True),
         (["--auto-unmount"], "mount.auto_unmount", True),
         (["--allow-root"], "mount.allow_root", True),

@@ -28,13 +28,13 @@ class Place(World):
 
     def __init__(self, client: FakeClient) -> None:
         super().__init__(client, limits=Limits(MIB, MIB))
-        client.least_part_bytes = MIB
-        client.most_copy_bytes = 2 * MIB
+        client.min_part_bytes = MIB
+        client.max_copy_bytes = 2 * MIB
 
     def configure(self, **more: Any) -> None:
         super().configure(**more)
         self.copies = Copies(
-            self.client, self.config, self.uploads, self.retry_policy, most_copy_bytes=2 * MIB
+            self.client, self.config, self.uploads, self.retry_policy, max_copy_bytes=2 * MIB
         )
 
     def kinds_and_keys(self) -> list[tuple[str, bytes]]:
@@ -102,12 +102,12 @@ def test_faults_are_tried_again(place: Place, kind: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 @pytest.mark.parametrize("condition", [ALWAYS, ABSENT])
-@pytest.mark.parametrize("most_tries", [None, 1])
+@pytest.mark.parametrize("max_tries", [None, 1])
 def test_a_lost_answer(
-    place: Place, size: int, condition: Condition, most_tries: int | None
+    place: Place, size: int, condition: Condition, max_tries: int | None
 ) -> None:
     """A copy whose answer was lost is found, with or without another try."""
-    place.configure(most_tries=most_tries)
+    place.configure(max_tries=max_tries)
     place.client.put(SOURCE, data_of(size))
     kind = "copy_object" if size == 10 else "complete_upload"
     place.client.inject(kind, Fault(lost=True))
@@ -117,10 +117,10 @@ def test_a_lost_answer(
     place.check_over()
 
 
-@pytest.mark.parametrize("most_tries", [None, 1])
-def test_somebody_elses_object_after_a_fault(place: Place, most_tries: int | None) -> None:
+@pytest.mark.parametrize("max_tries", [None, 1])
+def test_somebody_elses_object_after_a_fault(place: Place, max_tries: int | None) -> None:
     """Another object at the target of a failed copy is not mistaken for the copy."""
-    place.configure(most_tries=most_tries)
+    place.configure(max_tries=max_tries)
     place.client.put(SOURCE, b"source")
 
     def script(request: Request) -> Fault | None:
@@ -130,7 +130,7 @@ def test_somebody_elses_object_after_a_fault(place: Place, most_tries: int | Non
         return None
 
     place.client.script = script
-    with pytest.raises(errors.ServerFault if most_tries else errors.AlreadyExists):
+    with pytest.raises(errors.ServerFault if max_tries else errors.AlreadyExists):
         place.copies.copy(place.client.info(SOURCE), KEY, condition=ABSENT)
     assert place.client.content(KEY) == b"others"
 

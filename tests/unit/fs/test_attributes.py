@@ -255,7 +255,7 @@ def test_the_copy_at_the_end_fails() -> None:
 
 def test_too_large_to_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attributes that can no longer be kept are refused, and the file is uploaded."""
-    monkeypatch.setattr(selfcopy, "MOST_COPY_BYTES", PART)
+    monkeypatch.setattr(selfcopy, "MAX_COPY_BYTES", PART)
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 1))

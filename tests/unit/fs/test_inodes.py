@@ -29,7 +29,7 @@ from mountpoint.s3.wire.reading import parse_list
 from tests.soak import examples
 
 #: The most memory per known name, including everything: a million take 330 MB.
-MOST_BYTES_EACH = 345
+MAX_BYTES_EACH = 345
 
 
 def file(name: bytes, version: int = 1, size: int = 1, mtime_ns: int = 0) -> Entry:
@@ -245,7 +245,7 @@ def test_memory_of_known_names() -> None:
         left_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held_bytes / 20_000 <= MOST_BYTES_EACH
+    assert held_bytes / 20_000 <= MAX_BYTES_EACH
     assert left_bytes <= 4096
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mountpoint.metrics._histogram import SCALE, Histogram, Threads, Timer
 from mountpoint.metrics.recorder import (
-    MOST_PROGRAMS,
+    MAX_PROGRAMS,
     NOBODY,
     OTHERS,
     Meters,
@@ -299,5 +299,5 @@ def test_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(9_999):
         programs.requested("GetObject")
     found = programs.snapshot()
-    assert len(found) == MOST_PROGRAMS + 1
-    assert found[OTHERS]["requests"] == {"GetObject": 9_999 - MOST_PROGRAMS}
+    assert len(found) == MAX_PROGRAMS + 1
+    assert found[OTHERS]["requests"] == {"GetObject": 9_999 - MAX_PROGRAMS}

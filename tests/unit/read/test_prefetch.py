@@ -19,7 +19,7 @@ from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.metrics.counters import Counters
 from mountpoint.read import prefetch as ahead
 from mountpoint.read.history import ReadHistory
-from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MOST_FILES, FilePrefetcher
+from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MAX_FILES, FilePrefetcher
 from mountpoint.read.streams import IDLE_SWEEPS
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
@@ -97,7 +97,7 @@ def test_the_third_file_in_a_row_has_the_next_ones_fetched() -> None:
         assert it.gets() == [5]
         for index in range(4, 100):
             it.read(index)
-            assert it.held <= min(max((index + 1) // 2, FEW_FILES), MOST_FILES)
+            assert it.held <= min(max((index + 1) // 2, FEW_FILES), MAX_FILES)
         assert sorted(it.gets()) == list(range(6, 100))
         assert it.in_vain == it.held == 0
 
@@ -135,7 +135,7 @@ def test_larger_files(size: int) -> None:
     with directory(20, size) as it:
         for index in range(20):
             it.read(index)
-            assert it.held * size <= ahead.MOST_BYTES
+            assert it.held * size <= ahead.MAX_BYTES
         assert it.in_vain == 0
         assert sum(stop - start for start, stop in it.world.client.ranges()) == 20 * size
         assert it.world.counters.snapshot()["bytes_prefetched"] >= 10 * size
@@ -204,7 +204,7 @@ def test_two_readers_in_one_directory() -> None:
             it.read(100 + index)
         gets = it.gets()
         assert len(gets) == len(set(gets))
-        assert it.held == 2 * MOST_FILES
+        assert it.held == 2 * MAX_FILES
         assert it.in_vain == 0
 
 
@@ -284,11 +284,11 @@ def test_a_pause_ends_no_walk() -> None:
             it.read(index)
         for _ in range(IDLE_SWEEPS):
             it.world.streams.sweep()
-        assert it.in_vain == MOST_FILES
+        assert it.in_vain == MAX_FILES
         for index in range(100, 200):
             it.read(index)
-        assert it.held == MOST_FILES
-        assert it.in_vain == MOST_FILES
+        assert it.held == MAX_FILES
+        assert it.in_vain == MAX_FILES
 
 
 def test_slow_readers_pay_a_quarter() -> None:
@@ -298,7 +298,7 @@ def test_slow_readers_pay_a_quarter() -> None:
             it.read(index)
             for _ in range(IDLE_SWEEPS):
                 it.world.streams.sweep()
-        assert it.in_vain <= 200 // 4 + MOST_FILES
+        assert it.in_vain <= 200 // 4 + MAX_FILES
 
 
 def test_a_walk_that_skips_files() -> None:

@@ -127,7 +127,7 @@ class Program:
 @pytest.fixture(autouse=True)
 def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all decisions independent of durations."""
-    monkeypatch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
+    monkeypatch.setattr(hedging, "MIN_LATE_S", SAFE_S)
     monkeypatch.setattr(concurrency, "WAITED_SHARE", 2.0)
 
 

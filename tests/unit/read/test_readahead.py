@@ -14,8 +14,8 @@ from mountpoint.read.patterns import JITTER_READS, MAX_PIECES, PAGE_BYTES, Range
 from mountpoint.read.readahead import (
     FIRST_AHEAD_BYTES,
     LARGE_READ_BYTES,
-    LEAST_AHEAD_BYTES,
     MAX_RUNS,
+    MIN_AHEAD_BYTES,
     RETIRE_PLANS,
     Window,
 )
@@ -357,7 +357,7 @@ def test_from_the_middle_read_ahead_is_earned(begin: int, sizes: list[int]) -> N
         ranges += reader.plan(position, size)
         position += size
         ahead, read = reach(ranges) - position, position - first_start
-        earned = min(max(read // 4, min(read, LEAST_AHEAD_BYTES)), AHEAD_BYTES)
+        earned = min(max(read // 4, min(read, MIN_AHEAD_BYTES)), AHEAD_BYTES)
         assert ahead < PAGE_BYTES or (index > 0 and ahead <= earned)
         if read >= 4 * FIRST_AHEAD_BYTES + MIB:
             assert ahead >= FIRST_AHEAD_BYTES // 2

@@ -64,7 +64,7 @@ def _short_pauses() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
         patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
-        patch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
+        patch.setattr(hedging, "MIN_LATE_S", SAFE_S)
         yield
 
 
@@ -73,11 +73,11 @@ class WatchedBudget(Budget):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
-        self.most_bytes = 0
+        self.max_bytes = 0
 
     def _change(self, lease: Lease, delta: int, *, limited: bool) -> bool:
         done = super()._change(lease, delta, limited=limited)
-        self.most_bytes = max(self.most_bytes, self.held_bytes)
+        self.max_bytes = max(self.max_bytes, self.held_bytes)
         return done
 
 
@@ -105,7 +105,7 @@ class Reading:
         self.config = ReadConfig(part_bytes, memory_bytes, stall_s, total_s)
         self.counters = Counters()
         self.stats = TransferStats(
-            self.budget, self.counters, part_bytes=part_bytes, most_bytes=8 * part_bytes
+            self.budget, self.counters, part_bytes=part_bytes, max_bytes=8 * part_bytes
         )
         self.closed: list[ReadStream] = []
         usual = size if size <= WHOLE_BYTES else INITIAL_BYTES
@@ -256,7 +256,7 @@ def test_any_reads(
                 raise result
         # One read per thread, in whole pages, the rest of its last page, and the initial range.
         allowed = memory_bytes + threads * (MIB + 4 * PAGE) + (INITIAL_BYTES if opened else 0)
-        assert reading.budget.most_bytes <= allowed
+        assert reading.budget.max_bytes <= allowed
         reading.stream.close()
         assert reading.budget.held_bytes == 0
         assert reading.client.under_way() == 0
@@ -472,7 +472,7 @@ def test_memory_is_bounded_by_the_window() -> None:
         for offset in range(0, 32 * MIB, 128 * KIB):
             reading.check(offset, 128 * KIB)
         # Eight parts ahead, a quarter of that behind, and one that the reader waits for.
-        assert reading.budget.most_bytes <= (8 + 2 + 1) * MIB
+        assert reading.budget.max_bytes <= (8 + 2 + 1) * MIB
 
 
 def test_without_memory_nothing_is_read_ahead() -> None:
@@ -484,7 +484,7 @@ def test_without_memory_nothing_is_read_ahead() -> None:
         assert reading.client.ranges() == [
             (offset, offset + PAGE) for offset in range(0, 40 * PAGE, PAGE)
         ]
-        assert reading.budget.most_bytes == PAGE
+        assert reading.budget.max_bytes == PAGE
 
 
 def test_without_memory_unaligned_reads_leave_nothing() -> None:
@@ -493,7 +493,7 @@ def test_without_memory_unaligned_reads_leave_nothing() -> None:
     with Reading(64 * MIB, part_bytes=8 * MIB, memory_bytes=1) as reading:
         for _ in range(100):
             reading.check(random_.randrange(63 * MIB), MIB)
-        assert reading.budget.most_bytes <= MIB + 2 * PAGE
+        assert reading.budget.max_bytes <= MIB + 2 * PAGE
 
 
 def test_open_files_that_nobody_reads_stay_within_the_memory() -> None:
@@ -834,7 +834,7 @@ class Late(Reading):
     """A stream whose requests for a page took almost no time so far; the next one waits."""
 
     def __init__(
-        self, requests: int = hedging.LEAST_REQUESTS, size: int = PAGE, **options: Any
+        self, requests: int = hedging.MIN_REQUESTS, size: int = PAGE, **options: Any
     ) -> None:
         super().__init__(SIZE, stepped=True, **options)
         for _ in range(requests):
@@ -853,7 +853,7 @@ class Late(Reading):
 @pytest.fixture
 def _soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests count as late soon."""
-    monkeypatch.setattr(hedging, "LEAST_LATE_S", 0.01)
+    monkeypatch.setattr(hedging, "MIN_LATE_S", 0.01)
 
 
 @pytest.mark.usefixtures("_soon_late")
@@ -937,7 +937,7 @@ def test_a_request_that_hangs_is_overtaken(fault: Fault) -> None:
 def test_a_small_file_whose_end_is_late() -> None:
     """Open does not wait longer for the end, and the first read sends a second request."""
     with Reading(SMALL_BYTES, part_bytes=8 * MIB) as reading:
-        for _ in range(hedging.LEAST_REQUESTS):
+        for _ in range(hedging.MIN_REQUESTS):
             reading.stats.arrived(SMALL_BYTES, 0.001, waited=True)
         reading.client.inject("get", Fault(hang=True))
         assert reading.stream.open() == reading.client.info(KEY)
@@ -972,7 +972,7 @@ def assert_alone(reading: Late) -> None:
 
 @pytest.mark.usefixtures("_soon_late")
 @pytest.mark.parametrize(
-    ("requests", "size"), [(0, PAGE), (hedging.LEAST_REQUESTS - 1, PAGE), (64, MIB)]
+    ("requests", "size"), [(0, PAGE), (hedging.MIN_REQUESTS - 1, PAGE), (64, MIB)]
 )
 def test_nothing_is_late_without_history(requests: int, size: int) -> None:
     """With few requests of about this size before, none is hedged."""
@@ -995,7 +995,7 @@ def test_few_requests_are_made_twice() -> None:
             while reading.client.step():
                 pass
             assert reader.end() is None
-        made = hedging.LEAST_REQUESTS + late
+        made = hedging.MIN_REQUESTS + late
         assert 1 <= reading.hedges()[0] <= 1 + hedging.HEDGED_SHARE * made
 
 

@@ -17,7 +17,7 @@ from mountpoint.errors import FileDamaged, ServerFault
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.read import whole_checksum as whole
 from mountpoint.read.history import LAST_FILES
-from mountpoint.read.whole_checksum import MOST_PLACES, WholeChecksum
+from mountpoint.read.whole_checksum import MAX_PLACES, WholeChecksum
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire.checksum import ALGORITHMS, CRCS, Expected, crc_matches
 from mountpoint.transfer import hedging
@@ -34,7 +34,7 @@ NAMES = list(CRCS)
 @pytest.fixture(autouse=True)
 def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send no hedged requests."""
-    monkeypatch.setattr(hedging, "LEAST_LATE_S", SAFE_S)
+    monkeypatch.setattr(hedging, "MIN_LATE_S", SAFE_S)
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -298,10 +298,10 @@ class Parts:
 
 @settings(max_examples=examples(40), deadline=None)
 @given(
-    cuts=st.sets(st.integers(1, 9999), min_size=1, max_size=MOST_PLACES),
+    cuts=st.sets(st.integers(1, 9999), min_size=1, max_size=MAX_PLACES),
     order=st.randoms(use_true_random=False),
     name=st.sampled_from(NAMES),
-    asked_after=st.integers(0, MOST_PLACES),
+    asked_after=st.integers(0, MAX_PLACES),
     known=st.booleans(),
     wrong=st.booleans(),
 )
@@ -339,7 +339,7 @@ def test_too_many_places() -> None:
     """A file read at many places is given up: no computation, no HEAD."""
     with FakeClient({b"k": LARGE}) as client:
         it = Parts(LARGE, client, known=False)
-        for place in range(MOST_PLACES + 1):
+        for place in range(MAX_PLACES + 1):
             assert not it.whole.asked
             it.add(2 * place * KIB, (2 * place + 1) * KIB)
         assert it.whole.asked
@@ -351,8 +351,8 @@ def test_too_many_places() -> None:
 @pytest.mark.parametrize("asked", [False, True])
 def test_bytes_before_the_answer(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the algorithm is unknown, only a limited number of bytes is summed."""
-    monkeypatch.setattr(whole, "MOST_UNASKED_BYTES", 10 * KIB)
-    monkeypatch.setattr(whole, "MOST_UNANSWERED_BYTES", 20 * KIB)
+    monkeypatch.setattr(whole, "MAX_UNASKED_BYTES", 10 * KIB)
+    monkeypatch.setattr(whole, "MAX_UNANSWERED_BYTES", 20 * KIB)
     with FakeClient({b"k": LARGE}) as client:
         client.inject("head", Fault(silent=True))
         it = Parts(LARGE, client, known=False)

@@ -103,7 +103,7 @@ def test_appends_that_are_refused(bucket: DirectoryBucket, client: CrtClient) ->
     assert type(error(body(b"x"), 5, ABSENT)) is errors.AlreadyExists
     wrong = Body([b"x"], 1, Checksum("crc32c", crc32c(b"y")))
     assert type(error(wrong, 5)) is errors.BadDigest
-    bucket.most_parts = 0
+    bucket.max_parts = 0
     bucket.parts[b"key"] = 0
     assert type(error(body(b"x"), 5)) is errors.TooLarge
     assert bucket.objects[b"key"] == (b"12345", etag)

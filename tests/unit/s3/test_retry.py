@@ -81,9 +81,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def retry_policy(
-    clock: Clock, *, most_tries: int | None = None, total_s: float = 60.0
+    clock: Clock, *, max_tries: int | None = None, total_s: float = 60.0
 ) -> RetryPolicy:
-    return RetryPolicy(try_s=10.0, total_s=total_s, stopping=clock, most_tries=most_tries)  # type: ignore[arg-type]
+    return RetryPolicy(try_s=10.0, total_s=total_s, stopping=clock, max_tries=max_tries)  # type: ignore[arg-type]
 
 
 def failing(call: Callable[[], object]) -> Exception:
@@ -215,7 +215,7 @@ def test_another_request_in_place_of_a_refused_one(clock: Clock) -> None:
         refused.append(error)
         return True
 
-    assert retry_policy(clock, most_tries=1).ask(asked, again=again).answer() == "answer"
+    assert retry_policy(clock, max_tries=1).ask(asked, again=again).answer() == "answer"
     assert [type(each) for each in refused] == [NotOffered]
     assert clock.waits == []
 
@@ -250,10 +250,10 @@ def test_the_total_is_never_exceeded(total_s: float, took_s: float, silent: bool
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_most_tries(clock: Clock, most: int) -> None:
+def test_max_tries(clock: Clock, most: int) -> None:
     """The number of tries is bounded, whatever time is left."""
     asked = Asked(clock, ServerFault("500"))
-    assert isinstance(failing(retry_policy(clock, most_tries=most).ask(asked).answer), ServerFault)
+    assert isinstance(failing(retry_policy(clock, max_tries=most).ask(asked).answer), ServerFault)
     assert len(asked.futures) == most
 
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mountpoint.config import LEAST_PART_BYTES
+from mountpoint.config import MIN_PART_BYTES
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.range_set import Ranges
 from mountpoint.staging.upload_plan import WORTH_BYTES, segments
-from mountpoint.upload.parts import MOST_PARTS, part_size
+from mountpoint.upload.parts import MAX_PARTS, part_size
 from tests.soak import examples
 
 MIB = 1 << 20
@@ -233,7 +233,7 @@ def test_there_are_parts_for_all_segments(size: int) -> None:
             part_bytes = 128 * MIB if each.copied else PART  # as the upload splits them
             position += part_size(part_bytes, position)
             parts += 1
-    assert parts <= MOST_PARTS
+    assert parts <= MAX_PARTS
 
 
 @given(
@@ -274,7 +274,7 @@ def test_every_plan_can_be_uploaded(
             assert each.start % PART == 0
         elif each.copied or each != found[-1]:
             tail = (each.stop - each.start) % PART
-            assert each.stop - each.start >= LEAST_PART_BYTES
-            assert each.copied or tail == 0 or tail >= LEAST_PART_BYTES
+            assert each.stop - each.start >= MIN_PART_BYTES
+            assert each.copied or tail == 0 or tail >= MIN_PART_BYTES
     assert position == extents.size_bytes
     assert all(one.copied != two.copied for one, two in itertools.pairwise(found))

@@ -9,7 +9,7 @@ from mountpoint.transfer.concurrency import (
     ConcurrencyController,
 )
 
-MOST = 20
+MAX_PARTS = 20
 
 
 def run(
@@ -32,12 +32,12 @@ def run(
 
 def test_more_where_each_connection_has_its_limit() -> None:
     """If parts take no longer, half as many are added, up to the maximum."""
-    assert run(ConcurrencyController(MOST), "each", 5) == [12, 18, 20, 20, 20]
+    assert run(ConcurrencyController(MAX_PARTS), "each", 5) == [12, 18, 20, 20, 20]
 
 
 def test_no_more_on_a_shared_line() -> None:
     """A try that slows all parts down is reverted, and not repeated for a while."""
-    parts = run(ConcurrencyController(MOST), "shared", PAUSE_TURNS + 4)
+    parts = run(ConcurrencyController(MAX_PARTS), "shared", PAUSE_TURNS + 4)
     assert parts[:2] == [12, BASE_PARTS]
     assert set(parts[2 : PAUSE_TURNS + 1]) == {BASE_PARTS}
     assert 12 in parts[PAUSE_TURNS + 1 :]
@@ -48,7 +48,7 @@ def test_chance_adds_up_to_little() -> None:
     random_ = random.Random(1)
     found = []
     for _ in range(20):
-        controller = ConcurrencyController(MOST)
+        controller = ConcurrencyController(MAX_PARTS)
         for _ in range(2000):
             usual_s = 0.002 + 0.007 * controller.parts
             controller.arrived(usual_s * random_.lognormvariate(0.0, 0.3), waited=True)
@@ -58,12 +58,12 @@ def test_chance_adds_up_to_little() -> None:
 
 def test_no_more_than_the_line_brings() -> None:
     """If eight parts reach the configured bandwidth, nothing is tried, even if readers wait."""
-    assert set(run(ConcurrencyController(MOST), "fast", 10)) == {BASE_PARTS}
+    assert set(run(ConcurrencyController(MAX_PARTS), "fast", 10)) == {BASE_PARTS}
 
 
 def test_nobody_waits() -> None:
     """If readers are slower, nothing is tried."""
-    assert set(run(ConcurrencyController(MOST), "each", 10, waited=False)) == {BASE_PARTS}
+    assert set(run(ConcurrencyController(MAX_PARTS), "each", 10, waited=False)) == {BASE_PARTS}
 
 
 def test_never_fewer_than_the_base() -> None:

@@ -10,16 +10,16 @@ from mountpoint.transfer.hedging import (
     JUDGED_REQUESTS,
     LAST_REQUESTS,
     LATE_FACTOR,
-    LEAST_LATE_S,
-    LEAST_REQUESTS,
+    MIN_LATE_S,
+    MIN_REQUESTS,
     HedgingPolicy,
 )
 
 
 def test_nothing_is_late_without_history() -> None:
-    """One request fewer than `LEAST_REQUESTS` proves nothing; the next one does."""
+    """One request fewer than `MIN_REQUESTS` proves nothing; the next one does."""
     policy = HedgingPolicy()
-    for _ in range(LEAST_REQUESTS - 1):
+    for _ in range(MIN_REQUESTS - 1):
         policy.arrived(1 << 20, 1.0)
     assert policy.late_s(1 << 20) == float("inf")
     policy.arrived(1 << 20, 1.0)
@@ -29,7 +29,7 @@ def test_nothing_is_late_without_history() -> None:
 def test_size_classes_are_separate() -> None:
     """The durations of small requests say nothing about large ones."""
     policy = HedgingPolicy()
-    for _ in range(LEAST_REQUESTS):
+    for _ in range(MIN_REQUESTS):
         policy.arrived(4096, 1.0)
     assert policy.late_s(5000) == pytest.approx(LATE_FACTOR)
     assert policy.late_s(1 << 23) == float("inf")
@@ -40,7 +40,7 @@ def test_one_slow_request_does_not_move_the_bound() -> None:
     policy = HedgingPolicy()
     for index in range(64):
         policy.arrived(4096, 5.0 if index == 30 else 0.001)
-    assert policy.late_s(4096) == LEAST_LATE_S
+    assert policy.late_s(4096) == MIN_LATE_S
 
 
 def test_durations_are_not_sorted_after_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_durations_are_not_sorted_after_each_request(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hedging, "sorted", counted, raising=False)
     policy = HedgingPolicy()
-    for _ in range(LEAST_REQUESTS + 100 * JUDGED_REQUESTS):
+    for _ in range(MIN_REQUESTS + 100 * JUDGED_REQUESTS):
         policy.arrived(100_000, 0.05)
     assert len(sorts) == 101
     assert sorts[-1] == LAST_REQUESTS

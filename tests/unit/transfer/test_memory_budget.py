@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.transfer.memory_budget import LEAST_SHARE_BYTES, STREAM_BYTES, Budget
+from mountpoint.transfer.memory_budget import MIN_SHARE_BYTES, STREAM_BYTES, Budget
 
 MIB = 1 << 20
 LIMIT = 1000
@@ -111,7 +111,7 @@ def test_aim() -> None:
     budget.aim(1000 * MIB)
     assert lease.share_bytes == 100 * MIB
     budget.aim(MIB)
-    assert lease.share_bytes == LEAST_SHARE_BYTES
+    assert lease.share_bytes == MIN_SHARE_BYTES
 
 
 def test_refusals_are_of_the_limit() -> None:

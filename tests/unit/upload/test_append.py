@@ -18,7 +18,7 @@ from mountpoint.s3 import retry
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
-from mountpoint.upload.append import MOST_WAITING, Appending
+from mountpoint.upload.append import MAX_WAITING, Appending
 from mountpoint.upload.uploads import Uploads
 from tests.soak import examples
 from tests.unit.aws_fakes import isolate
@@ -204,7 +204,7 @@ def test_parts_go_out_while_it_is_written(world: World) -> None:
 
     world.client.script = script
     appending = world.new()
-    room = (MOST_WAITING + 2) * PART  # one in flight, those that wait, and the one being gathered
+    room = (MAX_WAITING + 2) * PART  # one in flight, those that wait, and the one being gathered
     append(appending, data_of(room))
     assert world.kinds() == ["put_object"]
     with ThreadPoolExecutor(1) as pool:
@@ -224,12 +224,12 @@ def test_memory(world: World) -> None:
     """Many writers keep to the budget, and to the limit of bytes in flight."""
     world.budget = Budget(4 * PART)
     world.configure()
-    most_held = most_in_flight = 0
+    max_held = max_in_flight = 0
 
     def script(_: Request) -> Fault | None:
-        nonlocal most_held, most_in_flight
-        most_held = max(most_held, world.budget.held_bytes)
-        most_in_flight = max(most_in_flight, world.uploads._in_flight_bytes)
+        nonlocal max_held, max_in_flight
+        max_held = max(max_held, world.budget.held_bytes)
+        max_in_flight = max(max_in_flight, world.uploads._in_flight_bytes)
         return Fault(delay_s=0.002)
 
     world.client.script = script
@@ -241,8 +241,8 @@ def test_memory(world: World) -> None:
     for writer in writers:
         writer.finish()
         writer.abort()
-    assert most_held <= 4 * PART
-    assert PART < most_in_flight <= 3 * PART
+    assert max_held <= 4 * PART
+    assert PART < max_in_flight <= 3 * PART
     for key in keys:
         assert world.client.content(key) == data_of(MIB) * 11
     world.check_over()
@@ -382,7 +382,7 @@ def test_a_refusal_comes_with_the_next_call(world: World) -> None:
 
 def test_too_many_parts(world: World) -> None:
     """After 10,000 parts S3 accepts no more: the file is too large."""
-    world.client.most_parts = 3
+    world.client.max_parts = 3
     appending = world.new()
     for number in range(3):
         append(appending, b"x")

@@ -23,7 +23,7 @@ ANY = Condition()
 def world() -> Iterator[World]:
     """A store that may require such parts; it is not known yet."""
     with FakeClient() as client:
-        client.least_part_bytes = PART
+        client.min_part_bytes = PART
         client.refuses_unequal_parts = True
         yield known_to_want(World(client), None)
 
@@ -73,7 +73,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
     least = MIB
     part = draws.draw(st.sampled_from([least, least + 300_000, 2 * least]), "part")
     with FakeClient() as client:
-        client.least_part_bytes = least
+        client.min_part_bytes = least
         client.refuses_unequal_parts = True
         client.be_unknown()
         client.capabilities.equal_parts = draws.draw(st.sampled_from([True, None]), "known")
@@ -140,7 +140,7 @@ def test_what_is_known_to_be_large_is_never_refused(
 def test_where_it_is_known_parts_never_grow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """10,000 parts are the limit, and the error names the option."""
     monkeypatch.setattr(parts, "GROWTH", 2)
-    monkeypatch.setattr(multipart, "MOST_PARTS", 6)
+    monkeypatch.setattr(multipart, "MAX_PARTS", 6)
     known_to_want(world, True)
     upload = world.upload()
     world.write(upload, data_of(6 * PART))

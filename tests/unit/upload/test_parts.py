@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint.config import LEAST_PART_BYTES, MOST_PART_BYTES
+from mountpoint.config import MAX_PART_BYTES, MIN_PART_BYTES
 from mountpoint.upload.parts import (
     FREE_PARTS,
-    MOST_PARTS,
+    MAX_PARTS,
     S3_LIMITS,
-    least_size,
+    min_size,
     next_step,
     part_size,
 )
@@ -19,25 +19,25 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 
-def reached(least_bytes: int, parts: int) -> int:
+def reached(min_bytes: int, parts: int) -> int:
     """Return the size of a file with this many parts."""
     total = 0
     for _ in range(parts):
-        size = part_size(least_bytes, total)
-        assert LEAST_PART_BYTES <= size <= MOST_PART_BYTES
+        size = part_size(min_bytes, total)
+        assert MIN_PART_BYTES <= size <= MAX_PART_BYTES
         total += size
     return total
 
 
-@pytest.mark.parametrize("least_mib", [5, 8, 64, 1024])
-def test_all_parts_together_reach_the_largest_objects(least_mib: int) -> None:
+@pytest.mark.parametrize("min_mib", [5, 8, 64, 1024])
+def test_all_parts_together_reach_the_largest_objects(min_mib: int) -> None:
     """With any part size, 10,000 parts hold 5 TiB."""
-    assert reached(least_mib * MIB, MOST_PARTS) >= 5 * TIB
+    assert reached(min_mib * MIB, MAX_PARTS) >= 5 * TIB
 
 
 def test_the_largest_parts_reach_what_s3_can_hold() -> None:
     """With the largest part size the limit is 48.8 TiB."""
-    assert reached(MOST_PART_BYTES, MOST_PARTS) == 10_000 * 5 * GIB
+    assert reached(MAX_PART_BYTES, MAX_PARTS) == 10_000 * 5 * GIB
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,19 @@ def test_ranges_become_parts_that_s3_takes(
         step = next_step(S3_LIMITS, number, before, gathered, source, left)
         assert 0 < step.size_bytes <= left
         if step.copied:
-            assert not gathered or gathered >= least_size(S3_LIMITS, number, before)
+            assert not gathered or gathered >= min_size(S3_LIMITS, number, before)
             number, before = number + bool(gathered), before + gathered
-            least = least_size(S3_LIMITS, number, before)
-            assert min(least, MOST_PART_BYTES // 2) <= step.size_bytes <= MOST_PART_BYTES
-            assert source > LEAST_PART_BYTES
+            least = min_size(S3_LIMITS, number, before)
+            assert min(least, MAX_PART_BYTES // 2) <= step.size_bytes <= MAX_PART_BYTES
+            assert source > MIN_PART_BYTES
             number, before, gathered = number + 1, before + step.size_bytes, 0
         else:
             gathered += step.size_bytes
             read += step.size_bytes
         left -= step.size_bytes
-    assert number <= MOST_PARTS
+    assert number <= MAX_PARTS
     if number <= FREE_PARTS:
-        assert read < 2 * LEAST_PART_BYTES
+        assert read < 2 * MIN_PART_BYTES
 
 
 def test_small_ranges_of_a_large_file_do_not_use_up_the_numbers() -> None:
@@ -89,6 +89,6 @@ def test_small_ranges_of_a_large_file_do_not_use_up_the_numbers() -> None:
 def test_the_smallest_parts_reach_the_largest_objects() -> None:
     """Even a file with only the smallest possible parts reaches 5 TiB."""
     total = 0
-    for number in range(1, MOST_PARTS + 1):
-        total += least_size(S3_LIMITS, number, total)
+    for number in range(1, MAX_PARTS + 1):
+        total += min_size(S3_LIMITS, number, total)
     assert total >= 5 * TIB

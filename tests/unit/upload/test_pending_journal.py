@@ -52,20 +52,20 @@ def files(directory: Path) -> list[str]:
 
 @given(
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, 8)), max_size=60),
-    most_struck=st.integers(0, 6),
+    max_struck=st.integers(0, 6),
     orderly=st.booleans(),
 )
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sequence(
     steps: list[tuple[bool, int]],
-    most_struck: int,
+    max_struck: int,
     orderly: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """At any moment other processes find the open uploads, however often the file is rewritten."""
     directory = tmp_path_factory.mktemp("journal")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MOST_STRUCK", most_struck)
+        patch.setattr(module, "MAX_STRUCK", max_struck)
         journal = Journal(directory, PLACE)
         model: dict[str, bytes] = {}
         for begin, number in steps:
@@ -223,7 +223,7 @@ def test_others_look_while_it_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A living mount never counts as dead."""
-    monkeypatch.setattr(module, "MOST_STRUCK", 0)
+    monkeypatch.setattr(module, "MAX_STRUCK", 0)
     journal = Journal(tmp_path, PLACE)
     journal.begun(b"always", "always")
     stopping = threading.Event()

@@ -62,7 +62,7 @@ def test_described(world: World, size: int) -> None:
 def test_more_is_sent_in_parts(world: World, size: int, parts: int, name: str | None) -> None:
     """A larger file is created, sent in parts, completed and checked, without further requests."""
     world.configure(checksum=name)
-    world.client.least_part_bytes = PART
+    world.client.min_part_bytes = PART
     data = data_of(size)
     upload = world.upload()
     world.write(upload, data, 777_777)
@@ -471,13 +471,13 @@ class Watched(World):
     def __init__(self, client: FakeClient, limit_bytes: int = 4 * SMALL_PART) -> None:
         super().__init__(client, limit_bytes)
         self.configure(part_bytes=SMALL_PART)
-        self.most_in_flight_bytes = 0
+        self.max_in_flight_bytes = 0
         client.script = self.watch
 
     def watch(self, request: Request) -> Fault | None:
         in_flight = self.uploads._in_flight_bytes
-        self.most_in_flight_bytes = max(self.most_in_flight_bytes, in_flight)
-        self.most_held_bytes = max(self.most_held_bytes, self.budget.held_bytes)
+        self.max_in_flight_bytes = max(self.max_in_flight_bytes, in_flight)
+        self.max_held_bytes = max(self.max_held_bytes, self.budget.held_bytes)
         return Fault(delay_s=0.002) if request.kind == "upload_part" else None
 
     def key(self, number: int) -> bytes:
@@ -487,8 +487,8 @@ class Watched(World):
         for number, size in enumerate(sizes):
             assert self.client.content(self.key(number)) == data_of(size)
         self.check_over()
-        assert self.most_held_bytes <= self.budget.limit_bytes
-        assert self.most_in_flight_bytes <= self.budget.limit_bytes * 3 // 4
+        assert self.max_held_bytes <= self.budget.limit_bytes
+        assert self.max_in_flight_bytes <= self.budget.limit_bytes * 3 // 4
 
 
 @pytest.mark.parametrize("step", [64 << 10, 6_000])
@@ -583,7 +583,7 @@ def test_a_part_that_is_larger_than_memory() -> None:
     with FakeClient() as client:
         world = World(client, limit_bytes=PART // 2)
         world.write(upload := world.upload(), data_of(3 * PART))
-        assert world.most_held_bytes <= PART // 2
+        assert world.max_held_bytes <= PART // 2
         upload.finish()
         assert client.content(KEY) == data_of(3 * PART)
         world.check_over()
@@ -652,7 +652,7 @@ def test_the_budget_is_never_exceeded(writers: int) -> None:
         with ThreadPoolExecutor(writers) as pool:
             list(pool.map(write, range(writers)))
         assert len(client.keys()) == writers
-        assert 2 * PART < world.most_held_bytes <= (5 + writers - 1) * PART
+        assert 2 * PART < world.max_held_bytes <= (5 + writers - 1) * PART
         world.check_over()
 
 

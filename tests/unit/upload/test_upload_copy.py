@@ -31,7 +31,7 @@ def random_bytes(size: int, seed: int = 0) -> bytes:
 def world() -> Iterator[World]:
     """A world whose S3 has no faults, and its limits for parts."""
     with FakeClient() as client:
-        client.least_part_bytes = PART
+        client.min_part_bytes = PART
         yield World(client)
 
 
@@ -182,7 +182,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
     part = draws.draw(st.sampled_from([least, least + 300_000, 2 * least]), "part")
     limits = Limits(least, draws.draw(st.sampled_from([least, 2 * least, 3 * least]), "copied"))
     with FakeClient() as client:
-        client.least_part_bytes = least
+        client.min_part_bytes = least
         world = World(client, 8 * MIB, limits)
         name = draws.draw(st.sampled_from(["crc32c", "crc64nvme", None]), "checksum")
         world.configure(part_bytes=part, checksum=name)

@@ -7,7 +7,7 @@ from mountpoint.fs.inodes import Inode
 from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.fs.writes.streamed.attributes import StreamedAttributes
 from mountpoint.s3.client import Condition, ObjectInfo
-from mountpoint.upload.parts import MOST_OBJECT_BYTES
+from mountpoint.upload.parts import MAX_OBJECT_BYTES
 from mountpoint.upload.sequential import Sequential
 from mountpoint.upload.upload import Upload
 
@@ -41,13 +41,13 @@ class StreamedContent:
         self.condition = condition
         self._on_base_bytes = 0  # how many bytes of `base` the upload begins with
         self._filled_from_bytes: int | None = None  # where the zeros begin that filled `base` up
-        self._least_bytes = 0  # the size that was set: zeros fill the file up to it
+        self._min_bytes = 0  # the size that was set: zeros fill the file up to it
         self.upload = self._begin(None) if base is None else None
 
     @property
     def size_bytes(self) -> int:
         """The file's size: what was written, or the size that was set if that is larger."""
-        return max(self.written_bytes, self._least_bytes)
+        return max(self.written_bytes, self._min_bytes)
 
     @property
     def written_bytes(self) -> int:
@@ -84,7 +84,7 @@ class StreamedContent:
             if upload is None:
                 upload = self._go_on(offset)
             return upload.write(offset, data)
-        size_bytes = max(written_bytes, self._least_bytes)
+        size_bytes = max(written_bytes, self._min_bytes)
         if data.count(0) == len(data):
             self.set_size(max(size_bytes, offset + len(data)))
             return len(data)
@@ -99,16 +99,16 @@ class StreamedContent:
 
         Raises TooLarge above S3's limit.
         """
-        if size_bytes > MOST_OBJECT_BYTES:
-            raise TooLarge(f"{size_bytes} bytes; an object may have at most {MOST_OBJECT_BYTES}")
+        if size_bytes > MAX_OBJECT_BYTES:
+            raise TooLarge(f"{size_bytes} bytes; an object may have at most {MAX_OBJECT_BYTES}")
         if self.upload is None and size_bytes != self.size_bytes:
             self._go_on(self.written_bytes)
-        self._least_bytes = size_bytes
+        self._min_bytes = size_bytes
 
     def restart(self) -> None:
         """Start again with an empty file."""
         begun = self.upload
-        self._least_bytes = 0
+        self._min_bytes = 0
         self._on_base_bytes = 0
         self.upload = self._begin(None)
         if begun is not None:
@@ -116,7 +116,7 @@ class StreamedContent:
 
     def finish(self, upload: Sequential) -> ObjectInfo:
         """Finish an upload of this file, with the size that was set; return the new object."""
-        return upload.finish(self._least_bytes)
+        return upload.finish(self._min_bytes)
 
     def stored(self, info: ObjectInfo) -> None:
         """Note that the object is `info` now, with all that was written and its attributes."""

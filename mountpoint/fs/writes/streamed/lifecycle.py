@@ -19,7 +19,7 @@ from mountpoint.errors import Interrupted, NotPermitted
 #: after the program has gone on, and the next program's open may overtake it.
 SETTLE_S = 1.0
 #: How many threads may wait so. The writer's own requests need one that does not.
-MOST_WAITING = 4
+MAX_WAITING = 4
 #: How often a waiting thread checks whether the mount is going away.
 LOOK_S = 0.25
 #: How long an empty file is expected to be closed for good, once one descriptor of it has been
@@ -50,7 +50,7 @@ class Turns:
         # dependencies
         self._stopping = stopping
         # mutable
-        self._waiting = threading.BoundedSemaphore(MOST_WAITING)
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
     def wait(self, event: threading.Event, within_s: float) -> None:
         """Wait for an event; return when it is set, too late, or if too many threads wait.

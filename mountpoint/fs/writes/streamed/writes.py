@@ -35,7 +35,7 @@ from mountpoint.listing import tree
 from mountpoint.s3.client import NEW, ObjectInfo
 
 #: truncate(2) by name extends a file to this size at most, because it waits for the upload.
-MOST_LENGTHENED_BYTES = 8 * MIB
+MAX_LENGTHENED_BYTES = 8 * MIB
 
 
 class StreamedWrites:
@@ -103,7 +103,7 @@ class StreamedWrites:
         known_bytes = 0 if inode.info is None else inode.info.size_bytes
         if size_bytes == known_bytes and size_bytes:
             return
-        if size_bytes and not known_bytes < size_bytes <= MOST_LENGTHENED_BYTES:
+        if size_bytes and not known_bytes < size_bytes <= MAX_LENGTHENED_BYTES:
             raise NotPermitted(
                 "S3 stores whole objects: a file cannot be shortened or lengthened",
                 "mount with --staged-writes DIR to permit it",

@@ -7,7 +7,7 @@ import pytest
 
 from mountpoint.errors import Interrupted, NotPermitted, ServerFault
 from mountpoint.fs.writes.streamed import lifecycle
-from mountpoint.fs.writes.streamed.lifecycle import MOST_WAITING, Lifecycle, State, Turns
+from mountpoint.fs.writes.streamed.lifecycle import MAX_WAITING, Lifecycle, State, Turns
 
 ERROR = ServerFault("500")
 STEPS: dict[str, Callable[[Lifecycle], None]] = {
@@ -90,7 +90,7 @@ def test_waiting_for_a_turn(monkeypatch: pytest.MonkeyPatch, *, closing: bool) -
 def test_few_threads_wait() -> None:
     """The threads that serve the writer must not all wait for it."""
     life = new_life()
-    taken = [life._turns._waiting.acquire(blocking=False) for _ in range(MOST_WAITING)]
+    taken = [life._turns._waiting.acquire(blocking=False) for _ in range(MAX_WAITING)]
     assert all(taken)
     with pytest.raises(NotPermitted, match="being written"):
         life.wait_turn(60.0)

@@ -628,7 +628,7 @@ def test_truncation_of_what_is_there() -> None:
     """An object that may be overwritten can be truncated to zero, and extended by a few MiB."""
     with mounted({b"a": b"123", b"b": b""}, allow_overwrite=True) as world:
         assert world.read_file(world.look(b"a").inode) == b"123"
-        for name, size in ((b"a", 5), (b"b", streamed_writes.MOST_LENGTHENED_BYTES)):
+        for name, size in ((b"a", 5), (b"b", streamed_writes.MAX_LENGTHENED_BYTES)):
             before = world.client.content(name)
             try:
                 world.fs.set_attributes(world.look(name).inode, size_bytes=size, mtime_ns=None)
@@ -641,7 +641,7 @@ def test_truncation_of_what_is_there() -> None:
         world.pass_s(5)
         number = world.look(b"a").inode
         assert world.fs.set_attributes(number, size_bytes=3, mtime_ns=None).size_bytes == 3
-        for size in (2, streamed_writes.MOST_LENGTHENED_BYTES + 1):
+        for size in (2, streamed_writes.MAX_LENGTHENED_BYTES + 1):
             with pytest.raises(NotPermitted):
                 world.fs.set_attributes(number, size_bytes=size, mtime_ns=None)
         assert world.client.content(b"a") == b"123"

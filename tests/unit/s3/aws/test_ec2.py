@@ -70,7 +70,7 @@ def test_applied() -> None:
     """The bandwidth is the client's target, and the limit of read-ahead; an option overrides it."""
     applied = here().apply_to(config())
     assert applied.client.throughput_gbps == 100.0
-    assert applied.read.most_ahead_bytes == 1_600_000_000
+    assert applied.read.max_ahead_bytes == 1_600_000_000
     given = config().with_throughput(2.5)
     assert here().apply_to(given) == given
 

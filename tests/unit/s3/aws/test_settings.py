@@ -111,7 +111,7 @@ def test_applied() -> None:
     around = AwsSettings(endpoint_url=URL, endpoint_source="X", fips=True, max_attempts=2)
     found = around.apply_to(config())
     assert (found.bucket.endpoint_url, found.bucket.fips) == (URL, True)
-    assert found.client.most_tries == 2
+    assert found.client.max_tries == 2
     assert around.apply_to(config(endpoint_url=OTHER_URL)).bucket.endpoint_url == OTHER_URL
 
 
