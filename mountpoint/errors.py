@@ -258,7 +258,7 @@ class WrongRegion(S3Error):
 
 
 class Redirected(S3Error):
-    """3xx to a place other than S3's own: `location` is its URL, without a path."""
+    """3xx to a host other than S3's own: `location` is its URL, without a path."""
 
     def __init__(self, reason: str = "", *, location: str, **details: str | int) -> None:
         super().__init__(reason, **details)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ HIDDEN = "the endpoint is behind a TLS proxy: the check 'bucket' shows if it ans
 def dns(subject: Subject) -> Result:
     """Resolve the endpoint's name, or the proxy's, which resolves the endpoint's."""
     by = subject.proxy
-    name, port = (by.host, by.port) if by else network_probe.place(known(subject.endpoint))
+    name, port = (by.host, by.port) if by else network_probe.host_and_port(known(subject.endpoint))
     try:
         what, hint = "name resolution", "check the network, and /etc/resolv.conf"
         subject.addresses = within(NAME_S, what, hint, partial(network_probe.addresses, name, port))
@@ -68,7 +68,7 @@ def tls(subject: Subject) -> Result:
         return skipped("the endpoint is http: requests are not encrypted")
     if _is_hidden(subject):
         return skipped(HIDDEN)
-    name, _ = network_probe.place(where)
+    name, _ = network_probe.host_and_port(where)
     try:
         if subject.proxy is not None:
             known(subject.connection).close()

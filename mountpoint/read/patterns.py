@@ -11,7 +11,7 @@ Range = tuple[int, int]
 PAGE_BYTES = 4096
 
 #: A sequential reader has several reads in flight at once (kernel read-ahead, large reads with
-#: O_DIRECT, io_uring queues). They arrive in any order, up to this many places off.
+#: O_DIRECT, io_uring queues). They arrive in any order, up to this many positions off.
 JITTER_READS = 4
 
 #: After this many jumps and returns, the counts of both are halved.

@@ -48,7 +48,7 @@ MAX_FILES_IN_ALL = 64
 FIRST_OPENS = 3
 #: The first window.
 FEW_FILES = 2
-#: A trusted walk expects files up to this many places after the last one opened.
+#: A trusted walk expects files up to this many positions after the last one opened.
 NEAR_FILES = 4
 #: A skipped file may still be opened up to this many opens later.
 LATE_OPENS = 16
@@ -213,10 +213,10 @@ class FilePrefetcher:
     def _go_on(self, walk: _Walk, coming: list[ObjectInfo], dropped: list[Fetched]) -> None:
         """Advance a walk; `coming` are the files that follow."""
         skipped = [each for each in walk.fetched.values() if each.info.key < walk.last]
-        for place, fetched in enumerate(skipped, 1):
+        for position, fetched in enumerate(skipped, 1):
             fetched.passed += 1
             # A reader that jumps repeatedly skips more files than can come late.
-            if fetched.passed > LATE_OPENS or place <= len(skipped) - LATE_OPENS:
+            if fetched.passed > LATE_OPENS or position <= len(skipped) - LATE_OPENS:
                 self._pass_over(walk, fetched, dropped)
         for info in coming[: walk.near]:
             if info.key not in walk.expected:

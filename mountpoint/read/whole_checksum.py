@@ -26,9 +26,9 @@ from mountpoint.s3.wire.checksum import CRCS, Expected, crc_matches, expected_of
 
 log = structlog.get_logger(__name__)
 
-#: A file read at more separate places than this is not being read completely. Merges of sixteen
+#: A file read in more separate ranges than this is not being read completely. Merges of sixteen
 #: sorted runs are the most readers in order at the same time.
-MAX_PLACES = 16
+MAX_RANGES = 16
 
 #: Several CRCs at once take 0.5 CPU-seconds per GB. So at most MAX_UNASKED_BYTES are summed before
 #: the HEAD is sent (no reader comes from the start), and MAX_UNANSWERED_BYTES before its answer.
@@ -39,7 +39,7 @@ MAX_UNANSWERED_BYTES = 256 * MIB
 Sums = dict[str, int]
 
 
-class _Place(NamedTuple):
+class _SummedRange(NamedTuple):
     """A range that readers have reached, and its CRCs."""
 
     start: int
@@ -50,7 +50,7 @@ class _Place(NamedTuple):
 class WholeChecksum:
     """The comparison of one open object. Thread-safe; only `check` waits.
 
-    Invariant: places are sorted, and neither overlap nor touch each other.
+    Invariant: ranges are sorted, and neither overlap nor touch each other.
     """
 
     def __init__(self, source: ByteSource, info: ObjectInfo, wait_s: float) -> None:
@@ -63,7 +63,7 @@ class WholeChecksum:
         self._lock = threading.Lock()
         self._answer: Future[Stored] | None = None
         self._expected: Expected | None = None
-        self._places: list[_Place] = []
+        self._ranges: list[_SummedRange] = []
         self._names: tuple[str, ...] = tuple(CRCS)  # empty: there is nothing to compare
 
     @property
@@ -74,8 +74,8 @@ class WholeChecksum:
     @property
     def front(self) -> int:
         """The bytes from the object's start that readers have reached, without a gap."""
-        places = self._places
-        return places[0].stop if places and places[0].start == 0 else 0
+        ranges = self._ranges
+        return ranges[0].stop if ranges and ranges[0].start == 0 else 0
 
     def ask(self) -> None:
         """Ask S3 for the object's checksum."""
@@ -94,9 +94,9 @@ class WholeChecksum:
         if (part.start, part.stop) == (0, self._info.size_bytes):
             self.give_up()  # the part's own checksum is that of the whole object
         elif names:
-            place = _Place(part.start, part.stop, part.sums or _sums(names, part.data))
+            summed = _SummedRange(part.start, part.stop, part.sums or _sums(names, part.data))
             with self._lock:
-                self._insert(place)
+                self._insert(summed)
 
     def check(self) -> str | None:
         """Return the name of the checksum that does not match, after the whole file was read.
@@ -104,12 +104,12 @@ class WholeChecksum:
         Waits for S3's answer; without one the file is not compared.
         """
         with self._lock:
-            places, answer = self._places, self._answer
-            if len(places) != 1 or places[0][:2] != (0, self._info.size_bytes):
+            ranges, answer = self._ranges, self._answer
+            if len(ranges) != 1 or ranges[0][:2] != (0, self._info.size_bytes):
                 return None
             if answer is None:
                 return None
-            self._places = []
+            self._ranges = []
         try:
             answer.result(self._wait_s)
         except (OperationError, TimeoutError) as error:
@@ -117,14 +117,14 @@ class WholeChecksum:
         self._wanted()
         expected = self._expected
         self.give_up()
-        if expected is None or crc_matches(expected, places[0].sums[expected.name]):
+        if expected is None or crc_matches(expected, ranges[0].sums[expected.name]):
             return None
         return expected.name
 
     def give_up(self) -> None:
         """Stop comparing."""
         with self._lock:
-            self._names, self._places = (), []
+            self._names, self._ranges = (), []
             answer = self._answer
         if answer is not None:
             answer.cancel()
@@ -141,35 +141,35 @@ class WholeChecksum:
                 self._names = () if self._expected is None else (self._expected.name,)
             return self._names
 
-    def _insert(self, place: _Place) -> None:
+    def _insert(self, summed: _SummedRange) -> None:
         """Merge a range with those that it touches; it replaces those within it (lock held).
 
         One that overlaps others is dropped: the bytes that it adds remain a gap.
         """
-        start, stop = place.start, place.stop
-        others = [each for each in self._places if not start <= each.start < each.stop <= stop]
+        start, stop = summed.start, summed.stop
+        others = [each for each in self._ranges if not start <= each.start < each.stop <= stop]
         if any(each.start < stop and start < each.stop for each in others):
             return
         for each in [each for each in others if stop == each.start or each.stop == start]:
             others.remove(each)
-            place = _joined(each, place) if each.start < start else _joined(place, each)
-        places = self._places = sorted([*others, place], key=lambda each: each.start)
+            summed = _joined(each, summed) if each.start < start else _joined(summed, each)
+        ranges = self._ranges = sorted([*others, summed], key=lambda each: each.start)
         max_bytes = MAX_UNASKED_BYTES if self._answer is None else MAX_UNANSWERED_BYTES
-        reached_bytes = sum(each.stop - each.start for each in places)
+        reached_bytes = sum(each.stop - each.start for each in ranges)
         too_much = self._expected is None and reached_bytes > max_bytes
-        if too_much or len(places) > MAX_PLACES:
-            self._names, self._places = (), []
+        if too_much or len(ranges) > MAX_RANGES:
+            self._names, self._ranges = (), []
 
 
 def _sums(names: tuple[str, ...], data: bytes) -> Sums:
     return {name: CRCS[name].of(data, 0) for name in names}
 
 
-def _joined(first: _Place, second: _Place) -> _Place:
+def _joined(first: _SummedRange, second: _SummedRange) -> _SummedRange:
     size = second.stop - second.start
     sums = {
         name: CRCS[name].combine(value, second.sums[name], size)
         for name, value in first.sums.items()
         if name in second.sums
     }
-    return _Place(first.start, second.stop, sums)
+    return _SummedRange(first.start, second.stop, sums)

@@ -43,7 +43,7 @@ HINTS = {
 Address = tuple[socket.AddressFamily, tuple[str, int]]
 
 
-def place(endpoint: Endpoint) -> tuple[str, int]:
+def host_and_port(endpoint: Endpoint) -> tuple[str, int]:
     """Return the host name, without brackets, and the port."""
     parts = urlsplit(f"{endpoint.scheme}://{endpoint.host}")
     return parts.hostname or "", parts.port or (443 if endpoint.scheme == "https" else 80)
@@ -82,7 +82,7 @@ def connected(to: Sequence[Address], interface: str = "") -> socket.socket:
 def tunnel(endpoint: Endpoint, by: Proxy) -> socket.socket:
     """Return a connection to the endpoint through an http proxy (CONNECT). Raises OSError."""
     client = http.client.HTTPConnection(by.host, by.port, timeout=STEP_S)
-    client.set_tunnel(*place(endpoint), headers=by.headers)
+    client.set_tunnel(*host_and_port(endpoint), headers=by.headers)
     try:
         client.connect()
     except http.client.HTTPException as error:
@@ -127,7 +127,7 @@ def problem(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> Tran
 
 def _go(endpoint: Endpoint, ca_bundle: str | None, by: Proxy | None) -> None:
     """Connect as the CRT does, up to the first handshake. Raises TransportFault and OSError."""
-    name, port = place(endpoint)
+    name, port = host_and_port(endpoint)
     if by is None:
         handshake(connected(addresses(name, port)), name, ca_bundle).close()
     elif by.scheme == "https":
@@ -145,7 +145,7 @@ def skew_s(connection: socket.socket, endpoint: Endpoint, by: Proxy | None = Non
     answer has no date. The error is at most one second, because the header is rounded, plus half
     of the round trip. Raises OSError.
     """
-    client = http.client.HTTPConnection(place(endpoint)[0])
+    client = http.client.HTTPConnection(host_and_port(endpoint)[0])
     client.sock = connection
     target = endpoint.base_path or "/"
     headers = {"Host": endpoint.host}

@@ -260,11 +260,11 @@ def _nothing_found(session: "Session") -> MountError:
         str(session.get_config_variable(name)) for name in ("credentials_file", "config_file")
     )
     profile = session.profile or "default"
-    places = [f"profile '{profile}' in {files}", "web identity", "container", "instance metadata"]
+    sources = [f"profile '{profile}' in {files}", "web identity", "container", "instance metadata"]
     if "profile" not in session.instance_variables():
-        places.insert(0, "AWS_ACCESS_KEY_ID")
+        sources.insert(0, "AWS_ACCESS_KEY_ID")
     return MountError(
-        f"no AWS credentials were found; looked at: {', '.join(places)}",
+        f"no AWS credentials were found; looked at: {', '.join(sources)}",
         "run aws configure or aws sso login, or name a --profile;"
         " a public bucket can be mounted with --no-sign-request",
     )

@@ -378,9 +378,9 @@ class CrtClient:
     ) -> "Future[Written]":
         """See ObjectClient."""
         target = wire.object_target(self._endpoint.base_path, key)
-        place = write_wire.copy_source(self._bucket, source)
+        copy_source = write_wire.copy_source(self._bucket, source)
         headers = write_wire.copy_headers(
-            place, source_etag, options, condition, keep_metadata=keep_metadata
+            copy_source, source_etag, options, condition, keep_metadata=keep_metadata
         )
         return self._copy("CopyObject", target, headers)
 
@@ -398,8 +398,8 @@ class CrtClient:
     ) -> "Future[Written]":
         """See ObjectClient."""
         target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
-        place = write_wire.copy_source(self._bucket, source)
-        headers = write_wire.copy_part_headers(place, source_etag, start, stop)
+        copy_source = write_wire.copy_source(self._bucket, source)
+        headers = write_wire.copy_part_headers(copy_source, source_etag, start, stop)
         return self._copy("UploadPartCopy", target, headers, checksum)
 
     def interrupt(self) -> None:

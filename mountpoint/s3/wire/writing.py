@@ -88,8 +88,8 @@ def copy_source(bucket: str, key: bytes) -> str:
     It is URL-encoded; S3 reads "+" as a space.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
     """
-    place = f"{bucket}/object" if bucket.startswith("arn:") else bucket
-    return f"{quote(place, safe='/:')}/{quote_from_bytes(key, safe='/')}"
+    base = f"{bucket}/object" if bucket.startswith("arn:") else bucket
+    return f"{quote(base, safe='/:')}/{quote_from_bytes(key, safe='/')}"
 
 
 def option_headers(options: PutOptions) -> Headers:

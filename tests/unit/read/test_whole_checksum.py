@@ -17,7 +17,7 @@ from mountpoint.errors import FileDamaged, ServerFault
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.read import whole_checksum as whole
 from mountpoint.read.history import LAST_FILES
-from mountpoint.read.whole_checksum import MAX_PLACES, WholeChecksum
+from mountpoint.read.whole_checksum import MAX_RANGES, WholeChecksum
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.wire.checksum import ALGORITHMS, CRCS, Expected, crc_matches
 from mountpoint.transfer import hedging
@@ -37,9 +37,9 @@ def _same_for_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hedging, "MIN_LATE_S", SAFE_S)
 
 
-def flipped(data: bytes, place: int) -> bytes:
+def flipped(data: bytes, position: int) -> bytes:
     """Return the bytes with one bit changed."""
-    return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
+    return data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :]
 
 
 class Reader:
@@ -83,11 +83,11 @@ def test_right(name: str, step: int) -> None:
         assert it.heads() == 1
 
 
-@pytest.mark.parametrize("place", [0, 5 * MIB, len(LARGE) - 1])
+@pytest.mark.parametrize("position", [0, 5 * MIB, len(LARGE) - 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_wrong(name: str, place: int) -> None:
+def test_wrong(name: str, position: int) -> None:
     """With one wrong bit anywhere, the end of the file cannot be read, now or later."""
-    with reader(LARGE, name, of=flipped(LARGE, place)) as it:
+    with reader(LARGE, name, of=flipped(LARGE, position)) as it:
         handle = it.open()
         with pytest.raises(FileDamaged, match=f"does not match its {name} checksum"):
             it.run(handle, pieces(0, len(LARGE), 128 * KIB))
@@ -226,7 +226,7 @@ def test_another_version() -> None:
         lambda: [(offset, 128 * KIB) for offset in range(len(LARGE) - MIB, 0, -128 * KIB)],
         lambda: [(0, 128 * KIB), (5 * MIB, MIB)],
     ],
-    ids=["here and there", "backwards", "two places"],
+    ids=["here and there", "backwards", "two ranges"],
 )
 def test_nobody_is_asked(reads: Callable[[], list[Piece]]) -> None:
     """A reader that does not start at the beginning costs no HEAD."""
@@ -298,10 +298,10 @@ class Parts:
 
 @settings(max_examples=examples(40), deadline=None)
 @given(
-    cuts=st.sets(st.integers(1, 9999), min_size=1, max_size=MAX_PLACES),
+    cuts=st.sets(st.integers(1, 9999), min_size=1, max_size=MAX_RANGES),
     order=st.randoms(use_true_random=False),
     name=st.sampled_from(NAMES),
-    asked_after=st.integers(0, MAX_PLACES),
+    asked_after=st.integers(0, MAX_RANGES),
     known=st.booleans(),
     wrong=st.booleans(),
 )
@@ -335,13 +335,13 @@ def test_any_parts_in_any_order(
         assert client.count() == 1
 
 
-def test_too_many_places() -> None:
-    """A file read at many places is given up: no computation, no HEAD."""
+def test_too_many_ranges() -> None:
+    """A file read in many ranges is given up: no computation, no HEAD."""
     with FakeClient({b"k": LARGE}) as client:
         it = Parts(LARGE, client, known=False)
-        for place in range(MAX_PLACES + 1):
+        for number in range(MAX_RANGES + 1):
             assert not it.whole.asked
-            it.add(2 * place * KIB, (2 * place + 1) * KIB)
+            it.add(2 * number * KIB, (2 * number + 1) * KIB)
         assert it.whole.asked
         assert it.whole.front == 0
         it.whole.ask()
@@ -359,8 +359,8 @@ def test_bytes_before_the_answer(asked: bool, monkeypatch: pytest.MonkeyPatch) -
         if asked:
             it.whole.ask()
         most = 20 if asked else 10
-        for place in range(most):
-            it.add(place * KIB, (place + 1) * KIB)
+        for number in range(most):
+            it.add(number * KIB, (number + 1) * KIB)
         assert it.whole.front == most * KIB
         it.add(most * KIB, (most + 1) * KIB)
         assert it.whole.front == 0

@@ -98,9 +98,9 @@ def bundle(authority: trustme.CA, tmp_path: Path) -> str:
         ("[::1]", "https", ("::1", 443)),
     ],
 )
-def test_place(host: str, scheme: str, expected: tuple[str, int]) -> None:
+def test_host_and_port(host: str, scheme: str, expected: tuple[str, int]) -> None:
     """The host has a port only if it is not the scheme's default."""
-    assert network_probe.place(endpoint(host, scheme=scheme)) == expected
+    assert network_probe.host_and_port(endpoint(host, scheme=scheme)) == expected
 
 
 def test_an_address_is_its_own() -> None:

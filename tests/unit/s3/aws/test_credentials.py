@@ -181,8 +181,8 @@ def test_file_malformed(start: Start, home: Path) -> None:
 def test_nothing_found(start: Start, home: Path) -> None:
     """Without credentials the message says where it looked, and what to do."""
     error = refused(start)
-    for place in ("AWS_ACCESS_KEY_ID", "'default'", str(home / "credentials"), "metadata"):
-        assert place in error.what
+    for source in ("AWS_ACCESS_KEY_ID", "'default'", str(home / "credentials"), "metadata"):
+        assert source in error.what
     assert "--no-sign-request" in error.hint
     (home / "config").write_text("[profile bare]\n")
     error = refused(start, "bare")

@@ -13,7 +13,7 @@ ETAG = '"e"'
 HEADERS = [("ETag", ETAG), ("x-amz-meta-mode", "33152")]
 
 
-class Place:
+class Lookup:
     """A HEAD and a LIST that the test answers."""
 
     def __init__(self) -> None:
@@ -36,19 +36,19 @@ def listed(key: bytes = b"k", size: int = 7, etag: str = ETAG) -> ObjectInfo:
 
 def test_told_by_head() -> None:
     """If HEAD has the size, nothing is listed."""
-    place = Place()
-    place.heading.set_result([*HEADERS, ("Content-Length", "5")])
-    assert place.result.result(0).size_bytes == 5
-    assert not place.pages
+    lookup = Lookup()
+    lookup.heading.set_result([*HEADERS, ("Content-Length", "5")])
+    assert lookup.result.result(0).size_bytes == 5
+    assert not lookup.pages
 
 
 @pytest.mark.parametrize("size", [0, 7])
 def test_told_by_a_listing(size: int) -> None:
     """Everything except the size comes from HEAD."""
-    place = Place()
-    place.heading.set_result(HEADERS)
-    place.list(listed(b"k/", 1), listed(size=size), listed(b"k2", 2))
-    found = place.result.result(0)
+    lookup = Lookup()
+    lookup.heading.set_result(HEADERS)
+    lookup.list(listed(b"k/", 1), listed(size=size), listed(b"k2", 2))
+    found = lookup.result.result(0)
     assert found.size_bytes == size
     assert found.metadata == {"mode": "33152"}
 
@@ -56,32 +56,32 @@ def test_told_by_a_listing(size: int) -> None:
 @pytest.mark.parametrize("infos", [[], [listed(b"k2")], [listed(etag='"other"')]])
 def test_told_of_another_version(infos: list[ObjectInfo]) -> None:
     """The size of another object or version is never used."""
-    place = Place()
-    place.heading.set_result(HEADERS)
-    place.list(*infos)
+    lookup = Lookup()
+    lookup.heading.set_result(HEADERS)
+    lookup.list(*infos)
     with pytest.raises(Unusable):
-        place.result.result(0)
+        lookup.result.result(0)
 
 
 def test_failures_pass() -> None:
     """A missing key, or a refused listing, is the result."""
-    place = Place()
-    place.heading.set_exception(NotFound())
+    lookup = Lookup()
+    lookup.heading.set_exception(NotFound())
     with pytest.raises(NotFound):
-        place.result.result(0)
-    place = Place()
-    place.heading.set_result(HEADERS)
-    place.pages[0].set_exception(Unusable("no"))
+        lookup.result.result(0)
+    lookup = Lookup()
+    lookup.heading.set_result(HEADERS)
+    lookup.pages[0].set_exception(Unusable("no"))
     with pytest.raises(Unusable, match="no"):
-        place.result.result(0)
+        lookup.result.result(0)
 
 
 def test_cancelled() -> None:
     """The request in flight is cancelled as well."""
-    place = Place()
-    place.result.cancel()
-    assert place.heading.cancelled()
-    place = Place()
-    place.heading.set_result(HEADERS)
-    place.result.cancel()
-    assert place.pages[0].cancelled()
+    lookup = Lookup()
+    lookup.result.cancel()
+    assert lookup.heading.cancelled()
+    lookup = Lookup()
+    lookup.heading.set_result(HEADERS)
+    lookup.result.cancel()
+    assert lookup.pages[0].cancelled()
