@@ -103,7 +103,9 @@ class SelfCopies:
         return Written(there.info.etag) if is_ours else None
 
     def _stored(self, key: bytes) -> Stored:
-        return self._retry_policy.ask(functools.partial(self._client.describe, key)).answer()
+        return self._retry_policy.ask(
+            functools.partial(self._client.head_with_checksums, key)
+        ).answer()
 
 
 def check_size(size_bytes: int) -> None:

@@ -410,7 +410,9 @@ class Copies:
             return None
 
     def _ask_stored(self, key: bytes) -> Stored:
-        return self._retry_policy.ask(functools.partial(self._client.describe, key)).answer()
+        return self._retry_policy.ask(
+            functools.partial(self._client.head_with_checksums, key)
+        ).answer()
 
 
 def shown(key: bytes) -> str:

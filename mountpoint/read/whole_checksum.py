@@ -81,7 +81,7 @@ class WholeChecksum:
         """Ask S3 for the object's checksum."""
         with self._lock:
             if not self.asked:
-                self._answer = self._source.describe(self._info.key)
+                self._answer = self._source.head_with_checksums(self._info.key)
 
     def sums(self, data: bytes) -> Sums | None:
         """Return the CRCs of an arrived part; None while the expected one is unknown."""

@@ -212,7 +212,7 @@ class ByteSource(Protocol):
         checksum.
         """
 
-    def describe(self, key: bytes) -> "Future[Stored]":
+    def head_with_checksums(self, key: bytes) -> "Future[Stored]":
         """Send HeadObject with checksums. With KMS encryption it needs permission to decrypt."""
 
 

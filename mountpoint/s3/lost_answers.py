@@ -28,9 +28,9 @@ def is_sent(
     """Whether the stored object equals the sent one; by its `etag` where it has no checksum."""
     if stored.info.size_bytes != size_bytes:
         return False
-    told = stored.checksums.get(expected.name) if expected is not None else None
-    if expected is not None and told:
-        return told.partition("-")[0] == expected.value.partition("-")[0]
+    checksum = stored.checksums.get(expected.name) if expected is not None else None
+    if expected is not None and checksum:
+        return checksum.partition("-")[0] == expected.value.partition("-")[0]
     return same_etag(stored.info.etag, etag())
 
 

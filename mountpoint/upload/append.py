@@ -229,7 +229,7 @@ class Appending(Sequential):
         def found(info: ObjectInfo) -> None:
             self._has_arrived(body, info)
 
-        ask = functools.partial(self._client.describe, self.key)
+        ask = functools.partial(self._client.head_with_checksums, self.key)
         lost_answer = LostAnswer(ask, is_ours, found)
         request = UploadRequest(start, done, refused, body.size_bytes, lost_answer=lost_answer)
         if not body.size_bytes:  # the usual limit of any request

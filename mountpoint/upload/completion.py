@@ -126,7 +126,7 @@ class Completion:
         """Send the request that creates the object, without the headers that the server rejects."""
         terms = Terms(self._target.condition, checksums=self._target.options.checksum is not None)
         fallback = Fallback(self._capabilities, "write", terms, send)
-        ask = functools.partial(self._client.describe, self._target.key)
+        ask = functools.partial(self._client.head_with_checksums, self._target.key)
 
         def refused(error: S3Error) -> None:
             self._failed(self._meaning(error))

@@ -207,7 +207,7 @@ def test_checksums_refused(filled: Store, monkeypatch: pytest.MonkeyPatch, verif
     with connected(filled, monkeypatch, refuse_checksums, config=config) as it:
         assert it.found == ["the store refuses x-amz-checksum-mode: reads are not verified"]
         key, body = b"probed/file", b"body of probed/file"
-        etag = it.client.describe(key).result(SAFE_S).info.etag
+        etag = it.client.head_with_checksums(key).result(SAFE_S).info.etag
         for whole in (True, False):
             assert content(read(it.client, key, len(body), etag, whole=whole)) == body
 

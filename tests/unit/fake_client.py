@@ -416,7 +416,7 @@ class FakeClient:
         self._begin(download)
         return download
 
-    def describe(self, key: bytes) -> "Future[Stored]":
+    def head_with_checksums(self, key: bytes) -> "Future[Stored]":
         """See ObjectClient."""
 
         def answer() -> Stored:

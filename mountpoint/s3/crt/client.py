@@ -210,7 +210,7 @@ class CrtClient:
 
     def head(self, key: bytes) -> "Future[ObjectInfo]":
         """See ObjectClient."""
-        return self._described(key, [], lambda info, _: info)
+        return self._head(key, [], lambda info, _: info)
 
     def list(
         self,
@@ -261,10 +261,10 @@ class CrtClient:
         self._send(download, request_type, "GetObject", "GET", target, extra)
         return download
 
-    def describe(self, key: bytes) -> "Future[Stored]":
+    def head_with_checksums(self, key: bytes) -> "Future[Stored]":
         """See ByteSource."""
         mode = [CHECKSUM_MODE] if self.capabilities.takes_checksum_mode else []
-        return self._described(key, mode, write_wire.stored)
+        return self._head(key, mode, write_wire.stored)
 
     def put_object(
         self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
@@ -429,13 +429,13 @@ class CrtClient:
         self._send(inquiry, default, operation, method, target, extra or [], body)
         return inquiry.future
 
-    def _described(
-        self, key: bytes, extra: Headers, describe: Callable[[ObjectInfo, Headers], T]
+    def _head(
+        self, key: bytes, extra: Headers, parse: Callable[[ObjectInfo, Headers], T]
     ) -> "Future[T]":
         target = wire.object_target(self._endpoint.base_path, key)
         heading = self._ask("HEAD", "HeadObject", target, _only_headers, extra)
         few = functools.partial(self.list, key, max_keys=sizes.FEW_KEYS)
-        return sizes.described(key, heading, few, describe)
+        return sizes.with_size(key, heading, few, parse)
 
     def _send_body(
         self, operation: str, target: str, extra: Headers, body: Body

@@ -21,15 +21,15 @@ T = TypeVar("T")
 FEW_KEYS = 10
 
 
-def described(
+def with_size(
     key: bytes,
     heading: "Future[Headers]",
     ask_page: "Callable[[], Future[ListPage]]",
-    describe: Callable[[ObjectInfo, Headers], T],
+    parse: Callable[[ObjectInfo, Headers], T],
 ) -> "Future[T]":
-    """Return the description of an object from the headers of a HEAD.
+    """Parse the headers of a HEAD, with the size of the object.
 
-    If they have no size, `ask_page` lists the first keys that begin with `key`.
+    If the headers have no size, `ask_page` lists the first keys that begin with `key`.
     """
     result: Future[T] = Future()
     under_way: list[Future[Headers] | Future[ListPage]] = [heading]
@@ -38,7 +38,7 @@ def described(
         headers = heading.result()
         info = wire.object_info(key, 200, headers, size_bytes=size_bytes)
         under_way.clear()
-        result.set_result(describe(info, headers))
+        result.set_result(parse(info, headers))
 
     def fail(error: Exception) -> None:
         under_way.clear()
@@ -54,7 +54,7 @@ def described(
     def on_head(_: "Future[Headers]") -> None:
         with contextlib.suppress(InvalidStateError):
             try:
-                if wire.told_size(200, heading.result()) is not None:
+                if wire.object_size(200, heading.result()) is not None:
                     end(None)
                     return
                 page = ask_page()

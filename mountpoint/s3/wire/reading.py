@@ -30,12 +30,12 @@ __all__ = [
     "list_target",
     "metadata",
     "object_info",
+    "object_size",
     "object_target",
     "parse_list",
     "printable",
     "range_header",
     "strong_etag",
-    "told_size",
     "url_decoded",
     "verbatim",
 ]
@@ -434,7 +434,7 @@ def content_range(headers: Headers) -> tuple[int, int, int] | None:
     raise BadAnswer(f"the Content-Range '{printable(value, 80)}' is invalid")
 
 
-def told_size(status: int, headers: Headers) -> int | None:
+def object_size(status: int, headers: Headers) -> int | None:
     """Return the size in bytes of the whole object from a HEAD or GET answer; None if absent.
 
     Raises BadAnswer if the size is malformed.
@@ -458,8 +458,8 @@ def object_info(
     Content-Length. Raises BadAnswer if the size or ETag is missing or malformed.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html
     """
-    told = told_size(status, headers)
-    size_bytes = size_bytes if told is None else told
+    answered = object_size(status, headers)
+    size_bytes = size_bytes if answered is None else answered
     if size_bytes is None:
         raise Unusable("the answer has no size of the object", status=status)
     value = header(headers, "etag")

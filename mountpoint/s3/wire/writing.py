@@ -229,9 +229,9 @@ def written(headers: Headers, sent: Checksum | None) -> Written:
     checksum than `sent`.
     """
     etag = _sensible_etag(wire.header(headers, "etag") or "")
-    told = "" if sent is None else wire.header(headers, f"x-amz-checksum-{sent.name}") or ""
-    _compare(sent, told, headers)
-    return Written(etag, told, _date_ns(headers))
+    answered = "" if sent is None else wire.header(headers, f"x-amz-checksum-{sent.name}") or ""
+    _compare(sent, answered, headers)
+    return Written(etag, answered, _date_ns(headers))
 
 
 def appended(headers: Headers, size_bytes: int) -> Written:
@@ -241,10 +241,10 @@ def appended(headers: Headers, size_bytes: int) -> Written:
     appended bytes, and has already verified the latter. Raises S3Error if the size differs.
     """
     etag = _sensible_etag(wire.header(headers, "etag") or "")
-    told = (wire.header(headers, "x-amz-object-size") or "").strip()
-    if told and told != str(size_bytes):
+    found = (wire.header(headers, "x-amz-object-size") or "").strip()
+    if found and found != str(size_bytes):
         raise S3Error(
-            f"after an append the object has {wire.printable(told, 20)} bytes, not {size_bytes}",
+            f"after an append the object has {wire.printable(found, 20)} bytes, not {size_bytes}",
             request_id=request_id(headers),
         )
     return Written(etag, "", _date_ns(headers))
@@ -275,13 +275,13 @@ def completed(headers: Headers, body: bytes, expected: Checksum | None) -> Writt
     """
     fields = _answer(headers, body, "CompleteMultipartUploadResult", "CompleteMultipartUpload")
     etag = _sensible_etag(fields.get("ETag", "").strip())
-    told = ""
+    answered = ""
     if expected is not None:
-        told = fields.get(f"Checksum{expected.name.upper()}", "").strip()
-        kind = fields.get("ChecksumType", "").strip() or ("COMPOSITE" if "-" in told else "")
+        answered = fields.get(f"Checksum{expected.name.upper()}", "").strip()
+        kind = fields.get("ChecksumType", "").strip() or ("COMPOSITE" if "-" in answered else "")
         if kind == CHECKSUM_TYPES[expected.name]:
-            _compare(expected, told, headers)
-    return Written(etag, told, _date_ns(headers))
+            _compare(expected, answered, headers)
+    return Written(etag, answered, _date_ns(headers))
 
 
 def copied(
@@ -290,8 +290,8 @@ def copied(
     """Parse the answer to a CopyObject or UploadPartCopy; `root` is its root element."""
     fields = _answer(headers, body, root, root.removesuffix("Result"))
     etag = _sensible_etag(fields.get("ETag", "").strip())
-    told = fields.get(f"Checksum{checksum.upper()}", "").strip() if checksum else ""
-    return Written(etag, told, wire.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
+    answered = fields.get(f"Checksum{checksum.upper()}", "").strip() if checksum else ""
+    return Written(etag, answered, wire.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
 
 
 def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
@@ -365,9 +365,13 @@ def _sensible_etag(text: str) -> str:
     return etag
 
 
-def _compare(expected: Checksum | None, told: str, headers: Headers) -> None:
+def _compare(expected: Checksum | None, answered: str, headers: Headers) -> None:
     # S3 sends composite checksums both with and without "-N".
-    if expected is not None and told and told.partition("-")[0] != expected.value.partition("-")[0]:
+    if (
+        expected is not None
+        and answered
+        and answered.partition("-")[0] != expected.value.partition("-")[0]
+    ):
         raise BadDigest(
             f"the server stored a {expected.name} that differs from the one sent",
             request_id=request_id(headers),

@@ -195,14 +195,14 @@ def test_tags_that_are_lost(
 ) -> None:
     """Copied parts have no tags: a warning says that a large object loses its tags."""
     place.client.put(SOURCE, data_of(size))
-    describe = place.client.describe
+    head = place.client.head_with_checksums
 
     def tagged(key: bytes) -> Future[Stored]:
         future: Future[Stored] = Future()
-        future.set_result(replace(describe(key).result(SAFE_S), tags=2))
+        future.set_result(replace(head(key).result(SAFE_S), tags=2))
         return future
 
-    monkeypatch.setattr(place.client, "describe", tagged)
+    monkeypatch.setattr(place.client, "head_with_checksums", tagged)
     with capture_logs() as lines:
         place.copies.copy(place.client.info(SOURCE), KEY)
     assert [line["log_level"] for line in lines].count("warning") == warnings
@@ -523,7 +523,7 @@ def copied_in_parts(place: Place) -> Stored:
     assert place.client.content(KEY) == data
     assert place.client.uploads == {}
     place.check_over()
-    return place.client.describe(KEY).result(SAFE_S)
+    return place.client.head_with_checksums(KEY).result(SAFE_S)
 
 
 @pytest.mark.parametrize("refuses", [True, False])

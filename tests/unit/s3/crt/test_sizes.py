@@ -19,7 +19,7 @@ class Lookup:
     def __init__(self) -> None:
         self.heading: Future[wire.Headers] = Future()
         self.pages: list[Future[ListPage]] = []
-        self.result = sizes.described(b"k", self.heading, self._ask_page, lambda info, _: info)
+        self.result = sizes.with_size(b"k", self.heading, self._ask_page, lambda info, _: info)
 
     def _ask_page(self) -> "Future[ListPage]":
         self.pages.append(Future())
@@ -34,7 +34,7 @@ def listed(key: bytes = b"k", size: int = 7, etag: str = ETAG) -> ObjectInfo:
     return ObjectInfo(key, size, 0, etag)
 
 
-def test_told_by_head() -> None:
+def test_size_in_head() -> None:
     """If HEAD has the size, nothing is listed."""
     lookup = Lookup()
     lookup.heading.set_result([*HEADERS, ("Content-Length", "5")])

@@ -502,7 +502,7 @@ def test_two_lengths() -> None:
 def test_length_that_only_the_caller_knows() -> None:
     """A missing length comes from the caller; one in the answer overrides it."""
     chunked = with_header("Content-Length", None)
-    assert wire.told_size(200, chunked) is None
+    assert wire.object_size(200, chunked) is None
     assert wire.object_info(b"k", 200, chunked, size_bytes=7).size_bytes == 7
     assert wire.object_info(b"k", 200, HEAD, size_bytes=7).size_bytes == 5
     with pytest.raises(Unusable):
