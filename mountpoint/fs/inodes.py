@@ -169,7 +169,7 @@ def _pack(info: ObjectInfo) -> bytes:
             values = (kept.mode, kept.uid, kept.gid, kept.mtime_ns)
             behind = _KEPT.pack(*(-1 if value is None else value for value in values))
     numbers = _NUMBERS.pack(info.size_bytes, info.mtime_ns, flags)
-    # No ETag has a newline (`wire`).
+    # No ETag has a newline (`s3/wire`).
     texts = f"{info.etag}\n{info.storage_class}".encode("utf-8", "surrogatepass")
     return numbers + texts + behind
 

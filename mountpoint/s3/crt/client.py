@@ -81,8 +81,7 @@ from mountpoint.s3.crt.body import BodyStream
 from mountpoint.s3.crt.errors import crt_error
 from mountpoint.s3.crt.exchange import Download, Exchange, Headers, Inquiry
 from mountpoint.s3.crt.signing import Signer
-from mountpoint.s3.wire import reading as wire
-from mountpoint.s3.wire import writing as write_wire
+from mountpoint.s3.wire import reading, writing
 
 log = structlog.get_logger(__name__)
 
@@ -222,7 +221,7 @@ class CrtClient:
         flat: bool = False,
     ) -> "Future[ListPage]":
         """See ObjectClient."""
-        target = wire.list_target(
+        target = reading.list_target(
             self._endpoint.base_path,
             prefix,
             delimiter=b"" if flat else b"/",
@@ -233,14 +232,14 @@ class CrtClient:
         )
 
         def parse(status: int, headers: Headers, body: bytes) -> ListPage:
-            return wire.parse_list(body, prefix)
+            return reading.parse_list(body, prefix)
 
         return self._ask("GET", "ListObjectsV2", target, parse)
 
     def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
         """See ByteSource."""
         self.counters.add("bytes_asked", stop - start)
-        target = wire.object_target(self._endpoint.base_path, version.key)
+        target = reading.object_target(self._endpoint.base_path, version.key)
         verify = self.verifies
         # Where If-Match does not hold, the sink compares the answer's ETag.
         etag = version.etag if self.capabilities.matches else ""
@@ -251,7 +250,7 @@ class CrtClient:
             request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
         else:
             request_type = S3RequestType.GET_OBJECT
-            extra = [("Range", wire.range_header(start, stop))]
+            extra = [("Range", reading.range_header(start, stop))]
             # The CRT splits larger ranges and shows only the headers of the first piece.
             if verify and stop - start <= self._part_bytes:
                 extra.append(CHECKSUM_MODE)
@@ -264,14 +263,14 @@ class CrtClient:
     def head_with_checksums(self, key: bytes) -> "Future[Stored]":
         """See ByteSource."""
         mode = [CHECKSUM_MODE] if self.capabilities.takes_checksum_mode else []
-        return self._head(key, mode, write_wire.stored)
+        return self._head(key, mode, writing.stored)
 
     def put_object(
         self, key: bytes, body: Body, options: PutOptions, condition: Condition = ALWAYS
     ) -> "Future[Written]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key)
-        headers = write_wire.option_headers(options) + write_wire.condition_headers(condition)
+        target = reading.object_target(self._endpoint.base_path, key)
+        headers = writing.option_headers(options) + writing.condition_headers(condition)
         return self._send_body("PutObject", target, headers, body)
 
     def append_object(
@@ -284,14 +283,14 @@ class CrtClient:
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key)
-        headers = write_wire.append_headers(offset, options, condition)
-        headers += write_wire.checksum_headers(body.checksum)
+        target = reading.object_target(self._endpoint.base_path, key)
+        headers = writing.append_headers(offset, options, condition)
+        headers += writing.checksum_headers(body.checksum)
         after = offset + body.size_bytes
         self.counters.add("bytes_sent", body.size_bytes)
 
         def parse(status: int, headers: Headers, body: bytes) -> Written:
-            return write_wire.appended(headers, after)
+            return writing.appended(headers, after)
 
         return self._ask("PUT", "AppendObject", target, parse, headers, body)
 
@@ -299,27 +298,27 @@ class CrtClient:
         self, source: bytes, key: bytes, *, source_etag: str, condition: Condition, token: str
     ) -> "Future[None]":
         """See ObjectClient."""
-        target = write_wire.rename_target(self._endpoint.base_path, key)
-        headers = write_wire.rename_headers(source, source_etag, condition, token)
+        target = writing.rename_target(self._endpoint.base_path, key)
+        headers = writing.rename_headers(source, source_etag, condition, token)
 
         def parse(status: int, headers: Headers, body: bytes) -> None:
-            write_wire.renamed(headers)
+            writing.renamed(headers)
 
         return self._ask("PUT", "RenameObject", target, parse, headers, Body())
 
     def create_upload(self, key: bytes, options: PutOptions) -> "Future[str]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key) + "?uploads"
-        headers = write_wire.create_headers(options)
+        target = reading.object_target(self._endpoint.base_path, key) + "?uploads"
+        headers = writing.create_headers(options)
 
         def parse(status: int, headers: Headers, body: bytes) -> str:
-            return write_wire.upload_id(headers, body)
+            return writing.upload_id(headers, body)
 
         return self._ask("POST", "CreateMultipartUpload", target, parse, headers, Body())
 
     def upload_part(self, key: bytes, upload_id: str, number: int, body: Body) -> "Future[Written]":
         """See ObjectClient."""
-        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
+        target = writing.upload_target(self._endpoint.base_path, key, upload_id, number)
         return self._send_body("UploadPart", target, [], body)
 
     def complete_upload(
@@ -333,37 +332,37 @@ class CrtClient:
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
         """See ObjectClient."""
-        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id)
-        headers = write_wire.complete_headers(size_bytes, checksum, condition)
+        target = writing.upload_target(self._endpoint.base_path, key, upload_id)
+        headers = writing.complete_headers(size_bytes, checksum, condition)
         headers.append(("Content-Type", "application/xml"))
-        xml = write_wire.complete_body(parts)
+        xml = writing.complete_body(parts)
 
         def parse(status: int, headers: Headers, body: bytes) -> Written:
-            return write_wire.completed(headers, body, checksum)
+            return writing.completed(headers, body, checksum)
 
         operation = "CompleteMultipartUpload"
         return self._ask("POST", operation, target, parse, headers, Body([xml], len(xml)))
 
     def abort_upload(self, key: bytes, upload_id: str) -> "Future[None]":
         """See ObjectClient."""
-        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id)
+        target = writing.upload_target(self._endpoint.base_path, key, upload_id)
         return self._ask("DELETE", "AbortMultipartUpload", target, _nothing)
 
     def list_uploads(
         self, prefix: bytes, *, after: tuple[bytes, str] | None = None
     ) -> "Future[UploadPage]":
         """See ObjectClient."""
-        target = write_wire.uploads_target(self._endpoint.base_path, prefix, after)
+        target = writing.uploads_target(self._endpoint.base_path, prefix, after)
 
         def parse(status: int, headers: Headers, body: bytes) -> UploadPage:
-            return write_wire.uploads_page(body, prefix)
+            return writing.uploads_page(body, prefix)
 
         return self._ask("GET", "ListMultipartUploads", target, parse)
 
     def delete_object(self, key: bytes, *, etag: str | None = None) -> "Future[None]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key)
-        headers = write_wire.condition_headers(Condition(etag=etag))
+        target = reading.object_target(self._endpoint.base_path, key)
+        headers = writing.condition_headers(Condition(etag=etag))
         return self._ask("DELETE", "DeleteObject", target, _nothing, headers)
 
     def copy_object(
@@ -377,9 +376,9 @@ class CrtClient:
         condition: Condition = ALWAYS,
     ) -> "Future[Written]":
         """See ObjectClient."""
-        target = wire.object_target(self._endpoint.base_path, key)
-        copy_source = write_wire.copy_source(self._bucket, source)
-        headers = write_wire.copy_headers(
+        target = reading.object_target(self._endpoint.base_path, key)
+        copy_source = writing.copy_source(self._bucket, source)
+        headers = writing.copy_headers(
             copy_source, source_etag, options, condition, keep_metadata=keep_metadata
         )
         return self._copy("CopyObject", target, headers)
@@ -397,9 +396,9 @@ class CrtClient:
         checksum: ChecksumName | None = None,
     ) -> "Future[Written]":
         """See ObjectClient."""
-        target = write_wire.upload_target(self._endpoint.base_path, key, upload_id, number)
-        copy_source = write_wire.copy_source(self._bucket, source)
-        headers = write_wire.copy_part_headers(copy_source, source_etag, start, stop)
+        target = writing.upload_target(self._endpoint.base_path, key, upload_id, number)
+        copy_source = writing.copy_source(self._bucket, source)
+        headers = writing.copy_part_headers(copy_source, source_etag, start, stop)
         return self._copy("UploadPartCopy", target, headers, checksum)
 
     def interrupt(self) -> None:
@@ -432,7 +431,7 @@ class CrtClient:
     def _head(
         self, key: bytes, extra: Headers, parse: Callable[[ObjectInfo, Headers], T]
     ) -> "Future[T]":
-        target = wire.object_target(self._endpoint.base_path, key)
+        target = reading.object_target(self._endpoint.base_path, key)
         heading = self._ask("HEAD", "HeadObject", target, _only_headers, extra)
         few = functools.partial(self.list, key, max_keys=sizes.FEW_KEYS)
         return sizes.with_size(key, heading, few, parse)
@@ -445,9 +444,9 @@ class CrtClient:
         self.counters.add("bytes_sent", body.size_bytes)
 
         def parse(status: int, headers: Headers, body: bytes) -> Written:
-            return write_wire.written(headers, checksum)
+            return writing.written(headers, checksum)
 
-        headers = extra + write_wire.checksum_headers(checksum)
+        headers = extra + writing.checksum_headers(checksum)
         return self._ask("PUT", operation, target, parse, headers, body)
 
     def _copy(
@@ -456,7 +455,7 @@ class CrtClient:
         root = "CopyObjectResult" if operation == "CopyObject" else "CopyPartResult"
 
         def parse(status: int, headers: Headers, body: bytes) -> Written:
-            return write_wire.copied(headers, body, root, checksum)
+            return writing.copied(headers, body, root, checksum)
 
         return self._ask("PUT", operation, target, parse, headers + self._copy_headers, Body())
 
@@ -529,7 +528,7 @@ class CrtClient:
         if isinstance(error, S3Error):  # raised by one of our callbacks
             return error
         if isinstance(error, S3ResponseError) and status is not None:
-            refusal = wire.error_from_response(status, headers, body, what="")
+            refusal = reading.error_from_response(status, headers, body, what="")
             return refusal if self._credentials is None else self._credentials.explain(refusal)
         return _crt_error(error)
 

@@ -24,8 +24,7 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.metrics.recorder import RequestClock
 from mountpoint.s3.client import BodySink, Transfer
 from mountpoint.s3.crt.threads import keep_state
-from mountpoint.s3.wire import checksum
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import checksum, reading
 from mountpoint.s3.wire.checksum import Verification
 from mountpoint.s3.wire.errors import request_id
 
@@ -208,10 +207,10 @@ class Download(Exchange):
         super().on_headers(status_code, headers)
         if status_code not in (200, 206):
             return  # `on_done` receives it again as an error, with its body
-        info = wire.object_info(self._key, status_code, headers, size_bytes=self._size_bytes)
+        info = reading.object_info(self._key, status_code, headers, size_bytes=self._size_bytes)
         answered = (0, info.size_bytes)
         if status_code == 206:
-            answered = (wire.content_range(headers) or (0, 0))[:2]
+            answered = (reading.content_range(headers) or (0, 0))[:2]
         if answered != (self._start, self._stop):
             asked = f"bytes {self._start}-{self._stop} were requested"
             if status_code == 200 and self._size_bytes is None:

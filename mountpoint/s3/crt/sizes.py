@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from mountpoint.errors import Unusable
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import reading
 from mountpoint.s3.wire.errors import Headers
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def with_size(
 
     def end(size_bytes: int | None) -> None:
         headers = heading.result()
-        info = wire.object_info(key, 200, headers, size_bytes=size_bytes)
+        info = reading.object_info(key, 200, headers, size_bytes=size_bytes)
         under_way.clear()
         result.set_result(parse(info, headers))
 
@@ -54,7 +54,7 @@ def with_size(
     def on_head(_: "Future[Headers]") -> None:
         with contextlib.suppress(InvalidStateError):
             try:
-                if wire.object_size(200, heading.result()) is not None:
+                if reading.object_size(200, heading.result()) is not None:
                     end(None)
                     return
                 page = ask_page()
@@ -74,7 +74,7 @@ def with_size(
 
 
 def _listed_size(key: bytes, headers: Headers, page: ListPage) -> int:
-    info = wire.object_info(key, 200, headers, size_bytes=0)
+    info = reading.object_info(key, 200, headers, size_bytes=0)
     for listed in page.objects:
         if (listed.key, listed.etag) == (key, info.etag):
             return listed.size_bytes

@@ -26,7 +26,7 @@ from mountpoint.s3.client import (
     UploadPage,
     Written,
 )
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import reading
 from mountpoint.s3.wire.errors import Headers, error_from_response, request_id
 from mountpoint.s3.wire.xml import read_xml
 
@@ -78,7 +78,7 @@ def uploads_target(base_path: str, prefix: bytes, after: tuple[bytes, str] | Non
 def upload_target(base_path: str, key: bytes, upload_id: str, number: int | None = None) -> str:
     """Return path and query of a request about a multipart upload, or about one part of it."""
     part = "" if number is None else f"partNumber={number}&"
-    target = wire.object_target(base_path, key)
+    target = reading.object_target(base_path, key)
     return f"{target}?{part}uploadId={quote(upload_id, safe='')}"
 
 
@@ -185,7 +185,7 @@ def copy_part_headers(source: str, source_etag: str, start: int, stop: int) -> H
     return [
         ("x-amz-copy-source", source),
         ("x-amz-copy-source-if-match", source_etag),
-        ("x-amz-copy-source-range", wire.range_header(start, stop)),
+        ("x-amz-copy-source-range", reading.range_header(start, stop)),
     ]
 
 
@@ -202,7 +202,7 @@ def append_headers(offset: int, options: PutOptions, condition: Condition) -> He
 
 def rename_target(base_path: str, key: bytes) -> str:
     """Return path and query of a RenameObject to `key`."""
-    return wire.object_target(base_path, key) + "?renameObject"
+    return reading.object_target(base_path, key) + "?renameObject"
 
 
 def rename_headers(source: bytes, source_etag: str, condition: Condition, token: str) -> Headers:
@@ -228,8 +228,8 @@ def written(headers: Headers, sent: Checksum | None) -> Written:
     Raises BadAnswer if it has no well-formed ETag, and BadDigest if the server stored another
     checksum than `sent`.
     """
-    etag = _sensible_etag(wire.header(headers, "etag") or "")
-    answered = "" if sent is None else wire.header(headers, f"x-amz-checksum-{sent.name}") or ""
+    etag = _sensible_etag(reading.header(headers, "etag") or "")
+    answered = "" if sent is None else reading.header(headers, f"x-amz-checksum-{sent.name}") or ""
     _compare(sent, answered, headers)
     return Written(etag, answered, _date_ns(headers))
 
@@ -240,11 +240,12 @@ def appended(headers: Headers, size_bytes: int) -> Written:
     The checksum in the answer is dropped: S3 does not say whether it covers the object or the
     appended bytes, and has already verified the latter. Raises S3Error if the size differs.
     """
-    etag = _sensible_etag(wire.header(headers, "etag") or "")
-    found = (wire.header(headers, "x-amz-object-size") or "").strip()
+    etag = _sensible_etag(reading.header(headers, "etag") or "")
+    found = (reading.header(headers, "x-amz-object-size") or "").strip()
     if found and found != str(size_bytes):
         raise S3Error(
-            f"after an append the object has {wire.printable(found, 20)} bytes, not {size_bytes}",
+            f"after an append the object has {reading.printable(found, 20)} bytes, "
+            f"not {size_bytes}",
             request_id=request_id(headers),
         )
     return Written(etag, "", _date_ns(headers))
@@ -252,7 +253,7 @@ def appended(headers: Headers, size_bytes: int) -> Written:
 
 def renamed(headers: Headers) -> None:
     """Check the answer to a RenameObject. Raises S3Error if it is an answer to a PutObject."""
-    if wire.header(headers, "etag"):
+    if reading.header(headers, "etag"):
         raise S3Error(
             "the server treated a rename as a PUT: the target is empty, the source unchanged",
             request_id=request_id(headers),
@@ -291,7 +292,7 @@ def copied(
     fields = _answer(headers, body, root, root.removesuffix("Result"))
     etag = _sensible_etag(fields.get("ETag", "").strip())
     answered = fields.get(f"Checksum{checksum.upper()}", "").strip() if checksum else ""
-    return Written(etag, answered, wire.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
+    return Written(etag, answered, reading.iso_date_ns(fields.get("LastModified", "").strip()) or 0)
 
 
 def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
@@ -315,12 +316,12 @@ def uploads_page(body: bytes, prefix: bytes) -> UploadPage:
 
     root = read_xml(body, UPLOADS_MAX_BYTES, on_end)
     if root != "ListMultipartUploadsResult":
-        raise BadAnswer(f"the answer to ListMultipartUploads is <{wire.printable(root, 40)}>")
-    decode = wire.url_decoded if page.get("EncodingType") == "url" else wire.verbatim
+        raise BadAnswer(f"the answer to ListMultipartUploads is <{reading.printable(root, 40)}>")
+    decode = reading.url_decoded if page.get("EncodingType") == "url" else reading.verbatim
     uploads = []
     for fields in entries:
         key, identity = decode(fields.get("Key", "")), fields.get("UploadId", "").strip()
-        started_ns = wire.iso_date_ns(fields.get("Initiated", "").strip())
+        started_ns = reading.iso_date_ns(fields.get("Initiated", "").strip())
         if key.startswith(prefix) and key and identity and started_ns is not None:
             uploads.append(PendingUpload(key, identity, started_ns))
     marker = None
@@ -340,12 +341,12 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
         for name, value in values.items()
         if name.startswith(prefix) and name not in (f"{prefix}type", f"{prefix}mode")
     }
-    sendable = {name: value for name, value in values.items() if wire.is_header_text(value)}
+    sendable = {name: value for name, value in values.items() if reading.is_header_text(value)}
     kept = {name: sendable[name.lower()] for name in KEPT_HEADERS if sendable.get(name.lower())}
     options = PutOptions(
         storage_class=None if info.storage_class == "STANDARD" else info.storage_class,
         content_type=sendable.get("content-type"),
-        metadata=wire.metadata(list(sendable.items())),
+        metadata=reading.metadata(list(sendable.items())),
         headers=kept,
     )
     tags = values.get("x-amz-tagging-count", "")
@@ -359,7 +360,7 @@ def stored(info: ObjectInfo, headers: Headers) -> Stored:
 
 
 def _sensible_etag(text: str) -> str:
-    etag = wire.strong_etag(text)
+    etag = reading.strong_etag(text)
     if not etag:
         raise BadAnswer("the answer to a write has no valid ETag")
     return etag
@@ -379,7 +380,7 @@ def _compare(expected: Checksum | None, answered: str, headers: Headers) -> None
 
 
 def _date_ns(headers: Headers) -> int:
-    return wire.http_date_ns(wire.header(headers, "date") or "")
+    return reading.http_date_ns(reading.header(headers, "date") or "")
 
 
 def _answer(headers: Headers, body: bytes, root: str, what: str) -> dict[str, str]:
@@ -395,5 +396,5 @@ def _answer(headers: Headers, body: bytes, root: str, what: str) -> dict[str, st
     if found == "Error":
         raise error_from_response(500, headers, body, what=what)
     if found != root:
-        raise BadAnswer(f"the answer is <{wire.printable(found, 40)}>, not <{root}>")
+        raise BadAnswer(f"the answer is <{reading.printable(found, 40)}>, not <{root}>")
     return fields

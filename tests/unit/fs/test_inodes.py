@@ -24,7 +24,7 @@ from mountpoint.fs.inodes import ROOT, SHORT_BITS, Inode, InodeNumber, InodeTabl
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted
 from mountpoint.listing.tree import DirectoryMerge, Entry
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import reading
 from mountpoint.s3.wire.reading import parse_list
 from tests.soak import examples
 
@@ -241,7 +241,7 @@ def test_memory_of_known_names() -> None:
         held_bytes -= numbers.buffer_info()[1] * numbers.itemsize
         forget()
         gc.collect()  # XML parsers refer to themselves
-        wire.iso_date_ns.cache_clear()  # the last 1,000 dates
+        reading.iso_date_ns.cache_clear()  # the last 1,000 dates
         left_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

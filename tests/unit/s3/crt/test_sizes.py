@@ -7,7 +7,7 @@ import pytest
 from mountpoint.errors import NotFound, Unusable
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.crt import sizes
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import reading
 
 ETAG = '"e"'
 HEADERS = [("ETag", ETAG), ("x-amz-meta-mode", "33152")]
@@ -17,7 +17,7 @@ class Lookup:
     """A HEAD and a LIST that the test answers."""
 
     def __init__(self) -> None:
-        self.heading: Future[wire.Headers] = Future()
+        self.heading: Future[reading.Headers] = Future()
         self.pages: list[Future[ListPage]] = []
         self.result = sizes.with_size(b"k", self.heading, self._ask_page, lambda info, _: info)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mountpoint import errors
 from mountpoint.s3.wire import errors as refusal
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import reading
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -26,10 +26,10 @@ def error(
     code: str = "",
     message: str = "",
     more: str = "",
-    headers: wire.Headers | None = None,
+    headers: reading.Headers | None = None,
 ) -> errors.S3Error:
     body = error_body(code, message, more) if code else b""
-    return wire.error_from_response(status, headers, body, what="GetObject")
+    return reading.error_from_response(status, headers, body, what="GetObject")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_class_and_hint(status: int, code: str, kind: type[errors.S3Error], hint
     ],
 )  # fmt: skip
 def test_wrong_region(
-    status: int, code: str, more: str, headers: wire.Headers, region: str
+    status: int, code: str, more: str, headers: reading.Headers, region: str
 ) -> None:
     """A region is used only if it is well-formed, whatever names it."""
     answered = error(status, code, "m", more, headers)
@@ -181,7 +181,7 @@ def test_region_of_an_ordinary_error_is_no_redirect() -> None:
 def test_real_bodies(name: str, status: int, kind: type[errors.S3Error]) -> None:
     """Answers of real stores are parsed, with the request id."""
     body = (DATA / f"{name}.xml").read_bytes()
-    answered = wire.error_from_response(status, None, body, what="ListObjectsV2")
+    answered = reading.error_from_response(status, None, body, what="ListObjectsV2")
     assert type(answered) is kind
     assert answered.code
     assert answered.request_id
@@ -204,7 +204,7 @@ def test_request_id() -> None:
 )  # fmt: skip
 def test_senseless_body(body: bytes) -> None:
     """With an invalid body the status alone decides."""
-    answered = wire.error_from_response(500, None, body, what="GetObject")
+    answered = reading.error_from_response(500, None, body, what="GetObject")
     assert type(answered) is errors.ServerFault
     assert str(answered) == "GetObject: HTTP status 500"
     assert answered.code == ""
@@ -214,7 +214,7 @@ def test_senseless_body(body: bytes) -> None:
 def test_any_answer_is_one_line(status: int, body: bytes, text: str) -> None:
     """Any answer gives an S3Error with one short printable line."""
     headers = [("x-amz-bucket-region", text), ("x-amz-request-id", text)]
-    answered = wire.error_from_response(status, headers, body, what="GetObject")
+    answered = reading.error_from_response(status, headers, body, what="GetObject")
     assert isinstance(answered, errors.S3Error)
     assert str(answered).isprintable()
     assert answered.hint == "" or answered.hint.isprintable()
@@ -269,13 +269,13 @@ def test_who_may_not_do_what_is_shown() -> None:
 def test_a_redirect_that_is_not_s3s(status: int) -> None:
     """A redirect to https or elsewhere: its target without path and query, which may be secret."""
     to = [("Location", "https://S3.example.com:8443/bucket/?X-Amz-Signature=secret")]
-    error = wire.error_from_response(status, to, b"<html>moved</html>", what="")
+    error = reading.error_from_response(status, to, b"<html>moved</html>", what="")
     assert isinstance(error, errors.Redirected)
     assert error.location == "https://s3.example.com:8443"
     assert "secret" not in str(error)
     # S3's own redirects name a region, or have a code.
     region = [*to, ("x-amz-bucket-region", "eu-west-1")]
-    assert isinstance(wire.error_from_response(status, region, b"", what=""), errors.WrongRegion)
+    assert isinstance(reading.error_from_response(status, region, b"", what=""), errors.WrongRegion)
     for odd in ("/login", "https://user@evil.example.com/", "javascript:x", "https://a b/"):
-        error = wire.error_from_response(status, [("Location", odd)], b"", what="")
+        error = reading.error_from_response(status, [("Location", odd)], b"", what="")
         assert isinstance(error, errors.WrongRegion)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mountpoint.errors import BadAnswer, Unusable
 from mountpoint.s3.client import ListPage, ObjectInfo
-from mountpoint.s3.wire import reading as wire
+from mountpoint.s3.wire import reading
 
 DATA = Path(__file__).parents[2] / "data"
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
@@ -60,7 +60,7 @@ def page(*entries: str, encoding: str = "url", truncated: str = "false", more: s
 @given(st.binary())
 def test_object_target_keeps_every_byte(key: bytes) -> None:
     """A key of any bytes can be decoded from its path, which has only safe characters."""
-    target = wire.object_target("/bucket", key)
+    target = reading.object_target("/bucket", key)
     assert target.startswith("/bucket/")
     assert unquote_to_bytes(target.removeprefix("/bucket/")) == key
     assert all(letter.isalnum() or letter in "-._~/%" for letter in target)
@@ -80,7 +80,7 @@ def test_object_target_keeps_every_byte(key: bytes) -> None:
 )
 def test_object_target_does_not_normalize(key: bytes, target: str) -> None:
     """Segments are never merged or resolved, and characters with a meaning in URLs are encoded."""
-    assert wire.object_target("", key) == target
+    assert reading.object_target("", key) == target
 
 
 @given(st.binary(), st.none() | st.text(), st.none() | st.binary(), st.integers(1, 1000))
@@ -88,7 +88,9 @@ def test_list_target_keeps_prefix_and_place(
     prefix: bytes, token: str | None, start_after: bytes | None, max_keys: int
 ) -> None:
     """Prefix, token or start can be decoded from the query, which never has both of the latter."""
-    target = wire.list_target("", prefix, token=token, start_after=start_after, max_keys=max_keys)
+    target = reading.list_target(
+        "", prefix, token=token, start_after=start_after, max_keys=max_keys
+    )
     url = urlsplit("http://host" + target)
     query = parse_qs(url.query, encoding="latin-1", strict_parsing=True, keep_blank_values=True)
     assert url.path == "/"
@@ -107,17 +109,17 @@ def test_list_target_keeps_prefix_and_place(
 
 def test_list_target_with_a_base_path() -> None:
     """Path-style listings use the bucket's path; without a delimiter they list everything below."""
-    assert wire.list_target("/bucket", b"", delimiter=b"", token=None, max_keys=2) == (
+    assert reading.list_target("/bucket", b"", delimiter=b"", token=None, max_keys=2) == (
         "/bucket?list-type=2&encoding-type=url&max-keys=2"
     )
 
 
 def test_range_header() -> None:
     """A half-open range becomes S3's inclusive one; an empty one is a programming error."""
-    assert wire.range_header(0, 1) == "bytes=0-0"
-    assert wire.range_header(8 << 20, 16 << 20) == "bytes=8388608-16777215"
+    assert reading.range_header(0, 1) == "bytes=0-0"
+    assert reading.range_header(8 << 20, 16 << 20) == "bytes=8388608-16777215"
     with pytest.raises(ValueError, match="not a range"):
-        wire.range_header(5, 5)
+        reading.range_header(5, 5)
 
 
 # --- Listings that real stores sent ---
@@ -126,7 +128,7 @@ def test_range_header() -> None:
 @pytest.mark.parametrize("store", ["seaweedfs", "ministack"])
 def test_real_page_with_odd_keys(store: str) -> None:
     """Every odd key comes back byte for byte, with each store's encoding."""
-    listed = wire.parse_list((DATA / f"{store}-root.xml").read_bytes(), b"")
+    listed = reading.parse_list((DATA / f"{store}-root.xml").read_bytes(), b"")
     assert {info.key for info in listed.objects} >= ODD_KEYS
     assert set(listed.prefixes) >= ODD_PREFIXES
     assert {info.etag for info in listed.objects} == {ETAG}
@@ -145,14 +147,14 @@ def test_real_page_with_odd_keys(store: str) -> None:
 )
 def test_real_token_is_never_decoded(name: str, token: str) -> None:
     """The token of a truncated page is used unchanged: `encoding-type` does not apply to tokens."""
-    listed = wire.parse_list((DATA / f"{name}.xml").read_bytes(), b"")
+    listed = reading.parse_list((DATA / f"{name}.xml").read_bytes(), b"")
     assert listed.next_token == token
     assert len(listed.objects) + len(listed.prefixes) == 3
 
 
 def test_real_page_without_encoding() -> None:
     """A page without the encoding mark is used verbatim."""
-    listed = wire.parse_list((DATA / "seaweedfs-unencoded.xml").read_bytes(), b"dir/")
+    listed = reading.parse_list((DATA / "seaweedfs-unencoded.xml").read_bytes(), b"dir/")
     assert [info.key for info in listed.objects] == [b"dir/one", b"dir/two"]
 
 
@@ -162,7 +164,7 @@ def test_real_page_cut_anywhere(name: str) -> None:
     body = (DATA / f"{name}.xml").read_bytes().rstrip()
     for length in range(len(body)):
         with pytest.raises(BadAnswer):
-            wire.parse_list(body[:length], b"")
+            reading.parse_list(body[:length], b"")
 
 
 # --- Round trips ---
@@ -174,7 +176,7 @@ keys = st.binary(min_size=1, max_size=40)
 @example([b"a b", b"a+b", b"a%20b", b"\xff\x00"], [b"x y+z"])
 def test_encoded_page_round_trip(names: list[bytes], directories: list[bytes]) -> None:
     """Keys of any bytes survive a page with URL encoding, in order."""
-    listed = wire.parse_list(
+    listed = reading.parse_list(
         page(
             *(contents(key=quote_from_bytes(b"p/" + name)) for name in names),
             *(
@@ -199,7 +201,7 @@ xml_text = st.text(
 @example(["a+b", "a%20b", "%", "&lt;"])
 def test_plain_page_round_trip(names: list[str]) -> None:
     """Without URL encoding only XML's own escapes in a key are decoded."""
-    listed = wire.parse_list(page(*(contents(key=escape(n)) for n in names), encoding=""), b"")
+    listed = reading.parse_list(page(*(contents(key=escape(n)) for n in names), encoding=""), b"")
     assert [info.key for info in listed.objects] == [name.encode() for name in names]
 
 
@@ -207,7 +209,7 @@ def test_plain_page_round_trip(names: list[str]) -> None:
 def test_any_body_is_a_page_or_a_bad_answer(body: bytes, prefix: bytes) -> None:
     """Garbage raises only BadAnswer."""
     with pytest.raises(BadAnswer):
-        wire.parse_list(body, prefix)
+        reading.parse_list(body, prefix)
 
 
 @given(st.data())
@@ -217,7 +219,7 @@ def test_a_damaged_page_is_a_page_or_a_bad_answer(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     try:
-        listed = wire.parse_list(bytes(body), b"")
+        listed = reading.parse_list(bytes(body), b"")
     except BadAnswer:
         return
     assert all(info.key and 0 <= info.size_bytes < 2**63 for info in listed.objects)
@@ -230,7 +232,7 @@ def test_a_damaged_page_is_a_page_or_a_bad_answer(data: st.DataObject) -> None:
 def outcome(body: bytes) -> ListPage | None:
     """Return the page, or None for a bad answer."""
     try:
-        return wire.parse_list(body, b"")
+        return reading.parse_list(body, b"")
     except BadAnswer:
         return None
 
@@ -238,7 +240,7 @@ def outcome(body: bytes) -> ListPage | None:
 def by_expat_alone(body: bytes) -> ListPage | None:
     """The same without parsing entries by the regular expression."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "_entries_read", lambda body: (body, []))
+        patch.setattr(reading, "_entries_read", lambda body: (body, []))
         return outcome(body)
 
 
@@ -296,7 +298,7 @@ def test_damaged_entries_read_at_once(name: str, data: st.DataObject) -> None:
 def test_most_entries_are_read_at_once(name: str) -> None:
     """For a real page expat sees one element instead of all entries, in any order."""
     body = (DATA / f"{name}.xml").read_bytes()
-    rest, runs = wire._entries_read(body)
+    rest, runs = reading._entries_read(body)
     assert b"<Key>" not in rest
     assert sum(map(len, runs)) == body.count(b"<Contents>")
 
@@ -331,7 +333,7 @@ BAD_ENTRIES = {
 @pytest.mark.parametrize("entry", BAD_ENTRIES.values(), ids=BAD_ENTRIES.keys())
 def test_bad_entry_is_left_out_and_counted(entry: str) -> None:
     """A bad entry costs only that entry; of two values the first counts."""
-    listed = wire.parse_list(
+    listed = reading.parse_list(
         page(
             contents(key="p/good"),
             "<CommonPrefixes><Prefix>p/d/</Prefix></CommonPrefixes>",
@@ -362,7 +364,7 @@ def test_bad_entry_is_left_out_and_counted(entry: str) -> None:
 )
 def test_listed_dates(date: str, seconds: int) -> None:
     """Any ISO 8601 form gives whole seconds, as HEAD does; Go's zero date gives 0."""
-    listed = wire.parse_list(page(contents(date=date)), b"")
+    listed = reading.parse_list(page(contents(date=date)), b"")
     assert listed.objects[0].mtime_ns == seconds * 10**9
 
 
@@ -375,7 +377,7 @@ def test_listing_details() -> None:
     running = "<RestoreStatus><IsRestoreInProgress>true</IsRestoreInProgress></RestoreStatus>"
     archive = "<StorageClass>GLACIER</StorageClass>"
     owner = "<Owner><ID>75aa57f0</ID><DisplayName>someone</DisplayName></Owner>"
-    listed = wire.parse_list(
+    listed = reading.parse_list(
         page(
             contents(key="a", more=archive + restored + owner),
             contents(key="b", more=archive + running),
@@ -393,7 +395,7 @@ def test_listing_details() -> None:
 def test_listing_with_white_space() -> None:
     """Indented XML is parsed like compact XML, and a key of spaces keeps them."""
     body = page(contents(key=" ")).replace(b"><", b">\n  <")
-    assert wire.parse_list(body, b"").objects[0].key == b" "
+    assert reading.parse_list(body, b"").objects[0].key == b" "
 
 
 # --- Pages that make no sense ---
@@ -421,7 +423,7 @@ BAD_PAGES = {
     "two roots": page() + page(),
     "a control character": page(contents(key="&#1;")),
     "invalid UTF-8": page(contents(key="X")).replace(b"X", b"\xff"),
-    "too large": page(more=" " * wire.LIST_BODY_MAX_BYTES),
+    "too large": page(more=" " * reading.LIST_BODY_MAX_BYTES),
 }
 
 
@@ -429,7 +431,7 @@ BAD_PAGES = {
 def test_page_that_makes_no_sense(body: bytes) -> None:
     """A body that is no listing, or might expand, loop or end early, is BadAnswer."""
     with pytest.raises(BadAnswer) as caught:
-        wire.parse_list(body, b"")
+        reading.parse_list(body, b"")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
@@ -443,35 +445,35 @@ HEAD = [
 ]
 
 
-def with_header(name: str, value: str | None) -> wire.Headers:
+def with_header(name: str, value: str | None) -> reading.Headers:
     rest = [(key, text) for key, text in HEAD if key.lower() != name.lower()]
     return rest if value is None else [*rest, (name, value)]
 
 
 def test_object_info_of_head() -> None:
     """HEAD: length, ETag with quotes, date; the storage class defaults to STANDARD."""
-    assert wire.object_info(b"k", 200, HEAD) == ObjectInfo(b"k", 5, 1714558272 * 10**9, ETAG)
-    assert wire.object_info(b"k", 200, [(k.upper(), v) for k, v in HEAD]).size_bytes == 5
+    assert reading.object_info(b"k", 200, HEAD) == ObjectInfo(b"k", 5, 1714558272 * 10**9, ETAG)
+    assert reading.object_info(b"k", 200, [(k.upper(), v) for k, v in HEAD]).size_bytes == 5
 
 
 def test_metadata_of_head_and_get() -> None:
     """The user metadata, with names in lower case; LIST has none."""
     kept = [("X-Amz-Meta-Mode", "33152"), ("x-amz-meta-uid", " 7 "), ("x-amz-meta-A", "x")]
-    assert wire.object_info(b"k", 200, HEAD).metadata == {}
-    found = wire.object_info(b"k", 200, HEAD + kept).metadata
+    assert reading.object_info(b"k", 200, HEAD).metadata == {}
+    found = reading.object_info(b"k", 200, HEAD + kept).metadata
     assert found == {"mode": "33152", "uid": "7", "a": "x"}
     ranged = [*HEAD[1:], ("Content-Range", "bytes 0-4/99"), *kept]
-    assert wire.object_info(b"k", 206, ranged).metadata == found
+    assert reading.object_info(b"k", 206, ranged).metadata == found
 
 
 def test_object_info_of_ranged_get() -> None:
     """206: the total of Content-Range is the size, not the length of the part."""
     headers = with_header("Content-Range", "bytes 10-14/99")
-    assert wire.object_info(b"k", 206, headers).size_bytes == 99
-    assert wire.content_range(headers) == (10, 15, 99)
-    assert wire.content_range(HEAD) is None
+    assert reading.object_info(b"k", 206, headers).size_bytes == 99
+    assert reading.content_range(headers) == (10, 15, 99)
+    assert reading.content_range(HEAD) is None
     with pytest.raises(BadAnswer):
-        wire.object_info(b"k", 206, HEAD)
+        reading.object_info(b"k", 206, HEAD)
 
 
 @pytest.mark.parametrize(
@@ -482,33 +484,33 @@ def test_object_info_of_ranged_get() -> None:
 def test_senseless_content_range(value: str) -> None:
     """A range that is unknown, reversed, or beyond its own total is BadAnswer."""
     with pytest.raises(BadAnswer):
-        wire.content_range([("content-range", value)])
+        reading.content_range([("content-range", value)])
 
 
 @pytest.mark.parametrize("length", [None, "", "-1", "five", "5.0", "1_0", str(2**63), "9" * 5000])
 def test_senseless_length(length: str | None) -> None:
     """An object whose length is missing, negative or no number is BadAnswer."""
     with pytest.raises(BadAnswer, match=r"Content-Length|size"):
-        wire.object_info(b"k", 200, with_header("Content-Length", length))
+        reading.object_info(b"k", 200, with_header("Content-Length", length))
 
 
 def test_two_lengths() -> None:
     """Two different lengths are BadAnswer; the same one twice is not."""
-    assert wire.object_info(b"k", 200, [*HEAD, ("content-length", "5")]).size_bytes == 5
+    assert reading.object_info(b"k", 200, [*HEAD, ("content-length", "5")]).size_bytes == 5
     with pytest.raises(BadAnswer, match="two different"):
-        wire.object_info(b"k", 200, [*HEAD, ("content-length", "6")])
+        reading.object_info(b"k", 200, [*HEAD, ("content-length", "6")])
 
 
 def test_length_that_only_the_caller_knows() -> None:
     """A missing length comes from the caller; one in the answer overrides it."""
     chunked = with_header("Content-Length", None)
-    assert wire.object_size(200, chunked) is None
-    assert wire.object_info(b"k", 200, chunked, size_bytes=7).size_bytes == 7
-    assert wire.object_info(b"k", 200, HEAD, size_bytes=7).size_bytes == 5
+    assert reading.object_size(200, chunked) is None
+    assert reading.object_info(b"k", 200, chunked, size_bytes=7).size_bytes == 7
+    assert reading.object_info(b"k", 200, HEAD, size_bytes=7).size_bytes == 5
     with pytest.raises(Unusable):
-        wire.object_info(b"k", 200, chunked)
+        reading.object_info(b"k", 200, chunked)
     with pytest.raises(BadAnswer):
-        wire.object_info(b"k", 200, with_header("Content-Length", "x"), size_bytes=7)
+        reading.object_info(b"k", 200, with_header("Content-Length", "x"), size_bytes=7)
 
 
 FORMS = {ETAG: ETAG, ETAG.strip('"'): ETAG, f"W/{ETAG}": ETAG, f" {ETAG}": ETAG, '"': '"""'}
@@ -517,26 +519,26 @@ FORMS = {ETAG: ETAG, ETAG.strip('"'): ETAG, f"W/{ETAG}": ETAG, f" {ETAG}": ETAG,
 @pytest.mark.parametrize(("told", "etag"), FORMS.items())
 def test_forms_of_one_etag(told: str, etag: str) -> None:
     """Without quotes, or weak: the same version, in listings and headers."""
-    assert wire.strong_etag(told) == etag
-    assert wire.object_info(b"k", 200, with_header("ETag", told)).etag == etag
-    (listed,) = wire.parse_list(page(contents(etag=told)), b"").objects
+    assert reading.strong_etag(told) == etag
+    assert reading.object_info(b"k", 200, with_header("ETag", told)).etag == etag
+    (listed,) = reading.parse_list(page(contents(etag=told)), b"").objects
     assert listed.etag == etag
 
 
 @pytest.mark.parametrize("told", ["", '""', 'W/""', " "])
 def test_an_etag_that_is_not_told(told: str) -> None:
     """A listing may lack it; an object that is read has one."""
-    (listed,) = wire.parse_list(page(contents(etag=told)), b"").objects
+    (listed,) = reading.parse_list(page(contents(etag=told)), b"").objects
     assert listed.etag == ""
     with pytest.raises(BadAnswer, match="ETag"):
-        wire.object_info(b"k", 200, with_header("ETag", told))
+        reading.object_info(b"k", 200, with_header("ETag", told))
 
 
 @pytest.mark.parametrize("etag", [None, "", '"a\r\nb"', '"ü"'])
 def test_senseless_etag(etag: str | None) -> None:
     """An ETag that is missing, or invalid in If-Match, is BadAnswer."""
     with pytest.raises(BadAnswer, match="ETag"):
-        wire.object_info(b"k", 200, with_header("ETag", etag))
+        reading.object_info(b"k", 200, with_header("ETag", etag))
 
 
 @pytest.mark.parametrize(
@@ -546,7 +548,7 @@ def test_senseless_etag(etag: str | None) -> None:
 )  # fmt: skip
 def test_senseless_date_is_zero(date: str | None) -> None:
     """A missing or invalid date is 1970: the object can still be read."""
-    assert wire.object_info(b"k", 200, with_header("Last-Modified", date)).mtime_ns == 0
+    assert reading.object_info(b"k", 200, with_header("Last-Modified", date)).mtime_ns == 0
 
 
 @given(st.text())
@@ -555,7 +557,7 @@ def test_any_header_text_is_an_info_or_a_bad_answer(text: str) -> None:
     for name in ("Content-Length", "ETag", "Last-Modified", "x-amz-restore", "Content-Range"):
         for status in (200, 206):
             try:
-                info = wire.object_info(b"k", status, with_header(name, text))
+                info = reading.object_info(b"k", status, with_header(name, text))
             except BadAnswer:
                 continue
             assert 0 <= info.size_bytes < 2**63
@@ -573,5 +575,5 @@ def test_any_header_text_is_an_info_or_a_bad_answer(text: str) -> None:
 def test_restore_header(restore: str, restored: bool) -> None:
     """An archived object is restored if the restore has ended and has an expiry date."""
     headers = [*HEAD, ("x-amz-restore", restore), ("x-amz-storage-class", "GLACIER")]
-    info = wire.object_info(b"k", 200, headers)
+    info = reading.object_info(b"k", 200, headers)
     assert (info.storage_class, info.restored) == ("GLACIER", restored)

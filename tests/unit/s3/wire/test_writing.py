@@ -19,7 +19,7 @@ from mountpoint.s3.client import (
     PutOptions,
 )
 from mountpoint.s3.crt.body import BodyStream
-from mountpoint.s3.wire import writing as write_wire
+from mountpoint.s3.wire import writing
 
 ETAG = '"5d41402abc4b2a76b9719d911017c592"'
 DATE = ("Date", "Wed, 01 May 2024 10:11:12 GMT")
@@ -34,17 +34,17 @@ FULL = Checksum("crc64nvme", "AAAAAAAAAAA=")
 
 def test_targets() -> None:
     """Ids and keys are encoded; a part has a number."""
-    target = write_wire.upload_target("/b", b"a b", "x/+=&", 7)
+    target = writing.upload_target("/b", b"a b", "x/+=&", 7)
     assert target == "/b/a%20b?partNumber=7&uploadId=x%2F%2B%3D%26"
-    assert write_wire.upload_target("", b"a", "x") == "/a?uploadId=x"
+    assert writing.upload_target("", b"a", "x") == "/a?uploadId=x"
     listing = "?uploads&encoding-type=url&max-uploads=1000"
-    assert write_wire.uploads_target("/b", b"", None) == f"/b{listing}"
+    assert writing.uploads_target("/b", b"", None) == f"/b{listing}"
     assert (
-        write_wire.uploads_target("", b"p/", (b"p/ k", "id+"))
+        writing.uploads_target("", b"p/", (b"p/ k", "id+"))
         == f"/{listing}&prefix=p%2F&key-marker=p%2F%20k&upload-id-marker=id%2B"
     )
     # Directory buckets have no NextUploadIdMarker.
-    assert write_wire.uploads_target("", b"", (b"k", "")) == f"/{listing}&key-marker=k"
+    assert writing.uploads_target("", b"", (b"k", "")) == f"/{listing}&key-marker=k"
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,17 @@ def test_targets() -> None:
 )
 def test_copy_source(bucket: str, key: bytes, source: str) -> None:
     """The source is a bucket or ARN with a key, encoded."""
-    assert write_wire.copy_source(bucket, key) == source
+    assert writing.copy_source(bucket, key) == source
 
 
 def test_headers_of_nothing() -> None:
     """Unset properties have no header."""
-    assert write_wire.option_headers(PutOptions()) == []
-    assert write_wire.create_headers(PutOptions()) == []
-    assert write_wire.condition_headers(Condition()) == []
-    assert write_wire.checksum_headers(None) == []
+    assert writing.option_headers(PutOptions()) == []
+    assert writing.create_headers(PutOptions()) == []
+    assert writing.condition_headers(Condition()) == []
+    assert writing.checksum_headers(None) == []
     size = [("x-amz-mp-object-size", "5")]
-    assert write_wire.complete_headers(5, None, Condition()) == size
+    assert writing.complete_headers(5, None, Condition()) == size
 
 
 def test_headers() -> None:
@@ -86,15 +86,15 @@ def test_headers() -> None:
         ("Content-Type", "text/x"),
         ("x-amz-meta-mode", "1"),
     ]
-    assert write_wire.option_headers(options) == said
-    assert write_wire.create_headers(options) == [
+    assert writing.option_headers(options) == said
+    assert writing.create_headers(options) == [
         *said,
         ("x-amz-checksum-algorithm", "CRC64NVME"),
         ("x-amz-checksum-type", "FULL_OBJECT"),
     ]
-    assert write_wire.condition_headers(Condition(absent=True)) == [("If-None-Match", "*")]
-    assert write_wire.condition_headers(Condition(etag=ETAG)) == [("If-Match", ETAG)]
-    assert write_wire.copy_headers("b/k", ETAG, options, Condition(absent=True)) == [
+    assert writing.condition_headers(Condition(absent=True)) == [("If-None-Match", "*")]
+    assert writing.condition_headers(Condition(etag=ETAG)) == [("If-Match", ETAG)]
+    assert writing.copy_headers("b/k", ETAG, options, Condition(absent=True)) == [
         ("x-amz-copy-source", "b/k"),
         ("x-amz-copy-source-if-match", ETAG),
         *said,
@@ -102,11 +102,11 @@ def test_headers() -> None:
         ("x-amz-checksum-algorithm", "CRC64NVME"),
         ("If-None-Match", "*"),
     ]
-    assert write_wire.copy_headers("b/k", ETAG, options, ALWAYS, keep_metadata=True)[2:] == [
+    assert writing.copy_headers("b/k", ETAG, options, ALWAYS, keep_metadata=True)[2:] == [
         *said[:3],
         ("x-amz-checksum-algorithm", "CRC64NVME"),
     ]
-    assert write_wire.copy_part_headers("b/k", ETAG, 5, 10)[2:] == [
+    assert writing.copy_part_headers("b/k", ETAG, 5, 10)[2:] == [
         ("x-amz-copy-source-range", "bytes=5-9")
     ]
 
@@ -121,12 +121,12 @@ def test_headers() -> None:
 def test_complete_headers(checksum: Checksum, headers: list[tuple[str, str]]) -> None:
     """The checksum of all bytes is sent; one of checksums comes from the parts."""
     first = [("x-amz-mp-object-size", "5"), ("If-None-Match", "*")]
-    assert write_wire.complete_headers(5, checksum, Condition(absent=True)) == first + headers
+    assert writing.complete_headers(5, checksum, Condition(absent=True)) == first + headers
 
 
 def test_complete_body() -> None:
     """Parts have number, ETag, and the server's checksum."""
-    body = write_wire.complete_body([PartDone(1, ETAG, CRC32C), PartDone(2, '"a<&"')])
+    body = writing.complete_body([PartDone(1, ETAG, CRC32C), PartDone(2, '"a<&"')])
     space = "{http://s3.amazonaws.com/doc/2006-03-01/}"
     parts = ElementTree.fromstring(body)
     assert [[(e.tag.removeprefix(space), e.text) for e in part] for part in parts] == [
@@ -141,16 +141,16 @@ def test_complete_body() -> None:
 def test_written() -> None:
     """ETag, checksum and date are parsed; the checksum may be missing."""
     told = ("x-amz-checksum-CRC32C", CRC32C.value)
-    written = write_wire.written([("ETag", ETAG), DATE, told], CRC32C)
+    written = writing.written([("ETag", ETAG), DATE, told], CRC32C)
     assert (written.etag, written.checksum, written.date_ns) == (ETAG, CRC32C.value, DATE_NS)
-    assert write_wire.written([("ETag", ETAG)], CRC32C).checksum == ""
-    assert write_wire.written([("ETag", ETAG), told], None).checksum == ""
+    assert writing.written([("ETag", ETAG)], CRC32C).checksum == ""
+    assert writing.written([("ETag", ETAG), told], None).checksum == ""
     with pytest.raises(BadDigest):
-        write_wire.written([("ETag", ETAG), ("x-amz-checksum-crc32c", "AAAAAA==")], CRC32C)
+        writing.written([("ETag", ETAG), ("x-amz-checksum-crc32c", "AAAAAA==")], CRC32C)
     with pytest.raises(BadAnswer):
-        write_wire.written([DATE], None)
+        writing.written([DATE], None)
     with pytest.raises(BadAnswer):
-        write_wire.written([("ETag", "a\x01")], None)
+        writing.written([("ETag", "a\x01")], None)
 
 
 def answer(root: str, fields: str) -> bytes:
@@ -161,7 +161,7 @@ def test_upload_id() -> None:
     """The id is found, even beside a key that XML cannot carry; a missing id is an error."""
     root = "InitiateMultipartUploadResult"
     body = answer(root, "<Bucket>b</Bucket><Key>a\x01b&#x1;</Key><UploadId>id</UploadId>")
-    assert write_wire.upload_id([], body) == "id"
+    assert writing.upload_id([], body) == "id"
     for hostile in (
         answer(root, ""),
         answer(root, "<UploadId> </UploadId>"),
@@ -173,7 +173,7 @@ def test_upload_id() -> None:
         b"x" * 70_000,
     ):
         with pytest.raises(BadAnswer):
-            write_wire.upload_id([], hostile)
+            writing.upload_id([], hostile)
 
 
 def completed(more: str) -> bytes:
@@ -196,31 +196,31 @@ def completed(more: str) -> bytes:
 def test_completed(more: str, fits: bool) -> None:
     """A success with a checksum other than that of the parts is a failure."""
     if fits:
-        assert write_wire.completed([DATE], completed(more), COMPOSITE).etag == ETAG
+        assert writing.completed([DATE], completed(more), COMPOSITE).etag == ETAG
     else:
         with pytest.raises(BadDigest):
-            write_wire.completed([DATE], completed(more), COMPOSITE)
-    assert write_wire.completed([DATE], b" \n" + completed(more), None).etag == ETAG
+            writing.completed([DATE], completed(more), COMPOSITE)
+    assert writing.completed([DATE], b" \n" + completed(more), None).etag == ETAG
 
 
 def test_an_error_in_an_answer() -> None:
     """An error in the body of a success is raised."""
     body = b"  \n" + answer("Error", "<Code>InternalError</Code><RequestId>R1</RequestId>")
     with pytest.raises(ServerFault) as caught:
-        write_wire.completed([], body, None)
+        writing.completed([], body, None)
     assert (caught.value.code, caught.value.request_id) == ("InternalError", "R1")
     with pytest.raises(ServerFault):
-        write_wire.copied([], body, "CopyObjectResult")
+        writing.copied([], body, "CopyObjectResult")
 
 
 def test_copied() -> None:
     """A copy has an ETag and a date."""
     date = "<LastModified>2024-05-01T10:11:12.000Z</LastModified>"
     body = answer("CopyObjectResult", f"{date}<ETag>{ETAG}</ETag>")
-    written = write_wire.copied([], body, "CopyObjectResult")
+    written = writing.copied([], body, "CopyObjectResult")
     assert (written.etag, written.date_ns) == (ETAG, DATE_NS)
     with pytest.raises(BadAnswer):
-        write_wire.copied([], body, "CopyPartResult")
+        writing.copied([], body, "CopyPartResult")
 
 
 def test_the_checksum_of_a_copied_part() -> None:
@@ -230,7 +230,7 @@ def test_the_checksum_of_a_copied_part() -> None:
         b"<ChecksumCRC32C>yZRlqg==</ChecksumCRC32C></CopyPartResult>"
     )
     names: tuple[ChecksumName | None, ...] = ("crc32c", "crc64nvme", None)
-    told = [write_wire.copied([], body, "CopyPartResult", name) for name in names]
+    told = [writing.copied([], body, "CopyPartResult", name) for name in names]
     assert [each.checksum for each in told] == ["yZRlqg==", "", ""]
 
 
@@ -252,17 +252,17 @@ def test_uploads_page() -> None:
         + upload("p/b", identity="")
         + upload("p/c", date="never"),
     )
-    page = write_wire.uploads_page(body, b"p/")
+    page = writing.uploads_page(body, b"p/")
     assert page.uploads == [PendingUpload(b"p/a\x01 b", "id", DATE_NS)]
     assert page.next_marker == (b"p/z ", "m")
     last = answer("ListMultipartUploadsResult", upload("p/a%01+b"))
-    page = write_wire.uploads_page(last, b"")
+    page = writing.uploads_page(last, b"")
     assert [each.key for each in page.uploads] == [b"p/a%01+b"]
     assert page.next_marker is None
     endless = answer("ListMultipartUploadsResult", "<IsTruncated>true</IsTruncated>")
     for hostile in (answer("Other", ""), endless, b""):
         with pytest.raises(BadAnswer):
-            write_wire.uploads_page(hostile, b"")
+            writing.uploads_page(hostile, b"")
 
 
 def test_stored() -> None:
@@ -273,7 +273,7 @@ def test_stored() -> None:
         ("X-Amz-Checksum-CRC32C", "yZRlqg==-2 "),
         ("x-amz-checksum-type", "COMPOSITE"),
     ]
-    assert write_wire.stored(info, headers).checksums == {"crc32c": "yZRlqg==-2"}
+    assert writing.stored(info, headers).checksums == {"crc32c": "yZRlqg==-2"}
 
 
 def test_what_an_object_was_said_to_be() -> None:
@@ -293,10 +293,10 @@ def test_what_an_object_was_said_to_be() -> None:
         metadata={"mode": "33188"},
         headers={"Cache-Control": "no-store", "Expires": "never"},
     )
-    assert write_wire.stored(info, headers).options == options
+    assert writing.stored(info, headers).options == options
     for text, tags in (("3", 3), ("0", 0), ("-1", 0), ("many", 0)):
-        assert write_wire.stored(info, [("x-amz-tagging-count", text)]).tags == tags
-    assert write_wire.option_headers(options) == [
+        assert writing.stored(info, [("x-amz-tagging-count", text)]).tags == tags
+    assert writing.option_headers(options) == [
         ("x-amz-storage-class", "STANDARD_IA"),
         ("Content-Type", "text/x"),
         ("Cache-Control", "no-store"),
