@@ -24,7 +24,7 @@ from typing import Any
 from bench import measure, objects, run
 from bench.objects import KIB, MIB
 from mountpoint.config import BucketConfig, ClientConfig, CredentialsConfig
-from mountpoint.fuse import binding as fuse
+from mountpoint.fuse import binding
 from mountpoint.fuse.binding import llfuse
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient, ObjectInfo
@@ -76,7 +76,7 @@ class Zeros(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
 def serve(folder: str) -> None:
     """Mount the zeros and serve them until they are unmounted."""
-    fuse.widen(True)
+    binding.widen(True)
     llfuse.init(Zeros(), folder, {"fsname=zeros", "ro"})
     try:
         llfuse.main(workers=16)

@@ -17,7 +17,7 @@ from mountpoint.errors import (
     S3Error,
 )
 from mountpoint.fs.open import ARCHIVE_CLASSES
-from mountpoint.mount import preflight as requirements
+from mountpoint.mount import preflight
 from mountpoint.s3.client import ListPage, ObjectInfo, Transfer
 from mountpoint.s3.connect import mount_error, reach
 from mountpoint.s3.crt.client import CrtClient
@@ -152,7 +152,7 @@ class _OneByte:
 
 def write(subject: Subject) -> Result:
     """Report that nothing is written, and whether the bucket type is the one requested."""
-    requirements.check_kind(subject.config, is_directory=known(subject.client).is_directory)
+    preflight.check_kind(subject.config, is_directory=known(subject.client).is_directory)
     if subject.config.mount.read_only:
         return skipped("--read-only: mount-s3 writes nothing")
     return skipped("not tried: --check writes nothing to the bucket")

@@ -11,8 +11,8 @@ from mountpoint.checks.report import bar, clean_by, write_json, write_text
 from mountpoint.checks.subject import Subject
 from mountpoint.checks.throughput import throughput
 from mountpoint.config import Config
-from mountpoint.log import setup as logs
 from mountpoint.log.format import Redactor
+from mountpoint.log.setup import configure_log, crt_log_level
 from mountpoint.s3.crt.client import enable_crt_log
 from mountpoint.system import memory
 
@@ -50,8 +50,8 @@ def run(config: Config, *, as_json: bool) -> int:
     Leaves nothing behind, even if interrupted.
     """
     memory.keep_freed()  # like a mount: it is faster
-    logs.configure(replace(config.log, directory=None, foreground=True))
-    crt_level = logs.crt_log_level(config.log)
+    configure_log(replace(config.log, directory=None, foreground=True))
+    crt_level = crt_log_level(config.log)
     if crt_level is not None:
         enable_crt_log(crt_level)
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may lack a key's characters

@@ -8,10 +8,10 @@ from mountpoint.checks.checklist import Result, ok, skipped, warning
 from mountpoint.checks.subject import Subject, within
 from mountpoint.config import MIB
 from mountpoint.errors import MountError
-from mountpoint.log import setup as logs
-from mountpoint.mount import preflight as requirements
+from mountpoint.log.setup import SYSLOG_SOCKET, cannot_write, log_location
+from mountpoint.mount import preflight
 from mountpoint.staging import area
-from mountpoint.upload import pending_journal as journal
+from mountpoint.upload import pending_journal
 
 #: Seconds; a directory on a hung file system never answers.
 DIRECTORY_S = 5.0
@@ -27,13 +27,13 @@ def fuse_device(subject: Subject) -> Result:
     """Check that the kernel supports FUSE and lets this user use it."""
     if subject.config.mount.descriptor is not None:
         return skipped(MOUNTED)
-    requirements.check_device()
+    preflight.check_device()
     return ok("/dev/fuse can be opened")
 
 
 def fuse_library(_subject: Subject) -> Result:
     """Load libfuse."""
-    version = requirements.check_library()
+    version = preflight.check_library()
     return ok(f"libfuse {version}", version=version)
 
 
@@ -53,13 +53,13 @@ def permissions(subject: Subject) -> Result:
     """Check whether this user may mount, and how."""
     if subject.config.mount.descriptor is not None:
         return skipped(MOUNTED)
-    requirements.check_privileges()
+    preflight.check_privileges()
     uid = os.geteuid()
     try:
         name = f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
     except KeyError:
         name = f"uid {uid}"
-    how = "fusermount" if requirements.needs_fusermount(subject.config.mount) else "mount(2)"
+    how = "fusermount" if preflight.needs_fusermount(subject.config.mount) else "mount(2)"
     return ok(f"{name} mounts by {how}", uid=uid, by=how)
 
 
@@ -68,9 +68,9 @@ def fusermount(subject: Subject) -> Result:
     mount = subject.config.mount
     if mount.descriptor is not None:
         return skipped(MOUNTED)
-    if not requirements.needs_fusermount(mount):
+    if not preflight.needs_fusermount(mount):
         return skipped("root needs it only for --auto-unmount")
-    requirements.check_fusermount(mount)
+    preflight.check_fusermount(mount)
     return ok("it is installed")
 
 
@@ -81,7 +81,7 @@ def allow_other(subject: Subject) -> Result:
         return skipped(MOUNTED)
     if not (mount.allow_other or mount.allow_root):
         return skipped("neither --allow-other nor --allow-root is given")
-    requirements.check_allow_other(mount)
+    preflight.check_allow_other(mount)
     return ok("other users may get access")
 
 
@@ -94,7 +94,7 @@ def directory(subject: Subject) -> Result:
         return ok(f"'{path}' is mounted and not served yet", directory=path)
 
     def look() -> Result:
-        requirements.check_directory(path)
+        preflight.check_directory(path)
         if _is_empty(path):
             return ok(f"'{path}' exists and is empty", directory=path)
         return warning(
@@ -122,7 +122,7 @@ def staging(subject: Subject) -> Result:
         return skipped("--staged-writes is not given")
 
     def look() -> Result:
-        area.check_directory(path, subject.directory)
+        area.check_staging_directory(path, subject.directory)
         try:
             room = area.check_room(path, change.staging_limit_bytes)
         except OSError as error:
@@ -141,27 +141,27 @@ def log(subject: Subject) -> Result:
     if config.no_log:
         return skipped("--no-log")
     if config.directory is not None:
-        reason = requirements.why_unwritable(config.directory)
+        reason = preflight.why_unwritable(config.directory)
         if reason is not None:
-            raise logs.cannot_write(config.directory, reason)
+            raise cannot_write(config.directory, reason)
         return ok(f"a file in '{config.directory}'", directory=config.directory)
     if config.foreground:
         return ok("standard error")
-    if os.path.exists(logs.SYSLOG_SOCKET):
+    if os.path.exists(SYSLOG_SOCKET):
         return ok("syslog")
-    return warning("no log will be written", logs.where(config))
+    return warning("no log will be written", log_location(config))
 
 
 def uploads_journal(subject: Subject) -> Result:
     """Check that the journal of unfinished uploads can be written."""
     if subject.config.mount.read_only:
         return skipped("--read-only: mount-s3 uploads nothing")
-    path = str(journal.default_directory(subject.environ))
-    reason = requirements.why_unwritable(path)
+    path = str(pending_journal.default_directory(subject.environ))
+    reason = preflight.why_unwritable(path)
     if reason is None:
         return ok(f"'{path}' can be written", directory=path)
     return warning(
-        f"'{path}': {reason}: {journal.UNNOTED}",
+        f"'{path}': {reason}: {pending_journal.UNNOTED}",
         "set XDG_STATE_HOME to another directory",
         directory=path,
     )

@@ -36,11 +36,10 @@ from mountpoint.cli.settings import make_config
 from mountpoint.config import MIB, Config
 from mountpoint.errors import MountError
 from mountpoint.fuse.fd_mount import claim
-from mountpoint.log import setup as logs
 from mountpoint.log.format import printable
+from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import describe
-from mountpoint.mount import daemon
-from mountpoint.mount import preflight as requirements
+from mountpoint.mount import daemon, preflight
 from mountpoint.system.sd_notify import notify
 
 BUCKET = "Bucket options"
@@ -409,11 +408,11 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         raise MountError("--json works only with --check", "add --check, or omit --json")
     done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
-    log_hint = logs.where(config.log)
+    log_hint = log_location(config.log)
     if not config.log.foreground:
         daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
-        if logs.is_in_memory_only(config.log):
+        if is_in_memory_only(config.log):
             directory = printable(config.mount.directory)
             what = "this machine has no syslog: the log is in memory only"
             hint = (
@@ -449,7 +448,7 @@ def _check(config: Config, *, as_json: bool) -> int:
 def _mount(config: Config, on_ready: Callable[[], None]) -> int:
     """Mount and serve until unmounted. Imports modules that start threads: call after the fork."""
     try:
-        from mountpoint.mount import run as mount
+        from mountpoint.mount import run
     except ImportError as error:
-        raise requirements.missing_library(error) from error
-    return mount.run(config, on_ready)
+        raise preflight.missing_library(error) from error
+    return run.run(config, on_ready)

@@ -17,15 +17,15 @@ from typing import Any
 
 import click
 
-from mountpoint.cli import main as cli
+from mountpoint.cli.main import BUCKET, CREDENTIALS, main
 from mountpoint.cli.settings import make_config
 from mountpoint.config import Config, LogConfig
 from mountpoint.ctl.group import json_option, write_json
 from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
 from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
-from mountpoint.log import setup as logs
 from mountpoint.log.format import printable
+from mountpoint.log.setup import configure_log
 from mountpoint.log.words import describe
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient
@@ -54,9 +54,8 @@ def connection_options(command: click.Command) -> click.Command:
     """Add the options of `mount-s3` for bucket, endpoint and credentials."""
     shared = [
         copy.copy(option)
-        for option in cli.main.params
-        if getattr(option, "topic", "") in (cli.BUCKET, cli.CREDENTIALS)
-        or option.name == "ca_bundle"
+        for option in main.params
+        if getattr(option, "topic", "") in (BUCKET, CREDENTIALS) or option.name == "ca_bundle"
     ]
     for option in shared:
         if option.name == "prefix":
@@ -67,7 +66,7 @@ def connection_options(command: click.Command) -> click.Command:
 
 def config_of(bucket: str, options: dict[str, Any]) -> Config:
     """Return the `Config` that `mount-s3` makes of these options. Raises MountError."""
-    parameters = cli.main.make_context("mount-s3", ["--", bucket, "/"]).params
+    parameters = main.make_context("mount-s3", ["--", bucket, "/"]).params
     return make_config(**{**parameters, **options})
 
 
@@ -117,7 +116,7 @@ def cleanup(
     mount is dead, and if the upload is older than an hour.
     """
     config = config_of(bucket, options)
-    logs.configure(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))
+    configure_log(LogConfig(foreground=True, filter=os.environ.get("MOUNTPOINT_LOG") or None))
     where = Path(directory) if directory else default_directory(os.environ)
     command = _Cleanup(config, older_than_s, everything, as_json)
     code = command.run(where, ask=everything and not yes, dry_run=dry_run)

@@ -1,6 +1,6 @@
 """Set up logging: outputs and levels; every finished line is redacted.
 
-`mount.run` calls `configure` once, in the process that mounts. All other modules do
+`mount.run` calls `configure_log` once, in the process that mounts. All other modules do
 `log = structlog.get_logger(__name__)`, then `log.warning("read failed", path=..., errno=...)`.
 
 * **Output**: in the foreground stderr. In the background syslog, or nothing if no daemon listens on
@@ -64,7 +64,7 @@ class Sink(Protocol):
 
 
 class Log(NamedTuple):
-    """The result of `configure`: the lines kept in memory, and a place for crash reports.
+    """The result of `configure_log`: the lines kept in memory, and a file for crash reports.
 
     `crashes` is a descriptor; None if the only output is syslog.
     """
@@ -73,7 +73,7 @@ class Log(NamedTuple):
     crashes: int | None
 
 
-def configure(config: LogConfig) -> Log:
+def configure_log(config: LogConfig) -> Log:
     """Set up logging for this process. Raises MountError if an output cannot be opened."""
     chosen = effective_filter(config)
     file = None if config.directory is None else _create_file(config.directory)
@@ -112,7 +112,7 @@ def crt_log_level(config: LogConfig) -> int | None:
     return level if level < OFF else None
 
 
-def where(config: LogConfig) -> str:
+def log_location(config: LogConfig) -> str:
     """Return a sentence that tells a user where the log is, or "" in the foreground."""
     if config.no_log:
         return "to get a log, omit --no-log"

@@ -14,8 +14,8 @@ from mountpoint import __version__
 from mountpoint.config import Config
 from mountpoint.errors import MountError
 from mountpoint.fs.filesystem import FileSystem
-from mountpoint.fuse import binding as fuse
-from mountpoint.log import setup as logs
+from mountpoint.fuse import binding
+from mountpoint.log.setup import Recent, log_location
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount.control import Command
 from mountpoint.s3.aws.endpoint import Endpoint
@@ -36,7 +36,7 @@ class ControlCommands:
         filesystem: FileSystem,
         budget: Budget,
         meters: Meters,
-        recent: logs.Recent,
+        recent: Recent,
     ) -> None:
         # dependencies
         self._config = config
@@ -87,7 +87,7 @@ class ControlCommands:
             "being_written": [each._asdict() for each in self._filesystem.being_written()],
             "rates": self._rates(),
             "trouble": self._meters.trouble.lasting(0.0),
-            "log": logs.where(self._config.log),
+            "log": log_location(self._config.log),
             "log_directory": self._config.log.directory,
         }
 
@@ -105,7 +105,7 @@ class ControlCommands:
         after = request.get("after", 0)
         if not isinstance(after, int):
             raise MountError("'after' is the number of a line")
-        return {"lines": self._recent.after(after), "where": logs.where(self._config.log)}
+        return {"lines": self._recent.after(after), "where": log_location(self._config.log)}
 
     def refresh(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Forget what is cached of `path`, a path below the mount, and of everything below it."""
@@ -114,7 +114,7 @@ class ControlCommands:
             raise MountError("'path' is a path below the mount")
         names = self._filesystem.refresh(os.fsencode(path.strip("/")))
         for directory, name in names:
-            fuse.forget_name(directory, name)
+            binding.forget_name(directory, name)
         return {"forgotten": len(names)}
 
     def levels(self) -> dict[str, int]:

@@ -134,10 +134,10 @@ def check_allow_other(config: MountConfig) -> None:
 def check_library() -> str:
     """Load the FUSE library, and return its version. Raises MountError."""
     try:
-        from mountpoint.fuse import binding as fuse
+        from mountpoint.fuse import binding
     except ImportError as error:
         raise missing_library(error) from error
-    return fuse.library_version()
+    return binding.library_version()
 
 
 def missing_library(error: ImportError) -> MountError:

@@ -17,13 +17,13 @@ import structlog
 
 from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
-from mountpoint.fuse import binding as fuse
+from mountpoint.fuse import binding
 from mountpoint.fuse.binding import llfuse
 from mountpoint.fuse.operations import Operations
-from mountpoint.log import setup as logs
+from mountpoint.log.setup import Recent, configure_log, crt_log_level
 from mountpoint.metrics.export.exports import Exports
 from mountpoint.metrics.recorder import Meters
-from mountpoint.mount import preflight as requirements
+from mountpoint.mount import preflight
 from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
@@ -34,8 +34,7 @@ from mountpoint.s3.aws.settings import aws_settings
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.staging.area import StagingArea
-from mountpoint.staging.area import check_directory as check_staging
+from mountpoint.staging.area import StagingArea, check_staging_directory
 from mountpoint.system import kernel, memory
 from mountpoint.system.spill import Spill, default_directories
 from mountpoint.upload.pending_journal import Journal, Place, default_directory
@@ -56,18 +55,18 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     memory.keep_freed()
     memory.keep_private()
     _allow_many_files()
-    recent, crashes = logs.configure(config.log)
+    recent, crashes = configure_log(config.log)
     if crashes is not None:
         faulthandler.enable(crashes)  # there is no core file: see keep_private
     if config.mount.descriptor is None:
-        requirements.check_directory(config.mount.directory)
-        requirements.check_fuse(config.mount)
+        preflight.check_directory(config.mount.directory)
+        preflight.check_fuse(config.mount)
     if config.change.staging_directory is not None:
-        check_staging(config.change.staging_directory, config.mount.directory)
-    meters = Meters(fuse.request_pid, config.mount.max_threads)
+        check_staging_directory(config.change.staging_directory, config.mount.directory)
+    meters = Meters(binding.request_pid, config.mount.max_threads)
     watcher = SignalWatcher(meters.counters.log)
     stopping = threading.Event()
-    crt_level = logs.crt_log_level(config.log)
+    crt_level = crt_log_level(config.log)
     if crt_level is not None:
         enable_crt_log(crt_level)
     config = aws_settings(config.credentials.profile, os.environ).apply_to(config)
@@ -89,7 +88,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
             on_ready()
 
         try:
-            requirements.check_kind(config, is_directory=client.is_directory)
+            preflight.check_kind(config, is_directory=client.is_directory)
             return _serve(config, client, stopping, meters, recent, watcher, ready)
         finally:
             stopping.set()
@@ -101,14 +100,14 @@ def _serve(
     client: CrtClient,
     stopping: threading.Event,
     meters: Meters,
-    recent: logs.Recent,
+    recent: Recent,
     watcher: SignalWatcher,
     on_ready: Callable[[ControlCommands], None],
 ) -> int:
     failure: list[Exception] = []
 
     def ready() -> None:
-        log.debug("the kernel asks", at_most_kib=1024 if fuse.is_wide() else 128)
+        log.debug("the kernel asks", at_most_kib=1024 if binding.is_wide() else 128)
         watcher.serving()
         try:
             on_ready(answers)
@@ -155,8 +154,8 @@ def _serve(
         retry_policy=retry_policy,
         staging=staging,
         on_open=kernel.ReadAhead(mount_point).set_for,
-        on_damage=fuse.forget_pages,
-        drop_pages=fuse.drop_pages,
+        on_damage=binding.forget_pages,
+        drop_pages=binding.drop_pages,
     )
 
     def interrupt() -> None:
@@ -166,16 +165,16 @@ def _serve(
         client.interrupt()
 
     def end_reads() -> None:
-        if fuse.is_over():
+        if binding.is_over():
             streams.end()
 
-    receivers = fuse.Receivers(nudge_workers)
+    receivers = binding.Receivers(nudge_workers)
     answers = ControlCommands(config, client.endpoint, filesystem, streams.budget, meters, recent)
     swept = (streams, uploads, filesystem, receivers, answers)
     memory.start_sweeping([*(each.sweep for each in swept), end_reads], stopping)
-    fuse.widen(config.mount.channel)
+    binding.widen(config.mount.channel)
     if config.mount.descriptor is not None:
-        fuse.take(config.mount.descriptor)
+        binding.take(config.mount.descriptor)
     watcher.mounting(interrupt)
     try:
         operations = Operations(filesystem, ready, meters)

@@ -24,7 +24,7 @@ import structlog
 
 from mountpoint.config import MIB
 from mountpoint.errors import MountError
-from mountpoint.staging import recovery as leftovers
+from mountpoint.staging import recovery
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class StagingArea:
         self.bucket = bucket
         root = Path(directory).absolute()
         try:
-            leftovers.clear(root, bucket)
+            recovery.clear(root, bucket)
             room = check_room(directory, limit_bytes)
             self.limit_bytes, self._keep_free_bytes = room.limit_bytes, room.keep_free_bytes
             self.path, self._lock_fd = _own_directory(root)
@@ -98,7 +98,7 @@ class StagingArea:
 
     def new_path(self) -> Path:
         """Return the path for the data of a new file."""
-        return self.path / f"{next(self._numbers):06}{leftovers.DATA_SUFFIX}"
+        return self.path / f"{next(self._numbers):06}{recovery.DATA_SUFFIX}"
 
     def add(self, tenant: Reclaimable) -> None:
         """Add a file that may give back room."""
@@ -154,7 +154,7 @@ class StagingArea:
         for tenant in tenants:
             tenant.end()
         with suppress(OSError):
-            leftovers.remove_if_empty(self.path)
+            recovery.remove_if_empty(self.path)
         os.close(self._lock_fd)
 
     def _free_bytes(self) -> int:
@@ -186,7 +186,7 @@ def check_room(directory: str, limit_bytes: int | None) -> Room:
     return Room(limit_bytes, keep_free_bytes, usable_bytes)
 
 
-def check_directory(directory: str, mount_directory: str | None) -> None:
+def check_staging_directory(directory: str, mount_directory: str | None) -> None:
     """Raise MountError unless files can be staged in `directory`. Called before mounting.
 
     `mount_directory` None: it is not known.
@@ -222,8 +222,8 @@ def _own_directory(root: Path) -> tuple[Path, int]:
     # Until it is locked, it has a name that `recovery` ignores.
     made = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    fd = os.open(made / leftovers.LOCK, flags, 0o600)
+    fd = os.open(made / recovery.LOCK, flags, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    own = root / (leftovers.PREFIX + made.name.removeprefix(".new-"))
+    own = root / (recovery.PREFIX + made.name.removeprefix(".new-"))
     made.rename(own)
     return own, fd

@@ -9,8 +9,7 @@ leaves both.
 
 from dataclasses import dataclass
 
-from mountpoint.staging import journal
-from mountpoint.staging import recovery as leftovers
+from mountpoint.staging import journal, recovery
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.journal import Journal, Subject
 from mountpoint.staging.sparse_file import LocalFile
@@ -32,7 +31,7 @@ class Aside:
 
     def keep(self, subject: Subject) -> None:
         """Leave it on the disk, and log where it is."""
-        leftovers.say_kept(self.local.path, subject, self.extents)
+        recovery.say_kept(self.local.path, subject, self.extents)
         self.journal.close()
         self.local.close(keep=True)
 

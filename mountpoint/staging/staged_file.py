@@ -34,8 +34,7 @@ from mountpoint.errors import (
     StagingFull,
 )
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.staging import journal
-from mountpoint.staging import recovery as leftovers
+from mountpoint.staging import journal, recovery
 from mountpoint.staging.area import Reclaimable, StagingArea
 from mountpoint.staging.aside import Aside
 from mountpoint.staging.content import Content, Fetch
@@ -422,7 +421,7 @@ class StagedFile(Reclaimable):
                 self._aside = None
             self._failed = True  # so that nothing local is given back
             self._describe()
-            leftovers.say_kept(self._content.path, self._subject(), self._content.extents)
+            recovery.say_kept(self._content.path, self._subject(), self._content.extents)
             if self._journal is not None:
                 self._journal.close()
             self._content.close(keep=True)

@@ -14,11 +14,10 @@ import sys
 import threading
 from typing import Any
 
-from mountpoint.fuse import binding as fuse
+from mountpoint.fuse import binding
 from mountpoint.fuse.binding import llfuse
 from mountpoint.mount import signals
-from mountpoint.system import memory
-from mountpoint.system import procfs as processes
+from mountpoint.system import memory, procfs
 
 #: The program's options for libfuse that concern writes.
 OPTIONS = {"fsname=recorder", "default_permissions", "big_writes", "atomic_o_trunc"}
@@ -46,7 +45,7 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
     def init(self) -> None:
         """Report that requests are being served."""
-        _record("init", wide=fuse.is_wide())
+        _record("init", wide=binding.is_wide())
 
     def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
         """Find a file."""
@@ -99,7 +98,7 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
     def rename(self, parent: int, name: bytes, to: int, new_name: bytes, ctx: Any) -> None:
         """Rename a file."""
-        _record("rename", flags=fuse.rename_flags(), old=name.decode(), new=new_name.decode())
+        _record("rename", flags=binding.rename_flags(), old=name.decode(), new=new_name.decode())
         self._numbers[new_name] = self._numbers.pop(name)
 
     def flush(self, fh: int) -> None:
@@ -123,18 +122,18 @@ class Files(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
 
 
 def _record(request: str, **more: object) -> None:
-    asker = fuse.request_pid()
-    line = {"request": request, "asker": asker, "process": processes.process_of(asker), **more}
+    asker = binding.request_pid()
+    line = {"request": request, "asker": asker, "process": procfs.process_of(asker), **more}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
 def main(directory: str, channel: str) -> None:
     """Serve until unmounted."""
-    fuse.widen(channel == "wide")
+    binding.widen(channel == "wide")
     stopping = threading.Event()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a nudge may come late
-    receivers = fuse.Receivers(signals.nudge_workers, idle_s=IDLE_S)
+    receivers = binding.Receivers(signals.nudge_workers, idle_s=IDLE_S)
     memory.start_sweeping([receivers.sweep], stopping)
     llfuse.init(Files(), directory, OPTIONS)
     llfuse.main(workers=WORKERS)

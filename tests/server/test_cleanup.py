@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
 from mountpoint.ctl.main import main
-from mountpoint.log import setup as logs
 from mountpoint.upload.pending_journal import Journal, Place
 from tests.conftest import Store
 
@@ -139,7 +138,8 @@ def machine(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Machine]:
     """A machine, and a server: ministack, unless the test names another."""
-    monkeypatch.setattr(logs, "configure", lambda config: None)  # of this process
+    # Keep the log of this process as it is.
+    monkeypatch.setattr("mountpoint.ctl.cleanup.configure_log", lambda config: None)
     made = Machine(request.getfixturevalue(getattr(request, "param", "flat_store")), tmp_path)
     yield made
     for process in made.processes:

@@ -18,12 +18,11 @@ from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.directories import DirectoryEntry
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from mountpoint.fs.writes import reopen as held
+from mountpoint.fs.writes import reopen
 from mountpoint.fs.writes.streamed import attributes as streamed_attributes
 from mountpoint.fs.writes.streamed import writer as streamed_writer
 from mountpoint.fs.writes.streamed import writes as streamed_writes
-from mountpoint.listing import batch_lookup, directory, single_lookup
-from mountpoint.listing import prefetch as ahead
+from mountpoint.listing import batch_lookup, directory, prefetch, single_lookup
 from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
 from mountpoint.mount import build
@@ -150,8 +149,8 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
         patch.setattr(streamed_attributes, "time", clock)
         patch.setattr(streamed_writer, "time", clock)
         patch.setattr(streamed_writes, "time", clock)
-        patch.setattr(held, "time", clock)
-        patch.setattr(ahead, "time", clock)
+        patch.setattr(reopen, "time", clock)
+        patch.setattr(prefetch, "time", clock)
         patch.setattr(directory, "time", clock)
         patch.setattr(single_lookup, "time", clock)
         patch.setattr(batch_lookup, "time", clock)

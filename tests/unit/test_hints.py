@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 import mountpoint
 from mountpoint import errors
-from mountpoint.copy import metadata as selfcopy
+from mountpoint.copy import metadata
 from mountpoint.errors import NO_OPTION
 from mountpoint.fs.inodes import ROOT
 from mountpoint.fuse import operations
@@ -181,7 +181,7 @@ def exchange(program: Program) -> None:
 
 def change_a_large_one(program: Program) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selfcopy, "MAX_COPY_BYTES", 0)
+        patch.setattr(metadata, "MAX_COPY_BYTES", 0)
         program.set(b"a", mode=0o600)
 
 

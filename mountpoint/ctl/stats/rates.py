@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mountpoint.metrics import recorder as meters
+from mountpoint.metrics import recorder
 
 #: Values that are no sums.
 LEVELS = frozenset({"under_way", "at_s", "status", "threads"})
@@ -19,4 +19,4 @@ def _less(name: str, now: Any, before: Any) -> Any:
         return now
     if not isinstance(now, Mapping):
         return now - before
-    return meters.difference(before, now) if "buckets" in now else difference(now, before)
+    return recorder.difference(before, now) if "buckets" in now else difference(now, before)

@@ -276,7 +276,7 @@ def _explain(error: Exception, profile: str | None) -> MountError:
     botocore's messages hold no secrets, but a credential_process may print anything. An OSError
     names a file, and masking would mistake its path for a token.
     """
-    from botocore import exceptions as boto
+    from botocore import exceptions
 
     if isinstance(error, MountError):
         return error
@@ -284,28 +284,30 @@ def _explain(error: Exception, profile: str | None) -> MountError:
     message = printable(text, _MESSAGE_MAX_CHARS) or type(error).__name__
     of_profile = f" --profile {profile}" if profile else ""
     where = f"profile '{profile or 'default'}'"
-    if isinstance(error, boto.SSOError | boto.TokenRetrievalError | boto.NoAuthTokenError):
+    if isinstance(
+        error, exceptions.SSOError | exceptions.TokenRetrievalError | exceptions.NoAuthTokenError
+    ):
         return MountError(
             f"the SSO session of {where} has expired or was never started ({message})",
             f"log in with: aws sso login{of_profile}",
         )
-    if isinstance(error, boto.LoginError):
+    if isinstance(error, exceptions.LoginError):
         return MountError(
             f"the login session of {where} has expired or was never started ({message})",
             f"log in with: aws login{of_profile}",
         )
-    if isinstance(error, boto.PartialCredentialsError):
+    if isinstance(error, exceptions.PartialCredentialsError):
         return MountError(f"the credentials are incomplete: {message}", "set what is missing")
-    if isinstance(error, boto.NoRegionError):
+    if isinstance(error, exceptions.NoRegionError):
         return MountError(
             f"{where} needs a region to get credentials", "set AWS_REGION, or the profile's region"
         )
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, exceptions.SSLError):
         return MountError(
             f"the service that issues the credentials of {where} is not trusted: {message}",
             "name a file with the certificates to trust: --ca-bundle or AWS_CA_BUNDLE",
         )
-    if isinstance(error, boto.CredentialRetrievalError) and "custom-process" in str(error):
+    if isinstance(error, exceptions.CredentialRetrievalError) and "custom-process" in str(error):
         return MountError(
             f"the credential_process of {where} failed: {message}", "run its command by hand"
         )

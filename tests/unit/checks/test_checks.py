@@ -32,9 +32,8 @@ from mountpoint.config import (
     MountConfig,
 )
 from mountpoint.errors import AccessDenied, BadHandle, MountError, TransportFault
-from mountpoint.log import setup as logs
 from mountpoint.log.format import Redactor
-from mountpoint.mount import preflight as requirements
+from mountpoint.mount import preflight
 from mountpoint.s3 import network_probe
 from mountpoint.s3.aws.credentials import Origin
 from mountpoint.s3.aws.ec2 import Instance
@@ -287,7 +286,7 @@ def test_a_directory_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hanging mount is reported, and the other checks run."""
     monkeypatch.setattr(machine, "DIRECTORY_S", 0.05)
     hung = threading.Event()
-    monkeypatch.setattr(requirements, "check_directory", lambda path: hung.wait())
+    monkeypatch.setattr(preflight, "check_directory", lambda path: hung.wait())
     with pytest.raises(MountError, match="'/mnt' did not answer"):
         machine.directory(subject("/mnt"))
     hung.set()
@@ -320,9 +319,11 @@ def test_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine.log(subject(log=LogConfig(directory=inside)))
     assert machine.log(subject(log=LogConfig(no_log=True))).outcome == "skipped"
     assert machine.log(subject(log=LogConfig(foreground=True))).finding == "standard error"
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "log"))
+    for module in ("checks.machine", "log.setup"):
+        monkeypatch.setattr(f"mountpoint.{module}.SYSLOG_SOCKET", str(tmp_path / "log"))
     assert machine.log(subject()).finding == "syslog"
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
+    for module in ("checks.machine", "log.setup"):
+        monkeypatch.setattr(f"mountpoint.{module}.SYSLOG_SOCKET", str(tmp_path / "none"))
     assert machine.log(subject()).outcome == "warning"
 
 

@@ -8,7 +8,7 @@ from mountpoint.cli import fstab, settings
 from mountpoint.cli import main as cli
 from mountpoint.config import MountConfig
 from mountpoint.errors import MountError
-from mountpoint.mount import preflight as requirements
+from mountpoint.mount import preflight
 from mountpoint.mount.run import mount_options
 from mountpoint.system import kernel
 from tests.unit.cli.test_main import Mounted, config_of, mounted, refusal, run
@@ -131,12 +131,12 @@ def test_contexts_without_selinux(mounted: Mounted, monkeypatch: pytest.MonkeyPa
 def test_contexts_and_fusermount(monkeypatch: pytest.MonkeyPatch) -> None:
     """fusermount does not accept contexts, which is reported before the mount."""
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    requirements.check_contexts(MountConfig("/mnt", kernel_options=("noexec", 'context="a"')))
+    preflight.check_contexts(MountConfig("/mnt", kernel_options=("noexec", 'context="a"')))
     for euid, auto in ((1000, False), (0, True)):
         monkeypatch.setattr("os.geteuid", lambda euid=euid: euid)
-        requirements.check_contexts(MountConfig("/mnt", kernel_options=("noexec",)))
+        preflight.check_contexts(MountConfig("/mnt", kernel_options=("noexec",)))
         with pytest.raises(MountError, match="fusermount does not accept SELinux contexts"):
-            requirements.check_contexts(
+            preflight.check_contexts(
                 MountConfig("/mnt", auto_unmount=auto, kernel_options=('fscontext="a"',))
             )
 

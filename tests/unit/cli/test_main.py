@@ -31,7 +31,7 @@ from mountpoint.config import (
     ReadConfig,
 )
 from mountpoint.errors import MountError
-from mountpoint.log import setup as logs
+from mountpoint.log.setup import log_location
 from mountpoint.log.words import describe
 from mountpoint.mount import daemon
 
@@ -58,7 +58,7 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
         work(lambda: None)
 
     monkeypatch.setattr(cli, "_mount", stand_in.mount)
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/")  # pretend that there is a syslog
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", "/")  # pretend that there is a syslog
     monkeypatch.setattr(daemon, "run_in_background", in_background)
     for name in ("AWS_CA_BUNDLE", "MOUNTPOINT_LOG"):
         monkeypatch.delenv(name, raising=False)
@@ -350,7 +350,7 @@ def test_says_that_there_is_no_log(
     mounted: Mounted, monkeypatch: pytest.MonkeyPatch, options: list[str], told: bool
 ) -> None:
     """In the background without syslog: one line on stderr, with the option that makes a log."""
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", "/nowhere")
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", "/nowhere")
     result = run("bucket", "/mnt", *options)
     assert (result.exit_code, result.stdout) == (0, "bucket bucket is mounted at /mnt\n")
     said = (
@@ -676,7 +676,7 @@ def test_bad_log_filter_reaches_the_terminal(
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: MOUNTPOINT_LOG: cannot understand 'debgu'\n")
-    assert logs.where(LogConfig()) not in done.stderr
+    assert log_location(LogConfig()) not in done.stderr
 
 
 # --- Completion ---

@@ -9,7 +9,6 @@ import pytest
 
 from mountpoint import errors
 from mountpoint.config import WriteConfig
-from mountpoint.copy import metadata as selfcopy
 from mountpoint.errors import (
     AccessDenied,
     NoSuchEntry,
@@ -255,7 +254,7 @@ def test_the_copy_at_the_end_fails() -> None:
 
 def test_too_large_to_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attributes that can no longer be kept are refused, and the file is uploaded."""
-    monkeypatch.setattr(selfcopy, "MAX_COPY_BYTES", PART)
+    monkeypatch.setattr("mountpoint.copy.metadata.MAX_COPY_BYTES", PART)
     with mounted(attributes="keep") as world:
         handle = create(world, b"a")
         world.fs.write(handle, 0, bytes(PART + 1))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint.fs import posix_metadata as kept
+from mountpoint.fs import posix_metadata
 from mountpoint.fs.posix_metadata import ID_MAX, NOTHING, FileAttributes
 
 MODES = st.integers(0, 0o7777)
@@ -25,18 +25,18 @@ NAMES = st.sampled_from(["mode", "uid", "gid", "mtime", "ctime", "atime"])
 @given(ATTRIBUTES)
 def test_there_and_back(attributes: FileAttributes) -> None:
     """Written attributes are read again, completely."""
-    assert kept.parsed(kept.formatted(attributes)) == attributes
+    assert posix_metadata.parsed(posix_metadata.formatted(attributes)) == attributes
 
 
 @given(st.dictionaries(NAMES, st.text() | st.from_regex(r"[+-]?[0-9._eE]{1,40}")))
 def test_whatever_a_server_says(metadata: dict[str, str]) -> None:
     """No value raises an error, and accepted ones can be shown by stat(2) and written again."""
-    found = kept.parsed(metadata)
+    found = posix_metadata.parsed(metadata)
     assert found.mode is None or 0 <= found.mode <= 0o7777
     assert found.uid is None or 0 <= found.uid <= ID_MAX
     assert found.gid is None or 0 <= found.gid <= ID_MAX
     assert found.mtime_ns is None or 0 <= found.mtime_ns < 1 << 63
-    assert kept.parsed(kept.formatted(found)) == found
+    assert posix_metadata.parsed(posix_metadata.formatted(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_whatever_a_server_says(metadata: dict[str, str]) -> None:
 )
 def test_modes(text: str, mode: int | None) -> None:
     """Decimal as s3fs writes it, octal as rclone does; all else counts as missing."""
-    assert kept.parsed({"mode": text}).mode == mode
+    assert posix_metadata.parsed({"mode": text}).mode == mode
 
 
 @pytest.mark.parametrize(
@@ -84,41 +84,41 @@ def test_modes(text: str, mode: int | None) -> None:
 )
 def test_times(text: str, mtime_ns: int | None) -> None:
     """Seconds with a fraction, as s3fs and rclone write them; impossible times count as missing."""
-    assert kept.parsed({"mtime": text}).mtime_ns == mtime_ns
+    assert posix_metadata.parsed({"mtime": text}).mtime_ns == mtime_ns
 
 
 @pytest.mark.parametrize("text", [str(ID_MAX + 1), "-1", "0x10", "root", "9" * 10_000])
 def test_owners_that_nobody_is(text: str) -> None:
     """An impossible user or group counts as missing, and affects nothing else."""
-    assert kept.parsed({"uid": text, "gid": "7"}) == FileAttributes(gid=7)
+    assert posix_metadata.parsed({"uid": text, "gid": "7"}) == FileAttributes(gid=7)
 
 
 def test_what_is_written() -> None:
     """The written forms are those that s3fs reads: a mode with its type, nine decimals."""
     attributes = FileAttributes(0o640, 1000, 100, 1_700_000_000_000_000_050)
-    assert kept.formatted(attributes) == {
+    assert posix_metadata.formatted(attributes) == {
         "mode": str(stat.S_IFREG | 0o640),
         "uid": "1000",
         "gid": "100",
         "mtime": "1700000000.000000050",
     }
-    assert kept.formatted(FileAttributes(mtime_ns=-5)) == {"mtime": "0"}
-    assert kept.formatted(NOTHING) == {}
+    assert posix_metadata.formatted(FileAttributes(mtime_ns=-5)) == {"mtime": "0"}
+    assert posix_metadata.formatted(NOTHING) == {}
 
 
 def test_what_others_keep_stays() -> None:
     """Other metadata stays; a change time is removed after a change."""
     metadata = {"mode": "33188", "CTIME": "5", "atime": "6", "author": "me", "mtime": "7"}
-    found = kept.replaced(metadata, FileAttributes(mode=0o600))
+    found = posix_metadata.replaced(metadata, FileAttributes(mode=0o600))
     assert found == {"atime": "6", "author": "me", "mode": "33152"}
 
 
 def test_what_is_added() -> None:
     """Attributes are added to the existing metadata, which stays if it has them already."""
     metadata = {"mode": "100644", "author": "me"}
-    assert kept.added(metadata, FileAttributes(mode=0o644)) is metadata
-    assert kept.added(metadata, NOTHING) is metadata
-    found = kept.added(metadata, FileAttributes(uid=5))
+    assert posix_metadata.added(metadata, FileAttributes(mode=0o644)) is metadata
+    assert posix_metadata.added(metadata, NOTHING) is metadata
+    found = posix_metadata.added(metadata, FileAttributes(uid=5))
     assert found == {"mode": "33188", "uid": "5", "author": "me"}
 
 

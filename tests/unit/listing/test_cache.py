@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.listing import cache as module
+from mountpoint.listing import cache
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.pages import END, Span
 from mountpoint.listing.tree import Entry
@@ -111,7 +111,7 @@ def test_spans_outlive_their_pages() -> None:
 
 def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the least recently used directories are dropped."""
-    monkeypatch.setattr(module, "MAX_SPANS", 10)
+    monkeypatch.setattr(cache, "MAX_SPANS", 10)
     listings = ListingCache(1.0, Clock())
 
     def add(directory: bytes, count: int) -> None:
@@ -179,7 +179,7 @@ def test_discard() -> None:
 
 def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the oldest pages are dropped first."""
-    monkeypatch.setattr(module, "MAX_NAMES", 10)
+    monkeypatch.setattr(cache, "MAX_NAMES", 10)
     listings = ListingCache(1000.0, Clock())
     for page in range(5):
         listings.add(b"d/", names(*(b"%d-%d" % (page, index) for index in range(4))), 99.0 + page)
@@ -191,7 +191,7 @@ def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a page that a lookup has used stays once more."""
-    monkeypatch.setattr(module, "MAX_NAMES", 10)
+    monkeypatch.setattr(cache, "MAX_NAMES", 10)
     listings = ListingCache(1000.0, Clock())
     for page in range(10):
         listings.add(b"d/", names(*(b"%d-%d" % (page, index) for index in range(4))), 90.0 + page)
@@ -203,7 +203,7 @@ def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_small_pages_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages with few or no names count as well."""
-    monkeypatch.setattr(module, "MAX_PAGES", 10)
+    monkeypatch.setattr(cache, "MAX_PAGES", 10)
     listings = ListingCache(1000.0, Clock())
     for page in range(100):
         listings.add(b"%d/" % page, [], 100.0, Span(b"", END, 100.0))
@@ -234,7 +234,7 @@ def test_a_newer_page_that_does_not_name_it() -> None:
 
 def test_a_page_whose_names_are_gone_is_very_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A span whose names were dropped may be requested again immediately."""
-    monkeypatch.setattr(module, "MAX_NAMES", 2)
+    monkeypatch.setattr(cache, "MAX_NAMES", 2)
     listings = ListingCache(1000.0, Clock())
     listings.add(b"d/", names(b"a", b"b"), 90.0, Span(b"", END, 90.0))
     assert listings.span_of(b"d/", b"a") == Span(b"", END, 90.0)
@@ -311,8 +311,8 @@ def test_absence_is_not_believed_unless_told_to() -> None:
 
 def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the oldest are dropped first."""
-    monkeypatch.setattr(module, "MAX_ABSENT", 10)
-    monkeypatch.setattr(module, "MAX_TIMES", 5)
+    monkeypatch.setattr(cache, "MAX_ABSENT", 10)
+    monkeypatch.setattr(cache, "MAX_TIMES", 5)
     listings = ListingCache(1000.0, Clock(), negative_ttl_s=1000.0)
     for index in range(50):
         listings.record_absent(b"d/", b"%02d" % index, 50.0 + index)

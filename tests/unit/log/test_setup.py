@@ -19,9 +19,15 @@ from hypothesis import strategies as st
 
 from mountpoint.config import LogConfig
 from mountpoint.errors import MountError
-from mountpoint.log import setup as logs
 from mountpoint.log.filter import OFF, TRACE, parse_filter
 from mountpoint.log.format import Redactor, console_line, field_line, printable
+from mountpoint.log.setup import (
+    _Bridge,
+    configure_log,
+    crt_log_level,
+    effective_filter,
+    log_location,
+)
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 TOKEN = "IQoJb3JpZ2luX2VjEJr//////////wEaCXVzLWVhc3QtMSJHMEUCIQDk" + "Zx9+/aB3" * 20 + "=="
@@ -30,7 +36,7 @@ SIGNATURE = "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
 
 def bridges() -> list[logging.Handler]:
     """Return our handlers at the root logger."""
-    return [one for one in logging.getLogger().handlers if isinstance(one, logs._Bridge)]
+    return [one for one in logging.getLogger().handlers if isinstance(one, _Bridge)]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +102,7 @@ class Syslog:
 def test_file_is_private_and_named_like_the_references(tmp_path: Path) -> None:
     """--log-directory creates the directory (0700), and in it one file (0600) with the time."""
     directory = tmp_path / "a" / "logs"
-    logs.configure(LogConfig(directory=str(directory)))
+    configure_log(LogConfig(directory=str(directory)))
     structlog.get_logger("mountpoint.fuse.operations").warning("read failed", errno="EIO")
     (path,) = directory.iterdir()
     pattern = r"mountpoint-s3-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ\.[A-Za-z0-9]{6}\.log"
@@ -114,16 +120,16 @@ def test_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     """If the log directory is a file, mounting fails with a message and a hint."""
     (tmp_path / "file").touch()
     with pytest.raises(MountError) as caught:
-        logs.configure(LogConfig(directory=str(tmp_path / "file")))
+        configure_log(LogConfig(directory=str(tmp_path / "file")))
     assert str(tmp_path / "file") in caught.value.what
     assert "--log-directory" in caught.value.hint
 
 
 def test_background_writes_to_syslog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message has the priority of its level, the ident mount-s3, and the line."""
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "log"))
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", str(tmp_path / "log"))
     syslog = Syslog(tmp_path / "log")
-    logs.configure(LogConfig())
+    configure_log(LogConfig())
     log = structlog.get_logger("mountpoint.read")
     log.info("not shown")
     log.warning("slow", size_bytes=5)
@@ -141,8 +147,8 @@ def test_syslog_that_comes_late_or_again_is_found(
 ) -> None:
     """Without /dev/log nothing happens; when it appears, or is replaced, lines arrive."""
     path = tmp_path / "log"
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(path))
-    logs.configure(LogConfig())
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", str(path))
+    configure_log(LogConfig())
     log = structlog.get_logger("mountpoint.read")
     log.error("lost")
     for event in ("first", "second"):
@@ -155,7 +161,7 @@ def test_syslog_that_comes_late_or_again_is_found(
 
 def test_foreground_writes_to_stderr_without_colours(stderr: Stderr) -> None:
     """On a stream that is no terminal a line has no escape sequences."""
-    logs.configure(LogConfig(foreground=True))
+    configure_log(LogConfig(foreground=True))
     structlog.get_logger("mountpoint.mount.run").warning("two words", path="/a b", code=None)
     pattern = r'\d\d:\d\d:\d\d WARNING  mountpoint\.mount\.run: two words path="/a b"\n'
     assert re.fullmatch(pattern, stderr.getvalue())
@@ -163,7 +169,7 @@ def test_foreground_writes_to_stderr_without_colours(stderr: Stderr) -> None:
 
 def test_foreground_with_directory_writes_both(tmp_path: Path, stderr: Stderr) -> None:
     """With a log directory the foreground writes a file as well."""
-    logs.configure(LogConfig(foreground=True, directory=str(tmp_path)))
+    configure_log(LogConfig(foreground=True, directory=str(tmp_path)))
     structlog.get_logger("mountpoint.mount.run").warning("both")
     assert "both" in stderr.getvalue()
     assert len(log_lines(tmp_path)) == 1
@@ -173,7 +179,7 @@ def test_closed_stderr_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None
     """A line that cannot be written is lost, without an error."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    logs.configure(LogConfig(foreground=True))
+    configure_log(LogConfig(foreground=True))
     structlog.get_logger("mountpoint.mount.run").error("written")
     assert "written" in stream.getvalue()
     stream.close()
@@ -182,7 +188,7 @@ def test_closed_stderr_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_log(stderr: Stderr) -> None:
     """--no-log silences everything, including critical lines and other libraries."""
-    logs.configure(LogConfig(foreground=True, no_log=True))
+    configure_log(LogConfig(foreground=True, no_log=True))
     structlog.get_logger("mountpoint.mount.run").critical("hidden")
     logging.getLogger("botocore.auth").critical("hidden")
     assert stderr.getvalue() == ""
@@ -217,7 +223,7 @@ def test_no_log(stderr: Stderr) -> None:
 )
 def test_levels(config: LogConfig, name: str, level: int) -> None:
     """The longest target decides, then the bare level; MOUNTPOINT_LOG overrides the options."""
-    assert logs.effective_filter(config).level(name) == level
+    assert effective_filter(config).level(name) == level
 
 
 @pytest.mark.parametrize("part", ["debgu", "awscrt=loud", "=debug", "a b=debug", "x[span]=debug"])
@@ -243,7 +249,7 @@ def test_bad_filter_names_the_part(part: str) -> None:
 )
 def test_crt_log_level(config: LogConfig, level: int | None) -> None:
     """The CRT logs at the most verbose level that any of its targets needs, or not at all."""
-    assert logs.crt_log_level(config) == level
+    assert crt_log_level(config) == level
 
 
 def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
@@ -253,7 +259,7 @@ def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
         def __str__(self) -> str:
             raise AssertionError("rendered")
 
-    logs.configure(LogConfig(foreground=True, filter="warn,mountpoint.read=debug"))
+    configure_log(LogConfig(foreground=True, filter="warn,mountpoint.read=debug"))
     quiet, loud = (structlog.get_logger(f"mountpoint.{name}") for name in ("fs.inodes", "read.x"))
     quiet.debug("hidden", value=Untouchable())
     quiet.info("hidden %s", Untouchable())
@@ -265,7 +271,7 @@ def test_method_below_the_level_does_nothing(stderr: Stderr) -> None:
 
 def test_bound_values_keep_the_level(stderr: Stderr) -> None:
     """A logger from `bind` has the level of its origin."""
-    logs.configure(LogConfig(foreground=True, filter="off,mountpoint.a=info"))
+    configure_log(LogConfig(foreground=True, filter="off,mountpoint.a=info"))
     structlog.get_logger("mountpoint.a").bind(inode=7).info("shown")
     structlog.get_logger("mountpoint.b").bind(inode=7).critical("hidden")
     (line,) = stderr.getvalue().splitlines()
@@ -274,10 +280,10 @@ def test_bound_values_keep_the_level(stderr: Stderr) -> None:
 
 def test_other_libraries_are_asked_for_by_name(stderr: Stderr) -> None:
     """--debug leaves botocore at warnings, unless the filter names it."""
-    logs.configure(LogConfig(foreground=True, debug=True))
+    configure_log(LogConfig(foreground=True, debug=True))
     logging.getLogger("botocore.hooks").debug("hidden")
     logging.getLogger("botocore.hooks").warning("shown %d", 1)
-    logs.configure(LogConfig(foreground=True, filter="botocore=debug"))
+    configure_log(LogConfig(foreground=True, filter="botocore=debug"))
     logging.getLogger("botocore.hooks").debug("shown %d", 2)
     logging.getLogger("awscrt.http").error("hidden")
     (bridge,) = bridges()
@@ -291,7 +297,7 @@ def test_other_libraries_are_asked_for_by_name(stderr: Stderr) -> None:
 
 def test_a_newline_in_a_value_does_not_make_a_line(tmp_path: Path) -> None:
     """Control characters in a key are escaped: an event is one line."""
-    logs.configure(LogConfig(directory=str(tmp_path)))
+    configure_log(LogConfig(directory=str(tmp_path)))
     key = b'a\nlevel=critical event="forged"\x1b[2J\xff\\'
     structlog.get_logger("mountpoint.mount.run").warning(
         "bad\nkey", path=key, other="b\u202ec\u2028"
@@ -322,7 +328,7 @@ def test_exception_is_one_line_in_files_and_a_traceback_for_people(
     tmp_path: Path, stderr: Stderr
 ) -> None:
     """The traceback is the last field in a file, and indented lines on stderr."""
-    logs.configure(LogConfig(foreground=True, directory=str(tmp_path)))
+    configure_log(LogConfig(foreground=True, directory=str(tmp_path)))
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -346,7 +352,7 @@ def test_colours() -> None:
 
 def test_what_nobody_catches_is_logged(tmp_path: Path) -> None:
     """Uncaught exceptions of threads, ignored exceptions and warnings are logged."""
-    logs.configure(LogConfig(directory=str(tmp_path)))
+    configure_log(LogConfig(directory=str(tmp_path)))
 
     def die() -> None:
         raise RuntimeError("thread trouble")
@@ -412,7 +418,7 @@ def test_credentials_never_appear(tmp_path: Path, stderr: Stderr, text: str, log
         foreground=True,
         filter="debug,awscrt=trace,botocore=debug,mountpoint=debug",
     )
-    logs.configure(config)
+    configure_log(config)
     structlog.get_logger(logger).debug(text, field=text, raw=text.encode())
     logging.getLogger(logger).debug("sent %s", text)
     try:
@@ -441,8 +447,8 @@ def test_secrets_of_the_environment_are_known_by_heart() -> None:
 def test_no_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a standard error the program logs elsewhere, and crash reports are dropped."""
     monkeypatch.setattr("sys.stderr", None)
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
-    assert logs.configure(LogConfig(foreground=True)).crashes is None
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", str(tmp_path / "none"))
+    assert configure_log(LogConfig(foreground=True)).crashes is None
     structlog.get_logger("mountpoint").warning("nobody hears it")
 
 
@@ -468,10 +474,10 @@ def test_ordinary_lines_stay_as_they_are() -> None:
 
 def test_where_names_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hint names the directory or journalctl, or says how to get a log."""
-    assert "/var/x" in logs.where(LogConfig(directory="/var/x"))
-    assert logs.where(LogConfig(foreground=True)) == ""
-    assert "--no-log" in logs.where(LogConfig(no_log=True))
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path))
-    assert "journalctl" in logs.where(LogConfig())
-    monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
-    assert "--log-directory" in logs.where(LogConfig())
+    assert "/var/x" in log_location(LogConfig(directory="/var/x"))
+    assert log_location(LogConfig(foreground=True)) == ""
+    assert "--no-log" in log_location(LogConfig(no_log=True))
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", str(tmp_path))
+    assert "journalctl" in log_location(LogConfig())
+    monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", str(tmp_path / "none"))
+    assert "--log-directory" in log_location(LogConfig())

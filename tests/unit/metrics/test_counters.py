@@ -6,7 +6,6 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from mountpoint.metrics import counters as metrics
 from mountpoint.metrics.counters import NAMES, Counters
 
 
@@ -54,7 +53,8 @@ def test_no_count_is_lost() -> None:
 
 def test_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log line is at info level and has every counter, including zeros."""
-    monkeypatch.setattr(metrics, "log", structlog.get_logger())  # not configured by other tests
+    unconfigured = structlog.get_logger()  # other tests may have configured the module's own
+    monkeypatch.setattr("mountpoint.metrics.counters.log", unconfigured)
     counters = Counters()
     counters.add("retries")
     with capture_logs() as lines:

@@ -11,7 +11,7 @@ from mountpoint.log.format import Redactor
 from mountpoint.log.setup import Recent
 from mountpoint.metrics.export.families import LEVELS
 from mountpoint.metrics.recorder import Meters
-from mountpoint.mount import commands as answers_
+from mountpoint.mount import commands
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.s3.aws.endpoint import resolve
 from tests.unit.mounted import mounted
@@ -45,7 +45,7 @@ def test_whose_prices_are_meant(endpoint_url: str | None, is_aws: bool) -> None:
 def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates are averages over the last ten seconds, or since the mount."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr(answers_, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     meters = Meters()
     with mounted({}) as world:
         answers = ControlCommands(

@@ -17,7 +17,7 @@ from mountpoint.config import ReadConfig
 from mountpoint.errors import NoSuchEntry, ServerFault, StaleInode
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.metrics.counters import Counters
-from mountpoint.read import prefetch as ahead
+from mountpoint.read import prefetch
 from mountpoint.read.history import ReadHistory
 from mountpoint.read.prefetch import FEW_FILES, LATE_OPENS, MAX_FILES, FilePrefetcher
 from mountpoint.read.streams import IDLE_SWEEPS
@@ -135,7 +135,7 @@ def test_larger_files(size: int) -> None:
     with directory(20, size) as it:
         for index in range(20):
             it.read(index)
-            assert it.held * size <= ahead.MAX_BYTES
+            assert it.held * size <= prefetch.MAX_BYTES
         assert it.in_vain == 0
         assert sum(stop - start for start, stop in it.world.client.ranges()) == 20 * size
         assert it.world.counters.snapshot()["bytes_prefetched"] >= 10 * size

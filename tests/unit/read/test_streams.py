@@ -10,7 +10,6 @@ import pytest
 
 from mountpoint.config import ReadConfig
 from mountpoint.errors import BadHandle
-from mountpoint.read import streams as module
 from mountpoint.read.history import INITIAL_BYTES, LAST_FILES
 from mountpoint.read.stream import ReadStream
 from mountpoint.read.streams import IDLE_SWEEPS, PRESSED_SWEEPS, Streams
@@ -182,7 +181,7 @@ def test_closed_streams_are_forgotten(mount: Mount) -> None:
 def test_memory_goes_back_to_the_system_once(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     """If nothing was held for a while, memory is returned once until the next read."""
     given_back: list[int] = []
-    monkeypatch.setattr(module, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr("mountpoint.read.streams.give_back", lambda: given_back.append(1))
     stream = mount.stream()
     for times in (1, 2):
         read_on(stream, 0, 2 * MIB)

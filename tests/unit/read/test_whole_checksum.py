@@ -15,7 +15,7 @@ from bench.patterns import Piece, in_turn, pieces
 from mountpoint._fastpath import Part
 from mountpoint.errors import FileDamaged, ServerFault
 from mountpoint.fs.handles import HandleNumber
-from mountpoint.read import whole_checksum as whole
+from mountpoint.read import whole_checksum
 from mountpoint.read.history import LAST_FILES
 from mountpoint.read.whole_checksum import MAX_RANGES, WholeChecksum
 from mountpoint.s3.client import ObjectInfo
@@ -351,8 +351,8 @@ def test_too_many_ranges() -> None:
 @pytest.mark.parametrize("asked", [False, True])
 def test_bytes_before_the_answer(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the algorithm is unknown, only a limited number of bytes is summed."""
-    monkeypatch.setattr(whole, "MAX_UNASKED_BYTES", 10 * KIB)
-    monkeypatch.setattr(whole, "MAX_UNANSWERED_BYTES", 20 * KIB)
+    monkeypatch.setattr(whole_checksum, "MAX_UNASKED_BYTES", 10 * KIB)
+    monkeypatch.setattr(whole_checksum, "MAX_UNANSWERED_BYTES", 20 * KIB)
     with FakeClient({b"k": LARGE}) as client:
         client.inject("head", Fault(silent=True))
         it = Parts(LARGE, client, known=False)

@@ -14,7 +14,7 @@ import pytest
 
 from mountpoint.errors import MountError, StagingFault, StagingFull, outcome, staging_error
 from mountpoint.staging import area as area_module
-from mountpoint.staging.area import StagingArea, check_directory
+from mountpoint.staging.area import StagingArea, check_staging_directory
 from mountpoint.staging.extents import Extents
 from mountpoint.staging.journal import WORTH_LINES, Journal, Subject, replay
 from mountpoint.staging.sparse_file import LocalFile
@@ -330,7 +330,7 @@ def test_a_directory_that_cannot_be_is_refused(
     """The message says what is wrong and what to do, before the mount."""
     prepare(tmp_path / "staging")
     with pytest.raises(MountError, match=said) as caught:
-        check_directory(str(tmp_path / "staging"), "/mnt")
+        check_staging_directory(str(tmp_path / "staging"), "/mnt")
     assert caught.value.hint
     with pytest.raises(MountError):
         StagingArea(str(tmp_path / "staging"), "bucket", 16 * MIB)
@@ -342,8 +342,8 @@ def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -
     (tmp_path / "mount" / "inside").mkdir(parents=True)
     (tmp_path / "link").symlink_to("mount")
     with pytest.raises(MountError, match="inside the mount"):
-        check_directory(str(tmp_path / staging), str(tmp_path / "mount"))
-    check_directory(str(tmp_path), str(tmp_path / "mount"))
+        check_staging_directory(str(tmp_path / staging), str(tmp_path / "mount"))
+    check_staging_directory(str(tmp_path), str(tmp_path / "mount"))
 
 
 # --- the local file ---

@@ -10,9 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mountpoint.errors import AccessDenied, PreconditionFailed, ServerFault, StagingFull
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.staging import content
-from mountpoint.staging import staged_file as staged
-from mountpoint.staging import upload_plan as plan
+from mountpoint.staging import content, staged_file, upload_plan
 from mountpoint.staging.journal import replay
 from mountpoint.staging.staged_file import StagedFile
 from tests.soak import examples
@@ -30,10 +28,10 @@ class Staged(RuleBasedStateMachine):
     def begin(self, size: int | None) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(content, "FETCH_BYTES", 16 * KIB)
-        self.patch.setattr(staged, "PIECE_BYTES", 16 * KIB)
-        self.patch.setattr(plan, "MIN_PART_BYTES", 8 * KIB)
-        self.patch.setattr(plan, "part_size", lambda min_bytes, _: min_bytes)
-        self.patch.setattr(plan, "WORTH_BYTES", 12 * KIB)
+        self.patch.setattr(staged_file, "PIECE_BYTES", 16 * KIB)
+        self.patch.setattr(upload_plan, "MIN_PART_BYTES", 8 * KIB)
+        self.patch.setattr(upload_plan, "part_size", lambda min_bytes, _: min_bytes)
+        self.patch.setattr(upload_plan, "WORTH_BYTES", 12 * KIB)
         self.folder = tempfile.TemporaryDirectory()
         self.world = World(Path(self.folder.name))
         self.model = bytearray()

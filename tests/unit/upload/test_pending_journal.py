@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mountpoint.config import BucketConfig
-from mountpoint.upload import pending_journal as module
+from mountpoint.upload import pending_journal
 from mountpoint.upload.pending_journal import Journal, Place, default_directory, journals
 from tests.soak import examples
 
@@ -65,7 +65,7 @@ def test_any_sequence(
     """At any moment other processes find the open uploads, however often the file is rewritten."""
     directory = tmp_path_factory.mktemp("journal")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MAX_STRUCK", max_struck)
+        patch.setattr(pending_journal, "MAX_STRUCK", max_struck)
         journal = Journal(directory, PLACE)
         model: dict[str, bytes] = {}
         for begin, number in steps:
@@ -223,7 +223,7 @@ def test_others_look_while_it_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A living mount never counts as dead."""
-    monkeypatch.setattr(module, "MAX_STRUCK", 0)
+    monkeypatch.setattr(pending_journal, "MAX_STRUCK", 0)
     journal = Journal(tmp_path, PLACE)
     journal.begun(b"always", "always")
     stopping = threading.Event()

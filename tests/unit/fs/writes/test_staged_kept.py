@@ -9,7 +9,7 @@ import pytest
 
 from mountpoint.errors import AccessDenied, StagingFull, WriterKilled
 from mountpoint.fs.handles import HandleNumber
-from mountpoint.staging import recovery as leftovers
+from mountpoint.staging import recovery
 from tests.unit.fake_client import Fault
 from tests.unit.fs.test_setattr import staged
 from tests.unit.fs.writes.test_staged_names import kept
@@ -262,7 +262,7 @@ def test_a_mount_that_dies_leaves_both(tmp_path: Path) -> None:
     file.truncate(MIB)
     file.write(5, b"since")
     os.close(world.area._lock_fd)  # as at the end of the process
-    leftovers.clear(tmp_path, "bucket")
+    recovery.clear(tmp_path, "bucket")
     left = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("*.json"))]
     assert [(each["size"], each["complete"], each["key"]) for each in left] == [
         (3 * MIB, True, KEY.decode()), (MIB, True, KEY.decode()),

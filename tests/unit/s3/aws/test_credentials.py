@@ -25,7 +25,6 @@ from mountpoint.errors import (
     S3Error,
     WrongRegion,
 )
-from mountpoint.s3.aws import credentials as module
 from mountpoint.s3.aws.credentials import Credentials
 from tests.unit.aws_fakes import Instance, Service, Sts, isolate, serving
 
@@ -58,7 +57,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """The log lines of this module."""
     capture = LogCapture()
-    monkeypatch.setattr(module, "log", structlog.wrap_logger(None, processors=[capture]))
+    monkeypatch.setattr(
+        "mountpoint.s3.aws.credentials.log", structlog.wrap_logger(None, processors=[capture])
+    )
     return capture.entries  # type: ignore[return-value]
 
 

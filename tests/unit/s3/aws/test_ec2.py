@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mountpoint.config import BucketConfig, Config, FileSystemConfig, MountConfig
-from mountpoint.s3.aws import ec2 as instance
+from mountpoint.s3.aws import ec2
 from mountpoint.s3.aws.ec2 import Instance, bandwidth_gbps
 from tests.unit.aws_fakes import Service, isolate, serving
 from tools import bandwidth_table
@@ -38,7 +38,7 @@ class Metadata(Service):
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(tmp_path, monkeypatch)
-    monkeypatch.setattr(instance, "HARDWARE", tmp_path)
+    monkeypatch.setattr(ec2, "HARDWARE", tmp_path)
 
 
 @pytest.fixture
@@ -200,11 +200,11 @@ def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None
     code = """
 import sys
 from mountpoint.cli import main as cli
-from mountpoint.mount import run as mount
+from mountpoint.mount import run
 from mountpoint.errors import MountError
 def connect(bucket, credentials, client, *rest):
     raise MountError(f"target {client.throughput_gbps}, region {rest[-1].region()}")
-mount.connect = connect
+run.connect = connect
 cli.main(["bucket", sys.argv[1], "--foreground", *sys.argv[2:]])
 """
 
@@ -250,7 +250,7 @@ def test_figures(name: str, gbps: float | None) -> None:
 
 def test_the_table() -> None:
     """Each line is a type and a valid bandwidth, without duplicates, below the source."""
-    lines = Path(instance.__file__).with_name("bandwidth.tsv").read_text().splitlines()
+    lines = Path(ec2.__file__).with_name("bandwidth.tsv").read_text().splitlines()
     assert lines[1].startswith("# Source: EC2's DescribeInstanceTypes")
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     assert len(rows) > 1000

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint import errors
-from mountpoint.s3.wire import errors as refusal
+from mountpoint.s3.wire import errors as wire_errors
 from mountpoint.s3.wire import reading
 
 DATA = Path(__file__).parents[2] / "data"
@@ -200,7 +200,7 @@ def test_request_id() -> None:
     [b"", b"<html>", b"<!DOCTYPE html><html></html>", b"\xff\xfe", b"<Error>" * 50,
      b"<Error><Code>NoSuchKey</Code>", b"<Other><Code>NoSuchKey</Code></Other>",
      b'<!DOCTYPE x [<!ENTITY x "NoSuchKey">]><Error><Code>&x;</Code></Error>',
-     error_body("NoSuchKey", "x" * refusal.ERROR_BODY_MAX_BYTES)],
+     error_body("NoSuchKey", "x" * wire_errors.ERROR_BODY_MAX_BYTES)],
 )  # fmt: skip
 def test_senseless_body(body: bytes) -> None:
     """With an invalid body the status alone decides."""
@@ -262,7 +262,7 @@ def test_who_may_not_do_what_is_shown() -> None:
         " is not authorized to perform: s3:ListBucket"
     )
     assert str(error(403, "AccessDenied", message)).endswith(message)
-    assert refusal.masked("arn:aws:iam::1:x/AKIAIOSFODNN7EXAMPLE") == "arn:aws:iam::1:x/***"
+    assert wire_errors.masked("arn:aws:iam::1:x/AKIAIOSFODNN7EXAMPLE") == "arn:aws:iam::1:x/***"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
