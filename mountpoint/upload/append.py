@@ -175,7 +175,7 @@ class Appending(Sequential):
         return self._info is not None or bool(self._requests) or bool(self._waiting)
 
     def _seal(self) -> None:
-        # Wait for a place in the queue.
+        # Wait for a slot in the queue.
         while len(self._waiting) >= MAX_WAITING:
             self._wait()
         self._waiting.append(self._gathering.body())
@@ -196,11 +196,11 @@ class Appending(Sequential):
         self._advance()
 
     def _advance(self) -> None:
-        # Send the next part, if none is in flight and the scheduler has a place for it.
+        # Send the next part, if none is in flight and the scheduler has a slot for it.
         if not self._waiting or self._requests or self._failure is not None:
             return
         size_bytes = self._waiting[0].size_bytes
-        if size_bytes and not self._scheduler.take_place(self, 0, size_bytes, queues=False):
+        if size_bytes and not self._scheduler.take_slot(self, 0, size_bytes, queues=False):
             return  # a waiting writer tries again, and so does the sweep once a second
         body, before = self._waiting.popleft(), self._info
 

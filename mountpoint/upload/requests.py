@@ -3,7 +3,7 @@
 No thread has to wait for a request. The client's thread that brings the answer records it. A
 request that has failed, or has been silent for too long, is sent again by the thread that waits for
 the upload (`drive`). An upload without a waiting thread is driven once a second, because other
-uploads may wait for its place.
+uploads may wait for its slot.
 
 The upload's lock guards everything here.
 """
@@ -38,26 +38,24 @@ T = TypeVar("T")
 
 
 class UploadScheduler(Protocol[U]):
-    """What a mount's uploads share: places for bodies in flight, and the journal."""
+    """What a mount's uploads share: slots for bodies in flight, and the journal."""
 
-    def take_place(
-        self, upload: U, in_flight: int, size_bytes: int, *, queues: bool = True
-    ) -> bool:
-        """Take a place for one more body of an upload that has `in_flight`; False: ask again.
+    def take_slot(self, upload: U, in_flight: int, size_bytes: int, *, queues: bool = True) -> bool:
+        """Take a slot for one more body of an upload that has `in_flight`; False: ask again.
 
         The bytes of all bodies together are bounded, because the CRT holds a copy of each. With
-        `queues` the upload gets a place before uploads that ask later, and has to ask until it
+        `queues` the upload gets a slot before uploads that ask later, and has to ask until it
         gets one.
         """
 
-    def leave_place(self, upload: U, size_bytes: int) -> None:
-        """Give a place back after the body has arrived."""
+    def release_slot(self, upload: U, size_bytes: int) -> None:
+        """Give a slot back after the body has arrived."""
 
     def busy(self) -> bool:
         """Whether any upload has bodies in flight."""
 
     def arrived(self, size_bytes: int, duration_s: float, *, waited: bool) -> None:
-        """Note how long a body took, and whether its writer `waited` for a place."""
+        """Note how long a body took, and whether its writer `waited` for a slot."""
 
     def allowed_s(self, size_bytes: int) -> float:
         """Return how many seconds a body of this size may take."""
@@ -148,7 +146,7 @@ class UploadRequests:
         self._retry_policy = retry_policy
         # mutable
         self._open: list[UploadRequest[Any]] = []  # in flight, or to be sent again
-        self.waited = False  # the writer has waited for a place since the last part arrived
+        self.waited = False  # the writer has waited for a slot since the last part arrived
 
     def __len__(self) -> int:
         return len(self._open)

@@ -36,7 +36,7 @@ from mountpoint.upload.requests import T, UploadRequest, UploadRequests, UploadS
 #: How long a writer without parts in flight waits for memory of other uploads, where there are no
 #: temporary files. S3 takes 0.1 s for a part.
 PRESSED_S = 0.25
-#: How often a writer checks for memory or places of other uploads, which cannot wake it.
+#: How often a writer checks for memory or slots of other uploads, which cannot wake it.
 LOOK_S = 0.01
 
 #: Zeros are gathered in pieces of this size; all pieces are the same memory.
@@ -250,7 +250,7 @@ class Sequential(ABC):
         self._lease.give(body.memory_bytes)
         self._pending_bytes -= body.size_bytes
         if body.size_bytes:
-            self._scheduler.leave_place(self, body.size_bytes)
+            self._scheduler.release_slot(self, body.size_bytes)
 
     def _let_go(self) -> None:
         """Release all that a finished upload holds."""

@@ -139,7 +139,7 @@ class Upload(Sequential):
                 if not self._finishing:
                     self.filled_from_bytes = self._size_bytes
                     self._gather_zeros(size_bytes)
-                    while not self._has_place():  # for all gathered bytes, zeros included
+                    while not self._take_slot():  # for all gathered bytes, zeros included
                         self._wait(LOOK_S)
                     self._finishing = True
                     if not self._multipart.begun:
@@ -280,15 +280,15 @@ class Upload(Sequential):
 
     def _seal(self) -> None:
         """Send the gathered part, when it is its turn."""
-        while not self._has_place():
+        while not self._take_slot():
             self._wait(LOOK_S)
         self._send_gathered()
         self._check()
 
-    def _has_place(self) -> bool:
-        """Take a place for the gathered part. If this returns True, it must be sent."""
+    def _take_slot(self) -> bool:
+        """Take a slot for the gathered part. If this returns True, it must be sent."""
         size_bytes, in_flight = self._gathering.size_bytes, self._multipart.in_flight
-        if size_bytes and not self._scheduler.take_place(self, in_flight, size_bytes):
+        if size_bytes and not self._scheduler.take_slot(self, in_flight, size_bytes):
             self._requests.waited = True
             return False
         return True

@@ -63,9 +63,10 @@ class Uploads(UploadScheduler[Sequential]):
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._open: set[Sequential] = set()
-        self._places: dict[Sequential, int] = {}  # bytes in flight of each upload that sends
-        self._in_flight_bytes = 0  # invariant: the sum of _places
-        self._queue: dict[Sequential, None] = {}  # uploads that wait for a place, in order
+        # The bytes in flight of each upload that sends.
+        self._bytes_by_upload: dict[Sequential, int] = {}
+        self._in_flight_bytes = 0  # invariant: the sum of _bytes_by_upload
+        self._queue: dict[Sequential, None] = {}  # uploads that wait for a slot, in order
         self._concurrency = ConcurrencyController(config.max_ahead_bytes // config.part_size_bytes)
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
@@ -200,13 +201,14 @@ class Uploads(UploadScheduler[Sequential]):
 
     # --- UploadScheduler ---
 
-    def take_place(
+    def take_slot(
         self, upload: Sequential, in_flight: int, size_bytes: int, *, queues: bool = True
     ) -> bool:
         """See UploadScheduler."""
         with self._lock:
-            self._places.setdefault(upload, 0)  # it has its share from now on, also while it waits
-            if in_flight >= max(self._concurrency.parts // len(self._places), 1):
+            # It has its share from now on, also while it waits.
+            self._bytes_by_upload.setdefault(upload, 0)
+            if in_flight >= max(self._concurrency.parts // len(self._bytes_by_upload), 1):
                 self._queue.pop(upload, None)  # it has to wait for its own parts first
                 return False
             # All together may have as many bytes as one upload could have alone.
@@ -218,17 +220,17 @@ class Uploads(UploadScheduler[Sequential]):
                     self._queue.setdefault(upload)
                 return False
             self._queue.pop(upload, None)
-            self._places[upload] += size_bytes
+            self._bytes_by_upload[upload] += size_bytes
             self._in_flight_bytes += size_bytes
             return True
 
-    def leave_place(self, upload: Sequential, size_bytes: int) -> None:
+    def release_slot(self, upload: Sequential, size_bytes: int) -> None:
         """See UploadScheduler."""
         with self._lock:
             self._in_flight_bytes -= size_bytes
-            self._places[upload] -= size_bytes
-            if not self._places[upload]:
-                del self._places[upload]
+            self._bytes_by_upload[upload] -= size_bytes
+            if not self._bytes_by_upload[upload]:
+                del self._bytes_by_upload[upload]
 
     def busy(self) -> bool:
         """See UploadScheduler."""
@@ -273,4 +275,4 @@ class Uploads(UploadScheduler[Sequential]):
         with self._lock:
             self._open.discard(upload)
             self._queue.pop(upload, None)
-            self._in_flight_bytes -= self._places.pop(upload, 0)
+            self._in_flight_bytes -= self._bytes_by_upload.pop(upload, 0)

@@ -102,7 +102,7 @@ class World:
         assert self.budget.held_bytes == 0
         assert self.client.uploads == {}
         assert self.uploads._open == set()
-        assert not self.uploads._places
+        assert not self.uploads._bytes_by_upload
         assert not self.uploads._queue
         assert self.uploads._in_flight_bytes == 0
         until(lambda: self.spill.files == 0)

@@ -69,7 +69,7 @@ class World:
         self.client.quiet()
         assert self.budget.held_bytes == 0
         assert self.uploads._open == set()
-        assert not self.uploads._places
+        assert not self.uploads._bytes_by_upload
         until(lambda: self.spill.files == 0)
         assert self.uploads._in_flight_bytes == 0
 

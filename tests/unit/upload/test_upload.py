@@ -95,8 +95,8 @@ def test_writes_of_any_size(sizes: list[int]) -> None:
         world.check_over()
 
 
-def test_zeros_take_places_as_all_bytes_do(world: World) -> None:
-    """A last part that zeros have enlarged takes a place of its size."""
+def test_zeros_take_slots_as_all_bytes_do(world: World) -> None:
+    """A last part that zeros have enlarged takes a slot of its size."""
 
     def last_arrives_last(request: Request) -> None:
         if request.kind == "upload_part" and request.number == 3:
@@ -448,9 +448,9 @@ def test_how_long_a_part_may_take(world: World) -> None:
     world.configure(stall_s=5.0)
     upload = world.upload()
     for in_flight in range(4):
-        assert world.uploads.take_place(upload, in_flight, PART)
+        assert world.uploads.take_slot(upload, in_flight, PART)
     assert world.uploads.allowed_s(PART) == 5.0 + 4 * 20.0
-    world.uploads.leave_place(upload, PART)
+    world.uploads.release_slot(upload, PART)
     world.uploads.arrived(PART, 2.0, waited=False)
     assert world.uploads.allowed_s(PART) == pytest.approx(5.0 + 8.0)
     assert world.uploads.allowed_s(2 * PART) == pytest.approx(5.0 + 16.0)
@@ -589,28 +589,28 @@ def test_a_part_that_is_larger_than_memory() -> None:
         world.check_over()
 
 
-def test_places_are_given_in_order(world: World) -> None:
-    """The upload that has waited longest gets the next place."""
+def test_slots_are_given_in_order(world: World) -> None:
+    """The upload that has waited longest gets the next slot."""
     line = world.uploads
     first, second, third, fourth = (world.uploads.upload(b"%d" % n) for n in range(4))
     most = world.uploads._concurrency.parts * PART
-    assert line.take_place(first, 0, most)
-    assert not line.take_place(second, 0, PART)
-    assert not line.take_place(third, 0, 1)
-    assert not line.take_place(fourth, 0, 1, queues=False)
-    line.leave_place(first, most)
-    assert not line.take_place(third, 0, 1)
+    assert line.take_slot(first, 0, most)
+    assert not line.take_slot(second, 0, PART)
+    assert not line.take_slot(third, 0, 1)
+    assert not line.take_slot(fourth, 0, 1, queues=False)
+    line.release_slot(first, most)
+    assert not line.take_slot(third, 0, 1)
     second.abort()
-    assert not line.take_place(fourth, 0, 1, queues=False)
-    assert line.take_place(third, 0, 1)
-    assert line.take_place(fourth, 0, 1, queues=False)
+    assert not line.take_slot(fourth, 0, 1, queues=False)
+    assert line.take_slot(third, 0, 1)
+    assert line.take_slot(fourth, 0, 1, queues=False)
     for upload in (first, third, fourth):
         upload.abort()
     world.check_over()
 
 
 def test_what_nobody_waits_for_does_not_hold_others_up() -> None:
-    """The sweep sends a silent part again, so its place becomes free."""
+    """The sweep sends a silent part again, so its slot becomes free."""
     with FakeClient() as client:
         world = World(client, limit_bytes=PART)
         silent, other = world.uploads.upload(b"silent"), world.uploads.upload(b"other")
