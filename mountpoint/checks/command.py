@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import replace
 
-from mountpoint.checks import bucket, machine, network, place
+from mountpoint.checks import bucket, machine, network, settings
 from mountpoint.checks.checklist import Check, go_through
 from mountpoint.checks.report import bar, clean_by, write_json, write_text
 from mountpoint.checks.subject import Subject
@@ -28,10 +28,10 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check("staging", machine.staging),
     Check("log", machine.log),
     Check("journal", machine.uploads_journal),
-    Check("configuration", place.configuration),
-    Check("credentials", place.credentials, needs=("configuration",)),
-    Check("region", place.region, needs=("configuration",)),
-    Check("endpoint", place.endpoint, needs=("region",)),
+    Check("configuration", settings.configuration),
+    Check("credentials", settings.credentials, needs=("configuration",)),
+    Check("region", settings.region, needs=("configuration",)),
+    Check("endpoint", settings.endpoint, needs=("region",)),
     Check("dns", network.dns, needs=("endpoint",)),
     Check("connection", network.connection, needs=("dns",)),
     Check("tls", network.tls, needs=("connection",)),

@@ -109,9 +109,9 @@ def split_items(text: str) -> list[str]:
         if character == "\\":
             escaped = next(characters, None)
             if escaped is None or escaped not in ',\\"':
-                place = "at the end" if escaped is None else f"before '{escaped}'"
+                position = "at the end" if escaped is None else f"before '{escaped}'"
                 raise MountError(
-                    f"-o {text}: a backslash {place}",
+                    f"-o {text}: a backslash {position}",
                     "write a backslash only before a comma, a backslash or a double quote",
                 )
             items[-1] += escaped

@@ -401,8 +401,8 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     """Mount the S3 bucket BUCKET at DIRECTORY, as a file system."""
     config = make_config(**options)
     if config.mount.descriptor is not None:
-        place = claim(config.mount.descriptor)
-        config = replace(config, mount=replace(config.mount, directory=place))
+        directory = claim(config.mount.descriptor)
+        config = replace(config, mount=replace(config.mount, directory=directory))
     if check:
         click.get_current_context().exit(_check(config, as_json=as_json))
     if as_json:

@@ -30,7 +30,7 @@ from mountpoint.log.words import describe
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.pending_journal import Found, Place, default_directory, journals
+from mountpoint.upload.pending_journal import BucketAddress, Found, default_directory, journals
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 #: Seconds for one page or one abort, with all retries.
@@ -198,7 +198,7 @@ class _Cleanup:
         done = list(carry_out(client, retry_policy, judged))
         over = {id(each.pending) for each in done if each.outcome in ("aborted", "gone")}
         still = [each.upload for each in judged if id(each) not in over]
-        struck = strike(found, Place.of(self._config.bucket), prefix, still)
+        struck = strike(found, BucketAddress.of(self._config.bucket), prefix, still)
         return self._report(done, struck, False)
 
     def _report(self, done: list[Done], struck: int, dry_run: bool) -> int:
@@ -211,8 +211,8 @@ class _Cleanup:
         for each, name in zip(done, names, strict=True):
             click.echo(self._line(each, name))
         counts = [f"{names.count(name)} {name}" for name in OUTCOMES if name in names]
-        place = describe(self._config.bucket)
-        click.echo(f"{place}: {', '.join(counts) or 'no pending uploads'}")
+        bucket = describe(self._config.bucket)
+        click.echo(f"{bucket}: {', '.join(counts) or 'no pending uploads'}")
         return 1 if failed else 0
 
     def _line(self, done: Done, name: str) -> str:

@@ -103,14 +103,14 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
     with --metadata-ttl, after another program has changed the bucket. An open file keeps its
     version.
     """
-    place = os.path.join(directory, path.lstrip("/")) if path else directory
-    mount, below = mounts.at(place, mounts.answering(os.environ))
+    full_path = os.path.join(directory, path.lstrip("/")) if path else directory
+    mount, below = mounts.at(full_path, mounts.answering(os.environ))
     forgotten = refresh.refresh(mount, below)
     if as_json:
         write_json({"directory": mount.directory, "path": below, "forgotten": forgotten})
         return
-    place = printable(os.path.join(mount.directory, below))
-    click.echo(f"forgotten: {count(forgotten, 'name')} at or below {place}")
+    shown = printable(os.path.join(mount.directory, below))
+    click.echo(f"forgotten: {count(forgotten, 'name')} at or below {shown}")
 
 
 @main.command(name="unmount")
@@ -124,17 +124,17 @@ def unmount_(directory: str, timeout: float, as_json: bool) -> None:
     """Wait until all files in DIR are uploaded to S3, then unmount it."""
     found = mounts.answering(os.environ)
     dead = {each.directory for each in mounts.silent(found)}
-    place = os.path.realpath(directory)
+    mount_directory = os.path.realpath(directory)
     mount = None
-    if place not in dead:
+    if mount_directory not in dead:
         mount, below = mounts.at(directory, found)
         if below:
             raise MountError(
                 f"'{directory}' is a directory inside a mount", f"unmount '{mount.directory}'"
             )
-        place = mount.directory
-    unmount.unmount(place, mount, timeout, Progress(None if as_json else sys.stderr))
+        mount_directory = mount.directory
+    unmount.unmount(mount_directory, mount, timeout, Progress(None if as_json else sys.stderr))
     if as_json:
-        write_json({"directory": place, "unmounted": True})
+        write_json({"directory": mount_directory, "unmounted": True})
     else:
-        click.echo(f"{printable(place)} is unmounted")
+        click.echo(f"{printable(mount_directory)} is unmounted")

@@ -66,16 +66,16 @@ def silent(mounts: list[Mount]) -> list[Mounted]:
 
 def at(path: str, mounts: list[Mount]) -> tuple[Mount, str]:
     """Return the mount that contains `path`, and the path below it. Raises MountError."""
-    place = os.path.realpath(path)
+    real_path = os.path.realpath(path)
     for mount in sorted(mounts, key=lambda each: -len(each.directory)):
-        if place == mount.directory or place.startswith(mount.directory.rstrip("/") + "/"):
-            return mount, place[len(mount.directory) :].strip("/")
+        if real_path == mount.directory or real_path.startswith(mount.directory.rstrip("/") + "/"):
+            return mount, real_path[len(mount.directory) :].strip("/")
     for each in silent(mounts):
-        if place == each.directory:
+        if real_path == each.directory:
             raise MountError(
-                f"the mount at '{place}' does not answer",
+                f"the mount at '{real_path}' does not answer",
                 f"if its process is dead, remove the mount: mount-s3ctl unmount {path}",
             )
-    places = ", ".join(f"'{mount.directory}'" for mount in mounts)
-    hint = f"there are {places}" if mounts else "mount-s3ctl status lists the mounts"
+    directories = ", ".join(f"'{mount.directory}'" for mount in mounts)
+    hint = f"there are {directories}" if mounts else "mount-s3ctl status lists the mounts"
     raise MountError(f"you have no mount at '{path}'", hint)

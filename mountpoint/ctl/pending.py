@@ -18,7 +18,7 @@ from typing import Literal
 from mountpoint.errors import NoSuchUpload, OperationError
 from mountpoint.s3.client import ObjectClient, PendingUpload
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.pending_journal import Begun, Found, Place
+from mountpoint.upload.pending_journal import Begun, BucketAddress, Found
 
 #: Parallel requests: an abort takes S3 20 to 50 ms.
 AT_ONCE = 16
@@ -121,17 +121,17 @@ def carry_out(
 
 
 def strike(
-    found: Sequence[Found], place: Place, prefix: bytes, pending: Iterable[PendingUpload]
+    found: Sequence[Found], address: BucketAddress, prefix: bytes, pending: Iterable[PendingUpload]
 ) -> int:
     """Remove ended uploads from dead mounts' journals; return their number. Raises OSError.
 
-    `pending` are the uploads that remain in the bucket `place`, of keys that begin with `prefix`.
+    `pending` are the remaining uploads of the bucket at `address` whose keys begin with `prefix`.
     Entries of other buckets and prefixes stay, because nothing is known about them.
     """
     still = {(upload.key, upload.upload_id) for upload in pending}
     struck = 0
     for journal in found:
-        if not journal.dead or journal.place != place:
+        if not journal.dead or journal.address != address:
             continue
         gone = [
             begun.upload_id

@@ -31,18 +31,18 @@ def refresh(mount: Mount, path: str) -> int:
 
 def _exists(mount: Mount, path: str) -> bool:
     """Whether a path exists, by looking it up; True if that fails."""
-    place = os.path.join(mount.directory, path)
-    if _is_there(place):
+    full_path = os.path.join(mount.directory, path)
+    if _is_there(full_path):
         return True
     if not mount.status["negative_metadata_ttl_s"]:
         return False
     time.sleep(ABSENCE_S)  # the kernel may have answered from memory
-    return _is_there(place)
+    return _is_there(full_path)
 
 
-def _is_there(place: str) -> bool:
+def _is_there(path: str) -> bool:
     try:
-        os.lstat(place)
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

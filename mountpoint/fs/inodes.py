@@ -311,8 +311,8 @@ class InodeTable:
     def below(self, key: bytes) -> list[Inode]:
         """Return the inodes of a key, as a file and as a directory, and of all keys below it."""
         inodes = list(self._inodes.values())  # one step of the interpreter
-        place = key + b"/" if key and not key.endswith(b"/") else key
-        return [each for each in inodes if each.key.startswith(place) or each.key == key]
+        directory = key + b"/" if key and not key.endswith(b"/") else key
+        return [each for each in inodes if each.key.startswith(directory) or each.key == key]
 
     def opened(self, inode: Inode) -> None:
         """Count an open handle."""

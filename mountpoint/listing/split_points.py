@@ -106,7 +106,7 @@ def _fit(part: Sequence[bytes], page_size: int) -> tuple[Guess | None, float]:
     span = numbers[-1] - numbers[0]
     if span <= 0:
         return None, 1.0
-    # The largest distance of a name from its place if names were spread evenly, as a share.
+    # The largest distance of a name from its position if names were spread evenly, as a share.
     unevenness = max(
         abs(index / last - (number - numbers[0]) / span)
         for index, number in zip(indices, numbers, strict=True)

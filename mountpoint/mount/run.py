@@ -37,7 +37,7 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea, check_staging_directory
 from mountpoint.system import kernel, memory
 from mountpoint.system.spill import Spill, default_directories
-from mountpoint.upload.pending_journal import Journal, Place, default_directory
+from mountpoint.upload.pending_journal import BucketAddress, Journal, default_directory
 from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -131,7 +131,7 @@ def _serve(
     mount_point = directory if handed_over else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
     streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
-    journal = Journal(default_directory(os.environ), Place.of(config.bucket))
+    journal = Journal(default_directory(os.environ), BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))
     uploads = Uploads(
         client, config.write, streams.budget, retry_policy, journal=journal, spill=spill

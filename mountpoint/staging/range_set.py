@@ -3,7 +3,7 @@
 The boundaries of all ranges are in one sorted array, start and stop in turn. The index at which a
 number belongs tells whether it is inside a range (odd) or outside. Adding or removing a range
 replaces one slice. A million ranges take 16 MB, and a new one moves half of that: a million writes
-of 4 KiB at random places of a file took 0.1 ms each.
+of 4 KiB at random offsets of a file took 0.1 ms each.
 """
 
 from array import array

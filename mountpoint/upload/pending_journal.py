@@ -65,15 +65,15 @@ def default_directory(environ: Mapping[str, str]) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BucketAddress:
     """A bucket by its name and its endpoint ("" for AWS's own)."""
 
     bucket: str
     endpoint_url: str = ""
 
     @classmethod
-    def of(cls, bucket: BucketConfig) -> "Place":
-        """Return the place that the options name."""
+    def of(cls, bucket: BucketConfig) -> "BucketAddress":
+        """Return the address that the options give."""
         return cls(bucket.name, (bucket.endpoint_url or "").rstrip("/"))
 
 
@@ -89,12 +89,12 @@ class Begun:
 class Journal:
     """The journal of this process. Thread-safe, and never raises."""
 
-    def __init__(self, directory: Path, place: Place) -> None:
+    def __init__(self, directory: Path, address: BucketAddress) -> None:
         # dependencies
         self._directory = directory
         # constants
-        self._place = place
-        name = hashlib.sha256(f"{place.endpoint_url} {place.bucket}".encode()).hexdigest()[:12]
+        self._address = address
+        name = hashlib.sha256(f"{address.endpoint_url} {address.bucket}".encode()).hexdigest()[:12]
         self._path = directory / f"{name}-{os.getpid()}-{time.time_ns()}{SUFFIX}"
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -163,7 +163,9 @@ class Journal:
         file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(file, _head(self._place) + b"".join(map(_begun_line, self._open.values())))
+            _write(
+                file, _first_line(self._address) + b"".join(map(_begun_line, self._open.values()))
+            )
             os.rename(draft, self._path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -182,7 +184,7 @@ class Found:
         # constants
         self.path = path
         self.dead = dead
-        self.place = Place("")
+        self.address = BucketAddress("")
         self.pid = 0
         # mutable, by the caller that has found it
         self._file = file
@@ -195,7 +197,7 @@ class Found:
         """Parse one line. Lines that cannot be parsed are skipped: the last one may be cut."""
         match fields:
             case {"bucket": str(bucket), "endpoint": str(endpoint), "pid": int(pid)}:
-                self.place, self.pid = Place(bucket, endpoint), pid
+                self.address, self.pid = BucketAddress(bucket, endpoint), pid
             case {"begun": str(upload_id), "key": str(key), "ns": int(started_ns)}:
                 key_bytes = key.encode("utf-8", "surrogateescape")
                 self.uploads[upload_id] = Begun(key_bytes, upload_id, started_ns)
@@ -275,8 +277,8 @@ def _lines(file: int) -> Iterator[Any]:
             yield json.loads(line)
 
 
-def _head(place: Place) -> bytes:
-    return _line({"bucket": place.bucket, "endpoint": place.endpoint_url, "pid": os.getpid()})
+def _first_line(address: BucketAddress) -> bytes:
+    return _line({"bucket": address.bucket, "endpoint": address.endpoint_url, "pid": os.getpid()})
 
 
 def _begun_line(upload: Begun) -> bytes:

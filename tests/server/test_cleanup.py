@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
 from mountpoint.ctl.main import main
-from mountpoint.upload.pending_journal import Journal, Place
+from mountpoint.upload.pending_journal import BucketAddress, Journal
 from tests.conftest import Store
 
 pytestmark = pytest.mark.server
@@ -32,11 +32,11 @@ from mountpoint.s3.client import Body, PutOptions
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.aws.endpoint import Endpoint
-from mountpoint.upload.pending_journal import Journal, Place
+from mountpoint.upload.pending_journal import Journal, BucketAddress
 directory, url, bucket, *keys = sys.argv[1:]
 endpoint = Endpoint("http", urlsplit(url).netloc, f"/{bucket}", "us-east-1", "s3", "v4")
 client = CrtClient(endpoint, Credentials(CredentialsConfig()), ClientConfig(), counters=Counters())
-journal = Journal(Path(directory), Place(bucket, url))
+journal = Journal(Path(directory), BucketAddress(bucket, url))
 for key in keys:
     upload_id = client.create_upload(key.encode(), PutOptions()).result(30)
     journal.begun(key.encode(), upload_id)
@@ -57,7 +57,7 @@ class Machine:
         self.prefix = f"cleanup-{state.name}/"
         self.environment = {**store.environment, "XDG_STATE_HOME": str(state)}
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.living = Journal(self.journals, Place(store.bucket, store.endpoint_url))
+        self.living = Journal(self.journals, BucketAddress(store.bucket, store.endpoint_url))
 
     def mount(self, *names: str) -> subprocess.Popen[bytes]:
         """Start a process that has created an upload of each key."""
@@ -87,7 +87,7 @@ class Machine:
 
     def leave(self, name: str) -> None:
         """Begin an upload as a mount that has died has done."""
-        journal = Journal(self.journals, Place(self.store.bucket, self.store.endpoint_url))
+        journal = Journal(self.journals, BucketAddress(self.store.bucket, self.store.endpoint_url))
         journal.begun((self.prefix + name).encode(), self.begin(name))
         journal.close()
 

@@ -15,7 +15,7 @@ from typing import Any
 import botocore.credentials
 import pytest
 
-from mountpoint.checks import bucket, machine, network, place, report, words
+from mountpoint.checks import bucket, machine, network, report, settings, words
 from mountpoint.checks.checklist import Check, Result, failed, go_through, ok, skipped, warning
 from mountpoint.checks.command import CHECKS
 from mountpoint.checks.report import clean_by, write_json, write_text
@@ -365,8 +365,8 @@ LATER = datetime.now(UTC) + timedelta(days=50)
 )
 def test_credentials(monkeypatch: pytest.MonkeyPatch, origin: Origin, finding: str) -> None:
     """Provider, shortened key and expiry are shown, and nothing else of the keys."""
-    monkeypatch.setattr(place, "Credentials", lambda *_, **__: SimpleNamespace(origin=origin))
-    result = place.credentials(subject())
+    monkeypatch.setattr(settings, "Credentials", lambda *_, **__: SimpleNamespace(origin=origin))
+    result = settings.credentials(subject())
     assert (result.outcome, result.finding) == ("ok", finding)
     assert result.details["provider"] == origin.method
     assert ("expires_at" in result.details) == (origin.expires_at is not None)
@@ -402,7 +402,7 @@ def test_configuration(
     """Shows the settings besides the options, as far as they take effect."""
     isolate(tmp_path, monkeypatch)
     asked = subject(environ=variables, bucket=BucketConfig("bucket", endpoint_url=option))
-    assert place.configuration(asked).finding == finding
+    assert settings.configuration(asked).finding == finding
     assert asked.endpoint_source == source
 
 
@@ -410,7 +410,7 @@ def test_the_providers_are_botocores() -> None:
     """All names of providers exist in botocore."""
     providers = vars(botocore.credentials).values()
     methods = {getattr(each, "METHOD", None) for each in providers}
-    assert set(place.PROVIDERS) <= methods
+    assert set(settings.PROVIDERS) <= methods
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, 12.5), (3.0, 3.0)])
@@ -421,7 +421,7 @@ def test_the_bandwidth_of_the_instance(
     monkeypatch.setattr(Instance, "bandwidth_gbps", lambda _: 12.5)
     monkeypatch.setattr(Instance, "region", lambda _: "eu-west-1")
     asked = subject(client=ClientConfig(throughput_gbps=given))
-    place.region(asked)
+    settings.region(asked)
     assert asked.config.client.throughput_gbps == expected
 
 
@@ -432,7 +432,7 @@ def test_a_proxy_that_is_none() -> None:
     asked.environ = {"HTTP_PROXY": "http://me:geheim@proxy:port"}
     asked.region = RegionChoice("us-east-1", "default")
     with pytest.raises(MountError, match="HTTP_PROXY is not the URL of a proxy") as caught:
-        place.endpoint(asked)
+        settings.endpoint(asked)
     assert "geheim" not in str(caught.value)
 
 

@@ -21,10 +21,10 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import connect
 from mountpoint.s3.client import PendingUpload, PutOptions
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.pending_journal import Found, Journal, Place, journals
+from mountpoint.upload.pending_journal import BucketAddress, Found, Journal, journals
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault
 
-PLACE = Place("bucket")
+ADDRESS = BucketAddress("bucket")
 HOUR_S = 3600.0
 
 
@@ -53,11 +53,11 @@ class Journals:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.living = Journal(directory, PLACE)
+        self.living = Journal(directory, ADDRESS)
 
-    def dead(self, key: bytes, upload_id: str, place: Place = PLACE) -> None:
+    def dead(self, key: bytes, upload_id: str, address: BucketAddress = ADDRESS) -> None:
         """Record an upload of a dead mount."""
-        journal = Journal(self.directory, place)
+        journal = Journal(self.directory, address)
         journal.begun(key, upload_id)
         journal.close()
 
@@ -159,10 +159,10 @@ def test_striking(noted: Journals) -> None:
     noted.dead(b"a/gone", "gone")
     noted.dead(b"a/there", "there")
     noted.dead(b"b/other prefix", "other prefix")
-    noted.dead(b"a/other bucket", "other bucket", Place("other"))
+    noted.dead(b"a/other bucket", "other bucket", BucketAddress("other"))
     noted.living.begun(b"a/living", "living")
     with journals(noted.directory) as found:
-        assert strike(found, PLACE, b"a/", [PendingUpload(b"a/there", "there", 0)]) == 1
+        assert strike(found, ADDRESS, b"a/", [PendingUpload(b"a/there", "there", 0)]) == 1
     assert noted.left() == ["living", "other bucket", "other prefix", "there"]
 
 

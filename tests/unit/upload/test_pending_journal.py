@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 
 from mountpoint.config import BucketConfig
 from mountpoint.upload import pending_journal
-from mountpoint.upload.pending_journal import Journal, Place, default_directory, journals
+from mountpoint.upload.pending_journal import BucketAddress, Journal, default_directory, journals
 from tests.soak import examples
 
-PLACE = Place("bucket", "http://127.0.0.1:9000")
+ADDRESS = BucketAddress("bucket", "http://127.0.0.1:9000")
 KEYS = [b"plain", b"a b/\n\x01", "ü".encode(), b"not-utf8\xff", b'quote"\\']
 
 #: Prints a line when it has recorded its arguments, and waits to be killed.
 WRITER = """
 import sys, time
 from pathlib import Path
-from mountpoint.upload.pending_journal import Journal, Place
-journal = Journal(Path(sys.argv[1]), Place("bucket", "http://127.0.0.1:9000"))
+from mountpoint.upload.pending_journal import Journal, BucketAddress
+journal = Journal(Path(sys.argv[1]), BucketAddress("bucket", "http://127.0.0.1:9000"))
 for name in sys.argv[2:]:
     journal.begun(f"key {name}".encode(), name)
 journal.ended(sys.argv[2])
@@ -66,7 +66,7 @@ def test_any_sequence(
     directory = tmp_path_factory.mktemp("journal")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pending_journal, "MAX_STRUCK", max_struck)
-        journal = Journal(directory, PLACE)
+        journal = Journal(directory, ADDRESS)
         model: dict[str, bytes] = {}
         for begin, number in steps:
             name = f"id-{number}"
@@ -89,7 +89,7 @@ def test_any_sequence(
 
 def test_nothing_is_made_before_the_first_upload(tmp_path: Path) -> None:
     """A mount that only reads, or writes small files, creates no file."""
-    journal = Journal(tmp_path / "state", PLACE)
+    journal = Journal(tmp_path / "state", ADDRESS)
     journal.ended("unknown")
     journal.close()
     assert not (tmp_path / "state").exists()
@@ -98,7 +98,7 @@ def test_nothing_is_made_before_the_first_upload(tmp_path: Path) -> None:
 
 def test_it_stays_small(tmp_path: Path) -> None:
     """After ten thousand uploads the file has the size of a few thousand."""
-    journal = Journal(tmp_path, PLACE)
+    journal = Journal(tmp_path, ADDRESS)
     journal.begun(b"long", "long")
     for number in range(10_000):
         journal.begun(b"key", f"id-{number}")
@@ -110,7 +110,7 @@ def test_it_stays_small(tmp_path: Path) -> None:
 
 def test_only_the_user_reads_it(tmp_path: Path) -> None:
     """Other users must not see keys."""
-    journal = Journal(tmp_path / "state", PLACE)
+    journal = Journal(tmp_path / "state", ADDRESS)
     journal.begun(b"key", "id")
     (path,) = (tmp_path / "state").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -127,7 +127,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
             assert process.stdout.readline() == b"ready\n"
             assert left(tmp_path) == {"b": (b"key b", False), "c": (b"key c", False)}
             with journals(tmp_path) as found:
-                assert [(one.pid, one.place) for one in found] == [(process.pid, PLACE)]
+                assert [(one.pid, one.address) for one in found] == [(process.pid, ADDRESS)]
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -136,7 +136,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
 
 def test_striking(tmp_path: Path) -> None:
     """Removed uploads are not found again, and the file is removed with the last one."""
-    journal = Journal(tmp_path, PLACE)
+    journal = Journal(tmp_path, ADDRESS)
     for name in "abc":
         journal.begun(name.encode(), name)
     journal.close()
@@ -151,7 +151,7 @@ def test_striking(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_line_that_was_cut(tmp_path: Path, cut: int) -> None:
     """A full disk cuts the last line: earlier lines count, and later ones can be added."""
-    journal = Journal(tmp_path, PLACE)
+    journal = Journal(tmp_path, ADDRESS)
     for name in ("first", "second", "third"):
         journal.begun(b"a long enough key", name)
     journal.close()
@@ -190,7 +190,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     """Writing continues, with one warning."""
     (tmp_path / "state").write_text("in the way")
     with structlog.testing.capture_logs() as lines:
-        journal = Journal(tmp_path / "state", PLACE)
+        journal = Journal(tmp_path / "state", ADDRESS)
         for number in range(5):
             journal.begun(b"key", f"id-{number}")
             journal.ended(f"id-{number}")
@@ -201,7 +201,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["write", "flock", "rename"])
 def test_a_disk_that_is_full(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The uploads of a truncated journal do not count as a dead mount's."""
-    journal = Journal(tmp_path, PLACE)
+    journal = Journal(tmp_path, ADDRESS)
     if call == "write":
         journal.begun(b"before", "before")
 
@@ -224,7 +224,7 @@ def test_others_look_while_it_is_written_anew(
 ) -> None:
     """A living mount never counts as dead."""
     monkeypatch.setattr(pending_journal, "MAX_STRUCK", 0)
-    journal = Journal(tmp_path, PLACE)
+    journal = Journal(tmp_path, ADDRESS)
     journal.begun(b"always", "always")
     stopping = threading.Event()
 
@@ -256,11 +256,13 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_directory({}) == Path("/home/u/.local/state/mount-s3")
 
 
-def test_places() -> None:
+def test_addresses() -> None:
     """A slash at the end of an endpoint makes no difference."""
-    assert Place.of(BucketConfig("bucket")) == Place("bucket", "")
+    assert BucketAddress.of(BucketConfig("bucket")) == BucketAddress("bucket", "")
     url = "http://127.0.0.1:9000"
-    assert Place.of(BucketConfig("bucket", endpoint_url=f"{url}/")) == Place("bucket", url)
+    assert BucketAddress.of(BucketConfig("bucket", endpoint_url=f"{url}/")) == BucketAddress(
+        "bucket", url
+    )
 
 
 def test_old_drafts_go(tmp_path: Path) -> None:

@@ -48,20 +48,20 @@ def configuration(subject: Subject) -> Result:
     config = subject.config
     said = aws_settings(config.credentials.profile, subject.environ)
     subject.config = said.apply_to(config)
-    told = []
+    additions = []
     if config.bucket.endpoint_url is not None:
         subject.endpoint_source = "--endpoint-url"
     elif said.endpoint_url is not None:
         subject.endpoint_source = said.endpoint_source
-        told.append(f"endpoint by {said.endpoint_source}")
+        additions.append(f"endpoint by {said.endpoint_source}")
     if said.dual_stack:
-        told.append("dual-stack")
+        additions.append("dual-stack")
     if said.fips:
-        told.append("FIPS")
+        additions.append("FIPS")
     if said.max_attempts is not None:
-        told.append(f"{said.max_attempts} tries")
+        additions.append(f"{said.max_attempts} tries")
     nothing = "variables and the AWS configuration add nothing to the options"
-    return ok(", ".join(told) or nothing)
+    return ok(", ".join(additions) or nothing)
 
 
 def credentials(subject: Subject) -> Result:
