@@ -20,7 +20,7 @@ from mountpoint.checks.subject import Advance
 from mountpoint.config import BucketConfig, Config
 from mountpoint.log.format import printable
 from mountpoint.log.setup import is_terminal, wants_colours
-from mountpoint.log.words import describe
+from mountpoint.log.words import display_name
 
 COLOURS: dict[Outcome, str] = {
     "ok": "green",
@@ -62,7 +62,7 @@ def write_text(bucket: BucketConfig, results: Iterable[tuple[str, Result]], clea
     good = not counts["failed"]
     verdict = "can be mounted" if good else "cannot be mounted"
     shown = ", ".join(_count(counts[outcome], outcome) for outcome in COLOURS if counts[outcome])
-    click.echo(f"\n{describe(bucket)} {verdict}: {shown}")
+    click.echo(f"\n{display_name(bucket)} {verdict}: {shown}")
     return good
 
 

@@ -38,7 +38,7 @@ from mountpoint.errors import MountError
 from mountpoint.fuse.fd_mount import claim
 from mountpoint.log.format import printable
 from mountpoint.log.setup import is_in_memory_only, log_location
-from mountpoint.log.words import describe
+from mountpoint.log.words import display_name
 from mountpoint.mount import daemon, preflight
 from mountpoint.system.sd_notify import notify
 
@@ -407,7 +407,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
         click.get_current_context().exit(_check(config, as_json=as_json))
     if as_json:
         raise MountError("--json works only with --check", "add --check, or omit --json")
-    done = f"{describe(config.bucket)} is mounted at {printable(config.mount.directory)}"
+    done = f"{display_name(config.bucket)} is mounted at {printable(config.mount.directory)}"
     log_hint = log_location(config.log)
     if not config.log.foreground:
         daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)

@@ -26,7 +26,7 @@ from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log.format import printable
 from mountpoint.log.setup import configure_log
-from mountpoint.log.words import describe
+from mountpoint.log.words import display_name
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
@@ -211,7 +211,7 @@ class _Cleanup:
         for each, name in zip(done, names, strict=True):
             click.echo(self._line(each, name))
         counts = [f"{names.count(name)} {name}" for name in OUTCOMES if name in names]
-        bucket = describe(self._config.bucket)
+        bucket = display_name(self._config.bucket)
         click.echo(f"{bucket}: {', '.join(counts) or 'no pending uploads'}")
         return 1 if failed else 0
 

@@ -19,7 +19,7 @@ def text(
     """Return some lines per mount: its status (`ControlCommands.status`), or that it is silent."""
     blocks = []
     for status in mounts:
-        lines = [_lines(*fact, width) for fact in _told(status)]
+        lines = [_lines(*fact, width) for fact in _rows(status)]
         blocks.append("\n".join([title(status), *lines]))
     blocks += [f"{printable(each.directory)} does not answer" for each in dead]
     return "\n\n".join(blocks) or "nothing is mounted"
@@ -36,7 +36,7 @@ def _lines(name: str, fact: str, width: int) -> str:
     )
 
 
-def _told(status: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     try:
         return _facts(status)
     except KeyError:  # the mount runs an older version of the program

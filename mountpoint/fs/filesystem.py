@@ -143,7 +143,7 @@ class FileSystem:
             self._reopened.catch_up(inode)
             return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
         if entry.info is not None:
-            inode.describe(entry.info)
+            inode.set_info(entry.info)
         if refreshes == self._caches.refreshes:
             inode.fresh_until_s = fresh_until_s
         return self._attribute_view.attributes(inode, fresh_until_s - time.monotonic())

@@ -42,7 +42,7 @@ SHORT_BITS = 32
 #: Size, mtime, flags: packed in front of ETag and storage class.
 _NUMBERS = struct.Struct("<qqB")
 #: Flags: the object is restored; its metadata is known; it has file attributes.
-_RESTORED, _TOLD, _ANY = 1, 2, 4
+_RESTORED, _HAS_METADATA, _HAS_ATTRIBUTES = 1, 2, 4
 #: Mode, owners and time, at the end; -1 stands for an attribute that is not kept.
 _KEPT = struct.Struct("<iqqq")
 
@@ -142,7 +142,7 @@ class Inode:
         """
         return None if self._packed is None else _unpack(self.key, self._packed)
 
-    def describe(self, info: ObjectInfo) -> None:
+    def set_info(self, info: ObjectInfo) -> None:
         """Replace the description with a newer one of the same version."""
         self._packed = _pack(info)
 
@@ -162,10 +162,10 @@ def _pack(info: ObjectInfo) -> bytes:
     flags = _RESTORED if info.restored else 0
     behind = b""
     if info.metadata is not None:
-        flags |= _TOLD
+        flags |= _HAS_METADATA
         kept = parsed(info.metadata)
         if kept != NOTHING:
-            flags |= _ANY
+            flags |= _HAS_ATTRIBUTES
             values = (kept.mode, kept.uid, kept.gid, kept.mtime_ns)
             behind = _KEPT.pack(*(-1 if value is None else value for value in values))
     numbers = _NUMBERS.pack(info.size_bytes, info.mtime_ns, flags)
@@ -176,9 +176,9 @@ def _pack(info: ObjectInfo) -> bytes:
 
 def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
     size_bytes, mtime_ns, flags = _NUMBERS.unpack_from(packed)
-    metadata = NO_METADATA if flags & _TOLD else None
+    metadata = NO_METADATA if flags & _HAS_METADATA else None
     end = len(packed)
-    if flags & _ANY:
+    if flags & _HAS_ATTRIBUTES:
         end -= _KEPT.size
         values = _KEPT.unpack_from(packed, end)
         metadata = formatted(FileAttributes(*(None if each < 0 else each for each in values)))
@@ -227,12 +227,12 @@ class InodeTable:
                 inode = Inode(number, parent, entry.name, entry.info)
                 self._inodes[number] = inode
             elif entry.info is not None:
-                inode.describe(entry.info)  # a copy of equal content has a new mtime
+                inode.set_info(entry.info)  # a copy of equal content has a new mtime
             inode.fresh_until_s = max(fresh_until_s, inode.fresh_until_s)
             inode.lookups += 1
             return inode
 
-    def described(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
+    def with_metadata(self, parent: Inode, entry: Entry, now_s: float) -> Entry | None:
         """Return a listed file with its metadata, if its inode has a recent one; else None."""
         inode = self._inodes.get(self.number_of(parent, entry))
         if inode is None or inode.fresh_until_s <= now_s:
@@ -269,7 +269,7 @@ class InodeTable:
         `paged`: how much of it the kernel may have cached.
         """
         with self._lock:
-            inode.describe(info)
+            inode.set_info(info)
             inode.fresh_until_s = fresh_until_s
             inode.paged = paged
             self._alias(inode)
@@ -284,7 +284,7 @@ class InodeTable:
             inode.fresh_until_s = 0.0
             if inode.info is not None:
                 info = info or ObjectInfo(inode.key, 0, 0, "")
-                inode.describe(replace(info, key=inode.key, etag=self._no_version()))
+                inode.set_info(replace(info, key=inode.key, etag=self._no_version()))
 
     def find(self, parent: Inode, entry: Entry) -> Inode | None:
         """Return the inode of `entry`, if there is one."""

@@ -328,7 +328,7 @@ class Opener:
         stream = self._streams.stream(info, process) if info.size_bytes > 0 else None
         if stream is not None and not archived and not inode.paged:
             try:
-                inode.describe(stream.open())
+                inode.set_info(stream.open())
             except BaseException:
                 stream.close()
                 raise
@@ -337,7 +337,7 @@ class Opener:
             version = newest(self._client, self._retry_policy, inode)
             if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
-            inode.describe(version)
+            inode.set_info(version)
             if stream is not None and not direct:
                 _expect_gaps(inode, stream)
         inode.paged = max(inode.paged, Paged.SOME)

@@ -156,10 +156,10 @@ class Resolver:
             complete = entry.info is None or entry.info.metadata is not None
             if complete or not self._attributes:
                 return entry, fresh_until_s
-            described = self._inodes.described(parent, entry, time.monotonic())
-            described = described or self._head(parent.key, entry)
-            if described is not None:
-                return described, fresh_until_s
+            found = self._inodes.with_metadata(parent, entry, time.monotonic())
+            found = found or self._head(parent.key, entry)
+            if found is not None:
+                return found, fresh_until_s
         raise NoSuchEntry("the object was deleted")
 
     def _head(self, directory: bytes, entry: Entry) -> Entry | None:

@@ -63,26 +63,26 @@ class AttributeStore:
     def on_base(
         self,
         options: PutOptions,
-        told: FileAttributes,
+        stored: FileAttributes,
         kept: FileAttributes,
         mtime_ns: int | None,
     ) -> tuple[PutOptions, FileAttributes, FileAttributes]:
         """Return the upload options of a file's next version, and what it has and keeps then.
 
-        The last version has `options` and the attributes `told`. Those of `kept` that differ from
-        `told` were set here since. The others are the last version's, except its time.
+        The last version has `options` and the attributes `stored`. Those of `kept` that differ from
+        `stored` were set here since. The others are the last version's, except its time.
         """
         if not self.keeps:
             return options, NOTHING, kept
-        kept = parsed(options.metadata).updated(_since(told, kept))
-        told = replace(kept, mtime_ns=mtime_ns)
-        return replace(options, metadata=replaced(options.metadata, told)), told, kept
+        kept = parsed(options.metadata).updated(_since(stored, kept))
+        stored = replace(kept, mtime_ns=mtime_ns)
+        return replace(options, metadata=replaced(options.metadata, stored)), stored, kept
 
-    def is_more(self, told: FileAttributes | None, wanted: FileAttributes) -> bool:
-        """Whether an object that has the attributes `told` needs others."""
+    def is_more(self, stored: FileAttributes | None, wanted: FileAttributes) -> bool:
+        """Whether an object that has the attributes `stored` needs others."""
         if not self.keeps or wanted == NOTHING:
             return False
-        return told is None or told.updated(wanted) != told
+        return stored is None or stored.updated(wanted) != stored
 
     def keep(self, info: ObjectInfo, wanted: FileAttributes) -> ObjectInfo:
         """Add attributes to those that an object keeps; return the new object. See SelfCopies."""
@@ -110,8 +110,8 @@ class AttributeStore:
             info = base
         if info is None:
             return None
-        told = None if info.metadata is None else parsed(info.metadata)
-        if not self.is_more(told, attributes):
+        stored = None if info.metadata is None else parsed(info.metadata)
+        if not self.is_more(stored, attributes):
             return None
         try:
             become = self.keep(info, attributes)
@@ -127,11 +127,11 @@ class AttributeStore:
         return info, become
 
 
-def _since(told: FileAttributes, kept: FileAttributes) -> FileAttributes:
-    """Return the attributes of `kept` that differ from `told`."""
+def _since(stored: FileAttributes, kept: FileAttributes) -> FileAttributes:
+    """Return the attributes of `kept` that differ from `stored`."""
     return FileAttributes(
-        None if kept.mode == told.mode else kept.mode,
-        None if kept.uid == told.uid else kept.uid,
-        None if kept.gid == told.gid else kept.gid,
-        None if kept.mtime_ns == told.mtime_ns else kept.mtime_ns,
+        None if kept.mode == stored.mode else kept.mode,
+        None if kept.uid == stored.uid else kept.uid,
+        None if kept.gid == stored.gid else kept.gid,
+        None if kept.mtime_ns == stored.mtime_ns else kept.mtime_ns,
     )

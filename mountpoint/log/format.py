@@ -183,7 +183,7 @@ class Redactor:
         # Masking a secret of a few letters, as test servers have them, would garble every line.
         words = {form for secret in secrets if len(secret) >= 8 for form in _forms(secret)}
         longest_first = sorted(words, key=len, reverse=True)
-        self._told = re.compile("|".join(map(re.escape, longest_first))) if words else None
+        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if words else None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Redactor":
@@ -192,8 +192,8 @@ class Redactor:
 
     def __call__(self, line: str) -> str:
         """Return `line` without credentials."""
-        if self._told is not None:
-            line = self._told.sub(REDACTED, line)
+        if self._secrets is not None:
+            line = self._secrets.sub(REDACTED, line)
         line = _LOGIN.sub(REDACTED, line)
         return _KNOWN.sub(REDACTED, _NAMED.sub(rf"\1{REDACTED}", line))
 

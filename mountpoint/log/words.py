@@ -4,7 +4,7 @@ from mountpoint.config import BucketConfig
 from mountpoint.log.format import printable
 
 
-def describe(bucket: BucketConfig) -> str:
+def display_name(bucket: BucketConfig) -> str:
     """Return the name of what is mounted, for messages."""
     name = f"bucket {bucket.name}"
     if not bucket.prefix:

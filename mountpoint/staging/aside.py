@@ -16,7 +16,7 @@ from mountpoint.staging.sparse_file import LocalFile
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class SetAsideFile:
     """A local file that was set aside. Its owner's lock guards it."""
 
     local: LocalFile
@@ -24,7 +24,7 @@ class Aside:
     journal: Journal
     mtime_ns: int
 
-    def describe(self, subject: Subject) -> None:
+    def write_description(self, subject: Subject) -> None:
         """Update its journal and description on the disk. Raises StagingFull, StagingFault."""
         self.journal.rewrite(subject, self.extents, fetched=True)
         journal.write_description(self.local.path, subject, self.extents)

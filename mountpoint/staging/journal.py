@@ -136,9 +136,9 @@ def replay(path: Path) -> tuple[Subject, Extents]:
     """Return what the journal at `path` says. Raises OSError, and ValueError if it is invalid."""
     with path.open(encoding="ascii", errors="replace") as file:
         try:
-            told = json.loads(file.readline())
-            key = told["key"].encode("utf-8", "surrogateescape")
-            subject = Subject(told["bucket"], key, told["base_etag"], told["base_size"])
+            fields = json.loads(file.readline())
+            key = fields["key"].encode("utf-8", "surrogateescape")
+            subject = Subject(fields["bucket"], key, fields["base_etag"], fields["base_size"])
             extents = Extents(subject.base_size_bytes)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its first line is invalid: {error!r}") from error
@@ -162,7 +162,7 @@ def _apply(extents: Extents, kind: str, numbers: list[int]) -> None:
             raise ValueError(f"unknown entry '{kind} {numbers}'")
 
 
-def describe(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
+def description(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
     """Return a description with which a user can recover the file at `data`."""
     missing = extents.missing(0, extents.size_bytes)
     return {
@@ -177,7 +177,7 @@ def describe(data: Path, subject: Subject, extents: Extents) -> dict[str, Any]:
 
 def write_description(data: Path, subject: Subject, extents: Extents) -> None:
     """Write the description beside the file. Raises StagingFull, StagingFault."""
-    text = json.dumps(describe(data, subject, extents)) + "\n"
+    text = json.dumps(description(data, subject, extents)) + "\n"
     try:
         write_file(data.with_suffix(DESCRIPTION_SUFFIX), text)
     except OSError as error:

@@ -36,7 +36,7 @@ from mountpoint.errors import (
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.staging import journal, recovery
 from mountpoint.staging.area import Reclaimable, StagingArea
-from mountpoint.staging.aside import Aside
+from mountpoint.staging.aside import SetAsideFile
 from mountpoint.staging.content import Content, Fetch
 from mountpoint.staging.journal import Journal, Subject
 from mountpoint.staging.upload_plan import segments
@@ -107,7 +107,7 @@ class StagedFile(Reclaimable):
         self._mtime_ns = time.time_ns() if base is None else base.mtime_ns
         self._busy = False  # being uploaded, removed or moved: writers wait
         self._failed = False  # the last upload has failed; local bytes are then not given back
-        self._aside: Aside | None = None  # the file as it was then, if it has changed since
+        self._aside: SetAsideFile | None = None  # the file as it was then, if it has changed since
         self._unlinked = False
         area.add(self)
 
@@ -238,7 +238,7 @@ class StagedFile(Reclaimable):
         if isinstance(forked, int):
             return forked
         assert self._journal is not None
-        self._aside = Aside(*forked, self._journal, self._mtime_ns)
+        self._aside = SetAsideFile(*forked, self._journal, self._mtime_ns)
         self._journal = None
         try:
             self._write_journal()
@@ -314,7 +314,7 @@ class StagedFile(Reclaimable):
             self._fill()
         with self._changed:
             if not self._content.closed:
-                self._describe()
+                self._write_description()
                 self._drop_aside()
         where = f"the written data is kept in '{self._content.path}' (docs/staging.md)"
         if isinstance(error, OperationError) and where not in error.hint:
@@ -420,7 +420,7 @@ class StagedFile(Reclaimable):
                 self._aside.keep(self._subject())
                 self._aside = None
             self._failed = True  # so that nothing local is given back
-            self._describe()
+            self._write_description()
             recovery.say_kept(self._content.path, self._subject(), self._content.extents)
             if self._journal is not None:
                 self._journal.close()
@@ -464,7 +464,7 @@ class StagedFile(Reclaimable):
         try:
             self._write_journal()
             if self._aside is not None:
-                self._aside.describe(self._subject())
+                self._aside.write_description(self._subject())
         except OperationError as error:
             log.warning(
                 "the journal of a staged file still has its old key",
@@ -473,7 +473,7 @@ class StagedFile(Reclaimable):
                 reason=str(error),
             )
 
-    def _describe(self) -> None:
+    def _write_description(self) -> None:
         """Write the file to the disk with a description, so that users can find it."""
         try:
             self._write_journal()
@@ -482,7 +482,7 @@ class StagedFile(Reclaimable):
         except OperationError as error:
             log.warning("the description of a kept file cannot be written", reason=str(error))
 
-    def _take_back(self, aside: Aside) -> None:
+    def _take_back(self, aside: SetAsideFile) -> None:
         """Go on with the file that was set aside."""
         self._aside = None
         if self._journal is not None:

@@ -95,7 +95,7 @@ class Spill:
         self.directory = ""
         self._descriptor = -1
         # mutable: whether it has been logged, set once by any thread
-        self._told = False
+        self._logged = False
         self._complained = False
         self._reason = "no temporary directory is on a disk"
         for directory in directories:
@@ -133,8 +133,8 @@ class Spill:
         except OSError as error:
             self._complain(str(error))
             return None
-        if not self._told:
-            self._told = True
+        if not self._logged:
+            self._logged = True
             log.info(
                 "memory is full: written data waits in temporary files",
                 directory=self.directory,

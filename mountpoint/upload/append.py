@@ -52,14 +52,14 @@ from mountpoint.s3.lost_answers import is_appended, is_first_part
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
-from mountpoint.upload.part_buffer import Gathering
+from mountpoint.upload.part_buffer import PartBuffer
 from mountpoint.upload.requests import (
     CREATED_BY_ANOTHER,
     LostAnswer,
     UploadRequest,
     UploadScheduler,
 )
-from mountpoint.upload.sequential import LOOK_S, Sequential
+from mountpoint.upload.sequential import LOOK_S, SequentialUpload
 
 log = structlog.get_logger(__name__)
 
@@ -68,8 +68,8 @@ log = structlog.get_logger(__name__)
 MAX_WAITING = 2
 
 
-class Appending(Sequential):
-    """An upload that appends to the object `key`, with memory from `lease`. See Sequential.
+class AppendUpload(SequentialUpload):
+    """An upload that appends to the object `key`, with memory from `lease`. See SequentialUpload.
 
     `base` is the object to append to, in the version that its writer knows; None for a new object,
     which is created under `condition`. That is never ALWAYS: a first part that was given up and
@@ -88,7 +88,7 @@ class Appending(Sequential):
         part_bytes: int,
         lease: Lease,
         spill: Spill,
-        scheduler: UploadScheduler[Sequential],
+        scheduler: UploadScheduler[SequentialUpload],
         retry_policy: RetryPolicy,
     ) -> None:
         if not client.is_directory:
@@ -124,7 +124,7 @@ class Appending(Sequential):
         with self._changed:
             with self._turn():
                 self._gather_zeros(size_bytes)
-                if self._gathering.size_bytes or not self._is_begun():
+                if self._buffer.size_bytes or not self._is_begun():
                     self._seal()
             size_bytes = self._size_bytes
             while self._info is None or self._info.size_bytes < size_bytes:
@@ -135,7 +135,7 @@ class Appending(Sequential):
         """Whether the object has this key already. If not, the caller has to rename it in S3."""
         return key == self.key
 
-    def describe(self, metadata: Mapping[str, str]) -> bool:
+    def add_metadata(self, metadata: Mapping[str, str]) -> bool:
         """Refuse new metadata (False): the object has had its own from the beginning."""
         return False
 
@@ -178,8 +178,8 @@ class Appending(Sequential):
         # Wait for a slot in the queue.
         while len(self._waiting) >= MAX_WAITING:
             self._wait()
-        self._waiting.append(self._gathering.body())
-        self._gathering = Gathering(self._checksum)
+        self._waiting.append(self._buffer.body())
+        self._buffer = PartBuffer(self._checksum)
         self._advance()
         self._check()
 
@@ -216,7 +216,7 @@ class Appending(Sequential):
             )
 
         def done(written: Written) -> None:
-            self._has_arrived(body, self._described(before, body, written))
+            self._has_arrived(body, self._object_info(before, body, written))
 
         def refused(error: S3Error) -> None:
             self.fail(self._meaning(error, before))
@@ -240,7 +240,7 @@ class Appending(Sequential):
         self._info = info
         self._arrived(body)
 
-    def _described(self, before: ObjectInfo | None, body: Body, written: Written) -> ObjectInfo:
+    def _object_info(self, before: ObjectInfo | None, body: Body, written: Written) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000
         if before is None:
             # The only class of directory buckets in an availability zone.

@@ -23,7 +23,7 @@ from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.lost_answers import etag_of_body, etag_of_parts, is_sent
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire import checksum
-from mountpoint.upload.multipart import Sent, Target
+from mountpoint.upload.multipart import SentPart, Target
 from mountpoint.upload.parts import MAX_PARTS, are_equal
 from mountpoint.upload.requests import (
     CREATED_BY_ANOTHER,
@@ -78,14 +78,14 @@ class Completion:
             )
 
         def done(written: Written) -> None:
-            self._completed(self._described(written, size_bytes))
+            self._completed(self._object_info(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
             return is_sent(stored, size_bytes, body.checksum, lambda: etag_of_body(body))
 
         self._send(send, done, is_ours, size_bytes, None)
 
-    def complete(self, upload_id: str, sent: Sequence[Sent], size_bytes: int) -> None:
+    def complete(self, upload_id: str, sent: Sequence[SentPart], size_bytes: int) -> None:
         """Create the object, of `size_bytes`, from all parts, which have arrived."""
         parts = [each.done for each in sent]
         self._unequal = not are_equal([each.size_bytes for each in sent])
@@ -108,7 +108,7 @@ class Completion:
         def done(written: Written) -> None:
             if self._unequal:
                 self._capabilities.took_unequal_parts()
-            self._look(self._described(written, size_bytes))
+            self._look(self._object_info(written, size_bytes))
 
         def is_ours(stored: Stored) -> bool:
             return is_sent(stored, size_bytes, whole, lambda: etag_of_parts(parts))
@@ -138,21 +138,21 @@ class Completion:
             )
         )
 
-    def _look(self, told: ObjectInfo) -> None:
+    def _look(self, expected: ObjectInfo) -> None:
         """Ask for the object's size and time: S3 dates an object of parts to its upload's start."""
 
         def done(info: ObjectInfo) -> None:
-            if info.etag != told.etag:  # another client has replaced it since
-                self._completed(told)
-            elif info.size_bytes != told.size_bytes:
+            if info.etag != expected.etag:  # another client has replaced it since
+                self._completed(expected)
+            elif info.size_bytes != expected.size_bytes:
                 self._failed(
-                    BadAnswer(f"the object has {info.size_bytes} bytes, not {told.size_bytes}")
+                    BadAnswer(f"the object has {info.size_bytes} bytes, not {expected.size_bytes}")
                 )
             else:
                 self._completed(info)
 
         def refused(_: S3Error) -> None:
-            self._completed(told)  # the upload is complete all the same
+            self._completed(expected)  # the upload is complete all the same
 
         start = functools.partial(self._client.head, self._target.key)
         self._requests.send(UploadRequest(start, done, refused, try_s=self._retry_policy.try_s))
@@ -165,7 +165,7 @@ class Completion:
             return error
         return restated(error, AlreadyExists, CREATED_BY_ANOTHER)
 
-    def _described(self, written: Written, size_bytes: int) -> ObjectInfo:
+    def _object_info(self, written: Written, size_bytes: int) -> ObjectInfo:
         date_ns = written.date_ns or int(time.time()) * 1_000_000_000
         storage_class = self._target.options.storage_class or "STANDARD"
         return ObjectInfo(

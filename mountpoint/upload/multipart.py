@@ -39,7 +39,7 @@ SLOWEST_COPY_BYTES_PER_S = 8 << 20
 
 
 @dataclass(slots=True)
-class Sent:
+class SentPart:
     """A part that has arrived. `digest` None: its checksum is not known."""
 
     done: PartDone
@@ -91,7 +91,7 @@ class Multipart:
         self._given_up = False
         self._waiting_for_id: list[Callable[[str], None]] = []
         self.next_number = 1
-        self._sent: dict[int, Sent] = {}
+        self._sent: dict[int, SentPart] = {}
 
     def send(self, body: Body, digest: bytes) -> None:
         """Send the next part. Raises TooLarge when there are no more part numbers."""
@@ -99,8 +99,9 @@ class Multipart:
         self.in_flight += 1
 
         def done(written: Written) -> None:
-            told = body.checksum if written.checksum else None
-            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, body.size_bytes)
+            stored = body.checksum if written.checksum else None
+            part = PartDone(number, written.etag, stored)
+            self._sent[number] = SentPart(part, digest, body.size_bytes)
             self.in_flight -= 1
             self._arrived(body)
 
@@ -123,11 +124,12 @@ class Multipart:
         name = self._target.options.checksum
 
         def done(written: Written) -> None:
-            told = digest = None
+            stored = digest = None
             if name is not None:
                 digest = checksum.decoded(name, written.checksum)
-                told = Checksum(name, written.checksum) if digest is not None else None
-            self._sent[number] = Sent(PartDone(number, written.etag, told), digest, stop - start)
+                stored = Checksum(name, written.checksum) if digest is not None else None
+            part = PartDone(number, written.etag, stored)
+            self._sent[number] = SentPart(part, digest, stop - start)
             self.copying -= 1
             self._client.capabilities.copies_parts = True
 
@@ -162,7 +164,7 @@ class Multipart:
         """Whether all parts have arrived: none is in flight, copied, or waiting for the id."""
         return not self.in_flight and not self.copying
 
-    def sent(self) -> list[Sent]:
+    def sent(self) -> list[SentPart]:
         """Return the parts that have arrived, in order."""
         return [self._sent[number] for number in sorted(self._sent)]
 

@@ -16,7 +16,7 @@ SMALL_BYTES = 16 << 10
 PIECE_BYTES = 128 << 10
 
 
-class Gathering:
+class PartBuffer:
     """The bytes of one part. Large writes are kept as they are, without a copy."""
 
     def __init__(self, checksum: ChecksumName | None) -> None:

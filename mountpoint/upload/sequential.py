@@ -29,7 +29,7 @@ from mountpoint.s3.client import Body, ChecksumName, Condition, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
-from mountpoint.upload.part_buffer import Gathering
+from mountpoint.upload.part_buffer import PartBuffer
 from mountpoint.upload.parts import part_size
 from mountpoint.upload.requests import T, UploadRequest, UploadRequests, UploadScheduler
 
@@ -43,7 +43,7 @@ LOOK_S = 0.01
 ZEROS = bytes(1 << 20)
 
 
-class Sequential(ABC):
+class SequentialUpload(ABC):
     """An upload to an object that already has `size_bytes`, with memory from `lease`.
 
     Thread-safe. `_changed` guards everything and is never held while waiting for S3. It is
@@ -58,7 +58,7 @@ class Sequential(ABC):
         checksum: ChecksumName | None,
         lease: Lease,
         spill: Spill,
-        scheduler: UploadScheduler["Sequential"],
+        scheduler: UploadScheduler["SequentialUpload"],
         retry_policy: RetryPolicy,
     ) -> None:
         # dependencies
@@ -73,7 +73,7 @@ class Sequential(ABC):
         self._changed = threading.Condition()
         self._requests = UploadRequests(self, scheduler, retry_policy)
         self._size_bytes = size_bytes
-        self._gathering = Gathering(checksum)
+        self._buffer = PartBuffer(checksum)
         self._pending_bytes = 0
         self._failure: Exception | None = None
         self._writing = False  # a thread is adding bytes, or waits to
@@ -122,7 +122,7 @@ class Sequential(ABC):
         """Set the object's key and condition; False if the caller has to rename it in S3."""
 
     @abstractmethod
-    def describe(self, metadata: Mapping[str, str]) -> bool:
+    def add_metadata(self, metadata: Mapping[str, str]) -> bool:
         """Add user metadata to the object; False if the caller has to do that in S3."""
 
     def check(self) -> None:
@@ -214,8 +214,8 @@ class Sequential(ABC):
         rest = memoryview(data)
         while rest:
             self._check()
-            before = self._size_bytes - self._gathering.size_bytes
-            room = self._part_size(before) - self._gathering.size_bytes
+            before = self._size_bytes - self._buffer.size_bytes
+            room = self._part_size(before) - self._buffer.size_bytes
             if room <= 0:
                 self._seal()
                 continue
@@ -234,7 +234,7 @@ class Sequential(ABC):
         """Add bytes to the part: in memory, or in a temporary file if no memory is left."""
         patient_until_s = time.monotonic() + PRESSED_S
         while not self._lease.try_take(len(data)):
-            if self._gathering.spill(data, self._spill):
+            if self._buffer.spill(data, self._spill):
                 return
             if self._is_on_its_way():
                 self._wait()
@@ -243,7 +243,7 @@ class Sequential(ABC):
             else:
                 self._lease.take(len(data))
                 break
-        self._gathering.append(data)
+        self._buffer.append(data)
 
     def _arrived(self, body: Body) -> None:
         """Release what a body held, after S3 has accepted it."""
@@ -254,7 +254,7 @@ class Sequential(ABC):
 
     def _let_go(self) -> None:
         """Release all that a finished upload holds."""
-        self._gathering = Gathering(None)
+        self._buffer = PartBuffer(None)
         self._lease.give(self._lease.held_bytes)
         self._pending_bytes = 0
         self._scheduler.closed(self)

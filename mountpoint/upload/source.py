@@ -84,7 +84,7 @@ class _Piece:
     data: bytes | None = None
 
 
-class Reading:
+class VersionReader:
     """Reads the bytes [start, stop) of a version, piece by piece.
 
     Calls `failed` with an error that no retry helped.

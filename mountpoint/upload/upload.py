@@ -26,11 +26,11 @@ from mountpoint.system.spill import Spill
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.completion import Completion
 from mountpoint.upload.multipart import ABORT_S, Multipart, Target
-from mountpoint.upload.part_buffer import Gathering
+from mountpoint.upload.part_buffer import PartBuffer
 from mountpoint.upload.parts import S3_LIMITS, Limits, Step, next_equal_step, next_step
 from mountpoint.upload.requests import T, UploadRequest, UploadScheduler
-from mountpoint.upload.sequential import LOOK_S, Sequential
-from mountpoint.upload.source import Reading
+from mountpoint.upload.sequential import LOOK_S, SequentialUpload
+from mountpoint.upload.source import VersionReader
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +38,8 @@ log = structlog.get_logger(__name__)
 COPIES = 8
 
 
-class Upload(Sequential):
-    """The upload of the object `key`, with memory from `lease`. See Sequential.
+class Upload(SequentialUpload):
+    """The upload of the object `key`, with memory from `lease`. See SequentialUpload.
 
     With `equal_bytes` all parts have that size, except the last, which may be smaller. After an
     error, even of a write at a wrong offset, the object is never created. After `finish` no more
@@ -59,7 +59,7 @@ class Upload(Sequential):
         types_follow_names: bool = False,
         lease: Lease,
         spill: Spill,
-        scheduler: UploadScheduler[Sequential],
+        scheduler: UploadScheduler[SequentialUpload],
         retry_policy: RetryPolicy,
     ) -> None:
         super().__init__(
@@ -143,8 +143,8 @@ class Upload(Sequential):
                         self._wait(LOOK_S)
                     self._finishing = True
                     if not self._multipart.begun:
-                        self._completion.put(self._gathering.body())
-                    elif self._gathering.size_bytes:
+                        self._completion.put(self._buffer.body())
+                    elif self._buffer.size_bytes:
                         self._send_gathered()
                     self._advance()
             while self._info is None:
@@ -163,7 +163,7 @@ class Upload(Sequential):
             target.key, target.condition = key, condition
             return True
 
-    def describe(self, metadata: Mapping[str, str]) -> bool:
+    def add_metadata(self, metadata: Mapping[str, str]) -> bool:
         """Add user metadata to the object; metadata of other names stays.
 
         Returns False if the request that carries the metadata was sent already.
@@ -230,7 +230,7 @@ class Upload(Sequential):
 
     def _next_step(self, source_bytes: int, left_bytes: int, *, last: bool) -> Step:
         """Return the next step for a range of a source."""
-        gathered = self._gathering.size_bytes
+        gathered = self._buffer.size_bytes
         if self.equal_bytes is not None:
             return next_equal_step(
                 self._limits, self.equal_bytes, gathered, source_bytes, left_bytes, last=last
@@ -244,7 +244,7 @@ class Upload(Sequential):
 
     def _read(self, source: ObjectInfo, start: int, stop: int) -> None:
         """Read bytes of another object, and gather them."""
-        reading = Reading(
+        reading = VersionReader(
             self._client, source, start, stop, requests=self._requests, failed=self.fail
         )
         while not reading.over:
@@ -263,7 +263,7 @@ class Upload(Sequential):
 
     def _copy_part(self, source: ObjectInfo, start: int, stop: int) -> bool:
         """Let the server copy a part, after the gathered one; False if the server copies none."""
-        if self._gathering.size_bytes:
+        if self._buffer.size_bytes:
             self._seal()
         while self._multipart.copying >= COPIES:
             self._wait()
@@ -287,15 +287,15 @@ class Upload(Sequential):
 
     def _take_slot(self) -> bool:
         """Take a slot for the gathered part. If this returns True, it must be sent."""
-        size_bytes, in_flight = self._gathering.size_bytes, self._multipart.in_flight
+        size_bytes, in_flight = self._buffer.size_bytes, self._multipart.in_flight
         if size_bytes and not self._scheduler.take_slot(self, in_flight, size_bytes):
             self._requests.waited = True
             return False
         return True
 
     def _send_gathered(self) -> None:
-        body, digest = self._gathering.body(), self._gathering.digest
-        self._gathering = Gathering(self._checksum)
+        body, digest = self._buffer.body(), self._buffer.digest
+        self._buffer = PartBuffer(self._checksum)
         with self._numbered():
             self._multipart.send(body, digest)
 

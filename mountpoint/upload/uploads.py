@@ -22,12 +22,12 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.concurrency import ConcurrencyController
 from mountpoint.transfer.memory_budget import Budget
-from mountpoint.upload.append import Appending
+from mountpoint.upload.append import AppendUpload
 from mountpoint.upload.multipart import ABORT_S
 from mountpoint.upload.parts import S3_LIMITS, Limits, part_size
 from mountpoint.upload.pending_journal import Journal
 from mountpoint.upload.requests import SLOWEST_BYTES_PER_S, UploadScheduler
-from mountpoint.upload.sequential import Sequential
+from mountpoint.upload.sequential import SequentialUpload
 from mountpoint.upload.upload import Upload
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ SLACK = 4.0
 KNOWN_PARTS = 32
 
 
-class Uploads(UploadScheduler[Sequential]):
+class Uploads(UploadScheduler[SequentialUpload]):
     """Makes the uploads of a mount. Thread-safe."""
 
     def __init__(
@@ -62,11 +62,11 @@ class Uploads(UploadScheduler[Sequential]):
         self._max_bytes = budget.limit_bytes * 3 // 4  # in flight
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        self._open: set[Sequential] = set()
+        self._open: set[SequentialUpload] = set()
         # The bytes in flight of each upload that sends.
-        self._bytes_by_upload: dict[Sequential, int] = {}
+        self._bytes_by_upload: dict[SequentialUpload, int] = {}
         self._in_flight_bytes = 0  # invariant: the sum of _bytes_by_upload
-        self._queue: dict[Sequential, None] = {}  # uploads that wait for a slot, in order
+        self._queue: dict[SequentialUpload, None] = {}  # uploads that wait for a slot, in order
         self._concurrency = ConcurrencyController(config.max_ahead_bytes // config.part_size_bytes)
         self._s_per_byte: deque[float] = deque(maxlen=KNOWN_PARTS)
         self._interrupted = False
@@ -128,12 +128,12 @@ class Uploads(UploadScheduler[Sequential]):
         base: ObjectInfo | None,
         condition: Condition = ALWAYS,
         metadata: Mapping[str, str] | None = None,
-    ) -> Appending:
-        """Begin to append to `base`, or to a new object; no request is sent yet. See Appending.
+    ) -> AppendUpload:
+        """Begin to append to `base`, or to a new object; no request is sent yet. See AppendUpload.
 
         Raises NotOffered unless the bucket is a directory bucket, and Interrupted.
         """
-        appending = Appending(
+        appending = AppendUpload(
             self._client,
             key,
             base=base,
@@ -157,7 +157,7 @@ class Uploads(UploadScheduler[Sequential]):
         )
         return self.encrypted(options)
 
-    def _add(self, upload: Sequential) -> None:
+    def _add(self, upload: SequentialUpload) -> None:
         with self._lock:
             if self._interrupted:
                 raise Interrupted("the mount is ending")
@@ -202,7 +202,7 @@ class Uploads(UploadScheduler[Sequential]):
     # --- UploadScheduler ---
 
     def take_slot(
-        self, upload: Sequential, in_flight: int, size_bytes: int, *, queues: bool = True
+        self, upload: SequentialUpload, in_flight: int, size_bytes: int, *, queues: bool = True
     ) -> bool:
         """See UploadScheduler."""
         with self._lock:
@@ -224,7 +224,7 @@ class Uploads(UploadScheduler[Sequential]):
             self._in_flight_bytes += size_bytes
             return True
 
-    def release_slot(self, upload: Sequential, size_bytes: int) -> None:
+    def release_slot(self, upload: SequentialUpload, size_bytes: int) -> None:
         """See UploadScheduler."""
         with self._lock:
             self._in_flight_bytes -= size_bytes
@@ -270,7 +270,7 @@ class Uploads(UploadScheduler[Sequential]):
         """See UploadScheduler."""
         self.may_write = False
 
-    def closed(self, upload: Sequential) -> None:
+    def closed(self, upload: SequentialUpload) -> None:
         """See UploadScheduler."""
         with self._lock:
             self._open.discard(upload)

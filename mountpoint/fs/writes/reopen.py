@@ -57,7 +57,7 @@ class ReopenedInodes:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         #: Until when (monotonic clock) a thread is expected after its new lookup.
-        self._told: dict[tuple[InodeNumber, int], float] = {}
+        self._until_s: dict[tuple[InodeNumber, int], float] = {}
 
     def is_reopened(self, inode: Inode, thread: int) -> bool:
         """Whether a thread opens the same inode again; else note that a new lookup is due.
@@ -66,11 +66,13 @@ class ReopenedInodes:
         """
         now_s = time.monotonic()
         with self._lock:
-            self._told = {key: until_s for key, until_s in self._told.items() if until_s > now_s}
-            if self._told.pop((inode.number, thread), None) is not None:
+            self._until_s = {
+                key: until_s for key, until_s in self._until_s.items() if until_s > now_s
+            }
+            if self._until_s.pop((inode.number, thread), None) is not None:
                 return True
             if thread:
-                self._told[inode.number, thread] = now_s + AGAIN_S
+                self._until_s[inode.number, thread] = now_s + AGAIN_S
             return False
 
     def up_to_date(self, inode: Inode, thread: int, act: Callable[[], T]) -> T:

@@ -32,7 +32,7 @@ from mountpoint.config import (
 )
 from mountpoint.errors import MountError
 from mountpoint.log.setup import log_location
-from mountpoint.log.words import describe
+from mountpoint.log.words import display_name
 from mountpoint.mount import daemon
 
 
@@ -323,7 +323,7 @@ def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
     """Bytes from the shell arrive unchanged."""
     config = config_of(mounted, "--prefix", os.fsdecode(b"\xff/"))
     assert config.bucket.prefix == b"\xff/"
-    assert describe(config.bucket) == r"prefix \xff/ of bucket bucket"
+    assert display_name(config.bucket) == r"prefix \xff/ of bucket bucket"
 
 
 @pytest.mark.parametrize("mode", [(), ("-f",)])

@@ -177,9 +177,9 @@ def test_what_is_kept_of_a_file(attributes: FileAttributes | None) -> None:
     listed = Entry(b"a", ObjectInfo(b"a", 1, 2, '"e"', "GLACIER"))
     assert inode.is_version(listed), "metadata is no part of the version"
     told = None if attributes is None else Entry(b"a", info)
-    assert table.described(table.root, listed, 4.0) == told
-    assert table.described(table.root, listed, 5.0) is None
-    assert table.described(table.root, file(b"a", 2), 4.0) is None
+    assert table.with_metadata(table.root, listed, 4.0) == told
+    assert table.with_metadata(table.root, listed, 5.0) is None
+    assert table.with_metadata(table.root, file(b"a", 2), 4.0) is None
 
 
 def test_the_longest_key() -> None:

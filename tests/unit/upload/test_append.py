@@ -18,7 +18,7 @@ from mountpoint.s3 import retry
 from mountpoint.s3.client import ALWAYS, Condition, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
-from mountpoint.upload.append import MAX_WAITING, Appending
+from mountpoint.upload.append import MAX_WAITING, AppendUpload
 from mountpoint.upload.uploads import Uploads
 from tests.soak import examples
 from tests.unit.aws_fakes import isolate
@@ -33,7 +33,7 @@ LOST = Fault(lost=True)
 
 
 class World:
-    """Appending uploads over a fake client, with their shared parts."""
+    """Uploads that append over a fake client, with their shared parts."""
 
     def __init__(self, client: FakeClient, limit_bytes: int = 16 * PART) -> None:
         client.is_directory = True
@@ -54,10 +54,10 @@ class World:
         config = WriteConfig(part_size_bytes=PART, stall_s=stall_s)
         self.uploads = Uploads(self.client, config, self.budget, retry_policy, spill=self.spill)
 
-    def new(self, condition: Condition = ABSENT) -> Appending:
+    def new(self, condition: Condition = ABSENT) -> AppendUpload:
         return self.uploads.appending(KEY, base=None, condition=condition)
 
-    def to(self, base: ObjectInfo) -> Appending:
+    def to(self, base: ObjectInfo) -> AppendUpload:
         return self.uploads.appending(KEY, base=base)
 
     def kinds(self) -> list[str]:
@@ -85,7 +85,7 @@ def data_of(size: int) -> bytes:
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
-def append(appending: Appending, data: bytes, step: int = MIB) -> None:
+def append(appending: AppendUpload, data: bytes, step: int = MIB) -> None:
     """Write all bytes, in steps."""
     for start in range(0, len(data), step):
         piece = data[start : start + step]

@@ -48,11 +48,11 @@ def test_up_to_a_part_is_one_put(world: World, size: int) -> None:
 def test_described(world: World, size: int) -> None:
     """The options of an upload can change until a request has sent them."""
     upload = world.uploads.upload(KEY, metadata={"a": "1", "b": "1"})
-    assert upload.describe({"a": "2"})
+    assert upload.add_metadata({"a": "2"})
     world.write(upload, data_of(size))
-    assert upload.describe({"c": "3"}) == (size <= PART)
+    assert upload.add_metadata({"c": "3"}) == (size <= PART)
     upload.finish()
-    assert not upload.describe({"a": "4"})
+    assert not upload.add_metadata({"a": "4"})
     expected = {"a": "2", "b": "1"} | ({"c": "3"} if size <= PART else {})
     assert world.client.options(KEY).metadata == expected
 

@@ -80,7 +80,7 @@ class StagedWriter:
         """The time of the last write, or the time that was set after it."""
         if self._set_ns is not None:
             return self._set_ns
-        kept_ns = None if self.file.dirty else self._told.mtime_ns
+        kept_ns = None if self.file.dirty else self._stored_attributes.mtime_ns
         return self.file.mtime_ns if kept_ns is None else kept_ns
 
     @property
@@ -99,7 +99,7 @@ class StagedWriter:
         return self.file.base is not None or not self._new
 
     @property
-    def _told(self) -> FileAttributes:
+    def _stored_attributes(self) -> FileAttributes:
         """The attributes that the object in S3 has."""
         base, keeps = self.file.base, self._mount.attribute_store.keeps
         return parsed(base.metadata) if base is not None and keeps else NOTHING
@@ -284,7 +284,7 @@ class StagedWriter:
         options = mount.copies.options_of(base)
         with self._settling:
             options, _, self._kept = mount.attribute_store.on_base(
-                options, self._told, self._kept, self.mtime_ns
+                options, self._stored_attributes, self._kept, self.mtime_ns
             )
         return mount.uploads.upload(
             key, condition=unchanged(base), options=options, known_bytes=size_bytes
@@ -326,7 +326,7 @@ class StagedWriter:
         wanted = replace(self._kept, mtime_ns=self._set_ns)
         if self.file.base is None or self.file.unlinked or wanted == self._tried:
             return False
-        return self._mount.attribute_store.is_more(self._told, wanted)
+        return self._mount.attribute_store.is_more(self._stored_attributes, wanted)
 
     def _tell(self, info: ObjectInfo) -> None:
         """Report the new object by its own key: a failed rename may have left the inode another."""

@@ -7,7 +7,7 @@ from mountpoint.copy.metadata import check_size
 from mountpoint.fs.posix_metadata import FileAttributes, formatted, parsed
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.s3.client import ObjectInfo, PutOptions
-from mountpoint.upload.sequential import Sequential
+from mountpoint.upload.sequential import SequentialUpload
 
 
 class StreamedAttributes:
@@ -24,10 +24,12 @@ class StreamedAttributes:
         self._store = store
         # mutable
         self.kept = kept
-        self._told = kept  # what the object has, or will have when it is uploaded
+        self._stored = kept  # what the object has, or will have when it is uploaded
         self.mtime_ns = self._time(base)
 
-    def note(self, attributes: FileAttributes, upload: Sequential | None, size_bytes: int) -> None:
+    def note(
+        self, attributes: FileAttributes, upload: SequentialUpload | None, size_bytes: int
+    ) -> None:
         """Take new attributes of a file with this size, which `upload` may still carry.
 
         Raises NotPermitted if they can no longer be kept.
@@ -35,8 +37,8 @@ class StreamedAttributes:
         if self._store.keeps:
             noted = self.kept.updated(attributes)
             timeless = replace(noted, mtime_ns=None)  # its time may change: writing may go on
-            if upload is not None and upload.describe(formatted(timeless)):
-                self._told = timeless
+            if upload is not None and upload.add_metadata(formatted(timeless)):
+                self._stored = timeless
             else:
                 check_size(size_bytes)
             self.kept = noted
@@ -51,20 +53,22 @@ class StreamedAttributes:
 
     def of_new(self) -> dict[str, str]:
         """Return the metadata of an upload without a base."""
-        self._told = self.kept
+        self._stored = self.kept
         return formatted(self.kept)
 
     def on_base(self, options: PutOptions) -> PutOptions:
         """Return the options of an upload on a base; `options` are the base's."""
-        options, self._told, self.kept = self._store.on_base(options, self._told, self.kept, None)
+        options, self._stored, self.kept = self._store.on_base(
+            options, self._stored, self.kept, None
+        )
         return options
 
-    def send_with(self, upload: Sequential) -> None:
+    def send_with(self, upload: SequentialUpload) -> None:
         """Send the attributes with an upload that ends, if that is still possible."""
         if self._store.keeps:
             noted = replace(self.kept, mtime_ns=self.mtime_ns)
-            if upload.describe(formatted(noted)):
-                self._told = noted
+            if upload.add_metadata(formatted(noted)):
+                self._stored = noted
 
     # --- objects ---
 
@@ -73,7 +77,7 @@ class StreamedAttributes:
         wanted = self.kept
         if wanted.mtime_ns != self.mtime_ns:  # something was written after it was set
             wanted = replace(wanted, mtime_ns=None)
-        return wanted if self._store.is_more(self._told, wanted) else None
+        return wanted if self._store.is_more(self._stored, wanted) else None
 
     def added(self, info: ObjectInfo) -> ObjectInfo:
         """Give the object the attributes that did not go with its upload; return the new object.
@@ -83,12 +87,12 @@ class StreamedAttributes:
         wanted = self.left()
         if wanted is None:
             return info
-        self._told = self._told.updated(wanted)
+        self._stored = self._stored.updated(wanted)
         return self._store.keep(info, wanted)
 
     def became(self, info: ObjectInfo) -> None:
         """Note that the object was given others."""
-        self.kept = self._told = parsed(info.metadata)
+        self.kept = self._stored = parsed(info.metadata)
         self.mtime_ns = self._time(info)
 
     def _time(self, base: ObjectInfo | None) -> int:

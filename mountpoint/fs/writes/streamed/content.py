@@ -8,7 +8,7 @@ from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.fs.writes.streamed.attributes import StreamedAttributes
 from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.upload.parts import MAX_OBJECT_BYTES
-from mountpoint.upload.sequential import Sequential
+from mountpoint.upload.sequential import SequentialUpload
 from mountpoint.upload.upload import Upload
 
 
@@ -114,7 +114,7 @@ class StreamedContent:
         if begun is not None:
             begun.abort()
 
-    def finish(self, upload: Sequential) -> ObjectInfo:
+    def finish(self, upload: SequentialUpload) -> ObjectInfo:
         """Finish an upload of this file, with the size that was set; return the new object."""
         return upload.finish(self._min_bytes)
 
@@ -143,12 +143,12 @@ class StreamedContent:
         if upload is not None:
             upload.abort()
 
-    def discard(self) -> Sequential | None:
+    def discard(self) -> SequentialUpload | None:
         """Discard what was written; return the upload that the caller has to abort."""
         begun, self.upload = self.upload, None
         return begun
 
-    def _go_on(self, offset: int) -> Sequential:
+    def _go_on(self, offset: int) -> SequentialUpload:
         """Begin an upload on `base`. The kernel allows no other write to the inode meanwhile."""
         base = self.base
         assert base is not None
@@ -162,7 +162,7 @@ class StreamedContent:
             upload.copy(base, 0, offset)
         return upload
 
-    def _begin(self, base: ObjectInfo | None) -> Sequential:
+    def _begin(self, base: ObjectInfo | None) -> SequentialUpload:
         """Return an upload under the file's present name, with its attributes."""
         mount, key, condition = self._mount, self._inode.key, self.condition
         if mount.config.incremental_upload:

@@ -28,7 +28,7 @@ from mountpoint.fs.writes.streamed.lifecycle import (
     Turns,
 )
 from mountpoint.s3.client import Condition, ObjectInfo, same_etag
-from mountpoint.upload.sequential import Sequential
+from mountpoint.upload.sequential import SequentialUpload
 
 
 class StreamedWriter:
@@ -68,7 +68,7 @@ class StreamedWriter:
         self._flushed = False  # a descriptor has been closed, so the process had one
         self._killed = False  # the process that closed a descriptor last was being killed
         self._removed_bytes = 0  # its size after it was removed
-        self._claimed: Sequential | None = None  # the upload that a thread completes
+        self._claimed: SequentialUpload | None = None  # the upload that a thread completes
         self._attributes = StreamedAttributes(context.attribute_store, kept, base)
         self._content = StreamedContent(
             inode, context, self._attributes, self._life.lock, base=base, condition=condition
@@ -438,7 +438,7 @@ class StreamedWriter:
         if refused is not None:
             raise refused
 
-    def _claim(self, upload: Sequential) -> bool:
+    def _claim(self, upload: SequentialUpload) -> bool:
         """Whether the caller is the one that has to complete this upload."""
         with self._life.lock:
             if upload is not self._content.upload or upload is self._claimed:
@@ -446,7 +446,7 @@ class StreamedWriter:
             self._claimed = upload
             return True
 
-    def _settle(self, upload: Sequential | None, info: ObjectInfo) -> bool:
+    def _settle(self, upload: SequentialUpload | None, info: ObjectInfo) -> bool:
         """Note that the upload is complete; False if its name or attributes have yet to change."""
         mount, content, inode = self._mount, self._content, self.inode
         with self._life.lock:
@@ -496,7 +496,7 @@ class StreamedWriter:
             self._content.abort()
             raise NotPermitted(BEING_WRITTEN, ANY_ORDER)
 
-    def _remove(self) -> Sequential | None:
+    def _remove(self) -> SequentialUpload | None:
         """Discard the file without an error; return the upload to abort (lock held)."""
         self._removed_bytes = self.size_bytes
         self._life.remove()

@@ -170,7 +170,7 @@ def sync(world: Mounted) -> None:
     world.close(handle, OPENER)
 
 
-def describe(world: Mounted) -> None:
+def change_mode(world: Mounted) -> None:
     """Change the mode of an existing file."""
     world.client.put(b"d/a", b"written")
     set_mode(world, b"d/a")
@@ -205,7 +205,7 @@ def make(world: Mounted) -> None:
     [
         (close, "put_object", {b"e/a": b"written"}),
         (sync, "put_object", {b"e/a": b"written"}),
-        (describe, "copy_object", {b"e/a": b"written"}),
+        (change_mode, "copy_object", {b"e/a": b"written"}),
         (cut, "put_object", {b"e/a": b""}),
         (remove, "delete_object", {}),
         (move, "copy_object", {b"e/a": b"written"}),
@@ -225,7 +225,7 @@ def test_a_directory_is_renamed_meanwhile(
     act(world)
     renaming[0].result()
     assert world.client.contents() == {b"e/b": b"other", **expected}
-    if act is describe:
+    if act is change_mode:
         assert world.client.options(b"e/a").metadata == MODE
     assert world.fs._local.writers() == []
 
@@ -258,7 +258,7 @@ def test_set_after_the_last_close(world: Mounted, pool: ThreadPoolExecutor, file
     assert stat.S_IMODE(world.look(b"e/a").mode) == 0o604
 
 
-@pytest.mark.parametrize("act", [close, remove, describe, move])
+@pytest.mark.parametrize("act", [close, remove, change_mode, move])
 def test_begun_while_a_directory_is_renamed(
     world: Mounted, pool: ThreadPoolExecutor, act: Callable[[Mounted], None]
 ) -> None:
@@ -269,7 +269,7 @@ def test_begun_while_a_directory_is_renamed(
     acts: dict[Callable[[Mounted], None], Callable[[], None]] = {
         close: lambda: world.close(handle, OPENER),
         remove: lambda: world.fs.unlink(directory, b"a"),
-        describe: lambda: set_mode_of(world, number),
+        change_mode: lambda: set_mode_of(world, number),
         move: lambda: world.fs.rename(directory, b"a", ROOT, b"moved"),
     }
     directory = world.look(b"d").inode
@@ -288,11 +288,11 @@ def test_begun_while_a_directory_is_renamed(
     expected: dict[Callable[[Mounted], None], dict[bytes, bytes]] = {
         close: {b"e/a": b"WRITTEN"},
         remove: {},
-        describe: {b"e/a": b"written"},
+        change_mode: {b"e/a": b"written"},
         move: {b"moved": b"written"},
     }
     assert world.client.contents() == {b"e/b": b"other", **expected[act]}
-    if act is describe:
+    if act is change_mode:
         assert world.client.options(b"e/a").metadata == MODE
 
 
