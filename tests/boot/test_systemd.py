@@ -112,7 +112,7 @@ def test_killed(configured: Machine) -> None:
         assert configured.run("cat", f"{DIRECTORY}/file") == "content"
 
 
-def test_what_others_have_mounted_there(configured: Machine, server: SeaweedFS) -> None:
+def test_mounts_of_other_processes_stay(configured: Machine, server: SeaweedFS) -> None:
     """A working mount of another process stays."""
     configured.boot()
     configured.run("mkdir", DIRECTORY)

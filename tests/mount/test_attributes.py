@@ -247,7 +247,7 @@ def test_written_anew(pair: Pair) -> None:
         assert mtime_ns > WHEN_NS
 
 
-def test_what_s3fs_has_written(pair: Pair, store: Store) -> None:
+def test_metadata_written_by_s3fs(pair: Pair, store: Store) -> None:
     """Metadata of other programs are read, and their other entries are kept."""
     store.client().put_object(
         Bucket=store.bucket,

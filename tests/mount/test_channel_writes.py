@@ -160,7 +160,7 @@ print(os.getpid(), child)
 """
 
 
-def test_who_closes(recorder: Recorder) -> None:
+def test_closes_name_their_process(recorder: Recorder) -> None:
     """A child closes the file, and its parent closes it later: both closes name their process."""
     output = subprocess.run(
         [sys.executable, "-c", FORKING, recorder.path / "file"],
@@ -190,7 +190,7 @@ def test_a_thread_closes(recorder: Recorder) -> None:
 @pytest.mark.parametrize(
     ("flags", "wide_flushes"), [(os.O_RDONLY, 0), (os.O_WRONLY, 1), (os.O_RDWR, 1)]
 )
-def test_who_only_reads_does_not_flush(
+def test_close_after_reads_waits_for_nothing(
     recorder: Recorder, channel: str, flags: int, wide_flushes: int
 ) -> None:
     """With the channel, close(2) of a file that was only read waits for nothing."""

@@ -144,7 +144,7 @@ def test_all_is_well(store: Store, folder: Path, path: Path, large: str) -> None
     assert not log.exists()
 
 
-def test_what_is_asked_of_the_server(store: Store, path: Path, large: str) -> None:
+def test_requests_of_a_check(store: Store, path: Path, large: str) -> None:
     """Only HEAD and GET are sent, and the large object is read once, in parallel pieces."""
     with FaultyProxy(store.endpoint_url) as proxy:
         asked: list[Exchange] = []

@@ -337,7 +337,7 @@ def test_refresh_asks_again_for_that_alone(store: Store, remembering: Mount) -> 
 
 
 @pytest.mark.parametrize("arguments", [["refresh"], ["stats", "--once"], ["log"], ["unmount"]])
-def test_where_nothing_is_mounted(tmp_path: Path, arguments: list[str]) -> None:
+def test_commands_without_a_mount(tmp_path: Path, arguments: list[str]) -> None:
     """Says that nothing is mounted, with exit code 1."""
     refused = ctl(arguments[0], tmp_path, *arguments[1:])
     assert refused.returncode == 1
@@ -483,7 +483,7 @@ def test_the_socket_answers_others_nothing(mount: Mount, folder: Path) -> None:
         b"x" * 200_000,
     ],
 )
-def test_what_makes_no_sense_is_refused(store: Store, mount: Mount, line: bytes) -> None:
+def test_invalid_commands_are_refused(store: Store, mount: Mount, line: bytes) -> None:
     """The message says what is valid, and the mount answers the next command."""
     path = own_socket(mount)
     with socket.socket(socket.AF_UNIX) as connection:
@@ -498,7 +498,7 @@ def test_what_makes_no_sense_is_refused(store: Store, mount: Mount, line: bytes)
     assert ask(path, "status")["pid"] == mount.pid
 
 
-def test_who_says_nothing_holds_up_nobody_for_long(store: Store, mount: Mount) -> None:
+def test_silent_clients_are_dropped(store: Store, mount: Mount) -> None:
     """A client that connects and sends nothing is dropped after a few seconds."""
     path = own_socket(mount)
     with socket.socket(socket.AF_UNIX) as connection:

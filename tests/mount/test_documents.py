@@ -66,7 +66,7 @@ def test_there_are_some() -> None:
 
 
 @pytest.mark.parametrize(("name", "command"), [each for each in ALL if each[1] not in RUN])
-def test_who_runs_it(name: str, command: str) -> None:
+def test_commands_run_elsewhere(name: str, command: str) -> None:
     """A command that is not run here is run elsewhere, or cannot be run."""
     found = [where for start, where in ELSEWHERE.items() if re.match(start, command)]
     assert found, f"{name}: no test runs {command!r}"

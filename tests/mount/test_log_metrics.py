@@ -19,7 +19,7 @@ def lines(mount: Mount, event: str) -> list[dict[str, str]]:
     return [each for each in fields if each["event"] == event]
 
 
-def test_what_was_done_is_logged(store: Store, folder: Path) -> None:
+def test_log_lines_have_the_changes(store: Store, folder: Path) -> None:
     """The log has the changes since the last lines, until the end and without repetition."""
     store.put("log-metrics/a", b"x" * 70_000)
     with mounted(store, folder, "--prefix", "log-metrics/", "--log-metrics") as mount:

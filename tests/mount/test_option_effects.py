@@ -325,7 +325,7 @@ def test_allow_root(store: Store) -> None:
         (["--debug-crt"], ["awscrt"], []),
     ],
 )
-def test_what_is_logged(
+def test_debug_options(
     store: Store, folder: Path, options: list[str], said: list[str], unsaid: list[str]
 ) -> None:
     """--debug logs more of our own lines, --debug-crt those of the CRT."""

@@ -186,7 +186,7 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_what_else_can_be_asked(mount: Mount) -> None:
+def test_other_requests(mount: Mount) -> None:
     """Some of the metrics only; other paths and methods are refused."""
     status, text = get(mount, "/metrics?name[]=process_memory_usage_bytes")
     assert status == 200
@@ -297,7 +297,7 @@ def test_an_address_in_use(store: Store, folder: Path) -> None:
         ("no.such.host.invalid:9100", "'no.such.host.invalid' is not an address of this machine"),
     ],
 )
-def test_what_is_no_address(text: str, said: str, store: Store, folder: Path) -> None:
+def test_invalid_addresses(text: str, said: str, store: Store, folder: Path) -> None:
     """An invalid address is refused in one message."""
     options = [*store_options(store), "--prometheus", text]
     result = run(store.bucket, folder, *options, env=store.environment)

@@ -53,7 +53,7 @@ class SlowClose:
 
 
 @pytest.mark.parametrize("how", ["streamed", "staged"])
-def test_what_was_set_goes_along(flat_store: Store, folder: Path, how: str) -> None:
+def test_set_attributes_go_along(flat_store: Store, folder: Path, how: str) -> None:
     """Mode and time of a file that was just closed are kept under its new name."""
     prefix = f"races-{how}/"
     options = [*OPTIONS, "--attributes", "keep", "--prefix", prefix]

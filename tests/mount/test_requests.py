@@ -154,7 +154,7 @@ def counts(exchanges: list[Exchange]) -> tuple[int, int, int]:
     return heads, lists, gets
 
 
-def test_how_often(
+def test_number_of_requests(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
     """Listed files cost no lookup, a small file one GET, an unchanged file one HEAD."""

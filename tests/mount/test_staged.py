@@ -284,7 +284,7 @@ print(1, flush=True); time.sleep(60)
     process.stdout.close()
 
 
-def test_what_is_kept_outlives_those_that_come_next(flat_store: Store, folder: Path) -> None:
+def test_kept_files_outlive_later_writers(flat_store: Store, folder: Path) -> None:
     """Neither a killed process nor a failed rename discards a kept file."""
     with FaultyProxy(flat_store.endpoint_url) as proxy:
         with staged(flat_store, folder, "--prefix", "outlives/",
@@ -314,7 +314,7 @@ def test_what_is_kept_outlives_those_that_come_next(flat_store: Store, folder: P
         eventually(mount.has_ended)
 
 
-def test_what_a_killed_mount_leaves(flat_store: Store, folder: Path) -> None:
+def test_files_left_by_a_killed_mount(flat_store: Store, folder: Path) -> None:
     """The next mount names the kept file and says what to do, and leaves it there."""
     with staged(flat_store, folder, "--prefix", "left/") as mount:
         file = (mount.path / "a").open("w+b", buffering=0)

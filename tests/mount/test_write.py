@@ -163,7 +163,7 @@ def test_errors_name_what_helps(mount: Mount) -> None:
     assert "--allow-overwrite" in lines[1]
 
 
-def test_what_s3_cannot_have(mount: Mount) -> None:
+def test_operations_that_s3_lacks(mount: Mount) -> None:
     """The errnos are those of AWS's mount-s3."""
     path, other = mount.path / "there", mount.path / "other"
     path.write_bytes(b"1")

@@ -165,7 +165,7 @@ def run_program(machine: Machine, *arguments: str) -> "subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("machine", ["store", "flat_store"], indirect=True)
-def test_what_a_killed_mount_left(machine: Machine) -> None:
+def test_uploads_of_a_killed_mount_are_aborted(machine: Machine) -> None:
     """Only the killed mount's uploads are aborted and forgotten, not those of others."""
     dead, living = machine.mount("dead 1", "dead/2"), machine.mount("living")
     machine.begin("foreign")
@@ -230,7 +230,7 @@ def test_all_asks(machine: Machine) -> None:
     }
 
 
-def test_what_is_over_is_forgotten(machine: Machine) -> None:
+def test_ended_uploads_leave_the_journal(machine: Machine) -> None:
     """Uploads of a dead mount that somebody else has completed or aborted leave the journal."""
     machine.leave("dead")
     machine.abort_all()

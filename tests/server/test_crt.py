@@ -149,7 +149,7 @@ def test_each_request_has_the_keys_of_its_time(
 
 
 @pytest.mark.parametrize("which", ["store", "flat_store"])
-def test_what_a_page_tells_is_true(
+def test_a_page_is_right_about_the_names_it_covers(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With any start, each name that a page covers is in the page or does not exist."""

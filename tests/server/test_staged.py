@@ -94,7 +94,7 @@ def world(
         world.s3.delete_object(Bucket=store.bucket, Key=KEY)
 
 
-def test_what_changes_is_uploaded_and_the_rest_copied(world: World) -> None:
+def test_changes_are_uploaded_and_the_rest_copied(world: World) -> None:
     """A new file, a change in the middle, a truncation and an append are uploaded correctly."""
     data = bytearray(random.Random(1).randbytes(33 * MIB + 5))
     file = world.open(new=True)
@@ -126,7 +126,7 @@ def test_what_changes_is_uploaded_and_the_rest_copied(world: World) -> None:
     assert world.area.used_bytes == 0
 
 
-def test_what_others_have_replaced_is_not_overwritten(world: World) -> None:
+def test_objects_replaced_by_others_are_not_overwritten(world: World) -> None:
     """If others have replaced the object, the local file is kept on the disk."""
     world.s3.put_object(Bucket=world.name, Key=KEY, Body=bytes(12 * MIB))
     file = world.open()

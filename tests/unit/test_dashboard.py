@@ -9,7 +9,7 @@ from tests.dashboard import SCRAPED, Use, load, panels, queries, uses
 COLUMNS = 24
 
 
-def test_what_a_query_uses() -> None:
+def test_names_in_a_query() -> None:
     """Metrics and labels are found everywhere in a query."""
     query = 'topk(5, sum by (a, b) (rate(x_total{c="1"}[5m]))) / on (d) (y{e!="2"} offset 1m) or z'
     assert uses(query) == [

@@ -466,7 +466,7 @@ def test_the_first_is_faster() -> None:
 
 
 @pytest.mark.parametrize("late", ["body", "finish", "failure", "cancel"])
-def test_what_comes_after_the_bytes_were_taken_over(late: str) -> None:
+def test_callbacks_after_a_takeover_change_nothing(late: str) -> None:
     """Later calls of the slower request do not change the bytes of the faster one."""
     first, second, slow, _ = pair()
     first.on_headers(INFO)

@@ -79,7 +79,7 @@ def test_the_document_has_all_names_in_their_order() -> None:
     assert rows == [check.name for check in CHECKS]
 
 
-def test_what_needs_a_failure_is_skipped_and_the_rest_is_not() -> None:
+def test_only_checks_that_need_a_failed_one_are_skipped() -> None:
     """A skipped check names the failed ones, not those skipped in between."""
     asked: list[str] = []
 
@@ -478,7 +478,7 @@ def see(*infos: ObjectInfo) -> Objects:
     return found
 
 
-def test_what_is_worth_reading() -> None:
+def test_objects_chosen_for_reading() -> None:
     """The first readable object and the first large one: not archived, empty or without ETag."""
     large = bucket.LARGE_BYTES
     empty = ObjectInfo(b"empty", 0, 0, '"a"')

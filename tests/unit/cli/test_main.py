@@ -516,7 +516,7 @@ def test_times_to_live(
 
 @pytest.mark.parametrize("option", ["--metadata-ttl", "--negative-metadata-ttl"])
 @pytest.mark.parametrize("value", ["", "-1", "1.5", "1s", "never", "Minimal", "٣", "1e3", " 1"])
-def test_what_is_no_time_to_live(mounted: Mounted, option: str, value: str) -> None:
+def test_invalid_times_to_live(mounted: Mounted, option: str, value: str) -> None:
     """A time to live is a whole number of seconds, or one of two words."""
     said = refusal("bucket", "/mnt", f"{option}={value}", code=2)
     assert f"'{option}': '{value}' is not a whole number of seconds, minimal or" in said

@@ -336,7 +336,7 @@ def test_to_where_it_is(place: Place) -> None:
     st.sampled_from([ALWAYS, ABSENT]),
 )
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_request_fails(nth: int, what: str, size: int, condition: Condition) -> None:
+def test_any_failing_request(nth: int, what: str, size: int, condition: Condition) -> None:
     """If any one request is lost, refused or fails, one of the two keys has the bytes."""
     with FakeClient() as client:
         place = Place(client)

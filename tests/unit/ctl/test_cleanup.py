@@ -125,7 +125,7 @@ def test_the_same_id_of_another_key_is_not_ours(client: FakeClient, noted: Journ
     now_ns=st.integers(0, 10**19),
     older_than_s=st.integers(0, 99),
 )
-def test_what_is_young_never_goes(started_ns: int, now_ns: int, older_than_s: int) -> None:
+def test_young_uploads_never_go(started_ns: int, now_ns: int, older_than_s: int) -> None:
     """Young uploads never go, with any owner and option; a time in the future counts as young."""
     upload = PendingUpload(b"key", "id", started_ns)
     (judged,) = judge([upload], [], older_than_s=older_than_s, everything=True, now_ns=now_ns)
@@ -228,7 +228,7 @@ def test_options_are_those_of_the_mount() -> None:
         (["bucket", "--profile", "p", "--no-sign-request"], "exclude each other"),
     ],
 )
-def test_what_the_mount_refuses(arguments: list[str], reason: str) -> None:
+def test_options_that_the_mount_refuses(arguments: list[str], reason: str) -> None:
     """Invalid options are reported as by `mount-s3`, with exit code 1."""
     code, output = run("cleanup", *arguments)
     assert code == 1
@@ -278,7 +278,7 @@ def test_json_of_any_key(
 @pytest.mark.parametrize(
     ("answer", "reason"), [("n\n", "the answer was not yes"), ("", "is no terminal")]
 )
-def test_what_is_not_confirmed(
+def test_unconfirmed_aborts(
     client: FakeClient,
     noted: Journals,
     monkeypatch: pytest.MonkeyPatch,

@@ -105,7 +105,7 @@ def test_the_share_never_decreases() -> None:
     assert sent.share == 1
 
 
-def test_what_is_no_terminal_gets_a_line_now_and_then() -> None:
+def test_a_pipe_gets_a_line_at_intervals() -> None:
     """One line at the start, one at intervals, one at the end; no control characters."""
     stream, now_s = io.StringIO(), 100.0
     shown = Progress(stream, lambda: now_s)
@@ -159,7 +159,7 @@ def test_many_files() -> None:
         ("abc", 0, ""),
     ],
 )
-def test_what_fits(text: str, width: int, cut: str) -> None:
+def test_cut_to_columns(text: str, width: int, cut: str) -> None:
     """The width counts columns, not characters."""
     assert fit(text, width) == cut
     assert width_of(cut) <= width

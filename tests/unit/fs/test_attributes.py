@@ -86,7 +86,7 @@ def test_shown_where_they_are_kept() -> None:
         assert (stat.S_IMODE(found.mode), found.uid, found.gid, found.mtime_ns) == SHOWN
 
 
-def test_what_is_not_kept_is_as_the_mount_says() -> None:
+def test_attributes_not_kept_are_those_of_the_mount() -> None:
     """Missing or malformed metadata give the mount's own attributes."""
     with mounted({b"b": b"1"}, attributes="keep") as world:
         info = world.client.put(b"a", b"1", metadata={"uid": "5", "mode": "x", "mtime": "-"})
@@ -111,7 +111,7 @@ def test_one_head_for_each_file_and_ttl() -> None:
         assert world.client.count("head") == 4
 
 
-def test_what_others_change_is_seen() -> None:
+def test_changes_by_others_are_seen() -> None:
     """Attributes are at most as old as the ttl, also those of a known inode."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
@@ -344,7 +344,7 @@ def test_kept(setting: str) -> None:
         assert world.read_file(number) == b"1"
 
 
-def test_what_is_so_already() -> None:
+def test_unchanged_attributes_send_no_request() -> None:
     """Attributes that are already kept send no request: `rsync -a`, the second time."""
     with mounted(attributes="keep") as world:
         world.client.put(b"a", b"1", metadata=KEPT)
@@ -426,7 +426,7 @@ def test_a_lost_answer(parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.client.content(b"a") == data
 
 
-def test_what_was_copied_from_parts_is_still_open() -> None:
+def test_a_file_copied_from_parts_stays_open() -> None:
     """The inode number stays if the copy has another ETag, and the file can be opened."""
     with mounted(attributes="keep") as world:
         world.write_file(b"a", bytes(PART + 1))

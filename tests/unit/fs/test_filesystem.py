@@ -81,7 +81,7 @@ def test_no_such_name(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b".", b"..", b"", b"x\0y", b"a/b"])
-def test_what_is_no_name(name: bytes) -> None:
+def test_impossible_names(name: bytes) -> None:
     """A name that Linux does not allow is never looked up, with any bucket."""
     with mounted({b"./a": b"", b"../a": b"", b"x\0y": b"", b"a/b": b"", b"/a": b""}) as world:
         with pytest.raises(NoSuchEntry):
@@ -288,7 +288,7 @@ def test_forgotten_names_are_known_no_more() -> None:
         assert request.max_keys == FEW_KEYS, "no page is known"
 
 
-def test_what_is_too_old_is_let_go() -> None:
+def test_expired_listings_are_dropped() -> None:
     """A sweep drops listings that no lookup can use, even without any access."""
     with mounted({b"a": b"1"}) as world:
         world.names()

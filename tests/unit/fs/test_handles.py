@@ -151,7 +151,7 @@ def test_three_thousand_names() -> None:
         assert opened.listings.find(b"big/", b"2999") is not None
 
 
-def test_where_pages_began_is_noted() -> None:
+def test_pages_leave_adjacent_spans() -> None:
     """Each page of a listing leaves a span, adjacent to the previous one."""
     with FakeClient(
         dict.fromkeys([b"%02d" % index for index in range(10)], b""), page_size=4
@@ -221,7 +221,7 @@ def test_an_empty_directory(client: FakeClient) -> None:
     assert Opened(client, b"d/").read_all() == []
 
 
-def test_what_cannot_be_named_is_left_out(client: FakeClient) -> None:
+def test_unnameable_keys_are_omitted(client: FakeClient) -> None:
     """Keys that Linux cannot name are omitted."""
     for key in (b"a", b"..", b"//b", b"x\0y", b"n" * 256):
         client.put(key, b"")
@@ -367,7 +367,7 @@ def test_held_entries_age_from_when_they_were_listed(monkeypatch: pytest.MonkeyP
         assert (ages[b"b"], ages[b"c"]) == (1002.0, 1003.0)
 
 
-def test_what_is_left_out_is_logged(client: FakeClient) -> None:
+def test_omitted_entries_are_logged(client: FakeClient) -> None:
     """Invalid entries are a warning, unnameable keys a debug line, each with a count."""
     infos = [ObjectInfo(key, 1, 0, '"1"') for key in (b"a", b"n" * 256)]
     answer: Future[ListPage] = Future()

@@ -145,7 +145,7 @@ def test_short_numbers_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("storage_class", ["STANDARD", "é\n\udcff", ""])
-def test_what_is_known_of_a_file(storage_class: str) -> None:
+def test_inode_returns_its_object(storage_class: str) -> None:
     """An inode returns S3's description of its object, with any values."""
     table = InodeTable(b"p/")
     below = table.looked_up(table.root, directory(b"d"), 0.0)
@@ -165,7 +165,7 @@ def test_what_is_known_of_a_file(storage_class: str) -> None:
         FileAttributes(None, 7, None, 0),
     ],
 )
-def test_what_is_kept_of_a_file(attributes: FileAttributes | None) -> None:
+def test_inode_keeps_file_attributes(attributes: FileAttributes | None) -> None:
     """An inode has its object's kept attributes, and whether they are known."""
     table = InodeTable(b"")
     metadata = None if attributes is None else formatted(attributes)

@@ -29,7 +29,7 @@ def test_there_and_back(attributes: FileAttributes) -> None:
 
 
 @given(st.dictionaries(NAMES, st.text() | st.from_regex(r"[+-]?[0-9._eE]{1,40}")))
-def test_whatever_a_server_says(metadata: dict[str, str]) -> None:
+def test_any_metadata_of_a_server(metadata: dict[str, str]) -> None:
     """No value raises an error, and accepted ones can be shown by stat(2) and written again."""
     found = posix_metadata.parsed(metadata)
     assert found.mode is None or 0 <= found.mode <= 0o7777
@@ -93,7 +93,7 @@ def test_owners_that_nobody_is(text: str) -> None:
     assert posix_metadata.parsed({"uid": text, "gid": "7"}) == FileAttributes(gid=7)
 
 
-def test_what_is_written() -> None:
+def test_written_forms() -> None:
     """The written forms are those that s3fs reads: a mode with its type, nine decimals."""
     attributes = FileAttributes(0o640, 1000, 100, 1_700_000_000_000_000_050)
     assert posix_metadata.formatted(attributes) == {
@@ -106,14 +106,14 @@ def test_what_is_written() -> None:
     assert posix_metadata.formatted(NOTHING) == {}
 
 
-def test_what_others_keep_stays() -> None:
+def test_metadata_of_others_stays() -> None:
     """Other metadata stays; a change time is removed after a change."""
     metadata = {"mode": "33188", "CTIME": "5", "atime": "6", "author": "me", "mtime": "7"}
     found = posix_metadata.replaced(metadata, FileAttributes(mode=0o600))
     assert found == {"atime": "6", "author": "me", "mode": "33152"}
 
 
-def test_what_is_added() -> None:
+def test_added_attributes() -> None:
     """Attributes are added to the existing metadata, which stays if it has them already."""
     metadata = {"mode": "100644", "author": "me"}
     assert posix_metadata.added(metadata, FileAttributes(mode=0o644)) is metadata

@@ -32,7 +32,7 @@ def known(world: Mounted) -> None:
         (b"absent", set()),
     ],
 )
-def test_what_is_asked_for_again(path: bytes, asked: set[bytes]) -> None:
+def test_refreshed_names_are_requested_again(path: bytes, asked: set[bytes]) -> None:
     """A name and everything below it are forgotten, but not names that only begin with it."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         for each in OBJECTS:
@@ -42,7 +42,7 @@ def test_what_is_asked_for_again(path: bytes, asked: set[bytes]) -> None:
             assert bool(kinds(world)) == (each in asked), each
 
 
-def test_which_names_the_kernel_is_to_forget() -> None:
+def test_names_forgotten_by_the_kernel() -> None:
     """The kernel forgets names below the path that have inodes, but never the root."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         known(world)
@@ -55,7 +55,7 @@ def test_which_names_the_kernel_is_to_forget() -> None:
         assert world.fs.refresh(b"absent") == []
 
 
-def test_what_was_absent_is_asked_for() -> None:
+def test_absent_names_are_requested_again() -> None:
     """Absent names are forgotten as well."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         with pytest.raises(NoSuchEntry):
@@ -67,7 +67,7 @@ def test_what_was_absent_is_asked_for() -> None:
         assert world.look(b"a/new").size_bytes == 1
 
 
-def test_what_was_absent_above_is_asked_for() -> None:
+def test_absent_directories_above_are_requested_again() -> None:
     """The directories of the path may be new as well."""
     with mounted(OBJECTS, **FOR_EVER) as world:
         world.names()
@@ -82,7 +82,7 @@ def test_what_was_absent_above_is_asked_for() -> None:
             assert world.look(path).size_bytes == 1
 
 
-def test_what_is_on_its_way_is_not_believed_later() -> None:
+def test_answers_under_way_are_not_cached() -> None:
     """A lookup from before is answered, but its answer is not cached."""
     with mounted(OBJECTS, **FOR_EVER) as world:
 

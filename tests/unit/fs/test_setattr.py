@@ -358,7 +358,7 @@ def test_set_while_a_staged_file_is_closed(tmp_path: Path) -> None:
         assert world.fs._local.writers() == []
 
 
-def test_what_metadata_cannot_keep_of_a_staged_file(tmp_path: Path) -> None:
+def test_a_time_that_metadata_cannot_keep(tmp_path: Path) -> None:
     """A time before 1970 becomes 1970, and the close succeeds."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"123", metadata=THEIRS)

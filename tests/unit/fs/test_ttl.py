@@ -445,7 +445,7 @@ def test_against_a_model(
         assert world.budget.held_bytes == 0
 
 
-def test_what_this_mount_has_removed() -> None:
+def test_names_removed_by_this_mount() -> None:
     """With a negative ttl, names deleted or renamed here need no request."""
     options = {"negative_ttl_s": 1.0, "allow_delete": True, "allow_rename": True}
     with mounted({b"a": b"", b"b": b""}, **options) as world:

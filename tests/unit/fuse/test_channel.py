@@ -85,7 +85,7 @@ def test_a_library_that_is_not_loaded() -> None:
         (os.O_RDWR, DIRECT_IO),
     ],
 )
-def test_what_is_opened(flags: int, expected: int) -> None:
+def test_open_flags(flags: int, expected: int) -> None:
     """A close after reads waits for nothing; other files do not bypass the page cache."""
     assert _channel.flags_of_open(flags) == expected
 

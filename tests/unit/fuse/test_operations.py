@@ -303,7 +303,7 @@ def test_a_line_names_only_what_is_known(adapter: Adapter, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_s3_has_nothing_for(adapter: Adapter, name: str) -> None:
+def test_operations_without_an_equivalent_in_s3(adapter: Adapter, name: str) -> None:
     """Operations without an equivalent have the errno of AWS's mount-s3, and send no request."""
     args, path, expected = REFUSED[name]
     code, line = adapter.fails(name, *args)
@@ -445,7 +445,7 @@ def test_failures(
 
 @pytest.mark.parametrize("error", [errors.ServerFault, errors.Throttled, errors.TransportFault])
 @pytest.mark.parametrize("where", ["lookup", "open", "read", "readdir"])
-def test_when_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
+def test_errors_that_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
     """Throttling and server faults are retried, and finally EIO with S3's code, never ENOENT."""
     with mounted({b"a": b"1" * (16 << 20)}, total_s=0.15) as world:
         adapter = Adapter(world)
@@ -588,7 +588,7 @@ def test_odd_names_in_log_lines(adapter: Adapter, name: bytes) -> None:
     assert line["path"] == "/" + name.decode("utf-8", "backslashreplace")
 
 
-def test_what_is_set_is_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_attributes_are_passed_on(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the attributes that the kernel names are set."""
     asked: list[dict[str, Any]] = []
 
@@ -631,7 +631,7 @@ def test_a_new_file_is_known_for_a_moment() -> None:
         adapter("release", handle)
 
 
-def test_whose_a_new_file_is() -> None:
+def test_owner_and_mode_of_a_new_file() -> None:
     """A new file has the kernel's mode and the owners of its creator."""
     with mounted(attributes="keep") as world:
         adapter = Adapter(world)

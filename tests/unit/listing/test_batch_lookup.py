@@ -305,7 +305,7 @@ def test_threads_share_a_batch() -> None:
         assert asked(world.world) == (2, 0)
 
 
-def test_who_waits_does_not_believe_in_absence() -> None:
+def test_waiting_lookups_do_not_trust_absence() -> None:
     """A name that the answer lacks may be newer than the request: it needs its own."""
     with stepped(files(10)) as world:
         world.start_behind(b"f0001", b"new")
@@ -319,7 +319,7 @@ def test_who_waits_does_not_believe_in_absence() -> None:
         assert asked(world.world) == (1, 1)
 
 
-def test_who_asks_believes_in_absence() -> None:
+def test_the_requesting_lookup_trusts_absence() -> None:
     """The lookup that sent the request may treat a missing name as absent."""
     with stepped(files(10)) as world:
         world.start(b"new")

@@ -56,7 +56,7 @@ def test_names_of_a_page_share_its_end() -> None:
     assert one[1] is two[1]
 
 
-def test_what_is_not_listed_is_not_known() -> None:
+def test_unlisted_names_are_unknown() -> None:
     """Nothing is known about other names, other directories, or names above and below."""
     listings = ListingCache(1.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0)
@@ -65,7 +65,7 @@ def test_what_is_not_listed_is_not_known() -> None:
     assert listings.find(b"d/a/", b"a") is None
 
 
-def test_what_lists_something_exists() -> None:
+def test_a_page_with_names_proves_its_directories() -> None:
     """While it is valid, a page with names proves that all directories above them exist."""
     clock = Clock()
     listings = ListingCache(1.0, clock)
@@ -87,7 +87,7 @@ def test_what_lists_something_exists() -> None:
     assert list(listings._nonempty_at_s) == [b"x/"]
 
 
-def test_what_has_no_version_is_not_kept() -> None:
+def test_files_without_versions_are_not_cached() -> None:
     """If listings have no ETags, each file needs a request; its directories are known."""
     listings = ListingCache(1.0, Clock())
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))
@@ -189,7 +189,7 @@ def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listings.find(b"d/", b"4-3") is not None
 
 
-def test_what_was_used_outlives_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_used_pages_outlive_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a page that a lookup has used stays once more."""
     monkeypatch.setattr(cache, "MAX_NAMES", 10)
     listings = ListingCache(1000.0, Clock())
@@ -265,7 +265,7 @@ def test_absent_by_a_page() -> None:
     assert listings.absent_until(b"d/", b"b") is None
 
 
-def test_what_has_no_version_is_not_absent() -> None:
+def test_files_without_versions_are_not_absent() -> None:
     """A listed file without a version exists."""
     listings = ListingCache(1.0, Clock(), negative_ttl_s=10.0)
     file = Entry(b"a", ObjectInfo(b"d/a", 1, 1, ""))

@@ -465,7 +465,7 @@ def test_a_listing_that_is_known() -> None:
         assert (span.after, span.reach, span.requested_at_s) == (b"", END, 5.0)
 
 
-def test_what_pages_leave() -> None:
+def test_pages_leave_spans_and_entries() -> None:
     """Guessed pages leave adjacent spans, and entries for lookups."""
     with Rounds(counted(5000)) as client:
         listed = Listed(client)

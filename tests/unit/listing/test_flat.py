@@ -51,7 +51,7 @@ def feed_all(
 @settings(deadline=None)
 @given(st.sets(KEYS, max_size=12), st.integers(1, 6), st.data())
 @example({b"a/b", b"a-/b", b"a0/b"}, 1, None)
-def test_what_is_whole(keys: set[bytes], page_size: int, data: st.DataObject | None) -> None:
+def test_complete_directories(keys: set[bytes], page_size: int, data: st.DataObject | None) -> None:
     """From any start on, each later directory is complete and equals its own listing."""
     objects = infos(keys)
     known = sorted(directories(set(objects)) | {b""})
@@ -79,7 +79,7 @@ def test_ages() -> None:
     }
 
 
-def test_where_it_is() -> None:
+def test_begun_directories() -> None:
     """It knows which directories have begun, from `start` on."""
     listing = FlatListing(b"", b"t/a/")
     objects = infos({b"t/a/1", b"t/b/c/1", b"t/b/c/2"})

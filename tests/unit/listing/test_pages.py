@@ -50,7 +50,7 @@ def objects_of(keys: Iterable[bytes]) -> dict[bytes, ObjectInfo]:
 @example(frozenset({b"a", b"a-1", b"a/b"}), b"", 2, list_page)
 @example(frozenset({b"a/b", b"a-1"}), b"", 1, path_page)
 @example(frozenset({b"a/b", b"a-/b"}), b"", 2, path_page)
-def test_what_a_page_tells_is_true(
+def test_a_page_is_right_about_the_names_it_covers(
     keys: frozenset[bytes], after: bytes, page_size: int, lister: Lister
 ) -> None:
     """In either order, a covered name is in the page with its kind, or does not exist."""
@@ -247,7 +247,7 @@ def test_answers_are_not_saved_for_ever() -> None:
     assert bought(credit, 18) == [True] * 16 + [False] * 2
 
 
-def test_where_nothing_was_listed() -> None:
+def test_first_lookups_without_a_listing() -> None:
     """The first two lookups within the ttl are sent alone, whether or not a page answers."""
     credit = PageCredit(1.0)
     assert bought(credit, 3, known=False) == [False, False, True]

@@ -101,7 +101,7 @@ def test_decide_agrees_with_the_listing(keys: frozenset[bytes], others: frozense
 
 @settings(deadline=None)
 @given(KEY_SETS, st.integers(1, 8))
-def test_what_cannot_be_named_is_counted(keys: frozenset[bytes], page_size: int) -> None:
+def test_unnameable_keys_are_counted(keys: frozenset[bytes], page_size: int) -> None:
     """Each skipped key or prefix counts once; a directory's own marker does not count."""
     objects = objects_of(keys)
     merge = DirectoryMerge(b"")
@@ -198,7 +198,7 @@ def test_is_name(name: bytes) -> None:
     st.integers(1, 4),
     st.sampled_from([list_page, path_page]),
 )
-def test_what_one_page_tells(
+def test_one_page_of_keys_with_a_prefix(
     keys: frozenset[bytes], max_keys: int, lister: Callable[..., ListPage]
 ) -> None:
     """A LIST of keys that begin with a name is correct where it is certain; a complete one is."""
@@ -212,7 +212,7 @@ def test_what_one_page_tells(
         assert entry == expected
 
 
-def test_what_a_page_without_versions_tells() -> None:
+def test_a_page_without_versions() -> None:
     """If a listing has no ETag, or an invalid one, S3 must be asked."""
     bare = ObjectInfo(b"a", 1, 0, "")
     assert decide_by_page(ListPage([bare], []), b"a", b"a") == (False, None)

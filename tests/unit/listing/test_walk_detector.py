@@ -64,7 +64,7 @@ def test_a_slow_walk() -> None:
     assert not any(steps(depth_first(), pause_s=WITHIN_S / (FEW_STEPS - 1)))
 
 
-def test_where_it_began() -> None:
+def test_the_top_of_a_walk() -> None:
     """`top` is the last directory that was opened without a step."""
     walk = WalkDetector()
     for directory, top in [

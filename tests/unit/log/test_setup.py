@@ -350,7 +350,7 @@ def test_colours() -> None:
     assert line.count("\x1b") == 2
 
 
-def test_what_nobody_catches_is_logged(tmp_path: Path) -> None:
+def test_uncaught_exceptions_are_logged(tmp_path: Path) -> None:
     """Uncaught exceptions of threads, ignored exceptions and warnings are logged."""
     configure_log(LogConfig(directory=str(tmp_path)))
 
@@ -472,7 +472,7 @@ def test_ordinary_lines_stay_as_they_are() -> None:
         assert redact(line) == line
 
 
-def test_where_names_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hint names the directory or journalctl, or says how to get a log."""
     assert "/var/x" in log_location(LogConfig(directory="/var/x"))
     assert log_location(LogConfig(foreground=True)) == ""

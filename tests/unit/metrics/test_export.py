@@ -96,7 +96,7 @@ def test_deltas_add_up(groups: list[list[tuple[str, Any]]]) -> None:
     }
 
 
-def test_what_has_not_changed_is_left_out() -> None:
+def test_unchanged_values_are_omitted() -> None:
     """Unchanged values are omitted, except gauges."""
     meters = Meters(threads=4)
     happen(meters, [("read", 5), ("open", True), ("GetObject", 404)])
@@ -293,7 +293,7 @@ def test_from_the_beginning_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.both() == ("the bucket is being unmounted", "the bucket is being unmounted")
 
 
-def test_what_is_mounted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mounted_and_detached_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     """A detached mount serves no new program; one that was never visible proves nothing."""
     world = World(monkeypatch, "/detached")
     monkeypatch.setattr(health, "mount_points", lambda: {"/detached": "0:1"})

@@ -24,7 +24,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", ":", "9100", ":70000", ":1x", "a b:1", "::1:9100", "http://h:1", "h:1/metrics"]
 )
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     """The message shows the value, with an example."""
     with pytest.raises(MountError) as caught:
         MetricsConfig(prometheus=text)
@@ -44,7 +44,7 @@ def test_urls(url: str) -> None:
     "url",
     ["", "localhost:4318", "http://", "http://u:p@h", "http://h?a=b", "http://h/ x", "grpc://h"],
 )
-def test_what_is_no_url(url: str) -> None:
+def test_invalid_urls(url: str) -> None:
     """A URL with a query or a password is refused:
 
     an added path would be lost, or a password shown.

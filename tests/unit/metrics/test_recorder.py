@@ -74,7 +74,7 @@ def test_powers_of_two_end_a_bucket(power: int) -> None:
     assert len(histogram.buckets()) > power << SCALE
 
 
-def test_what_is_too_large_is_in_the_last_bucket() -> None:
+def test_too_large_values_are_in_the_last_bucket() -> None:
     """A value that is too large is in the last bucket, and its sum is right."""
     histogram = Histogram()
     histogram.add(1 << 60)
@@ -282,7 +282,7 @@ def test_threads_go_by_their_process() -> None:
     assert list(programs.snapshot()) == [Path("/proc/self/comm").read_text().strip()]
 
 
-def test_who_cannot_be_known() -> None:
+def test_unknown_programs() -> None:
     """No thread, or one that has ended."""
     programs = Programs(lambda: 0)
     programs.current()

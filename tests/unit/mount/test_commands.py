@@ -28,7 +28,7 @@ ENDPOINT = resolve(CONFIG.bucket, "eu-west-1")
         ("http://127.0.0.1:9000", False),
     ],
 )
-def test_whose_prices_are_meant(endpoint_url: str | None, is_aws: bool) -> None:
+def test_aws_prices_for_aws_endpoints(endpoint_url: str | None, is_aws: bool) -> None:
     """An endpoint URL of AWS is also AWS: `stats` shows its prices."""
     bucket = BucketConfig("bucket", endpoint_url=endpoint_url, force_path_style=True)
     config = Config(bucket, MountConfig("/mnt"), FileSystemConfig(0, 0))
@@ -86,7 +86,7 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_may_be_changed(read_only: bool, change: ChangeConfig, options: list[str]) -> None:
+def test_permitted_changes(read_only: bool, change: ChangeConfig, options: list[str]) -> None:
     """The options that permit more than new files; all of them exist."""
     config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
     with mounted({}) as world:

@@ -24,7 +24,7 @@ def test_proc_is_read_as_it_is() -> None:
     assert preflight._status("NoSuchLine", 7) == 7
 
 
-def test_who_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process may mount by itself, or by a setuid program."""
     status(monkeypatch, CapEff=CAP_SYS_ADMIN, CapBnd=0, NoNewPrivs=1)
     preflight.check_privileges()
@@ -32,7 +32,7 @@ def test_who_may_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.check_privileges()
 
 
-def test_who_may_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_may_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither this process nor a setuid program may mount."""
     status(monkeypatch, NoNewPrivs=1)
     with pytest.raises(MountError, match="no_new_privs"):

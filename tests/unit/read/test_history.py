@@ -95,7 +95,7 @@ def test_files_that_are_looked_at() -> None:
         ([5000] * 3 + [LOOK_BYTES + 1], INITIAL_BYTES, LOOK_BYTES + 4096),
     ],
 )
-def test_how_far_programs_look(reads: list[int], initial: int, reach: int) -> None:
+def test_reach_of_programs(reads: list[int], initial: int, reach: int) -> None:
     """As much as was read of each file is fetched with open, and limits the read-ahead."""
     history = after(*((4 * MIB, read) for read in reads))
     assert history.initial_bytes(b"d/a", 4 * MIB) == initial
@@ -120,7 +120,7 @@ def test_files_that_are_read_elsewhere() -> None:
         assert history.is_looked_at(b"d/a") == looks
 
 
-def test_what_the_kernel_makes_of_a_page() -> None:
+def test_exact_reads_count_more() -> None:
     """Exact reads count more than those that the kernel has enlarged."""
     history = after((4 * MIB, 16_384))
     assert history.initial_bytes(b"d/a", 4 * MIB) == 16_384

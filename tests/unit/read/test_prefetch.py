@@ -102,7 +102,7 @@ def test_the_third_file_in_a_row_has_the_next_ones_fetched() -> None:
         assert it.in_vain == it.held == 0
 
 
-def test_what_is_fetched_is_the_version_that_was_listed() -> None:
+def test_the_listed_version_is_fetched() -> None:
     """Each request is for the whole file, in the listed version."""
     with directory(10) as it:
         for index in range(3):
@@ -399,7 +399,7 @@ def test_a_fault_while_it_was_fetched() -> None:
             it.read(index)
 
 
-def test_what_never_comes() -> None:
+def test_silent_prefetches() -> None:
     """A silent request is given up as usual, and cancelled if the file is not opened."""
     with directory(30) as it:
         it.world.client.inject("get", *[Fault()] * 3, Fault(silent=True), Fault(silent=True))

@@ -429,7 +429,7 @@ def test_readers_share_what_may_lie_ahead() -> None:
     )
 
 
-def test_who_has_gone_takes_no_share() -> None:
+def test_stopped_readers_take_no_share() -> None:
     """A reader gets all of it again when the others have stopped."""
     reader = Reader(HUGE_BYTES)
     for turn in range(20):

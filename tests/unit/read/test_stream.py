@@ -301,7 +301,7 @@ def test_a_backward_read_fetches_each_byte_once(read_size: int, part_bytes: int,
         assert tiled(reading.client.ranges()) == (0, size)
 
 
-def test_what_was_read_is_counted() -> None:
+def test_read_bytes_are_counted() -> None:
     """Every byte read is counted, with or without a wait."""
     with Reading(SIZE) as reading:
         reading.stream.open()
@@ -655,7 +655,7 @@ def test_silence_is_a_stall() -> None:
     ids=["replaced", "deleted", "forbidden", "If-Match ignored"],
 )
 @pytest.mark.parametrize("opened", [False, True])
-def test_what_no_retry_helps(
+def test_permanent_errors_are_not_retried(
     change: Callable[[FakeClient], object], kind: type[S3Error], opened: bool
 ) -> None:
     """A replaced, deleted or forbidden object is reported immediately, without a retry."""
@@ -725,7 +725,7 @@ def test_a_failed_read_ahead_is_no_answer_to_a_later_read() -> None:
             reading.check(offset, 64 * KIB)
 
 
-def test_what_came_while_it_was_given_up_is_used() -> None:
+def test_a_part_that_arrives_as_it_is_given_up_is_used() -> None:
     """An initial range that arrives just as its time is up is used, and not requested again."""
 
     class Late(ReadStream):
@@ -1112,7 +1112,7 @@ def test_each_read_counts_anew() -> None:
             assert reading.stream.held_bytes > 0 or index == 0
 
 
-def test_who_waits_does_not_rest() -> None:
+def test_waiting_streams_do_not_rest() -> None:
     """A stream with a waiting reader or open keeps what they wait for."""
     with Reading(SIZE, stepped=True) as reading:
         for call in (reading.stream.open, lambda: reading.check(2 * MIB, 4 * KIB)):

@@ -97,7 +97,7 @@ def test_a_file_that_is_only_open_gives_its_initial_range_back(mount: Mount) -> 
     stream.close()
 
 
-def test_who_reads_keeps_what_is_ahead(mount: Mount) -> None:
+def test_a_reading_stream_keeps_its_read_ahead(mount: Mount) -> None:
     """A stream that reads between two sweeps loses nothing."""
     reader, idle = mount.stream(0), mount.stream(1)
     for stream in (reader, idle):
@@ -109,7 +109,7 @@ def test_who_reads_keeps_what_is_ahead(mount: Mount) -> None:
     assert reader.held_bytes == mount.budget.held_bytes > 0
 
 
-def test_who_waits_keeps_what_it_waits_for() -> None:
+def test_a_waiting_stream_is_not_idle() -> None:
     """A stream whose reader has waited for long is not idle."""
     with Mount(stepped=True) as mount:
         stream = mount.stream()
@@ -240,7 +240,7 @@ def opened(mount: Mount, index: int) -> list[tuple[int, int]]:
     return mount.client.ranges()[before:]
 
 
-def test_what_was_read_says_what_is_fetched(mount: Mount) -> None:
+def test_open_fetches_as_much_as_was_read_before(mount: Mount) -> None:
     """After files of which little was read, open fetches as much of the next one."""
     assert opened(mount, 7) == [(0, INITIAL_BYTES)]
     for index in range(LAST_FILES):
@@ -251,7 +251,7 @@ def test_what_was_read_says_what_is_fetched(mount: Mount) -> None:
     assert opened(mount, 7) == [(0, 8 * KIB)]
 
 
-def test_what_the_kernel_has_says_nothing(mount: Mount) -> None:
+def test_reads_from_the_kernels_pages_are_no_history(mount: Mount) -> None:
     """If open has fetched nothing, programs may have read pages that the kernel had."""
     for index in range(LAST_FILES):
         mount.stream(index).close()

@@ -237,7 +237,7 @@ def test_nobody_is_asked(reads: Callable[[], list[Piece]]) -> None:
         assert it.heads() == 0
 
 
-def test_what_is_left_out() -> None:
+def test_files_with_unread_parts_are_not_compared() -> None:
     """A file with an unread part is not compared."""
     with reader(LARGE, of=b"another") as it:
         handle = it.open()

@@ -37,7 +37,7 @@ class Sent:
     ("error", "left"),
     [(NotOffered(), Terms(ALWAYS, checksums=True)), (ChecksumsNotOffered(), Terms(NEW))],
 )
-def test_what_is_refused_is_left_out(error: S3Error, left: Terms) -> None:
+def test_refused_headers_are_omitted(error: S3Error, left: Terms) -> None:
     """The request is repeated without the refused header, and later ones omit it."""
     capabilities = Capabilities()
     sent = Sent(capabilities, "write", BOTH)

@@ -34,7 +34,7 @@ def stored(size_bytes: int = 5, etag: str = "", **checksums: str) -> Stored:
         (AccessDenied("403"), False, False),
     ],
 )
-def test_when_it_may_have_succeeded(error: S3Error, retried: bool, may: bool) -> None:
+def test_writes_that_may_have_succeeded(error: S3Error, retried: bool, may: bool) -> None:
     """A refused first try has done nothing, unless its upload is gone."""
     assert may_have_succeeded(error, retried=retried) is may
 

@@ -157,7 +157,7 @@ def test_no_clock() -> None:
     server.close()
 
 
-def test_what_is_no_web_server() -> None:
+def test_servers_that_do_not_speak_http() -> None:
     """An answer that is not HTTP is an error of the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = network_probe.connected([(socket.AF_INET, server.getsockname())])

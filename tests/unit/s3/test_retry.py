@@ -144,7 +144,7 @@ def test_refusals_are_not_retried(clock: Clock, error: S3Error) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), Interrupted("end")])
-def test_what_is_not_s3s_goes_through(clock: Clock, error: Exception) -> None:
+def test_errors_not_of_s3_are_not_retried(clock: Clock, error: Exception) -> None:
     """A bug, or the end of the mount, is not retried."""
     asked = Asked(clock, error, "answer")
     assert failing(retry_policy(clock).ask(asked).answer) is error
@@ -169,7 +169,7 @@ def test_silence_ends_at_the_total(clock: Clock) -> None:
     assert all(future.cancelled() for future in asked.futures)
 
 
-def test_what_takes_longer_by_its_size(clock: Clock) -> None:
+def test_large_requests_get_more_time(clock: Clock) -> None:
     """A request that is known to take longer gets more time for each try, and in total."""
     asked = Asked(clock, None)
     question = retry_policy(clock).ask(asked, more_s=100.0)
@@ -230,7 +230,7 @@ def test_parts_of_one_wait_share_its_end(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("total_s", "once_s"), [(60.0, 10.0), (8.0, 4.0)])
-def test_what_can_be_done_in_another_way(clock: Clock, total_s: float, once_s: float) -> None:
+def test_requests_with_an_alternative(clock: Clock, total_s: float, once_s: float) -> None:
     """A request with an alternative gets one try, and half of the total at most."""
     assert retry_policy(clock, total_s=total_s).once_s == once_s
 
@@ -257,7 +257,7 @@ def test_max_tries(clock: Clock, most: int) -> None:
     assert len(asked.futures) == most
 
 
-def test_what_will_stay_as_it_is(clock: Clock) -> None:
+def test_permanent_answers_are_requested_three_times(clock: Clock) -> None:
     """A permanent answer of a store is requested three times, not for a minute."""
     asked = Asked(clock, Unusable("no ETag"))
     assert isinstance(failing(retry_policy(clock).ask(asked).answer), Unusable)

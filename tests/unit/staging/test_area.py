@@ -72,7 +72,7 @@ def names(directory: Path) -> list[str]:
 # --- what dead mounts leave ---
 
 
-def test_what_a_killed_mount_had_not_uploaded_is_kept(
+def test_unuploaded_files_of_a_killed_mount_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The next mount removes files that are in S3, describes the others, and logs their place."""
@@ -127,7 +127,7 @@ def test_a_mount_that_lives_is_left_alone(tmp_path: Path) -> None:
         process.communicate("")
 
 
-def test_what_was_taken_away_is_not_missed(tmp_path: Path) -> None:
+def test_kept_files_may_be_removed_by_users(tmp_path: Path) -> None:
     """If a user removes the kept files, the next mount removes their directory."""
     left = killed(tmp_path)
     for path in left.glob("00000[23].*"):
@@ -147,7 +147,7 @@ def test_a_journal_that_makes_no_sense_is_kept(
     assert "cannot be read" in capsys.readouterr().out
 
 
-def test_what_a_writer_was_not_told_of_is_cut_off(tmp_path: Path) -> None:
+def test_unacknowledged_extensions_are_discarded(tmp_path: Path) -> None:
     """If a mount is killed during a write that extends the file, the extension is discarded."""
     left = killed(tmp_path)
     with (left / "000002.data").open("ab") as file:
@@ -156,7 +156,7 @@ def test_what_a_writer_was_not_told_of_is_cut_off(tmp_path: Path) -> None:
     assert (left / "000002.data").read_bytes() == bytes(10) + b"not in S3"
 
 
-def test_what_other_users_left_is_not_touched(
+def test_files_of_other_users_are_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a shared directory each user's mounts clean up only their own files."""
@@ -167,7 +167,7 @@ def test_what_other_users_left_is_not_touched(
     assert names(left) == before
 
 
-def test_what_belongs_to_others_is_not_followed(tmp_path: Path) -> None:
+def test_links_are_not_followed(tmp_path: Path) -> None:
     """A link with the name of a mount's directory is not followed."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -349,7 +349,7 @@ def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -
 # --- the local file ---
 
 
-def test_what_the_disk_cannot_do_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_shortened_local_file_is_an_error(tmp_path: Path) -> None:
     """A file that another program has shortened is an error, not a shorter file."""
     area = StagingArea(str(tmp_path), "bucket", 16 * MIB)
     file = LocalFile(area, area.new_path())

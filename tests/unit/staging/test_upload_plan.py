@@ -151,7 +151,7 @@ def test_a_new_file_is_sent() -> None:
     assert planned(extents) == [("send", 0, 100)]
 
 
-def test_what_is_appended_is_all_that_is_sent() -> None:
+def test_only_appended_bytes_are_sent() -> None:
     """The base is copied, and the last part may be short."""
     assert planned(base(100 * MIB, (100 * MIB, 100 * MIB + MIB))) == [
         ("copy", 0, 100),
@@ -168,7 +168,7 @@ def test_a_change_is_sent_with_what_follows_it() -> None:
     ]
 
 
-def test_what_is_too_small_to_copy_is_sent() -> None:
+def test_ranges_too_small_to_copy_are_sent() -> None:
     """Less than 5 MiB between two changes, or before the first one, is too small for a part."""
     extents = base(100 * MIB, (4 * MIB, 5 * MIB), (9 * MIB, 10 * MIB))
     assert planned(extents) == [("send", 0, 13), ("copy", 13, 100)]
@@ -180,7 +180,7 @@ def test_no_part_that_is_sent_before_a_copy_is_small() -> None:
     assert planned(base(100 * MIB, (0, 8 * MIB))) == [("send", 0, 8), ("copy", 8, 100)]
 
 
-def test_what_is_here_is_copied_only_if_sending_it_takes_longer() -> None:
+def test_local_bytes_are_sent_unless_copying_is_faster() -> None:
     """6 MiB that would have to be fetched are copied; 6 MiB that are local are sent."""
     extents = base(100 * MIB, (6 * MIB, 20 * MIB))
     assert planned(extents)[0] == ("copy", 0, 6)
@@ -193,7 +193,7 @@ def test_a_small_file_is_sent_in_one_piece() -> None:
     assert planned(base(7 * MIB, (7 * MIB, 7 * MIB + 1))) == [("send", 0, 7 + 1 / MIB)]
 
 
-def test_what_was_cut_off_is_zeros() -> None:
+def test_truncated_bytes_become_zeros() -> None:
     """Truncated bytes do not return when the file grows again."""
     extents = base(100 * MIB)
     extents.truncate(30 * MIB)
@@ -202,7 +202,7 @@ def test_what_was_cut_off_is_zeros() -> None:
     assert planned(extents) == [("copy", 0, 30), ("send", 30, 60)]
 
 
-def test_where_parts_have_one_size_whole_parts_are_copied() -> None:
+def test_whole_parts_are_copied_if_all_have_one_size() -> None:
     """Only parts with changes are sent; the end is copied unchanged."""
     extents = base(100 * MIB, (50 * MIB, 51 * MIB), (55 * MIB, 57 * MIB), (80 * MIB, 81 * MIB))
     assert planned(extents, equal_bytes=PART) == [

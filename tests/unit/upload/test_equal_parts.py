@@ -101,7 +101,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
         world.check_over()
 
 
-def test_what_grows_is_refused_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_file_is_refused_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first growing file fails, and the log says what to do; later ones succeed."""
     monkeypatch.setattr(parts, "GROWTH", 2)
     data = data_of(8 * PART)
@@ -123,7 +123,7 @@ def test_what_grows_is_refused_once(world: World, monkeypatch: pytest.MonkeyPatc
     world.check_over()
 
 
-def test_what_is_known_to_be_large_is_never_refused(
+def test_files_known_to_be_large_are_never_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its parts have the size of the last one from the start."""
@@ -137,7 +137,9 @@ def test_what_is_known_to_be_large_is_never_refused(
     world.check_over()
 
 
-def test_where_it_is_known_parts_never_grow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_never_grow_if_the_store_wants_equal_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """10,000 parts are the limit, and the error names the option."""
     monkeypatch.setattr(parts, "GROWTH", 2)
     monkeypatch.setattr(multipart, "MAX_PARTS", 6)
@@ -154,7 +156,7 @@ def test_where_it_is_known_parts_never_grow(world: World, monkeypatch: pytest.Mo
     world.check_over()
 
 
-def test_where_unequal_parts_were_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_took_unequal_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges are copied as they are, and InvalidPart has another meaning."""
     world.client.refuses_unequal_parts = False
     monkeypatch.setattr(parts, "GROWTH", 2)
@@ -209,6 +211,6 @@ def test_a_refusal_of_equal_parts_teaches_nothing(
         ([5, 4, 4], False),
     ],
 )
-def test_what_equal_parts_are(sizes: list[int], equal: bool) -> None:
+def test_equal_parts(sizes: list[int], equal: bool) -> None:
     """The last part may be smaller, not larger."""
     assert are_equal(sizes) is equal

@@ -246,7 +246,7 @@ def test_others_look_while_it_is_written_anew(
         journal.close()
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """XDG_STATE_HOME, if it is absolute; for root /var/lib; otherwise the home's."""
     assert default_directory({"XDG_STATE_HOME": "/x"}) == Path("/x/mount-s3")
     monkeypatch.setattr(os, "geteuid", lambda: 0)

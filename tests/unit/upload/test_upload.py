@@ -443,7 +443,7 @@ def test_waiting_has_an_end(world: World) -> None:
     world.check_over()
 
 
-def test_how_long_a_part_may_take(world: World) -> None:
+def test_time_allowed_for_a_part(world: World) -> None:
     """As long as all bytes in flight take on a slow line; later four times the usual duration."""
     world.configure(stall_s=5.0)
     upload = world.upload()
@@ -609,7 +609,7 @@ def test_slots_are_given_in_order(world: World) -> None:
     world.check_over()
 
 
-def test_what_nobody_waits_for_does_not_hold_others_up() -> None:
+def test_uploads_without_a_waiting_thread_do_not_hold_others_up() -> None:
     """The sweep sends a silent part again, so its slot becomes free."""
     with FakeClient() as client:
         world = World(client, limit_bytes=PART)

@@ -107,7 +107,7 @@ def test_no_such_range(world: World, start: int, stop: int) -> None:
     upload.finish()
 
 
-def test_what_is_gathered_is_made_a_part_first(world: World) -> None:
+def test_gathered_bytes_are_completed_to_a_part_first(world: World) -> None:
     """Before a copied part, enough bytes are read to complete the written one."""
     info, data = put(world, 4 * PART)
     upload = world.upload()

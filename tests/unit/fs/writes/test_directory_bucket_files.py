@@ -87,7 +87,7 @@ def test_a_rename_is_one_request(world: Mounted) -> None:
     assert world.read_file(number) == b"earlier"
 
 
-def test_what_a_rename_needs_options_for(world: Mounted) -> None:
+def test_renames_that_need_options(world: Mounted) -> None:
     """Replacing a file and renaming a directory need options, as elsewhere."""
     with pytest.raises(EntryExists):
         rename(world, b"a", b"b")

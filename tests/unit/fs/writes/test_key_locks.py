@@ -74,7 +74,7 @@ def test_others_do_not_wait() -> None:
     assert not locks._shared
 
 
-def test_what_comes_later_waits(pool: ThreadPoolExecutor) -> None:
+def test_later_changes_wait(pool: ThreadPoolExecutor) -> None:
     """A later change waits, and then uses the key after the rename."""
     locks = KeyLocks(threading.Event())
     key = b"d/a"

@@ -128,7 +128,7 @@ def test_somebody_else_takes_the_name() -> None:
 
 @pytest.mark.parametrize("changed", [b"a", b"b"])
 @pytest.mark.parametrize("now", [b"3", None])
-def test_what_others_have_changed(changed: bytes, now: bytes | None) -> None:
+def test_rename_of_a_file_changed_by_others(changed: bytes, now: bytes | None) -> None:
     """A rename of a changed file makes the kernel look up again, and then works."""
     options = {"allow_rename": True, "allow_overwrite": True}
     with mounted({b"a": b"1", b"b": b"2"}, **options) as world:
@@ -209,7 +209,7 @@ def test_saving_as_editors_do() -> None:
             assert world.client.keys() == [b"a"]
 
 
-def test_what_cannot_be_renamed_now() -> None:
+def test_renames_refused_while_files_are_written() -> None:
     """A file that replaces another cannot be renamed, and a file being written not replaced."""
     options = {"allow_rename": True, "allow_overwrite": True}
     with mounted({b"a": b"1", b"b": b"2"}, **options) as world:

@@ -454,7 +454,7 @@ def test_a_new_file_is_opened_twice(flags: int) -> None:
         assert world.client.content(b"a") == b""
 
 
-def test_who_only_reads_a_new_file() -> None:
+def test_reading_a_new_file() -> None:
     """Reading a new file is refused, unless it stays empty: flock(1)."""
     with mounted() as world:
         world.create(b"a", ONE)

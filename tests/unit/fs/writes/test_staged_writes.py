@@ -70,7 +70,7 @@ def test_a_file_that_was_only_read_is_not_uploaded(world: World) -> None:
     assert world.names() == ["lock"]
 
 
-def test_what_was_fetched_is_not_fetched_again(world: World) -> None:
+def test_fetched_blocks_are_not_fetched_again(world: World) -> None:
     """The first read in a block fetches it."""
     file = world.file(world.bucket.put(data_of(3 * MIB)))
     for offset in range(0, 3 * MIB, 100_000):
@@ -103,7 +103,7 @@ def test_a_file_that_is_written_anew_fetches_nothing(world: World) -> None:
     assert world.bucket.fetched == world.bucket.copied == []
 
 
-def test_what_has_not_changed_is_copied(world: World) -> None:
+def test_unchanged_bytes_are_copied(world: World) -> None:
     """A change in a large file fetches and sends at most 5 MiB around it."""
     data = bytearray(data_of(60 * MIB))
     file = world.file(world.bucket.put(bytes(data)))
@@ -188,9 +188,7 @@ def test_a_file_cannot_be_larger_than_the_disk_allows(world: World) -> None:
 # --- at the same time ---
 
 
-def test_what_is_fetched_does_not_cover_what_was_written_meanwhile(
-    world: World, pool: ThreadPoolExecutor
-) -> None:
+def test_fetched_bytes_do_not_cover_later_writes(world: World, pool: ThreadPoolExecutor) -> None:
     """A write during a fetch does not wait, and its bytes stay."""
     fetching, go_on = threading.Event(), threading.Event()
 
@@ -258,7 +256,7 @@ def test_an_upload_is_the_file_at_one_moment(world: World, pool: ThreadPoolExecu
     assert world.bucket.objects[KEY] == b"after!"
 
 
-def test_what_is_missing_during_an_upload_is_read_from_the_new_object(
+def test_missing_bytes_are_read_from_the_uploaded_object(
     world: World, pool: ThreadPoolExecutor
 ) -> None:
     """A fetch is repeated if an upload replaces its base, and no reader notices."""
@@ -281,9 +279,7 @@ def test_what_is_missing_during_an_upload_is_read_from_the_new_object(
     assert read.result(SAFE_S) == data[15 * MIB : 15 * MIB + 100]
 
 
-def test_what_comes_late_from_an_old_version_is_not_kept(
-    world: World, pool: ThreadPoolExecutor
-) -> None:
+def test_late_bytes_of_an_old_version_are_dropped(world: World, pool: ThreadPoolExecutor) -> None:
     """Meanwhile the block was written, uploaded and dropped, so the late bytes are outdated."""
     fetching, go_on = threading.Event(), threading.Event()
 
@@ -328,7 +324,7 @@ def test_the_end_of_the_mount_ends_waiting(world: World, pool: ThreadPoolExecuto
 # --- failures ---
 
 
-def test_what_failed_is_kept_and_uploaded_by_the_next_one(world: World) -> None:
+def test_a_failed_upload_is_kept_and_sent_by_the_next_one(world: World) -> None:
     """The error says where the file is; the next fsync or close uploads it."""
     file = world.file()
     file.write(0, b"precious")
@@ -374,7 +370,7 @@ def test_a_kept_file_is_made_whole_where_that_is_possible(world: World) -> None:
     assert file.reclaim(MIB) == 0  # and so they stay
 
 
-def test_what_a_kept_file_lacks_is_said(world: World) -> None:
+def test_description_of_a_kept_file_lists_missing_ranges(world: World) -> None:
     """Without S3 nothing can be fetched: the description lists the missing ranges."""
     file = world.file(world.bucket.put(data_of(12 * MIB)))
     file.write(5 * MIB, b"mine")
@@ -448,7 +444,7 @@ def test_a_removed_file_is_not_uploaded(world: World) -> None:
     assert world.names() == ["lock"]
 
 
-def test_what_could_not_be_removed_is_as_before(world: World) -> None:
+def test_a_refused_delete_changes_nothing(world: World) -> None:
     """A refused delete changes nothing."""
     file = world.file()
     file.write(0, b"stays")

@@ -97,7 +97,7 @@ def test_not_asked(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) ->
         ("", None, None),
     ],
 )
-def test_whatever_it_says(
+def test_any_answer_of_the_service(
     metadata: type[Metadata], document: str, region: str | None, gbps: float | None
 ) -> None:
     """A type without a bandwidth has none; an invalid document counts as none, and is kept."""
@@ -174,7 +174,7 @@ def test_hardware(
         ("Amazon EC2", None, None),
     ],
 )
-def test_what_the_machine_calls_itself(
+def test_instance_type_from_hardware(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, product: str | None, gbps: float
 ) -> None:
     """If the service is unreachable, as in many containers, the hardware gives the type."""
@@ -269,7 +269,7 @@ def test_the_table() -> None:
         ("About 5 Gigabit", None),
     ],
 )
-def test_how_it_is_made(said: str, gbps: float | None) -> None:
+def test_bandwidth_table_lines(said: str, gbps: float | None) -> None:
     """EC2's answer becomes a line, in both of its forms."""
     described = {"NetworkInfo": {"NetworkPerformance": said}}
     assert bandwidth_table.table({"z1.new": described}).get("z1.new") == gbps

@@ -218,7 +218,7 @@ def test_custom_endpoint_with_its_own_region() -> None:
         ("https://amazonaws.com.example.com", False),
     ],
 )
-def test_which_custom_endpoints_are_aws(url: str, aws: bool) -> None:
+def test_custom_endpoints_of_aws(url: str, aws: bool) -> None:
     """Hosts below AWS's own names are AWS's, with TLS."""
     assert where("bkt", endpoint_url=url).aws is aws
 
@@ -234,7 +234,7 @@ def test_which_custom_endpoints_are_aws(url: str, aws: bool) -> None:
         ("http://127.0.0.1:9000", None),
     ],
 )
-def test_which_endpoints_want_parts_of_one_size(url: str | None, equal: bool | None) -> None:
+def test_endpoints_that_want_parts_of_one_size(url: str | None, equal: bool | None) -> None:
     """AWS does not, Cloudflare R2 does; for others it is unknown."""
     assert where("bkt", endpoint_url=url).wants_equal_parts is equal
 

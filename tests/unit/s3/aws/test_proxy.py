@@ -74,7 +74,7 @@ def test_bypassed(host: str, no_proxy: str, expected: bool) -> None:
         ("http://user@p:1", "http://p:1"),
     ],
 )
-def test_what_the_crt_is_told(monkeypatch: pytest.MonkeyPatch, url: str, told: str | None) -> None:
+def test_proxy_url_for_the_crt(monkeypatch: pytest.MonkeyPatch, url: str, told: str | None) -> None:
     """A URL that the CRT understands stays; another is rewritten, only for the CRT."""
     said: dict[str, str] = {}
     monkeypatch.setattr(os, "putenv", said.__setitem__)

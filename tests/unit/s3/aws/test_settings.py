@@ -100,7 +100,7 @@ def test_the_rest() -> None:
         ("missing", {}, "there is no profile 'missing'"),
     ],
 )
-def test_what_makes_no_sense(profile: str, environ: dict[str, str], message: str) -> None:
+def test_invalid_values(profile: str, environ: dict[str, str], message: str) -> None:
     """Invalid values are an error, not silently false."""
     with pytest.raises(MountError, match=message):
         aws_settings(profile, environ)

@@ -54,7 +54,7 @@ def test_relay(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_who_makes_a_request_never_waits_for_the_log() -> None:
+def test_requests_never_wait_for_the_log() -> None:
     """The CRT logs while it holds locks: waiting there for Python would be a deadlock."""
     program = """
 import logging, os, threading

@@ -98,7 +98,9 @@ def test_cheapest_first() -> None:
         (0, 10, "OTHER", '"abc123"', False),
     ],
 )
-def test_what_counts(start: int, stop: int, kind: str | None, etag: str, counts: bool) -> None:
+def test_checksums_count_for_their_bytes(
+    start: int, stop: int, kind: str | None, etag: str, counts: bool
+) -> None:
     """A checksum counts only for the bytes that it covers."""
     headers = [(NAME, VALUE)] + ([] if kind is None else [(TYPE, kind)])
     found = promise(*headers, start=start, stop=stop, etag=etag)

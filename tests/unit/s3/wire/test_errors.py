@@ -156,7 +156,9 @@ def test_refused_checksums(status: int, code: str, message: str, more: str) -> N
         ("AccessDenied", "If-None-Match", errors.AccessDenied),
     ],
 )
-def test_which_condition_was_not_met(code: str, condition: str, kind: type[errors.S3Error]) -> None:
+def test_name_of_the_failed_condition(
+    code: str, condition: str, kind: type[errors.S3Error]
+) -> None:
     """The error says which condition failed, if S3 does."""
     answered = error(412, code, "m", f"<Condition>{condition}</Condition>")
     assert type(answered) is kind
@@ -255,7 +257,7 @@ def test_secrets_never_come_through(secret: str) -> None:
     assert "***" in shown
 
 
-def test_who_may_not_do_what_is_shown() -> None:
+def test_access_denied_shows_arn_and_action() -> None:
     """ARNs and actions in AccessDenied are shown; keys in them are masked."""
     message = (
         "User: arn:aws:sts::123456789012:assumed-role/AWSReservedSSO_Admin_0123456789abcdef/me@x.y"

@@ -276,7 +276,7 @@ def test_stored() -> None:
     assert writing.stored(info, headers).checksums == {"crc32c": "yZRlqg==-2"}
 
 
-def test_what_an_object_was_said_to_be() -> None:
+def test_options_from_a_head() -> None:
     """A HEAD gives the options for a similar object, without those that cannot be sent."""
     info = ObjectInfo(b"k", 1, 0, ETAG, "STANDARD_IA")
     headers = [
