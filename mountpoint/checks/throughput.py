@@ -26,7 +26,7 @@ MAX_S = 20.0
 END_S = 2.0
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """The bytes read and the seconds taken; `error` is the reason for an early end."""
 
     size_bytes: int
@@ -79,7 +79,7 @@ def _too_slow(said: str, **details: str | int | float) -> Result:
 
 def measure(
     stream: ReadStream, size_bytes: int, max_s: float, advance: Callable[[int], None]
-) -> Measured:
+) -> Measurement:
     """Read up to `size_bytes` from `stream`, for at most `max_s` seconds, and close it."""
     arrived: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
 
@@ -104,10 +104,10 @@ def measure(
             except queue.Empty:
                 break
             if isinstance(item, Exception):
-                return Measured(done_bytes, time.monotonic() - begun_s, item)
+                return Measurement(done_bytes, time.monotonic() - begun_s, item)
             done_bytes += item
             advance(item)
-        return Measured(done_bytes, time.monotonic() - begun_s)
+        return Measurement(done_bytes, time.monotonic() - begun_s)
     finally:
         stream.close()
         reader.join(END_S)

@@ -21,7 +21,7 @@ from mountpoint.cli.main import BUCKET, CREDENTIALS, main
 from mountpoint.cli.settings import make_config
 from mountpoint.config import Config, LogConfig
 from mountpoint.ctl.group import json_option, write_json
-from mountpoint.ctl.pending import Done, carry_out, judge, listed, strike
+from mountpoint.ctl.pending import UploadOutcome, carry_out, judge, listed, strike
 from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log.format import printable
@@ -30,7 +30,12 @@ from mountpoint.log.words import display_name
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.pending_journal import BucketAddress, Found, default_directory, journals
+from mountpoint.upload.pending_journal import (
+    BucketAddress,
+    FoundJournal,
+    default_directory,
+    journals,
+)
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 #: Seconds for one page or one abort, with all retries.
@@ -168,7 +173,7 @@ class _Cleanup:
         self,
         client: ObjectClient,
         retry_policy: RetryPolicy,
-        found: list[Found],
+        found: list[FoundJournal],
         *,
         ask: bool,
         dry_run: bool,
@@ -189,7 +194,7 @@ class _Cleanup:
         )
         foreign = sum(each.verdict == "abort" and not each.mine for each in judged)
         if dry_run:
-            return self._report([Done(each, "kept", each.why) for each in judged], 0, True)
+            return self._report([UploadOutcome(each, "kept", each.why) for each in judged], 0, True)
         if ask and foreign:
             others = count(foreign, "upload")
             question = f"Abort {others} that no mount of this machine and user started?"
@@ -201,7 +206,7 @@ class _Cleanup:
         struck = strike(found, BucketAddress.of(self._config.bucket), prefix, still)
         return self._report(done, struck, False)
 
-    def _report(self, done: list[Done], struck: int, dry_run: bool) -> int:
+    def _report(self, done: list[UploadOutcome], struck: int, dry_run: bool) -> int:
         names = [_outcome(each, dry_run) for each in done]
         failed = names.count("failed")
         if self._as_json:
@@ -215,7 +220,7 @@ class _Cleanup:
         click.echo(f"{bucket}: {', '.join(counts) or 'no pending uploads'}")
         return 1 if failed else 0
 
-    def _line(self, done: Done, name: str) -> str:
+    def _line(self, done: UploadOutcome, name: str) -> str:
         upload = done.pending.upload
         key = printable(upload.key.decode("utf-8", "surrogateescape"))
         why = f"  ({printable(done.why)})" if done.why else ""
@@ -234,11 +239,11 @@ def _is_confirmed(question: str) -> bool:
         ) from None
 
 
-def _outcome(done: Done, dry_run: bool) -> str:
+def _outcome(done: UploadOutcome, dry_run: bool) -> str:
     return "would abort" if dry_run and done.pending.verdict == "abort" else done.outcome
 
 
-def _as_json(done: Done, name: str) -> dict[str, Any]:
+def _as_json(done: UploadOutcome, name: str) -> dict[str, Any]:
     upload = done.pending.upload
     seconds, rest_ns = divmod(upload.started_ns, 10**9)
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mountpoint.errors import MountError
 from mountpoint.mount.control import SUFFIX, ask, socket_directory
-from mountpoint.system.kernel import Mounted, fuse_mounts
+from mountpoint.system.kernel import FuseMount, fuse_mounts
 
 #: The file system type of this program's mounts.
 TYPE = "fuse.mount-s3"
@@ -54,7 +54,7 @@ def answering(environ: Mapping[str, str]) -> list[Mount]:
     return sorted(found, key=lambda mount: mount.directory)
 
 
-def silent(mounts: list[Mount]) -> list[Mounted]:
+def silent(mounts: list[Mount]) -> list[FuseMount]:
     """Return the mounts of this user that are not in `mounts`: they do not answer."""
     known = {mount.directory for mount in mounts}
     return [

@@ -18,7 +18,7 @@ from typing import Literal
 from mountpoint.errors import NoSuchUpload, OperationError
 from mountpoint.s3.client import ObjectClient, PendingUpload
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.pending_journal import Begun, BucketAddress, Found
+from mountpoint.upload.pending_journal import BucketAddress, FoundJournal, JournaledUpload
 
 #: Parallel requests: an abort takes S3 20 to 50 ms.
 AT_ONCE = 16
@@ -28,7 +28,7 @@ Outcome = Literal["aborted", "kept", "gone", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class JudgedUpload:
     """A pending upload and the decision on it. `why` is a reason for the user."""
 
     upload: PendingUpload
@@ -38,10 +38,10 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class UploadOutcome:
     """The outcome for an upload; for a failure, `why` is S3's error."""
 
-    pending: Pending
+    pending: JudgedUpload
     outcome: Outcome
     why: str = ""
 
@@ -61,17 +61,17 @@ def listed(
 
 def judge(
     uploads: Iterable[PendingUpload],
-    found: Sequence[Found],
+    found: Sequence[FoundJournal],
     *,
     older_than_s: float,
     everything: bool,
     now_ns: int,
-) -> list[Pending]:
+) -> list[JudgedUpload]:
     """Return the decision on each upload. Pure.
 
     The age of an upload is the lesser of S3's and the journal's, because clocks differ.
     """
-    known: dict[tuple[bytes, str], tuple[Found, Begun]] = {
+    known: dict[tuple[bytes, str], tuple[FoundJournal, JournaledUpload]] = {
         (begun.key, begun.upload_id): (journal, begun)
         for journal in found
         for begun in journal.uploads.values()
@@ -90,13 +90,13 @@ def judge(
             why = "too young"
         else:
             verdict, why = "abort", ""
-        judged.append(Pending(upload, mine, verdict, why))
+        judged.append(JudgedUpload(upload, mine, verdict, why))
     return judged
 
 
 def carry_out(
-    client: ObjectClient, retry_policy: RetryPolicy, judged: Iterable[Pending]
-) -> Iterator[Done]:
+    client: ObjectClient, retry_policy: RetryPolicy, judged: Iterable[JudgedUpload]
+) -> Iterator[UploadOutcome]:
     """Abort the chosen uploads; yield the outcome of each, in order."""
     rest = iter(judged)
     while batch := list(islice(rest, AT_ONCE)):
@@ -108,20 +108,23 @@ def carry_out(
         ]
         for each, question in zip(batch, questions, strict=True):
             if question is None:
-                yield Done(each, "kept", each.why)
+                yield UploadOutcome(each, "kept", each.why)
                 continue
             try:
                 question.answer()
             except NoSuchUpload:
-                yield Done(each, "gone", "it was completed or aborted in the meantime")
+                yield UploadOutcome(each, "gone", "it was completed or aborted in the meantime")
             except OperationError as error:
-                yield Done(each, "failed", str(error) or type(error).__name__)
+                yield UploadOutcome(each, "failed", str(error) or type(error).__name__)
             else:
-                yield Done(each, "aborted")
+                yield UploadOutcome(each, "aborted")
 
 
 def strike(
-    found: Sequence[Found], address: BucketAddress, prefix: bytes, pending: Iterable[PendingUpload]
+    found: Sequence[FoundJournal],
+    address: BucketAddress,
+    prefix: bytes,
+    pending: Iterable[PendingUpload],
 ) -> int:
     """Remove ended uploads from dead mounts' journals; return their number. Raises OSError.
 

@@ -26,7 +26,7 @@ ALMOST = 0.99
 Writing = Mapping[str, Any]
 
 
-class Sent:
+class SentBytes:
     """Counts the bytes in S3 of all files seen so far. The share never decreases.
 
     A file that is no longer listed is completely in S3. The total grows while programs write; the
@@ -62,14 +62,14 @@ class Progress:
         # constants
         self._redraws = stream is not None and terminal.can_redraw(stream)
         # mutable: from the first `show` to the end
-        self._sent: Sent | None = None
+        self._sent: SentBytes | None = None
         self._label = ""
         self._next_line_s = 0.0
 
     def show(self, writing: Sequence[Writing]) -> None:
         """Show how much of these and earlier files is in S3."""
         if self._sent is None:
-            self._sent, self._next_line_s = Sent(), 0.0
+            self._sent, self._next_line_s = SentBytes(), 0.0
         self._sent.note(writing)
         self._label = f"Waiting for {_name(writing)}"
         if self._redraws:
@@ -96,7 +96,7 @@ class Progress:
             self._write("\n")
         self._sent = None
 
-    def _draw(self, sent: Sent) -> None:
+    def _draw(self, sent: SentBytes) -> None:
         assert self._stream is not None
         # Leave the last column free: some terminals wrap when it is written.
         width = terminal.columns(self._stream) - 1
@@ -117,7 +117,7 @@ def _name(writing: Sequence[Writing]) -> str:
     return printable(writing[0]["path"]) if len(writing) == 1 else f"{len(writing)} files"
 
 
-def line(label: str, sent: Sent, width: int) -> str:
+def line(label: str, sent: SentBytes, width: int) -> str:
     """Return the line: percentage, then figures, label and bar as far as they fit."""
     percent = _percent(sent)
     tail = f"{percent}  {_figures(sent)}"
@@ -138,9 +138,9 @@ def _beside(label: str, tail: str, room: int) -> str:
     return f"{terminal.fit(label, room)}  {tail}"
 
 
-def _percent(sent: Sent) -> str:
+def _percent(sent: SentBytes) -> str:
     return f"{int(sent.share * 100):3} %"
 
 
-def _figures(sent: Sent) -> str:
+def _figures(sent: SentBytes) -> str:
     return f"{size(sent.sent_bytes)} of {size(sent.total_bytes)}"

@@ -7,14 +7,14 @@ from typing import Any
 from mountpoint.ctl.terminal import NO_WIDTH
 from mountpoint.ctl.words import age, count, number, size, title
 from mountpoint.log.format import printable
-from mountpoint.system.kernel import Mounted
+from mountpoint.system.kernel import FuseMount
 
 NAME_CHARS = 10
 MIB = 1 << 20
 
 
 def text(
-    mounts: Sequence[Mapping[str, Any]], dead: Sequence[Mounted], width: int = NO_WIDTH
+    mounts: Sequence[Mapping[str, Any]], dead: Sequence[FuseMount], width: int = NO_WIDTH
 ) -> str:
     """Return some lines per mount: its status (`ControlCommands.status`), or that it is silent."""
     blocks = []

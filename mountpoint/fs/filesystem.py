@@ -50,7 +50,7 @@ from mountpoint.system.memory import drop_leftovers, give_back
 MANY_FORGOTTEN = 10_000
 
 
-class BeingWritten(NamedTuple):
+class UnfinishedFile(NamedTuple):
     """A file that is being written. `pending_bytes` of `size_bytes` are not yet in S3."""
 
     path: str
@@ -324,10 +324,10 @@ class FileSystem:
         """Return the number of open file handles."""
         return len(self._files)
 
-    def being_written(self) -> list[BeingWritten]:
+    def being_written(self) -> list[UnfinishedFile]:
         """Return the files whose latest content is not in S3."""
         return [
-            BeingWritten(self._shown(each.inode.key), each.size_bytes, each.pending_bytes)
+            UnfinishedFile(self._shown(each.inode.key), each.size_bytes, each.pending_bytes)
             for each in self._local.writers()
             if not each.removed
         ]

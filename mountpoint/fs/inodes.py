@@ -47,7 +47,7 @@ _RESTORED, _HAS_METADATA, _HAS_ATTRIBUTES = 1, 2, 4
 _KEPT = struct.Struct("<iqqq")
 
 
-class Paged(IntEnum):
+class PageState(IntEnum):
     """How much of a file the kernel may have cached: no page, some pages, or all."""
 
     NOT = 0
@@ -102,7 +102,7 @@ class Inode:
         self.fresh_until_s = fresh_until_s
         self.lookups = lookups
         self.opens = 0
-        self.paged = Paged.NOT
+        self.paged = PageState.NOT
 
     @property
     def is_directory(self) -> bool:
@@ -262,7 +262,12 @@ class InodeTable:
         self.released(inode)
 
     def became(
-        self, inode: Inode, info: ObjectInfo, fresh_until_s: float, *, paged: Paged = Paged.SOME
+        self,
+        inode: Inode,
+        info: ObjectInfo,
+        fresh_until_s: float,
+        *,
+        paged: PageState = PageState.SOME,
     ) -> None:
         """Note that an inode is the version `info` from now on: it was written through the inode.
 

@@ -23,7 +23,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.caches import Caches
 from mountpoint.fs.handles import HandleTable, OpenFile
-from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, Paged
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, PageState
 from mountpoint.fs.resolver import Resolver, newest
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.readers import Readers
@@ -80,12 +80,12 @@ class ReadHandle:
             self._stream.exact = True
 
     @property
-    def paged(self) -> Paged:
+    def paged(self) -> PageState:
         """How much of the file the kernel may have cached through this handle."""
         if self._stream is None or self._stream.read_bytes == 0:
-            return Paged.NOT
+            return PageState.NOT
         whole = self._stream.read_bytes >= self._stream.size_bytes
-        return Paged.ALL if whole else Paged.SOME
+        return PageState.ALL if whole else PageState.SOME
 
     def read(self, offset: int, size: int) -> Bytes:
         """See OpenFile. Raises FileDamaged if bytes do not match S3's checksum."""
@@ -340,10 +340,10 @@ class Opener:
             inode.set_info(version)
             if stream is not None and not direct:
                 _expect_gaps(inode, stream)
-        inode.paged = max(inode.paged, Paged.SOME)
+        inode.paged = max(inode.paged, PageState.SOME)
         return stream
 
 
 def _expect_gaps(inode: Inode, stream: ReadStream) -> None:
-    if inode.paged is Paged.ALL:
+    if inode.paged is PageState.ALL:
         stream.expect_gaps()

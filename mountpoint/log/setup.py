@@ -69,7 +69,7 @@ class Log(NamedTuple):
     `crashes` is a descriptor; None if the only output is syslog.
     """
 
-    recent: "Recent"
+    recent: "RecentLines"
     crashes: int | None
 
 
@@ -78,7 +78,7 @@ def configure_log(config: LogConfig) -> Log:
     chosen = effective_filter(config)
     file = None if config.directory is None else _create_file(config.directory)
     redact = Redactor.from_environment(os.environ)
-    recent = Recent(redact)
+    recent = RecentLines(redact)
     sinks = [*_sinks(config, file, redact), recent]
     structlog.configure(
         processors=[_add_time, structlog.processors.format_exc_info, _last],
@@ -295,7 +295,7 @@ class _File:
             os.write(self._descriptor, line.encode())
 
 
-class Recent:
+class RecentLines:
     """The last lines, for `mount-s3ctl log`. Thread-safe."""
 
     def __init__(self, redact: Redactor) -> None:

@@ -15,7 +15,7 @@ from mountpoint.config import Config
 from mountpoint.errors import MountError
 from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fuse import binding
-from mountpoint.log.setup import Recent, log_location
+from mountpoint.log.setup import RecentLines, log_location
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount.control import Command
 from mountpoint.s3.aws.endpoint import Endpoint
@@ -36,7 +36,7 @@ class ControlCommands:
         filesystem: FileSystem,
         budget: Budget,
         meters: Meters,
-        recent: Recent,
+        recent: RecentLines,
     ) -> None:
         # dependencies
         self._config = config

@@ -20,7 +20,7 @@ from mountpoint.errors import MountError
 from mountpoint.fuse import binding
 from mountpoint.fuse.binding import llfuse
 from mountpoint.fuse.operations import Operations
-from mountpoint.log.setup import Recent, configure_log, crt_log_level
+from mountpoint.log.setup import RecentLines, configure_log, crt_log_level
 from mountpoint.metrics.export.exports import Exports
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import preflight
@@ -100,7 +100,7 @@ def _serve(
     client: CrtClient,
     stopping: threading.Event,
     meters: Meters,
-    recent: Recent,
+    recent: RecentLines,
     watcher: SignalWatcher,
     on_ready: Callable[[ControlCommands], None],
 ) -> int:

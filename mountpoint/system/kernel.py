@@ -48,20 +48,20 @@ def knows(kind: str) -> bool:
         return any(line.split()[-1:] == [kind] for line in file)
 
 
-class Mounted(NamedTuple):
+class FuseMount(NamedTuple):
     """A FUSE mount: its directory and its user."""
 
     directory: str
     uid: int
 
 
-def fuse_mounts(kind: str) -> list[Mounted]:
+def fuse_mounts(kind: str) -> list[FuseMount]:
     """Return all mounts of a type, such as fuse.mount-s3, that this process sees."""
     found = []
     for each in mounts():
         options = dict(option.partition("=")[::2] for option in each.options)
         if each.kind == kind and "user_id" in options:
-            found.append(Mounted(each.directory, int(options["user_id"])))
+            found.append(FuseMount(each.directory, int(options["user_id"])))
     return found
 
 

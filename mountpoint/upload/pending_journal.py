@@ -78,7 +78,7 @@ class BucketAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class JournaledUpload:
     """An upload that has begun and not ended, as far as its journal says."""
 
     key: bytes
@@ -99,14 +99,14 @@ class Journal:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._file: int | None = None
-        self._open: dict[str, Begun] = {}
+        self._open: dict[str, JournaledUpload] = {}
         self._struck = 0  # lines of uploads that have ended
         self._off = False
 
     def begun(self, key: bytes, upload_id: str) -> None:
         """Record a new upload."""
         with self._lock:
-            upload = Begun(key, upload_id, time.time_ns())
+            upload = JournaledUpload(key, upload_id, time.time_ns())
             self._open[upload_id] = upload
             self._note(_begun_line(upload))
 
@@ -177,7 +177,7 @@ class Journal:
         self._file, self._struck = file, 0
 
 
-class Found:
+class FoundJournal:
     """The journal of any process. If it is `dead`, we hold its lock until `close`."""
 
     def __init__(self, path: Path, file: int, dead: bool, lines: Iterable[Any]) -> None:
@@ -188,7 +188,7 @@ class Found:
         self.pid = 0
         # mutable, by the caller that has found it
         self._file = file
-        self.uploads: dict[str, Begun] = {}
+        self.uploads: dict[str, JournaledUpload] = {}
         for fields in lines:
             with contextlib.suppress(UnicodeError):
                 self._read(fields)
@@ -200,7 +200,7 @@ class Found:
                 self.address, self.pid = BucketAddress(bucket, endpoint), pid
             case {"begun": str(upload_id), "key": str(key), "ns": int(started_ns)}:
                 key_bytes = key.encode("utf-8", "surrogateescape")
-                self.uploads[upload_id] = Begun(key_bytes, upload_id, started_ns)
+                self.uploads[upload_id] = JournaledUpload(key_bytes, upload_id, started_ns)
             case {"ended": str(upload_id)}:
                 self.uploads.pop(upload_id, None)
 
@@ -220,13 +220,13 @@ class Found:
 
 
 @contextlib.contextmanager
-def journals(directory: Path) -> Iterator[list[Found]]:
+def journals(directory: Path) -> Iterator[list[FoundJournal]]:
     """Yield all journals in a directory; close them afterwards. Raises OSError.
 
     A missing directory counts as empty. If two processes look at the same time, one of them takes
     dead mounts for living ones.
     """
-    found: list[Found] = []
+    found: list[FoundJournal] = []
     for path in directory.glob(f"*{DRAFT}"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > OLD_DRAFT_S:
@@ -242,7 +242,7 @@ def journals(directory: Path) -> Iterator[list[Found]]:
             one.close()
 
 
-def _open(path: Path) -> Found | None:
+def _open(path: Path) -> FoundJournal | None:
     """Open a journal, and lock it if its mount is dead; None if the file is gone."""
     while True:
         try:
@@ -256,7 +256,7 @@ def _open(path: Path) -> Found | None:
             except BlockingIOError:
                 dead = False
             if _is_at(path, file):
-                return Found(path, file, dead, _lines(file))
+                return FoundJournal(path, file, dead, _lines(file))
         except BaseException:
             os.close(file)
             raise
@@ -281,7 +281,7 @@ def _first_line(address: BucketAddress) -> bytes:
     return _line({"bucket": address.bucket, "endpoint": address.endpoint_url, "pid": os.getpid()})
 
 
-def _begun_line(upload: Begun) -> bytes:
+def _begun_line(upload: JournaledUpload) -> bytes:
     key = upload.key.decode("utf-8", "surrogateescape")
     return _line({"begun": upload.upload_id, "key": key, "ns": upload.started_ns})
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mountpoint.errors import Superseded
-from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, Paged
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, PageState
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo
 
@@ -100,7 +100,7 @@ class Readers:
         """Give an inode that is not open its new version; False if old pages may remain."""
         if not self._drop_pages(inode.number):
             return False
-        self._inodes.became(inode, info, 0.0, paged=Paged.NOT)
+        self._inodes.became(inode, info, 0.0, paged=PageState.NOT)
         return True
 
     def catch_up(self, inode: Inode, entry: Entry, fresh_until_s: float) -> bool:
@@ -115,7 +115,7 @@ class Readers:
             self._wait(lambda: not self.are_there(inode), RETURN_S)
             if self.are_there(inode) or not self._drop_pages(inode.number):
                 return False
-            self._inodes.became(inode, entry.info, fresh_until_s, paged=Paged.NOT)
+            self._inodes.became(inode, entry.info, fresh_until_s, paged=PageState.NOT)
             return True
 
     def _wait(self, condition: Callable[[], bool], within_s: float) -> None:

@@ -81,7 +81,7 @@ class Exports:
             with _extra("--otlp-endpoint", "otlp"):
                 from mountpoint.metrics.export.otlp import Otlp
             otlp = Otlp(metrics.otlp_endpoint, self._families, os.environ)
-            sending = _Repeated(
+            sending = _RepeatingThread(
                 "otlp", metrics.otlp_interval_s, otlp.export, self._at_end(otlp.export_last)
             )
             self._ends.callback(sending.join)
@@ -89,7 +89,7 @@ class Exports:
             self._ends.callback(sending.stop)
         if config.log.metrics:
             writer = lines.Lines(self._families)
-            writing = _Repeated(
+            writing = _RepeatingThread(
                 "log-metrics", lines.INTERVAL_S, writer.write, self._at_end(writer.write)
             )
             self._ends.callback(writing.join)
@@ -109,7 +109,7 @@ class Exports:
         return lambda: action() if self._served else None
 
 
-class _Repeated:
+class _RepeatingThread:
     """Calls `action` at an interval, and `last` at the end, in its own thread."""
 
     def __init__(

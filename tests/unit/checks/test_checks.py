@@ -20,7 +20,7 @@ from mountpoint.checks.checklist import Check, Result, failed, go_through, ok, s
 from mountpoint.checks.command import CHECKS
 from mountpoint.checks.report import clean_by, write_json, write_text
 from mountpoint.checks.subject import Objects, Subject, no_progress, within
-from mountpoint.checks.throughput import Measured, measure, throughput
+from mountpoint.checks.throughput import Measurement, measure, throughput
 from mountpoint.config import (
     MIB,
     BucketConfig,
@@ -597,7 +597,7 @@ def asked_for_throughput(
     asked.client = object()
     asked.objects = Objects(large=ObjectInfo(b"big", 64 * MIB, 0, '"a"'))
     monkeypatch.setattr("mountpoint.checks.throughput.Streams", lambda *_: Streams())
-    found = Measured(size_bytes, 2.0, error)
+    found = Measurement(size_bytes, 2.0, error)
     monkeypatch.setattr("mountpoint.checks.throughput.measure", lambda *_: found)
     return throughput(asked)
 

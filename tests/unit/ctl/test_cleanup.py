@@ -21,7 +21,7 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import connect
 from mountpoint.s3.client import PendingUpload, PutOptions
 from mountpoint.s3.retry import RetryPolicy
-from mountpoint.upload.pending_journal import BucketAddress, Found, Journal, journals
+from mountpoint.upload.pending_journal import BucketAddress, FoundJournal, Journal, journals
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault
 
 ADDRESS = BucketAddress("bucket")
@@ -76,7 +76,7 @@ def noted(tmp_path: Path) -> Iterator[Journals]:
 
 
 def later(
-    client: FakeClient, found: list[Found], age_s: float, *, everything: bool = False
+    client: FakeClient, found: list[FoundJournal], age_s: float, *, everything: bool = False
 ) -> dict:  # type: ignore[type-arg]
     """Decide about the pending uploads, `age_s` after the last one began."""
     youngest_ns = max(

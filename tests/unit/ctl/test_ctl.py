@@ -12,7 +12,7 @@ from mountpoint.ctl.words import age, dollars, milliseconds, size
 from mountpoint.metrics.counters import Counters
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.crt.client import REQUESTS
-from mountpoint.system.kernel import Mounted
+from mountpoint.system.kernel import FuseMount
 
 STATUS = {
     "bucket": "bucket", "prefix": "", "directory": "/mnt", "pid": 7, "uptime_s": 100.0,
@@ -167,7 +167,7 @@ def test_status_of_others() -> None:
         "read_only": True,
         "log": "see the newest log in /" + "long/" * 20,
     }
-    found = status.text([troubled, STATUS | {"version": "0.9"}], [Mounted("/dead", 0)], 60)
+    found = status.text([troubled, STATUS | {"version": "0.9"}], [FuseMount("/dead", 0)], 60)
     first, second, third = found.split("\n\n")
     assert first.splitlines()[1] == "  trouble    all requests of the last 12 s have failed:"
     assert first.splitlines()[2] == "             SlowDown"

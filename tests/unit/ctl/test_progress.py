@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mountpoint.ctl import progress
-from mountpoint.ctl.progress import LINE_S, Progress, Sent
+from mountpoint.ctl.progress import LINE_S, Progress, SentBytes
 from mountpoint.ctl.terminal import fit, width_of
 from tests.terminal import TERM, terminal
 
@@ -86,7 +86,7 @@ def test_a_terminal_that_is_resized() -> None:
 
 def test_the_share_never_decreases() -> None:
     """The share does not decrease if files grow or start, and is complete only at the end."""
-    sent = Sent()
+    sent = SentBytes()
     shares = []
     for each in [
         [writing("/a", 100, 50)],

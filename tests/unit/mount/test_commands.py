@@ -8,7 +8,7 @@ import pytest
 from mountpoint.cli import main as cli
 from mountpoint.config import BucketConfig, ChangeConfig, Config, FileSystemConfig, MountConfig
 from mountpoint.log.format import Redactor
-from mountpoint.log.setup import Recent
+from mountpoint.log.setup import RecentLines
 from mountpoint.metrics.export.families import LEVELS
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import commands
@@ -35,7 +35,7 @@ def test_aws_prices_for_aws_endpoints(endpoint_url: str | None, is_aws: bool) ->
     endpoint = resolve(bucket, "eu-west-1")
     with mounted({}) as world:
         answers = ControlCommands(
-            config, endpoint, world.fs, world.budget, Meters(), Recent(Redactor([]))
+            config, endpoint, world.fs, world.budget, Meters(), RecentLines(Redactor([]))
         )
         status = answers.status({})
     assert status["is_aws"] is is_aws
@@ -49,7 +49,7 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     meters = Meters()
     with mounted({}) as world:
         answers = ControlCommands(
-            CONFIG, ENDPOINT, world.fs, world.budget, meters, Recent(Redactor([]))
+            CONFIG, ENDPOINT, world.fs, world.budget, meters, RecentLines(Redactor([]))
         )
 
         def rates_after(seconds: int, read_bytes: int) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def test_permitted_changes(read_only: bool, change: ChangeConfig, options: list[
     config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
     with mounted({}) as world:
         answers = ControlCommands(
-            config, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([]))
+            config, ENDPOINT, world.fs, world.budget, Meters(), RecentLines(Redactor([]))
         )
         status = answers.status({})
     assert (status["read_only"], status["options"]) == (read_only, options)
@@ -103,6 +103,6 @@ def test_levels() -> None:
     """The levels are those that the metrics export."""
     with mounted({}) as world:
         answers = ControlCommands(
-            CONFIG, ENDPOINT, world.fs, world.budget, Meters(), Recent(Redactor([]))
+            CONFIG, ENDPOINT, world.fs, world.budget, Meters(), RecentLines(Redactor([]))
         )
         assert set(answers.levels()) == set(LEVELS)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from mountpoint.errors import NotPermitted, NotSequential, OperationError, WriterKilled
-from mountpoint.fs.inodes import Inode, Paged
+from mountpoint.fs.inodes import Inode, PageState
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.open_flags import allows, appends, changes, file_exists, may_write
@@ -460,7 +460,7 @@ class StreamedWriter:
                 # Listed before it is no longer a file being written: it is visible all the time.
                 mount.caches.changed(inode.directory, inode.name, info)
                 # The kernel has no pages of the file that was appended to, or not its last one.
-                paged = Paged.NOT if self._appends else Paged.SOME
+                paged = PageState.NOT if self._appends else PageState.SOME
                 mount.inodes.became(inode, info, 0.0, paged=paged)
                 content.stored(info)
             self._on_settled(self, info.key)
