@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mountpoint.config import FileSystemConfig
 from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.overlay import OverlayNames
-from mountpoint.fs.posix_metadata import NOTHING, parsed
+from mountpoint.fs.posix_metadata import NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class AttributeView:
         """Return the attributes of an inode that stay valid for `left_s` seconds."""
         config = self._config
         ttl_s = min(max(left_s, 0.0), config.ttl_s)
-        info = inode.info
-        if info is None:
+        stored = inode.stored
+        if stored is None:
             return Attributes(
                 inode=inode.number,
                 mode=stat.S_IFDIR | config.dir_mode,
@@ -81,22 +81,21 @@ class AttributeView:
                 gid=config.gid,
                 ttl_s=ttl_s,
             )
+        size_bytes, ctime_ns, kept = stored
         writer = self._local.writer(inode)
-        kept = NOTHING
-        if self._keeps:
-            kept = parsed(info.metadata) if writer is None else writer.kept
-        if writer is None:
-            size_bytes = info.size_bytes
-            mtime_ns = info.mtime_ns if kept.mtime_ns is None else kept.mtime_ns
-        else:
-            size_bytes, mtime_ns = writer.size_bytes, writer.mtime_ns
+        if writer is not None:
+            size_bytes, ctime_ns, kept = writer.size_bytes, writer.mtime_ns, writer.kept
+        if not self._keeps:
+            kept = NOTHING
+        # A writer's time is the one that was set last.
+        mtime_ns = ctime_ns if writer is not None or kept.mtime_ns is None else kept.mtime_ns
         return Attributes(
             inode=inode.number,
             mode=stat.S_IFREG | (config.file_mode if kept.mode is None else kept.mode),
             links=0 if writer is not None and writer.removed else 1,
             size_bytes=size_bytes,
             mtime_ns=mtime_ns,
-            ctime_ns=mtime_ns if writer is not None else info.mtime_ns,
+            ctime_ns=ctime_ns,
             uid=config.uid if kept.uid is None else kept.uid,
             gid=config.gid if kept.gid is None else kept.gid,
             ttl_s=ttl_s - (self._renew_before_s if ttl_s > self._renew_before_s else 0.0),

@@ -142,6 +142,14 @@ class Inode:
         """
         return None if self._packed is None else _unpack(self.key, self._packed)
 
+    @property
+    def stored(self) -> tuple[int, int, FileAttributes] | None:
+        """The object's size, time (ns) and file attributes, faster than `info`; None as there."""
+        if self._packed is None:
+            return None
+        size_bytes, mtime_ns, flags = _NUMBERS.unpack_from(self._packed)
+        return size_bytes, mtime_ns, _attributes(self._packed, flags)
+
     def set_info(self, info: ObjectInfo) -> None:
         """Replace the description with a newer one of the same version."""
         self._packed = _pack(info)
@@ -174,14 +182,25 @@ def _pack(info: ObjectInfo) -> bytes:
     return numbers + texts + behind
 
 
+def _attributes(packed: bytes, flags: int) -> FileAttributes:
+    if not flags & _HAS_ATTRIBUTES:
+        return NOTHING
+    mode, uid, gid, mtime_ns = _KEPT.unpack_from(packed, len(packed) - _KEPT.size)
+    return FileAttributes(
+        None if mode < 0 else mode,
+        None if uid < 0 else uid,
+        None if gid < 0 else gid,
+        None if mtime_ns < 0 else mtime_ns,
+    )
+
+
 def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
     size_bytes, mtime_ns, flags = _NUMBERS.unpack_from(packed)
     metadata = NO_METADATA if flags & _HAS_METADATA else None
     end = len(packed)
     if flags & _HAS_ATTRIBUTES:
         end -= _KEPT.size
-        values = _KEPT.unpack_from(packed, end)
-        metadata = formatted(FileAttributes(*(None if each < 0 else each for each in values)))
+        metadata = formatted(_attributes(packed, flags))
     texts = packed[_NUMBERS.size : end].decode("utf-8", "surrogatepass")
     etag, _, storage_class = texts.partition("\n")
     restored = bool(flags & _RESTORED)

@@ -152,7 +152,8 @@ def test_inode_returns_its_object(storage_class: str) -> None:
     info = ObjectInfo(b"p/d/\xff", (1 << 63) - 1, 1 << 60, "e", storage_class, restored=True)
     inode = table.looked_up(below, Entry(b"\xff", info), 0.0)
     assert inode.info == info
-    assert below.info is None
+    assert inode.stored == (info.size_bytes, info.mtime_ns, NOTHING)
+    assert (below.info, below.stored) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,7 @@ def test_inode_keeps_file_attributes(attributes: FileAttributes | None) -> None:
     assert inode.info == info
     assert inode.info is not None
     assert inode.info.metadata == metadata
+    assert inode.stored == (1, 2, attributes or NOTHING)
     listed = Entry(b"a", ObjectInfo(b"a", 1, 2, '"e"', "GLACIER"))
     assert inode.is_version(listed), "metadata is no part of the version"
     told = None if attributes is None else Entry(b"a", info)
