@@ -191,7 +191,7 @@ def test_new_files(pair: Pair, store: Store, umask: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 9 * MIB])
-def test_of_what_is_there(pair: Pair, store: Store, size: int) -> None:
+def test_attributes_of_existing_files(pair: Pair, store: Store, size: int) -> None:
     """chmod, chown and touch change an existing file for all mounts, but not its content."""
     name = f"there-{size}"
     here, there = pair[0] / name, pair[1] / name
@@ -288,7 +288,7 @@ SETTINGS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", ["refuse", "ignore"])
-def test_of_what_is_there_without(store: Store, folder: Path, how: str) -> None:
+def test_attributes_without_keep(store: Store, folder: Path, how: str) -> None:
     """By default attributes are EPERM with a hint in the log; with ignore they have no effect."""
     store.client().put_object(
         Bucket=store.bucket, Key=f"{how}/d/a", Body=b"1", Metadata={"mode": "33152"}

@@ -233,7 +233,7 @@ def test_copies(recorder: Recorder, tmp_path: Path, command: list[str]) -> None:
     assert path.read_bytes() == BODY
 
 
-def test_a_mapping_reads_what_was_written(wide: Recorder) -> None:
+def test_a_mapping_reads_written_bytes(wide: Recorder) -> None:
     """A mapping shows bytes that were written past the page cache."""
     path = wide.path / "file"
     write(path, os.O_WRONLY | os.O_CREAT)

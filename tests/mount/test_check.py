@@ -247,7 +247,7 @@ def said_by_mounting(
         ("write", "incremental", ["--incremental-upload"]),
     ],
 )
-def test_it_says_what_mounting_says(
+def test_messages_are_those_of_mounting(
     store: Store, folder: Path, path: Path, name: str, wrong: str, says: list[str]
 ) -> None:
     """The failed check has the words of mounting, and checks that need it are skipped."""
@@ -286,7 +286,7 @@ def test_it_says_what_mounting_says(
     assert not is_mounted(path)
 
 
-def test_nobody_listens(store: Store) -> None:
+def test_connection_refused(store: Store) -> None:
     """The connection check fails, and the checks that need it name it."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -616,7 +616,7 @@ def test_interrupted(
         assert "Traceback" not in out
 
 
-def test_nobody_reads_the_list(store: Store, small: str) -> None:
+def test_output_to_a_closed_pipe(store: Store, small: str) -> None:
     """A pipe that is closed early is no traceback."""
     where = " ".join(store_options(store))
     result = subprocess.run(

@@ -90,7 +90,7 @@ def documented(section: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_status_tells_what_is_mounted(store: Store, folder: Path) -> None:
+def test_status_names_the_mount(store: Store, folder: Path) -> None:
     """Text and JSON: place, bucket, user, open files, and permitted changes."""
     store.put("ctl/status/a", b"x" * 1000)
     with mounted(store, folder, "--prefix", "ctl/status/", "--read-only") as mount:
@@ -354,7 +354,7 @@ def test_unmount(store: Store, folder: Path) -> None:
         assert not path.exists()
 
 
-def test_unmount_waits_for_what_is_written(store: Store, folder: Path) -> None:
+def test_unmount_waits_for_uploads(store: Store, folder: Path) -> None:
     """A file that is being written is uploaded completely, and then the mount ends."""
     script = """
 import sys
@@ -394,7 +394,7 @@ def test_unmount_does_not_wait_for_ever(mount: Mount) -> None:
         assert is_mounted(mount.path)
 
 
-def test_unmount_names_who_uses_it(mount: Mount) -> None:
+def test_unmount_names_programs_that_use_it(mount: Mount) -> None:
     """A program that stands in it, or reads, is not waited for, but named."""
     with program(mount, "print(1); input()") as user:
         refused = ctl("unmount", mount.path)
@@ -421,7 +421,7 @@ def test_a_directory_in_a_mount_is_none(store: Store, mount: Mount) -> None:
     assert f"unmount '{mount.path}'" in refused.stderr
 
 
-def test_nobody_else_can_open_the_socket(mount: Mount) -> None:
+def test_only_the_owner_can_open_the_socket(mount: Mount) -> None:
     """Its directory is its owner's alone; and where that is opened, the mount answers nobody."""
     path = own_socket(mount)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -506,7 +506,7 @@ def test_silent_clients_are_dropped(store: Store, mount: Mount) -> None:
         assert ask(path, "status")["pid"] == mount.pid
 
 
-def test_no_secret_is_told(store: Store, mount: Mount) -> None:
+def test_no_secret_is_sent(store: Store, mount: Mount) -> None:
     """No answer contains a key."""
     path = own_socket(mount)
     answers = [

@@ -196,7 +196,7 @@ def cat(path: Path, user: int) -> str:
     return done.stdout or done.stderr
 
 
-def test_the_mount_says_who_may(store: Store, place: Path) -> None:
+def test_users_allowed_by_the_mount(store: Store, place: Path) -> None:
     """Without allow_other in the mount's options, only the named user has access."""
     store.put("who/file", b"content")
     with served(store, place, "--prefix", "who/", "--allow-other", allow_other=False):

@@ -221,7 +221,7 @@ def threads(mount: Mount) -> int:
     return len(os.listdir(f"/proc/{mount.pid}/task"))
 
 
-def test_health_by_what_s3_answers(store: Store, folder: Path) -> None:
+def test_health_by_the_answers_of_s3(store: Store, folder: Path) -> None:
     """If all requests fail, /healthz says why. A restart would not help, so /livez is ok."""
     store.put("health/a", b"x" * 10)
     with FaultyProxy(store.endpoint_url) as proxy:

@@ -113,7 +113,7 @@ def running(it: Place, folder: Path, environ: dict[str, str]) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("way", [*WAYS, "variables", "file"])
-def test_nobody_sees_them(store: Store, folder: Path, proxy: ForwardProxy, way: str) -> None:
+def test_secrets_are_not_shown(store: Store, folder: Path, proxy: ForwardProxy, way: str) -> None:
     """Reads, writes, refusals, faults, renewal, counters, and the end of the process."""
     store.put(f"secrets/{way}/file", b"content")
     with place(store, folder, way if way in WAYS else "container") as it:

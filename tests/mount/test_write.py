@@ -151,7 +151,7 @@ def test_another_offset(mount: Mount, store: Store) -> None:
     assert content(store, mount.prefix + path.name) is None  # type: ignore[attr-defined]
 
 
-def test_errors_name_what_helps(mount: Mount) -> None:
+def test_errors_name_the_remedy(mount: Mount) -> None:
     """A refused operation is one line in the log, with path, reason and option."""
     path = mount.path / "refused"
     path.write_bytes(b"1")
@@ -362,7 +362,7 @@ def check_directories(root: Path, store: Store) -> None:
     assert listed["KeyCount"] == 0
 
 
-def test_the_log_says_who_was_refused(mount: Mount, store: Store) -> None:
+def test_the_log_names_the_refused_program(mount: Mount, store: Store) -> None:
     """A hundred tries of a program are one line, with the program and the option."""
     store.put(mount.prefix + "kept", b"x")  # type: ignore[attr-defined]
     path = mount.path / "kept"

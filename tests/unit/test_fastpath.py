@@ -339,7 +339,7 @@ def test_everyone_wakes(end: str) -> None:
     assert woken == [True] * 8
 
 
-def test_headers_wake_only_those_who_wait_for_them() -> None:
+def test_headers_wake_only_threads_that_wait_for_them() -> None:
     """The headers come before the body: `info` is known while the part continues."""
     part = Part(0, 4, ETAG)
     run_all(lambda: part.on_headers(INFO), lambda: _check(part.wait_for_headers(SAFE_S)))

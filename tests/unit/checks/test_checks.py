@@ -63,7 +63,7 @@ def outcomes(*checks: Check[None]) -> dict[str, Result]:
     return dict(go_through(checks, None))
 
 
-def test_each_name_is_there_once_and_needs_what_was_before() -> None:
+def test_names_are_unique_and_need_earlier_ones() -> None:
     """Names are unique, because programs use them; a check needs only earlier ones."""
     names = [check.name for check in CHECKS]
     assert len(set(names)) == len(names)
@@ -105,7 +105,7 @@ def test_only_checks_that_need_a_failed_one_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("result", [warning("odd"), skipped("there is none")])
-def test_a_warning_keeps_nobody(result: Result) -> None:
+def test_a_warning_skips_no_check(result: Result) -> None:
     """Neither a warning nor a check without anything to test skips other checks."""
     found = outcomes(Check("a", lambda _: result), Check("b", lambda _: ok("fine"), needs=("a",)))
     assert found["b"].outcome == "ok"
@@ -198,7 +198,7 @@ def test_a_terminal_gets_lines_that_break_at_spaces(
     assert words == f"{finding} {finding}, --force-path-style helps".split()
 
 
-def test_text_of_what_can_be_mounted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_mountable_bucket(capsys: pytest.CaptureFixture[str]) -> None:
     """With only warnings the bucket can be mounted."""
     text = shown(capsys, [RESULTS[0], RESULTS[1], RESULTS[1]])
     assert text.endswith("\nbucket bucket can be mounted: 1 ok, 2 warnings\n")
@@ -573,7 +573,7 @@ def test_all_that_was_asked_for_is_read_once() -> None:
     assert seconds > 0
 
 
-def test_a_slow_line_is_measured_by_what_came() -> None:
+def test_a_slow_line_is_measured_by_arrived_bytes() -> None:
     """A slow line is measured by the bytes that arrive in time; the thread ends, too."""
     begun_s = time.monotonic()
     size_bytes, seconds, error, _ = measured(Stream(stops_at=2 * MIB), 64 * MIB, 0.2)

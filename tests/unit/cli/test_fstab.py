@@ -72,7 +72,7 @@ def test_all_are_refused_for_a_reason() -> None:
         ("read-timout=7", "did you mean 'read-timeout'?"),
     ],
 )
-def test_only_what_is_taken_is_suggested(mounted: Mounted, item: str, hint: str) -> None:
+def test_suggested_options_are_accepted(mounted: Mounted, item: str, hint: str) -> None:
     """Every suggested option is accepted."""
     assert hint in refusal("bucket", "/mnt", "-o", item)
 

@@ -334,7 +334,7 @@ def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
         ("s3://bucket/a/", "prefix a/ of bucket bucket is mounted at /mnt\n"),
     ],
 )
-def test_says_what_is_mounted(
+def test_message_names_the_mount(
     mounted: Mounted, bucket: str, said: str, mode: tuple[str, ...]
 ) -> None:
     """One line on stdout, once, in the background and in the foreground."""

@@ -58,7 +58,7 @@ EFFECTS = {
     "--keep-directories": f"{M}/test_rename.py::test_markers",
     "--staged-writes": f"{M}/test_staged.py::test_any_order",
     "--staged-limit": f"{M}/test_staged.py::test_no_room",
-    "--attributes": f"{M}/test_attributes.py::test_of_what_is_there_without",
+    "--attributes": f"{M}/test_attributes.py::test_attributes_without_keep",
     "--maximum-throughput-gbps": f"{U}/s3/aws/test_ec2.py::test_on_the_way_to_a_mount",
     "--max-threads": f"{M}/test_option_effects.py::test_threads",
     "--part-size": f"{M}/test_option_effects.py::test_reading_in_parts",

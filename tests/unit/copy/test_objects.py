@@ -227,7 +227,7 @@ def test_order_of_a_move(place: Place, size: int) -> None:
     place.check_over()
 
 
-def test_the_copy_is_not_what_was_made(place: Place) -> None:
+def test_a_wrong_copy_keeps_the_source(place: Place) -> None:
     """If HEAD shows nothing, too few bytes, or another object, the source stays."""
     info = place.client.put(SOURCE, b"source")
 

@@ -103,7 +103,7 @@ def test_every_request_has_a_price() -> None:
     assert {priced[name] for name in set(REQUESTS) - FREE - READS} == {5.0}
 
 
-def test_a_region_without_prices_says_whose_they_are() -> None:
+def test_a_region_without_prices_names_theirs() -> None:
     """The table names the region if its prices are another region's."""
     assert of_region("eu-central-1") == (BY_REGION["eu-central-1"], "eu-central-1")
     assert of_region("mars-north-1") == (BY_REGION["us-east-1"], "us-east-1")

@@ -40,7 +40,7 @@ def test_one_line_is_drawn_again(columns: int, path: str) -> None:
         assert "100 %" in line
 
 
-def test_it_says_what_and_how_much() -> None:
+def test_progress_shows_share_and_bytes() -> None:
     """A bar, a percentage and bytes; the cursor is on a free line at the end."""
     with terminal(80) as screen:
         shown = Progress(screen.stream)

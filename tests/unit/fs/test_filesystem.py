@@ -385,7 +385,7 @@ def test_open_of_a_deleted_object(listed: bool, content: bytes) -> None:
         assert world.look(b"a").size_bytes == len(content)
 
 
-def test_open_of_what_has_become_a_directory() -> None:
+def test_open_of_a_file_that_became_a_directory() -> None:
     """If a deleted object's name is now a directory, open makes the kernel look up again."""
     with mounted({b"a": b"1"}) as world:
         number = world.look(b"a").inode

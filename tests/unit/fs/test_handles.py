@@ -188,7 +188,7 @@ def test_positions_stay_while_the_directory_changes() -> None:
         assert names(entries) == [b"%02d" % index for index in range(10)]
 
 
-def test_closing_cancels_what_is_in_flight() -> None:
+def test_closing_cancels_requests_in_flight() -> None:
     """Closing or rewinding the handle cancels requests ahead."""
     for end in (DirectoryHandle.rewind, DirectoryHandle.close):
         with FakeClient({b"%03d" % index: b"" for index in range(500)}, page_size=50) as client:

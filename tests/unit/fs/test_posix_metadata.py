@@ -88,7 +88,7 @@ def test_times(text: str, mtime_ns: int | None) -> None:
 
 
 @pytest.mark.parametrize("text", [str(ID_MAX + 1), "-1", "0x10", "root", "9" * 10_000])
-def test_owners_that_nobody_is(text: str) -> None:
+def test_impossible_owners(text: str) -> None:
     """An impossible user or group counts as missing, and affects nothing else."""
     assert posix_metadata.parsed({"uid": text, "gid": "7"}) == FileAttributes(gid=7)
 

@@ -77,7 +77,7 @@ def test_appending_where_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "between", "after"])
-def test_set_of_what_is_appended_to(when: str) -> None:
+def test_attributes_set_while_appending(when: str) -> None:
     """New attributes go with the upload; without a write they cost a copy of the object."""
     with mounted(attributes="keep", allow_append=True) as world:
         world.client.put(b"a", b"1", metadata=THEIRS)
@@ -422,7 +422,7 @@ def test_somebody_else_was_faster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [None, 5])
-def test_set_of_what_others_have_changed(size_bytes: int | None, tmp_path: Path) -> None:
+def test_attributes_set_of_files_changed_by_others(size_bytes: int | None, tmp_path: Path) -> None:
     """Setting attributes of an outdated version makes the kernel look up again, and then works."""
     with staged(tmp_path) as world:
         world.client.put(b"a", b"1")

@@ -320,7 +320,7 @@ def test_a_listing_tells_of_absence() -> None:
         assert kinds(world) == ["list"]
 
 
-def test_a_listing_shows_what_was_absent() -> None:
+def test_a_listing_replaces_cached_absence() -> None:
     """A listing replaces the cached absence of a name."""
     with mounted(**SIXTY) as world:
         assert missing(world, b"a") == 60.0

@@ -55,7 +55,7 @@ def test_a_kernel_that_offers_too_little(asked: bytes) -> None:
     assert _channel.completed_init(asked, ANSWER) == ANSWER
 
 
-def test_only_what_was_offered() -> None:
+def test_only_offered_flags_are_set() -> None:
     """The answer has only flags that the kernel offers."""
     answer = _channel.completed_init(request(45, MAX_PAGES), ANSWER)
     assert OUT.unpack(answer)[3] == ANSWERED | MAX_PAGES

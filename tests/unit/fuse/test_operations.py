@@ -282,7 +282,7 @@ def test_a_bug_is_eio_and_the_mount_goes_on(
     assert adapter.look(b"a").st_size == 7
 
 
-def test_a_line_names_only_what_is_known(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_names_only_known_values(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line has no empty fields, always a reason, and the hint if there is one."""
 
     def fail(*_: object) -> None:

@@ -96,7 +96,7 @@ def test_on_and_on() -> None:
         assert asked(world) == (3, 4)
 
 
-def test_nobody_waits_for_a_page_that_is_in_use() -> None:
+def test_lookups_do_not_wait_for_a_page_in_use() -> None:
     """A page in use is renewed once before it is too old, and lookups do not wait."""
     with stepped(files(100)) as world:
         world.start(b"f0001")

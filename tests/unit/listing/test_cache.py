@@ -109,7 +109,7 @@ def test_spans_outlive_their_pages() -> None:
     assert listings.span_of(b"", b"a") is None
 
 
-def test_there_is_a_limit_to_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the least recently used directories are dropped."""
     monkeypatch.setattr(cache, "MAX_SPANS", 10)
     listings = ListingCache(1.0, Clock())
@@ -300,7 +300,7 @@ def test_a_name_that_was_discarded_is_not_absent() -> None:
     assert listings.absent_until(b"d/", b"a") is None
 
 
-def test_absence_is_not_believed_unless_told_to() -> None:
+def test_absence_is_not_cached_by_default() -> None:
     """By default absence is not cached."""
     listings = ListingCache(10.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0, Span(b"", END, 100.0))
@@ -309,7 +309,7 @@ def test_absence_is_not_believed_unless_told_to() -> None:
     assert not listings._absent_at_s
 
 
-def test_there_is_a_limit_to_what_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_absent_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit the oldest are dropped first."""
     monkeypatch.setattr(cache, "MAX_ABSENT", 10)
     monkeypatch.setattr(cache, "MAX_TIMES", 5)

@@ -389,7 +389,7 @@ def test_interrupt(reader_needs: int) -> None:
         assert client.under_way() == 0
 
 
-def test_closing_cancels_what_is_in_flight() -> None:
+def test_closing_cancels_requests_in_flight() -> None:
     """A closed listing has no requests in flight, and sends none ahead."""
     with Rounds(counted(9000)) as client:
         listed = Listed(client)

@@ -171,7 +171,7 @@ def test_a_span_is_found_by_the_names_in_it() -> None:
     assert spans_of().find(b"n") is None
 
 
-def test_the_last_name_of_a_page_is_not_told() -> None:
+def test_the_last_name_of_a_page_is_uncertain() -> None:
     """A name that may become a directory on the next page is in a span that does not cover it."""
     span = Span(b"c", b"f-9", 0.0)
     assert span.covers(b"d")
@@ -220,7 +220,7 @@ def bought(credit: PageCredit, lookups: int, *, known: bool = True) -> list[bool
     return [credit.buy_page(0.0, known=known) for _ in range(lookups)]
 
 
-def test_pages_that_answer_nobody_else() -> None:
+def test_useless_pages() -> None:
     """After two useless pages sixteen lookups are sent alone, then one more page is tried."""
     credit = PageCredit(1.0)
     cycle = [False] * pages.SINGLE_LOOKUPS

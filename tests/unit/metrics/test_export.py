@@ -129,7 +129,7 @@ def test_cancelled_requests_are_counted() -> None:
     assert found["s3.request_total_latency"][("GetObject",)]["count"] == 0
 
 
-def test_all_counters_are_told() -> None:
+def test_all_counters_are_exported() -> None:
     """Each of `Counters` has a metric and a description."""
     counters = Counters()
     found = {family.name: family for family in own_families(counters.snapshot(), {}, {})}
@@ -204,7 +204,7 @@ def test_buckets_for_prometheus(values: list[int]) -> None:
         assert found[f"{name}_sum", request, None] == sum(values)
 
 
-def test_any_program_name_can_be_told() -> None:
+def test_any_program_name_can_be_exported() -> None:
     """A program may have any name, with quotes and line ends."""
     name = 'a "b"\\\nc{d="e"} \x1b\u202e\\xff'
     numbers: Mapping[str, Any] = {

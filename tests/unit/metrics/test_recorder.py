@@ -221,7 +221,7 @@ def test_no_value_is_lost() -> None:
     assert (timer.histogram.count, timer.failures, timer.under_way) == (160_000, 80_000, 0)
 
 
-def test_a_timer_knows_what_is_under_way() -> None:
+def test_a_timer_knows_activities_under_way() -> None:
     """A dropped activity has ended, and is not counted."""
     timer = Timer()
     first, _ = timer.begin(), timer.begin()

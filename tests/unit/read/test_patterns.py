@@ -22,7 +22,7 @@ def run_of(start: int, stop: int, *, ahead: int = 0) -> Run:
     return Run(start, stop, stop + ahead, ahead, used=0, largest=READ_BYTES)
 
 
-def test_a_first_read_holds_only_what_follows() -> None:
+def test_a_first_read_is_continued_at_its_end() -> None:
     """A second read continues it at its end, or within its last page."""
     run = run_of(0, READ_BYTES)
     held = [READ_BYTES - PAGE_BYTES, READ_BYTES]

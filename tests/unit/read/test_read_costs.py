@@ -434,7 +434,7 @@ def test_streams_on_one_descriptor_by_threads(threads: int, read_size: int) -> N
         assert it.asked_bytes <= COST * threads * read
 
 
-def test_a_pause_costs_what_was_ahead() -> None:
+def test_a_pause_costs_the_read_ahead() -> None:
     """After a long pause reading continues, and only the read-ahead is fetched again."""
     with program({b"a": 512 * MIB}) as it:
         handle = it.open(b"a")

@@ -415,7 +415,7 @@ def test_interleaved_readers_all_stay_sequential(readers: int, seed: int, read_s
     assert reader.cost <= COST
 
 
-def test_readers_share_what_may_lie_ahead() -> None:
+def test_readers_share_the_read_ahead() -> None:
     """Each of eight readers gets an eighth of the read-ahead."""
     reader = Reader(HUGE_BYTES)
     begins = [which * which << 30 for which in range(8)]
@@ -562,7 +562,7 @@ def test_a_long_run_after_short_ones_reaches_the_limit() -> None:
 # --- Kept parts ---
 
 
-def test_keeps_what_a_reader_may_come_to() -> None:
+def test_keeps_parts_near_a_reader() -> None:
     """Parts are kept from four reads behind the reader to the end of its read-ahead."""
     reader = Reader(GIB)
     ranges: list[Range] = []

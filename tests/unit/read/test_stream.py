@@ -496,7 +496,7 @@ def test_without_memory_unaligned_reads_leave_nothing() -> None:
         assert reading.budget.max_bytes <= MIB + 2 * PAGE
 
 
-def test_open_files_that_nobody_reads_stay_within_the_memory() -> None:
+def test_unread_open_files_stay_within_the_memory() -> None:
     """Without memory open fetches one page, and the bytes can still be read."""
     with Reading(WHOLE_BYTES, part_bytes=8 * MIB, memory_bytes=WHOLE_BYTES) as reading:
         other = reading.another()
@@ -1088,7 +1088,7 @@ def test_a_stream_that_is_not_read_gives_everything_back() -> None:
             reading.check(offset, 128 * KIB)
 
 
-def test_rest_cancels_what_is_under_way() -> None:
+def test_rest_cancels_requests_under_way() -> None:
     """Requests ahead that have not been answered are cancelled."""
     with Reading(SIZE, stepped=True) as reading:
         reader = Background(lambda: reading.check(0, 128 * KIB))

@@ -228,7 +228,7 @@ def test_another_version() -> None:
     ],
     ids=["here and there", "backwards", "two ranges"],
 )
-def test_nobody_is_asked(reads: Callable[[], list[Piece]]) -> None:
+def test_readers_elsewhere_send_no_head(reads: Callable[[], list[Piece]]) -> None:
     """A reader that does not start at the beginning costs no HEAD."""
     with reader(LARGE, of=b"another") as it:
         handle = it.open()

@@ -26,7 +26,7 @@ def found(client: FakeClient) -> Capabilities:
 
 
 @pytest.mark.parametrize("objects", [{}, {b"empty": b""}, OBJECTS])
-def test_a_store_that_can_do_what_s3_can(objects: dict[bytes, bytes]) -> None:
+def test_a_store_as_capable_as_s3(objects: dict[bytes, bytes]) -> None:
     """All features are found, also in an empty bucket."""
     assert found(FakeClient(objects)) == Capabilities()
 

@@ -195,7 +195,7 @@ def test_a_server_without_tls() -> None:
     assert "TLS" in str(problem)
 
 
-def test_nobody_there_is_no_problem_of_tls() -> None:
+def test_an_unreachable_host_is_no_problem_of_tls() -> None:
     """Then the connection itself reports the error."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -280,7 +280,7 @@ def test_the_end_of_the_mount_ends_a_pause(clock: Clock) -> None:
     assert len(asked.futures) == 3
 
 
-def test_after_the_end_nobody_tries_again(clock: Clock) -> None:
+def test_no_retries_after_the_end(clock: Clock) -> None:
     """Once the mount is ending, the first failure ends the wait."""
     clock.ends_at_s = 0.0
     asked = Asked(clock, ServerFault("500"))

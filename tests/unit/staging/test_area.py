@@ -180,7 +180,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert names(elsewhere) == ["000001.data", "lock"]
 
 
-def test_an_orderly_end_keeps_what_is_not_in_s3(
+def test_an_orderly_end_keeps_unuploaded_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An orderly end does the same, and the log has the place, also at the next mount."""
@@ -239,7 +239,7 @@ def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
 # --- limits ---
 
 
-def test_room_is_made_of_what_was_not_used_for_the_longest_time(
+def test_the_least_recently_used_file_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies of bytes in S3 are dropped, the least recently used file's first; changes stay."""
@@ -281,7 +281,7 @@ def test_a_share_of_the_disk_stays_free(tmp_path: Path, monkeypatch: pytest.Monk
     world.area.close()
 
 
-def test_without_a_limit_half_of_what_is_free_is_taken(tmp_path: Path) -> None:
+def test_without_a_limit_half_of_the_free_space_is_taken(tmp_path: Path) -> None:
     """Other programs use the disk as well."""
     area = StagingArea(str(tmp_path), "bucket")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
@@ -299,7 +299,7 @@ def test_too_little_room_is_said_when_mounting(tmp_path: Path) -> None:
 # --- the directory ---
 
 
-def test_only_the_owner_can_read_what_is_staged(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_staged_files(tmp_path: Path) -> None:
     """With any umask."""
     before = os.umask(0)
     try:
@@ -376,7 +376,7 @@ def test_errors_of_the_disk_have_their_errno() -> None:
         assert outcome(error).errno == expected
 
 
-def test_a_write_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_write_that_fails_halfway_leaves_the_old_file(tmp_path: Path) -> None:
     """On a full disk, fetched bytes are fetched again, and zeros beyond the end stay."""
     world = World(tmp_path)
     file = world.file(world.bucket.put(data_of(MIB)))

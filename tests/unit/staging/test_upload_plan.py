@@ -159,7 +159,7 @@ def test_only_appended_bytes_are_sent() -> None:
     ]
 
 
-def test_a_change_is_sent_with_what_follows_it() -> None:
+def test_a_change_is_sent_with_the_next_bytes() -> None:
     """A part that is followed by another has at least 5 MiB."""
     assert planned(base(100 * MIB, (50 * MIB, 51 * MIB))) == [
         ("copy", 0, 50),

@@ -31,7 +31,7 @@ def test_the_state_is_sent(abstract: bool, tmp_path: Path) -> None:
     assert environ == {"OTHER": "x"}
 
 
-def test_nobody_asks() -> None:
+def test_without_a_manager_nothing_is_sent() -> None:
     """Without the variable nothing happens."""
     with capture_logs() as lines:
         notify({}, READY="1")
@@ -39,7 +39,7 @@ def test_nobody_asks() -> None:
 
 
 @pytest.mark.parametrize("address", ["/nowhere/socket", "relative", "/" + "x" * 200, "@"])
-def test_nobody_is_there(address: str) -> None:
+def test_a_missing_manager_is_logged(address: str) -> None:
     """A missing manager is logged, and no error."""
     with capture_logs() as lines:
         notify({"NOTIFY_SOCKET": address}, READY="1")

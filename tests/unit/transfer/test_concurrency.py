@@ -61,7 +61,7 @@ def test_no_more_than_the_line_brings() -> None:
     assert set(run(ConcurrencyController(MAX_PARTS), "fast", 10)) == {BASE_PARTS}
 
 
-def test_nobody_waits() -> None:
+def test_slow_readers_try_nothing() -> None:
     """If readers are slower, nothing is tried."""
     assert set(run(ConcurrencyController(MAX_PARTS), "each", 10, waited=False)) == {BASE_PARTS}
 

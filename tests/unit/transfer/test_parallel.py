@@ -25,9 +25,7 @@ def run(
 
 @settings(deadline=None, max_examples=examples(25))
 @given(st.integers(0, 60), st.integers(1, 8), st.sets(st.integers(0, 59)))
-def test_of_each_item_it_is_known_what_became_of_it(
-    count: int, workers: int, bad: set[int]
-) -> None:
+def test_each_started_item_is_done_or_failed(count: int, workers: int, bad: set[int]) -> None:
     """Each item that was started is done or failed, once; without failures all are done."""
     begun: list[int] = []
 

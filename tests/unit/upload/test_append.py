@@ -126,7 +126,7 @@ def test_an_empty_file_is_made_once(world: World) -> None:
     assert content(world) == b"data"
 
 
-def test_appending_to_what_is_there(world: World) -> None:
+def test_appending_to_an_existing_file(world: World) -> None:
     """Writes continue at the object's end, in the opened version."""
     base = world.client.put(KEY, b"before ", storage_class="EXPRESS_ONEZONE")
     appending = world.to(base)

@@ -35,7 +35,7 @@ def test_all_parts_together_reach_the_largest_objects(min_mib: int) -> None:
     assert reached(min_mib * MIB, MAX_PARTS) >= 5 * TIB
 
 
-def test_the_largest_parts_reach_what_s3_can_hold() -> None:
+def test_the_largest_parts_reach_the_largest_object() -> None:
     """With the largest part size the limit is 48.8 TiB."""
     assert reached(MAX_PART_BYTES, MAX_PARTS) == 10_000 * 5 * GIB
 

@@ -527,7 +527,7 @@ def test_many_files_written_by_threads() -> None:
         world.check_files(sizes)
 
 
-def test_small_files_take_what_they_hold() -> None:
+def test_small_files_take_memory_of_their_size() -> None:
     """A file smaller than a part takes no more memory than its bytes."""
     with FakeClient() as client:
         world = Watched(client)

@@ -237,7 +237,7 @@ def test_faults_are_tried_again(world: World, kind: str, error: type[Exception])
         Fault(error=errors.ChecksumMismatch("changed on the way")),
     ],
 )
-def test_bytes_that_are_not_what_was_asked(world: World, fault: Fault) -> None:
+def test_bytes_of_another_range(world: World, fault: Fault) -> None:
     """Too few bytes, too many, or those of another offset are requested again."""
     world.client.inject("get", fault)
     info, data = put(world, 3000)

@@ -40,7 +40,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("wanted", [b"d/", b"d/a", b"d/a/"])
-def test_a_rename_waits_for_what_is_under_way(pool: ThreadPoolExecutor, wanted: bytes) -> None:
+def test_a_rename_waits_for_changes_under_way(pool: ThreadPoolExecutor, wanted: bytes) -> None:
     """A rename waits for all changes of its key, and of keys below."""
     locks = KeyLocks(threading.Event())
     done: list[str] = []

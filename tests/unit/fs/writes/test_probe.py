@@ -98,7 +98,7 @@ def test_a_policy_that_wants_headers() -> None:
     ],
     ids=["a proxy's 403", "501", "400"],
 )
-def test_other_answers_refuse_nobody(error: S3Error) -> None:
+def test_other_answers_refuse_no_write(error: S3Error) -> None:
     """After any other answer the upload itself shows the result."""
     with mounted(unproven=True) as world:
         world.client.inject("complete_upload", Fault(error=error))

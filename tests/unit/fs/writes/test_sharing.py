@@ -381,7 +381,7 @@ def test_an_append_waits_for_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.client.content(b"a") == b"12"
 
 
-def test_appending_to_what_others_have_replaced() -> None:
+def test_appending_to_an_object_replaced_by_others() -> None:
     """A locally open file that others replaced is not joined: the kernel looks up again."""
     with mounted({b"a": b"0"}, **ALL) as world:
         number = world.look(b"a").inode
@@ -424,7 +424,7 @@ def test_others_append_while_s3_is_asked(refused: bool) -> None:
         assert world.client.content(b"a") == b"012"
 
 
-def test_an_error_of_a_write_is_told_by_fsync() -> None:
+def test_fsync_reports_an_error_of_a_write() -> None:
     """fsync reports the error while the file is open, even if S3 has the old object."""
     with mounted() as world:
         handle = world.create(b"a", ONE)
@@ -484,7 +484,7 @@ def test_a_write_that_would_harm_others() -> None:
 # --- Reading files that are open for writing ---
 
 
-def test_reading_what_was_synced() -> None:
+def test_reading_synced_bytes() -> None:
     """Bytes in S3 can be read through any descriptor; a read waits for an upload in progress."""
     with mounted(**ALL) as world:
         handle, found = world.fs.create(ROOT, b"a", os.O_RDWR, ONE)
@@ -617,7 +617,7 @@ def test_removing_a_new_file(size: int) -> None:
         world.fs._inodes.check()
 
 
-def test_removing_what_replaces_another() -> None:
+def test_removing_a_file_that_replaces_another() -> None:
     """This deletes an object, and needs the option."""
     for allowed in (False, True):
         with mounted({b"a": b"1"}, allow_overwrite=True, allow_delete=allowed) as world:

@@ -205,7 +205,7 @@ def test_a_new_file_that_others_have_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 2])
-def test_cutting_what_is_kept_fails(world: Mounted, tmp_path: Path, size: int) -> None:
+def test_truncating_a_kept_file_fails(world: Mounted, tmp_path: Path, size: int) -> None:
     """The kept file is unchanged."""
     world.client.inject("put_object", REFUSED)
     with pytest.raises(AccessDenied):

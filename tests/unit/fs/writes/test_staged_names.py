@@ -75,7 +75,7 @@ def test_a_rename_that_fails(tmp_path: Path, source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["stored", "open"])
-def test_a_pending_upload_does_not_replace_what_was_renamed(tmp_path: Path, source: str) -> None:
+def test_a_pending_upload_does_not_replace_a_renamed_file(tmp_path: Path, source: str) -> None:
     """A program that has the replaced file open continues, and no object results."""
     with staged(tmp_path) as world:
         world.client.put(b"b", b"earlier")
@@ -142,7 +142,7 @@ def test_removing_that_fails(tmp_path: Path) -> None:
         assert world.client.contents() == {b"a": b"LATER"}
 
 
-def test_attributes_of_what_was_removed(tmp_path: Path) -> None:
+def test_attributes_of_a_removed_file(tmp_path: Path) -> None:
     """Attributes of a removed file have no effect, and its close succeeds."""
     with staged(tmp_path, allow_delete=True) as world:
         world.client.put(b"a", b"1")
@@ -212,7 +212,7 @@ def test_a_directory_that_is_renamed_by_half(tmp_path: Path) -> None:
             assert world.read_file(world.look(name).inode) == data
 
 
-def test_others_replace_what_is_renamed(tmp_path: Path) -> None:
+def test_others_replace_the_renamed_file(tmp_path: Path) -> None:
     """A staged file takes neither another client's bytes nor their place."""
     with staged(tmp_path) as world:
         world.client.put(b"d/a", b"earlier")
@@ -225,7 +225,7 @@ def test_others_replace_what_is_renamed(tmp_path: Path) -> None:
         assert world.client.contents() == {b"e/a": b"theirs!"}
 
 
-def test_the_marker_of_what_is_replaced() -> None:
+def test_the_marker_of_a_replaced_directory() -> None:
     """A directory that cannot replace an empty one leaves it there."""
     with mounted(allow_rename=True, keep_directories=True) as world:
         for name in (b"d", b"empty"):

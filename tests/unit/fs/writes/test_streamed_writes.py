@@ -196,7 +196,7 @@ def test_a_duplicate_is_closed_before_anything_is_written() -> None:
         assert world.client.content(b"a") == b"123"
 
 
-def test_a_child_closes_what_it_has_inherited() -> None:
+def test_a_child_closes_inherited_files() -> None:
     """A child's close is not the end: the parent continues to write."""
     with mounted() as world:
         handle = world.create(b"a", OPENER)
@@ -473,7 +473,7 @@ def test_times_of_a_file_that_is_written() -> None:
         assert world.look(b"a").mtime_ns == world.client.info(b"a").mtime_ns
 
 
-def test_attributes_of_what_is_there() -> None:
+def test_attributes_cannot_be_changed() -> None:
     """Times, modes and owners of objects and directories cannot be changed."""
     with mounted({b"d/a": b"1"}) as world:
         for path in (b"d", b"d/a"):
@@ -483,7 +483,7 @@ def test_attributes_of_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("written", [0, 5, PART, 2 * PART + 1])
-def test_a_size_beyond_what_is_written(written: int) -> None:
+def test_a_size_beyond_the_written_bytes(written: int) -> None:
     """The size shows immediately, can decrease again, and is filled with zeros at the end."""
     size = 3 * PART + 7
     data = os.urandom(written)
@@ -624,7 +624,7 @@ def test_truncation_of_a_file_that_is_written() -> None:
         assert world.client.uploads == {}
 
 
-def test_truncation_of_what_is_there() -> None:
+def test_truncation_of_an_existing_file() -> None:
     """An object that may be overwritten can be truncated to zero, and extended by a few MiB."""
     with mounted({b"a": b"123", b"b": b""}, allow_overwrite=True) as world:
         assert world.read_file(world.look(b"a").inode) == b"123"
@@ -693,7 +693,7 @@ def test_deleting() -> None:
         assert world.read_file(world.look(b"a").inode) == b"new"
 
 
-def test_deleting_what_is_not_a_file() -> None:
+def test_deleting_something_other_than_a_file() -> None:
     """Directories are not deleted as files, and missing names not at all."""
     with mounted({b"d/a": b"1"}, allow_delete=True) as world:
         with pytest.raises(IsADirectory):
@@ -804,7 +804,7 @@ def test_appending(size: int) -> None:
         assert world.client.uploads == {}
 
 
-def test_appending_to_what_was_read() -> None:
+def test_appending_to_a_file_that_was_read() -> None:
     """The kernel may have the last page of the file, so the appended file has another inode."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         number = world.look(b"a").inode
@@ -839,7 +839,7 @@ def test_appending_needs_an_option() -> None:
             assert "--allow-append" in caught.value.hint
 
 
-def test_appending_to_what_has_changed() -> None:
+def test_appending_to_a_changed_object() -> None:
     """The kernel has the size of its last lookup, so it must look up again."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         number = world.look(b"a").inode
@@ -886,7 +886,7 @@ def test_going_on_where_somebody_else_was() -> None:
 
 
 @pytest.mark.parametrize("now", [b"2", b"23", None])
-def test_open_to_append_to_what_has_changed(now: bytes | None) -> None:
+def test_open_to_append_to_a_changed_object(now: bytes | None) -> None:
     """The kernel looks up again, and finds the present version, or none."""
     with mounted({b"a": b"1"}, allow_append=True) as world:
         world.names()

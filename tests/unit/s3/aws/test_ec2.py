@@ -108,7 +108,7 @@ def test_any_answer_of_the_service(
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "not a url"])
-def test_nobody_there(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_without_a_metadata_service(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Without a service, or with an invalid endpoint, there is no instance and no error."""
     monkeypatch.setenv(NAME, url)
     assert here().region() is None

@@ -107,7 +107,7 @@ def test_refused(url: str, what: str) -> None:
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_only_the_crt_is_told() -> None:
+def test_the_proxy_is_set_only_for_the_crt() -> None:
     """botocore reads `os.environ`, where the password is still encoded; the CRT the C library's."""
     code = (
         "import ctypes, os\n"

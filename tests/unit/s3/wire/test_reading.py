@@ -526,7 +526,7 @@ def test_forms_of_one_etag(told: str, etag: str) -> None:
 
 
 @pytest.mark.parametrize("told", ["", '""', 'W/""', " "])
-def test_an_etag_that_is_not_told(told: str) -> None:
+def test_a_missing_etag(told: str) -> None:
     """A listing may lack it; an object that is read has one."""
     (listed,) = reading.parse_list(page(contents(etag=told)), b"").objects
     assert listed.etag == ""
