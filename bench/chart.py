@@ -89,13 +89,13 @@ def _bars(axes: Any, groups: list[list[float | None]], labels: list[str]) -> Non
     for number, label in enumerate(labels[1:], 1):
         ratios = [group[number] or 1.0 for group in groups]  # no bar for missing figures
         top = (number - 0.5) * thickness - GROUP_HEIGHT / 2
-        places = [group + top for group in range(len(groups))]
+        positions = [group + top for group in range(len(groups))]
         widths = [ratio - 1.0 for ratio in ratios]
-        axes.barh(places, widths, left=1.0, height=thickness, label=label)
-        for place, ratio, group in zip(places, ratios, groups, strict=True):
+        axes.barh(positions, widths, left=1.0, height=thickness, label=label)
+        for position, ratio, group in zip(positions, ratios, groups, strict=True):
             if group[number] is not None:
                 side = "right" if ratio < 1 else "left"
-                axes.text(ratio, place, f" ×{ratio:.2f} ", ha=side, va="center", fontsize=6)
+                axes.text(ratio, position, f" ×{ratio:.2f} ", ha=side, va="center", fontsize=6)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.15)

@@ -1,7 +1,7 @@
 """The bucket that the workloads read, and the comparison of the bytes that they read.
 
 Each object is a piece of an endless tape that repeats TAPE_BYTES random bytes; the key determines
-where it starts. TAPE_BYTES is prime, so within 4 GiB two places that are whole pages, blocks or
+where it starts. TAPE_BYTES is prime, so within 4 GiB two offsets that are whole pages, blocks or
 parts apart differ: eight bytes identify an object and an offset. The bytes do not compress, so
 compression saves a server no work.
 """
@@ -57,11 +57,11 @@ class WrongBytes(Exception):
 
 def content(key: str, start: int, stop: int) -> bytes:
     """Return the bytes [start, stop) of an object. Pure."""
-    place = (zlib.crc32(key.encode()) + start) % TAPE_BYTES
+    at = (zlib.crc32(key.encode()) + start) % TAPE_BYTES
     size = stop - start
-    if place + size <= TAPE_BYTES:
-        return TAPE[place : place + size]
-    return (TAPE * ((place + size) // TAPE_BYTES + 1))[place : place + size]
+    if at + size <= TAPE_BYTES:
+        return TAPE[at : at + size]
+    return (TAPE * ((at + size) // TAPE_BYTES + 1))[at : at + size]
 
 
 def check(key: str, offset: int, size: int, piece: bytes | memoryview) -> None:

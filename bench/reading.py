@@ -88,8 +88,8 @@ class Mapped:
         """Touch each page of a piece, in order, and check its ends. Raises WrongBytes."""
         offset, size = piece
         memory = self._memory
-        for place in range(offset, offset + size, PAGE_BYTES):
-            memory[place]
+        for at in range(offset, offset + size, PAGE_BYTES):
+            memory[at]
         with memoryview(memory) as view, view[offset : offset + size] as part:
             check(self._key, offset, size, part)
         self._work.read_bytes += size

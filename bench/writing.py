@@ -110,17 +110,17 @@ def measure(name: str, run: int, folder: Path, logs: Path) -> tuple[float, str]:
     """Run a workload once; return its rate (MB/s for large files, else operations) and a line."""
     (pid,) = mounting.mount_processes(folder)
     process = Process(pid)
-    place = folder / f"{name}-{time.time_ns()}"
-    place.mkdir()
+    directory = folder / f"{name}-{time.time_ns()}"
+    directory.mkdir()
     before = mounting.counters(pid, logs)
     process.reset_peak()
     cpu_s, start_s = process.cpu_seconds(), time.perf_counter()
-    size_bytes, operations = WORKLOADS[name](place)
+    size_bytes, operations = WORKLOADS[name](directory)
     took_s, cpu_s = time.perf_counter() - start_s, process.cpu_seconds() - cpu_s
     peak_mb = process.peak_rss_bytes() / 1e6
     after = mounting.counters(pid, logs)
     asked = {each: after[each] - before[each] for each in after if after[each] != before[each]}
-    shutil.rmtree(place)
+    shutil.rmtree(directory)
     if size_bytes >= LARGE_BYTES:
         rate = size_bytes / took_s / 1e6
         shown = f"{rate:7.0f} MB/s  {cpu_s / (size_bytes / 1e9):5.2f} CPU-s/GB"

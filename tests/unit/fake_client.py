@@ -539,7 +539,7 @@ class FakeClient:
             with self._lock:
                 etag = etag_of(data)
                 self._upload(key, upload_id).parts[number] = (etag, data)
-                return Written(etag, self._told(body.checksum), MTIME_NS)
+                return Written(etag, self._answered_checksum(body.checksum), MTIME_NS)
 
         return self._ask(request, answer)
 
@@ -699,7 +699,7 @@ class FakeClient:
         if checksum is not None and self.refuses_checksums is not None:
             raise self.refuses_checksums
 
-    def _told(self, checksum: Checksum | None) -> str:
+    def _answered_checksum(self, checksum: Checksum | None) -> str:
         return checksum.value if checksum is not None and self.knows_checksums else ""
 
     def _check(self, key: bytes, condition: Condition) -> None:
@@ -738,7 +738,7 @@ class FakeClient:
         self._objects[key] = info, data
         self._checksums[key] = {} if known is None else {known.name: known.value}
         self._options[key] = options
-        return Written(etag, self._told(known), MTIME_NS)
+        return Written(etag, self._answered_checksum(known), MTIME_NS)
 
     def _complete(
         self,

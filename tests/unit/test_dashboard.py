@@ -35,11 +35,11 @@ def test_panels() -> None:
     assert len({panel["id"] for panel in found}) == len(found)
     taken: set[tuple[int, int]] = set()
     for panel in found:
-        place = panel["gridPos"]
+        grid = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
         }
         assert panel["title"]
         assert max(x for x, _ in cells) < COLUMNS

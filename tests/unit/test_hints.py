@@ -39,7 +39,7 @@ OF_BUGS = ["handle … is not open", "the file has been closed"]
 class Raised(NamedTuple):
     """An error in the source, with its possible hints."""
 
-    place: str
+    location: str
     reason: str
     hints: list[str]
 
@@ -75,8 +75,8 @@ def raised() -> Iterator[Raised]:
         if isinstance(kind, type) and issubclass(kind, kinds)
     }
     for path in sorted(SOURCE.rglob("*.py")):
-        place = ".".join(("mountpoint", *path.relative_to(SOURCE).with_suffix("").parts))
-        module = importlib.import_module(place)
+        name = ".".join(("mountpoint", *path.relative_to(SOURCE).with_suffix("").parts))
+        module = importlib.import_module(name)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
@@ -90,7 +90,7 @@ def raised() -> Iterator[Raised]:
                     hints = [errors.NotSequential("").hint]
                     if not of_class:
                         hints = text_of(given.get("hint"), module)
-                    yield Raised(f"{place}:{node.lineno}", reason, hints)
+                    yield Raised(f"{name}:{node.lineno}", reason, hints)
 
 
 def test_every_refusal_has_a_hint() -> None:

@@ -53,7 +53,7 @@ def walk(objects: Objects, prefix: bytes, page_size: int) -> Tree:
     return tree
 
 
-def place(prefix: bytes, entry: Entry) -> bytes:
+def key_of(prefix: bytes, entry: Entry) -> bytes:
     """Return an entry's position in S3's order."""
     return prefix + entry.name + (b"/" if entry.is_directory else b"")
 
@@ -80,8 +80,8 @@ def test_order_is_that_of_s3(keys: frozenset[bytes], page_size: int) -> None:
             for page in pages_of(objects, prefix, page_size)
             for entry in merge.feed(page)
         ]  # fmt: skip
-        places = [place(prefix, entry) for entry in entries]
-        assert places == sorted(places)
+        found = [key_of(prefix, entry) for entry in entries]
+        assert found == sorted(found)
         assert not merge.holds
 
 
@@ -146,7 +146,7 @@ def test_odd_order_makes_no_doubles(
     names = [entry.name for entry in entries]
     assert sorted(names) == sorted(tree_of(keys))
     for entry in entries:
-        assert place(b"", entry) in items
+        assert key_of(b"", entry) in items
 
 
 def test_a_file_waits_for_the_directory_that_may_shadow_it() -> None:

@@ -51,25 +51,25 @@ def test_a_run_holds_reads_near_it() -> None:
 def test_a_stride() -> None:
     """From the third read on each is expected; soon many pieces are worth fetching."""
     stride = Stride()
-    places = range(0, 10 * MAX_PIECES * READ_BYTES, 10 * READ_BYTES)
-    assert [stride.hit(place, READ_BYTES) for place in places] == [False] * 2 + [True] * (
-        len(places) - 2
+    offsets = range(0, 10 * MAX_PIECES * READ_BYTES, 10 * READ_BYTES)
+    assert [stride.hit(offset, READ_BYTES) for offset in offsets] == [False] * 2 + [True] * (
+        len(offsets) - 2
     )
     assert stride.earned() == MAX_PIECES
     stride.ahead = 3
-    assert stride.reach() == (places[-1], places[-1] + 31 * READ_BYTES)
+    assert stride.reach() == (offsets[-1], offsets[-1] + 31 * READ_BYTES)
 
 
 def test_pieces_in_vain() -> None:
     """Once pieces were left unread, no more than a quarter of those read are worth fetching."""
     stride = Stride()
-    for place in range(4):
-        stride.hit(place * MAX_PIECES * READ_BYTES, READ_BYTES)
+    for offset in range(4):
+        stride.hit(offset * MAX_PIECES * READ_BYTES, READ_BYTES)
     stride.ahead = 2
     assert not stride.hit(0, READ_BYTES)
     assert stride.earned() == 0
-    for place in range(1, 30):
-        stride.hit(place * MAX_PIECES * READ_BYTES, READ_BYTES)
+    for offset in range(1, 30):
+        stride.hit(offset * MAX_PIECES * READ_BYTES, READ_BYTES)
     assert stride.earned() == stride.hits // 4
 
 
@@ -77,7 +77,7 @@ def test_pieces_in_vain() -> None:
 def test_pieces_that_touch_are_no_stride(distance: int) -> None:
     """No page belongs to two pieces."""
     stride = Stride()
-    assert not any(stride.hit(place * distance, READ_BYTES) for place in range(9))
+    assert not any(stride.hit(offset * distance, READ_BYTES) for offset in range(9))
 
 
 def test_jumps() -> None:
