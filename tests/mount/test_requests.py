@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mountpoint.config import MINIMAL_TTL_S
+from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import Mount, mounted
@@ -154,6 +156,14 @@ def counts(exchanges: list[Exchange]) -> tuple[int, int, int]:
     return heads, lists, gets
 
 
+def most_lists(began_s: float) -> int:
+    """Return how often a page may have been listed since then: on an idle machine once.
+
+    On a busy machine the reads take longer, so the page expires meanwhile and is listed again.
+    """
+    return 1 + int((time.monotonic() - began_s) / (MINIMAL_TTL_S - RENEW_BEFORE_S))
+
+
 def test_number_of_requests(
     store: Store, folder: Path, proxy: FaultyProxy, exchanges: list[Exchange]
 ) -> None:
@@ -169,15 +179,22 @@ def test_number_of_requests(
 
     with mounted(store, folder, "--prefix", "requests/often/", endpoint_url=proxy.url) as mount:
         counts(exchanges)
-        read_all(mount)
-        assert counts(exchanges) == (0, 1, 20)
-        time.sleep(1.1)
+        began_s = time.monotonic()
         read_all(mount)
         heads, lists, gets = counts(exchanges)
-        assert (heads, lists) == (20, 1)
+        assert (heads, gets) == (0, 20)
+        assert 1 <= lists <= most_lists(began_s)
+        time.sleep(1.1)
+        counts(exchanges)
+        began_s = time.monotonic()
+        read_all(mount)
+        heads, lists, gets = counts(exchanges)
+        assert heads == 20
+        assert 1 <= lists <= most_lists(began_s)
         # The kernel may have dropped some pages meanwhile, but not many.
         assert gets < 20
         time.sleep(1.1)
+        counts(exchanges)
         (mount.path / "07").stat()
         assert counts(exchanges) == (0, 1, 0)
 
@@ -310,14 +327,13 @@ def test_siblings(which: str, folder: Path, request: pytest.FixtureRequest) -> N
                 time.sleep(1.1)
                 directory.stat()
                 counts(seen)
+                began_s = time.monotonic()
                 for number in order:
                     assert (directory / f"{number:02}").stat().st_size == number
                 heads, lists, gets = counts(seen)
-                # On a slow machine this takes more than a second. Then it costs another page, and a
-                # HEAD of the directory itself.
-                assert heads <= 2
-                assert 1 <= lists <= 5
-                assert gets == 0
+                assert (heads, gets) == (0, 0)
+                # If the page has expired, the directory itself is looked up first.
+                assert 1 <= lists <= 2 * most_lists(began_s) - 1
             assert not (directory / "new").exists()
             server.put("requests/siblings/d/new", b"new")
             assert (directory / "new").read_bytes() == b"new"

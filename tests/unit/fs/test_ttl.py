@@ -208,10 +208,10 @@ def test_a_listing_refreshes_what_open_believes() -> None:
 
 def test_a_read_that_fails_otherwise_changes_nothing() -> None:
     """A network fault says nothing about the version."""
-    with mounted({b"a": b"1"}, total_s=0.5, **SIXTY) as world:
+    with mounted({b"a": b"1"}, **SIXTY) as world:
         number = listed(world)
         handle = world.fs.open(number, os.O_RDONLY)
-        world.client.inject("get", *[Fault(error=OSError("broken"))])
+        world.client.inject("get", Fault(error=OSError("broken")))
         with pytest.raises(OSError, match="broken"):
             world.fs.read(handle, 0, 1)
         world.fs.release(handle)
