@@ -138,19 +138,14 @@ class Window:
         """Record that [0, stop) was fetched before any read."""
         self._runs.append(Run(0, 0, min(stop, self._size), 0, self._plans, 0))
 
-    def keeps(self, start: int, stop: int) -> bool:
-        """Whether a reader may still need [start, stop)."""
-        if self._stride.ahead:
-            low, high = self._stride.reach()
-            if low < stop and start < high:
-                return True
+    def kept(self) -> list[Range]:
+        """Return the ranges that readers may still need."""
+        ranges = [self._stride.reach()] if self._stride.ahead else []
         for run in self._runs:
-            begin, end = self._mirrored(run, start, stop)
-            behind = run.cursor - min(JITTER_READS * run.largest, run.length)
-            ahead = max(run.fetched, run.cursor + run.slack)
-            if behind < end and begin < ahead:
-                return True
-        return False
+            low = run.cursor - min(JITTER_READS * run.largest, run.length)
+            high = max(run.fetched, run.cursor + run.slack)
+            ranges.append(self._mirrored(run, low, high))
+        return ranges
 
     def forget_ahead(self, hit_stop: int) -> None:
         """Record that nothing beyond the reads is fetched any more: read-ahead starts again slowly.

@@ -487,7 +487,12 @@ class ReadStream:
     def _drop_behind(self, offset: int, stop: int) -> None:
         """Drop parts that no reader is near; [offset, stop) is being read (lock held)."""
         wanted = self._parts.covering(offset, stop)
-        passed = [part for part in self._parts if not self._window.keeps(part.start, part.stop)]
+        kept = self._window.kept()
+        passed = [
+            part
+            for part in self._parts
+            if not any(low < part.stop and part.start < high for low, high in kept)
+        ]
         passed = [part for part in passed if part not in wanted]
         # A reader may be waiting for a touched part that has not ended yet.
         passed = [part for part in passed if part.ready or part.failed or not part.touched]

@@ -29,6 +29,11 @@ HUGE_BYTES = 1 << 40
 RAMP_BYTES = 6 * AHEAD_BYTES
 
 
+def overlaps(one: Range, others: list[Range]) -> bool:
+    """Whether a range has bytes in common with one of the others."""
+    return any(start < one[1] and one[0] < stop for start, stop in others)
+
+
 class Reader:
     """A stream without bytes: the parts around a window, and their cost.
 
@@ -73,11 +78,8 @@ class Reader:
                 self._hit_stop = stop
                 return
         ranges = self.plan(offset, size)
-        self._parts = [
-            part
-            for part in self._parts
-            if self.window.keeps(*part) or (part[0] < stop and offset < part[1])
-        ]
+        kept = [*self.window.kept(), (offset, stop)]
+        self._parts = [part for part in self._parts if overlaps(part, kept)]
         self.late += bool(self._gaps(offset, stop))
         exact = []
         for gap in [gap for planned in ranges for gap in self._gaps(*planned)]:
@@ -102,13 +104,17 @@ class Reader:
             assert 0 <= start < stop <= self.size
             assert stop - start <= max(self._part_bytes, size + 2 * PAGE_BYTES)
             if stop <= offset or offset + size <= start:
-                assert self.window.keeps(start, stop), "unread bytes are kept"
+                assert self.keeps(start, stop), "unread bytes are kept"
             if start <= position:
                 position = max(position, stop)
         assert position >= offset + size, "the read is covered"
         for (_, stop), (start, _) in itertools.pairwise(sorted(ranges)):
             assert stop <= start, "no byte is in two requests"
         return ranges
+
+    def keeps(self, start: int, stop: int) -> bool:
+        """Whether the window still needs bytes of [start, stop)."""
+        return overlaps((start, stop), self.window.kept())
 
     def _gaps(self, start: int, stop: int) -> list[Range]:
         gaps = []
@@ -500,7 +506,7 @@ def test_a_stride_that_ends_is_left_at_once() -> None:
     """A read elsewhere after a stride is random, so it is exact."""
     reader = Reader(HUGE_BYTES).read_all(strided(GIB, 50, 8 * KIB, MIB))
     assert reader.plan(5 * GIB, 8 * KIB) == [(5 * GIB, 5 * GIB + 8 * KIB)]
-    assert not reader.window.keeps(GIB + 10 * MIB, 4 * GIB)
+    assert not reader.keeps(GIB + 10 * MIB, 4 * GIB)
 
 
 def test_strides_that_ended_soon() -> None:
@@ -569,7 +575,7 @@ def test_keeps_parts_near_a_reader() -> None:
     for index in range(100):
         ranges += reader.plan(index * 128 * KIB, 128 * KIB)
     cursor, end = 100 * 128 * KIB, reach(ranges)
-    keeps = reader.window.keeps
+    keeps = reader.keeps
     behind = cursor - JITTER_READS * 128 * KIB
     assert keeps(0, behind + 1)
     assert not keeps(0, behind)
@@ -583,9 +589,9 @@ def test_keeps_for_every_run() -> None:
     first = reader.plan(0, 128 * KIB)
     for index in range(1, MAX_RUNS):
         reader.plan(index * index << 30, 4 * KIB)
-        assert all(reader.window.keeps(*each) for each in first)
+        assert all(reader.keeps(*each) for each in first)
     reader.plan(MAX_RUNS * MAX_RUNS << 30, 4 * KIB)
-    assert not any(reader.window.keeps(*each) for each in first)
+    assert not any(reader.keeps(*each) for each in first)
 
 
 def test_a_run_that_is_not_used_is_forgotten() -> None:
@@ -593,9 +599,9 @@ def test_a_run_that_is_not_used_is_forgotten() -> None:
     reader = Reader(HUGE_BYTES)
     first = reader.plan(0, 128 * KIB)
     for index in range(RETIRE_PLANS + 1):
-        assert all(reader.window.keeps(*each) for each in first)
+        assert all(reader.keeps(*each) for each in first)
         reader.plan(GIB + index * 128 * KIB, 128 * KIB)
-    assert not any(reader.window.keeps(*each) for each in first)
+    assert not any(reader.keeps(*each) for each in first)
 
 
 # --- From outside ---
@@ -639,7 +645,7 @@ def test_forget_ahead() -> None:
     reader.window.forget_ahead(0)
     reader.window.check()
     cursor = 20 * 128 * KIB
-    assert not reader.window.keeps(cursor + MIB, GIB)
+    assert not reader.keeps(cursor + MIB, GIB)
     ranges = reader.plan(cursor, 128 * KIB)
     assert cursor + 128 * KIB + MIB // 2 <= reach(ranges) <= cursor + 128 * KIB + MIB
 
