@@ -3,13 +3,13 @@
 import ctypes.util
 import errno
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import llfuse
@@ -19,17 +19,18 @@ from mountpoint.system import kernel
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import Mount, errno_of, mounted
+from tests.random_bytes import random_bytes
 
 pytestmark = pytest.mark.mount
 
 SIZE = (20 << 20) + 4321
-BODY = random.Random(4).randbytes(SIZE)
+BODY = partial(random_bytes, 4, SIZE)
 
 
 @pytest.fixture(scope="module")
 def name(store: Store) -> str:
     """An object of several parts."""
-    store.put("channel/file", BODY)
+    store.put("channel/file", BODY())
     return "channel/file"
 
 
@@ -45,7 +46,7 @@ def test_both_ways(
 ) -> None:
     """The bytes are the same; only the size of the kernel's reads differs."""
     with mounted(store, tmp_path, "--debug", *options) as mount:
-        assert (mount.path / name).read_bytes() == BODY
+        assert (mount.path / name).read_bytes() == BODY()
         assert largest_read(mount) == expected
 
 
@@ -58,7 +59,7 @@ def test_no_writable_mapping(store: Store, tmp_path: Path, name: str) -> None:
         path = mount.path / name
         assert errno_of(lambda: path.open("r+b")) == errno.EPERM
         assert "--staged-writes DIR" in mount.log
-        assert path.read_bytes() == BODY
+        assert path.read_bytes() == BODY()
 
 
 def test_the_kernel_reads_ahead(store: Store, tmp_path: Path, name: str) -> None:
@@ -110,7 +111,7 @@ def test_a_libfuse_that_a_wheel_brings(store: Store, tmp_path: Path, name: str) 
     assert "/libfuse.so.2" not in loaded
     bundled = Store(store.endpoint_url, store.bucket, store.environment | more)
     with mounted(bundled, tmp_path, "--debug") as mount:
-        assert (mount.path / name).read_bytes() == BODY
+        assert (mount.path / name).read_bytes() == BODY()
         assert largest_read(mount) == "1024"
 
 
@@ -132,6 +133,6 @@ def test_a_reader_that_was_killed(store: Store, tmp_path: Path, name: str) -> No
             reader.send_signal(signal.SIGKILL)
             reader.wait(30)
             time.sleep(2)
-            assert (mount.path / name).read_bytes() == BODY
+            assert (mount.path / name).read_bytes() == BODY()
             assert "fuse_reply" not in mount.log
             assert "level=error" not in mount.log

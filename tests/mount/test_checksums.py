@@ -6,6 +6,7 @@ import random
 import re
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy, flip_bit, on_data, times
 from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tests.random_bytes import random_bytes
 
 pytestmark = pytest.mark.mount
 
 SMALL = random.Random(5).randbytes(300_000)
-LARGE = random.Random(6).randbytes(20 << 20)
+LARGE = partial(random_bytes, 6, 20 << 20)
 
 
 @pytest.fixture(scope="module", params=["store", "flat_store"])
@@ -25,7 +27,7 @@ def server(request: pytest.FixtureRequest) -> Store:
     """Each of the servers: SeaweedFS does not send the type of a checksum, ministack does."""
     server: Store = request.getfixturevalue(request.param)
     server.put("checksums/small", SMALL)
-    server.put("checksums/large", LARGE)
+    server.put("checksums/large", LARGE())
     return server
 
 
@@ -50,7 +52,7 @@ def test_once(server: Store, folder: Path, proxy: FaultyProxy) -> None:
         proxy.faults.append(times(2, on_data(flip_bit)))
         assert (mount.path / "small").read_bytes() == SMALL
         proxy.faults[:] = [on_data(part_checksum), times(4, on_data(flip_bit))]
-        assert (mount.path / "large").read_bytes() == LARGE
+        assert (mount.path / "large").read_bytes() == LARGE()
         assert "WARN" not in mount.log
 
 
@@ -70,7 +72,7 @@ def test_always(server: Store, folder: Path, proxy: FaultyProxy, name: str) -> N
         # On a slow machine the time may run out during a try; the log then says that.
         assert any(all(part in line for part in said) for line in lines), "\n".join(lines)
         proxy.faults.clear()
-        assert path.read_bytes() == (SMALL if name == "small" else LARGE)
+        assert path.read_bytes() == (SMALL if name == "small" else LARGE())
 
 
 def in_the_middle(fault: Fault) -> Fault:
@@ -118,7 +120,7 @@ def lines_about(mount: Mount, file: str) -> list[str]:
 def test_the_whole(server: Store, folder: Path, proxy: FaultyProxy) -> None:
     """A changed bit in a large object without part checksums is EIO at its end, once."""
     names = {"large": "crc32"}
-    if name := put_in_parts(server, "checksums/parts", LARGE):
+    if name := put_in_parts(server, "checksums/parts", LARGE()):
         names["parts"] = name
     with mounted(server, folder, "--prefix", "checksums/", endpoint_url=proxy.url) as mount:
         for file, checksum in names.items():
@@ -130,7 +132,7 @@ def test_the_whole(server: Store, folder: Path, proxy: FaultyProxy) -> None:
             assert f"does not match its {checksum} checksum" in line
             assert "operation=read" in line
             assert heads_of(proxy, file) == 1
-            assert path.read_bytes() == LARGE
+            assert path.read_bytes() == LARGE()
 
 
 def test_turned_off(server: Store, folder: Path, proxy: FaultyProxy) -> None:
@@ -138,7 +140,7 @@ def test_turned_off(server: Store, folder: Path, proxy: FaultyProxy) -> None:
     options = ("--prefix", "checksums/", "-o", "read-checksums=off")
     with mounted(server, folder, *options, endpoint_url=proxy.url) as mount:
         proxy.faults += [on_data(part_checksum), on_data(flip_bit)]
-        for name, right in (("small", SMALL), ("large", LARGE)):
+        for name, right in (("small", SMALL), ("large", LARGE())):
             body = (mount.path / name).read_bytes()
             assert len(body) == len(right)
             assert body != right

@@ -2,9 +2,9 @@
 
 import errno
 import os
-import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,11 +12,12 @@ import pytest
 
 from tests.conftest import Store
 from tests.mount.mounting import Mount, mounted
+from tests.random_bytes import random_bytes
 
 pytestmark = pytest.mark.mount
 
-OLD = random.Random(1).randbytes(40 << 20)
-NEW = random.Random(2).randbytes(40 << 20)
+OLD = partial(random_bytes, 1, 40 << 20)
+NEW = partial(random_bytes, 2, 40 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +61,23 @@ def test_same_size_replaced(mount: Mount, store: Store) -> None:
 
 def test_replaced_while_open(mount: Mount, store: Store) -> None:
     """A reader sees one version to the end: old bytes, or ESTALE, but never a mixture."""
-    store.put("changing/open", OLD)
+    store.put("changing/open", OLD())
     got = b""
     with open(mount.path / "open", "rb", buffering=0) as file:
         got += file.read(1 << 20)
-        store.put("changing/open", NEW)
+        store.put("changing/open", NEW())
         rest, error = read_on(file)
         got += rest
         assert error in (None, errno.ESTALE)
-        assert OLD.startswith(got)
-        assert error is not None or got == OLD
-        assert os.fstat(file.fileno()).st_size == len(OLD)
-    assert (mount.path / "open").read_bytes() == NEW
+        assert OLD().startswith(got)
+        assert error is not None or got == OLD()
+        assert os.fstat(file.fileno()).st_size == len(OLD())
+    assert (mount.path / "open").read_bytes() == NEW()
 
 
 def test_deleted_while_open(mount: Mount, store: Store) -> None:
     """After the object is deleted a reader gets old bytes, or ENOENT or ESTALE."""
-    store.put("changing/deleted", OLD)
+    store.put("changing/deleted", OLD())
     got = b""
     with open(mount.path / "deleted", "rb", buffering=0) as file:
         got += file.read(1 << 20)
@@ -84,8 +85,8 @@ def test_deleted_while_open(mount: Mount, store: Store) -> None:
         rest, error = read_on(file)
         got += rest
         assert error in (None, errno.ENOENT, errno.ESTALE)
-        assert OLD.startswith(got)
-        assert error is not None or got == OLD
+        assert OLD().startswith(got)
+        assert error is not None or got == OLD()
     with pytest.raises(FileNotFoundError):
         (mount.path / "deleted").read_bytes()
 
@@ -132,12 +133,12 @@ def test_directory_and_file_change_places(mount: Mount, store: Store) -> None:
 def test_unchanged_file_is_read_again_from_the_cache(mount: Mount, store: Store) -> None:
     """An unchanged object keeps its inode number, so that the kernel keeps its pages."""
     path = mount.path / "kept"
-    store.put("changing/kept", OLD)
+    store.put("changing/kept", OLD())
     first = path.stat().st_ino
-    assert path.read_bytes() == OLD
+    assert path.read_bytes() == OLD()
     time.sleep(1.1)
-    assert path.read_bytes() == OLD
+    assert path.read_bytes() == OLD()
     assert path.stat().st_ino == first
-    store.put("changing/kept", NEW)
+    store.put("changing/kept", NEW())
     time.sleep(1.1)
     assert path.stat().st_ino != first

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.mount.mounting import (
     store_options,
 )
 from tests.mount.ways import WAYS, place
+from tests.random_bytes import random_bytes
 from tests.temporary_keys import TemporaryKeys
 from tests.unit.aws_fakes import Container, Sso
 
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.mount
 
 #: The mount looks for newer keys every 5 s if its keys expire soon.
 LIFE_S = 8.0
-BODY = random.Random(7).randbytes(32 << 20)
+BODY = partial(random_bytes, 7, 32 << 20)
 STEP = 64 << 10
 
 
@@ -54,13 +56,13 @@ def read_long(store: Store, folder: Path, way: str, done: Done) -> None:
         ):
             done.keys = it.keys
             until = time.monotonic() + 1.5 * LIFE_S
-            offsets = list(range(0, len(BODY), STEP))
+            offsets = list(range(0, len(BODY()), STEP))
             random.Random(way).shuffle(offsets)
             with (mount.path / "keys" / "long").open("rb", buffering=0) as file:
                 for offset in offsets:
                     if time.monotonic() > until:
                         break
-                    assert os.pread(file.fileno(), STEP, offset) == BODY[offset : offset + STEP]
+                    assert os.pread(file.fileno(), STEP, offset) == BODY()[offset : offset + STEP]
                     time.sleep(0.05)
                 else:
                     raise AssertionError("there was too little to read")
@@ -77,7 +79,7 @@ def test_keys_end_while_reading(
 
     With keys from all sources in parallel, because each read takes as long as the keys live.
     """
-    store.put("keys/long", BODY)
+    store.put("keys/long", BODY())
     reads = {way: Done() for way in WAYS}
     threads = [
         threading.Thread(target=read_long, args=(store, tmp_path_factory.mktemp("way"), way, done))

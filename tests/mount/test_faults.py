@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,12 @@ import pytest
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse, times
 from tests.mount.mounting import Mount, errno_of, eventually, mounted
+from tests.random_bytes import random_bytes
 
 pytestmark = pytest.mark.mount
 
 SIZE = 20 << 20
-BODY = random.Random(3).randbytes(SIZE)
+BODY = partial(random_bytes, 3, SIZE)
 #: Seconds; three such totals one after another are more than one and what a busy machine adds.
 BRIEF_S = 3
 
@@ -71,7 +73,7 @@ def hasty(
 @pytest.fixture
 def objects(store: Store, own: str) -> None:
     """Objects that no other test has read."""
-    store.put(f"faults/{own}/file", BODY)
+    store.put(f"faults/{own}/file", BODY())
     store.put(f"faults/{own}/other", b"other")
     store.put(f"faults/{own}/small/file", b"small")
 
@@ -115,7 +117,7 @@ def one_line(mount: Mount, *parts: str) -> None:
 def test_retried(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
     """Failed requests are retried until the bytes are right."""
     proxy.faults.append(times(3, on_data(refuse(status, code))))
-    assert (mount.path / "file").read_bytes() == BODY
+    assert (mount.path / "file").read_bytes() == BODY()
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
@@ -135,7 +137,7 @@ def test_retries_end(brief: Mount, proxy: FaultyProxy, status: int, code: str) -
         "--read-timeout",
     )
     proxy.faults.clear()
-    assert (brief.path / "file").read_bytes() == BODY
+    assert (brief.path / "file").read_bytes() == BODY()
 
 
 def test_denied(mount: Mount, proxy: FaultyProxy) -> None:
@@ -167,7 +169,7 @@ def test_bodies_cut_in_the_middle(mount: Mount, proxy: FaultyProxy) -> None:
         exchange.cut_at = len(exchange.body) // 2
 
     proxy.faults.append(times(4, on_data(cut)))
-    assert (mount.path / "file").read_bytes() == BODY
+    assert (mount.path / "file").read_bytes() == BODY()
 
 
 def test_always_cut(brief: Mount, proxy: FaultyProxy) -> None:
@@ -197,7 +199,7 @@ def test_wrong_bodies(mount: Mount, proxy: FaultyProxy) -> None:
         ]
 
     proxy.faults += [times(2, on_data(shorter)), times(2, on_data(shifted))]
-    assert (mount.path / "file").read_bytes() == BODY
+    assert (mount.path / "file").read_bytes() == BODY()
 
 
 def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
@@ -218,7 +220,7 @@ def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
         with pytest.raises(OSError, match="Stale file handle"):
             os.pread(file.fileno(), 1 << 20, 10 << 20)
         proxy.faults.clear()
-        assert os.pread(file.fileno(), 100, 15 << 20) == BODY[15 << 20 :][:100]
+        assert os.pread(file.fileno(), 100, 15 << 20) == BODY()[15 << 20 :][:100]
 
 
 def test_silence_is_not_waited_for(mount: Mount, proxy: FaultyProxy) -> None:
@@ -244,7 +246,7 @@ def test_silence_without_end(brief: Mount, proxy: FaultyProxy) -> None:
     assert fails_with(brief.path / "file") == errno.EIO
     one_line(brief, f"path=/{brief.path.name}/file", "errno=EIO", "--read-timeout")
     proxy.faults.clear()
-    assert (brief.path / "file").read_bytes() == BODY
+    assert (brief.path / "file").read_bytes() == BODY()
 
 
 def test_one_total_for_a_file(brief: Mount, proxy: FaultyProxy) -> None:
@@ -385,7 +387,7 @@ def test_one_percent_of_everything(mount: Mount, proxy: FaultyProxy) -> None:
     proxy.faults.append(sometimes)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         bodies = list(pool.map(lambda _: (mount.path / "file").read_bytes(), range(4)))
-    assert all(body == BODY for body in bodies)
+    assert all(body == BODY() for body in bodies)
     for _ in range(30):
         assert sorted(os.listdir(mount.path)) == ["file", "other", "small"]
         assert (mount.path / "small" / "file").read_bytes() == b"small"
@@ -400,13 +402,13 @@ def test_the_server_stops_and_comes_back(store: Store, folder: Path, own: str) -
             mount = whole.part(own)
             file = os.open(mount.path / "file", os.O_RDONLY)
             try:
-                assert os.pread(file, 1 << 20, 0) == BODY[: 1 << 20]
+                assert os.pread(file, 1 << 20, 0) == BODY()[: 1 << 20]
                 proxy.__exit__(None, None, None)
                 with pytest.raises(OSError, match="Input/output error"):
                     os.pread(file, 1 << 20, 17 << 20)
                 with FaultyProxy(store.endpoint_url, port=port):
-                    assert os.pread(file, 1 << 20, 17 << 20) == BODY[17 << 20 : 18 << 20]
-                    assert (mount.path / "file").read_bytes() == BODY
+                    assert os.pread(file, 1 << 20, 17 << 20) == BODY()[17 << 20 : 18 << 20]
+                    assert (mount.path / "file").read_bytes() == BODY()
             finally:
                 os.close(file)
             one_line(mount, "operation failed", "read", f"/{own}/file", "EIO", "retries failed")

@@ -2,10 +2,10 @@
 
 import errno
 import os
-import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,14 +36,16 @@ from tests.mount.mounting import (
     run,
     store_options,
 )
+from tests.random_bytes import random_bytes
 
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
 #: Files of three parts.
 PART = 5 * MIB
-OLD = random.Random(1).randbytes(12 * MIB)
-NEW = random.Random(2).randbytes(12 * MIB)
+SIZE = 12 * MIB
+OLD = partial(random_bytes, 1, SIZE)
+NEW = partial(random_bytes, 2, SIZE)
 
 
 @contextmanager
@@ -89,21 +91,21 @@ def test_listed_whole(flat_store: Store, folder: Path, fault: Fault) -> None:
 def test_replaced_where_if_match_is_ignored(flat_store: Store, folder: Path) -> None:
     """A reader still sees one version, by the ETag of what comes: old bytes, then ESTALE."""
     with mounted_as(flat_store, folder, without_header("If-Match"), "ignored/") as mount:
-        for size in (MIB // 2, len(OLD)):
+        for size in (MIB // 2, SIZE):
             key, path = f"ignored/{size}", mount.path / f"{size}"
-            flat_store.put(key, OLD[:size])
+            flat_store.put(key, OLD()[:size])
             with path.open("rb", buffering=0) as file:
                 got = file.read(100_000)
-                flat_store.put(key, NEW[:size])
+                flat_store.put(key, NEW()[:size])
                 error = None
                 try:
                     while chunk := file.read(MIB):
                         got += chunk
                 except OSError as failure:
                     error = failure.errno
-            assert OLD.startswith(got)
-            assert error == errno.ESTALE or (error is None and got == OLD[:size])
-            assert path.read_bytes() == NEW[:size]
+            assert OLD().startswith(got)
+            assert error == errno.ESTALE or (error is None and got == OLD()[:size])
+            assert path.read_bytes() == NEW()[:size]
 
 
 def unquoted_lists(exchange: Exchange) -> None:
@@ -118,7 +120,8 @@ def weak_etags(exchange: Exchange) -> None:
         change_etags(lambda etag: f"W/{etag}")(exchange)
 
 
-BEFORE, AFTER = OLD[: 3 * MIB], NEW[: 3 * MIB]
+BEFORE = partial(random_bytes, 1, 3 * MIB)
+AFTER = partial(random_bytes, 2, 3 * MIB)
 OTHER_ANSWERS: dict[str, tuple[Fault | None, Fault]] = {
     "unquoted in listings": (None, unquoted_lists),
     "weak in headers": (None, weak_etags),
@@ -132,7 +135,7 @@ def test_answers_in_other_forms(flat_store: Store, folder: Path, kind: str) -> N
     """Files can be read repeatedly, changed and replaced; --check can read as well."""
     fault, answer = OTHER_ANSWERS[kind]
     prefix = f"forms-{len(kind)}/"
-    bodies = {"empty": b"", "small": b"hello", "large": BEFORE}
+    bodies = {"empty": b"", "small": b"hello", "large": BEFORE()}
     for name, body in bodies.items():
         flat_store.put(prefix + name, body)
     with mounted_as(flat_store, folder, fault, prefix, answers=[answer]) as mount:
@@ -140,11 +143,11 @@ def test_answers_in_other_forms(flat_store: Store, folder: Path, kind: str) -> N
             for name, body in bodies.items():
                 assert (mount.path / name).stat().st_size == len(body)
                 assert (mount.path / name).read_bytes() == body
-        flat_store.put(f"{prefix}large", AFTER)
+        flat_store.put(f"{prefix}large", AFTER())
         eventually(lambda: errno_of(lambda: (mount.path / "large").read_bytes()) is None)
-        eventually(lambda: (mount.path / "large").read_bytes() == AFTER)
-        (mount.path / "written").write_bytes(AFTER)
-        assert (mount.path / "written").read_bytes() == AFTER
+        eventually(lambda: (mount.path / "large").read_bytes() == AFTER())
+        (mount.path / "written").write_bytes(AFTER())
+        assert (mount.path / "written").read_bytes() == AFTER()
         with (mount.path / "small").open("ab") as file:
             file.write(b", world")
         assert (mount.path / "small").read_bytes() == b"hello, world"
@@ -180,7 +183,7 @@ UNUSABLE: dict[str, tuple[Fault | None, Fault | None, str]] = {
 def test_answers_that_cannot_be_read(flat_store: Store, folder: Path, kind: str) -> None:
     """The read is EIO after three tries, with a log line that says why, as does --check."""
     fault, answer, reason = UNUSABLE[kind]
-    flat_store.put("unusable/file", BEFORE)
+    flat_store.put("unusable/file", BEFORE())
     with FaultyProxy(flat_store.endpoint_url) as proxy:
         proxy.before.extend([fault] if fault else [])
         proxy.faults.extend([answer] if answer else [])
@@ -200,20 +203,20 @@ def test_answers_that_cannot_be_read(flat_store: Store, folder: Path, kind: str)
     assert "s3:GetObject" not in found.stdout
 
 
-@pytest.mark.parametrize("first", [100, len(OLD)])
+@pytest.mark.parametrize("first", [100, SIZE])
 def test_written_where_checksums_are_refused(flat_store: Store, folder: Path, first: int) -> None:
     """Files of any size are written and read without checksums; the log has one warning."""
     prefix = f"refused-{first}/"
     with mounted_as(flat_store, folder, refuse_checksums, prefix) as mount:
-        for size in dict.fromkeys((first, 100, len(OLD))):
+        for size in dict.fromkeys((first, 100, SIZE)):
             path = mount.path / f"{size}"
-            for data in (OLD[:size], NEW[:size]):
+            for data in (OLD()[:size], NEW()[:size]):
                 path.write_bytes(data)
                 assert content(flat_store, f"{prefix}{size}") == data
                 assert path.read_bytes() == data
         with (mount.path / "100").open("ab") as file:
             file.write(b"more")
-        assert content(flat_store, f"{prefix}100") == NEW[:100] + b"more"
+        assert content(flat_store, f"{prefix}100") == NEW()[:100] + b"more"
         warnings = [line for line in mount.log.splitlines() if "level=warning" in line]
         assert len(warnings) == 1
         assert "this server accepts no checksums" in warnings[0]
@@ -236,8 +239,8 @@ def test_written_where_no_parts_are_copied(
     staging = folder / "staging"
     staging.mkdir(mode=0o700)
     more = ["--staged-writes", str(staging)] if staged else []
-    flat_store.put(f"{prefix}file", OLD)
-    expected = bytearray(OLD)
+    flat_store.put(f"{prefix}file", OLD())
+    expected = bytearray(OLD())
     fault = refuse_copied_parts(status, code)
     with mounted_as(flat_store, folder, fault, prefix, *more) as mount:
         for line in (b"first\n", b"second\n"):
@@ -265,10 +268,10 @@ def test_written_where_parts_have_to_have_one_size(
     refuse = RefuseUnequalParts()
     with mounted_as(flat_store, folder, refuse, prefix, *more) as mount:
         path = mount.path / "file"
-        path.write_bytes(OLD)
-        expected = bytearray(OLD)
+        path.write_bytes(OLD())
+        expected = bytearray(OLD())
         assert content(flat_store, f"{prefix}file") == bytes(expected)
-        for line in (b"first\n", NEW[: 6 * MIB]):
+        for line in (b"first\n", NEW()[: 6 * MIB]):
             with path.open("ab") as file:
                 file.write(line)
             expected += line

@@ -4,11 +4,11 @@ tests/stores.py describes the tests, and lists the known failures.
 """
 
 import errno
-import functools
 import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,15 @@ from botocore.exceptions import FlexibleChecksumError
 
 from tests.conftest import Store
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted
+from tests.random_bytes import random_bytes
 from tests.stores import LACKS
 
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
-LARGE = random.Random(7).randbytes(20 * MIB + 12_345)
-OTHER = random.Random(8).randbytes(20 * MIB + 12_345)
+LARGE_BYTES = 20 * MIB + 12_345
+LARGE = partial(random_bytes, 7, LARGE_BYTES)
+OTHER = partial(random_bytes, 8, LARGE_BYTES)
 MANY = 1100
 ODD_NAMES = [
     "a b",
@@ -138,20 +140,20 @@ def test_file_beside_directory(mount: Mount, each_store: Store) -> None:
 
 
 def test_read_whole(mount: Mount, each_store: Store) -> None:
-    objects = {f"read/{size}": LARGE[:size] for size in (0, 1, 5000, 2 * MIB, len(LARGE))}
+    objects = {f"read/{size}": LARGE()[:size] for size in (0, 1, 5000, 2 * MIB, LARGE_BYTES)}
     each_store.put_all(objects)
     for key, body in objects.items():
         assert (mount.path / key).read_bytes() == body
 
 
 def test_read_ranges(mount: Mount, each_store: Store) -> None:
-    each_store.put("ranges", LARGE)
+    each_store.put("ranges", LARGE())
     chance = random.Random(3)
     with open(mount.path / "ranges", "rb", buffering=0) as file:
         for _ in range(40):
-            offset, size = chance.randrange(len(LARGE)), chance.randrange(1, 200_000)
-            assert os.pread(file.fileno(), size, offset) == LARGE[offset : offset + size]
-        assert os.pread(file.fileno(), 10, len(LARGE) - 3) == LARGE[-3:]
+            offset, size = chance.randrange(LARGE_BYTES), chance.randrange(1, 200_000)
+            assert os.pread(file.fileno(), size, offset) == LARGE()[offset : offset + size]
+        assert os.pread(file.fileno(), 10, LARGE_BYTES - 3) == LARGE()[-3:]
 
 
 def _read_on(path: Path, change: Callable[[], object]) -> tuple[bytes, int | None]:
@@ -168,18 +170,18 @@ def _read_on(path: Path, change: Callable[[], object]) -> tuple[bytes, int | Non
 
 
 def test_replaced_while_open(mount: Mount, each_store: Store) -> None:
-    each_store.put("replaced", LARGE)
-    got, error = _read_on(mount.path / "replaced", lambda: each_store.put("replaced", OTHER))
-    assert LARGE.startswith(got)
-    assert error == errno.ESTALE or (error is None and got == LARGE)
-    assert (mount.path / "replaced").read_bytes() == OTHER
+    each_store.put("replaced", LARGE())
+    got, error = _read_on(mount.path / "replaced", lambda: each_store.put("replaced", OTHER()))
+    assert LARGE().startswith(got)
+    assert error == errno.ESTALE or (error is None and got == LARGE())
+    assert (mount.path / "replaced").read_bytes() == OTHER()
 
 
 def test_deleted_while_open(mount: Mount, each_store: Store) -> None:
-    each_store.put("deleted", LARGE)
+    each_store.put("deleted", LARGE())
     got, error = _read_on(mount.path / "deleted", lambda: each_store.delete("deleted"))
-    assert LARGE.startswith(got)
-    assert error in (errno.ESTALE, errno.ENOENT) or (error is None and got == LARGE)
+    assert LARGE().startswith(got)
+    assert error in (errno.ESTALE, errno.ENOENT) or (error is None and got == LARGE())
     # If all bytes had arrived before, the deletion shows only when the name expires.
     eventually(lambda: not (mount.path / "deleted").exists())
 
@@ -197,31 +199,31 @@ def has(store: Store, key: str, data: bytes) -> bool:
 
 def test_write_small(mount: Mount, each_store: Store) -> None:
     for size in (0, 1, 100_000):
-        (mount.path / f"small-{size}").write_bytes(LARGE[:size])
-        eventually(functools.partial(has, each_store, f"small-{size}", LARGE[:size]))
-        assert (mount.path / f"small-{size}").read_bytes() == LARGE[:size]
+        (mount.path / f"small-{size}").write_bytes(LARGE()[:size])
+        eventually(partial(has, each_store, f"small-{size}", LARGE()[:size]))
+        assert (mount.path / f"small-{size}").read_bytes() == LARGE()[:size]
 
 
 def test_write_large(mount: Mount, each_store: Store) -> None:
-    write(mount.path / "large", LARGE)
-    assert content(each_store, "large") == LARGE
-    assert (mount.path / "large").read_bytes() == LARGE
+    write(mount.path / "large", LARGE())
+    assert content(each_store, "large") == LARGE()
+    assert (mount.path / "large").read_bytes() == LARGE()
 
 
-@pytest.mark.parametrize("size", [5, len(LARGE)])
+@pytest.mark.parametrize("size", [5, LARGE_BYTES])
 def test_created_by_two(mount: Mount, each_store: Store, size: int) -> None:
     path = mount.path / f"two-{size}"
     file = path.open("wb")
-    file.write(LARGE[:size])
+    file.write(LARGE()[:size])
     each_store.put(path.name, b"theirs")
     assert errno_of(file.close) == errno.EEXIST
     assert content(each_store, path.name) == b"theirs"
 
 
 def test_overwrite(mount: Mount, each_store: Store) -> None:
-    for data in (LARGE[:100], OTHER, LARGE, OTHER[:5], b""):
+    for data in (LARGE()[:100], OTHER(), LARGE(), OTHER()[:5], b""):
         write(mount.path / "over", data)
-        eventually(functools.partial(has, each_store, "over", data))
+        eventually(partial(has, each_store, "over", data))
         assert (mount.path / "over").read_bytes() == data
 
 
@@ -250,9 +252,9 @@ def test_directories_kept(mount: Mount, keeping: Mount, staging: Mount) -> None:
 
 
 def test_rename(mount: Mount, each_store: Store) -> None:
-    each_store.put_all({"old/a b+%": LARGE, "old/deep/er": b"2", "old/deep/e": b"1"})
+    each_store.put_all({"old/a b+%": LARGE(), "old/deep/er": b"2", "old/deep/e": b"1"})
     (mount.path / "old").rename(mount.path / "new")
-    expected = {"a b+%": LARGE, "deep/er": b"2", "deep/e": b"1"}
+    expected = {"a b+%": LARGE(), "deep/er": b"2", "deep/e": b"1"}
     assert files_below(mount.path / "new") == expected
     assert files_below(mount.path / "old") == {}
     (mount.path / "new" / "deep" / "e").rename(mount.path / "new" / "deep" / "er")
@@ -270,11 +272,11 @@ def test_append_small(mount: Mount, each_store: Store) -> None:
 
 
 def test_append_large(mount: Mount, each_store: Store) -> None:
-    each_store.put("grown", LARGE)
+    each_store.put("grown", LARGE())
     with (mount.path / "grown").open("ab") as file:
-        file.write(OTHER[:MIB])
-    assert content(each_store, "grown") == LARGE + OTHER[:MIB]
-    assert (mount.path / "grown").read_bytes() == LARGE + OTHER[:MIB]
+        file.write(OTHER()[:MIB])
+    assert content(each_store, "grown") == LARGE() + OTHER()[:MIB]
+    assert (mount.path / "grown").read_bytes() == LARGE() + OTHER()[:MIB]
 
 
 def test_append_to_changed(mount: Mount, each_store: Store) -> None:
@@ -282,20 +284,20 @@ def test_append_to_changed(mount: Mount, each_store: Store) -> None:
 
 
 def test_append_to_changed_large(mount: Mount, each_store: Store) -> None:
-    _append_to_changed(mount, each_store, len(LARGE))
+    _append_to_changed(mount, each_store, LARGE_BYTES)
 
 
 def _append_to_changed(mount: Mount, store: Store, size: int) -> None:
     """Append to an object that is replaced after the open."""
     name = f"contended-{size}"
-    store.put(name, LARGE[:size])
+    store.put(name, LARGE()[:size])
     errors = []
     file = (mount.path / name).open("ab", buffering=0)
-    store.put(name, OTHER[:size])
+    store.put(name, OTHER()[:size])
     errors.append(errno_of(lambda: file.write(b"x")))
     errors.append(errno_of(file.close))
     assert errno.ESTALE in errors
-    assert content(store, name) == OTHER[:size]
+    assert content(store, name) == OTHER()[:size]
 
 
 def test_attributes_kept(keeping: Mount, staging: Mount) -> None:
@@ -309,11 +311,11 @@ def test_attributes_kept(keeping: Mount, staging: Mount) -> None:
 
 
 def test_staged(staging: Mount, each_store: Store) -> None:
-    each_store.put("changed", LARGE)
+    each_store.put("changed", LARGE())
     with (staging.path / "changed").open("r+b") as file:
         file.seek(MIB)
         file.write(b"changed in the middle")
-    expected = bytearray(LARGE)
+    expected = bytearray(LARGE())
     expected[MIB : MIB + 21] = b"changed in the middle"
     eventually(lambda: content(each_store, "changed") == bytes(expected))
     assert (staging.path / "changed").read_bytes() == expected

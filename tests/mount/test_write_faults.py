@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ import pytest
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy, refuse, times
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
+from tests.random_bytes import random_bytes
 from tools.processes import end_process_group
 from tools.servers import SeaweedFS
 
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.mount
 MIB = 1 << 20
 #: Empty, one request, exactly one part, several parts.
 SIZES = [0, 1, 5000, 100_000, 8 * MIB, 8 * MIB + 1, 20 * MIB]
-BLOB = random.Random(5).randbytes(24 * MIB)
+BLOB = partial(random_bytes, 5, 24 * MIB)
 WRITERS = 4
 CUTS = 15
 
@@ -118,8 +120,8 @@ class Attempts:
     def write(self, name: str, source: random.Random) -> None:
         """Write a file of random size in pieces of random size."""
         size = source.choice(SIZES)
-        start = source.randrange(len(BLOB) - size)
-        data = BLOB[start : start + size]
+        start = source.randrange(len(BLOB()) - size)
+        data = BLOB()[start : start + size]
         step = source.choice([MIB, 100_000 if size > MIB else 4096, 3 * MIB])
         done = write(self.folder / name, data, step, sync=source.random() < 0.3)
         self.of.setdefault(name, []).append((data, done))
@@ -251,9 +253,9 @@ def test_the_last_answer_is_lost(
             limited(exchange)
 
     proxy.faults.append(lose_the_last)
-    assert write(path, BLOB[:size], MIB)
-    assert content(store, key) == BLOB[:size]
-    assert path.read_bytes() == BLOB[:size]
+    assert write(path, BLOB()[:size], MIB)
+    assert content(store, key) == BLOB()[:size]
+    assert path.read_bytes() == BLOB()[:size]
     eventually(lambda: pending(store, key) == [])
 
 
@@ -381,7 +383,7 @@ def begin(mount: Mount, name: str, size: int) -> int:
     """Start to write a file; return its descriptor."""
     file = os.open(mount.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for offset in range(0, size, MIB):
-        os.write(file, BLOB[offset : min(offset + MIB, size)])
+        os.write(file, BLOB()[offset : min(offset + MIB, size)])
     return file
 
 
@@ -394,7 +396,7 @@ def test_the_mount_is_killed(store: Store, folder: Path) -> None:
     store.put("dead/over", b"earlier")
     options = ["--prefix", "dead/", "--allow-overwrite"]
     with mounted(store, folder, *options) as mount:
-        closed = {f"closed-{size}": BLOB[:size] for size in SIZES}
+        closed = {f"closed-{size}": BLOB()[:size] for size in SIZES}
         for name, data in closed.items():
             assert write(mount.path / name, data, MIB)
         files = [begin(mount, f"open-{size}", size) for size in SIZES]
@@ -408,7 +410,7 @@ def test_the_mount_is_killed(store: Store, folder: Path) -> None:
     assert [content(store, f"dead/open-{size}") for size in SIZES] == [None] * len(SIZES)
     with mounted(store, folder, *options) as mount:
         assert sorted(os.listdir(mount.path)) == sorted([*closed, "over"])
-        assert write(mount.path / f"open-{SIZES[-1]}", BLOB[: SIZES[-1]], MIB)
+        assert write(mount.path / f"open-{SIZES[-1]}", BLOB()[: SIZES[-1]], MIB)
 
 
 def test_the_mount_is_killed_while_files_are_closed(
@@ -456,7 +458,7 @@ def test_the_mount_ends_while_files_are_written(store: Store, folder: Path, end:
             eventually(mount.has_ended)
     for name, size in sizes.items():
         left = b"earlier" if name == "over" else None
-        expected = left if end == "SIGTERM" else BLOB[:size]
+        expected = left if end == "SIGTERM" else BLOB()[:size]
         assert content(store, prefix + name) == expected, name
     assert pending(store, prefix) == []
 
