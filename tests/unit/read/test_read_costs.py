@@ -3,6 +3,7 @@
 The file system reads objects of zeros from a client that counts. Nothing depends on durations.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,12 @@ PART_BYTES = 8 * MIB
 RAMP_REQUESTS = 16
 
 
+@functools.lru_cache(maxsize=32)
+def zeros(size_bytes: int) -> bytes:
+    """Return that many zeros; most requests are for one of a few sizes."""
+    return bytes(size_bytes)
+
+
 class Zeros:
     """The bytes of an object of any size, without memory."""
 
@@ -41,7 +48,7 @@ class Zeros:
         return self._size_bytes
 
     def __getitem__(self, range_: slice) -> bytes:
-        return bytes(range_.stop - range_.start)
+        return zeros(range_.stop - range_.start)
 
 
 class ClientOfZeros(FakeClient):
