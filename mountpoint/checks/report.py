@@ -31,7 +31,7 @@ COLOURS: dict[Outcome, str] = {
 #: Widths of the first two columns, in characters.
 MARK = 9
 NAME = 14
-#: The least width of the third column, on narrow terminals.
+#: The minimum width of the third column, on narrow terminals.
 MIN_WIDTH = 40
 
 Clean = Callable[[str], str]

@@ -17,7 +17,7 @@ LINE_S = 30.0
 #: narrower breaks the line into rows, and the cursor stays in the first of them.
 CLEAR_BELOW, TO_BEGINNING = "\x1b[J", "\r"
 MIN_BAR, MAX_BAR = 10, 40
-#: The least width of a file name; a shorter one would say nothing.
+#: The minimum width of a file name; a shorter one would say nothing.
 MIN_LABEL = 12
 #: The share shown for a file whose bytes are all in S3, but which is not closed.
 ALMOST = 0.99

@@ -35,7 +35,7 @@ FREE_SHARE = 0.05
 MAX_FREE_BYTES = 4 << 30
 #: How many bytes may be taken before the disk's free space is checked again.
 LOOK_BYTES = 16 * MIB
-#: The least limit: a file needs room for a few parts.
+#: The smallest limit: a file needs room for a few parts.
 MIN_LIMIT_BYTES = 16 * MIB
 #: Room is made in pieces of at least this size, because finding clean bytes takes the most time.
 RECLAIM_BYTES = 16 * MIB

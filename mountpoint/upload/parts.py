@@ -1,6 +1,6 @@
 """Pure: cut a file into parts, which are sent or copied.
 
-S3 accepts 10,000 parts of 5 MiB to 5 GiB; all but the last must have the least size
+S3 accepts 10,000 parts of 5 MiB to 5 GiB; all but the last must have the minimum size
 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html). A file's final size is known
 only at its end, so parts grow with the file.
 
@@ -24,7 +24,7 @@ MAX_OBJECT_BYTES = MAX_PARTS * MAX_PART_BYTES
 #: of 80 MiB, one of 1 TiB with parts of 820 MiB, each of which has to be in memory.
 GROWTH = 1250
 
-#: When ranges are copied, the first parts may have S3's least size wherever they begin, because a
+#: When ranges are copied, the first parts may have S3's minimum size wherever they begin, because a
 #: range that is too small for a part has to be read. The parts after them grow and still reach
 #: 5 TiB.
 FREE_PARTS = 2_400
@@ -61,7 +61,7 @@ class Step:
 
 
 def min_size(limits: Limits, number: int, before_bytes: int) -> int:
-    """Return the least size of part `number`, which begins after `before_bytes` and is not last.
+    """Return the minimum size of part `number`, which begins after `before_bytes` and is not last.
 
     A file that is built from many small ranges must not run out of part numbers.
     """
