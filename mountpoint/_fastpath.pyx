@@ -6,8 +6,8 @@ of the memory that the client delivered, and llfuse replies from it with the GIL
 read that spans parts is copied, into an `Assembly`. Its memory comes from a small pool and returns
 there once the reply is sent.
 
-The GIL guards everything here except a part's `state` and `described`. Waiting threads read these
-without the GIL; the part's own mutex guards them.
+The GIL guards everything here except a part's arrival (`native._arrivals`): threads wait for it, and
+the native plane ends it, without the GIL.
 
 Other modules decide which ranges to fetch (`mountpoint.read.readahead`) and when to give up
 (`mountpoint.read.stream`), and send the requests (`mountpoint.s3`).
@@ -18,52 +18,52 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from mountpoint.errors import BadAnswer, Interrupted, PreconditionFailed
+from mountpoint.native._arrivals cimport (
+    FAILED,
+    PENDING,
+    READY,
+    Arrival,
+    describe,
+    end,
+    now_s,
+    overtake,
+    serve,
+    wait_for,
+)
+from mountpoint.native._blocks cimport view_of
+from mountpoint.native._lane cimport (
+    Lane,
+    lane_clear,
+    lane_insert,
+    lane_note,
+    lane_remove,
+    lane_take_waits,
+    new_lane,
+)
 
-cdef extern from "pthread.h" nogil:
-    ctypedef struct pthread_condattr_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
-    int pthread_cond_destroy(pthread_cond_t*)
-    int pthread_cond_broadcast(pthread_cond_t*)
-    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, timespec*)
-    int pthread_condattr_init(pthread_condattr_t*)
-    int pthread_condattr_destroy(pthread_condattr_t*)
-    int pthread_condattr_setclock(pthread_condattr_t*, int)
+import time
 
-cdef enum:
-    PENDING = 0
-    READY = 1
-    FAILED = 2
+from mountpoint.errors import REPLACED, BadAnswer, Interrupted, PreconditionFailed, S3Error
 
-# The longest single wait in seconds: no wait is unbounded, even if the caller wants that.
-cdef double MAX_WAIT_S = 3600.0
-
-
-cdef double now_s() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
+# The pause while another thread has sent a request whose object it has not received yet.
+cdef double UNATTACHED_S = 0.001
 
 
 @cython.final
-cdef class Part:
+cdef class Part(Arrival):
     """One ranged GET: the range [start, stop) of an object, in bytes, as it arrives.
 
     It is the `BodySink` of its request. It fails if bytes are out of order, too many, too few, or
     of another version than `etag`; a reader never sees them. Once all bytes are there, `sums` is
     the result of `summing`.
+
+    On the native plane the bytes arrive without the interpreter (`native`): then the state changes
+    at any time, and `settled` follows.
     """
 
     def __cinit__(self, long long start, long long stop, str etag, *, bint ahead=False,
     summing=None):
-        cdef pthread_condattr_t attributes
         if not 0 <= start < stop:
             raise ValueError(f"not a range: [{start}, {stop})")
         self.start = start
@@ -72,32 +72,23 @@ cdef class Part:
         self.ahead = ahead
         self.summing = summing
         self.issued_at_s = now_s()
-        pthread_mutex_init(&self.mutex, NULL)
-        pthread_condattr_init(&attributes)
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-        pthread_cond_init(&self.changed, &attributes)
-        pthread_condattr_destroy(&attributes)
-
-    def __dealloc__(self):
-        pthread_cond_destroy(&self.changed)
-        pthread_mutex_destroy(&self.mutex)
 
     # --- the client's side (BodySink) ---
 
     def on_headers(self, info):
         """Receive the object's description; another version than `etag` fails the part."""
-        if self.state != PENDING:
+        if self.arrival.state != PENDING:
             return
-        self.info = info
+        self.described = info
         if info.etag != self.etag:
-            self.fail(PreconditionFailed("the object was replaced while it was being read"))
+            self.fail(PreconditionFailed(REPLACED))
         else:
-            self._set(PENDING, True)
+            describe(self.arrival)
 
     def on_body(self, bytes chunk not None, long long offset, **_):
         """Receive the next bytes. Bytes after the end are dropped."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(chunk)
-        if self.state != PENDING:
+        if self.arrival.state != PENDING:
             return
         if offset != self.start + self.received or offset + size > self.stop:
             self.fail(BadAnswer(
@@ -106,11 +97,11 @@ cdef class Part:
             ))
             return
         self.received += size
-        if self.data is None:
-            self.data = chunk
+        if self.content is None:
+            self.content = chunk
         else:
             if self.chunks is None:
-                self.chunks = [self.data]
+                self.chunks = [self.content]
             self.chunks.append(chunk)
 
     def finish(self, error):
@@ -120,7 +111,7 @@ cdef class Part:
         self.finished = True
         primary = self.primary
         self.primary = None
-        if self.state != PENDING:
+        if self.arrival.state != PENDING:
             return
         if error is not None:
             self.fail(error)
@@ -130,42 +121,57 @@ cdef class Part:
                 f"{self.received} bytes instead of {self.stop - self.start}"
             ))
             return
-        if self.info is None:
+        if self.described is None:
             self.fail(BadAnswer("bytes without headers: the version is unknown"))
             return
         if self.chunks is not None:
             data = b"".join(self.chunks)
-            if self.state != PENDING:  # joining many bytes lets other threads run
+            if self.arrival.state != PENDING:  # joining many bytes lets other threads run
                 return
-            self.data = data
+            self.content = data
             self.chunks = None
         if self.summing is not None:
-            sums = self.summing(self.data)
-            if self.state != PENDING:  # and so does `summing`
+            sums = self.summing(self.content)
+            if self.arrival.state != PENDING:  # and so does `summing`
                 return
             self.sums = sums
-        self._end(READY)
+        end(self.arrival, READY, NULL)
         if primary is not None:
             (<Part>primary)._take_over(self)
+
+    def settled(self, error):
+        """Learn how the request has ended on the native plane; `error` None: READY."""
+        cdef Part primary = self.primary
+        self.primary = None
+        self.transfer = None
+        self.finished = True
+        if error is not None:
+            self.fail(error)
+            if self.failure is None and self.arrival.state == FAILED:  # natively
+                self.failure = error
+        elif primary is not None and primary.arrival.overtaken:
+            primary.native = self.native
+            primary._cancel_transfer()
 
     # --- the reader's side ---
 
     def attach(self, transfer):
         """Set the request, for cancelling it. It may have ended already."""
+        if hasattr(transfer, "settle"):
+            self.native = transfer
         if self.finished:
             return
         self.transfer = transfer
-        if self.state == FAILED:
+        if self.arrival.state == FAILED:
             transfer.cancel()
 
     def fail(self, error):
         """End the part with `error` unless it has ended, and wake all waiting threads."""
-        if self.state != PENDING:
-            return
-        self.error = error
-        self.data = None
-        self.chunks = None
-        self._end(FAILED)
+        # No other thread of Python runs between these lines, so it sees both or neither.
+        if end(self.arrival, FAILED, NULL):
+            self.failure = error
+            self.content = None
+            self.chunks = None
 
     def serve(self, Part primary not None):
         """Become a second request for the bytes of `primary`: the first one to be ready counts."""
@@ -174,6 +180,7 @@ cdef class Part:
         if primary.etag != self.etag:
             raise ValueError("not the same version")
         self.primary = primary
+        serve(self.arrival, primary.arrival)
 
     def claim_hedge(self):
         """Return True to the first caller, which may then send a second request."""
@@ -189,11 +196,8 @@ cdef class Part:
 
     def cancel(self, error=None):
         """Cancel the request if it has not ended."""
-        transfer = self.transfer
-        self.transfer = None
         self.fail(error if error is not None else Interrupted("cancelled"))
-        if transfer is not None:
-            transfer.cancel()
+        self._cancel_transfer()
 
     def wait(self, double timeout_s):
         """Wait up to `timeout_s` seconds for the end; True if it has ended. Releases the GIL."""
@@ -205,11 +209,45 @@ cdef class Part:
 
     @property
     def ready(self):
-        return self.state == READY
+        return self.arrival.state == READY
 
     @property
     def failed(self):
-        return self.state == FAILED
+        return self.arrival.state == FAILED
+
+    @property
+    def overtaken(self):
+        """Whether the second request delivered the bytes."""
+        return self.arrival.overtaken
+
+    @property
+    def error(self):
+        """The reason for a failure; None if it has not failed."""
+        if self.failure is None and self.arrival.state == FAILED and self.native is not None:
+            self.native.settle()
+        return self.failure
+
+    @property
+    def info(self):
+        """The object's description by the headers; None before they are here."""
+        if (
+            self.described is None and self.native is not None
+            and self.arrival.described and self.arrival.state != FAILED
+        ):
+            try:
+                info = self.native.info()
+            except S3Error as error:
+                self.fail(error)
+                return None
+            self.described = info
+            if info.etag != self.etag:
+                self.fail(PreconditionFailed(REPLACED))
+        return self.described
+
+    @property
+    def data(self):
+        """The whole range, once ready; None before."""
+        return self._buffer()
 
     def age_s(self):
         """Seconds since the request was sent."""
@@ -217,64 +255,64 @@ cdef class Part:
 
     def duration_s(self):
         """Seconds from the request to the end, or until now if it has not ended."""
-        return (now_s() if self.state == PENDING else self.ended_at_s) - self.issued_at_s
+        ended_at_s = now_s() if self.arrival.state == PENDING else self.arrival.ended_at_s
+        return ended_at_s - self.issued_at_s
 
     cdef void _take_over(self, Part other):
         """Take the bytes of the second request, and cancel the first."""
-        if self.state != PENDING:
+        if self.arrival.state != PENDING:
             return
-        self.info = other.info
-        self.data = other.data
+        self.described = other.described
+        self.content = other.content
         self.chunks = None
-        self.overtaken = True
+        overtake(self.arrival, NULL)
+        self._cancel_transfer()
+
+    def _cancel_transfer(self):
         transfer = self.transfer
         self.transfer = None
-        self._end(READY)
         if transfer is not None:
             transfer.cancel()
 
-    cdef void _end(self, int state) noexcept:
-        self.ended_at_s = now_s()
-        self._set(state, True)
-
-    cdef void _set(self, int state, bint described) noexcept:
-        pthread_mutex_lock(&self.mutex)
-        self.state = state
-        self.described = described
-        # Headers must not wake threads that wait for the end.
-        if state != PENDING or self.want_headers > 0:
-            pthread_cond_broadcast(&self.changed)
-        pthread_mutex_unlock(&self.mutex)
-
-    cdef bint _wait(self, bint for_headers, double timeout_s) noexcept:
-        cdef timespec until
-        cdef double until_s = now_s() + min(max(timeout_s, 0.0), MAX_WAIT_S)
+    def _wait(self, bint for_headers, double timeout_s):
+        cdef double until_s = now_s() + timeout_s
         cdef bint done
-        until.tv_sec = <long>until_s
-        until.tv_nsec = <long>((until_s - until.tv_sec) * 1e9)
-        with nogil:
-            pthread_mutex_lock(&self.mutex)
-            self.want_headers += for_headers
-            while True:
-                done = self.described if for_headers else self.state != PENDING
-                # Any error of timedwait ends the wait: the only possible one is a timeout.
-                if done or pthread_cond_timedwait(&self.changed, &self.mutex, &until) != 0:
-                    break
-            done = self.described if for_headers else self.state != PENDING
-            self.want_headers -= for_headers
-            pthread_mutex_unlock(&self.mutex)
-        return done
+        while True:
+            with nogil:
+                done = wait_for(self.arrival, for_headers, timeout_s)
+            if not done or self.arrival.state != PENDING or not self.arrival.in_doubt:
+                return done
+            if self.native is not None:
+                self.native.settle()
+                return True
+            time.sleep(UNATTACHED_S)
+            timeout_s = until_s - now_s()
+
+    cdef object _buffer(self):
+        if self.content is None and self.arrival.state == READY and self.arrival.block != NULL:
+            self.content = view_of(self.arrival.block, self.stop - self.start)
+        return self.content
+
+    cdef const char* _memory(self):
+        """Return the first byte of a ready part."""
+        if self.arrival.block != NULL:
+            return self.arrival.block.bytes
+        return PyBytes_AS_STRING(self.content)
 
     cdef object _view(self, long long offset, long long stop):
-        return memoryview(self.data)[offset - self.start:stop - self.start]
+        return memoryview(self._buffer())[offset - self.start:stop - self.start]
 
 
 @cython.final
-cdef class PartMap:
-    """A stream's parts by position. They never overlap."""
+cdef class PartMap(Lane):
+    """A stream's parts by position. They never overlap. Those that readers have reached are in its
+    lane, too. `size_bytes` is the object's size."""
 
-    def __cinit__(self):
+    def __cinit__(self, long long size_bytes):
         self.parts = []
+        self.lane = new_lane(size_bytes)
+        if self.lane == NULL:
+            raise MemoryError()
 
     def __len__(self):
         return len(self.parts)
@@ -291,18 +329,37 @@ cdef class PartMap:
         cdef Part part
         for part in self.parts:
             if part.start <= offset < part.stop:
-                if part.state == READY and part.touched and stop <= part.stop:
-                    self.hit_stop = stop
-                    self.read_bytes += stop - offset
+                if part.arrival.state == READY and part.touched and stop <= part.stop:
+                    lane_note(self.lane, stop, stop - offset, False)
                     return part._view(offset, stop)
                 return None
             if part.start > offset:
                 return None
         return None
 
+    @property
+    def hit_stop(self):
+        """The end of the last read whose bytes were here."""
+        return self.lane.hit_stop
+
+    @property
+    def read_bytes(self):
+        """All bytes read."""
+        return self.lane.read_bytes
+
     def note_read(self, long long size):
-        """Count bytes that were not read by `ready`."""
-        self.read_bytes += size
+        """Count bytes that were not here when a read came."""
+        lane_note(self.lane, -1, size, False)
+
+    def take_waits(self):
+        """Return the number of reads in the lane that waited since the last call."""
+        return lane_take_waits(self.lane)
+
+    def touch(self, Part part not None):
+        """Record that a reader has reached this part."""
+        if not part.touched:
+            part.touched = True
+            lane_insert(self.lane, part.start, part.stop, part.arrival)
 
     def covering(self, long long start, long long stop):
         """Return the parts that overlap [start, stop), in order."""
@@ -344,6 +401,8 @@ cdef class PartMap:
         for index in range(len(self.parts)):
             if self.parts[index] is part:
                 del self.parts[index]
+                if part.touched:
+                    lane_remove(self.lane, part.start)
                 return True
         return False
 
@@ -351,14 +410,9 @@ cdef class PartMap:
         """Remove all parts and return them."""
         parts = self.parts
         self.parts = []
+        lane_clear(self.lane)
+        self.take_random()
         return parts
-
-
-def touch(Part part not None):
-    """Record that a reader has reached this part; True the first time."""
-    cdef bint first = not part.touched
-    part.touched = True
-    return first
 
 
 def slice_of(list parts not None, long long offset, long long stop):
@@ -371,7 +425,7 @@ def slice_of(list parts not None, long long offset, long long stop):
     cdef long long position = offset
     cdef long long upto
     for part in parts:
-        if part.state != READY or not part.start <= position < part.stop:
+        if part.arrival.state != READY or not part.start <= position < part.stop:
             raise ValueError(f"no ready part at {position}")
         position = min(stop, part.stop)
         if position == stop:
@@ -387,7 +441,7 @@ def slice_of(list parts not None, long long offset, long long stop):
         upto = min(stop, part.stop)
         memcpy(
             assembly.memory + (position - offset),
-            PyBytes_AS_STRING(part.data) + (position - part.start),
+            part._memory() + (position - part.start),
             upto - position,
         )
         position = upto

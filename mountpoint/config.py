@@ -146,6 +146,8 @@ class ClientConfig:
     each without retries. A request is tried `max_tries` times (None: as often as time allows).
     `interfaces` are the network interfaces that lead to S3; without any, the machine's routes
     decide. With `verify_checksums` bodies are compared with S3's checksums (`s3.wire.checksum`).
+    With `native`, bodies arrive without the interpreter where awscrt permits it
+    (`s3.crt.native_plane`).
     """
 
     throughput_gbps: float | None = None
@@ -157,6 +159,7 @@ class ClientConfig:
     verify_checksums: bool = True
     interfaces: tuple[str, ...] = ()
     user_agent_prefix: str = ""
+    native: bool = True
 
     def __post_init__(self) -> None:
         # mountpoint-s3 starts at 1; a slow link is worth stating as well.

@@ -65,6 +65,8 @@ class IsADirectory(OperationError):
 
 #: The start of the hint of a refusal that no option lifts; a reason or advice follows.
 NO_OPTION = "no option permits it: "
+#: Why a read fails whose object has another version now.
+REPLACED = "the object was replaced while it was being read"
 
 
 class Refusal(OperationError):

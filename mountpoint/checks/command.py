@@ -21,6 +21,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check("fuse_device", machine.fuse_device),
     Check("fuse_library", machine.fuse_library),
     Check("kernel", machine.kernel),
+    Check("data_plane", machine.data_plane),
     Check("permissions", machine.permissions),
     Check("fusermount", machine.fusermount),
     Check("allow_other", machine.allow_other),

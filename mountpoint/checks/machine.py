@@ -10,6 +10,7 @@ from mountpoint.config import MIB
 from mountpoint.errors import MountError
 from mountpoint.log.setup import SYSLOG_SOCKET, cannot_write, log_location
 from mountpoint.mount import preflight
+from mountpoint.s3.crt import symbols
 from mountpoint.staging import area
 from mountpoint.upload import pending_journal
 
@@ -47,6 +48,25 @@ def kernel(subject: Subject) -> Result:
     said = f"Linux {release}: reads of up to 128 KiB, so large files are slower"
     hint = "omit --no-channel" if wide else "Linux 4.20 and newer reads 1 MiB at a time"
     return warning(said, hint, release=release, read_kib=128)
+
+
+def data_plane(subject: Subject) -> Result:
+    """Check whether bytes can arrive without the interpreter."""
+    if not subject.config.client.native:
+        return warning(
+            "the interpreter receives the bytes of objects, so large files are slower",
+            "omit --no-native",
+            native=False,
+        )
+    try:
+        symbols.addresses()
+    except symbols.Unavailable as error:
+        return warning(
+            f"the interpreter receives the bytes of objects, so large files are slower: {error}",
+            f"install awscrt {' or '.join(sorted(symbols.VERSIONS))} from PyPI",
+            native=False,
+        )
+    return ok("bytes arrive without the interpreter", native=True)
 
 
 def permissions(subject: Subject) -> Result:

@@ -250,6 +250,13 @@ LOGGING = "Logging options"
 )
 @option(
     CLIENT,
+    "--no-native",
+    is_flag=True,
+    hidden=True,
+    help="Let the interpreter receive the bytes of objects.",
+)
+@option(
+    CLIENT,
     "--part-size",
     type=number_of("bytes", 1),
     default=8 * MIB,

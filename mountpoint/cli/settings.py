@@ -100,6 +100,7 @@ def make_config(
             part_size_bytes=part_size,
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
             verify_checksums=options["read_checksums"] == "on",
+            native=not options["no_native"],
             **_same(ClientConfig, options),
         ),
         change=ChangeConfig(

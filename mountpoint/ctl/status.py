@@ -56,6 +56,7 @@ def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rates", _rates(status["rates"])),
         ("memory", _memory(status)),
         ("files", _files(status)),
+        ("data plane", status["data_plane"]),
         ("log", status["log"] or "standard error"),
     ]
     if status["trouble"]:

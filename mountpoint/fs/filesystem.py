@@ -41,6 +41,7 @@ from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
+from mountpoint.native._lane import Lane
 from mountpoint.read.stream import Bytes
 from mountpoint.system.memory import drop_leftovers, give_back
 
@@ -296,6 +297,10 @@ class FileSystem:
     def is_shared(self, number: HandleNumber) -> bool:
         """Whether others may change the content of an open file, so that no pages may be cached."""
         return self._files.get(number).shared
+
+    def lane(self, number: HandleNumber) -> Lane | None:
+        """See OpenFile."""
+        return self._files.get(number).lane
 
     def unlink(self, parent: InodeNumber, name: bytes) -> None:
         """Delete a file."""

@@ -16,6 +16,7 @@ from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import CompleteDirectory
 from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.tree import Entry
+from mountpoint.native._lane import Lane
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
@@ -27,12 +28,15 @@ class OpenFile(Protocol):
     """A handle of an open file. Errors are domain errors and S3Errors.
 
     `shared`: others may change the file's content meanwhile, so the kernel must cache no pages.
+    `lane`: where reads find bytes without the interpreter; None if each read comes to the handle.
     """
 
     @property
     def inode(self) -> Inode: ...
     @property
     def shared(self) -> bool: ...
+    @property
+    def lane(self) -> Lane | None: ...
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""

@@ -28,6 +28,7 @@ from mountpoint.fs.resolver import Resolver, newest
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
+from mountpoint.native._lane import Lane
 from mountpoint.read.stream import Bytes, ReadStream
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
@@ -73,6 +74,11 @@ class ReadHandle:
         """Whether the program is likely to read little of the file, and the file is not large."""
         stream = self._stream
         return stream is not None and stream.looked_at and stream.size_bytes <= MAX_LOOKED_AT
+
+    @property
+    def lane(self) -> Lane | None:
+        """See OpenFile."""
+        return None if self._stream is None else self._stream.lane
 
     def read_exactly(self) -> None:
         """Note that the kernel reads little more of the file than programs ask for."""

@@ -68,6 +68,15 @@ cdef struct OpenIn:
     uint32_t flags
     uint32_t open_flags
 
+cdef struct ReadIn:
+    uint64_t handle
+    uint64_t offset
+    uint32_t size
+    uint32_t read_flags
+    uint64_t lock_owner
+    uint32_t flags
+    uint32_t padding
+
 cdef struct Rename2In:
     uint64_t new_directory  # the names follow; in a RENAME directly after this field
     uint32_t flags
@@ -106,6 +115,7 @@ cdef enum:
     # operations
     RENAME = 12
     OPEN = 14
+    READ = 15
     INIT = 26
     CREATE = 35
     RENAME2 = 45

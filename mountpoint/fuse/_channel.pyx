@@ -22,10 +22,41 @@ The code that a request passes through takes no GIL: it runs between the kernel 
 `_channel.pxd` has the layouts and the protocol's numbers.
 """
 
-from libc.errno cimport EINTR, ENODEV, ENOENT, ENOMEM, errno
+from libc.errno cimport EINTR, EIO, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC
+
+from mountpoint.metrics._histogram cimport (
+    Histogram,
+    Readers,
+    Timer,
+    add_value,
+    begin_timer,
+    end_timer,
+    find_reader,
+    histogram_t,
+    monotonic_ns,
+    reader_t,
+    timer_t,
+    undo_timer,
+)
+from mountpoint.native._lane cimport (
+    MAX_PIECES,
+    find_lane,
+    lane_note,
+    lane_read,
+    lane_t,
+    piece_t,
+    release_lane,
+    release_pieces,
+)
+
+cdef extern from *:
+    """
+    #define add_u64(pointer, amount) __atomic_fetch_add(pointer, amount, __ATOMIC_RELAXED)
+    """
+    uint64_t add_u64(uint64_t*, uint64_t) nogil
 
 cdef enum:
     MAX_WRITE_BYTES = 1 << 20
@@ -63,6 +94,14 @@ cdef bint done = False
 # Whether the kernel has ended the mount, so that no more requests will come.
 cdef bint over = False
 cdef fuse_chan_ops operations
+
+# The meters of reads in the lane; NULL until `serve_lane`. `meters` keeps their objects.
+cdef timer_t* read_timer = NULL
+cdef histogram_t* read_bytes = NULL
+cdef const reader_t* readers = NULL
+cdef tuple meters = ()
+# Reads that were answered in the lane. Atomic.
+cdef uint64_t lane_reads = 0
 
 # The request that this thread serves: llfuse answers it before it receives another one.
 cdef extern from *:
@@ -120,17 +159,22 @@ cdef public int fuse_session_receive_buf(
     """Replace libfuse's function of this name, which llfuse calls for each request."""
     global over
     cdef int size
+    cdef void* channel_of_libfuse = chp[0]
     served.pid = 0
     served.opens = 0
-    # From the first request on: a thread that waits with a smaller buffer when INIT is answered
-    # would have no other buffer for the largest write.
-    if wanted and not make_room(buf):
-        return -ENOMEM
-    size = real_receive(session, buf, chp)
-    if size == 0:  # ENODEV: unmounted, or aborted by `umount -f`
-        over = True
-    if size < <int>sizeof(InHeader):
-        return size
+    while True:
+        # From the first request on: a thread that waits with a smaller buffer when INIT is answered
+        # would have no other buffer for the largest write.
+        if wanted and not make_room(buf):
+            return -ENOMEM
+        chp[0] = channel_of_libfuse
+        size = real_receive(session, buf, chp)
+        if size == 0:  # ENODEV: unmounted, or aborted by `umount -f`
+            over = True
+        if size < <int>sizeof(InHeader):
+            return size
+        if channel == NULL or buf.flags & BUF_IS_FD or not in_lane(<const char*>buf.mem, size):
+            break
     if wanted and size > LARGE_BYTES:
         note_large()
     if not buf.flags & BUF_IS_FD:
@@ -139,6 +183,57 @@ cdef public int fuse_session_receive_buf(
     if channel != NULL:
         chp[0] = channel
     return size
+
+
+cdef bint in_lane(const char* request, int size) noexcept nogil:
+    """Answer a READ whose bytes are here, without the interpreter; False if Python must answer."""
+    cdef const InHeader* header = <const InHeader*>request
+    cdef const ReadIn* read = <const ReadIn*>(request + sizeof(InHeader))
+    cdef lane_t* lane
+    cdef histogram_t* program
+    cdef piece_t pieces[MAX_PIECES]
+    cdef iovec parts[MAX_PIECES + 1]
+    cdef OutHeader answer
+    cdef int64_t begun_ns
+    cdef size_t total = 0
+    cdef bint waited
+    cdef int count, index
+    if header.opcode != READ or read_timer == NULL or size < <int>(sizeof(InHeader) + 40):
+        return False
+    program = find_reader(readers, header.pid)
+    if program == NULL:
+        return False
+    lane = find_lane(read.handle)
+    if lane == NULL:
+        return False
+    begin_timer(read_timer)
+    begun_ns = monotonic_ns()
+    count = lane_read(lane, read.offset, read.size, header.pid, pieces, &waited)
+    if count == 0:
+        undo_timer(read_timer)
+        release_lane(lane)
+        return False
+    for index in range(count):
+        parts[index + 1].iov_base = <void*>pieces[index].bytes
+        parts[index + 1].iov_len = pieces[index].size
+        total += pieces[index].size
+    answer.length = <uint32_t>(sizeof(OutHeader) + total)
+    answer.error = 0
+    answer.unique = header.unique
+    parts[0].iov_base = &answer
+    parts[0].iov_len = sizeof(OutHeader)
+    lane_note(lane, read.offset + total, total, waited)
+    if write_all(parts, count + 1) < 0:
+        answer.length = sizeof(OutHeader)
+        answer.error = -EIO
+        write_all(parts, 1)
+    release_pieces(pieces, count)
+    release_lane(lane)
+    end_timer(read_timer, begun_ns, monotonic_ns(), False)
+    add_value(read_bytes, total)
+    add_value(program, total)
+    add_u64(&lane_reads, 1)
+    return True
 
 
 cdef bint make_room(fuse_buf* buf) noexcept nogil:
@@ -304,6 +399,23 @@ def resolve(str library):
     kern_chan_new = <kern_chan_new_function>dlsym(handle, b"fuse_kern_chan_new")
     real_mount = <mount_function>dlsym(handle, b"fuse_mount")
     return is_resolved()
+
+
+def serve_lane(Timer timer not None, Histogram sizes not None, Readers programs not None):
+    """Set before mounting the meters of reads that are answered without the interpreter.
+
+    Without a call all reads go to llfuse. Only with the channel of our own (`want`) is there a lane.
+    """
+    global read_timer, read_bytes, readers, meters
+    meters = (timer, sizes, programs)
+    read_timer = &timer.data
+    read_bytes = &sizes.data
+    readers = programs.table
+
+
+def reads_in_lane():
+    """Return the number of reads that were answered without the interpreter."""
+    return lane_reads
 
 
 def want(bint yes):

@@ -22,6 +22,7 @@ finally:
 import llfuse  # noqa: E402  # after _channel
 
 from mountpoint.errors import MountError  # noqa: E402
+from mountpoint.metrics.recorder import Meters  # noqa: E402
 
 __all__ = [
     "Receivers",
@@ -32,8 +33,10 @@ __all__ = [
     "is_wide",
     "library_version",
     "llfuse",
+    "reads_in_lane",
     "rename_flags",
     "request_pid",
+    "serve_lane",
     "take",
     "widen",
 ]
@@ -59,6 +62,19 @@ def library_version() -> str:
 def widen(wanted: bool) -> None:
     """Set before mounting whether to negotiate with the kernel what libfuse cannot."""
     _channel.want(wanted)
+
+
+def serve_lane(meters: Meters) -> None:
+    """Set before mounting that reads whose bytes are here need no interpreter; `meters` count them.
+
+    It has an effect with the channel of our own only (`widen`).
+    """
+    _channel.serve_lane(meters.operation("read"), meters.read_bytes, meters.programs.readers)
+
+
+def reads_in_lane() -> int:
+    """Return the number of reads that were answered without the interpreter."""
+    return _channel.reads_in_lane()
 
 
 def take(descriptor: int) -> None:

@@ -36,6 +36,7 @@ from mountpoint.fuse.structures import EntryAttributes, RequestContext, SetattrF
 from mountpoint.listing.tree import MAX_NAME_BYTES
 from mountpoint.log.throttle import LogThrottle
 from mountpoint.metrics.recorder import Meters
+from mountpoint.native._lane import unregister
 from mountpoint.read.stream import Bytes
 from mountpoint.system.procfs import process_of, program_of, who_closes
 
@@ -215,6 +216,9 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
                 "writes to a mapping of the file would be lost",
                 "mount with --staged-writes DIR and --allow-overwrite, or open the file read-only",
             )
+        lane = self._fs.lane(handle)
+        if lane is not None:
+            lane.register(handle)
         return handle
 
     @operation("file")
@@ -245,6 +249,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("closed")
     def release(self, fh: HandleNumber) -> None:
         """See FileSystem."""
+        unregister(fh)
         self._fs.release(fh)
 
     @operation("child")

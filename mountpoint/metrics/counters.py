@@ -8,6 +8,7 @@ Counters only grow and have no times: a rate is the difference of two lines.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import structlog
@@ -59,9 +60,13 @@ NAMES: tuple[CounterName, ...] = get_args(CounterName)
 
 
 class Counters:
-    """A mount's counters, by name. Thread-safe."""
+    """A mount's counters, by name. Thread-safe.
+
+    `catch_up` has functions that count what is not counted yet; each snapshot calls them first.
+    """
 
     def __init__(self) -> None:
+        self.catch_up: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         # mutable, guarded by _lock
         self._values: dict[str, int] = dict.fromkeys(NAMES, 0)
@@ -73,6 +78,8 @@ class Counters:
 
     def snapshot(self) -> dict[str, int]:
         """Return all counters at one moment."""
+        for catch_up in self.catch_up.copy():
+            catch_up()
         with self._lock:
             return self._values.copy()
 

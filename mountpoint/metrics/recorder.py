@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mountpoint.metrics._histogram import BUCKETS, SCALE, Histogram, Threads, Timer
+from mountpoint.metrics._histogram import BUCKETS, SCALE, Histogram, Readers, Threads, Timer
 from mountpoint.metrics.counters import Counters
 from mountpoint.system.procfs import program_of
 
@@ -83,24 +83,27 @@ class RequestClock:
 
     __slots__ = ("_begun_ns", "_meter", "_trouble")
 
-    def __init__(self, meter: RequestMeter, trouble: Trouble) -> None:
+    def __init__(self, meter: RequestMeter, trouble: Trouble, begun_ns: int | None = None) -> None:
         self._meter = meter
         self._trouble = trouble
-        self._begun_ns = meter.timer.begin()
+        now_ns = meter.timer.begin()
+        self._begun_ns = now_ns if begun_ns is None else begun_ns
 
-    def first_byte(self) -> None:
-        """Record the first byte of the answer."""
-        self._meter.first_byte_us.add((time.monotonic_ns() - self._begun_ns) // 1000)
+    def first_byte(self, at_ns: int | None = None) -> None:
+        """Record the first byte of the answer; `at_ns` is its time, by default now."""
+        at_ns = time.monotonic_ns() if at_ns is None else at_ns
+        self._meter.first_byte_us.add(max(at_ns - self._begun_ns, 0) // 1000)
 
-    def end(self, failure: int | None, trouble: str = "") -> None:
+    def end(self, failure: int | None, trouble: str = "", at_ns: int | None = None) -> None:
         """Record the end; `failure` is the HTTP status of a failed request, 0 without an answer.
 
-        `trouble` is the reason if the failure means that S3 cannot be used.
+        `trouble` is the reason if the failure means that S3 cannot be used. `at_ns` is the time of
+        the end, by default now.
         """
         if failure is not None:
             self._meter.failed(failure)
         self._trouble.note(trouble)
-        self._meter.timer.end(self._begun_ns, failure is not None)
+        self._meter.timer.end(self._begun_ns, failure is not None, at_ns)
 
     def drop(self) -> None:
         """Drop a cancelled request: its duration says nothing."""
@@ -120,20 +123,22 @@ class Programs:
     """The work that each program causes, by the name that `ps` shows. Thread-safe.
 
     `asking` returns the number of the thread whose operation the calling thread serves, or 0.
+    `readers` has the threads that are known, for reads in the lane.
     """
 
     def __init__(self, asking: Callable[[], int] = lambda: 0) -> None:
         # dependencies
         self._asking = asking
+        self.readers = Readers()
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._by_name: dict[str, Program] = {}
         # mutable, guarded by the GIL
         self._by_thread: dict[int, tuple[Program, float]] = {}
 
-    def current(self) -> Program:
-        """Return the program whose operation the calling thread serves."""
-        thread = self._asking()
+    def current(self, thread: int = 0) -> Program:
+        """Return the program that `thread` runs; 0: whose operation the calling thread serves."""
+        thread = thread or self._asking()
         known = self._by_thread.get(thread)
         now_s = time.monotonic()
         if known is not None and now_s < known[1]:
@@ -143,11 +148,13 @@ class Programs:
         if len(self._by_thread) >= MAX_THREADS:
             self._by_thread.clear()
         self._by_thread[thread] = (program, now_s + NAME_TTL_S)
+        if thread:
+            self.readers.set(thread, program.read_bytes, round((now_s + NAME_TTL_S) * 1e9))
         return program
 
-    def requested(self, operation: str) -> None:
-        """Count a request for the program whose operation the calling thread serves."""
-        program = self.current()
+    def requested(self, operation: str, thread: int = 0) -> None:
+        """Count a request for the program that `thread` runs. See `current`."""
+        program = self.current(thread)
         with self._lock:
             program.requests[operation] = program.requests.get(operation, 0) + 1
 
@@ -193,12 +200,16 @@ class Meters:
         """Return the timer for operations of this name."""
         return self.operations.get(name) or self.operations.setdefault(name, Timer(self.threads))
 
-    def request(self, operation: str) -> RequestClock:
-        """Start measuring a request to S3."""
-        self.programs.requested(operation)
+    def request(self, operation: str, thread: int = 0, begun_ns: int | None = None) -> RequestClock:
+        """Start measuring a request to S3.
+
+        `thread` caused it, by default the one whose operation the calling thread serves. It began
+        at `begun_ns` (monotonic clock), by default now.
+        """
+        self.programs.requested(operation, thread)
         meter = self.requests.get(operation)
         meter = meter or self.requests.setdefault(operation, RequestMeter())
-        return RequestClock(meter, self.trouble)
+        return RequestClock(meter, self.trouble, begun_ns)
 
     def read(self, size_bytes: int) -> None:
         """Record the bytes that one read returned."""

@@ -37,6 +37,8 @@ class ControlCommands:
         budget: Budget,
         meters: Meters,
         recent: RecentLines,
+        *,
+        data_plane: str,
     ) -> None:
         # dependencies
         self._config = config
@@ -46,6 +48,7 @@ class ControlCommands:
         self._meters = meters
         self._recent = recent
         # constants
+        self._data_plane = data_plane
         self._began_s = time.monotonic()
         # mutable; each change is one step of the interpreter: times, with the totals at that time
         self._samples = deque([(self._began_s, self._totals())], maxlen=RATE_S + 1)
@@ -86,6 +89,7 @@ class ControlCommands:
             "open_files": self._filesystem.open_files(),
             "being_written": [each._asdict() for each in self._filesystem.being_written()],
             "rates": self._rates(),
+            "data_plane": self._data_plane,
             "trouble": self._meters.trouble.lasting(0.0),
             "log": log_location(self._config.log),
             "log_directory": self._config.log.directory,
@@ -97,7 +101,7 @@ class ControlCommands:
             "at_s": time.monotonic(),
             "status": self.status(request),
             "counters": self._meters.counters.snapshot(),
-            "meters": self._meters.snapshot(),
+            "meters": self._meters.snapshot() | {"reads_in_lane": binding.reads_in_lane()},
         }
 
     def log(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,10 +169,19 @@ def _serve(
             streams.end()
 
     receivers = binding.Receivers(nudge_workers)
-    answers = ControlCommands(config, client.endpoint, filesystem, streams.budget, meters, recent)
+    answers = ControlCommands(
+        config,
+        client.endpoint,
+        filesystem,
+        streams.budget,
+        meters,
+        recent,
+        data_plane=client.data_plane,
+    )
     swept = (streams, uploads, filesystem, receivers, answers)
     memory.start_sweeping([*(each.sweep for each in swept), end_reads], stopping)
     binding.widen(config.mount.channel)
+    binding.serve_lane(meters)
     if config.mount.descriptor is not None:
         binding.take(config.mount.descriptor)
     watcher.mounting(interrupt)
@@ -185,6 +194,8 @@ def _serve(
             "see the lines above from the FUSE library",
         ) from error
     log.info("mounted", bucket=config.bucket.name, directory=directory)
+    if client.data_plane != "native":
+        log.info("the interpreter receives the bytes of objects", data_plane=client.data_plane)
     control = Control(socket_directory(os.environ), answers.commands())
     try:
         llfuse.main(workers=config.mount.max_threads)

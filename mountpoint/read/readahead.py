@@ -62,6 +62,9 @@ LARGE_READ_BYTES = 128 * 1024
 #: that were seen in the field; the rest are the random reads between them.
 MAX_RUNS = 32
 
+#: After this many reads in a row outside of all runs, the next one is likely to be so, too.
+RANDOM_PLANS = 16
+
 #: A run is forgotten after this many plans for other runs. Readers that take turns need a plan
 #: each. But a reader whose reads are hits plans only once per part, and in random turns one reader
 #: is always late: with 32 in random turns, 64 plans lost one read in two hundred, 128 plans none
@@ -93,6 +96,7 @@ class Window:
         self._jumps = Jumps(size_bytes)
         self._hit_stop = 0
         self._last: Run | None = None  # the run of the last read, if known
+        self._single = 0  # consecutive plans that fetched exactly the read
 
     def plan(
         self,
@@ -117,14 +121,25 @@ class Window:
         self._runs = [run for run in self._runs if self._plans - run.used <= RETIRE_PLANS]
         run = self._run_at(offset, stop) or self._turned(offset, stop)
         if run is not None:
+            self._single = 0
             if run is not self._runs[-1]:
                 self._jumps.returned()
             return list(self._followed(run, offset, stop, ahead_bytes))
         if self._stride.hit(offset, size):
+            self._single = 0
             return self._strided(offset, stop, ahead_bytes)
         if self._runs:
             self._jumps.left(self._runs[-1])
         return self._begun(offset, stop, ahead_bytes)
+
+    @property
+    def random(self) -> bool:
+        """Whether the last reads were at random places, so that the next one is likely to be."""
+        return self._single >= RANDOM_PLANS
+
+    def recent(self) -> list[Range]:
+        """Return the ranges of the last reads, the last one at the end."""
+        return [self._mirrored(run, run.start, run.cursor) for run in self._runs]
 
     def expect_gaps(self) -> None:
         """Record that the kernel had pages of the whole object: earlier reads covered all of it."""
@@ -198,6 +213,7 @@ class Window:
             start, stop, fetched, fetched - stop, self._plans, stop - start, self._read
         )
         self._runs.append(self._last)
+        self._single = self._single + 1 if fetched == stop else 0
         part = min(max((fetched - start) // 4, FIRST_AHEAD_BYTES), self._part)
         read = [(start, stop)] if stop - start <= self._part else _cut(start, stop, self._part)
         return [*read, *_cut(stop, fetched, part)]

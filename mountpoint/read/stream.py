@@ -30,9 +30,10 @@ gives back all its memory (`rest`).
 import threading
 from collections.abc import Callable
 
-from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
+from mountpoint._fastpath import Assembly, Part, PartMap, slice_of
 from mountpoint.config import MIB, ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
+from mountpoint.native._lane import Lane
 from mountpoint.read.history import INITIAL_BYTES, parts_of
 from mountpoint.read.patterns import PAGE_BYTES, Range
 from mountpoint.read.readahead import Window
@@ -57,6 +58,11 @@ ASK_BYTES = 2 * MIB
 #: The slowest link that does not count as a stall. The client delivers a part's bytes only when all
 #: of them are there, so silence is allowed for as long as they may take.
 SLOWEST_BYTES_PER_S = MIB
+
+#: How many reads at random places the lane may fetch before the stream looks again, and for how
+#: many seconds: keys are renewed minutes before they expire.
+RANDOM_READS = 256
+RANDOM_S = 5.0
 
 RETRIES_FAILED = "all retries failed; --read-timeout sets how long the mount retries"
 
@@ -123,7 +129,7 @@ class ReadStream:
         # Ranges that came at least once with a wrong checksum.
         self._mismatched: set[tuple[int, int]] = set()
         # mutable, guarded by the GIL
-        self._parts = PartMap()
+        self._parts = PartMap(info.size_bytes)
         self._whole: WholeChecksum | None = None  # set with the first part that is not the object
         self._damage = ""  # the reason why all reads fail
 
@@ -150,7 +156,7 @@ class ReadStream:
                 # The answer also counts if it came just before the part was given up.
                 if initial.info is not None and not initial.failed:
                     if small and initial.ready:
-                        touch(initial)  # nothing to plan
+                        self._parts.touch(initial)  # nothing to plan
                         self._note(initial, waited=True)
                     if initial.ready:
                         self._allowance.succeeded()
@@ -205,6 +211,11 @@ class ReadStream:
         return self._parts.read_bytes
 
     @property
+    def lane(self) -> Lane:
+        """Where reads find the bytes that are here, without the interpreter."""
+        return self._parts
+
+    @property
     def held_bytes(self) -> int:
         """The bytes of memory that it holds."""
         return self._lease.held_bytes
@@ -255,6 +266,7 @@ class ReadStream:
         read_bytes = self._parts.read_bytes
         self._stats.read(read_bytes - self._counted_bytes)
         self._counted_bytes = read_bytes
+        self._stats.waited(self._parts.take_waits())
 
     def _clear(self) -> list[Part]:
         """Remove all parts and return them (lock held)."""
@@ -267,6 +279,7 @@ class ReadStream:
         attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
+            self._catch_up()
             parts = self._cover(offset, stop, plan=True)
             self._waiting_bytes += stop - offset
         if not all(part.ready for part in parts):
@@ -286,6 +299,27 @@ class ReadStream:
                 self._parts.note_read(stop - offset)
                 self._count_read()
                 self._drop([part for part in parts if not part.ahead and part.stop <= stop])
+                if self._window.random:
+                    self._allow_random()
+
+    def _catch_up(self) -> None:
+        """Plan the reads at random places that the lane has fetched itself (lock held)."""
+        for start, stop, duration_s in self._parts.take_random():
+            self._window.plan(start, stop - start, ahead_bytes=0, read_bytes=self._parts.read_bytes)
+            if duration_s:
+                self._stats.arrived(stop - start, duration_s, waited=True)
+
+    def _allow_random(self) -> None:
+        """Let the lane fetch the next reads at random places itself (lock held)."""
+        comparing = self._whole is not None and self._whole.comparing
+        source = None
+        if not (self._closed or comparing or self._window.slowed):
+            source = self._source.lane_source(self._info)
+        if source is not None:
+            recent = self._window.recent()
+            first, last = recent[-1]
+            late_s = min(self._stats.late_s(last - first), self._config.stall_s)
+            self._parts.allow_random(source, recent, RANDOM_READS, RANDOM_S, late_s)
 
     def _check_whole(self) -> None:
         """Raise FileDamaged if the whole object was read and does not match its checksum."""
@@ -351,7 +385,7 @@ class ReadStream:
             self._ask_whole(self._whole, offset)
         parts = self._parts.covering(offset, stop)
         for part in parts:
-            touch(part)
+            self._parts.touch(part)
         return parts
 
     def _ask_whole(self, whole: WholeChecksum, offset: int) -> None:

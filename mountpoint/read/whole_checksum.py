@@ -72,6 +72,11 @@ class WholeChecksum:
         return self._answer is not None or not self._names
 
     @property
+    def comparing(self) -> bool:
+        """Whether the whole object may still be compared."""
+        return bool(self._names)
+
+    @property
     def front(self) -> int:
         """The bytes from the object's start that readers have reached, without a gap."""
         ranges = self._ranges

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from mountpoint.native._lane import LaneSource
 from mountpoint.s3.capabilities import Capabilities
 from mountpoint.system.spill import FileRange
 
@@ -210,6 +211,13 @@ class ByteSource(Protocol):
         Fails with PreconditionFailed for any other version (but see `Capabilities.matches`; with
         the ETag "" any version will do), and with ChecksumMismatch if the body does not match its
         checksum.
+        """
+
+    def lane_source(self, version: ObjectInfo) -> LaneSource | None:
+        """Return a source of ranges of a version for reads in its lane; None if there is none.
+
+        It sends the same requests as `get`. It is for the next few seconds: later its credentials
+        may have expired.
         """
 
     def head_with_checksums(self, key: bytes) -> "Future[Stored]":

@@ -51,9 +51,10 @@ class TransferStats:
         """Count bytes read."""
         self._counters.add("bytes_read", size_bytes)
 
-    def waited(self) -> None:
-        """Count a read that had to wait for some of its bytes."""
-        self._counters.add("reads_waited")
+    def waited(self, reads: int = 1) -> None:
+        """Count reads that had to wait for some of their bytes."""
+        if reads:
+            self._counters.add("reads_waited", reads)
 
     def late_s(self, size_bytes: int) -> float:
         """Return the seconds after which a request of this size is late."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def mounted(
         *where,
         "--log-directory",
         logs,
+        *shlex.split(os.environ.get("MOUNT_S3_TEST_OPTIONS", "")),
         *options,
         env=store.environment | (environ or {}),
     )

@@ -51,25 +51,31 @@ ODD_KEYS = [
 ]
 
 
-@pytest.fixture
-def seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A client behind a proxy, and its exchanges."""
+@pytest.fixture(params=["native", "python"])
+def seen(
+    store: Store, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[SimpleNamespace]:
+    """A client behind a proxy, on each data plane, and its exchanges."""
     exchanges: list[Exchange] = []
+    native = request.param == "native"
     with FaultyProxy(store.endpoint_url) as proxy:
         proxy.faults.append(exchanges.append)
-        with connected(store, proxy.url, monkeypatch) as client:
+        with connected(store, proxy.url, monkeypatch, native=native) as client:
             yield SimpleNamespace(client=client, exchanges=exchanges, proxy=proxy)
 
 
 @contextmanager
-def connected(store: Store, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CrtClient]:
+def connected(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch, *, native: bool = True
+) -> Iterator[CrtClient]:
     """Create a client for the store at `url`."""
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     credentials = Credentials(CredentialsConfig())
     host = urlsplit(url).netloc
     endpoint = Endpoint("http", host, f"/{store.bucket}", "us-east-1", "s3", "v4")
-    client = CrtClient(endpoint, credentials, ClientConfig(), counters=Counters())
+    config = ClientConfig(native=native)
+    client = CrtClient(endpoint, credentials, config, counters=Counters())
     yield client
     client.close()
     credentials.close()

@@ -408,6 +408,9 @@ class FakeClient:
         token = None if shown == keys else f"after-{shown[-1].hex()}"
         return ListPage([objects[key] for key in shown], [], token)
 
+    def lane_source(self, version: ObjectInfo) -> None:
+        """See ByteSource: there is none."""
+
     def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:
         """See ByteSource."""
         assert 0 <= start < stop

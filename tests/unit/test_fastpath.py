@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint._fastpath import Assembly, Part, PartMap, slice_of, touch
+from mountpoint._fastpath import Assembly, Part, PartMap, slice_of
 from mountpoint.errors import BadAnswer, Interrupted, PreconditionFailed, Stalled, TransportFault
 from mountpoint.s3.client import ObjectInfo
 from tests.soak import examples
@@ -117,7 +117,7 @@ def test_any_order(
 ) -> None:
     """Parts that arrive in any order and in any pieces give each read the right bytes."""
     content, ranges, chunks = layout
-    parts = PartMap()
+    parts = PartMap(1000)
     order = list(zip(ranges, chunks, strict=False))
     random_.shuffle(order)
     for (start, stop), _ in order:
@@ -639,7 +639,7 @@ def test_map_against_brute_force(
     ranges: list[tuple[int, int]], questions: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     """insert, covering, gaps and remove match a model of single bytes."""
-    parts = PartMap()
+    parts = PartMap(1000)
     owner: dict[int, Part] = {}  # for each byte
     for start, stop in ranges:
         part = Part(start, stop, ETAG)
@@ -675,20 +675,20 @@ def test_map_against_brute_force(
 def test_ready_answers_from_one_known_part() -> None:
     """`ready` answers only from a single ready part that a reader has reached."""
     data = bytes(range(100))
-    parts = PartMap()
+    parts = PartMap(1000)
     first, second = Part(0, 50, ETAG), Part(50, 100, ETAG)
     parts.insert(second)
     parts.insert(first)
     assert parts.ready(0, 10) is None
     deliver(first, data)
     assert parts.ready(0, 10) is None, "no plan covers it yet"
-    assert touch(first)
-    assert not touch(first)
+    parts.touch(first)
+    parts.touch(first)
     answer = parts.ready(3, 50)
     assert answer is not None
     assert bytes(answer) == data[3:50]
     assert parts.ready(49, 51) is None, "spans two"
-    touch(second)
+    parts.touch(second)
     assert parts.ready(50, 60) is None, "has not come"
     assert parts.ready(100, 101) is None
     parts.remove(first)
@@ -697,13 +697,13 @@ def test_ready_answers_from_one_known_part() -> None:
 
 def test_hits_are_counted() -> None:
     """The map knows the end of the last hit, and the total of bytes read."""
-    parts = PartMap()
+    parts = PartMap(1000)
     part = ready_part(0, 100, bytes(100))
     parts.insert(part)
     assert (parts.hit_stop, parts.read_bytes) == (0, 0)
     assert parts.ready(0, 10) is None, "no plan covers it yet"
     assert (parts.hit_stop, parts.read_bytes) == (0, 0)
-    touch(part)
+    parts.touch(part)
     parts.ready(20, 50)
     parts.ready(10, 15)
     assert (parts.hit_stop, parts.read_bytes) == (15, 35)
@@ -716,10 +716,10 @@ def test_hits_are_counted() -> None:
 
 def test_a_view_outlives_its_part() -> None:
     """A reply in progress keeps its bytes alive after the part is dropped."""
-    parts = PartMap()
+    parts = PartMap(1000)
     part = ready_part(0, 8, b"01234567")
-    touch(part)
     parts.insert(part)
+    parts.touch(part)
     view = parts.ready(2, 6)
     parts.clear()
     del part
@@ -738,9 +738,9 @@ def test_a_view_is_the_memory_that_was_delivered() -> None:
     part.on_headers(INFO)
     part.on_body(chunk, 1000)
     part.finish(None)
-    touch(part)
-    parts = PartMap()
+    parts = PartMap(1000)
     parts.insert(part)
+    parts.touch(part)
     for answer in (slice_of([part], 1010, 1200), parts.ready(1010, 1200)):
         assert isinstance(answer, memoryview)
         assert answer.obj is chunk

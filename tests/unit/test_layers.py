@@ -25,6 +25,7 @@ PACKAGES = (
     "system",
     "log",
     "metrics",
+    "native",
     "s3",
     "_fastpath",
     "transfer",
@@ -47,10 +48,13 @@ PLACES = {
     "opentelemetry": {"mountpoint.metrics.export.otlp"},
     "prometheus_client": {"mountpoint.metrics.export.prometheus"},
     "awscrt": {
+        "mountpoint.s3.crt.native_plane",
         "mountpoint.s3.crt.client",
         "mountpoint.s3.crt.signing",
+        "mountpoint.s3.crt.symbols",
         "mountpoint.s3.wire.checksum",
     },
+    "_awscrt": {"mountpoint.s3.crt.symbols"},
     "llfuse": {"mountpoint.fuse.binding"},
     "botocore": {
         "mountpoint.s3.aws.endpoint",

@@ -56,6 +56,8 @@ from mountpoint.errors import (
 )
 from mountpoint.metrics.counters import CounterName, Counters
 from mountpoint.metrics.recorder import Meters
+from mountpoint.native._arrivals import Arrival
+from mountpoint.native._lane import LaneSource
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.capabilities import Capabilities
@@ -80,7 +82,9 @@ from mountpoint.s3.crt import sizes
 from mountpoint.s3.crt.body import BodyStream
 from mountpoint.s3.crt.errors import crt_error
 from mountpoint.s3.crt.exchange import Download, Exchange, Headers, Inquiry
+from mountpoint.s3.crt.native_plane import NativeDownload, NativePlane
 from mountpoint.s3.crt.signing import Signer
+from mountpoint.s3.crt.symbols import Unavailable
 from mountpoint.s3.wire import reading, writing
 
 log = structlog.get_logger(__name__)
@@ -166,6 +170,8 @@ class CrtClient:
             connect_timeout_ms=config.connect_timeout_ms,
             network_interface_names=config.interfaces or None,
         )
+        # Which data plane GETs use: "native", or "python (REASON)".
+        self._native, self.data_plane = self._native_plane(wanted=config.native)
         # constants
         self._part_bytes = part_bytes
         self._verify_checksums = config.verify_checksums
@@ -186,6 +192,7 @@ class CrtClient:
         if expected_owner is not None:
             self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
             self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
+        self._encoded_headers = _encoded(self._headers)
         self._bucket = bucket or endpoint.base_path.strip("/")
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -256,8 +263,76 @@ class CrtClient:
                 extra.append(CHECKSUM_MODE)
         if etag:
             extra.append(("If-Match", etag))
+        # The CRT would split a larger range into several requests.
+        if (
+            self._native is not None
+            and isinstance(sink, Arrival)
+            and version.etag
+            and stop - start <= self._part_bytes
+        ):
+            return self._get_natively(
+                self._native, version, start, stop, sink, target, extra, verify=verify
+            )
         download = Download(self, version.key, start, stop, sink, whole=whole, verify=verify)
         self._send(download, request_type, "GetObject", "GET", target, extra)
+        return download
+
+    def lane_source(self, version: ObjectInfo) -> LaneSource | None:
+        """See ByteSource."""
+        if self._native is None or not version.etag or self._interrupted:
+            return None
+        try:
+            self.check_credentials()
+        except CredentialsUnavailable:
+            return None
+        extra: Headers = []
+        if self.verifies:
+            extra.append(CHECKSUM_MODE)
+        if self.capabilities.matches:
+            extra.append(("If-Match", version.etag))
+        target = reading.object_target(self._endpoint.base_path, version.key)
+        return self._native.source(
+            target,
+            self._encoded_headers + _encoded(extra),
+            self._signer.config(),
+            version,
+            verify=self.verifies,
+        )
+
+    def _native_plane(self, *, wanted: bool) -> tuple[NativePlane | None, str]:
+        """Return the client's native plane, or None; and which plane is used, in words."""
+        if not wanted:
+            return None, "python (--no-native)"
+        try:
+            return NativePlane(self._client, self.counters, self._meters), "native"
+        except Unavailable as error:
+            return None, f"python ({error})"
+
+    def _get_natively(
+        self,
+        plane: NativePlane,
+        version: ObjectInfo,
+        start: int,
+        stop: int,
+        sink: Arrival,
+        target: str,
+        extra: Headers,
+        *,
+        verify: bool,
+    ) -> Transfer:
+        whole = all(name != "Range" for name, _ in extra)
+        download = NativeDownload(self, version, start, stop, sink, whole=whole, verify=verify)
+        if self._admit(download, "GetObject"):
+            try:
+                plane.send(
+                    download,
+                    sink,
+                    target,
+                    self._encoded_headers + _encoded(extra),
+                    self._signer.config(),
+                )
+            except TransportFault as error:
+                download.drop(error)
         return download
 
     def head_with_checksums(self, key: bytes) -> "Future[Stored]":
@@ -413,6 +488,8 @@ class CrtClient:
     def close(self) -> None:
         """See ObjectClient."""
         self.interrupt()
+        if self._native is not None:
+            self._native.close()
 
     def _ask(
         self,
@@ -469,24 +546,8 @@ class CrtClient:
         extra: Headers,
         body: Body | None = None,
     ) -> None:
-        with self._lock:
-            self._under_way.add(exchange)
-            interrupted = self._interrupted
-        if interrupted:
-            exchange.end(Interrupted("the mount is ending"))
+        if not self._admit(exchange, operation):
             return
-        if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
-            exchange.end(NotOffered(f"{operation}: only directory buckets support it"))
-            return
-        try:
-            if self._credentials is not None:
-                self._credentials.check()
-        except CredentialsUnavailable as error:
-            exchange.end(error)
-            return
-        # Count and register before the answer can arrive.
-        self.counters.add(REQUESTS[operation])
-        exchange.clock = self._meters.request(operation)
         stream = None
         if body is not None:  # S3 requires a length even for an empty body
             extra = [*extra, ("Content-Length", str(body.size_bytes))]
@@ -502,10 +563,31 @@ class CrtClient:
                 on_done=exchange.on_done,
             )
         except AwsCrtError as error:
-            exchange.clock.drop()
-            exchange.end(_crt_error(error))
+            exchange.drop(_crt_error(error))
         if exchange.ended:  # the answer arrived first: see Exchange
             exchange.request = None
+
+    def _admit(self, exchange: Exchange, operation: str) -> bool:
+        """Register, count and time a request that is about to be sent; False if it has ended."""
+        with self._lock:
+            self._under_way.add(exchange)
+            interrupted = self._interrupted
+        if interrupted:
+            exchange.end(Interrupted("the mount is ending"))
+            return False
+        if operation in ONLY_IN_DIRECTORIES and not self.is_directory:
+            exchange.end(NotOffered(f"{operation}: only directory buckets support it"))
+            return False
+        try:
+            if self._credentials is not None:
+                self._credentials.check()
+        except CredentialsUnavailable as error:
+            exchange.end(error)
+            return False
+        # Count and register before the answer can arrive.
+        self.counters.add(REQUESTS[operation])
+        exchange.clock = self._meters.request(operation)
+        return True
 
     def check_credentials(self) -> None:
         """Raise CredentialsUnavailable unless requests can be signed. Sends no request."""
@@ -546,6 +628,10 @@ def _crt_error(error: BaseException) -> S3Error:
     if isinstance(meaning, TransportFault | BadAnswer):
         log.debug("the client library failed", error=name, message=message)
     return meaning
+
+
+def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers]
 
 
 def _only_headers(_status: int, headers: Headers, _body: bytes) -> Headers:

@@ -22,7 +22,7 @@ from mountpoint.errors import (
 )
 from mountpoint.metrics.counters import Counters
 from mountpoint.metrics.recorder import RequestClock
-from mountpoint.s3.client import BodySink, Transfer
+from mountpoint.s3.client import BodySink, ObjectInfo, Transfer
 from mountpoint.s3.crt.threads import keep_state
 from mountpoint.s3.wire import checksum, reading
 from mountpoint.s3.wire.checksum import Verification
@@ -98,21 +98,28 @@ class Exchange(ABC):
         self._stop_clock(failure)
         self.end(failure)
 
-    def _stop_clock(self, failure: S3Error | None) -> None:
+    def _stop_clock(self, failure: S3Error | None, at_ns: int | None = None) -> None:
+        """Record the end, now or at `at_ns` of the monotonic clock."""
         if self.clock is None:
             return
         if self.cancelled and failure is not None:
             self.clock.drop()
         elif failure is None:
-            self.clock.end(None)
+            self.clock.end(None, at_ns=at_ns)
         else:
-            expected = isinstance(failure, EXPECTED)
-            self.clock.end(failure.status, "" if expected else failure.code or str(failure))
+            trouble = "" if isinstance(failure, EXPECTED) else failure.code or str(failure)
+            self.clock.end(failure.status, trouble, at_ns=at_ns)
 
     def end(self, error: Exception | None) -> None:
         """Deliver the outcome, once."""
         if self.owner.first_end(self):
             self.deliver(error)
+
+    def drop(self, error: Exception) -> None:
+        """Deliver that the request was not sent."""
+        if self.clock is not None:
+            self.clock.drop()
+        self.end(error)
 
     @abstractmethod
     def deliver(self, error: Exception | None) -> None:
@@ -207,15 +214,9 @@ class Download(Exchange):
         super().on_headers(status_code, headers)
         if status_code not in (200, 206):
             return  # `on_done` receives it again as an error, with its body
-        info = reading.object_info(self._key, status_code, headers, size_bytes=self._size_bytes)
-        answered = (0, info.size_bytes)
-        if status_code == 206:
-            answered = (reading.content_range(headers) or (0, 0))[:2]
-        if answered != (self._start, self._stop):
-            asked = f"bytes {self._start}-{self._stop} were requested"
-            if status_code == 200 and self._size_bytes is None:
-                raise Unusable(f"{asked}, but the whole object was sent", status=status_code)
-            raise BadAnswer(f"{asked}, but {answered[0]}-{answered[1]} were sent")
+        info = description_of_range(
+            self._key, status_code, headers, self._start, self._stop, self._size_bytes
+        )
         if self._verify:
             promise = checksum.expected(headers, info, self._start, self._stop)
             self._verification = promise and Verification(promise)
@@ -240,11 +241,36 @@ class Download(Exchange):
         """Return the checksum error, if any, and count the verified bytes."""
         verification = self._verification
         if verification is not None and not verification.matches():
-            return ChecksumMismatch(
-                f"the body does not match its {verification.name} checksum",
-                status=self.status,
-                request_id=request_id(self.headers),
-            )
+            return mismatch(verification, self.status, self.headers)
         absent = verification is None
         self.owner.counters.add("checksums_absent" if absent else "checksums_verified")
         return None
+
+
+def description_of_range(
+    key: bytes, status: int, headers: Headers, start: int, stop: int, size_bytes: int | None
+) -> ObjectInfo:
+    """Return the description of the object in a successful answer to a GET of [start, stop).
+
+    `size_bytes` is the object's size if all of it was requested; otherwise None. Raises BadAnswer
+    if the answer has another range.
+    """
+    info = reading.object_info(key, status, headers, size_bytes=size_bytes)
+    answered = (0, info.size_bytes)
+    if status == 206:
+        answered = (reading.content_range(headers) or (0, 0))[:2]
+    if answered != (start, stop):
+        asked = f"bytes {start}-{stop} were requested"
+        if status == 200 and size_bytes is None:
+            raise Unusable(f"{asked}, but the whole object was sent", status=status)
+        raise BadAnswer(f"{asked}, but {answered[0]}-{answered[1]} were sent")
+    return info
+
+
+def mismatch(verification: Verification, status: int, headers: Headers) -> ChecksumMismatch:
+    """Return the error for a body that does not match its checksum."""
+    return ChecksumMismatch(
+        f"the body does not match its {verification.name} checksum",
+        status=status,
+        request_id=request_id(headers),
+    )

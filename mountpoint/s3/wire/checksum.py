@@ -134,11 +134,16 @@ def expected_of_whole(stored: Stored) -> Expected | None:
     return _promised(stored.checksums, stored.checksum_type, stored.info, CRCS, whole=True)
 
 
+def is_multipart(etag: str) -> bool:
+    """Whether this is the ETag of an object that was uploaded in parts."""
+    return _MULTIPART_ETAG.fullmatch(etag) is not None
+
+
 def _promised(
     values: Mapping[str, str], kind: str, info: ObjectInfo, names: Iterable[str], *, whole: bool
 ) -> Expected | None:
     kind = kind.upper()
-    if not kind and not _MULTIPART_ETAG.fullmatch(info.etag):
+    if not kind and not is_multipart(info.etag):
         kind = "FULL_OBJECT"
     for name in names:
         value = values.get(name)
@@ -194,7 +199,7 @@ class Verification:
         self._expected = expected
         self._hash = ALGORITHMS[expected.name].new()
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes | memoryview) -> None:
         """Add the next bytes. Releases the GIL while it computes."""
         self._hash.update(chunk)
 

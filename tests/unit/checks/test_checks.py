@@ -39,6 +39,7 @@ from mountpoint.s3.aws.credentials import Origin
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
 from mountpoint.s3.client import ObjectInfo
+from mountpoint.s3.crt import symbols
 from tests.unit.aws_fakes import isolate
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "check.md"
@@ -272,6 +273,18 @@ def test_kernel(
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     result = machine.kernel(subject(mount=MountConfig("", channel=channel)))
     assert (result.outcome, result.details["read_kib"]) == (outcome, kib)
+
+
+def test_data_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning says why the interpreter receives the bytes."""
+    assert machine.data_plane(subject()).outcome == "ok"
+    off = machine.data_plane(subject(client=ClientConfig(native=False)))
+    assert (off.outcome, off.hint) == ("warning", "omit --no-native")
+    monkeypatch.setattr(symbols, "VERSIONS", frozenset({"1.2.3"}))
+    other = machine.data_plane(subject())
+    assert other.outcome == "warning"
+    assert "it knows awscrt 1.2.3" in other.finding
+    assert other.hint == "install awscrt 1.2.3 from PyPI"
 
 
 def test_directory(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ EFFECTS = {
     "--bind": f"{M}/test_client_options.py::test_bound_to_the_wrong_interface",
     "--user-agent-prefix": f"{M}/test_client_options.py::test_user_agent",
     "--no-channel": f"{M}/test_channel.py::test_both_ways",
+    "--no-native": f"{M}/test_data_planes.py::test_every_way_of_reading",
     "--storage-class": NEW,
     "--sse": NEW,
     "--sse-kms-key-id": NEW,

@@ -35,7 +35,13 @@ def test_aws_prices_for_aws_endpoints(endpoint_url: str | None, is_aws: bool) ->
     endpoint = resolve(bucket, "eu-west-1")
     with mounted({}) as world:
         answers = ControlCommands(
-            config, endpoint, world.fs, world.budget, Meters(), RecentLines(Redactor([]))
+            config,
+            endpoint,
+            world.fs,
+            world.budget,
+            Meters(),
+            RecentLines(Redactor([])),
+            data_plane="native",
         )
         status = answers.status({})
     assert status["is_aws"] is is_aws
@@ -49,7 +55,13 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     meters = Meters()
     with mounted({}) as world:
         answers = ControlCommands(
-            CONFIG, ENDPOINT, world.fs, world.budget, meters, RecentLines(Redactor([]))
+            CONFIG,
+            ENDPOINT,
+            world.fs,
+            world.budget,
+            meters,
+            RecentLines(Redactor([])),
+            data_plane="native",
         )
 
         def rates_after(seconds: int, read_bytes: int) -> tuple[float, float]:
@@ -91,7 +103,13 @@ def test_permitted_changes(read_only: bool, change: ChangeConfig, options: list[
     config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
     with mounted({}) as world:
         answers = ControlCommands(
-            config, ENDPOINT, world.fs, world.budget, Meters(), RecentLines(Redactor([]))
+            config,
+            ENDPOINT,
+            world.fs,
+            world.budget,
+            Meters(),
+            RecentLines(Redactor([])),
+            data_plane="native",
         )
         status = answers.status({})
     assert (status["read_only"], status["options"]) == (read_only, options)
@@ -103,6 +121,12 @@ def test_levels() -> None:
     """The levels are those that the metrics export."""
     with mounted({}) as world:
         answers = ControlCommands(
-            CONFIG, ENDPOINT, world.fs, world.budget, Meters(), RecentLines(Redactor([]))
+            CONFIG,
+            ENDPOINT,
+            world.fs,
+            world.budget,
+            Meters(),
+            RecentLines(Redactor([])),
+            data_plane="native",
         )
         assert set(answers.levels()) == set(LEVELS)

@@ -257,6 +257,19 @@ def test_a_random_read_is_fetched_exactly(offset: int, size: int) -> None:
         assert Reader(size_bytes).plan(offset, size) == [pages(offset, size, size_bytes)]
 
 
+def test_reads_at_random_places_are_known_as_such() -> None:
+    """After sixteen reads that belong to no pattern the next is random; a run ends that."""
+    window = Window(64 * MIB, part_bytes=8 * MIB)
+    source = random.Random(5)
+    places = [source.randrange(16_000) * 4096 for _ in range(40)]
+    for number, offset in enumerate(places):
+        assert window.random == (number >= 16)
+        window.plan(offset, 4096, ahead_bytes=32 * MIB)
+    assert window.recent()[-3:] == [(offset, offset + 4096) for offset in places[-3:]]
+    window.plan(places[-1] + 4096, 4096, ahead_bytes=32 * MIB)
+    assert not window.random
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=examples(5))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4 * KIB, 128 * KIB, MIB]))

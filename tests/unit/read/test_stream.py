@@ -1228,3 +1228,24 @@ def test_an_info_is_that_of_the_answer() -> None:
         newer = reading.client.put(KEY, reading.data, mtime_ns=5)
         assert reading.stream.open() == newer
         assert isinstance(newer, ObjectInfo)
+
+
+def test_the_lane_may_fetch_after_sixteen_random_reads() -> None:
+    """The stream asks for a source of random reads while they are random, and only then."""
+    with Reading(8 * MIB, initial_bytes=KIB) as reading:
+        asked: list[int] = []
+        reads: list[int] = []
+
+        def lane_source(version: ObjectInfo) -> None:
+            assert version.etag == reading.client.info(KEY).etag
+            asked.append(len(reads))
+
+        reading.client.lane_source = lane_source  # type: ignore[method-assign]
+        places = [page * 40 * KIB for page in (5, 90, 41, 130, 17, 66, 150, 3, 111, 80)]
+        places += [place + 20 * KIB for place in reversed(places)]
+        for place in places:
+            reads.append(place)
+            reading.check(place, 4 * KIB)
+        assert asked == list(range(16, 21))
+        reading.check(places[-1] + 4 * KIB, 4 * KIB)
+        assert asked == list(range(16, 21)), "a run has begun"

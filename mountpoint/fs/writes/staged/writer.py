@@ -399,6 +399,7 @@ class StagedHandle:
     """
 
     shared = True
+    lane = None
 
     def __init__(
         self, writer: StagedWriter, opener: int, *, writes: bool, changed: bool = False

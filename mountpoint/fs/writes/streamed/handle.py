@@ -15,6 +15,7 @@ class StreamedHandle:
     """
 
     shared = True
+    lane = None
 
     def __init__(
         self, writer: StreamedWriter, context: WriteContext, opener: int, *, writes: bool

@@ -1,0 +1,47 @@
+# How the bytes of one request arrive: its state, and threads that wait for it.
+#
+# Ownership: an `arrival_t` is shared by the Python object (`Arrival`), by the request in flight, by
+# the reads that wait, and by a second request for the same bytes. Each owns one reference. While the
+# state is READY, the arrival owns one reference to its block, if it has one.
+
+from mountpoint.native._blocks cimport Block
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+cdef enum:
+    PENDING = 0
+    READY = 1
+    FAILED = 2
+
+cdef struct arrival_t:
+    int refs                    # atomic
+    pthread_mutex_t mutex       # guards all that follows
+    pthread_cond_t changed
+    int state                   # PENDING, READY or FAILED
+    bint described              # the headers have arrived, or it has ended
+    bint in_doubt               # it has ended, and Python must decide how
+    int header_waiters          # threads that wait for the headers
+    Block* block                # the bytes if READY on the native plane; NULL if Python has them
+    arrival_t* primary          # in a second request: the first one, until this one has ended
+    bint overtaken              # the second request delivered the bytes
+    double ended_at_s           # monotonic clock
+
+cdef double now_s() noexcept nogil
+cdef arrival_t* new_arrival() noexcept nogil
+cdef void hold_arrival(arrival_t* arrival) noexcept nogil
+cdef void release_arrival(arrival_t* arrival) noexcept nogil
+cdef void describe(arrival_t* arrival) noexcept nogil
+cdef void doubt(arrival_t* arrival) noexcept nogil
+cdef bint end(arrival_t* arrival, int state, Block* block) noexcept nogil
+cdef bint overtake(arrival_t* arrival, Block* block) noexcept nogil
+cdef void serve(arrival_t* arrival, arrival_t* primary) noexcept nogil
+cdef Block* ready_block(arrival_t* arrival) noexcept nogil
+cdef bint wait_for(arrival_t* arrival, bint for_headers, double timeout_s) noexcept nogil
+
+
+cdef class Arrival:
+    cdef arrival_t* arrival

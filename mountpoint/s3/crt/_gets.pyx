@@ -1,0 +1,364 @@
+"""GETs without the interpreter: the CRT's C functions, called directly, write into our memory.
+
+`send` gives one GET to the CRT, whose threads then call the functions `on_...`. They take no GIL and
+wait for nothing. They approve the usual answer: this ETag, this range, as many bytes, and either no
+checksum or a CRC that matches. The arrival is then READY, and threads that wait for it go on. Every
+other successful answer is *unclear*: the arrival is in doubt, and Python judges it
+(`native_plane`). A failure ends the arrival; Python makes the exception.
+
+Ended gets queue until Python takes them. `_gets.pxd` says who owns what.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from mountpoint.native._arrivals cimport (
+    FAILED,
+    READY,
+    arrival_t,
+    describe,
+    doubt,
+    end,
+    hold_arrival,
+    now_s,
+    release_arrival,
+)
+from mountpoint.native._blocks cimport new_block, release_block
+from mountpoint.s3.crt._answers cimport (
+    COMPOSITE,
+    CRC32,
+    CRC32C,
+    CRC64NVME,
+    FULL_OBJECT,
+    NO_CHECKSUM,
+    NO_TYPE,
+    OTHER_TYPE,
+    is_checksum,
+    is_named,
+    is_number,
+    is_range,
+    is_value,
+    read_checksum,
+    type_of,
+)
+from mountpoint.s3.crt._crt cimport (
+    aws_byte_cursor,
+    aws_http_header,
+    aws_s3_meta_request_options,
+    aws_s3_meta_request_progress,
+    aws_s3_meta_request_result,
+)
+
+cdef extern from *:
+    """
+    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
+    """
+    int atomic_add(int*, int) nogil
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_destroy(pthread_mutex_t*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_cond_destroy(pthread_cond_t*)
+    int pthread_cond_signal(pthread_cond_t*)
+
+cdef enum:
+    # aws_s3_meta_request_type
+    DEFAULT = 0
+    GET_OBJECT = 1
+
+    # More than S3 sends; the CRT's own limit is similar.
+    MAX_HEADERS_BYTES = 64 << 10
+    MAX_ERROR_BODY_BYTES = 64 << 10
+
+
+# --- what the CRT's threads call ---
+
+cdef int on_headers(void* request, const void* headers, int status, void* user) noexcept nogil:
+    """Note the headers, and whether they are those of the usual answer."""
+    cdef Get* get = <Get*>user
+    cdef aws_http_header header
+    cdef size_t index
+    cdef size_t count = crt.count_headers(headers)
+    cdef int etags = 0, sizes = 0  # headers of these names
+    cdef bint etag = False, sized = False
+    cdef int algorithm = NO_CHECKSUM, checksums = 0
+    cdef int kind = NO_TYPE
+    cdef uint64_t checksum = 0
+    if get.described_at_s != 0:  # they may be in use; the CRT says them once
+        return 0
+    get.described_at_s = now_s()
+    get.status = status
+    for index in range(count):
+        memset(&header, 0, sizeof(header))
+        if crt.get_index(headers, index, &header) != 0 or not keep_header(get, &header):
+            get.unclear = True
+            return 0
+        if is_named(&header, b"etag"):
+            etags += 1
+            etag = is_value(&header, get.etag, get.etag_size)
+        elif is_named(&header, b"content-length" if get.whole else b"content-range"):
+            sizes += 1
+            sized = is_number(&header, get.size) if get.whole else is_range(
+                &header, get.start, get.size, get.object_size
+            )
+        elif is_named(&header, b"x-amz-checksum-type"):
+            kind = type_of(&header)
+        elif is_checksum(&header):
+            checksums += 1
+            algorithm = read_checksum(&header, &checksum)
+    if status != 200 and status != 206:
+        return 0
+    if not etag or not sized or etags > 1 or sizes > 1 or (status == 200) != get.whole:
+        get.unclear = True
+    if get.verify and checksums > 0:
+        # `wire.checksum` says which checksum covers which body.
+        if kind == NO_TYPE and get.single:
+            kind = FULL_OBJECT
+        if checksums > 1 or algorithm == NO_CHECKSUM or kind == OTHER_TYPE:
+            get.unclear = True
+        elif kind == (FULL_OBJECT if get.size == get.object_size else COMPOSITE):
+            get.algorithm = algorithm
+            get.checksum = checksum
+    describe(get.arrival)
+    return 0
+
+
+cdef int on_body(
+    void* request, const aws_byte_cursor* body, uint64_t offset, void* user
+) noexcept nogil:
+    """Copy a body that the CRT keeps in its own memory: that of a request for a whole object."""
+    cdef Get* get = <Get*>user
+    if get.received == 0:
+        get.position = offset
+    if offset != get.received or get.received + body.len > get.size:
+        get.unclear = True
+    else:
+        memcpy(get.block.bytes + get.received, body.ptr, body.len)
+    get.received += body.len
+    return 0
+
+
+cdef void on_progress(
+    void* request, const aws_s3_meta_request_progress* progress, void* user
+) noexcept nogil:
+    """Count the bytes that have arrived in the block: the CRT itself believes the headers."""
+    (<Get*>user).received += progress.bytes_transferred
+
+
+cdef void on_finish(
+    void* request, const aws_s3_meta_request_result* result, void* user
+) noexcept nogil:
+    """End the arrival, and queue the get for Python."""
+    cdef Get* get = <Get*>user
+    cdef void* theirs
+    get.ended_at_s = now_s()
+    get.error = result.error_code
+    if result.response_status != 0:
+        get.status = result.response_status
+    if get.error != 0:
+        get.refused = result.error_response_headers != NULL
+        keep_error_body(get, result)
+    pthread_mutex_lock(&get.mutex)
+    theirs = get.request
+    get.request = NULL
+    get.ended = True
+    pthread_mutex_unlock(&get.mutex)
+    if theirs != NULL:
+        crt.release_request(theirs)
+    if get.error != 0:
+        end(get.arrival, FAILED, NULL)
+    elif get.unclear or get.received != get.size or not matches(get):
+        get.unclear = True
+        doubt(get.arrival)
+    else:
+        end(get.arrival, READY, get.block)
+    if get.object == NULL:
+        let_go(get)
+    enqueue(get)
+
+
+cdef bint matches(Get* get) noexcept nogil:
+    """Whether the body has the checksum that the answer promises, if any."""
+    cdef const uint8_t* bytes = <const uint8_t*>get.block.bytes
+    if get.algorithm == CRC32:
+        return crt.crc32(bytes, get.size, 0) == get.checksum
+    if get.algorithm == CRC32C:
+        return crt.crc32c(bytes, get.size, 0) == get.checksum
+    if get.algorithm == CRC64NVME:
+        return crt.crc64nvme(bytes, get.size, 0) == get.checksum
+    return True
+
+
+cdef void let_go(Get* get) noexcept nogil:
+    """Give back what the reader in the lane has now: the queue must not keep bodies."""
+    release_arrival(get.arrival)
+    release_block(get.block)
+    get.arrival = NULL
+    get.block = NULL
+
+
+cdef void enqueue(Get* get) noexcept nogil:
+    cdef Queue* queue = get.queue
+    get.next = NULL
+    pthread_mutex_lock(&queue.mutex)
+    if queue.first == NULL:
+        queue.first = get
+        pthread_cond_signal(&queue.changed)
+    else:
+        queue.last.next = get
+    queue.last = get
+    pthread_mutex_unlock(&queue.mutex)
+
+
+# --- what Python reads ---
+
+cdef bint keep_header(Get* get, const aws_http_header* header) noexcept nogil:
+    """Append name and value; False if they are too many or there is no memory."""
+    cdef size_t size = get.headers_size + 8 + header.name.len + header.value.len
+    cdef char* memory
+    if size > MAX_HEADERS_BYTES:
+        return False
+    memory = <char*>realloc(get.headers, size)
+    if memory == NULL:
+        return False
+    get.headers = memory
+    memory += get.headers_size
+    put_text(put_text(memory, &header.name), &header.value)
+    get.headers_size = size
+    return True
+
+
+cdef char* put_text(char* memory, const aws_byte_cursor* text) noexcept nogil:
+    cdef uint32_t size = <uint32_t>text.len
+    memcpy(memory, &size, 4)
+    memcpy(memory + 4, text.ptr, size)
+    return memory + 4 + size
+
+
+cdef void keep_error_body(Get* get, const aws_s3_meta_request_result* result) noexcept nogil:
+    cdef size_t size
+    if result.error_response_body == NULL or result.error_response_body.len == 0:
+        return
+    size = min(result.error_response_body.len, <size_t>MAX_ERROR_BODY_BYTES)
+    get.error_body = <char*>malloc(size)
+    if get.error_body != NULL:
+        memcpy(get.error_body, result.error_response_body.buffer, size)
+        get.error_body_size = size
+
+
+# --- gets ---
+
+cdef Get* new_get(Queue* queue, arrival_t* arrival, uint64_t size, size_t etag_size) noexcept nogil:
+    """Return a get with one reference; NULL without memory."""
+    cdef Get* get = <Get*>malloc(sizeof(Get))
+    if get == NULL:
+        return NULL
+    memset(get, 0, sizeof(Get))
+    get.etag = <char*>malloc(etag_size + 1)
+    get.block = new_block(size)
+    if get.etag == NULL or get.block == NULL:
+        if get.block != NULL:
+            release_block(get.block)
+        free(get.etag)
+        free(get)
+        return NULL
+    get.refs = 1
+    pthread_mutex_init(&get.mutex, NULL)
+    get.queue = queue
+    atomic_add(&queue.refs, 1)
+    get.arrival = arrival
+    hold_arrival(arrival)
+    get.size = size
+    get.buffer.buffer = <uint8_t*>get.block.bytes
+    get.buffer.capacity = size
+    return get
+
+
+cdef void release_get(Get* get) noexcept nogil:
+    """Give one reference back; the last one frees the get."""
+    if atomic_add(&get.refs, -1) > 0:
+        return
+    if get.block != NULL:
+        release_block(get.block)
+    if get.arrival != NULL:
+        release_arrival(get.arrival)
+    release_queue(get.queue)
+    free(get.etag)
+    free(get.headers)
+    free(get.error_body)
+    pthread_mutex_destroy(&get.mutex)
+    free(get)
+
+
+cdef void release_queue(Queue* queue) noexcept nogil:
+    if atomic_add(&queue.refs, -1) == 0:
+        pthread_cond_destroy(&queue.changed)
+        pthread_mutex_destroy(&queue.mutex)
+        free(queue)
+
+
+cdef bint send(void* client, Get* get, void* message, const void* signing) noexcept nogil:
+    """Give the request to the CRT; False if it refuses, and then no callback comes."""
+    cdef aws_s3_meta_request_options options
+    cdef void* request
+    cdef bint late
+    memset(&options, 0, sizeof(options))
+    options.type = DEFAULT if get.whole else GET_OBJECT
+    options.operation_name = cursor(b"GetObject", 9)
+    options.signing_config = signing
+    options.message = message
+    if get.whole:
+        options.body_callback = &on_body
+    else:
+        options.recv_buffer = &get.buffer
+        options.progress_callback = &on_progress
+    options.headers_callback = &on_headers
+    options.finish_callback = &on_finish
+    options.user_data = get
+    request = crt.make_request(client, &options)
+    if request == NULL:
+        return False
+    pthread_mutex_lock(&get.mutex)
+    late = get.ended  # the finish callback was faster
+    if not late:
+        get.request = request
+        if get.cancelled:
+            crt.cancel(request)
+    pthread_mutex_unlock(&get.mutex)
+    if late:
+        crt.release_request(request)
+    return True
+
+
+cdef void cancel(Get* get) noexcept nogil:
+    """Cancel the request unless it has ended."""
+    pthread_mutex_lock(&get.mutex)
+    get.cancelled = True
+    if get.request != NULL:
+        crt.cancel(get.request)
+    pthread_mutex_unlock(&get.mutex)
+
+
+cdef void* new_message(
+    aws_byte_cursor path, const aws_http_header* headers, size_t count
+) noexcept nogil:
+    """Return the message of a GET; NULL without memory."""
+    cdef void* message = crt.new_request(crt.default_allocator())
+    cdef size_t index
+    if message == NULL:
+        return NULL
+    crt.set_method(message, cursor(b"GET", 3))
+    crt.set_path(message, path)
+    for index in range(count):
+        crt.add_header(message, headers[index])
+    return message
+
+
+cdef aws_byte_cursor cursor(const char* text, size_t size) noexcept nogil:
+    cdef aws_byte_cursor it
+    it.len = size
+    it.ptr = <const uint8_t*>text
+    return it

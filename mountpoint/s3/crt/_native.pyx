@@ -1,0 +1,483 @@
+"""GETs without the interpreter, for Python: send them, take the ended ones, look at the answers.
+
+A GET is sent for a sink (`NativeGets.get`), or by a read in a lane, which waits for it
+(`NativeGets.source`). `_gets` has the GETs themselves.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, timespec
+
+from mountpoint.native._arrivals cimport (
+    READY,
+    Arrival,
+    arrival_t,
+    end,
+    new_arrival,
+    now_s,
+    pthread_cond_t,
+    pthread_mutex_t,
+    ready_block,
+    release_arrival,
+    wait_for,
+)
+from mountpoint.native._blocks cimport Block, release_block, view_of
+from mountpoint.native._lane cimport LaneSource, source_t
+from mountpoint.s3.crt._answers cimport NO_CHECKSUM
+from mountpoint.s3.crt._crt cimport Functions, aws_byte_cursor, aws_http_header
+from mountpoint.s3.crt._gets cimport (
+    Get,
+    Queue,
+    cancel,
+    crt,
+    cursor,
+    new_get,
+    new_message,
+    release_get,
+    release_queue,
+    send,
+)
+
+from mountpoint.errors import TransportFault
+
+cdef extern from *:
+    """
+    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
+    """
+    int atomic_add(int*, int) nogil
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+    int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
+    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, timespec*)
+    int pthread_condattr_init(pthread_condattr_t*)
+    int pthread_condattr_destroy(pthread_condattr_t*)
+    int pthread_condattr_setclock(pthread_condattr_t*, int)
+
+# What the GETs of one version have in common, for reads in the lane. It owns a reference to its
+# Python object, and so to all that it points to.
+cdef struct Template:
+    source_t source             # the first field: `source_t*` and `Template*` are the same
+    void* object                # the Source
+    void* client
+    Queue* queue
+    const void* signing         # NULL: unsigned
+    aws_byte_cursor path
+    aws_http_header* headers    # all but Range
+    size_t headers_count
+    const char* etag
+    size_t etag_size
+    uint64_t object_size
+    bint verify
+    bint single
+
+
+# --- reads in the lane ---
+
+cdef Block* fetch(
+    source_t* source, long long start, long long stop, unsigned long long thread, double timeout_s
+) noexcept nogil:
+    """Get [start, stop) and wait for it; see `source_t`."""
+    cdef Template* template = <Template*>source
+    cdef arrival_t* arrival = new_arrival()
+    cdef Get* get
+    cdef Block* block = NULL
+    if arrival == NULL:
+        return NULL
+    get = new_get(template.queue, arrival, stop - start, template.etag_size)
+    if get != NULL:
+        if send_range(template, get, start, thread):
+            wait_for(arrival, False, timeout_s)
+            block = ready_block(arrival)
+            if block == NULL:
+                cancel(get)
+        release_get(get)
+    release_arrival(arrival)
+    return block
+
+
+cdef bint send_range(
+    Template* template, Get* get, long long start, unsigned long long thread
+) noexcept nogil:
+    cdef aws_http_header range
+    cdef char text[64]
+    cdef void* message = new_message(template.path, template.headers, template.headers_count)
+    cdef bint sent
+    if message == NULL:
+        return False
+    memset(&range, 0, sizeof(range))
+    range.name = cursor(b"Range", 5)
+    range.value = cursor(text, snprintf(
+        text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
+    ))
+    crt.add_header(message, range)
+    get.start = start
+    get.object_size = template.object_size
+    memcpy(get.etag, template.etag, template.etag_size)
+    get.etag_size = template.etag_size
+    get.verify = template.verify
+    get.single = template.single
+    get.thread = thread
+    get.begun_at_s = now_s()
+    atomic_add(&get.refs, 1)  # for the CRT, until Python takes the get from the queue
+    sent = send(template.client, get, message, template.signing)
+    crt.release_message(message)
+    if not sent:
+        release_get(get)
+    return sent
+
+
+cdef void destroy(source_t* source) noexcept nogil:
+    """Free a template, and let its Python object go."""
+    cdef Template* template = <Template*>source
+    free(template.headers)
+    release_queue(template.queue)
+    with gil:
+        Py_DECREF(<object>template.object)
+    free(template)
+
+
+cdef class Source(LaneSource):
+    """The source of one version's bytes for reads in the lane."""
+
+    cdef tuple kept
+
+
+cdef aws_byte_cursor cursor_of(bytes text):
+    return cursor(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+
+
+cdef class NativeGet:
+    """One GET, as Python sees it once it has ended. It does not refer to its sink.
+
+    `owner` is whatever the caller of `get` passed, until it is released.
+    """
+
+    cdef Get* get
+    cdef object client  # the CRT's, as long as the request runs
+    cdef readonly object owner
+
+    def __dealloc__(self):
+        if self.get != NULL:
+            release_get(self.get)
+
+    @property
+    def status(self):
+        """The HTTP status; 0 without an answer."""
+        return self.get.status
+
+    @property
+    def error(self):
+        """The CRT's error code; 0 if it has none."""
+        return self.get.error
+
+    @property
+    def thread(self):
+        """The thread that reads, if the get is for a read in the lane; otherwise 0."""
+        return self.get.thread
+
+    @property
+    def begun_at_s(self):
+        """When a get in the lane was sent, by the monotonic clock."""
+        return self.get.begun_at_s
+
+    @property
+    def cancelled(self):
+        """Whether it was cancelled."""
+        return self.get.cancelled
+
+    @property
+    def verify(self):
+        """Whether the body is to be compared with a checksum."""
+        return self.get.verify
+
+    @property
+    def requested(self):
+        """The bytes that were requested."""
+        return self.get.size
+
+    @property
+    def ended(self):
+        """Whether the request has ended."""
+        return self.get.ended
+
+    @property
+    def refused(self):
+        """Whether the error is an answer of the store, with headers."""
+        return self.get.refused
+
+    @property
+    def unclear(self):
+        """Whether the request has succeeded, but the answer is not the usual one."""
+        return self.get.unclear
+
+    @property
+    def received(self):
+        """The bytes of the body."""
+        return self.get.received
+
+    @property
+    def position(self):
+        """The position of the body in the object, as the CRT gives it."""
+        return self.get.position if self.get.whole else self.get.start
+
+    @property
+    def verified(self):
+        """Whether the body was compared with a checksum."""
+        return self.get.algorithm != NO_CHECKSUM
+
+    @property
+    def described_at_s(self):
+        """When the headers arrived, by the monotonic clock; 0 if they did not."""
+        return self.get.described_at_s
+
+    @property
+    def ended_at_s(self):
+        """When the request ended, by the monotonic clock."""
+        return self.get.ended_at_s
+
+    def cancel(self):
+        """Cancel the request unless it has ended."""
+        with nogil:
+            cancel(self.get)
+
+    def headers(self):
+        """Return names and values of the answer's headers, once they have arrived."""
+        cdef const char* position = self.get.headers
+        cdef const char* stop = position + self.get.headers_size
+        cdef list headers = []
+        cdef uint32_t size
+        while position < stop:
+            memcpy(&size, position, 4)
+            name = PyUnicode_DecodeUTF8(position + 4, size, b"surrogateescape")
+            position += 4 + size
+            memcpy(&size, position, 4)
+            value = PyUnicode_DecodeUTF8(position + 4, size, b"surrogateescape")
+            position += 4 + size
+            headers.append((name, value))
+        return headers
+
+    def error_body(self):
+        """Return the body of a refusal; None if there is none."""
+        if self.get.error_body == NULL:
+            return None
+        return self.get.error_body[:self.get.error_body_size]
+
+    def body(self):
+        """Return a view of the bytes that have arrived, as many as were requested at most."""
+        cdef uint64_t size = min(self.get.received, self.get.size)
+        if self.get.block == NULL:
+            raise ValueError("the body was released")
+        return memoryview(view_of(self.get.block, size))
+
+    def accept(self):
+        """Declare the body right: the arrival is READY, unless it has ended."""
+        end(self.get.arrival, READY, self.get.block)
+
+    def release(self):
+        """Release the owner and the body, which the arrival keeps if it is READY."""
+        cdef Block* block = self.get.block
+        self.owner = None
+        self.client = None
+        self.get.block = NULL
+        if block != NULL:
+            release_block(block)
+
+
+cdef class NativeGets:
+    """The GETs of one client. `functions` are the addresses from `symbols`."""
+
+    cdef object client
+    cdef void* native
+    cdef Queue* queue
+
+    def __cinit__(self, functions, client):
+        cdef pthread_condattr_t attributes
+        cdef void** fields = <void**>&crt
+        cdef size_t address
+        cdef int index
+        if len(functions) * sizeof(void*) != sizeof(Functions):
+            raise ValueError(f"{len(functions)} functions")
+        for index, address in enumerate(functions):
+            fields[index] = <void*>address
+        self.client = client
+        self.native = first_field(client._binding, b"aws_s3_client")
+        self.queue = <Queue*>malloc(sizeof(Queue))
+        if self.queue == NULL:
+            raise MemoryError()
+        memset(self.queue, 0, sizeof(Queue))
+        self.queue.refs = 1
+        pthread_mutex_init(&self.queue.mutex, NULL)
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(&self.queue.changed, &attributes)
+        pthread_condattr_destroy(&attributes)
+
+    def __dealloc__(self):
+        if self.queue != NULL:
+            release_queue(self.queue)
+
+    def get(
+        self, Arrival sink not None, bytes path not None, list headers not None, signing, *,
+        uint64_t start, uint64_t size, uint64_t object_size, bytes etag not None,
+        bint whole, bint verify, bint single, owner,
+    ):
+        """Send a GET for [start, start + size) of the object, or with `whole` without a range.
+
+        `headers` are all headers. `signing` is an AwsSigningConfig, or None. The answer must have
+        `etag` and `object_size`. `single`: the ETag is not of a multipart upload. Raises
+        TransportFault if the CRT refuses the request.
+        """
+        cdef Get* get = new_get(self.queue, sink.arrival, size, len(etag))
+        if get == NULL:
+            raise MemoryError()
+        cdef NativeGet it = NativeGet.__new__(NativeGet)
+        it.get = get
+        it.client = self.client
+        it.owner = owner
+        get.start = start
+        get.object_size = object_size
+        memcpy(get.etag, PyBytes_AS_STRING(etag), len(etag))
+        get.etag_size = len(etag)
+        get.whole = whole
+        get.verify = verify
+        get.single = single
+        cdef const void* config = config_of(signing)
+        cdef aws_http_header* fields = headers_of(headers)
+        cdef void* message = new_message(cursor_of(path), fields, len(headers))
+        free(fields)
+        if message == NULL:
+            release_get(get)
+            it.get = NULL
+            raise MemoryError()
+        cdef bint sent
+        # For the CRT, until Python takes the get from the queue.
+        get.refs += 1
+        get.object = <void*>it
+        Py_INCREF(it)
+        with nogil:
+            sent = send(self.native, get, message, config)
+            crt.release_message(message)
+        if not sent:
+            Py_DECREF(it)
+            release_get(get)
+            it.release()
+            error = crt.error_str(crt.last_error()).decode()
+            raise TransportFault(f"the request cannot be sent: {error}")
+        return it
+
+    def source(
+        self, bytes path not None, list headers not None, signing, *,
+        uint64_t object_size, bytes etag not None, bint verify, bint single,
+    ):
+        """Return the source of one version's bytes for reads in the lane. Arguments: see `get`.
+
+        `headers` are all headers but Range.
+        """
+        cdef Template* template = <Template*>malloc(sizeof(Template))
+        if template == NULL:
+            raise MemoryError()
+        cdef Source it = Source.__new__(Source)
+        # What the template points to.
+        it.kept = (self.client, path, headers, signing, etag)
+        memset(template, 0, sizeof(Template))
+        template.source.refs = 1
+        template.source.fetch = &fetch
+        template.source.destroy = &destroy
+        template.client = self.native
+        template.queue = self.queue
+        template.signing = config_of(signing)
+        template.path = cursor_of(path)
+        template.headers = headers_of(headers)
+        template.headers_count = len(headers)
+        template.etag = PyBytes_AS_STRING(etag)
+        template.etag_size = len(etag)
+        template.object_size = object_size
+        template.verify = verify
+        template.single = single
+        atomic_add(&self.queue.refs, 1)
+        template.object = <void*>it.kept
+        Py_INCREF(it.kept)
+        it.source = &template.source
+        return it
+
+    def wait(self, double timeout_s):
+        """Wait up to `timeout_s` seconds for ended gets; return whether there are any."""
+        cdef timespec until
+        cdef double until_s = now_s() + timeout_s
+        cdef bint found
+        until.tv_sec = <long>until_s
+        until.tv_nsec = <long>((until_s - until.tv_sec) * 1e9)
+        with nogil:
+            pthread_mutex_lock(&self.queue.mutex)
+            while self.queue.first == NULL:
+                if pthread_cond_timedwait(&self.queue.changed, &self.queue.mutex, &until) != 0:
+                    break
+            found = self.queue.first != NULL
+            pthread_mutex_unlock(&self.queue.mutex)
+        return found
+
+    def take(self):
+        """Return the gets that have ended since the last call, those in the lane, too."""
+        cdef list taken = []
+        cdef NativeGet it
+        cdef Get* get
+        cdef Get* following
+        with nogil:
+            pthread_mutex_lock(&self.queue.mutex)
+            get = self.queue.first
+            self.queue.first = NULL
+            self.queue.last = NULL
+            pthread_mutex_unlock(&self.queue.mutex)
+        while get != NULL:
+            following = get.next
+            if get.object == NULL:
+                it = NativeGet.__new__(NativeGet)
+                it.get = get  # with the CRT's reference
+            else:
+                it = <NativeGet>get.object
+                Py_DECREF(it)
+                release_get(get)  # the CRT's
+            taken.append(it)
+            get = following
+        return taken
+
+
+cdef aws_http_header* headers_of(list headers) except NULL:
+    """Return an array of headers, to be freed. It points into the bytes of `headers`."""
+    cdef aws_http_header* fields = <aws_http_header*>malloc(
+        (len(headers) + 1) * sizeof(aws_http_header)
+    )
+    cdef bytes name, value
+    if fields == NULL:
+        raise MemoryError()
+    memset(fields, 0, (len(headers) + 1) * sizeof(aws_http_header))
+    for index, (name, value) in enumerate(headers):
+        fields[<Py_ssize_t>index].name = cursor_of(name)
+        fields[<Py_ssize_t>index].value = cursor_of(value)
+    return fields
+
+
+cdef const void* config_of(signing) except? NULL:
+    """Return the CRT's configuration in an AwsSigningConfig; NULL for None."""
+    if signing is None:
+        return NULL
+    return PyCapsule_GetPointer(signing._binding, b"aws_signing_config_aws")
+
+
+cdef void* first_field(capsule, const char* name) except NULL:
+    """Return the first field of awscrt's own object in a capsule: the CRT's object."""
+    cdef void** binding = <void**>PyCapsule_GetPointer(capsule, name)
+    if binding[0] == NULL:
+        raise ValueError("the client has ended")
+    return binding[0]
