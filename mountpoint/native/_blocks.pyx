@@ -177,10 +177,13 @@ def give_back():
 
 def held_bytes():
     """Return the bytes of blocks in use, and of those in the free lists (without malloc's)."""
+    cdef size_t used_now, kept_now
     pthread_mutex_lock(&lists_mutex)
-    numbers = used, kept
+    used_now = used
+    kept_now = kept
     pthread_mutex_unlock(&lists_mutex)
-    return numbers
+    # Not before: a new object may run the collector, which releases blocks.
+    return used_now, kept_now
 
 
 cdef class BlockView:

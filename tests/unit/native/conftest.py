@@ -1,0 +1,26 @@
+"""The test's own extension, and a check that a test leaves no memory in use."""
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mountpoint.native import _blocks
+from tests.unit.native import building
+
+
+@pytest.fixture(scope="session")
+def probe() -> Any:
+    """The C functions of `mountpoint.native`."""
+    return building.probe()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(probe: Any) -> Iterator[None]:
+    """Fail a test that leaves blocks in use, or sources."""
+    gc.collect()
+    before = _blocks.held_bytes()[0], probe.sources()
+    yield
+    gc.collect()
+    assert (_blocks.held_bytes()[0], probe.sources()) == before
