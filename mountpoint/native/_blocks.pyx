@@ -44,9 +44,9 @@ cdef size_t used = 0  # bytes of blocks with references, without those from mall
 
 
 cdef int class_of(size_t size) noexcept nogil:
-    """Return the index of the smallest class that holds `size` bytes, or CLASSES if none does."""
+    """Return the index of the smallest class that holds `size` bytes; one does."""
     cdef int bits = FIRST_BITS
-    while bits < FIRST_BITS + CLASSES // 4 and (<size_t>2 << bits) < size:
+    while (<size_t>2 << bits) < size:
         bits += 1
     cdef size_t step = <size_t>1 << (bits - 2)
     return 4 * (bits - FIRST_BITS) + <int>((size - ((<size_t>1) << bits) + step - 1) // step) - 1
@@ -71,9 +71,9 @@ cdef Block* new_block(size_t size) noexcept nogil:
             block.bytes = <char*>block + sizeof(Block)
             block.next = NULL
         return block
-    index = class_of(size)
-    if index >= CLASSES:
+    if size > capacity_of(CLASSES - 1):
         return NULL
+    index = class_of(size)
     pthread_mutex_lock(&lists_mutex)
     block = lists[index]
     if block != NULL:

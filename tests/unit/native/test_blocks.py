@@ -62,6 +62,12 @@ def test_class_edges(probe: Any, bits: int, quarters: int) -> None:
     assert capacity_for(probe, size + 1) == size + (1 << (bits - 2))
 
 
+@pytest.mark.parametrize("size", [(1 << 32) + 1, 1 << 40, 1 << 62, (1 << 63) + 1, (1 << 64) - 1])
+def test_too_large(probe: Any, size: int) -> None:
+    """A size that no class holds gets no block."""
+    assert probe.block(size) == 0
+
+
 def test_reuse(probe: Any) -> None:
     """A released block is the next one of its class, and only of its class."""
     first = probe.block(MAPPED)
