@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from mountpoint.checks.checklist import Result, ok, skipped, warning
 from mountpoint.checks.subject import Subject, known
-from mountpoint.config import DEFAULT_GBPS
 from mountpoint.errors import MountError, OperationError
 from mountpoint.read.stream import ReadStream
 from mountpoint.read.streams import Streams
@@ -56,7 +55,7 @@ def throughput(subject: Subject) -> Result:
         hint = measured.error.hint if isinstance(measured.error, OperationError) else ""
         raise MountError(f"'{key}' cannot be read: {measured.error}", hint)
     came_mib, rate = measured.size_bytes >> 20, measured.size_bytes / 1e6 / measured.seconds
-    gbps = config.client.throughput_gbps or DEFAULT_GBPS
+    gbps = config.client.link_gbps
     said = (
         f"{rate:.0f} MB/s: {came_mib} MiB of '{key}' in {measured.seconds:.1f} s; "
         f"--maximum-throughput-gbps {gbps:g} aims at {gbps * 125:.0f} MB/s"

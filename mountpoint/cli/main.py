@@ -230,7 +230,7 @@ LOGGING = "Logging options"
     type=float,
     metavar="N",
     help="Network bandwidth in Gbit/s; limits the data in flight.  "
-    "[default: the EC2 instance's, else 10]",
+    "[default: the EC2 instance's, else 10 for each two cores, at most 120]",
 )
 @option(
     CLIENT,
@@ -293,7 +293,8 @@ LOGGING = "Logging options"
     "--memory-target",
     type=number_of("MiB", MIB),
     metavar="MIB",
-    help="Memory for file data, in MiB.  [default: a quarter of RAM, but 128 to 1024]",
+    help="Memory for file data, in MiB.  "
+    "[default: a quarter of RAM, but 128 to 1024, or up to 4096 with 8 cores]",
 )
 @option(
     CLIENT,

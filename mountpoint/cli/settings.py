@@ -29,10 +29,12 @@ from mountpoint.config import (
     ReadConfig,
     WriteConfig,
     check_range,
+    event_loops,
 )
 from mountpoint.errors import MountError
 from mountpoint.fuse.fd_mount import number_of
 from mountpoint.system import kernel
+from mountpoint.system.cpus import usable_cores
 from mountpoint.system.memory import total_bytes
 
 #: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET).
@@ -40,9 +42,11 @@ MIN_READ_PART_BYTES = 64 << 10
 #: Reads split larger parts, so that a part ahead and a second reader fit into memory.
 MAX_READ_PART_BYTES = 64 * MIB
 
-#: Default memory for reads: a quarter of the machine's, within these limits.
+#: Default memory for reads: a quarter of the machine's, within these limits. The upper limit grows
+#: with the event loops, because each of them can serve more readers at full speed.
 MIN_MEMORY_BYTES = 128 * MIB
-MAX_MEMORY_BYTES = 1024 * MIB
+LOOP_MEMORY_BYTES = 1024 * MIB
+MAX_MEMORY_BYTES = 4096 * MIB
 #: Valid values of the option, in MiB.
 MEMORY_MIB = (16, 1 << 20)
 
@@ -76,6 +80,9 @@ def make_config(
     checksum = options["upload_checksums"]
     ca_bundle = ca_bundle or os.environ.get("AWS_CA_BUNDLE") or None
     descriptor = number_of(directory)
+    native = not options["no_native"]
+    # The interpreter is no faster with more loops.
+    loops = event_loops(usable_cores()) if native else 1
     if fsname is None and descriptor is None:
         # mount -a compares it with the first field of the line, in its original form.
         fsname = bucket if options["fstab_options"] else source(name, prefix)
@@ -100,7 +107,8 @@ def make_config(
             part_size_bytes=part_size,
             ca_bundle=ca_bundle and _absolute(os.path.expanduser(ca_bundle)),
             verify_checksums=options["read_checksums"] == "on",
-            native=not options["no_native"],
+            native=native,
+            event_loops=loops,
             **_same(ClientConfig, options),
         ),
         change=ChangeConfig(
@@ -109,7 +117,8 @@ def make_config(
         ),
         read=ReadConfig(
             part_size_bytes=min(read_part_size, MAX_READ_PART_BYTES),
-            memory_bytes=memory_bytes(options["memory_target"]),
+            memory_bytes=memory_bytes(options["memory_target"], loops),
+            event_loops=loops,
             **_same(ReadConfig, options),
         ),
         write=WriteConfig(
@@ -161,12 +170,13 @@ def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
     }
 
 
-def memory_bytes(target_mib: int | None) -> int:
+def memory_bytes(target_mib: int | None, loops: int) -> int:
     """Return the memory for reads in bytes: the option's, or the default for this machine."""
     if target_mib is not None:
         check_range("--memory-target", target_mib, *MEMORY_MIB, "MiB")
         return target_mib * MIB
-    return min(max(total_bytes() // 4, MIN_MEMORY_BYTES), MAX_MEMORY_BYTES)
+    max_bytes = min(loops * LOOP_MEMORY_BYTES, MAX_MEMORY_BYTES)
+    return min(max(total_bytes() // 4, MIN_MEMORY_BYTES), max_bytes)
 
 
 def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:

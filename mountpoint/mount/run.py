@@ -28,6 +28,7 @@ from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
+from mountpoint.native import _blocks
 from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.settings import aws_settings
@@ -41,6 +42,10 @@ from mountpoint.upload.pending_journal import BucketAddress, Journal, default_di
 from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
+
+#: Freed memory of bodies that waits for its next use: this part of the memory target. With 1 GiB it
+#: is eight parts, as many as one reader has in flight.
+KEPT_SHARE = 16
 
 #: The subtype that mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
 SUBTYPE = "mount-s3"
@@ -130,6 +135,7 @@ def _serve(
     handed_over = config.mount.descriptor is not None
     mount_point = directory if handed_over else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
+    _blocks.keep_at_most(config.read.memory_bytes // KEPT_SHARE)
     streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))

@@ -41,11 +41,13 @@ from mountpoint.read.patterns import JITTER_READS, PAGE_BYTES, Jumps, Range, Run
 #: bytes (0.7 ms per 1 MiB GET, 0.45 ms per 4 KiB GET on loopback).
 FIRST_AHEAD_BYTES = MIB
 
-#: A window has at least four parts, so that as many requests are in flight. It has at least six if
-#: it is larger than the first share of two readers. Then `transfer/concurrency`, which learns from
-#: parts of full size, has found that more in flight help. Four streams that share 160 MiB, with 90
-#: MB/s per connection, read 1160 to 1208 MB/s with parts of 4 MiB and 850 with parts of 8 MiB.
+#: A window has at least four parts, so that as many requests are in flight; fewer if many streams
+#: share the memory (`Lease.parts`). It has half as many again if it is larger than the first share
+#: of two readers. Then `transfer/concurrency`, which learns from parts of full size, has found that
+#: more in flight help. Four streams that share 160 MiB, with 90 MB/s per connection, read 1160
+#: to 1208 MB/s with parts of 4 MiB and 850 with parts of 8 MiB.
 FIRST_SHARE_BYTES = 32 * MIB
+USUAL_PARTS = 4
 #: At most this many parts below full size are ahead of a reader. Four streams then have as many
 #: requests as the client has connections, 25. Others would only queue there, each with the memory
 #: of a full part (peak 430 MB with nine, 385 with seven).
@@ -90,6 +92,7 @@ class Window:
         self._gaps = False  # the kernel may have pages between the reads
         self._read = 0  # bytes read before the read being planned
         self._part = part_bytes
+        self._parts = USUAL_PARTS
         self._runs: list[Run] = []  # the most recently used last
         self._stride = Stride()
         self._plans = 0
@@ -104,16 +107,19 @@ class Window:
         size: int,
         *,
         ahead_bytes: int,
+        parts: int = USUAL_PARTS,
         hit_stop: int = 0,
         read_bytes: int = 0,
     ) -> list[Range]:
         """Return the ranges to fetch for a read of [offset, offset + size), within the object.
 
         Each range is one request. The first ones cover the read; the others follow by urgency.
-        `ahead_bytes` limits the bytes ahead of all readers together, `hit_stop` is the end of the
-        last read that needed no plan, and `read_bytes` is the total read before this read.
+        `ahead_bytes` limits the bytes ahead of all readers together, and `parts` is the least
+        number of requests for them. `hit_stop` is the end of the last read that needed no plan, and
+        `read_bytes` is the total read before this read.
         """
         stop = offset + size
+        self._parts = parts
         self._read = read_bytes
         self._gaps = self._gaps or read_bytes >= self._size
         self._plans += 1
@@ -249,7 +255,7 @@ class Window:
             run.ahead = 0 if looks else self._earned(run, ahead_bytes)
         self._absorb(run, swept)
         # Use powers of two: pieces end at multiples, so other sizes would not align with the next.
-        parts = 4 if run.ahead <= FIRST_SHARE_BYTES else 6
+        parts = self._parts if run.ahead <= FIRST_SHARE_BYTES else self._parts * 3 // 2
         share = max(run.ahead // parts, FIRST_AHEAD_BYTES)
         part = min(1 << (share.bit_length() - 1), self._part)
         ahead = run.ahead if part == self._part else min(run.ahead, MAX_PARTS * part)

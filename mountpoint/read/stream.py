@@ -372,6 +372,7 @@ class ReadStream:
                 offset,
                 stop - offset,
                 ahead_bytes=self._lease.share_bytes,
+                parts=self._lease.parts,
                 hit_stop=self._parts.hit_stop,
                 read_bytes=self._parts.read_bytes + self._waiting_bytes,
             )

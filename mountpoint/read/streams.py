@@ -7,6 +7,7 @@ refused memory. When nothing is left, the memory goes back to the system.
 
 from mountpoint.config import ReadConfig
 from mountpoint.metrics.counters import Counters
+from mountpoint.native import _blocks
 from mountpoint.read.history import ReadHistory
 from mountpoint.read.prefetch import FilePrefetcher, Following
 from mountpoint.read.stream import ReadStream
@@ -36,13 +37,20 @@ class Streams:
         self._source = source
         self._config = config
         self._retry_policy = retry_policy
-        self.budget = Budget(config.memory_bytes)
+        self.budget = Budget(
+            config.memory_bytes,
+            part_bytes=config.part_size_bytes,
+            loops=config.event_loops,
+            max_ahead_bytes=config.max_ahead_bytes,
+        )
+        # One reader takes what two event loops bring.
+        max_bytes = config.max_ahead_bytes * min(config.event_loops, 2) // config.event_loops
         counters = counters or Counters()
         self._stats = TransferStats(
             self.budget,
             counters,
             part_bytes=config.part_size_bytes,
-            max_bytes=config.max_ahead_bytes,
+            max_bytes=max_bytes,
         )
         self._history = ReadHistory()
         self.prefetcher = FilePrefetcher(
@@ -113,6 +121,7 @@ class Streams:
         self.prefetcher.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
         if self._empty_sweeps == IDLE_SWEEPS:
+            _blocks.give_back()
             give_back()
 
     def end(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from mountpoint.config import DEFAULT_GBPS, REGION, Config
+from mountpoint.config import REGION, Config
 from mountpoint.s3.aws.profile import open_session
 
 log = structlog.get_logger(__name__)
@@ -47,12 +47,12 @@ class Instance:
     def apply_to(self, config: Config) -> Config:
         """Return the configuration with the instance's throughput, unless an option sets one.
 
-        With an endpoint URL, which means another store than AWS's, it is the default throughput.
+        With an endpoint URL, which means another store than AWS's, it is the client's default.
         """
         if config.client.throughput_gbps is not None:
             return config
         gbps = self.bandwidth_gbps() if config.bucket.endpoint_url is None else None
-        return config.with_throughput(gbps or DEFAULT_GBPS)
+        return config.with_throughput(gbps or config.client.link_gbps)
 
     def region(self) -> str | None:
         """Return the instance's region, or None."""
@@ -63,14 +63,13 @@ class Instance:
         """Return the instance's network bandwidth in Gbit/s, or None if unknown."""
         name = self._identity.get("instanceType") or _own_name()
         if not isinstance(name, str) or not name:
-            log.debug("the instance type is not known", gbps=DEFAULT_GBPS)
+            log.debug("the instance type is not known")
             return None
         gbps = bandwidth_gbps(name)
         if gbps is None:
             log.info(
                 "the bandwidth of this instance type is not known",
                 type=name,
-                gbps=DEFAULT_GBPS,
                 hint="--maximum-throughput-gbps sets it",
             )
         else:

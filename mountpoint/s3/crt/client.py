@@ -1,11 +1,11 @@
 """`ObjectClient` over the AWS Common Runtime (CRT).
 
-There is one `S3Client` for one endpoint, with one event loop thread (more were slower on two
-cores). A GET is a GET_OBJECT request of at most one part, which the CRT sends as a single ranged
-request. A GET without a range, HEAD, LIST and all writes are DEFAULT requests, which the CRT sends
-unchanged; so this program splits uploads into parts and retries them itself. Requests are signed
-(`signing`) without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a signed
-header. Callbacks come on CRT threads with the GIL. The CRT's retries are off: the caller retries
+There is one `S3Client` for one endpoint, with an event loop thread for two cores. A GET is a
+GET_OBJECT request of at most one part, which the CRT sends as a single ranged request. A GET
+without a range, HEAD, LIST and all writes are DEFAULT requests, which the CRT sends unchanged; so
+this program splits uploads into parts and retries them itself. Requests are signed (`signing`)
+without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a signed header.
+Callbacks come on CRT threads with the GIL. The CRT's retries are off: the caller retries
 (`s3.retry`).
 
 The CRT resolves the Host header of each request and reuses connections by host name, so a client
@@ -44,7 +44,7 @@ from awscrt.s3 import (
 )
 
 from mountpoint import __version__
-from mountpoint.config import DEFAULT_GBPS, ClientConfig
+from mountpoint.config import ClientConfig
 from mountpoint.errors import (
     BadAnswer,
     CredentialsUnavailable,
@@ -155,7 +155,7 @@ class CrtClient:
         self._signer = Signer(endpoint, credentials)
         # Before the CRT's own objects: an exception raised while they exist is lost.
         tls_options = _tls_options(config.ca_bundle)
-        loops = EventLoopGroup(1)
+        loops = EventLoopGroup(config.event_loops)
         part_bytes = min(config.part_size_bytes, MAX_CRT_PART_BYTES)
         self._client = S3Client(
             bootstrap=ClientBootstrap(loops, DefaultHostResolver(loops)),
@@ -164,7 +164,7 @@ class CrtClient:
             tls_connection_options=tls_options,
             signing_config=self._signer.session_config(),
             part_size=part_bytes,
-            throughput_target_gbps=config.throughput_gbps or DEFAULT_GBPS,
+            throughput_target_gbps=config.link_gbps,
             enable_s3express=endpoint.has_sessions,
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=config.connect_timeout_ms,

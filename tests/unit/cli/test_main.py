@@ -29,11 +29,13 @@ from mountpoint.config import (
     LogConfig,
     MountConfig,
     ReadConfig,
+    event_loops,
 )
 from mountpoint.errors import MountError
 from mountpoint.log.setup import log_location
 from mountpoint.log.words import display_name
 from mountpoint.mount import daemon
+from mountpoint.system.cpus import usable_cores
 
 
 class Mounted:
@@ -91,10 +93,12 @@ def refusal(*arguments: str, code: int = 1) -> str:
 
 def default_read_config() -> ReadConfig:
     """Return this machine's default configuration of reads."""
+    loops = event_loops(usable_cores())
     return ReadConfig(
         part_size_bytes=8 * MIB,
-        memory_bytes=settings.memory_bytes(None),
+        memory_bytes=settings.memory_bytes(None, loops),
         timeout_s=60,
+        event_loops=loops,
     )
 
 
@@ -105,7 +109,7 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
         mount=MountConfig("/mnt", max_threads=16, fsname="s3://bucket"),
         filesystem=FileSystemConfig(os.getuid(), os.getgid(), 0o755, 0o644),
         credentials=CredentialsConfig(),
-        client=ClientConfig(part_size_bytes=8 * MIB),
+        client=ClientConfig(event_loops=event_loops(usable_cores())),
         read=default_read_config(),
         log=LogConfig(),
     )
@@ -185,15 +189,61 @@ def test_interrupted_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("total_mib", "expected_mib"),
-    [(256, 128), (512, 128), (2048, 512), (4096, 1024), (1 << 20, 1024)],
+    ("total_mib", "cores", "expected_mib"),
+    [
+        (256, 2, 128),
+        (512, 2, 128),
+        (2048, 2, 512),
+        (4096, 2, 1024),
+        (1 << 20, 1, 1024),
+        (1 << 20, 2, 1024),
+        (1 << 20, 4, 2048),
+        (1 << 20, 16, 4096),
+        (1 << 20, 192, 4096),
+        (2048, 192, 512),
+    ],
 )
 def test_memory_by_the_machine(
-    monkeypatch: pytest.MonkeyPatch, total_mib: int, expected_mib: int
+    monkeypatch: pytest.MonkeyPatch,
+    mounted: Mounted,
+    total_mib: int,
+    cores: int,
+    expected_mib: int,
 ) -> None:
-    """A quarter of the machine's memory, from 128 MiB to 1 GiB."""
+    """A quarter of the machine's memory, from 128 MiB to 1 GiB for two cores, 4 GiB for eight."""
     monkeypatch.setattr(settings, "total_bytes", lambda: total_mib * MIB)
-    assert settings.memory_bytes(None) == expected_mib * MIB
+    monkeypatch.setattr(settings, "usable_cores", lambda: cores)
+    assert config_of(mounted).read.memory_bytes == expected_mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "loops", "ahead_bytes"),
+    [
+        (1, [], 1, 160 * MIB),
+        (2, [], 1, 160 * MIB),
+        (3, [], 1, 160 * MIB),
+        (4, [], 2, 160 * MIB),
+        (16, [], 8, 160 * MIB),
+        (192, [], 12, 160 * MIB),
+        (16, ["--maximum-throughput-gbps", "25"], 3, 400_000_000),
+        (16, ["--maximum-throughput-gbps", "0.5"], 1, 8_000_000),
+        (2, ["--maximum-throughput-gbps", "100"], 1, 1_600_000_000),
+        (16, ["--no-native"], 1, 160 * MIB),
+    ],
+)
+def test_event_loops(
+    monkeypatch: pytest.MonkeyPatch,
+    mounted: Mounted,
+    cores: int,
+    options: list[str],
+    loops: int,
+    ahead_bytes: int,
+) -> None:
+    """One event loop for two cores, but no more than the link can use."""
+    monkeypatch.setattr(settings, "usable_cores", lambda: cores)
+    config = config_of(mounted, *options)
+    assert (config.client.event_loops, config.read.event_loops) == (loops, loops)
+    assert config.read.max_ahead_bytes == ahead_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The smallest memory limit of the control groups around a process."""
+"""The smallest limits of the control groups around a process."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.system.cgroup import memory_limit_bytes
+from mountpoint.system.cgroup import cpu_limit, memory_limit_bytes
 from mountpoint.system.mounts import mounts
 
 MIB = 1 << 20
@@ -112,9 +112,39 @@ def test_only_a_part_is_seen(tmp_path: Path, root: str, group: str, limit: str) 
     assert memory_limit_bytes(proc) == 100 * MIB
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, None),
+        ({"cg/a.slice/m.service/cpu.max": "max 100000"}, None),
+        ({"cg/a.slice/m.service/cpu.max": "250000 100000"}, 2.5),
+        ({"cg/a.slice/m.service/cpu.max": "max 100000", "cg/a.slice/cpu.max": "50000 100000"}, 0.5),
+        ({"cg/a.slice/m.service/cpu.max": "80000 20000", "cg/cpu.max": "800000 100000"}, 4.0),
+        ({"cg/a.slice/m.service/cpu.max": "damaged"}, None),
+    ],
+)
+def test_processors(tmp_path: Path, limits: Mapping[str, object], expected: float | None) -> None:
+    """The smallest quota from the process's own group up to the root counts."""
+    assert cpu_limit(machine(tmp_path, "0::/a.slice/m.service\n", V2, limits)) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(-1, None), (150_000, 1.5)])
+def test_processors_in_version_1(tmp_path: Path, quota: int, expected: float | None) -> None:
+    """A quota of -1 is no limit."""
+    limits = {
+        "cg/cpu/a/cpu.cfs_quota_us": -1,
+        "cg/cpu/a/cpu.cfs_period_us": 100_000,
+        "cg/cpu/a/b/cpu.cfs_quota_us": quota,
+        "cg/cpu/a/b/cpu.cfs_period_us": 100_000,
+    }
+    groups = "4:memory,pids:/a/b\n1:cpu,cpuacct:/a/b\n0::/\n"
+    assert cpu_limit(machine(tmp_path, groups, V1 + V2, limits)) == expected
+
+
 def test_nothing_is_known(tmp_path: Path) -> None:
     """Without control groups, or without /proc, there is no limit."""
     assert memory_limit_bytes(machine(tmp_path, "0::/a\n", "")) is None
+    assert cpu_limit("/nowhere") is None
     assert memory_limit_bytes(str(tmp_path / "missing")) is None
 
 
@@ -158,7 +188,7 @@ def test_real_groups(group: Path) -> None:
         "open(sys.argv[1], 'w').write(str(os.getpid()))\n"
         "from mountpoint.system.memory import total_bytes\n"
         "from mountpoint.cli.settings import memory_bytes\n"
-        "print(total_bytes(), memory_bytes(None))\n"
+        "print(total_bytes(), memory_bytes(None, 8))\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", script, group / "cgroup.procs"],

@@ -77,19 +77,58 @@ def test_small_holders_take_no_share() -> None:
     assert stream.try_take(64 * MIB)
 
 
-@pytest.mark.parametrize(("streams", "share"), [(1, 64), (2, 32), (4, 16), (16, 4), (64, 4)])
-def test_fair_share(streams: int, share: int) -> None:
+@pytest.mark.parametrize(
+    ("streams", "share", "parts"), [(1, 64, 4), (2, 32, 4), (4, 16, 4), (16, 4, 2), (64, 4, 2)]
+)
+def test_fair_share(streams: int, share: int, parts: int) -> None:
     """Memory for read-ahead is divided by the streams, with a minimum for each."""
     budget = Budget(1000 * MIB, 64 * MIB)
     leases = [budget.lease() for _ in range(streams)]
     for lease in leases:
         lease.take(STREAM_BYTES)
     greedy = leases[0]
-    assert greedy.share_bytes == share * MIB
+    assert (greedy.share_bytes, greedy.parts) == (share * MIB, parts)
     while greedy.try_take(MIB):
         pass
-    # A quarter more: the part being read is held in addition.
-    assert greedy.held_bytes == (share + share // 4) * MIB
+    # The part being read is held in addition.
+    assert greedy.held_bytes == (share + share // parts) * MIB
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "streams", "share", "parts"),
+    [
+        (1024, 4, 16, 4),
+        (1024, 5, 16, 3),
+        (1024, 16, 16, 2),
+        (1024, 64, 4, 2),
+        (128, 16, 4, 2),
+        (4096, 16, 16, 2),
+        (4096, 64, 16, 2),
+    ],
+)
+def test_many_streams_keep_full_parts(
+    memory_mib: int, streams: int, share: int, parts: int
+) -> None:
+    """Each has two parts of full size, if a quarter of the limit is enough for all."""
+    budget = Budget(memory_mib * MIB, 64 * MIB, part_bytes=8 * MIB)
+    leases = [budget.lease() for _ in range(streams)]
+    for lease in leases:
+        lease.take(STREAM_BYTES)
+    assert (leases[0].share_bytes, leases[0].parts) == (share * MIB, parts)
+
+
+@pytest.mark.parametrize(
+    ("streams", "share"), [(1, 64), (4, 64), (8, 64), (16, 32), (32, 16), (64, 16)]
+)
+def test_event_loops(streams: int, share: int) -> None:
+    """With more event loops, as many streams have a full share each."""
+    budget = Budget(4096 * MIB, 64 * MIB, part_bytes=8 * MIB, loops=8, max_ahead_bytes=1280 * MIB)
+    leases = [budget.lease() for _ in range(streams)]
+    for lease in leases:
+        lease.take(STREAM_BYTES)
+    assert leases[0].share_bytes == share * MIB
+    budget.aim(320 * MIB)
+    assert leases[0].share_bytes == min(320, 1280 // streams) * MIB
 
 
 def test_a_newcomer_gets_a_share() -> None:
