@@ -155,7 +155,7 @@ class ClientConfig:
     `interfaces` are the network interfaces that lead to S3; without any, the machine's routes
     decide. With `verify_checksums` bodies are compared with S3's checksums (`s3.wire.checksum`).
     With `native`, bodies arrive without the interpreter where awscrt permits it
-    (`s3.crt.native_plane`).
+    (`s3.crt.native.plane`).
     """
 
     throughput_gbps: float | None = None

@@ -10,7 +10,7 @@ from mountpoint.config import MIB
 from mountpoint.errors import MountError
 from mountpoint.log.setup import SYSLOG_SOCKET, cannot_write, log_location
 from mountpoint.mount import preflight
-from mountpoint.s3.crt import symbols
+from mountpoint.s3.crt.native import symbols
 from mountpoint.staging import area
 from mountpoint.upload import pending_journal
 

@@ -48,13 +48,13 @@ PLACES = {
     "opentelemetry": {"mountpoint.metrics.export.otlp"},
     "prometheus_client": {"mountpoint.metrics.export.prometheus"},
     "awscrt": {
-        "mountpoint.s3.crt.native_plane",
+        "mountpoint.s3.crt.native.plane",
         "mountpoint.s3.crt.client",
         "mountpoint.s3.crt.signing",
-        "mountpoint.s3.crt.symbols",
+        "mountpoint.s3.crt.native.symbols",
         "mountpoint.s3.wire.checksum",
     },
-    "_awscrt": {"mountpoint.s3.crt.symbols"},
+    "_awscrt": {"mountpoint.s3.crt.native.symbols"},
     "llfuse": {"mountpoint.fuse.binding"},
     "botocore": {
         "mountpoint.s3.aws.endpoint",

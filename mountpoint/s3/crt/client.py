@@ -82,9 +82,9 @@ from mountpoint.s3.crt import sizes
 from mountpoint.s3.crt.body import BodyStream
 from mountpoint.s3.crt.errors import crt_error
 from mountpoint.s3.crt.exchange import Download, Exchange, Headers, Inquiry
-from mountpoint.s3.crt.native_plane import NativeDownload, NativePlane
+from mountpoint.s3.crt.native.plane import NativeDownload, NativePlane
+from mountpoint.s3.crt.native.symbols import Unavailable
 from mountpoint.s3.crt.signing import Signer
-from mountpoint.s3.crt.symbols import Unavailable
 from mountpoint.s3.wire import reading, writing
 
 log = structlog.get_logger(__name__)

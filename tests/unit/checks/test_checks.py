@@ -39,7 +39,7 @@ from mountpoint.s3.aws.credentials import Origin
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint, RegionChoice
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.crt import symbols
+from mountpoint.s3.crt.native import symbols
 from tests.unit.aws_fakes import isolate
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "check.md"

@@ -29,9 +29,9 @@ from mountpoint.native._arrivals cimport (
 )
 from mountpoint.native._blocks cimport Block, release_block, view_of
 from mountpoint.native._lane cimport LaneSource, source_t
-from mountpoint.s3.crt._answers cimport NO_CHECKSUM
-from mountpoint.s3.crt._crt cimport Functions, aws_byte_cursor, aws_http_header
-from mountpoint.s3.crt._gets cimport (
+from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM
+from mountpoint.s3.crt.native._crt cimport Functions, aws_byte_cursor, aws_http_header
+from mountpoint.s3.crt.native._gets cimport (
     Get,
     Queue,
     cancel,

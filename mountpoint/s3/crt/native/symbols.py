@@ -23,7 +23,7 @@ from typing import BinaryIO
 import _awscrt
 import awscrt
 
-#: The functions that `_native` calls, in the order of the struct `Functions` in `_crt.pxd`.
+#: The functions that `_gets` and `_requests` call, in the order of `Functions` in `_crt.pxd`.
 FUNCTIONS = (
     "aws_default_allocator",
     "aws_error_name",

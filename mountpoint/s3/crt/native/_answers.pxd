@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from mountpoint.s3.crt._crt cimport aws_http_header
+from mountpoint.s3.crt.native._crt cimport aws_http_header
 
 cdef enum:
     # Algorithms of a checksum that the native plane computes.

@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 
 from mountpoint.native._arrivals cimport arrival_t, pthread_cond_t, pthread_mutex_t
 from mountpoint.native._blocks cimport Block
-from mountpoint.s3.crt._crt cimport (
+from mountpoint.s3.crt.native._crt cimport (
     Functions,
     aws_byte_buf,
     aws_byte_cursor,

@@ -1,4 +1,4 @@
-# Layouts and types of the CRT's C functions that `_native` calls, for the versions in `symbols`.
+# Layouts and types of the CRT's C functions that `_gets` and `_requests` call, for the versions in `symbols`.
 #
 # Source: the headers in awscrt's source archive (aws-c-common, aws-c-http, aws-c-s3). A test compares
 # every layout with the debug information of the installed wheel. C's enums are ints here, and its

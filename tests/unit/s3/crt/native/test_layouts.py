@@ -16,7 +16,7 @@ import pytest
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
-from mountpoint.s3.crt.symbols import FUNCTIONS, VERSIONS
+from mountpoint.s3.crt.native.symbols import FUNCTIONS, VERSIONS
 
 #: Kinds of types: these, "pointer", a struct's name, or "int32(pointer, uint64)": a pointer to a
 #: function. C's enums are int32, and its bools uint8.
@@ -31,7 +31,7 @@ SCALARS = {
 }
 #: awscrt does not call these, so it has no prototypes of them; test_symbols.py calls them.
 NOT_CALLED = {"aws_http_message_new_request", "aws_http_message_add_header"}
-#: awscrt's objects in capsules of which `_native` uses the first field, and that field's kind.
+#: awscrt's objects in capsules of which `_requests` uses the first field, and that field's kind.
 BINDINGS = {"s3_client_binding": "pointer", "config_binding": "aws_signing_config_aws"}
 REQUEST_TYPES = "aws_s3_meta_request_type"
 
@@ -240,7 +240,7 @@ def differences(structs: Structs, actual: Debug) -> list[str]:
     return found
 
 
-PXD = parse((resources.files("mountpoint.s3.crt") / "_crt.pxd").read_text())
+PXD = parse((resources.files("mountpoint.s3.crt.native") / "_crt.pxd").read_text())
 AWSCRT = _awscrt.__file__
 
 

@@ -1,6 +1,6 @@
 """GETs on the native plane: send them, and settle those that have ended.
 
-`_native` sends a GET, and ends the arrival of its sink, without the interpreter. What only Python
+`_requests` sends a GET, and ends the arrival of its sink, without the interpreter. What only Python
 can do follows when the GET is *settled*: judge an answer that is unclear, make the exception of a
 failure, record durations and counters, let go of the body. The first thread that needs the result
 settles; one thread of the plane settles all others.
@@ -21,9 +21,9 @@ from mountpoint.metrics.recorder import Meters
 from mountpoint.native._arrivals import Arrival
 from mountpoint.native._lane import LaneSource
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.crt import symbols
-from mountpoint.s3.crt._native import NativeGet, NativeGets
 from mountpoint.s3.crt.exchange import Exchange, Owner, description_of_range, mismatch
+from mountpoint.s3.crt.native import symbols
+from mountpoint.s3.crt.native._requests import NativeGet, NativeGets
 from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire.checksum import Verification
 

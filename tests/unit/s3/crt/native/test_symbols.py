@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.s3.crt import symbols
-from mountpoint.s3.crt.symbols import Unavailable
+from mountpoint.s3.crt.native import symbols
+from mountpoint.s3.crt.native.symbols import Unavailable
 
 AWSCRT = Path(_awscrt.__file__)
 DIGITS = b"123456789"
@@ -210,7 +210,7 @@ def without_sections(content: bytes) -> bytes:
 def test_stripped(strip: Any, tmp_path: Path) -> None:
     """A stripped awscrt works, and is not used natively."""
     (tmp_path / AWSCRT.name).write_bytes(strip(AWSCRT.read_bytes()))
-    program = "from mountpoint.s3.crt import symbols\nsymbols.addresses()"
+    program = "from mountpoint.s3.crt.native import symbols\nsymbols.addresses()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Types of the extension module; its docstrings are in `_native.pyx`."""
+"""Types of the extension module; its docstrings are in `_requests.pyx`."""
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@
 wait for nothing. They approve the usual answer: this ETag, this range, as many bytes, and either no
 checksum or a CRC that matches. The arrival is then READY, and threads that wait for it go on. Every
 other successful answer is *unclear*: the arrival is in doubt, and Python judges it
-(`native_plane`). A failure ends the arrival; Python makes the exception.
+(`plane`). A failure ends the arrival; Python makes the exception.
 
 Ended gets queue until Python takes them. `_gets.pxd` says who owns what.
 """
@@ -25,7 +25,7 @@ from mountpoint.native._arrivals cimport (
     release_arrival,
 )
 from mountpoint.native._blocks cimport new_block, release_block
-from mountpoint.s3.crt._answers cimport (
+from mountpoint.s3.crt.native._answers cimport (
     COMPOSITE,
     CRC32,
     CRC32C,
@@ -42,7 +42,7 @@ from mountpoint.s3.crt._answers cimport (
     read_checksum,
     type_of,
 )
-from mountpoint.s3.crt._crt cimport (
+from mountpoint.s3.crt.native._crt cimport (
     aws_byte_cursor,
     aws_http_header,
     aws_s3_meta_request_options,
