@@ -14,9 +14,9 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from *:
     """
-    #define add_u64(pointer, amount) __atomic_fetch_add(pointer, amount, __ATOMIC_RELAXED)
+    #define add_u64(pointer, amount) __atomic_fetch_add(pointer, amount, __ATOMIC_RELEASE)
     #define add_i64(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_RELAXED)
-    #define load_u64(pointer) __atomic_load_n(pointer, __ATOMIC_RELAXED)
+    #define load_u64(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
     #define swap_u64(pointer, expected, wanted) \\
         __atomic_compare_exchange_n(pointer, expected, wanted, 1, \\
                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED)
@@ -207,7 +207,8 @@ cdef class Timer:
     @property
     def under_way(self):
         """The number of activities that have not ended."""
-        return self.data.begun - self.data.over
+        cdef uint64_t over = load_u64(&self.data.over)  # first: more may end meanwhile
+        return load_u64(&self.data.begun) - over
 
     @property
     def over(self):
