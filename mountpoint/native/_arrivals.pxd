@@ -12,6 +12,14 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_cond_t:
         pass
 
+cdef extern from *:
+    """
+    typedef _Atomic int shared_int;
+    """
+    # Python reads these fields without the mutex: whoever sees READY also sees the block.
+    ctypedef int shared_int
+    ctypedef bint shared_bint "shared_int"
+
 cdef enum:
     PENDING = 0
     READY = 1
@@ -21,13 +29,13 @@ cdef struct arrival_t:
     int refs                    # atomic
     pthread_mutex_t mutex       # guards all that follows
     pthread_cond_t changed
-    int state                   # PENDING, READY or FAILED
-    bint described              # the headers have arrived, or it has ended
-    bint in_doubt               # it has ended, and Python must decide how
+    shared_int state            # PENDING, READY or FAILED
+    shared_bint described       # the headers have arrived, or it has ended
+    shared_bint in_doubt        # it has ended, and Python must decide how
     int header_waiters          # threads that wait for the headers
     Block* block                # the bytes if READY on the native plane; NULL if Python has them
     arrival_t* primary          # in a second request: the first one, until this one has ended
-    bint overtaken              # the second request delivered the bytes
+    shared_bint overtaken       # the second request delivered the bytes
     double ended_at_s           # monotonic clock
 
 cdef double now_s() noexcept nogil

@@ -82,7 +82,7 @@ def test_waking(probe: Any, happens: str, wakes: tuple[bool, bool], for_headers:
         )
         waiting.start()
         time.sleep(0.01)
-        actions: dict[str, Callable[[], Any]] = {
+        events: dict[str, Callable[[], object]] = {
             "nothing": lambda: None,
             "describe": lambda: probe.arrival_describe(it),
             "doubt": lambda: probe.arrival_doubt(it),
@@ -90,7 +90,7 @@ def test_waking(probe: Any, happens: str, wakes: tuple[bool, bool], for_headers:
             "fail": lambda: probe.arrival_end(it, FAILED),
             "overtake": lambda: probe.arrival_overtake(it, block),
         }
-        actions[happens]()
+        events[happens]()
         waiting.join()
         answers.append(probe.arrival_wait(it, for_headers, 0.0))
     assert answers == [expected, expected]
