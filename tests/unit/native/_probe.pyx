@@ -43,6 +43,12 @@ def filled(bytes data not None):
     return <size_t>made
 
 
+def fill(size_t it, bytes data not None):
+    """Write `data` into a block, as the CRT does; what does not fit is lost."""
+    cdef Block* block = <Block*>it
+    memcpy(block.bytes, <const char*>data, min(<size_t>len(data), block.capacity))
+
+
 def capacity(size_t it):
     return (<Block*>it).capacity
 
