@@ -21,6 +21,7 @@ COLUMNS = {
     "rate": 10,
     "p50, p99": 17,
     "CPU": 12,
+    "interpreter": 12,
     "GET, HEAD, LIST": 15,
     "kernel": 7,
     "fetched": 7,
@@ -31,7 +32,10 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class PageChain:
-    """One run of one workload. `counters` are the mount's own, for the time of the run."""
+    """One run of one workload. `counters` are the mount's own, for the time of the run.
+
+    `held_share` is the share of the time for which the interpreter's lock was held, if known.
+    """
 
     work: Work
     seconds: float
@@ -39,6 +43,7 @@ class PageChain:
     counters: dict[str, int]
     rss_bytes: int
     peak_rss_bytes: int
+    held_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Result:
     """The medians of a workload's runs; the latencies come from all runs together.
 
     `unit` says what `rate_per_s` counts: bytes or operations. `cpu_seconds` is for the whole run.
-    `of_alone` is the rate divided by the rate of the same streams, each alone.
+    So is `held_seconds`, the time with the interpreter's lock held. `of_alone` is the rate divided
+    by the rate of the same streams, each alone.
     """
 
     name: str
@@ -67,11 +73,23 @@ class Result:
     of_alone: float | None
     rss_bytes: int
     peak_rss_bytes: int
+    held_seconds: float | None = None
+
+    def each(self, seconds: float) -> float:
+        """Return seconds per GB, or per operation."""
+        return seconds / (self.read_bytes / 1e9 if self.unit == "bytes" else self.operations)
 
     def cpu_each(self) -> float:
         """Return CPU seconds per GB, or per operation."""
-        amount = self.read_bytes / 1e9 if self.unit == "bytes" else self.operations
-        return self.cpu_seconds / amount
+        return self.each(self.cpu_seconds)
+
+    def cell_of(self, seconds: float | None) -> str:
+        """Return seconds per GB, or per operation, with the unit."""
+        if seconds is None:
+            return "-"
+        if self.unit == "bytes":
+            return f"{self.each(seconds):.2f} s/GB"
+        return f"{self.each(seconds) * 1e3:.2f} ms each"
 
     def rate(self) -> str:
         """Return the rate with its unit."""
@@ -89,15 +107,13 @@ class Result:
 
     def line(self) -> str:
         """Return one line of the table, in Markdown."""
-        cpu = f"{self.cpu_each():.2f} s/GB"
-        if self.unit == "operations":
-            cpu = f"{self.cpu_each() * 1e3:.2f} ms each"
         latency = "-" if self.p50_ms is None else f"{self.p50_ms:.2f}, {self.p99_ms:.2f} ms"
         cells = [
             self.name,
             self.rate(),
             latency,
-            cpu,
+            self.cell_of(self.cpu_seconds),
+            self.cell_of(self.held_seconds),
             f"{self.gets}, {self.heads}, {self.lists}",
             _times(self.kernel()),
             _times(self.fetched()),
@@ -113,6 +129,8 @@ def result(name: str, unit: str, runs: Sequence[PageChain], alone: Sequence[floa
     amounts = [run.work.read_bytes if unit == "bytes" else run.work.operations for run in runs]
     rates = [amount / run.seconds for amount, run in zip(amounts, runs, strict=True)]
     rate = statistics.median(rates)
+
+    held = [run.held_share * run.seconds for run in runs if run.held_share is not None]
 
     def counted(counter: str) -> int:
         return round(statistics.median(run.counters[counter] for run in runs))
@@ -136,6 +154,7 @@ def result(name: str, unit: str, runs: Sequence[PageChain], alone: Sequence[floa
         of_alone=rate / statistics.median(alone) if alone else None,
         rss_bytes=round(statistics.median(run.rss_bytes for run in runs)),
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
+        held_seconds=statistics.median(held) if held else None,
     )
 
 

@@ -22,6 +22,7 @@ TAPE = random.Random(1).randbytes(TAPE_BYTES)
 LARGE = "large"
 LARGE_BYTES = 1024 * MIB
 QUARTER_BYTES = 256 * MIB
+SIXTEENTH_BYTES = 128 * MIB
 MEDIUM_BYTES = 5 * MIB
 MANY_BYTES = 4 * MIB
 SMALL_BYTES = 100 * KIB
@@ -29,6 +30,7 @@ TREE_BYTES = 100
 FOLDER_BYTES = 10
 #: One is named as a Parquet file and one as an archive, because the mount reads by name.
 QUARTERS = ["quarter/0.parquet", "quarter/1.zip", "quarter/2", "quarter/3"]
+SIXTEENTHS = [f"sixteen/{number:02}" for number in range(16)]
 MEDIUM = [f"medium/{number:02}" for number in range(40)]
 MANY = [f"many/{number:02}" for number in range(64)]
 SMALL = [f"small/{number:03}" for number in range(500)]
@@ -39,6 +41,7 @@ FOLDER = [f"folder/{number:05}" for number in range(10_000)]
 SIZES = {
     LARGE: LARGE_BYTES,
     **dict.fromkeys(QUARTERS, QUARTER_BYTES),
+    **dict.fromkeys(SIXTEENTHS, SIXTEENTH_BYTES),
     **dict.fromkeys(MEDIUM, MEDIUM_BYTES),
     **dict.fromkeys(MANY, MANY_BYTES),
     **dict.fromkeys(SMALL, SMALL_BYTES),

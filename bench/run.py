@@ -24,7 +24,7 @@ from pathlib import Path
 import boto3
 import botocore.config
 
-from bench import measure, objects, served
+from bench import interpreter, measure, objects, served
 from bench.measure import PageChain, Process, Result
 from bench.programs import programs
 from bench.reading import Work
@@ -63,10 +63,11 @@ class Bench:
         process = self._process
         process.reset_peak()
         counted = mounting.counters(self._pid, self._logs)
-        cpu_s, start_s = process.cpu_seconds(), time.perf_counter()
-        work: Work = workload.run(self._folder)
-        seconds = time.perf_counter() - start_s
-        cpu_s = process.cpu_seconds() - cpu_s
+        with interpreter.watching(self._pid) as share:
+            cpu_s, start_s = process.cpu_seconds(), time.perf_counter()
+            work: Work = workload.run(self._folder)
+            seconds = time.perf_counter() - start_s
+            cpu_s = process.cpu_seconds() - cpu_s
         now = mounting.counters(self._pid, self._logs)
         return PageChain(
             work=work,
@@ -75,6 +76,7 @@ class Bench:
             counters={name: value - counted[name] for name, value in now.items()},
             rss_bytes=process.rss_bytes(),
             peak_rss_bytes=process.peak_rss_bytes(),
+            held_share=share[0] if share else None,
         )
 
 

@@ -23,6 +23,8 @@ from bench.objects import (
     MIB,
     QUARTER_BYTES,
     QUARTERS,
+    SIXTEENTH_BYTES,
+    SIXTEENTHS,
     SIZES,
     SMALL,
     TREE,
@@ -67,6 +69,12 @@ def four_files(folder: Path) -> Work:
     """Read four files in parallel, from start to end."""
     order = list(pieces(0, QUARTER_BYTES, 256 * KIB))
     return in_processes(folder, [(key, order, 0) for key in QUARTERS])
+
+
+def sixteen_files(folder: Path, readers: int, flags: int) -> Work:
+    """Read sixteen files by this many processes, in 1 MiB reads, each from start to end."""
+    order = list(pieces(0, SIXTEENTH_BYTES, MIB))
+    return in_processes(folder, [(key, order, flags) for key in SIXTEENTHS], readers)
 
 
 def random_reads(folder: Path, size: int) -> Work:
@@ -158,12 +166,14 @@ def total(works: Iterable[Work]) -> Work:
     return result
 
 
-def in_processes(folder: Path, jobs: Sequence[tuple[str, list[Piece], int]]) -> Work:
+def in_processes(
+    folder: Path, jobs: Sequence[tuple[str, list[Piece], int]], processes: int = 0
+) -> Work:
     """Read several files in parallel, each in its own process: key, ordered pieces, flags.
 
-    Threads would wait for each other's GIL.
+    `processes` that take turns may be fewer. Threads would wait for each other's GIL.
     """
-    with multiprocessing.get_context("fork").Pool(len(jobs)) as pool:
+    with multiprocessing.get_context("fork").Pool(processes or len(jobs)) as pool:
         return total(pool.starmap(_read_timed, [(folder, *job) for job in jobs], chunksize=1))
 
 
@@ -186,6 +196,16 @@ def workloads() -> list[Workload]:
             partial(sequential, flags=os.O_DIRECT),
         ),
         Workload("four files", "4 processes, 256 MiB each, in order", "bytes", four_files),
+        *(
+            Workload(
+                f"{name} by {readers}",
+                f"16 files of 128 MiB by {readers} processes, {name}",
+                "bytes",
+                partial(sixteen_files, readers=readers, flags=flags),
+            )
+            for name, flags in (("direct", os.O_DIRECT), ("buffered", 0))
+            for readers in (1, 4, 16)
+        ),
         Workload(
             "random 4 KiB",
             "1,000 reads of a file of 1 GiB, one after another, O_DIRECT",

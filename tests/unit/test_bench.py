@@ -200,7 +200,7 @@ def one_run(seconds: float, *, gets: int = 10, peak_mib: int = 200) -> PageChain
     work = Work(1_000_000_000, 100, [number / 1e3 for number in range(1, 101)])
     counters = {"gets": gets, "heads": 1, "lists": 2, "other": 0}
     counters |= {"bytes_read": 1_200_000_000, "bytes_asked": 1_500_000_000}
-    return PageChain(work, seconds, 0.5, counters, 100 * MIB, peak_mib * MIB)
+    return PageChain(work, seconds, 0.5, counters, 100 * MIB, peak_mib * MIB, held_share=0.1)
 
 
 def some_result(unit: str = "bytes", **changes: object) -> Result:
@@ -217,6 +217,7 @@ def test_result() -> None:
     assert (found.gets, found.heads, found.lists) == (20, 1, 2)
     assert (found.rss_bytes, found.peak_rss_bytes) == (100 * MIB, 300 * MIB)
     assert (found.cpu_each(), found.of_alone) == (0.5, 0.8)
+    assert found.held_seconds == pytest.approx(0.2)
     assert (found.kernel(), found.fetched()) == (1.2, 1.5)
     assert (found.p50_ms, found.p99_ms) == pytest.approx((51.0, 100.0))
     assert some_result("operations").rate_per_s == 50.0
@@ -228,7 +229,7 @@ def test_lines() -> None:
         *measure.header(),
         some_result().line(),
         some_result("operations", of_alone=None, p50_ms=None, read_bytes=0).line(),
-        some_result(bytes_asked=10**14).line(),
+        some_result(bytes_asked=10**14, held_seconds=None).line(),
     ]
     assert len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
@@ -238,15 +239,16 @@ def test_lines() -> None:
         "500 MB/s",
         "51.00, 100.00 ms",
         "0.50 s/GB",
+        "0.20 s/GB",
         "20, 1, 2",
         "×1.20",
         "×1.50",
         "×0.80",
         "100, 300 MiB",
     ]
-    assert cells[3][1:4] == ["50 /s", "-", "5.00 ms each"]
-    assert cells[3][5:8] == ["-", "-", "-"]
-    assert cells[4][6] == "×100000"
+    assert cells[3][1:5] == ["50 /s", "-", "5.00 ms each", "2.00 ms each"]
+    assert cells[3][6:9] == ["-", "-", "-"]
+    assert (cells[4][4], cells[4][7]) == ("-", "×100000")
 
 
 def test_counters_of_a_log(tmp_path: Path) -> None:
