@@ -43,8 +43,8 @@ from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-#: Freed memory of bodies that waits for its next use: this part of the memory target. With 1 GiB it
-#: is eight parts, as many as one reader has in flight.
+#: Freed memory of bodies that waits for its next use: this part of the memory target, but at least
+#: one part. With 1 GiB it is eight parts, as many as one reader has in flight.
 KEPT_SHARE = 16
 
 #: The subtype that mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
@@ -135,7 +135,8 @@ def _serve(
     handed_over = config.mount.descriptor is not None
     mount_point = directory if handed_over else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
-    _blocks.keep_at_most(config.read.memory_bytes // KEPT_SHARE)
+    kept_bytes = config.read.memory_bytes // KEPT_SHARE
+    _blocks.keep_at_most(max(kept_bytes, config.read.part_size_bytes))
     streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
     journal = Journal(default_directory(os.environ), BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))

@@ -91,6 +91,13 @@ class Budget:
         full_bytes = min(full_bytes, MIN_PARTS * self._part_bytes)
         return max(fair_bytes, full_bytes, MIN_SHARE_BYTES)
 
+    def _spare_bytes(self, lease: "Lease") -> int:
+        """Return the bytes of the part being read, which a lease holds in addition to its share."""
+        part_bytes = self._share_bytes(lease) // lease.parts
+        if lease.parts < SHARE_PARTS and self._part_bytes:
+            return min(part_bytes, self._part_bytes)
+        return part_bytes
+
     def _change(self, lease: "Lease", delta: int, *, limited: bool) -> bool:
         with self._lock:
             before, after = lease.held_bytes, lease.held_bytes + delta
@@ -98,9 +105,7 @@ class Budget:
                 if self._held_bytes + delta > self.limit_bytes:
                     self._refusals += 1
                     return False
-                # A lease also holds the part being read, in addition to the bytes ahead.
-                share_bytes = self._share_bytes(lease)
-                if after > share_bytes + share_bytes // lease.parts:
+                if after > self._share_bytes(lease) + self._spare_bytes(lease):
                     return False
             if after < 0:
                 raise ValueError(f"{-after} bytes given back that were not taken")

@@ -101,7 +101,9 @@ CRT_LEVELS = (
 )
 
 #: The CRT does not start if it lacks memory for its parts (over 128 MiB at 0.01 Gbps, over 1 GiB at
-#: 10). It splits larger requests into parts, so requests here are no larger than this.
+#: 10). It splits larger requests into parts, so requests here are no larger than this. Its limits
+#: follow the throughput: 25 connections for each 10 Gbps, but at least 10, and 256 MiB of bodies
+#: below 5 Gbps, 2 GiB at 10, 4 at 25, 16 at 100. Bodies that arrive in our memory do not count.
 MAX_CRT_PART_BYTES = 64 << 20
 
 #: The counter for each operation.

@@ -70,11 +70,13 @@ def test_sixteen_readers_use_parts_of_full_size(readers: Readers) -> None:
     assert len(sizes) <= 16 * 6
 
 
-@pytest.mark.parametrize("readers", [TWO_CORES], indirect=True)
-def test_many_readers_hold_what_they_need(readers: Readers) -> None:
-    """Each holds the part that it reads, the one before, and the one after, not the limit."""
+@pytest.mark.parametrize(
+    ("readers", "parts"), [(TWO_CORES, 3), (SIXTEEN_CORES, 5)], indirect=["readers"]
+)
+def test_many_readers_hold_what_they_need(readers: Readers, parts: int) -> None:
+    """Each holds its share, and a part before it: not the limit."""
     readers.read(readers.open(16), 0, SIZE)
-    assert readers.max_held_bytes <= 16 * 3 * PART
+    assert readers.max_held_bytes <= 16 * parts * PART
 
 
 @pytest.mark.parametrize(
