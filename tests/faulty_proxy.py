@@ -117,6 +117,7 @@ class FaultyProxy:
         self._upstream = urlsplit(upstream_url)
         self.faults: list[Fault] = []
         self.before: list[Fault] = []
+        self.accepted = 0  # connections, so far
         self._connections: set[socket.socket] = set()
         self._cut: set[socket.socket] = set()  # by cut_all; still being served
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by path
@@ -129,6 +130,7 @@ class FaultyProxy:
 
             def setup(self) -> None:
                 super().setup()
+                proxy.accepted += 1
                 proxy._connections.add(self.connection)
 
             def finish(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,6 +41,28 @@ def test_trusted(store: Store, folder: Path, proxy: FaultyProxy, bundle: Path, h
     there = Store(store.endpoint_url, store.bucket, environment)
     with mounted(there, folder, *options, endpoint_url=proxy.url) as mount:
         assert (mount.path / "tls" / "file").read_bytes() == body
+
+
+def test_connections_are_used_again(
+    store: Store, folder: Path, proxy: FaultyProxy, bundle: Path
+) -> None:
+    """64 opens at once make no more connections than the mount has threads; the next ones none."""
+    for index in range(128):
+        store.put(f"burst/{index}", b"content")
+    options = ["--ca-bundle", str(bundle), "--prefix", "burst/"]
+    with (
+        mounted(store, folder, *options, endpoint_url=proxy.url) as mount,
+        ThreadPoolExecutor(64) as pool,
+    ):
+        made = []
+        for first in (0, 64):
+            before = proxy.accepted
+            paths = [mount.path / str(index) for index in range(first, first + 64)]
+            assert set(pool.map(Path.read_bytes, paths)) == {b"content"}
+            made.append(proxy.accepted - before)
+    # Listings and lookups may need some at the same time.
+    assert made[0] <= 32
+    assert made[1] <= 8
 
 
 @pytest.mark.parametrize("trust", ["nothing", "another CA"])
