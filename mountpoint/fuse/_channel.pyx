@@ -17,46 +17,72 @@ only taken over (`take`).
 Where any of this does not hold (another loader, a statically linked libfuse, a kernel without
 MAX_PAGES), requests pass through unchanged, and everything works as with plain llfuse.
 
+A READ whose bytes are here is answered on the way (`_reads`), and llfuse does not see it.
+
 The code that a request passes through takes no GIL: it runs between the kernel and llfuse.
 
-`_channel.pxd` has the layouts and the protocol's numbers.
+`_protocol.pxd` has the layouts and the protocol's numbers.
 """
 
-from libc.errno cimport EINTR, EIO, ENODEV, ENOENT, ENOMEM, errno
+from libc.errno cimport ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC
 
-from mountpoint.metrics._histogram cimport (
-    Histogram,
-    Readers,
-    Timer,
-    add_value,
-    begin_timer,
-    end_timer,
-    find_reader,
-    histogram_t,
-    monotonic_ns,
-    reader_t,
-    timer_t,
-    undo_timer,
+from mountpoint.fuse._protocol cimport (
+    ASYNC_DIO,
+    BUF_IS_FD,
+    CLOCK_MONOTONIC,
+    CREATE,
+    CREATE_OUT_BYTES,
+    DIRECT_IO,
+    INIT,
+    INVAL_INODE,
+    MADV_DONTNEED,
+    MADV_NOHUGEPAGE,
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
+    MAX_PAGES,
+    NOFLUSH,
+    OPEN,
+    PARALLEL_DIROPS,
+    PROT_READ,
+    PROT_WRITE,
+    RENAME,
+    RENAME2,
+    RTLD_LAZY,
+    RTLD_NOLOAD,
+    SHORT_INIT_OUT,
+    InHeader,
+    InitIn,
+    InitOut,
+    InvalInodeOut,
+    OpenIn,
+    OpenOut,
+    OutHeader,
+    Rename2In,
+    chan_fd_function,
+    chan_new_function,
+    clock_gettime,
+    dlopen,
+    dlsym,
+    fuse_buf,
+    fuse_chan_ops,
+    iovec,
+    kern_chan_new_function,
+    madvise,
+    mmap,
+    mount_function,
+    munmap,
+    pthread_key_create,
+    pthread_key_t,
+    pthread_setspecific,
+    receive_function,
+    timespec,
+    writev,
 )
-from mountpoint.native._lane cimport (
-    MAX_PIECES,
-    find_lane,
-    lane_note,
-    lane_read,
-    lane_t,
-    piece_t,
-    release_lane,
-    release_pieces,
-)
-
-cdef extern from *:
-    """
-    #define add_u64(pointer, amount) __atomic_fetch_add(pointer, amount, __ATOMIC_RELAXED)
-    """
-    uint64_t add_u64(uint64_t*, uint64_t) nogil
+from mountpoint.fuse._reads cimport answer_read, write_all
 
 cdef enum:
     MAX_WRITE_BYTES = 1 << 20
@@ -94,14 +120,6 @@ cdef bint done = False
 # Whether the kernel has ended the mount, so that no more requests will come.
 cdef bint over = False
 cdef fuse_chan_ops operations
-
-# The meters of reads in the lane; NULL until `serve_lane`. `meters` keeps their objects.
-cdef timer_t* read_timer = NULL
-cdef histogram_t* read_bytes = NULL
-cdef const reader_t* readers = NULL
-cdef tuple meters = ()
-# Reads that were answered in the lane. Atomic.
-cdef uint64_t lane_reads = 0
 
 # The request that this thread serves: llfuse answers it before it receives another one.
 cdef extern from *:
@@ -173,7 +191,9 @@ cdef public int fuse_session_receive_buf(
             over = True
         if size < <int>sizeof(InHeader):
             return size
-        if channel == NULL or buf.flags & BUF_IS_FD or not in_lane(<const char*>buf.mem, size):
+        if channel == NULL or buf.flags & BUF_IS_FD:
+            break
+        if not answer_read(<const char*>buf.mem, size, descriptor):
             break
     if wanted and size > LARGE_BYTES:
         note_large()
@@ -183,57 +203,6 @@ cdef public int fuse_session_receive_buf(
     if channel != NULL:
         chp[0] = channel
     return size
-
-
-cdef bint in_lane(const char* request, int size) noexcept nogil:
-    """Answer a READ whose bytes are here, without the interpreter; False if Python must answer."""
-    cdef const InHeader* header = <const InHeader*>request
-    cdef const ReadIn* read = <const ReadIn*>(request + sizeof(InHeader))
-    cdef lane_t* lane
-    cdef histogram_t* program
-    cdef piece_t pieces[MAX_PIECES]
-    cdef iovec parts[MAX_PIECES + 1]
-    cdef OutHeader answer
-    cdef int64_t begun_ns
-    cdef size_t total = 0
-    cdef bint waited
-    cdef int count, index
-    if header.opcode != READ or read_timer == NULL or size < <int>(sizeof(InHeader) + 40):
-        return False
-    program = find_reader(readers, header.pid)
-    if program == NULL:
-        return False
-    lane = find_lane(read.handle)
-    if lane == NULL:
-        return False
-    begin_timer(read_timer)
-    begun_ns = monotonic_ns()
-    count = lane_read(lane, read.offset, read.size, header.pid, pieces, &waited)
-    if count == 0:
-        undo_timer(read_timer)
-        release_lane(lane)
-        return False
-    for index in range(count):
-        parts[index + 1].iov_base = <void*>pieces[index].bytes
-        parts[index + 1].iov_len = pieces[index].size
-        total += pieces[index].size
-    answer.length = <uint32_t>(sizeof(OutHeader) + total)
-    answer.error = 0
-    answer.unique = header.unique
-    parts[0].iov_base = &answer
-    parts[0].iov_len = sizeof(OutHeader)
-    lane_note(lane, read.offset + total, total, waited)
-    if write_all(parts, count + 1) < 0:
-        answer.length = sizeof(OutHeader)
-        answer.error = -EIO
-        write_all(parts, 1)
-    release_pieces(pieces, count)
-    release_lane(lane)
-    end_timer(read_timer, begun_ns, monotonic_ns(), False)
-    add_value(read_bytes, total)
-    add_value(program, total)
-    add_u64(&lane_reads, 1)
-    return True
 
 
 cdef bint make_room(fuse_buf* buf) noexcept nogil:
@@ -346,7 +315,7 @@ cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
                 memcpy(opened, pieces[1].iov_base, size)
                 (<OpenOut*>&opened[size - sizeof(OpenOut)]).flags |= served.flags
                 return write_answer(&header, opened, size)
-    return write_all(pieces, count)
+    return write_all(descriptor, pieces, count)
 
 
 cdef bint is_for(uint64_t unique, const OutHeader* answer) noexcept nogil:
@@ -360,19 +329,7 @@ cdef int write_answer(OutHeader* header, void* body, size_t size) noexcept nogil
     pieces[0].iov_len = sizeof(OutHeader)
     pieces[1].iov_base = body
     pieces[1].iov_len = size
-    return write_all(pieces, 2)
-
-
-cdef int write_all(const iovec* pieces, size_t count) noexcept nogil:
-    cdef int error
-    while writev(descriptor, pieces, <int>count) < 0:
-        error = errno
-        # The request was interrupted, or the mount is gone: no thread waits for the answer.
-        if error == ENOENT or error == ENODEV:
-            return 0
-        if error != EINTR:
-            return -error
-    return 0
+    return write_all(descriptor, pieces, 2)
 
 
 cdef bint is_resolved() noexcept nogil:
@@ -399,23 +356,6 @@ def resolve(str library):
     kern_chan_new = <kern_chan_new_function>dlsym(handle, b"fuse_kern_chan_new")
     real_mount = <mount_function>dlsym(handle, b"fuse_mount")
     return is_resolved()
-
-
-def serve_lane(Timer timer not None, Histogram sizes not None, Readers programs not None):
-    """Set before mounting the meters of reads that are answered without the interpreter.
-
-    Without a call all reads go to llfuse. Only with the channel of our own (`want`) is there a lane.
-    """
-    global read_timer, read_bytes, readers, meters
-    meters = (timer, sizes, programs)
-    read_timer = &timer.data
-    read_bytes = &sizes.data
-    readers = programs.table
-
-
-def reads_in_lane():
-    """Return the number of reads that were answered without the interpreter."""
-    return lane_reads
 
 
 def want(bint yes):

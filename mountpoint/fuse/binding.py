@@ -15,7 +15,7 @@ from collections.abc import Callable
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
 try:
-    from mountpoint.fuse import _channel
+    from mountpoint.fuse import _channel, _reads
 finally:
     sys.setdlopenflags(_flags)
 
@@ -69,12 +69,12 @@ def serve_lane(meters: Meters) -> None:
 
     It has an effect with the channel of our own only (`widen`).
     """
-    _channel.serve_lane(meters.operation("read"), meters.read_bytes, meters.programs.readers)
+    _reads.serve_lane(meters.operation("read"), meters.read_bytes, meters.programs.readers)
 
 
 def reads_in_lane() -> int:
     """Return the number of reads that were answered without the interpreter."""
-    return _channel.reads_in_lane()
+    return _reads.reads_in_lane()
 
 
 def take(descriptor: int) -> None:

@@ -150,7 +150,7 @@ def test_replaced_while_open(on_plane: Mount, store: Store, plane: str) -> None:
         os.close(descriptor)
 
 
-def test_reads_in_the_lane(on_plane: Mount, plane: str) -> None:
+def test_reads_in_the_lane(on_plane: Mount, plane: str, body: bytes) -> None:
     """Of a sequential read Python sees one read for each part; of random ones, few."""
     path = on_plane.path / "large"
 

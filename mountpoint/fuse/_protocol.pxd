@@ -1,4 +1,4 @@
-# Layouts and numbers of the FUSE channel, and the C functions that `_channel` calls.
+# Layouts and numbers of the FUSE protocol and of libfuse, and the C functions that `_channel` calls.
 #
 # Sources: include/uapi/linux/fuse.h; fuse_lowlevel.h and fuse_common.h of libfuse 2.9.
 

@@ -1,0 +1,6 @@
+"""Types of the extension module; its docstrings are in `_reads.pyx`."""
+
+from mountpoint.metrics._histogram import Histogram, Readers, Timer
+
+def serve_lane(timer: Timer, sizes: Histogram, programs: Readers) -> None: ...
+def reads_in_lane() -> int: ...
