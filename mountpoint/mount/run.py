@@ -77,6 +77,12 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     config = aws_settings(config.credentials.profile, os.environ).apply_to(config)
     instance = Instance(config.credentials.profile, os.environ)
     config = instance.apply_to(config)
+    log.debug(
+        "size",
+        event_loops=config.client.event_loops,
+        gbps=config.client.link_gbps,
+        memory_mib=config.read.memory_bytes >> 20,
+    )
     with Exports(config, meters, stopping) as exports:
         client = connect(
             config.bucket,
