@@ -42,8 +42,9 @@ MIN_READ_PART_BYTES = 64 << 10
 #: Reads split larger parts, so that a part ahead and a second reader fit into memory.
 MAX_READ_PART_BYTES = 64 * MIB
 
-#: Default memory for reads: a quarter of the machine's, within these limits. The upper limit grows
-#: with the event loops, because each of them can serve more readers at full speed.
+#: Default memory for reads: a quarter of the machine's, within these limits, but never more than
+#: half of it. The upper limit grows with the event loops, because each of them can serve more
+#: readers at full speed.
 MIN_MEMORY_BYTES = 128 * MIB
 LOOP_MEMORY_BYTES = 1024 * MIB
 MAX_MEMORY_BYTES = 4096 * MIB
@@ -175,8 +176,9 @@ def memory_bytes(target_mib: int | None, loops: int) -> int:
     if target_mib is not None:
         check_range("--memory-target", target_mib, *MEMORY_MIB, "MiB")
         return target_mib * MIB
-    max_bytes = min(loops * LOOP_MEMORY_BYTES, MAX_MEMORY_BYTES)
-    return min(max(total_bytes() // 4, MIN_MEMORY_BYTES), max_bytes)
+    total = total_bytes()
+    max_bytes = min(loops * LOOP_MEMORY_BYTES, MAX_MEMORY_BYTES, total // 2)
+    return min(max(total // 4, MIN_MEMORY_BYTES), max_bytes)
 
 
 def split_bucket(bucket: str, prefix: str | None) -> tuple[str, str]:

@@ -191,6 +191,7 @@ def test_interrupted_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("total_mib", "cores", "expected_mib"),
     [
+        (128, 2, 64),
         (256, 2, 128),
         (512, 2, 128),
         (2048, 2, 512),
@@ -210,7 +211,7 @@ def test_memory_by_the_machine(
     cores: int,
     expected_mib: int,
 ) -> None:
-    """A quarter of the machine's memory, from 128 MiB to 1 GiB for two cores, 4 GiB for eight."""
+    """A quarter of the memory: 128 MiB to 1 GiB for two cores, 4 GiB for eight; at most half."""
     monkeypatch.setattr(settings, "total_bytes", lambda: total_mib * MIB)
     monkeypatch.setattr(settings, "usable_cores", lambda: cores)
     assert config_of(mounted).read.memory_bytes == expected_mib * MIB
