@@ -336,11 +336,11 @@ cdef class NativeGets:
 
         `headers` are all headers. `signing` is an AwsSigningConfig, or None. The answer must have
         `etag` and `object_size`. `single`: the ETag is not of a multipart upload. Raises
-        TransportFault if the CRT refuses the request.
+        TransportFault if the CRT refuses the request, or if there is no memory for the body.
         """
         cdef Get* get = new_get(self.queue, sink.arrival, size, len(etag))
         if get == NULL:
-            raise MemoryError()
+            raise TransportFault(f"there is no memory for {size} bytes")
         cdef NativeGet it = NativeGet.__new__(NativeGet)
         it.get = get
         it.client = self.client
