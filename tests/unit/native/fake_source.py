@@ -150,7 +150,7 @@ class FakeSource:
 
     def _fetch(self, start: int, stop: int, thread: int, timeout_s: float) -> int:
         self.fetches += 1
-        if not self.auto or self.replaced:
+        if self.replaced:
             return 0
         block: int = self.probe.filled(self.data[start:stop])
         return block

@@ -256,6 +256,7 @@ def test_threads(seed: int) -> None:
     world = World(stall_s=0.2, total_s=1.0)
     stopping = threading.Event()
     streams = [world.stream() for _ in range(3)]
+    anywhere = world.stream()
     closed: list[ReadStream] = []
 
     def readers(number: int) -> None:
@@ -266,6 +267,11 @@ def test_threads(seed: int) -> None:
             for each in range(mine.choice([1, 1, 20])):
                 size = mine.choice([100, PAGE, PART // 3, PART])
                 world.read(stream, (begin + each * size) % SIZE, size)
+
+    def random_readers(number: int) -> None:
+        mine = random.Random(seed + number)
+        while not stopping.is_set():
+            world.read(anywhere, mine.randrange(SIZE // PAGE) * PAGE, 100)
 
     def server() -> None:
         mine = random.Random(seed - 1)
@@ -284,6 +290,7 @@ def test_threads(seed: int) -> None:
 
     for number in range(4):
         world.start(threading.Thread(target=readers, args=(number,)))
+        world.start(threading.Thread(target=random_readers, args=(number,)))
     for work in (server, server, settler):
         world.start(threading.Thread(target=work))
     for _ in range(30 * min(TIMES, 10)):
@@ -300,5 +307,6 @@ def test_threads(seed: int) -> None:
         streams[0].rest(1)
     world.source.replaced = False
     stopping.set()
-    world.end(*streams, *closed)
+    world.end(anywhere, *streams, *closed)
     assert world.right > 100
+    assert world.source.fetches > 10
