@@ -20,9 +20,18 @@ cdef struct source_t:
     Block* (*fetch)(source_t*, long long, long long, unsigned long long, double) noexcept nogil
     void (*destroy)(source_t*) noexcept nogil
 
+cdef extern from *:
+    """
+    typedef void* _Atomic shared_pointer;
+    typedef _Atomic long long shared_bytes;
+    """
+    # Written under the mutex, and also read without it.
+    ctypedef source_t* shared_source "shared_pointer"
+    ctypedef long long shared_bytes
+
 # Reads at random places; see `_lane.pyx`.
 cdef struct random_t:
-    source_t* source            # NULL: they are Python's
+    shared_source source        # NULL: they are Python's
     int left                    # reads that may still be answered before Python looks
     double until_s              # the time of the last one (monotonic clock)
     double late_s               # after this long Python takes over
@@ -50,8 +59,8 @@ cdef struct lane_t:
     lane_part_t* parts          # in order; they never overlap
     int count
     int capacity
-    long long hit_stop          # the end of the last read
-    long long read_bytes        # by all reads
+    shared_bytes hit_stop       # the end of the last read
+    shared_bytes read_bytes     # by all reads
     long long waits             # reads that waited, and were not taken yet
     random_t random
 
