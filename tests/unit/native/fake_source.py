@@ -35,7 +35,7 @@ ANSWERS = (RIGHT, UNUSUAL, SHORT, LONG, VERSION, REFUSED)
 
 
 class FakeGet:
-    """One request; see `native_plane.NativeDownload`. The test plays the CRT's threads."""
+    """One request; see `plane.NativeDownload`. The test plays the CRT's threads."""
 
     def __init__(self, source: "FakeSource", start: int, stop: int, sink: Part) -> None:
         self._source = source

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,29 +132,42 @@ def test_without_a_block(probe: Any) -> None:
         assert parts.read(100, 10) == ([], b"", False)
 
 
+#: On a busy machine the end may come before the read that should wait for it.
+TRIES = 50
+
+
 @pytest.mark.parametrize("offset", [100, 95])
 def test_parked_until_it_arrives(probe: Any, offset: int) -> None:
     """A read waits for a part that is on its way."""
-    with lane_of(probe, (0, 100), (100, 200)) as parts:
-        parts.deliver(0)
-        soon(lambda: parts.deliver(100))
-        pieces, data, waited = parts.read(offset, 20)
-        assert (sum(pieces), data, waited) == (20, DATA[offset : offset + 20], True)
-        assert probe.take_waits(parts.lane) == 1
-        assert probe.take_waits(parts.lane) == 0
+    for _ in range(TRIES):
+        with lane_of(probe, (0, 100), (100, 200)) as parts:
+            parts.deliver(0)
+            soon(partial(parts.deliver, 100))
+            pieces, data, waited = parts.read(offset, 20)
+            assert (sum(pieces), data) == (20, DATA[offset : offset + 20])
+            assert probe.take_waits(parts.lane) == waited
+            assert probe.take_waits(parts.lane) == 0
+        if waited:
+            return
+    pytest.fail("no read has waited")
 
 
 @pytest.mark.parametrize("how", ["fail", "doubt"])
 def test_parked_until_python_must_answer(probe: Any, how: str) -> None:
     """A read whose part fails, or is in doubt, goes to Python at once."""
-    with lane_of(probe, (0, 100), (100, 200)) as parts:
-        parts.deliver(0)
-        end = probe.arrival_doubt if how == "doubt" else (lambda it: probe.arrival_end(it, FAILED))
-        soon(lambda: end(parts.arrivals[100]))
-        begun_s = time.monotonic()
-        assert parts.read(95, 20) == ([], b"", True)
-        assert time.monotonic() - begun_s < 1.5, "it waited longer than for the end"
-        assert parts.read(95, 20) == ([], b"", False)
+    end = probe.arrival_doubt if how == "doubt" else (lambda it: probe.arrival_end(it, FAILED))
+    for _ in range(TRIES):
+        with lane_of(probe, (0, 100), (100, 200)) as parts:
+            parts.deliver(0)
+            soon(partial(end, parts.arrivals[100]))
+            begun_s = time.monotonic()
+            pieces, data, waited = parts.read(95, 20)
+            assert (pieces, data) == ([], b"")
+            assert time.monotonic() - begun_s < 1.5, "it waited longer than for the end"
+            assert parts.read(95, 20) == ([], b"", False)
+        if waited:
+            return
+    pytest.fail("no read has waited")
 
 
 def test_cleared_while_parked(probe: Any) -> None:

@@ -23,8 +23,8 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.native import _blocks
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ObjectInfo
-from mountpoint.s3.crt.native import symbols
 from mountpoint.s3.crt.client import CrtClient
+from mountpoint.s3.crt.native import symbols
 from tests.soak import seeds
 from tests.unit.native.building import probe
 
