@@ -97,7 +97,8 @@ test: checked ## Lint, types, and all tests, also on real mounts
 
 .PHONY: check
 check: checked ## Lint, types, and the unit tests that are quick
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' tests/unit $(ARGS)
+	MOUNT_S3_TEST_SOAK=0.25 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' \
+	    tests/unit $(ARGS)
 
 # Ten times as many cases get ten times the timeout.
 .PHONY: soak

@@ -1,4 +1,5 @@
-"""The number of cases: few of each kind in `make test`, ten times as many in `make soak`.
+"""The number of cases: few of each kind in `make test`, a quarter of them in `make check`, ten times
+as many in `make soak`.
 
 `MOUNT_S3_TEST_SOAK` is the factor. Random cases come from `SEED`, which differs in each run and is
 printed at its start. To repeat a run, set `MOUNT_S3_TEST_SEED` to its seed.
@@ -9,7 +10,9 @@ import random
 
 from hypothesis import HealthCheck, settings
 
-TIMES = int(os.environ.get("MOUNT_S3_TEST_SOAK", "1"))
+FACTOR = float(os.environ.get("MOUNT_S3_TEST_SOAK", "1"))
+#: The factor of what there is one of in `make test`.
+TIMES = max(round(FACTOR), 1)
 
 #: pytest-xdist's workers inherit the seed, because all of them must collect the same cases.
 SEED = int(os.environ.setdefault("MOUNT_S3_TEST_SEED", str(random.randrange(1 << 32))))
@@ -17,7 +20,7 @@ SEED = int(os.environ.setdefault("MOUNT_S3_TEST_SEED", str(random.randrange(1 <<
 # The time to draw a case says more about the load of the machine than about the test.
 settings.register_profile(
     "tests",
-    max_examples=40 * TIMES,
+    max_examples=round(40 * FACTOR),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -26,7 +29,7 @@ settings.load_profile("tests")
 
 def examples(count: int) -> int:
     """Return the number of hypothesis' examples, if `make test` uses `count`."""
-    return count * TIMES
+    return max(round(count * FACTOR), 1)
 
 
 def seeds(*, fixed: int = 1, drawn: int = 0) -> dict[str, int]:
