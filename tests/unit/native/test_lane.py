@@ -58,8 +58,10 @@ class Parts:
 @contextmanager
 def lane_of(probe: Any, *ranges: tuple[int, int], size: int = SIZE) -> Iterator[Parts]:
     parts = Parts(probe, *ranges, size=size)
-    yield parts
-    parts.close()
+    try:
+        yield parts
+    finally:
+        parts.close()
 
 
 def soon(work: Callable[[], object]) -> None:

