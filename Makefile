@@ -106,6 +106,22 @@ soak: checked ## All tests with SOAK=10 times as many random cases; hours
 	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 	    -o timeout=$$((120 * $(SOAK))) $(ARGS)
 
+# The tests of what runs without the interpreter. Leaks are looked for where no other programs run.
+NATIVE_TESTS := tests/unit/native tests/unit/read/test_native_stream.py tests/unit/test_fastpath.py \
+    tests/unit/metrics tests/unit/s3/crt
+MOUNT_TESTS := tests/server/test_crt.py tests/mount/test_read.py tests/mount/test_requests.py \
+    tests/mount/test_channel_writes.py
+
+# test_copies: AddressSanitizer refuses memory that coreutils' dd and cat ask for.
+.PHONY: asan
+asan: setup ## Tests of the extensions with AddressSanitizer, UBSan and LeakSanitizer; ten minutes
+	tools/sanitizers/run leaks $(NATIVE_TESTS) $(ARGS)
+	tools/sanitizers/run asan $(MOUNT_TESTS) -k 'not test_copies' $(ARGS)
+
+.PHONY: tsan
+tsan: setup ## Tests of the extensions with ThreadSanitizer; five minutes
+	tools/sanitizers/run tsan $(NATIVE_TESTS) $(ARGS)
+
 .PHONY: mutations
 mutations: setup ## Check that the unit tests notice faults (tools/mutations); ARGS='NAME' for some
 	@$(BIN)/python -m tools.mutations $(ARGS)
