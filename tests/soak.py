@@ -1,5 +1,5 @@
-"""The number of cases: few of each kind in `make test`, a quarter of them in `make check`, ten times
-as many in `make soak`.
+"""The number of cases: few of each kind in `make test`, a quarter of them in `make check`, and ten
+times as many in `make soak`.
 
 `MOUNT_S3_TEST_SOAK` is the factor. Random cases come from `SEED`, which differs in each run and is
 printed at its start. To repeat a run, set `MOUNT_S3_TEST_SEED` to its seed.
