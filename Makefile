@@ -115,7 +115,7 @@ MOUNT_TESTS := tests/server/test_crt.py tests/mount/test_read.py tests/mount/tes
 # test_symbols runs the compiler, which loses memory. test_copies: AddressSanitizer refuses memory that coreutils' dd and cat ask for.
 .PHONY: asan
 asan: setup ## Tests of the extensions with AddressSanitizer, UBSan and LeakSanitizer; ten minutes
-	tools/sanitizers/run leaks $(NATIVE_TESTS) --ignore tests/unit/s3/crt/test_symbols.py $(ARGS)
+	tools/sanitizers/run leaks $(NATIVE_TESTS) --ignore tests/unit/s3/crt/native/test_symbols.py $(ARGS)
 	tools/sanitizers/run asan $(MOUNT_TESTS) -k 'not test_copies' $(ARGS)
 
 .PHONY: tsan

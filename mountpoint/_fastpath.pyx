@@ -233,6 +233,8 @@ cdef class Part(Arrival):
         if (
             self.described is None and self.native is not None
             and self.arrival.described and self.arrival.state != FAILED
+            # Until the second request is settled, the headers of the first may be arriving.
+            and not (self.arrival.overtaken and self.transfer is not None)
         ):
             try:
                 info = self.native.info()

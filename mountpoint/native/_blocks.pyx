@@ -210,8 +210,3 @@ cdef BlockView view_of(Block* block, Py_ssize_t size):
     view.block = block
     view.size = size
     return view
-
-
-def classes():
-    """Return the capacity of each class, and for each the smallest size that needs it."""
-    return [(capacity_of(index), class_of(capacity_of(index))) for index in range(CLASSES)]

@@ -211,6 +211,8 @@ class NativePlane:
             with self._lock:
                 self._under_way -= 1
             raise
+        if download.cancelled:  # while it was being sent
+            download.cancel()
 
     def source(
         self,
