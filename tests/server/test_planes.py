@@ -12,6 +12,7 @@ from mountpoint._fastpath import Part
 from mountpoint.config import ClientConfig
 from mountpoint.errors import S3Error
 from mountpoint.metrics.counters import Counters
+from mountpoint.metrics.recorder import Meters
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
@@ -196,6 +197,28 @@ def test_answers(
     proxy.faults[:] = [fault]
     outcomes = {name: outcome(each, version, start, stop) for name, each in clients.items()}
     assert outcomes["native"] == outcomes["python"]
+
+
+def test_a_refusal_is_counted_even_if_the_part_is_given_up(
+    flat_store: Store, proxy: FaultyProxy
+) -> None:
+    """A reader gives a failed part up at once; its failure counts, by status, on both planes."""
+    host = urlsplit(proxy.url).netloc
+    endpoint = Endpoint("http", host, f"/{flat_store.bucket}", "us-east-1", "s3", "v4")
+    proxy.faults[:] = [lambda exchange: exchange.refuse(503, "SlowDown")]
+    for native in (True, False):
+        meters = Meters()
+        config = ClientConfig(native=native)
+        client = CrtClient(endpoint, None, config, counters=Counters(), meters=meters)
+        part = Part(START, STOP, '"0123456789abcdef0123456789abcdef"')
+        version = ObjectInfo(b"planes/answer", len(BODY), 0, part.etag)
+        part.attach(client.get(version, START, STOP, part))
+        assert part.wait(SAFE_S)
+        part.cancel()
+        while not part.finished:
+            time.sleep(0.001)
+        assert meters.requests["GetObject"].failures == {503: 1}
+        client.close()
 
 
 @pytest.mark.parametrize("status", [301, 400, 403, 404, 412, 416, 500, 503])

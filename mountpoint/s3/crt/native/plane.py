@@ -74,9 +74,11 @@ class NativeDownload(Exchange):
             sink.settled(error)
 
     def cancel(self) -> None:
-        """Cancel the request, if it has not ended."""
-        self.cancelled = True
-        if self.get is not None:
+        """Cancel the request, if it has not ended: one that has is timed and counted."""
+        if self.get is None:
+            self.cancelled = True  # `NativePlane.send` looks
+        elif not self.get.ended:
+            self.cancelled = True
             self.get.cancel()
 
     def info(self) -> ObjectInfo:
