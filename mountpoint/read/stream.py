@@ -514,6 +514,9 @@ class ReadStream:
         if not isinstance(error, S3Error):
             raise error
         if not attempts.again(error):
+            # A try that the deadline cut short says less than the answer before it.
+            if stalled and attempts.answer is not None and part.age_s() < self._allowed_s(part):
+                error = attempts.answer
             if error.retryable:
                 self._allowance.failed(attempts, used_up=True)
                 error.hint = error.hint or RETRIES_FAILED

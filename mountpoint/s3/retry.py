@@ -157,6 +157,7 @@ class Attempts:
     ) -> None:
         self._retry_policy = retry_policy
         self._attempt = 0
+        self.answer: S3Error | None = None  # the last failure that allowed another try
         self._max_tries = max_tries or retry_policy.max_tries
         self.begun_s = time.monotonic()
         self.until_s = self.begun_s + (retry_policy.total_s if total_s is None else total_s)
@@ -186,6 +187,7 @@ class Attempts:
             return False
         if self._retry_policy.stopping.wait(wait_s):
             raise Interrupted("the mount is ending")
+        self.answer = error
         return True
 
 

@@ -103,7 +103,7 @@ def test_random_reads_by_many_threads(on_plane: Mount, body: bytes) -> None:
     def read(number: int) -> bool:
         source = random.Random(seed + number)
         buffer = mmap.mmap(-1, 64 << 10)
-        for _ in range(100):
+        for _ in range(40):
             size = source.choice([4096, 8192, 64 << 10])
             offset = source.randrange(SIZE // 4096) * 4096
             with memoryview(buffer)[:size] as into:

@@ -636,6 +636,16 @@ def test_after_the_total_each_read_is_one_try() -> None:
         reading.check(0, 50_000)
 
 
+def test_a_try_that_the_deadline_cuts_short_hides_no_answer() -> None:
+    """If the last try has no time left, the error is the answer to the one before."""
+    with Reading(50_000, total_s=0.5) as reading:
+        answers = iter([FAULTS["throttled"]])
+        reading.client.script = lambda request: next(answers, Fault(silent=True))
+        with pytest.raises(Throttled):
+            reading.stream.read(4096, 4096)
+        assert reading.client.count() == 2
+
+
 def test_silence_is_a_stall() -> None:
     """The error has the time, and the number of missing bytes."""
     with Reading(50_000, stall_s=0.01, total_s=0.2) as reading:
