@@ -306,6 +306,10 @@ def test_threads(seed: int) -> None:
             closed[-1].close()
         streams[0].rest(1)
     world.source.replaced = False
+    # On a busy machine the reads at random places may not have come so far.
+    until_s = time.monotonic() + SAFE_S
+    while not world.source.fetches and time.monotonic() < until_s:
+        time.sleep(0.01)
     stopping.set()
     world.end(anywhere, *streams, *closed)
     assert world.right > 100
