@@ -26,7 +26,6 @@ from mountpoint.native._arrivals cimport (
     Arrival,
     describe,
     end,
-    now_s,
     overtake,
     serve,
     wait_for,
@@ -41,6 +40,7 @@ from mountpoint.native._lane cimport (
     lane_take_waits,
     new_lane,
 )
+from mountpoint.native._sync cimport now_s
 
 import time
 

@@ -5,12 +5,7 @@
 # state is READY, the arrival owns one reference to its block, if it has one.
 
 from mountpoint.native._blocks cimport Block
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from mountpoint.native._sync cimport pthread_cond_t, pthread_mutex_t
 
 cdef extern from *:
     """
@@ -38,7 +33,6 @@ cdef struct arrival_t:
     shared_bint overtaken       # the second request delivered the bytes
     double ended_at_s           # monotonic clock
 
-cdef double now_s() noexcept nogil
 cdef arrival_t* new_arrival() noexcept nogil
 cdef void hold_arrival(arrival_t* arrival) noexcept nogil
 cdef void release_arrival(arrival_t* arrival) noexcept nogil

@@ -7,54 +7,36 @@ stays PENDING, but the threads that wait for it wake.
 
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from mountpoint.native._blocks cimport hold_block, release_block
-
-cdef extern from *:
-    """
-    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
-    """
-    int atomic_add(int*, int) nogil
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_condattr_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
-    int pthread_cond_destroy(pthread_cond_t*)
-    int pthread_cond_broadcast(pthread_cond_t*)
-    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, timespec*)
-    int pthread_condattr_init(pthread_condattr_t*)
-    int pthread_condattr_destroy(pthread_condattr_t*)
-    int pthread_condattr_setclock(pthread_condattr_t*, int)
+from mountpoint.native._sync cimport (
+    atomic_add,
+    init_cond,
+    now_s,
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_timedwait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    time_of,
+    timespec,
+)
 
 # The longest single wait in seconds: no wait is unbounded, even if the caller wants that.
 cdef double MAX_WAIT_S = 3600.0
 
 
-cdef double now_s() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
-
-
 cdef arrival_t* new_arrival() noexcept nogil:
     """Return a pending arrival with one reference; NULL without memory."""
-    cdef pthread_condattr_t attributes
     cdef arrival_t* arrival = <arrival_t*>malloc(sizeof(arrival_t))
     if arrival == NULL:
         return NULL
     memset(arrival, 0, sizeof(arrival_t))
     arrival.refs = 1
     pthread_mutex_init(&arrival.mutex, NULL)
-    pthread_condattr_init(&attributes)
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-    pthread_cond_init(&arrival.changed, &attributes)
-    pthread_condattr_destroy(&attributes)
+    init_cond(&arrival.changed)
     return arrival
 
 
@@ -154,11 +136,8 @@ cdef bint wait_for(arrival_t* arrival, bint for_headers, double timeout_s) noexc
 
     The end includes doubt.
     """
-    cdef timespec until
-    cdef double until_s = now_s() + min(max(timeout_s, 0.0), MAX_WAIT_S)
+    cdef timespec until = time_of(now_s() + min(max(timeout_s, 0.0), MAX_WAIT_S))
     cdef bint done
-    until.tv_sec = <long>until_s
-    until.tv_nsec = <long>((until_s - until.tv_sec) * 1e9)
     pthread_mutex_lock(&arrival.mutex)
     arrival.header_waiters += for_headers
     while True:

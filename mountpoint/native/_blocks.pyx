@@ -7,20 +7,17 @@ A class is at most a quarter larger than the size that needs it. Small blocks co
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdlib cimport free, malloc
 
-cdef extern from *:
-    """
-    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
-    """
-    int atomic_add(int*, int) nogil
+from mountpoint.native._sync cimport (
+    atomic_add,
+    pthread_mutex_lock,
+    pthread_mutex_t,
+    pthread_mutex_unlock,
+)
 
 cdef extern from "<pthread.h>" nogil:
     """
     static pthread_mutex_t lists_mutex = PTHREAD_MUTEX_INITIALIZER;
     """
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
     pthread_mutex_t lists_mutex
 
 cdef extern from "<sys/mman.h>" nogil:

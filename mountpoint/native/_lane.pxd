@@ -4,8 +4,9 @@
 # and by reads in progress. Each owns one reference. It owns a reference to each of its arrivals. A
 # `piece_t` owns one to its block, which `release_pieces` gives back.
 
-from mountpoint.native._arrivals cimport arrival_t, pthread_mutex_t
+from mountpoint.native._arrivals cimport arrival_t
 from mountpoint.native._blocks cimport Block
+from mountpoint.native._sync cimport pthread_mutex_t
 
 cdef enum:
     MAX_PIECES = 2  # parts that one read may span; more are rare

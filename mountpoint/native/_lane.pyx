@@ -20,27 +20,25 @@ from libc.string cimport memcpy, memmove, memset
 from mountpoint.native._arrivals cimport (
     PENDING,
     hold_arrival,
-    now_s,
     ready_block,
     release_arrival,
     wait_for,
 )
 from mountpoint.native._blocks cimport release_block
-
-cdef extern from *:
-    """
-    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
-    """
-    int atomic_add(int*, int) nogil
+from mountpoint.native._sync cimport (
+    atomic_add,
+    now_s,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_t,
+    pthread_mutex_unlock,
+)
 
 cdef extern from "<pthread.h>" nogil:
     """
     static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
     """
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
     pthread_mutex_t registry_mutex
 
 # The place of a read that there was not: far from all others.

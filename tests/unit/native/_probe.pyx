@@ -19,12 +19,7 @@ from mountpoint.native._lane cimport (
     lane_remove, lane_t, lane_take_waits, new_lane, piece_t, release_lane, release_pieces,
     source_t,
 )
-
-cdef extern from *:
-    """
-    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
-    """
-    int atomic_add(int*, int) nogil
+from mountpoint.native._sync cimport atomic_add
 
 
 # --- blocks ---

@@ -6,8 +6,9 @@
 
 from libc.stdint cimport uint64_t
 
-from mountpoint.native._arrivals cimport arrival_t, pthread_cond_t, pthread_mutex_t
+from mountpoint.native._arrivals cimport arrival_t
 from mountpoint.native._blocks cimport Block
+from mountpoint.native._sync cimport pthread_cond_t, pthread_mutex_t
 from mountpoint.s3.crt.native._crt cimport (
     Functions,
     aws_byte_buf,

@@ -21,10 +21,19 @@ from mountpoint.native._arrivals cimport (
     doubt,
     end,
     hold_arrival,
-    now_s,
     release_arrival,
 )
 from mountpoint.native._blocks cimport new_block, release_block
+from mountpoint.native._sync cimport (
+    atomic_add,
+    now_s,
+    pthread_cond_destroy,
+    pthread_cond_signal,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 from mountpoint.s3.crt.native._answers cimport (
     COMPOSITE,
     CRC32,
@@ -49,20 +58,6 @@ from mountpoint.s3.crt.native._crt cimport (
     aws_s3_meta_request_progress,
     aws_s3_meta_request_result,
 )
-
-cdef extern from *:
-    """
-    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
-    """
-    int atomic_add(int*, int) nogil
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_cond_destroy(pthread_cond_t*)
-    int pthread_cond_signal(pthread_cond_t*)
 
 cdef enum:
     # aws_s3_meta_request_type

@@ -12,7 +12,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from mountpoint.native._arrivals cimport (
     READY,
@@ -20,15 +19,23 @@ from mountpoint.native._arrivals cimport (
     arrival_t,
     end,
     new_arrival,
-    now_s,
-    pthread_cond_t,
-    pthread_mutex_t,
     ready_block,
     release_arrival,
     wait_for,
 )
 from mountpoint.native._blocks cimport Block, release_block, view_of
 from mountpoint.native._lane cimport LaneSource, source_t
+from mountpoint.native._sync cimport (
+    atomic_add,
+    init_cond,
+    now_s,
+    pthread_cond_timedwait,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    time_of,
+    timespec,
+)
 from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM
 from mountpoint.s3.crt.native._crt cimport Functions, aws_byte_cursor, aws_http_header
 from mountpoint.s3.crt.native._gets cimport (
@@ -46,29 +53,11 @@ from mountpoint.s3.crt.native._gets cimport (
 
 from mountpoint.errors import TransportFault
 
-cdef extern from *:
-    """
-    #define atomic_add(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_ACQ_REL)
-    """
-    int atomic_add(int*, int) nogil
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_condattr_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t*, void*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
-    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, timespec*)
-    int pthread_condattr_init(pthread_condattr_t*)
-    int pthread_condattr_destroy(pthread_condattr_t*)
-    int pthread_condattr_setclock(pthread_condattr_t*, int)
-
-# What the GETs of one version have in common, for reads in the lane. It owns a reference to its
-# Python object, and so to all that it points to.
+# What the GETs of one version have in common, for reads in the lane. It owns a reference to the
+# Python objects that it points into.
 cdef struct Template:
     source_t source             # the first field: `source_t*` and `Template*` are the same
-    void* object                # the Source
+    void* kept                  # a tuple of them
     void* client
     Queue* queue
     const void* signing         # NULL: unsigned
@@ -138,19 +127,13 @@ cdef bint send_range(
 
 
 cdef void destroy(source_t* source) noexcept nogil:
-    """Free a template, and let its Python object go."""
+    """Free a template, and let its Python objects go."""
     cdef Template* template = <Template*>source
     free(template.headers)
     release_queue(template.queue)
     with gil:
-        Py_DECREF(<object>template.object)
+        Py_DECREF(<object>template.kept)
     free(template)
-
-
-cdef class Source(LaneSource):
-    """The source of one version's bytes for reads in the lane."""
-
-    cdef tuple kept
 
 
 cdef aws_byte_cursor cursor_of(bytes text):
@@ -302,7 +285,6 @@ cdef class NativeGets:
     cdef Queue* queue
 
     def __cinit__(self, functions, client):
-        cdef pthread_condattr_t attributes
         cdef void** fields = <void**>&crt
         cdef size_t address
         cdef int index
@@ -318,10 +300,7 @@ cdef class NativeGets:
         memset(self.queue, 0, sizeof(Queue))
         self.queue.refs = 1
         pthread_mutex_init(&self.queue.mutex, NULL)
-        pthread_condattr_init(&attributes)
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-        pthread_cond_init(&self.queue.changed, &attributes)
-        pthread_condattr_destroy(&attributes)
+        init_cond(&self.queue.changed)
 
     def __dealloc__(self):
         if self.queue != NULL:
@@ -387,9 +366,8 @@ cdef class NativeGets:
         cdef Template* template = <Template*>malloc(sizeof(Template))
         if template == NULL:
             raise MemoryError()
-        cdef Source it = Source.__new__(Source)
-        # What the template points to.
-        it.kept = (self.client, path, headers, signing, etag)
+        cdef LaneSource it = LaneSource.__new__(LaneSource)
+        cdef tuple kept = (self.client, path, headers, signing, etag)
         memset(template, 0, sizeof(Template))
         template.source.refs = 1
         template.source.fetch = &fetch
@@ -406,18 +384,15 @@ cdef class NativeGets:
         template.verify = verify
         template.single = single
         atomic_add(&self.queue.refs, 1)
-        template.object = <void*>it.kept
-        Py_INCREF(it.kept)
+        template.kept = <void*>kept
+        Py_INCREF(kept)
         it.source = &template.source
         return it
 
     def wait(self, double timeout_s):
         """Wait up to `timeout_s` seconds for ended gets; return whether there are any."""
-        cdef timespec until
-        cdef double until_s = now_s() + timeout_s
+        cdef timespec until = time_of(now_s() + timeout_s)
         cdef bint found
-        until.tv_sec = <long>until_s
-        until.tv_nsec = <long>((until_s - until.tv_sec) * 1e9)
         with nogil:
             pthread_mutex_lock(&self.queue.mutex)
             while self.queue.first == NULL:
