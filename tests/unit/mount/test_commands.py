@@ -13,11 +13,21 @@ from mountpoint.metrics.export.families import LEVELS
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import commands
 from mountpoint.mount.commands import ControlCommands
-from mountpoint.s3.aws.endpoint import resolve
-from tests.unit.mounted import mounted
+from mountpoint.s3.aws.endpoint import Endpoint, resolve
+from tests.unit.mounted import Mounted, mounted
 
 CONFIG = Config(BucketConfig("bucket"), MountConfig("/mnt"), FileSystemConfig(0, 0))
 ENDPOINT = resolve(CONFIG.bucket, "eu-west-1")
+
+
+def commands_of(
+    world: Mounted, config: Config, endpoint: Endpoint, meters: Meters
+) -> ControlCommands:
+    """Return the commands of a mount on the native plane."""
+    recent = RecentLines(Redactor([]))
+    return ControlCommands(
+        config, endpoint, world.fs, world.budget, meters, recent, data_plane="native"
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,15 +44,7 @@ def test_aws_prices_for_aws_endpoints(endpoint_url: str | None, is_aws: bool) ->
     config = Config(bucket, MountConfig("/mnt"), FileSystemConfig(0, 0))
     endpoint = resolve(bucket, "eu-west-1")
     with mounted({}) as world:
-        answers = ControlCommands(
-            config,
-            endpoint,
-            world.fs,
-            world.budget,
-            Meters(),
-            RecentLines(Redactor([])),
-            data_plane="native",
-        )
+        answers = commands_of(world, config, endpoint, Meters())
         status = answers.status({})
     assert status["is_aws"] is is_aws
     assert status["endpoint"] == endpoint.host
@@ -54,15 +56,7 @@ def test_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     meters = Meters()
     with mounted({}) as world:
-        answers = ControlCommands(
-            CONFIG,
-            ENDPOINT,
-            world.fs,
-            world.budget,
-            meters,
-            RecentLines(Redactor([])),
-            data_plane="native",
-        )
+        answers = commands_of(world, CONFIG, ENDPOINT, meters)
 
         def rates_after(seconds: int, read_bytes: int) -> tuple[float, float]:
             for _ in range(seconds):
@@ -102,15 +96,7 @@ def test_permitted_changes(read_only: bool, change: ChangeConfig, options: list[
     """The options that permit more than new files; all of them exist."""
     config = replace(CONFIG, mount=MountConfig("/mnt", read_only=read_only), change=change)
     with mounted({}) as world:
-        answers = ControlCommands(
-            config,
-            ENDPOINT,
-            world.fs,
-            world.budget,
-            Meters(),
-            RecentLines(Redactor([])),
-            data_plane="native",
-        )
+        answers = commands_of(world, config, ENDPOINT, Meters())
         status = answers.status({})
     assert (status["read_only"], status["options"]) == (read_only, options)
     known = {name for option in cli.main.params for name in option.opts}
@@ -120,13 +106,5 @@ def test_permitted_changes(read_only: bool, change: ChangeConfig, options: list[
 def test_levels() -> None:
     """The levels are those that the metrics export."""
     with mounted({}) as world:
-        answers = ControlCommands(
-            CONFIG,
-            ENDPOINT,
-            world.fs,
-            world.budget,
-            Meters(),
-            RecentLines(Redactor([])),
-            data_plane="native",
-        )
+        answers = commands_of(world, CONFIG, ENDPOINT, Meters())
         assert set(answers.levels()) == set(LEVELS)
