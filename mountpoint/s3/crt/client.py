@@ -81,8 +81,14 @@ from mountpoint.s3.crt import log as crt_log
 from mountpoint.s3.crt import sizes
 from mountpoint.s3.crt.body import BodyStream
 from mountpoint.s3.crt.errors import crt_error
-from mountpoint.s3.crt.exchange import Download, Exchange, Headers, Inquiry
-from mountpoint.s3.crt.native.plane import NativeDownload, NativePlane
+from mountpoint.s3.crt.exchange import (
+    Download,
+    Exchange,
+    Headers,
+    Inquiry,
+    PythonExchange,
+)
+from mountpoint.s3.crt.native.plane import EncodedHeaders, NativeDownload, NativePlane
 from mountpoint.s3.crt.native.symbols import Unavailable
 from mountpoint.s3.crt.signing import Signer
 from mountpoint.s3.wire import reading, writing
@@ -250,31 +256,25 @@ class CrtClient:
         self.counters.add("bytes_asked", stop - start)
         target = reading.object_target(self._endpoint.base_path, version.key)
         verify = self.verifies
-        # Where If-Match does not hold, the sink compares the answer's ETag.
-        etag = version.etag if self.capabilities.matches else ""
+        match = self._if_match(version)
         whole = (start, stop) == (0, version.size_bytes)
-        if verify and whole and etag:
-            # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, even a
-            # range of the whole object. If-Match rejects an object that has grown since.
-            request_type, extra = S3RequestType.DEFAULT, [CHECKSUM_MODE]
-        else:
-            request_type = S3RequestType.GET_OBJECT
-            extra = [("Range", reading.range_header(start, stop))]
-            # The CRT splits larger ranges and shows only the headers of the first piece.
-            if verify and stop - start <= self._part_bytes:
-                extra.append(CHECKSUM_MODE)
-        if etag:
-            extra.append(("If-Match", etag))
-        # The CRT would split a larger range into several requests.
-        if (
-            self._native is not None
-            and isinstance(sink, Arrival)
-            and version.etag
-            and stop - start <= self._part_bytes
-        ):
-            return self._get_natively(
-                self._native, version, start, stop, sink, target, extra, verify=verify
+        # The CRT splits a larger range, and shows only the headers of the first piece.
+        single = stop - start <= self._part_bytes
+        # Stores other than S3 (SeaweedFS, MinIO, Ceph) send no checksum with a range, even a range
+        # of the whole object. If-Match rejects an object that has grown since.
+        ranged = not (verify and whole and match)
+        extra = [("Range", reading.range_header(start, stop))] if ranged else []
+        if verify and (single or not ranged):
+            extra.append(CHECKSUM_MODE)
+        extra += match
+        if self._native is not None and isinstance(sink, Arrival) and version.etag and single:
+            native = NativeDownload(
+                self, version, start, stop, sink, whole=not ranged, verify=verify
             )
+            if self._admit(native, "GetObject"):
+                self._native.send(native, sink, target, self._encoded(extra), self._signer.config())
+            return native
+        request_type = S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT
         download = Download(self, version.key, start, stop, sink, whole=whole, verify=verify)
         self._send(download, request_type, "GetObject", "GET", target, extra)
         return download
@@ -287,19 +287,21 @@ class CrtClient:
             self.check_credentials()
         except CredentialsUnavailable:
             return None
-        extra: Headers = []
-        if self.verifies:
-            extra.append(CHECKSUM_MODE)
-        if self.capabilities.matches:
-            extra.append(("If-Match", version.etag))
+        verify = self.verifies
+        extra = ([CHECKSUM_MODE] if verify else []) + self._if_match(version)
         target = reading.object_target(self._endpoint.base_path, version.key)
         return self._native.source(
-            target,
-            self._encoded_headers + _encoded(extra),
-            self._signer.config(),
-            version,
-            verify=self.verifies,
+            target, self._encoded(extra), self._signer.config(), version, verify=verify
         )
+
+    def _if_match(self, version: ObjectInfo) -> Headers:
+        """Return the header that requires a version; where it does not hold, sinks compare."""
+        required = version.etag and self.capabilities.matches
+        return [("If-Match", version.etag)] if required else []
+
+    def _encoded(self, extra: Headers) -> EncodedHeaders:
+        """Return all headers of a request as bytes."""
+        return self._encoded_headers + _encoded(extra)
 
     def _native_plane(self, *, wanted: bool) -> tuple[NativePlane | None, str]:
         """Return the client's native plane, or None; and which plane is used, in words."""
@@ -309,33 +311,6 @@ class CrtClient:
             return NativePlane(self._client, self.counters, self._meters), "native"
         except Unavailable as error:
             return None, f"python ({error})"
-
-    def _get_natively(
-        self,
-        plane: NativePlane,
-        version: ObjectInfo,
-        start: int,
-        stop: int,
-        sink: Arrival,
-        target: str,
-        extra: Headers,
-        *,
-        verify: bool,
-    ) -> Transfer:
-        whole = all(name != "Range" for name, _ in extra)
-        download = NativeDownload(self, version, start, stop, sink, whole=whole, verify=verify)
-        if self._admit(download, "GetObject"):
-            try:
-                plane.send(
-                    download,
-                    sink,
-                    target,
-                    self._encoded_headers + _encoded(extra),
-                    self._signer.config(),
-                )
-            except TransportFault as error:
-                download.drop(error)
-        return download
 
     def head_with_checksums(self, key: bytes) -> "Future[Stored]":
         """See ByteSource."""
@@ -540,7 +515,7 @@ class CrtClient:
 
     def _send(
         self,
-        exchange: Exchange,
+        exchange: PythonExchange,
         request_type: S3RequestType,
         operation: str,
         method: str,
@@ -632,7 +607,7 @@ def _crt_error(error: BaseException) -> S3Error:
     return meaning
 
 
-def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+def _encoded(headers: Headers) -> EncodedHeaders:
     return [(name.encode(), value.encode()) for name, value in headers]
 
 

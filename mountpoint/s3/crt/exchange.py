@@ -54,18 +54,56 @@ class Owner(Protocol):
 
 
 class Exchange(ABC):
-    """One request and its answer.
+    """One request and its answer."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.clock: RequestClock | None = None  # started when the request is sent
+        self.ended = False
+        self.cancelled = False
+
+    def _stop_clock(self, failure: S3Error | None, at_ns: int | None = None) -> None:
+        """Record the end, now or at `at_ns` of the monotonic clock."""
+        if self.clock is None:
+            return
+        if self.cancelled and failure is not None:
+            self.clock.drop()
+        elif failure is None:
+            self.clock.end(None, at_ns=at_ns)
+        else:
+            trouble = "" if isinstance(failure, EXPECTED) else failure.code or str(failure)
+            self.clock.end(failure.status, trouble, at_ns=at_ns)
+
+    def end(self, error: Exception | None) -> None:
+        """Deliver the outcome, once."""
+        if self.owner.first_end(self):
+            self.deliver(error)
+
+    def drop(self, error: Exception) -> None:
+        """Deliver that the request was not sent."""
+        if self.clock is not None:
+            self.clock.drop()
+        self.end(error)
+
+    @abstractmethod
+    def deliver(self, error: Exception | None) -> None:
+        """Pass the outcome to the caller's future or sink."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Cancel the request, if it has not ended."""
+
+
+class PythonExchange(Exchange):
+    """An exchange whose answer the CRT passes to Python, by callbacks.
 
     Request, callbacks and exchange refer to each other. The end clears `request`; otherwise every
     body received would stay in memory.
     """
 
     def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+        super().__init__(owner)
         self.request: Transfer | None = None
-        self.clock: RequestClock | None = None  # started when the request is sent
-        self.ended = False
-        self.cancelled = False
         self.status = 0
         self.headers: Headers = []
 
@@ -98,33 +136,6 @@ class Exchange(ABC):
         self._stop_clock(failure)
         self.end(failure)
 
-    def _stop_clock(self, failure: S3Error | None, at_ns: int | None = None) -> None:
-        """Record the end, now or at `at_ns` of the monotonic clock."""
-        if self.clock is None:
-            return
-        if self.cancelled and failure is not None:
-            self.clock.drop()
-        elif failure is None:
-            self.clock.end(None, at_ns=at_ns)
-        else:
-            trouble = "" if isinstance(failure, EXPECTED) else failure.code or str(failure)
-            self.clock.end(failure.status, trouble, at_ns=at_ns)
-
-    def end(self, error: Exception | None) -> None:
-        """Deliver the outcome, once."""
-        if self.owner.first_end(self):
-            self.deliver(error)
-
-    def drop(self, error: Exception) -> None:
-        """Deliver that the request was not sent."""
-        if self.clock is not None:
-            self.clock.drop()
-        self.end(error)
-
-    @abstractmethod
-    def deliver(self, error: Exception | None) -> None:
-        """Pass the outcome to the caller's future or sink."""
-
     def cancel(self) -> None:
         """Cancel the request, if it has not ended."""
         self.cancelled = True
@@ -133,7 +144,7 @@ class Exchange(ABC):
             request.cancel()
 
 
-class Inquiry(Exchange, Generic[T]):
+class Inquiry(PythonExchange, Generic[T]):
     """A metadata request: its whole answer is parsed into a future."""
 
     def __init__(
@@ -181,7 +192,7 @@ class Inquiry(Exchange, Generic[T]):
             pass  # cancelled
 
 
-class Download(Exchange):
+class Download(PythonExchange):
     """A ranged GET: passes bytes to the sink as they arrive.
 
     `whole` means that the range is the whole object. With `verify`, the body is compared with the

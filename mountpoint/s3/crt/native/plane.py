@@ -15,7 +15,13 @@ import structlog
 from awscrt.auth import AwsSigningConfig
 from awscrt.s3 import S3Client, S3ResponseError
 
-from mountpoint.errors import REPLACED, BadAnswer, PreconditionFailed, S3Error
+from mountpoint.errors import (
+    REPLACED,
+    BadAnswer,
+    PreconditionFailed,
+    S3Error,
+    TransportFault,
+)
 from mountpoint.metrics.counters import Counters
 from mountpoint.metrics.recorder import Meters
 from mountpoint.native._arrivals import Arrival
@@ -28,6 +34,9 @@ from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire.checksum import Verification
 
 log = structlog.get_logger(__name__)
+
+#: Names and values.
+EncodedHeaders = list[tuple[bytes, bytes]]
 
 #: Ended GETs wait this long for others: settling them together needs the interpreter less often.
 GATHER_S = 0.02
@@ -62,10 +71,6 @@ class NativeDownload(Exchange):
         self._verified = False  # by Python
         # mutable
         self.get: NativeGet | None = None
-
-    def on_body(self, chunk: bytes, offset: int, **_: object) -> None:
-        """Never called: the body arrives without the interpreter."""
-        raise NotImplementedError
 
     def deliver(self, error: Exception | None) -> None:
         """Pass the end to the sink."""
@@ -187,10 +192,10 @@ class NativePlane:
         download: NativeDownload,
         sink: Arrival,
         target: str,
-        headers: list[tuple[bytes, bytes]],
+        headers: EncodedHeaders,
         signing: AwsSigningConfig | None,
     ) -> None:
-        """Send a GET with these headers. Raises TransportFault if the CRT refuses it."""
+        """Send a GET with these headers. If the CRT refuses it, that is its outcome."""
         self._start()
         with self._lock:
             self._under_way += 1
@@ -209,17 +214,20 @@ class NativePlane:
                 single=not checksum.is_multipart(download.version.etag),
                 owner=download,
             )
-        except Exception:
+        except Exception as error:
             with self._lock:
                 self._under_way -= 1
-            raise
+            if not isinstance(error, TransportFault):
+                raise
+            download.drop(error)
+            return
         if download.cancelled:  # while it was being sent
             download.cancel()
 
     def source(
         self,
         target: str,
-        headers: list[tuple[bytes, bytes]],
+        headers: EncodedHeaders,
         signing: AwsSigningConfig | None,
         version: ObjectInfo,
         *,
