@@ -55,6 +55,9 @@ START_TIMEOUT_S = 85.0
 #: How long a child may take to unmount after it was told to stop.
 STOP_TIMEOUT_S = 10.0
 
+#: Signals that stop a parent that waits, and its child.
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 #: Files that botocore reads again when credentials are refreshed.
 #: https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html
 PATH_VARIABLES = (
@@ -83,13 +86,16 @@ def run_in_background(
     _open_standard_descriptors()
     _flush()  # or the child would write the same text again
     reader, writer = os.pipe()
+    # A signal that ended the parent before it handles signals would leave the child behind.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _child(work, writer, log_hint)
+        _child(work, writer, log_hint, mask)
     os.close(writer)
     try:
         with _termination_raises():
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _wait_until_ready(pid, reader, log_hint, timeout_s)
     except MountError:
         raise
@@ -215,14 +221,23 @@ class _Status:
                 os.close(descriptor)
 
 
-def _child(work: Callable[[Callable[[], None]], int], writer: int, log_hint: str) -> NoReturn:
-    """Run `work` and end the process. `os._exit`: the parent's exit handlers are not ours."""
+def _child(
+    work: Callable[[Callable[[], None]], int],
+    writer: int,
+    log_hint: str,
+    mask: set[int | signal.Signals],
+) -> NoReturn:
+    """Run `work` with this signal mask, and end the process.
+
+    `os._exit`: the parent's exit handlers are not ours.
+    """
     status = _Status(writer)
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGHUP):
             # An ignored signal concerns a terminal, which this process leaves.
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _close_inherited()
         _replace(0)
         code = work(status.ready)

@@ -276,6 +276,31 @@ def test_signal_while_waiting_stops_the_child(tmp_path: Path, number: signal.Sig
     assert gone(child)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_right_after_the_fork_stops_the_child(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """A signal that comes before the parent handles signals is held until it does."""
+    pid = tmp_path / "pid"
+    signalled_fork = f"""
+    fork = os.fork
+
+    def signalled_fork():
+        pid = fork()
+        if pid:
+            while not os.path.exists(sys.argv[1]):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.{number.name})
+        return pid
+
+    os.fork = signalled_fork
+    """
+    done = run(textwrap.dedent(signalled_fork) + WAIT + "start(work)", pid)
+    assert done.returncode != 0
+    assert appears(tmp_path / "pid.stopped") == "SIGTERM"
+    assert gone(int(appears(pid)))
+
+
 def test_child_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
     """The parent waits for a limited time, and leaves nothing behind."""
     pid = tmp_path / "pid"
