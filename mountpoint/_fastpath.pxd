@@ -15,7 +15,8 @@ cdef class Part(Arrival):
     cdef readonly str etag              # the required version
     cdef readonly double issued_at_s    # monotonic clock
     cdef readonly bint ahead            # fetched before a reader needed it
-    cdef object transfer                # for cancelling; None before and after the request
+    cdef public bint cached             # the bytes come from the data cache
+    cdef readonly object transfer       # for cancelling; None before and after the request
     cdef object native                  # on the native plane: the request, which knows the answer
     cdef object failure                 # the reason for a failure
     cdef object described               # ObjectInfo from the headers, or None

@@ -12,8 +12,10 @@ class Part(Arrival):
     etag: str
     issued_at_s: float
     ahead: bool
+    cached: bool
     touched: bool
     finished: bool
+    transfer: Transfer | None
     sums: dict[str, int] | None
     def __init__(
         self,

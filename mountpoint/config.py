@@ -331,6 +331,21 @@ class ChangeConfig:
             )
 
 
+#: The ttl of names and versions if there is a data cache and none is given, as in mountpoint-s3.
+CACHE_TTL_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The data cache. `directory` None: there is none.
+
+    The blocks take `max_bytes` on disk; None: they leave a share of the disk free.
+    """
+
+    directory: str | None = None
+    max_bytes: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class MountConfig:
     """How the bucket is mounted. `channel`: negotiate reads of 1 MiB with the kernel.
@@ -441,6 +456,7 @@ class Config:
     client: ClientConfig = field(default_factory=ClientConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -7,7 +7,7 @@ builds with other features have (`--cache-block-size`) are omitted.
 
 from dataclasses import dataclass
 
-CACHE = "mount-s3 has no cache on disk yet"
+CACHE = "mount-s3 has no shared cache on S3 yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,11 @@ OPTIONS = (
         "`0` keeps nothing; in AWS's it means `minimal`",
     ),
     Known("--negative-metadata-ttl", "as --metadata-ttl"),
-    Known("--cache", missing=CACHE),
-    Known("--max-cache-size", "leaves 5 % of the disk free", missing=CACHE),
+    Known(
+        "--cache",
+        differs="survives restarts, and several mounts may share it ([cache.md](cache.md))",
+    ),
+    Known("--max-cache-size", "leaves 5 % of the disk free"),
     Known("--cache-xz", missing=CACHE),
     Known("--log-directory", "syslog"),
     Known("--debug", differs="without it mount-s3 logs warnings; AWS's also logs the info level"),

@@ -352,13 +352,26 @@ LOGGING = "Logging options"
 )
 @option(
     CACHING,
+    "--cache",
+    metavar="DIRECTORY",
+    help="Keep what is read in this directory, for all mounts and restarts.",
+    shell_complete=directories,
+)
+@option(
+    CACHING,
+    "--max-cache-size",
+    type=number_of("MiB", MIB),
+    metavar="MIB",
+    help="Disk space for the cache, in MiB.  [default: leaves 5 % of the disk free]",
+)
+@option(
+    CACHING,
     "--metadata-ttl",
     type=time_to_live,
-    default="minimal",
     metavar="SECONDS|indefinite|minimal",
     label="--metadata-ttl TTL",
     help="How long to use names, attributes and versions without asking S3 again: SECONDS, "
-    "indefinite, or minimal (1 s, and every open asks).  [default: minimal]",
+    "indefinite, or minimal (1 s, and every open asks).  [default: minimal, with --cache 60]",
 )
 @option(
     CACHING,

@@ -13,11 +13,13 @@ from typing import Any
 from mountpoint.cli.command import MINIMAL
 from mountpoint.cli.fstab import CONTEXTS, kernel_options
 from mountpoint.config import (
+    CACHE_TTL_S,
     MAX_PART_BYTES,
     MIB,
     MIN_PART_BYTES,
     MINIMAL_TTL_S,
     BucketConfig,
+    CacheConfig,
     ChangeConfig,
     ClientConfig,
     Config,
@@ -53,6 +55,7 @@ MEMORY_MIB = (16, 1 << 20)
 
 #: Valid sizes of the space for staged files, in MiB.
 STAGED_MIB = (16, 1 << 30)
+CACHE_MIB = (16, 1 << 40)
 
 
 def make_config(
@@ -101,7 +104,11 @@ def make_config(
         filesystem=FileSystemConfig(
             uid=os.getuid() if uid is None else uid,
             gid=os.getgid() if gid is None else gid,
-            **_caching(options["metadata_ttl"], options["negative_metadata_ttl"]),
+            **_ttls(
+                options["metadata_ttl"],
+                options["negative_metadata_ttl"],
+                cached=options["cache"] is not None,
+            ),
             **_same(FileSystemConfig, options),
         ),
         client=ClientConfig(
@@ -134,6 +141,7 @@ def make_config(
             metrics=options["log_metrics"],
             **_same(LogConfig, options),
         ),
+        cache=_cache(options["cache"], options["max_cache_size"]),
         metrics=MetricsConfig(**_same(MetricsConfig, options)),
     )
     gbps = options["throughput_gbps"]
@@ -161,8 +169,21 @@ def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
     return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
 
 
-def _caching(ttl_s: float, negative_ttl_s: float | None) -> dict[str, Any]:
+def _cache(directory: str | None, limit_mib: int | None) -> CacheConfig:
+    """Return the settings of the data cache."""
+    if directory is None:
+        if limit_mib is not None:
+            raise MountError("--max-cache-size is given without --cache", "add a directory")
+        return CacheConfig()
+    if limit_mib is not None:
+        check_range("--max-cache-size", limit_mib, *CACHE_MIB, "MiB")
+    return CacheConfig(_absolute(directory), None if limit_mib is None else limit_mib * MIB)
+
+
+def _ttls(ttl_s: float | None, negative_ttl_s: float | None, *, cached: bool) -> dict[str, Any]:
     """Return the two times to live as fields of `FileSystemConfig`."""
+    if ttl_s is None:
+        ttl_s = CACHE_TTL_S if cached else MINIMAL
     negative_ttl_s = ttl_s if negative_ttl_s is None else negative_ttl_s
     return {
         "ttl_s": MINIMAL_TTL_S if ttl_s == MINIMAL else ttl_s,

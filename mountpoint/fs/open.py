@@ -332,18 +332,21 @@ class Opener:
         """Return a stream of the inode's version if S3 says that it is the newest one."""
         archived = info.storage_class in ARCHIVE_CLASSES
         stream = self._streams.stream(info, process) if info.size_bytes > 0 else None
-        if stream is not None and not archived and not inode.paged:
+        cached = stream is not None and stream.begins_in_cache
+        if stream is not None and not (archived or inode.paged or cached):
             try:
                 inode.set_info(stream.open())
             except BaseException:
                 stream.close()
                 raise
         else:
-            # No bytes are needed now: the file is empty, or the kernel has pages of it.
+            # No bytes are needed now: the file is empty, or the kernel or the data cache has some.
             version = newest(self._client, self._retry_policy, inode)
             if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
             inode.set_info(version)
+            if stream is not None and cached and not inode.paged:
+                stream.open_when_read()
             if stream is not None and not direct:
                 _expect_gaps(inode, stream)
         inode.paged = max(inode.paged, PageState.SOME)

@@ -53,6 +53,15 @@ CounterName = Literal[
     # Bodies that were compared with a checksum from S3, and those that came without one.
     "checksums_verified",
     "checksums_absent",
+    # The data cache. Blocks: read; missing although they were expected; removed because they were
+    # damaged; removed to make room; not kept because the disk was too slow or full. And bytes.
+    "cache_hits",
+    "cache_misses",
+    "cache_bad_blocks",
+    "cache_evictions",
+    "cache_dropped",
+    "cache_bytes_read",
+    "cache_bytes_written",
 ]
 
 #: In the order of the log line.

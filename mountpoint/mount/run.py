@@ -12,10 +12,13 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
-from mountpoint.config import Config, MountConfig
+from mountpoint.cache.block_cache import BlockCache
+from mountpoint.cache.directory import CacheDirectory, check_directory
+from mountpoint.config import MIB, Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.fuse import binding
 from mountpoint.fuse.binding import llfuse
@@ -31,6 +34,7 @@ from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
 from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
+from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.aws.settings import aws_settings
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
@@ -46,6 +50,11 @@ log = structlog.get_logger(__name__)
 #: Freed memory of bodies that waits for its next use: this part of the memory target, but at least
 #: one part. With 1 GiB it is eight parts, as many as one reader has in flight.
 KEPT_SHARE = 16
+
+#: Blocks that wait to be written to the data cache: this part of the memory target, and at most so
+#: many bytes.
+QUEUE_SHARE = 16
+MAX_QUEUE_BYTES = 64 * MIB
 
 #: The subtype that mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
 SUBTYPE = "mount-s3"
@@ -68,6 +77,8 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
         preflight.check_fuse(config.mount)
     if config.change.staging_directory is not None:
         check_staging_directory(config.change.staging_directory, config.mount.directory)
+    if config.cache.directory is not None:
+        check_directory(config.cache.directory, config.mount.directory)
     meters = Meters(binding.request_pid, config.mount.max_threads)
     watcher = SignalWatcher(meters.counters.log)
     stopping = threading.Event()
@@ -143,7 +154,14 @@ def _serve(
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
     kept_bytes = config.read.memory_bytes // KEPT_SHARE
     _blocks.keep_at_most(max(kept_bytes, config.read.part_size_bytes))
-    streams = Streams(client, config.read, retry_policy_until(threading.Event()), meters.counters)
+    cache = _cache(config, client.endpoint, meters)
+    read_config = config.read
+    if cache is not None:
+        left_bytes = read_config.memory_bytes - cache.queue_bytes
+        read_config = replace(read_config, memory_bytes=left_bytes)
+    streams = Streams(
+        client, read_config, retry_policy_until(threading.Event()), meters.counters, cache
+    )
     journal = Journal(default_directory(os.environ), BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))
     uploads = Uploads(
@@ -220,11 +238,27 @@ def _serve(
         journal.close()
         if staging is not None:
             staging.close()
+        if cache is not None:
+            cache.close()
         meters.counters.log()
         log.info("ended" if handed_over else "unmounted", directory=directory)
     if failure:
         raise failure[0]
     return 0
+
+
+def _cache(config: Config, endpoint: Endpoint, meters: Meters) -> BlockCache | None:
+    """Return the data cache, if there is to be one. Raises MountError if it cannot be used."""
+    if config.cache.directory is None:
+        return None
+    return BlockCache(
+        CacheDirectory.open(config.cache.directory),
+        endpoint.host + endpoint.base_path,
+        config.bucket.name,
+        meters.counters,
+        max_bytes=config.cache.max_bytes,
+        queue_bytes=min(config.read.memory_bytes // QUEUE_SHARE, MAX_QUEUE_BYTES),
+    )
 
 
 def _allow_many_files() -> None:

@@ -26,6 +26,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from mountpoint._fastpath import Part
+from mountpoint.cache.block_cache import BlockCache
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics.counters import Counters
@@ -133,9 +134,11 @@ class FilePrefetcher:
         counters: Counters,
         history: ReadHistory,
         retry_policy: RetryPolicy,
+        cache: BlockCache | None = None,
     ) -> None:
         # dependencies
         self._source = source
+        self._cache = cache
         self._budget = budget
         self._counters = counters
         self._history = history
@@ -237,6 +240,8 @@ class FilePrefetcher:
             return True
         if self._walk_of.setdefault(info.key, walk) is not walk:
             return True  # another walk has it
+        if self._cache is not None and self._cache.holds(info, 0, size):
+            return True
         if self._files >= MAX_FILES_IN_ALL or self._bytes + size > MAX_BYTES:
             return False
         lease = self._budget.lease()
@@ -287,6 +292,8 @@ class FilePrefetcher:
     def _cancel(self, dropped: list[Fetched]) -> None:
         for fetched in dropped:
             self._counters.add("bytes_prefetched_in_vain", fetched.info.size_bytes)
+            if self._cache is not None and all(part.ready for part in fetched.parts):
+                self._cache.keep(fetched.info, fetched.parts)
             fetched.cancel()
 
     def _checked(self, fetched: Fetched) -> Fetched | None:

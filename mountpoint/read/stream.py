@@ -22,6 +22,10 @@ If parts come without checksums, a file that is read completely is compared with
 whole object at its end (`whole_checksum`). If that does not match, the read that reached the end
 fails, and so do all later ones.
 
+With a data cache, ranges that it has come from there (`_issue_gaps`), but for the one by which
+`open` asks S3 whether the version is the newest. Each other part is offered to the cache when a
+reader reaches it (`_note`). If the disk is late, the range is requested from S3 as well.
+
 Parts behind the reader are dropped at the next plan. Bytes that were fetched exactly for a random
 read are dropped once that read is answered: they are in the kernel's page cache. An idle stream
 gives back all its memory (`rest`).
@@ -31,6 +35,7 @@ import threading
 from collections.abc import Callable
 
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of
+from mountpoint.cache.block_cache import CachedObject
 from mountpoint.config import MIB, ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
 from mountpoint.native._lane import Lane
@@ -64,6 +69,9 @@ SLOWEST_BYTES_PER_S = MIB
 RANDOM_READS = 256
 RANDOM_S = 5.0
 
+#: Seconds that a range from the cache may take.
+MAX_CACHE_S = 1.0
+
 RETRIES_FAILED = "all retries failed; --read-timeout sets how long the mount retries"
 
 #: Parts are smaller after a stall. They grow again after this many in a row that took a tenth of
@@ -89,6 +97,7 @@ class ReadStream:
         *,
         initial_bytes: int,
         looked_at: bool = False,
+        cached: CachedObject | None = None,
         config: ReadConfig,
         budget: Budget,
         stats: TransferStats,
@@ -98,6 +107,7 @@ class ReadStream:
     ) -> None:
         # dependencies
         self._source = source
+        self._cached = cached
         self._config = config
         self._stats = stats
         self._retry_policy = retry_policy
@@ -143,7 +153,7 @@ class ReadStream:
         attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
-            initial = self._issue_initial()
+            initial = self._issue_initial(fresh=True)
         small = initial.stop == self.size_bytes <= SMALL_BYTES
         try:
             while True:
@@ -173,6 +183,11 @@ class ReadStream:
     def open_when_read(self) -> None:
         """Instead of `open`: let the first read fetch the initial range."""
         self._initial_due = True
+
+    @property
+    def begins_in_cache(self) -> bool:
+        """Whether the data cache has what `open` would fetch, so that HEAD is enough."""
+        return self._cached is not None and self._has(0, self._initial_bytes)
 
     def expect_gaps(self) -> None:
         """Record that the kernel had pages of the whole object, and may have lost some."""
@@ -306,7 +321,8 @@ class ReadStream:
         """Plan the reads at random places that the lane has fetched itself (lock held)."""
         for start, stop, duration_s in self._parts.take_random():
             self._window.plan(start, stop - start, ahead_bytes=0, read_bytes=self._parts.read_bytes)
-            if duration_s:
+            # With a cache the disk may have delivered it.
+            if duration_s and self._cached is None:
                 self._stats.arrived(stop - start, duration_s, waited=True)
 
     def _allow_random(self) -> None:
@@ -315,6 +331,8 @@ class ReadStream:
         source = None
         if not (self._closed or comparing or self._window.slowed):
             source = self._source.lane_source(self._info)
+            if self._cached is not None:
+                source = self._cached.lane_source(source)
         if source is not None:
             recent = self._window.recent()
             first, last = recent[-1]
@@ -331,10 +349,15 @@ class ReadStream:
             parts = self._clear()
         for part in parts:
             part.cancel()
+        if self._cached is not None:
+            self._cached.drop()
         raise FileDamaged(self._damage)
 
-    def _issue_initial(self) -> Part:
-        """Send the first GETs, as far as memory allows; return the first part (lock held)."""
+    def _issue_initial(self, *, fresh: bool) -> Part:
+        """Send the first GETs, as far as memory allows; return the first part (lock held).
+
+        `fresh`: that one asks S3.
+        """
         self._initial_fetched = True
         stop = self._initial_bytes
         for less in (INITIAL_BYTES, MIN_INITIAL_BYTES):
@@ -345,11 +368,11 @@ class ReadStream:
             self._lease.take(stop)
         self._window.fetched_initial(stop)
         first, *others = parts_of(stop, self._config.part_size_bytes)
-        part = self._issue(*first, ahead=True)
+        part = self._issue(*first, ahead=True, cached=not fresh and self._has(*first))
         if others and stop == self.size_bytes and self._whole is not None:
             self._whole.ask()  # before the other parts, so that the answer comes first
         for start, end in others:
-            self._issue(start, end, ahead=True)
+            self._issue(start, end, ahead=True, cached=self._has(start, end))
         return part
 
     def _cover(self, offset: int, stop: int, *, plan: bool) -> list[Part]:
@@ -359,7 +382,7 @@ class ReadStream:
         if self._initial_due:
             self._initial_due = False
             if offset < self._initial_bytes:
-                self._issue_initial()
+                self._issue_initial(fresh=False)
         self._initial_read = self._initial_read or offset < self._initial_bytes
         todo: list[Range] = [(offset, stop)]
         if plan:
@@ -405,18 +428,19 @@ class ReadStream:
         When memory runs out, only the bytes that the read needs are still fetched (lock held).
         """
         room = True
-        for start, end in [gap for each in ranges for gap in self._parts.gaps(*each)]:
+        gaps = [gap for each in ranges for gap in self._parts.gaps(*each)]
+        for start, end, cached in [each for gap in gaps for each in self._split(*gap)]:
             waiting = start < stop and offset < end
             if not (waiting or room):
                 continue
             exactly = waiting and offset - PAGE_BYTES < start and end < stop + PAGE_BYTES
             room = self._lease.try_take(end - start)
             if room:
-                self._issue(start, end, ahead=not exactly)
+                self._issue(start, end, ahead=not exactly, cached=cached)
             elif waiting:
                 start, end = max(start, offset), min(end, stop)
                 self._lease.take(end - start)
-                self._issue(start, end, ahead=False)
+                self._issue(start, end, ahead=False, cached=cached)
                 room = exactly
 
     def _issue_mismatched(self, first: int, last: int) -> None:
@@ -430,20 +454,35 @@ class ReadStream:
                 self._lease.take(stop - start)
                 self._issue(start, stop, ahead=True)
 
-    def _issue(self, start: int, stop: int, *, ahead: bool) -> Part:
-        """Send one ranged GET; its memory has been taken (lock held)."""
+    def _split(self, start: int, stop: int) -> list[tuple[int, int, bool]]:
+        """Cut a range where the data cache has some of it: (start, stop, cached) each."""
+        return [(start, stop, False)] if self._cached is None else self._cached.split(start, stop)
+
+    def _has(self, start: int, stop: int) -> bool:
+        """Whether the data cache has the whole range."""
+        return all(cached for _, _, cached in self._split(start, stop))
+
+    def _issue(self, start: int, stop: int, *, ahead: bool, cached: bool = False) -> Part:
+        """Send one ranged GET, or read from the cache; its memory has been taken (lock held)."""
         if self._whole is None and self._source.verifies and stop - start < self.size_bytes:
             self._whole = WholeChecksum(self._source, self._info, self._retry_policy.once_s)
+        if cached and self._whole is not None:
+            self._whole.give_up()
         summing = None if self._whole is None else self._whole.sums
         part = Part(start, stop, self._info.etag, ahead=ahead, summing=summing)
         self._parts.insert(part)
-        part.attach(self._source.get(self._info, start, stop, part))
+        if cached and self._cached is not None:
+            self._cached.read(part, lambda: self._source.get(self._info, start, stop, part))
+        else:
+            part.attach(self._source.get(self._info, start, stop, part))
         return part
 
     def _wait(self, parts: list[Part], attempts: Attempts) -> Part | None:
         """Wait for all parts; return the first that failed or was silent for too long."""
         for part in parts:
             waited = not part.ready
+            if waited and part.cached:
+                self._wait_for_cache(part)
             if waited:
                 late_s = self._stats.late_s(part.stop - part.start) - part.age_s()
                 if late_s < self._time_for(part, attempts) and not part.wait(late_s):
@@ -454,6 +493,11 @@ class ReadStream:
                     return part
             self._note(part, waited=waited)
         return None
+
+    def _wait_for_cache(self, part: Part) -> None:
+        """Wait for a part from the cache; if it is late, request it from S3."""
+        if not part.wait(MAX_CACHE_S - part.age_s()) and self._cached is not None:
+            self._cached.late(part)
 
     def _hedged(self, part: Part, attempts: Attempts) -> None:
         """Wait for a late part, with a second request if that is allowed."""
@@ -479,9 +523,13 @@ class ReadStream:
         """Record once how long a part took, and enlarge parts again after a stall."""
         if not part.claim_note():
             return
+        size, duration_s = part.stop - part.start, part.duration_s()
+        if self._cached is not None:
+            self._cached.arrived(part)
+        if part.cached:
+            return
         if self._whole is not None:
             self._whole.add(part)
-        size, duration_s = part.stop - part.start, part.duration_s()
         self._stats.arrived(size, duration_s, waited=waited)
         if self._window.slowed:
             timely = duration_s < TIMELY_SHARE * self._allowed_s(part)

@@ -5,6 +5,7 @@ After `IDLE_SWEEPS` sweeps they are cancelled and dropped; almost at once if oth
 refused memory. When nothing is left, the memory goes back to the system.
 """
 
+from mountpoint.cache.block_cache import BlockCache
 from mountpoint.config import ReadConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.native import _blocks
@@ -32,9 +33,11 @@ class Streams:
         config: ReadConfig,
         retry_policy: RetryPolicy,
         counters: Counters | None = None,
+        cache: BlockCache | None = None,
     ) -> None:
         # dependencies
         self._source = source
+        self._cache = cache
         self._config = config
         self._retry_policy = retry_policy
         self.budget = Budget(
@@ -54,7 +57,7 @@ class Streams:
         )
         self._history = ReadHistory()
         self.prefetcher = FilePrefetcher(
-            source, config, self.budget, counters, self._history, retry_policy
+            source, config, self.budget, counters, self._history, retry_policy, cache
         )
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
@@ -81,6 +84,7 @@ class Streams:
             info,
             initial_bytes=self._history.initial_bytes(info.key, info.size_bytes, opener),
             looked_at=self._history.is_looked_at(info.key),
+            cached=None if self._cache is None else self._cache.object(info),
             config=self._config,
             budget=self.budget,
             stats=self._stats,

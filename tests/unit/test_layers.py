@@ -29,6 +29,7 @@ PACKAGES = (
     "s3",
     "_fastpath",
     "transfer",
+    "cache",
     "listing",
     "read",
     "upload",

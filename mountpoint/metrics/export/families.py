@@ -50,6 +50,13 @@ COUNTERS: Mapping[CounterName, str] = {
     "hedges_won": "Second requests that were answered first",
     "checksums_verified": "Bodies compared with a checksum",
     "checksums_absent": "Bodies received without a checksum",
+    "cache_hits": "Blocks read from the data cache",
+    "cache_misses": "Blocks that had left the data cache before they were read",
+    "cache_bad_blocks": "Damaged blocks removed from the data cache",
+    "cache_evictions": "Blocks removed from the data cache to make room",
+    "cache_dropped": "Blocks not kept in the data cache: no room, or the disk is too slow",
+    "cache_bytes_read": "Bytes read from the data cache",
+    "cache_bytes_written": "Bytes written to the data cache",
 }
 #: The descriptions of what `Programs` counts per program.
 PROGRAMS = {

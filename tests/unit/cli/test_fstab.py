@@ -64,8 +64,8 @@ def test_all_are_refused_for_a_reason() -> None:
 @pytest.mark.parametrize(
     ("item", "hint"),
     [
-        ("cache=/tmp/cache", "mount-s3 --help lists the options"),
-        ("chek", "mount-s3 --help lists the options"),
+        ("quota=7", "mount-s3 --help lists the options"),
+        ("chck", "mount-s3 --help lists the options"),
         ("jsonn", "mount-s3 --help lists the options"),
         ("no-chanel", "mount-s3 --help lists the options"),
         ("allow_othr", "did you mean 'allow-other'?"),

@@ -57,6 +57,8 @@ EFFECTS = {
     "--incremental-upload": f"{U}/fs/writes/test_directory_bucket_files.py::test_a_new_file_grows",
     "--keep-directories": f"{M}/test_rename.py::test_markers",
     "--staged-writes": f"{M}/test_staged.py::test_any_order",
+    "--cache": f"{M}/test_cache.py::test_a_restart_keeps_it",
+    "--max-cache-size": f"{M}/test_cache.py::test_the_limit",
     "--staged-limit": f"{M}/test_staged.py::test_no_room",
     "--attributes": f"{M}/test_attributes.py::test_attributes_without_keep",
     "--maximum-throughput-gbps": f"{U}/s3/aws/test_ec2.py::test_on_the_way_to_a_mount",

@@ -1,0 +1,366 @@
+"""The cache directory, which any number of mounts of one user use at once.
+
+```
+DIR/mount-s3-cache/         0700, of the user who mounts
+    v1/                     blocks in this format
+        BUCKET-HASH/XX/DIGEST.INDEX
+        tmp/                blocks that are being written
+        usage               the bytes of all blocks: 8 bytes, under flock
+        counted             its mtime is the time of the last count of all blocks
+        evicting            under flock while a process removes blocks
+```
+
+Nothing here is read when a mount starts, however many blocks there are. The total is kept in
+`usage`: a writer adds a block before it writes it, so the total is too high, never too low, if it
+is killed. Whoever evicts counts the blocks once a day and corrects the total.
+
+The time of last access (atime) of a file is the last use of the block, within minutes; `_files`
+sets it. The time of change (mtime) is when it was written.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import os
+import secrets
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from mountpoint.cache._files import BLOCK_BYTES, MAGIC, Store, crc32c_of
+from mountpoint.cache.identity import Identity
+from mountpoint.errors import MountError
+
+log = structlog.get_logger(__name__)
+
+NAME = "mount-s3-cache"
+FORMAT = "v1"
+TEMPORARY = "tmp"
+#: Files are counted in whole pages, as file systems allocate them.
+PAGE_BYTES = 4096
+UNIT_BYTES = 16384
+#: A file that has been written for so long belongs to a process that was killed.
+ABANDONED_S = 3600.0
+
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """The file of one block. `path` is within the directory; times are nanoseconds since 1970."""
+
+    path: str
+    allocated_bytes: int
+    used_ns: int
+    made_ns: int
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's directory."""
+        return self.path.partition("/")[0]
+
+
+def allocated_bytes(size_bytes: int) -> int:
+    """Return the bytes on disk of a file."""
+    return size_bytes + -size_bytes % PAGE_BYTES
+
+
+class CacheDirectory:
+    """The directory at `path`, by its descriptor. Use `open`. Thread-safe."""
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        # constants
+        self.path = path
+        self._descriptor = descriptor
+        self._writer = secrets.token_hex(8)  # several hosts may share the directory
+        self.store = Store(descriptor)  # it closes the descriptor
+        # mutable
+        self._numbers = itertools.count()
+
+    @classmethod
+    def open(cls, path: str) -> "CacheDirectory":
+        """Open the cache in the directory `path`, which is created if only it is missing.
+
+        Raises MountError if it cannot be used, or is not of this user alone.
+        """
+        path = os.path.abspath(path)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for name in (NAME, FORMAT):
+                    inner = _own_directory(descriptor, name, path)
+                    if name == FORMAT:
+                        _name_other_formats(descriptor, path)
+                    os.close(descriptor)
+                    descriptor = inner
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(TEMPORARY, 0o700, dir_fd=descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise MountError(
+                f"the cache directory '{path}' cannot be used: {reason}",
+                "--cache takes a directory in which this user can write",
+            ) from error
+        return cls(path, descriptor)
+
+    # --- usage ---
+
+    @property
+    def used_bytes(self) -> int:
+        """The bytes of all blocks, and of those that are being written."""
+        return self.add_usage(0)
+
+    def add_usage(self, delta_bytes: int) -> int:
+        """Add to the bytes of all blocks, and return the total. Raises OSError."""
+        with self._locked_usage() as file:
+            total = max(_total(file) + delta_bytes, 0)
+            if delta_bytes:
+                os.pwrite(file, struct.pack("<q", total), 0)
+            return total
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the total is known. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat("usage", dir_fd=self._descriptor, follow_symlinks=False).st_size == 8
+        return False
+
+    @property
+    def counted_at_s(self) -> float:
+        """The time of the last count, in seconds since 1970. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat("counted", dir_fd=self._descriptor, follow_symlinks=False).st_mtime
+        return 0.0
+
+    def recount(self) -> int:
+        """Set the usage to the sum of all files, and return it. Raises OSError."""
+        before = self.add_usage(0)
+        counted = sum(file.allocated_bytes for file in self.files())
+        with self._locked_usage() as file:
+            # What others have added or removed meanwhile is counted twice, or not at all: better
+            # twice.
+            total = counted + max(_total(file) - before, 0)
+            os.pwrite(file, struct.pack("<q", total), 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open("counted", flags, 0o600, dir_fd=self._descriptor))
+        os.utime("counted", dir_fd=self._descriptor, follow_symlinks=False)
+        return total
+
+    @contextlib.contextmanager
+    def _locked_usage(self) -> Iterator[int]:
+        # A descriptor of its own for each use: the lock belongs to it, not to the process.
+        file = os.open(
+            "usage",
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600,
+            dir_fd=self._descriptor,
+        )
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            os.close(file)
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Return the free bytes of the disk, and its size. Raises OSError."""
+        found = os.fstatvfs(self._descriptor)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    @contextlib.contextmanager
+    def evicting(self) -> Iterator[bool]:
+        """Whether this process is the one that removes blocks, while it does so."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open("evicting", flags, 0o600, dir_fd=self._descriptor)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(file)
+
+    # --- files ---
+
+    def folders(self) -> list[str]:
+        """Return the directories that have blocks: BUCKET-HASH/XX. Raises OSError."""
+        found = []
+        for bucket in _names(self._descriptor, "."):
+            if bucket != TEMPORARY and "-" in bucket:
+                found += [
+                    f"{bucket}/{name}"
+                    for name in _names(self._descriptor, bucket)
+                    if len(name) == 2
+                ]
+        return found
+
+    def files(self, folder: str | None = None) -> Iterator[CachedFile]:
+        """Yield the files in one folder, or in all. Those that go away meanwhile are left out."""
+        if folder is None:
+            for each in self.folders():
+                yield from self.files(each)
+            return
+        for name in _names(self._descriptor, folder):
+            path = f"{folder}/{name}"
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(path, dir_fd=self._descriptor, follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    yield CachedFile(
+                        path, allocated_bytes(found.st_size), found.st_atime_ns, found.st_mtime_ns
+                    )
+
+    def identity(self, file: CachedFile) -> Identity | None:
+        """Return the identity in a block's trailer; None if it is damaged. Raises OSError."""
+        found = self._trailer(file)
+        return None if isinstance(found, str) else found[0]
+
+    def check(self, file: CachedFile) -> str | None:
+        """Return what is wrong with a block; None if it is right or gone. Raises OSError."""
+        try:
+            found = self._trailer(file)
+            if isinstance(found, str):
+                return found
+            identity, index, sums, data = found
+        except FileNotFoundError:
+            return None
+        if f"{identity.path}.{index}" != file.path:
+            return "it has the name of another block"
+        if len(data) != min(identity.size_bytes - index * BLOCK_BYTES, BLOCK_BYTES):
+            return "it has another size than its object"
+        units = [data[start : start + UNIT_BYTES] for start in range(0, len(data), UNIT_BYTES)]
+        if sums != tuple(crc32c_of(unit) for unit in units):
+            return "its bytes do not match their checksum"
+        return None
+
+    def remove(self, file: CachedFile) -> bool:
+        """Remove a block; return whether it was there. Raises OSError."""
+        try:
+            os.unlink(file.path, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return False
+        self.add_usage(-file.allocated_bytes)
+        return True
+
+    def remove_unused(self, file: CachedFile) -> bool:
+        """Remove a block, unless it was used since `file` was made. Raises OSError."""
+        try:
+            found = os.stat(file.path, dir_fd=self._descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return found.st_atime_ns == file.used_ns and self.remove(file)
+
+    def clear(self) -> tuple[int, int]:
+        """Remove all blocks; return their number and bytes. Raises OSError."""
+        removed = removed_bytes = 0
+        for file in self.files():
+            if self.remove(file):
+                removed += 1
+                removed_bytes += file.allocated_bytes
+        self.remove_abandoned(0.0)
+        return removed, removed_bytes
+
+    def temporary(self) -> bytes:
+        """Return a new name for a file that is being written."""
+        return f"{TEMPORARY}/{self._writer}-{os.getpid()}-{next(self._numbers)}".encode()
+
+    def remove_abandoned(self, older_s: float = ABANDONED_S) -> None:
+        """Remove what killed processes were writing. Raises OSError."""
+        oldest_s = time.time() - older_s
+        for name in _names(self._descriptor, TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                path = f"{TEMPORARY}/{name}"
+                if (
+                    os.stat(path, dir_fd=self._descriptor, follow_symlinks=False).st_mtime
+                    <= oldest_s
+                ):
+                    os.unlink(path, dir_fd=self._descriptor)
+
+    # --- inside ---
+
+    def _trailer(self, file: CachedFile) -> "tuple[Identity, int, tuple[int, ...], bytes] | str":
+        """Return identity, index, checksums and bytes of a block, or what is wrong with it."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(file.path, flags, dir_fd=self._descriptor)
+        with os.fdopen(descriptor, "rb") as stream:
+            content = stream.read(2 * BLOCK_BYTES)
+        if content[-8:] != MAGIC:
+            return "it has no trailer"
+        crc, size = struct.unpack("<II", content[-16:-8])
+        trailer = content[max(len(content) - size, 0) :]
+        if len(trailer) != size or size < 32 or crc32c_of(trailer[:-16]) != crc:
+            return "its trailer is damaged"
+        (length,) = struct.unpack_from("<I", trailer)
+        index, block_bytes = struct.unpack_from("<QI", trailer, 4 + length)
+        sums = struct.unpack(f"<{(size - 32 - length) // 4}I", trailer[16 + length : -16])
+        data = content[: len(content) - size]
+        if len(data) != block_bytes:
+            return "it has another size than its trailer says"
+        try:
+            return Identity.parse(trailer[4 : 4 + length]), index, sums, data
+        except ValueError:
+            return "its trailer has no identity"
+
+
+def check_directory(path: str, mount_point: str) -> None:
+    """Raise MountError if the cache would be in the mount itself."""
+    inside = os.path.realpath(mount_point)
+    if os.path.commonpath([os.path.realpath(path), inside]) == inside:
+        raise MountError(
+            f"the cache directory '{path}' is in the directory of the mount",
+            "--cache takes a directory outside of it",
+        )
+
+
+def _own_directory(parent: int, name: str, path: str) -> int:
+    """Open a directory that only this user can enter; create it if it is missing."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+    descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        os.close(descriptor)
+        problem = "can be entered by others"
+        if found.st_uid != os.geteuid():
+            problem = f"belongs to another user ({found.st_uid})"
+        raise MountError(
+            f"the cache in '{path}' {problem}",
+            "give another directory to --cache, or remove its directory mount-s3-cache",
+        )
+    return descriptor
+
+
+def _name_other_formats(descriptor: int, path: str) -> None:
+    others = [name for name in _names(descriptor, ".") if name != FORMAT]
+    if others:
+        log.warning(
+            "the cache directory has files in another format: they are left alone",
+            directory=path,
+            files=", ".join(sorted(others)),
+        )
+
+
+def _names(descriptor: int, path: str) -> list[str]:
+    """Return the names in a directory; none if it is gone."""
+    try:
+        inner = os.open(path, OPEN_DIRECTORY, dir_fd=descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        return os.listdir(inner)
+    finally:
+        os.close(inner)
+
+
+def _total(file: int) -> int:
+    data = os.pread(file, 8, 0)
+    return struct.unpack("<q", data)[0] if len(data) == 8 else 0
