@@ -21,6 +21,7 @@ cdef struct version_t:
     char* identity              # as the trailer has it
     uint32_t identity_size
     long long size_bytes        # of the object
+    void** sums                 # checksums of each block that was read; atomic. NULL: none
 
 
 cdef class Store:

@@ -11,6 +11,7 @@ so that offsets in the file are offsets in the block, and then a trailer:
 | 8 | index of the block |
 | 4 | bytes of the block |
 | 4 per unit | CRC32C of each unit of 16 KiB |
+| 0 to 4095 | zeros: a file of a whole MiB has whole pages |
 | 4 | CRC32C of the trailer so far |
 | 4 | size of the whole trailer |
 | 8 | magic, with the version of this format |
@@ -21,10 +22,10 @@ file is written under another name and renamed, and never changes afterwards: no
 There is no fsync: if the machine loses power, blocks may be empty or have zeros, which their checksums show.
 """
 
-from libc.errno cimport EINTR, ENOENT, ENOMEM, errno
+from libc.errno cimport ENOENT, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strrchr
 
 from mountpoint.cache._checksums cimport (
@@ -34,6 +35,16 @@ from mountpoint.cache._checksums cimport (
     crc32c_of_units,
     fill_crc32c_table,
 )
+from mountpoint.cache._disk cimport (
+    DISK_PAGE_BYTES,
+    iovec,
+    open_new,
+    open_to_read,
+    read_piece,
+    read_pieces,
+    touch_file,
+    write_pieces,
+)
 from mountpoint.native._arrivals cimport PENDING, READY, Arrival, end
 from mountpoint.native._blocks cimport Block, new_block, release_block
 from mountpoint.native._lane cimport LaneSource, release_source, source_t
@@ -41,42 +52,22 @@ from mountpoint.native._sync cimport atomic_add
 
 cdef extern from *:
     """
-    #include <fcntl.h>
-    #include <stdio.h>
-    #include <sys/stat.h>
-    #include <sys/uio.h>
-    #include <time.h>
-    #include <unistd.h>
     #define count_up(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_RELAXED)
+    #define get_pointer(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
 
-    /* O_NOATIME: this module sets the times. Some file systems refuse it. */
-    static int open_to_read(int directory, const char *path) {
-        int flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW;
-        int file = openat(directory, path, flags | O_NOATIME);
-        return file < 0 && errno == EPERM ? openat(directory, path, flags) : file;
-    }
-
-    static int open_new(int directory, const char *path) {
-        return openat(directory, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    }
-
-    /* Set the time of the last use to now, if it is older than this many seconds, or in the future. */
-    static void touch_file(int file, long older_s) {
-        struct stat found;
-        struct timespec times[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
-        long now = time(NULL);
-        if (fstat(file, &found) == 0 && (found.st_atime + older_s < now || found.st_atime > now))
-            futimens(file, times);
+    /* Set a pointer that is NULL; 0 if another thread was faster. */
+    static int set_pointer(void **pointer, void *value) {
+        void *expected = NULL;
+        return __atomic_compare_exchange_n(
+            pointer, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
     """
     long long count_up(long long*, long long) nogil
-    int open_to_read(int directory, const char* path) nogil
-    int open_new(int directory, const char* path) nogil
-    void touch_file(int file, long older_s) nogil
+    void* get_pointer(void**) nogil
+    bint set_pointer(void**, void*) nogil
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
-    ssize_t pread(int, void*, size_t, long long)
     int unlinkat(int, const char*, int)
     int faccessat(int, const char*, int, int)
     int F_OK
@@ -87,17 +78,13 @@ cdef extern from "<sys/stat.h>" nogil:
 cdef extern from "<stdio.h>" nogil:
     int renameat(int, const char*, int, const char*)
 
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    ssize_t writev(int, iovec*, int)
-
 cdef enum:
     C_BLOCK_BYTES = 1 << 20
     UNITS = 64  # of a block
     MAX_IDENTITY_BYTES = 4096
-    MAX_TRAILER_BYTES = MAX_IDENTITY_BYTES + 4 * UNITS + 32
+    MAX_TRAILER_BYTES = 8192
+    # Objects of up to 64 GiB: the checksums of their blocks are remembered.
+    MAX_REMEMBERED = 1 << 16
     MAX_PATH_BYTES = 512
     # The time of a block's last use is set this often at most: often enough to tell what was used
     # today from what was not.
@@ -106,7 +93,7 @@ cdef enum:
     # Results of a read; larger ones are errnos.
     C_FOUND = 0
     C_MISSING = -1
-    C_BAD = -2
+    C_BAD = -2  # also DISK_SHORT
 
 BLOCK_BYTES = C_BLOCK_BYTES
 FOUND, MISSING, BAD = C_FOUND, C_MISSING, C_BAD
@@ -119,15 +106,28 @@ fill_crc32c_table()
 
 # --- trailers ---
 
+cdef uint32_t units_of(uint32_t size) noexcept nogil:
+    return (size + UNIT_BYTES - 1) // UNIT_BYTES
+
+
 cdef uint32_t trailer_size(uint32_t identity_size, uint32_t size) noexcept nogil:
-    return identity_size + 4 * ((size + UNIT_BYTES - 1) // UNIT_BYTES) + 32
+    cdef uint32_t whole = identity_size + 4 * units_of(size) + 32
+    if size == C_BLOCK_BYTES:
+        whole += (DISK_PAGE_BYTES - whole % DISK_PAGE_BYTES) % DISK_PAGE_BYTES
+    return whole
+
+
+cdef char* whole_pages(char* memory) noexcept nogil:
+    """Return the first position in `memory` where a page begins."""
+    return memory + (DISK_PAGE_BYTES - <size_t>memory % DISK_PAGE_BYTES) % DISK_PAGE_BYTES
 
 
 cdef char* begin_trailer(
     const version_t* version, long long index, uint32_t size, char* trailer
 ) noexcept nogil:
-    """Write what precedes the checksums; return the position after it."""
+    """Write what precedes the checksums, and zeros; return the position after it."""
     cdef uint64_t number = index
+    memset(trailer, 0, trailer_size(version.identity_size, size))
     memcpy(trailer, &version.identity_size, 4)
     memcpy(trailer + 4, version.identity, version.identity_size)
     trailer += 4 + version.identity_size
@@ -144,39 +144,25 @@ cdef void end_trailer(char* trailer, uint32_t whole) noexcept nogil:
     memcpy(trailer + whole - 8, magic, 8)
 
 
-cdef bint is_trailer(
-    const version_t* version, long long index, uint32_t size, const char* trailer, uint32_t* sums
+cdef uint32_t* sums_of(
+    const version_t* version, long long index, uint32_t size, const char* trailer
 ) noexcept nogil:
-    """Whether it is the trailer of this block; `sums` then has its checksums."""
+    """Return the checksums in the trailer of a block, to be freed; NULL if it is not its trailer."""
     cdef char expected[MAX_TRAILER_BYTES]
     cdef uint32_t whole = trailer_size(version.identity_size, size)
-    cdef uint32_t units = (size + UNIT_BYTES - 1) // UNIT_BYTES
     cdef char* position = begin_trailer(version, index, size, expected)
-    cdef size_t known = position - expected
-    if memcmp(trailer, expected, known) != 0:
-        return False
-    memcpy(position, trailer + known, 4 * units)
+    cdef uint32_t* sums
+    memcpy(position, trailer + (position - expected), 4 * units_of(size))
     end_trailer(expected, whole)
-    memcpy(sums, trailer + known, 4 * units)
-    return memcmp(trailer, expected, whole) == 0
+    if memcmp(trailer, expected, whole) != 0:
+        return NULL
+    sums = <uint32_t*>malloc(4 * UNITS)
+    if sums != NULL:
+        memcpy(sums, position, 4 * units_of(size))
+    return sums
 
 
 # --- reading ---
-
-cdef int read_fully(int file, char* into, size_t size, long long offset) noexcept nogil:
-    """Read exactly `size` bytes; return C_FOUND, C_BAD at the end of the file, or an errno."""
-    cdef ssize_t done
-    while size > 0:
-        done = pread(file, into, size, offset)
-        if done < 0 and errno == EINTR:
-            continue
-        if done <= 0:
-            return errno if done < 0 else C_BAD
-        into += done
-        offset += done
-        size -= done
-    return C_FOUND
-
 
 cdef void path_of(const version_t* version, long long index, char* path) noexcept nogil:
     snprintf(path, MAX_PATH_BYTES, b"%s.%lld", version.path, index)
@@ -186,8 +172,12 @@ cdef uint32_t block_size(const version_t* version, long long index) noexcept nog
     return min(version.size_bytes - index * C_BLOCK_BYTES, <long long>C_BLOCK_BYTES)
 
 
+cdef long long blocks_of(long long size_bytes) noexcept nogil:
+    return (size_bytes + C_BLOCK_BYTES - 1) // C_BLOCK_BYTES
+
+
 cdef int read_block(
-    const version_t* version, long long index, uint32_t start, uint32_t stop, char* into
+    version_t* version, long long index, uint32_t start, uint32_t stop, char* into
 ) noexcept nogil:
     """Read bytes [start, stop) of a block, and verify the units that have them.
 
@@ -215,17 +205,43 @@ cdef int read_block(
 
 
 cdef int read_open(
-    const version_t* version, int file, long long index, uint32_t start, uint32_t stop, char* into
+    version_t* version, int file, long long index, uint32_t start, uint32_t stop, char* into
 ) noexcept nogil:
-    cdef char trailer[MAX_TRAILER_BYTES]
-    cdef uint32_t sums[UNITS]
-    cdef char unit[UNIT_BYTES]
+    """Read from the open file of a block. The checksums in its trailer are read once."""
+    cdef char memory[MAX_TRAILER_BYTES + 4096]
+    cdef char* trailer = whole_pages(memory)
+    cdef iovec pieces[2]
+    cdef uint32_t* sums = remembered(version, index)
     cdef uint32_t size = block_size(version, index)
-    cdef uint32_t whole = trailer_size(version.identity_size, size)
+    cdef bint whole = sums == NULL and start == 0 and stop == size
+    cdef int result = C_FOUND
+    if sums == NULL:
+        pieces[0].iov_base = into
+        pieces[0].iov_len = size if whole else 0
+        pieces[1].iov_base = trailer
+        pieces[1].iov_len = trailer_size(version.identity_size, size)
+        result = read_pieces(file, pieces, 0 if whole else size)
+        if result != C_FOUND:
+            return result
+        sums = sums_of(version, index, size, trailer)
+        if sums == NULL:
+            return C_BAD
+    if whole:
+        result = C_FOUND if is_sum(into, size, sums) else C_BAD
+    else:
+        result = read_verified(file, size, start, stop, into, sums)
+    if not remember(version, index, sums):
+        free(sums)
+    return result
+
+
+cdef int read_verified(
+    int file, uint32_t size, uint32_t start, uint32_t stop, char* into, const uint32_t* sums
+) noexcept nogil:
+    """Read [start, stop) of a block of `size` bytes, and verify the units that have them."""
+    cdef char unit[UNIT_BYTES]
     cdef uint32_t low, high
-    cdef int result = read_fully(file, trailer, whole, size)
-    if result == C_FOUND and not is_trailer(version, index, size, trailer, sums):
-        result = C_BAD
+    cdef int result = C_FOUND
     while start < stop and result == C_FOUND:
         low = start - start % UNIT_BYTES
         if low == start and (stop - start >= UNIT_BYTES or stop == size):
@@ -246,7 +262,7 @@ cdef int read_units(
     int file, char* into, uint32_t start, uint32_t stop, const uint32_t* sums
 ) noexcept nogil:
     """Read and verify the units [start, stop) of a block; `sums` are those of the whole block."""
-    cdef int result = read_fully(file, into, stop - start, start)
+    cdef int result = read_piece(file, into, stop - start, start)
     if result == C_FOUND and not is_sum(into, stop - start, &sums[start // UNIT_BYTES]):
         result = C_BAD
     return result
@@ -256,11 +272,25 @@ cdef bint is_sum(const char* bytes, uint32_t size, const uint32_t* sums) noexcep
     """Whether units have these checksums."""
     cdef uint32_t found[UNITS]
     crc32c_of_units(bytes, size, found)
-    return memcmp(found, sums, 4 * ((size + UNIT_BYTES - 1) // UNIT_BYTES)) == 0
+    return memcmp(found, sums, 4 * units_of(size)) == 0
+
+
+cdef uint32_t* remembered(version_t* version, long long index) noexcept nogil:
+    """Return the checksums of a block that was read before; NULL if they are not known."""
+    if version.sums == NULL:
+        return NULL
+    return <uint32_t*>get_pointer(&version.sums[index])
+
+
+cdef bint remember(version_t* version, long long index, uint32_t* sums) noexcept nogil:
+    """Remember the checksums of a block, for a later read of it; False if that is not possible."""
+    if version.sums == NULL:
+        return False
+    return set_pointer(&version.sums[index], sums) or get_pointer(&version.sums[index]) == sums
 
 
 cdef int read_range(
-    const version_t* version, long long start, long long stop, char* into
+    version_t* version, long long start, long long stop, char* into
 ) noexcept nogil:
     """Read [start, stop) of the object; return C_FOUND, or the first other result."""
     cdef long long index, upto
@@ -285,7 +315,8 @@ cdef int write_block(
 ) noexcept nogil:
     """Write a block under another name, and rename it; return 0 or an errno."""
     cdef char path[MAX_PATH_BYTES]
-    cdef char trailer[MAX_TRAILER_BYTES]
+    cdef char memory[MAX_TRAILER_BYTES + 4096]
+    cdef char* trailer = whole_pages(memory)
     cdef uint32_t sums[UNITS]
     cdef uint32_t size = block_size(version, index)
     cdef uint32_t whole = trailer_size(version.identity_size, size)
@@ -293,7 +324,7 @@ cdef int write_block(
     cdef iovec pieces[2]
     cdef int file, problem
     crc32c_of_units(bytes, size, sums)
-    memcpy(position, sums, 4 * ((size + UNIT_BYTES - 1) // UNIT_BYTES))
+    memcpy(position, sums, 4 * units_of(size))
     end_trailer(trailer, whole)
     pieces[0].iov_base = <void*>bytes
     pieces[0].iov_len = size
@@ -302,7 +333,7 @@ cdef int write_block(
     file = open_new(version.store.directory, temporary)
     if file < 0:
         return errno
-    problem = write_fully(file, pieces)
+    problem = write_pieces(file, pieces)
     if close(file) != 0 and problem == 0:
         problem = errno
     if problem == 0:
@@ -311,24 +342,6 @@ cdef int write_block(
     if problem != 0:
         unlinkat(version.store.directory, temporary, 0)
     return problem
-
-
-cdef int write_fully(int file, iovec* pieces) noexcept nogil:
-    cdef ssize_t done
-    cdef int first = 0
-    while first < 2:
-        done = writev(file, pieces + first, 2 - first)
-        if done < 0:
-            if errno == EINTR:
-                continue
-            return errno
-        while first < 2 and done >= <ssize_t>pieces[first].iov_len:
-            done -= pieces[first].iov_len
-            first += 1
-        if first < 2:
-            pieces[first].iov_base = <char*>pieces[first].iov_base + done
-            pieces[first].iov_len -= done
-    return 0
 
 
 cdef int publish(int directory, const char* temporary, char* path) noexcept nogil:
@@ -354,8 +367,13 @@ cdef int publish(int directory, const char* temporary, char* path) noexcept nogi
 
 cdef void release_version(version_t* version) noexcept nogil:
     """Give one reference back; the last one frees the version."""
+    cdef long long index
     if atomic_add(&version.refs, -1) > 0:
         return
+    if version.sums != NULL:
+        for index in range(blocks_of(version.size_bytes)):
+            free(version.sums[index])
+        free(version.sums)
     release_store(version.store)
     free(version.path)
     free(version.identity)
@@ -423,6 +441,8 @@ cdef class CachedVersion:
         self.version.identity = <char*>malloc(len(identity) + 1)
         if self.version.path == NULL or self.version.identity == NULL:
             raise MemoryError()
+        if 1 < blocks_of(size_bytes) <= MAX_REMEMBERED:
+            self.version.sums = <void**>calloc(blocks_of(size_bytes), sizeof(void*))
         memcpy(self.version.path, <const char*>path, len(path) + 1)
         memcpy(self.version.identity, <const char*>identity, len(identity))
         self.version.identity_size = len(identity)

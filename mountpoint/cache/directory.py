@@ -301,7 +301,10 @@ class CacheDirectory:
             return "its trailer is damaged"
         (length,) = struct.unpack_from("<I", trailer)
         index, block_bytes = struct.unpack_from("<QI", trailer, 4 + length)
-        sums = struct.unpack(f"<{(size - 32 - length) // 4}I", trailer[16 + length : -16])
+        units = -(-block_bytes // UNIT_BYTES)
+        if 32 + length + 4 * units > size:
+            return "its trailer is damaged"
+        sums = struct.unpack_from(f"<{units}I", trailer, 16 + length)
         data = content[: len(content) - size]
         if len(data) != block_bytes:
             return "it has another size than its trailer says"
