@@ -82,25 +82,27 @@ class CacheDirectory:
         self._numbers = itertools.count()
 
     @classmethod
-    def open(cls, path: str) -> "CacheDirectory":
-        """Open the cache in the directory `path`, which is created if only it is missing.
+    def open(cls, path: str, *, create: bool = True) -> "CacheDirectory":
+        """Open the cache in the directory `path`; with `create`, what is missing is created.
 
-        Raises MountError if it cannot be used, or is not of this user alone.
+        Raises MountError if it cannot be used, is not of this user alone, or is missing.
         """
         path = os.path.abspath(path)
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, 0o700)
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path, 0o700)
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 for name in (NAME, FORMAT):
-                    inner = _own_directory(descriptor, name, path)
+                    inner = _own_directory(descriptor, name, path, create=create)
                     if name == FORMAT:
                         _name_other_formats(descriptor, path)
                     os.close(descriptor)
                     descriptor = inner
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(TEMPORARY, 0o700, dir_fd=descriptor)
+                if create:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(TEMPORARY, 0o700, dir_fd=descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -314,6 +316,19 @@ class CacheDirectory:
             return "its trailer has no identity"
 
 
+def check_writable(path: str) -> None:
+    """Raise MountError unless a mount could use the cache in `path`. Creates nothing."""
+    parent = path if os.path.lexists(path) else os.path.dirname(path)
+    if os.path.lexists(os.path.join(path, NAME)):
+        CacheDirectory.open(path, create=False)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        raise MountError(
+            f"the cache directory '{path}' cannot be used: '{parent}' is not a directory in which "
+            "this user can write",
+            "--cache takes a directory in which this user can write",
+        )
+
+
 def check_directory(path: str, mount_point: str) -> None:
     """Raise MountError if the cache would be in the mount itself."""
     inside = os.path.realpath(mount_point)
@@ -324,10 +339,11 @@ def check_directory(path: str, mount_point: str) -> None:
         )
 
 
-def _own_directory(parent: int, name: str, path: str) -> int:
-    """Open a directory that only this user can enter; create it if it is missing."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=parent)
+def _own_directory(parent: int, name: str, path: str, *, create: bool) -> int:
+    """Open a directory that only this user can enter; with `create`, it may be missing."""
+    if create:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
     descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     found = os.fstat(descriptor)
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:

@@ -27,6 +27,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check("allow_other", machine.allow_other),
     Check("directory", machine.directory),
     Check("staging", machine.staging),
+    Check("cache", machine.cache),
     Check("log", machine.log),
     Check("journal", machine.uploads_journal),
     Check("configuration", settings.configuration),

@@ -4,6 +4,7 @@ import os
 import pwd
 import re
 
+from mountpoint.cache.directory import check_directory, check_writable
 from mountpoint.checks.checklist import Result, ok, skipped, warning
 from mountpoint.checks.subject import Subject, within
 from mountpoint.config import MIB
@@ -151,6 +152,23 @@ def staging(subject: Subject) -> Result:
             ) from None
         usable_mib = room.usable_bytes // MIB
         return ok(f"'{path}' has room for {usable_mib} MiB", directory=path, room_mib=usable_mib)
+
+    return within(DIRECTORY_S, f"'{path}'", HUNG, look)
+
+
+def cache(subject: Subject) -> Result:
+    """Check whether the data cache can be used, and the space for it."""
+    path = subject.config.cache.directory
+    if path is None:
+        return skipped("--cache is not given")
+
+    def look() -> Result:
+        check_writable(path)
+        if subject.directory is not None:
+            check_directory(path, subject.directory)
+        found = os.statvfs(path if os.path.exists(path) else os.path.dirname(path))
+        free_mib = found.f_bavail * found.f_frsize // MIB
+        return ok(f"'{path}', {free_mib} MiB are free there", directory=path, free_mib=free_mib)
 
     return within(DIRECTORY_S, f"'{path}'", HUNG, look)
 

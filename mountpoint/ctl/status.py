@@ -57,6 +57,7 @@ def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("memory", _memory(status)),
         ("files", _files(status)),
         ("data plane", status["data_plane"]),
+        ("cache", _cache(status)),
         ("log", status["log"] or "standard error"),
     ]
     if status["trouble"]:
@@ -68,6 +69,14 @@ def _changes(status: Mapping[str, Any]) -> str:
     if status["read_only"]:
         return "none, it is read-only"
     return ", ".join(["new files", *status["options"]])
+
+
+def _cache(status: Mapping[str, Any]) -> str:
+    if status["cache_directory"] is None:
+        return "none"
+    limit = status["cache_limit_bytes"]
+    limited = "leaves 5 % of the disk free" if limit is None else f"at most {limit // MIB} MiB"
+    return f"{status['cache_directory']}, {limited}"
 
 
 def _rates(rates: Mapping[str, float]) -> str:

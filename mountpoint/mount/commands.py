@@ -90,6 +90,8 @@ class ControlCommands:
             "being_written": [each._asdict() for each in self._filesystem.being_written()],
             "rates": self._rates(),
             "data_plane": self._data_plane,
+            "cache_directory": self._config.cache.directory,
+            "cache_limit_bytes": self._config.cache.max_bytes,
             "trouble": self._meters.trouble.lasting(0.0),
             "log": log_location(self._config.log),
             "log_directory": self._config.log.directory,

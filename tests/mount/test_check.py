@@ -126,7 +126,7 @@ def test_all_is_well(store: Store, folder: Path, path: Path, large: str) -> None
     found = check(store, path, "--prefix", large, "--log-directory", log)
     skipped = {name for name in NAMES if found[name]["outcome"] == "skipped"}
     # As root, without options, and with an http endpoint that is an IP address.
-    assert skipped - {"fusermount"} == {"allow_other", "staging", "dns", "tls", "write"}
+    assert skipped - {"fusermount"} == {"allow_other", "staging", "cache", "dns", "tls", "write"}
     assert {found[name]["outcome"] for name in NAMES} == {"ok", "skipped"}
     assert found.whole["prefix"] == large
     assert found.whole["directory"] == str(path)

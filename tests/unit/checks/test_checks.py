@@ -24,6 +24,7 @@ from mountpoint.checks.throughput import Measurement, measure, throughput
 from mountpoint.config import (
     MIB,
     BucketConfig,
+    CacheConfig,
     ChangeConfig,
     ClientConfig,
     Config,
@@ -320,6 +321,25 @@ def test_staging(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="too little space"):
         machine.staging(subject(change=small))
     assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_cache(tmp_path: Path) -> None:
+    """The rules are those of mounting, and nothing is created."""
+    path = tmp_path / "c"
+    cache = CacheConfig(directory=str(path))
+    result = machine.cache(subject(cache=cache))
+    assert result.outcome == "ok"
+    assert int(result.details["free_mib"]) > 0
+    assert not path.exists()
+    with pytest.raises(MountError, match="is in the directory of the mount"):
+        machine.cache(subject(str(tmp_path), cache=cache))
+    with pytest.raises(MountError, match="in which this user can write"):
+        machine.cache(subject(cache=CacheConfig(directory=str(path / "no/such"))))
+    (path / "mount-s3-cache").mkdir(parents=True)
+    (path / "mount-s3-cache").chmod(0o755)
+    with pytest.raises(MountError, match="can be entered by others"):
+        machine.cache(subject(cache=cache))
+    assert machine.cache(subject()).outcome == "skipped"
 
 
 def test_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
