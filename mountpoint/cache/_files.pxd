@@ -2,9 +2,18 @@
 #
 # Ownership: a `store_t` owns the descriptor of the cache directory. It is shared by its `Store` and
 # by its versions. A `version_t` is shared by its `CachedVersion`, and by sources for reads in a
-# lane. Each of these owns one reference.
+# lane. Each of these owns one reference. A `kept_t` owns a reference to its version and one to its
+# block, until Python takes it or the store ends.
 
 from libc.stdint cimport uint32_t
+
+from mountpoint.native._blocks cimport Block
+from mountpoint.native._sync cimport pthread_mutex_t
+
+cdef enum:
+    UNKNOWN = 0
+    NONE = 1
+    SOME = 2
 
 cdef struct store_t:
     int refs                    # atomic, like all that follow but the descriptor
@@ -13,6 +22,10 @@ cdef struct store_t:
     long long misses            # blocks that were not there when a read came
     long long bytes_read
     long long bad               # blocks that were removed because they were damaged
+    long long dropped           # small blocks of reads in lanes for which there was no room
+    long long kept_bytes        # of the small blocks in the queue, or so
+    pthread_mutex_t mutex       # guards the queue
+    kept_t* kept                # small blocks that reads in lanes have fetched
 
 cdef struct version_t:
     int refs                    # atomic
@@ -21,7 +34,17 @@ cdef struct version_t:
     char* identity              # as the trailer has it
     uint32_t identity_size
     long long size_bytes        # of the object
+    int small                   # whether there are small blocks; atomic
+    int dropped                 # its blocks are wrong: no more are written; atomic
     void** sums                 # checksums of each block that was read; atomic. NULL: none
+
+
+cdef struct kept_t:
+    version_t* version
+    long long number
+    Block* block
+    long long offset            # of the bytes in the block
+    kept_t* next
 
 
 cdef class Store:
@@ -30,4 +53,3 @@ cdef class Store:
 
 cdef class CachedVersion:
     cdef version_t* version
-    cdef public bint dropped    # its blocks are wrong: no more are written

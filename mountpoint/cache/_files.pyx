@@ -1,14 +1,17 @@
 # cython: cdivision=True
 """Block files: read, verify and write the bytes of an object version on disk. No function needs the GIL.
 
-A *block* is up to 1 MiB of one object version, at a multiple of 1 MiB. Its file has the bytes first,
-so that offsets in the file are offsets in the block, and then a trailer:
+A *block* is up to 1 MiB of one object version, at a multiple of 1 MiB. A *small block* is 64 KiB: of
+reads at random places, which do not fill others. The number of a block is its index; small blocks are
+counted by themselves, with the bit SMALL. A block's file is called VERSION.INDEX, that of a small
+block VERSION.d/INDEX. It has the bytes first, so that offsets in the file are offsets in the block, and
+then a trailer:
 
 | bytes | content |
 |---|---|
 | 4 | size of the identity |
 | n | the identity: endpoint, bucket, key, ETag and size of the object (`identity`) |
-| 8 | index of the block |
+| 8 | number of the block |
 | 4 | bytes of the block |
 | 4 per unit | CRC32C of each unit of 16 KiB |
 | 0 to 4095 | zeros: a file of a whole MiB has whole pages |
@@ -26,7 +29,7 @@ from libc.errno cimport ENOENT, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strrchr
+from libc.string cimport memcmp, memcpy, memset, strchr
 
 from mountpoint.cache._checksums cimport (
     UNIT_BYTES,
@@ -46,13 +49,21 @@ from mountpoint.cache._disk cimport (
     write_pieces,
 )
 from mountpoint.native._arrivals cimport PENDING, READY, Arrival, end
-from mountpoint.native._blocks cimport Block, new_block, release_block
+from mountpoint.native._blocks cimport Block, hold_block, new_block, release_block, view_of
 from mountpoint.native._lane cimport LaneSource, release_source, source_t
-from mountpoint.native._sync cimport atomic_add
+from mountpoint.native._sync cimport (
+    atomic_add,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 
 cdef extern from *:
     """
     #define count_up(pointer, amount) __atomic_add_fetch(pointer, amount, __ATOMIC_RELAXED)
+    #define get_int(pointer) __atomic_load_n(pointer, __ATOMIC_RELAXED)
+    #define set_int(pointer, value) __atomic_store_n(pointer, value, __ATOMIC_RELAXED)
     #define get_pointer(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
 
     /* Set a pointer that is NULL; 0 if another thread was faster. */
@@ -63,6 +74,8 @@ cdef extern from *:
     }
     """
     long long count_up(long long*, long long) nogil
+    int get_int(int*) nogil
+    void set_int(int*, int) nogil
     void* get_pointer(void**) nogil
     bint set_pointer(void**, void*) nogil
 
@@ -80,7 +93,10 @@ cdef extern from "<stdio.h>" nogil:
 
 cdef enum:
     C_BLOCK_BYTES = 1 << 20
+    C_SMALL_BYTES = 64 << 10
     UNITS = 64  # of a block
+    # Bytes of reads in lanes that wait to be taken by Python.
+    MAX_KEPT_BYTES = 16 << 20
     MAX_IDENTITY_BYTES = 4096
     MAX_TRAILER_BYTES = 8192
     # Objects of up to 64 GiB: the checksums of their blocks are remembered.
@@ -95,7 +111,12 @@ cdef enum:
     C_MISSING = -1
     C_BAD = -2  # also DISK_SHORT
 
+# In the number of a small block.
+cdef long long C_SMALL = <long long>1 << 62
+
 BLOCK_BYTES = C_BLOCK_BYTES
+SMALL_BYTES = C_SMALL_BYTES
+SMALL = C_SMALL
 FOUND, MISSING, BAD = C_FOUND, C_MISSING, C_BAD
 MAGIC = b"ms3blk01"
 
@@ -164,12 +185,40 @@ cdef uint32_t* sums_of(
 
 # --- reading ---
 
-cdef void path_of(const version_t* version, long long index, char* path) noexcept nogil:
-    snprintf(path, MAX_PATH_BYTES, b"%s.%lld", version.path, index)
+cdef void path_of(const version_t* version, long long number, char* path) noexcept nogil:
+    if number & C_SMALL:
+        snprintf(path, MAX_PATH_BYTES, b"%s.d/%lld", version.path, number & ~C_SMALL)
+    else:
+        snprintf(path, MAX_PATH_BYTES, b"%s.%lld", version.path, number)
 
 
-cdef uint32_t block_size(const version_t* version, long long index) noexcept nogil:
-    return min(version.size_bytes - index * C_BLOCK_BYTES, <long long>C_BLOCK_BYTES)
+cdef long long begin_of(long long number) noexcept nogil:
+    """Return where a block begins in the object."""
+    if number & C_SMALL:
+        return (number & ~C_SMALL) * C_SMALL_BYTES
+    return number * C_BLOCK_BYTES
+
+
+cdef uint32_t block_size(const version_t* version, long long number) noexcept nogil:
+    cdef long long full = C_SMALL_BYTES if number & C_SMALL else C_BLOCK_BYTES
+    return max(min(version.size_bytes - begin_of(number), full), 0)
+
+
+cdef bint is_there(const version_t* version, long long number) noexcept nogil:
+    cdef char path[MAX_PATH_BYTES]
+    path_of(version, number, path)
+    return faccessat(version.store.directory, path, F_OK, 0) == 0
+
+
+cdef bint has_small(version_t* version) noexcept nogil:
+    """Whether there are small blocks of this version; one look at the disk."""
+    cdef char path[MAX_PATH_BYTES]
+    cdef int found = get_int(&version.small)
+    if found == UNKNOWN:
+        snprintf(path, MAX_PATH_BYTES, b"%s.d", version.path)
+        found = SOME if faccessat(version.store.directory, path, F_OK, 0) == 0 else NONE
+        set_int(&version.small, found)
+    return found == SOME
 
 
 cdef long long blocks_of(long long size_bytes) noexcept nogil:
@@ -189,7 +238,6 @@ cdef int read_block(
     file = open_to_read(version.store.directory, path)
     if file < 0:
         if errno == ENOENT:
-            count_up(&version.store.misses, 1)
             return C_MISSING
         return errno
     result = read_open(version, file, index, start, stop, into)
@@ -277,14 +325,14 @@ cdef bint is_sum(const char* bytes, uint32_t size, const uint32_t* sums) noexcep
 
 cdef uint32_t* remembered(version_t* version, long long index) noexcept nogil:
     """Return the checksums of a block that was read before; NULL if they are not known."""
-    if version.sums == NULL:
+    if version.sums == NULL or index & C_SMALL:
         return NULL
     return <uint32_t*>get_pointer(&version.sums[index])
 
 
 cdef bint remember(version_t* version, long long index, uint32_t* sums) noexcept nogil:
     """Remember the checksums of a block, for a later read of it; False if that is not possible."""
-    if version.sums == NULL:
+    if version.sums == NULL or index & C_SMALL:
         return False
     return set_pointer(&version.sums[index], sums) or get_pointer(&version.sums[index]) == sums
 
@@ -293,25 +341,44 @@ cdef int read_range(
     version_t* version, long long start, long long stop, char* into
 ) noexcept nogil:
     """Read [start, stop) of the object; return C_FOUND, or the first other result."""
-    cdef long long index, upto
+    cdef long long number, begin, upto
     cdef int result
     while start < stop:
-        index = start // C_BLOCK_BYTES
-        upto = min(stop, (index + 1) * C_BLOCK_BYTES)
-        result = read_block(
-            version, index, start - index * C_BLOCK_BYTES, upto - index * C_BLOCK_BYTES, into
-        )
+        number = start // C_BLOCK_BYTES
+        begin = begin_of(number)
+        upto = min(stop, begin + C_BLOCK_BYTES)
+        result = read_block(version, number, start - begin, upto - begin, into)
+        if result == C_MISSING and has_small(version):
+            number = C_SMALL | (start // C_SMALL_BYTES)
+            begin = begin_of(number)
+            upto = min(stop, begin + C_SMALL_BYTES)
+            result = read_block(version, number, start - begin, upto - begin, into)
         if result != C_FOUND:
+            if result == C_MISSING:
+                count_up(&version.store.misses, 1)
             return result
         into += upto - start
         start = upto
     return C_FOUND
 
 
+cdef long long same_until(
+    version_t* version, long long start, long long stop, bint* held
+) noexcept nogil:
+    """Set whether the bytes at `start` are in a block, and return up to where the answer is valid."""
+    cdef long long number = start // C_BLOCK_BYTES
+    held[0] = is_there(version, number)
+    if held[0] or not has_small(version):
+        return min(begin_of(number + 1), stop)
+    number = C_SMALL | (start // C_SMALL_BYTES)
+    held[0] = is_there(version, number)
+    return min(begin_of(number + 1), stop)
+
+
 # --- writing ---
 
 cdef int write_block(
-    const version_t* version, long long index, const char* bytes, const char* temporary
+    version_t* version, long long index, const char* bytes, const char* temporary
 ) noexcept nogil:
     """Write a block under another name, and rename it; return 0 or an errno."""
     cdef char path[MAX_PATH_BYTES]
@@ -339,27 +406,28 @@ cdef int write_block(
     if problem == 0:
         path_of(version, index, path)
         problem = publish(version.store.directory, temporary, path)
+    if problem == 0 and index & C_SMALL:
+        set_int(&version.small, SOME)
     if problem != 0:
         unlinkat(version.store.directory, temporary, 0)
     return problem
 
 
 cdef int publish(int directory, const char* temporary, char* path) noexcept nogil:
-    """Rename a file to `path`; make the two directories above it if they are missing."""
-    cdef char* last
-    cdef char* first
+    """Rename a file to `path`; make the directories above it if they are missing."""
+    cdef char* slash = path
     if renameat(directory, temporary, directory, path) == 0:
         return 0
     if errno != ENOENT:
         return errno
-    last = strrchr(path, c"/")
-    last[0] = 0
-    first = strrchr(path, c"/")
-    first[0] = 0
-    mkdirat(directory, path, 0o700)
-    first[0] = c"/"
-    mkdirat(directory, path, 0o700)
-    last[0] = c"/"
+    while True:
+        slash = strchr(slash, c"/")
+        if slash == NULL:
+            break
+        slash[0] = 0
+        mkdirat(directory, path, 0o700)
+        slash[0] = c"/"
+        slash += 1
     return 0 if renameat(directory, temporary, directory, path) == 0 else errno
 
 
@@ -384,6 +452,7 @@ cdef void release_store(store_t* store) noexcept nogil:
     if atomic_add(&store.refs, -1) > 0:
         return
     close(store.directory)
+    pthread_mutex_destroy(&store.mutex)
     free(store)
 
 
@@ -397,9 +466,12 @@ cdef class Store:
         memset(self.store, 0, sizeof(store_t))
         self.store.refs = 1
         self.store.directory = directory
+        pthread_mutex_init(&self.store.mutex, NULL)
 
     def __dealloc__(self):
         if self.store != NULL:
+            count_up(&self.store.kept_bytes, 2 * MAX_KEPT_BYTES)  # no more are queued
+            self.forget()
             release_store(self.store)
 
     @property
@@ -408,10 +480,43 @@ cdef class Store:
         return self.store.directory
 
     def counts(self):
-        """Return the blocks that were read, those that were missing, the bytes read, and the
-        damaged blocks.
+        """Return the blocks that were read, those that were missing, the bytes read, the damaged
+        blocks, and the blocks of reads in lanes that were dropped.
         """
-        return self.store.hits, self.store.misses, self.store.bytes_read, self.store.bad
+        cdef store_t* store = self.store
+        return store.hits, store.misses, store.bytes_read, store.bad, store.dropped
+
+    def take(self):
+        """Return the small blocks that reads in lanes have fetched since the last call: version,
+        number and bytes of each.
+        """
+        cdef kept_t* kept = take_kept(self.store)
+        cdef kept_t* following
+        cdef CachedVersion version
+        cdef list taken = []
+        cdef uint32_t size
+        while kept != NULL:
+            following = kept.next
+            version = CachedVersion.__new__(CachedVersion)
+            version.version = kept.version
+            atomic_add(&kept.version.refs, 1)
+            size = block_size(kept.version, kept.number)
+            view = memoryview(view_of(kept.block, kept.offset + size))[kept.offset:]
+            taken.append((version, kept.number, view))
+            forget_kept(self.store, kept)
+            kept = following
+        return taken
+
+    def forget(self):
+        """Drop what `take` would return."""
+        cdef kept_t* kept
+        cdef kept_t* following
+        with nogil:
+            kept = take_kept(self.store)
+            while kept != NULL:
+                following = kept.next
+                forget_kept(self.store, kept)
+                kept = following
 
 
 cdef class CachedVersion:
@@ -421,7 +526,7 @@ cdef class CachedVersion:
     trailer.
     """
 
-    def __cinit__(
+    def __init__(
         self, Store store not None, bytes path not None, bytes identity not None,
         long long size_bytes,
     ):
@@ -429,6 +534,8 @@ cdef class CachedVersion:
             raise ValueError(f"not the path of a version: {path!r}")
         if len(identity) > MAX_IDENTITY_BYTES:
             raise ValueError(f"an identity of {len(identity)} bytes")
+        if self.version != NULL:
+            raise ValueError("it has a version")
         self.version = <version_t*>malloc(sizeof(version_t))
         if self.version == NULL:
             raise MemoryError()
@@ -451,38 +558,40 @@ cdef class CachedVersion:
         if self.version != NULL:
             release_version(self.version)
 
-    def holds(self, long long index):
+    @property
+    def dropped(self):
+        """Whether the blocks are wrong, so that no more are written."""
+        return get_int(&self.version.dropped) != 0
+
+    def drop(self):
+        """Declare the blocks wrong."""
+        set_int(&self.version.dropped, 1)
+
+    def holds(self, long long number):
         """Whether there is a file for this block. It may be damaged, or go away."""
-        cdef char path[MAX_PATH_BYTES]
         cdef bint found
         with nogil:
-            path_of(self.version, index, path)
-            found = faccessat(self.version.store.directory, path, F_OK, 0) == 0
+            found = is_there(self.version, number)
         return found
 
     def held_until(self, long long start, long long stop):
-        """Return whether there is a file for the block at `start`, and the end of the blocks from
-        there on for which the answer is the same, at most `stop`. Positions are the object's.
+        """Return whether the bytes at `start` are in a block, and up to where, at most `stop`, the
+        answer is the same. Positions are the object's.
         """
-        cdef char path[MAX_PATH_BYTES]
-        cdef long long index = start // C_BLOCK_BYTES
-        cdef bint held = False
-        cdef bint first = True
-        cdef bint found
+        cdef bint held, following
+        cdef long long upto, position
         with nogil:
-            while index * C_BLOCK_BYTES < stop:
-                path_of(self.version, index, path)
-                found = faccessat(self.version.store.directory, path, F_OK, 0) == 0
-                if not first and found != held:
+            position = same_until(self.version, start, stop, &held)
+            while position < stop:
+                upto = same_until(self.version, position, stop, &following)
+                if following != held:
                     break
-                held = found
-                first = False
-                index += 1
-        return held, min(index * C_BLOCK_BYTES, stop)
+                position = upto
+        return held, position
 
-    def file_bytes(self, long long index):
+    def file_bytes(self, long long number):
         """Return the size of a block's file."""
-        cdef uint32_t size = block_size(self.version, index)
+        cdef uint32_t size = block_size(self.version, number)
         return size + trailer_size(self.version.identity_size, size)
 
     def read(self, long long start, long long stop, Arrival arrival not None):
@@ -507,22 +616,22 @@ cdef class CachedVersion:
                     release_block(block)
         return result
 
-    def write(self, long long index, const unsigned char[::1] data not None, bytes temporary not None):
+    def write(self, long long number, const unsigned char[::1] data not None, bytes temporary not None):
         """Write the bytes of a block by way of the file `temporary`; return 0 or an errno."""
         cdef int problem
-        if index < 0 or data.shape[0] == 0 or data.shape[0] != block_size(self.version, index):
-            raise ValueError(f"not block {index}: {data.shape[0]} bytes")
+        if number < 0 or data.shape[0] == 0 or data.shape[0] != block_size(self.version, number):
+            raise ValueError(f"not block {number}: {data.shape[0]} bytes")
         cdef const char* name = temporary
         with nogil:
-            problem = write_block(self.version, index, <const char*>&data[0], name)
+            problem = write_block(self.version, number, <const char*>&data[0], name)
         return problem
 
-    def remove(self, long long index):
+    def remove(self, long long number):
         """Remove a block; return whether there was one."""
         cdef char path[MAX_PATH_BYTES]
         cdef bint removed
         with nogil:
-            path_of(self.version, index, path)
+            path_of(self.version, number, path)
             removed = unlinkat(self.version.store.directory, path, 0) == 0
         return removed
 
@@ -558,13 +667,80 @@ cdef Block* fetch(
 ) noexcept nogil:
     cdef CachedSource* source = <CachedSource*>it
     cdef Block* block = new_block(stop - start)
-    if block != NULL:
-        if read_range(source.version, start, stop, block.bytes) == C_FOUND:
-            return block
-        release_block(block)
-    if source.other == NULL:
+    if block != NULL and read_range(source.version, start, stop, block.bytes) == C_FOUND:
+        return block
+    if block == NULL or source.other == NULL:
+        if block != NULL:
+            release_block(block)
         return NULL
-    return source.other.fetch(source.other, start, stop, thread, late_s)
+    return fetch_small(source, start, stop, thread, late_s, block)
+
+
+cdef Block* fetch_small(
+    CachedSource* source, long long start, long long stop, unsigned long long thread,
+    double late_s, Block* block
+) noexcept nogil:
+    """Fetch the small blocks that have [start, stop), to be kept; return `block` with the bytes."""
+    cdef long long begin = start - start % C_SMALL_BYTES
+    cdef long long end = stop + (C_SMALL_BYTES - stop % C_SMALL_BYTES) % C_SMALL_BYTES
+    cdef long long position
+    cdef Block* fetched
+    end = min(end, source.version.size_bytes)
+    fetched = source.other.fetch(source.other, begin, end, thread, late_s)
+    if fetched == NULL:
+        release_block(block)
+        return NULL
+    memcpy(block.bytes, fetched.bytes + (start - begin), stop - start)
+    position = begin
+    while position < end:
+        keep(source.version, position, fetched, position - begin)
+        position += C_SMALL_BYTES
+    release_block(fetched)
+    return block
+
+
+cdef void keep(version_t* version, long long position, Block* block, long long offset) noexcept nogil:
+    """Queue the small block at `position`, whose bytes are at `offset` of `block`, unless the queue
+    is full.
+    """
+    cdef store_t* store = version.store
+    cdef kept_t* kept
+    if count_up(&store.kept_bytes, C_SMALL_BYTES) > MAX_KEPT_BYTES:
+        count_up(&store.kept_bytes, -C_SMALL_BYTES)
+        count_up(&store.dropped, 1)
+        return
+    kept = <kept_t*>malloc(sizeof(kept_t))
+    if kept == NULL:
+        count_up(&store.kept_bytes, -C_SMALL_BYTES)
+        return
+    kept.number = C_SMALL | (position // C_SMALL_BYTES)
+    kept.offset = offset
+    kept.version = version
+    kept.block = block
+    atomic_add(&version.refs, 1)
+    hold_block(block)
+    pthread_mutex_lock(&store.mutex)
+    kept.next = store.kept
+    store.kept = kept
+    pthread_mutex_unlock(&store.mutex)
+
+
+cdef kept_t* take_kept(store_t* store) noexcept nogil:
+    """Empty the queue; return its first entry."""
+    cdef kept_t* first
+    pthread_mutex_lock(&store.mutex)
+    first = store.kept
+    store.kept = NULL
+    pthread_mutex_unlock(&store.mutex)
+    return first
+
+
+cdef void forget_kept(store_t* store, kept_t* kept) noexcept nogil:
+    """Release an entry that was taken."""
+    count_up(&store.kept_bytes, -C_SMALL_BYTES)
+    release_block(kept.block)
+    release_version(kept.version)
+    free(kept)
 
 
 cdef void destroy(source_t* it) noexcept nogil:

@@ -4,6 +4,7 @@
 DIR/mount-s3-cache/         0700, of the user who mounts
     v1/                     blocks in this format
         BUCKET-HASH/XX/DIGEST.INDEX
+        BUCKET-HASH/XX/DIGEST.d/INDEX   small blocks
         tmp/                blocks that are being written
         usage               the bytes of all blocks: 8 bytes, under flock
         counted             its mtime is the time of the last count of all blocks
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mountpoint.cache._files import BLOCK_BYTES, MAGIC, Store, crc32c_of
+from mountpoint.cache._files import BLOCK_BYTES, MAGIC, SMALL, SMALL_BYTES, Store, crc32c_of
 from mountpoint.cache.identity import Identity
 from mountpoint.errors import MountError
 
@@ -40,6 +41,8 @@ log = structlog.get_logger(__name__)
 NAME = "mount-s3-cache"
 FORMAT = "v1"
 TEMPORARY = "tmp"
+#: Directories of small blocks.
+SMALL_SUFFIX = ".d"
 #: Files are counted in whole pages, as file systems allocate them.
 PAGE_BYTES = 4096
 UNIT_BYTES = 16384
@@ -212,14 +215,24 @@ class CacheDirectory:
             for each in self.folders():
                 yield from self.files(each)
             return
-        for name in _names(self._descriptor, folder):
-            path = f"{folder}/{name}"
+        for path in self._paths(folder):
             with contextlib.suppress(FileNotFoundError):
                 found = os.stat(path, dir_fd=self._descriptor, follow_symlinks=False)
                 if stat.S_ISREG(found.st_mode):
                     yield CachedFile(
                         path, allocated_bytes(found.st_size), found.st_atime_ns, found.st_mtime_ns
                     )
+
+    def _paths(self, folder: str) -> Iterator[str]:
+        for name in _names(self._descriptor, folder):
+            if not name.endswith(SMALL_SUFFIX):
+                yield f"{folder}/{name}"
+                continue
+            inner = _names(self._descriptor, f"{folder}/{name}")
+            yield from (f"{folder}/{name}/{each}" for each in inner)
+            if not inner:  # all were removed
+                with contextlib.suppress(OSError):
+                    os.rmdir(f"{folder}/{name}", dir_fd=self._descriptor)
 
     def identity(self, file: CachedFile) -> Identity | None:
         """Return the identity in a block's trailer; None if it is damaged. Raises OSError."""
@@ -232,12 +245,14 @@ class CacheDirectory:
             found = self._trailer(file)
             if isinstance(found, str):
                 return found
-            identity, index, sums, data = found
+            identity, number, sums, data = found
         except FileNotFoundError:
             return None
-        if f"{identity.path}.{index}" != file.path:
+        index, full_bytes = number & ~SMALL, SMALL_BYTES if number & SMALL else BLOCK_BYTES
+        suffix = f"{SMALL_SUFFIX}/{index}" if number & SMALL else f".{index}"
+        if identity.path + suffix != file.path:
             return "it has the name of another block"
-        if len(data) != min(identity.size_bytes - index * BLOCK_BYTES, BLOCK_BYTES):
+        if len(data) != min(identity.size_bytes - index * full_bytes, full_bytes):
             return "it has another size than its object"
         units = [data[start : start + UNIT_BYTES] for start in range(0, len(data), UNIT_BYTES)]
         if sums != tuple(crc32c_of(unit) for unit in units):
@@ -290,7 +305,7 @@ class CacheDirectory:
     # --- inside ---
 
     def _trailer(self, file: CachedFile) -> "tuple[Identity, int, tuple[int, ...], bytes] | str":
-        """Return identity, index, checksums and bytes of a block, or what is wrong with it."""
+        """Return identity, number, checksums and bytes of a block, or what is wrong with it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(file.path, flags, dir_fd=self._descriptor)
         with os.fdopen(descriptor, "rb") as stream:

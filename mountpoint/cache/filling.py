@@ -28,10 +28,10 @@ NICE = 10
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block to be written."""
+    """A block to be written, by its number (`_files`)."""
 
     version: CachedVersion
-    index: int
+    number: int
     data: memoryview | bytes | bytearray
 
 
@@ -117,20 +117,20 @@ class Filler:
     def _write(self, block: Block) -> None:
         """Write a block, unless it is there. Raises OSError."""
         version = block.version
-        if version.holds(block.index):
+        if version.holds(block.number):
             return
         if not self._directory.is_counted:
             self._directory.recount()
-        reserved = allocated_bytes(version.file_bytes(block.index))
+        reserved = allocated_bytes(version.file_bytes(block.number))
         if not self._evictor.reserve(reserved):
             self._counters.add("cache_dropped")
             return
-        problem = version.write(block.index, block.data, self._directory.temporary())
+        problem = version.write(block.number, block.data, self._directory.temporary())
         if problem:
             self._directory.add_usage(-reserved)
             self._health.failed(problem)
             return
         if version.dropped:  # meanwhile
-            version.remove(block.index)
+            version.remove(block.number)
         self._counters.add("cache_bytes_written", len(block.data))
         self._health.succeeded()

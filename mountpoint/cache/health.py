@@ -75,7 +75,7 @@ class Health:
 
     def succeeded(self) -> None:
         """Note a success."""
-        if self._failing:
+        if self._failing and self._clock() >= self._paused_until_s:
             self._failing = False
             log.info(f"the cache is used for {self._doing} again", directory=self._path)
 

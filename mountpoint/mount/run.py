@@ -209,8 +209,10 @@ def _serve(
         recent,
         data_plane=client.data_plane,
     )
-    swept = (streams, uploads, filesystem, receivers, answers)
-    memory.start_sweeping([*(each.sweep for each in swept), end_reads], stopping)
+    sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, answers)]
+    if cache is not None:
+        sweeps.append(cache.sweep)
+    memory.start_sweeping([*sweeps, end_reads], stopping)
     binding.widen(config.mount.channel)
     binding.serve_lane(meters)
     if config.mount.descriptor is not None:

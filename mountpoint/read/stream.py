@@ -35,7 +35,7 @@ import threading
 from collections.abc import Callable
 
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of
-from mountpoint.cache.block_cache import CachedObject
+from mountpoint.cache.cached_object import WIDENED_BYTES, CachedObject
 from mountpoint.config import MIB, ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
 from mountpoint.native._lane import Lane
@@ -272,6 +272,8 @@ class ReadStream:
             parts = self._clear()
         for part in parts:
             part.cancel()
+        if self._cached is not None:
+            self._cached.close()
         if self._whole is not None:
             self._whole.give_up()
         self._on_close(self)
@@ -313,7 +315,8 @@ class ReadStream:
                 self._waiting_bytes -= stop - offset
                 self._parts.note_read(stop - offset)
                 self._count_read()
-                self._drop([part for part in parts if not part.ahead and part.stop <= stop])
+                reached = stop if self._cached is None else self._cached.widened(0, stop)[1]
+                self._drop([part for part in parts if not part.ahead and part.stop <= reached])
                 if self._window.random:
                     self._allow_random()
 
@@ -428,12 +431,16 @@ class ReadStream:
         When memory runs out, only the bytes that the read needs are still fetched (lock held).
         """
         room = True
+        page_bytes = PAGE_BYTES
+        if self._cached is not None:
+            ranges = [self._cached.widened(*each) for each in ranges]
+            page_bytes = WIDENED_BYTES
         gaps = [gap for each in ranges for gap in self._parts.gaps(*each)]
         for start, end, cached in [each for gap in gaps for each in self._split(*gap)]:
             waiting = start < stop and offset < end
             if not (waiting or room):
                 continue
-            exactly = waiting and offset - PAGE_BYTES < start and end < stop + PAGE_BYTES
+            exactly = waiting and offset - page_bytes < start and end < stop + page_bytes
             room = self._lease.try_take(end - start)
             if room:
                 self._issue(start, end, ahead=not exactly, cached=cached)

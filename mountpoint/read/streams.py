@@ -79,12 +79,16 @@ class Streams:
             self._history.left(stream, opener)
             self._closed(stream)
 
+        cached = None if self._cache is None else self._cache.object(info)
+        initial_bytes = self._history.initial_bytes(info.key, info.size_bytes, opener)
+        if cached is not None:
+            initial_bytes = cached.widened(0, initial_bytes)[1]
         stream = ReadStream(
             self._source,
             info,
-            initial_bytes=self._history.initial_bytes(info.key, info.size_bytes, opener),
+            initial_bytes=initial_bytes,
             looked_at=self._history.is_looked_at(info.key),
-            cached=None if self._cache is None else self._cache.object(info),
+            cached=cached,
             config=self._config,
             budget=self.budget,
             stats=self._stats,

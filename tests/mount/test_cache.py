@@ -1,5 +1,6 @@
 """The data cache on real mounts: what survives a restart, what is shared, and what goes wrong."""
 
+import contextlib
 import mmap
 import os
 import random
@@ -45,6 +46,20 @@ def options(cache: Path, *others: str) -> list[str]:
 def blocks(cache: Path) -> list[Path]:
     """Return the files of all blocks."""
     return sorted((cache / NAME / FORMAT).glob("*-*/??/*.*"))
+
+
+def size_of(cache: Path) -> int:
+    """Return the bytes of all blocks."""
+    total = 0
+    for path in blocks(cache):
+        with contextlib.suppress(FileNotFoundError):  # it may go away
+            total += path.stat().st_size
+    return total
+
+
+def small_blocks(cache: Path) -> list[Path]:
+    """Return the files of all small blocks."""
+    return sorted((cache / NAME / FORMAT).glob("*-*/??/*.d/*"))
 
 
 def forget_pages(path: Path) -> None:
@@ -121,6 +136,50 @@ def test_random_reads(store: Store, folder: Path, cache: Path, body: bytes) -> N
         after = mount.counters()
         assert after["gets"] == before
         assert after["cache_hits"] >= 600
+
+
+@pytest.mark.parametrize("extra", [[], ["--no-native"]], ids=["native", "python"])
+def test_random_reads_are_kept(
+    store: Store, folder: Path, cache: Path, body: bytes, extra: list[str]
+) -> None:
+    """Each place is fetched once, with 64 KiB around it; later reads there come from disk."""
+    source = random.Random(5)
+    # One page of each small block: within a second these might be fetched twice.
+    places = [unit * 16 + source.randrange(16) for unit in range(SIZE // 65536)]
+    source.shuffle(places)
+
+    def read(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            buffer = mmap.mmap(-1, 4096)
+            for page in places:
+                assert os.preadv(descriptor, [buffer], page * 4096) == 4096
+                assert buffer[:] == body[page * 4096 :][:4096]
+        finally:
+            os.close(descriptor)
+
+    wanted = len(places)
+    with mounted(store, folder, *options(cache), *extra) as mount:
+        read(mount.path / "large")
+        assert mount.counters()["gets"] <= wanted + 2
+        eventually(lambda: len(small_blocks(cache)) >= wanted)
+    with mounted(store, folder, *options(cache), *extra) as mount:
+        read(mount.path / "large")
+        assert mount.counters()["gets"] == 0
+
+
+def test_jumps_are_kept(store: Store, folder: Path, cache: Path, body: bytes) -> None:
+    """Pieces like the columns of a Parquet file come from disk the second time."""
+    places = [(SIZE - 65_000, 65_000), *((3 * MIB + n * 900_001, 300_000) for n in range(6))]
+    for again in (False, True):
+        with mounted(store, folder, *options(cache)) as mount:
+            with (mount.path / "large").open("rb", buffering=0) as file:
+                for offset, size in places:
+                    assert os.pread(file.fileno(), size, offset) == body[offset:][:size]
+            if again:
+                assert mount.counters()["gets"] == 0
+            else:
+                eventually(lambda: len(small_blocks(cache)) >= 6 * 4)
 
 
 def test_a_new_version(store: Store, folder: Path, cache: Path, body: bytes) -> None:
@@ -200,7 +259,7 @@ def test_the_limit(store: Store, folder: Path, cache: Path, body: bytes) -> None
     with mounted(store, folder, *options(cache, "--max-cache-size", "16")) as mount:
         for number in range(4):
             assert (mount.path / f"many/{number}").read_bytes() == body[number:]
-            assert sum(each.stat().st_size for each in blocks(cache)) <= limit
+            assert size_of(cache) <= limit
         counters = mount.counters()
         assert counters["cache_evictions"] > 0
         assert counters["cache_bytes_written"] > 0
