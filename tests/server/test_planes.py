@@ -113,6 +113,17 @@ CHANGES: dict[str, Change] = {
     "the same ETag twice": lambda exchange: again("ETag", value_of(exchange, "ETag"))(exchange),
     "another ETag, too": again("ETag", '"0123456789abcdef0123456789abcdef"'),
     "no Last-Modified": without("Last-Modified"),
+    "another Last-Modified": header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT"),
+    "another Last-Modified, too": again("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT"),
+    "a storage class": header("X-Amz-Storage-Class", "GLACIER_IR"),
+    "a restored object": header(
+        "x-amz-restore", 'ongoing-request="false", expiry-date="Fri, 21 Dec 2029 00:00:00 GMT"'
+    ),
+    "two states of a restored object": lambda exchange: (
+        again("x-amz-restore", 'ongoing-request="true"')(exchange),
+        again("x-amz-restore", 'ongoing-request="false", expiry-date="X"')(exchange),
+    )[0],
+    "metadata": header("x-amz-meta-Mode", " 33188 "),
     "no Content-Range": without("Content-Range"),
     "another range": header("Content-Range", f"bytes {START + 1}-{STOP}/{len(BODY)}"),
     "another start": header("Content-Range", f"bytes {START - 1}-{STOP - 1}/{len(BODY)}"),
@@ -174,7 +185,8 @@ def outcome(client: CrtClient, version: ObjectInfo, start: int, stop: int) -> ob
     names = ("gets", "bytes_asked", "checksums_verified", "checksums_absent")
     counted = [after[name] - before[name] for name in names]
     if part.ready:
-        return bytes(part.data), part.info, counted
+        assert part.info is not None
+        return bytes(part.data), part.info, part.info.metadata, counted
     error = part.error
     assert isinstance(error, S3Error)
     return type(error), str(error), error.status, error.code, bool(error.request_id), counted[:2]

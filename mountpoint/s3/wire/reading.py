@@ -22,6 +22,7 @@ from mountpoint.s3.wire.xml import read_xml
 __all__ = [
     "Headers",
     "content_range",
+    "described",
     "error_from_response",
     "header",
     "http_date_ns",
@@ -468,20 +469,28 @@ def object_info(
     etag = strong_etag(value)
     if not etag:
         raise BadAnswer(f"the ETag '{printable(value, 80)}' is invalid", status=status)
+    return described(key, size_bytes, etag, headers)
+
+
+def described(key: bytes, size_bytes: int, etag: str, headers: Headers) -> ObjectInfo:
+    """Return the description of an object whose size and ETag are known, by the other headers."""
     restore = header(headers, "x-amz-restore") or ""
     return ObjectInfo(
-        key=key,
-        size_bytes=size_bytes,
-        mtime_ns=http_date_ns(header(headers, "last-modified") or ""),
-        etag=etag,
-        storage_class=header(headers, "x-amz-storage-class") or "STANDARD",
-        restored='ongoing-request="false"' in restore and "expiry-date=" in restore,
-        metadata=metadata(headers) or NO_METADATA,
+        key,
+        size_bytes,
+        http_date_ns(header(headers, "last-modified") or ""),
+        etag,
+        header(headers, "x-amz-storage-class") or "STANDARD",
+        'ongoing-request="false"' in restore and "expiry-date=" in restore,
+        metadata(headers) or NO_METADATA,
     )
 
 
 def metadata(headers: Headers) -> dict[str, str]:
     """Return the user metadata, by lower-case names without the header prefix."""
     prefix = "x-amz-meta-"
-    lower = ((name.lower(), value) for name, value in headers)
-    return {name[len(prefix) :]: value.strip() for name, value in lower if name.startswith(prefix)}
+    return {
+        name[len(prefix) :].lower(): value.strip()
+        for name, value in headers
+        if name.lower().startswith(prefix)
+    }

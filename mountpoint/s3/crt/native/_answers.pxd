@@ -17,8 +17,16 @@ cdef enum:
     COMPOSITE = 2
     OTHER_TYPE = 3
 
+    # What a header describes, besides the object's size and ETag.
+    NOTHING = 0
+    MODIFIED = 1
+    RESTORED = 2
+    STORAGE_CLASS = 4
+    METADATA = 8
+
 cdef bint is_named(const aws_http_header* header, const char* name) noexcept nogil
 cdef bint is_checksum(const aws_http_header* header) noexcept nogil
+cdef int described_by(const char* name, size_t size) noexcept nogil
 cdef bint is_value(const aws_http_header* header, const char* value, size_t size) noexcept nogil
 cdef bint is_number(const aws_http_header* header, uint64_t number) noexcept nogil
 cdef bint is_range(

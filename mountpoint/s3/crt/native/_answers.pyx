@@ -26,6 +26,19 @@ cdef bint is_checksum(const aws_http_header* header) noexcept nogil:
     ) == 0
 
 
+cdef int described_by(const char* name, size_t size) noexcept nogil:
+    """Return what a header of this name describes, besides the object's size and ETag."""
+    if size == 13 and strncasecmp(name, b"last-modified", 13) == 0:
+        return MODIFIED
+    if size == 13 and strncasecmp(name, b"x-amz-restore", 13) == 0:
+        return RESTORED
+    if size == 19 and strncasecmp(name, b"x-amz-storage-class", 19) == 0:
+        return STORAGE_CLASS
+    if size >= 11 and strncasecmp(name, b"x-amz-meta-", 11) == 0:
+        return METADATA
+    return NOTHING
+
+
 cdef bint is_value(const aws_http_header* header, const char* value, size_t size) noexcept nogil:
     return header.value.len == size and memcmp(header.value.ptr, value, size) == 0
 

@@ -40,9 +40,11 @@ from mountpoint.s3.crt.native._answers cimport (
     CRC32C,
     CRC64NVME,
     FULL_OBJECT,
+    METADATA,
     NO_CHECKSUM,
     NO_TYPE,
     OTHER_TYPE,
+    described_by,
     is_checksum,
     is_named,
     is_number,
@@ -81,6 +83,7 @@ cdef int on_headers(void* request, const void* headers, int status, void* user) 
     cdef bint etag = False, sized = False
     cdef int algorithm = NO_CHECKSUM, checksums = 0
     cdef int kind = NO_TYPE
+    cdef int about, known = 0  # what the headers describe
     cdef uint64_t checksum = 0
     if get.described_at_s != 0:  # they may be in use; the CRT says them once
         return 0
@@ -104,6 +107,11 @@ cdef int on_headers(void* request, const void* headers, int status, void* user) 
         elif is_checksum(&header):
             checksums += 1
             algorithm = read_checksum(&header, &checksum)
+        else:
+            about = described_by(<const char*>header.name.ptr, header.name.len)
+            if about & known & ~METADATA:
+                get.unclear = True
+            known |= about
     if status != 200 and status != 206:
         return 0
     if not etag or not sized or etags > 1 or sizes > 1 or (status == 200) != get.whole:

@@ -36,7 +36,7 @@ from mountpoint.native._sync cimport (
     time_of,
     timespec,
 )
-from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM
+from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM, NOTHING, described_by
 from mountpoint.s3.crt.native._crt cimport Functions, aws_byte_cursor, aws_http_header
 from mountpoint.s3.crt.native._gets cimport (
     Get,
@@ -236,18 +236,30 @@ cdef class NativeGet:
 
     def headers(self):
         """Return names and values of the answer's headers, once they have arrived."""
+        return self._headers(False)
+
+    def description(self):
+        """Return those headers that describe the object besides its size and ETag."""
+        return self._headers(True)
+
+    cdef list _headers(self, bint describing):
         cdef const char* position = self.get.headers
         cdef const char* stop = position + self.get.headers_size
+        cdef const char* name
         cdef list headers = []
-        cdef uint32_t size
+        cdef uint32_t name_size, size
         while position < stop:
+            memcpy(&name_size, position, 4)
+            name = position + 4
+            position = name + name_size
             memcpy(&size, position, 4)
-            name = PyUnicode_DecodeUTF8(position + 4, size, b"surrogateescape")
-            position += 4 + size
-            memcpy(&size, position, 4)
-            value = PyUnicode_DecodeUTF8(position + 4, size, b"surrogateescape")
-            position += 4 + size
-            headers.append((name, value))
+            position += 4
+            if not describing or described_by(name, name_size) != NOTHING:
+                headers.append((
+                    PyUnicode_DecodeUTF8(name, name_size, b"surrogateescape"),
+                    PyUnicode_DecodeUTF8(position, size, b"surrogateescape"),
+                ))
+            position += size
         return headers
 
     def error_body(self):

@@ -32,6 +32,7 @@ from mountpoint.s3.crt.native import symbols
 from mountpoint.s3.crt.native._requests import NativeGet, NativeGets
 from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire.checksum import Verification
+from mountpoint.s3.wire.reading import described
 
 log = structlog.get_logger(__name__)
 
@@ -88,8 +89,13 @@ class NativeDownload(Exchange):
 
     def info(self) -> ObjectInfo:
         """Return the description of the object, once the headers are here. Raises BadAnswer."""
-        assert self.get is not None
-        return self._description(self.get)
+        get = self.get
+        assert get is not None
+        if get.unclear:
+            return self._description(get)
+        # The answer was compared: it has the size and ETag of the version.
+        version = self.version
+        return described(version.key, version.size_bytes, version.etag, get.description())
 
     def settle(self, get: NativeGet | None = None) -> None:
         """Do what is left to do when the request has ended. Later calls have no effect."""
