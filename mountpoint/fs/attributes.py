@@ -8,7 +8,7 @@ and the object's time, as far as the metadata has them. st_ctime is always the o
 
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mountpoint.config import FileSystemConfig
 from mountpoint.fs.inodes import Inode, InodeNumber
@@ -16,8 +16,7 @@ from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.posix_metadata import NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """The attributes that stat(2) shows. The kernel may cache them for `ttl_s` seconds."""
 
     inode: InodeNumber

@@ -41,7 +41,6 @@ from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
-from mountpoint.native._lane import Lane
 from mountpoint.read.stream import Bytes
 from mountpoint.system.memory import drop_leftovers, give_back
 
@@ -294,13 +293,9 @@ class FileSystem:
         info = self._files.get(number).inode.info
         return info is not None and info.size_bytes > 0
 
-    def is_shared(self, number: HandleNumber) -> bool:
-        """Whether others may change the content of an open file, so that no pages may be cached."""
-        return self._files.get(number).shared
-
-    def lane(self, number: HandleNumber) -> Lane | None:
-        """See OpenFile."""
-        return self._files.get(number).lane
+    def file(self, number: HandleNumber) -> OpenFile:
+        """Return the handle of an open file."""
+        return self._files.get(number)
 
     def unlink(self, parent: InodeNumber, name: bytes) -> None:
         """Delete a file."""
@@ -332,7 +327,7 @@ class FileSystem:
     def being_written(self) -> list[UnfinishedFile]:
         """Return the files whose latest content is not in S3."""
         return [
-            UnfinishedFile(self._shown(each.inode.key), each.size_bytes, each.pending_bytes)
+            UnfinishedFile(self.shown(each.inode.key), each.size_bytes, each.pending_bytes)
             for each in self._local.writers()
             if not each.removed
         ]
@@ -346,17 +341,25 @@ class FileSystem:
         except StaleInode:
             return f"<inode {number}>"
         slash = b"" if inode.is_directory or not name else b"/"
-        return self._shown(inode.key + slash + name)
+        return self.shown(inode.key + slash + name)
+
+    def inode_of_file(self, number: HandleNumber) -> Inode | None:
+        """Return the inode of an open file; None for an unknown handle."""
+        try:
+            return self._files.get(number).inode
+        except BadHandle:
+            return None
 
     def path_of_handle(self, number: HandleNumber, *, directory: bool = False) -> str:
         """Return the path below the mount of an open file or directory."""
         try:
             handle = self._open_directories.get(number) if directory else self._files.get(number)
-            return self._shown(handle.inode.key)
+            return self.shown(handle.inode.key)
         except BadHandle:
             return f"<handle {number}>"
 
-    def _shown(self, key: bytes) -> str:
+    def shown(self, key: bytes) -> str:
+        """Return the path below the mount of a key."""
         return "/" + key[len(self._inodes.root.key) :].decode("utf-8", "backslashreplace")
 
     # --- inside ---

@@ -114,7 +114,10 @@ class Inode:
         """The object's key, or the directory's prefix."""
         if self._prefix is not None:
             return self._prefix
-        return self.directory + self.name
+        parent = self.parent
+        if parent is None or parent._prefix is None:
+            return self.directory + self.name
+        return parent._prefix + self.name  # the usual case, in one call
 
     def is_below(self, other: "Inode") -> bool:
         """Whether it is the directory `other`, or anything below it."""
@@ -171,7 +174,7 @@ def _pack(info: ObjectInfo) -> bytes:
     behind = b""
     if info.metadata is not None:
         flags |= _HAS_METADATA
-        kept = parsed(info.metadata)
+        kept = parsed(info.metadata) if info.metadata else NOTHING
         if kept != NOTHING:
             flags |= _HAS_ATTRIBUTES
             values = (kept.mode, kept.uid, kept.gid, kept.mtime_ns)
@@ -377,12 +380,13 @@ class InodeTable:
                 assert inode.lookups > 0 or inode.opens > 0, inode
             assert self._alias_of == {number: alias for alias, number in self._aliases.items()}
             for alias, number in self._aliases.items():
-                assert alias == self._digest(self._inodes[number].key, self._inodes[number].info)
+                inode = self._inodes[number]
+                assert alias == digest(inode.key, inode.info, self._bits)
 
     def _number(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number of the entry's inode, or a free one for it (lock held)."""
         key = _key(parent, entry)
-        number = self._digest(key, entry.info)
+        number = digest(key, entry.info, self._bits)
         number = self._aliases.get(number, number)
         while True:
             inode = self._inodes.get(InodeNumber(number))
@@ -404,7 +408,7 @@ class InodeTable:
     def _alias(self, inode: Inode) -> None:
         """Make the inode findable by the number of its present key and version."""
         self._drop_alias(inode)
-        number = self._digest(inode.key, inode.info)
+        number = digest(inode.key, inode.info, self._bits)
         if number == inode.number:
             return
         # Equal content was deleted and written again: the last inode takes the alias.
@@ -418,9 +422,6 @@ class InodeTable:
         number = self._alias_of.pop(inode.number, None)
         if number is not None:
             del self._aliases[number]
-
-    def _digest(self, key: bytes, info: ObjectInfo | None) -> int:
-        return digest(key, info, self._bits)
 
     def _no_version(self) -> str:
         """Return an ETag that no object can have: S3's are quoted."""

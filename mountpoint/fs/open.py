@@ -88,10 +88,11 @@ class ReadHandle:
     @property
     def paged(self) -> PageState:
         """How much of the file the kernel may have cached through this handle."""
-        if self._stream is None or self._stream.read_bytes == 0:
+        stream = self._stream
+        read_bytes = 0 if stream is None else stream.read_bytes
+        if stream is None or read_bytes == 0:
             return PageState.NOT
-        whole = self._stream.read_bytes >= self._stream.size_bytes
-        return PageState.ALL if whole else PageState.SOME
+        return PageState.ALL if read_bytes >= stream.size_bytes else PageState.SOME
 
     def read(self, offset: int, size: int) -> Bytes:
         """See OpenFile. Raises FileDamaged if bytes do not match S3's checksum."""

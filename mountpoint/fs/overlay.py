@@ -158,7 +158,7 @@ class OverlayNames:
 
     def is_directory(self, prefix: bytes) -> bool:
         """Whether a directory was added here."""
-        names = self._directories.get(_parent(prefix))
+        names = self._directories.get(_parent(prefix)) if self._directories else None
         return names is not None and _name(prefix) in names
 
     def add_directory(self, prefix: bytes) -> None:

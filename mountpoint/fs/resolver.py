@@ -86,6 +86,8 @@ class Resolver:
         if not attributes:
             return self._find(parent.key, name)
         try:
+            if not self._attributes:
+                return self._find(parent.key, name)
             return self._find_with_attributes(parent, name)
         except NoSuchEntry:
             self._absent.append((parent.key, name, time.monotonic()))
@@ -153,8 +155,7 @@ class Resolver:
     def _find_with_attributes(self, parent: Inode, name: bytes) -> tuple[Entry, float]:
         for _ in range(METADATA_TRIES):
             entry, fresh_until_s = self._find(parent.key, name)
-            complete = entry.info is None or entry.info.metadata is not None
-            if complete or not self._attributes:
+            if entry.info is None or entry.info.metadata is not None:
                 return entry, fresh_until_s
             found = self._inodes.with_metadata(parent, entry, time.monotonic())
             found = found or self._head(parent.key, entry)

@@ -78,17 +78,22 @@ def operation(
     def decorate(
         method: Callable[Concatenate["Operations", P], R],
     ) -> Callable[Concatenate["Operations", P], R]:
+        name = method.__name__
+
         @functools.wraps(method)
         def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
-            timer = self._meters.operation(method.__name__)
+            timer = self._meters.operations.get(name) or self._meters.operation(name)
             begun_ns = timer.begin()
-            path = self._path("file", args) if subject == "closed" else ""
+            # Its handle ends before the operation can fail.
+            closed: Any = args[0] if subject == "closed" else None
+            inode = None if closed is None else self._fs.inode_of_file(closed)
             failed = True
             try:
                 result = method(self, *args, **kwargs)
                 failed = False
             except Exception as error:
-                self._fail(method.__name__, path or self._path(subject, args), error)
+                path = self._path(subject, args) if inode is None else self._fs.shown(inode.key)
+                self._fail(name, path, error)
             finally:
                 timer.end(begun_ns, failed)
             return result
@@ -207,7 +212,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         writes = flags & (os.O_ACCMODE | os.O_TRUNC)
         process = process_of(ctx.pid) if writes else ctx.pid
         handle = self._fs.open(inode, flags, process, ctx.pid)
-        if self._fs.is_shared(handle):
+        file = self._fs.file(handle)
+        if file.shared:
             go_direct()
         elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide() and self._fs.has_bytes(handle):
             # With the channel, the kernel refuses to map it for shared writing (`flags_of_open`).
@@ -216,7 +222,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
                 "writes to a mapping of the file would be lost",
                 "mount with --staged-writes DIR and --allow-overwrite, or open the file read-only",
             )
-        lane = self._fs.lane(handle)
+        lane = file.lane
         if lane is not None:
             lane.register(handle)
         return handle
@@ -355,7 +361,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
             return self._fs.path_of(args[0], args[1])
         if subject == "inode":
             return self._fs.path_of(args[0])
-        if subject in ("file", "directory"):
+        if subject in ("file", "closed", "directory"):
             return self._fs.path_of_handle(args[0], directory=subject == "directory")
         return "/"
 

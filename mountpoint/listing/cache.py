@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mountpoint.listing.pages import Span, Spans
 from mountpoint.listing.tree import Entry
@@ -119,7 +119,14 @@ class ListingCache:
         self._nonempty_at_s: dict[bytes, float] = {}  # directories
         self._discarded_at_s: dict[tuple[bytes, bytes], float] = {}
         self._absent_at_s: dict[tuple[bytes, bytes], float] = {}
-        self._discarded_below_at_s: dict[bytes, float] = {}  # directories, with all below them
+        # Directories, with all below them; pages requested before have expired, too:
+        self._discarded_below_at_s: dict[bytes, float] = {}
+        self._times_s: tuple[dict[Any, float], ...] = (
+            self._discarded_at_s,
+            self._nonempty_at_s,
+            self._absent_at_s,
+            self._discarded_below_at_s,
+        )
 
     def add(
         self,
@@ -149,7 +156,6 @@ class ListingCache:
         with self._lock:
             if not self._is_discarded(directory, requested_at_s):
                 self._note_nonempty(directory, requested_at_s)
-            self._drop_old()
 
     def span_of(self, directory: bytes, name: bytes) -> Span | None:
         """Return the newest page, expired or not, whose span includes `name`.
@@ -414,11 +420,9 @@ class ListingCache:
                     self._pages.move_to_end(page.number)
                     continue
             self._drop(page)
-        _drop_until(oldest_s, self._discarded_at_s)
-        _drop_until(oldest_s, self._nonempty_at_s)
-        _drop_until(oldest_s, self._absent_at_s)
-        # Pages requested before have expired, too.
-        _drop_until(oldest_s, self._discarded_below_at_s)
+        for times_s in self._times_s:
+            if times_s:
+                _drop_until(oldest_s, times_s)
 
 
 def _note(times_s: dict[K, float], key: K, time_s: float, limit: int) -> None:

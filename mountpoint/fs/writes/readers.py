@@ -43,8 +43,10 @@ class Readers:
         # dependencies
         self._inodes = inodes
         self._drop_pages = drop_pages
-        # mutable, guarded by _changed
-        self._changed = threading.Condition()
+        # mutable, guarded by _lock, which is that of _changed
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._watchers = 0  # calls that wait for _counts or _expected to change
         self._counts: Counter[InodeNumber] = Counter()
         #: By key: until when a writer is expected (monotonic clock).
         self._expected: dict[bytes, float] = {}
@@ -52,20 +54,21 @@ class Readers:
 
     def begin(self, inode: Inode) -> None:
         """Count a reader. If a writer is expected, wait for it first."""
-        with self._changed:
-            expected_s = self._expected.get(inode.key)
+        with self._lock:
+            expected_s = self._expected.get(inode.key) if self._expected else None
             if expected_s is not None:
                 left_s = expected_s - time.monotonic()
                 self._wait(lambda: inode.key not in self._expected, left_s)
-            self._counts[inode.number] += 1
+            self._counts[inode.number] = self._counts.get(inode.number, 0) + 1
 
     def end(self, inode: Inode) -> None:
         """Subtract a reader."""
-        with self._changed:
+        with self._lock:
             self._counts[inode.number] -= 1
             if not self._counts[inode.number]:
                 del self._counts[inode.number]
-            self._changed.notify_all()
+            if self._watchers:
+                self._changed.notify_all()
 
     def are_there(self, inode: Inode) -> bool:
         """Whether an inode has readers."""
@@ -76,13 +79,13 @@ class Readers:
 
         The kernel reports a close shortly after the program has gone on.
         """
-        with self._changed:
-            return self._changed.wait_for(lambda: self._counts[inode.number] <= 1, within_s)
+        with self._lock:
+            return self._watch(lambda: self._counts[inode.number] <= 1, within_s)
 
     def leave(self, inode: Inode) -> NoReturn:
         """Leave an inode to its readers, and raise Superseded for the writer."""
         now_s = time.monotonic()
-        with self._changed:
+        with self._lock:
             late = [key for key, until_s in self._expected.items() if until_s <= now_s]
             for key in late:
                 del self._expected[key]
@@ -92,7 +95,7 @@ class Readers:
 
     def arrived(self, inode: Inode) -> None:
         """Note that the expected writer has opened an inode; wake the readers that wait for it."""
-        with self._changed:
+        with self._lock:
             if self._expected.pop(inode.key, None) is not None:
                 self._changed.notify_all()
 
@@ -109,7 +112,7 @@ class Readers:
         The kernel reports a close shortly after the program has gone on.
         """
         assert entry.info is not None
-        with self._changed:
+        with self._lock:
             if inode.is_version(entry):
                 return True
             self._wait(lambda: not self.are_there(inode), RETURN_S)
@@ -123,6 +126,14 @@ class Readers:
         if self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
-                self._changed.wait_for(condition, within_s)
+                self._watch(condition, within_s)
             finally:
                 self._waiting -= 1
+
+    def _watch(self, condition: Callable[[], bool], within_s: float) -> bool:
+        """Wait for a condition (lock held); return whether it holds."""
+        self._watchers += 1
+        try:
+            return self._changed.wait_for(condition, within_s)
+        finally:
+            self._watchers -= 1

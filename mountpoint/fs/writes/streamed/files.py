@@ -41,9 +41,11 @@ class StreamedFiles:
 
     def find(self, inode: Inode) -> StreamedWriter | None:
         """Return an inode's file that is being written, or is open for writing after its upload."""
-        writer = self.being_written(inode)
-        if writer is not None:
+        writer = self._mount.local.writer(inode)
+        if isinstance(writer, StreamedWriter):
             return writer
+        if not self._uploaded:  # the usual case
+            return None
         uploaded = self._uploaded.get(inode.key)
         found = uploaded is not None and uploaded.inode is inode and uploaded.is_open
         return uploaded if found else None
