@@ -8,6 +8,7 @@ whole, file after file; indexers read the first kilobytes of each; the files bef
 pattern. A range that is too small costs one more round trip; one that is too large wastes bytes.
 """
 
+import operator
 import threading
 from collections import OrderedDict, deque
 from typing import NamedTuple, Protocol
@@ -60,6 +61,9 @@ class _File(NamedTuple):
     exact: bool
 
 
+_is_whole = operator.attrgetter("whole")
+
+
 class OpenFile(Protocol):
     """The reads of an open file."""
 
@@ -83,7 +87,8 @@ class ReadHistory:
     """
 
     def __init__(self) -> None:
-        # mutable, guarded by _lock; the most recently used last
+        # mutable, guarded by _lock, and copied in single steps of the interpreter without it; the
+        # most recently used last
         self._lock = threading.Lock()
         self._read: OrderedDict[bytes, deque[_File]] = OrderedDict()
         self._open: dict[tuple[int, bytes], deque[OpenFile]] = {}
@@ -91,7 +96,7 @@ class ReadHistory:
     def initial_bytes(self, key: bytes, size_bytes: int, opener: int = 0) -> int:
         """Return how much of an object to fetch when it is opened."""
         last = self._last(key, opener)
-        if last and all(each.whole for each in last):
+        if last and all(map(_is_whole, last)):
             like_bytes = LIKE * last[0].read_bytes if len(last) == 1 else LARGEST_WHOLE_BYTES
             if size_bytes <= min(like_bytes, LARGEST_WHOLE_BYTES):
                 return size_bytes
@@ -119,26 +124,32 @@ class ReadHistory:
         Open files do not say that: they may be read on.
         """
         last = self._last(key, 0)
-        return bool(last) and not any(each.whole or each.total_bytes > LOOK_BYTES for each in last)
+        if not last or last[-1].whole:  # the usual cases, without a loop
+            return False
+        return not any(each.whole or each.total_bytes > LOOK_BYTES for each in last)
 
     def used(self, file: OpenFile, opener: int) -> None:
         """Note that a file has been opened, or that its first read has come."""
         if opener == 0:
             return
         with self._lock:
-            files = self._open.setdefault((opener, _directory(file.key)), deque(maxlen=OPEN_FILES))
-            if file in files:
+            known = opener, _directory(file.key)
+            files = self._open.get(known)
+            if files is None:
+                files = self._open[known] = deque(maxlen=OPEN_FILES)
+            elif file in files:
                 files.remove(file)
             files.append(file)
 
     def left(self, file: OpenFile, opener: int) -> None:
         """Note that a file is not open any more."""
         with self._lock:
-            files = self._open.get((opener, _directory(file.key)))
+            known = opener, _directory(file.key)
+            files = self._open.get(known)
             if files is not None and file in files:
                 files.remove(file)
                 if not files:
-                    del self._open[opener, _directory(file.key)]
+                    del self._open[known]
 
     def closed(
         self,
@@ -155,17 +166,18 @@ class ReadHistory:
         """
         directory = _directory(key)
         with self._lock:
-            last = self._read.setdefault(directory, deque(maxlen=LAST_FILES))
+            last = self._read.get(directory)
+            if last is None:
+                last = self._read[directory] = deque(maxlen=LAST_FILES)
             last.append(_file(size_bytes, read_bytes, elsewhere=elsewhere, exact=exact))
             self._read.move_to_end(directory)
             if len(self._read) > MAX_DIRECTORIES:
                 self._read.popitem(last=False)
 
     def _last(self, key: bytes, opener: int) -> list[_File]:
-        with self._lock:
-            closed = list(self._read.get(_directory(key), ()))
+        closed = self._read.get(_directory(key))
         if closed:
-            return closed
+            return list(closed)
         return [
             _file(each.size_bytes, each.read_bytes, elsewhere=not each.initial_read, exact=False)
             for each in self._opened(key, opener)

@@ -160,11 +160,14 @@ class ReadStream:
                 if small:
                     soon_s = self._stats.late_s(initial.stop)
                     initial.wait(min(soon_s, self._time_for(initial, attempts)))
-                initial.wait_for_headers(self._time_for(initial, attempts))
-                if initial.info is None or initial.failed:
+                if not initial.ready:
+                    initial.wait_for_headers(self._time_for(initial, attempts))
+                info = initial.info
+                if info is None or initial.failed:
                     self._replace_failed(initial, attempts)
+                    info = initial.info
                 # The answer also counts if it came just before the part was given up.
-                if initial.info is not None and not initial.failed:
+                if info is not None and not initial.failed:
                     if small and initial.ready:
                         self._parts.touch(initial)  # nothing to plan
                         self._note(initial, waited=True)
@@ -172,7 +175,7 @@ class ReadStream:
                         self._allowance.succeeded()
                     else:
                         self._allowance.failed(attempts, used_up=False)
-                    return initial.info
+                    return info
                 with self._lock:
                     self._lease.take(initial.stop)
                     initial = self._issue(0, initial.stop, ahead=True)
@@ -471,7 +474,7 @@ class ReadStream:
 
     def _issue(self, start: int, stop: int, *, ahead: bool, cached: bool = False) -> Part:
         """Send one ranged GET, or read from the cache; its memory has been taken (lock held)."""
-        if self._whole is None and self._source.verifies and stop - start < self.size_bytes:
+        if self._whole is None and stop - start < self.size_bytes and self._source.verifies:
             self._whole = WholeChecksum(self._source, self._info, self._retry_policy.once_s)
         if cached and self._whole is not None:
             self._whole.give_up()

@@ -217,6 +217,8 @@ class Allowance:
 
     def succeeded(self) -> None:
         """Record that a wait yielded data: the next waits get the whole total."""
+        if not (self._waited_s or self._used_up):  # the usual case, without the lock
+            return
         with self._lock:
             self._waited_s = 0.0
             self._used_up = False

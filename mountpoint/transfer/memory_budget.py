@@ -105,7 +105,10 @@ class Budget:
                 if self._held_bytes + delta > self.limit_bytes:
                     self._refusals += 1
                     return False
-                if after > self._share_bytes(lease) + self._spare_bytes(lease):
+                # The share of a small file is not computed: none is smaller than this.
+                if after > MIN_SHARE_BYTES and after > (
+                    self._share_bytes(lease) + self._spare_bytes(lease)
+                ):
                     return False
             if after < 0:
                 raise ValueError(f"{-after} bytes given back that were not taken")

@@ -9,6 +9,7 @@ dropped if the page as a whole is well-formed.
 
 import functools
 import re
+import string
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,9 @@ __all__ = [
     "verbatim",
 ]
 
+#: Bytes of keys that paths have as they are.
+UNRESERVED = f"{string.ascii_letters}{string.digits}_.-~/".encode()
+
 #: A page of 1,000 keys of 1,024 bytes, each byte as "%XX", has 3.3 MB.
 LIST_BODY_MAX_BYTES = 16 << 20
 #: The largest `off_t`.
@@ -62,6 +66,8 @@ def object_target(base_path: str, key: bytes) -> str:
     (https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html, UriEncode).
     "//", "." and ".." are ordinary parts of a key and stay.
     """
+    if not key.rstrip(UNRESERVED):  # the usual case, five times as fast
+        return f"{base_path}/{key.decode()}"
     return f"{base_path}/{quote_from_bytes(key, safe='/')}"
 
 

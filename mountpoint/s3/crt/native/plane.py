@@ -202,9 +202,10 @@ class NativePlane:
         signing: AwsSigningConfig | None,
     ) -> None:
         """Send a GET with these headers. If the CRT refuses it, that is its outcome."""
-        self._start()
         with self._lock:
             self._under_way += 1
+            if self._thread is None:
+                self._start()
         try:
             download.get = self._gets.get(
                 sink,
@@ -240,7 +241,9 @@ class NativePlane:
         verify: bool,
     ) -> LaneSource:
         """Return a source of ranges of a version for reads in its lane."""
-        self._start()
+        with self._lock:
+            if self._thread is None:
+                self._start()
         return self._gets.source(
             target.encode(),
             headers,
@@ -257,11 +260,10 @@ class NativePlane:
             self._closed = True
 
     def _start(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="native gets", daemon=True)
-                self._counters.catch_up.append(self._settle_ended)
-                self._thread.start()
+        """Start the thread (lock held)."""
+        self._thread = threading.Thread(target=self._run, name="native gets", daemon=True)
+        self._counters.catch_up.append(self._settle_ended)
+        self._thread.start()
 
     def _settle(self, get: NativeGet) -> bool:
         """Settle one GET; return whether `send` has sent it."""
