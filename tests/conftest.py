@@ -7,6 +7,7 @@ instead of the embedded SeaweedFS.
 
 import faulthandler
 import functools
+import gc
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,12 @@ faulthandler.enable()
 def pytest_report_header() -> str:
     """Show the seed of this run, with which its random cases can be repeated."""
     return f"MOUNT_S3_TEST_SEED={SEED}"
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the collected tests from garbage collections, which take 0.3 s with them."""
+    gc.collect()
+    gc.freeze()
 
 
 # A background process of a script ignores SIGINT, and so would all programs that tests start and
