@@ -6,6 +6,7 @@ kind. `script` sets a function of the request that returns a fault, and may also
 Every request is recorded.
 """
 
+import functools
 import hashlib
 import threading
 import time
@@ -96,6 +97,7 @@ class Fault:
     hang: bool = False  #: nothing follows the sent bytes, and no end until cancelled
 
 
+@functools.lru_cache(8)  # many objects have the same content
 def etag_of(data: bytes) -> str:
     """Return the ETag of a plain upload."""
     return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'

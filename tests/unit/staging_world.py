@@ -1,5 +1,6 @@
 """A bucket in memory and a staging area on disk, for tests of staged files."""
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable
@@ -125,6 +126,7 @@ class World:
         return sorted(path.name for path in self.area.path.iterdir())
 
 
+@functools.lru_cache(16)
 def data_of(size: int, salt: int = 0) -> bytes:
     """Return bytes without two equal blocks; a shorter result is a prefix of a longer one."""
     return hashlib.shake_128(b"%d" % salt).digest(size)

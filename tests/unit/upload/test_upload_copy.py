@@ -1,5 +1,6 @@
 """Uploads with ranges of other objects: copied by the server, or read if that is impossible."""
 
+import functools
 import random
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tests.unit.uploading import KEY, MIB, PART, World, data_of, until
 SOURCE = b"source"
 
 
+@functools.lru_cache(16)
 def random_bytes(size: int, seed: int = 0) -> bytes:
     """Return bytes without similar ranges."""
     return random.Random(seed).randbytes(size)
