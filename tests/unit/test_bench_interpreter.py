@@ -19,6 +19,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("busy_s", "idle_s", "low", "high"),
     [(1.0, 0.0, 0.05, 1.0), (0.0, 1.0, 0.0, 0.02)],

@@ -11,6 +11,8 @@ import pytest
 
 from tests.packages import ROOT
 
+pytestmark = pytest.mark.slow
+
 CLEAN_ROOT = ROOT / "tools" / "clean-root"
 BUILD_WHEELS = ROOT / "packaging" / "build-wheels"
 

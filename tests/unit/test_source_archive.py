@@ -13,6 +13,8 @@ import pytest
 
 from tests.packages import CLONES_ONLY, ROOT, source_archive, sources
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -103,7 +105,6 @@ def test_missing(what: str, named: str, unpacked: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_pip_shows_it(archive: Path, tmp_path: Path) -> None:
     """pip shows the message without a traceback."""
     command = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "wheel"]

@@ -712,6 +712,7 @@ def test_exit_status_of_the_foreground_is_the_mounts(
     assert run("bucket", "/mnt", "-f").exit_code == 3
 
 
+@pytest.mark.slow
 def test_bad_log_filter_reaches_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

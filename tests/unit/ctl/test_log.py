@@ -91,6 +91,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_terminal_and_ctrl_c() -> None:
     """Date, coloured level, message, fields, no broken words; follows until Ctrl-C, silently."""
     script = "from tests.unit.ctl.test_log import run_log; run_log()"

@@ -159,6 +159,7 @@ def plain(output: bytes) -> str:
     return re.sub(r"\x1b(\[[?\d;]*[a-zA-Z]|[()].|.)", "", output.decode()).strip()
 
 
+@pytest.mark.slow
 def test_q_ends_it(screen: Terminal) -> None:
     """As in top and less."""
     program = screen.run(COMMAND, ENVIRON)
@@ -168,6 +169,7 @@ def test_q_ends_it(screen: Terminal) -> None:
     assert NORMAL in screen.output
 
 
+@pytest.mark.slow
 def test_the_mount_ends(screen: Terminal) -> None:
     """The error is shown on the normal screen."""
     program = screen.run([sys.executable, "-c", IMPORT + "run_stats(3)", "-i", "0.2"], ENVIRON)

@@ -386,6 +386,7 @@ TestKernel = Kernel.TestCase
 TestKernel.settings = settings(deadline=None, max_examples=examples(25), stateful_step_count=30)
 
 
+@pytest.mark.slow
 def test_threads() -> None:
     """Lookups and forgets of the same names from several threads are counted exactly."""
     table = InodeTable(b"")

@@ -62,6 +62,7 @@ def exists(world: Mounted, name: bytes) -> bool:
 # --- How many requests ---
 
 
+@pytest.mark.slow
 def test_one_after_another() -> None:
     """1,000 listed names, 22 ms each: only pages that have become too old are requested again."""
     with mounted(files(1000)) as world:
@@ -74,6 +75,7 @@ def test_one_after_another() -> None:
         assert asked(world) == (999 // 35, 0)
 
 
+@pytest.mark.slow
 def test_one_after_another_where_nothing_was_listed() -> None:
     """Two lookups alone; then a page from the name on that is looked up."""
     with mounted(files(1000)) as world:
@@ -83,6 +85,7 @@ def test_one_after_another_where_nothing_was_listed() -> None:
         assert asked(world) == (997 // 35 + 1, 2)
 
 
+@pytest.mark.slow
 def test_on_and_on() -> None:
     """The next page begins where the last one ended:
 
@@ -137,6 +140,7 @@ def test_one_file_again_and_again() -> None:
         assert asked(world) == (5, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1000, 2000, 2500])
 def test_in_any_order(count: int) -> None:
     """Names of a listed directory in any order: each of its pages once a second.
@@ -171,6 +175,7 @@ def test_getattr_too() -> None:
         assert asked(world) == (1, 0)
 
 
+@pytest.mark.slow
 def test_at_random_where_pages_are_many() -> None:
     """If pages seldom answer a second lookup, most lookups are sent alone."""
     with mounted(files(3000), page_size=120) as world:

@@ -89,6 +89,7 @@ def model(keys: Any) -> dict[bytes, list[bytes]]:
 # --- How many requests ---
 
 
+@pytest.mark.slow
 def test_a_tree_of_small_directories() -> None:
     """421 directories with 4,000 files: three ordinary listings, then a page per 1,000 keys."""
     objects = tree(20, 20, 10)
@@ -97,6 +98,7 @@ def test_a_tree_of_small_directories() -> None:
         assert asked(world) == (3, 4, 0)
 
 
+@pytest.mark.slow
 def test_breadth_first() -> None:
     """By levels: prefetched listings are too old for the next level, and are requested again."""
     objects = tree(20, 20, 10)
@@ -126,6 +128,7 @@ def test_without_stat() -> None:
         assert asked(world) == (3, 4, 0)
 
 
+@pytest.mark.slow
 def test_each_directory_twice() -> None:
     """Python's `glob` lists each directory twice in a row, and one prefetch serves both."""
     objects = tree(20, 20, 10)
@@ -136,6 +139,7 @@ def test_each_directory_twice() -> None:
         assert asked(world) == (6, 4, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [0.05, 0.15, 0.3])
 def test_a_slow_walk(pause_s: float) -> None:
     """A slow walk outruns its pages, but still needs fewer of them than directories."""
@@ -224,6 +228,7 @@ def test_one_directory_and_then_another() -> None:
         assert asked(world) == (10 + 20 + 20, 0, 0)
 
 
+@pytest.mark.slow
 def test_two_walks() -> None:
     """Each process has its own walk."""
     objects = tree(20, 20, 10)

@@ -39,6 +39,7 @@ def hashes(count: int) -> list[bytes]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

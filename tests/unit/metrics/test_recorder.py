@@ -133,6 +133,7 @@ def test_differences_add_up(groups: list[list[int]]) -> None:
     assert sum(buckets) + before["zeros"] == before["count"]
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_of_one_moment() -> None:
     """A snapshot is consistent: its buckets have as many values as its count, with any threads."""
     meters, done = Meters(), threading.Event()

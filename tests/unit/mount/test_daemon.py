@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts an interpreter
+
 HEAD = """
 import os, sys, signal, time
 from mountpoint.mount.daemon import run_in_background

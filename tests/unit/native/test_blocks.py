@@ -128,6 +128,7 @@ def test_views_are_made_by_the_plane_only() -> None:
         _blocks.BlockView()
 
 
+@pytest.mark.slow
 def test_threads(probe: Any) -> None:
     """Threads that take and release blocks of few classes get each block for themselves."""
     stopping = threading.Event()

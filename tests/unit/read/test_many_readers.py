@@ -12,6 +12,8 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.concurrency import ConcurrencyController
 from tests.unit.fake_client import SAFE_S, FakeClient
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 PART = 8 * MIB
 SIZE = 8 * PART

@@ -129,6 +129,7 @@ def test_o_direct_fetches_nothing_ahead() -> None:
         assert it.gets() == list(range(20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [MIB, 5 * MIB])
 def test_larger_files(size: int) -> None:
     """Files ahead are bounded in bytes; files in several parts are fetched completely."""
@@ -208,6 +209,7 @@ def test_two_readers_in_one_directory() -> None:
         assert it.in_vain == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 8])
 def test_threads_that_share_a_walk(threads: int) -> None:
     """Files opened slightly out of order are fetched once each."""
@@ -399,6 +401,7 @@ def test_a_fault_while_it_was_fetched() -> None:
             it.read(index)
 
 
+@pytest.mark.slow
 def test_silent_prefetches() -> None:
     """A silent request is given up as usual, and cancelled if the file is not opened."""
     with directory(30) as it:

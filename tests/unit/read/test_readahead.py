@@ -458,6 +458,7 @@ def test_stopped_readers_take_no_share() -> None:
     assert reach(ranges) - 200 * MIB > AHEAD_BYTES - PART_BYTES
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_not_forgotten() -> None:
     """A sequential reader among random reads stays sequential."""
     random_ = random.Random(1)
@@ -566,6 +567,7 @@ def test_a_footer_is_no_jump() -> None:
     assert reader.cost <= 1.01
 
 
+@pytest.mark.slow
 def test_a_long_run_after_short_ones_reaches_the_limit() -> None:
     """Even after many jumps a long run finally gets the whole window."""
     reader = Reader(HUGE_BYTES).read_all(parquet(GIB, 1))
@@ -620,6 +622,7 @@ def test_a_run_that_is_not_used_is_forgotten() -> None:
 # --- From outside ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 3, 10])
 @pytest.mark.parametrize("part_bytes", [64 * KIB, 100_000, MIB, 8 * MIB])
 def test_slow_down(times: int, part_bytes: int) -> None:

@@ -273,6 +273,7 @@ def test_the_end_of_the_object(offset: int) -> None:
 # --- Requests ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read_size", [4096, 5000, 128 * KIB, 1_000_000, MIB])
 @pytest.mark.parametrize("part_bytes", [64 * KIB, 100_000, MIB, 8 * MIB])
 @pytest.mark.parametrize("memory_bytes", [1, 300_000, 256 * MIB])
@@ -487,6 +488,7 @@ def test_without_memory_nothing_is_read_ahead() -> None:
         assert reading.budget.max_bytes == PAGE
 
 
+@pytest.mark.slow
 def test_without_memory_unaligned_reads_leave_nothing() -> None:
     """Without memory even reads that end within a page hold nothing afterwards."""
     random_ = random.Random(1)

@@ -191,6 +191,7 @@ def test_memory_goes_back_to_the_system_once(mount: Mount, monkeypatch: pytest.M
         assert len(given_back) == times
 
 
+@pytest.mark.slow
 def test_sweeping_while_streams_come_and_go(mount: Mount) -> None:
     """Sweeps, reads, opens and closes in parallel do no harm and leave nothing."""
     errors: list[BaseException] = []

@@ -124,6 +124,7 @@ def test_the_next_address_is_tried() -> None:
             network_probe.connected(to[:1])
 
 
+@pytest.mark.slow
 def test_one_kind_of_address_does_not_hide_the_other() -> None:
     """If IPv6 leads nowhere, IPv4 is tried."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -214,6 +215,7 @@ def proxied(proxy: ForwardProxy, scheme: str, login: str = "") -> Proxy:
     return found
 
 
+@pytest.mark.slow
 def test_the_clock_through_a_proxy(tmp_path: Path) -> None:
     """The proxy is asked for the endpoint's date, with its password."""
     server = Server(90)
@@ -224,6 +226,7 @@ def test_the_clock_through_a_proxy(tmp_path: Path) -> None:
     server.close()
 
 
+@pytest.mark.slow
 def test_tls_through_a_proxy(tmp_path: Path, secure: Server, bundle: str) -> None:
     """A wrong certificate is noticed through a tunnel as well."""
     where = endpoint(secure.host, scheme="https")
@@ -236,6 +239,7 @@ def test_tls_through_a_proxy(tmp_path: Path, secure: Server, bundle: str) -> Non
         assert secure.host in forward.log
 
 
+@pytest.mark.slow
 def test_a_proxy_that_opens_no_tunnel(tmp_path: Path, secure: Server) -> None:
     """The message has the proxy's answer, and the variable that names it."""
     where = endpoint(secure.host, scheme="https")
@@ -249,6 +253,7 @@ def test_a_proxy_that_opens_no_tunnel(tmp_path: Path, secure: Server) -> None:
         assert "user and password" in problem.hint
 
 
+@pytest.mark.slow
 def test_a_proxy_that_is_not_there(tmp_path: Path, secure: Server) -> None:
     """The message says that the proxy does not answer."""
     with ForwardProxy(tmp_path / "proxy") as forward:

@@ -104,6 +104,7 @@ def test_unuploaded_files_of_a_killed_mount_are_kept(
     ]
 
 
+@pytest.mark.slow
 def test_a_mount_of_another_bucket_says_nothing_and_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_mount_of_another_bucket_says_nothing_and_keeps_it(
     assert "it is kept" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_mount_that_lives_is_left_alone(tmp_path: Path) -> None:
     """Several mounts may share a staging directory."""
     with child(tmp_path, "wait") as process:
@@ -127,6 +129,7 @@ def test_a_mount_that_lives_is_left_alone(tmp_path: Path) -> None:
         process.communicate("")
 
 
+@pytest.mark.slow
 def test_kept_files_may_be_removed_by_users(tmp_path: Path) -> None:
     """If a user removes the kept files, the next mount removes their directory."""
     left = killed(tmp_path)
@@ -136,6 +139,7 @@ def test_kept_files_may_be_removed_by_users(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_journal_that_makes_no_sense_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +151,7 @@ def test_a_journal_that_makes_no_sense_is_kept(
     assert "cannot be read" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_unacknowledged_extensions_are_discarded(tmp_path: Path) -> None:
     """If a mount is killed during a write that extends the file, the extension is discarded."""
     left = killed(tmp_path)
@@ -156,6 +161,7 @@ def test_unacknowledged_extensions_are_discarded(tmp_path: Path) -> None:
     assert (left / "000002.data").read_bytes() == bytes(10) + b"not in S3"
 
 
+@pytest.mark.slow
 def test_files_of_other_users_are_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +229,7 @@ def test_a_line_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None
         assert list(extents.changed) == [(0, 10)]
 
 
+@pytest.mark.slow
 def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
     """The journal of a file that is written repeatedly does not fill the disk."""
     world = World(tmp_path)
@@ -239,6 +246,7 @@ def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
 # --- limits ---
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_file_makes_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def group() -> Iterator[Path]:
     pytest.skip("this machine does not support memory limits of control groups")
 
 
+@pytest.mark.slow
 def test_real_groups(group: Path) -> None:
     """A process in a group without a limit has the limit of the outer group."""
     script = (

@@ -42,6 +42,7 @@ def test_total(monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: int
     assert memory.total_bytes() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "kept"), [("plain", False), ("keep", True)])
 def test_freed_memory(how: str, kept: bool) -> None:
     """As configured, the C library keeps freed memory until it must return it."""

@@ -220,6 +220,7 @@ def test_parts_go_out_while_it_is_written(world: World) -> None:
     world.check_over()
 
 
+@pytest.mark.slow
 def test_memory(world: World) -> None:
     """Many writers keep to the budget, and to the limit of bytes in flight."""
     world.budget = Budget(4 * PART)
@@ -263,6 +264,7 @@ def test_only_the_next_offset(world: World) -> None:
     assert content(world) == b"data more"
 
 
+@pytest.mark.slow
 def test_writers_at_the_same_time(world: World) -> None:
     """Of two writes at one offset one is refused; a finish in between does no harm."""
     appending = world.new()

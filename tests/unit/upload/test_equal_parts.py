@@ -101,6 +101,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
         world.check_over()
 
 
+@pytest.mark.slow
 def test_a_growing_file_is_refused_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first growing file fails, and the log says what to do; later ones succeed."""
     monkeypatch.setattr(parts, "GROWTH", 2)
@@ -156,6 +157,7 @@ def test_parts_never_grow_if_the_store_wants_equal_ones(
     world.check_over()
 
 
+@pytest.mark.slow
 def test_a_store_that_took_unequal_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges are copied as they are, and InvalidPart has another meaning."""
     world.client.refuses_unequal_parts = False

@@ -634,6 +634,7 @@ def test_uploads_without_a_waiting_thread_do_not_hold_others_up() -> None:
 # --- memory, where there is no disk ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writers", [1, 4])
 def test_the_budget_is_never_exceeded(writers: int) -> None:
     """Writers wait for memory instead of taking more, and release all of it.

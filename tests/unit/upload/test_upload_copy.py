@@ -123,6 +123,7 @@ def test_gathered_bytes_are_completed_to_a_part_first(world: World) -> None:
     world.check_over()
 
 
+@pytest.mark.slow
 def test_unchanged_ranges_and_new_bytes(world: World) -> None:
     """A large file with few changes is mostly copied."""
     info, data = put(world, 12 * PART)
@@ -214,6 +215,7 @@ def test_any_sequence_is_the_concatenation(draws: st.DataObject) -> None:
 # --- faults ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["get", "copy_part", "create_upload", "complete_upload"])
 @pytest.mark.parametrize("error", [errors.Throttled, errors.ServerFault, errors.TransportFault])
 def test_faults_are_tried_again(world: World, kind: str, error: type[Exception]) -> None:
@@ -408,6 +410,7 @@ def test_a_refusal_of_something_else(world: World, copied_before: bool) -> None:
 # --- waiting, memory, the end ---
 
 
+@pytest.mark.slow
 def test_copies_are_made_side_by_side_and_bounded(world: World) -> None:
     """Eight parts are copied in parallel, whatever follows."""
     world.limits = Limits(PART, PART)

@@ -103,6 +103,7 @@ def test_a_file_that_is_written_anew_fetches_nothing(world: World) -> None:
     assert world.bucket.fetched == world.bucket.copied == []
 
 
+@pytest.mark.slow
 def test_unchanged_bytes_are_copied(world: World) -> None:
     """A change in a large file fetches and sends at most 5 MiB around it."""
     data = bytearray(data_of(60 * MIB))
@@ -510,6 +511,7 @@ def test_nothing_is_done_with_a_closed_file(world: World) -> None:
             call()
 
 
+@pytest.mark.slow
 def test_many_at_once_lose_nothing(world: World, pool: ThreadPoolExecutor) -> None:
     """Writers, readers, uploads and requests for room in parallel lose nothing."""
     base = data_of(4 * MIB)

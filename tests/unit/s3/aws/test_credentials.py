@@ -204,6 +204,7 @@ def test_file_rewritten_by_a_tool(start: Start, home: Path) -> None:
     until(lambda: credentials.latest().access_key_id == "AKIDNEW")
 
 
+@pytest.mark.slow
 def test_waiting_for_newer_keys(start: Start, home: Path, lines: list[dict[str, object]]) -> None:
     """A request with expired keys is retried until a search finds no newer ones."""
     file = home / "credentials"
@@ -502,6 +503,7 @@ def sts(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Sts]]:
         yield service
 
 
+@pytest.mark.slow
 def test_web_identity(
     start: Start, sts: type[Sts], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +519,7 @@ def test_web_identity(
     assert credentials.origin.method == "assume-role-with-web-identity"
 
 
+@pytest.mark.slow
 def test_certificates_of_sts(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CA bundle of the mount also applies to STS."""
     authority = trustme.CA()
@@ -537,6 +540,7 @@ def test_certificates_of_sts(start: Start, home: Path, monkeypatch: pytest.Monke
         assert start(ca_bundle=ca_bundle).latest() == ("AKIDSTS", SECRET, TOKEN)
 
 
+@pytest.mark.slow
 def test_assumed_role(start: Start, sts: type[Sts], home: Path) -> None:
     """A profile with a role and a source profile; the message says if the role is not permitted."""
     profile = "[profile {0}]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = {1}\n"

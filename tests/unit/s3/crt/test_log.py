@@ -54,6 +54,7 @@ def test_relay(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_requests_never_wait_for_the_log() -> None:
     """The CRT logs while it holds locks: waiting there for Python would be a deadlock."""
     program = """
@@ -102,6 +103,7 @@ sys.exit(7)
     assert done.returncode == 7
 
 
+@pytest.mark.slow
 def test_the_end_of_the_process_does_not_wait_for_a_full_pipe() -> None:
     """The CRT's thread waits for a full pipe, and the process waits for that thread."""
     program = """

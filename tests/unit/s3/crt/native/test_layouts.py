@@ -249,6 +249,7 @@ def test_installed_version() -> None:
     assert awscrt.__version__ in VERSIONS
 
 
+@pytest.mark.slow
 def test_layouts() -> None:
     """Every struct and every function is declared as it is."""
     assert differences(PXD, debug(AWSCRT)) == []

@@ -227,6 +227,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[io.BufferedRandom
         yield file
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_damaged_section_headers(copy: io.BufferedRandom, data: st.DataObject) -> None:
