@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from mountpoint.s3.client import ObjectInfo
 
+#: The longest text of an identity; a key of S3 has up to 1024 bytes.
+MAX_TEXT_BYTES = 4096
 #: The longest part of a directory's name that comes from the bucket's name.
 MAX_NAME = 64
 
@@ -29,10 +31,17 @@ class Identity:
 
     @classmethod
     def of(cls, endpoint: str, bucket: str, info: ObjectInfo) -> "Identity | None":
-        """Return a version's identity; None if nothing tells it from others, or it is empty."""
+        """Return a version's identity; None if nothing tells it from others, it is empty, or a
+        trailer has no room for it.
+        """
         if not info.etag or info.size_bytes <= 0 or "\0" in endpoint + bucket + info.etag:
             return None
-        return cls(endpoint, bucket, info.etag, info.size_bytes, info.key)
+        identity = cls(endpoint, bucket, info.etag, info.size_bytes, info.key)
+        try:
+            fits = len(identity.text) <= MAX_TEXT_BYTES
+        except UnicodeEncodeError:  # a store may answer with any bytes as the ETag
+            return None
+        return identity if fits else None
 
     @classmethod
     def parse(cls, text: bytes) -> "Identity":
