@@ -13,6 +13,7 @@ cdef extern from *:
     #include <fcntl.h>
     #include <stdint.h>
     #include <stdio.h>
+    #include <stdlib.h>
     #include <string.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
@@ -28,23 +29,30 @@ cdef extern from *:
     #define RWF_NOWAIT 8
     #endif
 
-    /* O_NOATIME: this module sets the times. Some file systems refuse it. */
+    /* O_NOATIME: this module sets the times. Some file systems refuse it. O_NONBLOCK: the open of a
+       pipe does not wait for its writer. */
     static int open_to_read(int directory, const char *path) {
         int flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
         int file = openat(directory, path, flags | O_NOATIME);
         return file < 0 && errno == EPERM ? openat(directory, path, flags) : file;
     }
 
+    static int is_regular(int file) {
+        struct stat found;
+        return fstat(file, &found) != 0 || S_ISREG(found.st_mode);
+    }
+
     static int open_new(int directory, const char *path) {
         return openat(directory, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }
 
-    /* Set the time of the last use to now, if it is older than this many seconds, or in the future. */
-    static void touch_file(int file, long older_s) {
+    /* Set the time of the last use to now, if it is this many seconds older, or newer: a file server's
+       clock may be ahead a little. */
+    static void touch_file(int file, long apart_s) {
         struct stat found;
         struct timespec times[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
         long now = time(NULL);
-        if (fstat(file, &found) == 0 && (found.st_atime + older_s < now || found.st_atime > now))
+        if (fstat(file, &found) == 0 && labs(now - found.st_atime) > apart_s)
             futimens(file, times);
     }
 
@@ -131,7 +139,8 @@ cdef extern from *:
         DISK_SHORT
     int open_to_read(int directory, const char* path) noexcept nogil
     int open_new(int directory, const char* path) noexcept nogil
-    void touch_file(int file, long older_s) noexcept nogil
+    bint is_regular(int file) noexcept nogil
+    void touch_file(int file, long apart_s) noexcept nogil
     int read_pieces(int file, iovec* pieces, long long offset) noexcept nogil
     int read_piece(int file, void* into, size_t size, long long offset) noexcept nogil
     int write_pieces(int file, iovec* pieces) noexcept nogil

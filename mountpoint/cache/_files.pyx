@@ -25,7 +25,7 @@ file is written under another name and renamed, and never changes afterwards: no
 There is no fsync: if the machine loses power, blocks may be empty or have zeros, which their checksums show.
 """
 
-from libc.errno cimport ENOENT, ENOMEM, errno
+from libc.errno cimport ELOOP, ENOENT, ENOMEM, ENXIO, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
@@ -41,6 +41,7 @@ from mountpoint.cache._checksums cimport (
 from mountpoint.cache._disk cimport (
     DISK_PAGE_BYTES,
     iovec,
+    is_regular,
     open_new,
     open_to_read,
     read_piece,
@@ -233,19 +234,24 @@ cdef int read_block(
     A block that is damaged is removed.
     """
     cdef char path[MAX_PATH_BYTES]
-    cdef int file, result
+    cdef int file
+    cdef int result = C_BAD
     path_of(version, index, path)
     file = open_to_read(version.store.directory, path)
-    if file < 0:
-        if errno == ENOENT:
-            return C_MISSING
+    if file >= 0:
+        result = read_open(version, file, index, start, stop, into)
+        if result > 0 and not is_regular(file):
+            result = C_BAD
+    elif errno == ENOENT:
+        return C_MISSING
+    elif errno != ELOOP and errno != ENXIO:  # a symbolic link, or a socket
         return errno
-    result = read_open(version, file, index, start, stop, into)
     if result == C_FOUND:
         touch_file(file, TOUCH_S)
         count_up(&version.store.hits, 1)
         count_up(&version.store.bytes_read, stop - start)
-    close(file)
+    if file >= 0:
+        close(file)
     if result == C_BAD:
         count_up(&version.store.bad, 1)
         unlinkat(version.store.directory, path, 0)

@@ -310,7 +310,7 @@ class CacheDirectory:
         descriptor = os.open(file.path, flags, dir_fd=self._descriptor)
         with os.fdopen(descriptor, "rb") as stream:
             content = stream.read(2 * BLOCK_BYTES)
-        if content[-8:] != MAGIC:
+        if len(content) < 16 or content[-8:] != MAGIC:
             return "it has no trailer"
         crc, size = struct.unpack("<II", content[-16:-8])
         trailer = content[max(len(content) - size, 0) :]

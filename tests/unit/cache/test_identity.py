@@ -95,5 +95,5 @@ def test_the_longest() -> None:
 @pytest.mark.parametrize("text", [b"", b"a\0b\0c", b"a\0b\0c\0many\0k", b"\xff\0b\0c\x001\0k"])
 def test_no_text(text: bytes) -> None:
     """What is no identity's text is refused."""
-    with pytest.raises(ValueError, match="values to unpack|invalid"):
+    with pytest.raises(ValueError, match=r"values to unpack|invalid"):
         Identity.parse(text)

@@ -259,6 +259,18 @@ cdef class Source(LaneSource):
         self.source = &fake.source
 
 
+def fetch(LaneSource it not None, long long start, long long stop):
+    """Return what a source has of a range; None: nothing."""
+    cdef Block* block
+    with nogil:
+        block = it.source.fetch(it.source, start, stop, 0, 60)
+    if block == NULL:
+        return None
+    data = PyBytes_FromStringAndSize(block.bytes, stop - start)
+    release_block(block)
+    return data
+
+
 def sources():
     """Return the number of sources that were not destroyed."""
     return fakes
