@@ -19,6 +19,9 @@ from mountpoint.cache.reading import Readers
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import ObjectInfo
 
+#: How long the mount's end waits for blocks to be written.
+CLOSE_S = 2.0
+
 
 class BlockCache:
     """The cache of a mount of `bucket` at `endpoint`. Thread-safe. `sweep`: once a second.
@@ -92,7 +95,9 @@ class BlockCache:
             self._filler.offer(Block(version, number, data))
 
     def close(self) -> None:
-        """End the threads."""
+        """Write what is queued, if that is quick, and end the threads."""
+        self.sweep()
+        self._filler.wait(CLOSE_S)
         self._filler.close()
         self._disk.readers.close()
         self.directory.store.forget()

@@ -178,8 +178,6 @@ def test_jumps_are_kept(store: Store, folder: Path, cache: Path, body: bytes) ->
                     assert os.pread(file.fileno(), size, offset) == body[offset:][:size]
             if again:
                 assert mount.counters()["gets"] == 0
-            else:
-                eventually(lambda: len(small_blocks(cache)) >= 6 * 4)
 
 
 def test_a_new_version(store: Store, folder: Path, cache: Path, body: bytes) -> None:

@@ -26,6 +26,8 @@ from mountpoint.cache._files import (
     FOUND,
     MAGIC,
     MISSING,
+    SMALL,
+    SMALL_BYTES,
     CachedVersion,
     Store,
     crc32c_of,
@@ -38,7 +40,7 @@ from tests.unit.native.building import probe
 
 UNIT = 16384
 SIZES = [1, UNIT - 1, UNIT, UNIT + 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1]
-SMALL = 3 * UNIT + 777
+SMALL_SIZE = 3 * UNIT + 777
 LARGE = 2 * BLOCK_BYTES + 5 * UNIT + 123
 
 
@@ -54,7 +56,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Cached:
 @pytest.fixture
 def small(directory: CacheDirectory) -> Cached:
     """An object of one small block."""
-    cached = Cached.of(directory, content(SMALL))
+    cached = Cached.of(directory, content(SMALL_SIZE))
     cached.write()
     return cached
 
@@ -108,8 +110,8 @@ def test_what_is_held(directory: CacheDirectory) -> None:
 def test_wrong_arguments(small: Cached) -> None:
     """Ranges and blocks that the object does not have are refused."""
     version = small.version
-    part = Part(0, SMALL + 1, "")
-    for start, stop in [(-1, 5), (5, 5), (0, SMALL + 1)]:
+    part = Part(0, SMALL_SIZE + 1, "")
+    for start, stop in [(-1, 5), (5, 5), (0, SMALL_SIZE + 1)]:
         with pytest.raises(ValueError, match="not a range"):
             version.read(start, stop, part)
     for index, data in [(-1, b"x"), (1, b"x"), (0, b"x"), (0, b"")]:
@@ -125,9 +127,9 @@ def test_wrong_arguments(small: Cached) -> None:
 
 def test_an_arrival_that_has_ended(small: Cached) -> None:
     """A part that has its bytes, or has failed, is left as it is."""
-    part = Part(0, SMALL, "")
+    part = Part(0, SMALL_SIZE, "")
     part.fail(OSError("ended"))
-    assert small.version.read(0, SMALL, part) == FOUND
+    assert small.version.read(0, SMALL_SIZE, part) == FOUND
     assert part.failed
     assert not part.ready
 
@@ -177,7 +179,7 @@ def test_damaged_units(directory: CacheDirectory, seed: int) -> None:
         assert cached.read(start, stop) == expected, (unit, start, stop)
 
 
-@pytest.mark.parametrize("size", [SMALL, BLOCK_BYTES])
+@pytest.mark.parametrize("size", [SMALL_SIZE, BLOCK_BYTES])
 def test_cut_files(directory: CacheDirectory, size: int) -> None:
     """A file that was cut anywhere is bad, for every range."""
     cached = Cached.of(directory, content(size))
@@ -196,7 +198,7 @@ def test_zeros(small: Cached) -> None:
     """Ranges of zeros, as after a power cut, are bad."""
     path = Path(small.path())
     right = path.read_bytes()
-    for low, high in [(0, len(right)), (0, 4096), (4096, len(right)), (SMALL, len(right))]:
+    for low, high in [(0, len(right)), (0, 4096), (4096, len(right)), (SMALL_SIZE, len(right))]:
         path.write_bytes(right[:low] + bytes(high - low) + right[high:])
         assert small.read() == (BAD, None)
 
@@ -501,15 +503,22 @@ def test_a_lane_source(small: Cached) -> None:
         return block
 
     other = it.Source(fetch)
-    both, alone = small.version.lane_source(other), small.version.lane_source(None)
+    cached = small.version
+    both, alone = cached.lane_source(other), cached.lane_source(None)
     for source in (both, alone):
         assert it.fetch(source, 100, 200) == small.data[100:200]
     assert asked == []
     os.truncate(small.path(), 1000)
     assert it.fetch(both, 100, 200) == small.data[100:200]
-    assert asked == [(100, 200)]
+    whole = (0, min(SMALL_BYTES, len(small.data)))
+    assert asked == [whole]
     assert it.fetch(alone, 100, 200) is None
     assert small.directory.store.counts()[3] == 1
+    ((version, number, data),) = small.directory.store.take()
+    assert (number, bytes(data)) == (SMALL, small.data[slice(*whole)])
+    assert version.write(number, data, b"tmp/small") == 0
+    assert it.fetch(alone, 100, 200) == small.data[100:200]
+    assert small.directory.store.take() == []
 
 
 # --- checksums ---
