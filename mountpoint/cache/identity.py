@@ -7,6 +7,7 @@ the identity itself in its trailer (`_files`): two versions with the same digest
 No part of a key stands in a path.
 """
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Identity:
         return f"{bucket_directory(self.endpoint, self.bucket)}/{digest[:2]}/{digest[2:]}"
 
 
+@functools.lru_cache
 def bucket_directory(endpoint: str, bucket: str) -> str:
     """Return the name of the directory of a bucket's blocks."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", bucket)[:MAX_NAME].lstrip(".")

@@ -347,7 +347,7 @@ class Opener:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
             inode.set_info(version)
             if stream is not None and cached and not inode.paged:
-                stream.open_when_read()
+                stream.open_unasked()
             if stream is not None and not direct:
                 _expect_gaps(inode, stream)
         inode.paged = max(inode.paged, PageState.SOME)

@@ -153,7 +153,7 @@ class ReadStream:
         attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
-            initial = self._issue_initial(fresh=True)
+            initial = self._issue_initial(cached=False)
         small = initial.stop == self.size_bytes <= SMALL_BYTES
         try:
             while True:
@@ -183,9 +183,20 @@ class ReadStream:
             with self._lock:
                 self._waiting -= 1
 
-    def open_when_read(self) -> None:
-        """Instead of `open`: let the first read fetch the initial range."""
-        self._initial_due = True
+    def open_unasked(self) -> None:
+        """Instead of `open`: let the first read fetch the initial range.
+
+        A small file that is in the data cache is read now.
+        """
+        small = self._initial_bytes == self.size_bytes <= SMALL_BYTES
+        if not small or not self.begins_in_cache:
+            self._initial_due = True
+            return
+        with self._lock:
+            initial = self._issue_initial(cached=True)
+        if initial.ready:
+            self._parts.touch(initial)  # nothing to plan
+            self._note(initial, waited=False)
 
     @property
     def begins_in_cache(self) -> bool:
@@ -359,10 +370,10 @@ class ReadStream:
             self._cached.drop()
         raise FileDamaged(self._damage)
 
-    def _issue_initial(self, *, fresh: bool) -> Part:
+    def _issue_initial(self, *, cached: bool) -> Part:
         """Send the first GETs, as far as memory allows; return the first part (lock held).
 
-        `fresh`: that one asks S3.
+        `cached`: the data cache has that one.
         """
         self._initial_fetched = True
         stop = self._initial_bytes
@@ -374,7 +385,7 @@ class ReadStream:
             self._lease.take(stop)
         self._window.fetched_initial(stop)
         first, *others = parts_of(stop, self._config.part_size_bytes)
-        part = self._issue(*first, ahead=True, cached=not fresh and self._has(*first))
+        part = self._issue(*first, ahead=True, cached=cached)
         if others and stop == self.size_bytes and self._whole is not None:
             self._whole.ask()  # before the other parts, so that the answer comes first
         for start, end in others:
@@ -388,7 +399,7 @@ class ReadStream:
         if self._initial_due:
             self._initial_due = False
             if offset < self._initial_bytes:
-                self._issue_initial(fresh=False)
+                self._issue_initial(cached=self.begins_in_cache)
         self._initial_read = self._initial_read or offset < self._initial_bytes
         todo: list[Range] = [(offset, stop)]
         if plan:

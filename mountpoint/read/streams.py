@@ -116,7 +116,7 @@ class Streams:
         if fetched is not None:
             stream.adopt(fetched.parts, fetched.whole)
         elif not paged:
-            stream.open_when_read()
+            stream.open_unasked()
         return stream
 
     def sweep(self) -> None:

@@ -90,7 +90,7 @@ class World:
             on_begin=lambda _: None,
             on_close=lambda _: None,
         )
-        stream.open_when_read()
+        stream.open_unasked()
         return stream
 
     def read(self, stream: ReadStream, offset: int, size: int) -> None:
