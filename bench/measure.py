@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class PageChain:
+class Measurement:
     """One run of one workload. `counters` are the mount's own, for the time of the run.
 
     `held_share` is the share of the time for which the interpreter's lock was held, if known.
@@ -123,7 +123,7 @@ class Result:
         return table_line(cells)
 
 
-def result(name: str, unit: str, runs: Sequence[PageChain], alone: Sequence[float]) -> Result:
+def result(name: str, unit: str, runs: Sequence[Measurement], alone: Sequence[float]) -> Result:
     """Sum up the runs of a workload; `alone` is the rate of each stream alone. Pure."""
     latencies_ms = sorted(each * 1e3 for run in runs for each in run.work.latencies_s)
     amounts = [run.work.read_bytes if unit == "bytes" else run.work.operations for run in runs]

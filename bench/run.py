@@ -25,7 +25,7 @@ import boto3
 import botocore.config
 
 from bench import interpreter, measure, objects, served
-from bench.measure import PageChain, Process, Result
+from bench.measure import Measurement, Process, Result
 from bench.programs import programs
 from bench.reading import Work
 from bench.workloads import Workload, workloads
@@ -46,7 +46,7 @@ class Bench:
 
     def measure(self, workload: Workload, runs: int) -> Result:
         """Run a workload `runs` times, each with cold caches unless it is warm."""
-        found: list[PageChain] = []
+        found: list[Measurement] = []
         alone: list[float] = []
         for _ in range(runs):
             if workload.alone is not None:
@@ -59,7 +59,7 @@ class Bench:
             found.append(self._run(workload))
         return measure.result(workload.name, workload.unit, found, alone)
 
-    def _run(self, workload: Workload) -> PageChain:
+    def _run(self, workload: Workload) -> Measurement:
         process = self._process
         process.reset_peak()
         counted = mounting.counters(self._pid, self._logs)
@@ -69,7 +69,7 @@ class Bench:
             seconds = time.perf_counter() - start_s
             cpu_s = process.cpu_seconds() - cpu_s
         now = mounting.counters(self._pid, self._logs)
-        return PageChain(
+        return Measurement(
             work=work,
             seconds=seconds,
             cpu_seconds=cpu_s,

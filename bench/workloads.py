@@ -33,7 +33,7 @@ from bench.objects import (
 from bench.patterns import Piece, at_random, pieces
 from bench.reading import Work, opened
 
-PageChain = Callable[[Path], Work]
+Reader = Callable[[Path], Work]
 
 RANDOM_READS = 1000
 RANDOM_READS_EACH = 100
@@ -52,9 +52,9 @@ class Workload:
     name: str
     about: str
     unit: Literal["bytes", "operations"]
-    run: PageChain
+    run: Reader
     warm: bool = False
-    alone: PageChain | None = None
+    alone: Reader | None = None
 
 
 def sequential(folder: Path, *, flags: int = 0) -> Work:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import ceiling, chart, measure, names, patterns, run
-from bench.measure import COLUMNS, PageChain, Result
+from bench.measure import COLUMNS, Measurement, Result
 from bench.objects import KIB, MIB, WrongBytes, check, content
 from bench.patterns import Piece
 from bench.programs import programs
@@ -195,12 +195,12 @@ def test_percentile() -> None:
     assert measure.percentile([float(number) for number in range(101)], 0.5) == 50.0
 
 
-def one_run(seconds: float, *, gets: int = 10, peak_mib: int = 200) -> PageChain:
+def one_run(seconds: float, *, gets: int = 10, peak_mib: int = 200) -> Measurement:
     """Return a run of a workload that read 1 GB in 100 operations of 1 to 100 ms."""
     work = Work(1_000_000_000, 100, [number / 1e3 for number in range(1, 101)])
     counters = {"gets": gets, "heads": 1, "lists": 2, "other": 0}
     counters |= {"bytes_read": 1_200_000_000, "bytes_asked": 1_500_000_000}
-    return PageChain(work, seconds, 0.5, counters, 100 * MIB, peak_mib * MIB, held_share=0.1)
+    return Measurement(work, seconds, 0.5, counters, 100 * MIB, peak_mib * MIB, held_share=0.1)
 
 
 def some_result(unit: str = "bytes", **changes: object) -> Result:

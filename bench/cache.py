@@ -1,0 +1,120 @@
+"""Measure the data cache: `python -m bench.cache`, as root.
+
+Runs each workload on three mounts in turn: without a cache, with an empty one, and with a filled
+one. The kernel's caches are dropped before each. Prints rates and CPU, and the rates divided by
+those without a cache. Then it fills a cache with small blocks, and times the start of a mount.
+"""
+
+import argparse
+import hashlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import measure, objects, run, served
+from bench.measure import Process
+from mountpoint.cache._files import CachedVersion
+from mountpoint.cache.directory import CacheDirectory
+from mountpoint.cache.identity import Identity
+from tools import mounting
+
+WORKLOADS = ("sequential", "direct", "random 4 KiB", "small files", "small by 16")
+#: Names and versions are known, as in the second epoch of a training.
+OPTIONS = ("--metadata-ttl", "300")
+#: How long the cache may take to write what was read, and how often it is filled again: blocks are
+#: dropped while the disk is busy.
+SETTLED_S = 1.0
+FILLINGS = 4
+BLOCKS = 100_000
+
+
+def measured(where: Sequence[str], environment: dict[str, str], cache: Path | None, name: str,
+    *, fill: bool) -> tuple[float, float]:  # fmt: skip
+    """Return the rate and the CPU seconds per unit of a workload on a new mount."""
+    workload = run.WORKLOADS[name]
+    options = [*OPTIONS, *(["--cache", str(cache)] if cache else [])]
+    url, bucket = where
+    with served.mounted(url, bucket, environment, options) as (folder, _):
+        if fill:
+            for _ in range(FILLINGS):
+                measure.drop_caches()
+                workload.run(folder)
+                time.sleep(SETTLED_S)
+            return 0.0, 0.0
+        (pid,) = mounting.mount_processes(folder)
+        process = Process(pid)
+        measure.drop_caches()
+        cpu_s, start_s = process.cpu_seconds(), time.perf_counter()
+        work = workload.run(folder)
+        seconds = time.perf_counter() - start_s
+        cpu_s = process.cpu_seconds() - cpu_s
+        units = work.read_bytes / 1e6 if workload.unit == "bytes" else work.operations
+        return units / seconds, cpu_s / units
+
+
+def compare(where: tuple[str, str], environment: dict[str, str], name: str, runs: int) -> str:
+    """Return a line of the table."""
+    found: dict[str, list[tuple[float, float]]] = {"none": [], "empty": [], "filled": []}
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(prefix="mount-s3-bench-cache-") as cache:
+            for state, results in found.items():
+                if state == "filled":
+                    measured(where, environment, Path(cache), name, fill=True)
+                path = None if state == "none" else Path(cache)
+                results.append(measured(where, environment, path, name, fill=False))
+    unit = "MB/s" if run.WORKLOADS[name].unit == "bytes" else "/s"
+    base = statistics.median(rate for rate, _ in found["none"])
+    cells = [f"{name:17}"]
+    for results in found.values():
+        rate = statistics.median(rate for rate, _ in results)
+        cpu_ms = statistics.median(cpu_s for _, cpu_s in results) * 1e3
+        cells.append(f"{rate:7.0f} {unit:4} x{rate / base:4.2f} {cpu_ms:6.3f} ms CPU")
+    return "  ".join(cells)
+
+
+def start_with_many_blocks(where: tuple[str, str], environment: dict[str, str]) -> float:
+    """Return the seconds until a mount with so many blocks serves."""
+    url, bucket = where
+    with tempfile.TemporaryDirectory(prefix="mount-s3-bench-cache-") as cache:
+        directory = CacheDirectory.open(cache)
+        for number in range(BLOCKS):
+            data = hashlib.blake2b(str(number).encode()).digest()
+            identity = Identity("localhost", bucket, f'"{number}"', len(data), b"key")
+            path, text = identity.path.encode(), identity.text
+            version = CachedVersion(directory.store, path, text, len(data))
+            version.write(0, data, directory.temporary())
+        directory.recount()
+        measure.drop_caches()
+        start_s = time.perf_counter()
+        with served.mounted(url, bucket, environment, ["--cache", cache]):
+            return time.perf_counter() - start_s
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="bench.cache", description=__doc__.partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", default=list(WORKLOADS))
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("it must run as root, to drop the kernel's caches")
+    with served.embedded(sum(objects.SIZES.values())) as server:
+        connections = objects.UPLOAD_THREADS
+        objects.fill(server.client(max_pool_connections=connections), server.bucket)
+        where = server.endpoint_url, server.bucket
+        print("workload           without a cache | empty cache | filled cache", flush=True)
+        for name in arguments.workloads:
+            print(compare(where, server.environment, name, arguments.runs), flush=True)
+        with served.mounted(*where, server.environment):
+            pass  # imports are warm
+        seconds = start_with_many_blocks(where, server.environment)
+        print(f"a mount with {BLOCKS:,} blocks serves after {seconds:.2f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
