@@ -61,8 +61,13 @@ class Directories:
         mount.inodes.opened(inode)
         return handle
 
-    def read(self, handle: DirectoryHandle, position: int) -> list[DirectoryEntry]:
-        """Return entries from `position` on; 0 starts a new listing. Empty at the end."""
+    def read(
+        self, handle: DirectoryHandle, position: int, count: int = ENTRIES_PER_READ
+    ) -> list[DirectoryEntry]:
+        """Return about `count` entries from `position` on; 0 starts a new listing.
+
+        Empty at the end.
+        """
         if position == 0:
             handle.rewind()
         inode = handle.inode
@@ -73,7 +78,7 @@ class Directories:
             if index >= position
         ]
         start = max(position - len(dots), 0)
-        entries = handle.read(start, ENTRIES_PER_READ)
+        entries = handle.read(start, count)
         self._walks.listed(handle.process, inode.key, entries)
         for index, entry in enumerate(entries, start + len(dots)):
             mode = stat.S_IFDIR if entry.is_directory else stat.S_IFREG

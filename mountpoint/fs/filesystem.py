@@ -29,7 +29,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.attributes import Attributes, AttributeView
 from mountpoint.fs.caches import Caches
-from mountpoint.fs.directories import Directories, DirectoryEntry
+from mountpoint.fs.directories import ENTRIES_PER_READ, Directories, DirectoryEntry
 from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, OpenFile
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
@@ -218,9 +218,29 @@ class FileSystem:
         directory = self._directory(number)
         return self._open_directories.add(self._directories.open(directory, process))
 
-    def readdir(self, number: HandleNumber, position: int) -> list[DirectoryEntry]:
-        """Return entries from `position` on; 0 starts a new listing. Empty at the end."""
-        return self._directories.read(self._open_directories.get(number), position)
+    def readdir(
+        self, number: HandleNumber, position: int, count: int = ENTRIES_PER_READ
+    ) -> list[DirectoryEntry]:
+        """See Directories."""
+        return self._directories.read(self._open_directories.get(number), position, count)
+
+    def lookup_listed(self, number: HandleNumber, entry: DirectoryEntry) -> Attributes | None:
+        """Look up an entry that an open directory lists, as `lookup` does, without a request.
+
+        Returns None if it would need one, for a file that is being written, and if the kernel knows
+        the entry from an earlier lookup.
+        """
+        if self._inodes.is_fresh(entry.inode, time.monotonic()):
+            return None
+        directory = self._open_directories.get(number).inode
+        if self._local.file(directory.key, entry.name) is not None:
+            return None
+        refreshes = self._caches.refreshes
+        known = self._resolver.known(directory, entry.name)
+        if known is None or refreshes != self._caches.refreshes:
+            return None
+        inode = self._inodes.looked_up(directory, *known)
+        return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 
     def releasedir(self, number: HandleNumber) -> None:
         """Close a directory."""

@@ -240,6 +240,11 @@ class InodeTable:
         except KeyError:
             raise StaleInode(f"inode {number} has been forgotten") from None
 
+    def is_fresh(self, number: InodeNumber, now_s: float) -> bool:
+        """Whether the kernel has looked up this inode, and its attributes are valid."""
+        inode = self._inodes.get(number)
+        return inode is not None and inode.lookups > 0 and inode.fresh_until_s > now_s
+
     def looked_up(self, parent: Inode, entry: Entry, fresh_until_s: float) -> Inode:
         """Return the inode of `entry`, and count a lookup. A new version gets a new inode."""
         with self._lock:

@@ -93,6 +93,18 @@ class Resolver:
             self._absent.append((parent.key, name, time.monotonic()))
             raise
 
+    def known(self, parent: Inode, name: bytes) -> tuple[Entry, float] | None:
+        """Return what `resolve` returns, if that needs no request; otherwise None.
+
+        None also for a file whose attributes may be in its metadata.
+        """
+        if self._local.is_directory(parent.key + name + b"/"):
+            return Entry(name, None), time.monotonic() + self._ttl_s
+        known = self._listings.find(parent.key, name)
+        if known is not None and self._attributes and not known[0].is_directory:
+            return None
+        return known
+
     def resolve_target(self, parent: Inode, name: bytes) -> tuple[Entry | None, bool]:
         """Return a rename's target or None, and whether to check it again before replacing it.
 

@@ -17,15 +17,18 @@ only taken over (`take`).
 Where any of this does not hold (another loader, a statically linked libfuse, a kernel without
 MAX_PAGES), requests pass through unchanged, and everything works as with plain llfuse.
 
-A READ whose bytes are here is answered on the way (`_reads`), and llfuse does not see it.
+A READ whose bytes are here is answered on the way (`_reads`), and llfuse does not see it. A
+READDIRPLUS, which libfuse does not know, becomes a READDIR, and its answer gets the attributes of
+the entries (`_listings`), which the operation has set for it (`set_listed`).
 
 The code that a request passes through takes no GIL: it runs between the kernel and llfuse.
 
 `_protocol.pxd` has the layouts and the protocol's numbers.
 """
 
-from libc.errno cimport ENOENT, ENOMEM, errno
+from libc.errno cimport EIO, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC
 
@@ -36,6 +39,7 @@ from mountpoint.fuse._protocol cimport (
     CREATE,
     CREATE_OUT_BYTES,
     DIRECT_IO,
+    DO_READDIRPLUS,
     INIT,
     INVAL_INODE,
     MADV_DONTNEED,
@@ -49,6 +53,9 @@ from mountpoint.fuse._protocol cimport (
     PARALLEL_DIROPS,
     PROT_READ,
     PROT_WRITE,
+    READDIR,
+    READDIRPLUS,
+    READDIRPLUS_AUTO,
     RENAME,
     RENAME2,
     RTLD_LAZY,
@@ -61,6 +68,7 @@ from mountpoint.fuse._protocol cimport (
     OpenIn,
     OpenOut,
     OutHeader,
+    ReadIn,
     Rename2In,
     chan_fd_function,
     chan_new_function,
@@ -82,6 +90,7 @@ from mountpoint.fuse._protocol cimport (
     timespec,
     writev,
 )
+from mountpoint.fuse._listings cimport merge
 from mountpoint.fuse._reads cimport answer_read, write_all
 
 cdef enum:
@@ -111,6 +120,7 @@ cdef mount_function real_mount = NULL
 
 # One mount per process. Written by the thread that gets INIT, before any second request.
 cdef bint wanted = False
+cdef bint listings_wanted = False  # those with attributes
 cdef int taken = -1  # /dev/fuse, mounted by another process
 cdef void* channel = NULL
 cdef int descriptor = -1
@@ -131,6 +141,11 @@ cdef extern from *:
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
         uint32_t flags;             /* flags that its answer gets besides libfuse's */
         uint32_t rename_flags;      /* those of renameat2(2), if it is a RENAME */
+        uint64_t lists;             /* its `unique` if it is a READDIRPLUS, else 0 */
+        uint32_t room;              /* the largest answer to it, bytes */
+        char *listed;               /* the attributes of its entries; or NULL. Freed with the answer
+                                       or at the next request */
+        size_t listed_size;
     } served;
     """
     cdef struct Served:
@@ -140,6 +155,10 @@ cdef extern from *:
         uint64_t opens
         uint32_t flags
         uint32_t rename_flags
+        uint64_t lists
+        uint32_t room
+        char* listed
+        size_t listed_size
     Served served
 cdef pthread_key_t memory_key  # unmaps `memory` when the thread ends
 # CLOCK_MONOTONIC. All threads write it; any of their values is accurate enough.
@@ -158,6 +177,8 @@ cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answe
     answer.minor = min(asked.minor, <uint32_t>MINOR)
     answer.max_readahead = max(answer.max_readahead, <uint32_t>READ_AHEAD_BYTES)
     answer.flags |= asked.flags & (MAX_PAGES | PARALLEL_DIROPS | ASYNC_DIO)
+    if listings_wanted:
+        answer.flags |= asked.flags & (DO_READDIRPLUS | READDIRPLUS_AUTO)
     answer.max_background = BACKGROUND
     answer.congestion_threshold = CONGESTION
     answer.time_gran_ns = 1
@@ -180,6 +201,7 @@ cdef public int fuse_session_receive_buf(
     cdef void* channel_of_libfuse = chp[0]
     served.pid = 0
     served.opens = 0
+    forget_listed()
     while True:
         # From the first request on: a thread that waits with a smaller buffer when INIT is answered
         # would have no other buffer for the largest write.
@@ -200,6 +222,7 @@ cdef public int fuse_session_receive_buf(
     if not buf.flags & BUF_IS_FD:
         note(<const char*>buf.mem, size, chp[0])
         size = as_rename(<char*>buf.mem, size)
+        as_readdir(<char*>buf.mem, size)
     if channel != NULL:
         chp[0] = channel
     return size
@@ -268,6 +291,22 @@ cdef int as_rename(char* request, int size) noexcept nogil:
     return size - surplus
 
 
+cdef void as_readdir(char* request, int size) noexcept nogil:
+    """Turn a READDIRPLUS into a READDIR, which libfuse knows."""
+    cdef InHeader* header = <InHeader*>request
+    if header.opcode == READDIRPLUS and size >= <int>(sizeof(InHeader) + sizeof(ReadIn)):
+        header.opcode = READDIR
+        served.lists = header.unique
+        served.room = (<const ReadIn*>(request + sizeof(InHeader))).size
+
+
+cdef void forget_listed() noexcept nogil:
+    free(served.listed)
+    served.listed = NULL
+    served.listed_size = 0
+    served.lists = 0
+
+
 cpdef uint32_t flags_of_open(uint32_t flags) noexcept nogil:
     """Return the flags of the answer to an OPEN, by the flags of open(2)."""
     if flags & O_TRUNC or flags & O_ACCMODE != O_RDONLY:
@@ -315,7 +354,23 @@ cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
                 memcpy(opened, pieces[1].iov_base, size)
                 (<OpenOut*>&opened[size - sizeof(OpenOut)]).flags |= served.flags
                 return write_answer(&header, opened, size)
+        elif served.lists != 0 and is_for(served.lists, &header):
+            return write_listing(&header, <const char*>pieces[1].iov_base, size)
     return write_all(descriptor, pieces, count)
+
+
+cdef int write_listing(OutHeader* header, const char* listing, size_t size) noexcept nogil:
+    """Write an answer to READDIRPLUS."""
+    cdef size_t merged_size = 0
+    cdef int result
+    cdef char* merged = merge(listing, size, served.listed, served.listed_size, &merged_size)
+    forget_listed()
+    if merged == NULL or merged_size > served.room:
+        header.error = -EIO
+        merged_size = 0
+    result = write_answer(header, merged, merged_size)
+    free(merged)
+    return result
 
 
 cdef bint is_for(uint64_t unique, const OutHeader* answer) noexcept nogil:
@@ -367,6 +422,12 @@ def want(bint yes):
         wanted = False
 
 
+def want_attributes(bint yes):
+    """Set before mounting whether the kernel may ask for the attributes of listed entries."""
+    global listings_wanted
+    listings_wanted = yes
+
+
 def take(int number):
     """Make the next mount use this descriptor of /dev/fuse, which is mounted already.
 
@@ -399,6 +460,25 @@ def request_pid():
 def rename_flags():
     """Return the renameat2(2) flags of the RENAME that this thread serves."""
     return served.rename_flags
+
+
+def listing_room():
+    """Return the largest answer in bytes to the READDIRPLUS that this thread serves; 0: READDIR."""
+    return served.room if served.lists != 0 else 0
+
+
+def set_listed(bytes attributes not None):
+    """Set the attributes of all entries that this thread answers to a READDIRPLUS.
+
+    They are as many struct fuse_entry_out. Together with the entries they must fit into the room.
+    """
+    cdef char* memory = <char*>malloc(len(attributes) + 1)
+    if memory == NULL:
+        raise MemoryError()
+    memcpy(memory, <const char*>attributes, len(attributes))
+    free(served.listed)
+    served.listed = memory
+    served.listed_size = len(attributes)
 
 
 def go_direct():

@@ -106,6 +106,12 @@ cdef struct InitOut:
     uint32_t flags2
     uint32_t unused[7]
 
+cdef struct Dirent:
+    uint64_t inode
+    uint64_t next_offset
+    uint32_t name_size  # the name follows, padded to 8 bytes
+    uint32_t kind
+
 cdef struct OpenOut:
     uint64_t handle
     uint32_t flags
@@ -117,7 +123,9 @@ cdef enum:
     OPEN = 14
     READ = 15
     INIT = 26
+    READDIR = 28
     CREATE = 35
+    READDIRPLUS = 44
     RENAME2 = 45
 
     # A message to the kernel that answers no request.
@@ -127,6 +135,8 @@ cdef enum:
     SHORT_INIT_OUT = 24  # bytes of libfuse's answer, which ends with max_write
 
     # INIT flags
+    DO_READDIRPLUS = 1 << 13  # listings with attributes
+    READDIRPLUS_AUTO = 1 << 14  # only if programs use the attributes
     ASYNC_DIO = 1 << 15  # several requests at once for large O_DIRECT reads
     PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
     MAX_PAGES = 1 << 22
@@ -134,8 +144,8 @@ cdef enum:
     # Flags of an opened file.
     DIRECT_IO = 1 << 0
     NOFLUSH = 1 << 5  # since 7.35; older kernels ignore it
-    # The answer to CREATE: struct fuse_entry_out and an OpenOut.
-    CREATE_OUT_BYTES = 128 + 16
+    ENTRY_OUT_BYTES = 128  # struct fuse_entry_out
+    CREATE_OUT_BYTES = 128 + 16  # the answer to CREATE: struct fuse_entry_out and an OpenOut
 
 ctypedef int (*receive_function)(void*, fuse_buf*, void**) noexcept nogil
 ctypedef void* (*chan_new_function)(fuse_chan_ops*, int, size_t, void*) noexcept nogil

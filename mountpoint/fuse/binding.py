@@ -32,11 +32,13 @@ __all__ = [
     "go_direct",
     "is_wide",
     "library_version",
+    "listing_room",
     "llfuse",
     "reads_in_lane",
     "rename_flags",
     "request_pid",
     "serve_lane",
+    "set_listed",
     "take",
     "widen",
 ]
@@ -59,9 +61,13 @@ def library_version() -> str:
     return f"{major}.{minor}"
 
 
-def widen(wanted: bool) -> None:
-    """Set before mounting whether to negotiate with the kernel what libfuse cannot."""
+def widen(wanted: bool, *, attributes: bool = False) -> None:
+    """Set before mounting whether to negotiate with the kernel what libfuse cannot.
+
+    `attributes`: among that, listings with the attributes of their entries.
+    """
     _channel.want(wanted)
+    _channel.want_attributes(attributes)
 
 
 def serve_lane(meters: Meters) -> None:
@@ -114,6 +120,19 @@ def rename_flags() -> int:
     Always 0 without the channel: then the kernel itself refuses flags.
     """
     return _channel.rename_flags()
+
+
+def listing_room() -> int:
+    """Return how many bytes fit into the listing with attributes that this thread answers.
+
+    0 for a listing without attributes.
+    """
+    return _channel.listing_room()
+
+
+def set_listed(attributes: bytes) -> None:
+    """Set the attributes of all entries that this thread answers (`entries`)."""
+    _channel.set_listed(attributes)
 
 
 def go_direct() -> None:

@@ -31,7 +31,16 @@ from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
-from mountpoint.fuse.binding import go_direct, is_wide, llfuse, rename_flags, request_pid
+from mountpoint.fuse import entries
+from mountpoint.fuse.binding import (
+    go_direct,
+    is_wide,
+    listing_room,
+    llfuse,
+    rename_flags,
+    request_pid,
+    set_listed,
+)
 from mountpoint.fuse.structures import EntryAttributes, RequestContext, SetattrFields
 from mountpoint.listing.tree import MAX_NAME_BYTES
 from mountpoint.log.throttle import LogThrottle
@@ -45,12 +54,13 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: st_blksize: the size in which programs read and write.
-BLOCK_BYTES = 4096
 #: struct statvfs: room without limit, so that programs that check for free space go on. All numbers
 #: fit into a signed 32-bit integer, for programs that use those: 2 PiB in blocks of 1 MiB.
 ROOM_BLOCK_BYTES = 1 << 20
 ROOM_BLOCKS = (1 << 31) - 1
+
+#: The kernel looks up no names for these.
+DOTS = (b".", b"..")
 
 #: A flag of renameat2(2), linux/fs.h.
 RENAME_NOREPLACE = 1
@@ -157,10 +167,31 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("directory")
     def readdir(self, fh: HandleNumber, off: int) -> list[tuple[bytes, EntryAttributes, int]]:
         """See FileSystem. A list, because llfuse iterates under its lock."""
+        room = listing_room()
+        if room:
+            return self._listed_with_attributes(fh, off, room)
         return [
             (entry.name, _listed_attributes(entry), entry.next_position)
             for entry in self._fs.readdir(fh, off)
         ]
+
+    def _listed_with_attributes(
+        self, fh: HandleNumber, off: int, room: int
+    ) -> list[tuple[bytes, EntryAttributes, int]]:
+        """Return as many entries as fit into `room` bytes with their attributes, and set these.
+
+        Each entry with attributes counts as a lookup of its inode.
+        """
+        lines, attributes = [], []
+        for entry in self._fs.readdir(fh, off, room // entries.MIN_BYTES):
+            room -= entries.size_of(entry.name)
+            if room < 0:
+                break
+            known = None if entry.name in DOTS else self._fs.lookup_listed(fh, entry)
+            attributes.append(entries.UNKNOWN if known is None else entries.entry_out(known))
+            lines.append((entry.name, _listed_attributes(entry), entry.next_position))
+        set_listed(b"".join(attributes))
+        return lines
 
     @operation("directory")
     def releasedir(self, fh: HandleNumber) -> None:
@@ -379,7 +410,7 @@ def _entry_attributes(attributes: Attributes) -> EntryAttributes:
     entry.st_gid = attributes.gid
     entry.st_size = attributes.size_bytes
     entry.st_blocks = -(-attributes.size_bytes // 512)
-    entry.st_blksize = BLOCK_BYTES
+    entry.st_blksize = entries.BLOCK_BYTES
     entry.st_atime_ns = attributes.mtime_ns
     entry.st_mtime_ns = attributes.mtime_ns
     entry.st_ctime_ns = attributes.ctime_ns

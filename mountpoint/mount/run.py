@@ -213,7 +213,9 @@ def _serve(
     if cache is not None:
         sweeps.append(cache.sweep)
     memory.start_sweeping([*sweeps, end_reads], stopping)
-    binding.widen(config.mount.channel)
+    # Listings do not name attributes that objects keep.
+    attributes = config.filesystem.ttl_s > 0 and not config.change.keeps_attributes
+    binding.widen(config.mount.channel, attributes=attributes)
     binding.serve_lane(meters)
     if config.mount.descriptor is not None:
         binding.take(config.mount.descriptor)

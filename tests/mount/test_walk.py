@@ -1,8 +1,10 @@
 """Directories on a real mount: walks with listings ahead, and positions in a listing."""
 
 import ctypes
+import json
 import os
 import random
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from mountpoint.listing.prefetch import MAX_AGE_S
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import mounted
+from tests.mount.test_ctl import done
 
 pytestmark = pytest.mark.mount
 
@@ -131,3 +134,44 @@ def test_positions(flat_store: Store, folder: Path) -> None:
             assert list(directory.read()) == [names[0], b"0000a", *names[1:]]
         finally:
             directory.close()
+
+
+def attributes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the attributes of all entries of a directory, as `ls -l` asks for them."""
+    with os.scandir(path) as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    return {
+        name: (
+            *(each.st_ino, each.st_mode, each.st_nlink, each.st_uid, each.st_gid, each.st_size),
+            *(each.st_mtime_ns, each.st_ctime_ns, each.st_atime_ns),
+            *(each.st_blocks, each.st_blksize),
+        )
+        for name, each in found.items()
+    }
+
+
+def test_a_listing_brings_the_attributes(flat_store: Store, folder: Path) -> None:
+    """`ls -l` looks up few names: the listing has their attributes, the same as lookups give."""
+    prefix = "walk/attributes/"
+    sizes = {f"{number:03d}" + "n" * (number % 250): number for number in range(300)}
+    for name, size in sizes.items():
+        flat_store.put(prefix + name, b"x" * size)
+    flat_store.put(prefix + "below/file", b"")
+    found: list[dict[str, tuple[int, ...]]] = []
+    lookups: list[int] = []
+    for options in ([], ["--no-channel"]):
+        place = folder / str(len(found))
+        place.mkdir()
+        with mounted(
+            flat_store, place, "--prefix", prefix, "--metadata-ttl", "60", *options
+        ) as mount:
+            found.append(attributes_of(mount.path))
+            meters = json.loads(done("stats", mount.path, "--once", "--json"))["meters"]
+            lookup = meters["operations"].get("lookup")
+            lookups.append(lookup["us"]["count"] if lookup else 0)
+    assert {name: each[5] for name, each in found[0].items() if name != "below"} == sizes
+    below = [each.pop("below") for each in found]
+    assert found[0] == found[1]
+    assert [stat.S_ISDIR(each[1]) for each in below] == [True, True]  # times: of each mount
+    assert lookups[0] <= 20
+    assert lookups[1] >= len(sizes)

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from mountpoint.fuse import operations
+from mountpoint.fuse import entries, operations
 from mountpoint.fuse.operations import NEW_TTL_S, Operations
 from tests.unit.fake_client import MTIME_NS, REQUEST_ID, Fault
 from tests.unit.mounted import GID, UID, Mounted, mounted
@@ -520,6 +521,89 @@ def test_a_directory_is_read(adapter: Adapter) -> None:
     assert adapter("readdir", handle, 5) == []
     adapter("releasedir", handle)
     assert adapter.fails("readdir", handle, 0)[0] == "EBADF"
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Adapter, int, int, int], list[Any]]:
+    """Answer a READDIRPLUS: return each entry's name, and its attributes or None."""
+
+    def listed(adapter: Adapter, handle: int, position: int, room: int) -> list[Any]:
+        told: list[bytes] = []
+        monkeypatch.setattr(operations, "listing_room", lambda: room)
+        monkeypatch.setattr(operations, "set_listed", told.append)
+        lines = adapter("readdir", handle, position)
+        assert sum(entries.size_of(name) for name, _, _ in lines) <= room
+        (attributes,) = told
+        size = len(entries.UNKNOWN)
+        each = [attributes[start : start + size] for start in range(0, len(attributes), size)]
+        assert len(each) == len(lines)
+        return [
+            (line[0], None if found == entries.UNKNOWN else found)
+            for line, found in zip(lines, each, strict=True)
+        ]
+
+    return listed
+
+
+def test_a_listing_with_attributes(adapter: Adapter, listed: Any) -> None:
+    """They are those of a lookup; each entry counts as one. No request is sent for it."""
+    handle = adapter("opendir", ROOT, CTX)
+    adapter("readdir", handle, 0)
+    requests = adapter.world.client.count()
+    found = dict(listed(adapter, handle, 0, 4096))
+    assert adapter.world.client.count() <= requests + 1  # a new listing
+    assert list(found) == [b".", b"..", b"a", b"d", b"e"]
+    assert found[b"."] is None
+    assert found[b".."] is None
+    for name in (b"a", b"d", b"e"):
+        number, *_ = struct.unpack_from("<Q", found[name])
+        inode = adapter.world.fs._inodes.get(number)
+        assert inode.lookups == 1
+        attributes = adapter.world.fs.lookup(ROOT, name)
+        assert found[name] == entries.entry_out(attributes)
+        adapter("forget", [(number, 2)])
+        assert adapter.fails("getattr", number, CTX)[0] == "ESTALE"
+
+
+def test_entries_that_the_kernel_knows(adapter: Adapter, listed: Any) -> None:
+    """Their attributes are left out while they are valid."""
+    handle = adapter("opendir", ROOT, CTX)
+    adapter("readdir", handle, 0)
+    adapter.look(b"a")
+    found = dict(listed(adapter, handle, 2, 4096))
+    assert found[b"a"] is None
+    assert found[b"e"] is not None
+    adapter.world.pass_s(2.0)
+    handle = adapter("opendir", ROOT, CTX)
+    assert dict(listed(adapter, handle, 0, 4096))[b"a"] is not None
+
+
+def test_no_more_entries_than_fit(adapter: Adapter, listed: Any) -> None:
+    """The others follow in the next answer."""
+    handle = adapter("opendir", ROOT, CTX)
+    first = listed(adapter, handle, 0, 4 * entries.MIN_BYTES + 1)
+    assert [name for name, _ in first] == [b".", b"..", b"a", b"d"]
+    assert [name for name, _ in listed(adapter, handle, 4, 4 * entries.MIN_BYTES)] == [b"e"]
+    assert listed(adapter, handle, 5, 4096) == []
+
+
+def test_a_listed_file_that_is_being_written(adapter: Adapter, listed: Any) -> None:
+    """The kernel asks for its attributes: they change."""
+    new, _ = adapter("create", ROOT, b"new", 0o644, os.O_WRONLY, CTX)
+    handle = adapter("opendir", ROOT, CTX)
+    assert len(listed(adapter, handle, 0, 4096)) == 5
+    assert listed(adapter, handle, 5, 4096) == [(b"new", None)]
+    adapter("flush", new)
+    adapter("release", new)
+
+
+def test_attributes_that_objects_keep(listed: Any) -> None:
+    """A listing does not have them, so the kernel asks for each file."""
+    with mounted({b"a": b"1", b"d/b": b"2"}, attributes="keep") as world:
+        adapter = Adapter(world)
+        found = dict(listed(adapter, adapter("opendir", ROOT, CTX), 0, 4096))
+    assert found[b"a"] is None
+    assert found[b"d"] is not None
 
 
 def test_access(adapter: Adapter) -> None:

@@ -1,0 +1,3 @@
+"""Types of the extension module; its docstrings are in `_listings.pyx`."""
+
+def merged(listing: bytes, attributes: bytes) -> bytes: ...
