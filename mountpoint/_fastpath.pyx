@@ -196,7 +196,8 @@ cdef class Part(Arrival):
 
     def cancel(self, error=None):
         """Cancel the request if it has not ended."""
-        self.fail(error if error is not None else Interrupted("cancelled"))
+        if self.arrival.state == PENDING:
+            self.fail(error if error is not None else Interrupted("cancelled"))
         self._cancel_transfer()
 
     def wait(self, double timeout_s):

@@ -151,7 +151,8 @@ class Inode:
         if self._packed is None:
             return None
         size_bytes, mtime_ns, flags = _NUMBERS.unpack_from(self._packed)
-        return size_bytes, mtime_ns, _attributes(self._packed, flags)
+        kept = _attributes(self._packed) if flags & _HAS_ATTRIBUTES else NOTHING
+        return size_bytes, mtime_ns, kept
 
     def set_info(self, info: ObjectInfo) -> None:
         """Replace the description with a newer one of the same version."""
@@ -185,9 +186,7 @@ def _pack(info: ObjectInfo) -> bytes:
     return numbers + texts + behind
 
 
-def _attributes(packed: bytes, flags: int) -> FileAttributes:
-    if not flags & _HAS_ATTRIBUTES:
-        return NOTHING
+def _attributes(packed: bytes) -> FileAttributes:
     mode, uid, gid, mtime_ns = _KEPT.unpack_from(packed, len(packed) - _KEPT.size)
     return FileAttributes(
         None if mode < 0 else mode,
@@ -203,7 +202,7 @@ def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
     end = len(packed)
     if flags & _HAS_ATTRIBUTES:
         end -= _KEPT.size
-        metadata = formatted(_attributes(packed, flags))
+        metadata = formatted(_attributes(packed))
     texts = packed[_NUMBERS.size : end].decode("utf-8", "surrogatepass")
     etag, _, storage_class = texts.partition("\n")
     restored = bool(flags & _RESTORED)

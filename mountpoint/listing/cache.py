@@ -312,7 +312,9 @@ class ListingCache:
         return True
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
-        oldest_s = max(self._clock() - self._ttl_s, self._discarded_s(directory, name))
+        oldest_s = self._clock() - self._ttl_s
+        if self._discarded_at_s:
+            oldest_s = max(oldest_s, self._discarded_s(directory, name))
         index = self._indexes.get(directory)
         page = index and index.newest.get(name)
         if page and page.requested_at_s > oldest_s:

@@ -209,6 +209,8 @@ def _largest_bytes(files: list[_File]) -> int:
 def parts_of(initial_bytes: int, max_bytes: int) -> list[Range]:
     """Return the parts of an initial range, fetched in parallel: each at most `max_bytes`."""
     step = min(initial_bytes if initial_bytes <= WHOLE_BYTES else INITIAL_PART_BYTES, max_bytes)
+    if initial_bytes <= step:
+        return [(0, initial_bytes)]
     return [(start, min(start + step, initial_bytes)) for start in range(0, initial_bytes, step)]
 
 

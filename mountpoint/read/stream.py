@@ -297,7 +297,9 @@ class ReadStream:
         read_bytes = self._parts.read_bytes
         self._stats.read(read_bytes - self._counted_bytes)
         self._counted_bytes = read_bytes
-        self._stats.waited(self._parts.take_waits())
+        waits = self._parts.take_waits()
+        if waits:
+            self._stats.waited(waits)
 
     def _clear(self) -> list[Part]:
         """Remove all parts and return them (lock held)."""

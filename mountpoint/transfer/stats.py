@@ -53,8 +53,7 @@ class TransferStats:
 
     def waited(self, reads: int = 1) -> None:
         """Count reads that had to wait for some of their bytes."""
-        if reads:
-            self._counters.add("reads_waited", reads)
+        self._counters.add("reads_waited", reads)
 
     def late_s(self, size_bytes: int) -> float:
         """Return the seconds after which a request of this size is late."""

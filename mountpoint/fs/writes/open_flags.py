@@ -36,7 +36,9 @@ def appends(flags: int) -> bool:
 
 def changes(flags: int) -> bool:
     """Whether an open with these flags changes the file; O_RDWR alone does not count."""
-    return flags & os.O_ACCMODE == os.O_WRONLY or bool(flags & os.O_TRUNC) or appends(flags)
+    if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC:
+        return True
+    return bool(flags & os.O_APPEND) and appends(flags)
 
 
 def takes_turns(flags: int) -> bool:

@@ -200,7 +200,8 @@ class CrtClient:
         if expected_owner is not None:
             self._headers.append(("x-amz-expected-bucket-owner", expected_owner))
             self._copy_headers.append(("x-amz-source-expected-bucket-owner", expected_owner))
-        self._encoded_headers = _encoded(self._headers)
+        self._encoded_headers: EncodedHeaders = []
+        self._encoded_headers = self._encoded(self._headers)
         self._bucket = bucket or endpoint.base_path.strip("/")
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -301,7 +302,7 @@ class CrtClient:
 
     def _encoded(self, extra: Headers) -> EncodedHeaders:
         """Return all headers of a request as bytes."""
-        return self._encoded_headers + _encoded(extra)
+        return self._encoded_headers + [(name.encode(), value.encode()) for name, value in extra]
 
     def _native_plane(self, *, wanted: bool) -> tuple[NativePlane | None, str]:
         """Return the client's native plane, or None; and which plane is used, in words."""
@@ -605,10 +606,6 @@ def _crt_error(error: BaseException) -> S3Error:
     if isinstance(meaning, TransportFault | BadAnswer):
         log.debug("the client library failed", error=name, message=message)
     return meaning
-
-
-def _encoded(headers: Headers) -> EncodedHeaders:
-    return [(name.encode(), value.encode()) for name, value in headers]
 
 
 def _only_headers(_status: int, headers: Headers, _body: bytes) -> Headers:

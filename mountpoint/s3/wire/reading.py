@@ -410,6 +410,8 @@ def _in_range_ns(seconds: int) -> int | None:
 
 # --- Headers ---
 
+METADATA_PREFIX = "x-amz-meta-"
+
 
 def header(headers: Headers, name: str) -> str | None:
     """Return a header's value by its lower-case name. Raises BadAnswer if it appears twice."""
@@ -479,24 +481,37 @@ def object_info(
 
 
 def described(key: bytes, size_bytes: int, etag: str, headers: Headers) -> ObjectInfo:
-    """Return the description of an object whose size and ETag are known, by the other headers."""
-    restore = header(headers, "x-amz-restore") or ""
+    """Return the description of an object whose size and ETag are known, by the other headers.
+
+    Raises BadAnswer if one of them appears twice.
+    """
+    known: dict[str, str | None]
+    known = {"last-modified": None, "x-amz-storage-class": None, "x-amz-restore": None}
+    kept = {}
+    for name, value in headers:  # once: there is one of these for each small file that is read
+        name, value = name.lower(), value.strip()
+        if name in known:
+            if known[name] not in (None, value):
+                raise BadAnswer(f"two different {name} headers")
+            known[name] = value
+        elif name.startswith(METADATA_PREFIX):
+            kept[name[len(METADATA_PREFIX) :]] = value
+    modified, storage_class, restore = (each or "" for each in known.values())
     return ObjectInfo(
         key,
         size_bytes,
-        http_date_ns(header(headers, "last-modified") or ""),
+        http_date_ns(modified),
         etag,
-        header(headers, "x-amz-storage-class") or "STANDARD",
+        storage_class or "STANDARD",
         'ongoing-request="false"' in restore and "expiry-date=" in restore,
-        metadata(headers) or NO_METADATA,
+        kept or NO_METADATA,
     )
 
 
 def metadata(headers: Headers) -> dict[str, str]:
     """Return the user metadata, by lower-case names without the header prefix."""
-    prefix = "x-amz-meta-"
     return {
-        name[len(prefix) :].lower(): value.strip()
+        name[len(METADATA_PREFIX) :].lower(): value.strip()
         for name, value in headers
-        if name.lower().startswith(prefix)
+        if name.lower().startswith(METADATA_PREFIX)
     }
