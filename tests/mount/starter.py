@@ -9,6 +9,7 @@ line, and calls the program's own `main`. Tests of how the program itself is sta
 import atexit
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -94,7 +95,7 @@ def _serve(listener: socket.socket) -> None:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _answer(connection)
-            return
+            os._exit(0)  # to end the interpreter takes as long as to mount
         connection.close()
 
 
@@ -138,4 +139,5 @@ def _show(command: list[str]) -> None:
 if __name__ == "__main__":
     for module in MODULES:
         importlib.import_module(module)
+    gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
