@@ -46,6 +46,18 @@ cdef extern from *:
         return openat(directory, path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }
 
+    /* Rename a new file to a name that is not taken; EEXIST if it is. Some file systems replace what is
+       there: NFS cannot do otherwise. */
+    static int publish_file(int directory, const char *from, const char *to) {
+    #ifdef SYS_renameat2
+        if (syscall(SYS_renameat2, directory, from, directory, to, 1 /* RENAME_NOREPLACE */) == 0)
+            return 0;
+        if (errno != EINVAL && errno != ENOSYS)
+            return errno;
+    #endif
+        return renameat(directory, from, directory, to) == 0 ? 0 : errno;
+    }
+
     /* Set the time of the last use to now, if it is this many seconds older, or newer: a file server's
        clock may be ahead a little. */
     static void touch_file(int file, long apart_s) {
@@ -140,6 +152,7 @@ cdef extern from *:
     int open_to_read(int directory, const char* path) noexcept nogil
     int open_new(int directory, const char* path) noexcept nogil
     bint is_regular(int file) noexcept nogil
+    int publish_file(int directory, const char* source, const char* to) noexcept nogil
     void touch_file(int file, long apart_s) noexcept nogil
     int read_pieces(int file, iovec* pieces, long long offset) noexcept nogil
     int read_piece(int file, void* into, size_t size, long long offset) noexcept nogil

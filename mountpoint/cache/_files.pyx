@@ -44,6 +44,7 @@ from mountpoint.cache._disk cimport (
     is_regular,
     open_new,
     open_to_read,
+    publish_file,
     read_piece,
     read_pieces,
     touch_file,
@@ -88,9 +89,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from "<sys/stat.h>" nogil:
     int mkdirat(int, const char*, int)
-
-cdef extern from "<stdio.h>" nogil:
-    int renameat(int, const char*, int, const char*)
 
 cdef enum:
     C_BLOCK_BYTES = 1 << 20
@@ -386,8 +384,7 @@ cdef long long same_until(
 cdef int write_block(
     version_t* version, long long index, const char* bytes, const char* temporary
 ) noexcept nogil:
-    """Write a block under another name, and rename it; return 0 or an errno."""
-    cdef char path[MAX_PATH_BYTES]
+    """Write a block under another name; return 0 or an errno."""
     cdef char memory[MAX_TRAILER_BYTES + 4096]
     cdef char* trailer = whole_pages(memory)
     cdef uint32_t sums[UNITS]
@@ -409,32 +406,40 @@ cdef int write_block(
     problem = write_pieces(file, pieces)
     if close(file) != 0 and problem == 0:
         problem = errno
-    if problem == 0:
-        path_of(version, index, path)
-        problem = publish(version.store.directory, temporary, path)
-    if problem == 0 and index & C_SMALL:
-        set_int(&version.small, SOME)
     if problem != 0:
         unlinkat(version.store.directory, temporary, 0)
     return problem
 
 
-cdef int publish(int directory, const char* temporary, char* path) noexcept nogil:
-    """Rename a file to `path`; make the directories above it if they are missing."""
-    cdef char* slash = path
-    if renameat(directory, temporary, directory, path) == 0:
-        return 0
-    if errno != ENOENT:
-        return errno
-    while True:
-        slash = strchr(slash, c"/")
-        if slash == NULL:
+cdef int publish_block(
+    version_t* version, long long number, const char* temporary
+) noexcept nogil:
+    """Rename a written file to the block's name, or remove it; return 0 or an errno."""
+    cdef char path[MAX_PATH_BYTES]
+    cdef int directory = version.store.directory
+    cdef int problem
+    path_of(version, number, path)
+    problem = publish_file(directory, temporary, path)
+    for _ in range(3):  # others may remove a directory that is empty
+        if problem != ENOENT:
             break
+        make_folders(directory, path)
+        problem = publish_file(directory, temporary, path)
+    if problem != 0:
+        unlinkat(directory, temporary, 0)
+    elif number & C_SMALL:
+        set_int(&version.small, SOME)
+    return problem
+
+
+cdef void make_folders(int directory, char* path) noexcept nogil:
+    """Make the directories above `path`."""
+    cdef char* slash = strchr(path, c"/")
+    while slash != NULL:
         slash[0] = 0
         mkdirat(directory, path, 0o700)
         slash[0] = c"/"
-        slash += 1
-    return 0 if renameat(directory, temporary, directory, path) == 0 else errno
+        slash = strchr(slash + 1, c"/")
 
 
 # --- versions ---
@@ -623,13 +628,24 @@ cdef class CachedVersion:
         return result
 
     def write(self, long long number, const unsigned char[::1] data not None, bytes temporary not None):
-        """Write the bytes of a block by way of the file `temporary`; return 0 or an errno."""
+        """Write the bytes of a block to the new file `temporary`; return 0 or an errno."""
         cdef int problem
         if number < 0 or data.shape[0] == 0 or data.shape[0] != block_size(self.version, number):
             raise ValueError(f"not block {number}: {data.shape[0]} bytes")
         cdef const char* name = temporary
         with nogil:
             problem = write_block(self.version, number, <const char*>&data[0], name)
+        return problem
+
+    def publish(self, long long number, bytes temporary not None):
+        """Give the written file `temporary` the block's name, or remove it; return 0 or an errno.
+
+        EEXIST: there is such a block.
+        """
+        cdef int problem
+        cdef const char* name = temporary
+        with nogil:
+            problem = publish_block(self.version, number, name)
         return problem
 
     def remove(self, long long number):

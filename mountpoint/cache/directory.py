@@ -12,8 +12,10 @@ DIR/mount-s3-cache/         0700, of the user who mounts
 ```
 
 Nothing here is read when a mount starts, however many blocks there are. The total is kept in
-`usage`: a writer adds a block before it writes it, so the total is too high, never too low, if it
-is killed. Whoever evicts counts the blocks once a day and corrects the total.
+`usage`: a block is added just before it gets its name, and subtracted after it was removed. So the
+total is too high, never too low, if the process is killed between, or if a damaged block is
+removed, which is not subtracted. Whoever evicts counts the blocks once a day, or if there are fewer
+than the total says, and corrects it.
 
 The time of last access (atime) of a file is the last use of the block, within minutes; `_files`
 sets it. The time of change (mtime) is when it was written.
@@ -23,6 +25,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import random
 import secrets
 import stat
 import struct
@@ -32,7 +35,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from mountpoint.cache._files import BLOCK_BYTES, MAGIC, SMALL, SMALL_BYTES, Store, crc32c_of
+from mountpoint.cache._files import (
+    BLOCK_BYTES,
+    MAGIC,
+    SMALL,
+    SMALL_BYTES,
+    CachedVersion,
+    Store,
+    crc32c_of,
+)
 from mountpoint.cache.identity import Identity
 from mountpoint.errors import MountError
 
@@ -46,6 +57,8 @@ SMALL_SUFFIX = ".d"
 #: Files are counted in whole pages, as file systems allocate them.
 PAGE_BYTES = 4096
 UNIT_BYTES = 16384
+#: While the blocks are counted for the first time, `usage` has this and what was added meanwhile.
+UNKNOWN_BYTES = 1 << 60
 #: A file that has been written for so long belongs to a process that was killed.
 ABANDONED_S = 3600.0
 
@@ -91,6 +104,17 @@ class CacheDirectory:
         Raises MountError if it cannot be used, is not of this user alone, or is missing.
         """
         path = os.path.abspath(path)
+        return cls(path, cls._open(path, create=create))
+
+    def reopen(self) -> None:
+        """Create what someone has removed of the directory. Raises MountError."""
+        descriptor = self._open(self.path, create=True)
+        # In one step, under the number that reads are using.
+        os.dup2(descriptor, self._descriptor, inheritable=False)
+        os.close(descriptor)
+
+    @staticmethod
+    def _open(path: str, *, create: bool) -> int:
         try:
             if create:
                 with contextlib.suppress(FileExistsError):
@@ -115,29 +139,45 @@ class CacheDirectory:
                 f"the cache directory '{path}' cannot be used: {reason}",
                 "--cache takes a directory in which this user can write",
             ) from error
-        return cls(path, descriptor)
+        return descriptor
 
     # --- usage ---
 
     @property
     def used_bytes(self) -> int:
-        """The bytes of all blocks, and of those that are being written."""
-        return self.add_usage(0)
-
-    def add_usage(self, delta_bytes: int) -> int:
-        """Add to the bytes of all blocks, and return the total. Raises OSError."""
-        with self._locked_usage() as file:
-            total = max(_total(file) + delta_bytes, 0)
-            if delta_bytes:
-                os.pwrite(file, struct.pack("<q", total), 0)
-            return total
+        """The bytes of all blocks; 0 if the total is not known. Raises OSError."""
+        return self._read_usage() or 0
 
     @property
     def is_counted(self) -> bool:
         """Whether the total is known. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat("usage", dir_fd=self._descriptor, follow_symlinks=False).st_size == 8
-        return False
+        return self._read_usage() is not None
+
+    def _read_usage(self) -> int | None:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            file = os.open("usage", flags, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return None
+        try:
+            total = _total(file)
+        finally:
+            os.close(file)
+        return total if total is not None and total < UNKNOWN_BYTES else None
+
+    def publish(
+        self, version: CachedVersion, number: int, temporary: bytes, size_bytes: int
+    ) -> int:
+        """Give a written block its name, and add it to the total; return 0 or an errno.
+
+        Raises OSError.
+        """
+        with self._locked_usage() as file:
+            _add(file, size_bytes)
+            problem = version.publish(number, temporary)
+            if problem:
+                _add(file, -size_bytes)
+            return problem
 
     @property
     def counted_at_s(self) -> float:
@@ -147,13 +187,19 @@ class CacheDirectory:
         return 0.0
 
     def recount(self) -> int:
-        """Set the usage to the sum of all files, and return it. Raises OSError."""
-        before = self.add_usage(0)
+        """Set the usage to the sum of all files, and return it. Raises OSError.
+
+        Nobody else may remove blocks meanwhile (`evicting`).
+        """
+        with self._locked_usage() as file:
+            before = _total(file)
+            if before is None:
+                before = UNKNOWN_BYTES
+                os.pwrite(file, struct.pack("<q", before), 0)
         counted = sum(file.allocated_bytes for file in self.files())
         with self._locked_usage() as file:
-            # What others have added or removed meanwhile is counted twice, or not at all: better
-            # twice.
-            total = counted + max(_total(file) - before, 0)
+            # What others have added meanwhile may be counted twice.
+            total = counted + max((_total(file) or 0) - before, 0)
             os.pwrite(file, struct.pack("<q", total), 0)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open("counted", flags, 0o600, dir_fd=self._descriptor))
@@ -181,13 +227,13 @@ class CacheDirectory:
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     @contextlib.contextmanager
-    def evicting(self) -> Iterator[bool]:
-        """Whether this process is the one that removes blocks, while it does so."""
+    def evicting(self, *, wait: bool = False) -> Iterator[bool]:
+        """Whether this process is the one that removes or counts blocks, while it does so."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open("evicting", flags, 0o600, dir_fd=self._descriptor)
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
             else:
@@ -210,7 +256,9 @@ class CacheDirectory:
         return found
 
     def files(self, folder: str | None = None) -> Iterator[CachedFile]:
-        """Yield the files in one folder, or in all. Those that go away meanwhile are left out."""
+        """Yield the files in one folder in random order, or all. Those that go away meanwhile are
+        left out.
+        """
         if folder is None:
             for each in self.folders():
                 yield from self.files(each)
@@ -224,7 +272,9 @@ class CacheDirectory:
                     )
 
     def _paths(self, folder: str) -> Iterator[str]:
-        for name in _names(self._descriptor, folder):
+        names = _names(self._descriptor, folder)
+        random.shuffle(names)
+        for name in names:
             if not name.endswith(SMALL_SUFFIX):
                 yield f"{folder}/{name}"
                 continue
@@ -261,11 +311,12 @@ class CacheDirectory:
 
     def remove(self, file: CachedFile) -> bool:
         """Remove a block; return whether it was there. Raises OSError."""
-        try:
-            os.unlink(file.path, dir_fd=self._descriptor)
-        except FileNotFoundError:
-            return False
-        self.add_usage(-file.allocated_bytes)
+        with self._locked_usage() as usage:
+            try:
+                os.unlink(file.path, dir_fd=self._descriptor)
+            except FileNotFoundError:
+                return False
+            _add(usage, -file.allocated_bytes)
         return True
 
     def remove_unused(self, file: CachedFile) -> bool:
@@ -279,11 +330,13 @@ class CacheDirectory:
     def clear(self) -> tuple[int, int]:
         """Remove all blocks; return their number and bytes. Raises OSError."""
         removed = removed_bytes = 0
-        for file in self.files():
-            if self.remove(file):
-                removed += 1
-                removed_bytes += file.allocated_bytes
-        self.remove_abandoned(0.0)
+        with self.evicting(wait=True):
+            for file in self.files():
+                if self.remove(file):
+                    removed += 1
+                    removed_bytes += file.allocated_bytes
+            self.remove_abandoned(0.0)
+            self.recount()
         return removed, removed_bytes
 
     def temporary(self) -> bytes:
@@ -395,6 +448,14 @@ def _names(descriptor: int, path: str) -> list[str]:
         os.close(inner)
 
 
-def _total(file: int) -> int:
+def _total(file: int) -> int | None:
+    """Return the total in `usage`; None if it has none."""
     data = os.pread(file, 8, 0)
-    return struct.unpack("<q", data)[0] if len(data) == 8 else 0
+    total = struct.unpack("<q", data)[0] if len(data) == 8 else -1
+    return total if 0 <= total < 2 * UNKNOWN_BYTES else None
+
+
+def _add(file: int, delta_bytes: int) -> None:
+    total = _total(file)
+    if total is not None:
+        os.pwrite(file, struct.pack("<q", max(total + delta_bytes, 0)), 0)

@@ -17,6 +17,7 @@ from mountpoint.cache._files import CachedVersion
 from mountpoint.cache.directory import CacheDirectory, allocated_bytes
 from mountpoint.cache.eviction import Evictor
 from mountpoint.cache.health import Health
+from mountpoint.errors import MountError
 from mountpoint.metrics.counters import Counters
 
 log = structlog.get_logger(__name__)
@@ -79,6 +80,7 @@ class Filler:
         """Drop what is queued, and end the threads, which may be writing one more block each."""
         with self._changed:
             self._closed = True
+            self._held_bytes -= sum(len(block.data) for block in self._queue)
             self._queue.clear()
             self._changed.notify_all()
 
@@ -105,7 +107,7 @@ class Filler:
                 if self._health.usable and not block.version.dropped:
                     self._write(block)
             except OSError as error:
-                self._health.failed(error.errno or 0)
+                self._failed(error)
             except Exception:
                 log.exception("a block could not be written to the cache")
             size = len(block.data)
@@ -119,18 +121,36 @@ class Filler:
         version = block.version
         if version.holds(block.number):
             return
-        if not self._directory.is_counted:
-            self._directory.recount()
-        reserved = allocated_bytes(version.file_bytes(block.number))
-        if not self._evictor.reserve(reserved):
+        size_bytes = allocated_bytes(version.file_bytes(block.number))
+        if not (self._counted() and self._evictor.reserve(size_bytes)):
             self._counters.add("cache_dropped")
             return
-        problem = version.write(block.number, block.data, self._directory.temporary())
-        if problem:
-            self._directory.add_usage(-reserved)
-            self._health.failed(problem)
+        try:
+            temporary = self._directory.temporary()
+            problem = version.write(block.number, block.data, temporary)
+            if not problem:
+                problem = self._directory.publish(version, block.number, temporary, size_bytes)
+            if problem:
+                raise OSError(problem, os.strerror(problem))
+        except FileExistsError:  # another process was faster
             return
+        finally:
+            self._evictor.release(size_bytes)
         if version.dropped:  # meanwhile
             version.remove(block.number)
         self._counters.add("cache_bytes_written", len(block.data))
         self._health.succeeded()
+
+    def _counted(self) -> bool:
+        """Whether the total is known, after counting if that is necessary. Raises OSError."""
+        if not self._directory.is_counted:
+            with self._directory.evicting() as alone:
+                if alone:
+                    self._directory.recount()
+        return self._directory.is_counted
+
+    def _failed(self, error: OSError) -> None:
+        self._health.failed(error.errno or 0)
+        if isinstance(error, FileNotFoundError):
+            with contextlib.suppress(MountError, OSError):
+                self._directory.reopen()

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from mountpoint._fastpath import Part
 from mountpoint.cache._files import BLOCK_BYTES, FOUND, CachedVersion
-from mountpoint.cache.directory import FORMAT, NAME, CachedFile, CacheDirectory
+from mountpoint.cache.directory import (
+    FORMAT,
+    NAME,
+    CachedFile,
+    CacheDirectory,
+    allocated_bytes,
+)
 from mountpoint.cache.identity import Identity
 
 ENDPOINT, BUCKET = "store:9000", "a-bucket"
@@ -59,8 +65,16 @@ class Cached:
     def write(self, *indexes: int) -> None:
         """Write some blocks, or all."""
         for index in indexes or range(self.blocks):
-            found = self.version.write(index, self.block(index), self.directory.temporary())
-            assert found == 0
+            assert self.put(index) == 0
+
+    def put(self, index: int) -> int:
+        """Write a block, and return 0 or an errno."""
+        version, temporary = self.version, self.directory.temporary()
+        problem = version.write(index, self.block(index), temporary)
+        if problem:
+            return problem
+        size_bytes = allocated_bytes(version.file_bytes(index))
+        return self.directory.publish(version, index, temporary, size_bytes)
 
     def read(self, start: int = 0, stop: int | None = None) -> tuple[int, bytes | None]:
         """Read a range; return the result, and the bytes if there are some."""

@@ -20,14 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint._fastpath import Part
+from mountpoint.cache import _files
 from mountpoint.cache._files import (
     BAD,
     BLOCK_BYTES,
     FOUND,
     MAGIC,
     MISSING,
-    SMALL,
-    SMALL_BYTES,
     CachedVersion,
     Store,
     crc32c_of,
@@ -40,7 +39,7 @@ from tests.unit.native.building import probe
 
 UNIT = 16384
 SIZES = [1, UNIT - 1, UNIT, UNIT + 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1]
-SMALL_SIZE = 3 * UNIT + 777
+SMALL = 3 * UNIT + 777
 LARGE = 2 * BLOCK_BYTES + 5 * UNIT + 123
 
 
@@ -56,7 +55,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Cached:
 @pytest.fixture
 def small(directory: CacheDirectory) -> Cached:
     """An object of one small block."""
-    cached = Cached.of(directory, content(SMALL_SIZE))
+    cached = Cached.of(directory, content(SMALL))
     cached.write()
     return cached
 
@@ -110,8 +109,8 @@ def test_what_is_held(directory: CacheDirectory) -> None:
 def test_wrong_arguments(small: Cached) -> None:
     """Ranges and blocks that the object does not have are refused."""
     version = small.version
-    part = Part(0, SMALL_SIZE + 1, "")
-    for start, stop in [(-1, 5), (5, 5), (0, SMALL_SIZE + 1)]:
+    part = Part(0, SMALL + 1, "")
+    for start, stop in [(-1, 5), (5, 5), (0, SMALL + 1)]:
         with pytest.raises(ValueError, match="not a range"):
             version.read(start, stop, part)
     for index, data in [(-1, b"x"), (1, b"x"), (0, b"x"), (0, b"")]:
@@ -127,9 +126,9 @@ def test_wrong_arguments(small: Cached) -> None:
 
 def test_an_arrival_that_has_ended(small: Cached) -> None:
     """A part that has its bytes, or has failed, is left as it is."""
-    part = Part(0, SMALL_SIZE, "")
+    part = Part(0, SMALL, "")
     part.fail(OSError("ended"))
-    assert small.version.read(0, SMALL_SIZE, part) == FOUND
+    assert small.version.read(0, SMALL, part) == FOUND
     assert part.failed
     assert not part.ready
 
@@ -179,7 +178,7 @@ def test_damaged_units(directory: CacheDirectory, seed: int) -> None:
         assert cached.read(start, stop) == expected, (unit, start, stop)
 
 
-@pytest.mark.parametrize("size", [SMALL_SIZE, BLOCK_BYTES])
+@pytest.mark.parametrize("size", [SMALL, BLOCK_BYTES])
 def test_cut_files(directory: CacheDirectory, size: int) -> None:
     """A file that was cut anywhere is bad, for every range."""
     cached = Cached.of(directory, content(size))
@@ -198,7 +197,7 @@ def test_zeros(small: Cached) -> None:
     """Ranges of zeros, as after a power cut, are bad."""
     path = Path(small.path())
     right = path.read_bytes()
-    for low, high in [(0, len(right)), (0, 4096), (4096, len(right)), (SMALL_SIZE, len(right))]:
+    for low, high in [(0, len(right)), (0, 4096), (4096, len(right)), (SMALL, len(right))]:
         path.write_bytes(right[:low] + bytes(high - low) + right[high:])
         assert small.read() == (BAD, None)
 
@@ -236,7 +235,7 @@ def test_names_that_collide(directory: CacheDirectory) -> None:
         one.write(0)
         os.rename(other.path(), one.path())
         assert one.read(0, 100) == (BAD, None), changed
-    one.write()
+    one.write(0, 1)
     os.rename(one.path(1), one.path(0))
     assert one.read(0, 100) == (BAD, None)
     # The checksums that are remembered are those of the right block.
@@ -285,7 +284,7 @@ def test_a_directory_in_place_of_a_file(small: Cached) -> None:
     os.unlink(small.path())
     os.mkdir(small.path())
     assert small.read() == (BAD, None)
-    assert small.version.write(0, small.data, small.directory.temporary()) != 0
+    assert small.put(0) != 0
     assert small.directory.store.counts()[3] == 1
 
 
@@ -331,10 +330,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         directory = CacheDirectory.open(str(tmp_path))
         cached = Cached.of(directory, content(6 * BLOCK_BYTES))
         cached.write(0)
-        results = {
-            cached.version.write(index, cached.block(index), directory.temporary())
-            for index in range(1, 6)
-        }
+        results = {cached.put(index) for index in range(1, 6)}
         assert {os.strerror(result) for result in results} == {"No space left on device"}
         assert os.listdir(tmp_path / "mount-s3-cache/v1/tmp") == []
         assert cached.read(0, BLOCK_BYTES) == (FOUND, cached.block(0))
@@ -453,8 +449,9 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     held = _blocks.held_bytes()[0]
     directory = CacheDirectory.open(str(tmp_path))
     cached = Cached.of(directory, content(LARGE))
+    cached.write(0, 2)
     for _ in range(20):
-        cached.write()
+        cached.write(1)
         assert cached.read()[0] == FOUND
         Path(cached.path(1)).write_bytes(b"")
         assert cached.read()[0] == BAD
@@ -510,13 +507,13 @@ def test_a_lane_source(small: Cached) -> None:
     assert asked == []
     os.truncate(small.path(), 1000)
     assert it.fetch(both, 100, 200) == small.data[100:200]
-    whole = (0, min(SMALL_BYTES, len(small.data)))
-    assert asked == [whole]
+    assert asked == [(0, SMALL)]
     assert it.fetch(alone, 100, 200) is None
     assert small.directory.store.counts()[3] == 1
     ((version, number, data),) = small.directory.store.take()
-    assert (number, bytes(data)) == (SMALL, small.data[slice(*whole)])
+    assert (number, bytes(data)) == (_files.SMALL, small.data)
     assert version.write(number, data, b"tmp/small") == 0
+    assert version.publish(number, b"tmp/small") == 0
     assert it.fetch(alone, 100, 200) == small.data[100:200]
     assert small.directory.store.take() == []
 
