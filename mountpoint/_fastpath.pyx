@@ -30,7 +30,7 @@ from mountpoint.native._arrivals cimport (
     serve,
     wait_for,
 )
-from mountpoint.native._blocks cimport view_of
+from mountpoint.native._blocks cimport BlockView, view_of
 from mountpoint.native._lane cimport (
     Lane,
     lane_clear,
@@ -292,7 +292,11 @@ cdef class Part(Arrival):
             timeout_s = until_s - now_s()
 
     cdef object _buffer(self):
-        if self.content is None and self.arrival.state == READY and self.arrival.block != NULL:
+        # A part that the cache has delivered may have the first bytes of S3's answer as well.
+        if (
+            self.arrival.state == READY and self.arrival.block != NULL
+            and not isinstance(self.content, BlockView)
+        ):
             self.content = view_of(self.arrival.block, self.stop - self.start)
         return self.content
 

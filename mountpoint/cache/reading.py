@@ -61,7 +61,10 @@ class CacheRead:
         if part is None or part.ready or part.failed:
             return
         part.cached = False
-        part.attach(self._instead())
+        try:
+            part.attach(self._instead())
+        except Exception as error:  # the reader, which may be another thread, learns of it
+            part.fail(error)
 
     def cancel(self) -> None:
         """Let nothing follow. The part has ended."""

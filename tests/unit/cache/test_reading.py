@@ -1,0 +1,288 @@
+"""Ranges that are read from the cache, or from S3 instead."""
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from mountpoint._fastpath import Part
+from mountpoint.cache.cached_object import INLINE_BYTES, CachedObject, Disk
+from mountpoint.cache.directory import CacheDirectory
+from mountpoint.cache.health import Health, Speeds
+from mountpoint.cache.reading import CacheRead, Readers
+from mountpoint.errors import Interrupted
+from mountpoint.s3.client import BodySink, ObjectInfo
+from tests.soak import examples
+from tests.unit.cache.objects import SAFE_S, Cached, content
+from tests.unit.cache.processes import filler
+
+MIB = 1 << 20
+SIZE = 2 * MIB + 777
+
+
+class Transfer:
+    """A request to S3 that a test answers."""
+
+    def __init__(self, cached: Cached, part: Part) -> None:
+        self.sink: BodySink = part
+        self.info = ObjectInfo(b"key", len(cached.data), 0, part.etag)
+        self.start, self.data = part.start, cached.data[part.start : part.stop]
+        self.cancelled = False
+
+    def answer(self, size: int | None = None) -> None:
+        """Deliver some bytes, or all and the end."""
+        self.sink.on_headers(self.info)
+        self.sink.on_body(self.data[:size], self.start)
+        if size is None:
+            self.sink.finish(None)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class SlowVersion:
+    """A version whose reads wait for the test, before or after they look at the disk."""
+
+    def __init__(self, cached: Cached) -> None:
+        self._version = cached.version
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def read(self, start: int, stop: int, part: Part) -> int:
+        self.begun.set()
+        assert self.go_on.wait(SAFE_S)
+        return self._version.read(start, stop, part)
+
+
+class World:
+    """One object in the cache, and requests to S3."""
+
+    def __init__(self, directory: CacheDirectory) -> None:
+        self.now_s = 0.0
+        self.cached = Cached.of(directory, content(SIZE))
+        self.cached.write()
+        self.health = Health(directory.path, "reading", lambda: self.now_s)
+        self.readers = Readers()
+        self.asked: list[Transfer] = []
+        disk = Disk(self.health, Speeds(), self.readers, filler(directory, None))
+        info = ObjectInfo(b"key", SIZE, 0, '"1"')
+        self.object = CachedObject(disk, self.cached.version, info)
+
+    def part(self, start: int = 0, stop: int = SIZE) -> Part:
+        return Part(start, stop, '"1"')
+
+    def instead(self, part: Part) -> Any:
+        def ask() -> Transfer:
+            self.asked.append(Transfer(self.cached, part))
+            return self.asked[-1]
+
+        return ask
+
+    def read(self, start: int = 0, stop: int = SIZE) -> Part:
+        part = self.part(start, stop)
+        self.object.read(part, self.instead(part))
+        return part
+
+
+@pytest.fixture
+def world(directory: CacheDirectory) -> World:
+    return World(directory)
+
+
+def data_of(part: Part) -> bytes:
+    assert part.wait(SAFE_S)
+    assert part.ready
+    assert part.data is not None
+    return bytes(part.data)
+
+
+@pytest.mark.parametrize("size", [100, INLINE_BYTES, INLINE_BYTES + 1, SIZE])
+def test_from_the_cache(world: World, size: int) -> None:
+    """What is there comes from the disk, and stays so."""
+    part = world.read(0, size)
+    assert data_of(part) == world.cached.data[:size]
+    assert part.cached
+    assert world.asked == []
+    assert part.error is None
+
+
+@pytest.mark.parametrize("size", [100, SIZE])
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_instead(world: World, how: str, size: int) -> None:
+    """A block that is gone or damaged comes from S3, into the same part."""
+    path = Path(world.cached.path())
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    part = world.read(0, size)
+    until_s = time.monotonic() + SAFE_S
+    while not world.asked:
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+    assert not part.cached
+    world.asked[0].answer()
+    assert data_of(part) == world.cached.data[:size]
+    assert len(world.asked) == 1
+    assert world.health.usable
+
+
+def test_errors_of_the_disk(world: World) -> None:
+    """After another error the cache is left alone, with one warning."""
+    folder = Path(world.cached.path()).parent
+    if os.geteuid() == 0:  # nothing is forbidden to root
+        folder.rename(folder.with_name("old"))
+        folder.write_bytes(b"")
+        expected = "Not a directory"
+    else:
+        folder.chmod(0)
+        expected = "Permission denied"
+    with structlog.testing.capture_logs() as logs:
+        parts = [world.read(0, 100) for _ in range(3)]
+    folder.chmod(0o700)
+    assert [line["reason"] for line in logs] == [expected]
+    assert not world.health.usable
+    assert len(world.asked) == len(parts)
+    assert world.object.split(0, SIZE) == [(0, SIZE, False)]
+
+
+def test_s3_first(world: World) -> None:
+    """If the disk is late, S3's answer counts, whatever the disk does then."""
+    slow = SlowVersion(world.cached)
+    part = world.part()
+    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
+    part.attach(read)
+    world.readers.add(read)
+    assert slow.begun.wait(SAFE_S)
+    world.object.late(part)
+    world.object.late(part)
+    assert len(world.asked) == 1
+    world.asked[0].answer()
+    slow.go_on.set()
+    assert data_of(part) == world.cached.data
+    assert len(world.asked) == 1
+
+
+def test_the_disk_in_the_middle_of_an_answer(world: World) -> None:
+    """The disk delivers while S3's answer is arriving: the reader has all bytes, once."""
+    slow = SlowVersion(world.cached)
+    part = world.part()
+    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
+    part.attach(read)
+    world.readers.add(read)
+    assert slow.begun.wait(SAFE_S)
+    world.object.late(part)
+    world.asked[0].answer(1000)
+    slow.go_on.set()
+    assert data_of(part) == world.cached.data
+    world.asked[0].answer()  # what is left of it changes nothing
+    assert data_of(part) == world.cached.data
+
+
+def test_a_stream_that_is_closed(world: World) -> None:
+    """Once the part is cancelled, S3 is not asked for it any more."""
+    slow = SlowVersion(world.cached)
+    part = world.part()
+    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
+    part.attach(read)
+    world.readers.add(read)
+    assert slow.begun.wait(SAFE_S)
+    part.cancel()
+    for index in range(world.cached.blocks):
+        os.unlink(world.cached.path(index))
+    slow.go_on.set()
+    read.give_up()
+    world.object.late(part)
+    assert part.failed
+    assert world.asked == []
+
+
+def test_a_request_that_cannot_be_sent(world: World) -> None:
+    """The reader learns at once why, also if another thread has asked."""
+    os.unlink(world.cached.path())
+
+    def instead() -> Any:
+        raise Interrupted("the mount is ending")
+
+    for size in (100, SIZE):
+        part = world.part(0, size)
+        world.object.read(part, instead)
+        assert part.wait(SAFE_S)
+        assert isinstance(part.error, Interrupted)
+
+
+def test_a_read_that_is_stuck(world: World) -> None:
+    """While a read takes longer than a second, others do not begin one."""
+    slow = SlowVersion(world.cached)
+    part = world.part()
+    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
+    world.readers.add(read)
+    assert slow.begun.wait(SAFE_S)
+    assert world.object.split(0, SIZE) == [(0, SIZE, True)]
+    world.now_s += 1.5
+    assert world.object.split(0, SIZE) == [(0, SIZE, False)]
+    assert world.object.lane_source(None) is None
+    slow.go_on.set()
+    assert data_of(part) == world.cached.data
+    until_s = time.monotonic() + SAFE_S
+    while not world.health.usable:
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+
+
+def test_races(world: World) -> None:
+    """The disk, a late reader, S3 and a cancel at once: the part ends once, with right bytes."""
+    drawn = random.Random(7)
+    for _ in range(examples(200)):
+        world.asked.clear()
+        start, stop = sorted(drawn.sample(range(SIZE + 1), 2))
+        part = world.part(start, stop)
+        missing = drawn.random() < 0.3
+        if missing:
+            world.cached.version.remove(start // MIB)
+        read = CacheRead(world.health, world.cached.version, part, world.instead(part))
+        part.attach(read)
+
+        def late(read: CacheRead = read) -> None:
+            read.give_up()
+            for each in list(world.asked):
+                each.answer(1)
+
+        def cancel(part: Part = part) -> None:
+            part.cancel()
+
+        work = [read.run, late] + ([cancel] if drawn.random() < 0.3 else [])
+        drawn.shuffle(work)
+        threads = [threading.Thread(target=each) for each in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(world.asked) <= 1
+        for each in world.asked:
+            each.sink.on_body(each.data[1:], each.start + 1)
+            each.sink.finish(None)
+        assert part.ready or part.failed
+        if part.ready:
+            assert data_of(part) == world.cached.data[start:stop]
+        else:
+            assert len(work) == 3
+        if missing:
+            world.cached.write(start // MIB)
+
+
+def test_the_end_of_the_threads(directory: CacheDirectory) -> None:
+    """`close` ends all threads, after the reads that were added before."""
+    before = threading.active_count()
+    world = World(directory)
+    parts = [world.read() for _ in range(20)]
+    world.readers.close()
+    assert all(data_of(part) == world.cached.data for part in parts)
+    until_s = time.monotonic() + SAFE_S
+    while threading.active_count() > before:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
