@@ -1,4 +1,4 @@
-"""Show how much of the files being written is in S3.
+"""Show the progress of a command, such as how much of the files being written is in S3.
 
 On a terminal it is one line, redrawn at each step, that fits the terminal's width. Elsewhere it is
 a line at the start, one every `LINE_S` seconds, and one at the end.
@@ -53,7 +53,36 @@ class SentBytes:
 
 
 class Progress:
-    """Progress on a stream (None: nowhere): call `show` at each step, then `done` or `leave`."""
+    """Progress of uploads on a stream (None: nowhere): `show` at each step, `done` or `leave`."""
+
+    def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bar = Bar(stream, clock)
+        self._label = ""
+        self._sent: SentBytes | None = None  # from the first `show` to the end
+
+    def show(self, writing: Sequence[Writing]) -> None:
+        """Show how much of these and earlier files is in S3."""
+        if self._sent is None:
+            self._sent = SentBytes()
+        self._sent.note(writing)
+        self._label = f"Waiting for {_name(writing)}"
+        self._bar.show(self._label, self._sent.share, _figures(self._sent))
+
+    def done(self) -> None:
+        """Show that everything is in S3, if anything was shown."""
+        if self._sent is not None:
+            self._sent.finish()
+            self._bar.done(self._label, "Everything is in S3", _figures(self._sent))
+            self._sent = None
+
+    def leave(self) -> None:
+        """Leave the line as it is."""
+        self._bar.leave()
+        self._sent = None
+
+
+class Bar:
+    """A line of progress on a stream (None: nowhere)."""
 
     def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         # dependencies
@@ -61,46 +90,44 @@ class Progress:
         self._clock = clock
         # constants
         self._redraws = stream is not None and terminal.can_redraw(stream)
-        # mutable: from the first `show` to the end
-        self._sent: SentBytes | None = None
-        self._label = ""
+        # mutable
+        self._drawn = False
         self._next_line_s = 0.0
 
-    def show(self, writing: Sequence[Writing]) -> None:
-        """Show how much of these and earlier files is in S3."""
-        if self._sent is None:
-            self._sent, self._next_line_s = SentBytes(), 0.0
-        self._sent.note(writing)
-        self._label = f"Waiting for {_name(writing)}"
+    def show(self, label: str, share: float, figures: str) -> None:
+        """Show what is being done, the share that is done, and figures."""
         if self._redraws:
-            self._draw(self._sent)
+            self._draw(label, share, figures)
         elif self._clock() >= self._next_line_s:
             self._next_line_s = self._clock() + LINE_S
-            self._write(f"{self._label}: {_percent(self._sent).strip()}, {_figures(self._sent)}\n")
+            self._write(f"{label}: {_percent(share).strip()}, {figures}\n")
 
-    def done(self) -> None:
-        """Show that everything is in S3, if anything was shown."""
-        if self._sent is None:
-            return
-        self._sent.finish()
+    def done(self, label: str, all_done: str, figures: str) -> None:
+        """Show that all is done: in the line of `label`, or elsewhere as a line that says so."""
         if self._redraws:
-            self._draw(self._sent)
+            self._draw(label, 1.0, figures)
             self.leave()
         else:
-            self._write(f"Everything is in S3: {_figures(self._sent)}\n")
-            self._sent = None
+            self._write(f"{all_done}: {figures}\n")
+            self._next_line_s = 0.0
+
+    def note(self, text: str) -> None:
+        """Write a line of its own; the next `show` draws below it."""
+        self._write(f"{text}{CLEAR_BELOW if self._drawn else ''}\n")
+        self._drawn = False
 
     def leave(self) -> None:
         """Leave the line as it is."""
-        if self._sent is not None and self._redraws:
+        if self._drawn:
             self._write("\n")
-        self._sent = None
+        self._drawn, self._next_line_s = False, 0.0
 
-    def _draw(self, sent: SentBytes) -> None:
+    def _draw(self, label: str, share: float, figures: str) -> None:
         assert self._stream is not None
         # Leave the last column free: some terminals wrap when it is written.
         width = terminal.columns(self._stream) - 1
-        self._write(f"{line(self._label, sent, width)}{CLEAR_BELOW}{TO_BEGINNING}")
+        self._write(f"{line(label, share, figures, width)}{CLEAR_BELOW}{TO_BEGINNING}")
+        self._drawn = True
 
     def _write(self, text: str) -> None:
         if self._stream is not None:
@@ -117,10 +144,10 @@ def _name(writing: Sequence[Writing]) -> str:
     return printable(writing[0]["path"]) if len(writing) == 1 else f"{len(writing)} files"
 
 
-def line(label: str, sent: SentBytes, width: int) -> str:
+def line(label: str, share: float, figures: str, width: int) -> str:
     """Return the line: percentage, then figures, label and bar as far as they fit."""
-    percent = _percent(sent)
-    tail = f"{percent}  {_figures(sent)}"
+    percent = _percent(share)
+    tail = f"{percent}  {figures}"
     room = width - len(tail) - 2
     if room < MIN_LABEL:
         room = width - len(percent) - 2
@@ -130,7 +157,7 @@ def line(label: str, sent: SentBytes, width: int) -> str:
     bar_width = min(room - terminal.width_of(label) - 2, MAX_BAR)
     if bar_width < MIN_BAR:
         return _beside(label, tail, room)
-    done = int(sent.share * (bar_width - 2))
+    done = int(share * (bar_width - 2))
     return f"{label}  [{'#' * done}{'-' * (bar_width - 2 - done)}]  {tail}"
 
 
@@ -138,8 +165,8 @@ def _beside(label: str, tail: str, room: int) -> str:
     return f"{terminal.fit(label, room)}  {tail}"
 
 
-def _percent(sent: SentBytes) -> str:
-    return f"{int(sent.share * 100):3} %"
+def _percent(share: float) -> str:
+    return f"{int(share * 100):3} %"
 
 
 def _figures(sent: SentBytes) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mountpoint.ctl import progress
-from mountpoint.ctl.progress import LINE_S, Progress, SentBytes
+from mountpoint.ctl.progress import LINE_S, Bar, Progress, SentBytes
 from mountpoint.ctl.terminal import fit, width_of
 from tests.terminal import TERM, terminal
 
@@ -163,3 +163,22 @@ def test_cut_to_columns(text: str, width: int, cut: str) -> None:
     """The width counts columns, not characters."""
     assert fit(text, width) == cut
     assert width_of(cut) <= width
+
+
+def test_notes_stay_above_the_line() -> None:
+    """A note replaces the line, which is drawn again below it; elsewhere it is one more line."""
+    with terminal(80) as screen:
+        bar = Bar(screen.stream)
+        bar.note("first")
+        bar.show("Warming 10 files", 0.5, "5 kB of 10 kB")
+        bar.note("/a: gone")
+        bar.show("Warming 11 files", 0.6, "6 kB of 10 kB")
+        assert screen.lines[:2] == ["first", "/a: gone"]
+        assert screen.lines[2].startswith("Warming 11 files  [")
+        assert len(screen.lines) == 3
+    stream = io.StringIO()
+    bar = Bar(stream)
+    bar.show("Warming 10 files", 0.5, "5 kB of 10 kB")
+    bar.note("/a: gone")
+    bar.leave()
+    assert stream.getvalue() == "Warming 10 files: 50 %, 5 kB of 10 kB\n/a: gone\n"
