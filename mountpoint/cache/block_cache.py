@@ -94,6 +94,16 @@ class BlockCache:
         for version, number, data in self.directory.store.take():
             self._filler.offer(Block(version, number, data))
 
+    @property
+    def usable(self) -> bool:
+        """Whether the directory is read at the moment; if not, all ranges count as missing."""
+        return self._health.usable
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes of blocks that are not written yet."""
+        return self._filler.held_bytes
+
     def close(self) -> None:
         """Write what is queued, if that is quick, and end the threads."""
         self.sweep()

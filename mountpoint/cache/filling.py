@@ -84,6 +84,11 @@ class Filler:
             self._queue.clear()
             self._changed.notify_all()
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of blocks in the queue, and of those being written."""
+        return self._held_bytes
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until the queue is empty; return whether it is."""
         with self._changed:

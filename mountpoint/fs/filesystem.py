@@ -21,6 +21,7 @@ from mountpoint.errors import (
     BadHandle,
     IsADirectory,
     NameTooLong,
+    NoSuchEntry,
     NotADirectory,
     NotFound,
     PreconditionFailed,
@@ -42,6 +43,7 @@ from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
 from mountpoint.read.stream import Bytes
+from mountpoint.s3.client import ObjectInfo
 from mountpoint.system.memory import drop_leftovers, give_back
 
 #: Inodes of 3 MB. Memory is given back when at least this many inodes, and as many as are left,
@@ -339,6 +341,17 @@ class FileSystem:
     def refresh(self, path: bytes) -> list[tuple[InodeNumber, bytes]]:
         """See Caches."""
         return self._caches.refresh(path)
+
+    def version(self, path: bytes) -> ObjectInfo:
+        """Return the version of the file at a path below the mount, as a lookup finds it."""
+        directory, slash, name = (self._inodes.root.key + path).rpartition(b"/")
+        directory += slash
+        if self._local.file(directory, name) is not None:
+            raise NoSuchEntry("it is being written")
+        info = self._resolver.version(directory, name)
+        if info is None:
+            raise IsADirectory("it is a directory")
+        return info
 
     def open_files(self) -> int:
         """Return the number of open file handles."""

@@ -122,6 +122,10 @@ class Resolver:
         except NoSuchEntry:
             return None, False
 
+    def version(self, directory: bytes, name: bytes) -> ObjectInfo | None:
+        """Return the version of a file; None for a directory. Raises what `resolve` raises."""
+        return self._find(directory, name)[0].info
+
     def forget_absent(self) -> None:
         """Forget the names that were absent."""
         self._absent.clear()

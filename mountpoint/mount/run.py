@@ -208,6 +208,7 @@ def _serve(
         meters,
         recent,
         data_plane=client.data_plane,
+        cache=cache,
     )
     sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, answers)]
     if cache is not None:
