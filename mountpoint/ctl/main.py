@@ -13,6 +13,7 @@ from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.progress import Progress
 from mountpoint.ctl.stats import command as stats
 from mountpoint.ctl.stats.prices import Prices
+from mountpoint.ctl.warm.command import warm
 from mountpoint.ctl.words import count
 from mountpoint.errors import MountError
 from mountpoint.log.format import printable
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(cleanup)
+main.add_command(warm)
 
 argument = click.argument("directory", metavar="DIR", shell_complete=directories)
 

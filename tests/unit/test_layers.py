@@ -73,6 +73,7 @@ PLACES = {
         "mountpoint.ctl.log",
         "mountpoint.ctl.main",
         "mountpoint.ctl.stats.command",
+        "mountpoint.ctl.warm.command",
         "mountpoint.checks.report",
     },
     "errno": {"mountpoint.errors", "mountpoint.fuse.operations"},

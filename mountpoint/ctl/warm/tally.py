@@ -1,0 +1,147 @@
+"""What a warming has done so far, and how long the rest may take."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mountpoint.ctl.warm.state import FileState
+from mountpoint.ctl.words import age, count, size
+
+#: The share that is shown until all files are done.
+ALMOST = 0.99
+#: The requests of one read by the mount: it begins with some small ones.
+PART_BYTES = 8 << 20
+FIRST_BYTES = 1 << 20
+MANY_FIRST = 10
+
+
+class Tally:
+    """Counts files and bytes. Thread-safe; `failed` is told of each failure."""
+
+    def __init__(
+        self, failed: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        # dependencies
+        self._failed = failed
+        self._clock = clock
+        # constants
+        self._began_s = clock()
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self.all_found = False
+        self.files = 0
+        self.done = 0
+        self.failures = 0
+        self.size_bytes = 0
+        self.cached_bytes = 0  # were in the cache before
+        self.to_fetch_bytes = 0
+        self.fetched_bytes = 0
+        self.requests = 0
+
+    def found(self, state: FileState) -> None:
+        """Note a file, and what is to be fetched of it."""
+        with self._lock:
+            self.files += 1
+            self.size_bytes += state.size_bytes
+            self.cached_bytes += state.size_bytes - state.missing_bytes
+            self.to_fetch_bytes += state.missing_bytes
+            self.requests += requests_of(state)
+
+    def again(self, state: FileState) -> None:
+        """Note that a file that was read is to be read again in part."""
+        with self._lock:
+            self.to_fetch_bytes += state.missing_bytes
+
+    def fetched(self, size_bytes: int) -> None:
+        """Note bytes that were read through the mount."""
+        with self._lock:
+            self.fetched_bytes += size_bytes
+
+    def settled(self) -> None:
+        """Note that the cache has a whole file."""
+        with self._lock:
+            self.done += 1
+
+    def fail(self, path: str, why: str, unread_bytes: int = 0) -> None:
+        """Note that a path cannot be warmed; `unread_bytes` of it will not be fetched."""
+        with self._lock:
+            self.failures += 1
+            self.to_fetch_bytes -= unread_bytes
+            self._failed(path, why)
+
+    @property
+    def seconds(self) -> float:
+        """The time since the beginning."""
+        return max(self._clock() - self._began_s, 1e-3)
+
+    @property
+    def share(self) -> float:
+        """The share of the bytes that is fetched, as far as files have been found."""
+        share = self.fetched_bytes / self.to_fetch_bytes if self.to_fetch_bytes else 1.0
+        return min(share, ALMOST)
+
+    def figures(self) -> str:
+        """Return bytes, rate and time left."""
+        rate = self.fetched_bytes / self.seconds
+        left_bytes = self.to_fetch_bytes - self.fetched_bytes
+        left = "looking for files"
+        if self.all_found:
+            left = f"{age(left_bytes / rate)} left" if rate else "-"
+        fetched, total = size(self.fetched_bytes), size(self.to_fetch_bytes)
+        return f"{fetched} of {total}, {size(rate)}/s, {left}"
+
+    def summary(self) -> str:
+        """Return what was done, in a line."""
+        parts = [
+            f"{count(self.done, 'file')} in the cache",
+            f"{size(self.fetched_bytes)} fetched",
+            f"{size(self.cached_bytes)} were there",
+        ]
+        if self.failures:
+            parts.append(f"{self.failures} failed")
+        if not self.all_found or self.done + self.failures < self.files:
+            parts.append("not finished")
+        rate = size(self.fetched_bytes / self.seconds)
+        return f"{', '.join(parts)}; {age(self.seconds)}, {rate}/s"
+
+    def estimate(self) -> str:
+        """Return what there is to do, in a line."""
+        failed = f", {self.failures} failed" if self.failures else ""
+        return (
+            f"{count(self.files, 'file')} of {size(self.size_bytes)}: "
+            f"{size(self.cached_bytes)} in the cache, {size(self.to_fetch_bytes)} to fetch "
+            f"in about {count(self.requests, 'request')}{failed}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return {
+            "files": self.files,
+            "done": self.done,
+            "failed": self.failures,
+            "size_bytes": self.size_bytes,
+            "cached_bytes": self.cached_bytes,
+            "to_fetch_bytes": self.to_fetch_bytes,
+            "fetched_bytes": self.fetched_bytes,
+            "requests": self.requests,
+            "duration_s": self.seconds,
+        }
+
+
+def requests_of(state: FileState) -> int:
+    """Return about how many requests the mount sends to read what is missing of a file. Pure.
+
+    A file of up to 1 MiB comes with one. Else parts grow from 1 MiB to 8 MiB, and one more
+    request is for the checksum of the whole.
+    """
+    if not state.missing:
+        return 0
+    if state.size_bytes <= FIRST_BYTES:
+        return 1
+    requests = 1
+    for start, stop in state.missing:
+        first = min(-(-(stop - start) // FIRST_BYTES), MANY_FIRST)
+        rest_bytes = max(stop - start - MANY_FIRST * FIRST_BYTES, 0)
+        requests += first + -(-rest_bytes // PART_BYTES)
+    return requests
