@@ -9,7 +9,6 @@ The exit code is also 1 if an upload could not be aborted.
 import copy
 import os
 import re
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ import click
 from mountpoint.cli.main import BUCKET, CREDENTIALS, main
 from mountpoint.cli.settings import make_config
 from mountpoint.config import Config, LogConfig
-from mountpoint.ctl.group import json_option, write_json
+from mountpoint.ctl.group import confirm, json_option, write_json
 from mountpoint.ctl.pending import UploadOutcome, carry_out, judge, listed, strike
 from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
@@ -198,8 +197,7 @@ class _Cleanup:
         if ask and foreign:
             others = count(foreign, "upload")
             question = f"Abort {others} that no mount of this machine and user started?"
-            if not _is_confirmed(question):
-                raise MountError("nothing was aborted: the answer was not yes")
+            confirm(question, "aborted", "abort")
         done = list(carry_out(client, retry_policy, judged))
         over = {id(each.pending) for each in done if each.outcome in ("aborted", "gone")}
         still = [each.upload for each in judged if id(each) not in over]
@@ -225,18 +223,6 @@ class _Cleanup:
         key = printable(upload.key.decode("utf-8", "surrogateescape"))
         why = f"  ({printable(done.why)})" if done.why else ""
         return f"{name:<11}  {age((self._now_ns - upload.started_ns) // 10**9):>8} old  {key}{why}"
-
-
-def _is_confirmed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        if sys.stdin.isatty():  # the user pressed Ctrl-C
-            raise
-        raise MountError(
-            "nothing was aborted: standard input is no terminal to ask for confirmation",
-            "add --yes to abort without confirmation",
-        ) from None
 
 
 def _outcome(done: UploadOutcome, dry_run: bool) -> str:

@@ -25,6 +25,24 @@ def write_json(result: Any) -> None:
     click.echo(json.dumps(result))
 
 
+def confirm(question: str, did: str, do: str) -> None:
+    """Ask before something is removed. Raises MountError unless the answer is yes.
+
+    `did` and `do` are the verb: "nothing was removed", "add --yes to remove".
+    """
+    try:
+        confirmed = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():  # the user pressed Ctrl-C
+            raise
+        raise MountError(
+            f"nothing was {did}: standard input is no terminal to ask for confirmation",
+            f"add --yes to {do} without confirmation",
+        ) from None
+    if not confirmed:
+        raise MountError(f"nothing was {did}: the answer was not yes")
+
+
 class Group(click.Group):
     """A group of commands that report errors as JSON if the command line has --json."""
 
