@@ -8,6 +8,7 @@ import click
 from mountpoint import __version__
 from mountpoint.cli.command import directories
 from mountpoint.ctl import log, mounts, refresh, status, terminal, unmount
+from mountpoint.ctl.cache.command import cache
 from mountpoint.ctl.cleanup import cleanup
 from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.progress import Progress
@@ -27,6 +28,7 @@ def main() -> None:
     """Inspect and control mounts of mount-s3, and clean up after killed ones."""
 
 
+main.add_command(cache)
 main.add_command(cleanup)
 main.add_command(warm)
 

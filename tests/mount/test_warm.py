@@ -112,6 +112,21 @@ def test_text(mount: Mount, cache: Path) -> None:
     )
 
 
+def test_the_cache_is_shown(mount: Mount, cache: Path) -> None:
+    """The blocks by bucket, and what the mount has read from them; then they are removed."""
+    warm(mount.path / "large/b")
+    assert len((mount.path / "large/b").read_bytes()) == 9 * MIB
+    found = json.loads(done("cache", mount.path, "--json"))
+    assert set(found) == documented("cache")
+    assert (found["blocks"], found["buckets"][0]["blocks"]) == (9, 9)
+    (used,) = found["mounts"]
+    assert used["directory"] == str(mount.path)
+    assert used["hit_rate"] == pytest.approx(0.5, abs=0.1)
+    assert "9 blocks of 9.5 MB checked: all are right\n" in done("cache", cache, "--verify")
+    assert "removed: 9 blocks" in done("cache", cache, "--clear", "--yes")
+    assert warm("--dry-run", mount.path / "large/b")["to_fetch_bytes"] == 9 * MIB
+
+
 def test_only_what_is_missing(mount: Mount, cache: Path) -> None:
     """Single missing blocks are fetched, and no others; also if the kernel has their pages."""
     path = mount.path / "large/a"

@@ -68,6 +68,7 @@ PLACES = {
     "click": {
         "mountpoint.cli.main",
         "mountpoint.cli.command",
+        "mountpoint.ctl.cache.command",
         "mountpoint.ctl.cleanup",
         "mountpoint.ctl.group",
         "mountpoint.ctl.log",
