@@ -3,6 +3,7 @@
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mountpoint.cache.directory import CacheDirectory
@@ -51,6 +52,23 @@ def work(path: str, seed: int, seconds: float, max_bytes: int) -> None:
     assert writes.wait(60)
     writes.close()
     assert directory.store.counts()[3] == 0, "a damaged block"
+
+
+def churn(path: str, seed: int, max_bytes: int, begun: Callable[[], object]) -> None:
+    """Publish and evict in a loop, until someone kills this process."""
+    directory = CacheDirectory.open(path)
+    drawn = random.Random(seed)
+    everything = objects(directory)
+    writes = filler(directory, max_bytes)
+    begun()
+    while True:
+        cached = drawn.choice(everything)
+        number = drawn.randrange(cached.blocks)
+        if drawn.random() < 0.3:
+            cached.version.remove(number)
+        writes.offer(Block(cached.version, number, cached.block(number)))
+        if drawn.random() < 0.2:
+            writes.wait(60)
 
 
 if __name__ == "__main__":

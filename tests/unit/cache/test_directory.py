@@ -176,6 +176,7 @@ def test_a_directory_in_the_mount(tmp_path: Path) -> None:
     check_directory(str(tmp_path / "mnt2"), str(tmp_path / "mnt"))
 
 
+@pytest.mark.slow
 def test_many_at_once(tmp_path: Path) -> None:
     """Processes that create the cache at the same time all succeed."""
     with SPAWNING.Pool(3) as pool:
@@ -223,6 +224,7 @@ def _churn(path: str, seed: int) -> None:
                     directory.recount()
 
 
+@pytest.mark.slow
 def test_many_processes(directory: CacheDirectory) -> None:
     """Whatever processes write, remove and count at once, the total is right at the end."""
     directory.recount()

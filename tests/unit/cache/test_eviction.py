@@ -208,6 +208,7 @@ def test_threads_of_one_process(directory: CacheDirectory) -> None:
     assert 5 * ONE <= max(highest) <= 10 * ONE
 
 
+@pytest.mark.slow
 def test_processes(directory: CacheDirectory) -> None:
     """Several processes stay within the limit, but for what each is writing."""
     limit = 4 * MIB

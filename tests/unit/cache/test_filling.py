@@ -100,6 +100,7 @@ def test_memory(world: World) -> None:
     assert [each() for each in references] == [None, None]
 
 
+@pytest.mark.slow
 def test_the_end(directory: CacheDirectory) -> None:
     """`close` drops what is queued; the threads end, and nothing half-written remains."""
     world = World(directory)
