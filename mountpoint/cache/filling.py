@@ -55,6 +55,8 @@ class Filler:
         self._counters = counters
         # constants
         self._max_bytes = queue_bytes
+        # mutable
+        self._counting = threading.Lock()  # the other threads wait for the one that counts
         # mutable, guarded by _changed
         self._changed = threading.Condition()
         self._queue: deque[Block] = deque()
@@ -148,10 +150,11 @@ class Filler:
 
     def _counted(self) -> bool:
         """Whether the total is known, after counting if that is necessary. Raises OSError."""
-        if not self._directory.is_counted:
-            with self._directory.evicting() as alone:
-                if alone:
-                    self._directory.recount()
+        if self._directory.is_counted:
+            return True
+        with self._counting, self._directory.evicting() as alone:
+            if alone and not self._directory.is_counted:
+                self._directory.recount()
         return self._directory.is_counted
 
     def _failed(self, error: OSError) -> None:

@@ -155,6 +155,24 @@ def test_the_limit(directory: CacheDirectory) -> None:
     assert world.evictor.evicted >= 23
 
 
+def test_threads_that_wait_for_a_count(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one thread counts, the others wait, and drop nothing."""
+    world, recount = World(directory), directory.recount
+
+    def slow_recount() -> int:
+        time.sleep(0.2)
+        return recount()
+
+    monkeypatch.setattr(directory, "recount", slow_recount)
+    cached = Cached.of(directory, content(4 * MIB))
+    world.offer(cached)
+    world.wait()
+    assert cached.read() == (0, cached.data)
+    assert world.count("cache_dropped") == 0
+
+
 def test_counting_first(directory: CacheDirectory) -> None:
     """A cache whose total is not known is counted before the next block is written."""
     Cached.of(directory, content(2 * MIB)).write()
