@@ -139,8 +139,9 @@ test-boot: setup $(VENV)/.stamp-packaging ## Boot machines; lint and build the f
 	MOUNT_S3_BOOT=1 $(BIN)/python -m pytest tests/boot tests/unit/test_packaging.py $(ARGS)
 
 .PHONY: test-programs
-test-programs: setup $(VENV)/.stamp-programs ## Write and serve files with large programs: datasets, Orbax, nginx, Samba
-	$(BIN)/python -m pytest tests/mount/test_programs.py tests/mount/test_file_servers.py $(ARGS)
+test-programs: setup $(VENV)/.stamp-programs ## Use mounts with large programs: datasets, Orbax, Ray, nginx, Samba
+	$(BIN)/python -m pytest tests/mount/test_programs.py tests/mount/test_file_servers.py \
+	    tests/mount/test_ray.py $(ARGS)
 
 # Installs nothing, so that a hook or an editor can call it at any time.
 .PHONY: lint
