@@ -87,14 +87,14 @@ def test_a_tree(mount: Mount, cache: Path) -> None:
 
     first = warm(mount.path)
     assert (first["done"], first["failed"]) == (len(SIZES) + 1, 0)
-    assert first["fetched_bytes"] == sum(SIZES.values())
+    assert first["fetched_bytes"] >= sum(SIZES.values())
     assert len(blocks(cache)) == BLOCKS
     before = requests(mount)
-    assert planned["requests"] == pytest.approx(sum(before.values()), rel=0.25)
+    assert planned["least_requests"] <= sum(before.values()) <= planned["most_requests"]
 
     again = warm(mount.path)
     assert (again["fetched_bytes"], again["cached_bytes"]) == (0, sum(SIZES.values()))
-    assert warm("--dry-run", mount.path)["requests"] == 0
+    assert warm("--dry-run", mount.path)["most_requests"] == 0
     for key, size in SIZES.items():
         assert len((mount.path / key).read_bytes()) == size
     assert requests(mount)["GetObject"] == before["GetObject"]
@@ -103,7 +103,7 @@ def test_a_tree(mount: Mount, cache: Path) -> None:
 def test_text(mount: Mount, cache: Path) -> None:
     """A dry run and a run each end with a line of numbers."""
     said = done("warm", "--dry-run", mount.path / "large/b").strip()
-    assert said == ("1 file of 9.4 MB: 0 B in the cache, 9.4 MB to fetch in about 10 requests")
+    assert said == ("1 file of 9.4 MB: 0 B in the cache, 9.4 MB to fetch in 3 to 14 requests")
     result = ctl("warm", mount.path / "large/b")
     assert result.stdout.startswith("1 file in the cache, 9.4 MB fetched, 0 B were there; ")
     assert (len(blocks(cache)), result.returncode) == (9, 0)
@@ -161,7 +161,7 @@ def test_shares_are_all(mount: Mount, cache: Path) -> None:
     one, two = (warm(mount.path, "--share", f"{number}/2") for number in (1, 2))
     assert min(one["files"], two["files"]) > len(SIZES) // 4
     assert one["files"] + two["files"] == len(SIZES) + 1
-    assert one["fetched_bytes"] + two["fetched_bytes"] == sum(SIZES.values())
+    assert one["size_bytes"] + two["size_bytes"] == sum(SIZES.values())
     assert len(blocks(cache)) == BLOCKS
 
 

@@ -14,7 +14,7 @@ from mountpoint.ctl.progress import Bar
 from mountpoint.ctl.warm.files import Finder, Share, expanded, listed, mount_of
 from mountpoint.ctl.warm.tally import Tally
 from mountpoint.ctl.warm.warming import Warming
-from mountpoint.ctl.words import count
+from mountpoint.ctl.words import count, size
 from mountpoint.log.format import printable
 
 #: As many as a mount has threads (--max-threads).
@@ -80,9 +80,9 @@ def warm(
     interrupted = False
     try:
         if dry_run:
-            warming.estimate(wanted, lambda: report.show(tally, "Looking at"))
+            warming.estimate(wanted, lambda: report.look(tally))
         else:
-            warming.run(wanted, lambda: report.show(tally, "Warming"))
+            warming.run(wanted, lambda: report.show(tally))
     except KeyboardInterrupt:
         interrupted = True
     report.end(tally, dry_run=dry_run, interrupted=interrupted)
@@ -107,9 +107,14 @@ class _Report:
         if len(self._failures) <= MAX_SHOWN:
             self._bar.note(f"{printable(path)}: {printable(why)}")
 
-    def show(self, tally: Tally, doing: str) -> None:
+    def show(self, tally: Tally) -> None:
         """Show the progress."""
-        self._bar.show(f"{doing} {count(tally.files, 'file')}", tally.share, tally.figures())
+        self._bar.show(f"Warming {count(tally.files, 'file')}", tally.share, tally.figures())
+
+    def look(self, tally: Tally) -> None:
+        """Show the progress of a dry run, which does not know how many files there are."""
+        figures = f"{size(tally.to_fetch_bytes)} to fetch"
+        self._bar.show(f"Looking at {count(tally.files, 'file')}", 0.0, figures)
 
     def end(self, tally: Tally, *, dry_run: bool, interrupted: bool) -> None:
         """Show the result."""

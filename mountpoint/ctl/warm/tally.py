@@ -10,10 +10,10 @@ from mountpoint.ctl.words import age, count, size
 
 #: The share that is shown until all files are done.
 ALMOST = 0.99
-#: The requests of one read by the mount: it begins with some small ones.
-PART_BYTES = 8 << 20
-FIRST_BYTES = 1 << 20
-MANY_FIRST = 10
+#: Parts in which a mount reads.
+SMALLEST_BYTES, LARGEST_BYTES = 1 << 20, 8 << 20
+#: Reads of 1 MiB arrive out of order, so that the first parts are cut once more.
+EXTRA = 4
 
 
 class Tally:
@@ -37,7 +37,8 @@ class Tally:
         self.cached_bytes = 0  # were in the cache before
         self.to_fetch_bytes = 0
         self.fetched_bytes = 0
-        self.requests = 0
+        self.least_requests = 0
+        self.most_requests = 0
 
     def found(self, state: FileState) -> None:
         """Note a file, and what is to be fetched of it."""
@@ -46,7 +47,9 @@ class Tally:
             self.size_bytes += state.size_bytes
             self.cached_bytes += state.size_bytes - state.missing_bytes
             self.to_fetch_bytes += state.missing_bytes
-            self.requests += requests_of(state)
+            least, most = requests_of(state)
+            self.least_requests += least
+            self.most_requests += most
 
     def again(self, state: FileState) -> None:
         """Note that a file that was read is to be read again in part."""
@@ -78,18 +81,18 @@ class Tally:
     @property
     def share(self) -> float:
         """The share of the bytes that is fetched, as far as files have been found."""
-        share = self.fetched_bytes / self.to_fetch_bytes if self.to_fetch_bytes else 1.0
-        return min(share, ALMOST)
+        if not self.to_fetch_bytes:
+            return ALMOST if self.all_found else 0.0
+        return min(self.fetched_bytes / self.to_fetch_bytes, ALMOST)
 
     def figures(self) -> str:
         """Return bytes, rate and time left."""
         rate = self.fetched_bytes / self.seconds
         left_bytes = self.to_fetch_bytes - self.fetched_bytes
-        left = "looking for files"
-        if self.all_found:
-            left = f"{age(left_bytes / rate)} left" if rate else "-"
-        fetched, total = size(self.fetched_bytes), size(self.to_fetch_bytes)
-        return f"{fetched} of {total}, {size(rate)}/s, {left}"
+        figures = f"{size(self.fetched_bytes)} of {size(self.to_fetch_bytes)}, {size(rate)}/s"
+        if not self.all_found:
+            return f"{figures}, looking for files"
+        return f"{figures}, {age(left_bytes / rate)} left" if rate else figures
 
     def summary(self) -> str:
         """Return what was done, in a line."""
@@ -108,10 +111,13 @@ class Tally:
     def estimate(self) -> str:
         """Return what there is to do, in a line."""
         failed = f", {self.failures} failed" if self.failures else ""
+        requests = count(self.most_requests, "request")
+        if self.least_requests < self.most_requests:
+            requests = f"{self.least_requests} to {requests}"
         return (
             f"{count(self.files, 'file')} of {size(self.size_bytes)}: "
             f"{size(self.cached_bytes)} in the cache, {size(self.to_fetch_bytes)} to fetch "
-            f"in about {count(self.requests, 'request')}{failed}"
+            f"in {requests}{failed}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -124,24 +130,26 @@ class Tally:
             "cached_bytes": self.cached_bytes,
             "to_fetch_bytes": self.to_fetch_bytes,
             "fetched_bytes": self.fetched_bytes,
-            "requests": self.requests,
+            "least_requests": self.least_requests,
+            "most_requests": self.most_requests,
             "duration_s": self.seconds,
         }
 
 
-def requests_of(state: FileState) -> int:
-    """Return about how many requests the mount sends to read what is missing of a file. Pure.
+def requests_of(state: FileState) -> tuple[int, int]:
+    """Return the least and the most requests that a mount sends to read what is missing of a file.
 
-    A file of up to 1 MiB comes with one. Else parts grow from 1 MiB to 8 MiB, and one more
-    request is for the checksum of the whole.
+    A file of up to 1 MiB comes with one. Of others, the mount requests parts of 1 MiB to 8 MiB:
+    large ones if several are to be in flight at once, small ones at the beginning. And it asks for
+    the checksum of the whole. Pure.
     """
     if not state.missing:
-        return 0
-    if state.size_bytes <= FIRST_BYTES:
-        return 1
-    requests = 1
+        return 0, 0
+    if state.size_bytes <= SMALLEST_BYTES:
+        return 1, 1
+    least = most = 1
     for start, stop in state.missing:
-        first = min(-(-(stop - start) // FIRST_BYTES), MANY_FIRST)
-        rest_bytes = max(stop - start - MANY_FIRST * FIRST_BYTES, 0)
-        requests += first + -(-rest_bytes // PART_BYTES)
-    return requests
+        least += -(-(stop - start) // LARGEST_BYTES)
+        smallest = -(-(stop - start) // SMALLEST_BYTES)
+        most += smallest + min(smallest, EXTRA)
+    return least, most

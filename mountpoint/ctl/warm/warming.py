@@ -28,8 +28,10 @@ ROUNDS = 3
 MAX_WAITING = 10_000
 #: Files are checked together, if they were read within these seconds.
 CHECK_S = 0.1
-#: Blocks of a file that was read may be queued for so long, while others are written.
+#: Blocks of a file that was read may be queued for so long, while others are written. Without a
+#: queue this long: a busy mount may not have come to queue them.
 QUEUED_S = 30.0
+SOON_S = 2.0
 #: How often progress is shown.
 SHOW_S = 0.2
 #: A read may wait for S3 for long. After an interruption only this long is waited for the threads.
@@ -180,7 +182,8 @@ class Warming:
 
     def _judge(self, job: Job, state: FileState, *, queued: bool) -> None:
         """Decide what becomes of a file that was read; `queued`: the cache may still get it."""
-        if state.missing and queued and time.monotonic() < job.read_s + QUEUED_S:
+        within_s = QUEUED_S if queued else SOON_S
+        if state.missing and time.monotonic() < job.read_s + within_s:
             with self._changed:
                 self._read.append(job)
             return
