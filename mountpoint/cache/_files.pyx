@@ -164,6 +164,19 @@ cdef void end_trailer(char* trailer, uint32_t whole) noexcept nogil:
     memcpy(trailer + whole - 8, magic, 8)
 
 
+cdef uint32_t make_trailer(
+    const version_t* version, long long index, const char* bytes, uint32_t size, char* trailer
+) noexcept nogil:
+    """Write the trailer of a block with these bytes; return its size."""
+    cdef uint32_t sums[UNITS]
+    cdef uint32_t whole = trailer_size(version.identity_size, size)
+    cdef char* position = begin_trailer(version, index, size, trailer)
+    crc32c_of_units(bytes, size, sums)
+    memcpy(position, sums, 4 * units_of(size))
+    end_trailer(trailer, whole)
+    return whole
+
+
 cdef uint32_t* sums_of(
     const version_t* version, long long index, uint32_t size, const char* trailer
 ) noexcept nogil:
@@ -387,15 +400,10 @@ cdef int write_block(
     """Write a block under another name; return 0 or an errno."""
     cdef char memory[MAX_TRAILER_BYTES + 4096]
     cdef char* trailer = whole_pages(memory)
-    cdef uint32_t sums[UNITS]
     cdef uint32_t size = block_size(version, index)
-    cdef uint32_t whole = trailer_size(version.identity_size, size)
-    cdef char* position = begin_trailer(version, index, size, trailer)
+    cdef uint32_t whole = make_trailer(version, index, bytes, size, trailer)
     cdef iovec pieces[2]
     cdef int file, problem
-    crc32c_of_units(bytes, size, sums)
-    memcpy(position, sums, 4 * units_of(size))
-    end_trailer(trailer, whole)
     pieces[0].iov_base = <void*>bytes
     pieces[0].iov_len = size
     pieces[1].iov_base = trailer
@@ -771,6 +779,59 @@ cdef void destroy(source_t* it) noexcept nogil:
         release_source(source.other)
     release_version(source.version)
     free(source)
+
+
+# --- blocks that are not in a directory ---
+
+cdef int name_version(version_t* version, bytes identity) except -1:
+    """Make a version that has an identity only. It must not outlive `identity`."""
+    if len(identity) > MAX_IDENTITY_BYTES:
+        raise ValueError(f"an identity of {len(identity)} bytes")
+    memset(version, 0, sizeof(version_t))
+    version.identity = <char*>identity
+    version.identity_size = len(identity)
+    return 0
+
+
+def trailer_bytes(bytes identity not None, uint32_t size):
+    """Return the size of the trailer of a block of `size` bytes."""
+    return trailer_size(len(identity), size)
+
+
+def trailer_of(bytes identity not None, long long index, const unsigned char[::1] data not None):
+    """Return the trailer of a block with these bytes."""
+    cdef version_t version
+    cdef char trailer[MAX_TRAILER_BYTES]
+    cdef uint32_t whole
+    if not 0 < data.shape[0] <= C_BLOCK_BYTES:
+        raise ValueError(f"a block of {data.shape[0]} bytes")
+    name_version(&version, identity)
+    with nogil:
+        whole = make_trailer(&version, index, <const char*>&data[0], data.shape[0], trailer)
+    return trailer[:whole]
+
+
+def is_block(
+    bytes identity not None, long long index, uint32_t size,
+    const unsigned char[::1] content not None,
+):
+    """Whether this is a block of `size` bytes of the version, followed by its trailer."""
+    cdef version_t version
+    cdef uint32_t* sums
+    cdef const char* start
+    cdef bint right = False
+    if not 0 < size <= C_BLOCK_BYTES:
+        raise ValueError(f"a block of {size} bytes")
+    name_version(&version, identity)
+    if content.shape[0] != size + trailer_size(version.identity_size, size):
+        return False
+    start = <const char*>&content[0]
+    with nogil:
+        sums = sums_of(&version, index, size, start + size)
+        if sums != NULL:
+            right = is_sum(start, size, sums)
+            free(sums)
+    return right
 
 
 # --- without a mount ---

@@ -62,6 +62,14 @@ CounterName = Literal[
     "cache_dropped",
     "cache_bytes_read",
     "cache_bytes_written",
+    # The shared cache in a bucket, likewise; requests that failed, also those to write.
+    "cache_shared_hits",
+    "cache_shared_misses",
+    "cache_shared_bad_blocks",
+    "cache_shared_errors",
+    "cache_shared_dropped",
+    "cache_shared_bytes_read",
+    "cache_shared_bytes_written",
 ]
 
 #: In the order of the log line.

@@ -57,6 +57,13 @@ COUNTERS: Mapping[CounterName, str] = {
     "cache_dropped": "Blocks not kept in the data cache: no room, or the disk is too slow",
     "cache_bytes_read": "Bytes read from the data cache",
     "cache_bytes_written": "Bytes written to the data cache",
+    "cache_shared_hits": "Blocks read from the shared cache",
+    "cache_shared_misses": "Blocks that the shared cache did not have",
+    "cache_shared_bad_blocks": "Damaged blocks found in the shared cache",
+    "cache_shared_errors": "Failed requests to the shared cache",
+    "cache_shared_dropped": "Blocks not sent to the shared cache: too many waited, or it failed",
+    "cache_shared_bytes_read": "Bytes read from the shared cache",
+    "cache_shared_bytes_written": "Bytes sent to the shared cache",
 }
 #: The descriptions of what `Programs` counts per program.
 PROGRAMS = {

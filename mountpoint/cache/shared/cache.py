@@ -1,0 +1,235 @@
+"""The shared cache: small objects in a bucket that mounts on any number of machines use.
+
+Each object of up to `MAX_OBJECT_BYTES` is one block, and each block is an object of that bucket.
+Its key is the path that the block's file would have in a cache directory, and its body is what that
+file would have. So another version, another object, and damaged bytes are noticed in the same way.
+
+`get` asks that bucket before the mounted one. If the block is missing, bad, or late, or the bucket
+cannot be used, the same part is requested from the mounted bucket: the reader notices nothing. When
+a reader reaches bytes whose block was missing, `arrived` queues them (`filling`).
+
+Nothing is removed: that is for a lifecycle rule of the bucket.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from mountpoint._fastpath import Part
+from mountpoint.cache._files import BLOCK_BYTES
+from mountpoint.cache.health import Health
+from mountpoint.cache.identity import Identity
+from mountpoint.cache.shared.filling import SharedBlock, SharedFiller
+from mountpoint.errors import BadAnswer, ChecksumMismatch, NotFound, S3Error
+from mountpoint.metrics.counters import Counters
+from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
+from mountpoint.s3.retry import RetryPolicy
+
+log = structlog.get_logger(__name__)
+
+#: Larger objects are not kept, as in mountpoint-s3. What a nearby bucket saves is the time to the
+#: first byte; large objects are fetched ahead, and each of their blocks would cost two requests.
+MAX_OBJECT_BYTES = BLOCK_BYTES
+#: After this time the mounted bucket is asked. `sweep` looks once a second.
+LATE_S = 1.0
+#: When the mount ends, what is queued may take so long.
+END_S = 2.0
+#: For this time a block that was missing is not requested again: its object may have been fetched
+#: ahead and not read, or not kept. At most so many are remembered.
+MISSING_S = 60.0
+MAX_MISSING = 10_000
+
+
+class SharedCache:
+    """The blocks of a mount of `bucket` at `endpoint`, in the bucket of `client`. Thread-safe.
+
+    `name` is that bucket's name. `queue_bytes` is the most memory that blocks use while they wait
+    to be sent.
+    """
+
+    def __init__(
+        self,
+        client: ObjectClient,
+        name: str,
+        endpoint: str,
+        bucket: str,
+        counters: Counters,
+        retry_policy: RetryPolicy,
+        *,
+        queue_bytes: int,
+    ) -> None:
+        # dependencies
+        self.client = client
+        self.counters = counters
+        self.reading = Health(f"s3://{name}", "reading")
+        writing = Health(f"s3://{name}", "writing")
+        self._filler = SharedFiller(
+            client, writing, counters, retry_policy, queue_bytes=queue_bytes
+        )
+        # constants
+        self._endpoint = endpoint
+        self._bucket = bucket
+        self.queue_bytes = queue_bytes
+        # mutable
+        self.reads: set[SharedRead] = set()  # in flight; each change is one step of the interpreter
+        self._lock = threading.Lock()
+        self._missing: dict[bytes, float] = {}  # keys, and when they were missing; oldest first
+
+    def get(self, info: ObjectInfo, part: Part, instead: Callable[[], Transfer]) -> None:
+        """Request a part of a version from here, or by `instead` from the mounted bucket."""
+        block = self._block(info, part) if self.reading.usable else None
+        if block is None or self._is_missing(block):
+            part.attach(instead())
+            return
+        read = SharedRead(self, block, part, instead)
+        self.reads.add(read)
+        part.attach(read)
+        read.start()
+
+    def arrived(self, info: ObjectInfo, part: Part) -> None:
+        """Keep the bytes of a ready part if its block was missing. Never waits."""
+        if not self._missing:
+            return
+        block = self._block(info, part)
+        if block is None:
+            return
+        with self._lock:
+            missing = self._missing.pop(block.key, None) is not None
+        if missing:
+            self._filler.offer(block, memoryview(part.data))
+
+    def missing(self, block: SharedBlock) -> None:
+        """Note that a block is not there, or bad."""
+        with self._lock:
+            self._missing.pop(block.key, None)
+            self._missing[block.key] = time.monotonic()
+            if len(self._missing) > MAX_MISSING:
+                del self._missing[next(iter(self._missing))]
+
+    def sweep(self) -> None:
+        """Request what is late from the mounted bucket; called once a second."""
+        oldest_s = time.monotonic() - LATE_S
+        for read in [each for each in self.reads.copy() if each.begun_s < oldest_s]:
+            self.reading.failed(0, why="an answer is taking too long")
+            read.give_up()
+
+    def close(self) -> None:
+        """Send what is queued, within `END_S`, and end the threads."""
+        self._filler.wait(END_S)
+        self._filler.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until all queued blocks are sent; return whether they are."""
+        return self._filler.wait(timeout_s)
+
+    def _block(self, info: ObjectInfo, part: Part) -> SharedBlock | None:
+        """Return the block that has exactly the bytes of a part; None if there cannot be one."""
+        if not part.stop - part.start == info.size_bytes <= MAX_OBJECT_BYTES:
+            return None
+        identity = Identity.of(self._endpoint, self._bucket, info)
+        return None if identity is None else SharedBlock.of(identity)
+
+    def _is_missing(self, block: SharedBlock) -> bool:
+        with self._lock:
+            since_s = self._missing.get(block.key)
+            return since_s is not None and time.monotonic() < since_s + MISSING_S
+
+
+class SharedRead:
+    """One block that is being read; a `Transfer`, and a `BodySink`.
+
+    `instead` requests it from the mounted bucket; it is called at most once.
+    """
+
+    def __init__(
+        self,
+        cache: SharedCache,
+        block: SharedBlock,
+        part: Part,
+        instead: Callable[[], Transfer],
+    ) -> None:
+        # dependencies
+        self._cache = cache
+        self._instead = instead
+        # constants
+        self._block = block
+        self.begun_s = time.monotonic()
+        # mutable
+        self._chunks: list[bytes] = []
+        self._transfer: Transfer | None = None
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self._part: Part | None = part  # until it has ended, or the mounted bucket was asked
+
+    def start(self) -> None:
+        """Send the request."""
+        size_bytes = self._block.body_bytes
+        info = ObjectInfo(self._block.key, size_bytes, 0, "")
+        self._transfer = self._cache.client.get(info, 0, size_bytes, self)
+
+    def on_headers(self, info: ObjectInfo) -> None:
+        """See BodySink."""
+
+    def on_body(self, chunk: bytes, offset: int) -> None:
+        """See BodySink."""
+        self._chunks.append(chunk)
+
+    def finish(self, error: Exception | None) -> None:
+        """Deliver the block if it is right."""
+        self._transfer = None
+        part = self._part
+        if part is None:  # cancelled, or late
+            return
+        content, self._chunks = b"".join(self._chunks), []
+        bad = isinstance(error, BadAnswer | ChecksumMismatch) or (
+            error is None and not self._block.is_body(content)
+        )
+        health, counters = self._cache.reading, self._cache.counters
+        if bad:
+            log.warning(
+                "a damaged block in the shared cache is not used", key=self._block.key.decode()
+            )
+            counters.add("cache_shared_bad_blocks")
+            self._cache.missing(self._block)
+        elif isinstance(error, NotFound):
+            counters.add("cache_shared_misses")
+            self._cache.missing(self._block)
+            health.succeeded()
+        elif isinstance(error, S3Error):
+            counters.add("cache_shared_errors")
+            health.failed(0, why=str(error) or type(error).__name__)
+        elif error is None and self._take() is not None:
+            counters.add("cache_shared_hits")
+            counters.add("cache_shared_bytes_read", self._block.size_bytes)
+            health.succeeded()
+            part.on_headers(ObjectInfo(b"", self._block.size_bytes, 0, part.etag))
+            part.on_body(content[: self._block.size_bytes], 0)
+            part.finish(None)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Request the part from the mounted bucket, unless that was done or the part has ended."""
+        part = self._take()
+        if part is None:
+            return
+        self._cancel_request()
+        if not (part.ready or part.failed):
+            part.attach(self._instead())
+
+    def cancel(self) -> None:
+        """Let nothing follow. The part has ended."""
+        self._take()
+        self._cancel_request()
+
+    def _cancel_request(self) -> None:
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.cancel()
+
+    def _take(self) -> Part | None:
+        self._cache.reads.discard(self)
+        with self._lock:
+            part, self._part = self._part, None
+        return part
