@@ -337,13 +337,14 @@ CACHE_TTL_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """The data cache. `directory` None: there is none.
+    """The data caches: on disk in `directory`, and shared in `bucket`; None: there is none.
 
     The blocks take `max_bytes` on disk; None: they leave a share of the disk free.
     """
 
     directory: str | None = None
     max_bytes: int | None = None
+    bucket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

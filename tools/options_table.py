@@ -90,17 +90,15 @@ def _row(*cells: str) -> str:
 
 
 def _rows(known: dict[str, Known]) -> Iterator[tuple[str, str]]:
-    """Yield topic and row of each option, then those of AWS's options that mount-s3 lacks."""
+    """Yield topic and row of each option."""
     for option in options():
         names, default, effect = described(option)
         name = long_name(option)
         variables = ", ".join(ENVIRONMENT.get(name, ()))
-        theirs = known.pop(name, None)
+        theirs = known.get(name)
         reference = "only here" if theirs is None else theirs.differs or "same"
         topic = getattr(option, "topic", "Other options")
         yield topic, _row(names, default, variables, effect, reference)
-    for theirs in known.values():
-        yield "Not here", _row(f"`{theirs.name}`", theirs.default, theirs.missing)
 
 
 def tables() -> str:
@@ -108,11 +106,9 @@ def tables() -> str:
     topics: dict[str, list[str]] = {}
     for topic, row in _rows({each.name: each for each in OPTIONS}):
         topics.setdefault(topic, []).append(row)
+    heads = ["option", "default", "variable", "effect", "compared with AWS's 1.24"]
     lines: list[str] = []
     for topic, rows in topics.items():
-        heads = ["option", "default", "variable", "effect", "compared with AWS's 1.24"]
-        if topic == "Not here":
-            heads = ["option of AWS's 1.24", "default", "why"]
         lines += [f"### {topic}", "", _row(*heads), "|---" * len(heads) + "|", *rows, ""]
     lines += ["### Variables without an option", ""]
     lines += [_row("variable", "effect", "compared with AWS's 1.24"), "|---|---|---|"]

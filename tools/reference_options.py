@@ -7,21 +7,17 @@ builds with other features have (`--cache-block-size`) are omitted.
 
 from dataclasses import dataclass
 
-CACHE = "mount-s3 has no shared cache on S3 yet"
-
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """An option of the reference. `differs` says how ours differs; "" means not at all.
 
-    `default` is worded as in our own help; "" for flags and other options without one. `missing`
-    says why mount-s3 lacks the option, if it does.
+    `default` is worded as in our own help; "" for flags and other options without one.
     """
 
     name: str
     default: str = ""
     differs: str = ""
-    missing: str = ""
 
 
 OPTIONS = (
@@ -93,7 +89,7 @@ OPTIONS = (
         differs="survives restarts, and several mounts may share it ([cache.md](cache.md))",
     ),
     Known("--max-cache-size", "leaves 5 % of the disk free"),
-    Known("--cache-xz", missing=CACHE),
+    Known("--cache-xz", differs="any bucket, also of other stores"),
     Known("--log-directory", "syslog"),
     Known("--debug", differs="without it mount-s3 logs warnings; AWS's also logs the info level"),
     Known("--debug-crt"),

@@ -366,12 +366,20 @@ LOGGING = "Logging options"
 )
 @option(
     CACHING,
+    "--cache-xz",
+    "cache_bucket",
+    metavar="BUCKET",
+    help="Keep objects of up to 1 MiB in this bucket, for mounts on all hosts; usually a directory "
+    "bucket nearby.",
+)
+@option(
+    CACHING,
     "--metadata-ttl",
     type=time_to_live,
     metavar="SECONDS|indefinite|minimal",
     label="--metadata-ttl TTL",
     help="How long to use names, attributes and versions without asking S3 again: SECONDS, "
-    "indefinite, or minimal (1 s, and every open asks).  [default: minimal, with --cache 60]",
+    "indefinite, or minimal (1 s, and every open asks).  [default: minimal, with a cache 60]",
 )
 @option(
     CACHING,

@@ -107,7 +107,7 @@ def make_config(
             **_ttls(
                 options["metadata_ttl"],
                 options["negative_metadata_ttl"],
-                cached=options["cache"] is not None,
+                cached=options["cache"] is not None or options["cache_bucket"] is not None,
             ),
             **_same(FileSystemConfig, options),
         ),
@@ -141,7 +141,7 @@ def make_config(
             metrics=options["log_metrics"],
             **_same(LogConfig, options),
         ),
-        cache=_cache(options["cache"], options["max_cache_size"]),
+        cache=_cache(options["cache"], options["max_cache_size"], options["cache_bucket"]),
         metrics=MetricsConfig(**_same(MetricsConfig, options)),
     )
     gbps = options["throughput_gbps"]
@@ -169,15 +169,16 @@ def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
     return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
 
 
-def _cache(directory: str | None, limit_mib: int | None) -> CacheConfig:
-    """Return the settings of the data cache."""
+def _cache(directory: str | None, limit_mib: int | None, bucket: str | None) -> CacheConfig:
+    """Return the settings of the data caches."""
     if directory is None:
         if limit_mib is not None:
             raise MountError("--max-cache-size is given without --cache", "add a directory")
-        return CacheConfig()
+        return CacheConfig(bucket=bucket)
     if limit_mib is not None:
         check_range("--max-cache-size", limit_mib, *CACHE_MIB, "MiB")
-    return CacheConfig(_absolute(directory), None if limit_mib is None else limit_mib * MIB)
+    limit_bytes = None if limit_mib is None else limit_mib * MIB
+    return CacheConfig(_absolute(directory), limit_bytes, bucket)
 
 
 def _ttls(ttl_s: float | None, negative_ttl_s: float | None, *, cached: bool) -> dict[str, Any]:

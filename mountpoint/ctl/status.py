@@ -72,11 +72,14 @@ def _changes(status: Mapping[str, Any]) -> str:
 
 
 def _cache(status: Mapping[str, Any]) -> str:
-    if status["cache_directory"] is None:
-        return "none"
-    limit = status["cache_limit_bytes"]
-    limited = "leaves 5 % of the disk free" if limit is None else f"at most {limit // MIB} MiB"
-    return f"{status['cache_directory']}, {limited}"
+    caches = []
+    if status["cache_directory"] is not None:
+        limit = status["cache_limit_bytes"]
+        limited = "leaves 5 % of the disk free" if limit is None else f"at most {limit // MIB} MiB"
+        caches.append(f"{status['cache_directory']}, {limited}")
+    if status["cache_bucket"] is not None:
+        caches.append(f"shared in bucket {status['cache_bucket']}")
+    return "; ".join(caches) or "none"
 
 
 def _rates(rates: Mapping[str, float]) -> str:

@@ -99,6 +99,7 @@ class ControlCommands:
             "data_plane": self._data_plane,
             "cache_directory": self._config.cache.directory,
             "cache_limit_bytes": self._config.cache.max_bytes,
+            "cache_bucket": self._config.cache.bucket,
             "trouble": self._meters.trouble.lasting(0.0),
             "log": log_location(self._config.log),
             "log_directory": self._config.log.directory,

@@ -18,6 +18,7 @@ import structlog
 
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.directory import CacheDirectory, check_directory
+from mountpoint.cache.shared.cache import SharedCache
 from mountpoint.config import MIB, Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.fuse import binding
@@ -30,6 +31,7 @@ from mountpoint.mount import preflight
 from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
+from mountpoint.mount.shared_cache import cache_bucket, shared_cache
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
 from mountpoint.read.streams import Streams
@@ -79,6 +81,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
         check_staging_directory(config.change.staging_directory, config.mount.directory)
     if config.cache.directory is not None:
         check_directory(config.cache.directory, config.mount.directory)
+    cache_bucket(config)
     meters = Meters(binding.request_pid, config.mount.max_threads)
     watcher = SignalWatcher(meters.counters.log)
     stopping = threading.Event()
@@ -111,7 +114,10 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
 
         try:
             preflight.check_kind(config, is_directory=client.is_directory)
-            return _serve(config, client, stopping, meters, recent, watcher, ready)
+            with shared_cache(
+                config, client.endpoint, os.environ, stopping, meters, instance
+            ) as shared:
+                return _serve(config, client, shared, stopping, meters, recent, watcher, ready)
         finally:
             stopping.set()
             client.close()
@@ -120,6 +126,7 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
 def _serve(
     config: Config,
     client: CrtClient,
+    shared: SharedCache | None,
     stopping: threading.Event,
     meters: Meters,
     recent: RecentLines,
@@ -156,11 +163,12 @@ def _serve(
     _blocks.keep_at_most(max(kept_bytes, config.read.part_size_bytes))
     cache = _cache(config, client.endpoint, meters)
     read_config = config.read
-    if cache is not None:
-        left_bytes = read_config.memory_bytes - cache.queue_bytes
-        read_config = replace(read_config, memory_bytes=left_bytes)
+    for each in (cache, shared):
+        if each is not None:
+            left_bytes = read_config.memory_bytes - each.queue_bytes
+            read_config = replace(read_config, memory_bytes=left_bytes)
     streams = Streams(
-        client, read_config, retry_policy_until(threading.Event()), meters.counters, cache
+        client, read_config, retry_policy_until(threading.Event()), meters.counters, cache, shared
     )
     journal = Journal(default_directory(os.environ), BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))
@@ -211,8 +219,7 @@ def _serve(
         cache=cache,
     )
     sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, answers)]
-    if cache is not None:
-        sweeps.append(cache.sweep)
+    sweeps += [each.sweep for each in (cache, shared) if each is not None]
     memory.start_sweeping([*sweeps, end_reads], stopping)
     # Listings do not name attributes that objects keep.
     attributes = config.filesystem.ttl_s > 0 and not config.change.keeps_attributes

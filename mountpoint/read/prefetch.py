@@ -21,12 +21,14 @@ This module does not know the order of files (the caller does), and never waits.
 not used; but if the version no longer exists, the open gets that error.
 """
 
+import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from mountpoint._fastpath import Part
 from mountpoint.cache.block_cache import BlockCache
+from mountpoint.cache.shared.cache import SharedCache
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics.counters import Counters
@@ -135,10 +137,12 @@ class FilePrefetcher:
         history: ReadHistory,
         retry_policy: RetryPolicy,
         cache: BlockCache | None = None,
+        shared: SharedCache | None = None,
     ) -> None:
         # dependencies
         self._source = source
         self._cache = cache
+        self._shared = shared
         self._budget = budget
         self._counters = counters
         self._history = history
@@ -256,7 +260,11 @@ class FilePrefetcher:
             whole.ask()
         for start, stop in ranges:
             part = Part(start, stop, info.etag, ahead=True, summing=summing)
-            part.attach(self._source.get(info, start, stop, part))
+            request = functools.partial(self._source.get, info, start, stop, part)
+            if self._shared is None:
+                part.attach(request())
+            else:
+                self._shared.get(info, part, request)
             fetched.parts.append(part)
         walk.fetched[info.key] = fetched
         self._files += 1
@@ -292,9 +300,17 @@ class FilePrefetcher:
     def _cancel(self, dropped: list[Fetched]) -> None:
         for fetched in dropped:
             self._counters.add("bytes_prefetched_in_vain", fetched.info.size_bytes)
-            if self._cache is not None and all(part.ready for part in fetched.parts):
-                self._cache.keep(fetched.info, fetched.parts)
+            if all(part.ready for part in fetched.parts):
+                self._keep(fetched)
             fetched.cancel()
+
+    def _keep(self, fetched: Fetched) -> None:
+        """Offer a file that was not opened to the caches."""
+        if self._cache is not None:
+            self._cache.keep(fetched.info, fetched.parts)
+        if self._shared is not None:
+            for part in fetched.parts:
+                self._shared.arrived(fetched.info, part)
 
     def _checked(self, fetched: Fetched) -> Fetched | None:
         """Return the file; None if one of its parts has failed."""

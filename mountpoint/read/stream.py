@@ -24,18 +24,21 @@ fails, and so do all later ones.
 
 With a data cache, ranges that it has come from there (`_issue_gaps`), but for the one by which
 `open` asks S3 whether the version is the newest. Each other part is offered to the cache when a
-reader reaches it (`_note`). If the disk is late, the range is requested from S3 as well.
+reader reaches it (`_note`). If the disk is late, the range is requested from S3 as well. With a
+shared cache, a whole small object that the disk lacks is requested from there first.
 
 Parts behind the reader are dropped at the next plan. Bytes that were fetched exactly for a random
 read are dropped once that read is answered: they are in the kernel's page cache. An idle stream
 gives back all its memory (`rest`).
 """
 
+import functools
 import threading
 from collections.abc import Callable
 
 from mountpoint._fastpath import Assembly, Part, PartMap, slice_of
 from mountpoint.cache.cached_object import WIDENED_BYTES, CachedObject
+from mountpoint.cache.shared.cache import SharedCache
 from mountpoint.config import MIB, ReadConfig
 from mountpoint.errors import BadHandle, ChecksumMismatch, FileDamaged, S3Error, Stalled
 from mountpoint.native._lane import Lane
@@ -98,6 +101,7 @@ class ReadStream:
         initial_bytes: int,
         looked_at: bool = False,
         cached: CachedObject | None = None,
+        shared: SharedCache | None = None,
         config: ReadConfig,
         budget: Budget,
         stats: TransferStats,
@@ -108,6 +112,7 @@ class ReadStream:
         # dependencies
         self._source = source
         self._cached = cached
+        self._shared = shared
         self._config = config
         self._stats = stats
         self._retry_policy = retry_policy
@@ -153,7 +158,7 @@ class ReadStream:
         attempts = self._allowance.begin()
         with self._lock:
             self._waiting += 1
-            initial = self._issue_initial(cached=False)
+            initial = self._issue_initial(cached=False, fresh=True)
         small = initial.stop == self.size_bytes <= SMALL_BYTES
         try:
             while True:
@@ -178,7 +183,7 @@ class ReadStream:
                     return info
                 with self._lock:
                     self._lease.take(initial.stop)
-                    initial = self._issue(0, initial.stop, ahead=True)
+                    initial = self._issue(0, initial.stop, ahead=True, fresh=True)
         finally:
             with self._lock:
                 self._waiting -= 1
@@ -372,10 +377,10 @@ class ReadStream:
             self._cached.drop()
         raise FileDamaged(self._damage)
 
-    def _issue_initial(self, *, cached: bool) -> Part:
+    def _issue_initial(self, *, cached: bool, fresh: bool = False) -> Part:
         """Send the first GETs, as far as memory allows; return the first part (lock held).
 
-        `cached`: the data cache has that one.
+        `cached`: the data cache has that one. `fresh`: that one asks S3.
         """
         self._initial_fetched = True
         stop = self._initial_bytes
@@ -387,7 +392,7 @@ class ReadStream:
             self._lease.take(stop)
         self._window.fetched_initial(stop)
         first, *others = parts_of(stop, self._config.part_size_bytes)
-        part = self._issue(*first, ahead=True, cached=cached)
+        part = self._issue(*first, ahead=True, cached=cached, fresh=fresh)
         if others and stop == self.size_bytes and self._whole is not None:
             self._whole.ask()  # before the other parts, so that the answer comes first
         for start, end in others:
@@ -485,8 +490,13 @@ class ReadStream:
         """Whether the data cache has the whole range."""
         return all(cached for _, _, cached in self._split(start, stop))
 
-    def _issue(self, start: int, stop: int, *, ahead: bool, cached: bool = False) -> Part:
-        """Send one ranged GET, or read from the cache; its memory has been taken (lock held)."""
+    def _issue(
+        self, start: int, stop: int, *, ahead: bool, cached: bool = False, fresh: bool = False
+    ) -> Part:
+        """Send one ranged GET, or read from the cache; its memory has been taken (lock held).
+
+        `fresh`: the source is asked.
+        """
         if self._whole is None and stop - start < self.size_bytes and self._source.verifies:
             self._whole = WholeChecksum(self._source, self._info, self._retry_policy.once_s)
         if cached and self._whole is not None:
@@ -494,10 +504,13 @@ class ReadStream:
         summing = None if self._whole is None else self._whole.sums
         part = Part(start, stop, self._info.etag, ahead=ahead, summing=summing)
         self._parts.insert(part)
+        request = functools.partial(self._source.get, self._info, start, stop, part)
         if cached and self._cached is not None:
-            self._cached.read(part, lambda: self._source.get(self._info, start, stop, part))
+            self._cached.read(part, request)
+        elif self._shared is not None and not fresh:
+            self._shared.get(self._info, part, request)
         else:
-            part.attach(self._source.get(self._info, start, stop, part))
+            part.attach(request())
         return part
 
     def _wait(self, parts: list[Part], attempts: Attempts) -> Part | None:
@@ -551,6 +564,8 @@ class ReadStream:
             self._cached.arrived(part)
         if part.cached:
             return
+        if self._shared is not None:
+            self._shared.arrived(self._info, part)
         if self._whole is not None:
             self._whole.add(part)
         self._stats.arrived(size, duration_s, waited=waited)

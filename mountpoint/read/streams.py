@@ -6,6 +6,7 @@ refused memory. When nothing is left, the memory goes back to the system.
 """
 
 from mountpoint.cache.block_cache import BlockCache
+from mountpoint.cache.shared.cache import SharedCache
 from mountpoint.config import ReadConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.native import _blocks
@@ -34,10 +35,12 @@ class Streams:
         retry_policy: RetryPolicy,
         counters: Counters | None = None,
         cache: BlockCache | None = None,
+        shared: SharedCache | None = None,
     ) -> None:
         # dependencies
         self._source = source
         self._cache = cache
+        self._shared = shared
         self._config = config
         self._retry_policy = retry_policy
         self.budget = Budget(
@@ -57,7 +60,7 @@ class Streams:
         )
         self._history = ReadHistory()
         self.prefetcher = FilePrefetcher(
-            source, config, self.budget, counters, self._history, retry_policy, cache
+            source, config, self.budget, counters, self._history, retry_policy, cache, shared
         )
         # mutable
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
@@ -89,6 +92,7 @@ class Streams:
             initial_bytes=initial_bytes,
             looked_at=self._history.is_looked_at(info.key),
             cached=cached,
+            shared=self._shared,
             config=self._config,
             budget=self.budget,
             stats=self._stats,

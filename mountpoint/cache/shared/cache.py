@@ -215,8 +215,12 @@ class SharedRead:
         if part is None:
             return
         self._cancel_request()
-        if not (part.ready or part.failed):
+        if part.ready or part.failed:
+            return
+        try:
             part.attach(self._instead())
+        except Exception as error:  # the reader, on another thread, learns of it
+            part.fail(error)
 
     def cancel(self) -> None:
         """Let nothing follow. The part has ended."""

@@ -142,6 +142,7 @@ FULL = STATUS | {
     "rates": {"read_bytes_per_s": 1.5e6, "written_bytes_per_s": 0, "requests_per_s": 2.5},
     "memory_held_bytes": 5 << 20, "memory_limit_bytes": 256 << 20, "trouble": "",
     "data_plane": "native", "cache_directory": "/c", "cache_limit_bytes": 64 << 20,
+    "cache_bucket": "b--x-s3",
     "log": "see the newest log in /var/log/mount-s3",
     "being_written": [{"path": "/a", "size_bytes": 10_000_000, "pending_bytes": 4_000_000}],
 }  # fmt: skip
@@ -158,7 +159,7 @@ def test_status_in_lines() -> None:
         "  memory     48 MiB resident; data 5 of 256 MiB (--memory-target)",
         "  files      1 open, 1 file being written (4 MB not yet in S3)",
         "  data plane native",
-        "  cache      /c, at most 64 MiB",
+        "  cache      /c, at most 64 MiB; shared in bucket b--x-s3",
         "  log        see the newest log in /var/log/mount-s3",
     ]
 
