@@ -109,9 +109,9 @@ soak: checked ## All tests with SOAK=10 times as many random cases; hours
 
 # The tests of what runs without the interpreter. Leaks are looked for where no other programs run.
 NATIVE_TESTS := tests/unit/native tests/unit/read/test_native_stream.py tests/unit/test_fastpath.py \
-    tests/unit/metrics tests/unit/s3/crt
+    tests/unit/metrics tests/unit/s3/crt tests/unit/fuse/test_listings.py
 MOUNT_TESTS := tests/server/test_crt.py tests/mount/test_read.py tests/mount/test_requests.py \
-    tests/mount/test_channel_writes.py
+    tests/mount/test_channel_writes.py tests/mount/test_walk.py
 
 # test_symbols runs the compiler, which loses memory. test_copies: AddressSanitizer refuses memory that coreutils' dd and cat ask for.
 .PHONY: asan
