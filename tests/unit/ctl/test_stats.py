@@ -16,7 +16,7 @@ from mountpoint.errors import MountError
 from mountpoint.metrics.counters import Counters
 from mountpoint.metrics.recorder import Meters
 from tests.terminal import ALTERNATE, NORMAL, Terminal, terminal
-from tests.unit.ctl.test_ctl import answer
+from tests.unit.ctl.answers import answer
 
 ROOT = Path(__file__).parents[3]
 

@@ -32,8 +32,8 @@ from tests.unit.fs.test_attributes import (
     metadata,
     shown,
 )
+from tests.unit.fs.writes.streamed.test_writes import APPEND
 from tests.unit.fs.writes.test_rename import rename
-from tests.unit.fs.writes.test_streamed_writes import APPEND
 from tests.unit.mounted import GID, UID, Mounted, mounted
 
 #: A file with metadata of another program.

@@ -8,8 +8,8 @@ import pytest
 from mountpoint.errors import EntryExists, NotPermitted, PreconditionFailed
 from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import FakeClient
+from tests.unit.fs.writes.streamed.test_writes import OPENER, OVERWRITE, PART, writes
 from tests.unit.fs.writes.test_rename import rename
-from tests.unit.fs.writes.test_streamed_writes import OPENER, OVERWRITE, PART, writes
 from tests.unit.mounted import Mounted, mounted
 
 

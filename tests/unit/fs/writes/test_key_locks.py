@@ -16,8 +16,8 @@ from mountpoint.fs.writes import key_locks
 from mountpoint.fs.writes.key_locks import KeyLocks
 from tests.unit.fake_client import SAFE_S, Fault, Request
 from tests.unit.fs.test_setattr import staged
+from tests.unit.fs.writes.streamed.test_writes import OPENER
 from tests.unit.fs.writes.test_rename import rename
-from tests.unit.fs.writes.test_streamed_writes import OPENER
 from tests.unit.mounted import Mounted, mounted
 
 

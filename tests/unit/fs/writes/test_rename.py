@@ -20,7 +20,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from tests.unit.fake_client import Fault, Request
-from tests.unit.fs.writes.test_streamed_writes import OPENER, OVERWRITE, PART, is_there, writes
+from tests.unit.fs.writes.streamed.test_writes import OPENER, OVERWRITE, PART, is_there, writes
 from tests.unit.mounted import Mounted, mounted
 
 

@@ -12,8 +12,8 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.staging import recovery
 from tests.unit.fake_client import Fault
 from tests.unit.fs.test_setattr import staged
+from tests.unit.fs.writes.streamed.test_writes import is_there
 from tests.unit.fs.writes.test_staged_names import kept
-from tests.unit.fs.writes.test_streamed_writes import is_there
 from tests.unit.mounted import Mounted
 from tests.unit.staging_world import KEY, MIB, World, data_of
 

@@ -12,8 +12,8 @@ from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
 from tests.unit.fs.test_setattr import staged
+from tests.unit.fs.writes.streamed.test_writes import APPEND, OPENER, is_there
 from tests.unit.fs.writes.test_rename import rename
-from tests.unit.fs.writes.test_streamed_writes import APPEND, OPENER, is_there
 from tests.unit.mounted import Mounted, mounted
 
 REFUSED = Fault(error=AccessDenied("no", status=403))

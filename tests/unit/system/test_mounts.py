@@ -1,0 +1,32 @@
+"""The mounts of this machine, from a table as the kernel writes it."""
+
+from pathlib import Path
+
+import pytest
+
+from mountpoint.system.mounts import MountInfo, mounts
+
+LINES = rb"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+31 22 0:27 /sub /mnt/a\040b\134c rw,nosuid shared:7 master:1 - fuse.mount-s3 s3://b ro,user_id=0
+40 22 0:30 / /mnt/caf\303\251 rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """A file of three mounts."""
+    (tmp_path / "mountinfo").write_bytes(LINES)
+    return str(tmp_path / "mountinfo")
+
+
+def test_fields_of_each_mount(table: str) -> None:
+    """Optional fields, of which there may be any number, are skipped, and escapes undone."""
+    first, second, third = mounts(table)
+    assert first == MountInfo("254:0", "/", "/", "ext4", ("rw",))
+    assert second == MountInfo("0:27", "/sub", "/mnt/a b\\c", "fuse.mount-s3", ("ro", "user_id=0"))
+    assert third.directory == "/mnt/café"
+
+
+def test_this_machine() -> None:
+    """The root is mounted."""
+    assert "/" in {each.directory for each in mounts()}
