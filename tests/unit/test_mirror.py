@@ -21,10 +21,6 @@ TESTED_IN = {
         "cache/block_cache cache/cached_object cache/eviction cache/filling cache/health "
         "cache/reading"
     ),
-    "unit/checks/test_checks.py": (
-        "checks/bucket checks/checklist checks/command checks/machine checks/network checks/report "
-        "checks/settings checks/subject checks/throughput checks/words"
-    ),
     "unit/ctl/test_cleanup.py": "ctl/main ctl/pending",
     "unit/ctl/test_stats.py": "ctl/mounts ctl/stats/command ctl/stats/screen",
     "unit/ctl/test_progress.py": "ctl/terminal",
@@ -52,7 +48,7 @@ TESTED_IN = {
     ),
     "unit/s3/wire/test_writing.py": "s3/crt/body",
     "unit/staging/test_staged_file.py": "staging/aside staging/content",
-    "unit/staging/test_area.py": "staging/journal staging/recovery staging/sparse_file",
+    "unit/staging/test_area.py": "staging/recovery",
     "unit/upload/test_part_buffer.py": "system/spill",
     "unit/copy/test_objects.py": "copy/metadata upload/copy_probe",
     "unit/upload/test_upload.py": (

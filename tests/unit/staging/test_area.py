@@ -1,7 +1,6 @@
 """The staging directory: its limit, its readers, and the remains of dead mounts."""
 
 import collections
-import errno
 import json
 import os
 import signal
@@ -12,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.errors import MountError, StagingFault, StagingFull, outcome, staging_error
+from mountpoint.errors import MountError, StagingFault, StagingFull
 from mountpoint.staging import area as area_module
 from mountpoint.staging.area import StagingArea, check_staging_directory
-from mountpoint.staging.extents import Extents
-from mountpoint.staging.journal import WORTH_LINES, Journal, Subject, replay
-from mountpoint.staging.sparse_file import LocalFile
-from tests.unit.staging_world import KEY, MIB, World, data_of
+from tests.unit.staging_world import MIB, World, data_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -205,44 +201,6 @@ def test_an_orderly_end_keeps_unuploaded_files(
     assert (path / "000001.data").read_bytes() == b"abc"
 
 
-# --- the journal ---
-
-
-def subject() -> Subject:
-    return Subject("bucket", KEY, '"etag"', 100)
-
-
-def test_a_line_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None:
-    """A process may be killed during a write, even within a number."""
-    journal = Journal(tmp_path / "1.data")
-    journal.rewrite(subject(), Extents(100), fetched=False)
-    journal.wrote(0, 10)
-    journal.truncates(50)
-    journal.close()
-    path = tmp_path / "1.journal"
-    whole = path.read_text()
-    for cut in range(1, len("t 50;\n") + 1):
-        path.write_text(whole[:-cut])
-        told, extents = replay(path)
-        assert told == subject()
-        assert extents.size_bytes == 100
-        assert list(extents.changed) == [(0, 10)]
-
-
-@pytest.mark.slow
-def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
-    """The journal of a file that is written repeatedly does not fill the disk."""
-    world = World(tmp_path)
-    file = world.file()
-    for _ in range(WORTH_LINES + 10):
-        file.write(0, b"x")
-    journal = file._content.path.with_suffix(".journal")
-    assert journal.stat().st_size < 1000
-    assert list(replay(journal)[1].changed) == [(0, 1)]
-    assert "000001.new" not in world.names()
-    world.area.close()
-
-
 # --- limits ---
 
 
@@ -352,55 +310,3 @@ def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -
     with pytest.raises(MountError, match="inside the mount"):
         check_staging_directory(str(tmp_path / staging), str(tmp_path / "mount"))
     check_staging_directory(str(tmp_path), str(tmp_path / "mount"))
-
-
-# --- the local file ---
-
-
-def test_a_shortened_local_file_is_an_error(tmp_path: Path) -> None:
-    """A file that another program has shortened is an error, not a shorter file."""
-    area = StagingArea(str(tmp_path), "bucket", 16 * MIB)
-    file = LocalFile(area, area.new_path())
-    file.write(0, b"abc")
-    os.truncate(file.path, 1)
-    with pytest.raises(StagingFault, match="shortened"):
-        file.read(0, 3)
-    with pytest.raises(StagingFault):
-        LocalFile(area, file.path)
-    file.close(keep=False)
-    area.close()
-
-
-def test_errors_of_the_disk_have_their_errno() -> None:
-    """No space and quotas are ENOSPC, too large is EFBIG, anything else EIO."""
-    for number, expected in (
-        (errno.ENOSPC, errno.ENOSPC),
-        (errno.EDQUOT, errno.ENOSPC),
-        (errno.EFBIG, errno.EFBIG),
-        (errno.EIO, errno.EIO),
-        (errno.EROFS, errno.EIO),
-    ):
-        error = staging_error(OSError(number, os.strerror(number)))
-        assert outcome(error).errno == expected
-
-
-def test_a_write_that_fails_halfway_leaves_the_old_file(tmp_path: Path) -> None:
-    """On a full disk, fetched bytes are fetched again, and zeros beyond the end stay."""
-    world = World(tmp_path)
-    file = world.file(world.bucket.put(data_of(MIB)))
-    file.read(0, 10)
-    local = file._content._local
-
-    class Full(LocalFile):
-        def write(self, offset: int, data: bytes | memoryview) -> int:
-            super().write(offset, data[: len(data) // 2])
-            raise StagingFull("halfway")
-
-    local.__class__ = Full
-    with pytest.raises(StagingFull):
-        file.write(MIB - 100, b"x" * 1000)
-    assert file.size_bytes == MIB
-    local.__class__ = LocalFile
-    file.truncate(MIB + 1000)
-    assert file.read(MIB - 100, 1100) == data_of(MIB)[-100:] + bytes(1000)
-    world.area.close()
