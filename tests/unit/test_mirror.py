@@ -16,11 +16,10 @@ TESTS = PACKAGE.parent / "tests"
 TESTED_IN = {
     "unit/cli/test_main.py": "cli/command cli/settings config log/words",
     "unit/fuse/test_operations.py": "errors",
-    "unit/cache/test_files.py": "cache/directory",
-    "mount/test_cache.py": (
-        "cache/block_cache cache/cached_object cache/eviction cache/filling cache/health "
-        "cache/reading"
-    ),
+    "unit/fuse/test_listings.py": "fuse/entries",
+    "mount/test_cache.py": "cache/block_cache cache/cached_object cache/health",
+    "unit/ctl/cache/test_command.py": "ctl/cache/checking ctl/cache/hits ctl/cache/inventory",
+    "unit/ctl/warm/test_warming.py": "ctl/warm/pace ctl/warm/state ctl/warm/tally",
     "unit/ctl/test_cleanup.py": "ctl/main ctl/pending",
     "unit/ctl/test_stats.py": "ctl/mounts ctl/stats/command ctl/stats/screen",
     "unit/ctl/test_progress.py": "ctl/terminal",
@@ -28,7 +27,7 @@ TESTED_IN = {
     "unit/fs/test_filesystem.py": "fs/directories fs/open fs/writes/backend fs/writes/context",
     "unit/fs/test_refresh.py": "fs/caches",
     "unit/fs/writes/test_sharing.py": (
-        "fs/overlay fs/writes/readers fs/writes/reopen fs/writes/unlink fs/writes/streamed/content "
+        "fs/writes/readers fs/writes/reopen fs/writes/unlink fs/writes/streamed/content "
         "fs/writes/streamed/files"
     ),
     "unit/fs/writes/test_staged_names.py": "fs/writes/staged/writer fs/writes/staged/writes",
@@ -38,18 +37,15 @@ TESTED_IN = {
     "unit/fs/test_setattr.py": "fs/writes/streamed/attributes",
     "mount/test_channel.py": "fuse/_reads fuse/binding fuse/structures",
     "unit/fs/test_resolver.py": "listing/single_lookup",
-    "mount/test_life.py": "mount/build mount/run mount/signals",
-    "unit/s3/test_fallback.py": "s3/capabilities",
+    "mount/test_life.py": "mount/build mount/run",
     "server/test_crt.py": "s3/client s3/crt/client s3/crt/signing",
     "server/test_feature_probe.py": "s3/connect",
-    "unit/s3/aws/test_settings.py": "s3/aws/profile",
     "unit/s3/crt/native/test_memory.py": (
         "s3/crt/native/_answers s3/crt/native/_gets s3/crt/native/_requests s3/crt/native/plane"
     ),
     "unit/s3/wire/test_writing.py": "s3/crt/body",
     "unit/staging/test_staged_file.py": "staging/aside staging/content",
     "unit/staging/test_area.py": "staging/recovery",
-    "unit/upload/test_part_buffer.py": "system/spill",
     "unit/copy/test_objects.py": "copy/metadata upload/copy_probe",
     "unit/upload/test_upload.py": (
         "upload/completion upload/multipart upload/requests upload/sequential upload/uploads"

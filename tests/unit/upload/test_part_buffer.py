@@ -10,9 +10,7 @@ from structlog.testing import capture_logs
 
 from mountpoint.s3.crt.body import BodyStream
 from mountpoint.s3.wire import checksum
-from mountpoint.system import spill as spill_module
-from mountpoint.system.mounts import mounts
-from mountpoint.system.spill import Spill, default_directories
+from mountpoint.system.spill import Spill
 from mountpoint.upload.part_buffer import SMALL_BYTES, PartBuffer
 
 MIB = 1 << 20
@@ -121,25 +119,3 @@ def test_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) ->
     buffer.append(b"second")
     assert b"".join(map(bytes, buffer.body().pieces)) == b"firstsecond"
     assert open_files() == before
-
-
-def test_directories(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TMPDIR if it is set; otherwise directories that are not in memory."""
-    assert default_directories({"TMPDIR": "/a"}) == ["/a"]
-    monkeypatch.setattr(spill_module, "IN_MEMORY", frozenset())
-    assert default_directories({}) == ["/var/tmp", "/tmp"]
-    kinds = {each.kind for each in mounts()}
-    monkeypatch.setattr(spill_module, "IN_MEMORY", kinds)
-    assert default_directories({"TMPDIR": ""}) == []
-
-
-def test_mountinfo(tmp_path: Path) -> None:
-    """Fields are parsed as in proc_pid_mountinfo(5), including names with spaces and UTF-8."""
-    file = tmp_path / "mountinfo"
-    file.write_bytes(
-        b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=x\n"
-        b"31 23 0:28 / /caf\xc3\xa9 rw - tmpfs tmpfs rw\n"
-    )
-    one, other = mounts(str(file))
-    assert one == ("98:0", "/mnt1", "/mnt 2", "ext3", ("rw", "errors=x"))
-    assert (other.directory, other.kind) == ("/caf\u00e9", "tmpfs")
