@@ -360,7 +360,10 @@ class CacheDirectory:
     def _trailer(self, file: CachedFile) -> "tuple[Identity, int, tuple[int, ...], bytes] | str":
         """Return identity, number, checksums and bytes of a block, or what is wrong with it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(file.path, flags, dir_fd=self._descriptor)
+        try:  # a look is no use
+            descriptor = os.open(file.path, flags | os.O_NOATIME, dir_fd=self._descriptor)
+        except PermissionError:  # some file systems refuse it
+            descriptor = os.open(file.path, flags, dir_fd=self._descriptor)
         with os.fdopen(descriptor, "rb") as stream:
             content = stream.read(2 * BLOCK_BYTES)
         if len(content) < 16 or content[-8:] != MAGIC:

@@ -91,6 +91,18 @@ def test_numbers(directory: CacheDirectory, tmp_path: Path, running: list[Mount]
     )
 
 
+def test_looks_are_no_use(directory: CacheDirectory) -> None:
+    """The blocks are as old as before, whatever the command has read."""
+    one = Cached.of(directory, content(2 * MIB))
+    one.write()
+    for index in range(2):
+        os.utime(one.path(index), (time.time() - 7200, time.time()))
+    before = [os.stat(one.path(index)).st_atime_ns for index in range(2)]
+    of(directory.path)
+    of("--verify", directory.path)
+    assert [os.stat(one.path(index)).st_atime_ns for index in range(2)] == before
+
+
 def test_an_empty_cache(directory: CacheDirectory) -> None:
     """There are no buckets and no ages."""
     found = of(directory.path)
