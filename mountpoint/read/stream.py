@@ -456,8 +456,9 @@ class ReadStream:
         if self._cached is not None:
             ranges = [self._cached.widened(*each) for each in ranges]
             page_bytes = WIDENED_BYTES
-        gaps = [gap for each in ranges for gap in self._parts.gaps(*each)]
-        for start, end, cached in [each for gap in gaps for each in self._split(*gap)]:
+        # One after another: widened ranges overlap, and the next one has only what is left.
+        gaps = (gap for each in ranges for gap in self._parts.gaps(*each))
+        for start, end, cached in (each for gap in gaps for each in self._split(*gap)):
             waiting = start < stop and offset < end
             if not (waiting or room):
                 continue
