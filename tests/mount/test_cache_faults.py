@@ -1,0 +1,151 @@
+"""A mount whose cache fails in every way: its reads are right, and go on."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mountpoint.cache.directory import FORMAT, NAME, CacheDirectory
+from tests.conftest import Store
+from tests.mount.mounting import eventually, mounted
+
+pytestmark = pytest.mark.mount
+
+MIB = 1 << 20
+FILES = 60
+BODY = random.Random(23).randbytes(3 * MIB)
+#: Both data planes, and both ways to the kernel.
+WAYS = [["--no-native"], ["--no-channel"]]
+
+
+def body_of(number: int) -> bytes:
+    """Return the bytes of a file: most are small."""
+    return BODY[number * 1000 :] if number % 10 == 0 else BODY[number * 1000 :][:40_000]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _objects(store: Store) -> None:
+    for number in range(FILES):
+        store.put(f"faults/{number:03}", body_of(number))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 50 MB in memory."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", path], check=True)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def options(cache: Path, *others: str) -> list[str]:
+    return ["--prefix", "faults/", "--debug", "--cache", str(cache), *others]
+
+
+def read_all(path: Path, seed: int) -> None:
+    """Read all files, in some order; they must be right."""
+    numbers = list(range(FILES))
+    random.Random(seed).shuffle(numbers)
+    for number in numbers:
+        file = path / f"{number:03}"
+        assert file.read_bytes() == body_of(number), number
+        with file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def blocks(cache: Path) -> list[Path]:
+    return list((cache / NAME / FORMAT).glob("*-*/??/*.*"))
+
+
+def check(cache: Path) -> None:
+    """Check that all blocks are right."""
+    directory = CacheDirectory.open(str(cache))
+    found = [directory.check(file) for file in directory.files()]
+    assert found == [None] * len(found)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["no native", "no channel"])
+def test_it_is_removed(store: Store, folder: Path, way: list[str]) -> None:
+    """Someone removes the directory while it is used: one warning, and right bytes."""
+    cache = folder / "cache"
+    with mounted(store, folder, *options(cache, *way)) as mount:
+        read_all(mount.path, 1)
+        eventually(lambda: len(blocks(cache)) >= FILES)
+        shutil.rmtree(cache)
+        read_all(mount.path, 2)
+        read_all(mount.path, 3)
+        assert mount.log.count("the cache is not used") == 1
+        assert "No such file or directory" in mount.log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")
+def test_a_small_disk_that_others_fill(store: Store, folder: Path, small_disk: Path) -> None:
+    """A share of a small disk stays free; when others fill it, reads go on."""
+    with mounted(store, folder, *options(small_disk)) as mount:
+        read_all(mount.path, 1)
+        free = os.statvfs(small_disk).f_bavail * 4096
+        (small_disk / "theirs").write_bytes(bytes(free - 4096))
+        for seed in range(3):
+            read_all(mount.path, seed)
+    check(small_disk)
+
+
+def test_kill(store: Store, folder: Path) -> None:
+    """After `kill -9` under load a new mount reads right bytes; no block is damaged."""
+    cache = folder / "cache"
+    for each in range(2):
+        (inner := folder / f"{each}").mkdir()
+        with mounted(store, inner, *options(cache, "--max-cache-size", "16")) as mount:
+            threads = [
+                threading.Thread(target=_read_until_it_ends, args=(mount.path, seed))
+                for seed in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            eventually(lambda: len(blocks(cache)) > 5)
+            os.kill(mount.pid, signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+        check(cache)
+    (inner := folder / "last").mkdir()
+    with mounted(store, inner, *options(cache)) as mount:
+        read_all(mount.path, 1)
+        assert mount.counters()["cache_bad_blocks"] == 0
+
+
+def _read_until_it_ends(path: Path, seed: int) -> None:
+    try:
+        while True:
+            read_all(path, seed)
+    except OSError:
+        pass
+
+
+def test_many_readers_and_a_small_limit(store: Store, folder: Path) -> None:
+    """Threads read many files with room for a few of them."""
+    cache = folder / "cache"
+    wrong: list[BaseException] = []
+
+    def read(path: Path, seed: int) -> None:
+        try:
+            read_all(path, seed)
+        except BaseException as error:
+            wrong.append(error)
+
+    with mounted(store, folder, *options(cache, "--max-cache-size", "16")) as mount:
+        threads = [threading.Thread(target=read, args=(mount.path, seed)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert mount.counters()["cache_bad_blocks"] == 0
+    check(cache)
+    assert sum(path.stat().st_blocks * 512 for path in blocks(cache)) <= 16 * MIB
