@@ -133,6 +133,7 @@ except MountError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("mode", [0o700, 0o777])
 def test_another_user(tmp_path: Path, mode: int) -> None:
