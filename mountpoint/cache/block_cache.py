@@ -87,7 +87,7 @@ class BlockCache:
         if cached is not None:
             for part in parts:
                 cached.keep(part)
-            cached.close()
+            cached.flush()
 
     def sweep(self) -> None:
         """Queue the small blocks that reads in lanes have fetched."""

@@ -135,8 +135,8 @@ class CachedObject:
         if speeds.disk_is_slower():
             self._disk.health.failed(0, why="the disk is slower than S3")
 
-    def close(self) -> None:
-        """Keep what is left of incomplete blocks."""
+    def flush(self) -> None:
+        """Keep what there is of incomplete blocks, and give their memory back."""
         with self._lock:
             left, self._incomplete = self._incomplete, OrderedDict()
         for index, block in left.items():

@@ -36,6 +36,10 @@ AHEAD_NS = 300 * 10**9
 RECOUNT_S = 86_400.0
 
 
+class NoRoom(Exception):
+    """The limit is too small, or other files fill the disk."""
+
+
 class Evictor:
     """Makes room in a cache directory. `max_bytes` None: only the disk limits it."""
 
@@ -52,9 +56,9 @@ class Evictor:
         self._in_flight_bytes = 0
 
     def reserve(self, size_bytes: int) -> bool:
-        """Make room for a block that is to be written, until `release`; False if there is none.
+        """Make room for a block that is to be written, until `release`; False: not now.
 
-        Raises OSError.
+        Raises NoRoom if there is none, and OSError.
         """
         self.release(-size_bytes)
         fits = False
@@ -84,8 +88,9 @@ class Evictor:
         return excess
 
     def _evict(self, excess_bytes: int) -> bool:
-        """Remove blocks of so many bytes; return whether there is room then. There is none if
-        another process removes blocks. Raises OSError.
+        """Remove blocks of so many bytes; False if another process is removing some.
+
+        Raises NoRoom and OSError.
         """
         with self._directory.evicting() as alone:
             if not alone:
@@ -102,7 +107,9 @@ class Evictor:
             since_s = abs(time.time() - self._directory.counted_at_s)
             if freed < excess_bytes or since_s > RECOUNT_S:
                 self._directory.recount()
-            return freed >= excess_bytes or self._excess() <= 0
+            if freed < excess_bytes and self._excess() > 0:
+                raise NoRoom("there is no room, although no blocks are left to remove")
+            return True
 
     def _remove_oldest(self, size_bytes: int) -> int:
         """Remove the oldest blocks of a sample, of so many bytes at most; return their bytes."""

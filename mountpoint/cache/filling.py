@@ -15,7 +15,7 @@ import structlog
 
 from mountpoint.cache._files import CachedVersion
 from mountpoint.cache.directory import CacheDirectory, allocated_bytes
-from mountpoint.cache.eviction import Evictor
+from mountpoint.cache.eviction import Evictor, NoRoom
 from mountpoint.cache.health import Health
 from mountpoint.errors import MountError
 from mountpoint.metrics.counters import Counters
@@ -113,6 +113,9 @@ class Filler:
             try:
                 if self._health.usable and not block.version.dropped:
                     self._write(block)
+            except NoRoom as error:
+                self._counters.add("cache_dropped")
+                self._health.failed(0, why=str(error))
             except OSError as error:
                 self._failed(error)
             except Exception:

@@ -280,6 +280,8 @@ class ReadStream:
             parts = self._clear()
         for part in parts:
             part.cancel()
+        if self._cached is not None:
+            self._cached.flush()
 
     def close(self) -> None:
         """Cancel requests in flight and give all memory back."""
@@ -292,7 +294,7 @@ class ReadStream:
         for part in parts:
             part.cancel()
         if self._cached is not None:
-            self._cached.close()
+            self._cached.flush()
         if self._whole is not None:
             self._whole.give_up()
         self._on_close(self)

@@ -11,7 +11,7 @@ import pytest
 
 from mountpoint.cache import eviction
 from mountpoint.cache.directory import CachedFile, CacheDirectory, allocated_bytes
-from mountpoint.cache.eviction import Evictor
+from mountpoint.cache.eviction import Evictor, NoRoom
 from tests.unit.cache.objects import Cached, content, files_of, sum_of
 
 KIB = 1024
@@ -179,9 +179,11 @@ def test_too_large_a_block(directory: CacheDirectory) -> None:
     """A block that is larger than the limit has no room, and gives nothing back twice."""
     fill(directory, 3)
     evictor = Evictor(directory, 5 * ONE)
-    assert not evictor.reserve(6 * ONE)
+    with pytest.raises(NoRoom):
+        evictor.reserve(6 * ONE)
     assert evictor.reserve(5 * ONE)
-    assert not evictor.reserve(1)
+    with pytest.raises(NoRoom):
+        evictor.reserve(1)
     evictor.release(5 * ONE)
     assert evictor.reserve(5 * ONE)
 
@@ -262,7 +264,8 @@ def test_a_share_of_the_disk_stays_free(tmp_path: Path) -> None:
         for file in files_of(directory):
             directory.remove(file)
         (tmp_path / "most").write_bytes(bytes(free(tmp_path) + 300 * KIB))
-        assert not evictor.reserve(ONE)
+        with pytest.raises(NoRoom):
+            evictor.reserve(ONE)
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True)
 

@@ -132,13 +132,18 @@ def test_a_version_that_is_wrong(world: World) -> None:
 
 
 def test_no_room(directory: CacheDirectory) -> None:
-    """Blocks for which there is no room are dropped, and counted; nothing is counted as used."""
+    """A block for which there is no room is dropped, and counted; the log says so, once."""
     world = World(directory, 1000)
-    world.offer(Cached.of(directory, content(3 * MIB)))
-    world.wait()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            world.offer(Cached.of(directory, content(MIB)))
+            world.wait()
+            assert not world.health.usable
+            world.now_s += health.PAUSE_S
     assert world.count("cache_dropped") == 3
     assert directory.used_bytes == 0
-    assert world.health.usable
+    (line,) = [each for each in lines if each["log_level"] == "warning"]
+    assert line["reason"] == "there is no room, although no blocks are left to remove"
 
 
 def test_the_limit(directory: CacheDirectory) -> None:
