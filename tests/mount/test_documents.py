@@ -4,6 +4,7 @@ A command is a line of an `sh` block. Only the reader's own names (bucket, direc
 the store) are replaced by those of the test.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.exceptions
 import pytest
 import trustme
 
@@ -40,6 +42,7 @@ ELSEWHERE = {
     r"aws |n=0|jq |    |done": "the AWS CLI is not installed by anything of ours",
     r"prometheus ": "Prometheus is not installed by anything of ours",
     r"pip install|python -m build": "tests/unit/test_source_archive.py",
+    r"find ": "tests/mount/test_warm.py",
     r"sudo (apt|dnf) |pipx ": "they would change the machine that runs the tests",
 }
 
@@ -78,6 +81,9 @@ ENDLESS = re.compile(r"mount-s3ctl (stats (?!.*--once)|log .*-f)")
 
 #: The directories in the documents.
 PLACES = ("/mnt/data", "~/logs", "~/data")
+CACHES = ("/var/cache/mount-s3", "/mnt/nvme/cache")
+#: The bucket of a shared cache.
+CACHE_BUCKET = "my-cache--use1-az4--x-s3"
 
 
 class Reader:
@@ -88,6 +94,8 @@ class Reader:
         self.places = {place: folder / place.strip("~/").replace("/", "-") for place in PLACES}
         for path in self.places.values():
             path.mkdir()
+        self._folder = folder
+        self.cache = folder / "cache"
         self._ca = folder / "ca.pem"
         trustme.CA().cert_pem.write_to_path(str(self._ca))
         config = folder / "config"
@@ -116,6 +124,9 @@ class Reader:
         command = command.replace("ca.pem", str(self._ca))
         for place, path in self.places.items():
             command = command.replace(place, str(path))
+        for place in CACHES:
+            command = command.replace(place, str(self.cache))
+        command = command.replace("list.txt", str(self._folder / "list.txt"))
         return command if shutil.which("jq") else command.partition(" | jq ")[0]
 
     def start(self, command: str) -> "subprocess.Popen[str]":
@@ -141,13 +152,20 @@ class Reader:
 def test_command(command: str, store: Store, flat_store: Store, folder: Path) -> None:
     """It does what it is for: it mounts, unmounts, or says something, without an error."""
     reader = Reader(flat_store if "--no-sign-request" in command else store, folder)
-    reader.store.put("logs/a file", b"x" * 100)
+    for key in ("logs/a file", "train/a", "train/b.parquet"):
+        reader.store.put(key, b"x" * 100)
+    if CACHE_BUCKET in command:
+        with contextlib.suppress(botocore.exceptions.ClientError):
+            reader.store.client().create_bucket(Bucket="cache")
+        command = f"{command.replace(CACHE_BUCKET, 'cache')} --bucket-type general-purpose"
     own = reader.own(command)
     path = next((each for each in reader.places.values() if str(each) in own), None)
     mounts = "mount-s3 " in own and path is not None and "--check" not in own
     try:
-        if path is not None and ("mount-s3ctl" in own or own.startswith("umount")):
-            options = ["--endpoint-url", reader.store.endpoint_url]
+        if "mount-s3ctl" in own or own.startswith("umount"):
+            path = path or reader.places[PLACES[0]]
+            (folder / "list.txt").write_text(f"{path}/logs/a file\n")
+            options = ["--endpoint-url", reader.store.endpoint_url, "--cache", str(reader.cache)]
             done = subprocess.run(
                 [PROGRAM, reader.store.bucket, path, *options],
                 env=reader.environment, capture_output=True, text=True, timeout=TIMEOUT_S,
