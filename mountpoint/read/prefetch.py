@@ -88,7 +88,17 @@ class _Walk:
     Invariant: `expected` holds the next few keys, those of `fetched`, and a few skipped ones.
     """
 
-    __slots__ = ("expected", "fetched", "last", "limit", "opens", "passed", "sweeps", "unused")
+    __slots__ = (
+        "cached",
+        "expected",
+        "fetched",
+        "last",
+        "limit",
+        "opens",
+        "passed",
+        "sweeps",
+        "unused",
+    )
 
     def __init__(self) -> None:
         self.last = b""  # the furthest key opened
@@ -99,6 +109,7 @@ class _Walk:
         self.sweeps = 0  # since the last open
         self.expected: deque[bytes] = deque()
         self.fetched: dict[bytes, Fetched] = {}
+        self.cached: set[bytes] = set()  # keys of files that the data cache has
 
     @property
     def window(self) -> int:
@@ -233,9 +244,12 @@ class FilePrefetcher:
                 self._walk_of.setdefault(info.key, walk)
         wanted = walk.window
         for info in coming:
-            if wanted <= 0 or (info.key not in walk.fetched and not self._fetch(walk, info)):
+            if wanted <= 0:
                 break
-            wanted -= info.key in walk.fetched
+            there = info.key in walk.fetched or info.key in walk.cached
+            if not there and not self._fetch(walk, info):
+                break
+            wanted -= info.key in walk.fetched or info.key in walk.cached
 
     def _fetch(self, walk: _Walk, info: ObjectInfo) -> bool:
         """Fetch a file if `open` would fetch it whole; False if nothing can be fetched now."""
@@ -245,6 +259,9 @@ class FilePrefetcher:
         if self._walk_of.setdefault(info.key, walk) is not walk:
             return True  # another walk has it
         if self._cache is not None and self._cache.holds(info, 0, size):
+            if len(walk.cached) >= MAX_FILES + LATE_OPENS:
+                walk.cached.clear()
+            walk.cached.add(info.key)
             return True
         if self._files >= MAX_FILES_IN_ALL or self._bytes + size > MAX_BYTES:
             return False

@@ -452,3 +452,24 @@ def test_invariants(steps: list[tuple[str, int, int]]) -> None:
         assert it.held_files == budget.held_bytes == 0
         found = counters.snapshot()
         assert found["bytes_prefetched_in_vain"] <= found["bytes_prefetched"] <= 8 * (2 * opens + 2)
+
+
+def test_cached_files_are_looked_up_once() -> None:
+    """A walk through files that the data cache has fetches none, and asks for each one once."""
+
+    class Cache:
+        def __init__(self) -> None:
+            self.looked_up = 0
+
+        def holds(self, *_: object) -> bool:
+            self.looked_up += 1
+            return True
+
+    cache = Cache()
+    with directory(100) as reader:
+        reader.world.streams.prefetcher._cache = cache  # type: ignore[assignment]
+        for index in range(100):
+            reader.read(index)
+        assert reader.gets() == list(range(100))
+    # Some twice: what is remembered of a walk is bounded.
+    assert 80 <= cache.looked_up <= 150
