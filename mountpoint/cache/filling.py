@@ -1,30 +1,23 @@
-"""Write blocks to the cache behind the readers' backs.
+"""Write blocks to the cache directory behind the readers' backs.
 
 A reader offers the bytes of a part (`Filler.offer`), which only queues them: a view of the memory
-in which they arrived. Threads write them. If the queue is full, because the disk is slower than S3,
-blocks are dropped: a reader never waits for the cache.
+in which they arrived. If the queue is full, because the disk is slower than S3, they are dropped.
 """
 
 import contextlib
 import os
 import threading
-from collections import deque
 from dataclasses import dataclass
-
-import structlog
 
 from mountpoint.cache._files import CachedVersion
 from mountpoint.cache.directory import CacheDirectory, allocated_bytes
 from mountpoint.cache.eviction import Evictor, NoRoom
 from mountpoint.cache.health import Health
+from mountpoint.cache.write_queue import WriteQueue
 from mountpoint.errors import MountError
 from mountpoint.metrics.counters import Counters
 
-log = structlog.get_logger(__name__)
-
 THREADS = 2
-#: Readers go first (setpriority(2)).
-NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +30,7 @@ class Block:
 
 
 class Filler:
-    """The queue of blocks to be written, of at most `queue_bytes`, and the threads that write."""
+    """Writes blocks, of which at most `queue_bytes` wait."""
 
     def __init__(
         self,
@@ -53,78 +46,40 @@ class Filler:
         self._evictor = evictor
         self._health = health
         self._counters = counters
-        # constants
-        self._max_bytes = queue_bytes
         # mutable
         self._counting = threading.Lock()  # the other threads wait for the one that counts
-        # mutable, guarded by _changed
-        self._changed = threading.Condition()
-        self._queue: deque[Block] = deque()
-        self._held_bytes = 0  # of blocks in the queue, and of those being written
-        self._threads: list[threading.Thread] = []
-        self._closed = False
+        self._queue: WriteQueue[Block] = WriteQueue(
+            self._fill, name="cache writes", threads=THREADS, max_bytes=queue_bytes
+        )
 
     def offer(self, block: Block) -> None:
         """Queue a block, or drop it if there is no room."""
-        size = len(block.data)
-        with self._changed:
-            queued = self._held_bytes + size <= self._max_bytes and not self._closed
-            if queued:
-                self._held_bytes += size
-                self._queue.append(block)
-                if len(self._threads) < THREADS:
-                    self._start()
-                self._changed.notify()
-        if not queued:
+        if not self._queue.offer(block):
             self._counters.add("cache_dropped")
 
     def close(self) -> None:
-        """Drop what is queued, and end the threads, which may be writing one more block each."""
-        with self._changed:
-            self._closed = True
-            self._held_bytes -= sum(len(block.data) for block in self._queue)
-            self._queue.clear()
-            self._changed.notify_all()
+        """See WriteQueue."""
+        self._queue.close()
 
     @property
     def held_bytes(self) -> int:
-        """The bytes of blocks in the queue, and of those being written."""
-        return self._held_bytes
+        """See WriteQueue."""
+        return self._queue.held_bytes
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the queue is empty; return whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._held_bytes, timeout_s)
+        """See WriteQueue."""
+        return self._queue.wait(timeout_s)
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="cache writes", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                if not self._queue:
-                    return
-                block = self._queue.popleft()
-            try:
-                if self._health.usable and not block.version.dropped:
-                    self._write(block)
-            except NoRoom as error:
-                self._counters.add("cache_dropped")
-                self._health.failed(0, why=str(error))
-            except OSError as error:
-                self._failed(error)
-            except Exception:
-                log.exception("a block could not be written to the cache")
-            size = len(block.data)
-            del block  # before the queue has room: it holds memory
-            with self._changed:
-                self._held_bytes -= size
-                self._changed.notify_all()
+    def _fill(self, block: Block) -> None:
+        """Write a block, if the directory can be used."""
+        try:
+            if self._health.usable and not block.version.dropped:
+                self._write(block)
+        except NoRoom as error:
+            self._counters.add("cache_dropped")
+            self._health.failed(0, why=str(error))
+        except OSError as error:
+            self._failed(error)
 
     def _write(self, block: Block) -> None:
         """Write a block, unless it is there. Raises OSError."""

@@ -4,24 +4,19 @@ A few threads send what was offered, each one block at a time. If the queue is f
 dropped: the next reader fetches them from the mounted bucket again, and offers them again.
 """
 
-import threading
-from collections import deque
 from dataclasses import dataclass
-
-import structlog
 
 from mountpoint.cache._files import crc32c_of, is_block, trailer_bytes, trailer_of
 from mountpoint.cache.directory import FORMAT, NAME
 from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity
+from mountpoint.cache.write_queue import WriteQueue
 from mountpoint.errors import Interrupted, S3Error
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Body, Checksum, ObjectClient, PutOptions
 from mountpoint.s3.fallback import Fallback, Terms
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.s3.wire.checksum import CRCS, encoded
-
-log = structlog.get_logger(__name__)
 
 #: All keys of the cache begin with this.
 PREFIX = f"{NAME}/{FORMAT}/"
@@ -60,8 +55,16 @@ class SharedBlock:
         return is_block(self.identity, 0, self.size_bytes, content)
 
 
+@dataclass(frozen=True, slots=True)
+class FilledBlock:
+    """A block and its bytes."""
+
+    block: SharedBlock
+    data: memoryview
+
+
 class SharedFiller:
-    """The queue of blocks to be sent, of at most `queue_bytes`, and the threads that send."""
+    """Sends blocks, of which at most `queue_bytes` wait."""
 
     def __init__(
         self,
@@ -77,70 +80,34 @@ class SharedFiller:
         self._health = health
         self._counters = counters
         self._retry_policy = retry_policy
-        # constants
-        self._max_bytes = queue_bytes
-        # mutable, guarded by _changed
-        self._changed = threading.Condition()
-        self._queue: deque[tuple[SharedBlock, memoryview]] = deque()
-        self._held_bytes = 0  # of blocks in the queue, and of those being sent
-        self._idle = 0  # threads without a block
-        self._threads = 0
-        self._closed = False
+        self._queue: WriteQueue[FilledBlock] = WriteQueue(
+            self._fill, name="cache shares", threads=THREADS, max_bytes=queue_bytes
+        )
 
     def offer(self, block: SharedBlock, data: memoryview) -> None:
         """Queue a block, or drop it if there is no room, or the bucket fails."""
-        with self._changed:
-            room = self._held_bytes + len(data) <= self._max_bytes and not self._closed
-            queued = room and self._health.usable
-            if queued:
-                self._held_bytes += len(data)
-                self._queue.append((block, data))
-                if self._idle < len(self._queue) and self._threads < THREADS:
-                    self._threads += 1
-                    threading.Thread(target=self._run, name="cache shares", daemon=True).start()
-                self._changed.notify_all()
-        if not queued:
+        if not (self._health.usable and self._queue.offer(FilledBlock(block, data))):
             self._counters.add("cache_shared_dropped")
 
     def close(self) -> None:
-        """Drop what is queued, and end the threads."""
-        with self._changed:
-            self._closed = True
-            self._queue.clear()
-            self._changed.notify_all()
+        """See WriteQueue."""
+        self._queue.close()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the queue is empty; return whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._held_bytes, timeout_s)
+        """See WriteQueue."""
+        return self._queue.wait(timeout_s)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._idle += 1
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                self._idle -= 1
-                if not self._queue:
-                    return
-                block, data = self._queue.popleft()
-            try:
-                self._send(block, data)
-            except Interrupted:
-                pass  # the mount is ending
-            except S3Error as error:
-                self._counters.add("cache_shared_errors")
-                self._health.failed(0, why=str(error) or type(error).__name__)
-            except Exception:
-                log.exception("a block could not be sent to the shared cache")
-            size = len(data)
-            del data  # before the queue has room: it holds memory
-            with self._changed:
-                self._held_bytes -= size
-                self._changed.notify_all()
-
-    def _send(self, block: SharedBlock, data: memoryview) -> None:
-        """Send a block. Raises S3Error, or Interrupted."""
-        put(self._client, self._retry_policy, block.key, block.body(data))
+    def _fill(self, filled: FilledBlock) -> None:
+        """Send a block."""
+        block, data = filled.block, filled.data
+        try:
+            put(self._client, self._retry_policy, block.key, block.body(data))
+        except Interrupted:  # the mount is ending
+            return
+        except S3Error as error:
+            self._counters.add("cache_shared_errors")
+            self._health.failed(0, why=str(error) or type(error).__name__)
+            return
         self._counters.add("cache_shared_bytes_written", len(data))
         self._health.succeeded()
 
