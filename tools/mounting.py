@@ -150,10 +150,14 @@ def counters(pid: int, log_directory: Path) -> dict[str, int]:
 
 
 def logged_counters(log_directory: Path) -> list[dict[str, int]]:
-    """Return the counters of each such line in a mount's log."""
-    text = "".join(path.read_text(errors="replace") for path in sorted(log_directory.glob("*.log")))
-    # Each line is one write, which may be in progress: the last line may be incomplete.
-    lines = [line.split() for line in text.split("\n")[:-1]]
+    """Return the counters of each such line in the logs of mounts, in the order of time."""
+    lines = []
+    for path in log_directory.glob("*.log"):
+        # Each line is one write, which may be in progress: the last line may be incomplete.
+        text = path.read_text(errors="replace")
+        lines += [line.split() for line in text.split("\n")[:-1]]
+    # By the timestamps: the names of logs that began in the same second are in no order.
+    lines.sort(key=lambda words: words[:1])
     values = [words[4:] for words in lines if words[1:4] == COUNTERS_LINE]
     pairs = [(word.partition("=") for word in words) for words in values]
     return [{name: int(value) for name, _, value in each} for each in pairs]

@@ -20,7 +20,7 @@ from bench.reading import Work, opened
 from bench.workloads import workloads
 from mountpoint.s3.wire.reading import parse_list
 from tests.unit.fake_client import FakeClient
-from tools.mounting import logged_counters
+from tools.mounting import COUNTERS_LINE, logged_counters
 
 # -- what is in the bucket -----------------------------------------------------------------------
 
@@ -371,3 +371,11 @@ def test_the_clients_half(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = [stop - start for start, stop in client.ranges()]
     assert sizes == [8 * MIB] * 2 + [4096] * 5 + [102_400] * 10
     assert [line.count("|") for line in lines] == [4] * 4
+
+
+def test_counters_of_several_logs(tmp_path: Path) -> None:
+    """The newest counters are the last, whatever the logs of the mounts are called."""
+    for name, second in (("b", 1), ("a", 2)):
+        line = f"timestamp=2026-11-29T00:00:0{second}.5Z {' '.join(COUNTERS_LINE)}"
+        (tmp_path / f"{name}.log").write_text(f"{line} gets={second}\n{line} gets=9")
+    assert logged_counters(tmp_path) == [{"gets": 1}, {"gets": 2}]
