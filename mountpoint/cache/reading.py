@@ -17,22 +17,57 @@ log = structlog.get_logger(__name__)
 THREADS = 4
 
 
-class CacheRead:
-    """One range that is read from disk; a `Transfer`.
+class PartRead:
+    """A part that a cache is to deliver; a `Transfer`.
 
     `instead` requests it from S3; it is called at most once.
     """
 
-    def __init__(
-        self, health: Health, version: CachedVersion, part: Part, instead: Callable[[], Transfer]
-    ) -> None:
+    def __init__(self, part: Part, instead: Callable[[], Transfer]) -> None:
         # dependencies
-        self._health = health
-        self._version = version
         self._instead = instead
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._part: Part | None = part  # until it has ended, or S3 was asked
+
+    def give_up(self) -> None:
+        """Request the part from S3, unless that was done or the part has ended."""
+        part = self._take()
+        if part is None:
+            return
+        self._stop()
+        if part.ready or part.failed:
+            return
+        part.cached = False
+        try:
+            part.attach(self._instead())
+        except Exception as error:  # the reader, which may be another thread, learns of it
+            part.fail(error)
+
+    def cancel(self) -> None:
+        """Let nothing follow. The part has ended."""
+        self._take()
+        self._stop()
+
+    def _stop(self) -> None:
+        """Stop what would deliver the part."""
+
+    def _take(self) -> Part | None:
+        with self._lock:
+            part, self._part = self._part, None
+        return part
+
+
+class CacheRead(PartRead):
+    """A part that is read from disk."""
+
+    def __init__(
+        self, health: Health, version: CachedVersion, part: Part, instead: Callable[[], Transfer]
+    ) -> None:
+        super().__init__(part, instead)
+        # dependencies
+        self._health = health
+        self._version = version
 
     def run(self) -> None:
         """Read the range; called by one thread."""
@@ -54,26 +89,6 @@ class CacheRead:
         elif result != MISSING:
             self._health.failed(result)
         self.give_up()
-
-    def give_up(self) -> None:
-        """Request the range from S3, unless that was done or the part has ended."""
-        part = self._take()
-        if part is None or part.ready or part.failed:
-            return
-        part.cached = False
-        try:
-            part.attach(self._instead())
-        except Exception as error:  # the reader, which may be another thread, learns of it
-            part.fail(error)
-
-    def cancel(self) -> None:
-        """Let nothing follow. The part has ended."""
-        self._take()
-
-    def _take(self) -> Part | None:
-        with self._lock:
-            part, self._part = self._part, None
-        return part
 
 
 class Readers:

@@ -21,6 +21,7 @@ from mountpoint._fastpath import Part
 from mountpoint.cache._files import BLOCK_BYTES
 from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity
+from mountpoint.cache.reading import PartRead
 from mountpoint.cache.shared.filling import SharedBlock, SharedFiller
 from mountpoint.errors import BadAnswer, ChecksumMismatch, NotFound, S3Error
 from mountpoint.metrics.counters import Counters
@@ -137,11 +138,8 @@ class SharedCache:
             return since_s is not None and time.monotonic() < since_s + MISSING_S
 
 
-class SharedRead:
-    """One block that is being read; a `Transfer`, and a `BodySink`.
-
-    `instead` requests it from the mounted bucket; it is called at most once.
-    """
+class SharedRead(PartRead):
+    """A part that is one block of the shared cache; also the `BodySink` of its request."""
 
     def __init__(
         self,
@@ -150,18 +148,15 @@ class SharedRead:
         part: Part,
         instead: Callable[[], Transfer],
     ) -> None:
+        super().__init__(part, instead)
         # dependencies
         self._cache = cache
-        self._instead = instead
         # constants
         self._block = block
         self.begun_s = time.monotonic()
         # mutable
         self._chunks: list[bytes] = []
         self._transfer: Transfer | None = None
-        # mutable, guarded by _lock
-        self._lock = threading.Lock()
-        self._part: Part | None = part  # until it has ended, or the mounted bucket was asked
 
     def start(self) -> None:
         """Send the request."""
@@ -179,6 +174,7 @@ class SharedRead:
     def finish(self, error: Exception | None) -> None:
         """Deliver the block if it is right."""
         self._transfer = None
+        self._cache.reads.discard(self)
         part = self._part
         if part is None:  # cancelled, or late
             return
@@ -209,31 +205,8 @@ class SharedRead:
             part.finish(None)
         self.give_up()
 
-    def give_up(self) -> None:
-        """Request the part from the mounted bucket, unless that was done or the part has ended."""
-        part = self._take()
-        if part is None:
-            return
-        self._cancel_request()
-        if part.ready or part.failed:
-            return
-        try:
-            part.attach(self._instead())
-        except Exception as error:  # the reader, on another thread, learns of it
-            part.fail(error)
-
-    def cancel(self) -> None:
-        """Let nothing follow. The part has ended."""
-        self._take()
-        self._cancel_request()
-
-    def _cancel_request(self) -> None:
+    def _stop(self) -> None:
+        self._cache.reads.discard(self)
         transfer = self._transfer
         if transfer is not None:
             transfer.cancel()
-
-    def _take(self) -> Part | None:
-        self._cache.reads.discard(self)
-        with self._lock:
-            part, self._part = self._part, None
-        return part
