@@ -43,6 +43,7 @@ from mountpoint.cache._files import (
     CachedVersion,
     Store,
     crc32c_of,
+    is_block,
 )
 from mountpoint.cache.identity import Identity
 from mountpoint.errors import MountError
@@ -56,7 +57,6 @@ TEMPORARY = "tmp"
 SMALL_SUFFIX = ".d"
 #: Files are counted in whole pages, as file systems allocate them.
 PAGE_BYTES = 4096
-UNIT_BYTES = 16384
 #: While the blocks are counted for the first time, `usage` has this and what was added meanwhile.
 UNKNOWN_BYTES = 1 << 60
 #: A file that has been written for so long belongs to a process that was killed.
@@ -295,17 +295,16 @@ class CacheDirectory:
             found = self._trailer(file)
             if isinstance(found, str):
                 return found
-            identity, number, sums, data = found
+            identity, number, size, content = found
         except FileNotFoundError:
             return None
         index, full_bytes = number & ~SMALL, SMALL_BYTES if number & SMALL else BLOCK_BYTES
         suffix = f"{SMALL_SUFFIX}/{index}" if number & SMALL else f".{index}"
         if identity.path + suffix != file.path:
             return "it has the name of another block"
-        if len(data) != min(identity.size_bytes - index * full_bytes, full_bytes):
+        if not 0 < size == min(identity.size_bytes - index * full_bytes, full_bytes):
             return "it has another size than its object"
-        units = [data[start : start + UNIT_BYTES] for start in range(0, len(data), UNIT_BYTES)]
-        if sums != tuple(crc32c_of(unit) for unit in units):
+        if not is_block(identity.text, number, size, content):
             return "its bytes do not match their checksum"
         return None
 
@@ -357,8 +356,8 @@ class CacheDirectory:
 
     # --- inside ---
 
-    def _trailer(self, file: CachedFile) -> "tuple[Identity, int, tuple[int, ...], bytes] | str":
-        """Return identity, number, checksums and bytes of a block, or what is wrong with it."""
+    def _trailer(self, file: CachedFile) -> "tuple[Identity, int, int, bytes] | str":
+        """Return a block's identity, number, size and file, or what is wrong with its trailer."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:  # a look is no use
             descriptor = os.open(file.path, flags | os.O_NOATIME, dir_fd=self._descriptor)
@@ -374,17 +373,13 @@ class CacheDirectory:
             return "its trailer is damaged"
         (length,) = struct.unpack_from("<I", trailer)
         index, block_bytes = struct.unpack_from("<QI", trailer, 4 + length)
-        units = -(-block_bytes // UNIT_BYTES)
-        if 32 + length + 4 * units > size:
-            return "its trailer is damaged"
-        sums = struct.unpack_from(f"<{units}I", trailer, 16 + length)
-        data = content[: len(content) - size]
-        if len(data) != block_bytes:
+        if len(content) - size != block_bytes:
             return "it has another size than its trailer says"
         try:
-            return Identity.parse(trailer[4 : 4 + length]), index, sums, data
+            identity = Identity.parse(trailer[4 : 4 + length])
         except ValueError:
             return "its trailer has no identity"
+        return identity, index, block_bytes, content
 
 
 def check_writable(path: str) -> None:

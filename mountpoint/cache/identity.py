@@ -47,6 +47,8 @@ class Identity:
     @classmethod
     def parse(cls, text: bytes) -> "Identity":
         """Return the identity with this text. Raises ValueError if there is none."""
+        if len(text) > MAX_TEXT_BYTES:
+            raise ValueError(f"an identity of {len(text)} bytes")
         endpoint, bucket, etag, size, key = text.split(b"\0", 4)
         return cls(endpoint.decode(), bucket.decode(), etag.decode(), int(size), key)
 

@@ -444,8 +444,8 @@ def test_a_file_that_refuses_o_noatime(tmp_path: Path) -> None:
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     """No descriptor and no memory remains, after reads and writes of every outcome."""
-    before = len(os.listdir("/proc/self/fd"))
     gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
     held = _blocks.held_bytes()[0]
     directory = CacheDirectory.open(str(tmp_path))
     cached = Cached.of(directory, content(LARGE))
