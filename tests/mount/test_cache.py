@@ -12,7 +12,9 @@ import pytest
 
 from mountpoint.cache.directory import FORMAT, NAME
 from tests.conftest import Store
+from tests.disks import disk_in_memory
 from tests.faulty_proxy import FaultyProxy
+from tests.mount.caches import blocks, forget_pages
 from tests.mount.mounting import Mount, eventually, mounted, run, store_options
 
 pytestmark = pytest.mark.mount
@@ -43,11 +45,6 @@ def options(cache: Path, *others: str) -> list[str]:
     return ["--prefix", "cache/", "--debug", "--cache", str(cache), *others]
 
 
-def blocks(cache: Path) -> list[Path]:
-    """Return the files of all blocks."""
-    return sorted((cache / NAME / FORMAT).glob("*-*/??/*.*"))
-
-
 def size_of(cache: Path) -> int:
     """Return the bytes of all blocks."""
     total = 0
@@ -60,12 +57,6 @@ def size_of(cache: Path) -> int:
 def small_blocks(cache: Path) -> list[Path]:
     """Return the files of all small blocks."""
     return sorted((cache / NAME / FORMAT).glob("*-*/??/*.d/*"))
-
-
-def forget_pages(path: Path) -> None:
-    """Make the kernel drop a file's pages, so that its reads come to the mount."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fill(mount: Mount, cache: Path, body: bytes) -> None:
@@ -269,11 +260,8 @@ def test_the_limit(store: Store, folder: Path, cache: Path, body: bytes) -> None
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB in memory."""
-    path = tmp_path / "small disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], check=True)
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
+    with disk_in_memory(tmp_path / "small disk", "8m") as path:
+        yield path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")

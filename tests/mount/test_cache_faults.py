@@ -4,15 +4,16 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mountpoint.cache.directory import FORMAT, NAME, CacheDirectory
+from mountpoint.cache.directory import CacheDirectory
 from tests.conftest import Store
+from tests.disks import disk_in_memory
+from tests.mount.caches import blocks, forget_pages
 from tests.mount.mounting import eventually, mounted
 
 pytestmark = pytest.mark.mount
@@ -38,11 +39,8 @@ def _objects(store: Store) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 50 MB in memory."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", path], check=True)
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
+    with disk_in_memory(tmp_path / "disk", "50m") as path:
+        yield path
 
 
 def options(cache: Path, *others: str) -> list[str]:
@@ -56,12 +54,7 @@ def read_all(path: Path, seed: int) -> None:
     for number in numbers:
         file = path / f"{number:03}"
         assert file.read_bytes() == body_of(number), number
-        with file.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def blocks(cache: Path) -> list[Path]:
-    return list((cache / NAME / FORMAT).glob("*-*/??/*.*"))
+        forget_pages(file)
 
 
 def check(cache: Path) -> None:

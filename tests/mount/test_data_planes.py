@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Store
+from tests.mount.caches import forget_pages
 from tests.mount.mounting import Mount, errno_of, mounted
 from tests.mount.test_ctl import done
 
@@ -51,12 +52,6 @@ def on_plane(store: Store, tmp_path_factory: pytest.TempPathFactory, plane: str)
     options = ["--prefix", "planes/", "--debug", *PLANES[plane]]
     with mounted(store, tmp_path_factory.mktemp("plane"), *options) as it:
         yield it
-
-
-def forget_pages(path: Path) -> None:
-    """Make the kernel drop a file's pages, so that its reads come to the mount."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def stats(mount: Mount) -> dict[str, Any]:

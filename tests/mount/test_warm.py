@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mountpoint.cache.directory import FORMAT, NAME
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy, on_data
+from tests.mount.caches import blocks
 from tests.mount.mounting import Mount, eventually, mounted
 from tests.mount.test_ctl import CTL, ctl, documented, done, stats
 
@@ -49,11 +49,6 @@ def mount(store: Store, folder: Path, cache: Path, tree: None) -> Iterator[Mount
         yield it
 
 
-def blocks(cache: Path) -> set[Path]:
-    """Return the files of all blocks."""
-    return set((cache / NAME / FORMAT).glob("*-*/??/*.*"))
-
-
 def requests(mount: Mount) -> dict[str, int]:
     """Return how many requests for objects the mount has sent."""
     found = stats(mount)["meters"]["requests"]
@@ -83,7 +78,7 @@ def test_a_tree(mount: Mount, cache: Path) -> None:
     assert (planned["files"], planned["size_bytes"]) == (len(SIZES) + 1, sum(SIZES.values()))
     assert (planned["to_fetch_bytes"], planned["cached_bytes"]) == (sum(SIZES.values()), 0)
     assert requests(mount) == {"GetObject": 0, "HeadObject": 0}
-    assert blocks(cache) == set()
+    assert blocks(cache) == []
 
     first = warm(mount.path)
     assert (first["done"], first["failed"]) == (len(SIZES) + 1, 0)
@@ -133,7 +128,7 @@ def test_only_what_is_missing(mount: Mount, cache: Path) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
         assert len(pages[:]) == LARGE["large/a"]
         warm(path)
-        gone = sorted(blocks(cache))[::4]
+        gone = blocks(cache)[::4]
         lost_bytes = sum(min(each.stat().st_size, MIB) for each in gone)
         for each in gone:
             each.unlink()

@@ -10,7 +10,6 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from mountpoint.config import ReadConfig
 from mountpoint.errors import NotFound, PreconditionFailed
 from mountpoint.metrics.counters import Counters
 from mountpoint.read.stream import ReadStream
-from mountpoint.s3 import retry
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer import hedging
@@ -43,12 +41,8 @@ KEYS = (b"one", b"two")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _short_pauses() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
-        patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
-        patch.setattr(hedging, "MIN_LATE_S", SAFE_S)
-        yield
+def _never_late(short_pauses: pytest.MonkeyPatch) -> None:
+    short_pauses.setattr(hedging, "MIN_LATE_S", SAFE_S)
 
 
 class Mount:

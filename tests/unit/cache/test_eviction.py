@@ -12,6 +12,7 @@ import pytest
 from mountpoint.cache import eviction
 from mountpoint.cache.directory import CachedFile, CacheDirectory, allocated_bytes
 from mountpoint.cache.eviction import Evictor, NoRoom
+from tests.disks import disk_in_memory
 from tests.unit.cache.objects import Cached, content, files_of, sum_of
 
 KIB = 1024
@@ -245,8 +246,7 @@ def test_processes(directory: CacheDirectory) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")
 def test_a_share_of_the_disk_stays_free(tmp_path: Path) -> None:
     """Without a limit a twentieth of the disk stays free, also if others fill it."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", tmp_path], check=True)
-    try:
+    with disk_in_memory(tmp_path, "10m"):
         directory = CacheDirectory.open(str(tmp_path))
         evictor = Evictor(directory, None)
         for number in range(300):
@@ -266,8 +266,6 @@ def test_a_share_of_the_disk_stays_free(tmp_path: Path) -> None:
         (tmp_path / "most").write_bytes(bytes(free(tmp_path) + 300 * KIB))
         with pytest.raises(NoRoom):
             evictor.reserve(ONE)
-    finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def free(path: Path) -> int:

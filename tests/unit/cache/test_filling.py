@@ -17,6 +17,7 @@ from mountpoint.cache.eviction import Evictor
 from mountpoint.cache.filling import Block, Filler
 from mountpoint.cache.health import Health
 from mountpoint.metrics.counters import Counters
+from tests.disks import disk_in_memory
 from tests.unit.cache.objects import SAFE_S, Cached, content, files_of, sum_of
 
 MIB = 1 << 20
@@ -196,8 +197,7 @@ def test_counting_first(directory: CacheDirectory) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")
 def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
     """One warning, no further attempt for a while, and then the cache is used again."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", tmp_path], check=True)
-    try:
+    with disk_in_memory(tmp_path, "20m"):
         world = World(CacheDirectory.open(str(tmp_path)))
         caches = [
             Cached.of(world.directory, content(5000, number), key=b"%d" % number)
@@ -222,8 +222,6 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
             ("info", None),
         ]
         assert len(files_of(world.directory)) == 2
-    finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("removed", ["", "mount-s3-cache", "mount-s3-cache/v1/tmp"])

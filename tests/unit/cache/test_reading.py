@@ -82,6 +82,15 @@ class World:
 
         return ask
 
+    def slow_read(self) -> tuple[SlowVersion, Part, CacheRead]:
+        """Begin a read of the whole object that waits for the test."""
+        slow, part = SlowVersion(self.cached), self.part()
+        read = CacheRead(self.health, slow, part, self.instead(part))  # type: ignore[arg-type]
+        part.attach(read)
+        self.readers.add(read)
+        assert slow.begun.wait(SAFE_S)
+        return slow, part, read
+
     def read(self, start: int = 0, stop: int = SIZE) -> Part:
         part = self.part(start, stop)
         self.object.read(part, self.instead(part))
@@ -152,12 +161,7 @@ def test_errors_of_the_disk(world: World) -> None:
 
 def test_s3_first(world: World) -> None:
     """If the disk is late, S3's answer counts, whatever the disk does then."""
-    slow = SlowVersion(world.cached)
-    part = world.part()
-    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
-    part.attach(read)
-    world.readers.add(read)
-    assert slow.begun.wait(SAFE_S)
+    slow, part, _ = world.slow_read()
     world.object.late(part)
     world.object.late(part)
     assert len(world.asked) == 1
@@ -169,12 +173,7 @@ def test_s3_first(world: World) -> None:
 
 def test_the_disk_in_the_middle_of_an_answer(world: World) -> None:
     """The disk delivers while S3's answer is arriving: the reader has all bytes, once."""
-    slow = SlowVersion(world.cached)
-    part = world.part()
-    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
-    part.attach(read)
-    world.readers.add(read)
-    assert slow.begun.wait(SAFE_S)
+    slow, part, _ = world.slow_read()
     world.object.late(part)
     world.asked[0].answer(1000)
     slow.go_on.set()
@@ -185,12 +184,7 @@ def test_the_disk_in_the_middle_of_an_answer(world: World) -> None:
 
 def test_a_stream_that_is_closed(world: World) -> None:
     """Once the part is cancelled, S3 is not asked for it any more."""
-    slow = SlowVersion(world.cached)
-    part = world.part()
-    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
-    part.attach(read)
-    world.readers.add(read)
-    assert slow.begun.wait(SAFE_S)
+    slow, part, read = world.slow_read()
     part.cancel()
     for index in range(world.cached.blocks):
         os.unlink(world.cached.path(index))
@@ -217,11 +211,7 @@ def test_a_request_that_cannot_be_sent(world: World) -> None:
 
 def test_a_read_that_is_stuck(world: World) -> None:
     """While a read takes longer than a second, others do not begin one."""
-    slow = SlowVersion(world.cached)
-    part = world.part()
-    read = CacheRead(world.health, slow, part, world.instead(part))  # type: ignore[arg-type]
-    world.readers.add(read)
-    assert slow.begun.wait(SAFE_S)
+    slow, part, _ = world.slow_read()
     assert world.object.split(0, SIZE) == [(0, SIZE, True)]
     world.now_s += 1.5
     assert world.object.split(0, SIZE) == [(0, SIZE, False)]

@@ -10,7 +10,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -22,7 +21,6 @@ from mountpoint.errors import Interrupted, OperationError
 from mountpoint.metrics.counters import Counters
 from mountpoint.native import _blocks
 from mountpoint.read.stream import ReadStream
-from mountpoint.s3 import retry
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.transfer.stats import TransferStats
@@ -40,13 +38,7 @@ PAGE = 4 * KIB
 #: Protection against a hang, not a measure of speed.
 SAFE_S = 60.0
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _short_pauses() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
-        patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
-        yield
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 class EagerStats(TransferStats):

@@ -61,13 +61,9 @@ def content(size: int) -> bytes:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _short_pauses() -> Iterator[None]:
+def _never_late(short_pauses: pytest.MonkeyPatch) -> None:
     """Shorten the pauses between tries, and let no answer count as late."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retry, "FIRST_PAUSE_S", 0.001)
-        patch.setattr(retry, "LONGEST_PAUSE_S", 0.01)
-        patch.setattr(hedging, "MIN_LATE_S", SAFE_S)
-        yield
+    short_pauses.setattr(hedging, "MIN_LATE_S", SAFE_S)
 
 
 class WatchedBudget(Budget):
