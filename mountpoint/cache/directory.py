@@ -47,6 +47,7 @@ from mountpoint.cache._files import (
 )
 from mountpoint.cache.identity import Identity
 from mountpoint.errors import MountError
+from mountpoint.system.mounts import is_below
 
 log = structlog.get_logger(__name__)
 
@@ -397,8 +398,7 @@ def check_writable(path: str) -> None:
 
 def check_directory(path: str, mount_point: str) -> None:
     """Raise MountError if the cache would be in the mount itself."""
-    inside = os.path.realpath(mount_point)
-    if os.path.commonpath([os.path.realpath(path), inside]) == inside:
+    if is_below(path, mount_point):
         raise MountError(
             f"the cache directory '{path}' is in the directory of the mount",
             "--cache takes a directory outside of it",

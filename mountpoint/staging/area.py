@@ -25,6 +25,7 @@ import structlog
 from mountpoint.config import MIB
 from mountpoint.errors import MountError
 from mountpoint.staging import recovery
+from mountpoint.system.mounts import is_below
 
 log = structlog.get_logger(__name__)
 
@@ -207,10 +208,7 @@ def check_staging_directory(directory: str, mount_directory: str | None) -> None
         raise MountError(f"the staging directory '{directory}' is not a directory", hint)
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise MountError(f"the staging directory '{directory}' cannot be written", hint)
-    if mount_directory is None:
-        return
-    real, mount = os.path.realpath(directory), os.path.realpath(mount_directory)
-    if os.path.commonpath([real, mount]) == mount:
+    if mount_directory is not None and is_below(directory, mount_directory):
         raise MountError(
             f"the staging directory '{directory}' is inside the mount '{mount_directory}'",
             "choose another directory, outside the bucket",

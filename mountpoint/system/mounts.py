@@ -43,6 +43,12 @@ def mounts(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
     return found
 
 
+def is_below(path: str, directory: str) -> bool:
+    """Whether a path is a directory, or below it, after symbolic links."""
+    real = os.path.realpath(directory)
+    return os.path.commonpath([os.path.realpath(path), real]) == real
+
+
 def _text(field: bytes) -> str:
     plain = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field)
     return os.fsdecode(plain)
