@@ -110,7 +110,7 @@ soak: checked ## All tests with SOAK=10 times as many random cases; hours
 # The tests of what runs without the interpreter. Leaks are looked for where no other programs run.
 NATIVE_TESTS := tests/unit/native tests/unit/read/test_native_stream.py tests/unit/test_fastpath.py \
     tests/unit/metrics tests/unit/s3/crt tests/unit/fuse/test_listings.py \
-    tests/unit/cache/test_files.py tests/unit/cache/test_reading.py \
+    tests/unit/cache/blocks/test_files.py tests/unit/cache/test_reading.py \
     tests/unit/cache/test_cache_model.py
 MOUNT_TESTS := tests/server/test_crt.py tests/mount/test_read.py tests/mount/test_requests.py \
     tests/mount/test_channel_writes.py tests/mount/test_walk.py

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import measure, objects, run, served
 from bench.measure import Process
-from mountpoint.cache._files import CachedVersion
+from mountpoint.cache.blocks._files import CachedVersion
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.identity import Identity
 from tools import mounting

@@ -8,7 +8,7 @@ nothing. So it is if the disk is late.
 import threading
 
 from mountpoint._fastpath import Part
-from mountpoint.cache._files import CachedVersion
+from mountpoint.cache.blocks._files import CachedVersion
 from mountpoint.cache.cached_object import CachedObject, Disk, Range
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mountpoint._fastpath import Part
-from mountpoint.cache._files import BLOCK_BYTES, SMALL, SMALL_BYTES, CachedVersion
+from mountpoint.cache.blocks._files import CachedVersion
+from mountpoint.cache.blocks._format import BLOCK_BYTES, SMALL, SMALL_BYTES
+from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.filling import Block, Filler
 from mountpoint.cache.health import Health, Speeds
 from mountpoint.cache.reading import CacheRead, Readers
@@ -116,7 +118,7 @@ class CachedObject:
 
     def lane_source(self, other: LaneSource | None) -> LaneSource | None:
         """Return a source for reads in the lane that looks here before it asks `other`."""
-        return self._version.lane_source(other) if self._disk.health.usable else other
+        return lane_source(self._version, other) if self._disk.health.usable else other
 
     def late(self, part: Part) -> None:
         """Request a part from S3 that the disk has not delivered in time."""

@@ -17,7 +17,7 @@ total is too high, never too low, if the process is killed between, or if a dama
 removed, which is not subtracted. Whoever evicts counts the blocks once a day, or if there are fewer
 than the total says, and corrects it.
 
-The time of last access (atime) of a file is the last use of the block, within minutes; `_files`
+The time of last access (atime) of a file is the last use of the block, within minutes; `blocks`
 sets it. The time of change (mtime) is when it was written.
 """
 
@@ -35,13 +35,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from mountpoint.cache._files import (
+from mountpoint.cache.blocks._files import CachedVersion, Store
+from mountpoint.cache.blocks._format import (
     BLOCK_BYTES,
     MAGIC,
     SMALL,
     SMALL_BYTES,
-    CachedVersion,
-    Store,
     crc32c_of,
     is_block,
 )

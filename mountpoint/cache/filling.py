@@ -9,7 +9,7 @@ import os
 import threading
 from dataclasses import dataclass
 
-from mountpoint.cache._files import CachedVersion
+from mountpoint.cache.blocks._files import CachedVersion
 from mountpoint.cache.directory import CacheDirectory, allocated_bytes
 from mountpoint.cache.eviction import Evictor, NoRoom
 from mountpoint.cache.health import Health
@@ -22,7 +22,7 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block to be written, by its number (`_files`)."""
+    """A block to be written, by its number (`blocks`)."""
 
     version: CachedVersion
     number: int

@@ -2,7 +2,7 @@
 
 Another version of an object has another identity. So versions are never mixed, and nothing has to
 be removed when an object changes. A block's file is named after a digest of the identity, and has
-the identity itself in its trailer (`_files`): two versions with the same digest are told apart.
+the identity itself in its trailer (`blocks`): two versions with the same digest are told apart.
 
 No part of a key stands in a path.
 """
@@ -12,10 +12,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from mountpoint.cache.blocks._format import MAX_IDENTITY_BYTES
 from mountpoint.s3.client import ObjectInfo
 
-#: The longest text of an identity; a key of S3 has up to 1024 bytes.
-MAX_TEXT_BYTES = 4096
 #: The longest part of a directory's name that comes from the bucket's name.
 MAX_NAME = 64
 
@@ -39,7 +38,7 @@ class Identity:
             return None
         identity = cls(endpoint, bucket, info.etag, info.size_bytes, info.key)
         try:
-            fits = len(identity.text) <= MAX_TEXT_BYTES
+            fits = len(identity.text) <= MAX_IDENTITY_BYTES
         except UnicodeEncodeError:  # a store may answer with any bytes as the ETag
             return None
         return identity if fits else None
@@ -47,7 +46,7 @@ class Identity:
     @classmethod
     def parse(cls, text: bytes) -> "Identity":
         """Return the identity with this text. Raises ValueError if there is none."""
-        if len(text) > MAX_TEXT_BYTES:
+        if len(text) > MAX_IDENTITY_BYTES:
             raise ValueError(f"an identity of {len(text)} bytes")
         endpoint, bucket, etag, size, key = text.split(b"\0", 4)
         return cls(endpoint.decode(), bucket.decode(), etag.decode(), int(size), key)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from mountpoint._fastpath import Part
-from mountpoint.cache._files import BAD, FOUND, MISSING, CachedVersion
+from mountpoint.cache.blocks._files import BAD, FOUND, MISSING, CachedVersion
 from mountpoint.cache.health import Health
 from mountpoint.s3.client import Transfer
 

@@ -19,6 +19,7 @@ TESTED_IN = {
     "unit/fuse/test_listings.py": "fuse/entries",
     "mount/test_cache.py": "cache/block_cache cache/cached_object",
     "unit/cache/test_filling.py": "cache/write_queue",
+    "unit/cache/blocks/test_files.py": "cache/blocks/_format cache/blocks/_lanes",
     "unit/cache/shared/test_cache.py": "cache/shared/filling",
     "unit/ctl/cache/test_command.py": "ctl/cache/checking ctl/cache/hits ctl/cache/inventory",
     "unit/ctl/warm/test_warming.py": "ctl/warm/pace ctl/warm/state ctl/warm/tally",

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import structlog
 
 from mountpoint._fastpath import Part
-from mountpoint.cache._files import BLOCK_BYTES
+from mountpoint.cache.blocks._format import BLOCK_BYTES
 from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity
 from mountpoint.cache.reading import PartRead

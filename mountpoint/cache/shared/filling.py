@@ -6,7 +6,7 @@ dropped: the next reader fetches them from the mounted bucket again, and offers 
 
 from dataclasses import dataclass
 
-from mountpoint.cache._files import crc32c_of, is_block, trailer_bytes, trailer_of
+from mountpoint.cache.blocks._format import crc32c_of, is_block, trailer_bytes, trailer_of
 from mountpoint.cache.directory import FORMAT, NAME
 from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity

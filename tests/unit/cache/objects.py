@@ -5,7 +5,8 @@ import random
 from dataclasses import dataclass
 
 from mountpoint._fastpath import Part
-from mountpoint.cache._files import BLOCK_BYTES, FOUND, CachedVersion
+from mountpoint.cache.blocks._files import FOUND, CachedVersion
+from mountpoint.cache.blocks._format import BLOCK_BYTES
 from mountpoint.cache.directory import (
     FORMAT,
     NAME,

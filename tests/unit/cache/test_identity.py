@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountpoint.cache.identity import MAX_TEXT_BYTES, Identity, bucket_directory
+from mountpoint.cache.blocks._format import MAX_IDENTITY_BYTES
+from mountpoint.cache.identity import Identity, bucket_directory
 from mountpoint.s3.client import ObjectInfo
 
 ONE = Identity("store:9000/path", "bucket", '"etag"', 5, b"a/key")
@@ -74,8 +75,8 @@ def test_similar_buckets() -> None:
         ObjectInfo(b"k", 0, 0, '"e"'),
         ObjectInfo(b"k", 5, 0, '"\0"'),
         ObjectInfo(b"k", 5, 0, '"\udc80"'),
-        ObjectInfo(b"k", 5, 0, '"' + "e" * MAX_TEXT_BYTES),
-        ObjectInfo(b"k" * MAX_TEXT_BYTES, 5, 0, '"e"'),
+        ObjectInfo(b"k", 5, 0, '"' + "e" * MAX_IDENTITY_BYTES),
+        ObjectInfo(b"k" * MAX_IDENTITY_BYTES, 5, 0, '"e"'),
     ],
     ids=["no ETag", "empty", "NUL", "no text", "a long ETag", "a long key"],
 )

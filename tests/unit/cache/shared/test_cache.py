@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mountpoint._fastpath import Part
-from mountpoint.cache._files import is_block, trailer_bytes, trailer_of
+from mountpoint.cache.blocks._format import is_block, trailer_bytes, trailer_of
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.identity import Identity
 from mountpoint.cache.shared import cache

@@ -1,44 +1,19 @@
 # cython: cdivision=True
-"""Block files: read, verify and write the bytes of an object version on disk. No function needs the GIL.
+"""Block files: read, verify and write the blocks of an object version on disk. No function needs the GIL.
 
-A *block* is up to 1 MiB of one object version, at a multiple of 1 MiB. A *small block* is 64 KiB: of
-reads at random places, which do not fill others. The number of a block is its index; small blocks are
-counted by themselves, with the bit SMALL. A block's file is called VERSION.INDEX, that of a small
-block VERSION.d/INDEX. It has the bytes first, so that offsets in the file are offsets in the block, and
-then a trailer:
-
-| bytes | content |
-|---|---|
-| 4 | size of the identity |
-| n | the identity: endpoint, bucket, key, ETag and size of the object (`identity`) |
-| 8 | number of the block |
-| 4 | bytes of the block |
-| 4 per unit | CRC32C of each unit of 16 KiB |
-| 0 to 4095 | zeros: a file of a whole MiB has whole pages |
-| 4 | CRC32C of the trailer so far |
-| 4 | size of the whole trailer |
-| 8 | magic, with the version of this format |
-
-Numbers are little-endian. A reader knows where the trailer begins, and all of it but the checksums. So a
-file that was damaged, renamed, cut, or is another version's by a collision of names is noticed. A
-file is written under another name and renamed, and never changes afterwards: no reader needs a lock.
-There is no fsync: if the machine loses power, blocks may be empty or have zeros, which their checksums show.
+A block's file (`_format`) is called VERSION.INDEX, that of a small block VERSION.d/INDEX. It is written
+under another name and renamed, and never changes afterwards: no reader needs a lock. There is no fsync:
+if the machine loses power, blocks may be empty or have zeros, which their checksums show.
 """
 
 from libc.errno cimport ELOOP, ENOENT, ENOMEM, ENXIO, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strchr
+from libc.string cimport memcpy, memset, strchr
 
-from mountpoint.cache._checksums cimport (
-    UNIT_BYTES,
-    crc32c,
-    crc32c_by_table,
-    crc32c_of_units,
-    fill_crc32c_table,
-)
-from mountpoint.cache._disk cimport (
+from mountpoint.cache.blocks._checksums cimport UNIT_BYTES
+from mountpoint.cache.blocks._disk cimport (
     DISK_PAGE_BYTES,
     iovec,
     is_regular,
@@ -50,9 +25,19 @@ from mountpoint.cache._disk cimport (
     touch_file,
     write_pieces,
 )
+from mountpoint.cache.blocks._format cimport (
+    C_BLOCK_BYTES,
+    C_SMALL,
+    C_SMALL_BYTES,
+    C_MAX_IDENTITY_BYTES,
+    MAX_TRAILER_BYTES,
+    is_sum,
+    make_trailer,
+    sums_of,
+    trailer_size,
+)
 from mountpoint.native._arrivals cimport PENDING, READY, Arrival, end
 from mountpoint.native._blocks cimport Block, hold_block, new_block, release_block, view_of
-from mountpoint.native._lane cimport LaneSource, release_source, source_t
 from mountpoint.native._sync cimport (
     atomic_add,
     pthread_mutex_destroy,
@@ -91,13 +76,8 @@ cdef extern from "<sys/stat.h>" nogil:
     int mkdirat(int, const char*, int)
 
 cdef enum:
-    C_BLOCK_BYTES = 1 << 20
-    C_SMALL_BYTES = 64 << 10
-    UNITS = 64  # of a block
     # Bytes of reads in lanes that wait to be taken by Python.
     MAX_KEPT_BYTES = 16 << 20
-    MAX_IDENTITY_BYTES = 4096
-    MAX_TRAILER_BYTES = 8192
     # Objects of up to 64 GiB: the checksums of their blocks are remembered.
     MAX_REMEMBERED = 1 << 16
     MAX_PATH_BYTES = 512
@@ -110,92 +90,15 @@ cdef enum:
     C_MISSING = -1
     C_BAD = -2  # also DISK_SHORT
 
-# In the number of a small block.
-cdef long long C_SMALL = <long long>1 << 62
-
-BLOCK_BYTES = C_BLOCK_BYTES
-SMALL_BYTES = C_SMALL_BYTES
-SMALL = C_SMALL
 FOUND, MISSING, BAD = C_FOUND, C_MISSING, C_BAD
-MAGIC = b"ms3blk01"
-
-cdef const char* magic = b"ms3blk01"
-
-fill_crc32c_table()
 
 
-# --- trailers ---
-
-cdef uint32_t units_of(uint32_t size) noexcept nogil:
-    return (size + UNIT_BYTES - 1) // UNIT_BYTES
-
-
-cdef uint32_t trailer_size(uint32_t identity_size, uint32_t size) noexcept nogil:
-    cdef uint32_t whole = identity_size + 4 * units_of(size) + 32
-    if size == C_BLOCK_BYTES:
-        whole += (DISK_PAGE_BYTES - whole % DISK_PAGE_BYTES) % DISK_PAGE_BYTES
-    return whole
-
+# --- reading ---
 
 cdef char* whole_pages(char* memory) noexcept nogil:
     """Return the first position in `memory` where a page begins."""
     return memory + (DISK_PAGE_BYTES - <size_t>memory % DISK_PAGE_BYTES) % DISK_PAGE_BYTES
 
-
-cdef char* begin_trailer(
-    const version_t* version, long long index, uint32_t size, char* trailer
-) noexcept nogil:
-    """Write what precedes the checksums, and zeros; return the position after it."""
-    cdef uint64_t number = index
-    memset(trailer, 0, trailer_size(version.identity_size, size))
-    memcpy(trailer, &version.identity_size, 4)
-    memcpy(trailer + 4, version.identity, version.identity_size)
-    trailer += 4 + version.identity_size
-    memcpy(trailer, &number, 8)
-    memcpy(trailer + 8, &size, 4)
-    return trailer + 12
-
-
-cdef void end_trailer(char* trailer, uint32_t whole) noexcept nogil:
-    """Write what follows the checksums."""
-    cdef uint32_t crc = crc32c(trailer, whole - 16)
-    memcpy(trailer + whole - 16, &crc, 4)
-    memcpy(trailer + whole - 12, &whole, 4)
-    memcpy(trailer + whole - 8, magic, 8)
-
-
-cdef uint32_t make_trailer(
-    const version_t* version, long long index, const char* bytes, uint32_t size, char* trailer
-) noexcept nogil:
-    """Write the trailer of a block with these bytes; return its size."""
-    cdef uint32_t sums[UNITS]
-    cdef uint32_t whole = trailer_size(version.identity_size, size)
-    cdef char* position = begin_trailer(version, index, size, trailer)
-    crc32c_of_units(bytes, size, sums)
-    memcpy(position, sums, 4 * units_of(size))
-    end_trailer(trailer, whole)
-    return whole
-
-
-cdef uint32_t* sums_of(
-    const version_t* version, long long index, uint32_t size, const char* trailer
-) noexcept nogil:
-    """Return the checksums in the trailer of a block, to be freed; NULL if it is not its trailer."""
-    cdef char expected[MAX_TRAILER_BYTES]
-    cdef uint32_t whole = trailer_size(version.identity_size, size)
-    cdef char* position = begin_trailer(version, index, size, expected)
-    cdef uint32_t* sums
-    memcpy(position, trailer + (position - expected), 4 * units_of(size))
-    end_trailer(expected, whole)
-    if memcmp(trailer, expected, whole) != 0:
-        return NULL
-    sums = <uint32_t*>malloc(4 * UNITS)
-    if sums != NULL:
-        memcpy(sums, position, 4 * units_of(size))
-    return sums
-
-
-# --- reading ---
 
 cdef void path_of(const version_t* version, long long number, char* path) noexcept nogil:
     if number & C_SMALL:
@@ -284,11 +187,11 @@ cdef int read_open(
         pieces[0].iov_base = into
         pieces[0].iov_len = size if whole else 0
         pieces[1].iov_base = trailer
-        pieces[1].iov_len = trailer_size(version.identity_size, size)
+        pieces[1].iov_len = trailer_size(&version.identity, size)
         result = read_pieces(file, pieces, 0 if whole else size)
         if result != C_FOUND:
             return result
-        sums = sums_of(version, index, size, trailer)
+        sums = sums_of(&version.identity, index, size, trailer)
         if sums == NULL:
             return C_BAD
     if whole:
@@ -333,13 +236,6 @@ cdef int read_units(
     return result
 
 
-cdef bint is_sum(const char* bytes, uint32_t size, const uint32_t* sums) noexcept nogil:
-    """Whether units have these checksums."""
-    cdef uint32_t found[UNITS]
-    crc32c_of_units(bytes, size, found)
-    return memcmp(found, sums, 4 * units_of(size)) == 0
-
-
 cdef uint32_t* remembered(version_t* version, long long index) noexcept nogil:
     """Return the checksums of a block that was read before; NULL if they are not known."""
     if version.sums == NULL or index & C_SMALL:
@@ -379,6 +275,11 @@ cdef int read_range(
     return C_FOUND
 
 
+cdef bint read_there(version_t* version, long long start, long long stop, char* into) noexcept nogil:
+    """Read [start, stop) of the object; False if that failed."""
+    return read_range(version, start, stop, into) == C_FOUND
+
+
 cdef long long same_until(
     version_t* version, long long start, long long stop, bint* held
 ) noexcept nogil:
@@ -401,7 +302,7 @@ cdef int write_block(
     cdef char memory[MAX_TRAILER_BYTES + 4096]
     cdef char* trailer = whole_pages(memory)
     cdef uint32_t size = block_size(version, index)
-    cdef uint32_t whole = make_trailer(version, index, bytes, size, trailer)
+    cdef uint32_t whole = make_trailer(&version.identity, index, bytes, size, trailer)
     cdef iovec pieces[2]
     cdef int file, problem
     pieces[0].iov_base = <void*>bytes
@@ -463,7 +364,7 @@ cdef void release_version(version_t* version) noexcept nogil:
         free(version.sums)
     release_store(version.store)
     free(version.path)
-    free(version.identity)
+    free(<void*>version.identity.text)
     free(version)
 
 
@@ -551,7 +452,7 @@ cdef class CachedVersion:
     ):
         if len(path) > MAX_PATH_BYTES - 32 or path.count(b"/") != 2 or b"\0" in path:
             raise ValueError(f"not the path of a version: {path!r}")
-        if len(identity) > MAX_IDENTITY_BYTES:
+        if len(identity) > C_MAX_IDENTITY_BYTES:
             raise ValueError(f"an identity of {len(identity)} bytes")
         if self.version != NULL:
             raise ValueError("it has a version")
@@ -564,14 +465,14 @@ cdef class CachedVersion:
         atomic_add(&store.store.refs, 1)
         self.version.size_bytes = size_bytes
         self.version.path = <char*>malloc(len(path) + 1)
-        self.version.identity = <char*>malloc(len(identity) + 1)
-        if self.version.path == NULL or self.version.identity == NULL:
+        self.version.identity.text = <char*>malloc(len(identity) + 1)
+        if self.version.path == NULL or self.version.identity.text == NULL:
             raise MemoryError()
         if 1 < blocks_of(size_bytes) <= MAX_REMEMBERED:
             self.version.sums = <void**>calloc(blocks_of(size_bytes), sizeof(void*))
         memcpy(self.version.path, <const char*>path, len(path) + 1)
-        memcpy(self.version.identity, <const char*>identity, len(identity))
-        self.version.identity_size = len(identity)
+        memcpy(<void*>self.version.identity.text, <const char*>identity, len(identity))
+        self.version.identity.size = len(identity)
 
     def __dealloc__(self):
         if self.version != NULL:
@@ -611,7 +512,7 @@ cdef class CachedVersion:
     def file_bytes(self, long long number):
         """Return the size of a block's file."""
         cdef uint32_t size = block_size(self.version, number)
-        return size + trailer_size(self.version.identity_size, size)
+        return size + trailer_size(&self.version.identity, size)
 
     def read(self, long long start, long long stop, Arrival arrival not None):
         """Read [start, stop), which ends the arrival, if it succeeds.
@@ -665,69 +566,7 @@ cdef class CachedVersion:
             removed = unlinkat(self.version.store.directory, path, 0) == 0
         return removed
 
-    def lane_source(self, LaneSource other):
-        """Return a source for reads in a lane that looks here first, and then in `other`."""
-        cdef CachedSource* source = <CachedSource*>malloc(sizeof(CachedSource))
-        if source == NULL:
-            raise MemoryError()
-        cdef LaneSource it = LaneSource.__new__(LaneSource)
-        memset(source, 0, sizeof(CachedSource))
-        source.source.refs = 1
-        source.source.fetch = &fetch
-        source.source.destroy = &destroy
-        source.version = self.version
-        atomic_add(&self.version.refs, 1)
-        if other is not None and other.source != NULL:
-            source.other = other.source
-            atomic_add(&other.source.refs, 1)
-        it.source = &source.source
-        return it
-
-
-# --- reads in a lane ---
-
-cdef struct CachedSource:
-    source_t source             # first: the lane's view of it
-    version_t* version
-    source_t* other             # for bytes that are not here; NULL: none
-
-
-cdef Block* fetch(
-    source_t* it, long long start, long long stop, unsigned long long thread, double late_s
-) noexcept nogil:
-    cdef CachedSource* source = <CachedSource*>it
-    cdef Block* block = new_block(stop - start)
-    if block != NULL and read_range(source.version, start, stop, block.bytes) == C_FOUND:
-        return block
-    if block == NULL or source.other == NULL:
-        if block != NULL:
-            release_block(block)
-        return NULL
-    return fetch_small(source, start, stop, thread, late_s, block)
-
-
-cdef Block* fetch_small(
-    CachedSource* source, long long start, long long stop, unsigned long long thread,
-    double late_s, Block* block
-) noexcept nogil:
-    """Fetch the small blocks that have [start, stop), to be kept; return `block` with the bytes."""
-    cdef long long begin = start - start % C_SMALL_BYTES
-    cdef long long end = stop + (C_SMALL_BYTES - stop % C_SMALL_BYTES) % C_SMALL_BYTES
-    cdef long long position
-    cdef Block* fetched
-    end = min(end, source.version.size_bytes)
-    fetched = source.other.fetch(source.other, begin, end, thread, late_s)
-    if fetched == NULL:
-        release_block(block)
-        return NULL
-    memcpy(block.bytes, fetched.bytes + (start - begin), stop - start)
-    position = begin
-    while position < end:
-        keep(source.version, position, fetched, position - begin)
-        position += C_SMALL_BYTES
-    release_block(fetched)
-    return block
-
+# --- small blocks that reads in lanes have fetched ---
 
 cdef void keep(version_t* version, long long position, Block* block, long long offset) noexcept nogil:
     """Queue the small block at `position`, whose bytes are at `offset` of `block`, unless the queue
@@ -771,74 +610,3 @@ cdef void forget_kept(store_t* store, kept_t* kept) noexcept nogil:
     release_block(kept.block)
     release_version(kept.version)
     free(kept)
-
-
-cdef void destroy(source_t* it) noexcept nogil:
-    cdef CachedSource* source = <CachedSource*>it
-    if source.other != NULL:
-        release_source(source.other)
-    release_version(source.version)
-    free(source)
-
-
-# --- blocks that are not in a directory ---
-
-cdef int name_version(version_t* version, bytes identity) except -1:
-    """Make a version that has an identity only. It must not outlive `identity`."""
-    if len(identity) > MAX_IDENTITY_BYTES:
-        raise ValueError(f"an identity of {len(identity)} bytes")
-    memset(version, 0, sizeof(version_t))
-    version.identity = <char*>identity
-    version.identity_size = len(identity)
-    return 0
-
-
-def trailer_bytes(bytes identity not None, uint32_t size):
-    """Return the size of the trailer of a block of `size` bytes."""
-    return trailer_size(len(identity), size)
-
-
-def trailer_of(bytes identity not None, long long index, const unsigned char[::1] data not None):
-    """Return the trailer of a block with these bytes."""
-    cdef version_t version
-    cdef char trailer[MAX_TRAILER_BYTES]
-    cdef uint32_t whole
-    if not 0 < data.shape[0] <= C_BLOCK_BYTES:
-        raise ValueError(f"a block of {data.shape[0]} bytes")
-    name_version(&version, identity)
-    with nogil:
-        whole = make_trailer(&version, index, <const char*>&data[0], data.shape[0], trailer)
-    return trailer[:whole]
-
-
-def is_block(
-    bytes identity not None, long long index, uint32_t size,
-    const unsigned char[::1] content not None,
-):
-    """Whether this is a block of `size` bytes of the version, followed by its trailer."""
-    cdef version_t version
-    cdef uint32_t* sums
-    cdef const char* start
-    cdef bint right = False
-    if not 0 < size <= C_BLOCK_BYTES:
-        raise ValueError(f"a block of {size} bytes")
-    name_version(&version, identity)
-    if content.shape[0] != size + trailer_size(version.identity_size, size):
-        return False
-    start = <const char*>&content[0]
-    with nogil:
-        sums = sums_of(&version, index, size, start + size)
-        if sums != NULL:
-            right = is_sum(start, size, sums)
-            free(sums)
-    return right
-
-
-# --- without a mount ---
-
-def crc32c_of(const unsigned char[::1] data not None, bint by_table=False):
-    """Return the CRC32C of some bytes; by the table instead of the processor for tests."""
-    cdef const unsigned char* bytes = &data[0] if data.shape[0] else NULL
-    if by_table:
-        return crc32c_by_table(bytes, data.shape[0])
-    return crc32c(bytes, data.shape[0])

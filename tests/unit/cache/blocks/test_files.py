@@ -20,17 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint._fastpath import Part
-from mountpoint.cache import _files
-from mountpoint.cache._files import (
-    BAD,
-    BLOCK_BYTES,
-    FOUND,
-    MAGIC,
-    MISSING,
-    CachedVersion,
-    Store,
-    crc32c_of,
-)
+from mountpoint.cache.blocks import _format
+from mountpoint.cache.blocks._files import BAD, FOUND, MISSING, CachedVersion, Store
+from mountpoint.cache.blocks._format import BLOCK_BYTES, MAGIC, crc32c_of
+from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.native import _blocks
 from tests.soak import examples, seeds
@@ -343,6 +336,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 TOO_LARGE = """
 import os, resource, sys
+from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.directory import CacheDirectory
 from tests.unit.cache.objects import Cached, content
 directory = CacheDirectory.open(sys.argv[1])
@@ -411,6 +405,7 @@ def test_a_bad_read_is_no_use(directory: CacheDirectory) -> None:
 
 FOREIGN = """
 import os, sys
+from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.directory import CacheDirectory
 from tests.unit.cache.objects import Cached, content
 os.setgid(65534)
@@ -457,7 +452,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
         assert cached.read()[0] == BAD
         assert cached.read()[0] == MISSING
         assert cached.version.write(0, cached.block(0), b"no/such") != 0
-        source = cached.version.lane_source(None)
+        source = lane_source(cached.version, None)
         del source
     assert len(os.listdir("/proc/self/fd")) == before + 1
     del directory, cached
@@ -501,7 +496,7 @@ def test_a_lane_source(small: Cached) -> None:
 
     other = it.Source(fetch)
     cached = small.version
-    both, alone = cached.lane_source(other), cached.lane_source(None)
+    both, alone = lane_source(cached, other), lane_source(cached, None)
     for source in (both, alone):
         assert it.fetch(source, 100, 200) == small.data[100:200]
     assert asked == []
@@ -511,7 +506,7 @@ def test_a_lane_source(small: Cached) -> None:
     assert it.fetch(alone, 100, 200) is None
     assert small.directory.store.counts()[3] == 1
     ((version, number, data),) = small.directory.store.take()
-    assert (number, bytes(data)) == (_files.SMALL, small.data)
+    assert (number, bytes(data)) == (_format.SMALL, small.data)
     assert version.write(number, data, b"tmp/small") == 0
     assert version.publish(number, b"tmp/small") == 0
     assert it.fetch(alone, 100, 200) == small.data[100:200]

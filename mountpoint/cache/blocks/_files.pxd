@@ -5,8 +5,7 @@
 # lane. Each of these owns one reference. A `kept_t` owns a reference to its version and one to its
 # block, until Python takes it or the store ends.
 
-from libc.stdint cimport uint32_t
-
+from mountpoint.cache.blocks._format cimport identity_t
 from mountpoint.native._blocks cimport Block
 from mountpoint.native._sync cimport pthread_mutex_t
 
@@ -31,8 +30,7 @@ cdef struct version_t:
     int refs                    # atomic
     store_t* store
     char* path                  # of the version's blocks, without ".INDEX"
-    char* identity              # as the trailer has it
-    uint32_t identity_size
+    identity_t identity         # it owns the text
     long long size_bytes        # of the object
     int small                   # whether there are small blocks; atomic
     int dropped                 # its blocks are wrong: no more are written; atomic
@@ -53,3 +51,8 @@ cdef class Store:
 
 cdef class CachedVersion:
     cdef version_t* version
+
+
+cdef bint read_there(version_t* version, long long start, long long stop, char* into) noexcept nogil
+cdef void keep(version_t* version, long long position, Block* block, long long offset) noexcept nogil
+cdef void release_version(version_t* version) noexcept nogil

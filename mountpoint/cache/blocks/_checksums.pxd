@@ -14,7 +14,7 @@ cdef extern from *:
 
     static uint32_t crc32c_table[256];
 
-    static void fill_crc32c_table(void) {
+    static inline void fill_crc32c_table(void) {
         for (uint32_t index = 0; index < 256; index++) {
             uint32_t entry = index;
             for (int bit = 0; bit < 8; bit++)
@@ -23,7 +23,7 @@ cdef extern from *:
         }
     }
 
-    static uint32_t crc32c_by_table(const unsigned char *bytes, size_t size) {
+    static inline uint32_t crc32c_by_table(const unsigned char *bytes, size_t size) {
         uint32_t crc = ~0u;
         for (size_t index = 0; index < size; index++)
             crc = crc32c_table[(crc ^ bytes[index]) & 255] ^ crc >> 8;
@@ -34,23 +34,23 @@ cdef extern from *:
     #define CRC32C_TARGET __attribute__((target("sse4.2")))
     #define crc32c_word(crc, word) ((uint32_t)__builtin_ia32_crc32di(crc, word))
     #define crc32c_byte(crc, byte) __builtin_ia32_crc32qi(crc, byte)
-    static int has_crc32c(void) { return __builtin_cpu_supports("sse4.2"); }
+    static inline int has_crc32c(void) { return __builtin_cpu_supports("sse4.2"); }
     #elif defined(__aarch64__)
     #include <arm_acle.h>
     #include <sys/auxv.h>
     #define CRC32C_TARGET __attribute__((target("+crc")))
     #define crc32c_word(crc, word) __builtin_aarch64_crc32cx(crc, word)
     #define crc32c_byte(crc, byte) __builtin_aarch64_crc32cb(crc, byte)
-    static int has_crc32c(void) { return (getauxval(AT_HWCAP) & (1 << 7)) != 0; }  /* HWCAP_CRC32 */
+    static inline int has_crc32c(void) { return (getauxval(AT_HWCAP) & (1 << 7)) != 0; }  /* HWCAP_CRC32 */
     #else
     #define CRC32C_TARGET
     #define crc32c_word(crc, word) (crc)
     #define crc32c_byte(crc, byte) (crc)
-    static int has_crc32c(void) { return 0; }
+    static inline int has_crc32c(void) { return 0; }
     #endif
 
     CRC32C_TARGET
-    static uint32_t crc32c_by_processor(const unsigned char *bytes, size_t size) {
+    static inline uint32_t crc32c_by_processor(const unsigned char *bytes, size_t size) {
         uint32_t crc = ~0u;
         uint64_t word;
         for (; size >= 8; size -= 8, bytes += 8) {
@@ -64,7 +64,7 @@ cdef extern from *:
 
     /* Three units at once: the instruction takes three cycles, but can begin in each cycle. */
     CRC32C_TARGET
-    static void crc32c_of_three(const unsigned char *bytes, uint32_t *sums) {
+    static inline void crc32c_of_three(const unsigned char *bytes, uint32_t *sums) {
         uint32_t first = ~0u, second = ~0u, third = ~0u;
         uint64_t word;
         for (size_t offset = 0; offset < UNIT_BYTES; offset += 8) {
@@ -80,12 +80,12 @@ cdef extern from *:
         sums[2] = ~third;
     }
 
-    static uint32_t crc32c(const void *bytes, size_t size) {
+    static inline uint32_t crc32c(const void *bytes, size_t size) {
         return has_crc32c() ? crc32c_by_processor(bytes, size) : crc32c_by_table(bytes, size);
     }
 
     /* The checksums of all units; the last one may be shorter. */
-    static void crc32c_of_units(const void *start, size_t size, uint32_t *sums) {
+    static inline void crc32c_of_units(const void *start, size_t size, uint32_t *sums) {
         const unsigned char *bytes = start;
         if (has_crc32c())
             for (; size >= 3 * UNIT_BYTES; size -= 3 * UNIT_BYTES, bytes += 3 * UNIT_BYTES, sums += 3)
