@@ -10,9 +10,11 @@ import functools
 import gc
 import os
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -107,6 +109,15 @@ _shared_client = functools.cache(_client)
 
 def _store(server: Server) -> Store:
     return Store(server.endpoint_url, server.bucket, server.environment, server.name)
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """An empty directory that other users can reach; pytest's own are their owner's alone."""
+    with tempfile.TemporaryDirectory(prefix="mount-s3-public-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -444,15 +444,11 @@ def test_only_the_owner_can_open_the_socket(mount: Mount) -> None:
     assert ask(path, "status")["pid"] == mount.pid
 
 
-def test_the_socket_answers_others_nothing(mount: Mount, folder: Path) -> None:
+def test_the_socket_answers_others_nothing(mount: Mount, public_path: Path) -> None:
     """Even where anybody can open it."""
     path = own_socket(mount)
-    opened = folder / "opened"
-    opened.mkdir()
-    os.link(path, opened / "socket")
-    for each in (opened, *folder.parents[:2], folder):
-        each.chmod(0o755)
-    os.chmod(opened / "socket", 0o666)
+    os.link(path, public_path / "socket")
+    os.chmod(public_path / "socket", 0o666)
     asking = (
         "import os, socket, sys\n"
         "os.chdir(sys.argv[1])\n"
@@ -464,7 +460,7 @@ def test_the_socket_answers_others_nothing(mount: Mount, folder: Path) -> None:
     )
     nobody = str(pwd.getpwnam("nobody").pw_uid)
     told = subprocess.run(
-        [sys.executable, "-c", asking, opened, nobody],
+        [sys.executable, "-c", asking, public_path, nobody],
         capture_output=True,
         text=True,
         check=False,

@@ -136,21 +136,19 @@ except MountError as error:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("mode", [0o700, 0o777])
-def test_another_user(tmp_path: Path, mode: int) -> None:
+def test_another_user(public_path: Path, mode: int) -> None:
     """Another user's cache is refused, also by root, with a message that says whose it is."""
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    tmp_path.chmod(0o777)
-    CacheDirectory.open(str(tmp_path))
-    (tmp_path / NAME).chmod(mode)
+    public_path.chmod(0o777)
+    CacheDirectory.open(str(public_path))
+    (public_path / NAME).chmod(mode)
     done = subprocess.run(
-        [sys.executable, "-c", AS_ANOTHER, tmp_path], capture_output=True, text=True, check=True
+        [sys.executable, "-c", AS_ANOTHER, public_path], capture_output=True, text=True, check=True
     )
     expected = "belongs to another user (0)" if mode == 0o777 else "Permission denied"
     assert expected in done.stdout
-    os.chown(tmp_path / NAME, 65534, 65534)
+    os.chown(public_path / NAME, 65534, 65534)
     with pytest.raises(MountError, match=r"belongs to another user \(65534\)"):
-        CacheDirectory.open(str(tmp_path))
+        CacheDirectory.open(str(public_path))
 
 
 def test_unknown_formats(tmp_path: Path) -> None:
