@@ -353,7 +353,8 @@ class MountConfig:
 
     `fsname` is the source that the kernel's tables show (None: the program's name).
     `kernel_options` are more options of mount(8) for the kernel, such as noexec. `directory` is ""
-    if nothing is mounted and no directory was given. With a `descriptor`, of /dev/fuse, it is
+    if nothing is mounted and no directory was given. `keep_alive`: the mount goes on when its
+    process dies. With a `descriptor`, of /dev/fuse, it is
     mounted already, and `directory` is only a name for it.
     """
 
@@ -361,6 +362,7 @@ class MountConfig:
     descriptor: int | None = None
     read_only: bool = False
     auto_unmount: bool = False
+    keep_alive: bool = False
     allow_root: bool = False
     allow_other: bool = False
     max_threads: int = 16
@@ -372,6 +374,10 @@ class MountConfig:
         check_range("--max-threads", self.max_threads, 1, 1024)
         if self.fsname == "":
             raise MountError("--fsname is empty", "give a name, or omit the option")
+        if self.keep_alive and not self.channel:
+            raise MountError(
+                "--keep-alive does not work with --no-channel", "omit one of the two options"
+            )
         if self.allow_root and self.allow_other:
             raise MountError(
                 "--allow-root and --allow-other exclude each other",
@@ -380,6 +386,7 @@ class MountConfig:
         for given, name in (
             (self.read_only, "--read-only"),
             (self.auto_unmount, "--auto-unmount"),
+            (self.keep_alive, "--keep-alive"),
             (self.fsname is not None, "--fsname"),
             (self.kernel_options, f"-o {','.join(self.kernel_options)}"),
         ):

@@ -128,6 +128,10 @@ class WriterKilled(OperationError):
     """The process that wrote a file was killed before it closed the file: nothing is uploaded."""
 
 
+class MaybeDone(OperationError):
+    """The process that served the operation died: it may have been carried out, or not."""
+
+
 class StagingFull(OperationError):
     """The staging disk has no room for what is written."""
 
@@ -334,6 +338,7 @@ OUTCOMES: dict[type[Exception], Outcome] = {
     StaleInode: Outcome(errno.ESTALE, logging.DEBUG),
     NotSequential: Outcome(errno.EINVAL, logging.WARNING),
     WriterKilled: Outcome(errno.EIO, logging.WARNING),
+    MaybeDone: Outcome(errno.EIO, logging.WARNING),
     StagingFull: Outcome(errno.ENOSPC, logging.WARNING),
     StagingFault: Outcome(errno.EIO, logging.WARNING),
     FileDamaged: Outcome(errno.EIO, logging.WARNING),

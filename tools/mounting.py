@@ -19,6 +19,8 @@ LOG_TAIL_LINES = 25
 
 #: The least value of MOUNTPOINT_LOG with which `counters` works.
 COUNTERS_FILTER = "mountpoint.metrics=info"
+#: How the mount's processes are started: the program, or a keeper and its worker (--keep-alive).
+PROGRAMS = (b"/mount-s3", b"/mount/keeper.py", b"mountpoint.mount.worker")
 #: The beginning of the line, after its time.
 COUNTERS_LINE = ["level=info", "logger=mountpoint.metrics", "event=counters"]
 
@@ -171,6 +173,7 @@ def mount_processes(directory: Path) -> list[int]:
         # Processes may end meanwhile, and those of other users cannot be read.
         with contextlib.suppress(OSError):
             arguments = path.read_bytes().split(b"\0")
-            if wanted in arguments and any(a.endswith(b"/mount-s3") for a in arguments[:2]):
+            program = [a for a in arguments[:4] if a.endswith(PROGRAMS)]
+            if wanted in arguments and program:
                 found.append(int(path.parent.name))
     return found

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from mountpoint.cli.fstab import REFUSED, long_options
 from mountpoint.config import INDEFINITE_TTL_S
 from mountpoint.errors import MountError
-from mountpoint.log.format import printable
+from mountpoint.log.format import printable_lines
 from mountpoint.s3.aws.profile import open_session
 
 #: The number of seconds that stands for the word "minimal".
@@ -124,11 +124,6 @@ def _click_errors() -> Iterator[None]:
         yield
     except MountError as error:
         raise click.ClickException(printable_lines(str(error))) from None
-
-
-def printable_lines(text: str) -> str:
-    """Return `text` made safe for a terminal; line ends stay."""
-    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def octal(text: str) -> int:

@@ -13,9 +13,11 @@ the field of its name (`config`), and the table names the field where the two di
 """
 
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -39,7 +41,7 @@ from mountpoint.fuse.fd_mount import claim
 from mountpoint.log.format import printable
 from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import display_name
-from mountpoint.mount import daemon, preflight
+from mountpoint.mount import daemon, keeper, preflight
 from mountpoint.system.sd_notify import notify
 
 BUCKET = "Bucket options"
@@ -117,6 +119,12 @@ LOGGING = "Logging options"
 )
 @option(MOUNT, "--read-only", is_flag=True, help="Mount read-only.")
 @option(MOUNT, "--auto-unmount", is_flag=True, help="Unmount when mount-s3 exits or is killed.")
+@option(
+    MOUNT,
+    "--keep-alive",
+    is_flag=True,
+    help="Restart mount-s3 if it dies: open files and programs go on, without unmounting.",
+)
 @option(MOUNT, "--allow-root", is_flag=True, help="Let root access the mount, too.")
 @option(
     MOUNT,
@@ -439,7 +447,10 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     done = f"{display_name(config.bucket)} is mounted at {printable(config.mount.directory)}"
     log_hint = log_location(config.log)
     if not config.log.foreground:
-        daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
+        if config.mount.keep_alive:
+            daemon.wait_for(partial(_start_keeper, config), log_hint=log_hint)
+        else:
+            daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
         if is_in_memory_only(config.log):
             directory = printable(config.mount.directory)
@@ -449,6 +460,9 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
             )
             click.echo(f"{what} {hint}", err=True)
         return
+    if config.mount.keep_alive:
+        daemon.keep_paths()
+        keeper.become(*_for_keeper(config), done)
 
     def ready() -> None:
         click.echo(done)
@@ -461,6 +475,18 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     except Exception as error:
         raise daemon.unexpected(error, log_hint) from None
     click.get_current_context().exit(code)
+
+
+def _start_keeper(config: Config, status: int) -> int:
+    daemon.keep_paths()
+    return keeper.start(*_for_keeper(config), status)
+
+
+def _for_keeper(config: Config) -> tuple[bytes, str]:
+    """Return what the keeper's workers mount, and where: a path that needs no look at the mount."""
+    directory = os.path.realpath(config.mount.directory)
+    config = replace(config, mount=replace(config.mount, directory=directory))
+    return pickle.dumps(config), directory
 
 
 def _check(config: Config, *, as_json: bool) -> int:

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import click
 
-from mountpoint.cli.command import printable_lines
 from mountpoint.errors import MountError
+from mountpoint.log.format import printable_lines
 
 INTERRUPTED = 130
 

@@ -50,7 +50,7 @@ def _rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
-        ("running", f"for {age(status['uptime_s'])}, process {status['pid']}"),
+        ("running", _running(status)),
         ("changes", _changes(status)),
         ("endpoint", f"{status['endpoint']}, region {status['region']}"),
         ("rates", _rates(status["rates"])),
@@ -63,6 +63,15 @@ def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     if status["trouble"]:
         facts.insert(0, ("trouble", status["trouble"]))
     return facts
+
+
+def _running(status: Mapping[str, Any]) -> str:
+    running = f"for {age(status['uptime_s'])}, process {status['pid']}"
+    if not status["keep_alive"]:
+        return running
+    restarts = status["restarts"]
+    times = f"restarted {count(restarts, 'time')}" if restarts else "restarted if it dies"
+    return f"{running}, {times} (--keep-alive)"
 
 
 def _changes(status: Mapping[str, Any]) -> str:

@@ -75,6 +75,7 @@ class FileSystem:
         local: OverlayNames,
         caches: Caches,
         files: HandleTable[OpenFile],
+        open_directories: HandleTable[DirectoryHandle],
         directories: Directories,
         opener: Opener,
         reopened: ReopenedInodes,
@@ -90,6 +91,7 @@ class FileSystem:
         self._local = local
         self._caches = caches
         self._files = files
+        self._open_directories = open_directories
         self._directories = directories
         self._opener = opener
         self._reopened = reopened
@@ -99,8 +101,6 @@ class FileSystem:
         self._attribute_view = attribute_view
         # constants
         self._ttl_s = ttl_s
-        # mutable
-        self._open_directories: HandleTable[DirectoryHandle] = HandleTable()
         # mutable, used by `sweep` only: inodes forgotten by its last call, and its last give-back
         self._forgotten = 0
         self._given_back = 0

@@ -61,9 +61,15 @@ H = TypeVar("H")
 
 
 class HandleTable(Generic[H]):
-    """Handles by number. Thread-safe: each method is one atomic step of the interpreter."""
+    """Handles by number. Thread-safe: each change is one atomic step of the interpreter.
 
-    def __init__(self) -> None:
+    `note` is called with each number that gets a handle, and with None when it is removed.
+    """
+
+    def __init__(self, note: Callable[[HandleNumber, H | None], None] | None = None) -> None:
+        # dependencies
+        self._note = note
+        # mutable
         self._handles: dict[HandleNumber, H] = {}
         self._numbers = itertools.count(1)
 
@@ -71,7 +77,14 @@ class HandleTable(Generic[H]):
         """Add a handle; return its number."""
         number = HandleNumber(next(self._numbers))
         self._handles[number] = handle
+        if self._note is not None:
+            self._note(number, handle)
         return number
+
+    def restore(self, handles: dict[HandleNumber, H]) -> None:
+        """Add the handles of another process of this mount, before all others."""
+        self._handles.update(handles)
+        self._numbers = itertools.count(max(handles, default=0) + 1)
 
     def get(self, number: HandleNumber) -> H:
         """Return a handle. Raises BadHandle for an unknown number."""
@@ -87,13 +100,19 @@ class HandleTable(Generic[H]):
         """Give the number of a handle that is open to another handle."""
         numbers = [number for number, each in list(self._handles.items()) if each is handle]
         self._handles.update(dict.fromkeys(numbers, other))
+        if self._note is not None:
+            for number in numbers:
+                self._note(number, other)
 
     def remove(self, number: HandleNumber) -> H:
         """Remove and return a handle. Raises BadHandle for an unknown number."""
         try:
-            return self._handles.pop(number)
+            handle = self._handles.pop(number)
         except KeyError:
             raise BadHandle(f"handle {number} is not open") from None
+        if self._note is not None:
+            self._note(number, None)
+        return handle
 
 
 class DirectoryHandle:

@@ -25,6 +25,7 @@ from typing import NewType
 
 from mountpoint.errors import StaleInode
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted, parsed
+from mountpoint.fs.session.log import SessionLog, text_of
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import NO_METADATA, ObjectInfo
 
@@ -212,10 +213,13 @@ def _unpack(key: bytes, packed: bytes) -> ObjectInfo:
 class InodeTable:
     """All inodes that the kernel or open handles hold. Thread-safe; no method waits.
 
-    `prefix` is the key prefix of the root directory, `bits` the length of the numbers.
+    `prefix` is the key prefix of the root directory, `bits` the length of the numbers. `log` gets
+    what another process needs to go on: the directories, and the files that are open.
     """
 
-    def __init__(self, prefix: bytes, bits: int = LONG_BITS) -> None:
+    def __init__(self, prefix: bytes, bits: int = LONG_BITS, log: SessionLog | None = None) -> None:
+        # dependencies
+        self._log = log
         # constants
         self._bits = bits
         self.root = Inode(ROOT, None, prefix, None, fresh_until_s=float("inf"), lookups=1)
@@ -252,6 +256,8 @@ class InodeTable:
             if inode is None:
                 inode = Inode(number, parent, entry.name, entry.info)
                 self._inodes[number] = inode
+                if entry.info is None and self._log is not None:
+                    self._note(inode)
             elif entry.info is not None:
                 inode.set_info(entry.info)  # a copy of equal content has a new mtime
             inode.fresh_until_s = max(fresh_until_s, inode.fresh_until_s)
@@ -280,7 +286,22 @@ class InodeTable:
             inode = Inode(number, parent, name, info, lookups=1)
             inode.opens = 1
             self._inodes[number] = inode
+            self._note(inode)
             return inode
+
+    def restore_directory(self, number: InodeNumber, parent: Inode, name: bytes) -> Inode:
+        """Add a directory that the kernel knows from another process of this mount."""
+        return self._restore(Inode(number, parent, name, None))
+
+    def restore_file(
+        self, number: InodeNumber, parent: Inode, name: bytes, version: ObjectInfo | None
+    ) -> Inode:
+        """Add a file that the kernel knows from another process of this mount.
+
+        `version`: None if it has none, because it was being written.
+        """
+        info = version or ObjectInfo(parent.key + name, 0, 0, self._no_version())
+        return self._restore(Inode(number, parent, name, info))
 
     def uncreate(self, inode: Inode) -> None:
         """Undo `create`: the file does not come into being."""
@@ -333,6 +354,8 @@ class InodeTable:
                 each.refresh()
             for each in moved:  # after all of them have their new keys
                 self._alias(each)
+            if inode.is_directory or inode.opens:
+                self._note(inode)
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number that a lookup of `entry` would give, without counting one."""
@@ -349,12 +372,17 @@ class InodeTable:
         """Count an open handle."""
         with self._lock:
             inode.opens += 1
+            if inode.opens == 1 and self._log is not None:
+                self._note(inode)
 
     def released(self, inode: Inode) -> None:
         """Subtract an open handle."""
         with self._lock:
             inode.opens -= 1
-            self._drop_unheld(inode)
+            if self._drop_unheld(inode) or self._log is None:
+                return
+            if not inode.opens and not inode.is_directory:
+                self._forget_note(inode)
 
     def forget(self, number: InodeNumber, lookups: int) -> Inode | None:
         """Subtract lookups that the kernel has forgotten; return the inode if that removed it.
@@ -401,13 +429,35 @@ class InodeTable:
                 return InodeNumber(number)
             number = max((number + 1) % (1 << self._bits), ROOT + 1)
 
+    def _restore(self, inode: Inode) -> Inode:
+        # How often the kernel has looked it up is not known. It will forget all of that at once.
+        inode.lookups = 1
+        with self._lock:
+            self._inodes[inode.number] = inode
+            self._alias(inode)
+        return inode
+
     def _drop_unheld(self, inode: Inode) -> bool:
         if inode.lookups > 0 or inode.opens > 0:
             return False
         self.forgotten += 1
         self._inodes.pop(inode.number, None)
         self._drop_alias(inode)
+        if self._log is not None:
+            self._forget_note(inode)
         return True
+
+    def _note(self, inode: Inode) -> None:
+        """Note a directory, or an open file, for another process."""
+        parent = inode.parent
+        if self._log is None or parent is None:
+            return
+        fields = {"parent": parent.number, "name": text_of(inode.name)}
+        self._log.note("directory" if inode.is_directory else "file", inode.number, fields)
+
+    def _forget_note(self, inode: Inode) -> None:
+        if self._log is not None:
+            self._log.drop("directory" if inode.is_directory else "file", inode.number)
 
     def _alias(self, inode: Inode) -> None:
         """Make the inode findable by the number of its present key and version."""

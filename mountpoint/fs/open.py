@@ -46,8 +46,9 @@ MAX_LOOKED_AT = 64 << 20
 class ReadHandle:
     """A file that is open for reading. `stream` is None for an empty object.
 
-    `writer` is the process that opened the file, if it did so for writing too (O_RDWR); else None.
-    With its first write another handle takes this one's number.
+    `version` is the version that is read. `writer` is the process that opened the file, if it did
+    so for writing too (O_RDWR); else None. With its first write another handle takes this one's
+    number.
     """
 
     shared = False
@@ -58,6 +59,7 @@ class ReadHandle:
         stream: ReadStream | None,
         opener: "Opener",
         *,
+        version: ObjectInfo,
         writer: int | None = None,
     ) -> None:
         # dependencies
@@ -65,6 +67,7 @@ class ReadHandle:
         self._stream = stream
         self._opener = opener
         # constants
+        self.version = version
         self.writer = writer
         # mutable
         self._damaged = False  # bytes of it did not match S3's checksum
@@ -214,6 +217,17 @@ class Opener:
             handle.read_exactly()
         return handle
 
+    def restore(self, inode: Inode, version: ObjectInfo, writer: int | None) -> ReadHandle:
+        """Open a version for reading that another process of this mount had open.
+
+        Sends no request. If the version is no longer the newest, reads fail.
+        """
+        self._inodes.opened(inode)
+        self._readers.begin(inode)
+        inode.paged = PageState.SOME
+        stream = self._streams.stream(version) if version.size_bytes > 0 else None
+        return ReadHandle(inode, stream, self, version=version, writer=writer)
+
     # --- what open files report ---
 
     def take_over(self, reading: ReadHandle, offset: int | None) -> OpenFile:
@@ -277,7 +291,7 @@ class Opener:
         else:
             stream = self._open_stream(inode, info, direct=direct, process=process)
             self._listings.record_nonempty(inode.directory, requested_at_s)
-        return ReadHandle(inode, stream, self, writer=writer)
+        return ReadHandle(inode, stream, self, version=info, writer=writer)
 
     def _missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
         """Return the error of an open(2) that found another object than the inode's version.

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
+from mountpoint.fs.session.log import SessionLog, text_of
 from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import Condition
 
@@ -68,10 +69,12 @@ class Writer(Protocol):
 class OverlayNames:
     """Local files and directories by the prefix of their directory. Thread-safe; no method waits.
 
-    `root` is the prefix of the root directory, which always exists.
+    `root` is the prefix of the root directory, which always exists. `log` gets the directories.
     """
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes, log: SessionLog | None = None) -> None:
+        # dependencies
+        self._log = log
         # constants
         self._root = root
         # mutable, guarded by _lock; read in single steps of the interpreter without it
@@ -169,6 +172,8 @@ class OverlayNames:
                 if _name(prefix) in names:
                     return
                 names.add(_name(prefix))
+                if self._log is not None:
+                    self._log.note("created", text_of(prefix), {})
                 prefix = _parent(prefix)
 
     def remove_directory(self, prefix: bytes) -> None:
@@ -178,8 +183,12 @@ class OverlayNames:
             names.discard(_name(prefix))
             if not names:
                 self._directories.pop(_parent(prefix), None)
+            removed = [prefix]
             for each in [each for each in self._directories if each.startswith(prefix)]:
-                del self._directories[each]
+                removed += [each + name + b"/" for name in self._directories.pop(each)]
+            if self._log is not None:
+                for each in removed:
+                    self._log.drop("created", text_of(each))
 
     # --- both ---
 
@@ -190,7 +199,15 @@ class OverlayNames:
                 for each in [each for each in table if each.startswith(prefix)]:
                     moved = new_prefix + each[len(prefix) :]
                     table[moved] = table.pop(each)  # type: ignore[assignment]
+                    if table is self._directories:
+                        self._note_moved(each, moved)
         self.remove_directory(prefix)
+
+    def _note_moved(self, parent: bytes, new_parent: bytes) -> None:
+        if self._log is not None:
+            for name in self._directories[new_parent]:
+                self._log.drop("created", text_of(parent + name + b"/"))
+                self._log.note("created", text_of(new_parent + name + b"/"), {})
 
     def entries(self, directory: bytes) -> list[Entry]:
         """Return the local entries of a directory, sorted by name."""

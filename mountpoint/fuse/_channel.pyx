@@ -21,6 +21,9 @@ A READ whose bytes are here is answered on the way (`_reads`), and llfuse does n
 READDIRPLUS, which libfuse does not know, becomes a READDIR, and its answer gets the attributes of
 the entries (`_listings`), which the operation has set for it (`set_listed`).
 
+A mount can outlive its process: then the next one takes over the descriptor, and gets INIT from
+memory (`_survival`).
+
 The code that a request passes through takes no GIL: it runs between the kernel and llfuse.
 
 `_protocol.pxd` has the layouts and the protocol's numbers.
@@ -92,6 +95,15 @@ from mountpoint.fuse._protocol cimport (
 )
 from mountpoint.fuse._listings cimport merge
 from mountpoint.fuse._reads cimport answer_read, write_all
+from mountpoint.fuse._survival cimport (
+    is_kept_init,
+    is_repeated,
+    keep_init,
+    keep_request,
+    resumed,
+    resuming,
+    take_init,
+)
 
 cdef enum:
     MAX_WRITE_BYTES = 1 << 20
@@ -122,6 +134,7 @@ cdef mount_function real_mount = NULL
 cdef bint wanted = False
 cdef bint listings_wanted = False  # those with attributes
 cdef int taken = -1  # /dev/fuse, mounted by another process
+cdef int mounted = -1  # /dev/fuse
 cdef void* channel = NULL
 cdef int descriptor = -1
 cdef InHeader init_header
@@ -138,6 +151,7 @@ cdef extern from *:
         char *memory;               /* BUFFER_BYTES for its requests; or NULL */
         int64_t large_ns;           /* when the last large request filled it, or 0 */
         uint32_t pid;               /* the thread that sent the request */
+        int repeated;               /* whether a dead process had taken it, too */
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
         uint32_t flags;             /* flags that its answer gets besides libfuse's */
         uint32_t rename_flags;      /* those of renameat2(2), if it is a RENAME */
@@ -152,6 +166,7 @@ cdef extern from *:
         char* memory
         int64_t large_ns
         uint32_t pid
+        int repeated
         uint64_t opens
         uint32_t flags
         uint32_t rename_flags
@@ -187,9 +202,11 @@ cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answe
 
 cdef public void* fuse_mount(const char* directory, void* options) noexcept nogil:
     """Replace libfuse's function of this name, which llfuse calls to mount. NULL if it fails."""
-    if taken >= 0:
-        return kern_chan_new(taken)
-    return real_mount(directory, options)
+    global mounted
+    cdef void* made = real_mount(directory, options) if taken < 0 else kern_chan_new(taken)
+    if made != NULL:
+        mounted = chan_fd(made)
+    return made
 
 
 cdef public int fuse_session_receive_buf(
@@ -208,13 +225,14 @@ cdef public int fuse_session_receive_buf(
         if wanted and not make_room(buf):
             return -ENOMEM
         chp[0] = channel_of_libfuse
-        size = real_receive(session, buf, chp)
+        size = receive(session, buf, chp)
         if size == 0:  # ENODEV: unmounted, or aborted by `umount -f`
             over = True
         if size < <int>sizeof(InHeader):
             return size
         if channel == NULL or buf.flags & BUF_IS_FD:
             break
+        keep_request(<const InHeader*>buf.mem)
         if not answer_read(<const char*>buf.mem, size, descriptor):
             break
     if wanted and size > LARGE_BYTES:
@@ -226,6 +244,16 @@ cdef public int fuse_session_receive_buf(
     if channel != NULL:
         chp[0] = channel
     return size
+
+
+cdef int receive(void* session, fuse_buf* buf, void** chp) noexcept nogil:
+    """Receive a request from the kernel; the first one, of a mount that goes on, from memory."""
+    cdef int size
+    if wanted and resuming():
+        size = take_init(<char*>buf.mem, buf.size)
+        if size > 0:
+            return size
+    return real_receive(session, buf, chp)
 
 
 cdef bint make_room(fuse_buf* buf) noexcept nogil:
@@ -263,6 +291,7 @@ cdef void unmap(void* memory) noexcept nogil:
 cdef void note(const char* request, int size, void* theirs) noexcept nogil:
     cdef const InHeader* header = <const InHeader*>request
     served.pid = header.pid
+    served.repeated = is_repeated(header)
     if header.opcode == OPEN and size >= <int>(sizeof(InHeader) + sizeof(OpenIn)):
         served.opens = header.unique
         served.flags = flags_of_open((<const OpenIn*>(request + sizeof(InHeader))).flags)
@@ -327,6 +356,7 @@ cdef void note_init(const char* request, int size, void* theirs) noexcept nogil:
     memcpy(&init_in, request + sizeof(InHeader), sizeof(InitIn))
     if not offers_enough(&init_in):
         return
+    keep_init(request, size)
     descriptor = chan_fd(theirs)
     operations.receive = NULL
     operations.send = &send
@@ -348,6 +378,9 @@ cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
             if size == SHORT_INIT_OUT:
                 complete(&init_in, pieces[1].iov_base, &init_out)
                 done = True
+                if is_kept_init(header.unique):
+                    resumed(descriptor)
+                    return 0
                 return write_answer(&header, &init_out, sizeof(InitOut))
         elif served.opens != 0 and is_for(served.opens, &header):
             if size == sizeof(OpenOut) or size == CREATE_OUT_BYTES:
@@ -439,6 +472,11 @@ def take(int number):
     return is_resolved()
 
 
+def device():
+    """Return the descriptor of /dev/fuse, known when it is mounted; else -1."""
+    return mounted
+
+
 def negotiated():
     """Whether the kernel offers reads of 1 MiB and uses them; known from INIT on."""
     return channel != NULL
@@ -455,6 +493,11 @@ def request_pid():
     0 where that is not known: in a thread that serves none, or if `resolve` has failed.
     """
     return served.pid
+
+
+def is_repeated_request():
+    """Whether a process that has died had taken the request that this thread serves, too."""
+    return bool(served.repeated)
 
 
 def rename_flags():

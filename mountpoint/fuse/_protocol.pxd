@@ -21,7 +21,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void*, size_t)
     int madvise(void*, size_t, int)
     void* MAP_FAILED
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_SHARED
     int MADV_DONTNEED, MADV_NOHUGEPAGE
 
 cdef extern from "<time.h>" nogil:
@@ -63,6 +63,9 @@ cdef struct InitIn:
     uint32_t minor
     uint32_t max_readahead
     uint32_t flags
+
+cdef struct InitMore:
+    uint32_t flags2  # follows InitIn since 7.36, if `flags` has INIT_EXT
 
 cdef struct OpenIn:
     uint32_t flags
@@ -128,8 +131,9 @@ cdef enum:
     READDIRPLUS = 44
     RENAME2 = 45
 
-    # A message to the kernel that answers no request.
+    # Messages to the kernel that answer no request.
     INVAL_INODE = 2
+    RESEND = 7  # since Linux 6.9
 
     BUF_IS_FD = 1 << 1  # a flag of libfuse
     SHORT_INIT_OUT = 24  # bytes of libfuse's answer, which ends with max_write
@@ -140,6 +144,8 @@ cdef enum:
     ASYNC_DIO = 1 << 15  # several requests at once for large O_DIRECT reads
     PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
     MAX_PAGES = 1 << 22
+    INIT_EXT = 1 << 30  # there is a second word of flags
+    HAS_RESEND = 1 << 7  # in that one (bit 39)
 
     # Flags of an opened file.
     DIRECT_IO = 1 << 0

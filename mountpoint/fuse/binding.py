@@ -15,7 +15,7 @@ from collections.abc import Callable
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
 try:
-    from mountpoint.fuse import _channel, _reads
+    from mountpoint.fuse import _channel, _reads, _survival
 finally:
     sys.setdlopenflags(_flags)
 
@@ -25,17 +25,23 @@ from mountpoint.errors import MountError  # noqa: E402
 from mountpoint.metrics.recorder import Meters  # noqa: E402
 
 __all__ = [
+    "KEPT_BYTES",
     "Receivers",
+    "device",
     "drop_pages",
     "forget_name",
     "forget_pages",
     "go_direct",
+    "is_kept",
+    "is_repeated",
     "is_wide",
+    "keep",
     "library_version",
     "listing_room",
     "llfuse",
     "reads_in_lane",
     "rename_flags",
+    "repeats",
     "request_pid",
     "serve_lane",
     "set_listed",
@@ -94,6 +100,42 @@ def take(descriptor: int) -> None:
             "a mounted descriptor cannot be used: llfuse was not built with a shared libfuse",
             "build llfuse with libfuse 2.9 as a shared library, or mount on a directory",
         )
+
+
+#: The size of the memory for `keep`.
+KEPT_BYTES = _survival.KEPT_BYTES
+
+
+def keep(memory: int, *, resume: bool) -> None:
+    """Set before mounting that another process can go on with the mount (`_survival`).
+
+    `memory` is a descriptor of KEPT_BYTES that outlives this process. `resume`: go on with what a
+    dead process has kept there. Raises MountError if it is of another version.
+    """
+    try:
+        _survival.keep(memory, resume)
+    except (OSError, ValueError) as error:
+        raise MountError(f"the mount cannot be taken over: {error}") from error
+
+
+def device() -> int:
+    """Return the descriptor of /dev/fuse; -1 before mounting."""
+    return _channel.device()
+
+
+def is_kept() -> bool:
+    """Whether another process could go on with the mount. Known when llfuse calls `init`."""
+    return _survival.has_init()
+
+
+def repeats() -> bool:
+    """Whether the kernel sends again what a dead process had taken; otherwise it fails with EIO."""
+    return _survival.repeats()
+
+
+def is_repeated() -> bool:
+    """Whether a process that has died may have carried out the request that this thread serves."""
+    return _channel.is_repeated_request()
 
 
 def is_wide() -> bool:

@@ -19,6 +19,7 @@ import structlog
 from mountpoint.errors import (
     NO_OPTION,
     BadArgument,
+    MaybeDone,
     NoSuchEntry,
     NotPermitted,
     OperationError,
@@ -34,6 +35,7 @@ from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fuse import entries
 from mountpoint.fuse.binding import (
     go_direct,
+    is_repeated,
     is_wide,
     listing_room,
     llfuse,
@@ -208,6 +210,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("child")
     def rmdir(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> None:
         """See FileSystem."""
+        _check_new()
         self._fs.rmdir(parent, name)
 
     @operation("child")
@@ -232,6 +235,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
                 "S3 stores only files: no pipes, sockets or devices",
                 f"{NO_OPTION}create it elsewhere",
             )
+        _check_new()
         handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
         self._fs.flush(handle, 0, killed=False)
         self._fs.release(handle)
@@ -292,6 +296,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("child")
     def unlink(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> None:
         """See FileSystem."""
+        _check_new()
         self._fs.unlink(parent, name)
 
     @operation("child")
@@ -304,6 +309,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         ctx: RequestContext,
     ) -> None:
         """See FileSystem."""
+        _check_new()
         flags = rename_flags()
         if flags & ~RENAME_NOREPLACE:
             raise BadArgument(
@@ -395,6 +401,14 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         if subject in ("file", "closed", "directory"):
             return self._fs.path_of_handle(args[0], directory=subject == "directory")
         return "/"
+
+
+def _check_new() -> None:
+    """Raise MaybeDone for an operation that would fail if it had been carried out before."""
+    if is_repeated():
+        raise MaybeDone(
+            "mount-s3 died during the operation", "look whether it was carried out, and repeat it"
+        )
 
 
 def _of_new(mode: int, ctx: RequestContext) -> FileAttributes:

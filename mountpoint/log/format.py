@@ -38,6 +38,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(_escape, text)
 
 
+def printable_lines(text: str) -> str:
+    """Return `text` made safe for a terminal; line ends stay."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def field_line(event: Mapping[str, object]) -> str:
     """Return the event as one line, for files and syslog."""
     words = [f"timestamp={_utc(event)}", *_pairs(event, ("level", "logger", "event"))]

@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
+
+import structlog
 
 from mountpoint.config import ChangeConfig, FileSystemConfig, WriteConfig
 from mountpoint.copy.metadata import SelfCopies
@@ -10,11 +13,13 @@ from mountpoint.fs.attributes import AttributeView
 from mountpoint.fs.caches import Caches
 from mountpoint.fs.directories import Directories
 from mountpoint.fs.filesystem import FileSystem
-from mountpoint.fs.handles import HandleTable, OpenFile
+from mountpoint.fs.handles import DirectoryHandle, HandleTable, OpenFile
 from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.resolver import Resolver
+from mountpoint.fs.session.log import SessionLog
+from mountpoint.fs.session.recovery import note_file, note_listing, recover
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.context import WriteContext
@@ -33,6 +38,8 @@ from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea
 from mountpoint.upload.uploads import Uploads
 
+log = structlog.get_logger(__name__)
+
 
 def build_filesystem(
     client: ObjectClient,
@@ -48,14 +55,16 @@ def build_filesystem(
     on_open: Callable[[bytes, bool], bool] = lambda key, looked_at: False,
     on_damage: Callable[[InodeNumber], None] = lambda inode: None,
     drop_pages: Callable[[InodeNumber], bool] = lambda inode: True,
+    session: SessionLog | None = None,
 ) -> FileSystem:
     """Return the file system of a bucket, from `prefix` down.
 
     Files are written in the area `staging`; None: they are streamed. `on_open`, `on_damage`: see
-    Opener. `drop_pages`: see Readers.
+    Opener. `drop_pages`: see Readers. `session` keeps what another process needs to go on, and has
+    what this one goes on with.
     """
-    inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS)
-    local = OverlayNames(prefix)
+    inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS, session)
+    local = OverlayNames(prefix, session)
     readers = Readers(inodes, drop_pages)
     listings = ListingCache(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
     resolver = Resolver(
@@ -88,7 +97,12 @@ def build_filesystem(
     backend: WriteBackend = StreamedWrites(context)
     if staging is not None:
         backend = StagedWrites(context, staging, write.part_size_bytes)
-    files: HandleTable[OpenFile] = HandleTable()
+    files: HandleTable[OpenFile] = HandleTable(
+        None if session is None else partial(note_file, session)
+    )
+    open_directories: HandleTable[DirectoryHandle] = HandleTable(
+        None if session is None else partial(note_listing, session)
+    )
     opener = Opener(
         client,
         retry_policy,
@@ -121,12 +135,17 @@ def build_filesystem(
         mounted_at_ns=time.time_ns(),
     )
     directories = Directories(context, listings, walks)
+    if session is not None:
+        found = recover(session, inodes, local, files, open_directories, opener, directories)
+        if any(found):
+            log.info("open files and directories go on", **found._asdict())
     return FileSystem(
         inodes=inodes,
         resolver=resolver,
         local=local,
         caches=caches,
         files=files,
+        open_directories=open_directories,
         directories=directories,
         opener=opener,
         reopened=reopened,

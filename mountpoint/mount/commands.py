@@ -31,7 +31,10 @@ CACHED_S = 1.0
 
 
 class ControlCommands:
-    """The commands of one mount. Thread-safe. `sweep` must be called every second."""
+    """The commands of one mount. Thread-safe. `sweep` must be called every second.
+
+    `restarts`: how often the mount's process was restarted; None if nothing would restart it.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class ControlCommands:
         *,
         data_plane: str,
         cache: BlockCache | None = None,
+        restarts: int | None = None,
     ) -> None:
         # dependencies
         self._config = config
@@ -55,6 +59,7 @@ class ControlCommands:
         self._cache = cache
         # constants
         self._data_plane = data_plane
+        self._restarts = restarts
         self._began_s = time.monotonic()
         # mutable; each change is one step of the interpreter: times, with the totals at that time
         self._samples = deque([(self._began_s, self._totals())], maxlen=RATE_S + 1)
@@ -89,6 +94,8 @@ class ControlCommands:
             "options": _write_options(self._config),
             "metadata_ttl_s": self._config.filesystem.ttl_s,
             "negative_metadata_ttl_s": self._config.filesystem.negative_ttl_s,
+            "keep_alive": self._restarts is not None,
+            "restarts": self._restarts or 0,
             "uptime_s": time.monotonic() - self._began_s,
             "rss_bytes": resident_bytes(),
             "memory_held_bytes": self._budget.held_bytes,

@@ -32,7 +32,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import structlog
 
@@ -69,11 +69,23 @@ PATH_VARIABLES = (
 )
 
 
+#: What the process in the background does: it gets a function to call once the mount serves, and
+#: returns the exit code.
+Work = Callable[[Callable[[], None]], int]
+
+
+class Status(Protocol):
+    """How a process that mounts reports to the one that waits for it."""
+
+    def ready(self) -> None:
+        """Report that the mount serves requests. Raises MountError if nobody waits any more."""
+
+    def failed(self, error: MountError) -> None:
+        """Report why there is no mount, unless it was reported that there is one."""
+
+
 def run_in_background(
-    work: Callable[[Callable[[], None]], int],
-    *,
-    log_hint: str = "",
-    timeout_s: float = START_TIMEOUT_S,
+    work: Work, *, log_hint: str = "", timeout_s: float = START_TIMEOUT_S
 ) -> None:
     """Run `work(on_ready)` in a child process; return once it has called `on_ready`.
 
@@ -83,15 +95,35 @@ def run_in_background(
     Raises MountError if the child raised one, died, or took too long. An exception in the parent,
     such as Ctrl-C, stops the child first.
     """
+
+    def fork(reader: int, writer: int, mask: set[int | signal.Signals]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            _child(work, writer, log_hint, mask)
+        return pid
+
+    _wait_for(fork, log_hint, timeout_s)
+
+
+def wait_for(start: Callable[[int], int], *, log_hint: str) -> None:
+    """Call `start`, and return once the process that it starts has reported that it serves.
+
+    `start` gets the descriptor on which the process reports (`READY`, `FAILED`), and returns the
+    process's pid. It is called while signals are blocked. Raises as `run_in_background` does.
+    """
+    _wait_for(lambda _reader, writer, _mask: start(writer), log_hint, START_TIMEOUT_S)
+
+
+def _wait_for(
+    start: Callable[[int, int, set[int | signal.Signals]], int], log_hint: str, timeout_s: float
+) -> None:
     _open_standard_descriptors()
     _flush()  # or the child would write the same text again
     reader, writer = os.pipe()
     # A signal that ended the parent before it handles signals would leave the child behind.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        _child(work, writer, log_hint, mask)
+    pid = start(reader, writer, mask)
     os.close(writer)
     try:
         with _termination_raises():
@@ -198,7 +230,7 @@ class _Status:
         """Detach from the caller and tell the parent that the mount is ready. Only once."""
         if self._descriptor is None:
             return
-        _detach()
+        detach()
         try:
             self._send(READY)
         except BrokenPipeError:
@@ -222,22 +254,26 @@ class _Status:
 
 
 def _child(
-    work: Callable[[Callable[[], None]], int],
+    work: Work,
     writer: int,
     log_hint: str,
     mask: set[int | signal.Signals],
 ) -> NoReturn:
-    """Run `work` with this signal mask, and end the process.
+    """Run `work` with this signal mask, and end the process."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # An ignored signal concerns a terminal, which this process leaves.
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    serve(work, _Status(writer), log_hint)
 
-    `os._exit`: the parent's exit handlers are not ours.
+
+def serve(work: Work, status: Status, log_hint: str) -> NoReturn:
+    """Run `work` in a process that is there for it alone, and end that.
+
+    `os._exit`: exit handlers are the parent's.
     """
-    status = _Status(writer)
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            # An ignored signal concerns a terminal, which this process leaves.
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _close_inherited()
         _replace(0)
         code = work(status.ready)
@@ -256,17 +292,22 @@ def _child(
         os._exit(code)
 
 
-def _detach() -> None:
+def detach() -> None:
     """Give up the caller's terminal or pipes, its session and its working directory."""
     os.setsid()
     _flush()
     _replace(1)
     _replace(2)
+    keep_paths()
+    os.chdir("/")
+
+
+def keep_paths() -> None:
+    """Make paths absolute that botocore will read from the environment later."""
     for name in PATH_VARIABLES:
         value = os.environ.get(name)
         if value and not value.startswith("~"):
             os.environ[name] = os.path.abspath(value)
-    os.chdir("/")
 
 
 def _close_inherited() -> None:

@@ -31,6 +31,8 @@ from mountpoint.mount import preflight
 from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
+from mountpoint.mount.keep_alive import Link
+from mountpoint.mount.leftovers import abort_uploads_of
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
@@ -62,10 +64,11 @@ MAX_QUEUE_BYTES = 64 * MIB
 SUBTYPE = "mount-s3"
 
 
-def run(config: Config, on_ready: Callable[[], None]) -> int:
+def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) -> int:
     """Mount and serve until unmounted or told to end; return the exit code.
 
-    `on_ready` is called once the mount serves requests. Raises MountError, with nothing mounted, if
+    `on_ready` is called once the mount serves requests. `link` leads to the mount's keeper, if it
+    has one: then this process may go on with a mount. Raises MountError, with nothing mounted, if
     mounting fails.
     """
     memory.keep_freed()
@@ -74,13 +77,9 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
     recent, crashes = configure_log(config.log)
     if crashes is not None:
         faulthandler.enable(crashes)  # there is no core file: see keep_private
-    if config.mount.descriptor is None:
-        preflight.check_directory(config.mount.directory)
-        preflight.check_fuse(config.mount)
-    if config.change.staging_directory is not None:
-        check_staging_directory(config.change.staging_directory, config.mount.directory)
-    if config.cache.directory is not None:
-        check_directory(config.cache.directory, config.mount.directory)
+    takes_over = link is not None and link.takes_over
+    if not takes_over:  # nobody answers there yet
+        _check_directories(config)
     cache_bucket(config)
     meters = Meters(binding.request_pid, config.mount.max_threads)
     watcher = SignalWatcher(meters.counters.log)
@@ -117,7 +116,9 @@ def run(config: Config, on_ready: Callable[[], None]) -> int:
             with shared_cache(
                 config, client.endpoint, os.environ, stopping, meters, instance
             ) as shared:
-                return _serve(config, client, shared, stopping, meters, recent, watcher, ready)
+                return _serve(
+                    config, client, shared, stopping, meters, recent, watcher, link, ready
+                )
         finally:
             stopping.set()
             client.close()
@@ -131,12 +132,20 @@ def _serve(
     meters: Meters,
     recent: RecentLines,
     watcher: SignalWatcher,
+    link: Link | None,
     on_ready: Callable[[ControlCommands], None],
 ) -> int:
     failure: list[Exception] = []
 
     def ready() -> None:
         log.debug("the kernel asks", at_most_kib=1024 if binding.is_wide() else 128)
+        if link is not None and link.takes_over:
+            log.warning(
+                "the mount's process died; this one goes on",
+                died=link.died,
+                restarts=link.restarts,
+                requests_in_progress="repeated" if binding.repeats() else "failed",
+            )
         watcher.serving()
         try:
             on_ready(answers)
@@ -155,9 +164,10 @@ def _serve(
 
     retry_policy = retry_policy_until(stopping)
     directory = config.mount.directory
-    # A mount that was handed over is not asked for its path: nobody answers yet.
+    # A mount that was handed over is not asked for its path: nobody answers yet. With a keeper it
+    # is known.
     handed_over = config.mount.descriptor is not None
-    mount_point = directory if handed_over else os.path.realpath(directory)
+    mount_point = directory if handed_over or link is not None else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
     kept_bytes = config.read.memory_bytes // KEPT_SHARE
     _blocks.keep_at_most(max(kept_bytes, config.read.part_size_bytes))
@@ -170,7 +180,8 @@ def _serve(
     streams = Streams(
         client, read_config, retry_policy_until(threading.Event()), meters.counters, cache, shared
     )
-    journal = Journal(default_directory(os.environ), BucketAddress.of(config.bucket))
+    journals = default_directory(os.environ)
+    journal = Journal(journals, BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))
     uploads = Uploads(
         client, config.write, streams.budget, retry_policy, journal=journal, spill=spill
@@ -195,6 +206,7 @@ def _serve(
         on_open=kernel.ReadAhead(mount_point).set_for,
         on_damage=binding.forget_pages,
         drop_pages=binding.drop_pages,
+        session=None if link is None else link.log,
     )
 
     def interrupt() -> None:
@@ -217,6 +229,7 @@ def _serve(
         recent,
         data_plane=client.data_plane,
         cache=cache,
+        restarts=None if link is None else link.restarts,
     )
     sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, answers)]
     sweeps += [each.sweep for each in (cache, shared) if each is not None]
@@ -227,10 +240,20 @@ def _serve(
     binding.serve_lane(meters)
     if config.mount.descriptor is not None:
         binding.take(config.mount.descriptor)
+    if link is not None:
+        link.prepare()
     watcher.mounting(interrupt)
+    if link is not None and link.died:
+        threading.Thread(
+            target=abort_uploads_of,
+            args=(link.died, journals, BucketAddress.of(config.bucket), client, retry_policy),
+            name="leftovers",
+            daemon=True,
+        ).start()
     try:
         operations = Operations(filesystem, ready, meters)
-        llfuse.init(operations, directory, mount_options(config.mount))
+        taken = handed_over or (link is not None and link.takes_over)
+        llfuse.init(operations, directory, mount_options(config.mount, taken=taken))
     except RuntimeError as error:
         raise MountError(
             f"'{directory}' could not be mounted: {error}",
@@ -259,6 +282,17 @@ def _serve(
     return 0
 
 
+def _check_directories(config: Config) -> None:
+    """Raise MountError if a directory that the options name cannot be used."""
+    if config.mount.descriptor is None:
+        preflight.check_directory(config.mount.directory)
+        preflight.check_fuse(config.mount)
+    if config.change.staging_directory is not None:
+        check_staging_directory(config.change.staging_directory, config.mount.directory)
+    if config.cache.directory is not None:
+        check_directory(config.cache.directory, config.mount.directory)
+
+
 def _cache(config: Config, endpoint: Endpoint, meters: Meters) -> BlockCache | None:
     """Return the data cache, if there is to be one. Raises MountError if it cannot be used."""
     if config.cache.directory is None:
@@ -283,8 +317,8 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def mount_options(config: MountConfig) -> set[str]:
-    """Return the options for the FUSE library.
+def mount_options(config: MountConfig, *, taken: bool = False) -> set[str]:
+    """Return the options for the FUSE library. `taken`: it is mounted already.
 
     default_permissions makes the kernel check modes, as in mountpoint-s3. nonempty allows a
     directory with files in it, as mount(8) does. big_writes allows more than 4 KiB in a write.
@@ -294,7 +328,7 @@ def mount_options(config: MountConfig) -> set[str]:
     options = {"big_writes", "atomic_o_trunc"}
     if config.allow_root:
         options.add("allow_root")
-    if config.descriptor is not None:
+    if taken:
         return options
     options |= {
         f"fsname={_escaped(config.fsname or SUBTYPE)}",
@@ -306,7 +340,7 @@ def mount_options(config: MountConfig) -> set[str]:
         "noatime",
         "ro" if config.read_only else "rw",
     }
-    if config.auto_unmount:
+    if config.auto_unmount and not config.keep_alive:  # else the keeper unmounts
         options.add("auto_unmount")
     if config.allow_other:
         options.add("allow_other")

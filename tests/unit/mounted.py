@@ -55,6 +55,7 @@ class Mounted:
         self.uploads.may_write = not options.pop("unproven", False)
         change = {name: options.pop(name) for name in CHANGES if name in options}
         staging = options.pop("staging", None)
+        session = options.pop("session", None)
         self.fs = build_filesystem(
             client,
             prefix=options.pop("prefix", b""),
@@ -65,6 +66,7 @@ class Mounted:
             streams=self.streams,
             uploads=self.uploads,
             retry_policy=retry_policy,
+            session=session,
         )
 
     def pass_s(self, seconds: float) -> None:

@@ -39,6 +39,7 @@ TESTED_IN = {
     ),
     "unit/fs/test_setattr.py": "fs/writes/streamed/attributes",
     "mount/test_channel.py": "fuse/_reads fuse/binding fuse/structures",
+    "mount/test_keep_alive.py": "fuse/_survival mount/keep_alive mount/worker",
     "unit/fs/test_resolver.py": "listing/single_lookup",
     "mount/test_life.py": "mount/build mount/run",
     "server/test_crt.py": "s3/client s3/crt/client s3/crt/signing",

@@ -7,6 +7,7 @@ from tests.unit.ctl.answers import STATUS
 FULL = STATUS | {
     "version": "1.2.3", "read_only": False, "options": ["--allow-delete"], "endpoint": "s3.x",
     "rates": {"read_bytes_per_s": 1.5e6, "written_bytes_per_s": 0, "requests_per_s": 2.5},
+    "keep_alive": False, "restarts": 0,
     "memory_held_bytes": 5 << 20, "memory_limit_bytes": 256 << 20, "trouble": "",
     "data_plane": "native", "cache_directory": "/c", "cache_limit_bytes": 64 << 20,
     "cache_bucket": "b--x-s3",
@@ -29,6 +30,14 @@ def test_status_in_lines() -> None:
         "  cache      /c, at most 64 MiB; shared in bucket b--x-s3",
         "  log        see the newest log in /var/log/mount-s3",
     ]
+
+
+def test_status_of_a_kept_mount() -> None:
+    """A mount with --keep-alive says how often it was restarted."""
+    for restarts, expected in ((0, "restarted if it dies"), (2, "restarted 2 times")):
+        found = status.text([FULL | {"keep_alive": True, "restarts": restarts}], [])
+        running = f"  running    for 1 min, process 7, {expected} (--keep-alive)"
+        assert found.splitlines()[1] == running
 
 
 def test_status_of_others() -> None:

@@ -169,6 +169,7 @@ ERRNOS: dict[type[Exception], tuple[str, str]] = {
     errors.Superseded: ("ESTALE", "debug"),
     errors.NotSequential: ("EINVAL", "warning"),
     errors.WriterKilled: ("EIO", "warning"),
+    errors.MaybeDone: ("EIO", "warning"),
     errors.StagingFull: ("ENOSPC", "warning"),
     errors.StagingFault: ("EIO", "warning"),
     errors.FileDamaged: ("EIO", "warning"),

@@ -1,0 +1,119 @@
+"""A log of what the kernel knows of this mount by number, in memory that outlives the process.
+
+The kernel uses numbers of inodes and handles, which mean nothing to another process: it needs to
+know the directories that the kernel holds, the files that are open, and all handles. A file that is
+not open needs nothing: if its number is not known, ESTALE makes the kernel look its name up again.
+
+Each line is an object of JSON: the latest one of a kind and number counts. A line is one write(2)
+to a memfd, which the keeper holds too. So it is complete if the process is killed right after. When
+most lines are outdated, the rest goes to another memfd, which the keeper is told of (`publish`).
+
+Bytes (keys and names) are text in Latin-1 here.
+"""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+#: Fields of a line; their names are `recovery`'s.
+Fields = dict[str, Any]
+
+#: What a record is found by.
+Number = int | str
+
+#: The log is written anew when it has at least so many bytes, and half of its lines are outdated.
+MIN_BYTES = 1 << 20
+
+
+class SessionLog:
+    """The log of one mount. Thread-safe. A record has a number, or a name, unique in its `kind`.
+
+    `file` is the memfd that is written at present; at first an empty one, or that of a process that
+    has died. `publish` is called with the descriptor of each new one, before the old one is closed.
+    """
+
+    def __init__(self, file: int, publish: Callable[[int], None]) -> None:
+        # dependencies
+        self._publish = publish
+        # mutable, guarded by _lock
+        self._lock = threading.Lock()
+        self.file = file
+        self._lines: dict[tuple[str, Number], bytes] = {}
+        for kind, number, line in _read(file):
+            if line:
+                self._lines[kind, number] = line
+            else:
+                self._lines.pop((kind, number), None)
+        self._size_bytes = os.lseek(file, 0, os.SEEK_END)
+        if self._size_bytes:
+            self._write(b"\n")  # ends a line that was cut
+
+    def records(self, kind: str) -> dict[Any, Fields]:
+        """Return the fields of all records of a kind by their numbers, oldest first."""
+        with self._lock:
+            return {
+                number: json.loads(line)[2]
+                for (its, number), line in self._lines.items()
+                if its == kind
+            }
+
+    def note(self, kind: str, number: Number, fields: Fields) -> None:
+        """Add a record, or replace it."""
+        line = json.dumps((kind, number, fields), separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self._lines[kind, number] = line
+            self._write(line)
+
+    def drop(self, kind: str, number: Number) -> None:
+        """Remove a record, if there is one."""
+        with self._lock:
+            if self._lines.pop((kind, number), None) is not None:
+                self._write(json.dumps((kind, number)).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        os.write(self.file, line)
+        self._size_bytes += len(line)
+        if self._size_bytes >= MIN_BYTES:
+            live_bytes = sum(map(len, self._lines.values()))
+            if self._size_bytes >= 2 * live_bytes:
+                self._rewrite()
+
+    def _rewrite(self) -> None:
+        file = new_log()
+        text = b"".join(self._lines.values())
+        view = memoryview(text)
+        while view:
+            view = view[os.write(file, view) :]
+        self._publish(file)
+        os.close(self.file)
+        self.file, self._size_bytes = file, len(text)
+
+
+def text_of(data: bytes) -> str:
+    """Return bytes as text for a line."""
+    return data.decode("latin-1")
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes of `text_of`."""
+    return text.encode("latin-1")
+
+
+def new_log() -> int:
+    """Return the descriptor of an empty log."""
+    return os.memfd_create("mount-s3 session", os.MFD_CLOEXEC)
+
+
+def _read(file: int) -> Iterator[tuple[str, Number, bytes]]:
+    """Yield kind and number of each line, and the line; b"" if it removes the record."""
+    size_bytes = os.fstat(file).st_size
+    for line in os.pread(file, size_bytes, 0).splitlines(keepends=True):
+        with contextlib.suppress(ValueError):  # the last one may be cut
+            match json.loads(line):
+                case [str(kind), int(number) | str(number), dict()]:
+                    yield kind, number, line
+                case [str(kind), int(number) | str(number)]:
+                    yield kind, number, b""

@@ -1,0 +1,165 @@
+"""Go on with the kernel's session after another process of this mount has died.
+
+Directories keep their numbers. Files that were open for reading are open again: the same version,
+for which the first read sends a request. Listings start anew, and go on at the same position. What
+was being written is lost with the process: its handles fail until they are closed.
+"""
+
+from typing import NamedTuple, NoReturn
+
+from mountpoint.errors import WriterKilled
+from mountpoint.fs.directories import Directories
+from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, OpenFile
+from mountpoint.fs.inodes import ROOT, Inode, InodeNumber, InodeTable
+from mountpoint.fs.open import Opener, ReadHandle
+from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.session.log import Fields, SessionLog, bytes_of, text_of
+from mountpoint.native._lane import Lane
+from mountpoint.s3.client import ObjectInfo
+
+
+class Recovered(NamedTuple):
+    """How many directories, open files and listings go on; and how many written files are lost."""
+
+    directories: int
+    files: int
+    listings: int
+    lost: int
+
+
+class LostHandle:
+    """A file that a dead process was writing."""
+
+    shared = True
+    lane: Lane | None = None
+
+    def __init__(self, inode: Inode) -> None:
+        # dependencies
+        self.inode = inode
+
+    def read(self, offset: int, size: int) -> NoReturn:
+        """Fail."""
+        self._fail()
+
+    def write(self, offset: int, data: bytes) -> NoReturn:
+        """Fail."""
+        self._fail()
+
+    def truncate(self, size_bytes: int) -> NoReturn:
+        """Fail."""
+        self._fail()
+
+    def flush(self, process: int, *, killed: bool) -> NoReturn:
+        """Fail: close(2) tells the program."""
+        self._fail()
+
+    def fsync(self) -> NoReturn:
+        """Fail."""
+        self._fail()
+
+    def release(self) -> None:
+        """Do nothing: nothing was written."""
+
+    def _fail(self) -> NoReturn:
+        raise WriterKilled("mount-s3 was killed while the file was written; write it again")
+
+
+def note_file(log: SessionLog, number: HandleNumber, handle: OpenFile | None) -> None:
+    """Note the handle of an open file; None: it was closed."""
+    if handle is None:
+        log.drop("handle", number)
+        return
+    fields: Fields = {"inode": handle.inode.number}
+    if isinstance(handle, ReadHandle):
+        fields |= {"version": _fields(handle.version), "writer": handle.writer}
+    log.note("handle", number, fields)
+
+
+def note_listing(log: SessionLog, number: HandleNumber, handle: DirectoryHandle | None) -> None:
+    """Note the handle of an open directory; None: it was closed."""
+    if handle is None:
+        log.drop("listing", number)
+    else:
+        log.note("listing", number, {"inode": handle.inode.number, "process": handle.process})
+
+
+def recover(
+    log: SessionLog,
+    inodes: InodeTable,
+    local: OverlayNames,
+    files: HandleTable[OpenFile],
+    open_directories: HandleTable[DirectoryHandle],
+    opener: Opener,
+    directories: Directories,
+) -> Recovered:
+    """Restore all that the log has. Sends no request."""
+    for prefix in log.records("created"):
+        local.add_directory(bytes_of(prefix))
+    found = _restore_directories(log.records("directory"), inodes)
+    names = log.records("file")
+    restored: dict[InodeNumber, Inode] = {}
+    handles: dict[HandleNumber, OpenFile] = {}
+    lost = 0
+    for number, fields in log.records("handle").items():
+        version = _version(fields.get("version"))
+        inode_number = InodeNumber(fields["inode"])
+        inode = restored.get(inode_number)
+        if inode is None:
+            its = names.get(inode_number, {"parent": ROOT, "name": ""})
+            parent = found.get(its["parent"], inodes.root)
+            inode = inodes.restore_file(inode_number, parent, bytes_of(its["name"]), version)
+            restored[inode_number] = inode
+        if version is None:
+            inodes.opened(inode)
+            handles[HandleNumber(number)] = LostHandle(inode)
+            lost += 1
+            continue
+        handle = opener.restore(inode, version, fields["writer"])
+        if handle.lane is not None:
+            handle.lane.register(number)
+        handles[HandleNumber(number)] = handle
+    files.restore(handles)
+    listings = {}
+    for number, fields in log.records("listing").items():
+        directory = found.get(fields["inode"])
+        if directory is not None:
+            listings[HandleNumber(number)] = directories.open(directory, fields["process"])
+    open_directories.restore(listings)
+    return Recovered(len(found) - 1, len(handles) - lost, len(listings), lost)
+
+
+def _restore_directories(records: dict[int, Fields], inodes: InodeTable) -> dict[int, Inode]:
+    """Restore directories, those above first; return them by number, with the root."""
+    found: dict[int, Inode] = {ROOT: inodes.root}
+    for number in records:
+        missing: list[int] = []
+        above = number
+        while above not in found and above in records and above not in missing:
+            missing.append(above)
+            above = records[above]["parent"]
+        parent = found.get(above)
+        if parent is None:
+            continue  # a directory above was removed
+        for each in reversed(missing):
+            name = bytes_of(records[each]["name"])
+            parent = inodes.restore_directory(InodeNumber(each), parent, name)
+            found[each] = parent
+    return found
+
+
+def _fields(version: ObjectInfo) -> Fields:
+    return {
+        "key": text_of(version.key),
+        "size_bytes": version.size_bytes,
+        "mtime_ns": version.mtime_ns,
+        "etag": version.etag,
+        "storage_class": version.storage_class,
+        "restored": version.restored,
+        "metadata": None if version.metadata is None else dict(version.metadata),
+    }
+
+
+def _version(fields: Fields | None) -> ObjectInfo | None:
+    if fields is None:
+        return None
+    return ObjectInfo(**fields | {"key": bytes_of(fields["key"])})

@@ -1,0 +1,297 @@
+"""The keeper of a mount: a small process that holds /dev/fuse while another, the worker, serves.
+
+The kernel ends a mount when no process has its descriptor any more. So while the keeper has it, the
+death of the worker ends nothing: requests wait, and the keeper starts another worker, which goes on
+(`fuse/_survival`, `fs/session`). If workers die again and again before they have served anything,
+the keeper waits longer each time, and then unmounts.
+
+`start` and `become` run this file as a script: it imports nothing but the interpreter's own
+modules, has no threads, knows nothing of S3, and takes a few MiB. It follows a worker by one socket
+(`keep_alive`), on which each message is a letter, with descriptors or a text:
+
+* R  the mount serves requests; with /dev/fuse, the kept requests, and the session's log
+* L  another log in place of the last one
+* F  mounting has failed, and why
+
+The end of the socket is the worker's death. Whether the mount has ended with it, is what the kernel
+says (POLLERR): so each way to unmount ends the keeper too, with the worker's exit code.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+from typing import Any, NoReturn
+
+READY = b"R"
+LOG = b"L"
+FAILED = b"F"
+
+MAX_MESSAGE_BYTES = 4096
+
+#: A worker that has served for so long has not failed at its start.
+SERVED_S = 0.5
+#: How often workers may fail one after another.
+MAX_FAILURES = 10
+#: The pauses before the next worker, in seconds: the first of them after the second failure.
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 10.0
+
+#: Signals for the worker: it ends the mount, or logs its counters.
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+#: Exit codes of a worker that was told to end.
+ENDED = tuple(128 + number for number in FORWARDED[:3])
+
+#: Programs that unmount, the first one that works.
+UNMOUNT = (("fusermount", "-uz"), ("fusermount3", "-uz"), ("umount", "-l"))
+
+GAVE_UP = "mount-s3 died {failures} times in a row at its start: {directory} is unmounted"
+
+#: Python's arguments for the keeper: without site-packages and the environment's settings.
+KEEPER = ("-I", "-S", __file__)
+#: And for a worker: a module of the package, never one in the working directory.
+WORKER = ("-P", "-m", "mountpoint.mount.worker")
+
+
+def start(config: bytes, directory: str, status: int) -> int:
+    """Start the keeper of a mount, which reports on the descriptor `status`; return its pid.
+
+    `config` is for the worker.
+    """
+    command, config_file = _command(config, directory, status, "")
+    os.set_inheritable(status, True)
+    # An ignored signal concerns a terminal, which the keeper leaves.
+    heard = (signal.SIGINT, signal.SIGHUP)
+    try:
+        return os.posix_spawn(command[0], command, os.environ, setsigmask=(), setsigdef=heard)
+    finally:
+        os.close(config_file)
+
+
+def become(config: bytes, directory: str, done: str) -> NoReturn:
+    """Become the keeper of a mount in the foreground; it prints `done` when it is mounted."""
+    command, _ = _command(config, directory, None, done)
+    os.execv(command[0], command)
+
+
+def _command(config: bytes, directory: str, status: int | None, done: str) -> tuple[list[str], int]:
+    """Return the command of a keeper, and a descriptor that it inherits."""
+    config_file = os.memfd_create("mount-s3 config", 0)
+    os.write(config_file, config)
+    settings = {
+        "worker": [sys.executable, *WORKER, directory],
+        "config": config_file,
+        "directory": directory,
+        "status": status,
+        "done": done,
+    }
+    return [sys.executable, *KEEPER, json.dumps(settings), directory], config_file
+
+
+class Keeper:
+    """The life of one mount.
+
+    `settings`: `worker`, the command that starts a worker; `config`, a descriptor for it;
+    `directory`; `status`, a descriptor on which `daemon` waits, or None in the foreground, and then
+    `done`, the text to print when the mount serves requests.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        # constants
+        self._command: list[str] = settings["worker"]
+        self._config: int = settings["config"]
+        self._directory: str = settings["directory"]
+        self._done: str = settings["done"]
+        self._notify = os.environ.pop("NOTIFY_SOCKET", "")
+        # mutable
+        self._status: int | None = settings["status"]
+        self._background = self._status is not None
+        if self._background:
+            _close_inherited(keep=(self._config, settings["status"]))
+        os.set_inheritable(self._config, False)
+        self._kept: list[int] = []  # /dev/fuse, requests, log
+        self._worker = 0
+        self._died = 0  # the worker before it
+        self._ready_s: float | None = None  # when the worker began to serve (monotonic clock)
+        self._ending = False
+        self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in FORWARDED:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._forward)
+
+    def run(self) -> int:
+        """Keep workers until the mount has ended; return the exit code."""
+        failures = restarts = 0
+        while True:
+            code = self._serve(restarts)
+            if not self._is_mounted():
+                return code
+            # A worker that is told to end while it starts does not unmount.
+            self._ending = self._ending or code in ENDED
+            served = self._ready_s is not None and time.monotonic() - self._ready_s >= SERVED_S
+            failures = 0 if served else failures + 1
+            if failures > MAX_FAILURES:
+                self._say(GAVE_UP.format(failures=failures, directory=self._directory))
+            elif not self._ending and failures > 1:
+                self._pause(min(FIRST_PAUSE_S * 2 ** (failures - 2), LONGEST_PAUSE_S))
+            if self._ending or failures > MAX_FAILURES:
+                self._unmount()
+                return 1 if failures > MAX_FAILURES else 0
+            restarts += 1
+
+    def _serve(self, restarts: int) -> int:
+        """Start a worker and follow it until it has died; return its exit code."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        inherited = [theirs.fileno(), self._config, *self._kept]
+        argument = json.dumps(
+            {
+                "link": theirs.fileno(),
+                "config": self._config,
+                "kept": self._kept,
+                "restarts": restarts,
+                "died": self._died,
+                "background": self._background,
+            }
+        )
+        self._ready_s = None
+        command = [*self._command[:-1], argument, self._command[-1]]
+        for descriptor in inherited:
+            os.set_inheritable(descriptor, True)
+        self._worker = os.posix_spawn(command[0], command, os.environ)
+        for descriptor in inherited:
+            os.set_inheritable(descriptor, False)
+        theirs.close()
+        with ours:
+            while self._follow(ours):
+                pass
+        _, status = os.waitpid(self._worker, 0)
+        self._died, self._worker = self._worker, 0
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+    def _follow(self, ours: socket.socket) -> bool:
+        """Handle the worker's next message; False if it has died."""
+        flags = socket.MSG_CMSG_CLOEXEC
+        data, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE_BYTES, 3, flags)
+        kind, text = data[:1], data[1:]
+        if kind == READY:
+            self._keep(descriptors)
+            self._serving()
+        elif kind == LOG:
+            self._keep([*self._kept[:2], *descriptors])
+        elif kind == FAILED and not self._kept:
+            self._failed(text)
+        return bool(data)
+
+    def _keep(self, descriptors: list[int]) -> None:
+        for descriptor in set(self._kept) - set(descriptors):
+            os.close(descriptor)
+        self._kept = descriptors
+
+    def _serving(self) -> None:
+        """Note that the worker serves; the first time, detach and tell the caller."""
+        self._ready_s = time.monotonic()
+        if self._background:
+            status, self._status = self._status, None
+            if status is None:
+                return
+            self._detach()
+            try:
+                os.write(status, b"R")
+            except BrokenPipeError:  # the caller is gone
+                self._forward(signal.SIGTERM)
+            os.close(status)
+        elif self._done:
+            print(self._done, flush=True)
+            self._notify_manager(self._done)
+            self._done = ""
+
+    def _failed(self, text: bytes) -> None:
+        """Tell the caller why there is no mount."""
+        if self._status is not None:
+            os.write(self._status, b"E" + text)
+        elif not self._background:
+            sys.stderr.write(f"Error: {text.decode('utf-8', 'replace')}\n")
+
+    def _detach(self) -> None:
+        """Give up the caller's terminal, session and working directory, as `daemon` does."""
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
+        os.chdir("/")
+
+    def _notify_manager(self, status: str) -> None:
+        """Tell systemd, whose messages must come from its service's main process."""
+        if not self._notify:
+            return
+        address = "\0" + self._notify[1:] if self._notify.startswith("@") else self._notify
+        # The mount works without it.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        ):
+            manager.sendto(f"READY=1\nSTATUS={status}".encode(), address)
+
+    def _is_mounted(self) -> bool:
+        if not self._kept:
+            return False
+        poll = select.poll()
+        poll.register(self._kept[0], 0)
+        return not poll.poll(0)
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait, or until a signal comes."""
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        until_s = time.monotonic() + pause_s
+        while not self._ending and (left_s := until_s - time.monotonic()) > 0:
+            if poll.poll(left_s * 1000):
+                os.read(self._woken, 4096)
+
+    def _forward(self, number: int, _frame: FrameType | None = None) -> None:
+        self._ending = self._ending or number != signal.SIGUSR2
+        if self._worker:
+            os.kill(self._worker, number)
+
+    def _unmount(self) -> None:
+        for program in UNMOUNT:
+            command = [*program, "--", self._directory]
+            try:
+                pid = os.posix_spawnp(command[0], command, os.environ)
+            except OSError:
+                continue
+            if os.waitpid(pid, 0)[1] == 0:
+                return
+
+    def _say(self, text: str) -> None:
+        if not self._background:
+            sys.stderr.write(f"{text}\n")
+            return
+        import syslog
+
+        syslog.openlog("mount-s3", syslog.LOG_PID)
+        syslog.syslog(syslog.LOG_ERR, text)
+
+
+def _close_inherited(keep: tuple[int, ...]) -> None:
+    """Close the descriptors that the caller left open."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in keep:
+            with contextlib.suppress(OSError):  # that of the listing is closed
+                os.close(descriptor)
+    for descriptor in keep:
+        os.set_inheritable(descriptor, False)
+
+
+if __name__ == "__main__":
+    sys.exit(Keeper(json.loads(sys.argv[1])).run())

@@ -1,0 +1,26 @@
+"""The worker of a mount with a keeper: `python -m mountpoint.mount.worker ARGUMENT DIRECTORY`.
+
+It is the process that serves, as without a keeper; it reports to the keeper, and may go on with a
+mount.
+"""
+
+import signal
+import sys
+from typing import NoReturn
+
+from mountpoint.log.setup import log_location
+from mountpoint.mount import daemon, run
+from mountpoint.mount.keep_alive import Link
+
+
+def main() -> NoReturn:
+    """Serve until the mount ends."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    link = Link(sys.argv[1])
+    log_hint = log_location(link.config.log)
+    daemon.serve(lambda ready: run.run(link.config, ready, link), link, log_hint)
+
+
+if __name__ == "__main__":
+    main()

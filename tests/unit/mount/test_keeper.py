@@ -1,0 +1,221 @@
+"""The keeper, with workers that do as the test says, and a pipe in place of /dev/fuse.
+
+The writing end of a pipe reports POLLERR once nobody can read it, as /dev/fuse does once it is not
+mounted any more.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mountpoint.mount import keeper
+from tests.mount.mounting import eventually
+
+#: A worker: it writes down what it was given, and then does what the test says.
+WORKER = """
+import json, os, select, signal, socket, sys
+settings = json.loads(sys.argv[1])
+first = not settings["kept"]
+device = 0 if first else settings["kept"][0]
+link = socket.socket(fileno=settings["link"])
+facts = {"pid": os.getpid(), "config": os.pread(settings["config"], 100, 0).decode()}
+with open(LOG, "a") as log:
+    log.write(json.dumps(settings | facts) + "\\n")
+
+def ready():
+    socket.send_fds(link, [b"R"], [device] * 3)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def serve(code):
+    poll = select.poll()
+    poll.register(device, 0)
+    poll.poll()
+    os._exit(code)
+"""
+
+#: The keeper with short pauses; it notes when it unmounts.
+KEEPER = """
+import json, sys
+sys.path.insert(0, FOLDER)
+import keeper
+keeper.FIRST_PAUSE_S = 0.001
+keeper.LONGEST_PAUSE_S = PAUSE_S
+keeper.SERVED_S = SERVED_S
+keeper.UNMOUNT = ((sys.executable, "-c", f"open({LOG!r} + '.unmounted', 'w')"),)
+sys.exit(keeper.Keeper(json.loads(sys.argv[1])).run())
+"""
+
+
+class World:
+    """A keeper in the background, as a child of this process, and its workers."""
+
+    def __init__(
+        self, folder: Path, body: str, *, served_s: float = 0.0, pause_s: float = 0.001
+    ) -> None:
+        self.log = folder / "log"
+        self._mounted, device = os.pipe()
+        self.status, status = os.pipe()
+        config = os.memfd_create("config", 0)
+        os.write(config, b"the config")
+        settings = {
+            "worker": [sys.executable, "-c", f"LOG = {str(self.log)!r}\n{WORKER}\n{body}", "/mnt"],
+            "config": config,
+            "directory": "/mnt",
+            "status": status,
+            "done": "",
+        }
+        names = {"LOG": str(self.log), "SERVED_S": served_s, "PAUSE_S": pause_s}
+        names["FOLDER"] = str(Path(keeper.__file__).parent)
+        constants = "\n".join(f"{name} = {value!r}" for name, value in names.items())
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", f"{constants}\n{KEEPER}", json.dumps(settings)],
+            pass_fds=[config, status],
+            stdin=device,
+        )
+        for each in (status, config, device):
+            os.close(each)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What the workers were given."""
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def has_unmounted(self) -> bool:
+        """Whether the keeper itself has unmounted."""
+        return Path(f"{self.log}.unmounted").exists()
+
+    def unmount(self) -> None:
+        """Unmount, as another process would."""
+        os.close(self._mounted)
+
+    def end(self) -> int:
+        """Wait for the keeper; return its exit code."""
+        try:
+            return self.process.wait(20)
+        finally:
+            self.process.kill()
+            os.close(self.status)
+
+
+def test_the_next_worker_goes_on(tmp_path: Path) -> None:
+    """It gets the config, what the one before has sent, and that one's number."""
+    world = World(tmp_path, "ready(); die() if settings['restarts'] < 2 else serve(7)")
+    assert os.read(world.status, 10) == b"R"
+    eventually(lambda: len(world.workers()) == 3)
+    world.unmount()
+    assert world.end() == 7
+    first, second, third = world.workers()
+    assert first["kept"] == []
+    assert len(second["kept"]) == len(third["kept"]) == 3
+    assert [each["restarts"] for each in (first, second, third)] == [0, 1, 2]
+    assert [each["died"] for each in (first, second, third)] == [0, first["pid"], second["pid"]]
+    assert {each["config"] for each in (first, second, third)} == {"the config"}
+    assert not world.has_unmounted()
+
+
+def test_another_log(tmp_path: Path) -> None:
+    """A log that the worker has begun anew takes the place of the one before."""
+    body = """
+if first:
+    ready()
+    socket.send_fds(link, [b"L"], [os.memfd_create("new")])
+    die()
+if "new" not in os.readlink(f"/proc/self/fd/{settings['kept'][2]}"):
+    os._exit(1)
+ready()
+serve(0)
+"""
+    world = World(tmp_path, body)
+    eventually(lambda: len(world.workers()) == 2)
+    world.unmount()
+    assert world.end() == 0
+
+
+def test_a_mount_that_never_was(tmp_path: Path) -> None:
+    """The caller gets the message; there is no second try."""
+    world = World(tmp_path, "link.send(b'Fno such bucket\\nuse another'); os._exit(1)")
+    assert os.read(world.status, 100) == b"Eno such bucket\nuse another"
+    assert world.end() == 1
+    assert len(world.workers()) == 1
+
+
+def test_a_first_worker_that_dies(tmp_path: Path) -> None:
+    """The caller gets no message, and there is no second try."""
+    world = World(tmp_path, "die()")
+    assert os.read(world.status, 100) == b""
+    assert world.end() == 128 + signal.SIGKILL
+    assert len(world.workers()) == 1
+
+
+def test_it_gives_up(tmp_path: Path) -> None:
+    """Workers that always die at their start are not started for ever."""
+    world = World(tmp_path, "ready()\ndie()", served_s=60)
+    assert world.end() == 1
+    assert len(world.workers()) == keeper.MAX_FAILURES + 1
+    assert world.has_unmounted()
+
+
+def test_failures_count_in_a_row(tmp_path: Path) -> None:
+    """A worker that has served for a while ends the row."""
+    body = f"ready(); die() if settings['restarts'] < {keeper.MAX_FAILURES + 5} else serve(0)"
+    world = World(tmp_path, body)
+    eventually(lambda: len(world.workers()) == keeper.MAX_FAILURES + 6)
+    world.unmount()
+    assert world.end() == 0
+    assert not world.has_unmounted()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_are_the_workers(tmp_path: Path, number: signal.Signals) -> None:
+    """The worker ends the mount, and its exit code is the keeper's."""
+    body = """
+signal.pthread_sigmask(signal.SIG_BLOCK, keepers := [1, 2, 15])
+ready()
+os._exit(20 + signal.sigwait(keepers))
+"""
+    world = World(tmp_path, body)
+    assert os.read(world.status, 10) == b"R"
+    world.unmount()
+    world.process.send_signal(number)
+    assert world.end() == 20 + number
+
+
+def test_a_signal_between_workers(tmp_path: Path) -> None:
+    """Then the keeper itself unmounts, at once."""
+    world = World(tmp_path, "ready()\ndie()", served_s=60, pause_s=600)
+    # The pauses double: the one after so many workers lasts for minutes.
+    eventually(lambda: len(world.workers()) >= 8)
+    world.process.send_signal(signal.SIGTERM)
+    assert world.end() == 0
+    assert world.has_unmounted()
+
+
+def test_a_worker_that_is_told_to_end_at_its_start(tmp_path: Path) -> None:
+    """It does not unmount, so the keeper does."""
+    world = World(tmp_path, "ready()\ndie() if first else os.kill(os.getpid(), signal.SIGTERM)")
+    assert world.end() == 0
+    assert len(world.workers()) == 2
+    assert world.has_unmounted()
+
+
+def test_the_caller_is_gone(tmp_path: Path) -> None:
+    """If nobody waits for the mount any more, it ends."""
+    body = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [15])
+ready()
+os._exit(20 + signal.sigwait([15]))
+"""
+    world = World(tmp_path, body)
+    status, world.status = world.status, os.open(os.devnull, os.O_RDONLY)
+    os.close(status)
+    world.unmount()
+    assert world.end() == 20 + signal.SIGTERM
