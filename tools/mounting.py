@@ -20,7 +20,7 @@ LOG_TAIL_LINES = 25
 #: The least value of MOUNTPOINT_LOG with which `counters` works.
 COUNTERS_FILTER = "mountpoint.metrics=info"
 #: How the mount's processes are started: the program, or a keeper and its worker (--keep-alive).
-PROGRAMS = (b"/mount-s3", b"/mount/keeper.py", b"mountpoint.mount.worker")
+PROGRAMS = (b"/mount-s3", b"/mount/kept/keeper.py", b"mountpoint.mount.kept.worker")
 #: The beginning of the line, after its time.
 COUNTERS_LINE = ["level=info", "logger=mountpoint.metrics", "event=counters"]
 

@@ -41,7 +41,8 @@ from mountpoint.fuse.fd_mount import claim
 from mountpoint.log.format import printable
 from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import display_name
-from mountpoint.mount import daemon, keeper, preflight
+from mountpoint.mount import daemon, preflight
+from mountpoint.mount.kept import keeper
 from mountpoint.system.sd_notify import notify
 
 BUCKET = "Bucket options"

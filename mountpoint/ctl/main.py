@@ -7,9 +7,9 @@ import click
 
 from mountpoint import __version__
 from mountpoint.cli.command import directories
-from mountpoint.ctl import log, mounts, refresh, status, terminal, unmount
+from mountpoint.ctl import log, mounts, refresh, status, terminal, unmount, upgrade
 from mountpoint.ctl.cache.command import cache
-from mountpoint.ctl.cleanup import cleanup
+from mountpoint.ctl.cleanup.command import cleanup
 from mountpoint.ctl.group import Group, json_option, write_json
 from mountpoint.ctl.progress import Progress
 from mountpoint.ctl.stats import command as stats
@@ -115,6 +115,33 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
         return
     shown = printable(os.path.join(mount.directory, below))
     click.echo(f"forgotten: {count(forgotten, 'name')} at or below {shown}")
+
+
+@main.command(name="upgrade")
+@argument
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
+    help="Longest wait for files that are being written.",
+)  # fmt: skip
+@json_option
+def upgrade_(directory: str, timeout: float, as_json: bool) -> None:
+    """Replace the process of the mount at DIR by one of the installed version.
+
+    Nothing is unmounted: programs keep their open files. The mount needs --keep-alive. The options
+    stay the same. If the installed version cannot mount, nothing changes.
+    """
+    mount, _ = mounts.at(directory, mounts.answering(os.environ))
+    following = upgrade.upgrade(mount, timeout, Progress(None if as_json else sys.stderr))
+    versions = {"from": mount.status["version"], "to": following.status["version"]}
+    if as_json:
+        facts = {"directory": mount.directory, "pid": following.status["pid"]}
+        write_json(facts | versions)
+        return
+    shown = printable(mount.directory)
+    click.echo(
+        f"{shown} is upgraded from version {versions['from']} to {versions['to']}, "
+        f"process {following.status['pid']}"
+    )
 
 
 @main.command(name="unmount")

@@ -103,6 +103,7 @@ from mountpoint.fuse._survival cimport (
     resumed,
     resuming,
     take_init,
+    wait_while_held,
 )
 
 cdef enum:
@@ -233,6 +234,7 @@ cdef public int fuse_session_receive_buf(
         if channel == NULL or buf.flags & BUF_IS_FD:
             break
         keep_request(<const InHeader*>buf.mem)
+        wait_while_held()
         if not answer_read(<const char*>buf.mem, size, descriptor):
             break
     if wanted and size > LARGE_BYTES:
@@ -272,6 +274,9 @@ cdef bint make_room(fuse_buf* buf) noexcept nogil:
     elif served.large_ns != 0 and served.large_ns <= unwanted_ns:
         madvise(served.memory, BUFFER_BYTES, MADV_DONTNEED)
         served.large_ns = 0
+    # A request fails with EIO if this process is killed while the kernel has to find a page for it
+    # (fuse_dev_do_read). All but writes fit into the first page, so that one is here.
+    (<volatile char*>served.memory)[0] = 0
     buf.mem = served.memory
     buf.size = BUFFER_BYTES
     return True

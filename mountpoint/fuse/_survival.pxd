@@ -9,3 +9,4 @@ cdef bint is_kept_init(uint64_t unique) noexcept nogil
 cdef void resumed(int descriptor) noexcept nogil
 cdef void keep_request(const InHeader* header) noexcept nogil
 cdef bint is_repeated(const InHeader* header) noexcept nogil
+cdef void wait_while_held() noexcept nogil

@@ -73,6 +73,7 @@ cdef struct Kept:
 
 cdef Kept* kept = NULL
 cdef int state = RECEIVES
+cdef int held = False  # requests wait
 
 
 cdef bint resuming() noexcept nogil:
@@ -157,6 +158,15 @@ cdef void keep_request(const InHeader* header) noexcept nogil:
         kept.taken[place - 1] = header.unique
 
 
+cdef void wait_while_held() noexcept nogil:
+    """Let a request wait that has come while this process is to hand the mount over."""
+    cdef timespec moment
+    moment.tv_sec = 0
+    moment.tv_nsec = WAIT_NS
+    while load_int(&held):
+        nanosleep(&moment, NULL)
+
+
 cdef bint is_repeated(const InHeader* header) noexcept nogil:
     """Whether a dead process had taken this request, too."""
     return header.unique & RESENT != 0
@@ -182,6 +192,14 @@ def keep(int memory, bint resume):
         raise ValueError("the requests were kept by another version of mount-s3")
     else:
         state = REPEATS
+
+
+def hold(bint yes):
+    """Let requests wait that come from now on, or no longer.
+
+    If this process is killed meanwhile, the next one gets them, where the kernel can repeat them.
+    """
+    store_int(&held, yes)
 
 
 def has_init():

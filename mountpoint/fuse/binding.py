@@ -32,6 +32,7 @@ __all__ = [
     "forget_name",
     "forget_pages",
     "go_direct",
+    "hold",
     "is_kept",
     "is_repeated",
     "is_wide",
@@ -131,6 +132,11 @@ def is_kept() -> bool:
 def repeats() -> bool:
     """Whether the kernel sends again what a dead process had taken; otherwise it fails with EIO."""
     return _survival.repeats()
+
+
+def hold(yes: bool) -> None:
+    """Let requests wait that come from now on, or no longer (to hand the mount over)."""
+    _survival.hold(yes)
 
 
 def is_repeated() -> bool:

@@ -19,6 +19,7 @@ from mountpoint.fuse import binding
 from mountpoint.log.setup import RecentLines, log_location
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount.control import Command
+from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.system.memory import resident_bytes
 from mountpoint.transfer.memory_budget import Budget
@@ -48,6 +49,7 @@ class ControlCommands:
         data_plane: str,
         cache: BlockCache | None = None,
         restarts: int | None = None,
+        upgrade: Upgrade | None = None,
     ) -> None:
         # dependencies
         self._config = config
@@ -57,6 +59,7 @@ class ControlCommands:
         self._meters = meters
         self._recent = recent
         self._cache = cache
+        self._upgrade = upgrade
         # constants
         self._data_plane = data_plane
         self._restarts = restarts
@@ -76,6 +79,7 @@ class ControlCommands:
             "log": self.log,
             "refresh": self.refresh,
             "cached": self.cached,
+            "upgrade": self.upgrade,
         }
 
     def status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,6 +166,15 @@ class ControlCommands:
             "queued_bytes": cache.queued_bytes,
             "queue_limit_bytes": cache.queue_bytes,
         }
+
+    def upgrade(self, _request: Mapping[str, Any]) -> dict[str, Any]:
+        """Hand the mount over to the installed version; there is no answer if that succeeds."""
+        if self._upgrade is None:
+            raise MountError(
+                "the mount has no keeper, which could start another version",
+                "mount with --keep-alive; or unmount, and mount again",
+            )
+        self._upgrade.run()
 
     def _missing(self, cache: BlockCache, path: bytes) -> dict[str, Any]:
         try:

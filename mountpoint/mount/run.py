@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import structlog
 
+from mountpoint import __version__
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.directory import CacheDirectory, check_directory
 from mountpoint.cache.shared.cache import SharedCache
@@ -31,8 +32,9 @@ from mountpoint.mount import preflight
 from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
-from mountpoint.mount.keep_alive import Link
-from mountpoint.mount.leftovers import abort_uploads_of
+from mountpoint.mount.kept.leftovers import abort_uploads_of
+from mountpoint.mount.kept.link import Link, Turn
+from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
@@ -77,8 +79,7 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
     recent, crashes = configure_log(config.log)
     if crashes is not None:
         faulthandler.enable(crashes)  # there is no core file: see keep_private
-    takes_over = link is not None and link.takes_over
-    if not takes_over:  # nobody answers there yet
+    if link is None or not link.takes_over:  # nobody answers there yet
         _check_directories(config)
     cache_bucket(config)
     meters = Meters(binding.request_pid, config.mount.max_threads)
@@ -113,11 +114,12 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
 
         try:
             preflight.check_kind(config, is_directory=client.is_directory)
+            turn = None if link is None else link.take_turn()
             with shared_cache(
                 config, client.endpoint, os.environ, stopping, meters, instance
             ) as shared:
                 return _serve(
-                    config, client, shared, stopping, meters, recent, watcher, link, ready
+                    config, client, shared, stopping, meters, recent, watcher, link, turn, ready
                 )
         finally:
             stopping.set()
@@ -133,19 +135,15 @@ def _serve(
     recent: RecentLines,
     watcher: SignalWatcher,
     link: Link | None,
+    turn: Turn | None,
     on_ready: Callable[[ControlCommands], None],
 ) -> int:
     failure: list[Exception] = []
 
     def ready() -> None:
         log.debug("the kernel asks", at_most_kib=1024 if binding.is_wide() else 128)
-        if link is not None and link.takes_over:
-            log.warning(
-                "the mount's process died; this one goes on",
-                died=link.died,
-                restarts=link.restarts,
-                requests_in_progress="repeated" if binding.repeats() else "failed",
-            )
+        if turn is not None and turn.died:
+            _log_turn(turn)
         watcher.serving()
         try:
             on_ready(answers)
@@ -206,7 +204,7 @@ def _serve(
         on_open=kernel.ReadAhead(mount_point).set_for,
         on_damage=binding.forget_pages,
         drop_pages=binding.drop_pages,
-        session=None if link is None else link.log,
+        session=None if turn is None else turn.log,
     )
 
     def interrupt() -> None:
@@ -229,7 +227,8 @@ def _serve(
         recent,
         data_plane=client.data_plane,
         cache=cache,
-        restarts=None if link is None else link.restarts,
+        restarts=None if turn is None else turn.restarts,
+        upgrade=None if link is None else Upgrade(link, filesystem, meters),
     )
     sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, answers)]
     sweeps += [each.sweep for each in (cache, shared) if each is not None]
@@ -240,13 +239,13 @@ def _serve(
     binding.serve_lane(meters)
     if config.mount.descriptor is not None:
         binding.take(config.mount.descriptor)
-    if link is not None:
-        link.prepare()
+    if turn is not None:
+        turn.prepare()
     watcher.mounting(interrupt)
-    if link is not None and link.died:
+    if turn is not None and turn.died:
         threading.Thread(
             target=abort_uploads_of,
-            args=(link.died, journals, BucketAddress.of(config.bucket), client, retry_policy),
+            args=(turn.died, journals, BucketAddress.of(config.bucket), client, retry_policy),
             name="leftovers",
             daemon=True,
         ).start()
@@ -280,6 +279,16 @@ def _serve(
     if failure:
         raise failure[0]
     return 0
+
+
+def _log_turn(turn: Turn) -> None:
+    """Log that this process goes on with a mount."""
+    requests = "repeated" if binding.repeats() else "failed"
+    facts = {"died": turn.died, "restarts": turn.restarts, "requests_in_progress": requests}
+    if turn.upgraded:
+        log.info("this process has taken the mount over", version=__version__, **facts)
+    else:
+        log.warning("the mount's process died; this one goes on", **facts)
 
 
 def _check_directories(config: Config) -> None:

@@ -166,6 +166,7 @@ def test_command(command: str, store: Store, flat_store: Store, folder: Path) ->
             path = path or reader.places[PLACES[0]]
             (folder / "list.txt").write_text(f"{path}/logs/a file\n")
             options = ["--endpoint-url", reader.store.endpoint_url, "--cache", str(reader.cache)]
+            options += ["--keep-alive"] if "upgrade" in own else []
             done = subprocess.run(
                 [PROGRAM, reader.store.bucket, path, *options],
                 env=reader.environment, capture_output=True, text=True, timeout=TIMEOUT_S,

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import mmap
 import os
 import random
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.mount import keeper
+from mountpoint.mount.kept import keeper
 from tests.conftest import Store
-from tests.faulty_proxy import Exchange, FaultyProxy
+from tests.faulty_proxy import Exchange, FaultyProxy, on_lists, refuse
 from tests.mount.mounting import (
     PROGRAM,
     Mount,
@@ -37,7 +38,7 @@ from tools.mounting import is_mounted, mount_processes
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
-WORKER = b"mountpoint.mount.worker"
+WORKER = b"mountpoint.mount.kept.worker"
 
 
 class Kept:
@@ -422,3 +423,102 @@ def test_status(shared: Kept) -> None:
     done = subprocess.run([ctl, "status", shared.path], capture_output=True, text=True, check=True)
     assert ", restarted " in done.stdout
     assert "(--keep-alive)" in done.stdout
+
+
+def ctl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [PROGRAM.with_name("mount-s3ctl"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_an_upgrade(store: Store, shared: Kept, files: dict[str, bytes], own: str) -> None:
+    """The process is replaced while programs read and write: nothing fails, nothing is lost."""
+    before = shared.worker
+    restarts = json.loads(ctl("status", "--json", shared.path).stdout)[0]["restarts"]
+    readers = Readers(shared.path / "keep-alive", files, SEED)
+    stopping, written = threading.Event(), list[str]()
+
+    def write() -> None:
+        while not stopping.is_set():
+            name = f"{own}-{len(written)}"
+            (shared.path / name).write_bytes(name.encode())
+            written.append(name)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            eventually(lambda: len(written) > 3)
+            done = ctl("upgrade", shared.path)
+            so_far = len(written)
+            eventually(lambda: len(written) > so_far + 3)
+        finally:
+            stopping.set()
+            readers.end()
+        writer.result(30)
+    assert done.returncode == 0, done.stderr
+    assert f"process {shared.worker}" in done.stdout
+    assert shared.worker != before
+    assert readers.wrong == []
+    for name in written:
+        assert content(store, name) == name.encode()
+    status = json.loads(ctl("status", "--json", shared.path).stdout)[0]
+    assert (status["pid"], status["restarts"]) == (shared.worker, restarts)
+    assert "this process has taken the mount over" in shared.mount.log
+
+
+def test_an_upgrade_waits_for_writers(store: Store, shared: Kept, own: str) -> None:
+    """It does not begin before the file is closed, and gives up if that takes too long."""
+    before = shared.worker
+    with (shared.path / own).open("wb") as file:
+        file.write(b"content")
+        file.flush()
+        done = ctl("upgrade", "--timeout", "0", shared.path)
+        assert done.returncode == 1
+        assert f"is still being written to: /{own}" in done.stderr
+        assert shared.worker == before
+    assert content(store, own) == b"content"
+    assert ctl("upgrade", shared.path).returncode == 0
+
+
+def test_an_upgrade_that_cannot_mount(
+    store: Store, folder: Path, files: dict[str, bytes], proxy: FaultyProxy
+) -> None:
+    """Then everything is as before, and the reason is said."""
+    with kept(store, folder, "--prefix", "keep-alive/", endpoint_url=proxy.url) as it:
+        before = it.worker
+        proxy.faults.append(on_lists(refuse(403, "AccessDenied")))
+        done = ctl("upgrade", it.path)
+        assert done.returncode == 1
+        assert "the other version cannot mount: access to bucket" in done.stderr
+        assert it.worker == before
+        proxy.faults.clear()
+        assert (it.path / "file-300000").read_bytes() == files["file-300000"]
+        assert ctl("upgrade", it.path).returncode == 0
+        assert (it.path / "file-10").read_bytes() == files["file-10"]
+
+
+def test_an_upgrade_without_a_keeper(mount: Mount) -> None:
+    """It is refused."""
+    done = ctl("upgrade", mount.path)
+    assert done.returncode == 1
+    assert "mount with --keep-alive" in done.stderr
+
+
+@pytest.mark.parametrize("dies", ["worker", "follower"])
+def test_a_death_during_an_upgrade(
+    store: Store, folder: Path, files: dict[str, bytes], proxy: FaultyProxy, dies: str
+) -> None:
+    """If one of the two processes is killed, the other one serves."""
+    with kept(store, folder, "--prefix", "keep-alive/", endpoint_url=proxy.url) as it:
+        before = it.worker
+        reached = threading.Event()
+        proxy.faults.append(stalled("list-type", "GET", reached))  # type: ignore[arg-type]
+        with ThreadPoolExecutor(1) as pool:
+            upgrade = pool.submit(ctl, "upgrade", it.path)
+            assert reached.wait(20)
+            others = {it.keeper, before}
+            (follower,) = set(mount_processes(it.path)) - others
+            os.kill(before if dies == "worker" and before else follower, signal.SIGKILL)
+            assert (it.path / "file-300000").read_bytes() == files["file-300000"]
+            assert upgrade.result(100).returncode == (0 if dies == "worker" else 1)
+        eventually(lambda: len(mount_processes(it.path)) == 2)
+        assert (it.worker == before) == (dies == "follower")

@@ -139,7 +139,7 @@ def machine(
 ) -> Iterator[Machine]:
     """A machine, and a server: ministack, unless the test names another."""
     # Keep the log of this process as it is.
-    monkeypatch.setattr("mountpoint.ctl.cleanup.configure_log", lambda config: None)
+    monkeypatch.setattr("mountpoint.ctl.cleanup.command.configure_log", lambda config: None)
     made = Machine(request.getfixturevalue(getattr(request, "param", "flat_store")), tmp_path)
     yield made
     for process in made.processes:

@@ -69,7 +69,7 @@ PLACES = {
         "mountpoint.cli.main",
         "mountpoint.cli.command",
         "mountpoint.ctl.cache.command",
-        "mountpoint.ctl.cleanup",
+        "mountpoint.ctl.cleanup.command",
         "mountpoint.ctl.group",
         "mountpoint.ctl.log",
         "mountpoint.ctl.main",

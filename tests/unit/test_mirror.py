@@ -23,7 +23,7 @@ TESTED_IN = {
     "unit/cache/shared/test_cache.py": "cache/shared/filling",
     "unit/ctl/cache/test_command.py": "ctl/cache/checking ctl/cache/hits ctl/cache/inventory",
     "unit/ctl/warm/test_warming.py": "ctl/warm/pace ctl/warm/state ctl/warm/tally",
-    "unit/ctl/test_cleanup.py": "ctl/main ctl/pending",
+    "unit/ctl/cleanup/test_command.py": "ctl/main ctl/cleanup/pending",
     "unit/ctl/test_stats.py": "ctl/mounts ctl/stats/command ctl/stats/screen",
     "unit/ctl/test_progress.py": "ctl/terminal",
     "mount/test_ctl.py": "ctl/refresh ctl/unmount",
@@ -39,7 +39,9 @@ TESTED_IN = {
     ),
     "unit/fs/test_setattr.py": "fs/writes/streamed/attributes",
     "mount/test_channel.py": "fuse/_reads fuse/binding fuse/structures",
-    "mount/test_keep_alive.py": "fuse/_survival mount/keep_alive mount/worker",
+    "mount/test_keep_alive.py": (
+        "ctl/upgrade fuse/_survival mount/kept/link mount/kept/upgrade mount/kept/worker"
+    ),
     "unit/fs/test_resolver.py": "listing/single_lookup",
     "mount/test_life.py": "mount/build mount/run",
     "server/test_crt.py": "s3/client s3/crt/client s3/crt/signing",

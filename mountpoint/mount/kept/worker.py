@@ -1,4 +1,4 @@
-"""The worker of a mount with a keeper: `python -m mountpoint.mount.worker ARGUMENT DIRECTORY`.
+"""The worker of a mount with a keeper: `python -m mountpoint.mount.kept.worker ARGUMENT DIRECTORY`.
 
 It is the process that serves, as without a keeper; it reports to the keeper, and may go on with a
 mount.
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from mountpoint.log.setup import log_location
 from mountpoint.mount import daemon, run
-from mountpoint.mount.keep_alive import Link
+from mountpoint.mount.kept.link import Link
 
 
 def main() -> NoReturn:

@@ -6,15 +6,28 @@ death of the worker ends nothing: requests wait, and the keeper starts another w
 the keeper waits longer each time, and then unmounts.
 
 `start` and `become` run this file as a script: it imports nothing but the interpreter's own
-modules, has no threads, knows nothing of S3, and takes a few MiB. It follows a worker by one socket
-(`keep_alive`), on which each message is a letter, with descriptors or a text:
+modules, has no threads, knows nothing of S3, and takes a few MiB. It speaks with each worker over
+one socket (`link`), on which each message is a letter, with descriptors or a text.
 
+From a worker:
+
+* P  it is prepared: it has reached S3
 * R  the mount serves requests; with /dev/fuse, the kept requests, and the session's log
 * L  another log in place of the last one
 * F  mounting has failed, and why
+* U  prepare the worker of another version
+* H  hand the mount over to that one
+* C  do not
+
+To a worker:
+
+* G  it is the one that serves; with what the one before has kept, if anything
+* P  the other version is prepared
+* F  it is not, and why
 
 The end of the socket is the worker's death. Whether the mount has ended with it, is what the kernel
-says (POLLERR): so each way to unmount ends the keeper too, with the worker's exit code.
+says (POLLERR): so each way to unmount ends the keeper too, with the worker's exit code. A worker
+that hands the mount over is killed, as any other way to end it would unmount.
 """
 
 import contextlib
@@ -28,9 +41,14 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
+PREPARED = b"P"
 READY = b"R"
 LOG = b"L"
 FAILED = b"F"
+UPGRADE = b"U"
+HAND_OVER = b"H"
+CANCEL = b"C"
+GO = b"G"
 
 MAX_MESSAGE_BYTES = 4096
 
@@ -56,7 +74,7 @@ GAVE_UP = "mount-s3 died {failures} times in a row at its start: {directory} is 
 #: Python's arguments for the keeper: without site-packages and the environment's settings.
 KEEPER = ("-I", "-S", __file__)
 #: And for a worker: a module of the package, never one in the working directory.
-WORKER = ("-P", "-m", "mountpoint.mount.worker")
+WORKER = ("-P", "-m", "mountpoint.mount.kept.worker")
 
 
 def start(config: bytes, directory: str, status: int) -> int:
@@ -94,6 +112,54 @@ def _command(config: bytes, directory: str, status: int | None, done: str) -> tu
     return [sys.executable, *KEEPER, json.dumps(settings), directory], config_file
 
 
+class Worker:
+    """A process that serves the mount, or is to do so. Raises OSError if it cannot be started.
+
+    `config` is a descriptor that it inherits. `takes_over`: there is a mount to go on with.
+    """
+
+    def __init__(
+        self, command: list[str], config: int, *, takes_over: bool, background: bool
+    ) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.prepared = False
+        argument = json.dumps(
+            {
+                "link": theirs.fileno(),
+                "config": config,
+                "takes_over": takes_over,
+                "background": background,
+            }
+        )
+        inherited = (theirs.fileno(), config)
+        with theirs:
+            for descriptor in inherited:
+                os.set_inheritable(descriptor, True)
+            try:
+                command = [*command[:-1], argument, command[-1]]
+                self.pid = os.posix_spawn(command[0], command, os.environ)
+            finally:
+                for descriptor in inherited:
+                    os.set_inheritable(descriptor, False)
+
+    def receive(self) -> tuple[bytes, bytes, list[int]]:
+        """Return the letter of its next message, the text and descriptors; b"" if it has died."""
+        flags = socket.MSG_CMSG_CLOEXEC
+        data, descriptors, _, _ = socket.recv_fds(self.socket, MAX_MESSAGE_BYTES, 3, flags)
+        return data[:1], data[1:], descriptors
+
+    def tell(self, message: bytes, descriptors: list[int] | None = None) -> None:
+        """Send it a message, unless it has died."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.socket, [message], descriptors or [])
+
+    def end(self) -> int:
+        """Wait until it has died; return its exit code."""
+        self.socket.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return code if code >= 0 else 128 - code
+
+
 class Keeper:
     """The life of one mount.
 
@@ -116,8 +182,9 @@ class Keeper:
             _close_inherited(keep=(self._config, settings["status"]))
         os.set_inheritable(self._config, False)
         self._kept: list[int] = []  # /dev/fuse, requests, log
-        self._worker = 0
-        self._died = 0  # the worker before it
+        self._worker: Worker | None = None
+        self._next: Worker | None = None  # of another version
+        self._facts = {"restarts": 0, "died": 0, "upgraded": False}
         self._ready_s: float | None = None  # when the worker began to serve (monotonic clock)
         self._ending = False
         self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -128,15 +195,23 @@ class Keeper:
 
     def run(self) -> int:
         """Keep workers until the mount has ended; return the exit code."""
-        failures = restarts = 0
+        try:
+            return self._keep_alive()
+        finally:
+            self._end_next()
+
+    def _keep_alive(self) -> int:
+        failures = 0
         while True:
-            code = self._serve(restarts)
+            self._worker = self._next or self._started()
+            self._next = None
+            code = self._serve(self._worker)
             if not self._is_mounted():
                 return code
             # A worker that is told to end while it starts does not unmount.
             self._ending = self._ending or code in ENDED
             served = self._ready_s is not None and time.monotonic() - self._ready_s >= SERVED_S
-            failures = 0 if served else failures + 1
+            failures = 0 if served or self._next else failures + 1
             if failures > MAX_FAILURES:
                 self._say(GAVE_UP.format(failures=failures, directory=self._directory))
             elif not self._ending and failures > 1:
@@ -144,51 +219,82 @@ class Keeper:
             if self._ending or failures > MAX_FAILURES:
                 self._unmount()
                 return 1 if failures > MAX_FAILURES else 0
-            restarts += 1
 
-    def _serve(self, restarts: int) -> int:
-        """Start a worker and follow it until it has died; return its exit code."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        inherited = [theirs.fileno(), self._config, *self._kept]
-        argument = json.dumps(
-            {
-                "link": theirs.fileno(),
-                "config": self._config,
-                "kept": self._kept,
-                "restarts": restarts,
-                "died": self._died,
-                "background": self._background,
-            }
+    def _started(self) -> Worker:
+        return Worker(
+            self._command,
+            self._config,
+            takes_over=bool(self._kept),
+            background=self._background,
         )
-        self._ready_s = None
-        command = [*self._command[:-1], argument, self._command[-1]]
-        for descriptor in inherited:
-            os.set_inheritable(descriptor, True)
-        self._worker = os.posix_spawn(command[0], command, os.environ)
-        for descriptor in inherited:
-            os.set_inheritable(descriptor, False)
-        theirs.close()
-        with ours:
-            while self._follow(ours):
-                pass
-        _, status = os.waitpid(self._worker, 0)
-        self._died, self._worker = self._worker, 0
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
 
-    def _follow(self, ours: socket.socket) -> bool:
+    def _serve(self, worker: Worker) -> int:
+        """Follow the worker until it has died; return its exit code."""
+        self._ready_s = None
+        if worker.prepared:
+            self._go(worker)
+        alive = True
+        while alive:
+            if self._next is not None and self._next.prepared is False:
+                ready, _, _ = select.select([worker.socket, self._next.socket], [], [])
+                if self._next.socket in ready:
+                    self._follow_next(self._next, worker)
+            else:
+                ready = [worker.socket]
+            if worker.socket in ready:
+                alive = self._follow(worker)
+        code = worker.end()
+        self._worker = None
+        self._facts["died"] = worker.pid
+        self._facts["upgraded"] = self._next is not None
+        if self._next is None:
+            self._facts["restarts"] += 1
+        return code
+
+    def _follow(self, worker: Worker) -> bool:
         """Handle the worker's next message; False if it has died."""
-        flags = socket.MSG_CMSG_CLOEXEC
-        data, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE_BYTES, 3, flags)
-        kind, text = data[:1], data[1:]
-        if kind == READY:
+        kind, text, descriptors = worker.receive()
+        if kind == PREPARED:
+            self._go(worker)
+        elif kind == READY:
             self._keep(descriptors)
             self._serving()
         elif kind == LOG:
             self._keep([*self._kept[:2], *descriptors])
         elif kind == FAILED and not self._kept:
             self._failed(text)
-        return bool(data)
+        elif kind == UPGRADE:
+            self._end_next()
+            try:
+                self._next = self._started()
+            except OSError as error:
+                worker.tell(FAILED + str(error).encode())
+        elif kind == CANCEL:
+            self._end_next()
+        elif kind == HAND_OVER:
+            os.kill(worker.pid, signal.SIGKILL)
+        elif not kind and self._next is not None and not self._next.prepared:
+            self._end_next()
+        return bool(kind)
+
+    def _follow_next(self, following: Worker, worker: Worker) -> None:
+        """Handle a message of the worker that is to take the mount over."""
+        kind, text, _ = following.receive()
+        if kind == PREPARED:
+            following.prepared = True
+            worker.tell(PREPARED)
+        elif kind in (FAILED, b""):
+            self._end_next()
+            worker.tell(FAILED + (text or b"it has ended; its log may say why"))
+
+    def _end_next(self) -> None:
+        following, self._next = self._next, None
+        if following is not None:
+            os.kill(following.pid, signal.SIGKILL)
+            following.end()
+
+    def _go(self, worker: Worker) -> None:
+        worker.tell(GO + json.dumps(self._facts).encode(), self._kept)
 
     def _keep(self, descriptors: list[int]) -> None:
         for descriptor in set(self._kept) - set(descriptors):
@@ -259,8 +365,8 @@ class Keeper:
 
     def _forward(self, number: int, _frame: FrameType | None = None) -> None:
         self._ending = self._ending or number != signal.SIGUSR2
-        if self._worker:
-            os.kill(self._worker, number)
+        if self._worker is not None:
+            os.kill(self._worker.pid, number)
 
     def _unmount(self) -> None:
         for program in UNMOUNT:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from mountpoint import errors
 from mountpoint.cli import main as cli
-from mountpoint.ctl.cleanup import config_of, duration
+from mountpoint.ctl.cleanup.command import config_of, duration
+from mountpoint.ctl.cleanup.pending import carry_out, judge, listed, strike
 from mountpoint.ctl.main import main
-from mountpoint.ctl.pending import carry_out, judge, listed, strike
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3 import connect
 from mountpoint.s3.client import PendingUpload, PutOptions

@@ -19,8 +19,8 @@ import click
 from mountpoint.cli.main import BUCKET, CREDENTIALS, main
 from mountpoint.cli.settings import make_config
 from mountpoint.config import Config, LogConfig
+from mountpoint.ctl.cleanup.pending import UploadOutcome, carry_out, judge, listed, strike
 from mountpoint.ctl.group import confirm, json_option, write_json
-from mountpoint.ctl.pending import UploadOutcome, carry_out, judge, listed, strike
 from mountpoint.ctl.words import age, count
 from mountpoint.errors import AccessDenied, MountError, OperationError
 from mountpoint.log.format import printable

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from mountpoint.errors import AccessDenied
-from mountpoint.mount.leftovers import abort_uploads_of
+from mountpoint.mount.kept.leftovers import abort_uploads_of
 from mountpoint.s3.client import ObjectClient, PutOptions
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import BucketAddress, Journal, journals

@@ -14,17 +14,23 @@ from typing import Any
 
 import pytest
 
-from mountpoint.mount import keeper
+from mountpoint.mount.kept import keeper
 from tests.mount.mounting import eventually
 
 #: A worker: it writes down what it was given, and then does what the test says.
 WORKER = """
 import json, os, select, signal, socket, sys
 settings = json.loads(sys.argv[1])
-first = not settings["kept"]
-device = 0 if first else settings["kept"][0]
 link = socket.socket(fileno=settings["link"])
+first = not settings["takes_over"]
+STARTED
+link.send(b"P")
+message, kept, _, _ = socket.recv_fds(link, 4096, 3)
+assert message[:1] == b"G"
+device = 0 if first else kept[0]
+settings |= json.loads(message[1:])
 facts = {"pid": os.getpid(), "config": os.pread(settings["config"], 100, 0).decode()}
+facts["kept"] = len(kept)
 with open(LOG, "a") as log:
     log.write(json.dumps(settings | facts) + "\\n")
 
@@ -58,15 +64,22 @@ class World:
     """A keeper in the background, as a child of this process, and its workers."""
 
     def __init__(
-        self, folder: Path, body: str, *, served_s: float = 0.0, pause_s: float = 0.001
+        self,
+        folder: Path,
+        body: str,
+        *,
+        served_s: float = 0.0,
+        pause_s: float = 0.001,
+        started: str = "pass",
     ) -> None:
+        worker = WORKER.replace("STARTED", started)
         self.log = folder / "log"
         self._mounted, device = os.pipe()
         self.status, status = os.pipe()
         config = os.memfd_create("config", 0)
         os.write(config, b"the config")
         settings = {
-            "worker": [sys.executable, "-c", f"LOG = {str(self.log)!r}\n{WORKER}\n{body}", "/mnt"],
+            "worker": [sys.executable, "-c", f"LOG = {str(self.log)!r}\n{worker}\n{body}", "/mnt"],
             "config": config,
             "directory": "/mnt",
             "status": status,
@@ -114,8 +127,7 @@ def test_the_next_worker_goes_on(tmp_path: Path) -> None:
     world.unmount()
     assert world.end() == 7
     first, second, third = world.workers()
-    assert first["kept"] == []
-    assert len(second["kept"]) == len(third["kept"]) == 3
+    assert [each["kept"] for each in (first, second, third)] == [0, 3, 3]
     assert [each["restarts"] for each in (first, second, third)] == [0, 1, 2]
     assert [each["died"] for each in (first, second, third)] == [0, first["pid"], second["pid"]]
     assert {each["config"] for each in (first, second, third)} == {"the config"}
@@ -129,7 +141,7 @@ if first:
     ready()
     socket.send_fds(link, [b"L"], [os.memfd_create("new")])
     die()
-if "new" not in os.readlink(f"/proc/self/fd/{settings['kept'][2]}"):
+if "new" not in os.readlink(f"/proc/self/fd/{kept[2]}"):
     os._exit(1)
 ready()
 serve(0)
@@ -219,3 +231,61 @@ os._exit(20 + signal.sigwait([15]))
     os.close(status)
     world.unmount()
     assert world.end() == 20 + signal.SIGTERM
+
+
+#: The first worker upgrades at once, and the next one serves.
+UPGRADES = """
+if settings["died"] == 0:
+    ready()
+    link.send(b"U")
+    answer = link.recv(100)
+    ANSWERED
+ready()
+serve(7)
+"""
+
+
+def test_an_upgrade(tmp_path: Path) -> None:
+    """The first worker is killed when the next one is prepared; that is no restart."""
+    body = UPGRADES.replace("ANSWERED", "assert answer == b'P'; link.send(b'H'); signal.pause()")
+    world = World(tmp_path, body)
+    eventually(lambda: len(world.workers()) == 2)
+    world.unmount()
+    assert world.end() == 7
+    first, second = world.workers()
+    assert (second["died"], second["upgraded"], second["restarts"]) == (first["pid"], True, 0)
+
+
+@pytest.mark.parametrize(
+    ("started", "answer"),
+    [
+        ("first or [link.send(b'Fno right'), os._exit(1)]", b"Fno right"),
+        ("first or os._exit(1)", b"Fit has ended; its log may say why"),
+    ],
+)
+def test_an_upgrade_that_fails(tmp_path: Path, started: str, answer: bytes) -> None:
+    """The first worker learns why, and goes on."""
+    body = UPGRADES.replace("ANSWERED", f"os._exit(8) if answer != {answer!r} else serve(9)")
+    world = World(tmp_path, body, started=started)
+    eventually(lambda: len(world.workers()) == 1)
+    world.unmount()
+    assert world.end() == 9
+
+
+def test_an_upgrade_that_is_cancelled(tmp_path: Path) -> None:
+    """The prepared worker is ended; the next upgrade prepares another one."""
+    again = (
+        "link.send(b'C'); link.send(b'U'); assert link.recv(9) == b'P'; link.send(b'H'); serve(9)"
+    )
+    world = World(tmp_path, UPGRADES.replace("ANSWERED", again.replace("; ", "\n    ")))
+    eventually(lambda: len(world.workers()) == 2)
+    world.unmount()
+    assert world.end() == 7
+
+
+def test_a_death_after_the_preparation(tmp_path: Path) -> None:
+    """If the first worker dies then, the prepared one serves."""
+    world = World(tmp_path, UPGRADES.replace("ANSWERED", "die()"))
+    eventually(lambda: len(world.workers()) == 2)
+    world.unmount()
+    assert world.end() == 7

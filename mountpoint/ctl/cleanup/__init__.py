@@ -1,0 +1,1 @@
+"""`mount-s3ctl cleanup`: `command`; which uploads it aborts (`pending`)."""

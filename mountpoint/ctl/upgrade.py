@@ -1,0 +1,65 @@
+"""`mount-s3ctl upgrade`: replace the process of a mount by one of the installed version.
+
+The mount itself does it, if it was mounted with --keep-alive (`mount/kept/upgrade`). This waits
+until no file is being written, asks the mount to do it, and waits for the process that follows.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mountpoint.ctl import mounts
+from mountpoint.ctl.mounts import Mount
+from mountpoint.ctl.progress import Progress, files
+from mountpoint.errors import MountError
+from mountpoint.mount.control import ask
+
+POLL_S = 0.2
+#: The longest time in seconds that the new process takes to answer.
+FOLLOW_S = 30.0
+
+
+def upgrade(mount: Mount, timeout_s: float, progress: Progress) -> Mount:
+    """Upgrade a mount; return it with its new process.
+
+    Raises MountError if it cannot be upgraded, and if files are written for longer than `timeout_s`
+    seconds.
+    """
+    try:
+        _wait_for_writers(mount, timeout_s, progress)
+    finally:
+        progress.leave()
+    try:
+        ask(mount.socket, "upgrade")
+    except (ConnectionError, FileNotFoundError):
+        pass  # the process that was to answer has handed over
+    except (OSError, ValueError) as error:
+        raise MountError(f"the mount at '{mount.directory}' does not answer: {error}") from error
+    return _follower(mount.status)
+
+
+def _wait_for_writers(mount: Mount, timeout_s: float, progress: Progress) -> None:
+    until_s = time.monotonic() + timeout_s
+    while writing := mount.ask("status")["being_written"]:
+        progress.show(writing)
+        if time.monotonic() > until_s:
+            raise MountError(
+                f"'{mount.directory}' is still being written to: {files(writing)}",
+                "wait longer with --timeout, or stop the writing program",
+            )
+        time.sleep(POLL_S)
+    progress.done()
+
+
+def _follower(before: Mapping[str, Any]) -> Mount:
+    until_s = time.monotonic() + FOLLOW_S
+    while time.monotonic() < until_s:
+        for each in mounts.answering(os.environ):
+            status = each.status
+            if status["directory"] == before["directory"] and status["pid"] != before["pid"]:
+                return each
+        time.sleep(POLL_S)
+    raise MountError(
+        f"the process that follows at '{before['directory']}' does not answer", "its log says why"
+    )
