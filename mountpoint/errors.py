@@ -16,6 +16,9 @@ import errno
 import logging
 from typing import NamedTuple, TypeVar
 
+#: The errno of all operations on a mount whose process is gone.
+DISCONNECTED = errno.ENOTCONN
+
 
 class MountError(Exception):
     """Mounting cannot go on.

@@ -10,7 +10,7 @@ from mountpoint.checks.subject import Subject, within
 from mountpoint.config import MIB
 from mountpoint.errors import MountError
 from mountpoint.log.setup import SYSLOG_SOCKET, cannot_write, log_location
-from mountpoint.mount import preflight
+from mountpoint.mount import dead_mount, preflight
 from mountpoint.s3.crt.native import symbols
 from mountpoint.staging import area
 from mountpoint.upload import pending_journal
@@ -115,6 +115,12 @@ def directory(subject: Subject) -> Result:
         return ok(f"'{path}' is mounted and not served yet", directory=path)
 
     def look() -> Result:
+        if dead_mount.is_dead(path):
+            return warning(
+                f"a mount-s3 that was killed has left a dead mount on '{path}'",
+                "nothing needs to be done: mounting removes it",
+                directory=path,
+            )
         preflight.check_directory(path)
         if _is_empty(path):
             return ok(f"'{path}' exists and is empty", directory=path)

@@ -41,7 +41,7 @@ from mountpoint.fuse.fd_mount import claim
 from mountpoint.log.format import printable
 from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import display_name
-from mountpoint.mount import daemon, preflight
+from mountpoint.mount import daemon, dead_mount, preflight
 from mountpoint.mount.kept import keeper
 from mountpoint.system.sd_notify import notify
 
@@ -445,6 +445,9 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
         click.get_current_context().exit(_check(config, as_json=as_json))
     if as_json:
         raise MountError("--json works only with --check", "add --check, or omit --json")
+    if config.mount.descriptor is None and dead_mount.remove(config.mount.directory):
+        shown = printable(config.mount.directory)
+        click.echo(f"removed the dead mount of a mount-s3 that was killed at {shown}", err=True)
     done = f"{display_name(config.bucket)} is mounted at {printable(config.mount.directory)}"
     log_hint = log_location(config.log)
     if not config.log.foreground:
@@ -484,10 +487,8 @@ def _start_keeper(config: Config, status: int) -> int:
 
 
 def _for_keeper(config: Config) -> tuple[bytes, str]:
-    """Return what the keeper's workers mount, and where: a path that needs no look at the mount."""
-    directory = os.path.realpath(config.mount.directory)
-    config = replace(config, mount=replace(config.mount, directory=directory))
-    return pickle.dumps(config), directory
+    """Return what the keeper's workers mount, and where."""
+    return pickle.dumps(config), config.mount.directory
 
 
 def _check(config: Config, *, as_json: bool) -> int:

@@ -242,7 +242,12 @@ def _same(component: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def _absolute(path: str) -> str:
     """Return the absolute path. ".." is resolved after symlinks, as the kernel does it."""
+    parent, name = os.path.split(path.rstrip("/"))
     try:
+        if name not in ("", ".", ".."):
+            found = os.path.join(os.path.realpath(parent), name)
+            if found in kernel.mount_points():  # it may hang, and is no symlink
+                return found
         return os.path.realpath(path)
     except FileNotFoundError:  # a relative path whose directory is gone
         raise MountError(

@@ -9,10 +9,7 @@ from typing import Any
 
 from mountpoint.errors import MountError
 from mountpoint.mount.control import SUFFIX, ask, socket_directory
-from mountpoint.system.kernel import FuseMount, fuse_mounts
-
-#: The file system type of this program's mounts.
-TYPE = "fuse.mount-s3"
+from mountpoint.system.kernel import TYPE, FuseMount, fuse_mounts
 
 
 @dataclass(frozen=True, slots=True)

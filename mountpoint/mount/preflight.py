@@ -12,19 +12,20 @@ from pathlib import Path
 from mountpoint.config import Config, MountConfig
 from mountpoint.errors import MountError
 from mountpoint.system import kernel
+from mountpoint.system.mounts import failure
 
 #: The capability's bit in /proc/self/status: capabilities(7).
 CAP_SYS_ADMIN = 1 << 21
+
+#: How long a mount on the directory may take to answer, in seconds.
+ANSWER_S = 5.0
 
 
 def check_directory(directory: str) -> None:
     """Raise MountError unless `directory` can become a mount point."""
     if directory in kernel.mount_points():
-        dead = ""
-        try:
-            os.statvfs(directory)  # the kernel may answer stat(2) from its cache for a second
-        except OSError as error:
-            dead = f" that no longer answers ({error.strerror})"
+        error = failure(directory, ANSWER_S)
+        dead = "" if error is None else f" that no longer answers ({error.strerror})"
         raise MountError(
             f"'{directory}' is already a mount point{dead}",
             f"unmount it first (umount {directory}), or choose another directory",

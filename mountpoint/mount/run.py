@@ -62,9 +62,6 @@ KEPT_SHARE = 16
 QUEUE_SHARE = 16
 MAX_QUEUE_BYTES = 64 * MIB
 
-#: The subtype that mount(8) shows: `s3://bucket on /mnt type fuse.mount-s3`.
-SUBTYPE = "mount-s3"
-
 
 def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) -> int:
     """Mount and serve until unmounted or told to end; return the exit code.
@@ -340,8 +337,8 @@ def mount_options(config: MountConfig, *, taken: bool = False) -> set[str]:
     if taken:
         return options
     options |= {
-        f"fsname={_escaped(config.fsname or SUBTYPE)}",
-        f"subtype={SUBTYPE}",
+        f"fsname={_escaped(config.fsname or kernel.SUBTYPE)}",
+        f"subtype={kernel.SUBTYPE}",
         "default_permissions",
         "nonempty",
         "nosuid",

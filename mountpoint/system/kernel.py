@@ -48,6 +48,11 @@ def knows(kind: str) -> bool:
         return any(line.split()[-1:] == [kind] for line in file)
 
 
+#: The type of this program's mounts, and what fuse(4) adds to its own.
+SUBTYPE = "mount-s3"
+TYPE = f"fuse.{SUBTYPE}"
+
+
 class FuseMount(NamedTuple):
     """A FUSE mount: its directory and its user."""
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from typing import NamedTuple
 
 #: A space, tab, line feed or backslash, as the kernel escapes it.
@@ -41,6 +42,27 @@ def mounts(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
                 )
             )
     return found
+
+
+def failure(directory: str, within_s: float) -> OSError | None:
+    """Return the error with which a mounted file system answers; None if it works.
+
+    TimeoutError if it does not answer in time: then its process hangs, and so does a thread here.
+    """
+    # The kernel passes statfs(2) on, while it may answer stat(2) from its cache.
+    found: list[OSError | None] = []
+
+    def look() -> None:
+        try:
+            os.statvfs(directory)
+            found.append(None)
+        except OSError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(within_s)
+    return found[0] if found else TimeoutError(0, "it hangs")
 
 
 def is_below(path: str, directory: str) -> bool:

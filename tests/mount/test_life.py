@@ -1,6 +1,5 @@
 """From start to end: background, foreground, signals, unmounting, fstab, remains."""
 
-import errno
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ from tests.mount.mounting import (
     PROGRAM,
     clean_up,
     environment,
-    errno_of,
     eventually,
     foreground,
     mounted,
@@ -170,20 +168,6 @@ def test_unmount_while_reading(store: Store, folder: Path) -> None:
             reader.join(timeout=20)
             assert not reader.is_alive()
         assert not mount.is_mounted()
-
-
-def test_killed(store: Store, folder: Path) -> None:
-    """After SIGKILL the next mount says what prevents it, and how to clear it."""
-    with mounted(store, folder) as mount:
-        os.kill(mount.pid, signal.SIGKILL)
-        eventually(mount.has_ended)
-        # The kernel closes the files of a dead process shortly after its end.
-        eventually(lambda: errno_of(mount.path.stat) == errno.ENOTCONN)
-        result = run(store.bucket, mount.path, *store_options(store), env=store.environment)
-        assert result.returncode == 1
-        assert "no longer answers" in result.stderr
-        assert "umount" in result.stderr
-        subprocess.run(["umount", mount.path], check=True)
 
 
 def test_auto_unmount(store: Store, folder: Path) -> None:

@@ -1,0 +1,62 @@
+"""A mount whose process was killed, and how to remove it.
+
+Every operation on it fails with ENOTCONN, until somebody unmounts it. So the next mount on its
+directory does that, if it was a mount of this program and user. Others are left alone: one that
+works, one that only hangs, and those of other programs.
+"""
+
+import os
+import subprocess
+
+from mountpoint.errors import DISCONNECTED, MountError
+from mountpoint.mount.preflight import ANSWER_S
+from mountpoint.system import kernel
+from mountpoint.system.mounts import failure
+
+#: How long the kernel may take to unmount.
+UNMOUNT_S = 10.0
+#: The programs that unmount, the first one that works: root's, and the users'.
+PROGRAMS = (("umount", "-l"), ("fusermount", "-uz"))
+
+
+def is_dead(directory: str) -> bool:
+    """Whether a dead mount of this program and user is mounted on a directory."""
+    mine = any(
+        each.directory == directory and each.uid == os.geteuid()
+        for each in kernel.fuse_mounts(kernel.TYPE)
+    )
+    if not mine:
+        return False
+    error = failure(directory, ANSWER_S)
+    return error is not None and error.errno == DISCONNECTED
+
+
+def remove(directory: str) -> bool:
+    """Unmount a dead mount on a directory; return whether there was one.
+
+    Programs that still use it keep their descriptors, which do not work. Raises MountError.
+    """
+    if not is_dead(directory):
+        return False
+    said = ""
+    for program in PROGRAMS:
+        try:
+            done = subprocess.run(
+                [*program, "--", directory],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=UNMOUNT_S,
+                check=False,
+            )
+        except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+            said = str(error)
+            continue
+        if done.returncode == 0:
+            return True
+        said = done.stderr.strip()
+    raise MountError(
+        f"a dead mount is on '{directory}', and cannot be unmounted: {said}",
+        f"unmount it: umount -l {directory}",
+    )
