@@ -214,7 +214,7 @@ class InodeTable:
     """All inodes that the kernel or open handles hold. Thread-safe; no method waits.
 
     `prefix` is the key prefix of the root directory, `bits` the length of the numbers. `log` gets
-    what another process needs to go on: the directories, and the files that are open.
+    the directories, which another process needs to go on.
     """
 
     def __init__(self, prefix: bytes, bits: int = LONG_BITS, log: SessionLog | None = None) -> None:
@@ -286,7 +286,6 @@ class InodeTable:
             inode = Inode(number, parent, name, info, lookups=1)
             inode.opens = 1
             self._inodes[number] = inode
-            self._note(inode)
             return inode
 
     def restore_directory(self, number: InodeNumber, parent: Inode, name: bytes) -> Inode:
@@ -354,7 +353,7 @@ class InodeTable:
                 each.refresh()
             for each in moved:  # after all of them have their new keys
                 self._alias(each)
-            if inode.is_directory or inode.opens:
+            if inode.is_directory:
                 self._note(inode)
 
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
@@ -372,17 +371,12 @@ class InodeTable:
         """Count an open handle."""
         with self._lock:
             inode.opens += 1
-            if inode.opens == 1 and self._log is not None:
-                self._note(inode)
 
     def released(self, inode: Inode) -> None:
         """Subtract an open handle."""
         with self._lock:
             inode.opens -= 1
-            if self._drop_unheld(inode) or self._log is None:
-                return
-            if not inode.opens and not inode.is_directory:
-                self._forget_note(inode)
+            self._drop_unheld(inode)
 
     def forget(self, number: InodeNumber, lookups: int) -> Inode | None:
         """Subtract lookups that the kernel has forgotten; return the inode if that removed it.
@@ -443,21 +437,16 @@ class InodeTable:
         self.forgotten += 1
         self._inodes.pop(inode.number, None)
         self._drop_alias(inode)
-        if self._log is not None:
-            self._forget_note(inode)
+        if self._log is not None and inode.is_directory:
+            self._log.drop("directory", inode.number)
         return True
 
-    def _note(self, inode: Inode) -> None:
-        """Note a directory, or an open file, for another process."""
-        parent = inode.parent
-        if self._log is None or parent is None:
-            return
-        fields = {"parent": parent.number, "name": text_of(inode.name)}
-        self._log.note("directory" if inode.is_directory else "file", inode.number, fields)
-
-    def _forget_note(self, inode: Inode) -> None:
-        if self._log is not None:
-            self._log.drop("directory" if inode.is_directory else "file", inode.number)
+    def _note(self, directory: Inode) -> None:
+        """Note a directory for another process."""
+        parent = directory.parent
+        if self._log is not None and parent is not None:
+            fields = {"parent": parent.number, "name": text_of(directory.name)}
+            self._log.note("directory", directory.number, fields)
 
     def _alias(self, inode: Inode) -> None:
         """Make the inode findable by the number of its present key and version."""

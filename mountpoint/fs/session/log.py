@@ -1,7 +1,7 @@
 """A log of what the kernel knows of this mount by number, in memory that outlives the process.
 
 The kernel uses numbers of inodes and handles, which mean nothing to another process: it needs to
-know the directories that the kernel holds, the files that are open, and all handles. A file that is
+know the directories that the kernel holds, and what is open. A file that is
 not open needs nothing: if its number is not known, ESTALE makes the kernel look its name up again.
 
 Each line is an object of JSON: the latest one of a kind and number counts. A line is one write(2)
@@ -23,6 +23,9 @@ Fields = dict[str, Any]
 
 #: What a record is found by.
 Number = int | str
+
+#: json.dumps makes an encoder at each call that is not a plain one.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 #: The log is written anew when it has at least so many bytes, and half of its lines are outdated.
 MIN_BYTES = 1 << 20
@@ -62,7 +65,7 @@ class SessionLog:
 
     def note(self, kind: str, number: Number, fields: Fields) -> None:
         """Add a record, or replace it."""
-        line = json.dumps((kind, number, fields), separators=(",", ":")).encode() + b"\n"
+        line = _encode((kind, number, fields)).encode() + b"\n"
         with self._lock:
             self._lines[kind, number] = line
             self._write(line)
@@ -71,7 +74,7 @@ class SessionLog:
         """Remove a record, if there is one."""
         with self._lock:
             if self._lines.pop((kind, number), None) is not None:
-                self._write(json.dumps((kind, number)).encode() + b"\n")
+                self._write(_encode((kind, number)).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
         os.write(self.file, line)

@@ -69,7 +69,13 @@ def note_file(log: SessionLog, number: HandleNumber, handle: OpenFile | None) ->
     if handle is None:
         log.drop("handle", number)
         return
-    fields: Fields = {"inode": handle.inode.number}
+    inode = handle.inode
+    parent = inode.parent or inode
+    fields: Fields = {
+        "inode": inode.number,
+        "parent": parent.number,
+        "name": text_of(inode.name),
+    }
     if isinstance(handle, ReadHandle):
         fields |= {"version": _fields(handle.version), "writer": handle.writer}
     log.note("handle", number, fields)
@@ -96,7 +102,6 @@ def recover(
     for prefix in log.records("created"):
         local.add_directory(bytes_of(prefix))
     found = _restore_directories(log.records("directory"), inodes)
-    names = log.records("file")
     restored: dict[InodeNumber, Inode] = {}
     handles: dict[HandleNumber, OpenFile] = {}
     lost = 0
@@ -105,9 +110,8 @@ def recover(
         inode_number = InodeNumber(fields["inode"])
         inode = restored.get(inode_number)
         if inode is None:
-            its = names.get(inode_number, {"parent": ROOT, "name": ""})
-            parent = found.get(its["parent"], inodes.root)
-            inode = inodes.restore_file(inode_number, parent, bytes_of(its["name"]), version)
+            parent = found.get(fields["parent"], inodes.root)
+            inode = inodes.restore_file(inode_number, parent, bytes_of(fields["name"]), version)
             restored[inode_number] = inode
         if version is None:
             inodes.opened(inode)
