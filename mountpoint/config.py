@@ -339,12 +339,18 @@ CACHE_TTL_S = 60.0
 class CacheConfig:
     """The data caches: on disk in `directory`, and shared in `bucket`; None: there is none.
 
-    The blocks take `max_bytes` on disk; None: they leave a share of the disk free.
+    The blocks take `max_bytes` on disk; None: they leave a share of the disk free. `writes`: files
+    that are written here are kept, too.
     """
 
     directory: str | None = None
     max_bytes: int | None = None
     bucket: str | None = None
+    writes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.writes and self.directory is None and self.bucket is None:
+            raise MountError("--cache-writes is given without a cache", "add --cache or --cache-xz")
 
 
 @dataclass(frozen=True, slots=True)

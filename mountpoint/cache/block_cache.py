@@ -9,6 +9,7 @@ import threading
 
 from mountpoint._fastpath import Part
 from mountpoint.cache.blocks._files import CachedVersion
+from mountpoint.cache.blocks._format import BLOCK_BYTES
 from mountpoint.cache.cached_object import CachedObject, Disk, Range
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
@@ -88,6 +89,16 @@ class BlockCache:
             for part in parts:
                 cached.keep(part)
             cached.flush()
+
+    def keep_written(self, info: ObjectInfo, data: bytes) -> None:
+        """Offer the bytes of a version that was written here. Never waits."""
+        version = self._version(info)
+        if version is None:
+            return
+        view = memoryview(data)
+        for start in range(0, info.size_bytes, BLOCK_BYTES):
+            block = Block(version, start // BLOCK_BYTES, view[start : start + BLOCK_BYTES])
+            self._filler.offer(block)
 
     def sweep(self) -> None:
         """Queue the small blocks that reads in lanes have fetched."""

@@ -383,6 +383,12 @@ LOGGING = "Logging options"
 )
 @option(
     CACHING,
+    "--cache-writes",
+    is_flag=True,
+    help="Also keep files that are written here, of up to one part (8 MiB by default).",
+)
+@option(
+    CACHING,
     "--metadata-ttl",
     type=time_to_live,
     metavar="SECONDS|indefinite|minimal",

@@ -141,7 +141,7 @@ def make_config(
             metrics=options["log_metrics"],
             **_same(LogConfig, options),
         ),
-        cache=_cache(options["cache"], options["max_cache_size"], options["cache_bucket"]),
+        cache=_cache(options),
         metrics=MetricsConfig(**_same(MetricsConfig, options)),
     )
     gbps = options["throughput_gbps"]
@@ -169,16 +169,18 @@ def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:
     return {"staging_directory": _absolute(directory), "staging_limit_bytes": limit_bytes}
 
 
-def _cache(directory: str | None, limit_mib: int | None, bucket: str | None) -> CacheConfig:
+def _cache(options: dict[str, Any]) -> CacheConfig:
     """Return the settings of the data caches."""
+    directory, limit_mib = options["cache"], options["max_cache_size"]
+    bucket, writes = options["cache_bucket"], options["cache_writes"]
     if directory is None:
         if limit_mib is not None:
             raise MountError("--max-cache-size is given without --cache", "add a directory")
-        return CacheConfig(bucket=bucket)
+        return CacheConfig(bucket=bucket, writes=writes)
     if limit_mib is not None:
         check_range("--max-cache-size", limit_mib, *CACHE_MIB, "MiB")
     limit_bytes = None if limit_mib is None else limit_mib * MIB
-    return CacheConfig(_absolute(directory), limit_bytes, bucket)
+    return CacheConfig(_absolute(directory), limit_bytes, bucket, writes)
 
 
 def _ttls(ttl_s: float | None, negative_ttl_s: float | None, *, cached: bool) -> dict[str, Any]:

@@ -42,12 +42,13 @@ from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.aws.settings import aws_settings
+from mountpoint.s3.client import Body, ObjectInfo
 from mountpoint.s3.connect import connect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea, check_staging_directory
 from mountpoint.system import kernel, memory
-from mountpoint.system.spill import Spill, default_directories
+from mountpoint.system.spill import FileRange, Spill, default_directories
 from mountpoint.upload.pending_journal import BucketAddress, Journal, default_directory
 from mountpoint.upload.uploads import Uploads
 
@@ -179,7 +180,13 @@ def _serve(
     journal = Journal(journals, BucketAddress.of(config.bucket))
     spill = Spill(default_directories(os.environ))
     uploads = Uploads(
-        client, config.write, streams.budget, retry_policy, journal=journal, spill=spill
+        client,
+        config.write,
+        streams.budget,
+        retry_policy,
+        journal=journal,
+        spill=spill,
+        on_written=_keep_written(cache, shared) if config.cache.writes else None,
     )
     staging = None
     if config.change.staging_directory is not None:
@@ -311,6 +318,23 @@ def _cache(config: Config, endpoint: Endpoint, meters: Meters) -> BlockCache | N
         max_bytes=config.cache.max_bytes,
         queue_bytes=min(config.read.memory_bytes // QUEUE_SHARE, MAX_QUEUE_BYTES),
     )
+
+
+def _keep_written(
+    *caches: BlockCache | SharedCache | None,
+) -> Callable[[ObjectInfo, Body], None]:
+    """Return a function that gives a new object's body to the caches."""
+
+    def keep(info: ObjectInfo, body: Body) -> None:
+        pieces = [each for each in body.pieces if not isinstance(each, FileRange)]
+        if not info.size_bytes or len(pieces) < len(body.pieces):
+            return  # some bytes are in a temporary file: memory is short
+        data = b"".join(pieces)
+        for each in caches:
+            if each is not None:
+                each.keep_written(info, data)
+
+    return keep
 
 
 def _allow_many_files() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Generic, Never, Protocol, TypeVar
 import structlog
 
 from mountpoint.errors import S3Error, Stalled
-from mountpoint.s3.client import ObjectInfo, Stored
+from mountpoint.s3.client import Body, ObjectInfo, Stored
 from mountpoint.s3.lost_answers import may_have_succeeded
 from mountpoint.s3.retry import Attempts, RetryPolicy
 
@@ -65,6 +65,9 @@ class UploadScheduler(Protocol[U]):
 
     def closed(self, upload: U) -> None:
         """Note that an upload has ended."""
+
+    def written(self, info: ObjectInfo, body: Body) -> None:
+        """Note that one body has become an object. Called without a lock, and never waits."""
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
         """Note that S3 has a new multipart upload."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 import structlog
 
 from mountpoint.errors import AccessDenied, Interrupted, NotSequential, TooLarge
-from mountpoint.s3.client import Condition, ObjectClient, ObjectInfo, PutOptions
+from mountpoint.s3.client import Body, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.content_types import after_rename
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
@@ -99,6 +99,7 @@ class Upload(SequentialUpload):
         self._finishing = False
         self.filled_from_bytes: int | None = None  # `finish` has added zeros behind this offset
         self._info: ObjectInfo | None = None  # the object, once it is complete
+        self._only: Body | None = None  # the body of an object that has one, until it is complete
 
     @property
     def key(self) -> bytes:
@@ -143,13 +144,17 @@ class Upload(SequentialUpload):
                         self._wait(LOOK_S)
                     self._finishing = True
                     if not self._multipart.begun:
-                        self._completion.put(self._buffer.body())
+                        self._only = self._buffer.body()
+                        self._completion.put(self._only)
                     elif self._buffer.size_bytes:
                         self._send_gathered()
                     self._advance()
             while self._info is None:
                 self._wait()
-            return self._info
+            only, self._only = self._only, None
+        if only is not None:
+            self._scheduler.written(self._info, only)
+        return self._info
 
     def rename(self, key: bytes, condition: Condition) -> bool:
         """Set the object's key and condition; False if S3 knows the upload already."""
@@ -184,6 +189,7 @@ class Upload(SequentialUpload):
             if self._info is not None or self._failure is not None:
                 return
             self._failure = error
+            self._only = None
             if isinstance(error, AccessDenied):
                 self._scheduler.denied()
             # Keep a CreateMultipartUpload in flight: its answer has the id to abort.

@@ -9,14 +9,14 @@ supported connection, because parts that are in flight together arrive late toge
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
 
 from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import Interrupted, S3Error
-from mountpoint.s3.client import ALWAYS, Condition, ObjectClient, ObjectInfo, PutOptions
+from mountpoint.s3.client import ALWAYS, Body, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.content_types import by_name
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
@@ -38,7 +38,10 @@ KNOWN_PARTS = 32
 
 
 class Uploads(UploadScheduler[SequentialUpload]):
-    """Makes the uploads of a mount. Thread-safe."""
+    """Makes the uploads of a mount. Thread-safe.
+
+    `on_written` gets each new object that was sent as one body, with that body. It must not wait.
+    """
 
     def __init__(
         self,
@@ -49,8 +52,10 @@ class Uploads(UploadScheduler[SequentialUpload]):
         limits: Limits = S3_LIMITS,
         journal: Journal | None = None,
         spill: Spill | None = None,
+        on_written: Callable[[ObjectInfo, Body], None] | None = None,
     ) -> None:
         # dependencies
+        self._on_written = on_written
         self._client = client
         self._config = config
         self._budget = budget
@@ -269,6 +274,11 @@ class Uploads(UploadScheduler[SequentialUpload]):
     def denied(self) -> None:
         """See UploadScheduler."""
         self.may_write = False
+
+    def written(self, info: ObjectInfo, body: Body) -> None:
+        """See UploadScheduler."""
+        if self._on_written is not None:
+            self._on_written(info, body)
 
     def closed(self, upload: SequentialUpload) -> None:
         """See UploadScheduler."""

@@ -13,7 +13,7 @@ import pytest
 from mountpoint.cache.directory import FORMAT, NAME
 from tests.conftest import Store
 from tests.disks import disk_in_memory
-from tests.faulty_proxy import FaultyProxy
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy, refuse
 from tests.mount.caches import blocks, forget_pages
 from tests.mount.mounting import Mount, eventually, mounted, run, store_options
 
@@ -350,3 +350,56 @@ def test_a_store_that_has_gone(store: Store, folder: Path, cache: Path, body: by
         forget_pages(path)
         proxy.before.append(lambda exchange: exchange.refuse(503, "SlowDown"))
         assert path.read_bytes() == body
+
+
+WRITABLE = ("--cache-writes", "--allow-overwrite", "--allow-delete")
+
+
+def test_what_is_written_is_kept(store: Store, folder: Path, cache: Path) -> None:
+    """With --cache-writes a file of up to one part is read from the cache, never a larger one."""
+    small, part, large = (random.Random(n).randbytes(n * MIB + 5) for n in (0, 7, 9))
+    with mounted(store, folder, *options(cache, *WRITABLE)) as mount:
+        (mount.path / "written-small").write_bytes(small)
+        (mount.path / "written-part").write_bytes(part)
+        (mount.path / "written-large").write_bytes(large)
+        (mount.path / "written-empty").write_bytes(b"")
+        eventually(lambda: len(blocks(cache)) == 1 + 8)
+        assert mount.counters()["cache_bytes_written"] == len(small) + len(part)
+    with mounted(store, folder, *options(cache, *WRITABLE)) as mount:
+        assert (mount.path / "written-part").read_bytes() == part
+        assert (mount.path / "written-small").read_bytes() == small
+        assert (mount.path / "written-empty").read_bytes() == b""
+        assert mount.counters()["gets"] == 0
+        assert (mount.path / "written-large").read_bytes() == large
+        (mount.path / "written-small").write_bytes(small + b"more")
+        assert (mount.path / "written-small").read_bytes() == small + b"more"
+    store.put("cache/written-small", b"by another program")
+    with mounted(store, folder, *options(cache, *WRITABLE)) as mount:
+        assert (mount.path / "written-small").read_bytes() == b"by another program"
+
+
+def test_what_is_not_written_is_not_kept(store: Store, folder: Path, cache: Path) -> None:
+    """An upload that fails leaves no block; without the option none does."""
+    with FaultyProxy(store.endpoint_url) as proxy:
+        writing = options(cache, *WRITABLE)
+        with mounted(store, folder, *writing, endpoint_url=proxy.url) as mount:
+            proxy.faults.append(on_writes(refuse(403, "AccessDenied")))
+            with pytest.raises(PermissionError):
+                (mount.path / "refused").write_bytes(bytes(MIB))
+            proxy.faults.clear()
+            (mount.path / "after").write_bytes(b"12345")
+            eventually(lambda: len(blocks(cache)) == 1)
+    with mounted(store, folder, *options(cache)) as mount:
+        (mount.path / "unkept").write_bytes(b"12345")
+        assert (mount.path / "after").read_bytes() == b"12345"
+        assert len(blocks(cache)) == 1
+
+
+def on_writes(fault: Fault) -> Fault:
+    """Return a fault of requests that change the bucket."""
+
+    def filtered(exchange: Exchange) -> None:
+        if exchange.is_write:
+            fault(exchange)
+
+    return filtered

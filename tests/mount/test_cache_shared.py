@@ -112,6 +112,22 @@ def test_together_with_a_directory(store: Store, folder: Path, tmp_path: Path, b
         assert counters["cache_hits"] >= FILES
 
 
+def test_what_is_written_is_kept(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, bucket: Any
+) -> None:
+    """With --cache-writes other hosts read small files from the cache that were written here."""
+    first, second = (tmp_path_factory.mktemp("host") for _ in range(2))
+    with mounted(store, first, *options("--cache-writes")) as one:
+        (one.path / "more/written").write_bytes(BODY[:-1])
+        (one.path / "more/larger").write_bytes(BODY)
+        eventually(lambda: len(blocks(bucket)) == 1)
+    with mounted(store, second, *options()) as other:
+        os.listdir(other.path / "more")
+        assert (other.path / "more/written").read_bytes() == BODY[:-1]
+        assert (other.path / "more/larger").read_bytes() == BODY
+        assert other.counters()["cache_shared_hits"] == 1
+
+
 def test_bad_blocks(store: Store, folder: Path, bucket: Any) -> None:
     """Damaged blocks, and blocks of other objects, are noticed, not used, and replaced."""
     fill(store, folder, bucket)

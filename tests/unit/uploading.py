@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mountpoint.config import WriteConfig
 from mountpoint.metrics.counters import Counters
-from mountpoint.s3.client import Condition
+from mountpoint.s3.client import Body, Condition, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill, TemporaryFile
 from mountpoint.transfer.memory_budget import Budget
@@ -64,6 +64,7 @@ class World:
         stall_s: float = SAFE_S,
         part_bytes: int = PART,
         max_tries: int | None = None,
+        on_written: Callable[[ObjectInfo, Body], None] | None = None,
         **more: object,
     ) -> None:
         """Create the uploads again, with other settings."""
@@ -79,7 +80,13 @@ class World:
         self.config = config
         self.retry_policy = retry_policy
         self.uploads = Uploads(
-            self.client, config, self.budget, retry_policy, self.limits, spill=self.spill
+            self.client,
+            config,
+            self.budget,
+            retry_policy,
+            self.limits,
+            spill=self.spill,
+            on_written=on_written,
         )
 
     def upload(self, condition: Condition = ABSENT) -> Upload:

@@ -101,6 +101,12 @@ class SharedCache:
         if missing:
             self._filler.offer(block, memoryview(part.data))
 
+    def keep_written(self, info: ObjectInfo, data: bytes) -> None:
+        """Keep the bytes of a version that was written here. Never waits."""
+        identity = Identity.of(self._endpoint, self._bucket, info)
+        if identity is not None and 0 < info.size_bytes <= MAX_OBJECT_BYTES:
+            self._filler.offer(SharedBlock.of(identity), memoryview(data))
+
     def missing(self, block: SharedBlock) -> None:
         """Note that a block is not there, or bad."""
         with self._lock:

@@ -60,6 +60,7 @@ EFFECTS = {
     "--staged-writes": f"{M}/test_staged.py::test_any_order",
     "--cache": f"{M}/test_cache.py::test_a_restart_keeps_it",
     "--max-cache-size": f"{M}/test_cache.py::test_the_limit",
+    "--cache-writes": f"{M}/test_cache.py::test_what_is_written_is_kept",
     "--cache-xz": f"{M}/test_cache_shared.py::test_two_hosts",
     "--staged-limit": f"{M}/test_staged.py::test_no_room",
     "--attributes": f"{M}/test_attributes.py::test_attributes_without_keep",

@@ -44,6 +44,26 @@ def test_up_to_a_part_is_one_put(world: World, size: int) -> None:
     world.check_over()
 
 
+@pytest.mark.parametrize("fault", [None, Fault(error=errors.AccessDenied("no right"))])
+def test_bodies_of_new_objects(world: World, fault: Fault | None) -> None:
+    """A body that has become an object is reported once; no others are."""
+    found: list[tuple[ObjectInfo, bytes]] = []
+    world.configure(on_written=lambda info, body: found.append((info, b"".join(body.pieces))))  # type: ignore[arg-type]
+    if fault is not None:
+        world.client.inject("put_object", fault)
+    upload = world.upload()
+    world.write(upload, b"12345")
+    for _ in range(2):
+        with suppress(errors.AccessDenied):
+            upload.finish()
+    assert found == ([] if fault else [(world.client.info(KEY), b"12345")])
+    large = world.uploads.upload(b"large")
+    world.write(large, data_of(PART + 1))
+    large.finish()
+    assert len(found) == (0 if fault else 1)
+    world.check_over()
+
+
 @pytest.mark.parametrize("size", [0, PART, PART + 1])
 def test_described(world: World, size: int) -> None:
     """The options of an upload can change until a request has sent them."""
