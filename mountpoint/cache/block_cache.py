@@ -52,7 +52,9 @@ class BlockCache:
             queue_bytes=queue_bytes,
         )
         self._health = Health(directory.path, "reading")
-        self._disk = Disk(self._health, Speeds(), Readers(), self._filler)
+        self._disk = Disk(
+            self._health, Speeds(), Readers(), self._filler, remote=directory.is_remote
+        )
         # constants
         self._endpoint = endpoint
         self._bucket = bucket
@@ -69,11 +71,8 @@ class BlockCache:
 
     def holds(self, info: ObjectInfo, start: int, stop: int) -> bool:
         """Whether all of [start, stop) of this version is here. It may go away."""
-        version = self._version(info)
-        if version is None or not self._health.usable:
-            return False
-        held, until = version.held_until(start, stop)
-        return held and until == stop
+        cached = self.object(info)
+        return cached is not None and all(held for _, _, held in cached.split(start, stop))
 
     def missing(self, info: ObjectInfo, start: int, stop: int) -> list[Range]:
         """Return the ranges of [start, stop), cut at blocks, that are not here."""

@@ -13,14 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mountpoint._fastpath import Part
 from mountpoint.cache.blocks._files import CachedVersion
 from mountpoint.cache.blocks._format import BLOCK_BYTES, SMALL, SMALL_BYTES
 from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.filling import Block, Filler
-from mountpoint.cache.health import Health, Speeds
-from mountpoint.cache.reading import CacheRead, Readers
+from mountpoint.cache.health import STUCK_S, Health, Speeds
+from mountpoint.cache.reading import CacheRead, Lookup, Readers
 from mountpoint.native._lane import LaneSource
 from mountpoint.s3.client import ObjectInfo, Transfer
 
@@ -45,6 +46,7 @@ class Disk:
     speeds: Speeds
     readers: Readers
     filler: Filler
+    remote: bool = False  #: it may hang: no thread of a reader touches it
 
 
 class CachedObject:
@@ -65,8 +67,18 @@ class CachedObject:
         health = self._disk.health
         if not health.usable:
             return [(start, stop, False)]
+        if not self._disk.remote:
+            return self._split(start, stop)
+        lookup = Lookup(partial(self._split, start, stop))
+        self._disk.readers.add(lookup)
+        found = lookup.answer(STUCK_S)
+        if found is None:
+            health.failed(0, why="a lookup is taking too long")
+        return found or [(start, stop, False)]
+
+    def _split(self, start: int, stop: int) -> list[tuple[int, int, bool]]:
         operation = object()
-        health.begin(operation)
+        self._disk.health.begin(operation)
         try:
             ranges = []
             while start < stop:
@@ -75,7 +87,7 @@ class CachedObject:
                 start = until
             return ranges
         finally:
-            health.end(operation)
+            self._disk.health.end(operation)
 
     def widened(self, start: int, stop: int) -> Range:
         """Return the range of the small blocks that have [start, stop)."""
@@ -87,7 +99,7 @@ class CachedObject:
         part.cached = True
         read = CacheRead(self._disk.health, self._version, part, instead)
         part.attach(read)
-        if part.stop - part.start <= INLINE_BYTES:
+        if part.stop - part.start <= INLINE_BYTES and not self._disk.remote:
             read.run()
         else:
             self._disk.readers.add(read)
@@ -118,7 +130,9 @@ class CachedObject:
 
     def lane_source(self, other: LaneSource | None) -> LaneSource | None:
         """Return a source for reads in the lane that looks here before it asks `other`."""
-        return lane_source(self._version, other) if self._disk.health.usable else other
+        if self._disk.remote or not self._disk.health.usable:
+            return other
+        return lane_source(self._version, other)
 
     def late(self, part: Part) -> None:
         """Request a part from S3 that the disk has not delivered in time."""

@@ -46,7 +46,7 @@ from mountpoint.cache.blocks._format import (
 )
 from mountpoint.cache.identity import Identity
 from mountpoint.errors import MountError
-from mountpoint.system.mounts import is_below
+from mountpoint.system.mounts import file_system, is_below
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +61,24 @@ PAGE_BYTES = 4096
 UNKNOWN_BYTES = 1 << 60
 #: A file that has been written for so long belongs to a process that was killed.
 ABANDONED_S = 3600.0
+
+#: File systems whose answers come from another machine or process: the beginnings of their types.
+REMOTE = (
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse",
+    "gfs2",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "nfs",
+    "ocfs2",
+    "smb",
+    "virtiofs",
+)
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -105,6 +123,13 @@ class CacheDirectory:
         """
         path = os.path.abspath(path)
         return cls(path, cls._open(path, create=create))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether another process or machine answers for the directory, and may stop to do so."""
+        with contextlib.suppress(OSError):
+            return file_system(self.path).startswith(REMOTE)
+        return True
 
     def reopen(self) -> None:
         """Create what someone has removed of the directory. Raises MountError."""

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -15,6 +16,8 @@ log = structlog.get_logger(__name__)
 
 #: Threads that read. On a local disk four fill the bandwidth.
 THREADS = 4
+
+T = TypeVar("T")
 
 
 class PartRead:
@@ -91,17 +94,44 @@ class CacheRead(PartRead):
         self.give_up()
 
 
+class Lookup(Generic[T]):
+    """A question to the disk that a thread of the cache asks, because the disk may hang."""
+
+    def __init__(self, ask: Callable[[], T]) -> None:
+        # dependencies
+        self._ask = ask
+        # mutable
+        self._answered = threading.Event()
+        self._answer: T | None = None
+
+    def run(self) -> None:
+        """Ask; called by one thread."""
+        try:
+            self._answer = self._ask()
+        finally:
+            self._answered.set()
+
+    def give_up(self) -> None:
+        """Let the answer be None."""
+        self._answered.set()
+
+    def answer(self, within_s: float) -> T | None:
+        """Wait for the answer; None if there is none in time."""
+        self._answered.wait(within_s)
+        return self._answer
+
+
 class Readers:
-    """Threads that run reads, in the order in which they were added."""
+    """Threads that run reads and lookups, in the order in which they were added."""
 
     def __init__(self) -> None:
         # mutable
-        self._queue: queue.SimpleQueue[CacheRead | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[CacheRead | Lookup[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    def add(self, read: CacheRead) -> None:
-        """Run a read soon."""
+    def add(self, read: CacheRead | Lookup[Any]) -> None:
+        """Run a read or lookup soon."""
         with self._lock:
             if len(self._threads) < THREADS:
                 thread = threading.Thread(target=self._run, name="cache reads", daemon=True)

@@ -65,6 +65,16 @@ def failure(directory: str, within_s: float) -> OSError | None:
     return found[0] if found else TimeoutError(0, "it hangs")
 
 
+def file_system(path: str) -> str:
+    """Return the type of the file system that a path is on, such as "ext4"; "" if it is not known.
+
+    Raises OSError.
+    """
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    return next((each.kind for each in mounts() if each.device == wanted), "")
+
+
 def is_below(path: str, directory: str) -> bool:
     """Whether a path is a directory, or below it, after symbolic links."""
     real = os.path.realpath(directory)

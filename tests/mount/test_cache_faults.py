@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from mountpoint.cache.directory import CacheDirectory
 from tests.conftest import Store
 from tests.disks import disk_in_memory
+from tests.hanging_disk import hanging_disk
 from tests.mount.caches import blocks, forget_pages
 from tests.mount.mounting import eventually, mounted
 
@@ -142,3 +144,48 @@ def test_many_readers_and_a_small_limit(store: Store, folder: Path) -> None:
         assert mount.counters()["cache_bad_blocks"] == 0
     check(cache)
     assert sum(path.stat().st_blocks * 512 for path in blocks(cache)) <= 16 * MIB
+
+
+def test_a_disk_that_hangs(store: Store, folder: Path, tmp_path: Path) -> None:
+    """Reads of all kinds go on from S3 within seconds, and use the disk again when it answers."""
+    cold = options(tmp_path / "disk", "--metadata-ttl", "300")
+    with hanging_disk(tmp_path) as disk:
+        with mounted(store, folder, *cold) as mount:
+            read_all(mount.path, 1)
+            eventually(lambda: len(blocks(disk.path)) >= FILES)
+        with mounted(store, folder, *cold) as mount:
+            read_all(mount.path, 2)
+            gets = mount.counters()["gets"]
+            assert gets < FILES // 2
+            disk.hang()
+            try:
+                began_s = time.monotonic()
+                for number in range(FILES):
+                    forget_pages(mount.path / f"{number:03}")
+                read_all(mount.path, 3)
+                with (mount.path / "000").open("rb", buffering=0) as file:
+                    forget_pages(mount.path / "000")
+                    for offset in range(0, 2 * MIB, 300_000):
+                        assert os.pread(file.fileno(), 4096, offset) == BODY[offset : offset + 4096]
+                assert time.monotonic() - began_s < 20
+                assert "is taking too long" in mount.log
+            finally:
+                disk.go_on()
+            assert mount.counters()["gets"] > gets
+
+
+def test_the_end_with_a_disk_that_hangs(store: Store, folder: Path, tmp_path: Path) -> None:
+    """The mount is unmounted at once; its process ends when the disk lets go of it."""
+    with (
+        hanging_disk(tmp_path) as disk,
+        mounted(store, folder, *options(tmp_path / "disk")) as mount,
+    ):
+        read_all(mount.path, 1)
+        disk.hang()
+        try:
+            (mount.path / "059").read_bytes()
+            os.kill(mount.pid, signal.SIGTERM)
+            eventually(lambda: not mount.is_mounted())
+        finally:
+            disk.go_on()
+        eventually(mount.has_ended)

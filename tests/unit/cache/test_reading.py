@@ -11,12 +11,14 @@ import pytest
 import structlog.testing
 
 from mountpoint._fastpath import Part
+from mountpoint.cache import cached_object
 from mountpoint.cache.cached_object import INLINE_BYTES, CachedObject, Disk
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.health import Health, Speeds
 from mountpoint.cache.reading import CacheRead, Readers
 from mountpoint.errors import Interrupted
 from mountpoint.s3.client import BodySink, ObjectInfo
+from tests.mount.mounting import eventually
 from tests.soak import examples
 from tests.unit.cache.objects import SAFE_S, Cached, content
 from tests.unit.cache.processes import filler
@@ -65,14 +67,16 @@ class SlowVersion:
 class World:
     """One object in the cache, and requests to S3."""
 
-    def __init__(self, directory: CacheDirectory) -> None:
+    def __init__(self, directory: CacheDirectory, *, remote: bool = False) -> None:
         self.now_s = 0.0
         self.cached = Cached.of(directory, content(SIZE))
         self.cached.write()
         self.health = Health(directory.path, "reading", lambda: self.now_s)
         self.readers = Readers()
         self.asked: list[Transfer] = []
-        disk = Disk(self.health, Speeds(), self.readers, filler(directory, None))
+        self.disk = disk = Disk(
+            self.health, Speeds(), self.readers, filler(directory, None), remote=remote
+        )
         info = ObjectInfo(b"key", SIZE, 0, '"1"')
         self.object = CachedObject(disk, self.cached.version, info)
 
@@ -279,3 +283,43 @@ def test_the_end_of_the_threads(directory: CacheDirectory) -> None:
     while threading.active_count() > before:
         assert time.monotonic() < until_s
         time.sleep(0.01)
+
+
+class SlowLookups:
+    """A version whose lookups wait for the test."""
+
+    def __init__(self, cached: Cached) -> None:
+        self._version = cached.version
+        self.go_on = threading.Event()
+        self.threads: set[int] = set()
+
+    def held_until(self, start: int, stop: int) -> tuple[bool, int]:
+        self.threads.add(threading.get_ident())
+        assert self.go_on.wait(SAFE_S)
+        return self._version.held_until(start, stop)
+
+
+def test_a_remote_disk_that_hangs(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread of a reader touches it: a lookup that is late finds nothing, the next one asks
+    nothing.
+    """
+    monkeypatch.setattr(cached_object, "STUCK_S", 0.05)
+    world = World(directory, remote=True)
+    slow = SlowLookups(world.cached)
+    info = ObjectInfo(b"key", SIZE, 0, '"1"')
+    hanging = CachedObject(world.disk, slow, info)  # type: ignore[arg-type]
+    assert hanging.split(0, SIZE) == [(0, SIZE, False)]
+    assert not world.health.usable
+    assert hanging.split(0, SIZE) == [(0, SIZE, False)]
+    assert len(slow.threads) == 1
+    assert threading.get_ident() not in slow.threads
+    slow.go_on.set()
+    world.now_s += 60
+    eventually(lambda: world.health.usable)
+    assert all(held for _, _, held in hanging.split(0, SIZE))
+    part = world.part(0, 100)
+    world.object.read(part, world.instead(part))
+    assert data_of(part) == world.cached.data[:100]
+    assert world.object.lane_source(None) is None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.system.mounts import MountInfo, mounts
+from mountpoint.system.mounts import MountInfo, failure, file_system, mounts
 
 LINES = rb"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 31 22 0:27 /sub /mnt/a\040b\134c rw,nosuid shared:7 master:1 - fuse.mount-s3 s3://b ro,user_id=0
@@ -30,3 +30,18 @@ def test_fields_of_each_mount(table: str) -> None:
 def test_this_machine() -> None:
     """The root is mounted."""
     assert "/" in {each.directory for each in mounts()}
+
+
+def test_the_file_system_of_a_path(tmp_path: Path) -> None:
+    """Its type is that of the mount with its device."""
+    assert file_system("/proc") == "proc"
+    assert file_system("/sys") == "sysfs"
+    with pytest.raises(FileNotFoundError):
+        file_system(str(tmp_path / "missing"))
+
+
+def test_failures(tmp_path: Path) -> None:
+    """A file system that works has none."""
+    assert failure(str(tmp_path), 10) is None
+    error = failure(str(tmp_path / "missing"), 10)
+    assert isinstance(error, FileNotFoundError)
