@@ -19,6 +19,7 @@ import structlog
 from mountpoint.errors import (
     NO_OPTION,
     BadArgument,
+    BadHandle,
     MaybeDone,
     NoSuchEntry,
     NotPermitted,
@@ -289,9 +290,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("closed")
     def release(self, fh: HandleNumber) -> None:
-        """See FileSystem."""
+        """See FileSystem. A repeated request may find that the file was closed."""
         unregister(fh)
-        self._fs.release(fh)
+        try:
+            self._fs.release(fh)
+        except BadHandle:
+            if not is_repeated():
+                raise
 
     @operation("child")
     def unlink(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> None:
