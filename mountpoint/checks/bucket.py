@@ -1,7 +1,8 @@
-"""Checks of access to the bucket: list it and read one byte. Nothing is written."""
+"""Checks of access to the bucket, and to that of the shared cache. Nothing is written."""
 
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 from mountpoint.checks.checklist import Detail, Result, ok, skipped, warning
@@ -12,14 +13,17 @@ from mountpoint.errors import (
     AccessDenied,
     BadAnswer,
     MountError,
+    NotFound,
     OperationError,
     PreconditionFailed,
     S3Error,
 )
 from mountpoint.fs.open import ARCHIVE_CLASSES
-from mountpoint.mount import preflight
+from mountpoint.metrics.recorder import Meters
+from mountpoint.mount import preflight, shared_cache
+from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.client import ListPage, ObjectInfo, Transfer
-from mountpoint.s3.connect import mount_error, reach
+from mountpoint.s3.connect import first_region, mount_error, reach
 from mountpoint.s3.crt.client import CrtClient
 
 #: Pages of the listing to search for an object to read, and the size that it should have.
@@ -156,3 +160,55 @@ def write(subject: Subject) -> Result:
     if subject.config.mount.read_only:
         return skipped("--read-only: mount-s3 writes nothing")
     return skipped("not tried: --check writes nothing to the bucket")
+
+
+def cache_bucket(subject: Subject) -> Result:
+    """List the bucket of the shared cache, and look for an object that each mount writes."""
+    config, environ = subject.config, subject.environ
+    there = shared_cache.cache_bucket(config)
+    if there is None:
+        return skipped("--cache-xz is not given")
+    client_config = replace(config.client, event_loops=1, native=False)
+    instance = Instance(config.credentials.profile, environ)
+    choice = first_region(there, config.credentials, environ, instance)
+    try:
+        client = reach(
+            there,
+            subject.credentials,
+            choice,
+            client_config,
+            environ,
+            subject.stopping,
+            Meters(),
+        )
+    except MountError as error:
+        raise shared_cache.unusable(error) from error
+    try:
+        return _read_cache(subject, client, there.name)
+    finally:
+        client.close()
+
+
+def _read_cache(subject: Subject, client: CrtClient, name: str) -> Result:
+    begun_s = time.monotonic()
+    try:
+        subject.retry_policy().ask(lambda: client.head(shared_cache.CHECK_KEY)).answer()
+    except NotFound:
+        pass  # no mount has used this bucket
+    except S3Error as error:
+        raise MountError(
+            f"the shared cache in bucket '{name}' cannot be read ({error})",
+            error.hint or shared_cache.NEEDED,
+        ) from error
+    took_ms = round((time.monotonic() - begun_s) * 1e3)
+    region, mounted = client.endpoint.region, known(subject.client).endpoint.region
+    kind = "directory bucket" if client.is_directory else "bucket"
+    said = f"the {kind} '{name}' can be listed and read, an answer in {took_ms} ms"
+    if region != mounted:
+        return warning(
+            f"{said}; but it is in {region}, the mounted one in {mounted}",
+            "a cache is of use only if it is nearer than the mounted bucket",
+            region=region,
+            ms=took_ms,
+        )
+    return ok(f"{said}; writing is not tried", region=region, ms=took_ms)

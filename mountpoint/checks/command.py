@@ -42,6 +42,7 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check("list", bucket.listing, needs=("bucket",)),
     Check("read", bucket.read, needs=("list",)),
     Check("write", bucket.write, needs=("bucket",)),
+    Check("cache_bucket", bucket.cache_bucket, needs=("bucket",)),
     Check("throughput", throughput, needs=("read",)),
 )
 

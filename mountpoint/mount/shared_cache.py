@@ -31,6 +31,11 @@ MAX_TRIES = 2
 #: The object that mounts write to see whether they may.
 CHECK_KEY = f"{PREFIX}check".encode()
 CHECK = Body((b"mount-s3",), 8)
+#: What to do if they may not.
+NEEDED = (
+    "the credentials need s3:PutObject and s3:GetObject for its objects; "
+    "for a directory bucket s3express:CreateSession"
+)
 
 
 def cache_bucket(config: Config) -> BucketConfig | None:
@@ -77,7 +82,7 @@ def shared_cache(
             bucket, config.credentials, client_config, environ, stopping, Meters(), instance
         )
     except MountError as error:
-        raise MountError(f"the shared cache cannot be used: {error.what}", error.hint) from error
+        raise unusable(error) from error
     retry_policy = RetryPolicy(
         try_s=TRY_S, total_s=2 * TRY_S, stopping=stopping, max_tries=MAX_TRIES
     )
@@ -100,6 +105,11 @@ def shared_cache(
         client.close()
 
 
+def unusable(error: MountError) -> MountError:
+    """Return the error for a cache bucket that cannot be reached or listed."""
+    return MountError(f"the shared cache cannot be used: {error.what}", error.hint)
+
+
 def check_usable(client: ObjectClient, name: str, retry_policy: RetryPolicy) -> None:
     """Raise MountError unless objects can be written to the cache bucket, and read."""
     try:
@@ -108,7 +118,5 @@ def check_usable(client: ObjectClient, name: str, retry_policy: RetryPolicy) -> 
     except S3Error as error:
         raise MountError(
             f"the shared cache in bucket '{name}' cannot be written or read ({error})",
-            error.hint
-            or "the credentials need s3:PutObject and s3:GetObject for its objects; "
-            "for a directory bucket s3express:CreateSession",
+            error.hint or NEEDED,
         ) from error

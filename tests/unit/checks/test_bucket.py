@@ -1,8 +1,13 @@
 """Checks of the bucket: objects chosen for reading."""
 
+import pytest
+
 from mountpoint.checks import bucket
 from mountpoint.checks.subject import Objects
+from mountpoint.config import CacheConfig
+from mountpoint.errors import MountError
 from mountpoint.s3.client import ObjectInfo
+from tests.unit.checks.subjects import subject
 
 
 def see(*infos: ObjectInfo) -> Objects:
@@ -25,3 +30,14 @@ def test_objects_chosen_for_reading() -> None:
     found = see(empty, archived, unnamed, small, restored, last)
     assert (found.readable, found.large) == (small, restored)
     assert (found.seen, found.archived, found.largest_bytes) == (6, 1, 2 * large)
+
+
+def test_no_shared_cache() -> None:
+    """Without a bucket for it, nothing is asked."""
+    assert bucket.cache_bucket(subject()).outcome == "skipped"
+
+
+def test_a_shared_cache_in_the_mounted_bucket() -> None:
+    """It is refused before a request is sent."""
+    with pytest.raises(MountError, match="cannot be its own cache"):
+        bucket.cache_bucket(subject(cache=CacheConfig(bucket="bucket")))
