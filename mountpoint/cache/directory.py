@@ -397,6 +397,8 @@ class CacheDirectory:
         if len(trailer) != size or size < 32 or crc32c_of(trailer[:-16]) != crc:
             return "its trailer is damaged"
         (length,) = struct.unpack_from("<I", trailer)
+        if length + 32 > size:
+            return "its trailer is damaged"
         index, block_bytes = struct.unpack_from("<QI", trailer, 4 + length)
         if len(content) - size != block_bytes:
             return "it has another size than its trailer says"

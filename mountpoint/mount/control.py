@@ -88,21 +88,23 @@ class Control:
             with contextlib.suppress(OSError), connection:  # the client has gone
                 connection.settimeout(CLIENT_S)
                 if _peer_uid(connection) in (0, os.geteuid()):
-                    answer = self._answer(_line(connection, MAX_REQUEST_BYTES))
+                    answer = answer_to(self._commands, _line(connection, MAX_REQUEST_BYTES))
                     connection.sendall(json.dumps(answer).encode() + b"\n")
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
-        try:
-            request = json.loads(line)
-            command = self._commands[request["command"]]
-        except (ValueError, KeyError, TypeError):
-            return {"error": f"the command must be one of {', '.join(self._commands)}"}
-        try:
-            return command(request)
-        except Exception as error:
-            if not isinstance(error, MountError):
-                log.error("a command failed: a bug", request=request, exc_info=error)
-            return {"error": str(error)}
+
+def answer_to(commands: Mapping[str, Command], line: bytes) -> dict[str, Any]:
+    """Run the command in a request; return its answer, or an error."""
+    try:
+        request = json.loads(line)
+        command = commands[request["command"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"error": f"the command must be one of {', '.join(commands)}"}
+    try:
+        return command(request)
+    except Exception as error:
+        if not isinstance(error, MountError):
+            log.error("a command failed: a bug", request=request, exc_info=error)
+        return {"error": str(error)}
 
 
 def ask(path: Path, command: str, /, **request: Any) -> dict[str, Any]:

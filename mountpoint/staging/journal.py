@@ -28,6 +28,8 @@ from mountpoint.staging.extents import Extents
 
 SUFFIX = ".journal"
 DESCRIPTION_SUFFIX = ".json"
+#: The largest `off_t`.
+SIZE_MAX_BYTES = (1 << 63) - 1
 #: A journal of this many lines is rewritten if most of them are redundant.
 WORTH_LINES = 1 << 16
 
@@ -136,17 +138,34 @@ def replay(path: Path) -> tuple[Subject, Extents]:
     """Return what the journal at `path` says. Raises OSError, and ValueError if it is invalid."""
     with path.open(encoding="ascii", errors="replace") as file:
         try:
-            fields = json.loads(file.readline())
-            key = fields["key"].encode("utf-8", "surrogateescape")
-            subject = Subject(fields["bucket"], key, fields["base_etag"], fields["base_size"])
-            extents = Extents(subject.base_size_bytes)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its first line is invalid: {error!r}") from error
+            subject = _subject(json.loads(file.readline()))
+        except RecursionError as error:
+            raise ValueError(f"its first line is invalid: {error}") from error
+        extents = Extents(subject.base_size_bytes)
         for line in file:
             if line.endswith(";\n"):
                 kind, *numbers = line[:-2].split(" ")
-                _apply(extents, kind, [int(number) for number in numbers])
+                _apply(extents, kind, [_size(number) for number in numbers])
     return subject, extents
+
+
+def _subject(fields: Any) -> Subject:
+    match fields:
+        case {
+            "bucket": str(bucket),
+            "key": str(key),
+            "base_etag": str() | None as etag,
+            "base_size": int() | None as size_bytes,
+        } if 0 <= (size_bytes or 0) <= SIZE_MAX_BYTES:
+            return Subject(bucket, key.encode("utf-8", "surrogateescape"), etag, size_bytes)
+    raise ValueError("its first line is invalid")
+
+
+def _size(text: str) -> int:
+    size_bytes = int(text)
+    if not 0 <= size_bytes <= SIZE_MAX_BYTES:
+        raise ValueError(f"no file has the position {size_bytes}")
+    return size_bytes
 
 
 def _apply(extents: Extents, kind: str, numbers: list[int]) -> None:

@@ -273,7 +273,7 @@ def _is_at(path: Path, file: int) -> bool:
 def _lines(file: int) -> Iterator[Any]:
     text = os.pread(file, MAX_BYTES, 0)
     for line in text.split(b"\n"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             yield json.loads(line)
 
 

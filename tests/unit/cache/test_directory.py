@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
+from mountpoint.cache.blocks._format import MAGIC, crc32c_of
 from mountpoint.cache.directory import FORMAT, NAME, CacheDirectory, check_directory
 from mountpoint.errors import MountError
 from tests.unit.cache.objects import Cached, content, files_of, sum_of
@@ -336,6 +338,18 @@ def test_what_was_used_meanwhile(directory: CacheDirectory) -> None:
     (listed,) = directory.files()
     assert directory.remove_unused(listed)
     assert not directory.remove_unused(listed)
+
+
+def test_a_trailer_that_names_a_longer_identity(directory: CacheDirectory) -> None:
+    """The block is damaged, although its checksum is right."""
+    cached = Cached.of(directory, content(100))
+    cached.write()
+    trailer = struct.pack("<I", 1 << 30) + bytes(40)
+    end = struct.pack("<II", crc32c_of(trailer), len(trailer) + 16) + MAGIC
+    Path(cached.path()).write_bytes(trailer + end)
+    (file,) = files_of(directory)
+    assert directory.check(file) == "its trailer is damaged"
+    assert directory.identity(file) is None
 
 
 def test_identities(directory: CacheDirectory) -> None:

@@ -53,7 +53,11 @@ def test_a_question_and_its_answer(listening: Path) -> None:
         ask(listening, "other")
 
 
-@pytest.mark.parametrize("line", [b"\n", b"[]\n", b'"echo"\n', b"{\n", b"\xff\n", b"7\n"])
+@pytest.mark.parametrize(
+    "line",
+    [b"\n", b"[]\n", b'"echo"\n', b"{\n", b"\xff\n", b"7\n", b"[" * 9000 + b"\n"],
+    ids=lambda line: line[:7].decode("latin-1").strip(),
+)
 def test_nonsense_is_answered(listening: Path, line: bytes) -> None:
     """An invalid command is an error, and the next one is answered."""
     assert b"must be one of" in said(listening, line)

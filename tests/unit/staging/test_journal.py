@@ -30,6 +30,36 @@ def test_a_line_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None
         assert list(extents.changed) == [(0, 10)]
 
 
+FIRST = '{"bucket": "b", "key": "k", "base_etag": null, "base_size": 100}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 9000,
+        "[]",
+        FIRST.replace('"b"', "1"),
+        FIRST.replace('"k"', "null"),
+        FIRST.replace('"base_etag": null', '"base_etag": []'),
+        FIRST.replace("100", '"100"'),
+        FIRST.replace("100", "-1"),
+        FIRST.replace("100", str(1 << 63)),
+        f"{FIRST}\nw -5 10;\n",
+        f"{FIRST}\nt {1 << 63};\n",
+        f"{FIRST}\nt 5 5;\n",
+        f"{FIRST}\nx 5;\n",
+    ],
+    ids=lambda text: text[-25:].strip(),
+)
+def test_a_journal_that_no_file_can_have(tmp_path: Path, text: str) -> None:
+    """ValueError, for which recovery keeps the file and logs a line."""
+    path = tmp_path / "000001.journal"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"."):
+        replay(path)
+
+
 @pytest.mark.slow
 def test_a_long_journal_is_written_anew(tmp_path: Path) -> None:
     """The journal of a file that is written repeatedly does not fill the disk."""

@@ -175,7 +175,9 @@ def test_a_line_that_was_cut(tmp_path: Path, cut: int) -> None:
         b"\xff\xfe",
         b'{"begun": "x", "key": "\\ud800", "ns": 1}',
         b'{"ended": ["id"]}',
+        b"[" * 9000,
     ],
+    ids=lambda line: line[:40].decode("latin-1"),
 )
 def test_lines_that_make_no_sense(tmp_path: Path, line: bytes) -> None:
     """Invalid lines are skipped."""
