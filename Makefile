@@ -20,6 +20,8 @@ ARGS ?=
 WORKERS ?= $(if $(MOUNT_S3_TEST_ENDPOINT),1,$(shell n=$$(nproc); echo $$((n < 4 ? 2 * n : 8))))
 # Factor by which `make soak` multiplies the number of random cases.
 SOAK ?= 10
+# Seconds that `make fuzz` takes for each target.
+FUZZ_S ?= 60
 # KEEP=1 leaves the demo mounted.
 KEEP ?=
 
@@ -124,6 +126,16 @@ asan: setup ## Tests of the extensions with AddressSanitizer, UBSan and LeakSani
 .PHONY: tsan
 tsan: setup ## Tests of the extensions with ThreadSanitizer; five minutes
 	tools/sanitizers/run tsan $(NATIVE_TESTS) $(ARGS)
+
+# What was found goes to .state/fuzz: inputs that reach new code into folders, a failing one beside.
+.PHONY: fuzz
+fuzz: setup ## Fuzz all that reads bytes of others (tests/fuzz), FUZZ_S=60 seconds each
+	@for file in tests/fuzz/targets/[a-z]*.py; do \
+	    name=$$(basename $$file .py); mkdir -p .state/fuzz/$$name; echo "$$name"; \
+	    $(BIN)/python -m tests.fuzz $$name -max_total_time=$(FUZZ_S) -max_len=4096 -timeout=20 \
+	        -verbosity=0 -artifact_prefix=.state/fuzz/$$name- .state/fuzz/$$name \
+	        tests/fuzz/corpus/$$name; \
+	done
 
 .PHONY: mutations
 mutations: setup ## Check that the unit tests notice faults (tools/mutations); ARGS='NAME' for some

@@ -1,0 +1,1 @@
+"""Fuzzing: everything that reads bytes of others is fed with mutated ones."""
