@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import socket
-import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 import structlog
 
 from mountpoint.errors import MountError
+from mountpoint.system.private import make_private
 from mountpoint.upload.pending_journal import default_directory
 
 log = structlog.get_logger(__name__)
@@ -116,6 +116,8 @@ def ask(path: Path, command: str, /, **request: Any) -> dict[str, Any]:
     with _reachable(path) as address, socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(CLIENT_S)
         connection.connect(address)
+        if _peer_uid(connection) not in (0, os.geteuid()):
+            raise PermissionError(0, "another user listens there")
         connection.settimeout(ANSWER_S)
         connection.sendall(json.dumps({**request, "command": command}).encode() + b"\n")
         line = _line(connection, None)
@@ -129,10 +131,7 @@ def ask(path: Path, command: str, /, **request: Any) -> dict[str, Any]:
 
 def _listen(path: Path) -> socket.socket:
     """Return a listening socket that only its owner can open. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.parent.stat()
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise PermissionError(0, "other users can enter the directory")
+    make_private(path.parent)
     listener = socket.socket(socket.AF_UNIX)
     try:
         with _reachable(path) as address:

@@ -208,6 +208,11 @@ def check_staging_directory(directory: str, mount_directory: str | None) -> None
         raise MountError(f"the staging directory '{directory}' is not a directory", hint)
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise MountError(f"the staging directory '{directory}' cannot be written", hint)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise MountError(
+            f"every user can replace what is in the staging directory '{directory}'",
+            f"choose a directory of your own, or protect this one: chmod o-w {directory}",
+        )
     if mount_directory is not None and is_below(directory, mount_directory):
         raise MountError(
             f"the staging directory '{directory}' is inside the mount '{mount_directory}'",

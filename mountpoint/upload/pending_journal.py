@@ -32,6 +32,7 @@ from typing import Any
 import structlog
 
 from mountpoint.config import BucketConfig
+from mountpoint.system.private import WRITTEN, make_private
 
 log = structlog.get_logger(__name__)
 
@@ -158,9 +159,10 @@ class Journal:
 
     def _rewrite(self) -> None:
         """Write a file of the open uploads. It gets its name only once it is locked."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        make_private(self._directory, WRITTEN)
         draft = self._path.with_suffix(DRAFT)
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+        file = os.open(draft, flags, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _write(
@@ -243,13 +245,19 @@ def journals(directory: Path) -> Iterator[list[FoundJournal]]:
 
 
 def _open(path: Path) -> FoundJournal | None:
-    """Open a journal, and lock it if its mount is dead; None if the file is gone."""
+    """Open a journal, and lock it if its mount is dead.
+
+    None if the file is gone, or another user made it. Only root reads other users' journals.
+    """
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         try:
+            if os.geteuid() not in (0, os.fstat(file).st_uid):
+                os.close(file)
+                return None
             dead = True
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,16 @@ def command_lines() -> str:
     return "\n".join(text for text in texts if "--basic-auth" not in text)
 
 
+def memory_files(pid: int) -> str:
+    """Return the content of the files in memory that a process has open."""
+    text = ""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # a connection that was closed
+            if os.readlink(link).startswith("/memfd:"):
+                text += link.read_bytes().decode("latin-1")
+    return text
+
+
 def told(pid: int) -> str:
     """Return the answers of the mount's socket."""
     (path,) = socket_directory(os.environ).glob(f"{pid}-*{SUFFIX}")
@@ -90,12 +100,12 @@ def told(pid: int) -> str:
 
 
 @contextmanager
-def running(it: Place, folder: Path, environ: dict[str, str]) -> Iterator[Path]:
+def running(it: Place, folder: Path, environ: dict[str, str], *more: str) -> Iterator[Path]:
     """Mount in the background and log everything; yield the directory. Output goes to a file."""
     path = folder / "mnt"
     path.mkdir()
     options = [*store_options(it.there, endpoint_url=it.url), "--debug", "--debug-crt"]
-    options += ["--log-directory", str(folder / "log")]
+    options += ["--log-directory", str(folder / "log"), *more]
     with (folder / "output").open("wb") as output:
         done = subprocess.run(
             [PROGRAM, it.there.bucket, path, *options],
@@ -157,6 +167,20 @@ def test_secrets_are_not_shown(store: Store, folder: Path, proxy: ForwardProxy, 
     assert not re.search(r"Signature=[0-9a-f]{64}", log)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look")
+def test_the_keeper_is_told_none(store: Store, folder: Path) -> None:
+    """Neither its command line nor the memory that it holds for the next worker has secrets."""
+    store.put("secrets/keeper", b"content")
+    with place(store, folder, "container") as it:
+        environ = by_variables(it)
+        with running(it, folder, environ, "--keep-alive") as path:
+            assert (path / "secrets" / "keeper").read_bytes() == b"content"
+            held = "".join(map(memory_files, mounting.mount_processes(path)))
+            assert store.bucket in held
+            assert found([*it.secrets, *environ.values()], held) == []
+            assert found([*it.secrets, *environ.values()], command_lines()) == []
+
+
 def test_refused_at_the_start(store: Store, folder: Path) -> None:
     """Nor does a failed mount leak secrets."""
     with place(store, folder, "container") as it:
@@ -208,11 +232,18 @@ def test_no_core_file(store: Store, folder: Path) -> None:
         assert not os.WCOREDUMP(status)
 
 
-def test_only_root_looks_at_it(store: Store, folder: Path) -> None:
-    """Only root can read the process's environment, not even the same user."""
+@pytest.mark.parametrize(("options", "processes"), [([], 1), (["--keep-alive"], 2)])
+def test_only_root_looks_at_it(
+    store: Store, folder: Path, options: list[str], processes: int
+) -> None:
+    """Only root can read the environment of the process and its keeper, not even the same user."""
     # For root's own processes: the group of the file shows whether it is readable.
     before = ["setpriv", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-    with foreground(store, folder, before=before) as (program, _):
+    with foreground(store, folder, *options, before=before) as (program, path):
         assert os.stat(f"/proc/{program.pid}").st_gid != 0
-        owner = os.stat(f"/proc/{program.pid}/environ")
-        assert (owner.st_uid, owner.st_gid) == (0, 0)
+        found = mounting.mount_processes(path)
+        assert program.pid in found
+        assert len(found) == processes
+        for pid in found:
+            owner = os.stat(f"/proc/{pid}/environ")
+            assert (owner.st_uid, owner.st_gid) == (0, 0)

@@ -31,6 +31,7 @@ that hands the mount over is killed, as any other way to end it would unmount.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -51,6 +52,8 @@ CANCEL = b"C"
 GO = b"G"
 
 MAX_MESSAGE_BYTES = 4096
+
+PR_SET_DUMPABLE = 4
 
 #: A worker that has served for so long has not failed at its start.
 SERVED_S = 0.5
@@ -175,6 +178,7 @@ class Keeper:
         self._directory: str = settings["directory"]
         self._done: str = settings["done"]
         self._notify = os.environ.pop("NOTIFY_SOCKET", "")
+        _keep_private()
         # mutable
         self._status: int | None = settings["status"]
         self._background = self._status is not None
@@ -386,6 +390,13 @@ class Keeper:
 
         syslog.openlog("mount-s3", syslog.LOG_PID)
         syslog.syslog(syslog.LOG_ERR, text)
+
+
+def _keep_private() -> None:
+    """Hide memory and environment, as `system/memory.keep_private` does: they contain keys."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
 
 def _close_inherited(keep: tuple[int, ...]) -> None:

@@ -79,6 +79,24 @@ def test_only_the_owner_and_root_may_ask(
     assert bool(answer) is answered
 
 
+def test_another_user_listens(listening: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is not sent to another user's process."""
+    monkeypatch.setattr(control, "_peer_uid", lambda connection: os.geteuid() + 1)
+    with pytest.raises(PermissionError, match="another user listens there"):
+        ask(listening, "echo")
+
+
+def test_a_link_in_place_of_the_directory(directory: Path, tmp_path: Path) -> None:
+    """The socket is not created where a symbolic link leads."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    directory.symlink_to(elsewhere)
+    with capture_logs() as lines:
+        Control(directory, {}).close()
+    assert [line["reason"] for line in lines] == ["it is a symbolic link"]
+    assert list(elsewhere.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o701])
 def test_a_directory_that_others_can_enter(directory: Path, mode: int) -> None:
     """The socket is not created, with a log line, and the mount continues without."""

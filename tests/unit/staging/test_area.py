@@ -310,3 +310,14 @@ def test_a_directory_inside_the_mount_is_refused(tmp_path: Path, staging: str) -
     with pytest.raises(MountError, match="inside the mount"):
         check_staging_directory(str(tmp_path / staging), str(tmp_path / "mount"))
     check_staging_directory(str(tmp_path), str(tmp_path / "mount"))
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o1777, False), (0o770, False)])
+def test_a_directory_that_every_user_can_change(tmp_path: Path, mode: int, refused: bool) -> None:
+    """Others could replace the files; a sticky bit prevents that, as in /tmp."""
+    tmp_path.chmod(mode)
+    if refused:
+        with pytest.raises(MountError, match="every user can replace what is in the staging dir"):
+            check_staging_directory(str(tmp_path), None)
+    else:
+        check_staging_directory(str(tmp_path), None)

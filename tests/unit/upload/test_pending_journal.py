@@ -118,6 +118,43 @@ def test_only_the_user_reads_it(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_nothing_is_written_through_links(tmp_path: Path) -> None:
+    """Neither where a link replaces the directory, nor through one in place of a draft."""
+    (tmp_path / "other").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("other")
+    journal = Journal(tmp_path / "link", ADDRESS)
+    with structlog.testing.capture_logs() as lines:
+        journal.begun(b"key", "id")
+    assert [line["reason"] for line in lines] == ["it is a symbolic link"]
+    assert files(tmp_path / "other") == []
+    journal.close()
+
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"content")
+    journal = Journal(tmp_path, ADDRESS)
+    journal._path.with_suffix(pending_journal.DRAFT).symlink_to(victim)
+    with structlog.testing.capture_logs() as lines:
+        journal.begun(b"key", "id")
+    assert [line["directory"] for line in lines] == [str(tmp_path)]
+    assert victim.read_bytes() == b"content"
+    journal.close()
+
+
+@pytest.mark.parametrize(("user", "number"), [("root", 1), ("another", 0), ("the owner", 1)])
+def test_journals_of_other_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, number: int
+) -> None:
+    """Only root reads them."""
+    journal = Journal(tmp_path, ADDRESS)
+    journal.begun(b"key", "id")
+    owner = os.geteuid()
+    uids = {"root": 0, "another": owner + 1, "the owner": owner}
+    monkeypatch.setattr(os, "geteuid", lambda: uids[user])
+    assert len(left(tmp_path)) == number
+    monkeypatch.undo()
+    journal.close()
+
+
 def test_a_killed_process(tmp_path: Path) -> None:
     """While it lives its uploads are not found; after SIGKILL they are."""
     command = [sys.executable, "-c", WRITER, str(tmp_path), "a", "b", "c"]
