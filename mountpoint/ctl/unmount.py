@@ -17,6 +17,7 @@ from mountpoint.ctl.mounts import Mount
 from mountpoint.ctl.progress import Progress, files
 from mountpoint.errors import MountError
 from mountpoint.log.format import printable
+from mountpoint.mount import dead_mount
 from mountpoint.system.procfs import program_of
 
 POLL_S = 0.5
@@ -33,6 +34,8 @@ def unmount(directory: str, mount: Mount | None, timeout_s: float, progress: Pro
 
     Raises MountError if the mount stays busy, or writing takes longer than `timeout_s` seconds.
     """
+    if mount is None and dead_mount.remove(directory):
+        return
     process = _process(mount)
     try:
         _until_unmounted(directory, mount, timeout_s, progress)

@@ -11,7 +11,7 @@ import subprocess
 from mountpoint.errors import DISCONNECTED, MountError
 from mountpoint.mount.preflight import ANSWER_S
 from mountpoint.system import kernel
-from mountpoint.system.mounts import failure
+from mountpoint.system.mounts import failure, mounts
 
 #: How long the kernel may take to unmount.
 UNMOUNT_S = 10.0
@@ -21,11 +21,9 @@ PROGRAMS = (("umount", "-l"), ("fusermount", "-uz"))
 
 def is_dead(directory: str) -> bool:
     """Whether a dead mount of this program and user is mounted on a directory."""
-    mine = any(
-        each.directory == directory and each.uid == os.geteuid()
-        for each in kernel.fuse_mounts(kernel.TYPE)
-    )
-    if not mine:
+    at = [each for each in mounts() if each.directory == directory]
+    # The last one hides the others.
+    if not at or at[-1].kind != kernel.TYPE or f"user_id={os.geteuid()}" not in at[-1].options:
         return False
     error = failure(directory, ANSWER_S)
     return error is not None and error.errno == DISCONNECTED

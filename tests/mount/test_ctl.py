@@ -406,8 +406,8 @@ def test_unmount_names_programs_that_use_it(mount: Mount) -> None:
 
 
 def test_unmount_removes_a_dead_mount(store: Store, folder: Path) -> None:
-    """A mount whose process was killed, so that every operation fails, is removed."""
-    with mounted(store, folder) as mount:
+    """A mount whose process was killed is removed, although a program stands in it."""
+    with mounted(store, folder) as mount, program(mount, "print(1); input()"):
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
         assert errno_of(lambda: os.listdir(mount.path)) is not None
