@@ -38,6 +38,7 @@ from mountpoint.fuse.fd_mount import number_of
 from mountpoint.system import kernel
 from mountpoint.system.cpus import usable_cores
 from mountpoint.system.memory import total_bytes
+from mountpoint.system.mounts import real_path
 
 #: Below 64 KiB a part is mostly overhead (0.3 ms of CPU per ranged GET).
 MIN_READ_PART_BYTES = 64 << 10
@@ -243,14 +244,9 @@ def _same(component: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    """Return the absolute path. ".." is resolved after symlinks, as the kernel does it."""
-    parent, name = os.path.split(path.rstrip("/"))
+    """Return the absolute path."""
     try:
-        if name not in ("", ".", ".."):
-            found = os.path.join(os.path.realpath(parent), name)
-            if found in kernel.mount_points():  # it may hang, and is no symlink
-                return found
-        return os.path.realpath(path)
+        return real_path(path)
     except FileNotFoundError:  # a relative path whose directory is gone
         raise MountError(
             "the current directory does not exist any more", "give absolute paths"

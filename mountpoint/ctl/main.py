@@ -18,6 +18,7 @@ from mountpoint.ctl.warm.command import warm
 from mountpoint.ctl.words import count
 from mountpoint.errors import MountError
 from mountpoint.log.format import printable
+from mountpoint.system.mounts import real_path
 
 
 @click.group(
@@ -155,7 +156,7 @@ def unmount_(directory: str, timeout: float, as_json: bool) -> None:
     """Wait until all files in DIR are uploaded to S3, then unmount it."""
     found = mounts.answering(os.environ)
     dead = {each.directory for each in mounts.silent(found)}
-    mount_directory = os.path.realpath(directory)
+    mount_directory = real_path(directory)
     mount = None
     if mount_directory not in dead:
         mount, below = mounts.at(directory, found)

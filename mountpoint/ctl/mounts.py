@@ -10,6 +10,7 @@ from typing import Any
 from mountpoint.errors import MountError
 from mountpoint.mount.control import SUFFIX, ask, socket_directory
 from mountpoint.system.kernel import TYPE, FuseMount, fuse_mounts
+from mountpoint.system.mounts import real_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,14 @@ def silent(mounts: list[Mount]) -> list[FuseMount]:
 
 def at(path: str, mounts: list[Mount]) -> tuple[Mount, str]:
     """Return the mount that contains `path`, and the path below it. Raises MountError."""
-    real_path = os.path.realpath(path)
+    found = real_path(path)
     for mount in sorted(mounts, key=lambda each: -len(each.directory)):
-        if real_path == mount.directory or real_path.startswith(mount.directory.rstrip("/") + "/"):
-            return mount, real_path[len(mount.directory) :].strip("/")
+        if found == mount.directory or found.startswith(mount.directory.rstrip("/") + "/"):
+            return mount, found[len(mount.directory) :].strip("/")
     for each in silent(mounts):
-        if real_path == each.directory:
+        if found == each.directory:
             raise MountError(
-                f"the mount at '{real_path}' does not answer",
+                f"the mount at '{found}' does not answer",
                 f"if its process is dead, remove the mount: mount-s3ctl unmount {path}",
             )
     directories = ", ".join(f"'{mount.directory}'" for mount in mounts)

@@ -133,11 +133,14 @@ def _listen(path: Path) -> socket.socket:
     """Return a listening socket that only its owner can open. Raises OSError."""
     make_private(path.parent)
     listener = socket.socket(socket.AF_UNIX)
+    # It gets its name once it listens: until then it would be taken for that of a dead mount.
+    draft = path.with_suffix(".new")
     try:
-        with _reachable(path) as address:
+        with _reachable(draft) as address:
             listener.bind(address)
-        path.chmod(0o600)
+        draft.chmod(0o600)
         listener.listen(BACKLOG)
+        draft.rename(path)
     except BaseException:
         listener.close()
         raise

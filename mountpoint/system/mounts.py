@@ -65,6 +65,20 @@ def failure(directory: str, within_s: float) -> OSError | None:
     return found[0] if found else TimeoutError(0, "it hangs")
 
 
+def real_path(path: str) -> str:
+    """Return a path without symbolic links. A mount point at its end is not asked: it may hang.
+
+    ".." is resolved after symbolic links, as the kernel does it. Raises FileNotFoundError for a
+    relative path if the current directory is gone.
+    """
+    parent, name = os.path.split(path.rstrip("/"))
+    if name not in ("", ".", ".."):
+        found = os.path.join(os.path.realpath(parent), name)
+        if any(each.directory == found for each in mounts()):  # so it is no symbolic link
+            return found
+    return os.path.realpath(path)
+
+
 def file_system(path: str) -> str:
     """Return the type of the file system that a path is on, such as "ext4"; "" if it is not known.
 

@@ -85,7 +85,7 @@ class Instance:
             return {}
         try:
             found = json.loads(self._ask())
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

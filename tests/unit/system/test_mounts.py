@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.system.mounts import MountInfo, failure, file_system, mounts
+from mountpoint.system.mounts import MountInfo, failure, file_system, mounts, real_path
 
 LINES = rb"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 31 22 0:27 /sub /mnt/a\040b\134c rw,nosuid shared:7 master:1 - fuse.mount-s3 s3://b ro,user_id=0
@@ -45,3 +45,17 @@ def test_failures(tmp_path: Path) -> None:
     assert failure(str(tmp_path), 10) is None
     error = failure(str(tmp_path / "missing"), 10)
     assert isinstance(error, FileNotFoundError)
+
+
+def test_a_path_without_links(tmp_path: Path) -> None:
+    """Links are followed, also in front of "..", but nothing is asked of a mount point."""
+    (tmp_path / "there" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("there/inner")
+    for path, expected in (
+        ("link", "there/inner"),
+        ("link/..", "there"),
+        ("link/new", "there/inner/new"),
+    ):
+        assert real_path(f"{tmp_path}/{path}") == str(tmp_path / expected)
+    assert real_path("/proc/") == "/proc"
+    assert real_path("/") == "/"
