@@ -9,11 +9,10 @@ import threading
 
 from mountpoint._fastpath import Part
 from mountpoint.cache.blocks._files import CachedVersion
-from mountpoint.cache.blocks._format import BLOCK_BYTES
 from mountpoint.cache.cached_object import CachedObject, Disk, Range
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
-from mountpoint.cache.filling import Block, Filler
+from mountpoint.cache.filling import Block, Filler, Pieces, blocks_of
 from mountpoint.cache.health import Health, Speeds
 from mountpoint.cache.identity import Identity
 from mountpoint.cache.reading import Readers
@@ -89,15 +88,14 @@ class BlockCache:
                 cached.keep(part)
             cached.flush()
 
-    def keep_written(self, info: ObjectInfo, data: bytes) -> None:
+    def keep_written(self, info: ObjectInfo, pieces: Pieces) -> None:
         """Offer the bytes of a version that was written here. Never waits."""
         version = self._version(info)
         if version is None:
             return
-        view = memoryview(data)
-        for start in range(0, info.size_bytes, BLOCK_BYTES):
-            block = Block(version, start // BLOCK_BYTES, view[start : start + BLOCK_BYTES])
-            self._filler.offer(block)
+        for number, data in enumerate(blocks_of(pieces)):
+            if not self._filler.offer(Block(version, number, data)):
+                return
 
     def sweep(self) -> None:
         """Queue the small blocks that reads in lanes have fetched."""

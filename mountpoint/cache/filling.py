@@ -7,9 +7,11 @@ in which they arrived. If the queue is full, because the disk is slower than S3,
 import contextlib
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mountpoint.cache.blocks._files import CachedVersion
+from mountpoint.cache.blocks._format import BLOCK_BYTES
 from mountpoint.cache.directory import CacheDirectory, allocated_bytes
 from mountpoint.cache.eviction import Evictor, NoRoom
 from mountpoint.cache.health import Health
@@ -19,6 +21,9 @@ from mountpoint.metrics.counters import Counters
 
 THREADS = 2
 
+#: The bytes of an object, in order.
+Pieces = Sequence[bytes | bytearray | memoryview]
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -27,6 +32,22 @@ class Block:
     version: CachedVersion
     number: int
     data: memoryview | bytes | bytearray
+
+
+def blocks_of(pieces: Pieces) -> Iterator[bytes]:
+    """Yield the bytes of one block after another. They are copies: views would hold all pieces."""
+    views: list[memoryview] = []
+    room = BLOCK_BYTES
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            views.append(rest[:room])
+            room, rest = room - len(views[-1]), rest[room:]
+            if not room:
+                yield b"".join(views)
+                views, room = [], BLOCK_BYTES
+    if views:
+        yield b"".join(views)
 
 
 class Filler:
@@ -52,10 +73,12 @@ class Filler:
             self._fill, name="cache writes", threads=THREADS, max_bytes=queue_bytes
         )
 
-    def offer(self, block: Block) -> None:
-        """Queue a block, or drop it if there is no room."""
-        if not self._queue.offer(block):
+    def offer(self, block: Block) -> bool:
+        """Queue a block, or drop it if there is no room; return whether it was queued."""
+        queued = self._queue.offer(block)
+        if not queued:
             self._counters.add("cache_dropped")
+        return queued
 
     def close(self) -> None:
         """See WriteQueue."""

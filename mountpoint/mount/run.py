@@ -329,10 +329,9 @@ def _keep_written(
         pieces = [each for each in body.pieces if not isinstance(each, FileRange)]
         if not info.size_bytes or len(pieces) < len(body.pieces):
             return  # some bytes are in a temporary file: memory is short
-        data = b"".join(pieces)
         for each in caches:
             if each is not None:
-                each.keep_written(info, data)
+                each.keep_written(info, pieces)
 
     return keep
 

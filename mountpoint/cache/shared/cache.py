@@ -19,6 +19,7 @@ import structlog
 
 from mountpoint._fastpath import Part
 from mountpoint.cache.blocks._format import BLOCK_BYTES
+from mountpoint.cache.filling import Pieces
 from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity
 from mountpoint.cache.reading import PartRead
@@ -101,11 +102,11 @@ class SharedCache:
         if missing:
             self._filler.offer(block, memoryview(part.data))
 
-    def keep_written(self, info: ObjectInfo, data: bytes) -> None:
+    def keep_written(self, info: ObjectInfo, pieces: Pieces) -> None:
         """Keep the bytes of a version that was written here. Never waits."""
         identity = Identity.of(self._endpoint, self._bucket, info)
         if identity is not None and 0 < info.size_bytes <= MAX_OBJECT_BYTES:
-            self._filler.offer(SharedBlock.of(identity), memoryview(data))
+            self._filler.offer(SharedBlock.of(identity), memoryview(b"".join(pieces)))
 
     def missing(self, block: SharedBlock) -> None:
         """Note that a block is not there, or bad."""

@@ -14,7 +14,7 @@ import structlog.testing
 from mountpoint.cache import health
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
-from mountpoint.cache.filling import Block, Filler
+from mountpoint.cache.filling import Block, Filler, blocks_of
 from mountpoint.cache.health import Health
 from mountpoint.metrics.counters import Counters
 from tests.disks import disk_in_memory
@@ -254,3 +254,15 @@ def test_what_is_not_expected(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     world.offer(cached)
     world.wait()
     assert cached.read()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "sizes", [[], [0], [5], [MIB], [MIB + 1], [3, MIB, 2 * MIB, 0, 7], [MIB // 2] * 5]
+)
+def test_pieces_become_blocks(sizes: list[int]) -> None:
+    """Blocks have the bytes of the pieces in order, and hold none of them."""
+    pieces = [os.urandom(size) for size in sizes]
+    blocks = list(blocks_of(pieces))
+    data = b"".join(pieces)
+    assert blocks == [data[start : start + MIB] for start in range(0, len(data), MIB)]
+    assert all(type(block) is bytes for block in blocks)

@@ -49,7 +49,9 @@ def serve(code):
 
 #: The keeper with short pauses; it notes when it unmounts.
 KEEPER = """
-import json, sys
+import json, signal, sys
+for number in (1, 2, 15):  # nohup ignores the first
+    signal.signal(number, signal.SIG_DFL)
 sys.path.insert(0, FOLDER)
 import keeper
 keeper.FIRST_PAUSE_S = 0.001
@@ -116,6 +118,7 @@ class World:
             return self.process.wait(20)
         finally:
             self.process.kill()
+            self.process.wait()
             os.close(self.status)
 
 
