@@ -25,9 +25,9 @@ To a worker:
 * P  the other version is prepared
 * F  it is not, and why
 
-The end of the socket is the worker's death. Whether the mount has ended with it, is what the kernel
-says (POLLERR): so each way to unmount ends the keeper too, with the worker's exit code. A worker
-that hands the mount over is killed, as any other way to end it would unmount.
+The end of the socket is the worker's death. The kernel says whether the mount has ended, too
+(POLLERR): so each way to unmount ends the keeper as well, with the worker's exit code. A worker
+that hands the mount over is killed, because any other way to end it would unmount.
 """
 
 import contextlib
@@ -148,7 +148,10 @@ class Worker:
     def receive(self) -> tuple[bytes, bytes, list[int]]:
         """Return the letter of its next message, the text and descriptors; b"" if it has died."""
         flags = socket.MSG_CMSG_CLOEXEC
-        data, descriptors, _, _ = socket.recv_fds(self.socket, MAX_MESSAGE_BYTES, 3, flags)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.socket, MAX_MESSAGE_BYTES, 3, flags)
+        except ConnectionResetError:  # it has died with a message that it had not read
+            return b"", b"", []
         return data[:1], data[1:], descriptors
 
     def tell(self, message: bytes, descriptors: list[int] | None = None) -> None:

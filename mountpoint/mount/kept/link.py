@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 import pickle
-import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 MAX_CONFIG_BYTES = 1 << 20
 #: How long a worker of another version may take to reach S3, in seconds.
 PREPARE_S = 40.0
+#: How long the keeper may take to end this process, in seconds. Requests wait meanwhile.
+HAND_OVER_S = 2.0
 
 
 class Link:
@@ -74,6 +76,7 @@ class Link:
 
     def prepare_upgrade(self) -> None:
         """Have the keeper prepare the worker of the installed version. Raises MountError."""
+        self._drop_answers()
         self._socket.settimeout(PREPARE_S)
         try:
             self._socket.send(keeper.UPGRADE)
@@ -91,13 +94,24 @@ class Link:
 
     def cancel_upgrade(self) -> None:
         """Have the keeper end the worker that it has prepared."""
-        self._socket.send(keeper.CANCEL)
+        with contextlib.suppress(OSError):
+            self._socket.send(keeper.CANCEL)
 
     def hand_over(self) -> NoReturn:
-        """Have the keeper kill this process, and let the prepared worker serve."""
-        self._socket.send(keeper.HAND_OVER)
-        while True:
-            signal.pause()
+        """Have the keeper kill this process, and let the prepared worker serve.
+
+        Raises MountError if the keeper does not do it.
+        """
+        with contextlib.suppress(OSError):
+            self._socket.send(keeper.HAND_OVER)
+            time.sleep(HAND_OVER_S)
+        raise MountError("the keeper does not hand the mount over", "unmount, and mount again")
+
+    def _drop_answers(self) -> None:
+        """Drop answers that came after nobody waited for them any more."""
+        with contextlib.suppress(BlockingIOError):
+            while self._socket.recv(keeper.MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT):
+                pass
 
     def _publish(self, file: int) -> None:
         with contextlib.suppress(BrokenPipeError):

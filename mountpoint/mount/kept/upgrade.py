@@ -58,11 +58,11 @@ class Upgrade:
         self._link.prepare_upgrade()
         try:
             self._wait_until_quiet()
+            self._link.hand_over()
         except BaseException:
             binding.hold(False)
             self._link.cancel_upgrade()
             raise
-        self._link.hand_over()
 
     def _wait_until_quiet(self) -> None:
         """Return while requests wait, and nothing is being changed. Raises MountError."""

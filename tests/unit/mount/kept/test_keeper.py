@@ -292,3 +292,19 @@ def test_a_death_after_the_preparation(tmp_path: Path) -> None:
     eventually(lambda: len(world.workers()) == 2)
     world.unmount()
     assert world.end() == 7
+
+
+def test_a_death_before_a_message_is_read(tmp_path: Path) -> None:
+    """A worker that dies before it knows that it is to serve is followed by another one."""
+    started = """
+if not first and not os.path.exists(LOG + ".died"):
+    open(LOG + ".died", "w").close()
+    link.send(b"P")
+    select.select([link], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    world = World(tmp_path, "ready(); die() if first else serve(7)", started=started)
+    eventually(lambda: len(world.workers()) == 2)
+    world.unmount()
+    assert world.end() == 7
+    assert [each["restarts"] for each in world.workers()] == [0, 2]
