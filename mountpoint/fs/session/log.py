@@ -1,8 +1,8 @@
 """A log of what the kernel knows of this mount by number, in memory that outlives the process.
 
 The kernel uses numbers of inodes and handles, which mean nothing to another process: it needs to
-know the directories that the kernel holds, and what is open. A file that is
-not open needs nothing: if its number is not known, ESTALE makes the kernel look its name up again.
+know the directories that the kernel holds, and what is open. A file that is not open needs nothing:
+if its number is not known, ESTALE makes the kernel look its name up again.
 
 Each line is an object of JSON: the latest one of a kind and number counts. A line is one write(2)
 to a memfd, which the keeper holds too. So it is complete if the process is killed right after. When
