@@ -51,9 +51,8 @@ class BlockCache:
             queue_bytes=queue_bytes,
         )
         self._health = Health(directory.path, "reading")
-        self._disk = Disk(
-            self._health, Speeds(), Readers(), self._filler, remote=directory.is_remote
-        )
+        self._lookups = Readers() if directory.is_remote else None
+        self._disk = Disk(self._health, Speeds(), Readers(), self._filler, self._lookups)
         # constants
         self._endpoint = endpoint
         self._bucket = bucket
@@ -118,6 +117,8 @@ class BlockCache:
         self._filler.wait(CLOSE_S)
         self._filler.close()
         self._disk.readers.close()
+        if self._lookups is not None:
+            self._lookups.close()
         self.directory.store.forget()
 
     def wait(self, timeout_s: float) -> bool:

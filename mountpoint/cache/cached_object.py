@@ -46,7 +46,9 @@ class Disk:
     speeds: Speeds
     readers: Readers
     filler: Filler
-    remote: bool = False  #: it may hang: no thread of a reader touches it
+    #: For lookups and small reads on a remote disk, which may hang: no reader's own thread touches
+    #: it. None on a local one.
+    lookups: Readers | None = None
 
 
 class CachedObject:
@@ -67,10 +69,10 @@ class CachedObject:
         health = self._disk.health
         if not health.usable:
             return [(start, stop, False)]
-        if not self._disk.remote:
+        if self._disk.lookups is None:
             return self._split(start, stop)
         lookup = Lookup(partial(self._split, start, stop))
-        self._disk.readers.add(lookup)
+        self._disk.lookups.add(lookup)
         found = lookup.answer(STUCK_S)
         if found is None:
             health.failed(0, why="a lookup is taking too long")
@@ -99,10 +101,12 @@ class CachedObject:
         part.cached = True
         read = CacheRead(self._disk.health, self._version, part, instead)
         part.attach(read)
-        if part.stop - part.start <= INLINE_BYTES and not self._disk.remote:
-            read.run()
-        else:
+        if part.stop - part.start > INLINE_BYTES:
             self._disk.readers.add(read)
+        elif self._disk.lookups is not None:
+            self._disk.lookups.add(read)
+        else:
+            read.run()
         return read
 
     def keep(self, part: Part) -> None:
@@ -122,6 +126,12 @@ class CachedObject:
     def drop(self) -> None:
         """Remove all blocks of the version: its bytes are not S3's."""
         self._version.drop()
+        if self._disk.lookups is None:
+            self._remove()
+        else:
+            self._disk.lookups.add(Lookup(self._remove))
+
+    def _remove(self) -> None:
         size = self._info.size_bytes
         for index in range(-(-size // BLOCK_BYTES)):
             self._version.remove(index)
@@ -129,10 +139,13 @@ class CachedObject:
             self._version.remove(SMALL | index)
 
     def lane_source(self, other: LaneSource | None) -> LaneSource | None:
-        """Return a source for reads in the lane that looks here before it asks `other`."""
-        if self._disk.remote or not self._disk.health.usable:
+        """Return a source for reads in the lane that looks here before it asks `other`.
+
+        None on a remote disk: then the reads come here, through the stream.
+        """
+        if not self._disk.health.usable:
             return other
-        return lane_source(self._version, other)
+        return None if self._disk.lookups is not None else lane_source(self._version, other)
 
     def late(self, part: Part) -> None:
         """Request a part from S3 that the disk has not delivered in time."""

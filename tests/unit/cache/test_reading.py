@@ -75,7 +75,11 @@ class World:
         self.readers = Readers()
         self.asked: list[Transfer] = []
         self.disk = disk = Disk(
-            self.health, Speeds(), self.readers, filler(directory, None), remote=remote
+            self.health,
+            Speeds(),
+            self.readers,
+            filler(directory, None),
+            Readers() if remote else None,
         )
         info = ObjectInfo(b"key", SIZE, 0, '"1"')
         self.object = CachedObject(disk, self.cached.version, info)
@@ -323,3 +327,5 @@ def test_a_remote_disk_that_hangs(
     world.object.read(part, world.instead(part))
     assert data_of(part) == world.cached.data[:100]
     assert world.object.lane_source(None) is None
+    world.object.drop()
+    eventually(lambda: not os.path.exists(world.cached.path()))
