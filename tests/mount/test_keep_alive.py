@@ -287,6 +287,7 @@ def test_what_close_and_fsync_promise(store: Store, shared: Kept, own: str) -> N
             for _ in range(examples(3)):
                 before = len(promised)
                 eventually(lambda before=before: len(promised) > before + 5)  # type: ignore[misc]
+                time.sleep(keeper.SERVED_S)  # as above
                 shared.kill()
         finally:
             ending.set()
