@@ -30,7 +30,6 @@ from mountpoint.fuse._protocol cimport (
     OutHeader,
     iovec,
     mmap,
-    writev,
 )
 from mountpoint.fuse._reads cimport write_all
 
@@ -67,13 +66,19 @@ cdef struct Kept:
     uint32_t format
     uint32_t init_bytes
     char init[MAX_INIT_BYTES]
-    uint64_t init_unique
     uint32_t threads
     uint64_t taken[MAX_THREADS]  # the last request of each thread
 
 cdef Kept* kept = NULL
 cdef int state = RECEIVES
 cdef int held = False  # requests wait
+
+
+cdef void pause() noexcept nogil:
+    cdef timespec moment
+    moment.tv_sec = 0
+    moment.tv_nsec = WAIT_NS
+    nanosleep(&moment, NULL)
 
 
 cdef bint resuming() noexcept nogil:
@@ -86,7 +91,6 @@ cdef void keep_init(const char* request, int size) noexcept nogil:
     if kept == NULL or load_int(&state) != RECEIVES or size > MAX_INIT_BYTES:
         return
     memcpy(kept.init, request, size)
-    kept.init_unique = (<const InHeader*>request).unique
     kept.init_bytes = size
 
 
@@ -95,35 +99,26 @@ cdef int take_init(char* memory, size_t room) noexcept nogil:
 
     Then wait until it is answered.
     """
-    cdef timespec moment
     if load_int(&state) == REPEATS and exchange_int(&state, WAITS) == REPEATS:
         memcpy(memory, kept.init, min(<size_t>kept.init_bytes, room))
         return kept.init_bytes
-    moment.tv_sec = 0
-    moment.tv_nsec = WAIT_NS
     while load_int(&state) == WAITS:
-        nanosleep(&moment, NULL)
+        pause()
     return 0
 
 
 cdef bint is_kept_init(uint64_t unique) noexcept nogil:
     """Whether this request is the INIT that the kernel has an answer to."""
-    return kept != NULL and load_int(&state) == WAITS and unique == kept.init_unique
+    return load_int(&state) == WAITS and unique == (<const InHeader*>kept.init).unique
 
 
 cdef void resumed(int descriptor) noexcept nogil:
     """Begin to serve, after INIT: with the requests that the dead process had taken."""
-    cdef OutHeader message
-    cdef iovec piece
     cdef uint32_t index
-    message.length = sizeof(OutHeader)
-    message.error = RESEND
-    message.unique = 0
-    piece.iov_base = &message
-    piece.iov_len = sizeof(OutHeader)
-    if not resends() or writev(descriptor, &piece, 1) < 0:
+    if not resends() or send_header(descriptor, 0, RESEND) < 0:
         for index in range(min(kept.threads, <uint32_t>MAX_THREADS)):
-            fail(kept.taken[index], descriptor)
+            # One that was answered before is not known to the kernel.
+            send_header(descriptor, kept.taken[index], -EIO)
     kept.threads = 0
     store_int(&state, SERVES)
 
@@ -135,16 +130,16 @@ cdef bint resends() noexcept nogil:
     return asked.flags & INIT_EXT != 0 and more.flags2 & HAS_RESEND != 0
 
 
-cdef void fail(uint64_t unique, int descriptor) noexcept nogil:
-    """Answer a request with EIO. One that was answered before is not known to the kernel."""
-    cdef OutHeader answer
+cdef int send_header(int descriptor, uint64_t unique, int error) noexcept nogil:
+    """Send the kernel a message that is only a header; return 0 or a negative errno."""
+    cdef OutHeader header
     cdef iovec piece
-    answer.length = sizeof(OutHeader)
-    answer.error = -EIO
-    answer.unique = unique
-    piece.iov_base = &answer
+    header.length = sizeof(OutHeader)
+    header.error = error
+    header.unique = unique
+    piece.iov_base = &header
     piece.iov_len = sizeof(OutHeader)
-    write_all(descriptor, &piece, 1)
+    return write_all(descriptor, &piece, 1)
 
 
 cdef void keep_request(const InHeader* header) noexcept nogil:
@@ -160,11 +155,8 @@ cdef void keep_request(const InHeader* header) noexcept nogil:
 
 cdef void wait_while_held() noexcept nogil:
     """Let a request wait that has come while this process is to hand the mount over."""
-    cdef timespec moment
-    moment.tv_sec = 0
-    moment.tv_nsec = WAIT_NS
     while load_int(&held):
-        nanosleep(&moment, NULL)
+        pause()
 
 
 cdef bint is_repeated(const InHeader* header) noexcept nogil:
