@@ -63,6 +63,9 @@ MAX_FAILURES = 10
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 
+#: How long the service manager may take to accept a message, in seconds.
+NOTIFY_S = 5.0
+
 #: Signals for the worker: it ends the mount, or logs its counters.
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -242,7 +245,7 @@ class Keeper:
             self._go(worker)
         alive = True
         while alive:
-            if self._next is not None and self._next.prepared is False:
+            if self._next is not None and not self._next.prepared:
                 ready, _, _ = select.select([worker.socket, self._next.socket], [], [])
                 if self._next.socket in ready:
                     self._follow_next(self._next, worker)
@@ -250,8 +253,8 @@ class Keeper:
                 ready = [worker.socket]
             if worker.socket in ready:
                 alive = self._follow(worker)
+        self._worker = None  # a signal may come while it is reaped
         code = worker.end()
-        self._worker = None
         self._facts["died"] = worker.pid
         self._facts["upgraded"] = self._next is not None
         if self._next is None:
@@ -329,7 +332,8 @@ class Keeper:
     def _failed(self, text: bytes) -> None:
         """Tell the caller why there is no mount."""
         if self._status is not None:
-            os.write(self._status, b"E" + text)
+            with contextlib.suppress(BrokenPipeError):  # the caller is gone
+                os.write(self._status, b"E" + text)
         elif not self._background:
             sys.stderr.write(f"Error: {text.decode('utf-8', 'replace')}\n")
 
@@ -352,6 +356,7 @@ class Keeper:
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
         ):
+            manager.settimeout(NOTIFY_S)
             manager.sendto(f"READY=1\nSTATUS={status}".encode(), address)
 
     def _is_mounted(self) -> bool:
