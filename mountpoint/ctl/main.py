@@ -34,6 +34,10 @@ main.add_command(cleanup)
 main.add_command(warm)
 
 argument = click.argument("directory", metavar="DIR", shell_complete=directories)
+timeout_option = click.option(
+    "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
+    help="Longest wait for files that are being written.",
+)  # fmt: skip
 
 
 @main.command(name="status")
@@ -120,10 +124,7 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
 
 @main.command(name="upgrade")
 @argument
-@click.option(
-    "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
-    help="Longest wait for files that are being written.",
-)  # fmt: skip
+@timeout_option
 @json_option
 def upgrade_(directory: str, timeout: float, as_json: bool) -> None:
     """Replace the process of the mount at DIR by one of the installed version.
@@ -147,10 +148,7 @@ def upgrade_(directory: str, timeout: float, as_json: bool) -> None:
 
 @main.command(name="unmount")
 @argument
-@click.option(
-    "--timeout", type=click.FloatRange(0), default=3600, metavar="SECONDS", show_default=True,
-    help="Longest wait for files that are being written.",
-)  # fmt: skip
+@timeout_option
 @json_option
 def unmount_(directory: str, timeout: float, as_json: bool) -> None:
     """Wait until all files in DIR are uploaded to S3, then unmount it."""

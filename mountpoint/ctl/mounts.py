@@ -13,6 +13,10 @@ from mountpoint.system.kernel import TYPE, FuseMount, fuse_mounts
 from mountpoint.system.mounts import real_path
 
 
+class MountEnded(MountError):
+    """The process of the mount has ended, before or during the command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A mount that answers: its socket and its status (`ControlCommands.status`)."""
@@ -26,11 +30,11 @@ class Mount:
         return str(self.status["directory"])
 
     def ask(self, command: str, /, **request: Any) -> dict[str, Any]:
-        """Send it a command. Raises MountError if it has ended, or the command fails."""
+        """Send it a command. Raises MountEnded, and MountError if the command fails."""
         try:
             return ask(self.socket, command, **request)
         except (ConnectionError, FileNotFoundError):
-            raise MountError(f"the mount at '{self.directory}' has ended") from None
+            raise MountEnded(f"the mount at '{self.directory}' has ended") from None
         except (OSError, ValueError) as error:
             raise MountError(f"the mount at '{self.directory}' does not answer: {error}") from error
 

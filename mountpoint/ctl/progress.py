@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from mountpoint.ctl import terminal
 from mountpoint.ctl.words import size
+from mountpoint.errors import MountError
 from mountpoint.log.format import printable
 
 LINE_S = 30.0
@@ -138,6 +139,14 @@ class Bar:
 def files(writing: Sequence[Writing]) -> str:
     """Return the name of one file, or the number of files, with their size."""
     return f"{_name(writing)} ({size(sum(each['size_bytes'] for each in writing))})"
+
+
+def still_written(directory: str, writing: Sequence[Writing]) -> MountError:
+    """Return the error for a mount whose files were written for longer than one may wait."""
+    return MountError(
+        f"'{directory}' is still being written to: {files(writing)}",
+        "wait longer with --timeout, or stop the writing program",
+    )
 
 
 def _name(writing: Sequence[Writing]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mountpoint.ctl.mounts import Mount
-from mountpoint.ctl.progress import Progress, files
+from mountpoint.ctl.progress import Progress, still_written
 from mountpoint.errors import MountError
 from mountpoint.log.format import printable
 from mountpoint.mount import dead_mount
@@ -63,10 +63,7 @@ def _until_unmounted(
             has_waited, busy_since_s = True, None
             progress.show(writing)
             if now_s - began_s > timeout_s:
-                raise MountError(
-                    f"'{directory}' is still being written to: {files(writing)}",
-                    "wait longer with --timeout, or stop the writing program",
-                )
+                raise still_written(directory, writing)
         else:
             busy_since_s = busy_since_s or now_s
             if now_s - busy_since_s > BUSY_S:

@@ -4,16 +4,16 @@ The mount itself does it, if it was mounted with --keep-alive (`mount/kept/upgra
 until no file is being written, asks the mount to do it, and waits for the process that follows.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from mountpoint.ctl import mounts
-from mountpoint.ctl.mounts import Mount
-from mountpoint.ctl.progress import Progress, files
+from mountpoint.ctl.mounts import Mount, MountEnded
+from mountpoint.ctl.progress import Progress, still_written
 from mountpoint.errors import MountError
-from mountpoint.mount.control import ask
 
 POLL_S = 0.2
 #: The longest time in seconds that the new process takes to answer.
@@ -30,12 +30,8 @@ def upgrade(mount: Mount, timeout_s: float, progress: Progress) -> Mount:
         _wait_for_writers(mount, timeout_s, progress)
     finally:
         progress.leave()
-    try:
-        ask(mount.socket, "upgrade")
-    except (ConnectionError, FileNotFoundError):
-        pass  # the process that was to answer has handed over
-    except (OSError, ValueError) as error:
-        raise MountError(f"the mount at '{mount.directory}' does not answer: {error}") from error
+    with contextlib.suppress(MountEnded):  # the process that was to answer has handed over
+        mount.ask("upgrade")
     return _follower(mount.status)
 
 
@@ -44,10 +40,7 @@ def _wait_for_writers(mount: Mount, timeout_s: float, progress: Progress) -> Non
     while writing := mount.ask("status")["being_written"]:
         progress.show(writing)
         if time.monotonic() > until_s:
-            raise MountError(
-                f"'{mount.directory}' is still being written to: {files(writing)}",
-                "wait longer with --timeout, or stop the writing program",
-            )
+            raise still_written(mount.directory, writing)
         time.sleep(POLL_S)
     progress.done()
 
