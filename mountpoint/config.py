@@ -360,8 +360,8 @@ class MountConfig:
     `fsname` is the source that the kernel's tables show (None: the program's name).
     `kernel_options` are more options of mount(8) for the kernel, such as noexec. `directory` is ""
     if nothing is mounted and no directory was given. `keep_alive`: the mount goes on when its
-    process dies. With a `descriptor`, of /dev/fuse, it is
-    mounted already, and `directory` is only a name for it.
+    process dies. With a `descriptor`, of /dev/fuse, it is mounted already, and `directory` is only
+    a name for it.
     """
 
     directory: str

@@ -51,8 +51,8 @@ class BlockCache:
             queue_bytes=queue_bytes,
         )
         self._health = Health(directory.path, "reading")
-        self._lookups = Readers() if directory.is_remote else None
-        self._disk = Disk(self._health, Speeds(), Readers(), self._filler, self._lookups)
+        lookups = Readers() if directory.is_remote else None
+        self._disk = Disk(self._health, Speeds(), Readers(), self._filler, lookups)
         # constants
         self._endpoint = endpoint
         self._bucket = bucket
@@ -117,8 +117,8 @@ class BlockCache:
         self._filler.wait(CLOSE_S)
         self._filler.close()
         self._disk.readers.close()
-        if self._lookups is not None:
-            self._lookups.close()
+        if self._disk.lookups is not None:
+            self._disk.lookups.close()
         self.directory.store.forget()
 
     def wait(self, timeout_s: float) -> bool:

@@ -458,7 +458,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     log_hint = log_location(config.log)
     if not config.log.foreground:
         if config.mount.keep_alive:
-            daemon.wait_for(partial(_start_keeper, config), log_hint=log_hint)
+            daemon.wait_for(partial(keeper.start, *_for_keeper(config)), log_hint=log_hint)
         else:
             daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
@@ -471,7 +471,6 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
             click.echo(f"{what} {hint}", err=True)
         return
     if config.mount.keep_alive:
-        daemon.keep_paths()
         keeper.become(*_for_keeper(config), done)
 
     def ready() -> None:
@@ -487,13 +486,9 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     click.get_current_context().exit(code)
 
 
-def _start_keeper(config: Config, status: int) -> int:
-    daemon.keep_paths()
-    return keeper.start(*_for_keeper(config), status)
-
-
 def _for_keeper(config: Config) -> tuple[bytes, str]:
-    """Return what the keeper's workers mount, and where."""
+    """Return what the keeper's workers mount, and where; prepare the environment for them."""
+    daemon.keep_paths()
     return pickle.dumps(config), config.mount.directory
 
 
