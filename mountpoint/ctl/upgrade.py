@@ -1,7 +1,8 @@
 """`mount-s3ctl upgrade`: replace the process of a mount by one of the installed version.
 
 The mount itself does it, if it was mounted with --keep-alive (`mount/kept/upgrade`). This waits
-until no file is being written, asks the mount to do it, and waits for the process that follows.
+until no file is being streamed to S3, asks the mount to do it, and waits for the process that
+follows.
 """
 
 import contextlib
@@ -37,7 +38,9 @@ def upgrade(mount: Mount, timeout_s: float, progress: Progress) -> Mount:
 
 def _wait_for_writers(mount: Mount, timeout_s: float, progress: Progress) -> None:
     until_s = time.monotonic() + timeout_s
-    while writing := mount.ask("status")["being_written"]:
+    while writing := [
+        each for each in mount.ask("status")["being_written"] if not each.get("survives")
+    ]:
         progress.show(writing)
         if time.monotonic() > until_s:
             raise still_written(mount.directory, writing)

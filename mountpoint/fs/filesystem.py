@@ -53,11 +53,15 @@ MANY_FORGOTTEN = 10_000
 
 
 class UnfinishedFile(NamedTuple):
-    """A file that is being written. `pending_bytes` of `size_bytes` are not yet in S3."""
+    """A file that is being written. `pending_bytes` of `size_bytes` are not yet in S3.
+
+    `survives`: another process of the mount can go on with it.
+    """
 
     path: str
     size_bytes: int
     pending_bytes: int
+    survives: bool
 
 
 class FileSystem:
@@ -360,10 +364,16 @@ class FileSystem:
     def being_written(self) -> list[UnfinishedFile]:
         """Return the files whose latest content is not in S3."""
         return [
-            UnfinishedFile(self.shown(each.inode.key), each.size_bytes, each.pending_bytes)
+            UnfinishedFile(
+                self.shown(each.inode.key), each.size_bytes, each.pending_bytes, each.survives
+            )
             for each in self._local.writers()
             if not each.removed
         ]
+
+    def needs_process(self) -> bool:
+        """Whether a file is being written that another process could not go on with."""
+        return not all(each.survives for each in self._local.writers())
 
     # --- for log lines ---
 

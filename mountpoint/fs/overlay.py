@@ -22,7 +22,8 @@ class Writer(Protocol):
     """A file that is being written: the state that all its handles share.
 
     `pending_bytes` of `size_bytes` are not yet in S3. `kept` are the attributes that the object is
-    to keep. `removed`: the file has no name any more.
+    to keep. `removed`: the file has no name any more. `survives`: another process of this mount can
+    go on with it (`session`).
     """
 
     @property
@@ -37,6 +38,8 @@ class Writer(Protocol):
     def kept(self) -> FileAttributes: ...
     @property
     def removed(self) -> bool: ...
+    @property
+    def survives(self) -> bool: ...
 
     def set_attributes(self, attributes: FileAttributes) -> bool:
         """Set mode, owners or time; False: the file is complete or closed now."""

@@ -93,10 +93,12 @@ def build_filesystem(
             SelfCopies(client, uploads, retry_policy), inodes, caches, change
         ),
         caches=caches,
+        session=session,
     )
-    backend: WriteBackend = StreamedWrites(context)
+    staged = None
     if staging is not None:
-        backend = StagedWrites(context, staging, write.part_size_bytes)
+        staged = StagedWrites(context, staging, write.part_size_bytes)
+    backend: WriteBackend = staged or StreamedWrites(context)
     files: HandleTable[OpenFile] = HandleTable(
         None if session is None else partial(note_file, session)
     )
@@ -136,7 +138,9 @@ def build_filesystem(
     )
     directories = Directories(context, listings, walks)
     if session is not None:
-        found = recover(session, inodes, local, files, open_directories, opener, directories)
+        found = recover(
+            session, inodes, local, files, open_directories, opener, directories, staged
+        )
         if any(found):
             log.info("open files and directories go on", **found._asdict())
     return FileSystem(

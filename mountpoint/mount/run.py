@@ -190,11 +190,7 @@ def _serve(
     )
     staging = None
     if config.change.staging_directory is not None:
-        staging = StagingArea(
-            config.change.staging_directory,
-            config.bucket.name,
-            config.change.staging_limit_bytes,
-        )
+        staging = _staging_area(config, config.change.staging_directory, turn)
     filesystem = build_filesystem(
         client,
         prefix=config.bucket.prefix,
@@ -283,6 +279,17 @@ def _serve(
     if failure:
         raise failure[0]
     return 0
+
+
+def _staging_area(config: Config, directory: str, turn: Turn | None) -> StagingArea:
+    """Return the area for staged files: that of the process before, if there was one."""
+    if turn is None:
+        return StagingArea(directory, config.bucket.name, config.change.staging_limit_bytes)
+    found = turn.log.records("area").get(directory, {})
+    limit_bytes = found.get("limit_bytes", config.change.staging_limit_bytes)
+    area = StagingArea(directory, config.bucket.name, limit_bytes, name=found.get("name"))
+    turn.log.note("area", directory, {"name": area.path.name, "limit_bytes": area.limit_bytes})
+    return area
 
 
 def _log_turn(turn: Turn) -> None:

@@ -67,19 +67,30 @@ class Room(NamedTuple):
 class StagingArea:
     """Room for the staged files of one mount of `bucket`. Thread-safe.
 
-    `limit_bytes` None: a share of the free space. `_lock` is taken with a file's lock held, never
-    the other way round. Raises MountError if `directory` cannot be used.
+    `limit_bytes` None: a share of the free space. `name` is that of the mount's own directory, if
+    another process of this mount has made it. `_lock` is taken with a file's lock held, never the
+    other way round. Raises MountError if `directory` cannot be used.
     """
 
-    def __init__(self, directory: str, bucket: str, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        bucket: str,
+        limit_bytes: int | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
         # constants
         self.bucket = bucket
         root = Path(directory).absolute()
         try:
+            # Before the others are cleared: as long as it is not locked, it looks dead.
+            found = None if name is None else _found_directory(root / name)
             recovery.clear(root, bucket)
-            room = check_room(directory, limit_bytes)
+            room = check_room(directory, limit_bytes) if found is None else _room(root, limit_bytes)
             self.limit_bytes, self._keep_free_bytes = room.limit_bytes, room.keep_free_bytes
-            self.path, self._lock_fd = _own_directory(root)
+            self.path, self._lock_fd = found or _own_directory(root)
+            last = max((int(each.stem) for each in recovery.data_files(self.path)), default=0)
         except OSError as error:
             raise MountError(
                 f"files cannot be staged in '{directory}': {error.strerror}",
@@ -90,7 +101,7 @@ class StagingArea:
         self._used_bytes = 0
         self._unlooked_bytes = LOOK_BYTES  # bytes taken since the disk was last checked
         self._tenants: set[Reclaimable] = set()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(last + 1)
 
     @property
     def used_bytes(self) -> int:
@@ -126,6 +137,11 @@ class StagingArea:
             self._used_bytes += size_bytes
             return True
 
+    def take(self, size_bytes: int) -> None:
+        """Take room that is in use on the disk, even above the limit."""
+        with self._lock:
+            self._used_bytes += size_bytes
+
     def give(self, size_bytes: int) -> None:
         """Give room back."""
         with self._lock:
@@ -144,6 +160,11 @@ class StagingArea:
                 break
         log.debug("freed space for staged files", bytes=freed_bytes)
         return freed_bytes > 0
+
+    def clear(self, used: set[Path]) -> None:
+        """Treat what another process of this mount has left, but `used`, as that of a dead one."""
+        with suppress(OSError):
+            recovery.clear_files(self.path, self.bucket, used)
 
     def close(self) -> None:
         """Remove the files that are in S3; keep and log the others.
@@ -171,20 +192,25 @@ def check_room(directory: str, limit_bytes: int | None) -> Room:
 
     `limit_bytes` None: a share of the free space.
     """
+    room = _room(Path(directory), limit_bytes)
+    if room.usable_bytes < MIN_LIMIT_BYTES:
+        raise MountError(
+            f"there is too little space for staged writes in '{directory}': "
+            f"{max(room.usable_bytes, 0) // MIB} MiB",
+            f"at least {MIN_LIMIT_BYTES // MIB} MiB are needed: free disk space, "
+            "raise --staged-limit, or choose another directory",
+        )
+    return room
+
+
+def _room(directory: Path, limit_bytes: int | None) -> Room:
+    """Return the room in `directory`, even if it is too little for a new mount. Raises OSError."""
     status = os.statvfs(directory)
     free_bytes = status.f_bavail * status.f_frsize
     disk_bytes = status.f_blocks * status.f_frsize
     keep_free_bytes = min(int(disk_bytes * FREE_SHARE), MAX_FREE_BYTES)
     limit_bytes = int(free_bytes * LIMIT_SHARE) if limit_bytes is None else limit_bytes
-    usable_bytes = min(limit_bytes, free_bytes - keep_free_bytes)
-    if usable_bytes < MIN_LIMIT_BYTES:
-        raise MountError(
-            f"there is too little space for staged writes in '{directory}': "
-            f"{max(usable_bytes, 0) // MIB} MiB",
-            f"at least {MIN_LIMIT_BYTES // MIB} MiB are needed: free disk space, "
-            "raise --staged-limit, or choose another directory",
-        )
-    return Room(limit_bytes, keep_free_bytes, usable_bytes)
+    return Room(limit_bytes, keep_free_bytes, min(limit_bytes, free_bytes - keep_free_bytes))
 
 
 def check_staging_directory(directory: str, mount_directory: str | None) -> None:
@@ -224,9 +250,26 @@ def _own_directory(root: Path) -> tuple[Path, int]:
     """Make a directory for this mount, and lock it. Raises OSError."""
     # Until it is locked, it has a name that `recovery` ignores.
     made = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    fd = os.open(made / recovery.LOCK, flags, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fd = _locked(made, os.O_CREAT)
     own = root / (recovery.PREFIX + made.name.removeprefix(".new-"))
     made.rename(own)
     return own, fd
+
+
+def _found_directory(own: Path) -> tuple[Path, int] | None:
+    """Lock the directory of another process of this mount; None if it is gone, or still in use."""
+    try:
+        return own, _locked(own)
+    except OSError:
+        return None
+
+
+def _locked(own: Path, flags: int = 0) -> int:
+    """Lock a mount's directory; return the descriptor that holds the lock. Raises OSError."""
+    fd = os.open(own / recovery.LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

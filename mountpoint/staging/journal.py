@@ -67,6 +67,20 @@ class Journal:
         self._fd = -1
         self._lines = 0
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a journal on the disk."""
+        return self._path.exists()
+
+    def reopen(self) -> tuple[Subject, Extents]:
+        """Go on with the journal of another process; return what it says. See `replay`."""
+        found = replay(self._path)
+        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        text = os.pread(fd, os.fstat(fd).st_size, 0)
+        os.ftruncate(fd, text.rfind(b"\n") + 1)  # or the next line would complete a cut one
+        self._fd, self._lines = fd, text.count(b"\n")
+        return found
+
     def wrote(self, start: int, stop: int) -> None:
         """Note a write."""
         self._append(f"w {start} {stop};\n")

@@ -1,14 +1,15 @@
 """Clean up after mounts that did not end in order: they were killed, or the machine stopped.
 
 Each mount has its own directory in the staging directory, and holds a lock in it (flock) while it
-lives. If the lock is free, the mount is dead. Its files that are in S3 (those without a journal)
-are removed. The other files stay, whatever their bucket, and get a description. Each mount of that
-bucket logs them when it starts, until the user removes them.
+lives. If the lock is free, the mount is dead. (With --keep-alive the next process takes the lock,
+and goes on with what was open: see StagedFile.) Files of a dead mount that are in S3, those without
+a journal, are removed. The other files stay, whatever their bucket, and get a description. Each
+mount of that bucket logs them when it starts, until the user removes them.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,16 +42,27 @@ def clear(directory: Path, bucket: str) -> None:
 
 def _clear_one(own: Path, bucket: str) -> None:
     with _dead(own / LOCK) as dead:
-        if not dead:
-            return
-        for data in sorted(own.glob(f"*{DATA_SUFFIX}")):
-            if data.with_suffix(journal.SUFFIX).exists():
-                _keep(data, bucket)
-            else:
-                data.unlink(missing_ok=True)
-        for other in own.glob("*.new"):
-            other.unlink(missing_ok=True)
-        remove_if_empty(own)
+        if dead:
+            clear_files(own, bucket)
+            remove_if_empty(own)
+
+
+def clear_files(own: Path, bucket: str, used: Container[Path] = ()) -> None:
+    """Do so with all files in a mount's directory but `used`. Raises OSError."""
+    for data in data_files(own):
+        if data in used:
+            continue
+        if data.with_suffix(journal.SUFFIX).exists():
+            _keep(data, bucket)
+        else:
+            data.unlink(missing_ok=True)
+    for other in own.glob("*.new"):
+        other.unlink(missing_ok=True)
+
+
+def data_files(own: Path) -> list[Path]:
+    """Return the paths of the staged files in a mount's directory, oldest first."""
+    return sorted(own.glob(f"*{DATA_SUFFIX}"))
 
 
 @contextmanager

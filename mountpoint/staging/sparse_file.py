@@ -8,6 +8,7 @@ Not known here: what the bytes mean.
 
 import ctypes
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import structlog
 from mountpoint.config import MIB
 from mountpoint.errors import StagingFault, staging_error
 from mountpoint.staging.area import StagingArea
-from mountpoint.staging.range_set import Ranges
+from mountpoint.staging.range_set import Range, Ranges
 
 log = structlog.get_logger(__name__)
 
@@ -32,21 +33,27 @@ FALLOC_FL_PUNCH_HOLE = 2
 class LocalFile:
     """A new file of zeros at `path`, with room from `area`.
 
+    `found`: the file is there, from another process of this mount, and has bytes in these ranges.
     Not thread-safe: its owner's lock guards it. All raise StagingFull or StagingFault.
     """
 
-    def __init__(self, area: StagingArea, path: Path) -> None:
+    def __init__(self, area: StagingArea, path: Path, found: Iterable[Range] | None = None) -> None:
         # dependencies
         self._area = area
         # constants
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        if found is None:
+            flags |= os.O_CREAT | os.O_EXCL
         try:
             self._fd = os.open(path, flags, 0o600)
         except OSError as error:
             raise staging_error(error) from error
         # mutable
         self._blocks = Ranges()  # byte ranges of the blocks that take room
+        for start, stop in found or ():
+            self._blocks.add(start - start % BLOCK_BYTES, _up(stop))
+        area.take(self.allocated_bytes)
 
     @property
     def allocated_bytes(self) -> int:

@@ -12,14 +12,19 @@ When an upload fails, everything stays as it was, and the next `sync` tries agai
 and its description (`journal`) stay until one succeeds, even after the end of the mount. Before the
 file is changed again, it is set aside (`aside`), so that `revert` can restore it.
 
+If the process dies, another one of the mount can go on with the file (`go_on`): from its `Progress`
+and its journal, which the process has kept outside of itself.
+
 Not known here: inodes, handles, and whether an object may be replaced.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -39,12 +44,11 @@ from mountpoint.staging.area import Reclaimable, StagingArea
 from mountpoint.staging.aside import SetAsideFile
 from mountpoint.staging.content import Content, Fetch
 from mountpoint.staging.journal import Journal, Subject
-from mountpoint.staging.upload_plan import segments
+from mountpoint.staging.sending import PIECE_BYTES, Sent, Sink, send
+from mountpoint.staging.sparse_file import LocalFile
 
 log = structlog.get_logger(__name__)
 
-#: The local file is read in pieces of this size for an upload.
-PIECE_BYTES = MIB
 #: How long missing bytes are fetched to complete a file whose upload has failed, in seconds.
 FILL_S = 10.0
 #: How long the end of the mount waits for an upload that was given up, in seconds.
@@ -53,25 +57,18 @@ END_S = 5.0
 MAX_TRIES = 16
 
 
-class Sink(Protocol):
-    """The upload of one object (`upload.upload.Upload`).
+class Progress(NamedTuple):
+    """What a staged file has come to, as far as its journal does not say it.
 
-    `equal_bytes` is the size of all parts but the last, where parts must have one size.
+    `data` is the name of its local file. `journaled`: the journal counts; else the base has all.
+    `failed`: the last upload has failed. `sent`: what the last upload has sent, which may have
+    succeeded.
     """
 
-    equal_bytes: int | None
-
-    def write(self, offset: int, data: bytes) -> int:
-        """Append bytes; `offset` is the number of bytes so far."""
-
-    def copy(self, source: ObjectInfo, start: int, stop: int, *, last: bool = False) -> None:
-        """Append a range of an object's version; `last`: nothing follows it."""
-
-    def finish(self) -> ObjectInfo:
-        """Complete the upload; return the object."""
-
-    def abort(self, until_s: float | None = None) -> None:
-        """Give the upload up."""
+    data: str
+    journaled: bool
+    failed: bool
+    sent: Sent | None
 
 
 class StagedFile(Reclaimable):
@@ -79,8 +76,10 @@ class StagedFile(Reclaimable):
 
     `fetch` returns a range of a version, and raises PreconditionFailed when that is replaced.
     `begin` starts an upload that replaces `base`, or creates the object. `part_bytes` is the size
-    of its first parts. Thread-safe; `_changed` guards everything and is never held while waiting
-    for S3. All methods may raise StagingFull, StagingFault and TooLarge, for the local file.
+    of its first parts. `on_progress` is called, with the lock held, when `progress`, `key` or
+    `base` are about to count on the disk. Thread-safe; `_changed` guards everything and is never
+    held while waiting for S3. All methods may raise StagingFull, StagingFault and TooLarge, for the
+    local file.
     """
 
     def __init__(
@@ -93,10 +92,13 @@ class StagedFile(Reclaimable):
         begin: Callable[[bytes, ObjectInfo | None], Sink],
         part_bytes: int,
         stopping: threading.Event,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         # dependencies
         self._area = area
+        self._fetch = fetch
         self._begin = begin
+        self._on_progress = on_progress
         # constants
         self._part_bytes = part_bytes
         # mutable, guarded by _changed
@@ -104,11 +106,14 @@ class StagedFile(Reclaimable):
         self._content = Content(area, base, fetch, self._changed, stopping)
         self._key = key
         self._journal: Journal | None = None  # from the first change on, until `unlink`
+        self._journaled = False  # whether the journal on the disk, if any, counts
         self._mtime_ns = time.time_ns() if base is None else base.mtime_ns
         self._busy = False  # being uploaded, removed or moved: writers wait
         self._failed = False  # the last upload has failed; local bytes are then not given back
         self._aside: SetAsideFile | None = None  # the file as it was then, if it has changed since
         self._unlinked = False
+        self._sent: Sent | None = None  # by the last upload
+        self._newest: Callable[[bytes], ObjectInfo] | None = None  # until the first upload
         area.add(self)
 
     # --- properties ---
@@ -153,6 +158,41 @@ class StagedFile(Reclaimable):
     def used_s(self) -> float:
         """See Reclaimable."""
         return self._content.used_s
+
+    @property
+    def path(self) -> Path:
+        """The local file."""
+        return self._content.path
+
+    @property
+    def progress(self) -> Progress:
+        """See Progress."""
+        return Progress(self._content.path.name, self._journaled, self._failed, self._sent)
+
+    def go_on(self, key: bytes, progress: Progress, newest: Callable[[bytes], ObjectInfo]) -> None:
+        """Go on with what another process of this mount has made of the file.
+
+        `newest` returns the object of a key: that process may have uploaded the file, and died
+        before it knew. Needs no room on the disk. Raises ValueError if the journal is invalid,
+        OSError, and as `write`; then that process's files stay.
+        """
+        path = self._area.path / progress.data
+        found = Journal(path)
+        if not (progress.journaled and found.exists and path.exists()):
+            found.remove()  # that process was about to write it, or to remove it
+            self._key = key
+            return
+        subject, extents = found.reopen()
+        mtime_ns = os.stat(path).st_mtime_ns
+        local = LocalFile(self._area, path, extents.local)
+        local.truncate(extents.size_bytes)  # later bytes belong to a write that did not return
+        with self._changed:
+            self._newest, self._sent = newest, progress.sent
+            self._content.resume(local, extents)
+            self._key, self._mtime_ns = key, mtime_ns
+            self._journal, self._journaled, self._failed = found, True, progress.failed
+            if subject != self._subject():
+                self._note_move()
 
     # --- reading and changing ---
 
@@ -228,6 +268,7 @@ class StagedFile(Reclaimable):
             if need_bytes:
                 return need_bytes
         if self._journal is None:
+            self._progress(journaled=True)
             self._write_journal()
         self._mtime_ns = time.time_ns()
         self._content.used_s = time.monotonic()
@@ -245,6 +286,7 @@ class StagedFile(Reclaimable):
         except OperationError:
             self._take_back(self._aside)
             raise
+        self._on_progress()
         return 0
 
     def _note_write(self, start: int, stop: int) -> None:
@@ -268,7 +310,7 @@ class StagedFile(Reclaimable):
             info = self.base
             if self._content.extents.dirty:  # else the changes since the failed upload were undone
                 try:
-                    info = self._upload()
+                    info = self._upload_again()
                 except BaseException as error:
                     if keep:
                         self._keep(error)
@@ -279,24 +321,42 @@ class StagedFile(Reclaimable):
                 self._mtime_ns = info.mtime_ns
                 self._failed = False
                 if not self._content.closed:
+                    self._progress(journaled=False)
                     self._forget()
             return info
+
+    def _upload_again(self) -> ObjectInfo:
+        """Upload the file, even if a process that died has replaced the base by doing so."""
+        sent = self._sent
+        try:
+            return self._upload()
+        except PreconditionFailed:
+            base = None if sent is None else self._object_of(sent)
+            if base is None:
+                raise
+            # It has all bytes of the former base that the file still has.
+            self._content.base = base
+            return self._upload()
+        finally:
+            self._newest = None
+
+    def _object_of(self, sent: Sent) -> ObjectInfo | None:
+        """Return the newest object of the key if a process that died has made it of this file."""
+        if self._newest is None:
+            return None
+        with suppress(OperationError):
+            info = self._newest(self._key)
+            return info if sent.is_in(info, self._fetch) else None
+        return None
 
     def _upload(self) -> ObjectInfo:
         base = self.base
         sink = self._begin(self._key, base)
         try:
-            for segment in segments(self._content.extents, self._part_bytes, sink.equal_bytes):
-                if segment.copied:
-                    assert base is not None
-                    last = segment.stop == self.size_bytes
-                    sink.copy(base, segment.start, segment.stop, last=last)
-                    continue
-                start = segment.start
-                while start < segment.stop:  # in pieces that begin where blocks begin
-                    stop = min(start - start % PIECE_BYTES + PIECE_BYTES, segment.stop)
-                    sink.write(start, self._content.read(start, stop - start))
-                    start = stop
+            sent = send(self._content, base, sink, self._part_bytes)
+            with self._changed:
+                self._sent = sent
+                self._on_progress()
             info = sink.finish()
         except BaseException:
             sink.abort()
@@ -309,6 +369,7 @@ class StagedFile(Reclaimable):
         """Complete a file whose upload has failed as far as possible; say where it is."""
         with self._changed:
             self._failed = True
+            self._on_progress()
         gone = PreconditionFailed | NotFound | BucketNotFound
         if isinstance(error, S3Error) and not error.retryable and not isinstance(error, gone):
             self._fill()
@@ -349,6 +410,7 @@ class StagedFile(Reclaimable):
             elif not self._failed:
                 if self.base is None:
                     return False
+                self._progress(journaled=False)
                 self._content.reset()
                 self._mtime_ns = self.base.mtime_ns
                 self._forget()
@@ -382,6 +444,7 @@ class StagedFile(Reclaimable):
             moved = None if base is None else copy(base)
             with self._changed:
                 self._key, self._content.base = key, moved
+                self._on_progress()
                 if self._journal is not None:
                     self._note_move()
 
@@ -443,6 +506,11 @@ class StagedFile(Reclaimable):
 
     # --- with the lock held ---
 
+    def _progress(self, *, journaled: bool) -> None:
+        """Note that the journal on the disk counts from now on, or does not."""
+        self._journaled = journaled
+        self._on_progress()
+
     def _wait_idle(self) -> None:
         while self._busy:
             self._content.wait()
@@ -485,10 +553,11 @@ class StagedFile(Reclaimable):
     def _take_back(self, aside: SetAsideFile) -> None:
         """Go on with the file that was set aside."""
         self._aside = None
-        if self._journal is not None:
-            self._journal.remove()
+        copy, self._journal, self._mtime_ns = self._journal, aside.journal, aside.mtime_ns
         self._content.resume(aside.local, aside.extents)
-        self._journal, self._mtime_ns = aside.journal, aside.mtime_ns
+        self._on_progress()
+        if copy is not None:
+            copy.remove()
 
     def _drop_aside(self) -> None:
         if self._aside is not None:

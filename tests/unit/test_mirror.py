@@ -50,7 +50,7 @@ TESTED_IN = {
         "s3/crt/native/_answers s3/crt/native/_gets s3/crt/native/_requests s3/crt/native/plane"
     ),
     "unit/s3/wire/test_writing.py": "s3/crt/body",
-    "unit/staging/test_staged_file.py": "staging/aside staging/content",
+    "unit/staging/test_staged_file.py": "staging/aside staging/content staging/sending",
     "unit/staging/test_area.py": "staging/recovery",
     "unit/copy/test_objects.py": "copy/metadata upload/copy_probe",
     "unit/upload/test_upload.py": (

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mountpoint.s3.client import ObjectInfo
+
 #: Fields of a line; their names are `recovery`'s.
 Fields = dict[str, Any]
 
@@ -103,6 +105,26 @@ def text_of(data: bytes) -> str:
 def bytes_of(text: str) -> bytes:
     """Return the bytes of `text_of`."""
     return text.encode("latin-1")
+
+
+def fields_of(version: ObjectInfo) -> Fields:
+    """Return an object's version as fields."""
+    return {
+        "key": text_of(version.key),
+        "size_bytes": version.size_bytes,
+        "mtime_ns": version.mtime_ns,
+        "etag": version.etag,
+        "storage_class": version.storage_class,
+        "restored": version.restored,
+        "metadata": None if version.metadata is None else dict(version.metadata),
+    }
+
+
+def version_of(fields: Fields | None) -> ObjectInfo | None:
+    """Return the version of `fields_of`; None if there are no fields."""
+    if fields is None:
+        return None
+    return ObjectInfo(**fields | {"key": bytes_of(fields["key"])})
 
 
 def new_log() -> int:

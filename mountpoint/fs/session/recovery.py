@@ -1,8 +1,9 @@
 """Go on with the kernel's session after another process of this mount has died.
 
 Directories keep their numbers. Files that were open for reading are open again: the same version,
-for which the first read sends a request. Listings start anew, and go on at the same position. What
-was being written is lost with the process: its handles fail until they are closed.
+for which the first read sends a request. Listings start anew, and go on at the same position.
+Staged files have all that was written. What was being streamed is lost with the process: its
+handles fail until they are closed.
 """
 
 from typing import NamedTuple, NoReturn
@@ -13,9 +14,17 @@ from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, Op
 from mountpoint.fs.inodes import ROOT, Inode, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener, ReadHandle
 from mountpoint.fs.overlay import OverlayNames
-from mountpoint.fs.session.log import Fields, SessionLog, bytes_of, text_of
+from mountpoint.fs.session.log import (
+    Fields,
+    SessionLog,
+    bytes_of,
+    fields_of,
+    text_of,
+    version_of,
+)
+from mountpoint.fs.writes.staged.writer import StagedHandle
+from mountpoint.fs.writes.staged.writes import StagedWrites
 from mountpoint.native._lane import Lane
-from mountpoint.s3.client import ObjectInfo
 
 
 class Recovered(NamedTuple):
@@ -77,7 +86,9 @@ def note_file(log: SessionLog, number: HandleNumber, handle: OpenFile | None) ->
         "name": text_of(inode.name),
     }
     if isinstance(handle, ReadHandle):
-        fields |= {"version": _fields(handle.version), "writer": handle.writer}
+        fields |= {"version": fields_of(handle.version), "writer": handle.writer}
+    elif isinstance(handle, StagedHandle):
+        fields["staged"] = {"opener": handle.opener, "writes": handle.writes}
     log.note("handle", number, fields)
 
 
@@ -97,17 +108,24 @@ def recover(
     open_directories: HandleTable[DirectoryHandle],
     opener: Opener,
     directories: Directories,
+    staged: StagedWrites | None,
 ) -> Recovered:
-    """Restore all that the log has. Sends no request."""
+    """Restore all that the log has. Sends no request. `staged` None: files are not staged."""
     for prefix in log.records("created"):
         local.add_directory(bytes_of(prefix))
     found = _restore_directories(log.records("directory"), inodes)
-    restored: dict[InodeNumber, Inode] = {}
+    writers = {} if staged is None else staged.recover(log, found)
+    restored = {number: writer.inode for number, writer in writers.items()}
     handles: dict[HandleNumber, OpenFile] = {}
     lost = 0
     for number, fields in log.records("handle").items():
-        version = _version(fields.get("version"))
         inode_number = InodeNumber(fields["inode"])
+        writer = writers.get(inode_number)
+        if writer is not None and "staged" in fields:
+            inodes.opened(writer.inode)
+            handles[HandleNumber(number)] = writer.join_again(**fields["staged"])
+            continue
+        version = version_of(fields.get("version"))
         inode = restored.get(inode_number)
         if inode is None:
             parent = found.get(fields["parent"], inodes.root)
@@ -149,21 +167,3 @@ def _restore_directories(records: dict[int, Fields], inodes: InodeTable) -> dict
             parent = inodes.restore_directory(InodeNumber(each), parent, name)
             found[each] = parent
     return found
-
-
-def _fields(version: ObjectInfo) -> Fields:
-    return {
-        "key": text_of(version.key),
-        "size_bytes": version.size_bytes,
-        "mtime_ns": version.mtime_ns,
-        "etag": version.etag,
-        "storage_class": version.storage_class,
-        "restored": version.restored,
-        "metadata": None if version.metadata is None else dict(version.metadata),
-    }
-
-
-def _version(fields: Fields | None) -> ObjectInfo | None:
-    if fields is None:
-        return None
-    return ObjectInfo(**fields | {"key": bytes_of(fields["key"])})

@@ -10,6 +10,7 @@ from mountpoint.fs.caches import Caches
 from mountpoint.fs.inodes import Inode, InodeTable
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.resolver import newest
+from mountpoint.fs.session.log import SessionLog
 from mountpoint.fs.setattr import AttributeStore
 from mountpoint.fs.writes.key_locks import KeyLocks
 from mountpoint.fs.writes.readers import Readers
@@ -34,10 +35,15 @@ class WriteContext:
     readers: Readers
     attribute_store: AttributeStore
     caches: Caches
+    session: SessionLog | None = None
 
     def newest(self, inode: Inode) -> ObjectInfo:
         """Return the newest version of a file. Raises StaleInode if the inode is another one."""
         return newest(self.client, self.retry_policy, inode)
+
+    def newest_of(self, key: bytes) -> ObjectInfo:
+        """Return the newest object of a key. Raises S3Errors."""
+        return self.retry_policy.ask(functools.partial(self.client.head, key)).answer()
 
     def fetch(self, info: ObjectInfo, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of a version. Raises PreconditionFailed for another."""

@@ -1,8 +1,9 @@
 """Hand a mount over to the installed version of mount-s3, while programs use it.
 
 The worker of that version is prepared first: if it cannot reach S3, nothing has changed. Then this
-process waits for a moment in which no file is being written and no operation changes anything, lets
-new requests wait, and has itself killed. The kernel sends those requests to the next worker.
+process waits for a moment in which no file is being streamed to S3 and no operation changes
+anything, lets new requests wait, and has itself killed. The kernel sends those requests to the next
+worker.
 """
 
 import time
@@ -23,6 +24,7 @@ CHANGES = (
     "mkdir",
     "mknod",
     "open",
+    "release",
     "rename",
     "rmdir",
     "setattr",
@@ -68,7 +70,7 @@ class Upgrade:
         """Return while requests wait, and nothing is being changed. Raises MountError."""
         until_s = time.monotonic() + QUIET_S
         while time.monotonic() < until_s:
-            if not _eventually(lambda: not self._filesystem.being_written(), until_s):
+            if not _eventually(lambda: not self._filesystem.needs_process(), until_s):
                 break
             binding.hold(True)
             if _eventually(self._is_quiet, time.monotonic() + HOLD_S):
@@ -82,7 +84,7 @@ class Upgrade:
     def _is_quiet(self) -> bool:
         operations = self._meters.operations
         changes = (operations[name].under_way for name in CHANGES if name in operations)
-        return not any(changes) and not self._filesystem.being_written()
+        return not any(changes) and not self._filesystem.needs_process()
 
 
 def _eventually(condition: Callable[[], bool], until_s: float) -> bool:

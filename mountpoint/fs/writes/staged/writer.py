@@ -3,18 +3,22 @@
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from mountpoint.copy.metadata import check_size
 from mountpoint.errors import NO_OPTION, BadHandle, OperationError, WriterKilled
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes, formatted, parsed
+from mountpoint.fs.session.log import fields_of, text_of
 from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.fs.writes.open_flags import file_exists, may_write
 from mountpoint.s3.client import NEW, Condition, ObjectInfo, same_etag
 from mountpoint.staging.area import StagingArea
-from mountpoint.staging.staged_file import StagedFile
+from mountpoint.staging.staged_file import Progress, StagedFile
 from mountpoint.upload.upload import Upload
+
+#: The kind of a staged file's record in the session's log.
+RECORD = "staged"
 
 
 class StagedWriter:
@@ -49,6 +53,7 @@ class StagedWriter:
             begin=self._begin,
             part_bytes=part_bytes,
             stopping=context.retry_policy.stopping,
+            on_progress=self.note,
         )
         # constants
         self._condition = condition
@@ -94,6 +99,11 @@ class StagedWriter:
         return self.file.unlinked
 
     @property
+    def survives(self) -> bool:
+        """See Writer."""
+        return self._mount.session is not None and not self.removed
+
+    @property
     def _is_stored(self) -> bool:
         """Whether there is an object under its key."""
         return self.file.base is not None or not self._new
@@ -104,7 +114,46 @@ class StagedWriter:
         base, keeps = self.file.base, self._mount.attribute_store.keeps
         return parsed(base.metadata) if base is not None and keeps else NOTHING
 
+    # --- its session ---
+
+    def note(self) -> None:
+        """Note the file for another process of this mount, if it is the file of its name."""
+        session = self._mount.session
+        if session is None or self._mount.local.writer(self.inode) is not self:
+            return
+        parent = self.inode.parent or self.inode
+        base = self.file.base
+        session.note(
+            RECORD,
+            self.inode.number,
+            {
+                "parent": parent.number,
+                "name": text_of(self.inode.name),
+                "key": text_of(self.file.key),
+                "base": None if base is None else fields_of(base),
+                "new": self._new,
+                "progress": self.file.progress,
+                "kept": astuple(self._kept),
+                "set_ns": self._set_ns,
+            },
+        )
+
+    def go_on(self, key: bytes, progress: Progress, set_ns: int | None) -> None:
+        """Go on with the file of another process of this mount. Raises as StagedFile."""
+        self.file.go_on(key, progress, self._mount.newest_of)
+        self._set_ns = set_ns
+
     # --- its handles ---
+
+    def join_again(self, opener: int, *, writes: bool) -> "StagedHandle":
+        """Open a handle that another process of this mount had open. It counts as one that wrote.
+
+        The session does not say through which handles the file was changed.
+        """
+        handle = StagedHandle(self, opener, writes=writes, changed=writes and self.file.dirty)
+        handle.wrote = writes
+        self._handles.add(handle)
+        return handle
 
     def join(self, flags: int, process: int) -> "StagedHandle":
         """Open another handle (`joining` held). O_TRUNC counts as a change."""
@@ -116,13 +165,18 @@ class StagedWriter:
     def write(self, offset: int, data: bytes) -> int:
         """Write at any offset; return the number of bytes."""
         written = self.file.write(offset, data)
-        self._set_ns = None
+        self._written()
         return written
 
     def truncate(self, size_bytes: int) -> None:
         """Cut the file off, or extend it with zeros."""
         self.file.truncate(size_bytes)
-        self._set_ns = None
+        self._written()
+
+    def _written(self) -> None:
+        if self._set_ns is not None:
+            self._set_ns = None
+            self.note()
 
     def upload(self) -> None:
         """Upload what has changed, with its attributes; return when it is in S3."""
@@ -197,6 +251,7 @@ class StagedWriter:
                     self._tried = None
             if attributes.mtime_ns is not None:
                 self._set_ns = attributes.mtime_ns
+            self.note()
             return True
 
     def unlink(self) -> bool:
@@ -241,6 +296,7 @@ class StagedWriter:
         except BadHandle:
             return False
         mount.local.rename_file(self, lambda: mount.inodes.moved(inode, parent, name))
+        self.note()
         mount.caches.changed(parent.key, name, file.base)
         mount.caches.changed(directory, old, None)
         return True
@@ -342,6 +398,7 @@ class StagedWriter:
         except BadHandle:
             return False
         self._mount.local.remove_name(self)
+        self._forget()
         self._leave()
         return True
 
@@ -389,13 +446,20 @@ class StagedWriter:
         elif info is None or not same_key or not mount.readers.became(inode, info):
             mount.inodes.disown(inode, info)  # the kernel may have pages of an earlier version
         mount.local.remove_file(self)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Have another process of this mount not know of the file."""
+        if self._mount.session is not None:
+            self._mount.session.drop(RECORD, self.inode.number)
 
 
 class StagedHandle:
     """A handle of a staged file; `opener` is the process that opened it.
 
     `changed`: the file was changed through this handle, and no upload has been tried since. An open
-    that creates the file or cuts it to nothing counts as a change.
+    that creates the file or cuts it to nothing counts as a change. `wrote`: it was changed through
+    this handle at any time since the open.
     """
 
     shared = True
@@ -408,11 +472,11 @@ class StagedHandle:
         self.writer = writer
         self.inode = writer.inode
         # constants
-        self._opener = opener
-        self._writes = writes
+        self.opener = opener
+        self.writes = writes
         # mutable
         self.changed = changed
-        self._wrote = False  # at any time since the open
+        self.wrote = False
         self._flushed = False  # a descriptor has been closed, so the process had one
         self._killed = False  # the process that closed a descriptor last was being killed
 
@@ -422,7 +486,7 @@ class StagedHandle:
 
         A process that is killed inside open(2) never gets a descriptor, so it never closes one.
         """
-        return self._killed or not (self._flushed or self._wrote)
+        return self._killed or not (self._flushed or self.wrote)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
@@ -430,24 +494,24 @@ class StagedHandle:
 
     def write(self, offset: int, data: bytes) -> int:
         """Write at any offset; return the number of bytes."""
-        if not self._writes:
+        if not self.writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
         written = self.writer.write(offset, data)
-        self._wrote = self.changed = True  # after it, or an earlier upload would clear it
+        self.wrote = self.changed = True  # after it, or an earlier upload would clear it
         return written
 
     def truncate(self, size_bytes: int) -> None:
         """Cut the file off, or extend it with zeros."""
         self.writer.truncate(size_bytes)
-        self._wrote = self.changed = True
+        self.wrote = self.changed = True
 
     def flush(self, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor; upload the file if the process is its opener."""
-        if not self._writes:
+        if not self.writes:
             return
         self._flushed, self._killed = True, killed
         kept = self.writer.file.failed and not self.changed
-        if process == self._opener and not killed and (self._wrote or kept):
+        if process == self.opener and not killed and (self.wrote or kept):
             self.writer.upload()
 
     def fsync(self) -> None:

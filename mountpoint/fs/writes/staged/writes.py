@@ -14,17 +14,25 @@ processes have changed it since, the last of them decides.
 import os
 import threading
 import time
+from collections.abc import Mapping
+
+import structlog
 
 from mountpoint.errors import NO_OPTION, BadHandle, NotPermitted, OperationError, Superseded
-from mountpoint.fs.inodes import Inode
+from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
+from mountpoint.fs.session.log import Fields, SessionLog, bytes_of, version_of
 from mountpoint.fs.writes.context import WriteContext
 from mountpoint.fs.writes.open_flags import appends, check_flags, file_exists
 from mountpoint.fs.writes.probe import WriteProof
-from mountpoint.fs.writes.staged.writer import StagedHandle, StagedWriter
+from mountpoint.fs.writes.staged.writer import RECORD, StagedHandle, StagedWriter
 from mountpoint.listing import tree
 from mountpoint.s3.client import ALWAYS, NEW, Condition, ObjectInfo
 from mountpoint.staging.area import StagingArea
+from mountpoint.staging.sending import Sent
+from mountpoint.staging.staged_file import Progress
+
+log = structlog.get_logger(__name__)
 
 
 class StagedWrites:
@@ -63,6 +71,7 @@ class StagedWrites:
                             "the file is being written",
                             f"{NO_OPTION}another program has just created it",
                         )
+                    writer.note()
                     return writer.join(flags | os.O_RDWR | os.O_TRUNC, process)
         except BaseException:
             mount.inodes.uncreate(inode)
@@ -125,6 +134,46 @@ class StagedWrites:
     def object_deleted(self, key: bytes) -> None:
         """Do nothing: a file that is open has no other object than its own."""
 
+    def recover(
+        self, session: SessionLog, directories: Mapping[int, Inode]
+    ) -> dict[InodeNumber, StagedWriter]:
+        """Go on with the files of another process of this mount; return them by number.
+
+        What cannot go on is kept on the disk. `directories` are those of the session by number.
+        """
+        writers = {}
+        opened = {fields["inode"] for fields in session.records("handle").values()}
+        for number, fields in session.records(RECORD).items():
+            data, journaled, failed, sent = fields["progress"]
+            progress = Progress(data, journaled, failed, None if sent is None else Sent(*sent))
+            parent = directories.get(fields["parent"])
+            writer = None
+            if parent is not None and (progress.journaled or number in opened):
+                writer = self._recover(InodeNumber(number), parent, fields, progress)
+            if writer is None:
+                session.drop(RECORD, number)
+            else:
+                writers[writer.inode.number] = writer
+        self._area.clear({writer.file.path for writer in writers.values()})
+        return writers
+
+    def _recover(
+        self, number: InodeNumber, parent: Inode, fields: Fields, progress: Progress
+    ) -> StagedWriter | None:
+        mount, base = self._mount, version_of(fields["base"])
+        inode = mount.inodes.restore_file(number, parent, bytes_of(fields["name"]), base)
+        new: bool = fields["new"]
+        kept = FileAttributes(*fields["kept"])
+        writer = self._new_writer(inode, base, NEW if new else ALWAYS, kept, new=new)
+        try:
+            writer.go_on(bytes_of(fields["key"]), progress, fields["set_ns"])
+        except (OSError, ValueError, OperationError) as error:
+            writer.discard()
+            log.warning("a staged file cannot go on", key=inode.key, reason=str(error))
+            return None
+        mount.local.add_file(writer)
+        return writer
+
     # --- inside ---
 
     def _join(self, inode: Inode, flags: int, process: int) -> StagedHandle | None:
@@ -159,6 +208,7 @@ class StagedWrites:
             added = mount.local.add_file(writer)
             if added and not readers.are_there(inode):
                 readers.arrived(inode)
+                writer.note()
                 return writer.join(flags, process)
             if added:
                 mount.local.remove_file(writer)  # a reader came first and saw no writer

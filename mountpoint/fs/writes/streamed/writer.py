@@ -122,6 +122,11 @@ class StreamedWriter:
         return self._life.removed
 
     @property
+    def survives(self) -> bool:
+        """See Writer: parts are on their way, which only this process knows."""
+        return False
+
+    @property
     def ended(self) -> bool:
         """Whether nothing is left to upload, or never will be."""
         return self._life.ended
