@@ -18,6 +18,8 @@ from typing import NamedTuple, TypeVar
 
 #: The errno of all operations on a mount whose process is gone.
 DISCONNECTED = errno.ENOTCONN
+#: The errno of an operation that was in progress when the process went.
+ABORTED = errno.ECONNABORTED
 
 
 class MountError(Exception):

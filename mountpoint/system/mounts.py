@@ -5,6 +5,8 @@ import re
 import threading
 from typing import NamedTuple
 
+from mountpoint.errors import ABORTED
+
 #: A space, tab, line feed or backslash, as the kernel escapes it.
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
@@ -57,7 +59,10 @@ def failure(directory: str, within_s: float) -> OSError | None:
             os.statvfs(directory)
             found.append(None)
         except OSError as error:
-            found.append(error)
+            if error.errno == ABORTED:  # its process has just gone
+                look()
+            else:
+                found.append(error)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import itertools
 import json
 import mmap
 import os
@@ -260,42 +259,6 @@ def test_what_was_written_stays(store: Store, shared: Kept, own: str) -> None:
     with path.open("rb") as file:
         assert os.fstat(file.fileno()).st_ino == path.stat().st_ino
     assert number > 1
-
-
-def test_what_close_and_fsync_promise(store: Store, shared: Kept, own: str) -> None:
-    """Whatever the moment of a death: a file whose close or fsync returned 0 is there."""
-    ending, promised = threading.Event(), dict[str, bytes]()
-
-    def write(writer: int) -> None:
-        drawn = random.Random(SEED + writer)
-        for number in itertools.count():
-            if ending.is_set():
-                return
-            name, data = f"{own}-{writer}-{number}", drawn.randbytes(drawn.randrange(200_000))
-            with contextlib.suppress(OSError), (shared.path / name).open("wb") as file:
-                file.write(data)
-                if drawn.random() < 0.5:
-                    file.flush()
-                    os.fsync(file.fileno())
-                    promised[name] = data
-                file.close()
-                promised[name] = data
-
-    with ThreadPoolExecutor(3) as pool:
-        writers = [pool.submit(write, number) for number in range(3)]
-        try:
-            for _ in range(examples(3)):
-                before = len(promised)
-                eventually(lambda before=before: len(promised) > before + 5)  # type: ignore[misc]
-                time.sleep(keeper.SERVED_S)  # as above
-                shared.kill()
-        finally:
-            ending.set()
-        for each in writers:
-            each.result(60)
-    for name, data in promised.items():
-        assert content(store, name) == data, name
-    eventually(lambda: not pending(store, own))
 
 
 def stalled(wanted: str, method: str, reached: threading.Event) -> "object":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +25,6 @@ from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy, refuse, times
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 from tests.random_bytes import random_bytes
-from tools.processes import end_process_group
-from tools.servers import SeaweedFS
 
 pytestmark = pytest.mark.mount
 
@@ -323,57 +321,6 @@ def test_the_network_is_cut_and_comes_back(store: Store, place: Path, proxy: Fau
         cutter.join()
     attempts.check(store, f"faulty/{place.name}/")
     assert attempts.counts[1] == 0
-
-
-def test_the_server_is_killed_and_comes_back(tmp_path: Path) -> None:
-    """The server is killed during writes and started again: it has all closed files."""
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
-    with SeaweedFS(folder=tmp_path / "server") as server:
-        store = Store(server.endpoint_url, server.bucket, server.environment)
-        again = start_again(server)
-        options = ["--prefix", "p/", "--allow-overwrite", "--read-timeout", "40"]
-        try:
-            with mounted(store, tmp_path, *options) as mount:
-                attempts = Attempts(mount.path)
-                writing = threading.Thread(target=write_many, args=(attempts, seed, 6))
-                writing.start()
-                eventually(lambda: attempts.counts[0] > 4)
-                process = next(again)
-                writing.join()
-                attempts.check(store, "p/")
-                assert process.poll() is None
-        finally:
-            again.close()
-
-
-def start_again(server: SeaweedFS) -> Generator[subprocess.Popen[bytes]]:
-    """Kill the server; start it again a second later, and yield its process."""
-    pid = server.pid_if_running
-    assert pid is not None
-    proc = Path(f"/proc/{pid}")
-    command = proc.joinpath("cmdline").read_bytes().split(b"\0")[:-1]
-    pairs = proc.joinpath("environ").read_bytes().split(b"\0")[:-1]
-    environment = dict(pair.split(b"=", 1) for pair in pairs)
-    folder = os.readlink(proc / "cwd")
-    process = None
-    try:
-        os.killpg(pid, signal.SIGKILL)
-        time.sleep(1)
-        with open(Path(folder) / "log-2", "wb") as log:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        yield process
-    finally:
-        if process is not None:
-            end_process_group(process.pid, process)
 
 
 # --- Ends ---

@@ -1,9 +1,11 @@
 """The mounts of this machine, from a table as the kernel writes it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from mountpoint.errors import ABORTED, DISCONNECTED
 from mountpoint.system.mounts import MountInfo, failure, file_system, mounts, real_path
 
 LINES = rb"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -38,6 +40,19 @@ def test_the_file_system_of_a_path(tmp_path: Path) -> None:
     assert file_system("/sys") == "sysfs"
     with pytest.raises(FileNotFoundError):
         file_system(str(tmp_path / "missing"))
+
+
+def test_a_process_that_goes_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount is as dead as one whose process has gone before."""
+    errors = [OSError(ABORTED, "aborted"), OSError(DISCONNECTED, "not connected")]
+
+    def statvfs(path: str) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    error = failure("/mnt", 10)
+    assert error is not None
+    assert error.errno == DISCONNECTED
 
 
 def test_failures(tmp_path: Path) -> None:
