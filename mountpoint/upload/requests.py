@@ -108,8 +108,9 @@ class UploadRequest(Generic[T]):
 
     `start` sends it. `done` gets its result, `refused` an error that no retry will help; both are
     called with the upload's lock held. `again`: see RetryingCall. `size_bytes` is the size of its
-    body. `try_s` is how long the first try may take, later tries longer; None: the time for a body
-    of this size. With `lost_answer` it is refused only after a look for its object in S3.
+    body. `try_s` is how long the first try may take; None: the time for a body of this size. Later
+    tries may take longer, if the total time allows it. With `lost_answer` it is refused only after
+    a look for its object in S3.
     """
 
     start: Callable[[], "Future[T]"]
@@ -162,7 +163,10 @@ class UploadRequests:
         try_s = request.try_s
         if try_s is None:
             try_s = self._scheduler.allowed_s(request.size_bytes)
-        request.late_s = request.began_s + try_s * 2 ** min(request.attempt, 4)
+        longest_s = try_s * 2 ** min(request.attempt, 4)
+        if request.attempts is not None:  # not beyond the total, but long enough to succeed
+            longest_s = min(longest_s, max(request.attempts.left_s(), try_s))
+        request.late_s = request.began_s + longest_s
         future = request.start()
         request.future = future
         future.add_done_callback(functools.partial(self._owner.take, request))

@@ -54,7 +54,7 @@ TESTED_IN = {
     "unit/staging/test_area.py": "staging/recovery",
     "unit/copy/test_objects.py": "copy/metadata upload/copy_probe",
     "unit/upload/test_upload.py": (
-        "upload/completion upload/multipart upload/requests upload/sequential upload/uploads"
+        "upload/completion upload/multipart upload/sequential upload/uploads"
     ),
     "unit/upload/test_upload_copy.py": "upload/source",
 }
