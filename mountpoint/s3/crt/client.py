@@ -416,7 +416,11 @@ class CrtClient:
         """See ObjectClient."""
         target = reading.object_target(self._endpoint.base_path, key)
         headers = writing.condition_headers(Condition(etag=etag))
-        return self._ask("DELETE", "DeleteObject", target, _nothing, headers)
+
+        def parse(status: int, headers: Headers, body: bytes) -> None:
+            writing.deleted(body)
+
+        return self._ask("DELETE", "DeleteObject", target, parse, headers)
 
     def copy_object(
         self,

@@ -260,6 +260,15 @@ def renamed(headers: Headers) -> None:
         )
 
 
+def deleted(body: bytes) -> None:
+    """Check the answer to a DeleteObject. Raises BadAnswer if it has a body: S3's has none.
+
+    A captive portal answers all requests with status 200 and a page of HTML.
+    """
+    if body:
+        raise BadAnswer("the answer to DeleteObject has a body: is this S3?")
+
+
 def upload_id(headers: Headers, body: bytes) -> str:
     """Return the upload id in the answer to a CreateMultipartUpload. Raises BadAnswer."""
     fields = _answer(headers, body, "InitiateMultipartUploadResult", "")

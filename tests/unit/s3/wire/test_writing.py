@@ -305,6 +305,13 @@ def test_options_from_a_head() -> None:
     ]
 
 
+def test_an_answer_to_a_deletion_has_no_body() -> None:
+    """A page of a captive portal is no answer to DeleteObject."""
+    writing.deleted(b"")
+    with pytest.raises(BadAnswer, match="is this S3"):
+        writing.deleted(b"<html>Please log in</html>")
+
+
 # --- bodies ---
 
 
