@@ -15,6 +15,7 @@ import http.server
 import socket
 import socketserver
 import ssl
+import struct
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -35,9 +36,13 @@ class Exchange:
     `cut_at` closes the connection after this many bytes of the body. `delay_s` is a pause before
     the headers. `stall_at` stops before this byte of the body until the proxy ends. `lost` closes
     the connection without an answer. `endless` repeats the body until the client closes the
-    connection; the headers must allow that. `chunked` sends the body in chunks, without its length.
+    connection; the headers must allow that. `chunked` sends the body in chunks, without its length;
+    with `unended` the last chunk is missing, and the connection stays open. `headers_at` stops
+    after this many bytes of status and headers. `drip_s` is a pause before each byte of the answer.
+    With `reset` the connection ends by a reset (RST) where it would be closed.
     In all these cases the server has carried out the request, except for faults in `before`. These
-    may also set `taken`, which closes the connection after this many bytes of the request.
+    may also set `taken`, which closes the connection after this many bytes of the request, and
+    `flipped`, which changes a bit of its body.
     """
 
     method: str
@@ -53,7 +58,12 @@ class Exchange:
     lost: bool = False
     endless: bool = False
     chunked: bool = False
+    unended: bool = False
+    headers_at: int | None = None
+    drip_s: float = 0.0
+    reset: bool = False
     taken: int | None = None
+    flipped: bool = False
 
     @property
     def body_size(self) -> int:
@@ -120,6 +130,7 @@ class FaultyProxy:
         self.accepted = 0  # connections, so far
         self._connections: set[socket.socket] = set()
         self._cut: set[socket.socket] = set()  # by cut_all; still being served
+        self._reset: set[socket.socket] = set()  # to be closed with a reset
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by path
         self.seen: list[tuple[str, str]] = []  # method and target of every request
         self._stopping = threading.Event()
@@ -150,6 +161,16 @@ class FaultyProxy:
         class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             daemon_threads = True
             request_queue_size = 64
+
+            def shutdown_request(self, request: object) -> None:
+                assert isinstance(request, socket.socket)
+                if request in proxy._reset:
+                    proxy._reset.discard(request)
+                    # With a linger time of 0 s, and no shutdown before it, close() sends a reset.
+                    request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.close_request(request)
+                else:
+                    super().shutdown_request(request)
 
             def handle_error(self, *_: object) -> None:
                 pass  # the client has closed the connection, as clients of faulty servers do
@@ -199,6 +220,8 @@ class FaultyProxy:
         if exchange.taken is not None or len(exchange.request_body) < size:
             handler.close_connection = True
             return
+        if exchange.flipped and exchange.request_body:
+            exchange.request_body = with_a_bit_flipped(exchange.request_body)
         if not exchange.status:
             with self._turn_of(exchange):
                 if handler.connection in self._cut:
@@ -207,6 +230,11 @@ class FaultyProxy:
                 self._ask_upstream(exchange)
             for fault in list(self.faults):
                 fault(exchange)
+        self._answer(handler, exchange)
+
+    def _answer(self, handler: http.server.BaseHTTPRequestHandler, exchange: Exchange) -> None:
+        if exchange.reset:
+            self._reset.add(handler.connection)
         self._stopping.wait(exchange.delay_s)
         if exchange.lost:
             handler.close_connection = True
@@ -214,27 +242,38 @@ class FaultyProxy:
         if exchange.chunked:
             exchange.drop_header("content-length")
             exchange.headers.append(("Transfer-Encoding", "chunked"))
-        handler.send_response_only(exchange.status)
-        for name, value in exchange.headers:
-            handler.send_header(name, value)
-        handler.end_headers()
-        if exchange.chunked and exchange.method != "HEAD":
-            exchange.body = in_chunks(exchange.body)
+            if exchange.method != "HEAD":
+                exchange.body = in_chunks(exchange.body, ended=not exchange.unended)
+        head = head_of(exchange)
         body = memoryview(exchange.body)
-        if exchange.stall_at is not None:
-            handler.wfile.write(body[: exchange.stall_at])
-            handler.wfile.flush()
-            self._stopping.wait()
+        if exchange.headers_at is not None:
+            self._stall(handler, head[: exchange.headers_at])
+        elif exchange.drip_s:
+            for byte in head + exchange.body:
+                if self._stopping.wait(exchange.drip_s):
+                    break
+                handler.wfile.write(bytes([byte]))
             handler.close_connection = True
+        elif exchange.stall_at is not None:
+            self._stall(handler, head + body[: exchange.stall_at])
+        elif exchange.unended:
+            self._stall(handler, head + body)
         elif exchange.endless:
+            handler.wfile.write(head)
             while not self._stopping.wait(PAUSE_S):
                 handler.wfile.write(body)
         elif exchange.cut_at is not None:
-            handler.wfile.write(body[: exchange.cut_at])
-            handler.wfile.flush()
+            handler.wfile.write(head + body[: exchange.cut_at])
             handler.close_connection = True
         else:
+            handler.wfile.write(head)
             handler.wfile.write(body)
+
+    def _stall(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes) -> None:
+        """Send this much of the answer, and nothing more until the proxy ends."""
+        handler.wfile.write(sent)
+        self._stopping.wait()
+        handler.close_connection = True
 
     def _turn_of(self, exchange: Exchange) -> contextlib.AbstractContextManager[object]:
         """Return the lock that a request holds while the server works on it.
@@ -275,18 +314,30 @@ class FaultyProxy:
             connection.close()
 
 
-def in_chunks(body: bytes) -> bytes:
-    """Return a body in the form of `Transfer-Encoding: chunked`."""
+def head_of(exchange: Exchange) -> bytes:
+    """Return the status line and the headers of an answer."""
+    lines = [f"HTTP/1.1 {exchange.status} {http.client.responses.get(exchange.status, '')}"]
+    lines += [f"{name}: {value}" for name, value in exchange.headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def in_chunks(body: bytes, *, ended: bool = True) -> bytes:
+    """Return a body in the form of `Transfer-Encoding: chunked`, with or without its end."""
     chunks = [body[start : start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
-    framed = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]]
+    last = [b""] if ended else []
+    framed = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks + last]
     return b"".join(framed)
+
+
+def with_a_bit_flipped(body: bytes) -> bytes:
+    """Return a body with one changed bit in its middle."""
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 16]) + body[middle + 1 :]
 
 
 def flip_bit(exchange: Exchange) -> None:
     """Change one bit in the middle of the body, as bad memory or a bad network card does."""
-    middle = len(exchange.body) // 2
-    flipped = bytes([exchange.body[middle] ^ 16])
-    exchange.body = exchange.body[:middle] + flipped + exchange.body[middle + 1 :]
+    exchange.body = with_a_bit_flipped(exchange.body)
 
 
 def times(count: int, fault: Fault) -> Fault:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Store
-from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse, times
+from tests.faulty_proxy import Exchange, FaultyProxy, on_data, on_lists, refuse
 from tests.mount.mounting import Mount, errno_of, eventually, mounted
 from tests.random_bytes import random_bytes
 
@@ -113,33 +113,6 @@ def one_line(mount: Mount, *parts: str) -> None:
     eventually(found)
 
 
-@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
-def test_retried(mount: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
-    """Failed requests are retried until the bytes are right."""
-    proxy.faults.append(times(3, on_data(refuse(status, code))))
-    assert (mount.path / "file").read_bytes() == BODY()
-
-
-@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError")])
-def test_retries_end(brief: Mount, proxy: FaultyProxy, status: int, code: str) -> None:
-    """A failing server is EIO after --read-timeout, never ENOENT; later reads work."""
-    (brief.path / "file").stat()
-    proxy.faults.append(refuse(status, code))
-    assert fails_with(brief.path / "file") == errno.EIO
-    time.sleep(1.1)  # until cached names have expired
-    assert fails_with(brief.path / "other") == errno.EIO
-    one_line(
-        brief,
-        "operation=open",
-        f"path=/{brief.path.name}/file",
-        "errno=EIO",
-        f"s3_code={code}",
-        "--read-timeout",
-    )
-    proxy.faults.clear()
-    assert (brief.path / "file").read_bytes() == BODY()
-
-
 def test_denied(mount: Mount, proxy: FaultyProxy) -> None:
     """403 is EACCES, with one log line that identifies the request."""
     (mount.path / "file").stat()
@@ -162,46 +135,6 @@ def test_listing_denied(mount: Mount, proxy: FaultyProxy) -> None:
         os.listdir(mount.path)
 
 
-def test_bodies_cut_in_the_middle(mount: Mount, proxy: FaultyProxy) -> None:
-    """A body that ends early is fetched again, and no reader gets a short read."""
-
-    def cut(exchange: Exchange) -> None:
-        exchange.cut_at = len(exchange.body) // 2
-
-    proxy.faults.append(times(4, on_data(cut)))
-    assert (mount.path / "file").read_bytes() == BODY()
-
-
-def test_always_cut(brief: Mount, proxy: FaultyProxy) -> None:
-    """If all bodies end early, the read is EIO."""
-
-    def cut(exchange: Exchange) -> None:
-        exchange.cut_at = len(exchange.body) - 1
-
-    proxy.faults.append(on_data(cut))
-    assert fails_with(brief.path / "file") == errno.EIO
-
-
-def test_wrong_bodies(mount: Mount, proxy: FaultyProxy) -> None:
-    """Wrong ranges and wrong lengths are rejected."""
-
-    def shorter(exchange: Exchange) -> None:
-        exchange.body = exchange.body[:-100]
-        exchange.headers = [
-            (name, str(len(exchange.body)) if name.lower() == "content-length" else value)
-            for name, value in exchange.headers
-        ]
-
-    def shifted(exchange: Exchange) -> None:
-        exchange.headers = [
-            (name, re.sub(r"bytes \d+-(\d+)", r"bytes 7-\1", value))
-            for name, value in exchange.headers
-        ]
-
-    proxy.faults += [times(2, on_data(shorter)), times(2, on_data(shifted))]
-    assert (mount.path / "file").read_bytes() == BODY()
-
-
 def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
     """If a server ignores If-Match, the ETag shows it: ESTALE, and no byte of the new version."""
     count = 0
@@ -221,18 +154,6 @@ def test_other_version_in_the_answer(mount: Mount, proxy: FaultyProxy) -> None:
             os.pread(file.fileno(), 1 << 20, 10 << 20)
         proxy.faults.clear()
         assert os.pread(file.fileno(), 100, 15 << 20) == BODY()[15 << 20 :][:100]
-
-
-def test_silence_is_not_waited_for(mount: Mount, proxy: FaultyProxy) -> None:
-    """A GET that delivers nothing is sent again, and the bytes arrive."""
-
-    def silent(exchange: Exchange) -> None:
-        exchange.stall_at = 1000
-
-    proxy.faults.append(times(1, on_data(silent)))
-    assert (mount.path / "other").read_bytes() == b"other"
-    proxy.faults.append(times(1, on_data(silent)))
-    assert (mount.path / "small" / "file").read_bytes() == b"small"
 
 
 def test_silence_without_end(brief: Mount, proxy: FaultyProxy) -> None:
@@ -330,44 +251,6 @@ def test_the_end_during_wrong_answers(ending: Mount, proxy: FaultyProxy, aborted
             os.kill(pid, signal.SIGTERM)
         eventually(lambda: not Path(f"/proc/{pid}").exists(), within_s=5)
         assert all(reader.result(timeout=10) is not None for reader in readers)
-
-
-def test_hostile_listings(brief: Mount, proxy: FaultyProxy) -> None:
-    """An invalid listing is EIO after the retries, and the mount continues."""
-    bodies = [
-        b"<html>hello</html>",
-        b"<!DOCTYPE r [<!ENTITY a 'b'>]><ListBucketResult>&a;</ListBucketResult>",
-        b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
-        b"<ListBucketResult><Contents>",
-        b"",
-    ]
-    for body in bodies:
-
-        def replace(exchange: Exchange, body: bytes = body) -> None:
-            exchange.body = body
-            exchange.headers = [("Content-Length", str(len(body)))]
-
-        proxy.faults[:] = [on_lists(replace)]
-        with pytest.raises(OSError, match="Input/output error"):
-            os.listdir(brief.path)
-        proxy.faults.clear()
-        assert sorted(os.listdir(brief.path)) == ["file", "other", "small"]
-
-
-def test_token_that_repeats(brief: Mount, proxy: FaultyProxy) -> None:
-    """A listing that loops is EIO, and does not hang."""
-
-    def circle(exchange: Exchange) -> None:
-        exchange.body = re.sub(
-            rb"<IsTruncated>false</IsTruncated>",
-            b"<IsTruncated>true</IsTruncated><NextContinuationToken>again</NextContinuationToken>",
-            re.sub(rb"<NextContinuationToken>.*</NextContinuationToken>", b"", exchange.body),
-        )
-        exchange.headers = [("Content-Length", str(len(exchange.body)))]
-
-    proxy.faults.append(on_lists(circle))
-    with pytest.raises(OSError, match="Input/output error"):
-        os.listdir(brief.path)
 
 
 def test_one_percent_of_everything(mount: Mount, proxy: FaultyProxy) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import mountpoint
 from tests import stores
-from tests.mount import test_stores
+from tests.mount import fault_table, test_stores
 from tools import readme_chart
 
 SOURCE = Path(mountpoint.__file__).parent
@@ -104,6 +104,15 @@ def test_rows_of_the_chart() -> None:
     assert row("", ["1,044 /s", "7.4 /s", ""]).rates() == [1044, 7.4, None]
     assert row("", ["540 /s", "", ""]).rates() is None
     assert row("", ["1.0 GB/s", "0.4 to 0.7 GB/s", ""]).rates() is None
+
+
+# --- reliability.md ---
+
+
+def test_table_of_faults() -> None:
+    """The table equals that of the tests: `python -m tests.mount.fault_table` writes it."""
+    document = fault_table.DOCUMENT.read_text()
+    assert document == fault_table.renewed(document)
 
 
 # --- stores.md ---

@@ -1,0 +1,204 @@
+"""All kinds of faults, in all operations, on both data planes: see fault_table."""
+
+import concurrent.futures
+import contextlib
+import errno
+import itertools
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests import soak
+from tests.conftest import Store
+from tests.faulty_proxy import Exchange, Fault, FaultyProxy
+from tests.mount import fault_table
+from tests.mount.fault_operations import LARGE, NUMBERS, OPERATIONS, Cell, Operation, write
+from tests.mount.fault_table import GROUPS, KINDS, RIGHT, UNNOTICED, Kind
+from tests.mount.mounting import Mount, eventually, mounted
+
+pytestmark = pytest.mark.mount
+
+PLANES = {"native": [], "python": ["--no-native"]}
+OPTIONS = [
+    *("--prefix", "table/", "--read-timeout", str(fault_table.TOTAL_S)),
+    *("--write-part-size", str(5 << 20), "--max-threads", "64"),
+    *("--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-append"),
+]
+#: Cells at the same time.
+AT_ONCE = 12
+#: Cells that take longer are only in `make soak`.
+LONG_S = 50.0
+
+
+@dataclass(frozen=True)
+class World:
+    """A mount on one plane, and the proxy before its store."""
+
+    mount: Mount
+    proxy: FaultyProxy
+    store: Store
+    strangers: list[str]  # the requests that came to the foreign host
+
+    def cell(self) -> Cell:
+        """Return a new directory, which the kernel knows."""
+        name = f"cell-{next(NUMBERS)}-"
+        cell = Cell(self.mount.path / name, self.store, f"table/{name}/")
+        cell.put("there", b"so that the directory is there")
+        cell.path.stat()
+        return cell
+
+
+@pytest.fixture(scope="module", params=PLANES)
+def world(
+    request: pytest.FixtureRequest, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """The mount of all cells on one plane."""
+    folder = tmp_path_factory.mktemp("table")
+    with (
+        FaultyProxy(store.endpoint_url) as proxy,
+        mounted(store, folder, *OPTIONS, *PLANES[request.param], endpoint_url=proxy.url) as mount,
+    ):
+        it = World(mount, proxy, store, [])
+
+        def note_stranger(exchange: Exchange) -> None:
+            if (exchange.header("host") or "").startswith(fault_table.FOREIGN_HOST):
+                it.strangers.append(exchange.target)
+
+        proxy.before.append(note_stranger)
+        # Until a part has arrived, the next one gets the time that a slow connection needs.
+        write(it.cell(), "first", LARGE())
+        yield it
+
+
+class Strikes:
+    """The fault of one cell: strikes the requests for its directory."""
+
+    def __init__(self, kind: Kind, operation: Operation, cell: Cell) -> None:
+        self._kind = kind
+        self._operation = operation
+        self._mark = cell.path.name
+        self._lock = threading.Lock()
+        self.struck: Counter[tuple[object, ...]] = Counter()
+
+    def __call__(self, exchange: Exchange) -> None:
+        if self._mark not in exchange.target:
+            return
+        if not self._kind.each and not self._operation.decides(exchange):
+            return
+        target = exchange.target
+        words = ("partNumber=", "uploadId=", "uploads")
+        sort = (exchange.method, exchange.is_list, *(word in target for word in words))
+        with self._lock:
+            if self._kind.times is not None and self.struck[sort] >= self._kind.times:
+                return
+            self.struck[sort] += 1
+        self._kind.strike(exchange)
+
+
+@contextlib.contextmanager
+def struck(world: World, kind: Kind, operation: Operation, cell: Cell) -> Iterator[Strikes]:
+    """Cause the fault in the requests for a cell."""
+    strikes = Strikes(kind, operation, cell)
+    faults: list[Fault] = world.proxy.before if kind.before else world.proxy.faults
+    faults.append(strikes)
+    try:
+        yield strikes
+    finally:
+        faults.remove(strikes)
+
+
+def outcome_of(world: World, kind: Kind, name: str) -> tuple[str, float, Cell, Strikes]:
+    """Do an operation with a fault; return how it ended and after how many seconds."""
+    operation = OPERATIONS[name]
+    cell = world.cell()
+    with contextlib.closing(operation.steps(cell)) as steps:
+        next(steps)
+        with struck(world, kind, operation, cell) as strikes:
+            begun_s = time.monotonic()
+            outcome = RIGHT
+            try:
+                next(steps, None)
+            except OSError as error:
+                outcome = errno.errorcode[error.errno or 0]
+            except AssertionError as error:
+                outcome = f"wrong: {error}"
+            took_s = time.monotonic() - begun_s
+    return outcome, took_s, cell, strikes
+
+
+def try_cell(world: World, kind: Kind, name: str) -> list[str]:
+    """Try one operation with one kind of fault; return what was wrong."""
+    expected = kind.outcome_of(name)
+    outcome, took_s, cell, strikes = outcome_of(world, kind, name)
+    wrong = []
+    if not strikes.struck:
+        wrong.append("the fault has struck no request")
+    if outcome != expected:
+        wrong.append(f"{outcome}, not {expected}")
+    if took_s > kind.limit_s(name):
+        wrong.append(f"took {took_s:.1f} s, more than {kind.limit_s(name):.0f} s")
+    lines = [line for line in world.mount.log.splitlines() if f"/{cell.path.name}" in line]
+    failures = [line for line in lines if "operation failed" in line]
+    if outcome == RIGHT and failures:
+        wrong.append(f"failures are logged: {failures}")
+    if outcome not in (RIGHT, "ENOENT"):
+        parts = ("operation=", f"errno={outcome}", kind.code)
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: logged(world.mount, cell, parts), within_s=2)
+        if not logged(world.mount, cell, parts):
+            wrong.append(f"no line has {parts}: {lines}")
+    # The fault is over.
+    try:
+        for file, bodies in OPERATIONS[name].leaves.items() if outcome != RIGHT else ():
+            cell.expect(file, *bodies)
+        with contextlib.closing(OPERATIONS[name].steps(world.cell())) as steps:
+            next(steps)
+            next(steps, None)
+        os.listdir(cell.path)
+    except (OSError, AssertionError) as error:
+        wrong.append(f"afterwards: {error}")
+    times = "once" if kind.times else "for ever"
+    return [f"{kind.says}, {times}, {name}: {each}" for each in wrong]
+
+
+def logged(mount: Mount, cell: Cell, parts: tuple[str, ...]) -> bool:
+    """Whether a line of the log about a cell has all these parts."""
+    return any(
+        f"path=/{cell.path.name}" in line and all(part in line for part in parts)
+        for line in mount.log.splitlines()
+    )
+
+
+def chosen() -> list[tuple[Kind, str]]:
+    """Return all cells for which something is promised; in `make test` one of each kind.
+
+    That one is of an operation that has had the fewest, and does not take minutes.
+    """
+    source, had = random.Random(soak.SEED), Counter[str]()
+    cells = []
+    for kind in KINDS:
+        names = [name for name in kind.operations if kind.outcome_of(name) != UNNOTICED]
+        source.shuffle(names)
+        if soak.TIMES == 1:
+            brief = [name for name in names if kind.limit_s(name) < LONG_S]
+            names = [min(brief, key=lambda name: had[name])]
+        had.update(names)
+        cells += [(kind, name) for name in names]
+    return cells
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_cells(world: World, group: str) -> None:
+    """Each operation has the outcome that the table says, within its time, and the mount works."""
+    cells = [(kind, name) for kind, name in chosen() if kind.group == group]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        wrong = list(pool.map(lambda cell: try_cell(world, *cell), cells))
+    found = list(itertools.chain(*wrong))
+    assert found == [], "\n".join(found)
+    assert world.strangers == []
