@@ -237,10 +237,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
                 f"{NO_OPTION}create it elsewhere",
             )
         _check_new()
-        handle, _ = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
-        self._fs.flush(handle, 0, killed=False)
-        self._fs.release(handle)
-        return _entry_attributes(self._fs.lookup(parent, name))
+        handle, created = self._fs.create(parent, name, os.O_WRONLY, 0, _of_new(mode, ctx))
+        try:
+            self._fs.flush(handle, 0, killed=False)
+            self._fs.release(handle)
+            return _entry_attributes(self._fs.lookup(parent, name))
+        finally:
+            self._fs.forget(created.inode, 1)  # the kernel counts the lookup, and no creation
 
     @operation("inode")
     def open(self, inode: InodeNumber, flags: int, ctx: RequestContext) -> HandleNumber:

@@ -726,3 +726,12 @@ def test_owner_and_mode_of_a_new_file() -> None:
         assert (made.st_mode, made.st_uid, made.st_gid) == (mode, 5, GID)
         adapter("flush", handle)
         adapter("release", handle)
+
+
+def test_mknod_counts_one_lookup() -> None:
+    """The kernel gets the new file's inode once, so it forgets it once."""
+    with mounted() as world:
+        adapter = Adapter(world)
+        made = adapter("mknod", ROOT, b"new", stat.S_IFREG | 0o644, 0, CTX)
+        adapter("forget", [(made.st_ino, 1)])
+        assert len(world.fs._inodes) == 1
