@@ -117,8 +117,7 @@ class FileSystem:
         if len(name) > tree.MAX_NAME_BYTES:
             raise NameTooLong(f"{len(name)} bytes; a name may have at most {tree.MAX_NAME_BYTES}")
         writer = self._local.file(directory.key, name)
-        if writer is not None:
-            self._inodes.looked_up_again(writer.inode)
+        if writer is not None and self._inodes.looked_up_again(writer.inode):
             return self._attribute_view.attributes(writer.inode, 0.0)
         refreshes = self._caches.refreshes
         entry, fresh_until_s = self._resolver.resolve(directory, name)

@@ -272,10 +272,13 @@ class InodeTable:
         info = inode.info
         return None if info is None or info.metadata is None else Entry(entry.name, info)
 
-    def looked_up_again(self, inode: Inode) -> None:
-        """Count a lookup of an inode that the caller knows to be the right one."""
+    def looked_up_again(self, inode: Inode) -> bool:
+        """Count a lookup of an inode that the caller has found; False: it is gone by now."""
         with self._lock:
+            if self._inodes.get(inode.number) is not inode:
+                return False
             inode.lookups += 1
+            return True
 
     def create(self, parent: Inode, name: bytes, mtime_ns: int) -> Inode:
         """Return the inode of a new file, which has no version. Count one lookup and one open."""
