@@ -50,11 +50,14 @@ class Writer(Protocol):
         Its handles continue to work. Raises NotPermitted, and S3Errors.
         """
 
-    def await_end(self, *, replaced: bool) -> None:
-        """Wait for a file that is being closed, if its object must exist before a rename.
+    def is_closing(self, *, replaced: bool) -> bool:
+        """Whether the file is being closed, and its object must exist before a rename.
 
         `replaced`: another file takes its name.
         """
+
+    def await_end(self) -> None:
+        """Wait briefly for a file that is being closed."""
 
     def displace(self, move: Callable[[], None]) -> None:
         """Call `move`, which gives another file this name. Raises NotPermitted."""

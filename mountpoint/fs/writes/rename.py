@@ -28,6 +28,7 @@ from mountpoint.errors import (
 )
 from mountpoint.fs.directories import Directories
 from mountpoint.fs.inodes import Inode
+from mountpoint.fs.overlay import Writer
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.context import WriteContext, unchanged
@@ -79,18 +80,25 @@ class Renamer:
         def move() -> None:
             self._move(parent, name, to, new_name, replace=replace)
 
-        for directory, each in ((parent, name), (to, new_name)):
-            writer = self._mount.local.file(directory.key, each)
-            if writer is not None:
-                writer.await_end(replaced=directory is to and each == new_name)
-        with self._mount.key_locks.alone(keys):
-            displaced = self._mount.local.file(to.key, new_name)
-            if displaced is None:
-                move()
-            elif replace:
-                displaced.displace(move)
-            else:
-                raise EntryExists(TAKEN)
+        def closing() -> list[Writer]:
+            files = [(parent, name, False), (to, new_name, True)]
+            writers = [(self._mount.local.file(at.key, each), new) for at, each, new in files]
+            return [each for each, new in writers if each and each.is_closing(replaced=new)]
+
+        for last in (False, True):
+            for writer in closing():
+                writer.await_end()
+            with self._mount.key_locks.alone(keys):
+                if not last and closing():
+                    continue  # a close has come first, and needs the keys
+                displaced = self._mount.local.file(to.key, new_name)
+                if displaced is None:
+                    move()
+                elif replace:
+                    displaced.displace(move)
+                else:
+                    raise EntryExists(TAKEN)
+                return
 
     def _move(
         self, parent: Inode, name: bytes, to: Inode, new_name: bytes, *, replace: bool

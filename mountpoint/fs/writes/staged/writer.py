@@ -271,8 +271,12 @@ class StagedWriter:
             mount.caches.changed(inode.directory, inode.name, None)
             return True
 
-    def await_end(self, *, replaced: bool) -> None:
-        """Do nothing: a staged file can be renamed and replaced at any time."""
+    def is_closing(self, *, replaced: bool) -> bool:
+        """See Writer: a staged file can be renamed and replaced at any time."""
+        return False
+
+    def await_end(self) -> None:
+        """Do nothing."""
 
     def displace(self, move: Callable[[], None]) -> None:
         """See Writer. If `move` fails, the file keeps its name and its content."""

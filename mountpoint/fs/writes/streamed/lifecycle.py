@@ -153,8 +153,12 @@ class Lifecycle:
         """Wait while the upload is being completed; return whether that takes longer."""
         return self.state is State.UPLOADING and not self._ended.wait(LOOK_S)
 
-    def wait_turn(self, within_s: float = 0.0) -> None:
+    def wait_turn(self, within_s: float) -> None:
         """Wait for the end of the upload. Raises NotPermitted if it does not end in time."""
         self._turns.wait(self._ended, max(within_s, SETTLE_S) if self.ending else within_s)
+        self.check_ended()
+
+    def check_ended(self) -> None:
+        """Raise NotPermitted if something is left to upload."""
         if not self.ended:
             raise NotPermitted(BEING_WRITTEN, ANY_ORDER)

@@ -343,14 +343,17 @@ class StreamedWriter:
             begun.abort()
         return True
 
-    def await_end(self, *, replaced: bool) -> None:
+    def is_closing(self, *, replaced: bool) -> bool:
         """See Writer. The end of a replaced file needs its key, which the rename will hold."""
-        if self._life.ending and (replaced or self._is_stored):
-            self.wait_ended()
+        return self._life.ending and not self.ended and (replaced or self._is_stored)
+
+    def await_end(self) -> None:
+        """See Writer."""
+        self.wait_ended()
 
     def displace(self, move: Callable[[], None]) -> None:
-        """See Writer. Waits if the file is being closed."""
-        self._life.wait_turn()
+        """See Writer. The end of the file would wait for the caller's lock on its key."""
+        self._life.check_ended()
         move()
 
     def rename(self, parent: Inode, name: bytes, condition: Condition) -> bool:
@@ -362,13 +365,13 @@ class StreamedWriter:
                 self._content.condition = condition
                 self._content.rename_upload()
                 return True
-        self._life.wait_turn()
+        self._life.check_ended()
         return False
 
     def check_movable(self) -> None:
         """See Writer. The beginning of the file may be in S3 under its present name."""
         if self._content.base is not None or self._mount.config.incremental_upload:
-            self._life.wait_turn()
+            self._life.check_ended()
 
     def directory_moved(self) -> None:
         """See Writer."""

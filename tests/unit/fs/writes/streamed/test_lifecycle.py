@@ -80,11 +80,11 @@ def test_waiting_for_a_turn(monkeypatch: pytest.MonkeyPatch, *, closing: bool) -
     if closing:
         life.close()
         threading.Timer(0.01, life.settle).start()
-        life.wait_turn()
+        life.wait_turn(0.0)
         assert life.state is State.SETTLED
     else:
         with pytest.raises(NotPermitted, match="being written"):
-            life.wait_turn()
+            life.wait_turn(0.0)
 
 
 def test_few_threads_wait() -> None:
