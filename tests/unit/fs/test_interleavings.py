@@ -6,17 +6,21 @@ In the end the tables have what the threads still hold, and nothing else.
 import contextlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
 
-from mountpoint.errors import NoSuchEntry, NotPermitted, WriterKilled
-from mountpoint.fs.inodes import ROOT
+from mountpoint._fastpath import Part
+from mountpoint.errors import NoSuchEntry, NotPermitted, OperationError, WriterKilled
+from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes.key_locks import KeyLocks
+from mountpoint.read.stream import ReadStream
+from mountpoint.s3.retry import Attempts
 from tests.unit.fake_client import FakeClient
 from tests.unit.interleaving import Interleaving, Server, explore
-from tests.unit.mounted import mounted
+from tests.unit.mounted import Mounted, mounted
 
 NAMES = [b"a", b"b"]
 OPTIONS = {"allow_overwrite": True, "allow_delete": True, "allow_rename": True}
@@ -29,6 +33,101 @@ def answering(client: FakeClient, it: Interleaving) -> Server:
         client.step(last_first=it.random.random() < 0.3)
 
     return (lambda: bool(client._waiting)), step
+
+
+class Kernel:
+    """The locks that the kernel holds during a call, and its counts of lookups."""
+
+    def __init__(self) -> None:
+        self.root = threading.Lock()  # to create, remove or rename; not to look a name up again
+        self.known: Counter[InodeNumber] = Counter()
+        self._contents: dict[InodeNumber, threading.Lock] = {}
+
+    def content(self, number: InodeNumber) -> threading.Lock:
+        """Return the lock that a write, and the end of a name, take."""
+        return self._contents.setdefault(number, threading.Lock())
+
+
+class Program:
+    """A program that does a few things, as the kernel passes them on."""
+
+    def __init__(self, world: Mounted, it: Interleaving, kernel: Kernel) -> None:
+        self.fs, self.kernel = world.fs, kernel
+        actions = [self.look, self.forget, self.read, self.write, self.unlink, self.rename]
+        self.plan = [(it.random.choice(actions), it.random.choice(NAMES)) for _ in range(3)]
+
+    def __call__(self) -> None:
+        for action, name in self.plan:
+            with contextlib.suppress(OperationError):
+                action(name)
+
+    def look(self, name: bytes) -> InodeNumber:
+        number = self.fs.lookup(ROOT, name).inode
+        self.kernel.known[number] += 1
+        assert self.fs.getattr(number).inode == number
+        return number
+
+    def forget(self, name: bytes) -> None:
+        number = self.look(name)
+        self.fs.forget(number, self.kernel.known.pop(number, 0))
+
+    def read(self, name: bytes) -> None:
+        handle = self.fs.open(self.look(name), os.O_RDONLY)
+        try:
+            self.fs.read(handle, 0, 100)
+        finally:
+            self.fs.release(handle)
+
+    def write(self, name: bytes) -> None:
+        with self.kernel.root:
+            handle, made = self.fs.create(ROOT, name, os.O_WRONLY, 1)
+            self.kernel.known[made.inode] += 1
+        try:
+            with self.kernel.content(made.inode):
+                self.fs.write(handle, 0, b"12345")
+            self.fs.flush(handle, 1, killed=False)
+        finally:
+            self.fs.release(handle)
+
+    def unlink(self, name: bytes) -> None:
+        with self.kernel.root, self.kernel.content(self.look(name)):
+            self.fs.unlink(ROOT, name)
+
+    def rename(self, name: bytes) -> None:
+        new = NAMES[1 - NAMES.index(name)]
+        with self.kernel.root, contextlib.ExitStack() as stack:
+            numbers = {self.look(name)}
+            with contextlib.suppress(NoSuchEntry):
+                numbers.add(self.look(new))
+            for number in sorted(numbers):
+                stack.enter_context(self.kernel.content(number))
+            self.fs.rename(ROOT, name, ROOT, new)
+
+
+def test_operations() -> None:
+    """No thread waits for another without need; nothing is left that nobody holds."""
+
+    def run(it: Interleaving) -> None:
+        with (
+            mounted({b"a": b"1234"}, stepped=True, **OPTIONS) as world,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            scheduled(patch, it)
+            kernel = Kernel()
+            programs = [Program(world, it, kernel) for _ in range(3)]
+            it.run(*programs, servers=[answering(world.client, it)] * 2)
+            table = world.fs._inodes
+            table.check()
+            del table._inodes[ROOT]
+            assert {each.number: each.lookups for each in table._inodes.values()} == +kernel.known
+            assert not any(each.opens for each in table._inodes.values())
+            assert world.fs.open_files() == 0
+            assert world.fs._local.writers() == []
+            assert not world.fs._opener._readers._counts
+            assert world.budget.held_bytes == 0
+            assert it.waited_s == 0, "a thread has waited for a deadline"
+
+    explore(run, 60)
 
 
 def test_a_rename_to_a_file_that_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +188,15 @@ def test_a_lookup_while_the_file_is_closed_and_forgotten() -> None:
             fs._inodes.check()
 
     explore(run, 100)
+
+
+def scheduled(patch: pytest.MonkeyPatch, it: Interleaving) -> None:
+    """Let reads wait for their parts in the interleaving, not in C."""
+    allowed = ReadStream._time_for
+
+    def time_for(stream: ReadStream, part: Part, attempts: Attempts) -> float:
+        left_s = allowed(stream, part, attempts)
+        ended = it.wait_until(lambda: part.ready or part.failed, left_s)
+        return left_s if ended else 0.0
+
+    patch.setattr(ReadStream, "_time_for", time_for)
