@@ -12,27 +12,15 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from mountpoint._fastpath import Part
 from mountpoint.errors import NoSuchEntry, NotPermitted, OperationError, WriterKilled
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes.key_locks import KeyLocks
-from mountpoint.read.stream import ReadStream
-from mountpoint.s3.retry import Attempts
-from tests.unit.fake_client import FakeClient
-from tests.unit.interleaving import Interleaving, Server, explore
+from tests.unit.interleaving import Interleaving, explore
 from tests.unit.mounted import Mounted, mounted
+from tests.unit.stepped import answering, waiting_in_python
 
 NAMES = [b"a", b"b"]
 OPTIONS = {"allow_overwrite": True, "allow_delete": True, "allow_rename": True}
-
-
-def answering(client: FakeClient, it: Interleaving) -> Server:
-    """Return a server that answers the requests of a stepped client."""
-
-    def step() -> None:
-        client.step(last_first=it.random.random() < 0.3)
-
-    return (lambda: bool(client._waiting)), step
 
 
 class Kernel:
@@ -112,7 +100,7 @@ def test_operations() -> None:
             mounted({b"a": b"1234"}, stepped=True, **OPTIONS) as world,
             pytest.MonkeyPatch.context() as patch,
         ):
-            scheduled(patch, it)
+            waiting_in_python(patch, it)
             kernel = Kernel()
             programs = [Program(world, it, kernel) for _ in range(3)]
             it.run(*programs, servers=[answering(world.client, it)] * 2)
@@ -188,15 +176,3 @@ def test_a_lookup_while_the_file_is_closed_and_forgotten() -> None:
             fs._inodes.check()
 
     explore(run, 100)
-
-
-def scheduled(patch: pytest.MonkeyPatch, it: Interleaving) -> None:
-    """Let reads wait for their parts in the interleaving, not in C."""
-    allowed = ReadStream._time_for
-
-    def time_for(stream: ReadStream, part: Part, attempts: Attempts) -> float:
-        left_s = allowed(stream, part, attempts)
-        ended = it.wait_until(lambda: part.ready or part.failed, left_s)
-        return left_s if ended else 0.0
-
-    patch.setattr(ReadStream, "_time_for", time_for)

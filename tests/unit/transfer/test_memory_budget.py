@@ -1,5 +1,6 @@
 """The memory budget: its limit, fair shares, release, and threads."""
 
+import functools
 import random
 import threading
 
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountpoint.transfer.memory_budget import MIN_SHARE_BYTES, STREAM_BYTES, Budget
+from mountpoint.transfer.memory_budget import MIN_SHARE_BYTES, STREAM_BYTES, Budget, Lease
+from tests.unit.interleaving import Interleaving, explore
 
 MIB = 1 << 20
 LIMIT = 1000
@@ -203,6 +205,30 @@ def test_threads() -> None:
     assert [lease.held_bytes for lease in leases] == [0, 0, 0]
     assert budget.held_bytes == 0
     assert leases[0].try_take(LIMIT)
+
+
+def test_interleavings() -> None:
+    """In any order of threads the counts are right after each step, and within the limit."""
+
+    def run(it: Interleaving) -> None:
+        budget = Budget(8 * MIB)
+        leases = [budget.lease(), budget.lease(of_all=True)]
+        plan = [
+            [(it.random.choice(leases), it.random.choice([1, 2 * MIB, 5 * MIB])) for _ in range(4)]
+            for _ in range(3)
+        ]
+
+        def work(steps: list[tuple[Lease, int]]) -> None:
+            for lease, size in steps:
+                if lease.try_take(size):
+                    assert 0 < budget.held_bytes <= budget.limit_bytes
+                    lease.give(size)
+
+        it.run(*(functools.partial(work, steps) for steps in plan))
+        assert [each.held_bytes for each in leases] == [0, 0]
+        assert (budget.held_bytes, budget._streams, it.waited_s) == (0, 0, 0.0)
+
+    explore(run)
 
 
 def test_an_uploads_share_is_one_of_the_limit() -> None:

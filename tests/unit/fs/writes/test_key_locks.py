@@ -1,9 +1,11 @@
 """Locks of keys, and their purpose: renames of directories during other changes."""
 
+import functools
 import os
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +15,12 @@ import pytest
 from mountpoint.errors import Interrupted
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes import key_locks
-from mountpoint.fs.writes.key_locks import KeyLocks
+from mountpoint.fs.writes.key_locks import KeyLocks, _meet
 from tests.unit.fake_client import SAFE_S, Fault, Request
 from tests.unit.fs.test_setattr import staged
 from tests.unit.fs.writes.streamed.test_writes import OPENER
 from tests.unit.fs.writes.test_rename import rename
+from tests.unit.interleaving import Interleaving, explore
 from tests.unit.mounted import Mounted, mounted
 
 
@@ -72,6 +75,38 @@ def test_others_do_not_wait() -> None:
         pass
     assert not locks._alone
     assert not locks._shared
+
+
+def test_interleavings() -> None:
+    """In any order a rename is alone with its keys, and no thread misses the end of another."""
+
+    def run(it: Interleaving) -> None:
+        locks, held, alone = KeyLocks(threading.Event()), Counter[bytes](), Counter[bytes]()
+        keys = [b"d/", b"d/a", b"d/b", b"e"]
+
+        def share(key: bytes) -> None:
+            with locks.shared(lambda: key):
+                held[key] += 1
+                it.wait_until(lambda: True)
+                assert not any(_meet(key, each) for each in +alone)
+                held[key] -= 1
+
+        def rename(key: bytes, other: bytes) -> None:
+            with locks.alone(lambda: [key, other]):
+                assert not any(_meet(key, each) for each in (+held) + (+alone))
+                alone[key] += 1
+                it.wait_until(lambda: True)
+                alone[key] -= 1
+
+        draw = it.random.choice
+        renames = [functools.partial(rename, draw(keys), draw(keys)) for _ in range(2)]
+        changes = [functools.partial(share, draw(keys)) for _ in range(2)]
+        it.run(*renames, *changes)
+        assert not locks._alone
+        assert not locks._shared
+        assert it.waited_s == 0, "a thread has waited for its next look"
+
+    explore(run)
 
 
 def test_later_changes_wait(pool: ThreadPoolExecutor) -> None:
