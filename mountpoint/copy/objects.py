@@ -176,16 +176,15 @@ class Copies:
         prefix: bytes,
         new_prefix: bytes,
         *,
-        marker: bool = False,
         moved: Callable[[ObjectInfo, ObjectInfo], None] = lambda source, copy: None,
     ) -> int:
         """Move all objects whose keys begin with `prefix`; return their number.
 
-        Overwrites nothing except, with `marker`, the object `new_prefix` itself. `moved` is called
-        with each object before and after the move, on several threads. Ends at the first failure:
-        then some objects have been moved, the failed one may be in both places, and each is in at
-        least one. The error says how many, which one and why. Raises ValueError when one prefix
-        begins with the other.
+        Overwrites only markers of directories, with others. `moved` is called with each object
+        before and after the move, on several threads. Ends at the first failure: then some objects
+        have been moved, the failed one may be in both places, and each is in at least one. The
+        error says how many, which one and why. Raises ValueError when one prefix begins with the
+        other.
         """
         if prefix.startswith(new_prefix) or new_prefix.startswith(prefix):
             raise ValueError("a directory cannot be moved into itself, or onto its parent")
@@ -209,7 +208,8 @@ class Copies:
 
         def move(source: ObjectInfo) -> None:
             key = new_prefix + source.key[len(prefix) :]
-            condition = ALWAYS if marker and key == new_prefix else NEW
+            # SeaweedFS has the marker of each directory in which a file is.
+            condition = ALWAYS if is_marker(source) else NEW
             done = self._move_listed(source, key, condition, look=look)
             if done is not None:
                 moved(*done)
@@ -268,7 +268,20 @@ class Copies:
             return self._copy_at_once(source, key, condition)
         except NotFound:
             self._look(key, condition)  # the 404 may be about the object to replace
-            raise
+            if not is_marker(source):
+                raise
+            return self._make_again(source, key, condition)
+
+    def _make_again(self, source: ObjectInfo, key: bytes, condition: Condition) -> str:
+        """Create a marker of a directory like `source`: SeaweedFS copies none. Return its ETag.
+
+        Raises NotFound if the source is gone.
+        """
+        upload = self._uploads.upload(key, condition=condition, options=self.options_of(source))
+        try:
+            return upload.finish().etag
+        finally:
+            upload.abort()  # does nothing after `finish`
 
     def _look(self, key: bytes, condition: Condition) -> None:
         """Check the condition with a HEAD before the copy."""
@@ -413,6 +426,11 @@ class Copies:
         return self._retry_policy.ask(
             functools.partial(self._client.head_with_checksums, key)
         ).answer()
+
+
+def is_marker(info: ObjectInfo) -> bool:
+    """Whether an object is the marker of a directory."""
+    return info.key.endswith(b"/") and info.size_bytes == 0
 
 
 def shown(key: bytes) -> str:

@@ -135,6 +135,16 @@ def test_directories(bucket: Bucket) -> None:
         assert bucket.get(f"moves/new/{name}") == name.encode()
 
 
+def test_markers(bucket: Bucket) -> None:
+    """Markers of directories are moved, too; SeaweedFS neither copies them nor keeps metadata."""
+    bucket.put("moves/old/", b"")
+    bucket.put("moves/old/empty/", b"")
+    bucket.put("moves/old/file", b"content")
+    assert bucket.copies.move_all(b"moves/old/", b"moves/new/") == 3
+    assert bucket.keys() == ["moves/new/", "moves/new/empty/", "moves/new/file"]
+    assert bucket.get("moves/new/file") == b"content"
+
+
 def test_a_directory_that_cannot_be_moved(bucket: Bucket) -> None:
     """If an object cannot be moved, all objects exist once or twice, and the error says so."""
     for number in range(20):

@@ -155,16 +155,15 @@ class Renamer:
                 "a directory is renamed object by object", "mount with --allow-rename to permit it"
             )
         old, new = parent.key + entry.name + b"/", to.key + name + b"/"
-        marker = False
         if target is not None:
             if not target.is_directory:
                 raise NotADirectory()
-            marker = self._directories.check_replaceable(new)
+            self._directories.check_replaceable(new)
         for writer in mount.local.writers():
             if writer.inode.key.startswith(old):
                 writer.check_movable()
         try:
-            mount.copies.move_all(old, new, marker=marker, moved=self._backend.object_moved)
+            mount.copies.move_all(old, new, moved=self._backend.object_moved)
         finally:
             mount.caches.discard_below(old)
             mount.caches.discard_below(new)

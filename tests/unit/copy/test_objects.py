@@ -414,6 +414,40 @@ def test_nothing_is_overwritten(world: CopyWorld) -> None:
     assert world.client.content(b"old/0001") == b"data of 0001"
 
 
+@pytest.mark.parametrize("copies", [True, False])
+def test_markers(world: CopyWorld, copies: bool) -> None:
+    """Markers move with their properties, onto others, and where the store cannot copy them."""
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "copy_object" and request.source.endswith(b"/") and not copies:
+            return Fault(error=errors.NotFound("no such key"))
+        return None
+
+    world.client.script = script
+    options = PutOptions(metadata={"mode": "16877"})
+    for key in (b"old/", b"old/below/"):
+        world.client.put_object(key, Body([], 0), options).result(SAFE_S)
+    world.client.put(b"new/below/", b"")
+    assert world.copies.move_all(b"old/", b"new/") == 2
+    assert world.client.keys() == [b"new/", b"new/below/"]
+    for key in (b"new/", b"new/below/"):
+        assert world.client.options(key).metadata == {"mode": "16877"}
+
+
+def test_a_marker_that_is_gone(world: CopyWorld) -> None:
+    """A marker that is deleted after it was listed is not made again."""
+    world.client.put(b"old/", b"")
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "copy_object":
+            world.client._objects.pop(b"old/", None)
+        return None
+
+    world.client.script = script
+    world.copies.move_all(b"old/", b"new/")
+    assert world.client.keys() == []
+
+
 def test_the_first_failure_ends_it(world: CopyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failure no more moves start; each object is under one key, the failed one in two."""
     monkeypatch.setattr(copies_module, "MOVES", 1)
