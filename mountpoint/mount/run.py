@@ -71,7 +71,7 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
     has one: then this process may go on with a mount. Raises MountError, with nothing mounted, if
     mounting fails.
     """
-    memory.keep_freed()
+    memory.keep_freed(config.read.memory_bytes)
     memory.keep_private()
     _allow_many_files()
     recent, crashes = configure_log(config.log)

@@ -23,6 +23,8 @@ from mountpoint.transfer.stats import TransferStats
 IDLE_SWEEPS = 5
 #: The same, if other streams were refused memory.
 PRESSED_SWEEPS = 1
+#: So many open files have some MiB of memory, which is worth returning when they are closed.
+MANY_OPEN = 1000
 
 
 class Streams:
@@ -66,6 +68,7 @@ class Streams:
         self._open: set[ReadStream] = set()  # each change is one step of the interpreter
         self._refusals = 0  # of the budget, at the last look
         self._empty_sweeps = 0
+        self._most_open = 0
 
     def stream(self, info: ObjectInfo, opener: int = 0) -> ReadStream:
         """Return a stream of this version of an object, which must not be empty.
@@ -132,9 +135,18 @@ class Streams:
             stream.rest(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self.prefetcher.sweep(PRESSED_SWEEPS if pressed else IDLE_SWEEPS)
         self._empty_sweeps = 0 if self.budget.held_bytes else self._empty_sweeps + 1
-        if self._empty_sweeps == IDLE_SWEEPS:
+        if self._empty_sweeps == IDLE_SWEEPS or self._many_closed():
             _blocks.give_back()
             give_back()
+
+    def _many_closed(self) -> bool:
+        """Whether most of many open files have been closed since this was last true."""
+        count = len(self._open)
+        self._most_open = max(self._most_open, count)
+        if self._most_open < MANY_OPEN or count > self._most_open // 2:
+            return False
+        self._most_open = count
+        return True
 
     def end(self) -> None:
         """End all reads: current and later ones fail with Interrupted."""

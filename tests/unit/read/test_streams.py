@@ -191,6 +191,26 @@ def test_memory_goes_back_to_the_system_once(mount: Mount, monkeypatch: pytest.M
         assert len(given_back) == times
 
 
+def test_memory_goes_back_when_many_files_were_closed(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of open files is returned once, when most of them have been closed."""
+    monkeypatch.setattr("mountpoint.read.streams.MANY_OPEN", 10)
+    given_back: list[int] = []
+    mount.sweep(2 * IDLE_SWEEPS)
+    monkeypatch.setattr("mountpoint.read.streams.give_back", lambda: given_back.append(1))
+    streams = [mount.stream() for _ in range(10)]
+    mount.sweep(1)
+    for stream in streams[:4]:
+        stream.close()
+    mount.sweep(1)
+    assert given_back == []
+    for stream in streams[4:]:
+        stream.close()
+    mount.sweep(2)
+    assert given_back == [1]
+
+
 @pytest.mark.slow
 def test_sweeping_while_streams_come_and_go(mount: Mount) -> None:
     """Sweeps, reads, opens and closes in parallel do no harm and leave nothing."""
