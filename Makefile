@@ -157,6 +157,11 @@ test-programs: setup $(VENV)/.stamp-programs ## Use mounts with large programs: 
 	$(BIN)/python -m pytest tests/mount/test_programs.py tests/mount/test_file_servers.py \
 	    tests/mount/test_ray.py $(ARGS)
 
+.PHONY: conformance
+conformance: setup ## Other people's suites on mounts: pjdfstest, fsx, fio, fs_mark; root, five minutes
+	@tools/build-conformance
+	@$(BIN)/python -m tests.conformance $(ARGS)
+
 # Installs nothing, so that a hook or an editor can call it at any time.
 .PHONY: lint
 lint: | installed ## ruff (rules and format) and mypy, once `make setup` has installed them
