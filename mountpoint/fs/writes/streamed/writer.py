@@ -155,6 +155,14 @@ class StreamedWriter:
                 self._writers += writes
             return writes
 
+    def hold(self) -> bool:
+        """Count a handle more for a change by name, until `release`; False if there is none."""
+        with self._life.lock:
+            if not self._opens:
+                return False
+            self._opens += 1
+            return True
+
     def _shared_with(self, flags: int) -> bool | None:
         writes, config = may_write(flags), self._mount.config
         if self.removed:

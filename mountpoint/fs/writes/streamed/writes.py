@@ -29,7 +29,7 @@ from mountpoint.fs.writes.probe import WriteProof
 from mountpoint.fs.writes.streamed.files import StreamedFiles
 from mountpoint.fs.writes.streamed.handle import StreamedHandle
 from mountpoint.fs.writes.streamed.lifecycle import ANY_ORDER, BEING_WRITTEN
-from mountpoint.fs.writes.streamed.open import WriteOpener
+from mountpoint.fs.writes.streamed.open import TURN_S, WriteOpener
 from mountpoint.fs.writes.streamed.writer import StreamedWriter
 from mountpoint.listing import tree
 from mountpoint.s3.client import NEW, ObjectInfo
@@ -96,10 +96,14 @@ class StreamedWrites:
 
     def truncate(self, inode: Inode, size_bytes: int) -> None:
         """Give a file another size, where a new upload can do that. Raises NotPermitted."""
-        writer = self._files.being_written(inode)
-        if writer is not None:
-            writer.truncate(size_bytes)
-            return
+        while (writer := self._files.being_written(inode)) is not None:
+            if writer.hold():
+                try:
+                    writer.truncate(size_bytes)
+                finally:
+                    writer.release()
+                return
+            writer.wait_turn(TURN_S)  # nothing would upload a change after its last close
         known_bytes = 0 if inode.info is None else inode.info.size_bytes
         if size_bytes == known_bytes and size_bytes:
             return

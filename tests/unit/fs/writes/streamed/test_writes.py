@@ -31,6 +31,7 @@ from mountpoint.fs.inodes import ROOT
 from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
 from mountpoint.fs.writes.streamed import writes as streamed_writes
+from mountpoint.fs.writes.streamed.writer import StreamedWriter
 from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Written
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -622,6 +623,53 @@ def test_truncation_of_a_file_that_is_written() -> None:
         world.close(handle)
         assert world.client.content(b"a") == b"123"
         assert world.client.uploads == {}
+
+
+def test_truncation_while_an_empty_file_is_uploaded() -> None:
+    """`touch a; truncate -s 5 a`: the size is uploaded, too, and nothing stays to be written."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def script(request: Request) -> Fault | None:
+        if request.kind == "put_object" and not begun.is_set():
+            begun.set()
+            go_on.wait()
+        return None
+
+    with mounted(allow_overwrite=True) as world:
+        world.client.script = script
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.fs.flush(handle, OPENER, killed=False)
+        release = threading.Thread(target=world.fs.release, args=[handle])
+        release.start()
+        begun.wait()
+        threading.Timer(0.05, go_on.set).start()
+        try:
+            world.fs.set_attributes(number, size_bytes=5, mtime_ns=None)
+        except StaleInode:  # the handle is not closed yet: the kernel looks up again
+            world.fs.set_attributes(world.look(b"a").inode, size_bytes=5, mtime_ns=None)
+        release.join()
+        assert world.client.content(b"a") == bytes(5)
+        assert world.look(b"a").size_bytes == 5
+        assert world.read_file(world.look(b"a").inode) == bytes(5)
+
+
+def test_truncation_while_the_last_handle_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that is set by name while the last handle is closed is uploaded."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        number = world.look(b"a").inode
+        world.fs.flush(handle, OPENER, killed=False)
+        truncate = StreamedWriter.truncate
+
+        def late(writer: StreamedWriter, size_bytes: int) -> None:
+            world.fs.release(handle)
+            truncate(writer, size_bytes)
+
+        monkeypatch.setattr(StreamedWriter, "truncate", late)
+        world.fs.set_attributes(number, size_bytes=5, mtime_ns=None)
+        assert world.client.content(b"a") == bytes(5)
+        assert world.read_file(number) == bytes(5)
 
 
 def test_truncation_of_an_existing_file() -> None:
