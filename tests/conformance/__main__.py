@@ -25,9 +25,10 @@ from tools.servers import Ministack, Server
 SUMMARY = "Run other people's test suites on real mounts."
 PROGRAMS = Path(__file__).parents[2] / ".state" / "conformance" / "bin"
 
-#: What users of such programs would give: all operations are permitted.
+#: All operations are permitted. All users may write in all directories, because pjdfstest, which
+#: switches users, cannot change the modes of directories.
 OPTIONS = ["--allow-delete", "--allow-overwrite", "--allow-rename", "--allow-append"]
-OPTIONS += ["--attributes", "keep", "--keep-directories", "--allow-other"]
+OPTIONS += ["--attributes", "keep", "--keep-directories", "--allow-other", "--dir-mode", "0777"]
 
 #: The name of each suite, of its mount, and its function.
 RUNS: list[tuple[str, str, suites.Suite]] = [
