@@ -21,6 +21,8 @@ A READ whose bytes are here is answered on the way (`_reads`), and llfuse does n
 READDIRPLUS, which libfuse does not know, becomes a READDIR, and its answer gets the attributes of
 the entries (`_listings`), which the operation has set for it (`set_listed`).
 
+A request whose program is killed meanwhile is answered by another thread (`_callers`).
+
 A mount can outlive its process: then the next one takes over the descriptor, and gets INIT from
 memory (`_survival`).
 
@@ -93,6 +95,7 @@ from mountpoint.fuse._protocol cimport (
     timespec,
     writev,
 )
+from mountpoint.fuse._callers cimport begin_serving, end_serving
 from mountpoint.fuse._listings cimport merge
 from mountpoint.fuse._reads cimport answer_read, write_all
 from mountpoint.fuse._survival cimport (
@@ -221,6 +224,7 @@ cdef public int fuse_session_receive_buf(
     served.opens = 0
     forget_listed()
     while True:
+        end_serving()
         # From the first request on: a thread that waits with a smaller buffer when INIT is answered
         # would have no other buffer for the largest write.
         if wanted and not make_room(buf):
@@ -234,6 +238,7 @@ cdef public int fuse_session_receive_buf(
         if channel == NULL or buf.flags & BUF_IS_FD:
             break
         keep_request(<const InHeader*>buf.mem)
+        begin_serving(<const InHeader*>buf.mem)
         wait_while_held()
         if not answer_read(<const char*>buf.mem, size, descriptor):
             break

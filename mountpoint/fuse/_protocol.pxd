@@ -122,12 +122,21 @@ cdef struct OpenOut:
 
 cdef enum:
     # operations
+    FORGET = 2
     RENAME = 12
     OPEN = 14
     READ = 15
+    WRITE = 16
+    RELEASE = 18
+    FSYNC = 20
+    FLUSH = 25
     INIT = 26
     READDIR = 28
+    RELEASEDIR = 29
     CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    BATCH_FORGET = 42
     READDIRPLUS = 44
     RENAME2 = 45
 

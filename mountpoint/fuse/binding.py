@@ -15,7 +15,7 @@ from collections.abc import Callable
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
 try:
-    from mountpoint.fuse import _channel, _reads, _survival
+    from mountpoint.fuse import _callers, _channel, _reads, _survival
 finally:
     sys.setdlopenflags(_flags)
 
@@ -23,16 +23,20 @@ import llfuse  # noqa: E402  # after _channel
 
 from mountpoint.errors import MountError  # noqa: E402
 from mountpoint.metrics.recorder import Meters  # noqa: E402
+from mountpoint.system.procfs import is_being_killed  # noqa: E402
 
 __all__ = [
     "KEPT_BYTES",
+    "KilledPrograms",
     "Receivers",
+    "claim",
     "device",
     "drop_pages",
     "forget_name",
     "forget_pages",
     "go_direct",
     "hold",
+    "is_abandoned",
     "is_kept",
     "is_repeated",
     "is_wide",
@@ -56,6 +60,10 @@ _channel.resolve(llfuse.__file__)
 # thread-safe. Taking and releasing the lock around each operation cost four hand-overs of the
 # interpreter's lock. `lock_released` no longer has a meaning.
 llfuse.lock = contextlib.nullcontext()
+
+#: Whether the kernel gets the answer that this thread is about to give; False: see `_callers`. Then
+#: what the kernel would give back later has to be given back at once. Called for each file.
+claim = _callers.claim
 
 #: As long as a stream keeps its memory without reads, in seconds.
 IDLE_S = 5.0
@@ -142,6 +150,11 @@ def hold(yes: bool) -> None:
 def is_repeated() -> bool:
     """Whether a process that has died may have carried out the request that this thread serves."""
     return _channel.is_repeated_request()
+
+
+def is_abandoned() -> bool:
+    """Whether the program that sent the request has been killed, and waits no longer."""
+    return _callers.is_abandoned()
 
 
 def is_wide() -> bool:
@@ -245,3 +258,19 @@ class Receivers:
             self._returned_ns = last_ns
             _channel.return_memory(last_ns)
             self._nudge()
+
+
+class KilledPrograms:
+    """Ends the waits of programs that are killed while S3 is silent (`_callers`)."""
+
+    def __init__(self) -> None:
+        # mutable, used by the thread that sweeps only
+        self._seen: set[int] = set()  # requests that were in progress at the last sweep
+
+    def sweep(self) -> None:
+        """Answer the requests of killed programs. Most requests take less than one sweep."""
+        waiting = dict(_callers.waiting())
+        for request, thread in waiting.items():
+            if request in self._seen and is_being_killed(thread):
+                _callers.abandon(_channel.device(), request)
+        self._seen = set(waiting)

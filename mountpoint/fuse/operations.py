@@ -6,6 +6,7 @@ leaves the wrapper. llfuse's threads call at the same time (`binding` removes it
 ordinary threaded Python.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -20,6 +21,7 @@ from mountpoint.errors import (
     NO_OPTION,
     BadArgument,
     BadHandle,
+    Interrupted,
     MaybeDone,
     NoSuchEntry,
     NotPermitted,
@@ -35,7 +37,9 @@ from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fuse import entries
 from mountpoint.fuse.binding import (
+    claim,
     go_direct,
+    is_abandoned,
     is_repeated,
     is_wide,
     listing_room,
@@ -77,8 +81,12 @@ LONGEST_ABSENCE_S = 1.0
 NEW_TTL_S = 0.1
 
 
+#: Why an operation fails although it has succeeded: the kernel drops its answer.
+KILLED = "the program was killed while it waited"
+
+
 def operation(
-    subject: str,
+    subject: str, *, undo: Callable[["Operations", Any], None] | None = None
 ) -> Callable[
     [Callable[Concatenate["Operations", P], R]], Callable[Concatenate["Operations", P], R]
 ]:
@@ -86,6 +94,8 @@ def operation(
 
     "inode", "child" (inode and name), "file" or "directory" (a handle), "mount"; or "closed", a
     file's handle that is no longer valid when the operation ends.
+
+    `undo` gives back what the kernel would have got with a result, if its program was killed.
     """
 
     def decorate(
@@ -103,6 +113,9 @@ def operation(
             failed = True
             try:
                 result = method(self, *args, **kwargs)
+                if undo is not None and not claim():
+                    undo(self, result)
+                    raise Interrupted(KILLED)
                 failed = False
             except Exception as error:
                 path = self._path(subject, args) if inode is None else self._fs.shown(inode.key)
@@ -114,6 +127,30 @@ def operation(
         return wrapper
 
     return decorate
+
+
+def _forget(operations: "Operations", entry: EntryAttributes) -> None:
+    if entry.st_ino:
+        operations._fs.forget(InodeNumber(entry.st_ino), 1)
+
+
+def _close_directory(operations: "Operations", handle: HandleNumber) -> None:
+    operations._fs.releasedir(handle)
+
+
+def _give_up(operations: "Operations", handle: HandleNumber) -> None:
+    """Close a file as the kernel does for a program that was killed after it had opened it."""
+    unregister(handle)
+    with contextlib.suppress(OperationError):
+        operations._fs.flush(handle, process_of(request_pid()), killed=True)
+    with contextlib.suppress(OperationError):
+        operations._fs.release(handle)
+
+
+def _give_up_new(operations: "Operations", created: tuple[HandleNumber, EntryAttributes]) -> None:
+    handle, entry = created
+    _give_up(operations, handle)
+    _forget(operations, entry)
 
 
 class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
@@ -136,7 +173,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """Report that requests are being served."""
         self._on_ready()
 
-    @operation("child")
+    @operation("child", undo=_forget)
     def lookup(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """See FileSystem. An absence that may be cached is answered with its ttl."""
         try:
@@ -162,7 +199,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         return self._fs.access(inode, mode, ctx.uid, ctx.gid)
 
-    @operation("inode")
+    @operation("inode", undo=_close_directory)
     def opendir(self, inode: InodeNumber, ctx: RequestContext) -> HandleNumber:
         """See FileSystem."""
         return self._fs.opendir(inode, ctx.pid)
@@ -185,14 +222,20 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
         Each entry with attributes counts as a lookup of its inode.
         """
-        lines, attributes = [], []
+        lines, attributes, looked_up = [], [], []
         for entry in self._fs.readdir(fh, off, room // entries.MIN_BYTES):
             room -= entries.size_of(entry.name)
             if room < 0:
                 break
             known = None if entry.name in DOTS else self._fs.lookup_listed(fh, entry)
             attributes.append(entries.UNKNOWN if known is None else entries.entry_out(known))
+            if known is not None:
+                looked_up.append(known.inode)
             lines.append((entry.name, _listed_attributes(entry), entry.next_position))
+        if not claim():
+            for inode in looked_up:
+                self._fs.forget(inode, 1)
+            raise Interrupted(KILLED)
         set_listed(b"".join(attributes))
         return lines
 
@@ -201,7 +244,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         self._fs.releasedir(fh)
 
-    @operation("child")
+    @operation("child", undo=_forget)
     def mkdir(
         self, parent: InodeNumber, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
@@ -214,7 +257,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         _check_new()
         self._fs.rmdir(parent, name)
 
-    @operation("child")
+    @operation("child", undo=_give_up_new)
     def create(
         self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[HandleNumber, EntryAttributes]:
@@ -226,7 +269,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         entry.attr_timeout = NEW_TTL_S
         return handle, entry
 
-    @operation("child")
+    @operation("child", undo=_forget)
     def mknod(
         self, parent: InodeNumber, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
@@ -245,7 +288,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         finally:
             self._fs.forget(created.inode, 1)  # the kernel counts the lookup, and no creation
 
-    @operation("inode")
+    @operation("inode", undo=_give_up)
     def open(self, inode: InodeNumber, flags: int, ctx: RequestContext) -> HandleNumber:
         """See FileSystem."""
         writes = flags & (os.O_ACCMODE | os.O_TRUNC)
@@ -377,6 +420,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def _fail(self, operation: str, path: str, error: Exception) -> NoReturn:
         """Log one line and raise the FUSEError for `error`."""
         number, level = outcome(error)
+        if is_abandoned():
+            level = logging.DEBUG
         details: dict[str, Any] = {
             "operation": operation,
             "path": path,

@@ -218,6 +218,7 @@ def _serve(
             streams.end()
 
     receivers = binding.Receivers(nudge_workers)
+    killed = binding.KilledPrograms()
     answers = ControlCommands(
         config,
         client.endpoint,
@@ -230,7 +231,7 @@ def _serve(
         restarts=None if turn is None else turn.restarts,
         upgrade=None if link is None else Upgrade(link, filesystem, meters),
     )
-    sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, answers)]
+    sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, killed, answers)]
     sweeps += [each.sweep for each in (cache, shared) if each is not None]
     memory.start_sweeping([*sweeps, end_reads], stopping)
     # Listings do not name attributes that objects keep.

@@ -11,8 +11,10 @@ and shows which processes are ending: these have no memory any more.
 
 import os
 import re
+import signal
 
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
+_PENDING = re.compile(rb"^SigPnd:\t([0-9a-f]+)$", re.MULTILINE)
 _PROCESS = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 #: include/linux/sched.h: the process is ending.
 PF_EXITING = 0x4
@@ -35,6 +37,15 @@ def who_closes(thread: int) -> tuple[int, bool]:
     status = _read(thread, "status")
     alive = not status or b"\nVmSize:" in status
     return _process(status) or thread, not alive and _is_killed(_read(thread, "stat"))
+
+
+def is_being_killed(thread: int) -> bool:
+    """Whether a signal is ending a thread that still waits for something. False if unknown.
+
+    For each signal that ends a process the kernel sends SIGKILL to all its threads.
+    """
+    pending = _PENDING.search(_read(thread, "status"))
+    return pending is not None and bool(int(pending[1], 16) & 1 << signal.SIGKILL - 1)
 
 
 def program_of(thread: int) -> tuple[str, int]:

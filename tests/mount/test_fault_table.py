@@ -6,11 +6,14 @@ import errno
 import itertools
 import os
 import random
+import signal
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,7 @@ from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.mount import fault_table
 from tests.mount.fault_operations import LARGE, NUMBERS, OPERATIONS, Cell, Operation, write
-from tests.mount.fault_table import GROUPS, KINDS, RIGHT, UNNOTICED, Kind
+from tests.mount.fault_table import GROUPS, KINDS, PATIENCE, RIGHT, UNNOTICED, Kind
 from tests.mount.mounting import Mount, eventually, mounted
 
 pytestmark = pytest.mark.mount
@@ -34,6 +37,8 @@ OPTIONS = [
 AT_ONCE = 12
 #: Cells that take longer are only in `make soak`.
 LONG_S = 50.0
+#: Seconds within which a killed program ends.
+KILLED_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -202,3 +207,47 @@ def test_cells(world: World, group: str) -> None:
     found = list(itertools.chain(*wrong))
     assert found == [], "\n".join(found)
     assert world.strangers == []
+
+
+def state_of(process: "subprocess.Popen[bytes]") -> str:
+    """Return a process' state as in ps: D is uninterruptible sleep."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def kill_while_waiting(world: World, kind: Kind, name: str) -> list[str]:
+    """Kill a program that waits for a silent server; return what was wrong."""
+    operation, cell = OPERATIONS[name], world.cell()
+    with contextlib.closing(operation.steps(cell)) as steps:
+        next(steps)
+        command = ["sh", "-c", f"exec {operation.command}"]
+        with (
+            struck(world, kind, operation, cell) as strikes,
+            subprocess.Popen(
+                command, cwd=cell.path, stdout=subprocess.PIPE, start_new_session=True
+            ) as program,
+        ):
+            eventually(lambda: bool(strikes.struck))
+            time.sleep(0.2)
+            os.killpg(program.pid, signal.SIGKILL)
+            begun_s = time.monotonic()
+            state = ""
+            try:
+                program.wait(KILLED_S)
+            except subprocess.TimeoutExpired:
+                state = state_of(program)
+            program.wait(200)
+            took_s = time.monotonic() - begun_s
+    if took_s < KILLED_S:
+        return []
+    return [f"{kind.says}, {name}: killed, and in state {state} for {took_s:.1f} s"]
+
+
+@pytest.mark.parametrize("says", ["silence, and the server gets nothing", "silence in the body"])
+def test_killed(world: World, says: str) -> None:
+    """A program that waits for a silent server can be killed."""
+    (kind,) = [kind for kind in KINDS if kind.says == says and kind.times is None]
+    cells = [(kind, name) for name in kind.operations if name in PATIENCE[0].operations]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        wrong = list(pool.map(lambda cell: kill_while_waiting(world, *cell), cells))
+    found = list(itertools.chain(*wrong))
+    assert found == [], "\n".join(found)

@@ -728,6 +728,44 @@ def test_owner_and_mode_of_a_new_file() -> None:
         adapter("release", handle)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lookup", (ROOT, b"a", CTX)),
+        ("mkdir", (ROOT, b"new", 0o755, CTX)),
+        ("mknod", (ROOT, b"new", stat.S_IFREG | 0o644, 0, CTX)),
+        ("create", (ROOT, b"new", 0o644, os.O_WRONLY, CTX)),
+        ("open", (2, os.O_RDONLY, CTX)),
+        ("open", (2, os.O_WRONLY | os.O_TRUNC, CTX)),
+        ("opendir", (ROOT, CTX)),
+        ("readdir", (1, 0)),
+    ],
+)
+def test_killed_while_it_waits(
+    monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[Any, ...]
+) -> None:
+    """If the kernel drops an answer, the lookup or handle in it is given back at once."""
+    with mounted({b"a": b"content"}, allow_overwrite=True) as world:
+        adapter = Adapter(world)
+        fs = world.fs
+        if name == "readdir":
+            arguments = (adapter("opendir", ROOT, CTX), 0)
+            monkeypatch.setattr(operations, "listing_room", lambda: 4096)
+        looked_up = adapter.look(b"a").st_ino
+        if name == "open":
+            arguments = (looked_up, *arguments[1:])
+        before = len(fs._files), len(fs._open_directories)
+        monkeypatch.setattr(operations, "claim", lambda: False)
+        monkeypatch.setattr(operations, "is_abandoned", lambda: True)
+        assert adapter.fails(name, *arguments)[1]["log_level"] == "debug"
+        assert (len(fs._files), len(fs._open_directories)) == before
+        fs.forget(looked_up, 1)
+        # The root, and a directory that was created here, are kept; no other inode is.
+        assert {inode.key for inode in fs._inodes._inodes.values()} <= {b"", b"new/"}
+        kept = {b"a": b"content"} | ({b"new": b""} if name == "mknod" else {})
+        assert {key: world.client.content(key) for key in kept} == kept
+
+
 def test_mknod_counts_one_lookup() -> None:
     """The kernel gets the new file's inode once, so it forgets it once."""
     with mounted() as world:

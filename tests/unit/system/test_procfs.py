@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from mountpoint.system.procfs import process_of, program_of, who_closes
+from mountpoint.system import procfs
+from mountpoint.system.procfs import is_being_killed, process_of, program_of, who_closes
 
 
 @contextmanager
@@ -83,3 +84,20 @@ def test_a_living_process() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize(
+    ("pending", "killed"),
+    [("0000000000000100", True), ("0000000000000102", True), ("0000000000004000", False)],
+)
+def test_killed_while_it_waits(monkeypatch: pytest.MonkeyPatch, pending: str, killed: bool) -> None:
+    """SIGKILL waits for a thread that cannot be woken. Any other signal may not end it."""
+    status = f"Name:\tcat\nSigQ:\t2/100\nSigPnd:\t{pending}\nShdPnd:\t0000000000000102\n"
+    monkeypatch.setattr(procfs, "_read", lambda thread, name: status.encode())
+    assert is_being_killed(7) == killed
+
+
+def test_not_killed() -> None:
+    """A running process is not being killed, and one that does not exist is unknown."""
+    assert not is_being_killed(os.getpid())
+    assert not is_being_killed(0)

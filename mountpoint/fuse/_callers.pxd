@@ -1,0 +1,4 @@
+from mountpoint.fuse._protocol cimport InHeader
+
+cdef void begin_serving(const InHeader* header) noexcept nogil
+cdef void end_serving() noexcept nogil

@@ -1,0 +1,140 @@
+"""Programs that are killed while they wait for an answer.
+
+A program whose request was received waits until it is answered, even if it is killed: until then it
+is in uninterruptible sleep. If S3 is silent, that can be as long as --read-timeout. So another
+thread answers the requests of killed programs with EINTR (`abandon`). The thread that serves such a
+request goes on, and the kernel drops its answer.
+
+With some answers the kernel gets something that it gives back later: a lookup of an inode, or a
+handle. The thread that serves such a request claims it before it answers (`claim`). After that no
+other thread answers it. If another thread has done so before, the first one gives it back itself.
+
+Requests of writers are left alone (`is_kept`): a file must not be released while it is written.
+"""
+
+from libc.errno cimport EINTR
+from libc.stdint cimport uint32_t, uint64_t
+
+from mountpoint.fuse._protocol cimport (
+    BATCH_FORGET,
+    DESTROY,
+    FLUSH,
+    FORGET,
+    FSYNC,
+    INIT,
+    INTERRUPT,
+    RELEASE,
+    RELEASEDIR,
+    WRITE,
+    InHeader,
+)
+from mountpoint.fuse._survival cimport send_header
+
+cdef extern from *:
+    """
+    #define MAX_SERVERS 1100  /* more than --max-threads permits */
+    #define load_u64(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
+    #define store_u64(pointer, value) __atomic_store_n(pointer, value, __ATOMIC_RELEASE)
+    #define next_server(pointer) __atomic_fetch_add(pointer, 1, __ATOMIC_RELAXED)
+
+    static int replace_u64(uint64_t *pointer, uint64_t old, uint64_t value) {
+        return __atomic_compare_exchange_n(
+            pointer, &old, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+
+    /* What a thread serves, in a cache line of its own. */
+    typedef struct {
+        uint64_t unique;  /* of the request; 0 if it serves none. ABANDONED: it is answered */
+        uint32_t pid;     /* the thread that waits for the answer */
+    } __attribute__((aligned(64))) server_t;
+
+    static server_t servers[MAX_SERVERS];
+    static __thread server_t *own;
+    """
+    enum: MAX_SERVERS
+    uint64_t load_u64(uint64_t*) nogil
+    void store_u64(uint64_t*, uint64_t) nogil
+    uint32_t next_server(uint32_t*) nogil
+    bint replace_u64(uint64_t*, uint64_t, uint64_t) nogil
+    ctypedef struct server_t:
+        uint64_t unique
+        uint32_t pid
+    server_t servers[]
+    server_t* own
+
+# The kernel's numbers are even (FUSE_REQ_ID_STEP).
+cdef uint64_t ABANDONED = 1
+cdef uint32_t count = 0  # threads that serve requests. Atomic.
+
+
+cdef void begin_serving(const InHeader* header) noexcept nogil:
+    """Note the request that this thread serves from now on."""
+    global own
+    cdef uint32_t place
+    if own == NULL:
+        place = next_server(&count)
+        if place >= MAX_SERVERS:
+            return
+        own = &servers[place]
+    if is_kept(header.opcode):
+        return
+    own.pid = header.pid
+    store_u64(&own.unique, header.unique)
+
+
+cdef void end_serving() noexcept nogil:
+    """Note that this thread has answered its request."""
+    if own != NULL:
+        store_u64(&own.unique, 0)
+
+
+cdef bint is_kept(uint32_t opcode) noexcept nogil:
+    """Whether only the thread that serves it answers a request of this kind."""
+    return opcode in (
+        FORGET,
+        BATCH_FORGET,
+        INTERRUPT,
+        INIT,
+        DESTROY,
+        RELEASE,
+        RELEASEDIR,
+        WRITE,
+        FSYNC,
+        FLUSH,
+    )
+
+
+def claim():
+    """Whether this thread answers the request that it serves; False if another one has done so."""
+    if own == NULL:
+        return True
+    cdef uint64_t unique = load_u64(&own.unique)
+    return unique == 0 or (unique & ABANDONED == 0 and replace_u64(&own.unique, unique, 0))
+
+
+def is_abandoned():
+    """Whether another thread has answered the request that this thread serves."""
+    return own != NULL and load_u64(&own.unique) & ABANDONED != 0
+
+
+def waiting():
+    """Return the requests in progress: each one's number, and the thread that waits for it."""
+    cdef uint32_t index, pid
+    cdef uint64_t unique
+    found = []
+    for index in range(min(count, <uint32_t>MAX_SERVERS)):
+        unique = load_u64(&servers[index].unique)
+        pid = servers[index].pid
+        if unique and not unique & ABANDONED and unique == load_u64(&servers[index].unique):
+            found.append((unique, pid))
+    return found
+
+
+def abandon(int descriptor, uint64_t unique):
+    """Answer this request with EINTR, on /dev/fuse, unless it has been answered or claimed."""
+    cdef uint32_t index
+    for index in range(min(count, <uint32_t>MAX_SERVERS)):
+        if replace_u64(&servers[index].unique, unique, unique | ABANDONED):
+            send_header(descriptor, unique, -EINTR)
+            return True
+    return False
