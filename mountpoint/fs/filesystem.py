@@ -13,6 +13,7 @@ short (docs/semantics.md has all of it):
   exists (`fs/writes/streamed`).
 """
 
+import contextlib
 import time
 from functools import partial
 from typing import NamedTuple
@@ -300,6 +301,11 @@ class FileSystem:
     def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor of a file; `killed`: it is being killed."""
         self._files.get(number).flush(process, killed=killed)
+
+    def give_up(self, number: int, process: int) -> None:
+        """Note that a process is killed while it waits in a write, `flush` or `fsync`."""
+        with contextlib.suppress(BadHandle):  # it was closed meanwhile
+            self._files.get(HandleNumber(number)).give_up(process)
 
     def fsync(self, number: HandleNumber) -> None:
         """Upload all that was written to a file."""

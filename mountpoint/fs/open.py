@@ -129,6 +129,9 @@ class ReadHandle:
     def flush(self, process: int, *, killed: bool) -> None:
         """Do nothing: nothing was written."""
 
+    def give_up(self, process: int) -> None:
+        """Do nothing: there is no upload."""
+
     def fsync(self) -> None:
         """Do nothing: nothing was written."""
 

@@ -9,7 +9,8 @@ With some answers the kernel gets something that it gives back later: a lookup o
 handle. The thread that serves such a request claims it before it answers (`claim`). After that no
 other thread answers it. If another thread has done so before, the first one gives it back itself.
 
-Requests of writers are left alone (`is_kept`): a file must not be released while it is written.
+Requests that write a file are not answered so: the file would be released while it is written. For
+them the file's handle is known, and the file system ends the upload that they wait for.
 """
 
 from libc.errno cimport EINTR
@@ -45,6 +46,7 @@ cdef extern from *:
     /* What a thread serves, in a cache line of its own. */
     typedef struct {
         uint64_t unique;  /* of the request; 0 if it serves none. ABANDONED: it is answered */
+        uint64_t handle;  /* of the file, if the request is one of a writer's, else 0 */
         uint32_t pid;     /* the thread that waits for the answer */
     } __attribute__((aligned(64))) server_t;
 
@@ -58,6 +60,7 @@ cdef extern from *:
     bint replace_u64(uint64_t*, uint64_t, uint64_t) nogil
     ctypedef struct server_t:
         uint64_t unique
+        uint64_t handle
         uint32_t pid
     server_t servers[]
     server_t* own
@@ -76,9 +79,12 @@ cdef void begin_serving(const InHeader* header) noexcept nogil:
         if place >= MAX_SERVERS:
             return
         own = &servers[place]
-    if is_kept(header.opcode):
+    if is_unawaited(header.opcode):
         return
     own.pid = header.pid
+    own.handle = 0
+    if header.opcode in (WRITE, FSYNC, FLUSH):
+        own.handle = (<const uint64_t*>(<const char*>header + sizeof(InHeader)))[0]
     store_u64(&own.unique, header.unique)
 
 
@@ -88,20 +94,9 @@ cdef void end_serving() noexcept nogil:
         store_u64(&own.unique, 0)
 
 
-cdef bint is_kept(uint32_t opcode) noexcept nogil:
-    """Whether only the thread that serves it answers a request of this kind."""
-    return opcode in (
-        FORGET,
-        BATCH_FORGET,
-        INTERRUPT,
-        INIT,
-        DESTROY,
-        RELEASE,
-        RELEASEDIR,
-        WRITE,
-        FSYNC,
-        FLUSH,
-    )
+cdef bint is_unawaited(uint32_t opcode) noexcept nogil:
+    """Whether no program waits for the answer to a request of this kind."""
+    return opcode in (FORGET, BATCH_FORGET, INTERRUPT, INIT, DESTROY, RELEASE, RELEASEDIR)
 
 
 def claim():
@@ -118,15 +113,20 @@ def is_abandoned():
 
 
 def waiting():
-    """Return the requests in progress: each one's number, and the thread that waits for it."""
+    """Return the requests in progress.
+
+    That is each one's number, the thread that waits for it, and the file's handle if the request is
+    one of a writer's, else 0.
+    """
     cdef uint32_t index, pid
-    cdef uint64_t unique
+    cdef uint64_t unique, handle
     found = []
     for index in range(min(count, <uint32_t>MAX_SERVERS)):
         unique = load_u64(&servers[index].unique)
         pid = servers[index].pid
+        handle = servers[index].handle
         if unique and not unique & ABANDONED and unique == load_u64(&servers[index].unique):
-            found.append((unique, pid))
+            found.append((unique, pid, handle))
     return found
 
 

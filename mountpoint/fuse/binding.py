@@ -23,7 +23,7 @@ import llfuse  # noqa: E402  # after _channel
 
 from mountpoint.errors import MountError  # noqa: E402
 from mountpoint.metrics.recorder import Meters  # noqa: E402
-from mountpoint.system.procfs import is_being_killed  # noqa: E402
+from mountpoint.system.procfs import is_being_killed, process_of  # noqa: E402
 
 __all__ = [
     "KEPT_BYTES",
@@ -261,16 +261,25 @@ class Receivers:
 
 
 class KilledPrograms:
-    """Ends the waits of programs that are killed while S3 is silent (`_callers`)."""
+    """Ends the waits of programs that are killed while S3 is silent (`_callers`).
 
-    def __init__(self) -> None:
+    `give_up` is called with a file's handle and the process that waits for its upload.
+    """
+
+    def __init__(self, give_up: Callable[[int, int], None]) -> None:
+        # dependencies
+        self._give_up = give_up
         # mutable, used by the thread that sweeps only
         self._seen: set[int] = set()  # requests that were in progress at the last sweep
 
     def sweep(self) -> None:
-        """Answer the requests of killed programs. Most requests take less than one sweep."""
-        waiting = dict(_callers.waiting())
-        for request, thread in waiting.items():
-            if request in self._seen and is_being_killed(thread):
+        """End the waits for requests of killed programs. Most requests take less than a sweep."""
+        waiting = _callers.waiting()
+        for request, thread, handle in waiting:
+            if request not in self._seen or not is_being_killed(thread):
+                continue
+            if handle:
+                self._give_up(handle, process_of(thread))
+            else:
                 _callers.abandon(_channel.device(), request)
-        self._seen = set(waiting)
+        self._seen = {request for request, _, _ in waiting}

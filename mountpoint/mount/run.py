@@ -218,7 +218,7 @@ def _serve(
             streams.end()
 
     receivers = binding.Receivers(nudge_workers)
-    killed = binding.KilledPrograms()
+    killed = binding.KilledPrograms(filesystem.give_up)
     answers = ControlCommands(
         config,
         client.endpoint,

@@ -22,7 +22,7 @@ from tests.conftest import Store
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.mount import fault_table
 from tests.mount.fault_operations import LARGE, NUMBERS, OPERATIONS, Cell, Operation, write
-from tests.mount.fault_table import GROUPS, KINDS, PATIENCE, RIGHT, UNNOTICED, Kind
+from tests.mount.fault_table import GROUPS, KINDS, RIGHT, UNNOTICED, Kind
 from tests.mount.mounting import Mount, eventually, mounted
 
 pytestmark = pytest.mark.mount
@@ -246,7 +246,7 @@ def kill_while_waiting(world: World, kind: Kind, name: str) -> list[str]:
 def test_killed(world: World, says: str) -> None:
     """A program that waits for a silent server can be killed."""
     (kind,) = [kind for kind in KINDS if kind.says == says and kind.times is None]
-    cells = [(kind, name) for name in kind.operations if name in PATIENCE[0].operations]
+    cells = [(kind, name) for name in kind.operations]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         wrong = list(pool.map(lambda cell: kill_while_waiting(world, *cell), cells))
     found = list(itertools.chain(*wrong))

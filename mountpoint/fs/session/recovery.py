@@ -62,6 +62,9 @@ class LostHandle:
         """Fail: close(2) tells the program."""
         self._fail()
 
+    def give_up(self, process: int) -> None:
+        """Do nothing: there is no upload."""
+
     def fsync(self) -> NoReturn:
         """Fail."""
         self._fail()

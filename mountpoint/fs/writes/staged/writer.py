@@ -518,6 +518,9 @@ class StagedHandle:
         if process == self.opener and not killed and (self.wrote or kept):
             self.writer.upload()
 
+    def give_up(self, process: int) -> None:
+        """Do nothing: what was written is on the disk, and its upload goes on."""
+
     def fsync(self) -> None:
         """Upload the file; return when all that was written is in S3."""
         self.writer.upload()

@@ -30,6 +30,8 @@ from mountpoint.fs.writes.streamed.lifecycle import (
 from mountpoint.s3.client import Condition, ObjectInfo, same_etag
 from mountpoint.upload.sequential import SequentialUpload
 
+KILLED = "the process that wrote the file was killed"
+
 
 class StreamedWriter:
     """A file that is written as one upload after another: what its `StreamedHandle`s share.
@@ -270,6 +272,14 @@ class StreamedWriter:
         if self._content.upload is not None or self._attributes.left():
             self.finish()
 
+    def give_up(self) -> None:
+        """Fail, because the process that waits for the upload is being killed. Does not wait.
+
+        If other programs have the file open, they need the upload.
+        """
+        if self._opens == 1 and not self.ended:
+            self.fail(WriterKilled(KILLED))
+
     def release(self) -> None:
         """Close a handle. The last one ends the upload."""
         with self._life.lock:
@@ -287,7 +297,7 @@ class StreamedWriter:
             # A process that is killed inside open(2) gets no descriptor, so it never closes one.
             never_had = not self._flushed and not self.size_bytes
             if upload is not None and (self._killed or never_had):
-                error = WriterKilled("the process that wrote the file was killed")
+                error = WriterKilled(KILLED)
                 self.fail(error)
                 raise error
             self.finish()

@@ -1,5 +1,6 @@
 """Changes of the bucket without a kernel: files, directories, deletions."""
 
+import concurrent.futures
 import os
 import stat
 import threading
@@ -251,6 +252,44 @@ def test_killed_after_the_close() -> None:
         world.fs.flush(handle, OPENER, killed=False)
         world.fs.flush(handle, CHILD, killed=True)
         world.fs.release(handle)
+        assert world.client.content(b"a") == b"123"
+
+
+def test_killed_in_close() -> None:
+    """A process that is killed while S3 is silent waits no longer; its upload fails."""
+    with mounted() as world, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        sent = threading.Event()
+
+        def silent(request: Request) -> Fault | None:
+            if request.kind != "put_object":
+                return None
+            sent.set()
+            return Fault(silent=True)
+
+        world.client.script = silent
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"123")
+        closing = pool.submit(world.close, handle, OPENER)
+        assert sent.wait(10)
+        world.fs.give_up(handle, CHILD)  # the opener's upload is not a child's to give up
+        assert not closing.done()
+        world.fs.give_up(handle, OPENER)
+        with pytest.raises(WriterKilled):
+            closing.result(timeout=10)
+        world.fs.give_up(handle, OPENER)  # it is closed
+        assert world.client.keys() == []
+        assert not is_there(world, b"a")
+
+
+def test_killed_beside_others() -> None:
+    """An upload that several programs share does not fail with one of them."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        other = world.fs.open(world.look(b"a").inode, os.O_WRONLY, CHILD)
+        world.fs.write(handle, 0, b"123")
+        world.fs.give_up(handle, OPENER)
+        world.close(other, CHILD)
+        world.close(handle, OPENER)
         assert world.client.content(b"a") == b"123"
 
 
