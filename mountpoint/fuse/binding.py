@@ -23,7 +23,7 @@ import llfuse  # noqa: E402  # after _channel
 
 from mountpoint.errors import MountError  # noqa: E402
 from mountpoint.metrics.recorder import Meters  # noqa: E402
-from mountpoint.system.procfs import is_being_killed, process_of  # noqa: E402
+from mountpoint.system.procfs import is_ending, process_of  # noqa: E402
 
 __all__ = [
     "KEPT_BYTES",
@@ -276,10 +276,11 @@ class KilledPrograms:
         """End the waits for requests of killed programs. Most requests take less than a sweep."""
         waiting = _callers.waiting()
         for request, thread, handle in waiting:
-            if request not in self._seen or not is_being_killed(thread):
+            if request not in self._seen:
                 continue
-            if handle:
-                self._give_up(handle, process_of(thread))
-            else:
+            ending, killed = is_ending(thread)
+            if ending and not handle:
                 _callers.abandon(_channel.device(), request)
+            elif killed:  # a file is uploaded if its program ends otherwise, even with an error
+                self._give_up(handle, process_of(thread))
         self._seen = {request for request, _, _ in waiting}

@@ -14,7 +14,8 @@ import re
 import signal
 
 _NAME = re.compile(rb"^Name:\t(.*)$", re.MULTILINE)
-_PENDING = re.compile(rb"^SigPnd:\t([0-9a-f]+)$", re.MULTILINE)
+_SIGNALS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\t([0-9a-f]+)$", re.MULTILINE)
+_KILL = 1 << signal.SIGKILL - 1
 _PROCESS = re.compile(rb"^Tgid:\s*(\d+)$", re.MULTILINE)
 #: include/linux/sched.h: the process is ending.
 PF_EXITING = 0x4
@@ -39,13 +40,20 @@ def who_closes(thread: int) -> tuple[int, bool]:
     return _process(status) or thread, not alive and _is_killed(_read(thread, "stat"))
 
 
-def is_being_killed(thread: int) -> bool:
-    """Whether a signal is ending a thread that still waits for something. False if unknown.
+def is_ending(thread: int) -> tuple[bool, bool]:
+    """Return whether a thread that waits is to end, and whether a signal ends its process.
 
-    For each signal that ends a process the kernel sends SIGKILL to all its threads.
+    If its process ends in any way, the kernel has SIGKILL pending for the thread alone. A signal
+    that ends a process stays pending, too: for all threads or for this one. If unknown, both are
+    False.
     """
-    pending = _PENDING.search(_read(thread, "status"))
-    return pending is not None and bool(int(pending[1], 16) & 1 << signal.SIGKILL - 1)
+    status = _read(thread, "status")
+    masks = {name: int(bits, 16) for name, bits in _SIGNALS.findall(status)}
+    if not masks.get(b"SigPnd", 0) & _KILL:
+        return False, False
+    others = (masks[b"SigPnd"] | masks[b"ShdPnd"]) & ~_KILL
+    harmless = masks[b"SigBlk"] | masks[b"SigIgn"] | masks[b"SigCgt"]
+    return True, bool(masks[b"ShdPnd"] & _KILL or others & ~harmless)
 
 
 def program_of(thread: int) -> tuple[str, int]:

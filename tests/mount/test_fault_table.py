@@ -4,15 +4,18 @@ import concurrent.futures
 import contextlib
 import errno
 import itertools
+import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,8 @@ from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.mount import fault_table
 from tests.mount.fault_operations import LARGE, NUMBERS, OPERATIONS, Cell, Operation, write
 from tests.mount.fault_table import GROUPS, KINDS, RIGHT, UNNOTICED, Kind
-from tests.mount.mounting import Mount, eventually, mounted
+from tests.mount.mounting import Mount, content, eventually, mounted
+from tests.mount.test_ctl import done
 
 pytestmark = pytest.mark.mount
 
@@ -33,6 +37,8 @@ OPTIONS = [
     *("--write-part-size", str(5 << 20), "--max-threads", "64"),
     *("--allow-overwrite", "--allow-delete", "--allow-rename", "--allow-append"),
 ]
+#: Two of the kinds.
+NOTHING, IN_BODY = "silence, and the server gets nothing", "silence in the body"
 #: Cells at the same time.
 AT_ONCE = 12
 #: Cells that take longer are only in `make soak`.
@@ -214,8 +220,8 @@ def state_of(process: "subprocess.Popen[bytes]") -> str:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def kill_while_waiting(world: World, kind: Kind, name: str) -> list[str]:
-    """Kill a program that waits for a silent server; return what was wrong."""
+def kill_while_waiting(world: World, kind: Kind, by: signal.Signals, name: str) -> list[str]:
+    """End a program that waits for a silent server; return what was wrong."""
     operation, cell = OPERATIONS[name], world.cell()
     with contextlib.closing(operation.steps(cell)) as steps:
         next(steps)
@@ -228,7 +234,7 @@ def kill_while_waiting(world: World, kind: Kind, name: str) -> list[str]:
         ):
             eventually(lambda: bool(strikes.struck))
             time.sleep(0.2)
-            os.killpg(program.pid, signal.SIGKILL)
+            os.killpg(program.pid, by)
             begun_s = time.monotonic()
             state = ""
             try:
@@ -237,17 +243,49 @@ def kill_while_waiting(world: World, kind: Kind, name: str) -> list[str]:
                 state = state_of(program)
             program.wait(200)
             took_s = time.monotonic() - begun_s
-    if took_s < KILLED_S:
-        return []
-    return [f"{kind.says}, {name}: killed, and in state {state} for {took_s:.1f} s"]
+    wrong = []
+    if took_s >= KILLED_S:
+        wrong.append(f"in state {state} for {took_s:.1f} s")
+    if program.returncode != -by:
+        wrong.append(f"ended with {program.returncode}")
+    return [f"{kind.says}, {name}, after {by.name}: {each}" for each in wrong]
 
 
-@pytest.mark.parametrize("says", ["silence, and the server gets nothing", "silence in the body"])
-def test_killed(world: World, says: str) -> None:
-    """A program that waits for a silent server can be killed."""
-    (kind,) = [kind for kind in KINDS if kind.says == says and kind.times is None]
-    cells = [(kind, name) for name in kind.operations]
+def silent(says: str, times: int | None) -> Kind:
+    """Return a kind of silence."""
+    (kind,) = [kind for kind in KINDS if (kind.says, kind.times) == (says, times)]
+    return kind
+
+
+@pytest.mark.parametrize(("says", "by"), [(NOTHING, signal.SIGKILL), (IN_BODY, signal.SIGTERM)])
+def test_killed(world: World, says: str, by: signal.Signals) -> None:
+    """A program that waits for a silent server can be killed, and leaves no file open."""
+    kind = silent(says, None)
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        wrong = list(pool.map(lambda cell: kill_while_waiting(world, *cell), cells))
+        wrong = list(pool.map(partial(kill_while_waiting, world, kind, by), kind.operations))
     found = list(itertools.chain(*wrong))
     assert found == [], "\n".join(found)
+    eventually(lambda: open_files(world.mount) == 0, within_s=fault_table.TOTAL_S + 20)
+
+
+def open_files(mount: Mount) -> int:
+    """Return how many files are open, as the mount counts them."""
+    return int(json.loads(done("status", mount.path, "--json"))[0]["open_files"])
+
+
+EXITS = """
+import os, sys, threading, time
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+os.write(file, b"all of it")
+threading.Thread(target=os.fsync, args=(file,), daemon=True).start()
+time.sleep(0.5)
+os._exit(0)
+"""
+
+
+def test_a_program_that_exits(world: World) -> None:
+    """If a program exits while one of its threads waits for S3, its file is uploaded."""
+    cell = world.cell()
+    with struck(world, silent(NOTHING, 1), OPERATIONS["write"], cell):
+        subprocess.run([sys.executable, "-c", EXITS, cell.path / "file"], check=True, timeout=60)
+        eventually(lambda: content(world.store, f"{cell.prefix}file") == b"all of it")

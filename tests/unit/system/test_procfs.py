@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from mountpoint.system import procfs
-from mountpoint.system.procfs import is_being_killed, process_of, program_of, who_closes
+from mountpoint.system.procfs import is_ending, process_of, program_of, who_closes
 
 
 @contextmanager
@@ -86,18 +86,37 @@ def test_a_living_process() -> None:
         child.wait()
 
 
+KILL, TERM, CHLD = 1 << 8, 1 << 14, 1 << 16
+
+
 @pytest.mark.parametrize(
-    ("pending", "killed"),
-    [("0000000000000100", True), ("0000000000000102", True), ("0000000000004000", False)],
+    ("own", "shared", "ending", "killed"),
+    [
+        (KILL, KILL, True, True),
+        (KILL, TERM, True, True),
+        (KILL | TERM, 0, True, True),  # sent to the thread
+        (KILL, 0, True, False),  # another thread calls exit(3)
+        (KILL, CHLD, True, False),  # and SIGCHLD has a handler
+        (0, TERM, False, False),
+        (CHLD, 0, False, False),
+    ],
 )
-def test_killed_while_it_waits(monkeypatch: pytest.MonkeyPatch, pending: str, killed: bool) -> None:
-    """SIGKILL waits for a thread that cannot be woken. Any other signal may not end it."""
-    status = f"Name:\tcat\nSigQ:\t2/100\nSigPnd:\t{pending}\nShdPnd:\t0000000000000102\n"
-    monkeypatch.setattr(procfs, "_read", lambda thread, name: status.encode())
-    assert is_being_killed(7) == killed
+def test_a_waiting_thread_that_is_to_end(
+    monkeypatch: pytest.MonkeyPatch, own: int, shared: int, ending: bool, killed: bool
+) -> None:
+    """Its pending signals tell whether it is to end, and whether a signal is the reason."""
+    masks = {"SigPnd": own, "ShdPnd": shared, "SigBlk": 0, "SigIgn": 1 << 12, "SigCgt": CHLD}
+    lines = [
+        "Name:\tcat",
+        "SigQ:\t2/100",
+        *(f"{name}:\t{bits:016x}" for name, bits in masks.items()),
+    ]
+    status = "\n".join([*lines, ""]).encode()
+    monkeypatch.setattr(procfs, "_read", lambda thread, name: status)
+    assert is_ending(7) == (ending, killed)
 
 
-def test_not_killed() -> None:
-    """A running process is not being killed, and one that does not exist is unknown."""
-    assert not is_being_killed(os.getpid())
-    assert not is_being_killed(0)
+def test_not_to_end() -> None:
+    """A running process is not to end, and one that does not exist is unknown."""
+    assert is_ending(os.getpid()) == (False, False)
+    assert is_ending(0) == (False, False)
