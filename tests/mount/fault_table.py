@@ -49,12 +49,13 @@ class Silence(NamedTuple):
     ever_s: float
 
 
-#: A request is given up after 5 s if it has bytes of a file, else after 10 s. Uploads get whole
-#: tries even beyond the total, so that slow connections can succeed. Completing an upload may take
-#: long: the client library gives up after 30 s of silence.
+#: A request is given up after 5 s if it has bytes of a file, else after 10 s. Bytes that are sent
+#: get more time where earlier ones took long. Uploads get whole tries even beyond the total, so that
+#: slow connections can succeed. Completing an upload may take long: the client library gives up
+#: after 30 s of silence.
 PATIENCE = (
     Silence("operations that upload nothing", (*READS, *LISTS, "rename", "unlink"), 10, TOTAL_S),
-    Silence("uploads", (*WRITES, "begin"), 10, TOTAL_S + 20),
+    Silence("uploads", (*WRITES, "begin"), 20, TOTAL_S + 30),
     Silence("completing an upload", ("complete",), 30, TOTAL_S + 60),
 )
 
