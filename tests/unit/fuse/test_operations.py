@@ -448,7 +448,7 @@ def test_failures(
 @pytest.mark.parametrize("where", ["lookup", "open", "read", "readdir"])
 def test_errors_that_no_retry_helps(error: type[errors.S3Error], where: str) -> None:
     """Throttling and server faults are retried, and finally EIO with S3's code, never ENOENT."""
-    with mounted({b"a": b"1" * (16 << 20)}, total_s=0.5) as world:
+    with mounted({b"a": b"1" * (16 << 20)}, total_s=1.0) as world:
         adapter = Adapter(world)
         number = adapter.look(b"a").st_ino
         if where == "read":
