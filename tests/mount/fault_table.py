@@ -50,9 +50,9 @@ class Silence(NamedTuple):
 
 
 #: A request is given up after 5 s if it has bytes of a file, else after 10 s. Bytes that are sent
-#: get more time where earlier ones took long. Uploads get whole tries even beyond the total, so that
-#: slow connections can succeed. Completing an upload may take long: the client library gives up
-#: after 30 s of silence.
+#: get more time where earlier ones took long. Uploads get whole tries even beyond the total, so
+#: that slow connections can succeed. Completing an upload may take long: the client library gives
+#: up after 30 s of silence.
 PATIENCE = (
     Silence("operations that upload nothing", (*READS, *LISTS, "rename", "unlink"), 10, TOTAL_S),
     Silence("uploads", (*WRITES, "begin"), 20, TOTAL_S + 30),
