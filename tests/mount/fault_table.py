@@ -191,8 +191,6 @@ def _both(
     says: str,
     strike: Fault,
     *,
-    once: str = RIGHT,
-    ever: str = EIO,
     times: int = 1,
     each: bool = True,
     once_s: float | None = 0.0,
@@ -219,8 +217,8 @@ def _both(
             code=code if outcome != RIGHT else "",
         )
         for count, outcome, within_s, exceptions in (
-            (times, once, once_s, others_once),
-            (None, ever, ever_s, others),
+            (times, RIGHT, once_s, others_once),
+            (None, EIO, ever_s, others),
         )
     ]
 
