@@ -2,6 +2,7 @@
 
 * Files that are being written. Their objects appear when the files are closed. Until then such a
   file hides the object of its name, if there is one.
+* The directories of these files, also if others have emptied them.
 * Directories that were created here. S3 has no directories: one exists as long as a key is below
   it. So a directory that is created here, or whose last file is deleted here, is remembered until
   it is removed or the mount ends, together with all directories above it.
@@ -163,6 +164,10 @@ class OverlayNames:
         with self._lock:
             return list(self._writers.values())
 
+    def has_files_below(self, prefix: bytes) -> bool:
+        """Whether a file is being written in a directory, or anywhere below it."""
+        return any(each.startswith(prefix) for each in list(self._files))
+
     # --- directories ---
 
     def is_directory(self, prefix: bytes) -> bool:
@@ -218,7 +223,10 @@ class OverlayNames:
     def entries(self, directory: bytes) -> list[Entry]:
         """Return the local entries of a directory, sorted by name."""
         with self._lock:
-            names = self._directories.get(directory, ())
+            names = set(self._directories.get(directory, ()))
+            for each in self._files:
+                if each.startswith(directory) and each != directory:
+                    names.add(each[len(directory) :].partition(b"/")[0])
             entries = [Entry(name, None) for name in names]
             for name, writer in self._files.get(directory, {}).items():
                 if name not in names:
@@ -227,7 +235,7 @@ class OverlayNames:
 
     def is_empty(self, directory: bytes) -> bool:
         """Whether a directory has no local entries. The bucket may have some."""
-        return directory not in self._directories and directory not in self._files
+        return directory not in self._directories and not self.has_files_below(directory)
 
 
 def _parent(prefix: bytes) -> bytes:

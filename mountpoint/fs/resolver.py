@@ -145,6 +145,16 @@ class Resolver:
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
         """Resolve a name without its attributes."""
+        try:
+            return self._find_object(directory, name)
+        except NoSuchEntry:
+            # Others have emptied a directory in which a file is being written here.
+            if not self._local.has_files_below(directory + name + b"/"):
+                raise
+            return Entry(name, None), time.monotonic()
+
+    def _find_object(self, directory: bytes, name: bytes) -> tuple[Entry, float]:
+        """Do the same, without the directories of files that are being written."""
         started_s = time.monotonic()
         if self._local.is_directory(directory + name + b"/"):
             return Entry(name, None), started_s + self._ttl_s

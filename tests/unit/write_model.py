@@ -137,6 +137,8 @@ class View:
         """Whether the mount may report a path as missing, from an answer of this age."""
         if path in self.writing or self.is_directory(path):
             return False
+        if any(each.startswith(path + b"/") for each in self.writing):
+            return False
         return ABSENT in self.bucket.states(path, since_s, self.known_from.get(path, 0))
 
     def names(self, path: Path) -> dict[bytes, bool]:
@@ -148,4 +150,6 @@ class View:
         for each in self.writing:
             if parent_of(each) == path:
                 found.setdefault(each.rpartition(b"/")[2], False)
+            elif not path or each.startswith(path + b"/"):
+                found[each[len(path) :].lstrip(b"/").partition(b"/")[0]] = True
         return found

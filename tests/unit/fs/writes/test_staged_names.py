@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.errors import AccessDenied, NotPermitted, PreconditionFailed
+from mountpoint.errors import AccessDenied, DirectoryNotEmpty, NotPermitted, PreconditionFailed
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT
 from tests.unit.fake_client import Fault, Request
@@ -250,3 +250,19 @@ def test_a_directory_in_which_a_file_is_appended_to() -> None:
         world.close(handle, OPENER)
         rename(world, b"d", b"e")
         assert world.client.contents() == {b"e/a": b"12"}
+
+
+def test_others_empty_its_directory(tmp_path: Path) -> None:
+    """A file that is being written, or was not uploaded, keeps its directory."""
+    with staged(tmp_path, allow_delete=True) as world:
+        world.client.put(b"a/d/other", b"1")
+        handle = world.create(b"a/d/file")
+        world.fs.write(handle, 0, b"12")
+        world.client.delete(b"a/d/other")
+        world.pass_s(10)
+        assert world.look(b"a/d/file").size_bytes == 2
+        assert (world.names(), world.names(world.look(b"a").inode)) == ([b"a"], [b"d"])
+        with pytest.raises(DirectoryNotEmpty):
+            world.fs.rmdir(ROOT, b"a")
+        world.fs.unlink(world.look(b"a/d").inode, b"file")
+        world.fs.release(handle)
