@@ -108,6 +108,7 @@ class Renamer:
             raise EntryExists(TAKEN)
         writer = self._mount.local.file(parent.key, name)
         if writer is not None and writer.rename(to, new_name, self._condition(target)):
+            self._mount.local.add_directory(parent.key)
             return
         entry = self._resolver.resolve(parent, name, attributes=False)[0]
         if entry.is_directory:

@@ -266,3 +266,16 @@ def test_others_empty_its_directory(tmp_path: Path) -> None:
             world.fs.rmdir(ROOT, b"a")
         world.fs.unlink(world.look(b"a/d").inode, b"file")
         world.fs.release(handle)
+
+
+def test_the_last_file_of_a_directory_is_renamed(tmp_path: Path) -> None:
+    """The directory stays, as after the renaming of a file that is not open."""
+    with staged(tmp_path) as world:
+        world.client.put(b"d/file", b"1")
+        handle = world.fs.open(world.look(b"d/file").inode, os.O_RDWR, OPENER)
+        world.fs.rename(world.look(b"d").inode, b"file", ROOT, b"file")
+        world.pass_s(10)
+        assert world.client.keys() == [b"file"]
+        assert sorted(world.names()) == [b"d", b"file"]
+        assert world.names(world.look(b"d").inode) == []
+        world.fs.release(handle)
