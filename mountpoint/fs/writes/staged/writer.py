@@ -219,7 +219,9 @@ class StagedWriter:
         with self._mount.key_locks.shared(lambda: self.inode.key):
             try:
                 handle.truncate(size_bytes)
-                if not self._is_changed(but=handle):
+                if self._is_changed(but=handle):
+                    handle.changed = False  # the others upload it, with what they have written
+                else:
                     self._store(keep=False)
             except OperationError:
                 self._give_up(handle)

@@ -279,3 +279,16 @@ def test_the_last_file_of_a_directory_is_renamed(tmp_path: Path) -> None:
         assert sorted(world.names()) == [b"d", b"file"]
         assert world.names(world.look(b"d").inode) == []
         world.fs.release(handle)
+
+
+def test_a_truncation_by_name_of_a_file_that_is_written(tmp_path: Path) -> None:
+    """It uploads nothing that another program has not finished: the close of that one does."""
+    with staged(tmp_path) as world:
+        world.client.put(b"a", b"earlier")
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, os.O_RDWR, OPENER)
+        world.fs.write(handle, 0, b"half")
+        world.fs.set_attributes(number, size_bytes=2, mtime_ns=None)
+        assert world.client.content(b"a") == b"earlier"
+        world.close(handle, OPENER)
+        assert world.client.content(b"a") == b"ha"
