@@ -2,10 +2,8 @@
 
 It says what each operation returns: bytes, names, or errors. It is exact for mounts with
 `--metadata-ttl 0`, if operations follow one another, and no two objects ever have the same content.
-There are no inodes, requests, caches or locks here.
-
-A mount has, besides the bucket, directories that were made or emptied there, and files that
-programs have opened to change them, each with the version that it began as.
+There are no inodes, requests, caches or locks here. A mount has, besides the bucket, directories
+that were made or emptied there, and files that programs have opened to change them.
 """
 
 import errno

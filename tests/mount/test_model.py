@@ -81,7 +81,8 @@ class Program:
         status = ask(self.socket, "status")
         paths = {os.fsencode(each["path"]) for each in status["being_written"]}
         part = b"/" + self.root.split(b"/")[-2] + b"/"
-        return status["open_files"], {each.removeprefix(part) for each in paths}
+        own = {each.removeprefix(part) for each in paths if each.startswith(part)}
+        return status["open_files"], own
 
 
 class Mounts(RuleBasedStateMachine):
@@ -148,9 +149,10 @@ class Mounts(RuleBasedStateMachine):
         return expected, found
 
     def path(self, it: Program, pick: int) -> Path:
-        """Return a path: of three, two are there, if anything is."""
+        """Return a path: of three, two are there, if anything is, and often open."""
         side, some = it.side, [*FILES, *DIRECTORIES]
         there = sorted({*side.objects, *side.files, *side.directories} - {b"always"})
+        there += [*side.files, *side.files]
         there += [each for each in DIRECTORIES if side.state(each) is None]
         return there[pick // 3 % len(there)] if there and pick % 3 else some[pick % len(some)]
 
@@ -175,12 +177,16 @@ class Mounts(RuleBasedStateMachine):
     @rule(number=SIDES, pick=PICKS)
     def stat(self, number: int, pick: int) -> None:
         it = self.programs[number]
-        path = self.path(it, pick)
-        found = self.compare(lambda: it.side.look(path), lambda: os.lstat(it.root + path))
-        if found:
-            state, status = found
-            assert stat.S_ISDIR(status.st_mode) == (state is None)
-            assert state is None or status.st_size == len(state)
+        self.look(it, self.path(it, pick))
+
+    def look(self, it: Program, *paths: Path) -> None:
+        """Compare attributes, also after each change."""
+        for path in paths:
+            found = self.compare(partial(it.side.look, path), partial(os.lstat, it.root + path))
+            if found:
+                state, status = found
+                assert stat.S_ISDIR(status.st_mode) == (state is None)
+                assert state is None or status.st_size == len(state)
 
     @rule(number=SIDES, path=st.sampled_from([b"", *DIRECTORIES, b"a"]))
     def list(self, number: int, path: Path) -> None:
@@ -211,11 +217,14 @@ class Mounts(RuleBasedStateMachine):
         it = self.programs[number]
         path = self.path(it, pick)
         self.compare(lambda: it.side.unlink(path), lambda: os.unlink(it.root + path))
+        self.look(it, path)
 
     @rule(number=SIDES, pick=PICKS, to=PICKS)
     def rename(self, number: int, pick: int, to: int) -> None:
         it = self.programs[number]
-        old = self.path(it, pick)
+        self._rename(it, self.path(it, pick), to)
+
+    def _rename(self, it: Program, old: Path, to: int) -> None:
         alike = DIRECTORIES if it.side.state(old) is None else [*FILES, b"c", b"d/c"]
         new = alike[to // 2 % len(alike)] if to % 4 else self.path(it, to // 4)
         if new.startswith(old + b"/") or old.startswith(new + b"/"):
@@ -225,6 +234,13 @@ class Mounts(RuleBasedStateMachine):
         self.compare(
             lambda: it.side.rename(old, new), lambda: os.rename(it.root + old, it.root + new)
         )
+        self.look(it, old, new)
+
+    @rule(number=SIDES, pick=PICKS, to=PICKS)
+    @precondition(lambda self: self.staged)
+    def rename_open(self, number: int, pick: int, to: int) -> None:
+        if paths := sorted(self.programs[number].side.files):
+            self._rename(self.programs[number], paths[pick % len(paths)], to)
 
     # --- files ---
 
@@ -337,6 +353,7 @@ class Mounts(RuleBasedStateMachine):
         it.settle()
         if closed is None:
             time.sleep(0.02)  # the last close tries once more, which shows nowhere
+        self.look(it, handle.path)
 
     @rule(
         number=SIDES, path=st.sampled_from(FILES), size=st.sampled_from(SIZES), adds=st.booleans()
