@@ -435,10 +435,10 @@ class InodeTable:
         return inode
 
     def _drop_unheld(self, inode: Inode) -> bool:
-        if inode.lookups > 0 or inode.opens > 0:
+        if inode.lookups > 0 or inode.opens > 0 or self._inodes.get(inode.number) is not inode:
             return False
         self.forgotten += 1
-        self._inodes.pop(inode.number, None)
+        del self._inodes[inode.number]
         self._drop_alias(inode)
         if self._log is not None and inode.is_directory:
             self._log.drop("directory", inode.number)
@@ -454,6 +454,8 @@ class InodeTable:
     def _alias(self, inode: Inode) -> None:
         """Make the inode findable by the number of its present key and version."""
         self._drop_alias(inode)
+        if self._inodes.get(inode.number) is not inode:
+            return  # it was forgotten meanwhile
         number = digest(inode.key, inode.info, self._bits)
         if number == inode.number:
             return

@@ -100,6 +100,22 @@ def test_another_version_is_another_inode(other: Entry) -> None:
     table.check()
 
 
+def test_an_inode_that_is_forgotten_while_it_is_renamed() -> None:
+    """It leaves no trace, and does not take along a newer inode of its number."""
+    table = InodeTable(b"")
+    old = table.looked_up(table.root, file(b"a"), 0.0)
+    table.forget(old.number, 1)
+    new = table.looked_up(table.root, file(b"a"), 0.0)
+    assert new.number == old.number
+    table.moved(old, table.root, b"b")
+    table.became(old, ObjectInfo(b"b", 1, 0, '"2"'), 0.0)
+    table.check()
+    table.opened(old)
+    table.released(old)
+    assert table.get(new.number) is new
+    table.check()
+
+
 def test_numbers_of_listed_names() -> None:
     """A listed name has its lookup's number, in every mount; all numbers differ."""
     table, other_mount = InodeTable(b""), InodeTable(b"")

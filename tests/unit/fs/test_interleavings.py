@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
@@ -29,6 +29,7 @@ class Kernel:
     def __init__(self) -> None:
         self.root = threading.Lock()  # to create, remove or rename; not to look a name up again
         self.known: Counter[InodeNumber] = Counter()
+        self.used: Counter[InodeNumber] = Counter()  # by calls under way: these are not forgotten
         self._contents: dict[InodeNumber, threading.Lock] = {}
 
     def content(self, number: InodeNumber) -> threading.Lock:
@@ -49,44 +50,57 @@ class Program:
             with contextlib.suppress(OperationError):
                 action(name)
 
-    def look(self, name: bytes) -> InodeNumber:
+    @contextlib.contextmanager
+    def found(self, name: bytes) -> Iterator[InodeNumber]:
         number = self.fs.lookup(ROOT, name).inode
         self.kernel.known[number] += 1
-        assert self.fs.getattr(number).inode == number
-        return number
+        self.kernel.used[number] += 1
+        try:
+            yield number
+        finally:
+            self.kernel.used[number] -= 1
+
+    def look(self, name: bytes) -> None:
+        with self.found(name) as number:
+            assert self.fs.getattr(number).inode == number
 
     def forget(self, name: bytes) -> None:
-        number = self.look(name)
-        self.fs.forget(number, self.kernel.known.pop(number, 0))
+        with self.found(name) as number:
+            pass
+        if not self.kernel.used[number]:
+            self.fs.forget(number, self.kernel.known.pop(number, 0))
 
     def read(self, name: bytes) -> None:
-        handle = self.fs.open(self.look(name), os.O_RDONLY)
-        try:
-            self.fs.read(handle, 0, 100)
-        finally:
-            self.fs.release(handle)
+        with self.found(name) as number:
+            handle = self.fs.open(number, os.O_RDONLY)
+            try:
+                self.fs.read(handle, 0, 100)
+            finally:
+                self.fs.release(handle)
 
     def write(self, name: bytes) -> None:
         with self.kernel.root:
             handle, made = self.fs.create(ROOT, name, os.O_WRONLY, 1)
             self.kernel.known[made.inode] += 1
+            self.kernel.used[made.inode] += 1
         try:
             with self.kernel.content(made.inode):
                 self.fs.write(handle, 0, b"12345")
             self.fs.flush(handle, 1, killed=False)
         finally:
             self.fs.release(handle)
+            self.kernel.used[made.inode] -= 1
 
     def unlink(self, name: bytes) -> None:
-        with self.kernel.root, self.kernel.content(self.look(name)):
+        with self.kernel.root, self.found(name) as number, self.kernel.content(number):
             self.fs.unlink(ROOT, name)
 
     def rename(self, name: bytes) -> None:
         new = NAMES[1 - NAMES.index(name)]
         with self.kernel.root, contextlib.ExitStack() as stack:
-            numbers = {self.look(name)}
+            numbers = {stack.enter_context(self.found(name))}
             with contextlib.suppress(NoSuchEntry):
-                numbers.add(self.look(new))
+                numbers.add(stack.enter_context(self.found(new)))
             for number in sorted(numbers):
                 stack.enter_context(self.kernel.content(number))
             self.fs.rename(ROOT, name, ROOT, new)
