@@ -1,10 +1,12 @@
 """A file system in a process of its own, which passes everything on to another directory.
 
 If the process is stopped (SIGSTOP), every operation on it hangs, like those on a network file
-system whose server is away. Run: `python -m tests.hanging_disk SOURCE MOUNTPOINT`.
+system whose server is away. With a quota, writes fail with EDQUOT when its files have as many
+bytes. Run: `python -m tests.hanging_disk SOURCE MOUNTPOINT QUOTA`, 0: without a quota.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -36,8 +38,9 @@ def passes(function: F) -> F:
 class PassThrough(llfuse.Operations):  # type: ignore[misc]  # llfuse has no types
     """The operations. An inode is known by its latest path."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, quota_bytes: int) -> None:
         super().__init__()
+        self._quota_bytes = quota_bytes
         self._paths = {llfuse.ROOT_INODE: os.fsencode(source)}
 
     def _path(self, parent: int, name: bytes) -> bytes:
@@ -129,7 +132,16 @@ class PassThrough(llfuse.Operations):  # type: ignore[misc]  # llfuse has no typ
 
     @passes
     def write(self, file: int, offset: int, data: bytes) -> int:
+        if self._quota_bytes and self._used_bytes() + len(data) > self._quota_bytes:
+            raise OSError(errno.EDQUOT, "the quota is exceeded")
         return os.pwrite(file, data, offset)
+
+    def _used_bytes(self) -> int:
+        return sum(
+            os.lstat(os.path.join(folder, name)).st_size
+            for folder, _, names in os.walk(self._paths[llfuse.ROOT_INODE])
+            for name in names
+        )
 
     @passes
     def fsync(self, file: int, _datasync: bool) -> None:
@@ -168,12 +180,12 @@ class HangingDisk:
 
 
 @contextlib.contextmanager
-def hanging_disk(folder: Path) -> Iterator[HangingDisk]:
-    """Mount a file system in `folder`."""
+def hanging_disk(folder: Path, quota_bytes: int = 0) -> Iterator[HangingDisk]:
+    """Mount a file system in `folder`; 0: without a quota."""
     source, path = folder / "source", folder / "disk"
     source.mkdir()
     path.mkdir()
-    command = [sys.executable, "-m", __name__, str(source), str(path)]
+    command = [sys.executable, "-m", __name__, str(source), str(path), str(quota_bytes)]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
     try:
         until_s = time.monotonic() + MOUNT_S
@@ -189,6 +201,6 @@ def hanging_disk(folder: Path) -> Iterator[HangingDisk]:
 
 
 if __name__ == "__main__":
-    llfuse.init(PassThrough(sys.argv[1]), sys.argv[2], {"fsname=hanging"})
+    llfuse.init(PassThrough(sys.argv[1], int(sys.argv[3])), sys.argv[2], {"fsname=hanging"})
     llfuse.main(workers=4)
     llfuse.close()

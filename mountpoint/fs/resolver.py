@@ -15,10 +15,8 @@ Files that are being written take precedence over all of this. They have inodes 
 so the callers ask the overlay for them first.
 """
 
-import contextlib
 import functools
 import time
-from collections import deque
 
 from mountpoint.errors import NoSuchEntry, NotFound, StaleInode
 from mountpoint.fs.inodes import Inode, InodeTable
@@ -73,7 +71,7 @@ class Resolver:
         self._attributes = attributes
         self.renew_before_s = self._batches.renew_before_s
         # mutable, used in single steps of the interpreter
-        self._absent: deque[tuple[bytes, bytes, float]] = deque(maxlen=MANY_ABSENT)
+        self._absent: dict[tuple[bytes, bytes], float] = {}  # the latest last; times of lookups
 
     def resolve(
         self, parent: Inode, name: bytes, *, attributes: bool = True
@@ -86,12 +84,16 @@ class Resolver:
         if not attributes:
             return self._find(parent.key, name)
         try:
-            if not self._attributes:
-                return self._find(parent.key, name)
-            return self._find_with_attributes(parent, name)
+            if self._attributes:
+                found = self._find_with_attributes(parent, name)
+            else:
+                found = self._find(parent.key, name)
         except NoSuchEntry:
-            self._absent.append((parent.key, name, time.monotonic()))
+            self._note_absent(parent.key, name)
             raise
+        if self._absent:
+            self.forget_absent_name(parent.key, name)
+        return found
 
     def known(self, parent: Inode, name: bytes) -> tuple[Entry, float] | None:
         """Return what `resolve` returns, if that needs no request; otherwise None.
@@ -113,10 +115,9 @@ class Resolver:
         known = self._listings.find(parent.key, name)
         if known is not None:
             return known[0], True
-        oldest_s = time.monotonic() - ABSENT_S
-        for directory, absent, looked_up_at_s in list(self._absent):
-            if (directory, absent) == (parent.key, name) and looked_up_at_s > oldest_s:
-                return None, False
+        absent_s = self._absent.get((parent.key, name))
+        if absent_s is not None and absent_s > time.monotonic() - ABSENT_S:
+            return None, False
         try:
             return self._find(parent.key, name)[0], True
         except NoSuchEntry:
@@ -132,14 +133,17 @@ class Resolver:
 
     def forget_absent_name(self, directory: bytes, name: bytes) -> None:
         """Forget that a name was absent: it may exist now."""
-        for each in list(self._absent):
-            if each[:2] == (directory, name):
-                with contextlib.suppress(ValueError):  # another thread was faster
-                    self._absent.remove(each)
+        self._absent.pop((directory, name), None)
 
     def forget_directory(self, directory: bytes) -> None:
         """Forget how a directory's listing is divided into pages."""
         self._batches.forget(directory)
+
+    def _note_absent(self, directory: bytes, name: bytes) -> None:
+        self.forget_absent_name(directory, name)  # the latest last
+        self._absent[directory, name] = time.monotonic()
+        if len(self._absent) > MANY_ABSENT:
+            self._absent.pop(next(iter(list(self._absent))), None)
 
     # --- the steps ---
 

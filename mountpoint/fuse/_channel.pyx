@@ -112,7 +112,8 @@ from mountpoint.fuse._survival cimport (
 cdef enum:
     MAX_WRITE_BYTES = 1 << 20
     # With room for the headers, which libfuse subtracts again.
-    BUFFER_BYTES = MAX_WRITE_BYTES + 4096
+    PAGE_BYTES = 4096
+    BUFFER_BYTES = MAX_WRITE_BYTES + PAGE_BYTES
     LARGE_BYTES = 64 << 10  # a thread keeps this much; it returns the rest of a larger request
 
     # The version that introduced all that is negotiated here. The kernel's own may be newer.
@@ -182,6 +183,7 @@ cdef extern from *:
 cdef pthread_key_t memory_key  # unmaps `memory` when the thread ends
 # CLOCK_MONOTONIC. All threads write it; any of their values is accurate enough.
 cdef int64_t last_large_ns = 0
+cdef bint writes_survive = False
 cdef int64_t unwanted_ns = 0  # memory that was filled until then may be returned
 
 
@@ -266,6 +268,7 @@ cdef int receive(void* session, fuse_buf* buf, void** chp) noexcept nogil:
 cdef bint make_room(fuse_buf* buf) noexcept nogil:
     """Receive the request into memory of our own; llfuse keeps and frees its own memory itself."""
     cdef void* memory
+    cdef size_t offset
     if served.memory == NULL:
         # Pages that no request has filled cost nothing.
         memory = mmap(
@@ -276,7 +279,12 @@ cdef bint make_room(fuse_buf* buf) noexcept nogil:
         madvise(memory, BUFFER_BYTES, MADV_NOHUGEPAGE)  # or a small request would take 2 MiB of it
         pthread_setspecific(memory_key, memory)
         served.memory = <char*>memory
-    elif served.large_ns != 0 and served.large_ns <= unwanted_ns:
+        if writes_survive:
+            offset = 0
+            while offset < BUFFER_BYTES:
+                (<volatile char*>served.memory)[offset] = 0
+                offset += PAGE_BYTES
+    elif served.large_ns != 0 and served.large_ns <= unwanted_ns and not writes_survive:
         madvise(served.memory, BUFFER_BYTES, MADV_DONTNEED)
         served.large_ns = 0
     # A request fails with EIO if this process is killed while the kernel has to find a page for it
@@ -569,6 +577,15 @@ def drop_pages(uint64_t inode):
 def last_large():
     """Return when the last large request came, as time.monotonic_ns() does; 0 if none did."""
     return last_large_ns
+
+
+def let_writes_survive():
+    """Have writes in progress survive this process, too, not only other requests.
+
+    Then all pages of a thread's memory are here, always (`make_room`). Call it before mounting.
+    """
+    global writes_survive
+    writes_survive = True
 
 
 def return_memory(int64_t until_ns):

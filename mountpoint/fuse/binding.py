@@ -115,12 +115,15 @@ def take(descriptor: int) -> None:
 KEPT_BYTES = _survival.KEPT_BYTES
 
 
-def keep(memory: int, *, resume: bool) -> None:
+def keep(memory: int, *, resume: bool, writes: bool) -> None:
     """Set before mounting that another process can go on with the mount (`_survival`).
 
     `memory` is a descriptor of KEPT_BYTES that outlives this process. `resume`: go on with what a
-    dead process has kept there. Raises MountError if it is of another version.
+    dead process has kept there. `writes`: writes can go on, too, which takes 1 MiB of memory for
+    each thread. Raises MountError if it is of another version.
     """
+    if writes:
+        _channel.let_writes_survive()
     try:
         _survival.keep(memory, resume)
     except (OSError, ValueError) as error:

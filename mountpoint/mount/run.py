@@ -241,7 +241,7 @@ def _serve(
     if config.mount.descriptor is not None:
         binding.take(config.mount.descriptor)
     if turn is not None:
-        turn.prepare()
+        turn.prepare(writes=staging is not None)
     watcher.mounting(interrupt)
     if turn is not None and turn.died:
         threading.Thread(

@@ -146,6 +146,20 @@ def test_many_readers_and_a_small_limit(store: Store, folder: Path) -> None:
     assert sum(path.stat().st_blocks * 512 for path in blocks(cache)) <= 16 * MIB
 
 
+def test_a_quota(store: Store, folder: Path, tmp_path: Path) -> None:
+    """Where the user may store no more, reads go on, and one line of the log says so."""
+    with (
+        hanging_disk(tmp_path, 2 * MIB) as disk,
+        mounted(store, folder, *options(tmp_path / "disk", "--metadata-ttl", "300")) as mount,
+    ):
+        for seed in range(3):
+            read_all(mount.path, seed)
+        assert mount.log.count("the cache is not used") == 1
+        assert "Disk quota exceeded" in mount.log
+        eventually(lambda: len(blocks(disk.path)) > 0)
+        check(disk.path)
+
+
 def test_a_disk_that_hangs(store: Store, folder: Path, tmp_path: Path) -> None:
     """Reads of all kinds go on from S3 within seconds, and use the disk again when it answers."""
     cold = options(tmp_path / "disk", "--metadata-ttl", "300")

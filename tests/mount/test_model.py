@@ -17,7 +17,7 @@ from pathlib import Path as LocalPath
 from typing import ClassVar, TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -396,6 +396,8 @@ def run(machine: type[Mounts], store: Store, folders: list[LocalPath], *options:
                 stateful_step_count=40,
                 deadline=None,
                 print_blob=True,
+                # On real mounts, looking for a shorter example takes longer than a test may.
+                phases=(Phase.explicit, Phase.generate),
             ),
         )
 

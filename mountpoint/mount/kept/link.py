@@ -147,12 +147,12 @@ class Turn:
             log_file = new_log()
         self.log = SessionLog(log_file, publish)
 
-    def prepare(self) -> None:
+    def prepare(self, *, writes: bool) -> None:
         """Make the next mount one that goes on after this process, or the one that goes on.
 
-        Raises MountError if it cannot go on.
+        `writes`: so do files that are being written. Raises MountError if it cannot go on.
         """
-        binding.keep(self._requests, resume=self._device is not None)
+        binding.keep(self._requests, resume=self._device is not None, writes=writes)
         if self._device is not None:
             binding.take(self._device)
 

@@ -258,6 +258,17 @@ def test_two_renames_to_a_name_that_was_absent() -> None:
         assert world.read_file(world.look(b"b").inode) == b"22"
 
 
+def test_a_rename_to_a_name_that_others_have_made() -> None:
+    """A name that was absent, and was found since, is replaced."""
+    options = {"allow_rename": True, "allow_delete": True, "allow_overwrite": True, "ttl_s": 0.0}
+    with mounted({b"a": b"1"}, **options) as world:
+        assert not is_there(world, b"b")
+        world.client.put(b"b", b"22")
+        assert is_there(world, b"b")
+        rename(world, b"a", b"b")
+        assert world.client.contents() == {b"b": b"1"}
+
+
 def test_renamed_again() -> None:
     """Known inodes below a renamed directory have the new names, for further renames too."""
     objects = {b"d/e/a": b"1", b"d/e/b": b"2"}
