@@ -64,7 +64,7 @@ class Uploads(UploadScheduler[SequentialUpload]):
         self._journal = journal
         # constants
         self._limits = limits
-        self._max_bytes = budget.limit_bytes // 2  # in flight: the CRT has a copy of these bytes
+        self._max_bytes = budget.limit_bytes // 4  # in flight: the CRT has a copy of these bytes
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._open: set[SequentialUpload] = set()

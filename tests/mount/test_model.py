@@ -32,7 +32,7 @@ from tests.conftest import Store
 from tests.mount.model import CHANGED, Handle, Path, Refused, Side
 from tests.mount.mounting import Mount, mounted
 from tests.mount.test_ctl import own_socket
-from tests.soak import examples
+from tests.soak import FACTOR, examples
 from tests.unit.write_model import ABSENT
 
 pytestmark = pytest.mark.mount
@@ -395,7 +395,9 @@ def run(machine: type[Mounts], store: Store, folders: list[LocalPath], *options:
                 max_examples=examples(machine.examples),
                 stateful_step_count=40,
                 deadline=None,
-                print_blob=True,
+                # The same examples in each `make test`: new ones belong to `make soak`.
+                derandomize=FACTOR <= 1,
+                print_blob=FACTOR > 1,
                 # On real mounts, looking for a shorter example takes longer than a test may.
                 phases=(Phase.explicit, Phase.generate),
             ),

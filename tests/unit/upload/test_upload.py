@@ -663,17 +663,17 @@ def test_the_budget_is_never_exceeded(writers: int) -> None:
     """
     with FakeClient() as client:
         client.script = lambda request: Fault(delay_s=0.002)
-        world = without_disk(client, 5 * PART)
+        world = without_disk(client, 8 * PART)
 
         def write(number: int) -> None:
             upload = world.uploads.upload(b"file-%d" % number)
-            world.write(upload, data_of(8 * PART), 131_072)
+            world.write(upload, data_of(12 * PART), 131_072)
             upload.finish()
 
         with ThreadPoolExecutor(writers) as pool:
             list(pool.map(write, range(writers)))
         assert len(client.keys()) == writers
-        assert 2 * PART < world.max_held_bytes <= (5 + writers - 1) * PART
+        assert 2 * PART < world.max_held_bytes <= (8 + writers - 1) * PART
         world.check_over()
 
 

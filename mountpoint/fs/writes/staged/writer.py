@@ -296,7 +296,7 @@ class StagedWriter:
             # StagedFile does not know of an object that it replaces under its new name, nor of one
             # that has to leave its old name.
             if condition != NEW or (self._is_stored and file.base is None):
-                file.sync()
+                self._store()
             if file.key != key:  # equal if an earlier rename of its directory failed midway
                 file.move(key, lambda base: mount.copies.move(base, key, condition=condition))
         except BadHandle:

@@ -39,6 +39,20 @@ def kept(path: Path) -> list[bytes]:
     return sorted(each.read_bytes() for each in path.rglob("*.data"))
 
 
+def test_a_rename_that_uploads(tmp_path: Path) -> None:
+    """What a rename has uploaded is no change of an open handle: a truncation by name counts."""
+    with staged(tmp_path) as world:
+        world.client.put(b"b", b"earlier")
+        handle = world.create(b"a", OPENER)
+        world.fs.write(handle, 0, b"12345")
+        world.fs.rename(ROOT, b"a", ROOT, b"b")
+        assert world.client.contents() == {b"b": b"12345"}
+        number = world.look(b"b").inode
+        world.fs.set_attributes(number, size_bytes=2, mtime_ns=None)
+        assert world.client.contents() == {b"b": b"12"}
+        world.close(handle, OPENER)
+
+
 @pytest.mark.parametrize("source", ["stored", "open", "written anew"])
 @pytest.mark.parametrize("target", ["new", "opened", "written anew", "kept"])
 def test_a_rename_that_fails(tmp_path: Path, source: str, target: str) -> None:
