@@ -12,6 +12,7 @@ writes them; tests/unit/test_docs.py compares them.
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.generated_tables import table, with_tables
 from tools.servers import MinIO, Ministack, Moto, SeaweedFS, Server, VersityGW
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "stores.md"
@@ -127,8 +128,8 @@ LACKS = {
 
 # --- the document ---
 
-#: The generated part of the document is between these lines.
-BEGIN, END = "<!-- made by python -m tests.stores -->", "<!-- end -->"
+#: The generated part of the document begins with this line.
+BEGIN = "<!-- made by python -m tests.stores -->"
 
 
 def tables() -> str:
@@ -142,23 +143,16 @@ def tables() -> str:
     return "\n\n".join(
         [
             "### What the stores answer",
-            _table(["asked", *titles], answers),
+            table(["asked", *titles], answers),
             "### What works in a mount",
-            _table(["in a mount", *titles], works),
+            table(["in a mount", *titles], works),
         ]
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def renewed(document: str) -> str:
     """Return the document with the current tables."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, behind = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{behind}"
+    return with_tables(document, BEGIN, tables())
 
 
 if __name__ == "__main__":

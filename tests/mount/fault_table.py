@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.faulty_proxy import Exchange, Fault, flip_bit, refuse
+from tests.generated_tables import table, with_tables
 from tests.mount.fault_operations import OPERATIONS
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
@@ -310,8 +311,8 @@ GROUPS = list(dict.fromkeys(kind.group for kind in KINDS))
 
 # --- the document ---
 
-#: The generated part of the document is between these lines.
-BEGIN, END = "<!-- made by python -m tests.mount.fault_table -->", "<!-- end -->"
+#: The generated part of the document begins with this line.
+BEGIN = "<!-- made by python -m tests.mount.fault_table -->"
 #: How the document names operations.
 NAMED = {
     EVERY: "all",
@@ -334,9 +335,9 @@ def tables() -> str:
     operations = [[name, operation.says] for name, operation in OPERATIONS.items()]
     return "\n\n".join(
         [
-            _table(["fault", "operations", "if it passes", "without end"], faults),
-            _table(["silence", "if it passes", "without end"], silence),
-            _table(["operation", ""], operations),
+            table(["fault", "operations", "if it passes", "without end"], faults),
+            table(["silence", "if it passes", "without end"], silence),
+            table(["operation", ""], operations),
         ]
     )
 
@@ -351,16 +352,9 @@ def _promise(kind: Kind) -> str:
     return "; ".join([f"{kind.outcome}{time}", *others])
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def renewed(document: str) -> str:
     """Return the document with the current tables."""
-    before, _, rest = document.partition(BEGIN)
-    _, _, behind = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{behind}"
+    return with_tables(document, BEGIN, tables())
 
 
 if __name__ == "__main__":
