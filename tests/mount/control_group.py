@@ -3,15 +3,13 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mountpoint.system.mounts import mounts
-from tests.mount.mounting import PROGRAM, environment
-
-TIMEOUT_S = 45.0
+from tests.mount.mounting import eventually, run_anew
 
 
 class ControlGroup:
@@ -25,14 +23,7 @@ class ControlGroup:
     ) -> "subprocess.CompletedProcess[str]":
         """Run mount-s3 in the group. See mounting.run."""
         enter = f'echo $$ > {self.path}/cgroup.procs && exec "$0" "$@"'
-        return subprocess.run(
-            ["sh", "-c", enter, str(PROGRAM), *map(str, arguments)],
-            env=environment(env),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        return run_anew(*arguments, env=env, before=("sh", "-c", enter))
 
     @property
     def refusals(self) -> int:
@@ -62,7 +53,9 @@ def control_group(name: str, limit_bytes: int) -> Iterator[ControlGroup]:
             (group / swap).write_text(str(limit_bytes if v1 else 0))
         yield ControlGroup(group)
     finally:
-        _remove(group)
+        # Its processes have ended, or will soon.
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
 
 
 def _root() -> Path:
@@ -76,14 +69,3 @@ def _root() -> Path:
             if "memory" in controllers.read_text().split():
                 return Path(mount.directory)
     pytest.skip("no control group bounds memory here")
-
-
-def _remove(group: Path) -> None:
-    """Remove a group; its processes have ended, or will soon."""
-    remove: Callable[[], None] = group.rmdir
-    for _ in range(100):
-        with contextlib.suppress(OSError):
-            remove()
-            return
-        time.sleep(0.05)
-    remove()

@@ -44,11 +44,14 @@ def run(
 
 
 def run_anew(
-    *arguments: str | Path, env: dict[str, str], timeout_s: float = TIMEOUT_S
+    *arguments: str | Path,
+    env: dict[str, str],
+    timeout_s: float = TIMEOUT_S,
+    before: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Do the same with an interpreter of its own, as a user would."""
+    """Do the same with an interpreter of its own, as a user would, started by `before`."""
     return subprocess.run(
-        [PROGRAM, *arguments],
+        [*before, PROGRAM, *arguments],
         env=environment(env),
         capture_output=True,
         text=True,

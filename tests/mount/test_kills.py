@@ -21,7 +21,6 @@ import pytest
 
 from mountpoint.mount.kept import keeper
 from tests.conftest import Store
-from tests.mount.killed_server import KilledServer
 from tests.mount.mounting import (
     PROGRAM,
     Mount,
@@ -100,7 +99,7 @@ class Victim:
 
     def __init__(self, server: SeaweedFS, folder: Path, *, staged: bool) -> None:
         self.store = Store(server.endpoint_url, server.bucket, server.environment)
-        self.server = KilledServer(server)
+        self.server = server
         self.is_staged = staged
         self.staging = folder / "staging"
         self.staging.mkdir()
@@ -160,7 +159,7 @@ class Victim:
         """It comes back."""
         self.server.kill()
         time.sleep(0.3)
-        self.server.start()
+        self.server.start_again()
 
 
 @pytest.fixture(params=["streamed", "staged"])
@@ -171,7 +170,6 @@ def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Victim]:
             yield it
         finally:
             clean_up(it.path)
-            it.server.end()
 
 
 @pytest.mark.timeout(120 * TIMES)

@@ -11,6 +11,7 @@ import atexit
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,7 @@ class Server:
         self._folder = Path()
         self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._started: tuple[list[str], dict[str, str]] = ([], {})  # its command and environment
 
     # -- start and end ---------------------------------------------------------------------
 
@@ -96,6 +98,16 @@ class Server:
         self._end_process()
         if self._given_folder is None and self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """Kill the server, as a crash would. What it has stored stays."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def start_again(self) -> None:
+        """Start a server that was killed, at the same port. It answers a moment later."""
+        self._run("ab")
 
     def note(self) -> dict[str, Any]:
         """Return the data with which `end_noted` can end the server after this process."""
@@ -187,7 +199,12 @@ class Server:
         environment = {k: os.environ[k] for k in KEPT_ENVIRONMENT if k in os.environ}
         # HOME and TMPDIR as well: both servers read settings and leave files there.
         environment |= {"HOME": str(self._folder), "TMPDIR": str(self._folder), **extra}
-        with (self._folder / "log").open("wb") as log:
+        self._started = command, environment
+        self._run("wb")
+
+    def _run(self, log_mode: str) -> None:
+        command, environment = self._started
+        with (self._folder / "log").open(log_mode) as log:
             self._process = subprocess.Popen(
                 command,
                 cwd=self._folder,
