@@ -61,8 +61,8 @@ class Progress(NamedTuple):
     """What a staged file has come to, as far as its journal does not say it.
 
     `data` is the name of its local file. `journaled`: the journal counts; else the base has all.
-    `failed`: the last upload has failed. `sent`: what the last upload has sent, which may have
-    succeeded.
+    `failed`: the last upload has failed. `sent`: what the last upload has sent, if it is not
+    known to have succeeded.
     """
 
     data: str
@@ -112,7 +112,7 @@ class StagedFile(Reclaimable):
         self._failed = False  # the last upload has failed; local bytes are then not given back
         self._aside: SetAsideFile | None = None  # the file as it was then, if it has changed since
         self._unlinked = False
-        self._sent: Sent | None = None  # by the last upload
+        self._sent: Sent | None = None  # by the last upload, until it has succeeded
         self._newest: Callable[[bytes], ObjectInfo] | None = None  # until the first upload
         area.add(self)
 
@@ -319,7 +319,7 @@ class StagedFile(Reclaimable):
                 assert info is not None
                 self._content.became(info)
                 self._mtime_ns = info.mtime_ns
-                self._failed = False
+                self._failed, self._sent = False, None
                 if not self._content.closed:
                     self._progress(journaled=False)
                     self._forget()
