@@ -105,9 +105,9 @@ check: checked ## Lint, types, and the unit tests that are quick
 
 # Ten times as many cases get ten times the timeout.
 .PHONY: soak
-soak: checked ## All tests with SOAK=10 times as many random cases; hours
-	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
-	    -o timeout=$$((120 * $(SOAK))) $(ARGS)
+soak: checked ## Random tests with SOAK=10 times as many cases; an hour or more; ends with a table
+	MOUNT_S3_TEST_SOAK=$(SOAK) $(BIN)/python -m pytest -p tests.soak_report -n $(WORKERS) \
+	    --dist worksteal -o timeout=$$((120 * $(SOAK))) $(ARGS)
 
 # The tests of what runs without the interpreter. Leaks are looked for where no other programs run.
 NATIVE_TESTS := tests/unit/native tests/unit/read/test_native_stream.py tests/unit/test_fastpath.py \

@@ -7,6 +7,7 @@ printed at its start. To repeat a run, set `MOUNT_S3_TEST_SEED` to its seed.
 
 import os
 import random
+from collections.abc import Iterator
 
 from hypothesis import HealthCheck, settings
 
@@ -16,6 +17,8 @@ TIMES = max(round(FACTOR), 1)
 
 #: pytest-xdist's workers inherit the seed, because all of them must collect the same cases.
 SEED = int(os.environ.setdefault("MOUNT_S3_TEST_SEED", str(random.randrange(1 << 32))))
+
+_counted = 0
 
 # The time to draw a case says more about the load of the machine than about the test.
 settings.register_profile(
@@ -30,6 +33,24 @@ settings.load_profile("tests")
 def examples(count: int) -> int:
     """Return the number of hypothesis' examples, if `make test` uses `count`."""
     return max(round(count * FACTOR), 1)
+
+
+def rounds(count: int) -> Iterator[int]:
+    """Yield the numbers of the rounds of a test, if `make test` has `count`; each is a case."""
+    for number in range(examples(count)):
+        count_cases(1)
+        yield number
+
+
+def count_cases(count: int) -> None:
+    """Count cases that a test runs by itself, for the table of a soak (`soak_report`)."""
+    global _counted
+    _counted += count
+
+
+def counted() -> int:
+    """Return how many cases the tests of this process have counted."""
+    return _counted
 
 
 def seeds(*, fixed: int = 1, drawn: int = 0) -> dict[str, int]:

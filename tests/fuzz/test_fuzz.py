@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import TIMES
+from tests.soak import TIMES, count_cases
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -37,6 +37,7 @@ def test_corpus(name: str) -> None:
 def test_mutations(name: str, tmp_path: Path) -> None:
     """No mutated input breaks a promise."""
     runs = RUNS.get(name, USUAL_RUNS) * TIMES
+    count_cases(runs)
     options = [f"-runs={runs}", "-seed=1", "-max_len=2048", "-timeout=20", "-rss_limit_mb=2048"]
     options += [f"-artifact_prefix={tmp_path}/", "-verbosity=0"]
     found = tmp_path / "found"

@@ -208,6 +208,7 @@ def chosen() -> list[tuple[Kind, str]]:
 def test_cells(world: World, group: str) -> None:
     """Each operation has the outcome that the table says, within its time, and the mount works."""
     cells = [(kind, name) for kind, name in chosen() if kind.group == group]
+    soak.count_cases(len(cells))
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         wrong = list(pool.map(lambda cell: try_cell(world, *cell), cells))
     found = list(itertools.chain(*wrong))

@@ -32,7 +32,7 @@ from tests.mount.mounting import (
     pending,
     store_options,
 )
-from tests.soak import SEED, examples
+from tests.soak import SEED, rounds
 from tools.mounting import is_mounted, mount_processes
 
 pytestmark = pytest.mark.mount
@@ -151,7 +151,7 @@ def test_readers_notice_nothing(shared: Kept, files: dict[str, bytes]) -> None:
     readers = Readers(shared.path / "keep-alive", files, SEED)
     drawn = random.Random(SEED)
     try:
-        for _ in range(examples(4)):
+        for _ in rounds(4):
             shared.kill()
             before = readers.reads
             eventually(lambda before=before: readers.reads > before)  # type: ignore[misc]

@@ -15,7 +15,7 @@ from mountpoint.mount.kept import keeper
 from tests.conftest import Store
 from tests.mount.mounting import content, eventually
 from tests.mount.test_keep_alive import Kept, ctl, kept
-from tests.soak import SEED, examples
+from tests.soak import SEED, rounds
 
 pytestmark = pytest.mark.mount
 
@@ -106,7 +106,7 @@ def test_writers_notice_nothing(store: Store, shared: Kept, staging: Path, own: 
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(each.run, ending) for each in writers]
         try:
-            for _ in range(examples(3)):
+            for _ in rounds(3):
                 before = sum(each.operations for each in writers)
                 eventually(
                     lambda before=before: (  # type: ignore[misc]

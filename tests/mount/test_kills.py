@@ -33,7 +33,7 @@ from tests.mount.mounting import (
 )
 from tests.mount.test_keep_alive import Kept
 from tests.random_bytes import random_bytes
-from tests.soak import SEED, TIMES
+from tests.soak import SEED, TIMES, rounds
 from tools.servers import SeaweedFS
 
 pytestmark = pytest.mark.mount
@@ -187,7 +187,7 @@ def test_what_was_written_is_somewhere(victim: Victim) -> None:
     with ThreadPoolExecutor(WRITERS) as pool:
         runs = [pool.submit(each.run, ending) for each in writers]
         try:
-            for _ in range(TIMES):
+            for _ in rounds(1):
                 for kill in drawn.sample(kills, len(kills)):
                     so_far = sum(each.done for writer in writers for each in writer.files)
                     eventually(

@@ -25,7 +25,7 @@ from tests.mount.mounting import (
     run_anew,
     store_options,
 )
-from tests.soak import examples
+from tests.soak import rounds
 from tools.mounting import is_mounted, mount_processes
 
 pytestmark = pytest.mark.mount
@@ -58,7 +58,7 @@ def test_ends_every_time(store: Store, folder: Path) -> None:
 
     It hung once in ten times, when a worker dropped a request of the mount's own process.
     """
-    for _ in range(examples(1)):
+    for _ in rounds(1):
         with mounted(store, folder) as mount:
             os.kill(mount.pid, signal.SIGTERM)
             eventually(mount.has_ended)

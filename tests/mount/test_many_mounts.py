@@ -15,7 +15,7 @@ import pytest
 from bench.measure import Process
 from tests.conftest import Store
 from tests.mount.mounting import eventually, mounted
-from tests.soak import SEED, TIMES, examples
+from tests.soak import SEED, TIMES, rounds
 from tools.mounting import mount_processes
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
@@ -120,7 +120,7 @@ def test_mounts_that_end_under_load(store: Store, folder: Path, contents: dict[s
     drawn = random.Random(SEED)
     before: dict[str, int] = {}
     peak = []
-    for number in range(examples(4)):
+    for number in rounds(4):
         ending = list(ENDINGS)[number % len(ENDINGS)]
         with mounted(store, folder, "--prefix", "many-mounts/") as mount:
             readers = Readers(mount.path, contents, SEED + 100 * number)

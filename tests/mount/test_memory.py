@@ -15,7 +15,7 @@ from tests.conftest import Store
 from tests.mount.control_group import ControlGroup, control_group
 from tests.mount.mounting import Mount, content, mounted
 from tests.random_bytes import random_bytes
-from tests.soak import SEED, examples
+from tests.soak import SEED, count_cases, examples
 
 MIB = 1 << 20
 FILES = 40
@@ -200,6 +200,7 @@ def test_nothing_grows(small: Mount) -> None:
 
     first_bytes, first = rounds(1)
     last_bytes, last = rounds(examples(2))
+    count_cases(examples(2))
     print(f"{first_bytes >> 20} MiB and {first} descriptors, later {last_bytes >> 20} and {last}")
     assert last_bytes < first_bytes * 1.1 + 4 * MIB
     assert last <= first + 8

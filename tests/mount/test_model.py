@@ -32,7 +32,7 @@ from tests.conftest import Store
 from tests.mount.model import CHANGED, Handle, Path, Refused, Side
 from tests.mount.mounting import Mount, mounted
 from tests.mount.test_ctl import own_socket
-from tests.soak import FACTOR, examples
+from tests.soak import FACTOR, count_cases, examples
 from tests.unit.write_model import ABSENT
 
 pytestmark = pytest.mark.mount
@@ -384,6 +384,7 @@ def run(machine: type[Mounts], store: Store, folders: list[LocalPath], *options:
     """Mount the bucket in each folder, and run the machine."""
     first, second = folders
     machine.store = store
+    count_cases(examples(machine.examples))
     with (
         mounted(store, first, *OPTIONS, *options) as one,
         mounted(store, second, *OPTIONS, *options) as two,

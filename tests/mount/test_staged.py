@@ -22,7 +22,7 @@ from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 from tests.mount.test_rename import OPTIONS, sh
-from tests.soak import examples
+from tests.soak import rounds
 
 MIB = 1 << 20
 
@@ -71,7 +71,7 @@ def test_any_order(mount: Mount, place: Path, flat_store: Store) -> None:
     rng = random.Random(seed)
     path, model = place / "file", bytearray()
     with path.open("w+b", buffering=0) as file:
-        for step in range(examples(30)):
+        for step in rounds(30):
             offset, size = rng.randrange(12 * MIB), rng.randrange(1, 2 * MIB)
             kind = rng.choice(["write", "write", "write", "read", "truncate", "sync"])
             if kind == "write":

@@ -26,7 +26,7 @@ from typing import Any, Self
 import pytest
 
 import mountpoint
-from tests.soak import FACTOR, SEED, TIMES
+from tests.soak import FACTOR, SEED, TIMES, count_cases
 
 PACKAGE = str(Path(mountpoint.__file__).parent)
 #: How often threads are switched at a lock that is free, and between two lines.
@@ -283,6 +283,7 @@ def explore(test: Callable[[Interleaving], None], count: int = 200) -> None:
     seeds = list(range(max(round(count * min(FACTOR, 1.0)), 1)))
     seeds += [SEED + number for number in range(5 * count * TIMES) if TIMES > 1]
     for seed in seeds:
+        count_cases(1)
         with Interleaving(seed) as it:
             try:
                 test(it)

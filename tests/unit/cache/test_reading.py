@@ -19,7 +19,7 @@ from mountpoint.cache.reading import CacheRead, Readers
 from mountpoint.errors import Interrupted
 from mountpoint.s3.client import BodySink, ObjectInfo
 from tests.mount.mounting import eventually
-from tests.soak import examples
+from tests.soak import rounds
 from tests.unit.cache.objects import SAFE_S, Cached, content
 from tests.unit.cache.processes import filler
 
@@ -239,7 +239,7 @@ def test_a_read_that_is_stuck(world: World) -> None:
 def test_races(world: World) -> None:
     """The disk, a late reader, S3 and a cancel at once: the part ends once, with right bytes."""
     drawn = random.Random(7)
-    for _ in range(examples(200)):
+    for _ in rounds(200):
         world.asked.clear()
         start, stop = sorted(drawn.sample(range(SIZE + 1), 2))
         part = world.part(start, stop)

@@ -26,7 +26,7 @@ from mountpoint.cache.blocks._format import BLOCK_BYTES, MAGIC, crc32c_of
 from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.native import _blocks
-from tests.soak import examples, seeds
+from tests.soak import examples, rounds, seeds
 from tests.unit.cache.objects import Cached, content
 from tests.unit.native.building import probe
 
@@ -160,7 +160,7 @@ def test_damaged_units(directory: CacheDirectory, seed: int) -> None:
     cached.write()
     path = Path(cached.path())
     right = path.read_bytes()
-    for _ in range(examples(40)):
+    for _ in rounds(40):
         unit, bit = drawn.randrange(64), drawn.randrange(8 * UNIT)
         damaged = bytearray(right)
         damaged[unit * UNIT + bit // 8] ^= 1 << bit % 8
