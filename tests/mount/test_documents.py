@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from tests.conftest import Store
-from tests.mount.mounting import PROGRAM, TIMEOUT_S, clean_up, environment
+from tests.mount.mounting import TIMEOUT_S, clean_up, environment, run
 from tools.mounting import is_mounted
 
 pytestmark = pytest.mark.mount
@@ -105,14 +105,12 @@ class Reader:
             if name.startswith("AWS_")
         )
         config.write_text(f"[profile work]\n{keys}")
-        self.environment = environment(
-            {
-                **store.environment,
-                "AWS_CONFIG_FILE": str(config),
-                "AWS_ENDPOINT_URL_S3": store.endpoint_url,
-                "AWS_REGION": "us-east-1",
-            }
-        )
+        self.variables = {
+            **store.environment,
+            "AWS_CONFIG_FILE": str(config),
+            "AWS_ENDPOINT_URL_S3": store.endpoint_url,
+            "AWS_REGION": "us-east-1",
+        }
 
     def own(self, command: str) -> str:
         """Return a command with the reader's own names."""
@@ -139,7 +137,7 @@ class Reader:
                 "-c",
                 f"exec {command}" if ENDLESS.match(command) else command,
             ],
-            env=self.environment,
+            env=environment(self.variables),
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -167,11 +165,7 @@ def test_command(command: str, store: Store, flat_store: Store, folder: Path) ->
             (folder / "list.txt").write_text(f"{path}/logs/a file\n")
             options = ["--endpoint-url", reader.store.endpoint_url, "--cache", str(reader.cache)]
             options += ["--keep-alive"] if "upgrade" in own else []
-            done = subprocess.run(
-                [PROGRAM, reader.store.bucket, path, *options],
-                env=reader.environment, capture_output=True, text=True, timeout=TIMEOUT_S,
-                check=False,
-            )  # fmt: skip
+            done = run(reader.store.bucket, path, *options, env=reader.variables)
             assert done.returncode == 0, done.stderr
             os.listdir(path)
             if "log" in own:
