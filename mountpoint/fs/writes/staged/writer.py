@@ -143,6 +143,24 @@ class StagedWriter:
         self.file.go_on(key, progress, self._mount.newest_of)
         self._set_ns = set_ns
 
+    # --- its name ---
+
+    def take_name(self) -> bool:
+        """Be the file of its name; False if another writer is.
+
+        The file holds its inode: one that could not be uploaded is found by its name also when it
+        has no handles, and the kernel has forgotten it.
+        """
+        if not self._mount.local.add_file(self):
+            return False
+        self._mount.inodes.opened(self.inode)
+        return True
+
+    def leave_name(self) -> None:
+        """Be the file of its name no longer."""
+        if self._mount.local.remove_file(self):
+            self._mount.inodes.released(self.inode)
+
     # --- its handles ---
 
     def join_again(self, opener: int, *, writes: bool) -> "StagedHandle":
@@ -451,7 +469,7 @@ class StagedWriter:
             mount.inodes.became(inode, info, 0.0)
         elif info is None or not same_key or not mount.readers.became(inode, info):
             mount.inodes.disown(inode, info)  # the kernel may have pages of an earlier version
-        mount.local.remove_file(self)
+        self.leave_name()
         self._forget()
 
     def _forget(self) -> None:

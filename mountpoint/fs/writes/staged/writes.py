@@ -66,7 +66,7 @@ class StagedWrites:
             with mount.key_locks.shared(lambda: inode.key):
                 writer = self._new_writer(inode, None, NEW, kept, new=True)
                 with self._joining:
-                    if not mount.local.add_file(writer):
+                    if not writer.take_name():
                         raise NotPermitted(
                             "the file is being written",
                             f"{NO_OPTION}another program has just created it",
@@ -171,7 +171,7 @@ class StagedWrites:
             writer.discard()
             log.warning("a staged file cannot go on", key=inode.key, reason=str(error))
             return None
-        mount.local.add_file(writer)
+        writer.take_name()
         return writer
 
     # --- inside ---
@@ -205,13 +205,13 @@ class StagedWrites:
             readers.leave(inode)
         writer = self._new_writer(inode, base, ALWAYS, kept, new=False)
         with self._joining:
-            added = mount.local.add_file(writer)
+            added = writer.take_name()
             if added and not readers.are_there(inode):
                 readers.arrived(inode)
                 writer.note()
                 return writer.join(flags, process)
             if added:
-                mount.local.remove_file(writer)  # a reader came first and saw no writer
+                writer.leave_name()  # a reader came first and saw no writer
             other = mount.local.file(inode.directory, inode.name)
             joined = None
             if isinstance(other, StagedWriter) and other.inode is inode:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mountpoint.errors import AccessDenied, StagingFull, WriterKilled
+from mountpoint.errors import AccessDenied, StagingFull, StaleInode, WriterKilled
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.staging import recovery
 from tests.unit.fake_client import Fault
@@ -326,3 +326,14 @@ def test_a_copy_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copi
 def no_copy(*args: object) -> int:
     """Act as a kernel that cannot copy between these files."""
     raise OSError(95, "Operation not supported")
+
+
+def test_forgotten_by_the_kernel(world: Mounted, tmp_path: Path) -> None:
+    """The file is still found by its name after the kernel has dropped all that it knew of it."""
+    number = world.look(b"a").inode
+    world.fs.forget(number, 1000)
+    assert world.fs.getattr(number).size_bytes == 5
+    check_stays(world, tmp_path)
+    world.fs.forget(number, 1000)
+    with pytest.raises(StaleInode):
+        world.fs.getattr(number)
