@@ -302,10 +302,14 @@ class FileSystem:
         """Note that a process closes a descriptor of a file; `killed`: it is being killed."""
         self._files.get(number).flush(process, killed=killed)
 
-    def give_up(self, number: int, process: int) -> None:
-        """Note that a process is killed while it waits in a write, `flush` or `fsync`."""
+    def give_up(self, number: int, process: int) -> bool:
+        """Note that a process is killed while it waits in a write, `flush` or `fsync`.
+
+        Returns whether it may end before `flush` or `fsync` does.
+        """
         with contextlib.suppress(BadHandle):  # it was closed meanwhile
-            self._files.get(HandleNumber(number)).give_up(process)
+            return self._files.get(HandleNumber(number)).give_up(process)
+        return False
 
     def fsync(self, number: HandleNumber) -> None:
         """Upload all that was written to a file."""

@@ -50,8 +50,11 @@ class OpenFile(Protocol):
     def flush(self, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor; `killed`: it is being killed."""
 
-    def give_up(self, process: int) -> None:
-        """Note that a process is killed while it waits for an upload. Does not wait."""
+    def give_up(self, process: int) -> bool:
+        """Note that a process is killed while it waits for an upload. Does not wait.
+
+        Returns whether the process may end now, in `flush` or `fsync`: the upload goes on.
+        """
 
     def fsync(self) -> None:
         """Upload all that was written; return when it is in S3."""

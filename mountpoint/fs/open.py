@@ -129,8 +129,9 @@ class ReadHandle:
     def flush(self, process: int, *, killed: bool) -> None:
         """Do nothing: nothing was written."""
 
-    def give_up(self, process: int) -> None:
+    def give_up(self, process: int) -> bool:
         """Do nothing: there is no upload."""
+        return False
 
     def fsync(self) -> None:
         """Do nothing: nothing was written."""

@@ -9,8 +9,9 @@ With some answers the kernel gets something that it gives back later: a lookup o
 handle. The thread that serves such a request claims it before it answers (`claim`). After that no
 other thread answers it. If another thread has done so before, the first one gives it back itself.
 
-Requests that write a file are not answered so: the file would be released while it is written. For
-them the file's handle is known, and the file system ends the upload that they wait for.
+Requests of a writer are not answered so: the file would be released while it is written. For them
+the file's handle is known, and the file system decides: it ends the upload that they wait for, or
+lets it go on without the program.
 """
 
 from libc.errno cimport EINTR
@@ -48,6 +49,7 @@ cdef extern from *:
         uint64_t unique;  /* of the request; 0 if it serves none. ABANDONED: it is answered */
         uint64_t handle;  /* of the file, if the request is one of a writer's, else 0 */
         uint32_t pid;     /* the thread that waits for the answer */
+        uint32_t opcode;
     } __attribute__((aligned(64))) server_t;
 
     static server_t servers[MAX_SERVERS];
@@ -62,6 +64,7 @@ cdef extern from *:
         uint64_t unique
         uint64_t handle
         uint32_t pid
+        uint32_t opcode
     server_t servers[]
     server_t* own
 
@@ -82,6 +85,7 @@ cdef void begin_serving(const InHeader* header) noexcept nogil:
     if is_unawaited(header.opcode):
         return
     own.pid = header.pid
+    own.opcode = header.opcode
     own.handle = 0
     if header.opcode in (WRITE, FSYNC, FLUSH):
         own.handle = (<const uint64_t*>(<const char*>header + sizeof(InHeader)))[0]
@@ -115,18 +119,19 @@ def is_abandoned():
 def waiting():
     """Return the requests in progress.
 
-    That is each one's number, the thread that waits for it, and the file's handle if the request is
-    one of a writer's, else 0.
+    That is each one's number, the thread that waits for it, the file's handle if the request is one
+    of a writer's, else 0, and whether it is a write itself.
     """
-    cdef uint32_t index, pid
+    cdef uint32_t index, pid, opcode
     cdef uint64_t unique, handle
     found = []
     for index in range(min(count, <uint32_t>MAX_SERVERS)):
         unique = load_u64(&servers[index].unique)
         pid = servers[index].pid
         handle = servers[index].handle
+        opcode = servers[index].opcode
         if unique and not unique & ABANDONED and unique == load_u64(&servers[index].unique):
-            found.append((unique, pid, handle))
+            found.append((unique, pid, handle, opcode == WRITE))
     return found
 
 

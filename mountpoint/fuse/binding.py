@@ -266,10 +266,11 @@ class Receivers:
 class KilledPrograms:
     """Ends the waits of programs that are killed while S3 is silent (`_callers`).
 
-    `give_up` is called with a file's handle and the process that waits for its upload.
+    `give_up` is called with a file's handle and the process that waits for its upload. It returns
+    whether the process need not wait, because the upload goes on without it.
     """
 
-    def __init__(self, give_up: Callable[[int, int], None]) -> None:
+    def __init__(self, give_up: Callable[[int, int], bool]) -> None:
         # dependencies
         self._give_up = give_up
         # mutable, used by the thread that sweeps only
@@ -278,12 +279,14 @@ class KilledPrograms:
     def sweep(self) -> None:
         """End the waits for requests of killed programs. Most requests take less than a sweep."""
         waiting = _callers.waiting()
-        for request, thread, handle in waiting:
+        for request, thread, handle, writes in waiting:
             if request not in self._seen:
                 continue
             ending, killed = is_ending(thread)
-            if ending and not handle:
+            if handle:
+                # A file is uploaded if its program ends otherwise, even with an error. After a
+                # write the program must not close the file before it is written.
+                ending = killed and self._give_up(handle, process_of(thread)) and not writes
+            if ending:
                 _callers.abandon(_channel.device(), request)
-            elif killed:  # a file is uploaded if its program ends otherwise, even with an error
-                self._give_up(handle, process_of(thread))
-        self._seen = {request for request, _, _ in waiting}
+        self._seen = {request for request, *_ in waiting}

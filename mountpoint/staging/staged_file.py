@@ -325,6 +325,11 @@ class StagedFile(Reclaimable):
                     self._forget()
             return info
 
+    def await_upload(self) -> None:
+        """Wait while the file is being uploaded."""
+        with self._changed:
+            self._wait_idle()
+
     def _upload_again(self) -> ObjectInfo:
         """Upload the file, even if a process that died has replaced the base by doing so."""
         sent = self._sent

@@ -22,6 +22,13 @@ from tests.random_bytes import random_bytes
 #: Two parts of an upload with `--write-part-size 5242880`.
 LARGE = partial(random_bytes, 7, 6 << 20)
 OLD, NEW = b"old" * 2000, b"new" * 3000
+
+
+def CHANGED() -> bytes:
+    """Return the large file after the operation `change`."""
+    return LARGE()[: len(NEW)] + NEW + LARGE()[2 * len(NEW) :]
+
+
 PIECE_BYTES = 64 << 10
 #: After sixteen reads at random places the lane sends its own requests.
 PLACES = 24
@@ -140,6 +147,25 @@ def append(cell: Cell) -> Steps:
     cell.expect("old", OLD + NEW)
 
 
+def change(cell: Cell) -> Steps:
+    path = cell.put("large", LARGE())
+    path.stat()
+    yield
+    write_at(path, len(NEW), NEW)
+    cell.expect("large", CHANGED())
+
+
+def write_at(path: Path, offset: int, body: bytes) -> None:
+    """Change some bytes of a file; report the first error."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.pwrite(descriptor, body, offset)
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+
+
 def rename(cell: Cell) -> Steps:
     path = cell.put("old", OLD)
     path.stat()
@@ -215,6 +241,7 @@ DD = "dd status=none"
 WRITE_LARGE = f"{DD} if=/dev/zero of=new bs=1M count=6"
 READ_DIRECTLY = f"{DD} if=large iflag=direct bs=64k skip=9 count=1"
 APPEND = f"{DD} if=/etc/passwd of=old oflag=append conv=notrunc"
+CHANGE = f"{DD} if=/etc/passwd of=large conv=notrunc"
 LARGE_OR_ABSENT = {"new": (LARGE(), None)}
 
 OPERATIONS = {
@@ -245,10 +272,20 @@ OPERATIONS = {
         "replace a file", replace, is_put, "cp /etc/passwd old", {"old": (OLD, NEW)}
     ),
     "append": Operation("append to a file", append, is_put, APPEND, {"old": (OLD, OLD + NEW)}),
+    "change": Operation(
+        "with `--staged-writes`: change the file of 6 MiB in the middle",
+        change,
+        is_put,
+        CHANGE,
+        {"large": (LARGE(), CHANGED())},
+    ),
     "rename": Operation("rename a file", rename, is_put, "mv old new", {"new": (OLD, None)}),
     "unlink": Operation("remove a file", remove, is_delete, "rm old", {"old": (OLD, None)}),
     "mkdir": Operation("make a directory", make_directory, is_list, "mkdir new"),
     "rmdir": Operation("remove a directory", remove_directory, is_list, "rmdir sub"),
 }
+#: What a mount with staged writes does differently; the last one only that can do.
+STAGED = ("write", "begin", "parts", "complete", "replace", "append", "change")
+STREAMED = tuple(name for name in OPERATIONS if name != "change")
 #: The numbers of cells, which name their directories.
 NUMBERS = itertools.count(1)

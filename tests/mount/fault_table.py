@@ -56,7 +56,7 @@ class Silence(NamedTuple):
 #: up after 30 s of silence.
 PATIENCE = (
     Silence("operations that upload nothing", (*READS, *LISTS, "rename", "unlink"), 10, TOTAL_S),
-    Silence("uploads", (*WRITES, "begin"), 20, TOTAL_S + 30),
+    Silence("uploads", (*WRITES, "begin", "change"), 20, TOTAL_S + 30),
     Silence("completing an upload", ("complete",), 30, TOTAL_S + 60),
 )
 

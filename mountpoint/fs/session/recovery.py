@@ -62,8 +62,9 @@ class LostHandle:
         """Fail: close(2) tells the program."""
         self._fail()
 
-    def give_up(self, process: int) -> None:
+    def give_up(self, process: int) -> bool:
         """Do nothing: there is no upload."""
+        return False
 
     def fsync(self) -> NoReturn:
         """Fail."""

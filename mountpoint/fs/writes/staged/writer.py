@@ -214,6 +214,8 @@ class StagedWriter:
         with self._joining:
             self._handles.discard(handle)
             last = not self._handles
+        if last:
+            self.file.await_upload()  # of a process that was killed while it waited for it
         if handle.changed or (last and self.file.failed):
             self._store()
         if not last:
@@ -538,8 +540,9 @@ class StagedHandle:
         if process == self.opener and not killed and (self.wrote or kept):
             self.writer.upload()
 
-    def give_up(self, process: int) -> None:
-        """Do nothing: what was written is on the disk, and its upload goes on."""
+    def give_up(self, process: int) -> bool:
+        """Let the process end: what was written is on the disk, and its upload goes on."""
+        return True
 
     def fsync(self) -> None:
         """Upload the file; return when all that was written is in S3."""

@@ -75,10 +75,11 @@ class StreamedHandle:
             ends = process == self._opener and not killed
             self._writer.flush(ends=ends, wrote=self._wrote, killed=killed)
 
-    def give_up(self, process: int) -> None:
+    def give_up(self, process: int) -> bool:
         """Let the upload fail if it is that of a killed process alone."""
         if self._writes and process == self._opener:
             self._writer.give_up()
+        return False
 
     def fsync(self) -> None:
         """See StreamedWriter."""

@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ import pytest
 from mountpoint.errors import AccessDenied, StagingFull, StaleInode, WriterKilled
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.staging import recovery
-from tests.unit.fake_client import Fault
+from tests.unit.fake_client import Fault, Request
 from tests.unit.fs.test_setattr import staged
 from tests.unit.fs.writes.streamed.test_writes import is_there
 from tests.unit.fs.writes.test_staged_names import kept
 from tests.unit.mounted import Mounted
 from tests.unit.staging_world import KEY, MIB, World, data_of
+from tests.unit.uploading import until
 
 REFUSED = Fault(error=AccessDenied("no", status=403))
 FIRST, SECOND, THIRD = 11, 12, 13
@@ -337,3 +340,39 @@ def test_forgotten_by_the_kernel(world: Mounted, tmp_path: Path) -> None:
     world.fs.forget(number, 1000)
     with pytest.raises(StaleInode):
         world.fs.getattr(number)
+
+
+@pytest.mark.parametrize("waits", ["close", "fsync"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_killed_while_it_waits(tmp_path: Path, waits: str, fails: bool) -> None:
+    """The process ends at once. The upload goes on, and the file is in the bucket, or kept."""
+    sent, goes_on = threading.Event(), threading.Event()
+
+    def slow(request: Request) -> Fault | None:
+        if request.kind != "put_object":
+            return None
+        sent.set()
+        assert goes_on.wait(20)
+        return REFUSED if fails else None
+
+    with staged(tmp_path) as world, ThreadPoolExecutor(2) as pool:
+        handle = world.create(b"a", FIRST)
+        world.fs.write(handle, 0, b"123")
+        world.client.script = slow
+        if waits == "close":
+            waiting = pool.submit(world.fs.flush, handle, FIRST, killed=False)
+        else:
+            waiting = pool.submit(world.fs.fsync, handle)
+        assert sent.wait(20)
+        assert world.fs.give_up(handle, FIRST)
+        # What the kernel does next for a process that is being killed.
+        if waits == "fsync":
+            world.fs.flush(handle, FIRST, killed=True)
+        released = pool.submit(world.fs.release, handle)
+        until(lambda: len(world.fs._files) == 0)
+        goes_on.set()
+        errors = [waiting.exception(20), released.exception(20)]
+        assert [type(each) for each in errors] == [AccessDenied if fails else type(None)] * 2
+        assert world.client.contents() == ({} if fails else {b"a": b"123"})
+        assert kept(tmp_path) == ([b"123"] if fails else [])
+        assert len(world.fs._local.writers()) == int(fails)
